@@ -1,0 +1,1 @@
+"""Everything that is CLIP: models, data, training."""

@@ -1,0 +1,1 @@
+"""From (model, loss, batch) to a symmetric operator."""

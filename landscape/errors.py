@@ -1,0 +1,38 @@
+"""Every exception that landscape raises on purpose, each with the exit status of the command line.
+
+A message says where - what (expected, got) - why it matters - what to do, on one line.
+"""
+
+
+class LandscapeError(Exception):
+    """A wrong file, setting or run; the command line prints it on one line and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class ManifestError(LandscapeError):
+    """The manifest is missing, malformed, or describes something that is not there."""
+
+
+class DataError(LandscapeError):
+    """The image-text pairs are missing, too few, or unreadable."""
+
+
+class ModelError(LandscapeError):
+    """The model is unknown, or cannot be built from its configuration."""
+
+
+class CheckpointError(LandscapeError):
+    """A checkpoint is missing, truncated, unsafe to load, or does not fit its model."""
+
+
+class ObjectiveError(LandscapeError):
+    """The loss is not a twice differentiable, deterministic function of the parameters."""
+
+
+class StoreError(LandscapeError):
+    """The output file has another schema, another manifest, or cannot be written."""
+
+
+class MissingDependencyError(LandscapeError):
+    """An optional package is needed for what was asked; the message names the extra to install."""

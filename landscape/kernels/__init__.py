@@ -1,0 +1,1 @@
+"""Differentiable array kernels used inside networks."""

@@ -1,0 +1,128 @@
+"""A symmetric matrix that is known only by its action, and what an eigensolver returns.
+
+Knows matrices, not networks: imports only torch.
+Shapes: n = dimension of the operator, k = number of vectors or of eigenpairs.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class SymmetricOperator(ABC):
+    """A fixed symmetric n x n matrix known by its products with vectors.
+
+    The matrix never changes during the life of the object. `A @ v` takes a vector (n,) or a block (n, k) of
+    the operator's dtype and device and returns the same shape.
+    """
+
+    n: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Multiply k vectors, the columns of V."""
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """Multiply a vector (n,) or a block (n, k).
+
+        Raises:
+            ValueError: If the shape, dtype or device of V is not the operator's.
+        """
+        if not isinstance(V, Tensor):
+            raise ValueError(f"A {type(self).__name__} multiplies torch tensors, got {type(V).__name__}.")
+        if V.ndim not in (1, 2) or V.shape[0] != self.n:
+            raise ValueError(f"A {type(self).__name__} of size {self.n} cannot multiply a tensor of shape {tuple(V.shape)}.")
+        if V.dtype != self.dtype or V.device != self.device:
+            raise ValueError(
+                f"A {type(self).__name__} in {self.dtype} on {self.device} cannot multiply a tensor in {V.dtype} on "
+                f"{V.device}; convert it with V.to(A.device, A.dtype)."
+            )
+        return self.matmat(V) if V.ndim == 2 else self.matmat(V[:, None])[:, 0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.n, self.n)
+
+
+class DenseOperator(SymmetricOperator):
+    """A symmetric matrix held in memory.
+
+    Args:
+        matrix: (n, n), symmetric to rounding.
+
+    Raises:
+        ValueError: If the matrix is not square, not finite, or not symmetric to 100 units of rounding.
+    """
+
+    def __init__(self, matrix: Float[Tensor, "n n"]) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"A DenseOperator needs a square matrix, got shape {tuple(matrix.shape)}.")
+        if not torch.isfinite(matrix).all():
+            raise ValueError("A DenseOperator needs a finite matrix, got infinite or NaN entries.")
+        defect = (matrix - matrix.T).abs().max() if matrix.numel() else torch.zeros(())
+        if defect > 100 * torch.finfo(matrix.dtype).eps * matrix.abs().max():
+            raise ValueError(f"A DenseOperator needs a symmetric matrix, got entries that differ by {defect:.1e} across the diagonal.")
+        self.matrix = matrix
+        self.n = matrix.shape[0]
+        self.dtype = matrix.dtype
+        self.device = matrix.device
+
+    def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        return self.matrix @ V
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """Gauss quadrature of the operator's spectral measure seen from one random unit vector.
+
+    Attributes:
+        nodes: Ritz values of the Krylov space of that vector (m,), ascending; in the operator's unit.
+        weights: Squared first components of the eigenvectors of the tridiagonal matrix (m,); they sum to 1.
+
+    For a start vector drawn uniformly from the sphere, n * sum(weights * f(nodes)) is an unbiased estimate of
+    trace f(A) for polynomials f up to degree 2m - 1.
+
+    Source: Golub & Meurant, Matrices, Moments and Quadrature (2010), chapter 6.
+    """
+
+    nodes: Float[Tensor, " m"]
+    weights: Float[Tensor, " m"]
+
+
+@dataclass(frozen=True)
+class EigenPairs:
+    """Eigenvalues with their certificates.
+
+    Attributes:
+        values: (k,) Ritz values, ordered as `which` asks, the most wanted first.
+        vectors: (n, k) orthonormal Ritz vectors, or None where they were not asked for.
+        residuals: (k,) ||A v - value v|| / |value|. An eigenvalue of A lies within residual * |value| of the value.
+        converged: (k,) whether the pair met the tolerance. Never true for a pair that did not.
+        num_matvecs: Products with A that were spent.
+        quadrature: Nodes and weights of the same Krylov space, where the method gives them.
+    """
+
+    values: Float[Tensor, " k"]
+    vectors: Float[Tensor, "n k"] | None
+    residuals: Float[Tensor, " k"]
+    converged: Bool[Tensor, " k"]
+    num_matvecs: int
+    quadrature: Quadrature | None = None
+
+    def __repr__(self) -> str:
+        rows = ", ".join(
+            f"{value:.6g} ± {abs(value) * residual:.1g}{'' if done else ' (not converged)'}"
+            for value, residual, done in zip(self.values.tolist(), self.residuals.tolist(), self.converged.tolist())
+        )
+        return f"EigenPairs([{rows}], num_matvecs={self.num_matvecs})"
+
+
+def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator with a fixed seed: the only source of randomness in this package."""
+    return torch.Generator(device=device).manual_seed(seed)
+
