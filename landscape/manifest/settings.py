@@ -1,0 +1,248 @@
+"""What a manifest is made of: the settings of data and Hessian, checkpoints and their series.
+
+Every rule about a single setting lives here, so that a wrong one is refused alike from a file and from Python.
+"""
+
+import math
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+from landscape.errors import CheckpointError
+from landscape.manifest.files import sha256_of_file
+
+OPENMOJI = "openmoji"
+SPLITS = ("train", "held_out", "all")
+OBJECTIVES = ("contrastive", "cross_entropy")
+TOWERS = ("all", "image", "text")
+METHODS = ("lanczos", "power", "pyhessian")
+WHICH = ("LM", "LA", "SA")
+DTYPES = ("float32", "float64")
+
+LARGEST_INTEGER = 2**63 - 1
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class SettingError(ValueError):
+    """A setting has a value that cannot be meant; `key` is its name."""
+
+    def __init__(self, key: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.key = key
+
+
+def _refuse(key: str, value: object, reason: str) -> NoReturn:
+    raise SettingError(key, f"{key} is {shown(value)}, but {reason}")
+
+
+def shown(value: object) -> str:
+    """A value as it may stand in a one-line message."""
+    text = repr(list(value)) if isinstance(value, tuple) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        _refuse(key, value, f"it must be one of {', '.join(choices)}.")
+
+
+def _check_count(key: str, value: int, least: int, reason: str) -> None:
+    if not least <= value <= LARGEST_INTEGER:
+        _refuse(key, value, reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which image-text pairs the curvature is measured on; the same for every checkpoint and every architecture.
+
+    Args:
+        source: "openmoji", the absolute path of a CSV/TSV file, or an absolute path pattern of webdataset shards.
+        num_samples: Pairs drawn once from `seed`. 3000 in Park & Kim, arXiv 2202.06709, and in arXiv 2404.19394.
+        batch_size: Pairs per batch, each batch one empirical risk; 15 in both papers. Must divide `num_samples`.
+        split: "train", "held_out" or "all".
+        image_size: Pixels of a side; None leaves it to the model, which openmoji does not allow.
+        seed: Of the draw, and of the augmentation.
+        augmentation: "none", or the name of a training recipe whose augmentation is applied under `seed`.
+        separator: Between the columns of a CSV/TSV; the default is open_clip's.
+        image_key: Column of the picture's path; the default is open_clip's.
+        caption_key: Column of the caption; the default is open_clip's.
+
+    Raises:
+        ValueError: If a value cannot be meant.
+    """
+
+    source: str
+    num_samples: int
+    batch_size: int
+    split: str = "train"
+    image_size: int | None = None
+    seed: int = 0
+    augmentation: str = "none"
+    separator: str = "\t"
+    image_key: str = "filepath"
+    caption_key: str = "title"
+
+    def __post_init__(self) -> None:
+        if not self.source.strip() or "\0" in self.source:
+            _refuse("source", self.source, "it must be openmoji, the path of a CSV/TSV file, or a path pattern of tar shards.")
+        _check_choice("split", self.split, SPLITS)
+        if self.image_size is None and self.source == OPENMOJI:
+            raise SettingError("image_size", "image_size is missing, but openmoji pictures are drawn at a size; add `image_size: 64`.")
+        if self.image_size is not None:
+            _check_count("image_size", self.image_size, 1, "a picture has at least one pixel.")
+        _check_count("batch_size", self.batch_size, 1, "a batch holds at least one pair.")
+        _check_count("num_samples", self.num_samples, self.batch_size, f"one batch alone takes batch_size = {self.batch_size} pairs.")
+        if self.num_samples % self.batch_size:
+            nearest = self.num_samples - self.num_samples % self.batch_size
+            _refuse("num_samples", self.num_samples, f"it must be a multiple of batch_size = {self.batch_size}; try {nearest}.")
+        _check_count("seed", self.seed, 0, "a seed is an integer from 0 to 2^63 - 1.")
+        if not NAME.fullmatch(self.augmentation):
+            _refuse("augmentation", self.augmentation, "it must be none or the name of a training recipe.")
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        if len(self.separator) != 1:
+            _refuse("separator", self.separator, 'it must be a single character, such as "\\t" or ",".')
+        for key in ("image_key", "caption_key"):
+            if not getattr(self, key):
+                _refuse(key, getattr(self, key), "it must name a column of the CSV/TSV file.")
+
+    @property
+    def num_batches(self) -> int:
+        return self.num_samples // self.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class HessianSettings:
+    """Which eigenvalues of which Hessian, and how they are found.
+
+    Args:
+        objective: "contrastive" (the CLIP loss) or "cross_entropy" (a classifier).
+        parameters: "all", "image", "text", or a tuple of glob patterns over parameter names.
+        weight_decay: Adds 0.5 * weight_decay * |theta|^2 over the selected parameters.
+        method: "lanczos", "power" (as PyHessian publishes it) or "pyhessian" (that package itself).
+        k: Eigenvalues per batch; 5 in arXiv 2202.06709.
+        which: "LM" largest by magnitude, "LA" largest, "SA" smallest; the power methods find LM only.
+        tol: Relative residual |Hv - lambda v| / |lambda| under which a pair counts as converged; for the power
+            methods their stopping rule, a relative change.
+        max_matvecs: Limit of Hessian-vector products per batch, for lanczos.
+        seed: Of the starting vectors.
+        dtype: "float32" or "float64".
+
+    Raises:
+        ValueError: If a value cannot be meant.
+    """
+
+    objective: str
+    parameters: str | tuple[str, ...] = "all"
+    weight_decay: float = 0.0
+    method: str = "lanczos"
+    k: int = 5
+    which: str = "LM"
+    tol: float = 1e-3
+    max_matvecs: int = 300
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for key, choices in {"objective": OBJECTIVES, "method": METHODS, "which": WHICH, "dtype": DTYPES}.items():
+            _check_choice(key, getattr(self, key), choices)
+        self._check_parameters()
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            _refuse("weight_decay", self.weight_decay, "it must be finite and not negative.")
+        _check_count("k", self.k, 1, "at least one eigenvalue must be asked for.")
+        if not (math.isfinite(self.tol) and 0 < self.tol < 1):
+            _refuse("tol", self.tol, "a relative residual to reach lies between 0 and 1; 0.001 is usual.")
+        _check_count("max_matvecs", self.max_matvecs, self.k, f"k = {self.k} eigenvalues take at least as many products.")
+        _check_count("seed", self.seed, 0, "a seed is an integer from 0 to 2^63 - 1.")
+        if self.method != "lanczos" and self.which != "LM":
+            _refuse("which", self.which, f"method {self.method} finds the largest by magnitude only; use which: LM or method: lanczos.")
+
+    def _check_parameters(self) -> None:
+        if isinstance(self.parameters, str):
+            if self.parameters not in TOWERS:
+                _refuse("parameters", self.parameters, f'it must be all, image, text, or a list of patterns: ["{self.parameters}"].')
+        elif not 1 <= len(self.parameters) <= 100 or not all(1 <= len(pattern) <= 200 for pattern in self.parameters):
+            _refuse("parameters", self.parameters, "a list holds 1 to 100 patterns of 1 to 200 characters each.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The weights of a model after one epoch.
+
+    Args:
+        epoch: 0 is the initialisation.
+        path: Absolute.
+        sha256: What the file must digest to, in lower-case hex; None if nobody said.
+    """
+
+    epoch: int
+    path: Path
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("epoch", self.epoch, 0, "epochs count from 0, the initialisation.")
+        if self.sha256 is not None and not SHA256.fullmatch(self.sha256):
+            _refuse("sha256", self.sha256, "a SHA-256 digest has 64 hexadecimal digits; take it from `sha256sum`.")
+
+    def verify(self) -> str:
+        """Digest the file and compare with what the manifest says.
+
+        Returns:
+            The SHA-256 digest of the file, in hex.
+
+        Raises:
+            CheckpointError: If the file cannot be read or is another one.
+        """
+        try:
+            found = sha256_of_file(self.path)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror}); restore it or train it again.") from error
+        if self.sha256 is not None and found != self.sha256:
+            raise CheckpointError(
+                f"{self.path}: wrong sha256 (expected {self.sha256}, got {found}). The weights are not the ones that the "
+                "manifest lists; restore the file, or correct the manifest if the new one is meant."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSeries:
+    """One architecture along its training, in order of epochs.
+
+    Args:
+        name: Letters, digits, `.`, `_`, `-`; names an HDF5 group and files.
+        model: An open_clip model name or one of this project's configurations.
+        label: For tables and figures.
+    """
+
+    name: str
+    model: str
+    label: str
+    checkpoints: tuple[Checkpoint, ...]
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            _refuse("name", self.name, "it names groups and files: 1 to 100 of A-Z a-z 0-9 . _ -, not starting with a dot.")
+        for key in ("model", "label"):
+            value = getattr(self, key)
+            if not value.strip() or not value.isprintable() or len(value) > 200:
+                _refuse(key, value, "it must be one line of 1 to 200 printable characters.")
+        if not self.checkpoints:
+            raise SettingError("checkpoints", f"series {self.name!r} is empty, but it needs at least one checkpoint.")
+        epochs = [checkpoint.epoch for checkpoint in self.checkpoints]
+        if len(set(epochs)) != len(epochs):
+            twice = next(epoch for epoch in epochs if epochs.count(epoch) > 1)
+            raise SettingError("checkpoints", f"series {self.name!r} lists epoch {twice} twice, but an epoch has one checkpoint.")
+        object.__setattr__(self, "checkpoints", tuple(sorted(self.checkpoints, key=lambda checkpoint: checkpoint.epoch)))
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        return tuple(checkpoint.epoch for checkpoint in self.checkpoints)
+
+
+def setting_names(settings: type) -> tuple[str, ...]:
+    """The keys of a section of the manifest: the fields of its dataclass."""
+    return tuple(field.name for field in fields(settings))
