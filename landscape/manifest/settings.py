@@ -89,11 +89,13 @@ class DataSettings:
             _refuse("source", self.source, "it must be openmoji, the path of a CSV/TSV file, or a path pattern of tar shards.")
         _check_choice("split", self.split, SPLITS)
         if self.image_size is None and self.source == OPENMOJI:
-            raise SettingError("image_size", "image_size is missing, but openmoji pictures are drawn at a size; add `image_size: 64`.")
+            sentence = "image_size is missing, but openmoji pictures are drawn at a size; add `image_size: 64`."
+            raise SettingError("image_size", sentence)
         if self.image_size is not None:
             _check_count("image_size", self.image_size, 1, "a picture has at least one pixel.")
         _check_count("batch_size", self.batch_size, 1, "a batch holds at least one pair.")
-        _check_count("num_samples", self.num_samples, self.batch_size, f"one batch alone takes batch_size = {self.batch_size} pairs.")
+        reason = f"one batch alone takes batch_size = {self.batch_size} pairs."
+        _check_count("num_samples", self.num_samples, self.batch_size, reason)
         if self.num_samples % self.batch_size:
             nearest = self.num_samples - self.num_samples % self.batch_size
             _refuse("num_samples", self.num_samples, f"it must be a multiple of batch_size = {self.batch_size}; try {nearest}.")
@@ -155,10 +157,12 @@ class HessianSettings:
         _check_count("k", self.k, 1, "at least one eigenvalue must be asked for.")
         if not (math.isfinite(self.tol) and 0 < self.tol < 1):
             _refuse("tol", self.tol, "a relative residual to reach lies between 0 and 1; 0.001 is usual.")
-        _check_count("max_matvecs", self.max_matvecs, self.k, f"k = {self.k} eigenvalues take at least as many products.")
+        reason = f"k = {self.k} eigenvalues take at least as many products."
+        _check_count("max_matvecs", self.max_matvecs, self.k, reason)
         _check_count("seed", self.seed, 0, "a seed is an integer from 0 to 2^63 - 1.")
         if self.method != "lanczos" and self.which != "LM":
-            _refuse("which", self.which, f"method {self.method} finds the largest by magnitude only; use which: LM or method: lanczos.")
+            reason = f"method {self.method} finds the largest by magnitude only; use which: LM or method: lanczos."
+            _refuse("which", self.which, reason)
 
     def _check_parameters(self) -> None:
         if isinstance(self.parameters, str):
@@ -225,7 +229,8 @@ class CheckpointSeries:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            _refuse("name", self.name, "it names groups and files: 1 to 100 of A-Z a-z 0-9 . _ -, not starting with a dot.")
+            reason = "it names groups and files: 1 to 100 of A-Z a-z 0-9 . _ -, not starting with a dot."
+            _refuse("name", self.name, reason)
         for key in ("model", "label"):
             value = getattr(self, key)
             if not value.strip() or not value.isprintable() or len(value) > 200:

@@ -1,0 +1,267 @@
+"""From a YAML document to checked settings and series: every rule about a manifest as a file."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from landscape.errors import ManifestError
+from landscape.manifest.document import Section, kind, nearest, read_document
+from landscape.manifest.settings import (
+    LARGEST_INTEGER,
+    OPENMOJI,
+    Checkpoint,
+    CheckpointSeries,
+    DataSettings,
+    HessianSettings,
+    SettingError,
+    shown,
+)
+
+VERSION = 1
+EPOCH_ZERO = ("required", "optional")
+
+_TOP = {"version": int, "epoch_zero": str, "data": dict, "hessian": dict, "series": list}
+_DATA = {
+    "source": str,
+    "split": str,
+    "image_size": int,
+    "num_samples": int,
+    "batch_size": int,
+    "seed": int,
+    "augmentation": str,
+    "separator": str,
+    "image_key": str,
+    "caption_key": str,
+}
+_CSV_ONLY = ("separator", "image_key", "caption_key")
+_HESSIAN = {
+    "objective": str,
+    "weight_decay": float,
+    "method": str,
+    "k": int,
+    "which": str,
+    "tol": float,
+    "max_matvecs": int,
+    "seed": int,
+    "dtype": str,
+}
+_EPOCH_FILE = re.compile(r"epoch_([0-9]+)\.pt")
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A manifest as read: its settings, its series, and whether every series must start at epoch 0."""
+
+    data: DataSettings
+    hessian: HessianSettings
+    series: tuple[CheckpointSeries, ...]
+    epoch_zero: str
+
+
+def read_manifest(path: Path, *, included: bool = False, files_exist: bool = True) -> Contents:
+    """Read and check a manifest of version 1.
+
+    Args:
+        included: The file is named by `from:` in another manifest: it lists one series, by itself, which need not
+            start at epoch 0.
+        files_exist: Refuse checkpoints and data files that are not there.
+
+    Raises:
+        ManifestError: Where, what, why, and what to do.
+    """
+    top = read_document(path)
+    _check_version(top)
+    top.check_keys(known=_TOP, required=("version", "data", "hessian", "series"))
+    values = top.take(_TOP)
+    epoch_zero = values.get("epoch_zero", "required")
+    if epoch_zero not in EPOCH_ZERO:
+        top.refuse(f"epoch_zero is {shown(epoch_zero)}, but it must be required or optional.", key="epoch_zero")
+    data = _read_data(values["data"], files_exist=files_exist and not included)
+    hessian = _read_hessian(values["hessian"])
+    sections = top.items("series")
+    if included and len(sections) != 1:
+        top.refuse(f"series: a manifest that `from` names lists one series, got {len(sections)}.", key="series")
+    series = tuple(_read_series(section, included=included, files_exist=files_exist) for section in sections)
+    try:
+        check_manifest(data, hessian, series, epoch_zero="optional" if included else epoch_zero)
+    except ValueError as error:
+        raise ManifestError(f"{path}: {error}") from None
+    return Contents(data, hessian, series, epoch_zero)
+
+
+def _check_version(top: Section) -> None:
+    version = top.mapping.get("version", VERSION)
+    if version is True or version != VERSION:
+        newer = type(version) is int and version > VERSION
+        advice = "upgrade it with `pip install --upgrade landscape`" if newer else f"write `version: {VERSION}`"
+        top.refuse(f"version is {kind(version)}, but this landscape reads version {VERSION}; {advice}.", key="version")
+
+
+def check_manifest(
+    data: DataSettings, hessian: HessianSettings, series: tuple[CheckpointSeries, ...], *, epoch_zero: str
+) -> None:
+    """The rules that no single setting can break alone.
+
+    Raises:
+        ValueError: If they do not hold together.
+    """
+    if hessian.objective == "contrastive" and data.batch_size < 2:
+        raise ValueError(
+            "data.batch_size is 1, but the contrastive loss of a single pair is zero whatever the weights, and so is its "
+            "Hessian; use batch_size: 15 as published, or at least 2."
+        )
+    if not series:
+        raise ValueError("series is empty, but there must be at least one; `landscape train` writes one.")
+    names = [one.name for one in series]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"series {name!r} is there twice, but names tell series apart; rename one.")
+    for one in series:
+        if epoch_zero == "required" and one.epochs[0] != 0:
+            raise ValueError(
+                f"series {one.name!r} starts at epoch {one.epochs[0]}, but every series needs epoch 0. Sharpness is reported "
+                "relative to initialisation. Write it with `landscape train --epochs 0`, or say `epoch_zero: optional`."
+            )
+
+
+def _build(section: Section, settings: Callable[..., Settings], values: dict[str, Any]) -> Settings:
+    try:
+        return settings(**values)
+    except SettingError as error:
+        section.refuse(str(error), key=error.key)
+
+
+def _required(settings: type[Any]) -> list[str]:
+    return [field.name for field in fields(settings) if field.default is MISSING]
+
+
+def _read_data(section: Section, *, files_exist: bool) -> DataSettings:
+    section.check_keys(known=_DATA, required=_required(DataSettings))
+    values = section.take(_DATA)
+    source = values["source"]
+    for key in _CSV_ONLY:
+        if key in values and (source == OPENMOJI or source.endswith(".tar")):
+            section.refuse(f"{key} is for a CSV/TSV file, but the source is {shown(source)}; remove it.", key=key)
+    if "://" in source or source.startswith("pipe:"):
+        section.refuse(f"source is {shown(source)}, but data is read from local files only; download it first.", key="source")
+    if source.strip() and source != OPENMOJI:
+        values["source"] = str(_absolute(section.path, source))
+        if files_exist and not _may_be_there(values["source"]):
+            advice = "check the path." if "/" in source or "." in source else nearest(source, [OPENMOJI])
+            reason = f"source is {shown(source)}, but there is no such file in {section.path.parent}; {advice}"
+            section.refuse(reason, key="source")
+    return _build(section, DataSettings, values)
+
+
+def _may_be_there(source: str) -> bool:
+    """False if a plain path leads nowhere; a pattern of shards ({0000..0009}, *) is not expanded here."""
+    return any(character in source for character in "{[*?") or os.path.isfile(source)
+
+
+def _read_hessian(section: Section) -> HessianSettings:
+    section.check_keys(known=[*_HESSIAN, "parameters"], required=_required(HessianSettings))
+    values = section.take(_HESSIAN)
+    if "parameters" in section.mapping:
+        parameters = section.mapping["parameters"]
+        if isinstance(parameters, list):
+            if not all(isinstance(pattern, str) for pattern in parameters):
+                section.refuse("parameters: expected a list of patterns, each a text in quotes.", key="parameters")
+            parameters = tuple(parameters)
+        elif not isinstance(parameters, str):
+            section.refuse(
+                f"parameters: expected all, image, text, or a list of patterns, got {kind(parameters)}.", key="parameters"
+            )
+        values["parameters"] = parameters
+    return _build(section, HessianSettings, values)
+
+
+def _read_series(section: Section, *, included: bool, files_exist: bool) -> CheckpointSeries:
+    known = {"name": str, "model": str, "label": str, "from": str}
+    section.check_keys(known=[*known, "checkpoints", "epochs"], required=["name"])
+    values = section.take(known)
+    section = Section(section.path, f"series {shown(values['name'])}: ", section.mapping)
+    if ("from" in values) == ("checkpoints" in section.mapping):
+        section.refuse("it needs either checkpoints or from: checkpoints lists the files, from names a run's manifest.")
+    if included and "from" in values:
+        section.refuse("a manifest that `from` names may not use `from` itself; list its checkpoints.", key="from")
+    if "from" in values:
+        run = _included_series(section, values.pop("from"), model=values.get("model"), files_exist=files_exist)
+        if values.get("model", run.model) != run.model:
+            section.refuse(f"model is {shown(values['model'])}, but the run trained {run.model!r}; remove one.", key="model")
+        values = {"model": run.model, "label": run.label} | values
+        checkpoints = run.checkpoints
+    else:
+        section.check_keys(known=section.mapping, required=["model"])
+        checkpoints = _read_checkpoints(section, files_exist=files_exist)
+    if "epochs" in section.mapping:
+        checkpoints = _only_epochs(section, checkpoints)
+    return _build(section, CheckpointSeries, {"label": values["name"]} | values | {"checkpoints": checkpoints})
+
+
+def _included_series(section: Section, source: str, *, model: str | None, files_exist: bool) -> CheckpointSeries:
+    path = _absolute(section.path, source)
+    if not os.path.exists(path):
+        what = f" --model {model}" if model is not None else ""
+        section.refuse(f"from: there is no {source}; train the series with `landscape train{what}` first.", key="from")
+    return read_manifest(path, included=True, files_exist=files_exist).series[0]
+
+
+def _read_checkpoints(section: Section, *, files_exist: bool) -> tuple[Checkpoint, ...]:
+    if isinstance(section.mapping["checkpoints"], str):
+        return _checkpoints_of_folder(section, section.mapping["checkpoints"])
+    if "epochs" in section.mapping:
+        section.refuse("epochs selects from a folder or from a run, but checkpoints is a list; remove epochs.", key="epochs")
+    types = {"epoch": int, "path": str, "sha256": str}
+    checkpoints = []
+    for item in section.items("checkpoints"):
+        item.check_keys(known=types, required=["epoch", "path"])
+        values = item.take(types)
+        values["path"] = _absolute(section.path, values["path"])
+        if "sha256" in values:
+            values["sha256"] = values["sha256"].lower()
+        if files_exist and not os.path.isfile(values["path"]):
+            written = shown(item.mapping["path"])
+            item.refuse(f"path: there is no file {written} in {section.path.parent}; restore it or train it again.", key="path")
+        checkpoints.append(_build(item, Checkpoint, values))
+    return tuple(checkpoints)
+
+
+def _checkpoints_of_folder(section: Section, source: str) -> tuple[Checkpoint, ...]:
+    folder = _absolute(section.path, source)
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        reason = f"checkpoints: {shown(source)} is not a readable folder ({error.strerror}); name one, or list the files."
+        section.refuse(reason, key="checkpoints")
+    found = ((_EPOCH_FILE.fullmatch(name), folder / name) for name in names)
+    checkpoints = tuple(Checkpoint(epoch=int(match[1]), path=path) for match, path in found if match and len(match[1]) < 19)
+    if not checkpoints:
+        section.refuse(
+            f"checkpoints: the folder {shown(source)} holds no epoch_K.pt; open_clip writes them to <run>/checkpoints.",
+            key="checkpoints",
+        )
+    return checkpoints
+
+
+def _only_epochs(section: Section, checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
+    wanted = section.value("epochs", list)
+    there = {checkpoint.epoch: checkpoint for checkpoint in checkpoints}
+    for epoch in wanted:
+        if type(epoch) is not int or not 0 <= epoch <= LARGEST_INTEGER:
+            section.refuse(f"epochs: expected a list of epochs, got {kind(epoch)} in it.", key="epochs")
+        if epoch not in there:
+            listed = shown(sorted(there))
+            section.refuse(f"epochs: epoch {epoch} is not there (it has {listed}); train further, or remove it.", key="epochs")
+        if wanted.count(epoch) > 1:
+            section.refuse(f"epochs: epoch {epoch} is there twice; keep one.", key="epochs")
+    return tuple(there[epoch] for epoch in wanted)
+
+
+def _absolute(manifest: Path, written: str) -> Path:
+    """A path as written, relative to the file that contains it; `~` is a home folder."""
+    return Path(os.path.abspath(manifest.parent / os.path.expanduser(written)))

@@ -1,0 +1,146 @@
+"""The manifest that a training run keeps of itself: one series, rewritten whole after every epoch."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from landscape.errors import ManifestError
+from landscape.manifest.document import Dumper
+from landscape.manifest.files import write_atomically
+from landscape.manifest.manifest import Manifest
+from landscape.manifest.reading import read_manifest
+from landscape.manifest.settings import OPENMOJI, Checkpoint, CheckpointSeries, DataSettings, HessianSettings
+
+_HEADER = "# Written by `landscape train` after every epoch; `landscape spectra` measures it as it is.\n"
+
+
+def write_run_manifest(
+    path: Path,
+    *,
+    name: str,
+    model: str,
+    data: DataSettings,
+    checkpoints: Iterable[Checkpoint],
+    hessian: HessianSettings = HessianSettings(objective="contrastive"),
+    label: str | None = None,
+) -> Manifest:
+    """Write a complete manifest of one series, whole or not at all; a file that was there is replaced.
+
+    Args:
+        checkpoints: With their files written and closed; epoch 0 among them.
+        data, hessian: The protocol of the spectra that are measured from this manifest alone.
+
+    Raises:
+        ManifestError: If the result could not be read back: epoch 0 or a file is missing, a name is not allowed.
+        OSError: If the file cannot be written.
+    """
+    checkpoints = _that_exist(path, checkpoints)
+    return _write(path, name=name, model=model, label=label, data=data, hessian=hessian, checkpoints=checkpoints)
+
+
+def extend_run_manifest(
+    path: Path,
+    *,
+    name: str,
+    model: str,
+    data: DataSettings,
+    checkpoints: Iterable[Checkpoint],
+    hessian: HessianSettings = HessianSettings(objective="contrastive"),
+    label: str | None = None,
+) -> Manifest:
+    """Add checkpoints to a run's manifest, or begin it; an epoch that is listed already gets its new entry.
+
+    An existing file keeps its other entries, whether their files are still there or not, and its own `data`, `hessian` and label, which its owner may have edited.
+
+    Raises:
+        ManifestError: If the existing file is not the manifest of this series and model, or as write_run_manifest.
+        OSError: If the file cannot be written.
+    """
+    checkpoints = _that_exist(path, checkpoints)
+    if path.exists():
+        contents = read_manifest(path, included=True, files_exist=False)
+        old = contents.series[0]
+        for key, expected, found in (("series", name, old.name), ("model", model, old.model)):
+            if found != expected:
+                raise ManifestError(
+                    f"{path}: the {key} is {found!r}, but this run trains {expected!r}; give the run a folder of its own."
+                )
+        entries = {checkpoint.epoch: checkpoint for checkpoint in (*old.checkpoints, *checkpoints)}
+        data, hessian, label, checkpoints = contents.data, contents.hessian, old.label, tuple(entries.values())
+    return _write(path, name=name, model=model, label=label, data=data, hessian=hessian, checkpoints=checkpoints)
+
+
+def _that_exist(path: Path, checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
+    checkpoints = tuple(checkpoints)
+    for checkpoint in checkpoints:
+        if not checkpoint.path.is_file():
+            raise ManifestError(f"{path}: epoch {checkpoint.epoch}: there is no file {checkpoint.path}; save it, then list it.")
+    return checkpoints
+
+
+def _write(
+    path: Path,
+    *,
+    name: str,
+    model: str,
+    label: str | None,
+    data: DataSettings,
+    hessian: HessianSettings,
+    checkpoints: tuple[Checkpoint, ...],
+) -> Manifest:
+    path = Path(os.path.abspath(path))
+    try:
+        series = CheckpointSeries(name=name, model=model, label=name if label is None else label, checkpoints=checkpoints)
+        manifest = Manifest(path=path, data=data, hessian=hessian, series=(series,))
+    except ValueError as error:
+        raise ManifestError(f"{path}: {error}") from None
+    write_atomically(path, (_HEADER + _as_yaml(manifest)).encode())
+    return manifest
+
+
+def _as_yaml(manifest: Manifest) -> str:
+    folder = manifest.path.parent
+    data = manifest.data
+    if data.source != OPENMOJI:
+        data = replace(data, source=_relative(Path(data.source), folder))
+    hessian = asdict(manifest.hessian)
+    if not isinstance(hessian["parameters"], str):
+        hessian["parameters"] = list(hessian["parameters"])
+    series = [
+        {
+            "name": one.name,
+            "model": one.model,
+            "label": one.label,
+            "checkpoints": [
+                {"epoch": checkpoint.epoch, "path": _relative(checkpoint.path, folder)}
+                | ({} if checkpoint.sha256 is None else {"sha256": checkpoint.sha256})
+                for checkpoint in one.checkpoints
+            ],
+        }
+        for one in manifest.series
+    ]
+    top = {"version": manifest.version, "data": _without_defaults(data), "hessian": hessian}
+    return _dump(top, flow=False) + _dump({"series": series}, flow=None)
+
+
+def _without_defaults(data: DataSettings) -> dict[str, Any]:
+    """All settings but those of CSV columns and an image size that were never said."""
+    silent = ("image_size", "separator", "image_key", "caption_key")
+    return {
+        field.name: getattr(data, field.name)
+        for field in fields(data)
+        if field.name not in silent or getattr(data, field.name) != field.default
+    }
+
+
+def _dump(value: dict[str, Any], *, flow: bool | None) -> str:
+    """YAML text; flow=None puts each mapping without inner ones on one line."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=flow, width=10**6, allow_unicode=True)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
