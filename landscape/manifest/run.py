@@ -54,7 +54,8 @@ def extend_run_manifest(
 ) -> Manifest:
     """Add checkpoints to a run's manifest, or begin it; an epoch that is listed already gets its new entry.
 
-    An existing file keeps its other entries, whether their files are still there or not, and its own `data`, `hessian` and label, which its owner may have edited.
+    An existing file keeps its other entries, whether their files are still there or not, and its own `data`, `hessian`
+    and label, which its owner may have edited.
 
     Raises:
         ManifestError: If the existing file is not the manifest of this series and model, or as write_run_manifest.

@@ -167,7 +167,8 @@ class HessianSettings:
     def _check_parameters(self) -> None:
         if isinstance(self.parameters, str):
             if self.parameters not in TOWERS:
-                _refuse("parameters", self.parameters, f'it must be all, image, text, or a list of patterns: ["{self.parameters}"].')
+                reason = f'it must be all, image, text, or a list of patterns such as ["{self.parameters}"].'
+                _refuse("parameters", self.parameters, reason)
         elif not 1 <= len(self.parameters) <= 100 or not all(1 <= len(pattern) <= 200 for pattern in self.parameters):
             _refuse("parameters", self.parameters, "a list holds 1 to 100 patterns of 1 to 200 characters each.")
 
