@@ -36,3 +36,9 @@ class StoreError(LandscapeError):
 
 class MissingDependencyError(LandscapeError):
     """An optional package is needed for what was asked; the message names the extra to install."""
+
+
+class NumericalError(LandscapeError):
+    """A product or a loss overflowed: this task failed, others may go on."""
+
+    exit_code = 1

@@ -1,0 +1,209 @@
+"""Extreme eigenpairs of a symmetric operator by Lanczos, with residual bounds and a stopping rule that trusts only them.
+
+Knows matrices, not networks: imports only torch, numpy, landscape.errors and landscape.linalg.
+Shapes: n = dimension of the operator, k = wanted eigenpairs, m = dimension of the Krylov space.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from landscape.linalg.krylov import KrylovBasis
+from landscape.linalg.operator import EigenPairs, Quadrature, SymmetricOperator, seeded
+
+Which = Literal["LM", "LA", "SA"]
+
+# Below this size a product is cheap, and the check for missed eigenvalues is run to its full length; above it, the
+# check may not cost more than a tenth or so of a run for five eigenvalues (20 to 30 products).
+_FULL_CHECK_SIZE = 10_000
+_SPOT_CHECKS = 4
+# A k-th eigenvalue that is hardly larger than the next one would ask for any number of checks.
+_MOST_CHECKS = 100
+
+
+@dataclass(frozen=True)
+class _Ritz:
+    """All Ritz pairs of a basis, the most wanted first, with the norms of their residuals."""
+
+    values: Float[np.ndarray, " m"]
+    coordinates: Float[np.ndarray, "m m"]
+    norms: Float[np.ndarray, " m"]
+
+    @property
+    def residuals(self) -> Float[np.ndarray, " m"]:
+        """The norms as fractions of the values; an exact zero with nothing left over has residual 0."""
+        size = np.abs(self.values)
+        return np.divide(self.norms, size, out=np.where(self.norms > 0, np.inf, 0.0), where=size > 0)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked for: k pairs at one end, each to a relative residual of tol."""
+
+    k: int
+    which: Which
+    tol: float
+
+    def ritz(self, basis: KrylovBasis) -> _Ritz:
+        H, coupling = basis.projected()
+        values, coordinates = np.linalg.eigh(H)
+        order = np.argsort({"LM": -np.abs(values), "LA": -values, "SA": values}[self.which], kind="stable")
+        coordinates = coordinates[:, order]
+        norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.rounding
+        return _Ritz(values[order], coordinates, norms)
+
+    def converged(self, ritz: _Ritz) -> Bool[np.ndarray, " k"]:
+        return ritz.residuals[: self.k] <= self.tol
+
+    def satisfied(self, ritz: _Ritz, rounding: float) -> bool:
+        """Whether every wanted pair has converged, or only rounding is left of its residual."""
+        enough = len(ritz.values) >= self.k
+        return enough and bool((self.converged(ritz) | (ritz.norms[: self.k] <= 2 * rounding)).all())
+
+    def moved(self, old: _Ritz, new: _Ritz, rounding: float) -> bool:
+        """Whether a wanted value changed by more than a converged pair can; that is about tol^2 / relative gap."""
+        before, after = old.values[: self.k], new.values[: self.k]
+        return bool((np.abs(after - before) > np.maximum(0.1 * self.tol * np.abs(before), 2 * rounding)).any())
+
+
+def eigsh(
+    A: SymmetricOperator,
+    k: int,
+    which: Which = "LM",
+    *,
+    tol: float = 1e-3,
+    max_matvecs: int | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    num_checks: int | None = None,
+    return_vectors: bool = True,
+) -> EigenPairs:
+    """The k extreme eigenpairs of A, stopping as soon as every one of them has a residual bound of at most `tol`.
+
+    Args:
+        A: The operator.
+        k: Number of pairs, 1 <= k <= n.
+        which: "LM" largest in magnitude, "LA" largest, "SA" smallest (most negative).
+        tol: Wanted ||A v - value v|| / |value|. The value itself is then right to about tol^2 / relative gap.
+        max_matvecs: Limit on products, and on the vectors kept in memory. Default: max(300, 20 k), at most n.
+        seed: Seed of the random starting vectors; ignored where `generator` is given.
+        generator: CPU generator of the random starting vectors.
+        num_checks: Products spent, after convergence, on a second random start orthogonal to everything found, which
+            shows copies of multiple eigenvalues that one Lanczos chain cannot see. Default: as many as find a missed
+            eigenvalue with 99 % probability where n < 10,000; for larger operators at most 4 of those, a spot check.
+        return_vectors: Whether to form the (n, k) Ritz vectors.
+
+    Returns:
+        The pairs, most wanted first, with `converged` true exactly where the bound met `tol`, and the quadrature of
+        the first chain. When `max_matvecs` is spent, or rounding allows no smaller residual, the best pairs so far are
+        returned with `converged` false where it is.
+
+    Raises:
+        ValueError: If k, which, tol, max_matvecs or num_checks is out of range.
+        NumericalError: If a product is not finite.
+
+    Source: Parlett, The Symmetric Eigenvalue Problem (1998), chapter 13; the number of checks from the growth of
+    Chebyshev polynomials, Saad, Numerical Methods for Large Eigenvalue Problems (2011), section 6.6.
+    """
+    limit = _check_arguments(A, k, which, tol, max_matvecs, num_checks)
+    basis = KrylovBasis(A, generator=generator if generator is not None else seeded(seed))
+    wanted = _Wanted(k, which, tol)
+    while True:
+        ritz = _iterate(basis, wanted, limit)
+        if basis.is_complete or basis.num_matvecs >= limit or not wanted.satisfied(ritz, basis.rounding):
+            break
+        ritz, moved = _look_for_missed(basis, ritz, wanted, limit, num_checks)
+        if not moved:
+            break
+    return _pairs(basis, ritz, wanted, return_vectors=return_vectors)
+
+
+def _iterate(basis: KrylovBasis, wanted: _Wanted, limit: int) -> _Ritz:
+    """Expand the basis until all wanted pairs have converged, or cannot get better, or the limit is reached."""
+    ritz = wanted.ritz(basis)
+    while basis.num_matvecs < limit and not wanted.satisfied(ritz, basis.rounding):
+        if not basis.expand():
+            break
+        ritz = wanted.ritz(basis)
+    return ritz
+
+
+def _look_for_missed(
+    basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int, num_checks: int | None
+) -> tuple[_Ritz, bool]:
+    """Add a random start orthogonal to the basis and expand until enough products in a row have moved no wanted value.
+
+    The old chains are expanded in turn with the new one: what they were about to find is hidden from the new one,
+    which is orthogonal to them.
+
+    Returns:
+        The Ritz pairs of the larger basis, and whether anything moved: then another look is due, since each random
+        start shows only one more copy of a multiple eigenvalue.
+    """
+    any_moved, quiet = False, 0
+    basis.start_chain()
+    while basis.num_matvecs < limit:
+        if quiet >= (_number_of_checks(basis, ritz, wanted) if num_checks is None else num_checks) or not basis.expand():
+            break
+        old, ritz = ritz, wanted.ritz(basis)
+        moved = wanted.moved(old, ritz, basis.rounding)
+        any_moved, quiet = any_moved or moved, 0 if moved else quiet + 1
+    return ritz, any_moved
+
+
+def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
+    """Products after which a random start shows any further value beyond the k-th one, with 99 % probability.
+
+    The start has a component of at least 1 / (100 sqrt(n)) along that eigenvector with 99 % probability; a Chebyshev
+    polynomial on the interval of the unwanted Ritz values amplifies it by cosh((p - 1) acosh(ratio)) in p products. It is
+    seen once the other components weigh less than the square root of tol. Every chain gets as many products.
+    """
+    if len(ritz.values) == wanted.k:
+        return min(_MOST_CHECKS if basis.A.n < _FULL_CHECK_SIZE else _SPOT_CHECKS, basis.A.n)
+    rest = ritz.values[wanted.k :]
+    edge = ritz.values[wanted.k - 1]
+    if wanted.which == "LM":
+        centre, radius = 0.0, np.abs(rest).max()
+    else:
+        centre, radius = (rest.max() + rest.min()) / 2, (rest.max() - rest.min()) / 2
+    ratio = abs(edge - centre) / radius if radius > 0 else math.inf
+    needed = _MOST_CHECKS
+    if ratio > 1:
+        amplification = 100 * math.sqrt(basis.A.n / wanted.tol)
+        needed = min(needed, len(basis.pending) * (1 + math.ceil(math.acosh(amplification) / math.acosh(min(ratio, 1e6)))))
+    return needed if basis.A.n < _FULL_CHECK_SIZE else min(needed, _SPOT_CHECKS)
+
+
+def _pairs(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: bool) -> EigenPairs:
+    k = min(wanted.k, len(ritz.values))
+    H, _ = basis.projected()
+    nodes, vectors = np.linalg.eigh(H[: basis.first_chain, : basis.first_chain])
+    return EigenPairs(
+        values=torch.from_numpy(ritz.values[:k].copy()),
+        vectors=basis.combine(ritz.coordinates[:, :k]) if return_vectors else None,
+        residuals=torch.from_numpy(ritz.residuals[:k].copy()),
+        converged=torch.from_numpy(wanted.converged(ritz)),
+        num_matvecs=basis.num_matvecs,
+        quadrature=Quadrature(nodes=torch.from_numpy(nodes), weights=torch.from_numpy(vectors[0] ** 2)),
+    )
+
+
+def _check_arguments(
+    A: SymmetricOperator, k: int, which: str, tol: float, max_matvecs: int | None, num_checks: int | None
+) -> int:
+    """The limit on products, after every argument has been found in range."""
+    if not 1 <= k <= A.n:
+        raise ValueError(f"k must be between 1 and the operator's dimension {A.n}, got {k}.")
+    if which not in ("LM", "LA", "SA"):
+        raise ValueError(f"which must be 'LM', 'LA' or 'SA', got {which!r}.")
+    if not (math.isfinite(tol) and tol > 0):
+        raise ValueError(f"tol must be finite and > 0, got {tol}.")
+    if max_matvecs is not None and max_matvecs < k:
+        raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}: k products give at most k pairs.")
+    if num_checks is not None and num_checks < 0:
+        raise ValueError(f"num_checks must be >= 0, got {num_checks}.")
+    return min(A.n, max(300, 20 * k) if max_matvecs is None else max_matvecs)

@@ -1,0 +1,225 @@
+"""eigsh against prescribed spectra and SciPy.
+
+Tolerances: a Ritz value whose residual is r |value| is right to r |value| in the worst case and to about r^2 |value| / gap where
+it is isolated; tests compare with the guaranteed bound unless they say otherwise.
+"""
+
+import numpy as np
+import pytest
+import torch
+from matrices import Counting, wanted, with_spectrum
+from scipy.sparse.linalg import LinearOperator
+from scipy.sparse.linalg import eigsh as scipy_eigsh
+
+from landscape.errors import NumericalError
+from landscape.linalg import DenseOperator, EigenPairs, SymmetricOperator, eigsh
+from landscape.linalg.krylov import KrylovBasis, inner, norm
+from landscape.linalg.operator import seeded
+
+RNG = np.random.default_rng(7)
+BULK = RNG.uniform(-1, 1, 300)
+SPECTRA = {
+    "isolated": np.r_[10, 8, -7, 5, 4, BULK],
+    "cluster": np.r_[10, 9.999, 9.998, 9.5, 9.4999, 7, BULK],
+    "multiplicity": np.r_[10, 10, 8, 8, 8, -9, BULK],
+    "multiplicity_near_the_bulk": np.r_[5, 5, 4.9, 4.9, 4.8, RNG.uniform(-4.6, 4.6, 300)],
+    "opposite_signs": np.r_[10, -10, 9.99, -9.99, 6, BULK],
+    "tiny_negatives": np.r_[-3e-6, -2e-6, -1e-6, 10, 9, 8, RNG.uniform(1, 7, 100)],
+    "decaying": 1000.0 * 0.7 ** np.arange(200) * np.where(np.arange(200) % 3 == 2, -1, 1),
+    "three_values": np.r_[10, 10, np.ones(5), np.zeros(100)],
+    "identity": np.ones(40),
+    "fewer_than_the_krylov_dimension": np.r_[3, -2, 1, 0.5, 0.25, -0.1],
+}
+
+
+def true_residuals(A: SymmetricOperator, pairs: EigenPairs) -> np.ndarray:
+    assert pairs.vectors is not None
+    V = pairs.vectors.double()
+    matrix = A.matrix.double() if isinstance(A, DenseOperator) else None
+    product = matrix @ V if matrix is not None else A @ V
+    return ((product - V * pairs.values).norm(dim=0) / V.norm(dim=0)).numpy()
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_eigsh_finds_the_prescribed_extreme_eigenvalues_with_their_multiplicities(name, which):
+    values, k = SPECTRA[name], 5
+    A = with_spectrum(values)
+    pairs = eigsh(A, k, which, tol=1e-6)
+    exact = wanted(values, k, which)
+    # Where +x and -x are both wanted, rounding decides which comes first: compare as multisets.
+    np.testing.assert_allclose(np.sort(pairs.values.numpy()), np.sort(exact), rtol=2e-6, atol=1e-13 * np.abs(values).max())
+    # An eigenvalue that is zero to rounding has no relative accuracy, and is never claimed.
+    attainable = np.abs(exact) > 1e-9 * np.abs(values).max()
+    assert (pairs.converged.numpy() == attainable).all() or name == "identity"
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+def test_eigsh_agrees_with_scipy_on_a_random_matrix(which):
+    matrix = torch.randn(250, 250, generator=seeded(3), dtype=torch.float64)
+    A = DenseOperator((matrix + matrix.T) / 2)
+    ours = eigsh(A, 6, which, tol=1e-8)
+    theirs = scipy_eigsh(LinearOperator(A.shape, matvec=lambda v: A.matrix.numpy() @ v), k=6, which=which, return_eigenvectors=False)
+    np.testing.assert_allclose(np.sort(ours.values.numpy()), np.sort(theirs), rtol=1e-10)
+    assert ours.converged.all()
+
+
+@pytest.mark.parametrize("second", [-9, -9.9, -9.99, -10])
+def test_eigenvalues_of_nearly_equal_size_and_opposite_sign_are_right_for_every_seed(second):
+    for seed in range(20):
+        bulk = np.random.default_rng(seed).uniform(-1, 1, 298)
+        pairs = eigsh(with_spectrum(np.r_[10, second, bulk], seed=seed), 2, seed=seed)
+        np.testing.assert_allclose(np.sort(pairs.values.numpy()), [second, 10], rtol=1e-5)
+        assert pairs.converged.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_reported_residual_is_the_residual_of_the_returned_vector(dtype):
+    for seed in range(10):
+        A = with_spectrum(SPECTRA["decaying"], seed=seed, dtype=dtype)
+        pairs = eigsh(A, 5, tol=1e-4, seed=seed)
+        exact = true_residuals(A, pairs) / pairs.values.abs().numpy()
+        # Within 10 %, or 1e-5 where rounding in float32 rules.
+        np.testing.assert_allclose(pairs.residuals.numpy(), exact, rtol=0.1, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+def test_an_eigenvalue_lies_within_the_printed_bound_and_a_converged_set_is_complete(dtype, which):
+    """Random sizes, ranks and decays; the exact spectrum is that of the matrix as rounded to dtype."""
+    rng = np.random.default_rng(11)
+    for trial in range(40):
+        n = int(rng.integers(5, 250))
+        values = rng.standard_normal(n) * 10 ** rng.uniform(-3, 3, n) ** rng.integers(0, 2)
+        A = with_spectrum(values, seed=trial, dtype=dtype)
+        exact = np.linalg.eigvalsh(A.matrix.double().numpy())
+        k = int(rng.integers(1, min(6, n)))
+        pairs = eigsh(A, k, which, tol=10 ** rng.uniform(-4, -2), seed=trial)
+        theta, bound = pairs.values.numpy(), (pairs.residuals * pairs.values.abs()).numpy()
+        distance = np.abs(exact[:, None] - theta).min(axis=0)
+        assert (distance <= bound).all(), (trial, distance, bound)
+        if pairs.converged.all():
+            np.testing.assert_allclose(np.sort(theta), np.sort(wanted(exact, k, which)), atol=bound.max() * 1.001)
+
+
+def test_the_zero_matrix_has_converged_zeros():
+    pairs = eigsh(DenseOperator(torch.zeros(30, 30, dtype=torch.float64)), 5)
+    assert (pairs.values == 0).all() and pairs.converged.all() and (pairs.residuals == 0).all()
+
+
+def test_one_dimension_is_enough():
+    pairs = eigsh(DenseOperator(torch.tensor([[-2.5]], dtype=torch.float64)), 1)
+    assert pairs.values.item() == pytest.approx(-2.5) and pairs.converged.all()
+
+
+def test_a_hundred_steps_in_float32_bring_no_ghosts():
+    values = SPECTRA["decaying"]
+    A = with_spectrum(values, dtype=torch.float32)
+    # No residual of 1e-12 exists in float32, so the basis is driven to its limit.
+    pairs = eigsh(A, 5, tol=1e-12, max_matvecs=100)
+    np.testing.assert_allclose(pairs.values.numpy(), wanted(values, 5, "LM"), rtol=1e-5)
+    assert not pairs.converged.any()
+    basis = KrylovBasis(A, generator=seeded(0))
+    for _ in range(100):
+        basis.expand()
+    assert basis.orthogonality_defect() < 100 * torch.finfo(torch.float32).eps
+    H, _ = basis.projected()
+    top = np.sort(np.linalg.eigvalsh(H))[::-1][:3]
+    np.testing.assert_allclose(top, np.sort(values)[::-1][:3], rtol=1e-5)
+
+
+def test_too_few_products_give_unconverged_pairs_and_not_an_exception():
+    pairs = eigsh(with_spectrum(SPECTRA["multiplicity_near_the_bulk"]), 5, max_matvecs=8)
+    assert pairs.num_matvecs == 8 and not pairs.converged.all()
+    assert (pairs.converged == (pairs.residuals <= 1e-3)).all()
+
+
+def test_the_number_of_products_reported_is_the_number_spent():
+    A = Counting(with_spectrum(SPECTRA["isolated"]))
+    pairs = eigsh(A, 5)
+    assert pairs.num_matvecs == A.count
+
+
+def test_fewer_checks_cost_fewer_products_and_miss_a_second_copy():
+    A = with_spectrum(SPECTRA["multiplicity"])
+    without, with_checks = eigsh(A, 3, num_checks=0), eigsh(A, 3)
+    assert without.num_matvecs < with_checks.num_matvecs
+    # The point of the check: one Lanczos chain sees one copy of each eigenvalue, with perfect residuals.
+    np.testing.assert_allclose(without.values.numpy(), [10, -9, 8], rtol=1e-4)
+    np.testing.assert_allclose(with_checks.values.numpy(), [10, 10, -9], rtol=1e-4)
+    assert without.converged.all() and with_checks.converged.all()
+
+
+def test_the_same_seed_gives_the_same_bits_and_other_seeds_agree_within_their_bounds():
+    A = with_spectrum(SPECTRA["decaying"], dtype=torch.float32)
+    first, again, other = eigsh(A, 5, seed=1), eigsh(A, 5, seed=1), eigsh(A, 5, seed=2)
+    assert torch.equal(first.values, again.values) and torch.equal(first.residuals, again.residuals)
+    bound = first.residuals * first.values.abs() + other.residuals * other.values.abs()
+    assert ((first.values - other.values).abs() <= bound).all()
+
+
+def test_ritz_vectors_are_orthonormal():
+    pairs = eigsh(with_spectrum(SPECTRA["multiplicity"]), 5)
+    torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_the_quadrature_integrates_low_powers_exactly_for_its_own_start_vector():
+    """Gauss quadrature with m nodes is exact up to degree 2m - 1 for v^T A^j v."""
+    A = with_spectrum(SPECTRA["isolated"])
+    pairs = eigsh(A, 3, tol=1e-2, seed=5)
+    v = torch.randn(A.n, generator=seeded(5), dtype=torch.float64)
+    v /= v.norm()
+    power = v.clone()
+    assert pairs.quadrature.weights.sum().item() == pytest.approx(1, abs=1e-12)
+    for j in range(1, 2 * len(pairs.quadrature.nodes)):
+        power = A @ power
+        expected, got = float(v @ power), float((pairs.quadrature.weights * pairs.quadrature.nodes**j).sum())
+        assert got == pytest.approx(expected, rel=1e-9, abs=1e-9 * 10.0**j)
+
+
+def test_a_product_that_is_not_finite_is_an_error_that_says_so():
+    class Broken(Counting):
+        def matmat(self, V):
+            product = super().matmat(V)
+            return product * float("nan") if self.count == 4 else product
+
+    with pytest.raises(NumericalError, match="product 4 .* not finite"):
+        eigsh(Broken(with_spectrum(BULK)), 2)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"k": 0}, "k must be between 1 and"),
+        ({"k": 301}, "k must be between 1 and the operator's dimension 300, got 301"),
+        ({"k": 2, "which": "SM"}, "which must be"),
+        ({"k": 2, "tol": 0.0}, "tol must be"),
+        ({"k": 2, "tol": float("nan")}, "tol must be"),
+        ({"k": 2, "max_matvecs": 1}, "max_matvecs must be at least k"),
+        ({"k": 2, "num_checks": -1}, "num_checks must be"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        eigsh(with_spectrum(BULK), **arguments)
+
+
+def test_an_operator_refuses_vectors_of_another_shape_dtype_or_kind():
+    A = with_spectrum(BULK)
+    with pytest.raises(ValueError, match="shape"):
+        A @ torch.zeros(5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="float32"):
+        A @ torch.zeros(300)
+    with pytest.raises(ValueError, match="torch tensors"):
+        A @ np.zeros(300)
+    with pytest.raises(ValueError, match="symmetric"):
+        DenseOperator(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+
+
+def test_inner_products_and_norms_of_float32_vectors_are_accumulated_in_float64():
+    n = 3_000_001
+    V = torch.randn(2, n, generator=seeded(0)) + 3
+    w = V[0] * 1.5
+    exact = V.double() @ w.double()
+    np.testing.assert_allclose(inner(V, w), exact.numpy(), rtol=1e-13)
+    assert norm(w) == pytest.approx(float(w.double().norm()), rel=1e-13)
