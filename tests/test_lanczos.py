@@ -59,7 +59,9 @@ def test_eigsh_agrees_with_scipy_on_a_random_matrix(which):
     matrix = torch.randn(250, 250, generator=seeded(3), dtype=torch.float64)
     A = DenseOperator((matrix + matrix.T) / 2)
     ours = eigsh(A, 6, which, tol=1e-8)
-    theirs = scipy_eigsh(LinearOperator(A.shape, matvec=lambda v: A.matrix.numpy() @ v), k=6, which=which, return_eigenvectors=False)
+    theirs = scipy_eigsh(
+        LinearOperator(A.shape, matvec=lambda v: A.matrix.numpy() @ v), k=6, which=which, return_eigenvectors=False
+    )
     np.testing.assert_allclose(np.sort(ours.values.numpy()), np.sort(theirs), rtol=1e-10)
     assert ours.converged.all()
 

@@ -169,9 +169,7 @@ class KrylovBasis:
         return worst
 
     def _inner(self, w: Tensor) -> np.ndarray:
-        parts = [
-            inner(block[: self._size - start], w) for start, block in zip(range(0, self._size, _BLOCK_ROWS), self._blocks)
-        ]
+        parts = [inner(block[: self._size - start], w) for start, block in zip(range(0, self._size, _BLOCK_ROWS), self._blocks)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _orthogonalise(self, w: Tensor) -> np.ndarray:
@@ -187,7 +185,9 @@ class KrylovBasis:
 
     def _append(self, w: Tensor) -> int:
         if self._size % _BLOCK_ROWS == 0:
-            self._blocks.append(torch.empty(min(_BLOCK_ROWS, self.A.n - self._size), self.A.n, dtype=self.A.dtype, device=self.A.device))
+            self._blocks.append(
+                torch.empty(min(_BLOCK_ROWS, self.A.n - self._size), self.A.n, dtype=self.A.dtype, device=self.A.device)
+            )
         if self._size == len(self._coefficients):
             self._coefficients = np.pad(self._coefficients, (0, len(self._coefficients)))
         self._size += 1

@@ -132,9 +132,7 @@ def _iterate(basis: KrylovBasis, wanted: _Wanted, limit: int) -> _Ritz:
     return ritz
 
 
-def _look_for_missed(
-    basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int, num_checks: int | None
-) -> tuple[_Ritz, bool]:
+def _look_for_missed(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int, num_checks: int | None) -> tuple[_Ritz, bool]:
     """Add a random start orthogonal to the basis and expand until enough products in a row have moved no wanted value.
 
     The old chains are expanded in turn with the new one: what they were about to find is hidden from the new one,

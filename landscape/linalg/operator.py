@@ -66,7 +66,9 @@ class DenseOperator(SymmetricOperator):
             raise ValueError("A DenseOperator needs a finite matrix, got infinite or NaN entries.")
         defect = (matrix - matrix.T).abs().max() if matrix.numel() else torch.zeros(())
         if defect > 100 * torch.finfo(matrix.dtype).eps * matrix.abs().max():
-            raise ValueError(f"A DenseOperator needs a symmetric matrix, got entries that differ by {defect:.1e} across the diagonal.")
+            raise ValueError(
+                f"A DenseOperator needs a symmetric matrix, got entries that differ by {defect:.1e} across the diagonal."
+            )
         self.matrix = matrix
         self.n = matrix.shape[0]
         self.dtype = matrix.dtype
@@ -125,4 +127,3 @@ class EigenPairs:
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator with a fixed seed: the only source of randomness in this package."""
     return torch.Generator(device=device).manual_seed(seed)
-
