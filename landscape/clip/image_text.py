@@ -1,0 +1,330 @@
+"""Deterministic image-text batches: the fixed ones that curvature is measured on, and the shuffled ones that train.
+
+Every random choice is a function of named integers (seed, epoch, index), never of global state, of the number of worker
+processes, or of the order of calls. Shapes: b = pairs per batch, l = tokens per caption, h, w = what the transform makes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from landscape.clip.openmoji import load_openmoji
+from landscape.clip.pair_files import open_csv, open_shards
+from landscape.clip.pairs import ArrayPairs, Pair, Pairs, PairsFromDataset, pair_digest, split_of
+from landscape.clip.seeding import call_plainly, derive_seed, draw_without_replacement, seeded_globals
+from landscape.errors import DataError
+from landscape.linalg.operator import seeded
+from landscape.manifest import DataSettings
+
+__all__ = [
+    "CurvatureBatches",
+    "EpochSampler",
+    "Pairs",
+    "PairsFromDataset",
+    "TrainingPairs",
+    "curvature_batches",
+    "epoch_loader",
+    "open_pairs",
+    "split_of",
+]
+
+Transform = Callable[[Any], Tensor]
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+def open_pairs(settings: DataSettings, *, cache: Path | None = None, progress: bool | None = None) -> Pairs:
+    """Open the pairs that a manifest names.
+
+    Args:
+        settings: `source` is "openmoji", the path of a .csv or .tsv file, or a path pattern of .tar shards. openmoji is
+            drawn at `image_size`; pictures from files are scaled and cut to it where it is given.
+        cache, progress: As in `load_openmoji`; used for nothing else.
+
+    Raises:
+        MissingDependencyError: If openmoji is asked for and the extra `demo` is not installed.
+        DataError: If the source is of no known kind, is missing or damaged, or has no pair in this split.
+    """
+    source = settings.source
+    if source == "openmoji":
+        if settings.image_size is None:
+            raise DataError("openmoji: image_size is missing, and the pictures are drawn at it. Set it to 64, say.")
+        arrays = load_openmoji(settings.image_size, cache=cache, progress=progress)
+        return ArrayPairs(arrays, split=settings.split, source=source)
+    if source.lower().endswith((".csv", ".tsv")):
+        return open_csv(
+            Path(source),
+            split=settings.split,
+            image_size=settings.image_size,
+            separator=settings.separator,
+            image_key=settings.image_key,
+            caption_key=settings.caption_key,
+        )
+    if ".tar" in Path(source).name.lower():
+        return open_shards(source, split=settings.split, image_size=settings.image_size)
+    raise DataError(f"{source}: unknown kind of source. Expected openmoji, a .csv or .tsv file, or a pattern of .tar shards.")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CurvatureBatches:
+    """The fixed batches of one measurement; each is read when it is asked for. Made by `curvature_batches`.
+
+    Attributes:
+        indices: Positions in `pairs` in the order of the draw; batch i holds entries i * batch_size and following.
+    """
+
+    pairs: Pairs
+    indices: tuple[int, ...]
+    batch_size: int
+    seed: int
+    transform: Transform | None
+    tokenizer: Tokenizer | None
+    augmentation: str
+    augmentation_seed: int | None
+
+    def __len__(self) -> int:
+        return len(self.indices) // self.batch_size
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        """Batch i: "image" (b, 3, h, w) float, and "text" (b, l) int64, or "label" (b,) int64 where there is no tokenizer.
+
+        Raises:
+            IndexError: If there is no batch i.
+            DataError: If a picture cannot be read, or the pictures of the batch differ in size.
+        """
+        indices = self._batch_indices(i)
+        raw = [self.pairs[index] for index in indices]
+        images = [self._image(index, pair) for index, pair in zip(indices, raw)]
+        if len({image.shape for image in images}) != 1:
+            shapes = ", ".join(sorted({str(tuple(image.shape)) for image in images}))
+            raise DataError(
+                f"{self.pairs.name}, batch {i}: the pictures differ in size ({shapes}), so they make no batch. "
+                "Give a transform that resizes them."
+            )
+        return {"image": torch.stack(images), **_targets(raw, self.tokenizer, self.pairs.name)}
+
+    def _batch_indices(self, i: int) -> tuple[int, ...]:
+        position = range(len(self))[i]
+        return self.indices[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _image(self, index: int, pair: Pair) -> Tensor:
+        if self.transform is None:
+            if not isinstance(pair[0], Tensor):
+                raise ValueError(f"{self.pairs.name}: the pictures are PIL images, so a transform to tensors is needed.")
+            return pair[0]
+        if self.augmentation_seed is None:
+            return call_plainly(self.transform, pair[0])
+        with seeded_globals(derive_seed("augmentation", self.augmentation_seed, index)):
+            return self.transform(pair[0])
+
+    def digest(self, i: int) -> str:
+        """sha256 of what batch i is made of: the pairs before the model's transform, and how they are augmented.
+
+        The model, its normalisation and its tokenizer do not enter: equal digests mean that two models saw the same pairs.
+        The preimage is one line of JSON {"augmentation", "augmentation_seed", "indices"} with sorted keys, where the indices are
+        null unless augmented, then `pair_digest` of each pair in order.
+        """
+        indices = self._batch_indices(i)
+        augmented = self.augmentation_seed is not None
+        protocol = {
+            "augmentation": self.augmentation,
+            "augmentation_seed": self.augmentation_seed,
+            "indices": list(indices) if augmented else None,
+        }
+        digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode() + b"\n")
+        for index in indices:
+            digest.update(pair_digest(*self.pairs[index]))
+        return digest.hexdigest()
+
+    @cached_property
+    def protocol_digest(self) -> str:
+        """sha256 of the settings of the whole measurement as one JSON line with sorted keys; "pairs" is `pairs.digest`."""
+        protocol = {
+            "pairs": self.pairs.digest,
+            "num_samples": len(self.indices),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "augmentation": self.augmentation,
+            "augmentation_seed": self.augmentation_seed,
+        }
+        return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+
+
+def _targets(pairs: Sequence[Pair], tokenizer: Tokenizer | None, name: str) -> dict[str, Tensor]:
+    targets = [target for _, target in pairs]
+    captions = [target for target in targets if isinstance(target, str)]
+    if tokenizer is not None and len(captions) == len(targets):
+        return {"text": tokenizer(captions).long()}
+    if tokenizer is None and not captions:
+        return {"label": torch.tensor(targets, dtype=torch.int64)}
+    if tokenizer is not None:
+        raise ValueError(f"{name}: a tokenizer was given, but there are labels in place of captions; pass tokenizer=None.")
+    raise ValueError(f"{name}: the pairs have captions, so a tokenizer is needed.")
+
+
+def curvature_batches(
+    pairs: Pairs,
+    *,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    transform: Transform | None,
+    tokenizer: Tokenizer | None,
+    augmentation: str = "none",
+    augmentation_seed: int | None = None,
+) -> CurvatureBatches:
+    """Draw the pairs that curvature is measured on, once, and cut them into batches.
+
+    Which pairs, in which order, depends on the number of pairs and the seed alone, so every checkpoint and every
+    architecture sees the same ones, and more samples only add batches at the end.
+
+    Args:
+        num_samples: 3000 in Park & Kim (arXiv 2202.06709) as followed by arXiv 2404.19394.
+        batch_size: 15 in arXiv 2404.19394. Each batch is one empirical risk.
+        transform: The model's: PIL picture -> float tensor (3, h, w). None if the pairs hold finished tensors.
+        tokenizer: The model's: captions -> (b, l). None for a classifier: the batches then hold labels.
+        augmentation: Name of the training recipe whose augmentation `transform` applies; enters the digests.
+        augmentation_seed: The augmentation of pair i is a function of this seed and i. None: the transform is not random.
+
+    Raises:
+        ValueError: If an augmentation comes without a seed or a seed without an augmentation.
+        DataError: If the samples cannot be drawn or cut into such batches, or a drawn picture is not there.
+    """
+    if (augmentation == "none") != (augmentation_seed is None):
+        raise ValueError(f"augmentation {augmentation!r} with augmentation_seed {augmentation_seed}: give both, or neither.")
+    _check_counts(len(pairs), pairs.name, num_samples, batch_size, contrastive=tokenizer is not None)
+    indices = tuple(draw_without_replacement(len(pairs), num_samples, seed=seed))
+    pairs.check(indices)
+    return CurvatureBatches(
+        pairs=pairs,
+        indices=indices,
+        batch_size=batch_size,
+        seed=seed,
+        transform=transform,
+        tokenizer=tokenizer,
+        augmentation=augmentation,
+        augmentation_seed=augmentation_seed,
+    )
+
+
+def _check_counts(available: int, name: str, num_samples: int, batch_size: int, *, contrastive: bool) -> None:
+    if num_samples < 1 or batch_size < 1:
+        raise DataError(f"{name}: num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}.")
+    if batch_size == 1 and contrastive:
+        raise DataError(f"{name}: batch_size is 1, but a contrastive loss over one pair is constant. Take at least 2.")
+    if batch_size > num_samples:
+        raise DataError(f"{name}: batch_size {batch_size} is larger than num_samples {num_samples}. Lower batch_size.")
+    if num_samples % batch_size:
+        raise DataError(
+            f"{name}: num_samples {num_samples} is not a multiple of batch_size {batch_size}, so the last batch would be smaller "
+            f"and its loss another one. Take {num_samples - num_samples % batch_size} samples."
+        )
+    if num_samples > available:
+        raise DataError(
+            f"asked for {num_samples} pairs, there are {available} in {name}; they are drawn without replacement. "
+            "Lower num_samples, or take another split."
+        )
+
+
+class TrainingPairs(Dataset[tuple[Tensor, Tensor | int]]):
+    """Pairs as open_clip's training loop takes them: (image (3, h, w), tokens (l,)), or (image, label) without a tokenizer.
+
+    An item is asked for by (epoch, index), as `EpochSampler` does, or by index, which means epoch 0. The epoch travels
+    with the index because a worker process that outlives an epoch would not hear of the next one.
+    """
+
+    def __init__(self, pairs: Pairs, transform: Transform, tokenizer: Tokenizer | None, *, seed: int) -> None:
+        self.pairs = pairs
+        self._transform = transform
+        self._tokenizer = tokenizer
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Tensor | int]:
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        pair = self.pairs[index]
+        with seeded_globals(derive_seed("training", self._seed, epoch, index)):
+            image = self._transform(pair[0])
+        targets = _targets([pair], self._tokenizer, self.pairs.name)
+        return image, targets["text"][0] if "text" in targets else int(targets["label"])
+
+
+class EpochSampler(DistributedSampler):
+    """A fresh order per epoch, shared out over processes; yields (epoch, index) for `TrainingPairs`.
+
+    The order is a function of seed and epoch. Process r of p takes entries r, r + p, ... of it, so the p batches of one
+    step together are one batch of the single-process run. What does not fill all processes is left out.
+    A DistributedSampler, because open_clip's trainer calls `set_epoch` on nothing else.
+
+    Args:
+        pairs: Anything with a length.
+        rank, num_replicas: By default those of torch.distributed where it runs (torchrun), else 0 of 1.
+    """
+
+    def __init__(self, pairs: Any, *, seed: int, rank: int | None = None, num_replicas: int | None = None) -> None:
+        running = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if rank is None:
+            rank = torch.distributed.get_rank() if running else 0
+        if num_replicas is None:
+            num_replicas = torch.distributed.get_world_size() if running else 1
+        super().__init__(pairs, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.num_replicas  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = seeded(derive_seed("shuffle", self.seed, self.epoch))
+        order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
+        epoch = self.epoch
+        return ((epoch, index) for index in order[self.rank : len(self) * self.num_replicas : self.num_replicas])
+
+
+def epoch_loader(
+    pairs: Pairs,
+    *,
+    transform: Transform,
+    tokenizer: Tokenizer | None,
+    batch_size: int,
+    seed: int,
+    num_workers: int = 0,
+    rank: int | None = None,
+    num_replicas: int | None = None,
+) -> DataLoader[Any]:
+    """Training batches (images, tokens) of `batch_size` pairs per process; call `loader.sampler.set_epoch(epoch)` first.
+
+    The batches of an epoch depend on seed and epoch only, whatever the number of workers. A last batch that would be
+    incomplete is left out.
+
+    Raises:
+        DataError: If there are fewer pairs than one batch over all processes takes.
+    """
+    sampler = EpochSampler(pairs, seed=seed, rank=rank, num_replicas=num_replicas)
+    if len(sampler) < batch_size:
+        raise DataError(
+            f"asked for batches of {batch_size} pairs in each of {sampler.num_replicas} processes, there are {len(pairs)} in "
+            f"{pairs.name}. Lower the batch size."
+        )
+    return DataLoader(
+        TrainingPairs(pairs, transform, tokenizer, seed=seed),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        # The loader seeds its workers; without a generator of its own it would draw that seed from the global one.
+        generator=seeded(derive_seed("workers", seed)),
+    )
