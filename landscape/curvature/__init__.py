@@ -1,1 +1,31 @@
 """From (model, loss, batch) to a symmetric operator."""
+
+from landscape.curvature.hessian import HessianOperator, gradient, hessian
+from landscape.curvature.objective import (
+    Batch,
+    Objective,
+    Params,
+    call_with_parameters,
+    flatten,
+    select_parameters,
+    squared_norm,
+    unflatten,
+)
+from landscape.curvature.preconditions import check_twice_differentiable
+from landscape.curvature.reference import pyhessian_eigenpairs
+
+__all__ = [
+    "Batch",
+    "HessianOperator",
+    "Objective",
+    "Params",
+    "call_with_parameters",
+    "check_twice_differentiable",
+    "flatten",
+    "gradient",
+    "hessian",
+    "pyhessian_eigenpairs",
+    "select_parameters",
+    "squared_norm",
+    "unflatten",
+]

@@ -1,0 +1,237 @@
+"""What the autograd graph of a loss gives away: operations whose second derivative is missing or wrong.
+
+A network built from such operations has right gradients, and nothing is raised when they are differentiated again:
+terms are dropped. Looking at the graph costs a few milliseconds per thousand operations.
+
+What is found: an operation whose backward pass leaves the autograd graph (an `autograd.Function` around an opaque
+kernel, or marked once_differentiable, whose error PyTorch prunes), one that computes in fewer bits than the parameters
+(autocast inside the loss), reentrant and other checkpointing, PyTorch's fused weight normalisation, and model
+parameters that the loss reached behind the back of the substitution.
+What is not: a backward pass that is differentiable in the incoming gradient but treats something saved in the forward
+pass as constant. In the graph that looks like a linear operation; only differences of gradients can tell.
+
+Imports only torch, landscape.errors and landscape.curvature.objective.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node, disable_saved_tensors_hooks
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from landscape.curvature.objective import Params
+from landscape.errors import ObjectiveError
+
+# Nodes of the forward graph that mean wrong second derivatives: name -> what happens and what to do.
+_REFUSED_NODES = {
+    "CheckpointFunctionBackward": (
+        "runs under reentrant gradient checkpointing, which drops terms of the second derivative. Switch checkpointing off"
+    ),
+    # gradgradcheck fails for it, torch 2.13 to 2.15; checked by a test.
+    "WeightNormInterfaceBackward0": (
+        "applies torch's fused weight normalisation, whose second derivative is wrong. Fold it into the weight with "
+        "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm"
+    ),
+}
+_SAVED_TENSOR_HOOKS = "saved tensor hooks are not allowed in the loss"
+_NO_INPUT_REQUIRES_GRAD = "None of the inputs have requires_grad=True"
+
+
+@dataclass
+class ModuleTimeline:
+    """Which submodule made which node of an autograd graph, by the order in which nodes are made."""
+
+    spans: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def name_of(self, node: Node) -> str:
+        """The innermost submodule whose forward pass made `node`."""
+        made = node._sequence_nr()
+        around = [(end - start, name) for start, end, name in self.spans if start <= made < end]
+        return min(around)[1] if around else "the loss, outside every submodule"
+
+
+@contextmanager
+def module_timeline(module: nn.Module | None) -> Iterator[ModuleTimeline]:
+    """Watch the forward passes of the submodules of `module` for as long as the context lasts.
+
+    Uses hooks on all modules of the process, and so leaves none on the model.
+    """
+    parts = module.named_modules() if module is not None else ()
+    names = {id(part): f"{name or 'the model'} ({type(part).__name__})" for name, part in parts}
+    timeline = ModuleTimeline()
+    entered: list[int] = []
+
+    def enter(part: nn.Module, args: Any) -> None:
+        entered.append(torch.autograd._get_sequence_nr())
+
+    def leave(part: nn.Module, args: Any, output: Any) -> None:
+        start = entered.pop()
+        if id(part) in names:
+            timeline.spans.append((start, torch.autograd._get_sequence_nr(), names[id(part)]))
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    try:
+        yield timeline
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def differentiable_gradient(
+    loss: Tensor, params: Params, timeline: ModuleTimeline, *, module: nn.Module | None
+) -> tuple[Tensor | None, ...]:
+    """The gradient of `loss` with its own graph, or a refusal to build one that would lie.
+
+    The loss is differentiated with a seed of 1 that itself requires gradients. Every honest backward pass is linear in
+    the gradient that comes in, so each gradient that goes out is then attached to the graph, that of a linear loss too,
+    and one that is not has lost its second derivative. A gradient of zeros may be detached (that of round, say).
+
+    Returns:
+        Per parameter its gradient, or None where the loss does not depend on it.
+
+    Raises:
+        ObjectiveError: If an operation of the loss has no second derivative, or a wrong one, or too few bits, naming
+            the submodule and the operation; or if the loss reaches parameters of `module` other than `params`.
+    """
+    nodes = list(_nodes(loss))
+    _refuse_known_nodes(nodes, timeline)
+    if module is not None:
+        _refuse_bypassed_parameters(nodes, params, module)
+    faults: list[str] = []
+    dtype = next(iter(params.values())).dtype
+    handles = [
+        node.register_hook(partial(_inspect, partial(timeline.name_of, node), node.name(), faults, dtype))
+        for node in nodes
+        if not hasattr(node, "variable")
+    ]
+    seed = torch.ones_like(loss, requires_grad=True)
+    try:
+        with explained_errors():
+            gradients = torch.autograd.grad(loss, list(params.values()), seed, create_graph=True, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if faults:
+        raise ObjectiveError(faults[0])
+    return gradients
+
+
+def _nodes(loss: Tensor) -> Iterator[Node]:
+    """Every node of the graph behind `loss`, once."""
+    seen: set[Node] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting.extend(successor for successor, _ in node.next_functions)
+            yield node
+
+
+def _refuse_known_nodes(nodes: list[Node], timeline: ModuleTimeline) -> None:
+    for node in nodes:
+        if reason := _REFUSED_NODES.get(node.name()):
+            raise ObjectiveError(f"{timeline.name_of(node)}: {reason}.")
+
+
+def _refuse_bypassed_parameters(nodes: list[Node], params: Params, module: nn.Module) -> None:
+    """A parameter under study was replaced, so the model's own tensor of that name must not be in the graph."""
+    own = ((name, tensor) for name, tensor in module.named_parameters() if name in params)
+    replaced = {id(tensor): name for name, tensor in own if tensor is not params[name]}
+    for node in nodes:
+        name = replaced.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise ObjectiveError(
+                f"{name}: the loss uses this parameter other than through the model it is given, so that part of its curvature "
+                "would be missing. Take parameters from the `model` argument inside the loss, not from a list made before."
+            )
+
+
+def _inspect(
+    where: Callable[[], str],
+    operation: str,
+    faults: list[str],
+    dtype: torch.dtype,
+    going_out: tuple[Any, ...],
+    coming_in: tuple[Any, ...],
+) -> None:
+    """Judge one backward pass by the gradients that it returned; the first fault found is the one to report."""
+    for gradient in going_out:
+        if gradient is None or faults:
+            continue
+        if gradient.layout != torch.strided:
+            faults.append(
+                f"{where()}: {operation} gives a sparse gradient, which cannot be differentiated again. Build the embedding "
+                "with sparse=False."
+            )
+        elif torch.finfo(gradient.dtype).eps > torch.finfo(dtype).eps:
+            faults.append(
+                f"{where()}: {operation} computes in {gradient.dtype}, but the parameters are in {dtype}, so the second "
+                "derivative would have fewer digits than it seems. Take autocast and casts out of the loss, or convert "
+                "the model to the smaller type if that is float32."
+            )
+        elif _left_the_graph(gradient) and torch.count_nonzero(gradient):
+            faults.append(
+                f"{where()}: the backward pass of {operation} cannot be differentiated, so PyTorch would drop its part of "
+                "the second derivative without a word. Use an implementation of it whose backward is made of "
+                "differentiable operations."
+            )
+
+
+def _left_the_graph(gradient: Tensor) -> bool:
+    """Detached, or attached to the error node of once_differentiable alone, which autograd.grad prunes."""
+    return not gradient.requires_grad or (gradient.grad_fn is not None and gradient.grad_fn.name() == "torch::autograd::Error")
+
+
+@contextmanager
+def no_checkpointing() -> Iterator[None]:
+    """Forbid what makes a retained graph depend on more than itself: recomputation and other hooks on saved tensors.
+
+    Raises:
+        ObjectiveError: If the loss is evaluated under such a hook or installs one.
+    """
+    try:
+        with disable_saved_tensors_hooks(_SAVED_TENSOR_HOOKS), warnings.catch_warnings():
+            # Reentrant checkpointing of a block whose input needs no gradient leaves no trace in the graph but this.
+            warnings.filterwarnings("error", message=_NO_INPUT_REQUIRES_GRAD)
+            yield
+    except (RuntimeError, UserWarning) as error:
+        if _SAVED_TENSOR_HOOKS not in str(error) and _NO_INPUT_REQUIRES_GRAD not in str(error):
+            raise
+        raise ObjectiveError(
+            "The loss uses gradient checkpointing or another hook on saved tensors, which drops terms of the second derivative "
+            "or recomputes the network from weights that may have changed. Switch it off; "
+            "model.set_grad_checkpointing(False) does so in timm and open_clip."
+        ) from error
+
+
+# Fragments of PyTorch's messages about second derivatives -> what they mean here.
+_EXPLANATIONS = {
+    "derivative for": "an operation of the loss has no second derivative in PyTorch. Replace it by one that has",
+    "double backward": "an operation of the loss has no second derivative. Replace it, or do not compile the model",
+    "differentiate twice": "an operation of the loss refuses a second derivative. Replace it by one that has it",
+    "not compatible with .grad()": "the loss uses reentrant gradient checkpointing. Switch it off",
+    "modified by an inplace operation": (
+        "a tensor that the loss was computed from, such as the batch, was changed in place after the operator was built. "
+        "Build it on a copy"
+    ),
+}
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turn PyTorch's errors about second derivatives into an ObjectiveError that says what to do; let others pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        for fragment, meaning in _EXPLANATIONS.items():
+            if fragment in str(error):
+                first_line = str(error).partition("\n")[0]
+                raise ObjectiveError(f"The loss cannot be differentiated twice: {meaning}. PyTorch says: {first_line}") from error
+        raise

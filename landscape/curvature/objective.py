@@ -1,0 +1,173 @@
+"""A loss as a function of named parameters, and the flat vector those parameters form.
+
+Imports only torch and landscape.errors.
+Shapes: n = total size of the selected parameters, in the order of model.named_parameters().
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from landscape.errors import ObjectiveError
+
+Params = dict[str, Tensor]
+Batch = Any
+Features = Any
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss(forward(params, batch), batch) + weight_decay / 2 * |params|^2, in nats.
+
+    Attributes:
+        forward: Features of a batch: any nest of tensors. May read nothing but its arguments and constants.
+        loss: Scalar loss of the features; may couple all rows of the batch, as a contrastive loss does.
+        weight_decay: Coefficient of the L2 term over the selected parameters; finite and >= 0.
+        module: The model behind `forward`, where there is one: preconditions are checked on it and messages name
+            its parts. It is never modified.
+        rowwise: Whether row i of the features depends on row i of the batch alone. False for an opaque closure.
+
+    Raises:
+        ValueError: If `weight_decay` is negative or not finite.
+    """
+
+    forward: Callable[[Params, Batch], Features]
+    loss: Callable[[Features, Batch], Tensor]
+    weight_decay: float = 0.0
+    module: nn.Module | None = None
+    rowwise: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}.")
+
+    @classmethod
+    def from_closure(cls, model: nn.Module, loss: Callable[[Any, Batch], Tensor], *, weight_decay: float = 0.0) -> "Objective":
+        """The objective of `loss(model, batch)`, which may use the model in any way: call it, its parts, its parameters.
+
+        What the loss reaches through its `model` argument sees the parameters under study. A tensor that the loss
+        captured elsewhere, such as a list made of model.parameters(), does not; HessianOperator refuses that.
+        """
+
+        def forward(params: Params, batch: Batch) -> Features:
+            return call_with_parameters(model, params, loss, batch)
+
+        return cls(forward, lambda value, batch: value, weight_decay=weight_decay, module=model, rowwise=False)
+
+    def data_term(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
+        """The loss without the L2 term."""
+        return self.loss(self.forward(params, batch), batch)
+
+    def __call__(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
+        value = self.data_term(params, batch)
+        if self.weight_decay:
+            value = value + 0.5 * self.weight_decay * squared_norm(params)
+        return value
+
+
+class _Bound(nn.Module):
+    """`function(module, *args)` as a module, which is what functional_call takes."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        # In a tuple, a criterion that is itself a module does not become part of this one.
+        self._function = (function,)
+
+    def forward(self, *args: Any) -> Any:
+        return self._function[0](self.module, *args)
+
+
+def call_with_parameters(module: nn.Module, params: Params, function: Callable[..., Any], *args: Any) -> Any:
+    """Evaluate `function(module, *args)` with `params` in place of the module's own parameters.
+
+    Parameters not named in `params` and all buffers are replaced by detached copies: the result depends on
+    `params` alone, later changes of the model cannot reach its graph, and buffers written during the evaluation are
+    thrown away. Costs one copy of the rest of the model. Tensors tied under several names are replaced under all.
+
+    Raises:
+        ObjectiveError: If `params` names a parameter that the module does not have.
+    """
+    own = dict(module.named_parameters())
+    if unknown := [name for name in params if name not in own]:
+        raise ObjectiveError(
+            f"{type(module).__name__}: it has no parameter {unknown[0]!r}, so its loss cannot be a function of it. "
+            "Take the parameters from select_parameters(model, ...)."
+        )
+    state = {name: tensor.detach().clone() for name, tensor in own.items() if name not in params}
+    state.update((name, buffer.detach().clone()) for name, buffer in module.named_buffers())
+    state.update(params)
+    return functional_call(_Bound(module, function), {f"module.{name}": tensor for name, tensor in state.items()}, args)
+
+
+def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "all") -> Params:
+    """The parameters of `model` that require gradients, by name, in the order of model.named_parameters().
+
+    Args:
+        patterns: "all", or one or several shell patterns over dotted names, such as "visual.*". A tensor tied under
+            several names is chosen by any of them and counted once, under its first name.
+
+    Returns:
+        Detached views: they follow the model, but nothing done with them reaches it.
+
+    Raises:
+        ObjectiveError: If a pattern matches no parameter that requires gradients.
+        ValueError: If there is no pattern.
+    """
+    globs = ["*"] if patterns == "all" else [patterns] if isinstance(patterns, str) else list(patterns)
+    if not globs:
+        raise ValueError('patterns must be "all" or at least one pattern, got none.')
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.setdefault(id(parameter), []).append(name)
+            tensors[id(parameter)] = parameter
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for aliases in names.values() for name in aliases):
+            raise ObjectiveError(_nothing_matches(model, glob))
+    return {
+        aliases[0]: tensors[key].detach()
+        for key, aliases in names.items()
+        if any(fnmatchcase(name, glob) for name in aliases for glob in globs)
+    }
+
+
+def _nothing_matches(model: nn.Module, glob: str) -> str:
+    where = f"{type(model).__name__}: no parameter that requires gradients matches {glob!r}"
+    if frozen := [name for name, parameter in model.named_parameters() if fnmatchcase(name, glob)]:
+        return f"{where}, because {frozen[0]!r} is frozen. Curvature needs a direction to move in; call requires_grad_(True)."
+    tops = list(dict.fromkeys(name.partition(".")[0] for name, _ in model.named_parameters()))
+    if not tops:
+        return f"{where}, because the model has no parameters at all. Pass the model that holds the weights."
+    return f"{where}. Patterns are matched against full dotted names, whose first parts here are: {', '.join(tops)}."
+
+
+def squared_norm(params: Params) -> Float[Tensor, ""]:
+    """|params|^2, differentiable; the sum of the sums of squares of each tensor."""
+    return torch.stack([(tensor * tensor).sum() for tensor in params.values()]).sum()
+
+
+def flatten(params: Params) -> Float[Tensor, " n"]:
+    """One vector of all entries, in insertion order."""
+    return torch.cat([tensor.reshape(-1) for tensor in params.values()])
+
+
+def unflatten(vector: Float[Tensor, " n"], like: Params) -> Params:
+    """Views of `vector` with the names and shapes of `like`: the inverse of `flatten`.
+
+    Raises:
+        ValueError: If the vector's size is not the total size of `like`.
+    """
+    total = sum(tensor.numel() for tensor in like.values())
+    if vector.shape != (total,):
+        raise ValueError(f"Parameters of total size {total} need a vector of that size, got one of shape {tuple(vector.shape)}.")
+    pieces = vector.split([tensor.numel() for tensor in like.values()])
+    return {name: piece.view(tensor.shape) for piece, (name, tensor) in zip(pieces, like.items())}
