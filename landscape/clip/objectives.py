@@ -1,0 +1,140 @@
+"""The losses that CLIP models and classifiers are trained with, as functions of chosen parameters.
+
+Shapes: b = pairs per batch, d = width of the joint space, c = number of classes.
+"""
+
+from collections.abc import Sequence
+
+import open_clip
+from jaxtyping import Float
+from open_clip.loss import SigLipLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landscape.curvature.objective import Batch, Objective, Params, call_with_parameters, select_parameters
+from landscape.errors import ModelError, ObjectiveError
+
+_SCALARS = ("logit_scale", "logit_bias")
+
+
+def contrastive_objective(
+    model: nn.Module, *, parameters: str | Sequence[str] = "all", weight_decay: float = 0.0
+) -> tuple[Objective, Params]:
+    """The contrastive loss of one batch {"image": (b, 3, h, w), "text": (b, l)}, all b pairs compared with each other.
+
+    The value is that of open_clip.ClipLoss in nats: the mean of the two cross-entropies. A model whose configuration sets
+    `init_logit_bias` is made for SigLIP's sigmoid loss and gets that of open_clip.SigLipLoss.
+
+    The features of row i are "image" and "text" (b, d), of length 1, and the temperature exp(logit_scale), repeated for
+    every row (b,): the loss reads it from each row, so that a derivative taken through chunks of rows misses nothing.
+
+    Args:
+        model: An open_clip model of an image and a text tower, in eval mode.
+        parameters: "all"; "image" for the image tower, `visual.*`, to which its projection into the joint space belongs;
+            "text" for everything else but the scalars logit_scale and logit_bias; or shell patterns of names.
+        weight_decay: Of the L2 term over the chosen parameters.
+
+    Returns:
+        The objective and the chosen parameters, where to take its derivatives. Parameters that were not chosen are
+        constants of it.
+
+    Raises:
+        ModelError: If the model is no such model, or its loss is not known.
+        ObjectiveError: If a pattern matches no parameter; on evaluation, if a batch has fewer than two pairs.
+    """
+    criterion = _criterion(model)
+
+    def forward(params: Params, batch: Batch) -> dict[str, Tensor]:
+        _check_pictures(batch)
+        return call_with_parameters(model, params, _clip_features, batch["image"], batch["text"])
+
+    def loss(features: dict[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+        if features["image"].shape[0] < 2:
+            raise ObjectiveError(
+                f"a contrastive batch of {features['image'].shape[0]} pair has nothing to compare: its loss is 0 whatever the "
+                "weights. Use batches of two pairs or more."
+            )
+        columns = {name: features[name][:, None] for name in _SCALARS if name in features}
+        return criterion(features["image"], features["text"], **columns)
+
+    chosen = select_parameters(model, _tower_patterns(model, parameters))
+    return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True), chosen
+
+
+def cross_entropy_objective(
+    model: nn.Module, *, parameters: str | Sequence[str] = "all", weight_decay: float = 0.0
+) -> tuple[Objective, Params]:
+    """The mean cross-entropy in nats of one batch {"image": (b, 3, h, w), "label": (b,)} under a classifier.
+
+    Args:
+        model: image -> logits (b, c), in eval mode.
+        parameters: "all", or shell patterns of names.
+        weight_decay: Of the L2 term over the chosen parameters.
+
+    Raises:
+        ModelError: If the model is a CLIP model, or a tower of one is asked for.
+        ObjectiveError: If a pattern matches no parameter.
+    """
+    if hasattr(model, "logit_scale"):
+        raise ModelError(f"{type(model).__name__}: is a CLIP model, which gives no classes. Use objective: contrastive.")
+    if parameters in ("image", "text"):
+        raise ModelError(f"{type(model).__name__}: a classifier has no {parameters!r} tower. Use parameters: all, or patterns.")
+
+    def forward(params: Params, batch: Batch) -> Float[Tensor, "b c"]:
+        _check_pictures(batch)
+        return call_with_parameters(model, params, nn.Module.__call__, batch["image"])
+
+    def loss(logits: Float[Tensor, "b c"], batch: Batch) -> Float[Tensor, ""]:
+        return F.cross_entropy(logits, batch["label"])
+
+    return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True), select_parameters(model, parameters)
+
+
+def _criterion(model: nn.Module) -> nn.Module:
+    if isinstance(model, open_clip.CoCa):
+        raise ModelError("CoCa: is trained on captioning too, so the contrastive loss is not all of it. Choose a CLIP model.")
+    if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
+        raise ModelError(
+            f"{type(model).__name__}: is no CLIP model of open_clip, so it has no contrastive loss. "
+            "Use objective: cross_entropy, or in Python landscape.hessian(model, loss, batch)."
+        )
+    if getattr(model, "logit_bias", None) is None:
+        return open_clip.ClipLoss()
+    if getattr(model, "landscape_config", {}).get("init_logit_bias") is not None:
+        return SigLipLoss()
+    raise ModelError(
+        f"{type(model).__name__}: has a logit_bias, but not from a configuration with init_logit_bias, so it may be trained with "
+        "the sigmoid or the softmax loss. Build it with build_model, or in Python use landscape.hessian(model, loss, batch)."
+    )
+
+
+def _clip_features(model: nn.Module, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """open_clip's own forward pass, one entry per row for everything."""
+    output = model(image, text)
+    if not isinstance(output, dict):
+        output = dict(zip(("image_features", "text_features", *_SCALARS), output))
+    rows = image.shape[0]
+    scalars = {name: output[name].reshape(()).expand(rows) for name in _SCALARS if name in output}
+    return {"image": output["image_features"], "text": output["text_features"], **scalars}
+
+
+def _tower_patterns(model: nn.Module, parameters: str | Sequence[str]) -> str | list[str]:
+    if parameters == "image":
+        return "visual.*"
+    if parameters == "text":
+        tower = {
+            name: parameter.requires_grad
+            for name, parameter in model.named_parameters()
+            if not name.startswith("visual.") and name not in _SCALARS
+        }
+        # Where all are frozen, select_parameters says so.
+        return [name for name, is_free in tower.items() if is_free] or list(tower)
+    return parameters if isinstance(parameters, str) else list(parameters)
+
+
+def _check_pictures(batch: Batch) -> None:
+    if not batch["image"].is_floating_point():
+        raise ObjectiveError(
+            f"pictures are {batch['image'].dtype}, but a model takes normalised floating-point ones. "
+            "Apply preprocess_for(model) first."
+        )
