@@ -1,1 +1,5 @@
-"""Differentiable array kernels used inside networks."""
+"""Differentiable array kernels used inside networks; Numba and Triton are imported when a scan first runs on them."""
+
+from landscape.kernels.scan import linear_scan, selective_scan
+
+__all__ = ["linear_scan", "selective_scan"]

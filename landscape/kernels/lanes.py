@@ -1,0 +1,267 @@
+"""Rows of numbers that Numba keeps in vector registers: one 64-byte vector type and the arithmetic the scans need.
+
+Numba vectorises a loop only when it can prove that no two arrays overlap, which it cannot for a kernel with many
+arrays; measured on the backward kernel of the selective scan, the same mathematics is 15 times faster written with
+this type. A `Lanes` value holds one quantity of 16 (float32) or 8 (float64) independent channels.
+
+Indices count elements of a flat, C-contiguous array. Nothing is checked: callers stay inside their arrays.
+"""
+
+import hashlib
+import operator
+from collections.abc import Callable
+from math import factorial
+from pathlib import Path
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+VECTOR_BYTES = 64
+# Lets the compiler fuse a multiplication with an addition; nothing else is relaxed, so NaN and infinity survive.
+_FLAGS = ("contract",)
+_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile with Numba, without the GIL, cached on disk where there is a place for it.
+
+    Numba recompiles when the file of `function` changes but would not notice a change of this one, whose code it
+    inlines: the name under which the machine code is stored carries a digest of this file.
+    """
+    function.__qualname__ += "_" + _SOURCE
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(function, cache=True, **options)
+    except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
+        return njit(function, **options)
+
+
+class Lanes(types.Type):
+    """Numba's name for the vector type of one scalar type."""
+
+    def __init__(self, scalar: types.Float) -> None:
+        self.scalar = scalar
+        self.count = 8 * VECTOR_BYTES // scalar.bitwidth
+        super().__init__(name=f"Lanes({scalar})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: Lanes) -> None:
+        element = ir.FloatType() if lanes.scalar.bitwidth == 32 else ir.DoubleType()
+        super().__init__(manager, lanes, ir.VectorType(element, lanes.count))
+
+
+def _is_float32(vector: ir.VectorType) -> bool:
+    return isinstance(vector.element, ir.FloatType)
+
+
+def _constant(vector: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(vector, [value] * vector.count)
+
+
+def _splat(builder: ir.IRBuilder, vector: ir.VectorType, value: ir.Value) -> ir.Value:
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, _constant(ir.VectorType(ir.IntType(32), vector.count), 0))
+
+
+def _address(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, index: ir.Value) -> ir.Value:
+    """Pointer to the vector that starts at element `index` of a flat array."""
+    vector = context.get_value_type(Lanes(array_type.dtype))
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+@intrinsic
+def load(typing: Any, array: Any, index: types.Integer) -> Any:
+    """array[index : index + lanes]."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = _address(context, builder, signature.args[0], *args)
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
+    return Lanes(array.dtype)(array, types.intp), generate
+
+
+@intrinsic
+def store(typing: Any, array: Any, index: types.Integer, value: Lanes) -> Any:
+    """array[index : index + lanes] = value."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = _address(context, builder, signature.args[0], *args[:2])
+        builder.store(args[2], pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
+
+
+@intrinsic
+def splat(typing: Any, scalar: types.Float) -> Any:
+    """The same number in every lane."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _splat(builder, context.get_value_type(signature.return_type), args[0])
+
+    return Lanes(scalar)(scalar), generate
+
+
+@intrinsic
+def lane_sum(typing: Any, x: Lanes) -> Any:
+    """Sum over the lanes, in no particular order."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        vector = args[0].type
+        name = f"llvm.vector.reduce.fadd.v{vector.count}f{x.scalar.bitwidth}"
+        kind = ir.FunctionType(vector.element, [vector.element, vector])
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, [ir.Constant(vector.element, -0.0), args[0]], fastmath=("reassoc",))
+
+    return x.scalar(x), generate
+
+
+@intrinsic
+def where_less(typing: Any, x: Lanes, limit: types.Float, below: Lanes, otherwise: Lanes) -> Any:
+    """`below` where x < limit, `otherwise` elsewhere and where x is NaN."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        limit = context.cast(builder, args[1], signature.args[1], x.scalar)
+        mask = builder.fcmp_ordered("<", args[0], _splat(builder, args[0].type, limit))
+        return builder.select(mask, args[2], args[3])
+
+    return x(x, limit, x, x), generate
+
+
+def _polynomial(builder: ir.IRBuilder, x: ir.Value, coefficients: list[float]) -> ir.Value:
+    """Horner's rule, highest power first."""
+    total = _constant(x.type, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = builder.fadd(builder.fmul(total, x, flags=_FLAGS), _constant(x.type, coefficient), flags=_FLAGS)
+    return total
+
+
+@intrinsic
+def exp(typing: Any, x: Lanes) -> Any:
+    """e^x to one unit in the last place; 0 below the normal range, infinity above it, NaN for NaN.
+
+    x = k ln 2 + r with |r| <= ln(2) / 2, the Taylor series of e^r, and 2^k made from its bits. Adding 1.5 * 2^23 (2^52)
+    rounds to an integer and leaves that integer in the low bits of the sum. ln 2 is split as in Cody & Waite (1980).
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        (x,), vector = args, args[0].type
+        single = _is_float32(vector)
+        low, high, mantissa, bias, degree = (-88.0, 89.0, 23, 127, 7) if single else (-709.0, 710.0, 52, 1023, 13)
+        ln2 = (0.693359375, -2.12194440e-4) if single else (6.93145751953125e-1, 1.42860682030941723212e-6)
+        for operation, limit in (("<", _constant(vector, low)), (">", _constant(vector, high))):
+            x = builder.select(builder.fcmp_ordered(operation, x, limit), limit, x)
+        magic = _constant(vector, 1.5 * 2**mantissa)
+        shifted = builder.fadd(builder.fmul(x, _constant(vector, 1.4426950408889634), flags=_FLAGS), magic, flags=_FLAGS)
+        k = builder.fsub(shifted, magic)
+        for part in ln2:
+            x = builder.fsub(x, builder.fmul(k, _constant(vector, part), flags=_FLAGS), flags=_FLAGS)
+        integer = ir.VectorType(ir.IntType(32 if single else 64), vector.count)
+        exponent = builder.add(builder.bitcast(shifted, integer), _constant(integer, bias))
+        power = builder.bitcast(builder.shl(exponent, _constant(integer, mantissa)), vector)
+        series = _polynomial(builder, x, [1 / factorial(j) for j in range(degree, -1, -1)])
+        return builder.fmul(series, power)
+
+    return x(x), generate
+
+
+@intrinsic
+def log1p_unit(typing: Any, x: Lanes) -> Any:
+    """log(1 + x) for 0 <= x <= 1, to a few units in the last place: 2 artanh(z), z = x / (2 + x) <= 1/3, as a series."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        (x,), vector = args, args[0].type
+        z = builder.fdiv(x, builder.fadd(x, _constant(vector, 2.0)))
+        terms = 8 if _is_float32(vector) else 17
+        series = _polynomial(builder, builder.fmul(z, z), [2 / (2 * j + 1) for j in range(terms, -1, -1)])
+        return builder.fmul(z, series)
+
+    return x(x), generate
+
+
+@intrinsic
+def transpose(
+    typing: Any,
+    source: Any,
+    first: types.Integer,
+    pitch: types.Integer,
+    target: Any,
+    to: types.Integer,
+    step: types.Integer,
+) -> Any:
+    """Transpose a square block: target[to + j * step + i] = source[first + i * pitch + j] for i, j < lanes.
+
+    log2(lanes) rounds of interleaving row i with row i + lanes / 2.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        count = Lanes(source.dtype).count
+        align = source.dtype.bitwidth // 8
+
+        def offset(start: ir.Value, stride: ir.Value, i: int) -> ir.Value:
+            return builder.add(start, builder.mul(stride, ir.Constant(stride.type, i)))
+
+        rows = [
+            builder.load(_address(context, builder, source, args[0], offset(args[1], args[2], i)), align=align)
+            for i in range(count)
+        ]
+        half = count // 2
+        masks = [[(j // 2) + (j % 2) * count + start for j in range(count)] for start in (0, half)]
+        mask_type = ir.VectorType(ir.IntType(32), count)
+        for _ in range(half.bit_length()):
+            rows = [
+                builder.shuffle_vector(rows[i], rows[i + half], ir.Constant(mask_type, mask))
+                for i in range(half)
+                for mask in masks
+            ]
+        for j, row in enumerate(rows):
+            builder.store(row, _address(context, builder, target, args[3], offset(args[4], args[5], j)), align=align)
+        return context.get_dummy_value()
+
+    ints = types.intp
+    return types.void(source, ints, ints, target, ints, ints), generate
+
+
+def _operator(instruction: str) -> Callable[..., Any]:
+    @intrinsic
+    def combine(typing: Any, x: Lanes, y: Lanes) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return getattr(builder, instruction)(*args, flags=_FLAGS)
+
+        return x(x, y), generate
+
+    return combine
+
+
+def _define(symbol: Callable[[Any, Any], Any], instruction: str) -> None:
+    """Make a Python operator act on Lanes, and on a number with Lanes."""
+    combine = _operator(instruction)
+
+    # Numba compares this signature, annotations included, with those of the lambdas.
+    @overload(symbol)
+    def implementation(x, y):  # type: ignore[no-untyped-def]
+        if isinstance(x, Lanes) and isinstance(y, Lanes):
+            return lambda x, y: combine(x, y)
+        if isinstance(x, Lanes) and isinstance(y, types.Number):
+            left = x.scalar
+            return lambda x, y: combine(x, splat(left(y)))
+        if isinstance(x, types.Number) and isinstance(y, Lanes):
+            right = y.scalar
+            return lambda x, y: combine(splat(right(x)), y)
+        return None
+
+
+for _symbol, _instruction in {
+    operator.add: "fadd",
+    operator.sub: "fsub",
+    operator.mul: "fmul",
+    operator.truediv: "fdiv",
+}.items():
+    _define(_symbol, _instruction)

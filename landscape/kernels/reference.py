@@ -1,0 +1,102 @@
+"""The recurrences of the scans as plain PyTorch: the truth for every other back end, and what runs where none of them does.
+
+Knows arrays, not networks: imports only torch. Ordinary autograd differentiates everything here, in any mode.
+Shapes: b = batch, d = channels, n = states per channel, g = groups of channels that share B and C, l = length.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def linear_scan_loop(
+    a: Float[Tensor, "*rows l"], b: Float[Tensor, "*rows l"], *, reverse: bool = False
+) -> Float[Tensor, "*rows l"]:
+    """h_t = a_t h_{t-1} + b_t one step at a time: the definition."""
+    steps = range(b.shape[-1])
+    h = torch.zeros_like(b[..., 0])
+    states = []
+    for t in reversed(steps) if reverse else steps:
+        h = a[..., t] * h + b[..., t]
+        states.append(h)
+    return torch.stack(states[::-1] if reverse else states, dim=-1)
+
+
+def linear_scan_log_depth(
+    a: Float[Tensor, "*rows l"], b: Float[Tensor, "*rows l"], *, reverse: bool = False
+) -> Float[Tensor, "*rows l"]:
+    """h_t = a_t h_{t-1} + b_t in ceil(log2 l) rounds over the whole array: O(l log l) work, for devices with many cores.
+
+    After the round with stride s, (a_t, b_t) is the composition of the steps t - 2 s + 1 ... t.
+
+    Source: Hillis & Steele, Data parallel algorithms (1986); Blelloch, Prefix sums and their applications (1990), section 1.4.1.
+    """
+    length = b.shape[-1]
+    stride = 1
+    while stride < length:
+        pad, earlier, later = (stride, 0), slice(None, -stride), slice(stride, None)
+        if reverse:
+            pad, earlier, later = (0, stride), later, earlier
+        b = b + a * F.pad(b[..., earlier], pad)
+        # The first `stride` steps are complete: their coefficient multiplies the initial state, which is zero.
+        a = F.pad(a[..., later] * a[..., earlier], pad)
+        stride *= 2
+    return b
+
+
+def per_channel(B: Float[Tensor, "..."], channels: int) -> Float[Tensor, "#b d n #l"]:
+    """B or C in any of the shapes that `selective_scan` takes, with one row for each channel."""
+    if B.dim() == 2:
+        return B[None, :, :, None]
+    if B.dim() == 3:
+        return B[:, None].expand(-1, channels, -1, -1)
+    return B.repeat_interleave(channels // B.shape[1], dim=1)
+
+
+def step_sizes(
+    delta: Float[Tensor, "b d l"], delta_bias: Float[Tensor, " d"] | None, delta_softplus: bool
+) -> Float[Tensor, "b d l"]:
+    """The step sizes that discretise the state equation."""
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    return F.softplus(delta) if delta_softplus else delta
+
+
+def finish(
+    y: Float[Tensor, "b d l"], u: Float[Tensor, "b d l"], D: Float[Tensor, " d"] | None, z: Float[Tensor, "b d l"] | None
+) -> Float[Tensor, "b d l"]:
+    """Add the skip connection and apply the gate."""
+    if D is not None:
+        y = y + D[:, None] * u
+    return y if z is None else y * F.silu(z)
+
+
+def selective_scan_loop(
+    u: Float[Tensor, "b d l"],
+    delta: Float[Tensor, "b d l"],
+    A: Float[Tensor, "d n"],
+    B: Float[Tensor, "..."],
+    C: Float[Tensor, "..."],
+    delta_bias: Float[Tensor, " d"] | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Float[Tensor, "b d l"], Float[Tensor, "b d n"]]:
+    """The recurrence of `selective_scan` one step at a time.
+
+    Returns:
+        y without skip connection and gate, and the last state h_{l-1}.
+
+    Source: Gu & Dao, Mamba: Linear-time sequence modeling with selective state spaces (2023), equations 2 and 4, with
+    the input matrix discretised as delta B, as the authors' code does.
+    """
+    channels = u.shape[1]
+    delta = step_sizes(delta, delta_bias, delta_softplus)
+    length = u.shape[-1]
+    B, C = (per_channel(X, channels).expand(-1, -1, -1, length) for X in (B, C))
+    h = u.new_zeros(u.shape[0], *A.shape)
+    outputs = []
+    for t in range(length):
+        step = delta[:, :, t, None]
+        h = torch.exp(step * A) * h + step * B[..., t] * u[:, :, t, None]
+        outputs.append((h * C[..., t]).sum(dim=-1))
+    return torch.stack(outputs, dim=-1), h
