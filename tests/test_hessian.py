@@ -464,6 +464,22 @@ def test_dropping_the_operator_frees_its_graph_at_once(mlp_problem):
         gc.enable()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("columns", [1, 3])
+def test_products_on_a_gpu_equal_those_on_the_cpu(clip_problem, clip_hessian, columns):
+    model = copy.deepcopy(clip_problem.model).cuda()
+    batch = {name: tensor.cuda() for name, tensor in clip_problem.batch.items()}
+    objective = Objective.from_closure(model, clip_problem.loss)
+    state = torch.cuda.get_rng_state()
+    operator = HessianOperator(objective, select_parameters(model), batch, columns=columns)
+    V = normal(operator.n, 3)
+    assert relative_error((operator @ V.cuda()).cpu(), clip_hessian @ V) < 1e-10
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    with pytest.raises(ObjectiveError, match="is on cpu, but the parameters are on cuda:0"):
+        HessianOperator(objective, select_parameters(model), clip_problem.batch)
+
+
 def test_columns_must_be_positive(mlp_problem):
     with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
         HessianOperator(mlp_problem.objective, mlp_problem.params, mlp_problem.batch, columns=0)

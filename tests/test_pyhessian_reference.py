@@ -115,6 +115,16 @@ def test_attention_works_as_in_the_operator(clip_problem, clip_hessian):
     assert pairs.values.item() == pytest.approx(largest.item(), rel=1e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_it_runs_on_a_gpu_with_a_batch_that_is_no_tensor(classifier):
+    model, batch = classifier
+    here = pyhessian_eigenpairs(Objective.from_closure(model, entropy), select_parameters(model), batch, k=1)
+    model, batch = model.cuda(), tuple(tensor.cuda() for tensor in batch)
+    there = pyhessian_eigenpairs(Objective.from_closure(model, entropy), select_parameters(model), batch, k=1)
+    assert there.values.is_cuda and there.values.item() == pytest.approx(here.values.item(), rel=1e-3)
+
+
 def test_it_refuses_what_the_operator_refuses(classifier):
     model, batch = classifier
     model.insert(1, nn.Dropout(0.5))

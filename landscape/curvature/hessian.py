@@ -42,8 +42,8 @@ class HessianOperator(SymmetricOperator):
         objective: Evaluated twice, to see that it is not random; global random state is restored.
         params: Where to differentiate: float32 or float64, on one device. Their order is the flat order.
         batch: Any nest of tensors that the objective takes, on the device of the parameters.
-        columns: Vectors multiplied by one batched pass. 1 is fastest on a CPU (2.1 gradients a vector against 2.7 and
-            more in blocks, at 0.6 M parameters); blocks pay where kernel launches rule. Memory grows with it.
+        columns: Vectors multiplied by one batched pass. 1 is fastest on a CPU (2.0 gradients a vector; 2.6 in blocks of
+            2, 2.9 in blocks of 5, at 0.6 M parameters); blocks pay where kernel launches rule. Memory grows with it.
 
     Attributes:
         loss: Value of the objective, the L2 term included, in nats.
