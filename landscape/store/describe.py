@@ -1,0 +1,91 @@
+"""What is inside an output, in lines for a terminal and as values."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from landscape.store.parts import parts_folder
+from landscape.store.record import UNIT
+from landscape.store.store import SpectrumStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSummary:
+    """One checkpoint in numbers; eigenvalues in nats per squared parameter, over all its batches.
+
+    Args:
+        num_not_converged: Eigenvalues whose residual did not reach the tolerance.
+        worst_residual: The largest relative residual.
+    """
+
+    series: str
+    epoch: int
+    model: str
+    num_params: int
+    num_records: int
+    num_planned: int
+    num_not_converged: int
+    largest: float
+    smallest: float
+    worst_residual: float
+    mean_loss: float
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path looks like an output, finished or growing, from its first bytes alone."""
+    return parts_folder(path).is_dir() or (path.is_file() and bool(h5py.is_hdf5(path)))
+
+
+def summarize(store: SpectrumStore) -> list[CheckpointSummary]:
+    """One summary per checkpoint that has a record, in the order of the manifest."""
+    summaries = []
+    for series in store.series():
+        for epoch in store.epochs(series):
+            table = store.records(series, epoch)
+            summaries.append(
+                CheckpointSummary(
+                    series=series,
+                    epoch=epoch,
+                    model=table.model,
+                    num_params=table.num_params,
+                    num_records=table.num_records,
+                    num_planned=table.num_planned,
+                    num_not_converged=table.num_not_converged,
+                    largest=float(table.eigenvalues.max()),
+                    smallest=float(table.eigenvalues.min()),
+                    worst_residual=float(np.max(table.residuals)),
+                    mean_loss=float(table.loss.mean()),
+                )
+            )
+    return summaries
+
+
+def describe(path: str | Path) -> list[str]:
+    """The lines that `landscape info` prints of a store.
+
+    Raises:
+        StoreError: As `SpectrumStore.open`.
+    """
+    with SpectrumStore.open(path) as store:
+        data, hessian = store.plan.protocol["data"], store.plan.protocol["hessian"]
+        num_planned = len(store.plan.keys())
+        num_stored = len(store.completed_keys())
+        state = "complete" if num_stored == num_planned else "unfinished"
+        lines = [
+            f"store, schema version 1, {state}: {num_stored} of {num_planned} records",
+            f"written by landscape {store.plan.landscape_version}, manifest sha256 {store.plan.manifest_sha256}",
+            f"data: {data['source']} ({data['split']}), {data['num_samples']} pairs in batches of {data['batch_size']}, "
+            f"augmentation {data['augmentation']}, seed {data['seed']}",
+            f"eigenvalues: {hessian['k']} {hessian['which']} by {hessian['method']} of the {hessian['objective']} loss, "
+            f"parameters {hessian['parameters']}, tol {hessian['tol']}, {hessian['dtype']}; in {UNIT}",
+        ]
+        for one in summarize(store):
+            lines.append(
+                f"{one.series} epoch {one.epoch} ({one.model}, {one.num_params} parameters): "
+                f"{one.num_records} of {one.num_planned} batches, eigenvalues {one.smallest:.4g} to {one.largest:.4g}, "
+                f"{one.num_not_converged} not converged, worst residual {one.worst_residual:.1e}, mean loss {one.mean_loss:.4f}"
+            )
+        lines += [f"not used: {part.path.name}: {part.reason}" for part in store.rejected]
+    return lines

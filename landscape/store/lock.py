@@ -1,0 +1,93 @@
+"""One writer per output: a lock that dies with its process, however that ends."""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from landscape.errors import StoreError
+
+_NAME = "lock"
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    # A child made by fork shares the lock, and would keep it after the parent is killed.
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+class FolderLock:
+    """An exclusive lock on a folder, which it makes. The kernel drops it when the process ends, also by SIGKILL.
+
+    Raises:
+        StoreError: If another process holds it, or the folder cannot be made or locked.
+    """
+
+    def __init__(self, folder: Path, *, output: Path) -> None:
+        self.folder = folder
+        self.made_folder = False
+        try:
+            self._descriptor = self._acquire(output)
+        except OSError as error:
+            raise StoreError(f"{output}: cannot be written ({folder}: {error.strerror}); choose a writable folder.") from error
+        _held.add(self._descriptor)
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+
+    def _acquire(self, output: Path) -> int:
+        for _ in range(1000):
+            try:
+                os.mkdir(self.folder)
+                self.made_folder = True
+            except FileExistsError:
+                pass
+            try:
+                descriptor = os.open(self.folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:
+                # The writer before us removed its folder just now.
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_current(descriptor):
+                    return descriptor
+            except BlockingIOError:
+                owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+                os.close(descriptor)
+                raise StoreError(
+                    f"{output}: {owner} is writing it. Two runs would do the same work twice; wait for that one, or stop it."
+                ) from None
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+        raise OSError(errno.EBUSY, "its lock comes and goes")
+
+    def _is_current(self, descriptor: int) -> bool:
+        """False if the file we locked was removed before we locked it: then it guards nothing."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.folder / _NAME))
+        except FileNotFoundError:
+            return False
+
+    @property
+    def held(self) -> bool:
+        return self._descriptor in _held
+
+    def release(self, *, remove_folder: bool) -> None:
+        """Give the lock back; with `remove_folder`, an otherwise empty folder goes first. May be called twice."""
+        if not self.held:
+            return
+        if remove_folder:
+            try:
+                (self.folder / _NAME).unlink(missing_ok=True)
+                self.folder.rmdir()
+            except OSError:
+                # Something that is not ours is in it, or the next writer already is.
+                pass
+        _held.discard(self._descriptor)
+        os.close(self._descriptor)

@@ -1,0 +1,169 @@
+"""What an output is going to hold, and whether a manifest may go on with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from landscape.errors import StoreError
+from landscape.manifest import Manifest, json_sha256
+from landscape.manifest.settings import NAME
+from landscape.store.record import is_digest, task_key
+from landscape.version import VERSION
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSeries:
+    name: str
+    model: str
+    label: str
+    epochs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The protocol of an output and every measurement it is going to hold, in order.
+
+    Args:
+        manifest_sha256: Digest of the manifest that made the plan.
+        protocol: Its settings of data and Hessian.
+        landscape_version: That wrote the plan.
+    """
+
+    manifest_sha256: str
+    protocol: dict[str, dict[str, Any]]
+    series: tuple[PlannedSeries, ...]
+    landscape_version: str = VERSION
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Plan":
+        series = [PlannedSeries(name=one.name, model=one.model, label=one.label, epochs=one.epochs) for one in manifest.series]
+        return cls(manifest_sha256=manifest.sha256, protocol=manifest.protocol(), series=tuple(series))
+
+    @property
+    def num_batches(self) -> int:
+        return int(self.protocol["data"]["num_samples"]) // int(self.protocol["data"]["batch_size"])
+
+    @property
+    def k(self) -> int:
+        return int(self.protocol["hessian"]["k"])
+
+    @property
+    def protocol_sha256(self) -> str:
+        return json_sha256(self.protocol)
+
+    def keys(self) -> list[str]:
+        """Of every measurement, in the order of series, epochs and batches."""
+        batches = range(self.num_batches)
+        return [task_key(one.name, epoch, batch) for one in self.series for epoch in one.epochs for batch in batches]
+
+    def named(self, series: str) -> PlannedSeries | None:
+        return next((one for one in self.series if one.name == series), None)
+
+    def holds(self, series: str, epoch: int) -> bool:
+        planned = self.named(series)
+        return planned is not None and epoch in planned.epochs
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Plan":
+        """The inverse of `dataclasses.asdict`.
+
+        Raises:
+            ValueError, TypeError, KeyError: If it is anything else.
+        """
+        series = tuple(
+            PlannedSeries(
+                name=str(one["name"]), model=str(one["model"]), label=str(one["label"]), epochs=tuple(map(int, one["epochs"]))
+            )
+            for one in value["series"]
+        )
+        plan = cls(
+            manifest_sha256=value["manifest_sha256"],
+            protocol=value["protocol"],
+            series=series,
+            landscape_version=str(value["landscape_version"]),
+        )
+        if not (is_digest(plan.manifest_sha256) and plan.k > 0 and plan.num_batches > 0):
+            raise ValueError("no digest, or nothing to measure")
+        if not all(NAME.fullmatch(one.name) and one.epochs and min(one.epochs) >= 0 for one in series):
+            raise ValueError("a series has no name or no epochs")
+        return plan
+
+
+def check_schema_version(path: Path, found: object, *, written_by: object) -> None:
+    """Refuse another version of the schema, and name the landscape that can read it.
+
+    Raises:
+        StoreError: If it is not version 1.
+    """
+    if found != SCHEMA_VERSION:
+        reader = f"landscape {written_by}, which wrote it" if written_by else "the landscape that wrote it"
+        raise StoreError(
+            f"{path}: schema version {found}, but landscape {VERSION} reads and writes version {SCHEMA_VERSION}. "
+            f"Read it with {reader}, or name another output."
+        )
+
+
+def check_resumable(
+    path: Path,
+    plan: Plan,
+    stored: Mapping[tuple[str, int], str],
+    manifest: Manifest,
+    *,
+    digests: dict[Path, str],
+) -> None:
+    """May the measurements of `manifest` go into the output at `path`, made under `plan`?
+
+    They may if every setting of data and Hessian is equal and each stored checkpoint is still listed with the same
+    weights. Series and epochs may have been added.
+
+    Args:
+        stored: The SHA-256 digest of the weights of each (series, epoch) that has a measurement.
+        digests: Of checkpoint files, so that none is read twice; those that had to be read are added.
+
+    Raises:
+        StoreError: If not; names the first setting, series or epoch that differs.
+        CheckpointError: If a stored checkpoint without a digest in the manifest cannot be read.
+    """
+    difference = _differing_setting(plan.protocol, manifest)
+    for (name, epoch), digest in stored.items():
+        if difference is None:
+            difference = _differing_checkpoint(plan, name, epoch, digest, manifest, digests)
+    if difference is not None:
+        raise StoreError(f"{path}: {difference} Name another output with -o, or go back to the manifest that began this one.")
+
+
+def _differing_setting(protocol: Mapping[str, Mapping[str, Any]], manifest: Manifest) -> str | None:
+    for section, settings in manifest.protocol().items():
+        old = protocol.get(section, {})
+        for key in [*settings, *(key for key in old if key not in settings)]:
+            if old.get(key) != settings.get(key):
+                return (
+                    f"{section}.{key} is {old.get(key)!r} in this output, but {settings.get(key)!r} in {manifest.path}. Numbers "
+                    "measured under different settings are not comparable."
+                )
+    return None
+
+
+def _differing_checkpoint(
+    plan: Plan, name: str, epoch: int, digest: str, manifest: Manifest, digests: dict[Path, str]
+) -> str | None:
+    series = next((one for one in manifest.series if one.name == name), None)
+    if series is None or epoch not in series.epochs:
+        missing = f"series {name!r}" if series is None else f"epoch {epoch} of series {name!r}"
+        return f"it holds {missing}, which {manifest.path} does not list. An output never drops measurements."
+    planned = plan.named(name)
+    if planned is not None and planned.model != series.model:
+        return f"series {name!r} is of model {planned.model!r} in this output, but {series.model!r} in {manifest.path}."
+    checkpoint = series.checkpoints[series.epochs.index(epoch)]
+    if checkpoint.sha256 is None and checkpoint.path not in digests:
+        digests[checkpoint.path] = checkpoint.verify()
+    now = checkpoint.sha256 or digests[checkpoint.path]
+    if now != digest:
+        return (
+            f"epoch {epoch} of series {name!r} was measured on weights with sha256 {digest}, but now {checkpoint.path} "
+            f"has {now}: it was written anew since."
+        )
+    return None

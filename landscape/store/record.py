@@ -1,0 +1,237 @@
+"""One measurement, and the table of all measurements of one checkpoint.
+
+Shapes: batch = records of a checkpoint, k = eigenvalues per record, m = Ritz pairs of a record, the longest in a table.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from landscape.manifest import canonical_json
+
+UNIT = "nat per squared parameter"
+_DIGEST_LENGTH = 64
+
+
+def task_key(series: str, epoch: int, batch: int) -> str:
+    """The stable name of a measurement within one output: "vit/5/12"."""
+    return f"{series}/{epoch}/{batch}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """The spectrum of one batch at one checkpoint, with what certifies it.
+
+    Args:
+        batch: Index of the batch in the order in which the seed draws them, from 0.
+        values: Eigenvalues in nats per squared parameter, in the order of the solver.
+        residuals: |Hv - lambda v| / |lambda| of each.
+        converged: Whether each residual reached the tolerance.
+        num_matvecs: Hessian-vector products spent.
+        ritz_values: Nodes of the Krylov quadrature, in nats per squared parameter; empty if the method has none.
+        ritz_weights: Their weights, which sum to 1.
+        loss: In nats, on this batch at these weights.
+        batch_sha256, checkpoint_sha256: Digests of the pairs and of the file of the weights.
+        num_params: Size n of the Hessian, coordinates of zero curvature included.
+        seconds: CPU time.
+        settings: How it was computed where the protocol leaves freedom (device, threads, columns); plain JSON values.
+        extras: Further facts about the checkpoint, such as the verdict of an audit; plain JSON values.
+
+    Raises:
+        ValueError: If shapes disagree, a number is not finite, or a pair without a finite residual counts as converged.
+    """
+
+    series: str
+    epoch: int
+    batch: int
+    values: Float[np.ndarray, " k"]
+    residuals: Float[np.ndarray, " k"]
+    converged: Bool[np.ndarray, " k"]
+    num_matvecs: int
+    ritz_values: Float[np.ndarray, " m"]
+    ritz_weights: Float[np.ndarray, " m"]
+    loss: float
+    batch_sha256: str
+    checkpoint_sha256: str
+    num_params: int
+    seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("values", "residuals", "converged", "ritz_values", "ritz_weights"):
+            dtype = np.bool_ if name == "converged" else np.float64
+            array: np.ndarray = np.array(getattr(self, name), dtype=dtype)
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        for name, kind in (("epoch", int), ("batch", int), ("num_matvecs", int), ("num_params", int)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        for name in ("loss", "seconds"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        self._check()
+
+    def _check(self) -> None:
+        if self.values.ndim != 1 or not (self.values.shape == self.residuals.shape == self.converged.shape):
+            shapes = f"{self.values.shape}, {self.residuals.shape}, {self.converged.shape}"
+            raise ValueError(f"{self.key}: values, residuals and converged must all have shape (k,), got {shapes}.")
+        if self.ritz_values.ndim != 1 or self.ritz_values.shape != self.ritz_weights.shape:
+            shapes = f"{self.ritz_values.shape}, {self.ritz_weights.shape}"
+            raise ValueError(f"{self.key}: ritz_values and ritz_weights must both have shape (m,), got {shapes}.")
+        for name in ("values", "ritz_values", "ritz_weights", "loss", "seconds"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{self.key}: {name} must be finite, got {getattr(self, name)}.")
+        if not np.isfinite(self.residuals[self.converged]).all():
+            raise ValueError(f"{self.key}: a pair without a finite residual cannot count as converged, got {self.residuals}.")
+        for name in ("epoch", "batch", "num_matvecs", "num_params", "seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{self.key}: {name} must not be negative, got {getattr(self, name)}.")
+        for name in ("batch_sha256", "checkpoint_sha256"):
+            if not is_digest(getattr(self, name)):
+                raise ValueError(f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}.")
+
+    @property
+    def key(self) -> str:
+        return task_key(self.series, self.epoch, self.batch)
+
+
+def is_digest(text: object) -> bool:
+    return isinstance(text, str) and len(text) == _DIGEST_LENGTH and set(text) <= set("0123456789abcdef")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpectraTable:
+    """Everything that is stored of one checkpoint, one row per batch, in order of `batch`.
+
+    Rows of `ritz_values` and `ritz_weights` that have fewer than m pairs end in NaN. The rest is as in `Record`.
+    Where records disagree on a value of `settings`, `versions` or `extras` (a run resumed elsewhere), the value is
+    {"several": [...]}. `num_planned` counts the records that the checkpoint is going to have.
+    """
+
+    series: str
+    epoch: int
+    model: str
+    label: str
+    num_planned: int
+    checkpoint_sha256: str
+    num_params: int
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+    extras: dict[str, Any]
+    batch: Int[np.ndarray, " batch"]
+    eigenvalues: Float[np.ndarray, "batch k"]
+    residuals: Float[np.ndarray, "batch k"]
+    converged: Bool[np.ndarray, "batch k"]
+    num_matvecs: Int[np.ndarray, " batch"]
+    ritz_values: Float[np.ndarray, "batch m"]
+    ritz_weights: Float[np.ndarray, "batch m"]
+    loss: Float[np.ndarray, " batch"]
+    batch_sha256: tuple[str, ...]
+    seconds: Float[np.ndarray, " batch"]
+
+    @property
+    def num_records(self) -> int:
+        return len(self.batch)
+
+    @property
+    def num_not_converged(self) -> int:
+        """Eigenvalues whose residual did not reach the tolerance."""
+        return int(np.count_nonzero(~self.converged))
+
+    @property
+    def keys(self) -> list[str]:
+        return [task_key(self.series, self.epoch, int(batch)) for batch in self.batch]
+
+
+def table_of(
+    records: Iterable[tuple[Record, Mapping[str, Any]]], *, model: str, label: str, num_planned: int
+) -> SpectraTable:
+    """The table of records of one checkpoint, each with the versions of the packages that measured it."""
+    pairs = sorted(records, key=lambda pair: pair[0].batch)
+    rows = [record for record, _ in pairs]
+    first = rows[0]
+    longest = max(len(row.ritz_values) for row in rows)
+    return SpectraTable(
+        series=first.series,
+        epoch=first.epoch,
+        model=model,
+        label=label,
+        num_planned=num_planned,
+        checkpoint_sha256=first.checkpoint_sha256,
+        num_params=first.num_params,
+        settings=combined(row.settings for row in rows),
+        versions=combined(versions for _, versions in pairs),
+        extras=combined(row.extras for row in rows),
+        batch=np.array([row.batch for row in rows], dtype=np.int64),
+        eigenvalues=np.stack([row.values for row in rows]),
+        residuals=np.stack([row.residuals for row in rows]),
+        converged=np.stack([row.converged for row in rows]),
+        num_matvecs=np.array([row.num_matvecs for row in rows], dtype=np.int64),
+        ritz_values=np.stack([_padded(row.ritz_values, longest) for row in rows]),
+        ritz_weights=np.stack([_padded(row.ritz_weights, longest) for row in rows]),
+        loss=np.array([row.loss for row in rows]),
+        batch_sha256=tuple(row.batch_sha256 for row in rows),
+        seconds=np.array([row.seconds for row in rows]),
+    )
+
+
+def joined(one: SpectraTable, other: SpectraTable) -> SpectraTable:
+    """Two tables of one checkpoint as one; a batch that both hold is taken from the first."""
+    new = ~np.isin(other.batch, one.batch)
+    order = np.argsort(np.concatenate([one.batch, other.batch[new]]), kind="stable")
+    longest = max(one.ritz_values.shape[1], other.ritz_values.shape[1])
+
+    def rows(name: str) -> np.ndarray:
+        first, second = getattr(one, name), getattr(other, name)[new]
+        if name.startswith("ritz"):
+            first, second = _padded(first, longest), _padded(second, longest)
+        return np.concatenate([first, second])[order]
+
+    digests = np.concatenate([np.array(one.batch_sha256, dtype=object), np.array(other.batch_sha256, dtype=object)[new]])
+    columns: dict[str, Any] = {name: rows(name) for name in COLUMNS if name != "batch_sha256"}
+    return replace(
+        one,
+        settings=combined([one.settings, other.settings]),
+        versions=combined([one.versions, other.versions]),
+        extras=combined([one.extras, other.extras]),
+        batch_sha256=tuple(digests[order]),
+        **columns,
+    )
+
+
+# The datasets of a checkpoint's group, each with its type in the file.
+COLUMNS: dict[str, str] = {
+    "batch": "<i8",
+    "eigenvalues": "<f8",
+    "residuals": "<f8",
+    "converged": "?",
+    "num_matvecs": "<i8",
+    "ritz_values": "<f8",
+    "ritz_weights": "<f8",
+    "loss": "<f8",
+    "batch_sha256": "S64",
+    "seconds": "<f8",
+}
+
+
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+    """The last axis filled up to `length` with NaN."""
+    filler = np.full((*array.shape[:-1], length - array.shape[-1]), math.nan)
+    return np.concatenate([array, filler], axis=-1)
+
+
+def combined(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts that many records state, stated once; {"several": [...]} where they disagree."""
+    found: dict[str, dict[str, Any]] = {}
+    for fact in facts:
+        for key, value in fact.items():
+            several = value["several"] if isinstance(value, Mapping) and set(value) == {"several"} else [value]
+            for one in several:
+                found.setdefault(key, {}).setdefault(canonical_json(one), one)
+    return {
+        key: next(iter(values.values())) if len(values) == 1 else {"several": list(values.values())}
+        for key, values in found.items()
+    }

@@ -1,0 +1,190 @@
+"""HDF5 schema, version 1: the merged file.
+
+/                           schema_version, landscape_version, manifest_sha256, protocol (JSON), protocol_sha256, unit
+/plan/                      series, model, label, epoch, num_batches: one row per planned checkpoint, in order
+/spectra/<series>/<epoch>/  datasets of `COLUMNS`, one row per batch; attributes settings (JSON), num_params, unit,
+                            checkpoint_sha256, model, label, versions (JSON), extras (JSON), num_records, num_planned,
+                            num_not_converged (eigenvalues)
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import h5py
+import numpy as np
+
+from landscape.errors import StoreError
+from landscape.manifest import canonical_json
+from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
+from landscape.store.record import COLUMNS, UNIT, SpectraTable
+
+
+def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable]) -> None:
+    """Write a whole file and bring it to the disk.
+
+    Raises:
+        OSError: If the disk does not take it.
+    """
+    # Tracked order lets readers see series and epochs in the order of the plan, and attributes exceed 64 KiB.
+    with h5py.File(path, "w", track_order=True) as file:
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["landscape_version"] = plan.landscape_version
+        file.attrs["manifest_sha256"] = plan.manifest_sha256
+        file.attrs["protocol"] = canonical_json(plan.protocol)
+        file.attrs["protocol_sha256"] = plan.protocol_sha256
+        file.attrs["unit"] = UNIT
+        _write_plan(file.create_group("plan", track_order=True), plan)
+        spectra = file.create_group("spectra", track_order=True)
+        for table in tables:
+            series = spectra.get(table.series)
+            if series is None:
+                series = spectra.create_group(table.series, track_order=True)
+            _write_table(series.create_group(str(table.epoch), track_order=True), table)
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_plan(group: h5py.Group, plan: Plan) -> None:
+    rows = [(one, epoch) for one in plan.series for epoch in one.epochs]
+    for name in ("series", "model", "label"):
+        texts = [getattr(one, "name" if name == "series" else name) for one, _ in rows]
+        group.create_dataset(name, data=texts, dtype=h5py.string_dtype())
+    group.create_dataset("epoch", data=np.array([epoch for _, epoch in rows], dtype="<i8"))
+    group.create_dataset("num_batches", data=np.full(len(rows), plan.num_batches, dtype="<i8"))
+
+
+def _write_table(group: h5py.Group, table: SpectraTable) -> None:
+    for name, dtype in COLUMNS.items():
+        data = np.asarray(getattr(table, name), dtype=dtype)
+        # A checksum, so that damage to the file is seen; it needs at least one element.
+        group.create_dataset(name, data=data, fletcher32=data.size > 0)
+    facts = {
+        "settings": canonical_json(table.settings),
+        "num_params": table.num_params,
+        "unit": UNIT,
+        "checkpoint_sha256": table.checkpoint_sha256,
+        "model": table.model,
+        "label": table.label,
+        "versions": canonical_json(table.versions),
+        "extras": canonical_json(table.extras),
+        "num_records": table.num_records,
+        "num_planned": table.num_planned,
+        "num_not_converged": table.num_not_converged,
+    }
+    for name, value in facts.items():
+        group.attrs[name] = value
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what h5py raises on a damaged file into a sentence."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StoreError(
+            f"{path}: damaged, or not written by landscape ({reason}). Restore it from a copy, or name another output."
+        ) from error
+
+
+def open_file(path: Path) -> h5py.File | None:
+    """Open a merged file for reading; None if there is none.
+
+    Raises:
+        StoreError: If it is no HDF5 file, no store, or of another version of the schema.
+    """
+    # A merged file is never written in place, so no lock is needed to read it.
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if not os.access(path, os.R_OK) or path.is_dir():
+            raise StoreError(f"{path}: cannot be read as a file; check its name and its permissions.") from error
+        raise StoreError(f"{path}: not an HDF5 file; landscape would overwrite it. Name another output, or remove it.") from error
+    try:
+        with _damage_named(path):
+            version = file.attrs.get("schema_version")
+            written_by = file.attrs.get("landscape_version")
+            if version is None or written_by is None:
+                raise StoreError(f"{path}: an HDF5 file, but not a landscape store: it has no schema_version. Name another one.")
+            check_schema_version(path, version, written_by=written_by)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_plan_of_file(file: h5py.File, path: Path) -> Plan:
+    """The plan of the run that merged the file.
+
+    Raises:
+        StoreError: If the file is damaged.
+    """
+    with _damage_named(path):
+        group = file["plan"]
+        columns = [group[name].asstr()[()] for name in ("series", "model", "label")]
+        series: dict[str, dict[str, Any]] = {}
+        for name, model, label, epoch in zip(*columns, group["epoch"][()], strict=True):
+            series.setdefault(name, {"name": name, "model": model, "label": label, "epochs": []})["epochs"].append(epoch)
+        return Plan.from_json(
+            {
+                "manifest_sha256": file.attrs["manifest_sha256"],
+                "protocol": json.loads(file.attrs["protocol"]),
+                "series": list(series.values()),
+                "landscape_version": file.attrs["landscape_version"],
+            }
+        )
+
+
+def stored_checkpoints(file: h5py.File, path: Path) -> dict[tuple[str, int], tuple[str, int]]:
+    """Digest of the weights and number of parameters of each (series, epoch) in the file, in order.
+
+    Raises:
+        StoreError: If the file is damaged.
+    """
+    with _damage_named(path):
+        return {
+            (series, int(epoch)): (str(table.attrs["checkpoint_sha256"]), int(table.attrs["num_params"]))
+            for series, epochs in file["spectra"].items()
+            for epoch, table in epochs.items()
+        }
+
+
+def stored_batches(file: h5py.File, path: Path, series: str, epoch: int) -> dict[int, str]:
+    """Digest of the pairs of each batch that a checkpoint's group holds.
+
+    Raises:
+        StoreError: If the file is damaged.
+    """
+    with _damage_named(path):
+        group = file[f"spectra/{series}/{epoch}"]
+        digests = group["batch_sha256"][()]
+        return {int(batch): digest.decode() for batch, digest in zip(group["batch"][()], digests, strict=True)}
+
+
+def read_table(file: h5py.File, path: Path, series: str, epoch: int) -> SpectraTable:
+    """The table of one checkpoint.
+
+    Raises:
+        StoreError: If the file is damaged.
+    """
+    with _damage_named(path):
+        group = file[f"spectra/{series}/{epoch}"]
+        columns: dict[str, Any] = {name: group[name][()] for name in COLUMNS}
+        num_rows, k = columns["eigenvalues"].shape
+        for name, array in columns.items():
+            if len(array) != num_rows or (name in ("residuals", "converged") and array.shape[1] != k):
+                raise ValueError(f"{name} of {series}/{epoch} has shape {array.shape}")
+        columns["batch_sha256"] = tuple(digest.decode() for digest in columns["batch_sha256"])
+        facts: dict[str, Any] = {name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")}
+        facts |= {name: str(group.attrs[name]) for name in ("model", "label", "checkpoint_sha256")}
+        facts |= {name: int(group.attrs[name]) for name in ("num_params", "num_planned")}
+        return SpectraTable(series=series, epoch=epoch, **facts, **columns)

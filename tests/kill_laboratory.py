@@ -1,0 +1,161 @@
+"""Run as a program: writers of a store that are killed with SIGKILL, and what is left of their work.
+
+Prints one line of JSON. In a program of its own because it forks, which a process with threads must not do.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from spectra_by_hand import manifest_of, record_of
+
+from landscape.store import SpectrumStore, parts_folder
+
+CALLS = ("replace", "unlink", "fsync", "rmdir", "mkdir", "ftruncate", "pwrite")
+# SIGKILL leaves the same files in memory as on a disk, and there fsync takes no time.
+FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+def write_everything(output, manifest, *, acknowledge=lambda key: None):
+    with SpectrumStore.prepare(output, manifest) as writer:
+        for key in writer.plan.keys():
+            if key not in writer.completed_keys():
+                writer.add(record_of(key))
+                acknowledge(key)
+        writer.merge()
+
+
+def in_child(work):
+    """Fork, work, and return the wait status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    return child
+
+
+def die_at_call(number):
+    """Kill this process just before its `number`-th call of one that changes files or brings them to the disk."""
+    count = 0
+
+    def wrapped(call):
+        def call_or_die(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return call_or_die
+
+    for name in CALLS:
+        setattr(os, name, wrapped(getattr(os, name)))
+
+
+def check_finished(output, manifest):
+    """Read the finished output and compare every value with its key; the folder of parts must be gone."""
+    assert not parts_folder(output).exists(), "the parts were not removed"
+    with SpectrumStore.open(output) as store:
+        assert sorted(store.completed_keys()) == sorted(store.plan.keys()), "records are missing"
+        for series in store.series():
+            for epoch in store.epochs(series):
+                table = store.records(series, epoch)
+                for row, key in enumerate(table.keys):
+                    record = record_of(key)
+                    assert np.array_equal(table.eigenvalues[row], record.values), key
+                    assert np.array_equal(table.ritz_values[row, : len(record.ritz_values)], record.ritz_values), key
+                    assert table.loss[row] == record.loss, key
+
+
+def stored_keys(output):
+    if not output.exists() and not (parts_folder(output) / "plan.json").exists():
+        return frozenset()
+    with SpectrumStore.open(output) as store:
+        assert not store.rejected, store.rejected
+        return store.completed_keys()
+
+
+def at_every_call(folder):
+    """Kill before each file operation of a run that resumes an older output, then finish it."""
+    template = folder / "template"
+    template.mkdir()
+    first, both = manifest_of(template, epochs=(0,), num_batches=2), manifest_of(template, epochs=(0, 2), num_batches=2)
+    write_everything(template / "x.h5", first)
+    kills = 0
+    for number in range(1, 100_000):
+        output = folder / f"run{number}" / "x.h5"
+        output.parent.mkdir()
+        shutil.copy(template / "x.h5", output)
+        before = stored_keys(output)
+
+        def killed_run(number=number, output=output):
+            die_at_call(number)
+            write_everything(output, both)
+
+        _, status = os.waitpid(in_child(killed_run), 0)
+        after = stored_keys(output)
+        assert before <= after, "a record of the first run is lost"
+        _, again = os.waitpid(in_child(lambda output=output: write_everything(output, both)), 0)
+        assert again == 0, "the second run failed"
+        check_finished(output, both)
+        shutil.rmtree(output.parent)
+        if status == 0:
+            return {"kills": kills}
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+        kills += 1
+    raise AssertionError("it never ran through")
+
+
+def at_random_moments(folder, num_kills, seed):
+    """Kill runs at random moments; what a writer acknowledged must stay, and nothing is written twice."""
+    generator = random.Random(seed)
+    kills, lost, twice, finished = 0, 0, 0, 0
+    patience = 0.0
+    while kills < num_kills:
+        workplace = Path(tempfile.mkdtemp(dir=folder))
+        output, manifest = workplace / "x.h5", manifest_of(workplace, num_batches=10)
+        acknowledged: set[str] = set()
+        status = -1
+        while status != 0:
+            reading, writing = os.pipe()
+
+            def run(writing=writing, output=output, manifest=manifest):
+                write_everything(output, manifest, acknowledge=lambda key: os.write(writing, f"{key}\n".encode()))
+
+            started = time.monotonic()
+            child = in_child(run)
+            os.close(writing)
+            # The first run of all goes undisturbed: it measures how long one takes on this machine.
+            if patience and kills < num_kills:
+                time.sleep(generator.uniform(0, patience))
+                os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            patience = patience or time.monotonic() - started
+            with open(reading) as pipe:
+                new = pipe.read().split()
+            twice += len(acknowledged & set(new))
+            acknowledged |= set(new)
+            lost += len(acknowledged - stored_keys(output))
+            kills += status != 0
+        finished += 1
+        check_finished(output, manifest)
+    return {"kills": kills, "lost": lost, "twice": twice, "finished": finished}
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(dir=FOLDER) as name:
+        if sys.argv[1] == "every_call":
+            print(json.dumps(at_every_call(Path(name))))
+        else:
+            print(json.dumps(at_random_moments(Path(name), int(sys.argv[2]), int(sys.argv[3]))))
