@@ -163,14 +163,18 @@ _OPEN_CLIP = Recipe(
 )
 
 _OPENMOJI_DEMO = dataclasses.replace(
-    _CLIP_MAMBA,
+    _SLIP_CLIP,
     name="openmoji_demo",
-    batch_size=128,
+    lr=1e-3,
+    weight_decay=0.1,
+    batch_size=64,
     epochs=5,
     precision="fp32",
     source=(
-        "Our own, not published: clip_mamba's optimizer, schedule and augmentation with a batch of 128 and 5 epochs, so that "
-        "two small models train on a few thousand emoji within minutes on a CPU."
+        "Our own, not published: the optimizer, the shape of the schedule and the augmentation of slip_clip; lr, weight decay, "
+        "batch and epochs were chosen so that a small model learns from 3,535 emoji within a minute on a CPU. vit_tiny_64, "
+        "held-out pairs in batches of 120: loss 5.06 -> 3.05 nats, ln 120 = 4.79. With slip_clip's own numbers and batches of "
+        "128 it hardly moves in so few steps."
     ),
 )
 

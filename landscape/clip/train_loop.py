@@ -1,0 +1,251 @@
+"""One process of a training run: model, optimizer, schedule and batches around open_clip_train's own loop.
+
+`open_clip_train.train.train_one_epoch` takes the steps. Around it is what its `main` does not offer: other data than its
+own readers', a schedule with a start and an end, an epoch whose every random draw is a function of (seed, epoch, process),
+and a stop at the first loss that is not a number.
+"""
+
+import logging
+import math
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from landscape.clip.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from landscape.clip.recipes import Recipe, learning_rate
+from landscape.clip.seeding import derive_seed, seeded_globals
+from landscape.errors import LandscapeError, NumericalError
+from landscape.manifest import Checkpoint
+
+T = TypeVar("T")
+OnStep = Callable[[float], None]
+
+
+def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None) -> Namespace:
+    """open_clip_train's command line as a namespace, with this process's place among all under torchrun.
+
+    Raises:
+        LandscapeError: If the device is not there, or the batch cannot be shared out evenly.
+    """
+    from open_clip_train.distributed import init_distributed_device, is_device_available
+    from open_clip_train.params import parse_args
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        usable = all(is_device_available(device))
+    except RuntimeError:
+        usable = False
+    if not usable:
+        raise LandscapeError(f"device {device!r} is not available here; open_clip_train would take the CPU instead. Ask for cpu.")
+    args = parse_args(["--model", model, "--device", device, "--seed", str(seed)])
+    init_distributed_device(args)
+    if recipe.batch_size % args.world_size:
+        raise LandscapeError(
+            f"a batch of {recipe.batch_size} pairs cannot be shared out over {args.world_size} processes; "
+            "ask for a multiple, or for other processes."
+        )
+    args.batch_size = recipe.batch_size // args.world_size
+    # Half precision is for accelerators: on a CPU it is slower than fp32, and less exact.
+    args.precision = "fp32" if torch.device(args.device).type == "cpu" else recipe.precision
+    args.grad_clip_norm = recipe.grad_clip_norm
+    args.local_loss, args.gather_with_grad = recipe.local_loss, recipe.gather_with_grad
+    args.distill, args.wandb = False, False
+    return args
+
+
+def from_first_process(args: Namespace, compute: Callable[[], T]) -> T:
+    """Compute in the first process and give the result, or its error, to all; whoever comes early waits."""
+    if not args.distributed:
+        return compute()
+    from open_clip_train.distributed import broadcast_object
+
+    result: T | None = None
+    error: LandscapeError | None = None
+    if args.rank == 0:
+        try:
+            result = compute()
+        except LandscapeError as raised:
+            error = raised
+    result, error = broadcast_object(args, (result, error))
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups, in the order of open_clip_train: what is never decayed first, the rest second."""
+    spared: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            spare = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
+            (spared if spare else decayed).append(parameter)
+    return [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Process:
+    """This process's share of a run.
+
+    Attributes:
+        model: The bare model, the same object on which `network` works; its names are those of the checkpoints.
+        network: The model as it is trained: itself, or wrapped for several processes.
+        scaler: For float16; None otherwise.
+    """
+
+    args: Namespace
+    recipe: Recipe
+    model: nn.Module
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    loader: DataLoader[Any]
+
+    @classmethod
+    def start(cls, args: Namespace, recipe: Recipe, model: nn.Module, loader: DataLoader[Any]) -> "Process":
+        device = torch.device(args.device)
+        model = model.to(device)
+        # A tuple would do for the towers, but train_one_epoch asks for names.
+        model.output_dict = True  # type: ignore[assignment]
+        if args.distributed and recipe.sync_batch_norm and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        network = model
+        if args.distributed:
+            # open_clip_train passes its device for the CPU too, which DistributedDataParallel refuses.
+            network = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps
+        )
+        scaler = torch.amp.GradScaler(device=device.type) if args.precision == "amp" else None
+        loader.num_samples, loader.num_batches = len(loader.dataset), len(loader)  # type: ignore[arg-type]
+        return cls(
+            args=args, recipe=recipe, model=model, network=network, optimizer=optimizer, scaler=scaler, loader=loader
+        )
+
+    def save(self, path: Path, epoch: int) -> str:
+        """Write what open_clip_train saves, names without "module." in every case; the result is the file's sha256."""
+        extra = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        return save_checkpoint(
+            path, model=self.model, epoch=epoch, name=self.args.model, optimizer=self.optimizer, extra=extra
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put back everything that `save` wrote.
+
+        Raises:
+            CheckpointError: If the file is not a checkpoint of this model.
+        """
+        load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256)
+        state = read_checkpoint(checkpoint.path, expected_sha256=checkpoint.sha256)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def train_epoch(self, epoch: int, *, epochs: int, on_step: OnStep) -> float:
+        """Take the steps of one epoch (0 is the first) out of `epochs`.
+
+        Returns:
+            The mean loss over steps and processes in nats.
+
+        Raises:
+            NumericalError: If a loss, or a weight after the last step, is not finite.
+        """
+        from open_clip import create_loss
+        from open_clip_train.data import DataInfo
+        from open_clip_train.train import train_one_epoch
+
+        def schedule(step: int) -> None:
+            rate = learning_rate(self.recipe, step, steps_per_epoch=len(self.loader), epochs=epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+        watched = _WatchedLoss(create_loss(self.args), epoch + 1, on_step)
+        data = {"train": DataInfo(self.loader, self.loader.sampler)}
+        seed = derive_seed("steps", self.args.seed, epoch, self.args.rank)
+        device = torch.device(self.args.device)
+        with seeded_globals(seed), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            train_one_epoch(
+                self.network, data, watched, epoch, self.optimizer, self.scaler, schedule, None, self.args
+            )
+        self._check_weights(epoch + 1)
+        return self._mean_over_processes(watched.mean())
+
+    def _check_weights(self, epoch: int) -> None:
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NumericalError(
+                    f"epoch {epoch}: {name} is not finite after the last step. Nothing of this epoch was kept; "
+                    "lower the learning rate, or use precision fp32."
+                )
+
+    def _mean_over_processes(self, value: float) -> float:
+        if not self.args.distributed:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.args.device)
+        torch.distributed.all_reduce(total)
+        return total.item() / self.args.world_size
+
+
+class _WatchedLoss:
+    """open_clip's loss, which train_one_epoch calls once per step; tells what it was and refuses what is no number."""
+
+    def __init__(self, loss: nn.Module, epoch: int, on_step: OnStep) -> None:
+        self._loss, self._epoch, self._on_step = loss, epoch, on_step
+        self._values: list[float] = []
+
+    def __call__(self, **outputs: Any) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self._loss(**outputs)
+        value = sum(losses.values(), start=torch.zeros(())).item()
+        if not math.isfinite(value):
+            raise NumericalError(
+                f"epoch {self._epoch}, step {len(self._values) + 1}: the loss is {value}. Nothing of this epoch was kept; "
+                "lower the learning rate, or use precision fp32."
+            )
+        self._values.append(value)
+        self._on_step(value)
+        return losses
+
+    def mean(self) -> float:
+        return math.fsum(self._values) / len(self._values)
+
+
+@contextmanager
+def open_clip_log(path: Path | None) -> Iterator[None]:
+    """Let open_clip and open_clip_train, which log to the root logger, write to a file and nowhere else.
+
+    Args:
+        path: Appended to; None drops the records, as every process but the first should.
+    """
+    root = logging.getLogger()
+    others, level = list(root.handlers), root.level
+    own: logging.Handler = logging.NullHandler() if path is None else logging.FileHandler(path)
+    own.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    own.addFilter(_from_open_clip)
+
+    def spare_the_others(record: logging.LogRecord) -> bool:
+        return record.levelno >= level and not _from_open_clip(record)
+
+    for handler in others:
+        handler.addFilter(spare_the_others)
+    root.addHandler(own)
+    root.setLevel(min(level, logging.INFO))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(own)
+        own.close()
+        for handler in others:
+            handler.removeFilter(spare_the_others)
+
+
+def _from_open_clip(record: logging.LogRecord) -> bool:
+    return "open_clip" in Path(record.pathname).parent.name

@@ -1,0 +1,82 @@
+"""A training run of a second or two: a CLIP of one layer per tower on pictures of noise. Also a program, for tests that kill it.
+
+The model drops patches at random in training, so a run that loses its random state ends with other weights.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+from PIL import Image
+
+from landscape.clip.recipes import RECIPES
+from landscape.clip.train import TrainReport, train
+from landscape.errors import LandscapeError
+from landscape.manifest import DataSettings
+
+NUM_PAIRS = 26
+WORDS = ("red", "blue", "small", "large", "cat", "dog", "tree", "house", "sun")
+
+
+VISION = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "head_width": 8}
+
+
+def register(name: str, **vision: Any) -> str:
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {**VISION, **vision},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+    folder = Path(tempfile.mkdtemp(prefix="landscape-tiny-"))
+    (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    shutil.rmtree(folder)
+    return name
+
+
+# "vit" in the name decides what open_clip_train takes for Adam.
+MODEL = register("tiny_vit_with_dropout", patch_dropout=0.25)
+PLAIN = register("tiny_vit")
+RESNET = register("tiny_resnet", image_size=32, layers=[1, 1, 1, 1], patch_size=None)
+# The gradient of a key's bias is zero but for rounding, and Adam would divide it by its own size; a larger eps does not, so that
+# two ways of computing the same step stay together.
+RECIPE = dataclasses.replace(RECIPES["clip_mamba"], name="tiny", epochs=3, batch_size=8, eps=1e-4, precision="fp32")
+
+
+def write_pairs(folder: Path, num_pairs: int = NUM_PAIRS) -> Path:
+    """Pictures of noise and a table of them, as open_clip reads it."""
+    generator = np.random.default_rng(0)
+    rows = ["filepath\ttitle"]
+    for i in range(num_pairs):
+        picture = Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8))
+        picture.save(folder / f"{i}.png")
+        rows.append(f"{folder / f'{i}.png'}\ta {' '.join(generator.choice(WORDS, 3))}")
+    table = folder / "pairs.tsv"
+    table.write_text("\n".join(rows) + "\n")
+    return table
+
+
+def run(output: Path, table: Path, **options: Any) -> TrainReport:
+    data = DataSettings(source=str(table), split="all", num_samples=20, batch_size=5)
+    return train(**{"model": MODEL, "output": output, "data": data, "recipe": RECIPE, "progress": False, **options})
+
+
+def run_as(rank: int, world_size: int, port: int, output: Path, table: Path, options: dict[str, Any]) -> None:
+    """`run` as one of several processes that torchrun would start; an error becomes the file OUTPUT.RANK.error."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    try:
+        run(output, table, **options)
+    except LandscapeError as error:
+        output.with_name(f"{output.name}.{rank}.error").write_text(str(error))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))
