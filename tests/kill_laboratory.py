@@ -68,14 +68,17 @@ def check_finished(output, manifest):
     assert not parts_folder(output).exists(), "the parts were not removed"
     with SpectrumStore.open(output) as store:
         assert sorted(store.completed_keys()) == sorted(store.plan.keys()), "records are missing"
+        num_rows = 0
         for series in store.series():
             for epoch in store.epochs(series):
                 table = store.records(series, epoch)
+                num_rows += table.num_records
                 for row, key in enumerate(table.keys):
                     record = record_of(key)
                     assert np.array_equal(table.eigenvalues[row], record.values), key
                     assert np.array_equal(table.ritz_values[row, : len(record.ritz_values)], record.ritz_values), key
                     assert table.loss[row] == record.loss, key
+        assert num_rows == len(store.plan.keys()), "a record is there twice"
 
 
 def stored_keys(output):

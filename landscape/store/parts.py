@@ -139,14 +139,12 @@ def that_fit(
     return fitting, foreign
 
 
-def remove_parts(folder: Path, *, only_temporary: bool = False) -> None:
-    """Remove what this module writes, the plan last; files of others stay."""
+def remove_parts(folder: Path) -> None:
+    """Remove what this module writes, whole or half, the plan last; files of others stay."""
     for path in sorted(folder.iterdir()):
-        ours = _is_temporary(path) or (path.suffix == _SUFFIX and not only_temporary)
-        if ours and not path.is_dir():
+        if (path.suffix == _SUFFIX or _is_temporary(path)) and not path.is_dir():
             path.unlink()
-    if not only_temporary:
-        (folder / _PLAN).unlink(missing_ok=True)
+    (folder / _PLAN).unlink(missing_ok=True)
 
 
 def has_parts(folder: Path) -> bool:

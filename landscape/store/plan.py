@@ -106,14 +106,7 @@ def check_schema_version(path: Path, found: object, *, written_by: object) -> No
         )
 
 
-def check_resumable(
-    path: Path,
-    plan: Plan,
-    stored: Mapping[tuple[str, int], str],
-    manifest: Manifest,
-    *,
-    digests: dict[Path, str],
-) -> None:
+def check_resumable(path: Path, plan: Plan, stored: Mapping[tuple[str, int], str], manifest: Manifest) -> None:
     """May the measurements of `manifest` go into the output at `path`, made under `plan`?
 
     They may if every setting of data and Hessian is equal and each stored checkpoint is still listed with the same
@@ -121,7 +114,6 @@ def check_resumable(
 
     Args:
         stored: The SHA-256 digest of the weights of each (series, epoch) that has a measurement.
-        digests: Of checkpoint files, so that none is read twice; those that had to be read are added.
 
     Raises:
         StoreError: If not; names the first setting, series or epoch that differs.
@@ -130,7 +122,7 @@ def check_resumable(
     difference = _differing_setting(plan.protocol, manifest)
     for (name, epoch), digest in stored.items():
         if difference is None:
-            difference = _differing_checkpoint(plan, name, epoch, digest, manifest, digests)
+            difference = _differing_checkpoint(plan, name, epoch, digest, manifest)
     if difference is not None:
         raise StoreError(f"{path}: {difference} Name another output with -o, or go back to the manifest that began this one.")
 
@@ -147,9 +139,7 @@ def _differing_setting(protocol: Mapping[str, Mapping[str, Any]], manifest: Mani
     return None
 
 
-def _differing_checkpoint(
-    plan: Plan, name: str, epoch: int, digest: str, manifest: Manifest, digests: dict[Path, str]
-) -> str | None:
+def _differing_checkpoint(plan: Plan, name: str, epoch: int, digest: str, manifest: Manifest) -> str | None:
     series = next((one for one in manifest.series if one.name == name), None)
     if series is None or epoch not in series.epochs:
         missing = f"series {name!r}" if series is None else f"epoch {epoch} of series {name!r}"
@@ -158,9 +148,7 @@ def _differing_checkpoint(
     if planned is not None and planned.model != series.model:
         return f"series {name!r} is of model {planned.model!r} in this output, but {series.model!r} in {manifest.path}."
     checkpoint = series.checkpoints[series.epochs.index(epoch)]
-    if checkpoint.sha256 is None and checkpoint.path not in digests:
-        digests[checkpoint.path] = checkpoint.verify()
-    now = checkpoint.sha256 or digests[checkpoint.path]
+    now = checkpoint.sha256 or checkpoint.verify()
     if now != digest:
         return (
             f"epoch {epoch} of series {name!r} was measured on weights with sha256 {digest}, but now {checkpoint.path} "

@@ -29,7 +29,7 @@ def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable]) -> None:
     Raises:
         OSError: If the disk does not take it.
     """
-    # Tracked order lets readers see series and epochs in the order of the plan, and attributes exceed 64 KiB.
+    # Tracked order lets readers see series and epochs in the order of the plan, and attributes exceed 64 KiB (HDF5 1).
     with h5py.File(path, "w", track_order=True) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["landscape_version"] = plan.landscape_version
@@ -37,7 +37,7 @@ def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable]) -> None:
         file.attrs["protocol"] = canonical_json(plan.protocol)
         file.attrs["protocol_sha256"] = plan.protocol_sha256
         file.attrs["unit"] = UNIT
-        _write_plan(file.create_group("plan", track_order=True), plan)
+        _write_plan(file.create_group("plan"), plan)
         spectra = file.create_group("spectra", track_order=True)
         for table in tables:
             series = spectra.get(table.series)

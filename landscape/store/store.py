@@ -116,11 +116,8 @@ class SpectrumStore:
             raise
 
     @classmethod
-    def check(cls, path: str | Path, manifest: Manifest, *, digests: dict[Path, str] | None = None) -> frozenset[str]:
+    def check(cls, path: str | Path, manifest: Manifest) -> frozenset[str]:
         """Whether `prepare` would go through, and the keys it would find stored; writes nothing.
-
-        Args:
-            digests: Of checkpoint files that are known already; see `check_resumable`.
 
         Raises:
             StoreError: As `prepare`.
@@ -130,7 +127,7 @@ class SpectrumStore:
         if store is None:
             return frozenset()
         with store:
-            check_resumable(path, store.plan, store.stored(), manifest, digests={} if digests is None else digests)
+            check_resumable(path, store.plan, store.stored(), manifest)
             return store.completed_keys()
 
     @classmethod
@@ -141,9 +138,7 @@ class SpectrumStore:
             StoreError: If the folder is not writable, another process writes, what is there is no store, of another
                 version of the schema, or of another manifest. Nothing is written then.
         """
-        digests: dict[Path, str] = {}
-        cls.check(path, manifest, digests=digests)
-        return SpectrumWriter(_checked_target(path), manifest, digests=digests)
+        return SpectrumWriter(_checked_target(path), manifest)
 
     def series(self) -> tuple[str, ...]:
         """Names of the series that have a record, in the order of the manifest."""
@@ -211,7 +206,7 @@ class SpectrumWriter:
     there is none. It may be killed at any moment: what `add` has returned from is stored. For one thread.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, *, digests: dict[Path, str]) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.plan = Plan.of(manifest)
         self.rejected: tuple[RejectedPart, ...] = ()
@@ -223,23 +218,21 @@ class SpectrumWriter:
         self._lock = FolderLock(self._folder, output=path)
         try:
             with _disk_trouble_named(path):
-                self._begin(manifest, digests)
+                self._begin(manifest)
         except BaseException:
             self._leave(remove_folder=self._lock.made_folder)
             raise
 
-    def _begin(self, manifest: Manifest, digests: dict[Path, str]) -> None:
-        # Read again, now that nobody else can write.
+    def _begin(self, manifest: Manifest) -> None:
         store = SpectrumStore._read(self.path, fallback=self.plan)
         if store is not None:
             with store:
-                check_resumable(self.path, store.plan, store.stored(), manifest, digests=digests)
+                check_resumable(self.path, store.plan, store.stored(), manifest)
                 self.rejected = store.rejected
                 self._completed |= store.completed_keys()
                 self._checkpoints |= store.identities
                 for name, epoch in store.identities:
                     self._digests |= {(name, batch): digest for batch, digest in store.batches(name, epoch).items()}
-        remove_parts(self._folder, only_temporary=True)
         write_plan(self._folder, self.plan)
 
     def completed_keys(self) -> frozenset[str]:
@@ -366,7 +359,7 @@ def _check_written(path: Path, expected: frozenset[str]) -> None:
     assert file is not None
     with file:
         tables = [schema.read_table(file, path, *key) for key in schema.stored_checkpoints(file, path)]
-    assert {key for table in tables for key in table.keys} == expected, "a merge neither loses nor invents records"
+    assert sorted(key for table in tables for key in table.keys) == sorted(expected), "a merge neither loses nor invents records"
 
 
 def package_versions() -> dict[str, str]:
