@@ -9,7 +9,7 @@ from conftest import scramble
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from toy_clip import assert_hessian_is_the_true_one, make_toy_clip, toy_pictures
+from toy_clip import assert_hessian_is_true, assert_products_are_true, make_toy_clip, toy_pictures
 
 from landscape.curvature import HessianOperator, Objective, select_parameters
 from landscape.errors import ObjectiveError
@@ -21,7 +21,7 @@ from landscape.towers.simba import Mamba
 def _toy(**options) -> Simba:
     """Two stages on grids of 4 x 4 and 2 x 2, every parameter and statistic off its start, float64."""
     torch.manual_seed(0)
-    sizes = {"stem": 3, "dims": (4, 6), "depths": (1, 2), "mlp_ratios": (2, 1), "num_states": 3}
+    sizes = {"stem": 3, "dims": (6, 8), "depths": (1, 2), "mlp_ratios": (2, 1), "num_states": 3}
     tower = Simba(**{**sizes, "num_classes": 0, **options}).double().eval()
     scramble(tower, seed=1, scale=0.3)
     for module in tower.modules():
@@ -190,9 +190,14 @@ def test_checkpointing_changes_no_value_and_no_derivative_even_with_other_parame
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_the_hessian_of_a_toy_clip_is_the_true_one():
-    options = {"stem": 1, "dims": (2, 2), "depths": (1, 1), "mlp_ratios": (1, 1), "num_states": 2}
-    assert_hessian_is_the_true_one(_toy(**options, num_classes=6))
+def test_hessian_vector_products_of_a_toy_clip_are_the_true_ones():
+    assert_products_are_true(_toy(num_classes=6))
+
+
+@pytest.mark.slow
+def test_the_dense_hessian_of_a_toy_clip_is_the_true_one():
+    sizes = {"stem": 2, "dims": (4,), "depths": (1,), "mlp_ratios": (2,), "num_states": 2}
+    assert_hessian_is_true(_toy(**sizes, num_classes=6))
 
 
 def test_curvature_in_train_mode_is_refused_because_the_stem_couples_the_rows():
@@ -234,7 +239,7 @@ def test_features_head_and_pooling_follow_timms_conventions():
 def test_pictures_of_any_side_are_taken():
     tower = _toy().float()
     for size in ((16, 16), (17, 31), (40, 8)):
-        assert tower(torch.zeros(1, 3, *size)).shape == (1, 6)
+        assert tower(torch.zeros(1, 3, *size)).shape == (1, 8)
 
 
 def test_mixed_precision_stays_close_to_single_precision():

@@ -6,7 +6,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from oracles import dense_hessian, difference_product, relative_error
 from torch import Tensor, nn
 
-from landscape.curvature import HessianOperator, Objective, select_parameters
+from landscape.curvature import HessianOperator, Objective, Params, select_parameters
 from landscape.linalg.operator import seeded
 
 
@@ -27,23 +27,31 @@ def make_toy_clip(tower: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def assert_hessian_is_the_true_one(tower: nn.Module) -> None:
-    """Compare products with the dense Hessian by double backward, and those with differences of first gradients.
-
-    The differences know nothing of second derivatives. Their error is 1e-9 of the gradient's scale where the loss
-    bends on a scale of one; these toys bend on a scale of 0.1 to 1, which leaves 1e-6 with room.
-    """
+def _toy_problem(tower: nn.Module) -> tuple[Objective, Params, dict[str, Tensor], Tensor]:
     model = make_toy_clip(tower)
-    text = torch.tensor([[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]])
-    batch = {"image": toy_pictures(4), "text": text}
-    objective = Objective.from_closure(model, contrastive_loss)
+    batch = {"image": toy_pictures(4), "text": torch.tensor([[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]])}
     params = select_parameters(model, ["visual.*", "logit_scale"])
-    operator = HessianOperator(objective, params, batch)
-    directions = torch.randn(operator.n, 3, generator=seeded(7), dtype=torch.float64)
-    directions /= directions.norm(dim=0)
-    products = operator @ directions
+    directions = torch.randn(sum(p.numel() for p in params.values()), 3, generator=seeded(7), dtype=torch.float64)
+    return Objective.from_closure(model, contrastive_loss), params, batch, directions / directions.norm(dim=0)
+
+
+def assert_products_are_true(tower: nn.Module) -> None:
+    """Compare Hessian-vector products with differences of first gradients, which know nothing of second derivatives.
+
+    Measured: they agree to 4e-11 at a step of 1e-4 and to 4e-9 at 1e-6. The step is small because a difference must not
+    cross a kink of a ReLU in Simba's stem; at 1e-3 it does.
+    """
+    objective, params, batch, directions = _toy_problem(tower)
+    products = HessianOperator(objective, params, batch) @ directions
+    for direction, product in zip(directions.T, products.T):
+        assert relative_error(difference_product(objective, params, batch, direction, step=1e-4), product) < 1e-8
+
+
+def assert_hessian_is_true(tower: nn.Module) -> None:
+    """Compare products with the dense Hessian by double backward, and that with itself and with differences."""
+    objective, params, batch, directions = _toy_problem(tower)
     dense = dense_hessian(objective, params, batch)
     assert relative_error(dense, dense.T) < 1e-10
-    assert relative_error(products, dense @ directions) < 1e-8
-    for i in range(3):
-        assert relative_error(difference_product(objective, params, batch, directions[:, i]), products[:, i]) < 1e-6
+    assert relative_error(HessianOperator(objective, params, batch) @ directions, dense @ directions) < 1e-8
+    difference = difference_product(objective, params, batch, directions[:, 0], step=1e-4)
+    assert relative_error(difference, dense @ directions[:, 0]) < 1e-8

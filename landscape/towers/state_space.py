@@ -4,6 +4,8 @@ Shapes: b = pictures, d = channels of the scan, n = states per channel, l = toke
 share B and C.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ def state_space(
     # Looked up at every call, so that an experiment can put another scan in its place.
     scan = kernels.selective_scan
     A = -torch.exp(_at_least_float32(A_log))
-    return scan(_at_least_float32(u), delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True)
+    return cast(Tensor, scan(_at_least_float32(u), delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
