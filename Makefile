@@ -1,0 +1,42 @@
+# Two commands do everything: `make figure3` and `make test`. Both make .venv and install what they need into it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where the drawn data set is cached; deleting it costs ten seconds of drawing.
+export LANDSCAPE_CACHE ?= $(CURDIR)/.cache/landscape
+
+.PHONY: figure3 test lint smoke clean
+
+figure3: $(VENV)/.installed-demo
+	$(BIN)/landscape train --model vit_tiny_64 --output runs/vit_narrow --recipe openmoji_demo --label "ViT, narrow"
+	$(BIN)/landscape train --model vit_small_64 --output runs/vit_wide --recipe openmoji_demo --label "ViT, wide"
+	$(BIN)/landscape spectra checkpoints.yaml -o spectra.h5
+	$(BIN)/landscape figure spectra.h5 -o figures/figure3.png
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/flake8 landscape tests experiments
+	$(BIN)/isort --check-only --diff landscape tests experiments
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config setup.cfg
+
+# The main job at its smallest size, on real pairs, from a folder of its own.
+smoke: $(VENV)/.installed-demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/smoke.sh
+
+$(VENV)/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "landscape needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: $(VENV)/bin/pip setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --editable '.[demo]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/pip setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@ $(VENV)/.installed-demo
+
+clean:
+	rm -rf $(VENV) build *.egg-info .cache

@@ -1,0 +1,132 @@
+"""The command line: each command parses, calls one function, prints.
+
+Heavy imports sit inside the commands, so that `--help` is instant and a wrong manifest is refused before torch is loaded.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from landscape.errors import LandscapeError
+from landscape.version import VERSION
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors raised on purpose end the command with one line and their exit status; all others are bugs and show."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except LandscapeError as error:
+            click.echo(f"landscape: {' '.join(str(error).split())}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("landscape: interrupted; everything measured so far is kept, the same command goes on.", err=True)
+            sys.exit(130)
+
+    return run
+
+
+class _Epochs(click.ParamType):
+    """A comma-separated list of epochs."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            epochs = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of epochs such as 0,5,10.", param, ctx)
+        if min(epochs) < 0:
+            self.fail("epochs count from 0, the initialisation.", param, ctx)
+        return epochs
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="landscape")
+def main() -> None:
+    """Hessian spectra of contrastive image-text models along their training, every number with its certificate."""
+
+
+@main.command()
+@click.option("--model", required=True, help="An open_clip model name, or a configuration of this project (vit_tiny_64, ...).")
+@click.option("-o", "--output", required=True, type=_FOLDER, help="Folder of the run; resumed if unfinished.")
+@click.option(
+    "--recipe", default="openmoji_demo", show_default=True, help="A named preset: clip_mamba, slip_clip, open_clip, ..."
+)
+@click.option(
+    "--data", "source", default="openmoji", show_default=True, help="openmoji, a CSV/TSV file, or a pattern of tar shards."
+)
+@click.option("--split", default="train", show_default=True, type=click.Choice(["train", "held_out", "all"]))
+@click.option("--image-size", type=click.IntRange(min=1), help="Side of the pictures; default: the model's.")
+@click.option("--epochs", type=click.IntRange(min=0), help="Default: the recipe's. 0 writes the initialisation only.")
+@click.option("--batch-size", type=click.IntRange(min=2), help="Pairs per step, over all processes. Default: the recipe's.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that load pictures.")
+@click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@click.option("--label", help="What figures call this series; default: the model's name.")
+@click.option("--dry-run", is_flag=True, help="Say what would be trained, then stop.")
+@_one_line_errors
+def train(**options: Any) -> None:
+    """Train a CLIP model and keep every epoch, the initialisation included.
+
+    OUTPUT/checkpoints.yaml lists each checkpoint with its sha256 and is a manifest for `landscape spectra`.
+    """
+    from landscape.pipeline import train_run
+
+    click.echo(train_run(**options).summary())
+
+
+@main.command()
+@click.argument("manifest", type=_FILE)
+@click.option("-o", "--output", required=True, type=_FILE, help="HDF5 file; resumed if unfinished.")
+@click.option("--method", type=click.Choice(["lanczos", "power", "pyhessian"]), help="Default: the manifest's.")
+@click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@click.option("--dry-run", is_flag=True, help="List what is left to measure, then stop.")
+@_one_line_errors
+def spectra(manifest: Path, output: Path, method: str | None, device: str | None, dry_run: bool) -> None:
+    """Measure the extreme Hessian eigenvalues of every checkpoint in MANIFEST, batch by batch.
+
+    Exit status: 0 all is measured, 1 some batches failed, 2 wrong input.
+    """
+    from landscape import pipeline
+    from landscape.manifest import Manifest
+
+    report = pipeline.run(Manifest.load(manifest), output, method=method, device=device, dry_run=dry_run)
+    click.echo(report.summary())
+    sys.exit(0 if report.complete or dry_run else 1)
+
+
+@main.command()
+@click.argument("store", type=_FILE)
+@click.option("-o", "--output", required=True, type=_FILE, help="A .png, .pdf or .svg file.")
+@click.option("--epochs", type=_Epochs(), help="Panels; default: 0 and five later ones (0,5,10,15,20,25 where present).")
+@click.option("--title", help="Heading of the figure; none by default.")
+@click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
+@_one_line_errors
+def figure(store: Path, output: Path, epochs: tuple[int, ...] | None, title: str | None, keep_unconverged: bool) -> None:
+    """Draw Figure 3 from STORE: the distribution of the top eigenvalues, a panel per epoch, a curve per series."""
+    from landscape import pipeline
+
+    click.echo(pipeline.draw_figure3(store, output, epochs=epochs, title=title, keep_unconverged=keep_unconverged))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_one_line_errors
+def info(file: Path) -> None:
+    """Say what is inside FILE: a store, a manifest or a checkpoint."""
+    from landscape import pipeline
+
+    for line in pipeline.describe(file):
+        click.echo(line)

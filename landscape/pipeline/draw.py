@@ -1,0 +1,65 @@
+"""From a store to a figure file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landscape.errors import StoreError
+from landscape.store import SpectrumStore
+
+if TYPE_CHECKING:
+    from landscape.figures import EigenvalueSample
+
+
+def eigenvalue_samples(store: SpectrumStore) -> list["EigenvalueSample"]:
+    """The top-k eigenvalues of every checkpoint that has a record, in the order of the manifest."""
+    from landscape.figures import EigenvalueSample
+
+    samples = []
+    for name in store.series():
+        for epoch in store.epochs(name):
+            table = store.records(name, epoch)
+            samples.append(
+                EigenvalueSample(
+                    series=name,
+                    label=table.label,
+                    epoch=epoch,
+                    values=table.eigenvalues,
+                    converged=table.converged,
+                    planned=table.num_planned,
+                )
+            )
+    return samples
+
+
+def draw_figure3(
+    path: Path,
+    output: Path,
+    *,
+    epochs: Sequence[int] | None = None,
+    title: str | None = None,
+    keep_unconverged: bool = False,
+) -> str:
+    """Draw Figure 3 of a store into a file; the arguments are those of `landscape.figures.figure3`.
+
+    Returns:
+        A sentence that says what was written.
+
+    Raises:
+        StoreError: If the store cannot be read or has nothing to draw, or the figure cannot be written.
+    """
+    from landscape.figures import figure3, save_figure
+
+    with SpectrumStore.open(path) as store:
+        samples = eigenvalue_samples(store)
+    if not samples:
+        raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
+    try:
+        save_figure(figure3(samples, epochs=epochs, title=title, keep_unconverged=keep_unconverged), output)
+    except ValueError as error:
+        raise StoreError(f"{path} -> {output}: {error}") from error
+    return f"{output}: {len({one.series for one in samples})} series, epochs {_listed({one.epoch for one in samples})}."
+
+
+def _listed(epochs: set[int]) -> str:
+    return ", ".join(map(str, sorted(epochs)))

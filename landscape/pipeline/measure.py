@@ -1,0 +1,227 @@
+"""Measure what a manifest asks for: one record per mini-batch and checkpoint, stored as soon as it is known.
+
+Everything that can be found wrong before the first product is: the manifest, the output, the data, every checkpoint that
+has a batch left. After that a batch that fails costs that batch alone.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landscape.errors import LandscapeError, ManifestError, NumericalError, ObjectiveError
+from landscape.manifest import HessianSettings, Manifest
+from landscape.pipeline.plan import RunReport, Task, plan
+from landscape.store import Record, SpectrumStore, SpectrumWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from landscape.linalg import EigenPairs
+    from landscape.pipeline.subject import Subject
+
+_Show = Callable[[str, int], None]
+
+
+def run(
+    manifest: Manifest,
+    output: Path,
+    *,
+    method: str | None = None,
+    device: str | None = None,
+    dry_run: bool = False,
+    progress: bool | None = None,
+) -> RunReport:
+    """Measure every batch of every checkpoint that is not in `output` yet, then make it one file.
+
+    Args:
+        method: "lanczos", "power" or "pyhessian" instead of the manifest's.
+        device: "cpu", "cuda", ...; by default CUDA where there is one.
+        dry_run: Only say what is left.
+        progress: None draws a bar where stderr is a terminal and writes a line per checkpoint elsewhere; False is silent.
+
+    Returns:
+        The report; not `complete` where batches failed.
+
+    Raises:
+        LandscapeError: If anything is wrong that can be known before the first product; nothing is written then.
+    """
+    manifest = _with_method(manifest, method)
+    tasks = plan(manifest, SpectrumStore.check(output, manifest))
+    num_planned = sum(len(one.checkpoints) for one in manifest.series) * manifest.data.num_batches
+    num_stored = num_planned - sum(len(task.batches) for task in tasks)
+    report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored)
+    if dry_run:
+        return replace(report, todo=tuple(tasks))
+    if tasks:
+        _check_everything(manifest, tasks, device)
+    with SpectrumStore.prepare(output, manifest) as writer:
+        if tasks:
+            with _progress(num_planned, num_stored, shown=progress) as show:
+                report = _measure_all(manifest, tasks, writer, report, device=device, show=show)
+        writer.merge()
+    return report
+
+
+def _with_method(manifest: Manifest, method: str | None) -> Manifest:
+    if method is None:
+        return manifest
+    try:
+        return replace(manifest, hessian=replace(manifest.hessian, method=method))
+    except ValueError as error:
+        raise ManifestError(f"{manifest.path}, with --method {method}: {error}") from error
+
+
+def _check_everything(manifest: Manifest, tasks: list[Task], device: str | None) -> None:
+    """Build every model and load every checkpoint once, so that a wrong one is refused before any work is done."""
+    if manifest.hessian.method == "pyhessian":
+        from landscape.curvature.reference import _import_pyhessian
+
+        _import_pyhessian()
+    for task, subject in _subjects(manifest, tasks, device):
+        subject.load(task.checkpoint)
+
+
+def _subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:
+    """Each task with its subject; a model is built once per series."""
+    from landscape.clip.image_text import open_pairs
+    from landscape.pipeline.subject import Subject
+
+    pairs = open_pairs(manifest.data)
+    subject, name = None, None
+    for task in tasks:
+        if subject is None or task.series.name != name:
+            subject = Subject.of(manifest, task.series, pairs, device=_device(device))
+            name = task.series.name
+        yield task, subject
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(name if name is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=device)
+    # torch raises what the back end raises: AssertionError, RuntimeError, NotImplementedError.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise LandscapeError(f"device {name!r} is not available here ({reason}). Ask for another, such as cpu.") from error
+    return device
+
+
+def _measure_all(
+    manifest: Manifest, tasks: list[Task], writer: SpectrumWriter, report: RunReport, *, device: str | None, show: _Show
+) -> RunReport:
+    failures: list[str] = []
+    measured = unconverged = 0
+    for task, subject in _subjects(manifest, tasks, device):
+        checkpoint_sha256 = subject.load(task.checkpoint).sha256
+        show(f"{task.series.name} epoch {task.checkpoint.epoch}", 0)
+        for batch in task.batches:
+            try:
+                record = _measure(manifest.hessian, task, subject, batch, checkpoint_sha256)
+            except (NumericalError, ObjectiveError, MemoryError, RuntimeError) as error:
+                if isinstance(error, ObjectiveError) and not measured and not report.num_stored:
+                    # Nothing has ever worked: the model is at fault, not this batch.
+                    raise
+                reason = " ".join(str(error).split())[:500]
+                failures.append(f"{task.series.name} epoch {task.checkpoint.epoch} batch {batch}: {reason}")
+            else:
+                writer.add(record)
+                measured += 1
+                unconverged += int((~record.converged).sum())
+            show("", 1)
+    return replace(report, num_measured=measured, num_unconverged=unconverged, failures=tuple(failures))
+
+
+def _measure(hessian: HessianSettings, task: Task, subject: "Subject", batch: int, checkpoint_sha256: str) -> Record:
+    """The spectrum of one batch.
+
+    Raises:
+        ObjectiveError, NumericalError: If there is none.
+    """
+    import numpy as np
+
+    from landscape.pipeline.subject import settings_of
+
+    begun = time.process_time()
+    pairs, loss, num_params = _solve(hessian, subject, batch)
+    nodes = weights = np.zeros(0)
+    if pairs.quadrature is not None:
+        nodes, weights = pairs.quadrature.nodes.numpy(), pairs.quadrature.weights.numpy()
+    return Record(
+        series=task.series.name,
+        epoch=task.checkpoint.epoch,
+        batch=batch,
+        values=pairs.values.cpu().numpy(),
+        residuals=pairs.residuals.cpu().numpy(),
+        converged=pairs.converged.cpu().numpy(),
+        num_matvecs=pairs.num_matvecs,
+        ritz_values=nodes,
+        ritz_weights=weights,
+        loss=loss,
+        batch_sha256=subject.batches.digest(batch),
+        checkpoint_sha256=checkpoint_sha256,
+        num_params=num_params,
+        seconds=time.process_time() - begun,
+        settings=settings_of(hessian, subject.device),
+    )
+
+
+def _solve(hessian: HessianSettings, subject: "Subject", index: int) -> tuple["EigenPairs", float, int]:
+    """Eigenpairs of one batch by the method that the settings name, the loss, and the number of parameters."""
+    from landscape.clip.seeding import derive_seed
+    from landscape.curvature import HessianOperator
+    from landscape.linalg import eigsh, power_iteration
+
+    batch = subject.batch(index)
+    # A start of its own for every batch, so that the errors of their quadratures average out; the same for all epochs.
+    seed = derive_seed("start", hessian.seed, index)
+    operator = HessianOperator(subject.objective, subject.params, batch)
+    if hessian.method == "lanczos":
+        pairs = eigsh(
+            operator,
+            hessian.k,
+            hessian.which,  # type: ignore[arg-type]
+            tol=hessian.tol,
+            max_matvecs=hessian.max_matvecs,
+            seed=seed,
+            return_vectors=False,
+        )
+    elif hessian.method == "power":
+        pairs = power_iteration(operator, hessian.k, tol=hessian.tol, seed=seed)
+    else:
+        from landscape.curvature.reference import pyhessian_eigenpairs
+
+        pairs = pyhessian_eigenpairs(subject.objective, subject.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
+    return pairs, operator.loss, operator.num_params
+
+
+@contextmanager
+def _progress(num_planned: int, num_stored: int, *, shown: bool | None) -> Iterator[_Show]:
+    """Calls (what is measured now or "", batches done since the last call) become a bar or lines on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda title, _: print(title, file=sys.stderr, flush=True) if title and shown is None else None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        bar = bars.add_task("", total=num_planned, completed=num_stored)
+
+        def show(title: str, advance: int) -> None:
+            bars.update(bar, advance=advance, description=title or None)
+
+        yield show

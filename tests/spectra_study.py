@@ -1,0 +1,109 @@
+"""A study small enough to measure in seconds: CLIP models of one layer per tower on twelve painted pictures.
+
+Also a program, for the test that kills `landscape spectra`: it forks children that run the command, and kills them.
+"""
+
+import csv
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from PIL import Image
+from tiny_run import PLAIN as MODEL
+
+from landscape.cli import main
+from landscape.clip.checkpoint import save_checkpoint
+from landscape.clip.model import build_model
+from landscape.store import SpectrumStore
+
+NUM_BATCHES, BATCH_SIZE = 3, 4
+
+
+def make_study(
+    folder: Path, *, epochs: tuple[int, ...] = (0, 1), names: tuple[str, ...] = ("one", "two"), **hessian: object
+) -> Path:
+    """Pictures, captions, checkpoints of random weights and a manifest in `folder`; returns the manifest."""
+    with open(folder / "pairs.tsv", "w", newline="") as table:
+        rows = csv.writer(table, delimiter="\t")
+        rows.writerow(["filepath", "title"])
+        for index in range(BATCH_SIZE * NUM_BATCHES):
+            Image.new("RGB", (16, 16), (20 * index, 255 - 20 * index, (70 * index) % 255)).save(folder / f"{index}.png")
+            rows.writerow([f"{index}.png", f"picture {chr(97 + index)}"])
+    series = []
+    for number, name in enumerate(names):
+        checkpoints = []
+        for epoch in epochs:
+            path = folder / f"{name}_{epoch}.pt"
+            save_checkpoint(path, model=build_model(MODEL, seed=100 * number + epoch), epoch=epoch, name=MODEL)
+            checkpoints.append({"epoch": epoch, "path": path.name})
+        series.append({"name": name, "model": MODEL, "checkpoints": checkpoints})
+    document = {
+        "version": 1,
+        "data": {"source": "pairs.tsv", "split": "all", "num_samples": BATCH_SIZE * NUM_BATCHES, "batch_size": BATCH_SIZE},
+        "hessian": {"objective": "contrastive", "k": 3, **hessian},
+        "series": series,
+    }
+    manifest = folder / "checkpoints.yaml"
+    manifest.write_text(yaml.safe_dump(document, sort_keys=False))
+    return manifest
+
+
+def stored(output: Path) -> dict[str, list[float]]:
+    """The eigenvalues of every record of an output, by key; empty where there is none yet."""
+    try:
+        store = SpectrumStore.open(output)
+    except Exception:
+        return {}
+    with store:
+        tables = [store.records(series, epoch) for series in store.series() for epoch in store.epochs(series)]
+        return {key: row.tolist() for table in tables for key, row in zip(table.keys, table.eigenvalues)}
+
+
+def spectra_in_a_child(manifest: Path, output: Path) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.dup2(2, 1)
+        try:
+            main(["spectra", str(manifest), "-o", str(output), "--device", "cpu"])
+        except SystemExit as stop:
+            os._exit(int(stop.code or 0))
+        os._exit(99)
+    return pid
+
+
+def kill_at_random(manifest: Path, output: Path, *, num_kills: int, longest: float, seed: int) -> dict[str, object]:
+    """Start the command and kill it, `num_kills` times, then let it finish.
+
+    Returns:
+        The exit status of the last run, how many records were there after each kill, and the keys that were ever lost or
+        whose values ever changed.
+    """
+    generator = random.Random(seed)
+    before: dict[str, list[float]] = {}
+    counts, damaged, killed = [], [], 0
+    for _ in range(num_kills):
+        pid = spectra_in_a_child(manifest, output)
+        time.sleep(generator.uniform(0, longest))
+        os.kill(pid, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        after = stored(output)
+        damaged += [key for key, values in before.items() if after.get(key) != values]
+        counts.append(len(after))
+        before = after
+    status = os.waitstatus_to_exitcode(os.waitpid(spectra_in_a_child(manifest, output), 0)[1])
+    final = stored(output)
+    damaged += [key for key, values in before.items() if final.get(key) != values]
+    return {"status": status, "counts": counts, "killed": killed, "damaged": damaged, "final": final}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    outcome = kill_at_random(Path(sys.argv[1]), Path(sys.argv[2]), num_kills=int(sys.argv[3]), longest=float(sys.argv[4]), seed=0)
+    print(json.dumps(outcome))

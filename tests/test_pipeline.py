@@ -1,0 +1,330 @@
+"""`landscape spectra` from a manifest to a store: what it computes, how it resumes, and what it refuses before it begins."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from oracles import dense_hessian
+from spectra_study import BATCH_SIZE, MODEL, NUM_BATCHES, make_study, stored
+
+from landscape import pipeline
+from landscape.cli import main
+from landscape.clip.checkpoint import load_checkpoint, save_checkpoint
+from landscape.clip.image_text import curvature_batches, open_pairs
+from landscape.clip.model import build_model, preprocess_for, tokenizer_for
+from landscape.clip.objectives import contrastive_objective
+from landscape.errors import NumericalError
+from landscape.manifest import Manifest
+from landscape.pipeline.plan import Task
+from landscape.store import SpectrumStore
+
+PATTERNS = ["visual.proj", "visual.ln_post.*", "logit_scale"]
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path)
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def edit(manifest: Path, section: str, **values: object) -> Path:
+    document = yaml.safe_load(manifest.read_text())
+    document[section].update(values)
+    manifest.write_text(yaml.safe_dump(document, sort_keys=False))
+    return manifest
+
+
+def assert_refused(result, *fragments: str, output: Path) -> None:
+    """One line on stderr that holds every fragment, exit status 2, and nothing left behind."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+    assert not list(output.parent.glob(f"*{output.name}*"))
+
+
+def test_the_stored_eigenvalues_are_those_of_the_dense_hessian(tmp_path):
+    manifest = Manifest.load(make_study(tmp_path, parameters=PATTERNS, dtype="float64", tol=1e-6))
+    report = pipeline.run(manifest, tmp_path / "spectra.h5", progress=False)
+    assert report.complete and report.num_measured == 2 * 2 * NUM_BATCHES
+    model = build_model(MODEL, dtype=torch.float64)
+    load_checkpoint(model, tmp_path / "two_1.pt")
+    batches = curvature_batches(
+        open_pairs(manifest.data),
+        num_samples=NUM_BATCHES * BATCH_SIZE,
+        batch_size=BATCH_SIZE,
+        seed=0,
+        transform=preprocess_for(MODEL),
+        tokenizer=tokenizer_for(MODEL),
+    )
+    objective, params = contrastive_objective(model, parameters=PATTERNS)
+    with SpectrumStore.open(tmp_path / "spectra.h5") as store:
+        table = store.records("two", 1)
+    for row in range(NUM_BATCHES):
+        batch = {"image": batches[row]["image"].double(), "text": batches[row]["text"]}
+        exact = np.linalg.eigvalsh(dense_hessian(objective, params, batch).numpy())
+        exact = exact[np.argsort(-np.abs(exact))][:3]
+        np.testing.assert_allclose(table.eigenvalues[row], exact, rtol=1e-6, atol=1e-9)
+        assert table.loss[row] == pytest.approx(float(objective(params, batch)), rel=1e-12)
+        assert table.batch_sha256[row] == batches.digest(row)
+    assert table.converged.all() and (table.residuals <= 1e-6).all()
+    np.testing.assert_allclose(np.nansum(table.ritz_weights, axis=1), 1)
+
+
+def test_all_series_and_epochs_are_measured_on_the_same_batches(study, tmp_path):
+    assert invoke("spectra", study, "-o", tmp_path / "spectra.h5").exit_code == 0
+    with SpectrumStore.open(tmp_path / "spectra.h5") as store:
+        digests = {store.records(series, epoch).batch_sha256 for series in store.series() for epoch in store.epochs(series)}
+    assert len(digests) == 1 and len(set(*digests)) == NUM_BATCHES
+
+
+def test_a_second_run_measures_nothing_and_leaves_the_file_as_it_is(study, tmp_path):
+    output = tmp_path / "spectra.h5"
+    first = invoke("spectra", study, "-o", output)
+    assert "12 now, 0 before" in first.stdout
+    before = output.read_bytes()
+    again = invoke("spectra", study, "-o", output)
+    assert again.exit_code == 0 and "0 now, 12 before" in again.stdout
+    assert output.read_bytes() == before and not list(tmp_path.glob("*.parts"))
+
+
+def test_an_epoch_that_was_added_is_all_that_the_next_run_measures(study, tmp_path):
+    output = tmp_path / "spectra.h5"
+    invoke("spectra", study, "-o", output)
+    before = stored(output)
+    document = yaml.safe_load(study.read_text())
+    save_checkpoint(tmp_path / "late.pt", model=build_model(MODEL, seed=7), epoch=2, name=MODEL)
+    document["series"][0]["checkpoints"].append({"epoch": 2, "path": "late.pt"})
+    study.write_text(yaml.safe_dump(document))
+    result = invoke("spectra", study, "-o", output)
+    assert f"{NUM_BATCHES} now, 12 before" in result.stdout
+    after = stored(output)
+    assert {key: after[key] for key in before} == before and len(after) == 12 + NUM_BATCHES
+
+
+def test_a_dry_run_lists_what_is_left_and_writes_nothing(study, tmp_path):
+    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5", "--dry-run")
+    assert result.exit_code == 0
+    assert "one epoch 0: 3 batches (0-2)" in result.stdout and "0 of 12" in result.stdout
+    assert not list(tmp_path.glob("spectra.h5*"))
+
+
+def test_the_plan_names_runs_of_batches(study):
+    manifest = Manifest.load(study)
+    tasks = pipeline.plan(manifest, frozenset({"one/0/1", "one/1/0", "one/1/1", "one/1/2"}))
+    assert [str(task) for task in tasks][:2] == ["one epoch 0: 2 batches (0, 2)", "two epoch 0: 3 batches (0-2)"]
+    assert isinstance(tasks[0], Task)
+
+
+def test_the_same_seed_gives_the_same_values_and_another_seed_agrees_within_the_bounds(tmp_path):
+    tables = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / name).mkdir()
+        manifest = make_study(tmp_path / name, epochs=(0,), names=("one",), seed=seed)
+        pipeline.run(Manifest.load(manifest), tmp_path / name / "spectra.h5", progress=False)
+        with SpectrumStore.open(tmp_path / name / "spectra.h5") as store:
+            tables.append(store.records("one", 0))
+    np.testing.assert_allclose(tables[1].eigenvalues, tables[0].eigenvalues, rtol=1e-5)
+    bounds = [table.residuals * np.abs(table.eigenvalues) for table in tables]
+    assert (np.abs(tables[2].eigenvalues - tables[0].eigenvalues) <= bounds[0] + bounds[2]).all()
+
+
+@pytest.mark.parametrize("method", ["power", "pyhessian"])
+def test_the_published_methods_run_on_the_same_objective(tmp_path, method):
+    if method == "pyhessian":
+        pytest.importorskip("pyhessian")
+    study = make_study(tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS, k=1)
+    assert invoke("spectra", study, "-o", tmp_path / "ours.h5").exit_code == 0
+    result = invoke("spectra", study, "-o", tmp_path / "theirs.h5", "--method", method)
+    assert result.exit_code == 0, result.output
+    with SpectrumStore.open(tmp_path / "theirs.h5") as store:
+        assert store.plan.protocol["hessian"]["method"] == method
+        table = store.records("one", 0)
+    assert table.ritz_values.shape[1] == 0
+    ours = np.array(list(stored(tmp_path / "ours.h5").values()))
+    # Its stopping rule allows an error of about the residual it leaves; the residual is ours, so it must cover the error.
+    assert (np.abs(table.eigenvalues - ours) <= (table.residuals + 1e-3) * np.abs(ours)).all()
+
+
+def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_again(study, tmp_path, monkeypatch):
+    from landscape.pipeline import measure as module
+
+    solve = module._solve
+
+    def failing(hessian, subject, index):
+        if index == 1:
+            raise NumericalError("product 3 of the operator is not finite.")
+        return solve(hessian, subject, index)
+
+    monkeypatch.setattr(module, "_solve", failing)
+    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
+    assert result.exit_code == 1
+    assert "failed: one epoch 0 batch 1: product 3" in result.stdout and "8 of 12" in result.stdout
+    monkeypatch.undo()
+    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
+    assert result.exit_code == 0 and "4 now, 8 before" in result.stdout
+
+
+def test_pairs_that_miss_the_tolerance_are_stored_and_said_to(tmp_path):
+    study = make_study(tmp_path, epochs=(0,), names=("one",), max_matvecs=4, tol=1e-5)
+    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
+    assert result.exit_code == 0 and "missed the tolerance" in result.stdout
+    with SpectrumStore.open(tmp_path / "spectra.h5") as store:
+        table = store.records("one", 0)
+    assert not table.converged.all() and (table.num_matvecs == 4).all()
+
+
+@pytest.mark.parametrize(
+    "section, values, fragments",
+    [
+        ("data", {"num_samples": 400}, ["400", "12", "Lower num_samples"]),
+        ("data", {"batch_size": 1}, ["batch_size", "contrastive"]),
+        ("data", {"num_samples": 13}, ["multiple"]),
+        ("data", {"augmentation": "nonsense"}, ["nonsense", "clip_mamba"]),
+        ("data", {"source": "nowhere.tsv"}, ["nowhere.tsv"]),
+        ("hessian", {"k": 9_999_999, "max_matvecs": 9_999_999}, ["k is 9999999", "eigenvalues"]),
+        ("hessian", {"parameters": ["nonsense.*"]}, ["nonsense"]),
+        ("hessian", {"kk": 5}, ["kk"]),
+        ("hessian", {"which": "SA", "method": "power"}, ["which"]),
+        ("hessian", {"objective": "cross_entropy"}, ["contrastive"]),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_in_one_line(study, tmp_path, section, values, fragments):
+    result = invoke("spectra", edit(study, section, **values), "-o", tmp_path / "out.h5")
+    assert_refused(result, *fragments, output=tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize(
+    "damage, fragments",
+    [
+        (lambda path: path.unlink(), ["two_1.pt"]),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), ["two_1.pt"]),
+        (lambda path: path.write_bytes(b"not a checkpoint"), ["two_1.pt"]),
+        (lambda path: torch.save({"state_dict": {"a": torch.zeros(3)}}, path), ["two_1.pt", "missing"]),
+    ],
+)
+def test_a_broken_last_checkpoint_is_found_before_the_first_product(study, tmp_path, damage, fragments):
+    damage(tmp_path / "two_1.pt")
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5")
+    assert_refused(result, *fragments, output=tmp_path / "out.h5")
+
+
+def test_a_wrong_sha256_is_refused(study, tmp_path):
+    document = yaml.safe_load(study.read_text())
+    document["series"][0]["checkpoints"][1]["sha256"] = "0" * 64
+    study.write_text(yaml.safe_dump(document))
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5")
+    assert_refused(result, "sha256", "one_1.pt", output=tmp_path / "out.h5")
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_name(study, tmp_path):
+    document = yaml.safe_load(study.read_text())
+    document["series"][0]["model"] = "vit_tinny_64"
+    study.write_text(yaml.safe_dump(document))
+    assert_refused(invoke("spectra", study, "-o", tmp_path / "out.h5"), "vit_tiny_64", output=tmp_path / "out.h5")
+
+
+def test_spectra_without_epoch_zero_says_how_to_get_it(tmp_path):
+    study = make_study(tmp_path, epochs=(1, 2))
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5")
+    assert_refused(result, "epoch 0", "landscape train", output=tmp_path / "out.h5")
+
+
+def test_a_missing_manifest_and_a_missing_folder_are_refused(study, tmp_path):
+    result = invoke("spectra", tmp_path / "none.yaml", "-o", tmp_path / "out.h5")
+    assert_refused(result, "none.yaml", output=tmp_path / "out.h5")
+    result = invoke("spectra", study, "-o", tmp_path / "missing" / "out.h5")
+    assert result.exit_code == 2 and "missing" in result.stderr and not (tmp_path / "missing").exists()
+
+
+def test_an_output_of_another_protocol_is_refused_and_left_alone(study, tmp_path):
+    output = tmp_path / "spectra.h5"
+    invoke("spectra", study, "-o", output)
+    before = output.read_bytes()
+    result = invoke("spectra", edit(study, "hessian", k=2), "-o", output)
+    assert result.exit_code == 2 and "k" in result.stderr
+    assert output.read_bytes() == before
+
+
+def test_train_mode_batch_norm_or_dropout_cannot_reach_a_measurement(study, tmp_path, monkeypatch):
+    from landscape.pipeline import subject
+
+    monkeypatch.setattr(subject, "build_model", lambda name, **options: build_model(name, **options).train())
+    monkeypatch.setattr(subject, "build_model", _with_dropout)
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5")
+    assert_refused(result, "dropout", output=tmp_path / "out.h5")
+
+
+def _with_dropout(name, **options):
+    model = build_model(name, **options)
+    model.visual.patch_dropout = torch.nn.Dropout(0.5).train()
+    return model
+
+
+def test_help_is_instant_because_torch_is_not_imported():
+    code = "import sys; from landscape.cli import main\ntry:\n    main(['spectra', '--help'])\nexcept SystemExit:\n    pass\n"
+    code += "assert not {'torch', 'numpy', 'h5py'} & set(sys.modules), 'heavy imports'"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_wrong_manifest_is_refused_before_torch_is_imported(study, tmp_path):
+    edit(study, "hessian", tol=-1.0)
+    command = ["spectra", str(study), "-o", str(tmp_path / "out.h5")]
+    code = f"import sys; from landscape.cli import main\ntry:\n    main({command})\n"
+    code += "except SystemExit as stop:\n    assert stop.code == 2\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_info_describes_a_store_a_manifest_and_a_checkpoint(study, tmp_path):
+    output = tmp_path / "spectra.h5"
+    invoke("spectra", study, "-o", output)
+    assert "12 of 12 records" in invoke("info", output).stdout
+    assert "2 series" in invoke("info", study).stdout
+    assert "epoch 1" in invoke("info", tmp_path / "one_1.pt").stdout
+    assert invoke("info", tmp_path / "nothing").exit_code == 2
+    assert invoke("info", tmp_path).exit_code == 2
+
+
+def test_figure_draws_a_store_and_refuses_what_it_cannot(study, tmp_path):
+    output = tmp_path / "spectra.h5"
+    invoke("spectra", study, "-o", output)
+    for suffix in ("png", "pdf", "svg"):
+        assert invoke("figure", output, "-o", tmp_path / f"figure.{suffix}").exit_code == 0
+        assert (tmp_path / f"figure.{suffix}").stat().st_size > 1000
+    assert invoke("figure", output, "-o", tmp_path / "figure.docx").exit_code == 2
+    assert invoke("figure", tmp_path / "none.h5", "-o", tmp_path / "f.png").exit_code == 2
+    assert invoke("figure", output, "-o", tmp_path / "f.png", "--epochs", "0,9").exit_code == 2
+    assert invoke("figure", output, "-o", tmp_path / "f.png", "--epochs", "zero").exit_code == 2
+    assert not (tmp_path / "f.png").exists()
+
+
+@pytest.mark.slow
+def test_sigkill_at_twenty_random_moments_loses_nothing_and_changes_nothing(tmp_path):
+    study = make_study(tmp_path)
+    begun = time.monotonic()
+    assert invoke("spectra", study, "-o", tmp_path / "undisturbed.h5").exit_code == 0
+    longest = 0.5 * (time.monotonic() - begun)
+    lab = Path(__file__).with_name("spectra_study.py")
+    arguments = [sys.executable, lab, study, tmp_path / "killed.h5", "20", str(longest)]
+    finished = subprocess.run([str(argument) for argument in arguments], capture_output=True, text=True, cwd=lab.parent)
+    assert finished.returncode == 0, finished.stderr
+    outcome = json.loads(finished.stdout)
+    assert outcome["killed"] >= 5 and outcome["status"] == 0 and not outcome["damaged"]
+    # The kills came at different stages, and resumed runs went on from what they found.
+    assert outcome["counts"] == sorted(outcome["counts"]) and len(set(outcome["counts"])) > 1
+    reference = stored(tmp_path / "undisturbed.h5")
+    assert outcome["final"].keys() == reference.keys()
+    for key, values in reference.items():
+        np.testing.assert_allclose(outcome["final"][key], values, rtol=1e-5)
+    assert not list(tmp_path.glob("killed.h5.parts"))
