@@ -284,6 +284,24 @@ def test_a_full_disk_loses_nothing_and_says_so(tmp_path, output, monkeypatch):
     assert entries(parts_folder(output)) == ["lock", "plan.json", "wide.0.0.jsonl"]
 
 
+def test_a_merged_file_that_cannot_be_read_back_replaces_nothing(tmp_path, output, monkeypatch):
+    manifest = manifest_of(tmp_path)
+    first = write(output, manifest, keys=["wide/0/0"])
+    whole = output.read_bytes()
+
+    def cut_short(path, *arguments, real=schema.write_file):
+        real(path, *arguments)
+        os.truncate(path, path.stat().st_size // 2)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "write_file", cut_short)
+        with pytest.raises(StoreError):
+            write(output, manifest, keys=["wide/0/1"])
+    assert output.read_bytes() == whole
+    with SpectrumStore.open(output) as store:
+        assert_holds(store, first + ["wide/0/1"])
+
+
 def test_a_part_that_is_damaged_before_the_merge_is_reported_and_the_rest_kept(tmp_path, output):
     manifest = manifest_of(tmp_path)
     with SpectrumStore.prepare(output, manifest) as writer:
@@ -373,6 +391,16 @@ def test_parts_of_another_run_are_not_mixed_in(tmp_path, output):
     assert "not planned" in reasons["other.0.0.jsonl"]
     assert "other weights" in reasons["wide.0.3.jsonl"]
     assert write(output, manifest) == ["wide/0/1", "wide/0/2", "wide/0/3"]
+
+
+def test_parts_of_another_output_beside_a_file_are_refused(tmp_path, output):
+    write(output, manifest_of(tmp_path))
+    other = output.with_name("other.h5")
+    write(other, manifest_of(tmp_path, seed=1), merge=False)
+    parts_folder(other).rename(parts_folder(output))
+    refusal(lambda: SpectrumStore.open(output), "were not measured for", "move it away")
+    refusal(lambda: SpectrumStore.prepare(output, manifest_of(tmp_path)), "move it away")
+    assert len(list(parts_folder(output).glob("*.jsonl"))) == 16
 
 
 def test_a_plan_that_is_lost_or_damaged_is_mended_by_the_manifest(tmp_path, output):
@@ -486,6 +514,30 @@ def test_readers_beside_a_writer_always_see_everything_stored_before(tmp_path, o
     done.set()
     reader.join()
     assert not failures, failures[:3]
+
+
+def test_a_merge_while_a_reader_opens_hides_nothing(tmp_path, output, monkeypatch):
+    """The merge falls between the reader's two looks, at the parts and at the file, whichever comes first."""
+    manifest = manifest_of(tmp_path)
+    writer = SpectrumStore.prepare(output, manifest)
+    for key in manifest_keys(manifest):
+        writer.add(record_of(key))
+    looks = []
+
+    def before_the_second(look):
+        def looked(*arguments):
+            looks.append(look)
+            if len(looks) == 2:
+                writer.merge()
+            return look(*arguments)
+
+        return looked
+
+    monkeypatch.setattr(store_module, "read_parts", before_the_second(store_module.read_parts))
+    monkeypatch.setattr(schema, "open_file", before_the_second(schema.open_file))
+    with SpectrumStore.open(output) as store:
+        assert_holds(store, manifest_keys(manifest))
+    assert entries(output.parent) == ["spectra.h5"]
 
 
 # what is refused
