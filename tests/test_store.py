@@ -21,6 +21,7 @@ import landscape.store.store as store_module
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
 from landscape.store import Record, SpectrumStore, describe, is_store, parts_folder, summarize, task_key
+from landscape.version import VERSION
 
 
 def write(output, manifest, keys=None, *, merge=True):
@@ -104,7 +105,7 @@ def test_a_reader_that_knows_only_the_published_schema_finds_everything(tmp_path
         attributes = dict(file.attrs)
         assert attributes["schema_version"] == 1
         assert attributes["manifest_sha256"] == manifest.sha256
-        assert attributes["landscape_version"] == "0.1.0"
+        assert attributes["landscape_version"] == VERSION
         assert json.loads(attributes["protocol"])["data"]["num_samples"] == 60
         assert hashlib.sha256(attributes["protocol"].encode()).hexdigest() == attributes["protocol_sha256"]
         assert list(file["spectra"]) == ["wide", "narrow"]
@@ -598,7 +599,7 @@ def test_parts_of_another_schema_version_are_refused(tmp_path, output):
     plan = parts_folder(output) / "plan.json"
     plan.write_bytes(plan.read_bytes().replace(b'"schema_version": 1', b'"schema_version": 2'))
     before = entries(parts_folder(output))
-    refusal(lambda: SpectrumStore.prepare(output, manifest), "schema version 2", "0.1.0, which wrote it")
+    refusal(lambda: SpectrumStore.prepare(output, manifest), "schema version 2", f"{VERSION}, which wrote it")
     assert entries(parts_folder(output)) == before
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from landscape.manifest import canonical_json
+from landscape.manifest.settings import SHA256
 
 UNIT = "nat per squared parameter"
-_DIGEST_LENGTH = 64
 
 
 def task_key(series: str, epoch: int, batch: int) -> str:
@@ -68,8 +68,8 @@ class Record:
             array: np.ndarray = np.array(getattr(self, name), dtype=dtype)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        for name, kind in (("epoch", int), ("batch", int), ("num_matvecs", int), ("num_params", int)):
-            object.__setattr__(self, name, kind(getattr(self, name)))
+        for name in ("epoch", "batch", "num_matvecs", "num_params"):
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("loss", "seconds"):
             object.__setattr__(self, name, float(getattr(self, name)))
         self._check()
@@ -99,7 +99,7 @@ class Record:
 
 
 def is_digest(text: object) -> bool:
-    return isinstance(text, str) and len(text) == _DIGEST_LENGTH and set(text) <= set("0123456789abcdef")
+    return isinstance(text, str) and SHA256.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
