@@ -1,0 +1,25 @@
+"""Tables -> matplotlib figures: opens no data file, computes no statistic beyond what drawing needs.
+
+A figure function takes plain samples and returns a `matplotlib.figure.Figure` drawn without pyplot, so nothing global
+changes and no display is needed; only `save_figure` writes. matplotlib is imported when something is drawn.
+Smoothing is a drawing decision and is made here: the stores keep the values themselves.
+"""
+
+from landscape.figures.asinh_axis import AsinhAxis
+from landscape.figures.density import bandwidth, kernel_density
+from landscape.figures.eigenvalue_panels import figure3
+from landscape.figures.samples import PUBLISHED_EPOCHS, EigenvalueSample, epochs_to_draw
+from landscape.figures.style import MAX_SERIES, SUFFIXES, save_figure
+
+__all__ = [
+    "AsinhAxis",
+    "EigenvalueSample",
+    "MAX_SERIES",
+    "PUBLISHED_EPOCHS",
+    "SUFFIXES",
+    "bandwidth",
+    "epochs_to_draw",
+    "figure3",
+    "kernel_density",
+    "save_figure",
+]

@@ -1,0 +1,322 @@
+"""Figure 3: how the top Hessian eigenvalues of several architectures are distributed, from initialisation on.
+
+One panel per epoch, one density curve per series, shared axes. Sizes are in inches and fixed: the panels of two figures with
+the same number of epochs are equally large, whatever stands around them. Shapes: m = grid points.
+"""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from landscape.figures.eigenvalue_plan import Curve, Plan, footnote, make_plan
+from landscape.figures.samples import EigenvalueSample
+from landscape.figures.style import paper_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+UNIT = "nat per squared parameter"
+# With more series than this, filled areas blend into grey, and percentages cover the curves they belong to.
+_MAX_FILLED, _MAX_REMARKS = 2, 4
+# Below this share of the highest peak a line would only colour the base line.
+_INVISIBLE = 1e-3
+_Styles = dict[str, dict[str, Any]]
+_Corner = Literal["upper left", "upper right"]
+
+
+def figure3(
+    samples: Sequence[EigenvalueSample],
+    *,
+    epochs: Sequence[int] | None = None,
+    title: str | None = None,
+    clip_quantile: float = 0.0,
+    keep_unconverged: bool = False,
+    unaudited: bool = False,
+) -> "Figure":
+    """Draw the distribution of the top-k eigenvalues: a panel per epoch, a density curve per series.
+
+    The horizontal axis is asinh(lambda / w), shared by all panels; the curves are Gaussian kernel densities in that
+    coordinate, so every one encloses area 1 as drawn. The side of negative values is shaded, ticks below a curve are
+    its single values, and the percentages (up to four series) are the shares of negative values. The footnote gives
+    the numbers behind the curves and everything that was left out.
+
+    Args:
+        samples: At most one per series and epoch, in the order of the legend. A series without a sample at some epoch
+            has no curve there, and the panel says so.
+        epochs: Epochs that get a panel; by default `epochs_to_draw` of those that any series has.
+        title: Heading of the figure; none by default, as papers want it.
+        clip_quantile: Let the axis end at this quantile of all values on either side, in [0, 0.5), and state how many
+            values lie beyond. The curves still count them. 0 shows everything.
+        keep_unconverged: Draw the values whose residual missed the tolerance too, and say how many they are, instead of
+            leaving them out. Needed for power iteration as published, which leaves most values unconverged.
+        unaudited: Stamp the figure: nobody has checked that these are second derivatives of the whole model.
+
+    Raises:
+        ValueError: If there are no samples, more than `MAX_SERIES` series, two samples for one series and epoch, or an
+            epoch is asked for that no series has.
+        StoreError: If no value is left to draw.
+    """
+    plan = make_plan(samples, epochs=epochs, clip_quantile=clip_quantile, keep_unconverged=keep_unconverged)
+    with paper_style():
+        return _draw(plan, _Page.fit(plan, title=title, unaudited=unaudited))
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Sizes in inches, and the texts around the panels broken into lines that fit."""
+
+    num_columns: int
+    num_rows: int
+    title: str
+    legend: tuple[str, ...]
+    legend_columns: int
+    stamp: str
+    note: str
+
+    line = 0.155  # one line of the legend or the title
+    note_line = 0.106
+    left, right, column_gap = 0.5, 0.12, 0.2
+    panel_title, row_gap, tick_labels = 0.18, 0.32, 0.2
+
+    @classmethod
+    def fit(cls, plan: Plan, *, title: str | None, unaudited: bool) -> "_Page":
+        num_panels = len(plan.epochs)
+        num_columns = 2 if num_panels == 4 else min(3, num_panels)
+        width = cls._page_width(num_columns)
+        legend = tuple(_wrap(label, width - 1.0, points=7.5) for label in plan.labels.values())
+        longest = max(_text_width(line, points=7.5) for label in legend for line in label.splitlines() or [""])
+        # A line sample and the space after a column take 0.56 inches; the legend is centred on the panels, not the page.
+        fitting = max(1, int((width - 0.4) / (longest + 0.56)))
+        return cls(
+            num_columns=num_columns,
+            num_rows=math.ceil(num_panels / num_columns),
+            title=_wrap(title or "", width - 0.4, points=10),
+            legend=legend,
+            legend_columns=math.ceil(len(legend) / math.ceil(len(legend) / fitting)),
+            stamp="NOT AUDITED: nobody has checked that these are second derivatives of the whole model" * unaudited,
+            note=_wrap(footnote(plan), width - 0.1, points=6),
+        )
+
+    @staticmethod
+    def _page_width(num_columns: int) -> float:
+        """Two columns of a paper; one panel alone needs less."""
+        return 7.0 if num_columns > 1 else 4.5
+
+    @property
+    def width(self) -> float:
+        return self._page_width(self.num_columns)
+
+    @property
+    def panel_width(self) -> float:
+        return (self.width - self.left - self.right - (self.num_columns - 1) * self.column_gap) / self.num_columns
+
+    @property
+    def panel_height(self) -> float:
+        return 1.3 if self.num_columns == 3 else 1.55
+
+    @property
+    def bottom(self) -> float:
+        """Footnote, axis label and tick labels."""
+        return 0.08 + self.note_line * self.note.count("\n") + 0.1 + 0.2 + self.tick_labels
+
+    @property
+    def tops(self) -> tuple[float, float, float, float]:
+        """Distances from the upper edge down to the stamp, the title, the legend and the panels."""
+        title = 0.06 + 0.24 * bool(self.stamp)
+        legend = title + (0.18 * (self.title.count("\n") + 1) + 0.04 if self.title else 0.0)
+        lines = max(label.count("\n") + 1 for label in self.legend) * math.ceil(len(self.legend) / self.legend_columns)
+        return 0.06, title, legend, legend + lines * self.line + 0.02 + self.panel_title
+
+    @property
+    def height(self) -> float:
+        panels = self.num_rows * self.panel_height + (self.num_rows - 1) * self.row_gap
+        return self.tops[3] + panels + self.bottom
+
+
+def _wrap(text: str, width: float, *, points: float) -> str:
+    """Break a text into lines of about `width` inches, a few percent less where its letters are unevenly wide."""
+    whole = _text_width(text, points=points)
+    return text if whole <= width else textwrap.fill(text, width=max(1, int(0.95 * len(text) * width / whole)))
+
+
+def _text_width(text: str, *, points: float) -> float:
+    """Inches that a line of text takes in the font of the style."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)
+    return float(width) / 72
+
+
+def _draw(plan: Plan, page: _Page) -> "Figure":
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(page.width, page.height))
+    spec = fig.add_gridspec(
+        page.num_rows,
+        page.num_columns,
+        left=page.left / page.width,
+        right=1 - page.right / page.width,
+        bottom=page.bottom / page.height,
+        top=1 - page.tops[3] / page.height,
+        wspace=page.column_gap / page.panel_width,
+        hspace=page.row_gap / page.panel_height,
+    )
+    axes = list(spec.subplots(sharex=True, sharey=True, squeeze=False).flat)
+    styles = dict(zip(plan.labels, rcParams["axes.prop_cycle"], strict=False))
+    corner = _set_axes(axes, plan, page)
+    for ax, epoch in zip(axes, plan.epochs, strict=False):
+        _draw_panel(ax, plan, epoch, styles, corner=corner)
+    _write_around(fig, plan, page, styles)
+    return fig
+
+
+def _set_axes(axes: "Sequence[Axes]", plan: Plan, page: _Page) -> _Corner:
+    """Scale, limits and ticks, once for all panels since they share them; returns the corner for the remarks."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
+
+    low, high = plan.axis.inverse(np.array(plan.limits)).tolist()
+    ticks = plan.axis.ticks(low, high, gap=0.27 / page.panel_width * (plan.limits[1] - plan.limits[0]))
+    first = axes[0]
+    first.set_xscale("asinh", linear_width=plan.axis.linear_width)
+    first.set_xlim(low, high)
+    first.xaxis.set_major_locator(FixedLocator(ticks.major))
+    first.xaxis.set_major_formatter(FixedFormatter(ticks.labels))
+    first.xaxis.set_minor_locator(FixedLocator(ticks.minor))
+    first.xaxis.set_minor_formatter(NullFormatter())
+    corner, top = _headroom(plan, page)
+    first.set_ylim(-_rug_row(plan) * (len(plan.labels) + 0.5), top)
+    # Below zero there are no densities, only the rows of ticks.
+    first.yaxis.set_major_locator(FixedLocator([tick for tick in MaxNLocator(4).tick_values(0.0, top) if 0 <= tick <= top]))
+    num_panels = len(plan.epochs)
+    for ax in axes[num_panels:]:
+        ax.set_axis_off()
+    # The lowest panel of every column, also where the last row is not full.
+    for ax in axes[max(0, num_panels - page.num_columns) : num_panels]:
+        ax.tick_params(axis="x", which="both", labelbottom=True)
+    return corner
+
+
+def _headroom(plan: Plan, page: _Page) -> tuple[_Corner, float]:
+    """Choose the upper corner for the remarks, and the upper end of the density axis that keeps them off the curves.
+
+    The left corner, on the negative side, unless the right one is clearly emptier.
+    """
+    remarks = [plan.remark(series, epoch) for series in plan.labels for epoch in plan.epochs]
+    envelope = plan.envelope
+    peak = float(envelope.max())
+    share = min(1.0, (0.45 + 0.05 * max(map(len, remarks))) / page.panel_width)
+    points = max(1, int(share * envelope.size))
+    beside = {"upper left": float(envelope[:points].max()), "upper right": float(envelope[-points:].max())}
+    corner: _Corner = "upper left" if beside["upper left"] <= 1.5 * beside["upper right"] else "upper right"
+    rows = len(plan.labels) + 1 if len(plan.labels) <= _MAX_REMARKS else 0
+    fraction = (0.08 + 0.112 * rows) / page.panel_height
+    rug = _rug_row(plan) * (len(plan.labels) + 0.5)
+    return corner, max(1.06 * peak, (beside[corner] + fraction * rug) / (1 - fraction))
+
+
+def _rug_row(plan: Plan) -> float:
+    """Height of one row of ticks below the curves, in units of the density."""
+    return float(plan.envelope.max()) * min(0.07, 0.35 / len(plan.labels))
+
+
+def _draw_panel(ax: "Axes", plan: Plan, epoch: int, styles: _Styles, *, corner: _Corner) -> None:
+    ax.set_title("Initialisation" if epoch == 0 else f"Epoch {epoch}")
+    ax.axvspan(ax.get_xlim()[0], 0.0, color="0.94", zorder=-2, linewidth=0)
+    ax.axvline(0.0, color="0.35", linewidth=0.6, zorder=-1)
+    ax.axhline(0.0, color="0.35", linewidth=0.4, zorder=-1)
+    x = plan.axis.inverse(plan.grid)
+    invisible = _INVISIBLE * float(plan.envelope.max())
+    say_shares = len(plan.labels) <= _MAX_REMARKS
+    remarks = {}
+    for row, (series, style) in enumerate(styles.items()):
+        curve = plan.curves.get((series, epoch))
+        drawn = curve is not None and curve.drawn.size > 0
+        if curve is not None and drawn:
+            line = np.where(curve.density > invisible, curve.density, np.nan)
+            ax.plot(x, line, label=plan.labels[series], zorder=3 + row, **style)
+            if len(plan.labels) <= _MAX_FILLED:
+                ax.fill_between(x, curve.density, color=style["color"], alpha=0.12, linewidth=0, zorder=1)
+            _draw_rug(ax, plan, curve, row=row, color=style["color"])
+        if say_shares or not drawn:
+            remarks[series] = plan.remark(series, epoch)
+    _draw_remarks(ax, remarks, styles, title="share of $\\lambda$ < 0" if say_shares else None, corner=corner)
+
+
+def _draw_rug(ax: "Axes", plan: Plan, curve: Curve, *, row: int, color: str) -> None:
+    """One tick per value; values closer together than print resolves share a tick."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    low, high = plan.limits
+    step = (high - low) / 1000
+    inside = curve.drawn[(curve.drawn >= low) & (curve.drawn <= high)]
+    x = plan.axis.inverse(np.unique(np.round(inside / step)) * step)
+    height = _rug_row(plan)
+    top = -height * (row + 0.3)
+    vertices = np.column_stack([np.repeat(x, 2), np.tile([top, top - 0.8 * height], len(x))])
+    # One path for all, which keeps vector files small.
+    path = Path(vertices, np.tile([Path.MOVETO, Path.LINETO], len(x)))
+    ax.add_artist(PathPatch(path, fill=False, edgecolor=color, linewidth=0.35, zorder=2))
+
+
+def _draw_remarks(ax: "Axes", remarks: dict[str, str], styles: _Styles, *, title: str | None, corner: _Corner) -> None:
+    """Share of negative values of each curve, or why there is no curve, beside a piece of its line."""
+    from matplotlib.lines import Line2D
+
+    if not remarks:
+        return
+    legend = ax.legend(
+        [Line2D([], [], **styles[series]) for series in remarks],
+        list(remarks.values()),
+        loc=corner,
+        title=title,
+        alignment="left",
+        fontsize=6,
+        handlelength=2.2,
+        borderpad=0.0,
+        borderaxespad=0.3,
+        labelspacing=0.2,
+        handletextpad=0.5,
+    )
+    legend.set_zorder(20)
+
+
+def _write_around(fig: "Figure", plan: Plan, page: _Page, styles: _Styles) -> None:
+    """Legend, title, axis labels, footnote and stamp."""
+    from matplotlib.lines import Line2D
+
+    down = [1 - distance / page.height for distance in page.tops]
+    width = plan.axis.linear_width
+    coordinate = "asinh($\\lambda$)" if width == 1 else f"asinh($\\lambda$ / {width:g})"
+    centre = (page.left + page.width - page.right) / 2 / page.width
+    middle = (page.bottom + page.height - page.tops[3]) / 2 / page.height
+    note_top = (page.bottom - page.tick_labels - 0.2) / page.height
+    fig.supxlabel(f"Hessian eigenvalue $\\lambda$ ({UNIT}), drawn at {coordinate}", x=centre, y=note_top + 0.03 / page.height)
+    fig.supylabel(f"Density per unit of {coordinate}", x=0.05 / page.width, y=middle)
+    fig.text(
+        0.06 / page.width, note_top, page.note, fontsize=6, color="0.25", va="top", linespacing=1.25, parse_math=False
+    )
+    if page.title:
+        fig.suptitle(page.title, y=down[1], parse_math=False)
+    # The names are set afterwards: a legend drops names that start with an underscore and typesets dollar signs.
+    legend = fig.legend(
+        [Line2D([], [], **style) for style in styles.values()],
+        [str(number) for number in range(len(styles))],
+        loc="upper center",
+        bbox_to_anchor=(centre, down[2]),
+        borderaxespad=0.0,
+        borderpad=0.0,
+        ncols=page.legend_columns,
+    )
+    for text, label in zip(legend.get_texts(), page.legend, strict=True):
+        text.set(text=label, parse_math=False)
+    if page.stamp:
+        box = {"boxstyle": "square,pad=0.25", "facecolor": "#FFE08A", "edgecolor": "black", "linewidth": 0.8}
+        fig.text(centre, down[0], page.stamp, ha="center", va="top", fontsize=6.5, weight="bold", bbox=box)

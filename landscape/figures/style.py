@@ -1,0 +1,61 @@
+"""The one style file, and writing a figure to disk."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import StoreError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE_FILE = Path(__file__).parent.parent / "paper.mplstyle"
+# The colour cycle of the style file has as many entries; more curves in one panel cannot be told apart.
+MAX_SERIES = 8
+# Metadata that would differ between two runs on the same numbers is left out.
+_METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+SUFFIXES = tuple(f".{name}" for name in _METADATA)
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Draw or save with `paper.mplstyle` on top of matplotlib's defaults, whatever the user's own settings are."""
+    from matplotlib import style
+
+    with style.context(str(STYLE_FILE), after_reset=True):
+        yield
+
+
+def save_figure(fig: "Figure", path: Path) -> None:
+    """Write `fig` as PNG, PDF or SVG, by the suffix; equal figures give equal bytes.
+
+    The file appears whole or not at all: it is written under a temporary name in the same folder, which is made if
+    missing, flushed to disk and renamed.
+
+    Raises:
+        ValueError: If the suffix is none of `SUFFIXES`.
+        StoreError: If the folder or the file cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: a figure cannot be written as {suffix!r}, the suffix must be one of {', '.join(SUFFIXES)}.")
+    kind = suffix[1:]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as stream:
+                with paper_style():
+                    fig.savefig(stream, format=kind, metadata=_METADATA[kind])
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror}) - the figure is not saved - choose a folder that is writable."
+        ) from error
