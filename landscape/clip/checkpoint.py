@@ -267,9 +267,11 @@ def _convert(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Tenso
 
     A tensor on the meta device has a shape and no numbers, and load_state_dict skips it without an error.
     """
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        sort = "quantised" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
-        raise CheckpointError(f"{path}: {name!r} holds no plain numbers ({sort}). Save a dense tensor on the CPU.")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise CheckpointError(
+            f"{path}: {name!r} holds no plain numbers ({tensor.layout}, device {tensor.device}), so there is nothing to load. "
+            "Save a dense tensor."
+        )
     same_sort = tensor.dtype == dtype or (tensor.dtype.is_floating_point and dtype.is_floating_point)
     if not same_sort:
         raise CheckpointError(
