@@ -91,18 +91,22 @@ def test_nested_forward_mode_gives_the_second_derivative(name):
     torch.testing.assert_close(values[0], values[1], rtol=1e-11, atol=1e-11)
 
 
-def test_third_derivatives_equal_pytorchs():
-    x, weight, options = _case("depthwise sequence")
+@pytest.mark.parametrize("name", CASES)
+def test_fourth_derivatives_equal_pytorchs(name):
+    """The first order at which every backward has been differentiated by both of its arguments."""
+    x, weight, options = _case(name)
 
-    def third(function) -> Tensor:
-        value = function(x, weight).exp().sum()
-        for i in range(3):
-            (slope,) = torch.autograd.grad(value, weight if i < 2 else x, create_graph=i < 2)
-            value = slope.pow(2).sum()
-        return slope
+    def fourth(function) -> list[Tensor]:
+        value = function(x, weight).sin().sum()
+        for order in range(4):
+            slopes = torch.autograd.grad(value, (x, weight), create_graph=order < 3)
+            value = sum(slope.sin().sum() for slope in slopes)
+        return list(slopes)
 
-    ours, theirs = third(lambda x, w: convolve(x, w, **options)), third(lambda x, w: _torch_convolution(x, w, options))
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max()))
+    ours = fourth(lambda x, w: convolve(x, w, **options))
+    theirs = fourth(lambda x, w: _torch_convolution(x, w, options))
+    for mine, truth in zip(ours, theirs):
+        torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-11 * float(truth.abs().max()))
 
 
 @pytest.mark.parametrize("bias", [True, False])
