@@ -225,3 +225,39 @@ def test_inner_products_and_norms_of_float32_vectors_are_accumulated_in_float64(
     exact = V.double() @ w.double()
     np.testing.assert_allclose(inner(V, w), exact.numpy(), rtol=1e-13)
     assert norm(w) == pytest.approx(float(w.double().norm()), rel=1e-13)
+
+
+class _Padded(SymmetricOperator):
+    """A matrix between rows and columns of zeros, which says so."""
+
+    def __init__(self, inside: DenseOperator, n: int, support: torch.Tensor) -> None:
+        self.inside, self.n, self.dtype, self.device, self.support = inside, n, inside.dtype, inside.device, support
+
+    def matmat(self, V):
+        out = torch.zeros_like(V)
+        out[self.support] = self.inside @ V[self.support]
+        return out
+
+
+@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
+@pytest.mark.parametrize("values", [[5.0, -4, 3, -2, 1, -0.5], [5.0, 4, 3, 2, 1, 0.5], [-5.0, -4, -3]])
+def test_the_zeros_outside_of_the_support_are_eigenvalues_like_all_others(which, values):
+    inside = with_spectrum(np.array(values))
+    A = _Padded(inside, 12, torch.tensor([1, 4, 5, 7, 8, 11][: len(values)]))
+    pairs = eigsh(A, 5, which, tol=1e-8)
+    dense = A @ torch.eye(12, dtype=torch.float64)
+    exact = wanted(np.linalg.eigvalsh(dense.numpy()), 5, which)
+    np.testing.assert_allclose(np.sort(pairs.values.numpy()), np.sort(exact), atol=1e-12)
+    assert pairs.converged.all()
+    torch.testing.assert_close(dense @ pairs.vectors, pairs.vectors * pairs.values, rtol=0, atol=1e-10)
+    torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_the_quadrature_of_a_padded_operator_counts_the_zeros():
+    inside = with_spectrum(SPECTRA["isolated"])
+    A = _Padded(inside, 2 * inside.n, torch.arange(inside.n))
+    whole, part = eigsh(A, 3, seed=1).quadrature, eigsh(inside, 3, seed=1).quadrature
+    assert whole.weights.sum().item() == pytest.approx(1)
+    # n times the mean of f: for f(x) = x the zeros add nothing.
+    assert A.n * (whole.weights @ whole.nodes) == pytest.approx(float(inside.n * (part.weights @ part.nodes)))
+    assert whole.weights[whole.nodes == 0].sum().item() == pytest.approx(0.5)

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.autograd.graph import Node, disable_saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -120,6 +121,27 @@ def differentiable_gradient(
     if faults:
         raise ObjectiveError(faults[0])
     return gradients
+
+
+def rows_looked_up(loss: Tensor, params: Params) -> dict[str, Int64[Tensor, " rows"]]:
+    """Of parameters that `loss` uses only as embedding tables, the rows that it looks up, ascending.
+
+    Which rows those are does not depend on the parameters, so the other rows have exactly no gradient here and around
+    here: their rows and columns of the Hessian are zero. A table with another use, such as a tied output layer, is not
+    in the result.
+    """
+    users: dict[int, list[Node]] = {}
+    for node in _nodes(loss):
+        for successor, _ in node.next_functions:
+            if hasattr(successor, "variable"):
+                users.setdefault(id(successor.variable), []).append(node)
+    looked_up = {}
+    for name, leaf in params.items():
+        nodes = users.get(id(leaf), [])
+        if nodes and all(node.name() == "EmbeddingBackward0" for node in nodes):
+            indices: list[Tensor] = [node._saved_indices.reshape(-1) for node in nodes]  # type: ignore[attr-defined]
+            looked_up[name] = torch.cat(indices).unique()
+    return looked_up
 
 
 def _nodes(loss: Tensor) -> Iterator[Node]:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.curvature.graph import differentiable_gradient, explained_errors, module_timeline, no_checkpointing
+from landscape.curvature.graph import differentiable_gradient, explained_errors, module_timeline, no_checkpointing, rows_looked_up
 from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import (
     check_autocast,
@@ -46,6 +46,8 @@ class HessianOperator(SymmetricOperator):
             2, 2.9 in blocks of 5, at 0.6 M parameters); blocks pay where kernel launches rule. Memory grows with it.
 
     Attributes:
+        support: Flat indices of the entries that the loss depends on: all but unused parameters and the rows of embedding
+            tables that the batch does not look up, whose curvature is exactly zero. None if that is all of them.
         loss: Value of the objective, the L2 term included, in nats.
         params: The copies, without gradients.
         num_params: n, the number of entries of the parameters.
@@ -66,7 +68,7 @@ class HessianOperator(SymmetricOperator):
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
         self.weight_decay = objective.weight_decay
-        data_term, gradients = _twice_evaluated(objective, leaves, batch)
+        data_term, gradients, looked_up = _twice_evaluated(objective, leaves, batch)
         self.loss = data_term
         if self.weight_decay:
             self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
@@ -76,6 +78,8 @@ class HessianOperator(SymmetricOperator):
         used = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None and gradient.requires_grad}
         self._used = tuple(used)
         self._gradients = tuple(used.values())
+        # The L2 term reaches every row.
+        self.support = None if self.weight_decay else _support(leaves, gradients, looked_up)
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -186,8 +190,28 @@ def _leaf(tensor: Tensor, *, copy: bool) -> Tensor:
     return (tensor.detach().clone() if copy else tensor.detach()).requires_grad_()
 
 
-def _twice_evaluated(objective: Objective, leaves: Params, batch: Batch) -> tuple[float, tuple[Tensor | None, ...]]:
-    """The data term and its gradient with a graph, from an evaluation that a first one has confirmed."""
+def _support(leaves: Params, gradients: tuple[Tensor | None, ...], looked_up: Params) -> Int64[Tensor, " s"] | None:
+    """The flat indices of the entries that the loss depends on; None if that is all of them."""
+    kept, start = [], 0
+    for (name, leaf), derivative in zip(leaves.items(), gradients):
+        entries = torch.arange(start, start + leaf.numel(), device=leaf.device)
+        if derivative is None:
+            entries = entries[:0]
+        elif name in looked_up:
+            entries = entries.view(leaf.shape[0], -1)[looked_up[name]].reshape(-1)
+        kept.append(entries)
+        start += leaf.numel()
+    support = torch.cat(kept)
+    return None if len(support) == start else support
+
+
+def _twice_evaluated(
+    objective: Objective, leaves: Params, batch: Batch
+) -> tuple[float, tuple[Tensor | None, ...], dict[str, Int64[Tensor, " rows"]]]:
+    """The data term, its gradient with a graph, and the rows that it looks up in embedding tables.
+
+    From an evaluation that a first one has confirmed.
+    """
     first = next(iter(leaves.values()))
     devices = [first.device] if first.device.type == "cuda" else []
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices), no_checkpointing():
@@ -209,7 +233,7 @@ def _twice_evaluated(objective: Objective, leaves: Params, batch: Batch) -> tupl
         raise ObjectiveError(
             "The loss does not depend on any of the selected parameters. Select others, or look for a captured model."
         )
-    return before, gradients
+    return before, gradients, rows_looked_up(loss, leaves)
 
 
 def _not_finite(rows: Tensor, sums: Params) -> str:

@@ -55,8 +55,9 @@ def pyhessian_eigenpairs(
         raise ValueError(f"k must be between 1 and the number of parameters {operator.n}, got {k}.")
     if max_iterations < 1 or not tol > 0:
         raise ValueError(f"max_iterations and tol must be positive, got {max_iterations} and {tol}.")
-    module = _ParametersAsModule(objective, operator.params)
-    values, vectors, num_matvecs = _run_pyhessian(module, batch, k=k, seed=seed, max_iterations=max_iterations, tol=tol)
+    values, vectors, num_matvecs = run_pyhessian(
+        objective, operator.params, batch, k=k, seed=seed, max_iterations=max_iterations, tol=tol
+    )
     order = values.abs().argsort(descending=True, stable=True)
     values, vectors = values[order].to(operator.device, operator.dtype), vectors[:, order]
     vectors = vectors / torch.linalg.vector_norm(vectors, dim=0, dtype=torch.float64).to(operator.dtype)
@@ -79,11 +80,26 @@ class _ParametersAsModule(nn.Module):
         return self._objective.data_term(params, batch) + 0.5 * self._objective.weight_decay * squared_norm(params)
 
 
-def _run_pyhessian(
-    module: nn.Module, batch: Batch, *, k: int, seed: int, max_iterations: int, tol: float
+def run_pyhessian(
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    *,
+    k: int,
+    seed: int = 0,
+    max_iterations: int = 100,
+    tol: float = 1e-3,
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "n k"], int]:
-    """pyhessian's values (float64), its vectors as columns, and the number of its products."""
-    package = _import_pyhessian()
+    """The package alone, nothing checked and no residual taken: what a benchmark may charge it for.
+
+    Returns:
+        pyhessian's values (float64), its vectors as columns, and the number of its products.
+
+    Raises:
+        MissingDependencyError: If pyhessian is not installed.
+    """
+    package = import_pyhessian()
+    module = _ParametersAsModule(objective, params)
     leaves = list(module.parameters())
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         # The cycle it warns of is broken below.
@@ -105,7 +121,12 @@ def _run_pyhessian(
     return torch.tensor(values, dtype=torch.float64), torch.stack(flat, dim=1).to(leaves[0].dtype), len(products)
 
 
-def _import_pyhessian() -> Any:
+def import_pyhessian() -> Any:
+    """The package.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
     try:
         return importlib.import_module("pyhessian")
     except ImportError as error:

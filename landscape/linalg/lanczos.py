@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 
 from landscape.linalg.krylov import KrylovBasis
 from landscape.linalg.operator import EigenPairs, Quadrature, SymmetricOperator, seeded
+from landscape.linalg.support import SupportedPart
 
 Which = Literal["LM", "LA", "SA"]
 
@@ -84,6 +85,8 @@ def eigsh(
 ) -> EigenPairs:
     """The k extreme eigenpairs of A, stopping as soon as every one of them has a residual bound of at most `tol`.
 
+    Where the operator knows its support, the vectors are kept to that; the result is that of the whole operator.
+
     Args:
         A: The operator.
         k: Number of pairs, 1 <= k <= n.
@@ -110,6 +113,21 @@ def eigsh(
     Chebyshev polynomials, Saad, Numerical Methods for Large Eigenvalue Problems (2011), section 6.6.
     """
     limit = _check_arguments(A, k, which, tol, max_matvecs, num_checks)
+    if A.support is not None and len(A.support) < A.n:
+        part = SupportedPart(A)
+        # Where the support is smaller than k, zeros fill the rest.
+        inside = eigsh(
+            part,
+            min(k, part.n),
+            which,
+            tol=tol,
+            max_matvecs=max_matvecs,
+            seed=seed,
+            generator=generator,
+            num_checks=num_checks,
+            return_vectors=return_vectors,
+        )
+        return part.whole_pairs(inside, k, which)
     basis = KrylovBasis(A, generator=generator if generator is not None else seeded(seed))
     wanted = _Wanted(k, which, tol)
     while True:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -22,6 +22,9 @@ class SymmetricOperator(ABC):
     n: int
     dtype: torch.dtype
     device: torch.device
+    # Ascending indices outside of which every row and column is exactly zero; None where none is known to be. A promise
+    # of the operator, which lets a solver carry shorter vectors.
+    support: Int64[Tensor, " s"] | None = None
 
     @abstractmethod
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:

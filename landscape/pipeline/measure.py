@@ -59,6 +59,8 @@ def run(
     if tasks:
         _check_everything(manifest, tasks, device)
     with SpectrumStore.prepare(output, manifest) as writer:
+        # Another run may have finished since.
+        tasks = plan(manifest, writer.completed_keys())
         if tasks:
             with _progress(num_planned, num_stored, shown=progress) as show:
                 report = _measure_all(manifest, tasks, writer, report, device=device, show=show)
@@ -78,9 +80,9 @@ def _with_method(manifest: Manifest, method: str | None) -> Manifest:
 def _check_everything(manifest: Manifest, tasks: list[Task], device: str | None) -> None:
     """Build every model and load every checkpoint once, so that a wrong one is refused before any work is done."""
     if manifest.hessian.method == "pyhessian":
-        from landscape.curvature.reference import _import_pyhessian
+        from landscape.curvature.reference import import_pyhessian
 
-        _import_pyhessian()
+        import_pyhessian()
     for task, subject in _subjects(manifest, tasks, device):
         subject.load(task.checkpoint)
 
