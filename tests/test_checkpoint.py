@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 
 import numpy as np
 import open_clip
@@ -214,7 +214,16 @@ def test_equal_contents_give_equal_bytes_whatever_the_file_is_called(tmp_path, t
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("extra", [{"metric": np.float64(0.5)}, {"args": argparse.Namespace()}, {"a": {"b": [object()]}}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"metric": np.float64(0.5)},
+        {"args": argparse.Namespace()},
+        {"a": {"b": [object()]}},
+        {"version": sys.version_info},
+        {"a": defaultdict(int)},
+    ],
+)
 def test_what_could_not_be_read_back_is_not_written(tmp_path, trained, extra):
     with pytest.raises(ValueError, match="cannot be read back"):
         save_checkpoint(tmp_path / "x.pt", model=trained[0], epoch=0, name="run", extra=extra)

@@ -8,6 +8,7 @@ Nothing is loaded in part, resized or left out in silence.
 import contextlib
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,11 +351,11 @@ def _shown(items: Iterable[str]) -> str:
 
 def _check_plain(value: Any, where: str) -> None:
     """By exact type: numpy's float64 is a float, but its pickle asks for numpy's code."""
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _check_plain(key, f"a key of {where}")
             _check_plain(item, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+    elif type(value) in (list, tuple):
         for index, item in enumerate(value):
             _check_plain(item, f"{where}[{index}]")
     elif type(value) not in (Tensor, nn.Parameter, str, int, float, bool, type(None)):
