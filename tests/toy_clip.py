@@ -5,8 +5,10 @@ from conftest import contrastive_loss, scramble
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from oracles import dense_hessian, difference_product, relative_error
 from torch import Tensor, nn
+from torch.func import grad, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.curvature import HessianOperator, Objective, Params, select_parameters
+from landscape.curvature import HessianOperator, Objective, Params, select_parameters, unflatten
 from landscape.linalg.operator import seeded
 
 
@@ -36,7 +38,7 @@ def _toy_problem(tower: nn.Module) -> tuple[Objective, Params, dict[str, Tensor]
 
 
 def assert_products_are_true(tower: nn.Module) -> None:
-    """Compare Hessian-vector products with differences of first gradients, which know nothing of second derivatives.
+    """Compare Hessian-vector products, by double backward and by forward over reverse, with differences of first gradients.
 
     Measured: they agree to 4e-11 at a step of 1e-4 and to 4e-9 at 1e-6. The step is small because a difference must not
     cross a kink of a ReLU in Simba's stem; at 1e-3 it does.
@@ -45,6 +47,10 @@ def assert_products_are_true(tower: nn.Module) -> None:
     products = HessianOperator(objective, params, batch) @ directions
     for direction, product in zip(directions.T, products.T):
         assert relative_error(difference_product(objective, params, batch, direction, step=1e-4), product) < 1e-8
+        tangent = unflatten(direction, params)
+        with sdpa_kernel(SDPBackend.MATH):
+            pushed = jvp(grad(lambda params: objective(params, batch)), (params,), (tangent,))[1]
+        assert relative_error(torch.cat([part.flatten() for part in pushed.values()]), product) < 1e-10
 
 
 def assert_hessian_is_true(tower: nn.Module) -> None:
