@@ -16,7 +16,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vmap
 from torch.utils import deterministic
 
-from landscape.kernels import linear_scan, scan
+from landscape.errors import MissingDependencyError
+from landscape.kernels import backends, linear_scan
 
 BACKENDS = ["reference", "log_depth", "cpu"]
 FAST = ["log_depth", "cpu"]
@@ -246,7 +247,7 @@ def test_an_unknown_back_end_is_refused():
 
 
 def test_a_back_end_of_another_device_is_refused(monkeypatch):
-    monkeypatch.setattr(scan, "_is_installed", lambda package: True)
+    monkeypatch.setattr(backends, "_is_installed", lambda package: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="backend='gpu' runs on cuda tensors, got cpu ones: use backend='auto'"):
         linear_scan(torch.ones(3), torch.ones(3), backend="gpu")
@@ -254,15 +255,15 @@ def test_a_back_end_of_another_device_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("backend, package", [("cpu", "numba"), ("gpu", "triton")])
 def test_a_missing_back_end_says_what_to_install(monkeypatch, backend, package):
-    monkeypatch.setattr(scan, "_is_installed", lambda name: False)
-    with pytest.raises(scan.MissingDependencyError, match=f"needs the package {package}.*pip install {package}"):
+    monkeypatch.setattr(backends, "_is_installed", lambda name: False)
+    with pytest.raises(MissingDependencyError, match=f"needs the package {package}.*pip install {package}"):
         linear_scan(torch.ones(3), torch.ones(3), backend=backend)
 
 
 def test_without_kernels_auto_runs_in_plain_torch(monkeypatch):
-    monkeypatch.setattr(scan, "_is_installed", lambda name: False)
-    assert scan.resolve_backend("auto", torch.device("cpu")) == "log_depth"
-    assert scan.resolve_backend("auto", torch.device("cuda")) == "log_depth"
+    monkeypatch.setattr(backends, "_is_installed", lambda name: False)
+    assert backends.resolve_backend("auto", torch.device("cpu")) == "log_depth"
+    assert backends.resolve_backend("auto", torch.device("cuda")) == "log_depth"
     torch.testing.assert_close(linear_scan(torch.ones(5), torch.ones(5)), torch.arange(1.0, 6.0))
 
 

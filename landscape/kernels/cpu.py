@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.kernels.lanes import VECTOR_BYTES, compiled, load, splat, store, transpose
+from landscape.kernels.lanes import VECTOR_BYTES, compiled, lane_count, load, splat, store, transpose
 
 # Arithmetic steps below which waking a second thread costs more than it saves; about 100 microseconds of work.
 _SERIAL_WORK = 100_000
@@ -26,7 +26,7 @@ _TILE_STEPS = 128
 @compiled
 def load_tile(source, start, length, rows, steps, tile, at, pitch):  # type: ignore[no-untyped-def]
     """Copy source[start + i * length + t] to lane i of tile[at + t * pitch], zero in lanes beyond `rows`."""
-    lanes = VECTOR_BYTES // tile.itemsize
+    lanes = lane_count(tile)
     done = 0
     if rows == lanes:
         for t in range(0, steps - lanes + 1, lanes):
@@ -40,7 +40,7 @@ def load_tile(source, start, length, rows, steps, tile, at, pitch):  # type: ign
 @compiled
 def store_tile(target, start, length, rows, steps, tile, at, pitch):  # type: ignore[no-untyped-def]
     """The reverse of `load_tile`; lanes beyond `rows` are dropped."""
-    lanes = VECTOR_BYTES // tile.itemsize
+    lanes = lane_count(tile)
     done = 0
     if rows == lanes:
         for t in range(0, steps - lanes + 1, lanes):
@@ -54,7 +54,7 @@ def store_tile(target, start, length, rows, steps, tile, at, pitch):  # type: ig
 @compiled
 def _linear_scan(first, last, tile, a, b, h, num_rows, length, reverse):  # type: ignore[no-untyped-def]
     """h_t = a_t h_{t-1} + b_t for blocks `first` to `last` of `lanes` rows each."""
-    lanes = VECTOR_BYTES // tile.itemsize
+    lanes = lane_count(tile)
     for block in range(first, last):
         rows = min(lanes, num_rows - block * lanes)
         state = splat(tile.dtype.type(0))

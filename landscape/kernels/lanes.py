@@ -22,16 +22,16 @@ from numba.extending import intrinsic, models, overload, register_model
 VECTOR_BYTES = 64
 # Lets the compiler fuse a multiplication with an addition; nothing else is relaxed, so NaN and infinity survive.
 _FLAGS = ("contract",)
-_SOURCE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+_SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile with Numba, without the GIL, cached on disk where there is a place for it.
 
-    Numba recompiles when the file of `function` changes but would not notice a change of this one, whose code it
-    inlines: the name under which the machine code is stored carries a digest of this file.
+    Numba recompiles when the file of `function` changes but does not notice a change of what it calls in other files:
+    the name under which the machine code is stored carries a digest of this room.
     """
-    function.__qualname__ += "_" + _SOURCE
+    function.__qualname__ += "_" + _SOURCES
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(function, cache=True, **options)
@@ -63,10 +63,14 @@ def _constant(vector: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(vector, [value] * vector.count)
 
 
+def _mask(lanes: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+
+
 def _splat(builder: ir.IRBuilder, vector: ir.VectorType, value: ir.Value) -> ir.Value:
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, _constant(ir.VectorType(ir.IntType(32), vector.count), 0))
+    return builder.shuffle_vector(first, undefined, _mask([0] * vector.count))
 
 
 def _address(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, index: ir.Value) -> ir.Value:
@@ -74,6 +78,16 @@ def _address(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Val
     vector = context.get_value_type(Lanes(array_type.dtype))
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+
+@intrinsic
+def lane_count(typing: Any, array: Any) -> Any:
+    """The number of lanes for the dtype of an array: a constant, though not to Numba, which would specialise on it."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return context.get_constant(types.intp, Lanes(array.dtype).count)
+
+    return types.intp(array), generate
 
 
 @intrinsic
@@ -186,6 +200,36 @@ def log1p_unit(typing: Any, x: Lanes) -> Any:
     return x(x), generate
 
 
+def _transposition(builder: ir.IRBuilder, vector: ir.VectorType) -> ir.Function:
+    """A function (source, pitch, target, step) of the module: log2(lanes) rounds of interleaving row i with row i + lanes / 2.
+
+    Never inlined: a kernel calls it in many places, and its 64 shuffles would make up most of the code to compile.
+    """
+    pointer, integer, count = vector.as_pointer(), ir.IntType(64), vector.count
+    kind = ir.FunctionType(ir.VoidType(), [vector.element.as_pointer(), integer] * 2)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"landscape_transpose_{vector.element.intrinsic_name}")
+    if not function.is_declaration:
+        return function
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    body = ir.IRBuilder(function.append_basic_block())
+    source, pitch, target, step = function.args
+    align = 4 if _is_float32(vector) else 8
+
+    def row(start: ir.Value, stride: ir.Value, i: int) -> ir.Value:
+        return body.bitcast(body.gep(start, [body.mul(stride, integer(i))]), pointer)
+
+    rows = [body.load(row(source, pitch, i), align=align) for i in range(count)]
+    half = count // 2
+    masks = [_mask([(j // 2) + (j % 2) * count + start for j in range(count)]) for start in (0, half)]
+    for _ in range(half.bit_length()):
+        rows = [body.shuffle_vector(rows[i], rows[i + half], mask) for i in range(half) for mask in masks]
+    for i, values in enumerate(rows):
+        body.store(values, row(target, step, i), align=align)
+    body.ret_void()
+    return function
+
+
 @intrinsic
 def transpose(
     typing: Any,
@@ -196,33 +240,16 @@ def transpose(
     to: types.Integer,
     step: types.Integer,
 ) -> Any:
-    """Transpose a square block: target[to + j * step + i] = source[first + i * pitch + j] for i, j < lanes.
-
-    log2(lanes) rounds of interleaving row i with row i + lanes / 2.
-    """
+    """Transpose a square block: target[to + j * step + i] = source[first + i * pitch + j] for i, j < lanes."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        count = Lanes(source.dtype).count
-        align = source.dtype.bitwidth // 8
-
-        def offset(start: ir.Value, stride: ir.Value, i: int) -> ir.Value:
-            return builder.add(start, builder.mul(stride, ir.Constant(stride.type, i)))
-
-        rows = [
-            builder.load(_address(context, builder, source, args[0], offset(args[1], args[2], i)), align=align)
-            for i in range(count)
+        source_type, _, _, target_type, _, _ = signature.args
+        addresses = [
+            builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+            for kind, array, index in ((source_type, args[0], args[1]), (target_type, args[3], args[4]))
         ]
-        half = count // 2
-        masks = [[(j // 2) + (j % 2) * count + start for j in range(count)] for start in (0, half)]
-        mask_type = ir.VectorType(ir.IntType(32), count)
-        for _ in range(half.bit_length()):
-            rows = [
-                builder.shuffle_vector(rows[i], rows[i + half], ir.Constant(mask_type, mask))
-                for i in range(half)
-                for mask in masks
-            ]
-        for j, row in enumerate(rows):
-            builder.store(row, _address(context, builder, target, args[3], offset(args[4], args[5], j)), align=align)
+        function = _transposition(builder, context.get_value_type(Lanes(source.dtype)))
+        builder.call(function, [addresses[0], args[2], addresses[1], args[5]])
         return context.get_dummy_value()
 
     ints = types.intp

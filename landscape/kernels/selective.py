@@ -1,0 +1,269 @@
+r"""The fused selective scan as a function with derivatives of every order, in both modes and under vmap.
+
+Let y(theta) be the scan, L = <dy, y(theta)>, G the gradient of L in theta, and H the Hessian of L in (theta, dy). Then
+
+    backward of y is G;  jvp of y is P, the part of H that belongs to dy;  backward and jvp of G are products with H;
+
+one fused kernel each. Only third derivatives, which are products with the derivative of H, fall back on the slow twin:
+elementwise operations around `linear_scan`, with all states in memory.
+
+Shapes: theta = (u, s, A, B, C, D, bias) as in selective_kernels.py, each with a leading dimension r of independent rows.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from landscape.kernels.forward_mode import forward_rule
+from landscape.kernels.linear import linear_scan
+
+_THETA = ("u", "s", "A", "B", "C", "D", "bias")
+_NUM_INPUTS = len(_THETA)
+
+
+def _schema(*tensors: str, num_outputs: int) -> str:
+    """Flat tensors only: the vmap behind `is_grads_batched` cannot loop over an operator that takes a list."""
+    arguments = ", ".join(f"Tensor {name}" if name != "dy_" else "Tensor? dy_" for name in tensors)
+    outputs = ", ".join(["Tensor"] * num_outputs)
+    return f"({arguments}, bool softplus) -> " + (outputs if num_outputs == 1 else f"({outputs})")
+
+
+_THETA_ = tuple(f"{name}_" for name in _THETA)
+
+
+def _operator(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
+    return torch.library.custom_op(f"landscape::selective_{name}", mutates_args=(), schema=schema)
+
+
+@_operator("forward", _schema(*_THETA, num_outputs=1))
+def _forward(*args: Any) -> Tensor:
+    from landscape.kernels import cpu_selective
+
+    return cpu_selective.forward(args[:-1], args[-1])
+
+
+@_operator("gradient", _schema(*_THETA, "dy", num_outputs=_NUM_INPUTS))
+def _gradient(*args: Any) -> tuple[Tensor, ...]:
+    from landscape.kernels import cpu_selective
+
+    return tuple(cpu_selective.gradient(args[:-2], *args[-2:]))
+
+
+@_operator("push", _schema(*_THETA, *_THETA_, num_outputs=1))
+def _push(*args: Any) -> Tensor:
+    from landscape.kernels import cpu_selective
+
+    return cpu_selective.push(args[:_NUM_INPUTS], args[_NUM_INPUTS:-1], args[-1])
+
+
+@_operator("tangent", _schema(*_THETA, "dy", *_THETA_, "dy_", num_outputs=_NUM_INPUTS + 1))
+def _tangent(*args: Any) -> tuple[Tensor, ...]:
+    from landscape.kernels import cpu_selective
+
+    p, q = args[: _NUM_INPUTS + 1], args[_NUM_INPUTS + 1 : -1]
+    return tuple(cpu_selective.tangent(p[:-1], p[-1], q[:-1], q[-1], args[-1]))
+
+
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
+
+
+_forward.register_fake(lambda *args: _like(args[0])[0])
+_gradient.register_fake(lambda *args: _like(*args[:_NUM_INPUTS]))
+_push.register_fake(lambda *args: _like(args[0])[0])
+_tangent.register_fake(lambda *args: _like(*args[: _NUM_INPUTS + 1]))
+
+
+def _map_rows(call: Callable[..., Any], info: Any, in_dims: Any, args: Any) -> tuple[Any, Any]:
+    """The vmap rule of everything here: mapped examples become more rows."""
+
+    def fold(x: Any, dim: int | None) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        mapped = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        return mapped.flatten(0, 1)
+
+    def unfold(x: Tensor) -> Tensor:
+        return x.unflatten(0, (info.batch_size, x.shape[0] // info.batch_size))
+
+    outputs = call(*(fold(x, dim) for x, dim in zip(args, in_dims)))
+    if isinstance(outputs, Tensor):
+        return unfold(outputs), 0
+    return tuple(map(unfold, outputs)), (0,) * len(outputs)
+
+
+def _register_vmap(operator: Any) -> None:
+    operator.register_vmap(lambda info, in_dims, *args: _map_rows(operator, info, in_dims, args))
+
+
+# torch.func.linearize records these operators, not the Functions below.
+for _kernel in (_forward, _gradient, _push, _tangent):
+    _register_vmap(_kernel)
+
+
+def _dense(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(x) if tangent is None else tangent for tangent, x in zip(tangents, like)]
+
+
+class _Scan(torch.autograd.Function):
+    """y(theta); called with theta and softplus."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.softplus = inputs[-1]
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.save_for_forward(*inputs[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_Gradient.apply(*ctx.saved_tensors, dy, ctx.softplus), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        with forward_rule(ctx) as theta:
+            return _Push.apply(*theta, *_dense(tangents[:-1], theta), ctx.softplus)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        return _map_rows(_Scan.apply, info, in_dims, args)
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient of <dy, y(theta)> in theta; called with theta, dy and softplus."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return _gradient(*args)
+
+    setup_context = _Scan.setup_context
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_Tangent.apply(*ctx.saved_tensors, *cotangents, None, ctx.softplus), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        with forward_rule(ctx) as p:
+            directions = (*_dense(tangents[:_NUM_INPUTS], p), tangents[_NUM_INPUTS])
+            return _Tangent.apply(*p, *directions, ctx.softplus)[:_NUM_INPUTS]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _map_rows(_Gradient.apply, info, in_dims, args)
+
+
+class _Push(torch.autograd.Function):
+    """The derivative of y along theta_; called with theta, theta_ and softplus."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return _push(*args)
+
+    setup_context = _Scan.setup_context
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        theta, theta_ = ctx.saved_tensors[:_NUM_INPUTS], ctx.saved_tensors[_NUM_INPUTS:]
+        along = _Tangent.apply(*theta, dy, *theta_, None, ctx.softplus)[:_NUM_INPUTS]
+        return (*along, *_Gradient.apply(*theta, dy, ctx.softplus), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        with forward_rule(ctx) as saved:
+            theta, theta_ = saved[:_NUM_INPUTS], saved[_NUM_INPUTS:]
+            first, second = _dense(tangents[:_NUM_INPUTS], theta), _dense(tangents[_NUM_INPUTS:-1], theta_)
+            zero = torch.zeros_like(theta[0])
+            curved = _third_derivative((*theta, zero), (*theta_, zero), (*first, zero), ctx.softplus)[-1]
+            return curved + _Push.apply(*theta, *second, ctx.softplus)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        return _map_rows(_Push.apply, info, in_dims, args)
+
+
+class _Tangent(torch.autograd.Function):
+    """H times a direction; called with (theta, dy), the direction, whose last part may be None for zero, and softplus."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return _tangent(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.softplus, ctx.has_dy_ = inputs[-1], inputs[-2] is not None
+        saved = inputs[:-1] if ctx.has_dy_ else inputs[:-2]
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        p, q = _halves(ctx.saved_tensors)
+        along = _third_derivative(p, q, cotangents, ctx.softplus)
+        products = _Tangent.apply(*p, *cotangents, ctx.softplus)
+        return (*along, *products[:-1], products[-1] if ctx.has_dy_ else None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        with forward_rule(ctx) as saved:
+            p, q = _halves(saved)
+            first, second = _dense(tangents[: len(p)], p), _dense(tangents[len(p) : -1], q)
+            along = _third_derivative(p, q, first, ctx.softplus)
+            return tuple(x + y for x, y in zip(along, _Tangent.apply(*p, *second, ctx.softplus)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _map_rows(_Tangent.apply, info, in_dims, args)
+
+
+def _halves(saved: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(theta, dy) and its direction, with zero for a part that was None."""
+    p, q = tuple(saved[: _NUM_INPUTS + 1]), tuple(saved[_NUM_INPUTS + 1 :])
+    return p, q if len(q) == len(p) else (*q, torch.zeros_like(p[-1]))
+
+
+def composed(*theta_and_softplus: Any) -> Tensor:
+    """y(theta) by elementwise operations and `linear_scan`: the slow twin of the fused kernels."""
+    u, s, A, B, C, D, bias, softplus = theta_and_softplus
+    delta = s + bias[..., None]
+    delta = F.softplus(delta) if softplus else delta
+    decay = torch.exp(delta[:, :, None] * A[..., None])
+    h = linear_scan(decay, (delta * u)[:, :, None] * B[:, None])
+    return (h * C[:, None]).sum(dim=2) + D[..., None] * u
+
+
+def _third_derivative(p: Sequence[Tensor], q: Sequence[Tensor], r: Sequence[Tensor], softplus: bool) -> tuple[Tensor, ...]:
+    """The gradient in p of <r, H(p) q>, which is symmetric in q and r, by differentiating the slow twin three times."""
+    everything = tuple(range(len(p)))
+
+    def value(*p: Tensor) -> Tensor:
+        return (composed(*p[:-1], softplus) * p[-1]).sum()
+
+    def product(*p: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(torch.func.grad(value, everything), *p)[1](tuple(q))
+
+    return torch.func.vjp(product, *p)[1](tuple(r))
+
+
+def fused(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, softplus: bool
+) -> Tensor:
+    """`selective_scan` without gate for B and C that vary in time; shapes and meaning as there."""
+    (batch, channels, length), states = u.shape, A.shape[1]
+    B, C = (X[:, None] if X.dim() == 3 else X for X in (B, C))
+    groups = math.lcm(B.shape[1], C.shape[1])
+    rows = batch * groups
+    B, C = (X.repeat_interleave(groups // X.shape[1], dim=1).reshape(rows, states, length) for X in (B, C))
+    D, delta_bias = (u.new_zeros(channels) if x is None else x for x in (D, delta_bias))
+    u, delta = (x.reshape(rows, channels // groups, length) for x in (u, delta))
+    A, D, delta_bias = (
+        x.expand(batch, *x.shape).reshape(rows, channels // groups, *x.shape[1:]) for x in (A, D, delta_bias)
+    )
+    return _Scan.apply(u, delta, A, B, C, D, delta_bias, softplus).reshape(batch, channels, length)
