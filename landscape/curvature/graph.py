@@ -133,11 +133,11 @@ def rows_looked_up(loss: Tensor, params: Params) -> dict[str, Int64[Tensor, " ro
     users: dict[int, list[Node]] = {}
     for node in _nodes(loss):
         for successor, _ in node.next_functions:
-            if hasattr(successor, "variable"):
-                users.setdefault(id(successor.variable), []).append(node)
+            if (leaf := getattr(successor, "variable", None)) is not None:
+                users.setdefault(id(leaf), []).append(node)
     looked_up = {}
-    for name, leaf in params.items():
-        nodes = users.get(id(leaf), [])
+    for name, parameter in params.items():
+        nodes = users.get(id(parameter), [])
         if nodes and all(node.name() == "EmbeddingBackward0" for node in nodes):
             indices: list[Tensor] = [node._saved_indices.reshape(-1) for node in nodes]  # type: ignore[attr-defined]
             looked_up[name] = torch.cat(indices).unique()
