@@ -228,6 +228,14 @@ def test_a_wrong_sha256_is_refused(study, tmp_path):
     assert_refused(result, "sha256", "one_1.pt", output=tmp_path / "out.h5")
 
 
+def test_a_checkpoint_of_another_epoch_than_the_manifest_says_is_refused(study, tmp_path):
+    document = yaml.safe_load(study.read_text())
+    document["series"][0]["checkpoints"][1]["path"] = "one_0.pt"
+    study.write_text(yaml.safe_dump(document))
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5")
+    assert_refused(result, "one_0.pt", "epoch 0", "epoch 1", output=tmp_path / "out.h5")
+
+
 def test_an_unknown_model_is_refused_with_the_nearest_name(study, tmp_path):
     document = yaml.safe_load(study.read_text())
     document["series"][0]["model"] = "vit_tinny_64"

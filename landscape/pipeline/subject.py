@@ -11,7 +11,7 @@ from landscape.clip.model import build_model, image_size_of, preprocess_for, tok
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
 from landscape.clip.recipes import RECIPES, training_transform
 from landscape.curvature import Batch, Objective, Params, check_twice_differentiable
-from landscape.errors import ManifestError
+from landscape.errors import CheckpointError, ManifestError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, Manifest
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -61,7 +61,14 @@ class Subject:
         Raises:
             CheckpointError: If the file is not what the manifest says, is unsafe, or does not fit the model.
         """
-        return load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256)
+        info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256)
+        # timm counts from the first finished epoch, 0; the others count finished epochs.
+        if info.epoch is not None and info.layout != "timm" and info.epoch != checkpoint.epoch:
+            raise CheckpointError(
+                f"{checkpoint.path}: says it is epoch {info.epoch}, but the manifest lists it as epoch {checkpoint.epoch}, so its "
+                "spectrum would stand in the wrong panel. Correct the manifest, or name the right file."
+            )
+        return info
 
     def batch(self, index: int) -> Batch:
         """Batch `index` in the model's precision, on its device."""
