@@ -20,6 +20,8 @@ from landscape.linalg.operator import seeded
 
 # A product sums about 1e3 terms in float64, whose rounding is 1e-16 each; the issue asks for 1e-9.
 EXACT = 1e-12
+# Truncation of the differences: at most 2e-9 over 30 draws of the weights. A wrong rule is off by 1e-2 and more.
+DIFFERENCES = 1e-8
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -142,25 +144,25 @@ def test_float32_parameters_give_a_float32_operator_near_the_float64_one(clip_pr
 
 
 @pytest.mark.parametrize(
-    "block",
+    "build",
     [
-        nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)),
-        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh()),
-        nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(2, 6), nn.SiLU()),
-        nn.Sequential(nn.Conv1d(6, 4, 3), nn.BatchNorm1d(4), nn.GELU()),
-        nn.TransformerEncoderLayer(8, 2, 12, activation="gelu", batch_first=True),
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)),
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh()),
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(2, 6), nn.SiLU()),
+        lambda: nn.Sequential(nn.Conv1d(6, 4, 3), nn.BatchNorm1d(4), nn.GELU()),
+        lambda: nn.TransformerEncoderLayer(8, 2, 12, activation="gelu", batch_first=True),
     ],
     ids=["LayerNorm", "batch norm on batch statistics", "GroupNorm", "batch norm on running statistics", "transformer layer"],
 )
 @pytest.mark.parametrize("columns", [1, 2])
-def test_layers_that_other_ways_get_wrong_agree_with_differences(block, columns):
-    model = copy.deepcopy(block).double().eval()
+def test_layers_that_other_ways_get_wrong_agree_with_differences(build, columns):
+    model = build().double().eval()
     batch = normal(4, 6, 8)
     objective, params = Objective.from_closure(model, mean_square), select_parameters(model)
     operator = HessianOperator(objective, params, batch, columns=columns)
     V = F.normalize(normal(operator.n, 2), dim=0)
     truth = torch.stack([difference_product(objective, params, batch, v) for v in V.T], dim=1)
-    assert relative_error(operator @ V, truth) < 1e-10
+    assert relative_error(operator @ V, truth) < DIFFERENCES
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
@@ -174,7 +176,7 @@ def test_multihead_attention_can_be_differentiated_twice(need_weights):
     objective, params = Objective.from_closure(attention, loss), select_parameters(attention)
     operator = HessianOperator(objective, params, batch)
     v = F.normalize(normal(operator.n), dim=0)
-    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < 1e-10
+    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
@@ -185,7 +187,7 @@ def test_recurrent_layers_that_cache_their_weights_see_the_parameters_under_stud
     params = {name: 2 * tensor for name, tensor in select_parameters(model).items()}
     operator = HessianOperator(objective, params, batch)
     v = F.normalize(normal(operator.n), dim=0)
-    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < 1e-10
+    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from landscape.curvature.graph import _REFUSED_NODES
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 
+# Truncation of the differences: at most 2e-9 over 30 draws of the weights. A wrong rule is off by 1e-2 and more.
+DIFFERENCES = 1e-8
+
 
 def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
@@ -25,6 +28,17 @@ def normal(*shape, seed=0, dtype=torch.float64):
 
 def mean_square(model, batch):
     return model(batch).square().mean()
+
+
+class GeneralisedMean(nn.Module):
+    """Has a `p` that is no probability of dropping."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = 0.5
+
+    def forward(self, x):
+        return x.abs().pow(self.p).mean(-1).pow(1 / self.p)
 
 
 def mlp(middle=None, *, dtype=torch.float64):
@@ -76,7 +90,7 @@ def test_a_random_or_stateful_part_is_refused_by_its_dotted_name_until_it_is_in_
         nn.MultiheadAttention(4, 2),
         nn.InstanceNorm1d(4),
         timm.layers.DropPath(0.0),
-        nn.LPPool1d(2, 2),
+        GeneralisedMean(),
         timm.create_model("vit_tiny_patch16_224", depth=1),
     ],
     ids=lambda part: type(part).__name__,
@@ -348,7 +362,7 @@ def test_a_custom_function_with_a_differentiable_backward_is_right(function, los
     objective, params, batch = Objective.from_closure(model, loss), select_parameters(model), normal(5, 3)
     operator = HessianOperator(objective, params, batch)
     v = F.normalize(normal(operator.n), dim=0)
-    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < 1e-10
+    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
@@ -364,7 +378,7 @@ def test_fused_weight_norm_still_needs_to_be_refused(monkeypatch):
     objective, params, batch = Objective.from_closure(model, mean_square), select_parameters(model), normal(5, 3)
     operator = HessianOperator(objective, params, batch)
     v = F.normalize(normal(operator.n), dim=0)
-    if relative_error(operator @ v, difference_product(objective, params, batch, v)) < 1e-8:
+    if relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES:
         pytest.skip(f"torch {torch.__version__} differentiates fused weight normalisation rightly: drop the refusal")
 
 
