@@ -18,9 +18,9 @@ from landscape.linalg.support import SupportedPart
 
 Which = Literal["LM", "LA", "SA"]
 
-# Below this size a product is cheap, and the check for missed eigenvalues is run to its full length; above it, the
+# Up to this size a product is cheap, and the check for missed eigenvalues is run to its full length; above it, the
 # check may not cost more than a tenth or so of a run for five eigenvalues (20 to 30 products).
-_FULL_CHECK_SIZE = 10_000
+_FULL_CHECK_SIZE = 1000
 _SPOT_CHECKS = 4
 # A k-th eigenvalue that is hardly larger than the next one would ask for any number of checks.
 _MOST_CHECKS = 100
@@ -97,7 +97,7 @@ def eigsh(
         generator: CPU generator of the random starting vectors.
         num_checks: Products spent, after convergence, on a second random start orthogonal to everything found, which
             shows copies of multiple eigenvalues that one Lanczos chain cannot see. Default: as many as find a missed
-            eigenvalue with 99 % probability where n < 10,000; for larger operators at most 4 of those, a spot check.
+            eigenvalue with 99 % probability where n <= 1000; for larger operators at most 4 of those, a spot check.
         return_vectors: Whether to form the (n, k) Ritz vectors.
 
     Returns:
@@ -179,7 +179,7 @@ def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
     seen once the other components weigh less than the square root of tol. Every chain gets as many products.
     """
     if len(ritz.values) == wanted.k:
-        return min(_MOST_CHECKS if basis.A.n < _FULL_CHECK_SIZE else _SPOT_CHECKS, basis.A.n)
+        return min(_MOST_CHECKS if basis.A.n <= _FULL_CHECK_SIZE else _SPOT_CHECKS, basis.A.n)
     rest = ritz.values[wanted.k :]
     edge = ritz.values[wanted.k - 1]
     if wanted.which == "LM":
@@ -191,7 +191,7 @@ def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
     if ratio > 1:
         amplification = 100 * math.sqrt(basis.A.n / wanted.tol)
         needed = min(needed, len(basis.pending) * (1 + math.ceil(math.acosh(amplification) / math.acosh(min(ratio, 1e6)))))
-    return needed if basis.A.n < _FULL_CHECK_SIZE else min(needed, _SPOT_CHECKS)
+    return needed if basis.A.n <= _FULL_CHECK_SIZE else min(needed, _SPOT_CHECKS)
 
 
 def _pairs(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: bool) -> EigenPairs:
