@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import math
@@ -25,6 +26,7 @@ import torch
 from conftest import contrastive_loss
 from tiny_run import MODEL, NUM_PAIRS, PLAIN, RECIPE, RESNET, run, run_as, write_pairs
 
+from landscape.clip import train_folder
 from landscape.clip.image_text import epoch_loader, open_pairs
 from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.clip.recipes import learning_rate, training_transform
@@ -150,10 +152,7 @@ def test_the_log_has_a_line_per_epoch_with_loss_and_the_last_learning_rate(undis
 def test_an_epoch_is_what_a_training_loop_written_by_hand_makes_of_it(tmp_path, table):
     report = run(tmp_path / "run", table, model=PLAIN, epochs=2, seed=4)
     model = build_model(PLAIN, seed=4).train()
-    pictures = preprocess_for(model)
-    pairs = open_pairs(DataSettings(source=str(table), split="all", num_samples=5, batch_size=5))
-    transform = training_transform(RECIPE, 16, pictures.mean, pictures.std)
-    loader = epoch_loader(pairs, transform=transform, tokenizer=tokenizer_for(PLAIN), batch_size=8, seed=4)
+    loader = hand_made_loader(model, table, seed=4)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.5), betas=(0.9, 0.98), eps=1e-4)
     losses, step = {}, 0
     for epoch in range(2):
@@ -208,18 +207,35 @@ def test_weight_decay_goes_by_name_as_well_as_by_shape():
     assert {id(p) for p in spared} == {id(model[name]) for name in shapes} - {id(model["A_log"])}
 
 
+def start_process(table, *, precision="fp32", rank=0):
+    args = loop_arguments(model=PLAIN, recipe=RECIPE, seed=0, device="cpu")
+    args.precision, args.rank = precision, rank
+    model = build_model(PLAIN, seed=0)
+    return Process.start(args, RECIPE, model, hand_made_loader(model, table, seed=0))
+
+
+def hand_made_loader(model, table, *, seed):
+    pictures = preprocess_for(model)
+    pairs = open_pairs(DataSettings(source=str(table), split="all", num_samples=5, batch_size=5))
+    transform = training_transform(RECIPE, 16, pictures.mean, pictures.std)
+    return epoch_loader(pairs, transform=transform, tokenizer=tokenizer_for(PLAIN), batch_size=8, seed=seed)
+
+
+def test_every_epoch_and_every_process_has_random_numbers_of_its_own(table):
+    def numbers_in_a_step(epoch, rank):
+        drawn = []
+        start_process(table, rank=rank).train_epoch(epoch, epochs=2, on_step=lambda loss: drawn.append(torch.rand(()).item()))
+        return drawn
+
+    assert numbers_in_a_step(0, 0) == numbers_in_a_step(0, 0)
+    assert len({tuple(numbers_in_a_step(epoch, rank)) for epoch in range(2) for rank in range(2)}) == 4
+
+
 def test_the_scale_of_half_precision_is_saved_and_restored(tmp_path, table):
-    """On a CPU, where `train` itself never takes half precision: the scale grows after each step here, so it shows."""
+    """On a CPU, where `train` itself never takes half precision: the scale grows every other step here, so it shows."""
 
     def begin():
-        args = loop_arguments(model=PLAIN, recipe=RECIPE, seed=0, device="cpu")
-        args.precision = "amp"
-        model = build_model(PLAIN, seed=0)
-        pictures = preprocess_for(model)
-        pairs = open_pairs(DataSettings(source=str(table), split="all", num_samples=5, batch_size=5))
-        transform = training_transform(RECIPE, 16, pictures.mean, pictures.std)
-        loader = epoch_loader(pairs, transform=transform, tokenizer=tokenizer_for(PLAIN), batch_size=8, seed=0)
-        process = Process.start(args, RECIPE, model, loader)
+        process = start_process(table, precision="amp")
         process.scaler.set_growth_interval(2)
         return process
 
@@ -268,10 +284,13 @@ def test_open_clip_train_resumes_from_our_checkpoint(undisturbed, tmp_path, tabl
                 torch.testing.assert_close(value, ours["optimizer"]["state"][index][name], rtol=0, atol=0)
 
 
-def test_open_clip_speaks_into_the_log_file_only(tmp_path, table, capfd):
+def test_open_clip_speaks_into_the_log_file_only(tmp_path, table, capfd, monkeypatch):
+    others = io.StringIO()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers, logging.StreamHandler(others)])
     before = list(logging.getLogger().handlers), logging.getLogger().level
     run(tmp_path / "quiet", table, epochs=1, progress=None)
     captured = capfd.readouterr()
+    assert others.getvalue() == ""
     assert captured.out == ""
     assert captured.err.splitlines() == [line for line in captured.err.splitlines() if line.startswith("quiet: epoch 1/1, loss")]
     assert captured.err.count("\n") == 1
@@ -324,14 +343,30 @@ def test_a_run_that_was_interrupted_ends_with_the_files_of_an_undisturbed_one(un
     assert report.losses == undisturbed[0].losses
 
 
+def test_an_epoch_that_reached_the_log_but_not_the_manifest_is_logged_once(undisturbed, tmp_path, table, monkeypatch):
+    extend = train_folder.extend_run_manifest
+
+    def die_at_epoch_two(*args, checkpoints, **options):
+        if checkpoints[0].epoch == 2:
+            raise Interrupted
+        extend(*args, checkpoints=checkpoints, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train_folder, "extend_run_manifest", die_at_epoch_two)
+        run(tmp_path / "run", table)
+    assert run(tmp_path / "run", table).trained == (2, 3)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert digests(tmp_path / "run") == digests(undisturbed[1])
+
+
 def test_a_finished_run_is_left_as_it_is(undisturbed, table):
     report, output = undisturbed
     before = snapshot(output)
     again = run(output, table)
     assert (again.trained, again.done, again.losses) == ((), report.done, report.losses)
     assert "nothing was left to do" in again.summary()
-    changed = {path for path, state in snapshot(output).items() if before.get(path) != state}
-    assert changed <= {output / ".lock"}
+    assert snapshot(output) == before
 
 
 def test_a_run_of_no_epochs_is_continued_by_a_longer_one(undisturbed, tmp_path, table):
@@ -484,6 +519,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, table):
 def test_a_folder_whose_name_cannot_name_a_series_is_refused_early(tmp_path, table):
     with pytest.raises(ManifestError, match="names groups and files"):
         run(tmp_path / "mine & yours", table)
+    assert not (tmp_path / "mine & yours").exists()
     report = run(tmp_path / "mine & yours", table, epochs=0, name="ours", label="Ours (2)")
     assert Manifest.load(report.manifest).series[0].label == "Ours (2)"
 
@@ -499,10 +535,12 @@ def test_an_unknown_model_recipe_or_device_is_refused(tmp_path, table):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("option", ["epochs", "batch_size", "seed", "workers"])
-def test_a_number_that_cannot_be_meant_is_a_value_error(tmp_path, table, option):
+@pytest.mark.parametrize(
+    "option, value", [("epochs", -1), ("batch_size", 1), ("seed", -1), ("seed", 2**32), ("workers", -1)]
+)
+def test_a_number_that_cannot_be_meant_is_a_value_error(tmp_path, table, option, value):
     with pytest.raises(ValueError, match=f"{option} must be"):
-        run(tmp_path / "run", table, **{option: -1})
+        run(tmp_path / "run", table, **{option: value})
     assert not (tmp_path / "run").exists()
 
 

@@ -133,11 +133,13 @@ def train(
             data=data,
             settings=_settings(network, pairs, data, resolved, args),
         )
-        if not dry_run:
-            from_first_process(args, lambda: stack.enter_context(folder.locked()))
         done = from_first_process(args, folder.checkpoints_done)
         left = tuple(range(len(done), resolved.epochs + 1))
         if left and not dry_run:
+            from_first_process(args, lambda: stack.enter_context(folder.locked()))
+            # Another run may have been at work until now.
+            done = from_first_process(args, folder.checkpoints_done)
+            left = tuple(range(len(done), resolved.epochs + 1))
             process = Process.start(args, resolved, network, loader)
             _train_rest(folder, process, done, epochs=resolved.epochs, progress=progress)
         return TrainReport(

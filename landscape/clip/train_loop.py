@@ -171,7 +171,8 @@ class Process:
         seed = derive_seed("steps", self.args.seed, epoch, self.args.rank)
         device = torch.device(self.args.device)
         with seeded_globals(seed), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+            # Nothing happens where there is no such device.
+            torch.cuda.manual_seed(seed)
             train_one_epoch(
                 self.network, data, watched, epoch, self.optimizer, self.scaler, schedule, None, self.args
             )
