@@ -262,6 +262,18 @@ def test_a_gradient_of_detached_zeros_is_no_fault():
     assert torch.equal(rounded @ v, plain @ v)
 
 
+@pytest.mark.parametrize("smooth, diagonal", [(3.0, 6.0), (0.0, 0.0)])
+def test_a_parameter_that_is_only_rounded_has_zero_rows(smooth, diagonal):
+    model = nn.Linear(3, 2).double()
+
+    def loss(model, batch):
+        return model.weight.round().sum() + (smooth * model.bias.square().sum() if smooth else 0)
+
+    operator = hessian(model, loss, None)
+    expected = torch.tensor([0.0] * 6 + [diagonal] * 2, dtype=torch.float64)
+    assert torch.equal(operator @ torch.eye(8, dtype=torch.float64), torch.diag(expected))
+
+
 def test_weight_decay_shifts_the_hessian_by_exactly_its_coefficient(clip_problem):
     model, loss, batch = clip_problem.model, clip_problem.loss, clip_problem.batch
     plain, shifted = hessian(model, loss, batch), hessian(model, loss, batch, weight_decay=0.25)

@@ -130,7 +130,22 @@ def test_a_criterion_with_parameters_of_its_own_stays_what_it_is():
     objective = Objective.from_closure(model, Criterion())
     params = select_parameters(model)
     assert set(params) == {"weight", "bias"}
-    assert float(objective(params, batch)) == pytest.approx(2 * float(model(batch).square().mean()), rel=1e-6)
+    assert objective(params, batch).item() == pytest.approx(2 * model(batch).square().mean().item(), rel=1e-6)
+
+
+def test_a_tensor_that_a_criterion_shares_with_the_model_is_replaced_there_too():
+    class Head(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, model, batch):
+            return (model(batch) @ self.weight).square().mean()
+
+    model = nn.Linear(2, 2, bias=False)
+    new = {"weight": torch.eye(2) * 3}
+    assert Objective.from_closure(model, Head(model.weight))(new, torch.ones(1, 2)).item() == 81.0
+    assert Head(model.weight).weight is model.weight
 
 
 def test_the_rest_of_the_model_is_held_constant_and_its_buffers_are_not_written():
@@ -158,9 +173,9 @@ def test_the_l2_term_is_half_the_coefficient_times_the_squared_norm():
     params = select_parameters(model)
     objective = Objective.from_closure(model, lambda model, batch: model(batch).sum(), weight_decay=0.5)
     batch = torch.ones(1, 3, dtype=torch.float64)
-    norm = sum(float(parameter.square().sum()) for parameter in model.parameters())
+    norm = sum(parameter.square().sum().item() for parameter in model.parameters())
     assert float(squared_norm(params)) == pytest.approx(norm, rel=1e-14)
-    assert float(objective(params, batch)) == pytest.approx(float(model(batch).sum()) + 0.25 * norm, rel=1e-14)
+    assert objective(params, batch).item() == pytest.approx(model(batch).sum().item() + 0.25 * norm, rel=1e-14)
 
 
 def test_features_and_loss_compose_and_their_gradient_is_the_analytic_one():

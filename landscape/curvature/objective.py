@@ -73,16 +73,18 @@ class Objective:
 
 
 class _Bound(nn.Module):
-    """`function(module, *args)` as a module, which is what functional_call takes."""
+    """`function(module, *args)` as a module, which is what functional_call takes.
+
+    A criterion that is itself a module becomes part of this one: a tensor that it shares with the model is replaced too.
+    """
 
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.module = module
-        # In a tuple, a criterion that is itself a module does not become part of this one.
-        self._function = (function,)
+        self.function = function
 
     def forward(self, *args: Any) -> Any:
-        return self._function[0](self.module, *args)
+        return self.function(self.module, *args)
 
 
 def call_with_parameters(module: nn.Module, params: Params, function: Callable[..., Any], *args: Any) -> Any:

@@ -66,13 +66,13 @@ def pyhessian_eigenpairs(
 
 
 class _ParametersAsModule(nn.Module):
-    """An objective as the module that pyhessian wants: its parameters are copies of the ones under study."""
+    """An objective as the module that pyhessian wants: its parameters hold the ones under study."""
 
     def __init__(self, objective: Objective, params: Params) -> None:
         super().__init__()
         self._objective = objective
         self._names = list(params)
-        self._values = nn.ParameterList(nn.Parameter(tensor.clone()) for tensor in params.values())
+        self._values = nn.ParameterList(nn.Parameter(tensor) for tensor in params.values())
 
     def forward(self, batch: Batch) -> Tensor:
         params: Params = dict(zip(self._names, self._values))
@@ -102,7 +102,7 @@ def run_pyhessian(
     module = _ParametersAsModule(objective, params)
     leaves = list(module.parameters())
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        # The cycle it warns of is broken below.
+        # The cycle it warns of is broken by pyhessian, which clears the gradients before every product.
         warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True", category=UserWarning)
         # On the CPU only: manual_seed would reseed every GPU, and pyhessian draws its vectors on the CPU.
         torch.default_generator.manual_seed(seed)
@@ -110,13 +110,8 @@ def run_pyhessian(
         solver = package.hessian(module, lambda value, _: value, data=(batch, None), cuda=False)
         solver.device = leaves[0].device
         products: list[None] = []
-        counter = leaves[0].register_hook(lambda gradient: products.append(None))
-        try:
-            values, vectors = solver.eigenvalues(maxIter=max_iterations, tol=tol, top_n=k)
-        finally:
-            counter.remove()
-            for leaf in leaves:
-                leaf.grad = None
+        leaves[0].register_hook(lambda gradient: products.append(None))
+        values, vectors = solver.eigenvalues(maxIter=max_iterations, tol=tol, top_n=k)
     flat = [torch.cat([piece.detach().reshape(-1) for piece in vector]) for vector in vectors]
     return torch.tensor(values, dtype=torch.float64), torch.stack(flat, dim=1).to(leaves[0].dtype), len(products)
 
