@@ -9,6 +9,8 @@ from typing import Any
 from landscape.version import VERSION as __version__
 
 _EXPORTS = {
+    "audit": "landscape.curvature",
+    "FiniteDifferenceOperator": "landscape.curvature",
     "hessian": "landscape.curvature",
     "Objective": "landscape.curvature",
     "HessianOperator": "landscape.curvature",

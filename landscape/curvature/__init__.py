@@ -1,5 +1,7 @@
 """From (model, loss, batch) to a symmetric operator."""
 
+from landscape.curvature.audit import AuditReport, AuditRow, audit, audit_objective
+from landscape.curvature.finite_difference import FiniteDifferenceOperator
 from landscape.curvature.hessian import HessianOperator, gradient, hessian
 from landscape.curvature.objective import (
     Batch,
@@ -15,10 +17,15 @@ from landscape.curvature.preconditions import check_twice_differentiable
 from landscape.curvature.reference import pyhessian_eigenpairs
 
 __all__ = [
+    "AuditReport",
+    "AuditRow",
     "Batch",
+    "FiniteDifferenceOperator",
     "HessianOperator",
     "Objective",
     "Params",
+    "audit",
+    "audit_objective",
     "call_with_parameters",
     "check_twice_differentiable",
     "flatten",

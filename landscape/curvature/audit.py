@@ -1,0 +1,314 @@
+"""Is the operator really the second derivative of the loss, and if not, which module is to blame?
+
+The tests know nothing of how derivatives are made: they hold products against differences of gradients, gradients
+against differences of the loss, and both against symmetry and repetition. They are made in float64 where the model can be
+converted, a little off the parameters under study (see `displaced`), and never on the model itself.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from landscape.curvature.blame import Suspect, blamed
+from landscape.curvature.differences import (
+    PRECISION,
+    Outcome,
+    Params,
+    PlainProduct,
+    Point,
+    Product,
+    asymmetry,
+    displaced,
+    judge_derivatives,
+)
+from landscape.curvature.hessian import HessianOperator
+from landscape.curvature.objective import Batch, Objective, flatten, select_parameters, unflatten
+from landscape.curvature.preconditions import check_autocast, check_batch, check_parameters
+from landscape.errors import ObjectiveError
+from landscape.linalg.operator import seeded
+
+WHOLE = "the whole loss"
+_NUM_DIRECTIONS = 2
+# A product in the model's own float32 against the same in float64.
+_OWN_PRECISION_TOLERANCE = 0.05
+_FEWER_BITS = "digits"
+
+Make = Callable[[nn.Module], tuple[Objective, Params]]
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One test of one module, or of the whole loss.
+
+    Attributes:
+        name: Dotted name and class of the module, or "the whole loss".
+        test: "determinism", "graph", "gradient", "product", "symmetry" or "precision".
+        error: Relative; None where there is no number.
+        verdict: "passed", "failed" or "undecided".
+        reason: Why, where it did not pass.
+    """
+
+    name: str
+    test: str
+    error: float | None
+    verdict: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What the tests found.
+
+    Attributes:
+        rows: The tests of the whole loss, then those of the modules to blame.
+        dtype: In which the tests were made.
+        num_gradients: Gradients spent on the whole loss; those of the search for the module are not counted.
+        num_products: Hessian-vector products likewise.
+    """
+
+    rows: tuple[AuditRow, ...]
+    dtype: torch.dtype
+    num_gradients: int
+    num_products: int
+
+    @property
+    def passed(self) -> bool:
+        return all(row.verdict == "passed" for row in self.rows)
+
+    @property
+    def worst_error(self) -> float | None:
+        """The largest error of the tests of the whole loss that have one."""
+        errors = [row.error for row in self.rows if row.name == WHOLE and row.error is not None]
+        return max(errors, default=None)
+
+    @property
+    def blamed(self) -> tuple[str, ...]:
+        """The modules, or parts of the loss, that did not pass, the innermost first; empty after a pass."""
+        names = dict.fromkeys(row.name for row in self.rows if row.verdict != "passed")
+        return tuple(sorted(names, key=lambda name: name == WHOLE))
+
+    def __str__(self) -> str:
+        cells = [("module", "test", "error", "verdict", "")]
+        for row in self.rows:
+            cells.append((row.name, row.test, "" if row.error is None else f"{row.error:.1e}", row.verdict, row.reason))
+        widths = [max(len(row[column]) for row in cells) for column in range(4)]
+        return "\n".join("  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[4]]).rstrip() for row in cells)
+
+
+def audit(
+    model: nn.Module,
+    loss: Callable[[Any, Batch], Tensor],
+    batch: Batch,
+    *,
+    parameters: str | Sequence[str] = "all",
+    weight_decay: float = 0.0,
+    seed: int = 0,
+) -> AuditReport:
+    """Test whether `landscape.hessian` of the same arguments is the second derivative of the loss.
+
+    Costs about ten gradients and five products of a healthy model, more where it has kinks; the search for the module to
+    blame begins only when something failed. The model is not touched.
+
+    Args:
+        weight_decay: Accepted so that a call can be copied from `hessian`; the L2 term is an exact shift and not tested.
+        seed: Of the random directions and of the displacement.
+
+    Raises:
+        ObjectiveError: If the parameters or the batch cannot be used at all, or the loss is not one number.
+    """
+
+    def make(module: nn.Module) -> tuple[Objective, Params]:
+        return Objective.from_closure(module, loss, weight_decay=weight_decay), select_parameters(module, parameters)
+
+    return audit_objective(make, model, batch, seed=seed)
+
+
+def audit_objective(make: Make, model: nn.Module, batch: Batch, *, seed: int = 0) -> AuditReport:
+    """As `audit`, for a function that makes the objective and its parameters from the model or a copy of it."""
+    objective, params = make(model)
+    check_parameters(params)
+    device = next(iter(params.values())).device
+    check_batch(batch, device)
+    check_autocast(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        plain = _Examination(objective, displaced(params, seeded(seed)), batch, seed=seed)
+        plain.check_loss()
+        examination = _promoted(make, model, batch, plain, seed=seed) or plain
+        rows = list(examination.rows())
+        if examination is not plain and not any(row.verdict == "failed" for row in rows):
+            rows.append(plain.against(examination))
+        if any(row.verdict != "passed" for row in rows) and examination.objective.module is not None:
+            rows += [
+                AuditRow(one.name, one.test, one.outcome.error, "failed", _REASONS.get(one.test, ""))
+                for one in _search(examination)
+            ]
+    points = {id(one): one for one in (plain, examination)}.values()
+    gradients, products = sum(one.point.num_gradients for one in points), sum(one.num_products for one in points)
+    return AuditReport(tuple(rows), examination.point.dtype, gradients, products)
+
+
+_REASONS = {
+    "determinism": "two evaluations at the same parameters differ",
+    "gradient": "the gradient is not the derivative of the loss: look for detach, no_grad, rounding or a wrong backward",
+    "product": "the product is not the derivative of the gradient: part of the second derivative is dropped or wrong",
+    "symmetry": "<u, Hv> and <v, Hu> differ, so this is no matrix of second derivatives",
+}
+
+
+class _Examination:
+    """The tests of one objective at fixed parameters."""
+
+    def __init__(self, objective: Objective, params: Params, batch: Batch, *, seed: int) -> None:
+        self.objective, self.batch, self.seed = objective, batch, seed
+        self.point = Point(objective, params, batch)
+        self.num_products = 0
+        self._operator: HessianOperator | None = None
+        self._refusal: str | None = None
+        self._products: list[Params] = []
+
+    def check_loss(self) -> None:
+        """The loss is one number; anything else that is wrong with it is for the tests to say."""
+        with torch.no_grad():
+            loss: Any = self.point.evaluate(self.point.params)
+        if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
+            got = f"a tensor of shape {tuple(loss.shape)} in {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ObjectiveError(f"The loss must be one real number, a tensor of shape (), got {got}.")
+
+    def guard(self) -> str | None:
+        """What HessianOperator says against the loss, or None."""
+        if self._operator is None and self._refusal is None:
+            try:
+                self._operator = HessianOperator(_without_decay(self.objective), self.point.params, self.batch)
+            except ObjectiveError as error:
+                self._refusal = str(error)
+            self.point.num_gradients += 1
+        return self._refusal
+
+    def directions(self) -> list[Params]:
+        generator = seeded(self.seed + 1)
+        return [self.point.random_direction(generator) for _ in range(_NUM_DIRECTIONS)]
+
+    def rows(self) -> Iterator[AuditRow]:
+        try:
+            (loss, slope), (again, slope_again) = (self.point.loss_and_gradient() for _ in range(2))
+        except RuntimeError as error:
+            refusal = self.guard()
+            if refusal:
+                yield AuditRow(_named(refusal), "graph", None, "failed", refusal)
+            yield AuditRow(WHOLE, "gradient", None, "failed", str(error).partition("\n")[0])
+            return
+        size = max(float(flatten(slope).norm()), torch.finfo(torch.float64).tiny)
+        change = float((flatten(slope) - flatten(slope_again)).norm()) / size
+        change = max(change, abs(loss - again) / max(abs(loss), 1e-3))
+        repeats = change <= PRECISION[self.point.dtype].repeat
+        yield AuditRow(WHOLE, "determinism", change, *_verdict(repeats, _REASONS["determinism"]))
+        refusal = self.guard()
+        yield AuditRow(_named(refusal), "graph", None, *_verdict(refusal is None, refusal or ""))
+        if repeats:
+            yield from self._numbers(slope)
+
+    def _numbers(self, slope: Params) -> Iterator[AuditRow]:
+        product, trouble = self._product()
+        if trouble:
+            yield AuditRow(WHOLE, "product", None, "failed", trouble)
+        directions = self.directions()
+        if product is not None:
+            self._products = [product(direction) for direction in directions]
+            self.num_products += len(directions)
+        outcomes = []
+        for index, direction in enumerate(directions):
+            outcomes.append(
+                judge_derivatives(self.point, direction, slope, self._products[index] if self._products else None)
+            )
+        yield _row("gradient", [first for first, _ in outcomes])
+        if self._products:
+            yield _row("product", [second for _, second in outcomes if second is not None])
+            error = asymmetry(directions, self._products)
+            allowed = error <= PRECISION[self.point.dtype].tolerance
+            yield AuditRow(WHOLE, "symmetry", error, *_verdict(allowed, _REASONS["symmetry"]))
+
+    def _product(self) -> tuple[Product | None, str]:
+        if self._operator is not None:
+            return self._guarded, ""
+        try:
+            return PlainProduct(self.point), ""
+        except RuntimeError as error:
+            return None, str(error).partition("\n")[0]
+
+    def _guarded(self, direction: Params) -> Params:
+        assert self._operator is not None
+        flat = flatten(self.point.scaled(direction))
+        return self.point.scaled(unflatten(self._operator @ flat, self.point.params))
+
+    def against(self, other: "_Examination") -> AuditRow:
+        """The product in this precision against that of another: a kernel may be right in one type and wrong in the next."""
+        if refusal := self.guard():
+            return AuditRow(_named(refusal), "graph", None, "failed", refusal)
+        mine, theirs = self._guarded(self.directions()[0]), other._products[0]
+        self.num_products += 1
+        size = float(flatten(theirs).norm())
+        error = float((flatten(mine).double() - flatten(theirs)).norm()) / size if size > 0 else 0.0
+        reason = f"the product in {self.point.dtype} is not that in {other.point.dtype}"
+        return AuditRow(WHOLE, "precision", error, *_verdict(error <= _OWN_PRECISION_TOLERANCE, reason))
+
+
+def _search(examination: _Examination) -> list[Suspect]:
+    assert examination.objective.module is not None
+    return blamed(examination.objective.module, examination.point, seed=examination.seed)
+
+
+def _promoted(make: Make, model: nn.Module, batch: Batch, plain: _Examination, *, seed: int) -> _Examination | None:
+    """The examination of a copy in float64 at the same parameters; None if something in the loss does not follow."""
+    if plain.point.dtype == torch.float64:
+        return None
+    try:
+        wide = copy.deepcopy(model).to(torch.float64)
+        objective, params = make(wide)
+        same = {name: plain.point.params[name].double() for name in params}
+        moved = tree_map(lambda leaf: leaf.double() if _is_real(leaf) else leaf, batch)
+        examination = _Examination(objective, same, moved, seed=seed)
+        if examination.point.evaluate(examination.point.leaves()).dtype != torch.float64:
+            return None
+        refusal = examination.guard()
+    # What a kernel or a loss raises when it meets another type is not known; the model is then judged as it is.
+    except Exception:
+        return None
+    return None if refusal and _FEWER_BITS in refusal else examination
+
+
+def _is_real(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _without_decay(objective: Objective) -> Objective:
+    return Objective(objective.forward, objective.loss, module=objective.module, rowwise=objective.rowwise)
+
+
+def _named(refusal: str | None) -> str:
+    """The part of the model that a message begins with, as in "blocks.1 (Scan): ..."."""
+    where, colon, _ = (refusal or "").partition(": ")
+    return where if colon and len(where) < 200 and not where.startswith("The loss") else WHOLE
+
+
+def _verdict(passed: bool, reason: str) -> tuple[str, str]:
+    return ("passed", "") if passed else ("failed", reason)
+
+
+def _row(test: str, outcomes: list[Outcome]) -> AuditRow:
+    order = {"failed": 2, "undecided": 1, "passed": 0}
+    worst = max(outcomes, key=lambda one: (order[one.verdict], one.error))
+    if worst.verdict == "passed":
+        return AuditRow(WHOLE, test, worst.error, "passed")
+    # Steps may disagree along one direction, across a kink, and agree along another.
+    best = min(outcomes, key=lambda one: (order[one.verdict], one.error))
+    if worst.verdict == "undecided" and best.verdict == "passed":
+        return AuditRow(WHOLE, test, best.error, "passed")
+    reason = _REASONS[test] if worst.verdict == "failed" else "the differences do not settle, so they prove nothing"
+    where = f" (worst for {worst.worst})" if worst.worst else ""
+    return AuditRow(WHOLE, test, worst.error, worst.verdict, reason + where)

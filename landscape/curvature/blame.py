@@ -1,0 +1,191 @@
+"""Which module spoils a derivative: modules tested one by one, on the inputs that they get in the real evaluation.
+
+Each is tested from the outside in, as a function of its own parameters and inputs, and only inside those that fail is the
+search continued; a module that fails and has no failing part is to blame.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from landscape.curvature.differences import PRECISION, Outcome, Params, PlainProduct, Point, judge_derivatives
+from landscape.curvature.objective import Objective, flatten
+from landscape.linalg.operator import seeded
+
+# A module with more parts than this is searched no further: a test costs several evaluations of the part.
+_MOST_TESTS = 1000
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A module that failed: its dotted name and class, the test, and by how much."""
+
+    name: str
+    test: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of the first call of a module: tensors that can be differentiated, and everything else."""
+
+    leaves: tuple[Any, ...]
+    structure: TreeSpec
+
+
+def blamed(model: nn.Module, point: Point, *, seed: int) -> list[Suspect]:
+    """The innermost modules of `model` that fail a test of their own; empty if each is right by itself."""
+    calls = _recorded(model, point)
+    tested: dict[str, Suspect | None] = {}
+
+    def test(name: str, part: nn.Module) -> Suspect | None:
+        key = str(id(part))
+        if key not in tested:
+            within = {inner: value for inner, value in _own_parameters(point.params, name)}
+            tested[key] = None if len(tested) >= _MOST_TESTS else _test(name, part, within, calls[id(part)], seed=seed)
+        return tested[key]
+
+    def search(name: str, part: nn.Module) -> list[Suspect]:
+        found = None
+        if id(part) in calls and name:
+            found = test(name, part)
+            if found is None:
+                return []
+        children = ((f"{name}.{key}" if name else key, child) for key, child in part.named_children())
+        inner = [suspect for path, child in children for suspect in search(path, child)]
+        return inner or ([found] if found else [])
+
+    return search("", model)
+
+
+def _own_parameters(params: Params, name: str) -> Iterator[tuple[str, Tensor]]:
+    for path, value in params.items():
+        if path.startswith(f"{name}."):
+            yield path[len(name) + 1 :], value
+
+
+def _recorded(model: nn.Module, point: Point) -> dict[int, _Call]:
+    """The arguments with which each module is called first in an evaluation of the objective."""
+    parts = {id(part) for part in model.modules()}
+    calls: dict[int, _Call] = {}
+
+    def record(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if id(part) in parts and id(part) not in calls:
+            leaves, structure = tree_flatten((args, kwargs))
+            copies = tuple(leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+            calls[id(part)] = _Call(copies, structure)
+
+    with _calls_watched(model, record), torch.no_grad():
+        point.evaluate(point.params)
+    return calls
+
+
+@contextlib.contextmanager
+def _calls_watched(model: nn.Module, record: Any) -> Iterator[None]:
+    """`record` before each call of a part of the model, by hooks that are gone afterwards.
+
+    PyTorch's hooks on all modules of the process do not see keyword arguments.
+    """
+    handles = [part.register_forward_pre_hook(record, with_kwargs=True) for part in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _test(name: str, part: nn.Module, params: Params, call: _Call, *, seed: int) -> Suspect | None:
+    """The tests of one module, quickest first; None if it passes, or cannot be run by itself."""
+    title = f"{name} ({type(part).__name__})"
+    inputs = {f"input {index}": _as_real(leaf) for index, leaf in enumerate(call.leaves) if _is_floating(leaf)}
+    variables = {**{f"own {key}": value for key, value in params.items()}, **inputs}
+    if not variables or len({value.dtype for value in variables.values()}) > 1:
+        return None
+    if next(iter(variables.values())).dtype not in PRECISION:
+        return None
+    point = Point(_scalarised(part, call, seed=seed), variables, None)
+    try:
+        with torch.no_grad():
+            point.evaluate(point.params)
+    # What a part raises that works only inside its model is not known; it is judged with the part around it.
+    except Exception:
+        return None
+    try:
+        slope, again = (point.loss_and_gradient()[1] for _ in range(2))
+    except RuntimeError:
+        return Suspect(title, "gradient", Outcome(math.inf, "failed", ""))
+    change, size = float((flatten(slope) - flatten(again)).norm()), float(flatten(slope).norm())
+    if change > PRECISION[point.dtype].repeat * size:
+        return Suspect(title, "determinism", Outcome(change / size if size else math.inf, "failed", ""))
+    return _compared(title, point, point.random_direction(seeded(seed + 2)), slope)
+
+
+def _compared(title: str, point: Point, direction: Params, slope: Params) -> Suspect | None:
+    product = None
+    refused = False
+    try:
+        product = PlainProduct(point)(direction)
+    except RuntimeError:
+        refused = True
+    first, second = judge_derivatives(point, direction, slope, product)
+    if first.verdict == "failed":
+        return Suspect(title, "gradient", first)
+    if refused:
+        return Suspect(title, "product", Outcome(math.inf, "failed", ""))
+    return Suspect(title, "product", second) if second is not None and second.verdict == "failed" else None
+
+
+def _scalarised(part: nn.Module, call: _Call, *, seed: int) -> Objective:
+    """A random quadratic form of a module's outputs, as a function of its parameters and inputs.
+
+    Quadratic, because the gradient that comes into an operation has to depend on what it computes: a linear operation whose
+    backward drops that dependence would look right under a linear form.
+    """
+    buffers = {name: buffer.detach().clone() for name, buffer in part.named_buffers()}
+    # Of the outputs of the first evaluation, which is at the recorded inputs: constants of the form.
+    sizes: list[float] = []
+
+    def forward(variables: Params, batch: Any) -> list[Tensor]:
+        own = {key[len("own ") :]: value for key, value in variables.items() if key.startswith("own ")}
+        leaves = [_restored(leaf, variables.get(f"input {index}")) for index, leaf in enumerate(call.leaves)]
+        args, kwargs = tree_unflatten(leaves, call.structure)
+        state = {**{name: value.clone() for name, value in buffers.items()}, **own}
+        output = functional_call(part, state, args, kwargs)
+        return [_as_real(leaf) for leaf in tree_flatten(output)[0] if _is_floating(leaf)]
+
+    def loss(outputs: list[Tensor], batch: Any) -> Tensor:
+        generator = seeded(seed + 3)
+        terms = []
+        if not sizes:
+            sizes.extend(max(float(output.detach().square().mean().sqrt()), 1e-6) for output in outputs)
+        for output, size in zip(outputs, sizes):
+            linear, square = (
+                torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.device, output.dtype)
+                for _ in range(2)
+            )
+            terms.append((linear * output).sum() / size + 0.5 * (square * output.square()).sum() / size**2)
+        return torch.stack(terms).sum()
+
+    return Objective(forward, loss, rowwise=False)
+
+
+def _is_floating(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def _as_real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+
+
+def _restored(leaf: Any, variable: Tensor | None) -> Any:
+    """The argument again, a copy, because a module may work in place."""
+    if variable is None:
+        return leaf.clone() if isinstance(leaf, Tensor) else leaf
+    return torch.view_as_complex(variable.clone()) if leaf.is_complex() else variable.clone()

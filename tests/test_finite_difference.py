@@ -1,0 +1,108 @@
+"""The finite-difference operator: equal to the dense Hessian within its own estimate, where only first derivatives exist."""
+
+import pytest
+import torch
+from oracles import dense_hessian, relative_error
+from test_audit import Applies, OpaqueSine, mean_square, normal
+from torch import nn
+
+from landscape.curvature import FiniteDifferenceOperator, HessianOperator, Objective, select_parameters
+from landscape.errors import ObjectiveError
+from landscape.linalg import eigsh
+
+
+def chain(function, *, dtype=torch.float64):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), Applies(function), nn.Linear(6, 2)).to(dtype)
+
+
+def problem(function, *, dtype=torch.float64, weight_decay=0.0):
+    model = chain(function, dtype=dtype)
+    return Objective.from_closure(model, mean_square, weight_decay=weight_decay), select_parameters(model)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """The dense Hessian with torch.sin, an L2 term of 0.1 included."""
+    return dense_hessian(*problem(torch.sin, weight_decay=0.1), normal(9, 4))
+
+
+def test_products_are_those_of_the_dense_hessian_within_the_estimate(truth):
+    objective, params = problem(OpaqueSine.apply, weight_decay=0.1)
+    with pytest.raises(ObjectiveError, match="cannot be differentiated"):
+        HessianOperator(objective, params, normal(9, 4))
+    operator = FiniteDifferenceOperator(objective, params, normal(9, 4))
+    V = normal(operator.n, 5, seed=3)
+    V /= V.norm(dim=0)
+    errors = (operator @ V - truth @ V).norm(dim=0)
+    # Differences in float64 are right to about 1e-9 here.
+    assert errors.max() < 1e-7 and errors.max() <= 10 * operator.error_estimate
+    assert operator.error_estimate < 1e-6
+    torch.testing.assert_close(operator @ (7 * V[:, 0]), 7 * (operator @ V[:, 0]), rtol=1e-6, atol=1e-7)
+    assert not (operator @ torch.zeros(operator.n, dtype=torch.float64)).any()
+
+
+def test_in_float32_the_estimate_covers_the_error_and_the_bounds_cover_the_eigenvalues(truth):
+    objective, params = problem(OpaqueSine.apply, dtype=torch.float32, weight_decay=0.1)
+    operator = FiniteDifferenceOperator(objective, params, normal(9, 4).float())
+    V = normal(operator.n, 5, seed=3).float()
+    V /= V.norm(dim=0)
+    errors = (operator @ V - (truth @ V.double()).float()).norm(dim=0)
+    assert 0 < operator.error_estimate < 1e-2
+    assert errors.max() <= 5 * operator.error_estimate
+    pairs = operator.certified(eigsh(operator, 3, tol=1e-6), tol=1e-6)
+    exact = torch.linalg.eigvalsh(truth)
+    exact = exact[exact.abs().argsort(descending=True)][:3]
+    assert ((pairs.values.double() - exact).abs() <= pairs.residuals.double() * pairs.values.abs()).all()
+    # No pair is certified beyond what differences can tell.
+    assert not pairs.converged.any()
+    assert operator.certified(eigsh(operator, 3, tol=2e-2), tol=2e-2).converged.all()
+
+
+def test_kinks_do_not_spoil_the_step():
+    objective, params = problem(torch.relu)
+    exact = dense_hessian(objective, params, normal(9, 4))
+    operator = FiniteDifferenceOperator(objective, params, normal(9, 4))
+    v = normal(operator.n, seed=5)
+    assert relative_error(operator @ v, exact @ v) < 1e-6
+
+
+def test_fused_attention_needs_no_second_derivative():
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True).double().train()
+    objective, params = Objective.from_closure(layer, mean_square), select_parameters(layer)
+    operator = FiniteDifferenceOperator(objective, params, normal(3, 5, 4))
+    v = normal(operator.n, seed=5)
+    assert relative_error(operator @ v, HessianOperator(objective, params, normal(3, 5, 4)) @ v) < 1e-6
+
+
+def test_a_step_of_ones_own_is_kept_and_a_useless_one_shows_in_the_estimate():
+    objective, params = problem(torch.sin)
+    operators = {step: FiniteDifferenceOperator(objective, params, normal(9, 4), step=step) for step in (1e-4, 1e-11)}
+    assert operators[1e-4].step == 1e-4
+    assert operators[1e-11].error_estimate > 1e3 * operators[1e-4].error_estimate
+    for step in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="step must be positive"):
+            FiniteDifferenceOperator(objective, params, normal(9, 4), step=step)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x * torch.sigmoid(x).detach(), lambda x: x + (x.round() - x).detach()],
+    ids=["detach", "straight-through"],
+)
+def test_a_gradient_that_is_not_the_derivative_of_the_loss_is_refused(function):
+    with pytest.raises(ObjectiveError, match="not the derivative of the loss"):
+        FiniteDifferenceOperator(*problem(function), normal(9, 4))
+
+
+def test_the_operator_does_not_follow_the_model_and_refuses_random_losses():
+    model = chain(torch.sin)
+    objective = Objective.from_closure(model, mean_square)
+    operator = FiniteDifferenceOperator(objective, select_parameters(model), normal(9, 4))
+    v = normal(operator.n, seed=1)
+    before = operator @ v
+    nn.init.zeros_(model[2].weight)
+    assert torch.equal(operator @ v, before)
+    with pytest.raises(ObjectiveError, match="random"):
+        FiniteDifferenceOperator(*problem(lambda x: x + torch.randn_like(x)), normal(9, 4))
