@@ -91,10 +91,18 @@ def train(**options: Any) -> None:
 @click.argument("manifest", type=_FILE)
 @click.option("-o", "--output", required=True, type=_FILE, help="HDF5 file; resumed if unfinished.")
 @click.option("--method", type=click.Choice(["lanczos", "power", "pyhessian"]), help="Default: the manifest's.")
+@click.option(
+    "--hvp",
+    default="double-backward",
+    show_default=True,
+    type=click.Choice(["double-backward", "finite-difference"]),
+    help="Products with the Hessian; finite-difference where a kernel has first derivatives only.",
+)
+@click.option("--unaudited", is_flag=True, help="Measure without an audit; the records and their figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option("--dry-run", is_flag=True, help="List what is left to measure, then stop.")
 @_one_line_errors
-def spectra(manifest: Path, output: Path, method: str | None, device: str | None, dry_run: bool) -> None:
+def spectra(manifest: Path, output: Path, **options: Any) -> None:
     """Measure the extreme Hessian eigenvalues of every checkpoint in MANIFEST, batch by batch.
 
     Exit status: 0 all is measured, 1 some batches failed, 2 wrong input.
@@ -102,9 +110,37 @@ def spectra(manifest: Path, output: Path, method: str | None, device: str | None
     from landscape import pipeline
     from landscape.manifest import Manifest
 
-    report = pipeline.run(Manifest.load(manifest), output, method=method, device=device, dry_run=dry_run)
+    report = pipeline.run(Manifest.load(manifest), output, **options)
     click.echo(report.summary())
-    sys.exit(0 if report.complete or dry_run else 1)
+    sys.exit(0 if report.complete or options["dry_run"] else 1)
+
+
+@main.command()
+@click.argument("target", metavar="MANIFEST_OR_MODEL")
+@click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@_one_line_errors
+def audit(target: str, device: str | None) -> None:
+    """Test whether products with the Hessian are second derivatives, and name the module to blame.
+
+    Of a manifest, every series at its last checkpoint, on the first batch: what a wrong operator drops grows with training.
+    Of a model by name (open_clip's or this project's), random weights on OpenMoji pictures.
+
+    Exit status: 0 passed, 1 failed, 2 wrong input.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from landscape import pipeline
+
+    passed = True
+    for one in pipeline.audit_target(target, device=device):
+        table = Table("module", "test", "error", "verdict", "why", title=one.title, title_justify="left")
+        for row in one.report.rows:
+            error = "" if row.error is None else f"{row.error:.1e}"
+            table.add_row(row.name, row.test, error, row.verdict, row.reason)
+        Console().print(table, markup=False)
+        passed = passed and one.report.passed
+    sys.exit(0 if passed else 1)
 
 
 @main.command()

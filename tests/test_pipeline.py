@@ -162,10 +162,10 @@ def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_aga
 
     solve = module._solve
 
-    def failing(hessian, subject, index):
+    def failing(hessian, subject, index, **options):
         if index == 1:
             raise NumericalError("product 3 of the operator is not finite.")
-        return solve(hessian, subject, index)
+        return solve(hessian, subject, index, **options)
 
     monkeypatch.setattr(module, "_solve", failing)
     result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")

@@ -1,9 +1,10 @@
 """Plan, then run: a manifest becomes tasks, tasks become records, records go to the store one by one."""
 
+from landscape.pipeline.audit import audit_target
 from landscape.pipeline.describe import describe
 from landscape.pipeline.draw import draw_figure3
 from landscape.pipeline.measure import run
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.train import train_run
 
-__all__ = ["RunReport", "Task", "describe", "draw_figure3", "plan", "run", "train_run"]
+__all__ = ["RunReport", "Task", "audit_target", "describe", "draw_figure3", "plan", "run", "train_run"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from landscape.errors import StoreError
+from landscape.pipeline.audit import is_audited
 from landscape.store import SpectrumStore
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def draw_figure3(
 ) -> str:
     """Draw Figure 3 of a store into a file; the arguments are those of `landscape.figures.figure3`.
 
+    It is stamped as not audited if any record is of a product that did not pass an audit.
+
     Returns:
         A sentence that says what was written.
 
@@ -52,10 +55,13 @@ def draw_figure3(
 
     with SpectrumStore.open(path) as store:
         samples = eigenvalue_samples(store)
+        tables = (store.records(name, epoch) for name in store.series() for epoch in store.epochs(name))
+        unaudited = not all(is_audited(table.extras) for table in tables)
     if not samples:
         raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
     try:
-        save_figure(figure3(samples, epochs=epochs, title=title, keep_unconverged=keep_unconverged), output)
+        drawn = figure3(samples, epochs=epochs, title=title, keep_unconverged=keep_unconverged, unaudited=unaudited)
+        save_figure(drawn, output)
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
     return f"{output}: {len({one.series for one in samples})} series, epochs {_listed({one.epoch for one in samples})}."

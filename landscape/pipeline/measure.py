@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, ManifestError, NumericalError, ObjectiveError
 from landscape.manifest import HessianSettings, Manifest
+from landscape.pipeline.audit import check_hvp, stored_verdicts, verdict_of
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.store import Record, SpectrumStore, SpectrumWriter
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from landscape.pipeline.subject import Subject
 
 _Show = Callable[[str, int], None]
+_PRODUCTS = {"double-backward": "double backward, retained graph", "finite-difference": "central differences of gradients"}
+
+
+@dataclass(frozen=True)
+class _How:
+    """The kind of product, and the verdict of the audit of each series."""
+
+    hvp: str
+    audits: dict[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -32,6 +42,8 @@ def run(
     *,
     method: str | None = None,
     device: str | None = None,
+    hvp: str = "double-backward",
+    unaudited: bool = False,
     dry_run: bool = False,
     progress: bool | None = None,
 ) -> RunReport:
@@ -40,6 +52,8 @@ def run(
     Args:
         method: "lanczos", "power" or "pyhessian" instead of the manifest's.
         device: "cpu", "cuda", ...; by default CUDA where there is one.
+        hvp: "double-backward", or "finite-difference" where only first derivatives exist.
+        unaudited: Measure without asking whether the products are second derivatives; every record says so.
         dry_run: Only say what is left.
         progress: None draws a bar where stderr is a terminal and writes a line per checkpoint elsewhere; False is silent.
 
@@ -50,20 +64,23 @@ def run(
         LandscapeError: If anything is wrong that can be known before the first product; nothing is written then.
     """
     manifest = _with_method(manifest, method)
+    check_hvp(manifest, hvp)
     tasks = plan(manifest, SpectrumStore.check(output, manifest))
     num_planned = sum(len(one.checkpoints) for one in manifest.series) * manifest.data.num_batches
     num_stored = num_planned - sum(len(task.batches) for task in tasks)
     report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored)
     if dry_run:
         return replace(report, todo=tuple(tasks))
+    how = _How(hvp=hvp)
     if tasks:
-        _check_everything(manifest, tasks, device)
+        audits = _check_everything(manifest, tasks, device, stored_verdicts(output, manifest), unaudited=unaudited, hvp=hvp)
+        how = _How(hvp=hvp, audits=audits)
     with SpectrumStore.prepare(output, manifest) as writer:
         # Another run may have finished since.
         tasks = plan(manifest, writer.completed_keys())
         if tasks:
             with _progress(num_planned, num_stored, shown=progress) as show:
-                report = _measure_all(manifest, tasks, writer, report, device=device, show=show)
+                report = _measure_all(manifest, tasks, writer, report, how=how, device=device, show=show)
         writer.merge()
     return report
 
@@ -77,14 +94,27 @@ def _with_method(manifest: Manifest, method: str | None) -> Manifest:
         raise ManifestError(f"{manifest.path}, with --method {method}: {error}") from error
 
 
-def _check_everything(manifest: Manifest, tasks: list[Task], device: str | None) -> None:
-    """Build every model and load every checkpoint once, so that a wrong one is refused before any work is done."""
+def _check_everything(
+    manifest: Manifest, tasks: list[Task], device: str | None, known: dict[str, Any], *, unaudited: bool, hvp: str
+) -> dict[str, Any]:
+    """Build every model, audit it and load every checkpoint once, so that a wrong one is refused before any work is done.
+
+    Args:
+        known: Verdicts of earlier audits by series, which are not repeated.
+
+    Returns:
+        The verdict of every series that has something to measure.
+    """
     if manifest.hessian.method == "pyhessian":
         from landscape.curvature.reference import import_pyhessian
 
         import_pyhessian()
+    audits = {} if hvp == "finite-difference" else dict(known)
     for task, subject in _subjects(manifest, tasks, device):
+        if task.series.name not in audits:
+            audits[task.series.name] = verdict_of(subject, manifest, task.series, unaudited=unaudited, hvp=hvp)
         subject.load(task.checkpoint)
+    return audits
 
 
 def _subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:
@@ -96,12 +126,17 @@ def _subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iter
     subject, name = None, None
     for task in tasks:
         if subject is None or task.series.name != name:
-            subject = Subject.of(manifest, task.series, pairs, device=_device(device))
+            subject = Subject.of(manifest, task.series, pairs, device=device_of(device))
             name = task.series.name
         yield task, subject
 
 
-def _device(name: str | None) -> "torch.device":
+def device_of(name: str | None) -> "torch.device":
+    """The device of that name; by default CUDA where there is one.
+
+    Raises:
+        LandscapeError: If it is not there.
+    """
     import torch
 
     try:
@@ -115,7 +150,14 @@ def _device(name: str | None) -> "torch.device":
 
 
 def _measure_all(
-    manifest: Manifest, tasks: list[Task], writer: SpectrumWriter, report: RunReport, *, device: str | None, show: _Show
+    manifest: Manifest,
+    tasks: list[Task],
+    writer: SpectrumWriter,
+    report: RunReport,
+    *,
+    how: _How,
+    device: str | None,
+    show: _Show,
 ) -> RunReport:
     failures: list[str] = []
     measured = unconverged = 0
@@ -124,7 +166,7 @@ def _measure_all(
         show(f"{task.series.name} epoch {task.checkpoint.epoch}", 0)
         for batch in task.batches:
             try:
-                record = _measure(manifest.hessian, task, subject, batch, checkpoint_sha256)
+                record = _measure(manifest.hessian, task, subject, batch, checkpoint_sha256, how)
             except (NumericalError, ObjectiveError, MemoryError, RuntimeError) as error:
                 if isinstance(error, ObjectiveError) and not measured and not report.num_stored:
                     # Nothing has ever worked: the model is at fault, not this batch.
@@ -139,7 +181,9 @@ def _measure_all(
     return replace(report, num_measured=measured, num_unconverged=unconverged, failures=tuple(failures))
 
 
-def _measure(hessian: HessianSettings, task: Task, subject: "Subject", batch: int, checkpoint_sha256: str) -> Record:
+def _measure(
+    hessian: HessianSettings, task: Task, subject: "Subject", batch: int, checkpoint_sha256: str, how: _How
+) -> Record:
     """The spectrum of one batch.
 
     Raises:
@@ -150,7 +194,7 @@ def _measure(hessian: HessianSettings, task: Task, subject: "Subject", batch: in
     from landscape.pipeline.subject import settings_of
 
     begun = time.process_time()
-    pairs, loss, num_params = _solve(hessian, subject, batch)
+    pairs, loss, num_params = _solve(hessian, subject, batch, hvp=how.hvp)
     nodes = weights = np.zeros(0)
     if pairs.quadrature is not None:
         nodes, weights = pairs.quadrature.nodes.numpy(), pairs.quadrature.weights.numpy()
@@ -169,20 +213,22 @@ def _measure(hessian: HessianSettings, task: Task, subject: "Subject", batch: in
         checkpoint_sha256=checkpoint_sha256,
         num_params=num_params,
         seconds=time.process_time() - begun,
-        settings=settings_of(hessian, subject.device),
+        settings=settings_of(hessian, subject.device, product=_PRODUCTS[how.hvp]),
+        extras={"audit": how.audits[task.series.name]},
     )
 
 
-def _solve(hessian: HessianSettings, subject: "Subject", index: int) -> tuple["EigenPairs", float, int]:
+def _solve(hessian: HessianSettings, subject: "Subject", index: int, *, hvp: str) -> tuple["EigenPairs", float, int]:
     """Eigenpairs of one batch by the method that the settings name, the loss, and the number of parameters."""
     from landscape.clip.seeding import derive_seed
-    from landscape.curvature import HessianOperator
+    from landscape.curvature import FiniteDifferenceOperator, HessianOperator
     from landscape.linalg import eigsh, power_iteration
 
     batch = subject.batch(index)
     # A start of its own for every batch, so that the errors of their quadratures average out; the same for all epochs.
     seed = derive_seed("start", hessian.seed, index)
-    operator = HessianOperator(subject.objective, subject.params, batch)
+    kind = FiniteDifferenceOperator if hvp == "finite-difference" else HessianOperator
+    operator = kind(subject.objective, subject.params, batch)
     if hessian.method == "lanczos":
         pairs = eigsh(
             operator,
@@ -199,6 +245,8 @@ def _solve(hessian: HessianSettings, subject: "Subject", index: int) -> tuple["E
         from landscape.curvature.reference import pyhessian_eigenpairs
 
         pairs = pyhessian_eigenpairs(subject.objective, subject.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
+    if isinstance(operator, FiniteDifferenceOperator):
+        pairs = operator.certified(pairs, tol=hessian.tol)
     return pairs, operator.loss, operator.num_params
 
 

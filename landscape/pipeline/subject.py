@@ -43,8 +43,7 @@ class Subject:
         """
         hessian = manifest.hessian
         model = build_model(series.model, dtype=DTYPES[hessian.dtype], device=device)
-        make = contrastive_objective if hessian.objective == "contrastive" else cross_entropy_objective
-        objective, params = make(model, parameters=hessian.parameters, weight_decay=hessian.weight_decay)
+        objective, params = objective_of(model, hessian)
         check_twice_differentiable(model)
         num_params = sum(parameter.numel() for parameter in params.values())
         if hessian.k > num_params:
@@ -65,8 +64,8 @@ class Subject:
         # timm counts from the first finished epoch, 0; the others count finished epochs.
         if info.epoch is not None and info.layout != "timm" and info.epoch != checkpoint.epoch:
             raise CheckpointError(
-                f"{checkpoint.path}: says it is epoch {info.epoch}, but the manifest lists it as epoch {checkpoint.epoch}, so its "
-                "spectrum would stand in the wrong panel. Correct the manifest, or name the right file."
+                f"{checkpoint.path}: says it is epoch {info.epoch}, but the manifest lists it as epoch {checkpoint.epoch}, so "
+                "its spectrum would stand in the wrong panel. Correct the manifest, or name the right file."
             )
         return info
 
@@ -77,6 +76,16 @@ class Subject:
             name: value.to(self.device, dtype) if value.is_floating_point() else value.to(self.device)
             for name, value in self.batches[index].items()
         }
+
+
+def objective_of(model: torch.nn.Module, hessian: HessianSettings) -> tuple[Objective, Params]:
+    """The objective that the settings name, and the parameters under study.
+
+    Raises:
+        ModelError, ObjectiveError: As the makers of objectives.
+    """
+    make = contrastive_objective if hessian.objective == "contrastive" else cross_entropy_objective
+    return make(model, parameters=hessian.parameters, weight_decay=hessian.weight_decay)
 
 
 def _batches(manifest: Manifest, series: CheckpointSeries, model: torch.nn.Module, pairs: Pairs) -> CurvatureBatches:
@@ -102,11 +111,11 @@ def _batches(manifest: Manifest, series: CheckpointSeries, model: torch.nn.Modul
     )
 
 
-def settings_of(hessian: HessianSettings, device: torch.device) -> dict[str, str | int]:
+def settings_of(hessian: HessianSettings, device: torch.device, *, product: str) -> dict[str, str | int]:
     """How numbers are computed where the protocol leaves freedom; stored beside them."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "device": name,
         "num_threads": torch.get_num_threads(),
-        "product": "pyhessian" if hessian.method == "pyhessian" else "double backward, retained graph",
+        "product": "pyhessian" if hessian.method == "pyhessian" else product,
     }

@@ -1,0 +1,158 @@
+"""The audit of the architectures of a manifest, or of a model by name, on the batches that are measured.
+
+Of every architecture the last checkpoint is audited: what a wrong operator drops is small at initialisation and grows
+with training.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import LandscapeError, ManifestError, ObjectiveError
+from landscape.manifest import CheckpointSeries, DataSettings, Manifest
+from landscape.store import SpectrumStore
+
+if TYPE_CHECKING:
+    import torch
+
+    from landscape.curvature import AuditReport, Objective, Params
+    from landscape.manifest import HessianSettings
+    from landscape.pipeline.subject import Subject
+
+# The protocol of the papers: batches of 15. One batch is enough to audit a model that no manifest describes.
+_PAIRS_PER_BATCH = 15
+_PROMISED = "the gradient is held against differences of the loss on every batch; no second derivative is used"
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An architecture, on which weights it was audited, and the verdict."""
+
+    title: str
+    report: "AuditReport"
+
+
+def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]:
+    """The audits of a manifest's series, or of a model by its name with random weights on OpenMoji pictures.
+
+    Raises:
+        LandscapeError: If the manifest, the data, a checkpoint or the name is wrong.
+    """
+    from landscape.clip.image_text import open_pairs
+    from landscape.pipeline.measure import device_of
+    from landscape.pipeline.subject import Subject
+
+    if Path(target).suffix.lower() not in (".yaml", ".yml"):
+        yield _audit_model(target, device_of(device))
+        return
+    manifest = Manifest.load(Path(target))
+    pairs = open_pairs(manifest.data)
+    for series in manifest.series:
+        subject = Subject.of(manifest, series, pairs, device=device_of(device))
+        subject.load(series.checkpoints[-1])
+        title = f"{series.name} ({series.model}), epoch {series.checkpoints[-1].epoch}"
+        yield Audited(title, audit_subject(subject, manifest.hessian))
+
+
+def _audit_model(name: str, device: "torch.device") -> Audited:
+    from landscape.clip.image_text import curvature_batches, open_pairs
+    from landscape.clip.model import build_model, image_size_of, preprocess_for, tokenizer_for
+    from landscape.clip.objectives import contrastive_objective
+    from landscape.curvature import audit_objective
+
+    model = build_model(name, seed=0, device=device)
+    data = DataSettings(
+        source="openmoji", num_samples=_PAIRS_PER_BATCH, batch_size=_PAIRS_PER_BATCH, image_size=image_size_of(model)[0]
+    )
+    batches = curvature_batches(
+        open_pairs(data),
+        num_samples=data.num_samples,
+        batch_size=data.batch_size,
+        seed=0,
+        transform=preprocess_for(model),
+        tokenizer=tokenizer_for(name),
+    )
+    batch = {key: value.to(device) for key, value in batches[0].items()}
+    return Audited(f"{name}, random weights", audit_objective(contrastive_objective, model, batch))
+
+
+def audit_subject(subject: "Subject", hessian: "HessianSettings") -> "AuditReport":
+    """The audit of a subject with the weights that it has, on its first batch."""
+    from landscape.curvature import audit_objective
+    from landscape.pipeline.subject import objective_of
+
+    def make(model: "torch.nn.Module") -> "tuple[Objective, Params]":
+        return objective_of(model, hessian)
+
+    return audit_objective(make, subject.model, subject.batch(0), seed=hessian.seed)
+
+
+def verdict_of(
+    subject: "Subject", manifest: Manifest, series: CheckpointSeries, *, unaudited: bool, hvp: str
+) -> dict[str, Any]:
+    """What is stored with every record of a series: JSON values.
+
+    Raises:
+        ObjectiveError: If the audit fails and `unaudited` is not given; names the module.
+    """
+    if hvp == "finite-difference":
+        return {"passed": True, "product": hvp, "reason": _PROMISED}
+    if unaudited:
+        return {"passed": False, "reason": "not audited, by --unaudited"}
+    info = subject.load(series.checkpoints[-1])
+    report = audit_subject(subject, manifest.hessian)
+    if not report.passed:
+        raise ObjectiveError(
+            f"series {series.name!r} ({series.model}): the audit failed for {', '.join(report.blamed[:3])}, so its eigenvalues "
+            f"would not be those of the Hessian. See `landscape audit {manifest.path}`; measure with --hvp finite-difference, or "
+            "anyway, and marked so, with --unaudited."
+        )
+    return {
+        "passed": True,
+        "worst_error": report.worst_error,
+        "dtype": str(report.dtype).removeprefix("torch."),
+        "epoch": series.checkpoints[-1].epoch,
+        "checkpoint_sha256": info.sha256,
+    }
+
+
+def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """The verdicts in an output that hold for the last checkpoint of their series as the manifest lists it."""
+    try:
+        store = SpectrumStore.open(output)
+    except LandscapeError:
+        return {}
+    found = {}
+    with store:
+        for series in manifest.series:
+            last = series.checkpoints[-1]
+            for epoch in store.epochs(series.name) if series.name in store.series() else ():
+                for verdict in verdicts(store.records(series.name, epoch).extras):
+                    if verdict.get("passed") and verdict.get("checkpoint_sha256") == (last.sha256 or last.verify()):
+                        found[series.name] = dict(verdict)
+    return found
+
+
+def verdicts(extras: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The verdicts among the facts stored with a checkpoint's records; several where its runs disagree."""
+    verdict = extras.get("audit")
+    if not isinstance(verdict, Mapping):
+        return []
+    return list(verdict["several"]) if set(verdict) == {"several"} else [verdict]
+
+
+def is_audited(extras: Mapping[str, Any]) -> bool:
+    """Whether every record behind these facts was made by a product that passed."""
+    found = verdicts(extras)
+    return bool(found) and all(one.get("passed") is True for one in found)
+
+
+def check_hvp(manifest: Manifest, hvp: str) -> None:
+    """Refuse products by differences in a method that brings its own.
+
+    Raises:
+        ManifestError: If so.
+    """
+    if hvp == "finite-difference" and manifest.hessian.method == "pyhessian":
+        raise ManifestError(f"{manifest.path}: pyhessian takes its own products; --hvp finite-difference needs another method.")
