@@ -8,13 +8,14 @@ export LANDSCAPE_CACHE ?= $(CURDIR)/.cache/landscape
 .PHONY: figure3 test lint smoke clean
 
 figure3: $(VENV)/.installed-demo
-	$(BIN)/landscape train --model vit_tiny_64 --output runs/vit_narrow --recipe openmoji_demo --label "ViT, narrow"
-	$(BIN)/landscape train --model vit_small_64 --output runs/vit_wide --recipe openmoji_demo --label "ViT, wide"
+	$(BIN)/landscape train --model vit_tiny_64 --output runs/vit --label ViT
+	$(BIN)/landscape train --model vmamba_tiny_64 --output runs/vmamba --label VMamba
+	$(BIN)/landscape train --model simba_tiny_64 --output runs/simba --label Simba
 	$(BIN)/landscape spectra checkpoints.yaml -o spectra.h5
 	$(BIN)/landscape figure spectra.h5 -o figures/figure3.png
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/flake8 landscape tests experiments
