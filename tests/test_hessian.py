@@ -263,13 +263,14 @@ def test_a_gradient_of_detached_zeros_is_no_fault():
 
 
 @pytest.mark.parametrize("smooth, diagonal", [(3.0, 6.0), (0.0, 0.0)])
-def test_a_parameter_that_is_only_rounded_has_zero_rows(smooth, diagonal):
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_parameter_that_is_only_rounded_has_zero_rows(smooth, diagonal, columns):
     model = nn.Linear(3, 2).double()
 
     def loss(model, batch):
         return model.weight.round().sum() + (smooth * model.bias.square().sum() if smooth else 0)
 
-    operator = hessian(model, loss, None)
+    operator = HessianOperator(Objective.from_closure(model, loss), select_parameters(model), None, columns=columns)
     expected = torch.tensor([0.0] * 6 + [diagonal] * 2, dtype=torch.float64)
     assert torch.equal(operator @ torch.eye(8, dtype=torch.float64), torch.diag(expected))
 
