@@ -25,7 +25,7 @@ lint: $(VENV)/.installed-dev
 
 # The main job at its smallest size, on real pairs, from a folder of its own.
 smoke: $(VENV)/.installed-demo
-	PATH="$(CURDIR)/$(BIN):$$PATH" sh tests/smoke.sh
+	PATH="$(abspath $(BIN)):$$PATH" sh tests/smoke.sh
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "landscape needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another with make PYTHON=python3.12")'
