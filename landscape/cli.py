@@ -74,7 +74,8 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that load pictures.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
-@click.option("--label", help="What figures call this series; default: the model's name.")
+@click.option("--name", help="Of the series in the manifest; default: the folder's name.")
+@click.option("--label", help="What figures call the series; default: its name.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, then stop.")
 @_one_line_errors
 def train(**options: Any) -> None:
