@@ -15,7 +15,7 @@ incomplete operator is not symmetric and has no certificates. It keeps the gradi
 others; PyHessian itself stops at the latter, unless their parameters are left out. In float64, both operators are held
 against central differences of the stand-in's own gradients, on the same random directions.
 
-About seven minutes on two cores. HessianOperator refuses the stand-in; the plain operator below asks no questions.
+HessianOperator refuses the stand-in; the plain operator below asks no questions.
 """
 
 import argparse
