@@ -14,8 +14,9 @@ figure3: $(VENV)/.installed-demo
 	$(BIN)/landscape spectra checkpoints.yaml -o spectra.h5
 	$(BIN)/landscape figure spectra.h5 -o figures/figure3.png
 
+# One thread for each of two processes: small problems gain nothing from more.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/flake8 landscape tests experiments
