@@ -78,32 +78,43 @@ def spectra_in_a_child(manifest: Path, output: Path) -> int:
     return pid
 
 
-def kill_at_random(manifest: Path, output: Path, *, num_kills: int, longest: float, seed: int) -> dict[str, object]:
-    """Start the command and kill it, `num_kills` times, then let it finish.
+def kill_at_random(manifest: Path, folder: Path, *, num_kills: int, longest: float, seed: int) -> dict[str, object]:
+    """Start the command and kill it until `num_kills` runs have died of it; then let every output finish.
+
+    An output that got complete is followed by a new one.
 
     Returns:
-        The exit status of the last run, how many records were there after each kill, and the keys that were ever lost or
-        whose values ever changed.
+        The exit statuses of the last runs, how many records were there after each kill, the keys that were ever lost or
+        whose values ever changed, and the records of every output.
     """
     generator = random.Random(seed)
+    outputs = [folder / "killed_0.h5"]
     before: dict[str, list[float]] = {}
-    counts, damaged, killed = [], [], 0
-    for _ in range(num_kills):
-        pid = spectra_in_a_child(manifest, output)
+    counts: list[int] = []
+    damaged: list[str] = []
+    while len(counts) < num_kills:
+        pid = spectra_in_a_child(manifest, outputs[-1])
         time.sleep(generator.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-        after = stored(output)
+        died = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        after = stored(outputs[-1])
         damaged += [key for key, values in before.items() if after.get(key) != values]
-        counts.append(len(after))
+        counts += [len(after)] * died
         before = after
-    status = os.waitstatus_to_exitcode(os.waitpid(spectra_in_a_child(manifest, output), 0)[1])
-    final = stored(output)
-    damaged += [key for key, values in before.items() if final.get(key) != values]
-    return {"status": status, "counts": counts, "killed": killed, "damaged": damaged, "final": final}
+        if not died:
+            outputs.append(folder / f"killed_{len(outputs)}.h5")
+            before = {}
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(spectra_in_a_child(manifest, output), 0)[1]) for output in outputs]
+    final = [stored(output) for output in outputs]
+    damaged += [key for key, values in before.items() if final[-1].get(key) != values]
+    return {"statuses": statuses, "counts": counts, "damaged": damaged, "final": final}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    outcome = kill_at_random(Path(sys.argv[1]), Path(sys.argv[2]), num_kills=int(sys.argv[3]), longest=float(sys.argv[4]), seed=0)
-    print(json.dumps(outcome))
+    study, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    for name in ("warm_up.h5", "undisturbed.h5"):
+        begun = time.monotonic()
+        os.waitpid(spectra_in_a_child(study, folder / name), 0)
+    # A kill falls anywhere into a whole run.
+    print(json.dumps(kill_at_random(study, folder, num_kills=int(sys.argv[3]), longest=time.monotonic() - begun, seed=0)))

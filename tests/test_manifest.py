@@ -169,7 +169,7 @@ def test_a_series_may_start_late_where_the_manifest_says_so(write):
 def test_the_example_manifest_of_the_project_is_read_once_its_runs_are_there(tmp_path):
     text = (Path(__file__).parents[1] / "checkpoints.yaml").read_text()
     (tmp_path / "checkpoints.yaml").write_text(text)
-    for name, model in (("vit_narrow", "vit_tiny_64"), ("vit_wide", "vit_small_64")):
+    for name, model in (("vit", "vit_tiny_64"), ("vmamba", "vmamba_tiny_64"), ("simba", "simba_tiny_64")):
         weights = tmp_path / f"runs/{name}/epoch_0.pt"
         weights.parent.mkdir(parents=True)
         weights.touch()
@@ -177,8 +177,9 @@ def test_the_example_manifest_of_the_project_is_read_once_its_runs_are_there(tmp
         write_run_manifest(weights.parent / "checkpoints.yaml", name=name, model=model, data=DATA, checkpoints=[checkpoint])
     manifest = Manifest.load(tmp_path / "checkpoints.yaml")
     assert [(series.name, series.model, series.label) for series in manifest.series] == [
-        ("vit_narrow", "vit_tiny_64", "ViT, narrow"),
-        ("vit_wide", "vit_small_64", "ViT, wide"),
+        ("vit", "vit_tiny_64", "ViT"),
+        ("vmamba", "vmamba_tiny_64", "VMamba"),
+        ("simba", "simba_tiny_64", "Simba"),
     ]
     assert manifest.hessian == HessianSettings(objective="contrastive")
     keys = set(re.findall(r"^[ #]*(\w+): .+ # ", text, re.MULTILINE))

@@ -8,12 +8,13 @@ Indices count elements of a flat, C-contiguous array. Nothing is checked: caller
 """
 
 import hashlib
+import math
 import operator
 from collections.abc import Callable
-from math import factorial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -157,31 +158,39 @@ def _polynomial(builder: ir.IRBuilder, x: ir.Value, coefficients: list[float]) -
     return total
 
 
-@intrinsic
-def exp(typing: Any, x: Lanes) -> Any:
-    """e^x to one unit in the last place; 0 below the normal range, infinity above it, NaN for NaN.
+def _exp2_series(degree: int) -> list[float]:
+    """Coefficients, highest power first, of a polynomial for 2^r on [-1/2, 1/2]: its Chebyshev series, cut off.
 
-    x = k ln 2 + r with |r| <= ln(2) / 2, the Taylor series of e^r, and 2^k made from its bits. Adding 1.5 * 2^23 (2^52)
-    rounds to an integer and leaves that integer in the low bits of the sum. ln 2 is split as in Cody & Waite (1980).
+    Source: Abramowitz & Stegun, 9.6.34: e^(a t) = I_0(a) + 2 sum_k I_k(a) T_k(t).
+    """
+    a = math.log(2) / 2
+    bessel = [
+        sum((a / 2) ** (2 * m + k) / (math.factorial(m) * math.factorial(m + k)) for m in range(9)) for k in range(degree + 1)
+    ]
+    powers = np.polynomial.chebyshev.cheb2poly([bessel[0], *(2 * value for value in bessel[1:])])
+    return [float(c) * 2.0**k for k, c in enumerate(powers)][::-1]
+
+
+@intrinsic
+def exp2(typing: Any, x: Lanes) -> Any:
+    """2^x to about one unit in the last place; 0 below the normal range, infinity above it, NaN for NaN.
+
+    x = k + r with an integer k and |r| <= 1/2, a polynomial for 2^r, and 2^k made from its bits. Adding 1.5 * 2^23 (2^52)
+    rounds to an integer and leaves it in the low bits of the sum; with the exponent's bias added, those of 2^k.
     """
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         (x,), vector = args, args[0].type
         single = _is_float32(vector)
-        low, high, mantissa, bias, degree = (-88.0, 89.0, 23, 127, 7) if single else (-709.0, 710.0, 52, 1023, 13)
-        ln2 = (0.693359375, -2.12194440e-4) if single else (6.93145751953125e-1, 1.42860682030941723212e-6)
+        low, high, mantissa, bias, degree = (-127.0, 128.4, 23, 127, 6) if single else (-1023.0, 1024.4, 52, 1023, 11)
         for operation, limit in (("<", _constant(vector, low)), (">", _constant(vector, high))):
             x = builder.select(builder.fcmp_ordered(operation, x, limit), limit, x)
-        magic = _constant(vector, 1.5 * 2**mantissa)
-        shifted = builder.fadd(builder.fmul(x, _constant(vector, 1.4426950408889634), flags=_FLAGS), magic, flags=_FLAGS)
-        k = builder.fsub(shifted, magic)
-        for part in ln2:
-            x = builder.fsub(x, builder.fmul(k, _constant(vector, part), flags=_FLAGS), flags=_FLAGS)
+        magic = _constant(vector, 1.5 * 2**mantissa + bias)
+        shifted = builder.fadd(x, magic)
+        remainder = builder.fsub(x, builder.fsub(shifted, magic))
         integer = ir.VectorType(ir.IntType(32 if single else 64), vector.count)
-        exponent = builder.add(builder.bitcast(shifted, integer), _constant(integer, bias))
-        power = builder.bitcast(builder.shl(exponent, _constant(integer, mantissa)), vector)
-        series = _polynomial(builder, x, [1 / factorial(j) for j in range(degree, -1, -1)])
-        return builder.fmul(series, power)
+        power = builder.bitcast(builder.shl(builder.bitcast(shifted, integer), _constant(integer, mantissa)), vector)
+        return builder.fmul(_polynomial(builder, remainder, _exp2_series(degree)), power)
 
     return x(x), generate
 
@@ -193,7 +202,7 @@ def log1p_unit(typing: Any, x: Lanes) -> Any:
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         (x,), vector = args, args[0].type
         z = builder.fdiv(x, builder.fadd(x, _constant(vector, 2.0)))
-        terms = 8 if _is_float32(vector) else 17
+        terms = 6 if _is_float32(vector) else 16
         series = _polynomial(builder, builder.fmul(z, z), [2 / (2 * j + 1) for j in range(terms, -1, -1)])
         return builder.fmul(z, series)
 

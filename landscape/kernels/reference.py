@@ -14,11 +14,12 @@ def linear_scan_loop(
     a: Float[Tensor, "*rows l"], b: Float[Tensor, "*rows l"], *, reverse: bool = False
 ) -> Float[Tensor, "*rows l"]:
     """h_t = a_t h_{t-1} + b_t one step at a time: the definition."""
-    steps = range(b.shape[-1])
+    # Taken apart at once, because the gradient of indexing is as large as the whole array, at every step.
+    pairs = list(zip(a.unbind(-1), b.unbind(-1)))
     h = torch.zeros_like(b[..., 0])
     states = []
-    for t in reversed(steps) if reverse else steps:
-        h = a[..., t] * h + b[..., t]
+    for a_t, b_t in reversed(pairs) if reverse else pairs:
+        h = a_t * h + b_t
         states.append(h)
     return torch.stack(states[::-1] if reverse else states, dim=-1)
 
@@ -91,12 +92,11 @@ def selective_scan_loop(
     """
     channels = u.shape[1]
     delta = step_sizes(delta, delta_bias, delta_softplus)
-    length = u.shape[-1]
-    B, C = (per_channel(X, channels).expand(-1, -1, -1, length) for X in (B, C))
+    B, C = (per_channel(X, channels).expand(-1, -1, -1, u.shape[-1]) for X in (B, C))
     h = u.new_zeros(u.shape[0], *A.shape)
     outputs = []
-    for t in range(length):
-        step = delta[:, :, t, None]
-        h = torch.exp(step * A) * h + step * B[..., t] * u[:, :, t, None]
-        outputs.append((h * C[..., t]).sum(dim=-1))
+    # Taken apart at once, because the gradient of indexing is as large as the whole array, at every step.
+    for step, source, B_t, C_t in zip(delta[:, :, None].unbind(-1), u[:, :, None].unbind(-1), B.unbind(-1), C.unbind(-1)):
+        h = torch.exp(step * A) * h + step * B_t * source
+        outputs.append((h * C_t).sum(dim=-1))
     return torch.stack(outputs, dim=-1), h

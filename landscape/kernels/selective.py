@@ -260,7 +260,8 @@ def fused(
     B, C = (X[:, None] if X.dim() == 3 else X for X in (B, C))
     groups = math.lcm(B.shape[1], C.shape[1])
     rows = batch * groups
-    B, C = (X.repeat_interleave(groups // X.shape[1], dim=1).reshape(rows, states, length) for X in (B, C))
+    B, C = (X if X.shape[1] == groups else X.repeat_interleave(groups // X.shape[1], dim=1) for X in (B, C))
+    B, C = (X.reshape(rows, states, length) for X in (B, C))
     D, delta_bias = (u.new_zeros(channels) if x is None else x for x in (D, delta_bias))
     u, delta = (x.reshape(rows, channels // groups, length) for x in (u, delta))
     A, D, delta_bias = (

@@ -13,38 +13,47 @@ A (r, d, n); B, C (r, n, l); D, bias (r, d). Inside a kernel all arrays are flat
 Quantities of a tile are vectors over channels.
 """
 
+import math
+
 from landscape.kernels.cpu import load_tile, store_tile
-from landscape.kernels.lanes import compiled, exp, lane_count, lane_sum, load, log1p_unit, splat, store, where_less
+from landscape.kernels.lanes import compiled, exp2, lane_count, lane_sum, load, log1p_unit, splat, store, where_less
 
 # Quantities of one step in a tile: the forward kernel needs the first five, and running backwards has dy where it has y.
 U, DELTA, SLOPE, X, Y, DX, DDELTA, DECAY, KEPT = range(9)
 DY = Y
 FORWARD_QUANTITIES, GRADIENT_QUANTITIES = 5, 9
+LOG2_E = math.log2(math.e)
 # Beyond this, torch's softplus returns its argument.
 _SOFTPLUS_THRESHOLD = 20.0
 
 
 @compiled
-def _rates(s, zero, softplus):  # type: ignore[no-untyped-def]
-    """delta and d delta / d s."""
-    one = zero + 1.0
-    if not softplus:
-        return s, one
-    e = exp(where_less(s, 0.0, s, zero - s))
-    inverse = one / (one + e)
-    delta = log1p_unit(e) + where_less(s, 0.0, zero, s)
-    slope = where_less(s, 0.0, e * inverse, inverse)
-    return where_less(s, _SOFTPLUS_THRESHOLD, delta, s), where_less(s, _SOFTPLUS_THRESHOLD, slope, one)
+def _softplus(s, zero):  # type: ignore[no-untyped-def]
+    """softplus(s), and e^(-|s|)."""
+    e = exp2(where_less(s, 0.0, s, zero - s) * LOG2_E)
+    return where_less(s, _SOFTPLUS_THRESHOLD, log1p_unit(e) + where_less(s, 0.0, zero, s), s), e
 
 
 @compiled
-def prepare(p, start, sizes, rows, steps, tile, pitch, bias, zero):  # type: ignore[no-untyped-def]
-    """Load u and s of a tile and derive delta, its slope and x = delta u."""
+def _slope_of_softplus(s, e, zero):  # type: ignore[no-untyped-def]
+    one = zero + 1.0
+    inverse = one / (one + e)
+    return where_less(s, _SOFTPLUS_THRESHOLD, where_less(s, 0.0, e * inverse, inverse), one)
+
+
+@compiled
+def prepare(p, start, sizes, rows, steps, tile, pitch, bias, zero, with_slope):  # type: ignore[no-untyped-def]
+    """Load u and s of a tile and derive delta, x = delta u and, if asked for, the slope d delta / d s."""
     lanes = lane_count(tile)
     load_tile(p[0], start, sizes[2], rows, steps, tile, U * lanes, pitch)
     load_tile(p[1], start, sizes[2], rows, steps, tile, DELTA * lanes, pitch)
     for at in range(0, steps * pitch, pitch):
-        delta, slope = _rates(load(tile, at + DELTA * lanes) + bias, zero, sizes[5])
+        s = load(tile, at + DELTA * lanes) + bias
+        delta, slope = s, zero + 1.0
+        if sizes[5]:
+            delta, e = _softplus(s, zero)
+            if with_slope:
+                slope = _slope_of_softplus(s, e, zero)
         store(tile, at + DELTA * lanes, delta)
         store(tile, at + SLOPE * lanes, slope)
         store(tile, at + X * lanes, delta * load(tile, at + U * lanes))
@@ -72,9 +81,10 @@ def fill(tile, first, last, value):  # type: ignore[no-untyped-def]
 def _advance(tile, pitch, steps, A, h, B, C, at_time, with_output):  # type: ignore[no-untyped-def]
     """Run one state through a tile; its part of y is added to the tile if asked for."""
     lanes = lane_count(tile)
+    rate = A * LOG2_E
     for t in range(steps):
         at = t * pitch
-        h = exp(load(tile, at + DELTA * lanes) * A) * h + B[at_time + t] * load(tile, at + X * lanes)
+        h = exp2(load(tile, at + DELTA * lanes) * rate) * h + B[at_time + t] * load(tile, at + X * lanes)
         if with_output:
             store(tile, at + Y * lanes, load(tile, at + Y * lanes) + C[at_time + t] * h)
     return h
@@ -97,7 +107,7 @@ def forward(first, last, tile, p, y, sizes):  # type: ignore[no-untyped-def]
             fill(tile, at_h, at_h + states * lanes, tile.dtype.type(0))
             for done in range(0, length, tile_steps):
                 steps = min(tile_steps, length - done)
-                prepare(p, channel * length + done, sizes, rows, steps, tile, pitch, bias, zero)
+                prepare(p, channel * length + done, sizes, rows, steps, tile, pitch, bias, zero, False)
                 for at in range(0, steps * pitch, pitch):
                     store(tile, at + Y * lanes, D * load(tile, at + U * lanes))
                 for i in range(states):
@@ -114,7 +124,7 @@ def _state_starts(p, channel, row, sizes, rows, tile, pitch, at_A, at_starts, bi
     states, length, tile_steps = sizes[1], sizes[2], sizes[4]
     fill(tile, at_starts, at_starts + states * lanes, tile.dtype.type(0))
     for done in range(0, length - tile_steps, tile_steps):
-        prepare(p, channel * length + done, sizes, rows, tile_steps, tile, pitch, bias, zero)
+        prepare(p, channel * length + done, sizes, rows, tile_steps, tile, pitch, bias, zero, False)
         at = at_starts + done // tile_steps * states * lanes
         for i in range(states):
             A, h = load(tile, at_A + i * lanes), load(tile, at + i * lanes)
@@ -126,9 +136,10 @@ def _state_starts(p, channel, row, sizes, rows, tile, pitch, at_A, at_starts, bi
 def _gradient_of_state(tile, pitch, steps, A, h, carry, p, at_time, out, at_out, zero):  # type: ignore[no-untyped-def]
     """Run one state through a tile and back; returns the adjoint state before the tile, and dA."""
     lanes = lane_count(tile)
+    rate = A * LOG2_E
     for t in range(steps):
         at = t * pitch
-        decay = exp(load(tile, at + DELTA * lanes) * A)
+        decay = exp2(load(tile, at + DELTA * lanes) * rate)
         kept = decay * h
         h = kept + p[3][at_time + t] * load(tile, at + X * lanes)
         store(tile, at + DECAY * lanes, decay)
@@ -164,7 +175,7 @@ def _gradient_block(p, out, task, row, block, sizes, tile, zero):  # type: ignor
     for k in range((length - 1) // tile_steps, -1, -1):
         done = k * tile_steps
         steps, start = min(tile_steps, length - done), channel * length + done
-        prepare(p, start, sizes, rows, steps, tile, pitch, bias, zero)
+        prepare(p, start, sizes, rows, steps, tile, pitch, bias, zero, True)
         load_tile(p[7], start, length, rows, steps, tile, DY * lanes, pitch)
         for at in range(0, steps * pitch, pitch):
             store(tile, at + DX * lanes, zero)

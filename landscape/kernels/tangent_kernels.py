@@ -7,7 +7,7 @@ A name that ends in _ is the derivative along the direction q of the one without
 """
 
 from landscape.kernels.cpu import load_tile, store_tile
-from landscape.kernels.lanes import compiled, exp, lane_count, lane_sum, load, splat, store
+from landscape.kernels.lanes import compiled, exp2, lane_count, lane_sum, load, splat, store
 from landscape.kernels.selective_kernels import (
     DDELTA,
     DECAY,
@@ -16,6 +16,7 @@ from landscape.kernels.selective_kernels import (
     DY,
     GRADIENT_QUANTITIES,
     KEPT,
+    LOG2_E,
     SLOPE,
     U,
     X,
@@ -35,7 +36,7 @@ def _prepare_tangent(p, q, start, sizes, rows, steps, tile, pitch, constants, ze
     """`prepare`, its derivative along q, and the skip connection's part of that of y."""
     lanes = lane_count(tile)
     D, bias, D_, bias_ = constants
-    prepare(p, start, sizes, rows, steps, tile, pitch, bias, zero)
+    prepare(p, start, sizes, rows, steps, tile, pitch, bias, zero, True)
     load_tile(q[0], start, sizes[2], rows, steps, tile, U_ * lanes, pitch)
     load_tile(q[1], start, sizes[2], rows, steps, tile, DELTA_ * lanes, pitch)
     for at in range(0, steps * pitch, pitch):
@@ -54,11 +55,12 @@ def _prepare_tangent(p, q, start, sizes, rows, steps, tile, pitch, constants, ze
 def _advance_tangent(tile, pitch, steps, A, A_, h, h_, p, q, at_time):  # type: ignore[no-untyped-def]
     """`_advance` and its derivative; keeps what running backwards needs."""
     lanes = lane_count(tile)
+    rate = A * LOG2_E
     for t in range(steps):
         at = t * pitch
         B, C, B_, C_ = p[3][at_time + t], p[4][at_time + t], q[3][at_time + t], q[4][at_time + t]
         delta, x = load(tile, at + DELTA * lanes), load(tile, at + X * lanes)
-        decay = exp(delta * A)
+        decay = exp2(delta * rate)
         kept = decay * h
         kept_ = (load(tile, at + DELTA_ * lanes) * A + delta * A_) * kept + decay * h_
         h = kept + B * x
