@@ -211,6 +211,13 @@ def test_the_demo_towers_differ_in_width_alone():
     assert 100_000 <= sizes[0] <= 200_000 and 2 <= sizes[1] / sizes[0] <= 3
 
 
+def test_the_medium_towers_are_of_one_size():
+    """Between 1 and 2 M parameters each, the projection included: an architecture compared by its own Hessian needs equals."""
+    names = ("vit_medium_64", "vmamba_medium_64", "simba_medium_64")
+    sizes = [sum(p.numel() for p in build_model(name).visual.parameters()) for name in names]
+    assert all(1.7e6 < size < 1.9e6 for size in sizes), sizes
+
+
 def test_a_published_models_projection_is_drawn_as_slip_draws_it():
     """SLIP, models.py: standard deviation width ** -0.5; nn.Linear's own is sqrt(3) times smaller."""
     projection = build_model("vit_b16_slip", seed=0).visual.head.proj.weight
