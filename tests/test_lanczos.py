@@ -104,6 +104,33 @@ def test_an_eigenvalue_lies_within_the_printed_bound_and_a_converged_set_is_comp
             np.testing.assert_allclose(np.sort(theta), np.sort(wanted(exact, k, which)), atol=bound.max() * 1.001)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_counts_of_either_sign_are_lower_bounds_and_both_ends_lie_within_their_bounds(dtype):
+    """Low ranks among them, whose zeros must not be counted for either sign however rounding moves them."""
+    rng = np.random.default_rng(5)
+    for trial in range(60):
+        n = int(rng.integers(6, 200))
+        values = rng.standard_normal(n) * 10 ** rng.uniform(-2, 2, n)
+        values[: int(rng.integers(0, n))] = 0
+        pairs = eigsh(with_spectrum(values, seed=trial, dtype=dtype), 3, tol=1e-3, seed=trial)
+        assert pairs.ritz.num_negative <= (values < 0).sum() and pairs.ritz.num_positive <= (values > 0).sum()
+        # The rounding of the matrix to dtype moves its spectrum by less than this.
+        slack = 4 * torch.finfo(dtype).eps * np.abs(values).max()
+        for which in ("SA", "LA"):
+            found, residuals = (tensor.numpy() for tensor in pairs.ritz.end(which, 3))
+            assert (np.diff(found) * (1 if which == "SA" else -1) >= 0).all()
+            known = np.isfinite(residuals)
+            distance = np.abs(values[:, None] - found).min(axis=0)
+            assert (distance <= residuals * np.abs(found) + slack)[known].all(), (trial, which)
+
+
+def test_a_long_chain_counts_every_eigenvalue_of_either_sign():
+    values = np.r_[np.linspace(-9, -1, 17), np.zeros(40), np.linspace(1, 8, 23)]
+    pairs = eigsh(with_spectrum(values), 5, tol=1e-12, max_matvecs=80, num_checks=80)
+    assert (pairs.ritz.num_negative, pairs.ritz.num_positive) == (17, 23)
+    assert pairs.ritz.orthogonality_defect < 1e-13
+
+
 def test_the_zero_matrix_has_converged_zeros():
     pairs = eigsh(DenseOperator(torch.zeros(30, 30, dtype=torch.float64)), 5)
     assert (pairs.values == 0).all() and pairs.converged.all() and (pairs.residuals == 0).all()
@@ -124,7 +151,9 @@ def test_a_hundred_steps_in_float32_bring_no_ghosts():
     basis = KrylovBasis(A, generator=seeded(0))
     for _ in range(100):
         basis.expand()
-    assert basis.orthogonality_defect() < 100 * torch.finfo(torch.float32).eps
+    V = torch.stack([basis.row(i) for i in range(basis.num_matvecs)]).double()
+    defect = float((V @ V.T - torch.eye(basis.num_matvecs, dtype=torch.float64)).abs().max())
+    assert basis.orthogonality_defect() == pytest.approx(defect, rel=1e-6) and defect < 100 * torch.finfo(torch.float32).eps
     H, _ = basis.projected()
     top = np.sort(np.linalg.eigvalsh(H))[::-1][:3]
     np.testing.assert_allclose(top, np.sort(values)[::-1][:3], rtol=1e-5)

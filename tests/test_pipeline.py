@@ -77,6 +77,19 @@ def test_the_stored_eigenvalues_are_those_of_the_dense_hessian(tmp_path):
         np.testing.assert_allclose(table.eigenvalues[row], exact, rtol=1e-6, atol=1e-9)
         assert table.loss[row] == pytest.approx(float(objective(params, batch)), rel=1e-12)
         assert table.batch_sha256[row] == batches.digest(row)
+        spectrum = np.sort(np.linalg.eigvalsh(dense_hessian(objective, params, batch).numpy()))
+        for found, residuals, true in (
+            (table.smallest[row], table.smallest_residuals[row], spectrum[:3]),
+            (table.largest[row], table.largest_residuals[row], spectrum[::-1][:3]),
+        ):
+            distance = np.abs(spectrum[:, None] - found).min(axis=0)
+            assert (distance <= residuals * np.abs(found)).all()
+            assert found[0] == pytest.approx(true[0], rel=1e-5)
+        assert 0 < table.num_negative[row] <= (spectrum < 0).sum()
+        assert 0 < table.num_positive[row] <= (spectrum > 0).sum()
+        assert table.orthogonality_defect[row] < 1e-12
+        norm = np.sqrt(sum(float((tensor.double() ** 2).sum()) for tensor in params.values()))
+        assert table.parameter_norm[row] == pytest.approx(norm, rel=1e-12)
     assert table.converged.all() and (table.residuals <= 1e-6).all()
     np.testing.assert_allclose(np.nansum(table.ritz_weights, axis=1), 1)
 
@@ -151,6 +164,7 @@ def test_the_published_methods_run_on_the_same_objective(tmp_path, method):
         assert store.plan.protocol["hessian"]["method"] == method
         table = store.records("one", 0)
     assert table.ritz_values.shape[1] == 0
+    assert np.isnan(table.largest).all() and (table.num_negative == -1).all()
     ours = np.array(list(stored(tmp_path / "ours.h5").values()))
     # Its stopping rule allows an error of about the residual it leaves; the residual is ours, so it must cover the error.
     assert (np.abs(table.eigenvalues - ours) <= (table.residuals + 1e-3) * np.abs(ours)).all()

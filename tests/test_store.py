@@ -21,6 +21,7 @@ import landscape.store.store as store_module
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
 from landscape.store import Record, SpectrumStore, describe, is_store, parts_folder, summarize, task_key
+from landscape.store.record import LATER
 from landscape.version import VERSION
 
 
@@ -54,6 +55,8 @@ def assert_holds(store, keys):
                 np.testing.assert_array_equal(table.ritz_values[row, :m], record.ritz_values)
                 np.testing.assert_array_equal(table.ritz_weights[row, :m], record.ritz_weights)
                 assert np.isnan(table.ritz_values[row, m:]).all() and np.isnan(table.ritz_weights[row, m:]).all()
+                for name in LATER:
+                    np.testing.assert_array_equal(getattr(table, name)[row], getattr(record, name))
                 assert (table.loss[row], table.seconds[row]) == (record.loss, record.seconds)
                 assert (table.num_matvecs[row], table.batch_sha256[row]) == (record.num_matvecs, record.batch_sha256)
                 assert (table.checkpoint_sha256, table.num_params) == (record.checkpoint_sha256, record.num_params)
@@ -98,6 +101,23 @@ def test_every_number_comes_back_exactly_from_the_parts_and_from_the_merged_file
         assert finished.epochs("wide") == (0, 2)
 
 
+def test_a_file_from_before_the_later_columns_is_read_with_unknown_values_and_can_grow(tmp_path, output):
+    write(output, manifest_of(tmp_path, epochs=(0,)))
+    with h5py.File(output, "r+") as file:
+        for series in file["spectra"].values():
+            for name in LATER:
+                del series["0"][name]
+    with SpectrumStore.open(output) as store:
+        old = store.records("wide", 0)
+    assert old.smallest.shape == (4, K) and np.isnan(old.smallest).all() and np.isnan(old.parameter_norm).all()
+    assert (old.num_negative == -1).all() and old.num_positive.dtype == np.int64
+    np.testing.assert_array_equal(old.eigenvalues[1], record_of("wide/0/1").values)
+    write(output, manifest_of(tmp_path, epochs=(0, 2)))
+    with SpectrumStore.open(output) as store:
+        assert (store.records("wide", 0).num_negative == -1).all()
+        assert store.records("wide", 2).num_negative[3] == record_of("wide/2/3").num_negative
+
+
 def test_a_reader_that_knows_only_the_published_schema_finds_everything(tmp_path, output):
     manifest = manifest_of(tmp_path)
     write(output, manifest)
@@ -122,6 +142,14 @@ def test_a_reader_that_knows_only_the_published_schema_finds_everything(tmp_path
             "num_matvecs": ((4,), "<i8"),
             "ritz_values": ((4, m), "<f8"),
             "ritz_weights": ((4, m), "<f8"),
+            "smallest": ((4, K), "<f8"),
+            "smallest_residuals": ((4, K), "<f8"),
+            "largest": ((4, K), "<f8"),
+            "largest_residuals": ((4, K), "<f8"),
+            "num_negative": ((4,), "<i8"),
+            "num_positive": ((4,), "<i8"),
+            "orthogonality_defect": ((4,), "<f8"),
+            "parameter_norm": ((4,), "<f8"),
             "loss": ((4,), "<f8"),
             "batch_sha256": ((4,), "|S64"),
             "seconds": ((4,), "<f8"),

@@ -171,13 +171,14 @@ class KrylovBasis:
         return out
 
     def orthogonality_defect(self) -> float:
-        """max |V V^T - I| over all rows: the size of the ghosts that could live in this basis."""
-        worst = 0.0
-        for i in range(self._size):
-            products = self._inner(self.row(i))
-            products[i] -= 1
-            worst = max(worst, float(np.abs(products).max()))
-        return worst
+        """max |V V^T - I| over all rows: the size of the ghosts that could live in this basis. About 1/6 of a second pass."""
+        gram = torch.zeros(self._size, self._size, dtype=torch.float64, device=self.A.device)
+        # Of all rows at once, so that each number is converted once.
+        step = max(1, _CHUNK.get(self.A.device.type, 1 << 20) // max(self._size, 1))
+        for start in range(0, self.A.n, step):
+            piece = torch.cat([block[:, start : start + step] for block in self._blocks])[: self._size].double()
+            gram.addmm_(piece, piece.T)
+        return float((gram - torch.eye(self._size, dtype=torch.float64, device=self.A.device)).abs().max()) if self._size else 0.0
 
     def _inner(self, w: Tensor) -> np.ndarray:
         parts = [inner(block[: self._size - start], w) for start, block in zip(range(0, self._size, _BLOCK_ROWS), self._blocks)]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from landscape.linalg.krylov import KrylovBasis
-from landscape.linalg.operator import EigenPairs, Quadrature, SymmetricOperator, seeded
+from landscape.linalg.operator import EigenPairs, Quadrature, RitzValues, SymmetricOperator, seeded
 from landscape.linalg.support import SupportedPart
 
 Which = Literal["LM", "LA", "SA"]
@@ -101,9 +101,9 @@ def eigsh(
         return_vectors: Whether to form the (n, k) Ritz vectors.
 
     Returns:
-        The pairs, most wanted first, with `converged` true exactly where the bound met `tol`, and the quadrature of
-        the first chain. When `max_matvecs` is spent, or rounding allows no smaller residual, the best pairs so far are
-        returned with `converged` false where it is.
+        The pairs, most wanted first, with `converged` true exactly where the bound met `tol`; the quadrature of the first
+        chain; the Ritz values of both ends. When `max_matvecs` is spent, or rounding allows no smaller residual, the best
+        pairs so far are returned with `converged` false where it is.
 
     Raises:
         ValueError: If k, which, tol, max_matvecs or num_checks is out of range.
@@ -197,6 +197,7 @@ def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
 def _pairs(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: bool) -> EigenPairs:
     k = min(wanted.k, len(ritz.values))
     H, _ = basis.projected()
+    ascending = np.argsort(ritz.values, kind="stable")
     nodes, vectors = np.linalg.eigh(H[: basis.first_chain, : basis.first_chain])
     return EigenPairs(
         values=torch.from_numpy(ritz.values[:k].copy()),
@@ -205,6 +206,12 @@ def _pairs(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: 
         converged=torch.from_numpy(wanted.converged(ritz)),
         num_matvecs=basis.num_matvecs,
         quadrature=Quadrature(nodes=torch.from_numpy(nodes), weights=torch.from_numpy(vectors[0] ** 2)),
+        ritz=RitzValues(
+            values=torch.from_numpy(ritz.values[ascending]),
+            norms=torch.from_numpy(ritz.norms[ascending]),
+            rounding=basis.rounding,
+            orthogonality_defect=basis.orthogonality_defect(),
+        ),
     )
 
 

@@ -100,6 +100,48 @@ class Quadrature:
 
 
 @dataclass(frozen=True)
+class RitzValues:
+    """Everything that a Krylov space says of both ends of the spectrum: the eigenvalues of V^T A V for its basis V (n, m).
+
+    Attributes:
+        values: (m,), ascending, in the operator's unit.
+        norms: (m,) bounds of ||A v - value v||: an eigenvalue of A lies within `norms` of each value.
+        rounding: Bound of what rounding can have done to a value, in the operator's unit.
+        orthogonality_defect: max |V^T V - I|, computed from the basis: far below 1, so no value is a ghost of another.
+    """
+
+    values: Float[Tensor, " m"]
+    norms: Float[Tensor, " m"]
+    rounding: float
+    orthogonality_defect: float
+
+    @property
+    def num_negative(self) -> int:
+        """A certified lower bound of the number of negative eigenvalues of A, copies counted.
+
+        No residual is needed for it: x^T A x < 0 on a subspace of dimension j proves j negative eigenvalues.
+
+        Source: Cauchy's interlacing theorem; Parlett, The Symmetric Eigenvalue Problem (1998), section 10.1.
+        """
+        return int(torch.count_nonzero(self.values < -self.rounding))
+
+    @property
+    def num_positive(self) -> int:
+        """Likewise of the positive ones."""
+        return int(torch.count_nonzero(self.values > self.rounding))
+
+    def end(self, which: str, k: int) -> tuple[Float[Tensor, " j"], Float[Tensor, " j"]]:
+        """The k values at one end, the outermost first, and their residuals as fractions of them; all where there are fewer.
+
+        Args:
+            which: "LA" for the largest, "SA" for the smallest.
+        """
+        values, norms = (self.values, self.norms) if which == "SA" else (self.values.flip(0), self.norms.flip(0))
+        values, norms = values[:k], norms[:k]
+        return values, torch.where(norms > 0, norms / values.abs(), 0.0)
+
+
+@dataclass(frozen=True)
 class EigenPairs:
     """Eigenvalues with their certificates.
 
@@ -110,6 +152,7 @@ class EigenPairs:
         converged: (k,) whether the pair met the tolerance. Never true for a pair that did not.
         num_matvecs: Products with A that were spent.
         quadrature: Nodes and weights of the same Krylov space, where the method gives them.
+        ritz: All Ritz values of the same Krylov space, where the method gives them: both ends, and certified counts.
     """
 
     values: Float[Tensor, " k"]
@@ -118,6 +161,7 @@ class EigenPairs:
     converged: Bool[Tensor, " k"]
     num_matvecs: int
     quadrature: Quadrature | None = None
+    ritz: RitzValues | None = None
 
     def __repr__(self) -> str:
         rows = ", ".join(

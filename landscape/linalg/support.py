@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.linalg.operator import EigenPairs, Quadrature, SymmetricOperator
+from landscape.linalg.operator import EigenPairs, Quadrature, RitzValues, SymmetricOperator
 
 
 class SupportedPart(SymmetricOperator):
@@ -66,7 +66,15 @@ class SupportedPart(SymmetricOperator):
             converged=torch.cat([pairs.converged, torch.ones(num_zeros, dtype=torch.bool)])[order],
             num_matvecs=pairs.num_matvecs,
             quadrature=None if pairs.quadrature is None else self._whole_quadrature(pairs.quadrature),
+            ritz=None if pairs.ritz is None else self._whole_ritz(pairs.ritz, num_zeros),
         )
+
+    def _whole_ritz(self, part: RitzValues, num_zeros: int) -> RitzValues:
+        """With as many exact zeros as an end may show."""
+        zeros = torch.zeros(num_zeros, dtype=torch.float64)
+        values, norms = torch.cat([part.values, zeros]), torch.cat([part.norms, zeros])
+        order = values.argsort(stable=True)
+        return replace(part, values=values[order], norms=norms[order])
 
     def _whole_quadrature(self, part: Quadrature) -> Quadrature:
         share = self.n / self.whole.n

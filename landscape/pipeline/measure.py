@@ -21,7 +21,8 @@ from landscape.store import Record, SpectrumStore, SpectrumWriter
 if TYPE_CHECKING:
     import torch
 
-    from landscape.linalg import EigenPairs
+    from landscape.curvature import Params
+    from landscape.linalg import EigenPairs, RitzValues
     from landscape.pipeline.subject import Subject
 
 _Show = Callable[[str, int], None]
@@ -198,6 +199,7 @@ def _measure(
     nodes = weights = np.zeros(0)
     if pairs.quadrature is not None:
         nodes, weights = pairs.quadrature.nodes.numpy(), pairs.quadrature.weights.numpy()
+    ends: dict[str, Any] = {} if pairs.ritz is None else _ends(pairs.ritz, hessian.k)
     return Record(
         series=task.series.name,
         epoch=task.checkpoint.epoch,
@@ -208,6 +210,8 @@ def _measure(
         num_matvecs=pairs.num_matvecs,
         ritz_values=nodes,
         ritz_weights=weights,
+        **ends,
+        parameter_norm=_norm(subject.params),
         loss=loss,
         batch_sha256=subject.batches.digest(batch),
         checkpoint_sha256=checkpoint_sha256,
@@ -216,6 +220,27 @@ def _measure(
         settings=settings_of(hessian, subject.device, product=_PRODUCTS[how.hvp]),
         extras={"audit": how.audits[task.series.name]},
     )
+
+
+def _ends(ritz: "RitzValues", k: int) -> dict[str, Any]:
+    """Both ends of the spectrum as columns of a record."""
+    (smallest, below), (largest, above) = ritz.end("SA", k), ritz.end("LA", k)
+    return {
+        "smallest": smallest.numpy(),
+        "smallest_residuals": below.numpy(),
+        "largest": largest.numpy(),
+        "largest_residuals": above.numpy(),
+        "num_negative": ritz.num_negative,
+        "num_positive": ritz.num_positive,
+        "orthogonality_defect": ritz.orthogonality_defect,
+    }
+
+
+def _norm(params: "Params") -> float:
+    from landscape.curvature import flatten
+    from landscape.linalg.krylov import norm
+
+    return norm(flatten(params))
 
 
 def _solve(hessian: HessianSettings, subject: "Subject", index: int, *, hvp: str) -> tuple["EigenPairs", float, int]:

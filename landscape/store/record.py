@@ -15,6 +15,10 @@ from landscape.manifest import canonical_json
 from landscape.manifest.settings import SHA256
 
 UNIT = "nat per squared parameter"
+# Both ends of the spectrum, which only the Krylov methods give.
+ENDS = ("smallest", "smallest_residuals", "largest", "largest_residuals")
+# Columns that the first files of this schema lack.
+LATER = (*ENDS, "num_negative", "num_positive", "orthogonality_defect", "parameter_norm")
 
 
 def task_key(series: str, epoch: int, batch: int) -> str:
@@ -34,6 +38,11 @@ class Record:
         num_matvecs: Hessian-vector products spent.
         ritz_values: Nodes of the Krylov quadrature, in nats per squared parameter; empty if the method has none.
         ritz_weights: Their weights, which sum to 1.
+        smallest, largest: The k smallest and the k largest Ritz values, outermost first; NaN where the method has fewer.
+        smallest_residuals, largest_residuals: |Hv - lambda v| / |lambda| of each; NaN likewise.
+        num_negative, num_positive: Certified lower bounds of the numbers of eigenvalues of either sign; -1 if there is none.
+        orthogonality_defect: Of the Krylov basis, max |V^T V - I|; NaN if the method has none.
+        parameter_norm: Euclidean norm of the parameters under study; NaN if it was not taken.
         loss: In nats, on this batch at these weights.
         batch_sha256, checkpoint_sha256: Digests of the pairs and of the file of the weights.
         num_params: Size n of the Hessian, coordinates of zero curvature included.
@@ -59,18 +68,28 @@ class Record:
     checkpoint_sha256: str
     num_params: int
     seconds: float
+    smallest: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
+    smallest_residuals: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
+    largest: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
+    largest_residuals: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
+    num_negative: int = -1
+    num_positive: int = -1
+    orthogonality_defect: float = math.nan
+    parameter_norm: float = math.nan
     settings: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("values", "residuals", "converged", "ritz_values", "ritz_weights"):
+        for name in ("values", "residuals", "converged", "ritz_values", "ritz_weights", *ENDS):
             dtype = np.bool_ if name == "converged" else np.float64
             array: np.ndarray = np.array(getattr(self, name), dtype=dtype)
+            if name in ENDS and array.ndim == 1:
+                array = _padded(array[: self.values.size], self.values.size)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        for name in ("epoch", "batch", "num_matvecs", "num_params"):
+        for name in ("epoch", "batch", "num_matvecs", "num_params", "num_negative", "num_positive"):
             object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("loss", "seconds"):
+        for name in ("loss", "seconds", "orthogonality_defect", "parameter_norm"):
             object.__setattr__(self, name, float(getattr(self, name)))
         self._check()
 
@@ -81,6 +100,9 @@ class Record:
         if self.ritz_values.ndim != 1 or self.ritz_values.shape != self.ritz_weights.shape:
             shapes = f"{self.ritz_values.shape}, {self.ritz_weights.shape}"
             raise ValueError(f"{self.key}: ritz_values and ritz_weights must both have shape (m,), got {shapes}.")
+        for name in ENDS:
+            if getattr(self, name).shape != self.values.shape:
+                raise ValueError(f"{self.key}: {name} must have shape (k,), got {getattr(self, name).shape}.")
         for name in ("values", "ritz_values", "ritz_weights", "loss", "seconds"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{self.key}: {name} must be finite, got {getattr(self, name)}.")
@@ -128,6 +150,14 @@ class SpectraTable:
     num_matvecs: Int[np.ndarray, " batch"]
     ritz_values: Float[np.ndarray, "batch m"]
     ritz_weights: Float[np.ndarray, "batch m"]
+    smallest: Float[np.ndarray, "batch k"]
+    smallest_residuals: Float[np.ndarray, "batch k"]
+    largest: Float[np.ndarray, "batch k"]
+    largest_residuals: Float[np.ndarray, "batch k"]
+    num_negative: Int[np.ndarray, " batch"]
+    num_positive: Int[np.ndarray, " batch"]
+    orthogonality_defect: Float[np.ndarray, " batch"]
+    parameter_norm: Float[np.ndarray, " batch"]
     loss: Float[np.ndarray, " batch"]
     batch_sha256: tuple[str, ...]
     seconds: Float[np.ndarray, " batch"]
@@ -172,6 +202,11 @@ def table_of(
         num_matvecs=np.array([row.num_matvecs for row in rows], dtype=np.int64),
         ritz_values=np.stack([_padded(row.ritz_values, longest) for row in rows]),
         ritz_weights=np.stack([_padded(row.ritz_weights, longest) for row in rows]),
+        **{name: np.stack([getattr(row, name) for row in rows]) for name in ENDS},
+        num_negative=np.array([row.num_negative for row in rows], dtype=np.int64),
+        num_positive=np.array([row.num_positive for row in rows], dtype=np.int64),
+        orthogonality_defect=np.array([row.orthogonality_defect for row in rows]),
+        parameter_norm=np.array([row.parameter_norm for row in rows]),
         loss=np.array([row.loss for row in rows]),
         batch_sha256=tuple(row.batch_sha256 for row in rows),
         seconds=np.array([row.seconds for row in rows]),
@@ -211,6 +246,14 @@ COLUMNS: dict[str, str] = {
     "num_matvecs": "<i8",
     "ritz_values": "<f8",
     "ritz_weights": "<f8",
+    "smallest": "<f8",
+    "smallest_residuals": "<f8",
+    "largest": "<f8",
+    "largest_residuals": "<f8",
+    "num_negative": "<i8",
+    "num_positive": "<i8",
+    "orthogonality_defect": "<f8",
+    "parameter_norm": "<f8",
     "loss": "<f8",
     "batch_sha256": "S64",
     "seconds": "<f8",

@@ -20,7 +20,7 @@ import numpy as np
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json
 from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
-from landscape.store.record import COLUMNS, UNIT, SpectraTable
+from landscape.store.record import COLUMNS, ENDS, LATER, UNIT, SpectraTable
 
 
 def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable]) -> None:
@@ -170,6 +170,13 @@ def stored_batches(file: h5py.File, path: Path, series: str, epoch: int) -> dict
         return {int(batch): digest.decode() for batch, digest in zip(group["batch"][()], digests, strict=True)}
 
 
+def _read_column(group: h5py.Group, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """A dataset of a table; unknown values where the file is older than the column."""
+    if name in LATER and name not in group:
+        return np.full(shape if name in ENDS else shape[:1], -1 if COLUMNS[name] == "<i8" else np.nan, dtype=COLUMNS[name])
+    return np.asarray(group[name][()])
+
+
 def read_table(file: h5py.File, path: Path, series: str, epoch: int) -> SpectraTable:
     """The table of one checkpoint.
 
@@ -178,10 +185,10 @@ def read_table(file: h5py.File, path: Path, series: str, epoch: int) -> SpectraT
     """
     with _damage_named(path):
         group = file[f"spectra/{series}/{epoch}"]
-        columns: dict[str, Any] = {name: group[name][()] for name in COLUMNS}
-        num_rows, k = columns["eigenvalues"].shape
+        num_rows, k = group["eigenvalues"].shape
+        columns: dict[str, Any] = {name: _read_column(group, name, (num_rows, k)) for name in COLUMNS}
         for name, array in columns.items():
-            if len(array) != num_rows or (name in ("residuals", "converged") and array.shape[1] != k):
+            if len(array) != num_rows or (name in ("residuals", "converged", *ENDS) and array.shape[1] != k):
                 raise ValueError(f"{name} of {series}/{epoch} has shape {array.shape}")
         columns["batch_sha256"] = tuple(digest.decode() for digest in columns["batch_sha256"])
         facts: dict[str, Any] = {name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")}
