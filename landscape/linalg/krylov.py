@@ -16,6 +16,8 @@ from landscape.linalg.operator import SymmetricOperator
 
 # Rows are allocated in blocks, so that memory follows the number of products and not their limit.
 _BLOCK_ROWS = 16
+# Length of the random part of a warm start. In runs on small CLIP models 0.1 of it cost no products.
+_RANDOM_PART = 0.1
 # Elements converted to float64 at a time: large enough for BLAS, small enough for the cache and for GPU memory.
 _CHUNK = {"cpu": 1 << 16, "cuda": 1 << 22}
 
@@ -54,19 +56,25 @@ class KrylovBasis:
     Args:
         A: The operator.
         generator: Source of the random starting vectors; on the CPU, so that all devices draw the same ones.
+        max_rows: Vectors kept at most, the pending ones included; None for as many as come.
 
     Attributes:
+        num_matvecs: Products spent, those whose rows a restart has compressed included.
         scale: The largest ||A v|| seen, a lower bound of ||A||.
         asymmetry: The largest difference seen between a product's components along earlier rows and what symmetry says
             they are.
 
     Source: Ruhe, Implementation aspects of band Lanczos algorithms (1979); two Gram-Schmidt passes: Giraud, Langou &
-    Rozloznik, The loss of orthogonality in the Gram-Schmidt process (2005).
+    Rozloznik, The loss of orthogonality in the Gram-Schmidt process (2005); restarts: Wu & Simon, Thick-restart Lanczos method
+    for large symmetric eigenvalue problems (2000).
     """
 
-    def __init__(self, A: SymmetricOperator, *, generator: torch.Generator) -> None:
+    def __init__(self, A: SymmetricOperator, *, generator: torch.Generator, max_rows: int | None = None) -> None:
         self.A = A
         self.generator = generator
+        self.max_rows = max_rows
+        self.num_matvecs = 0
+        self.num_restarts = 0
         self.done: list[int] = []
         self.pending: list[int] = []
         self.chain_starts: list[int] = []
@@ -75,10 +83,12 @@ class KrylovBasis:
         self._coefficients = np.zeros((_BLOCK_ROWS, _BLOCK_ROWS))
         self.scale = 0.0
         self.asymmetry = 0.0
+        self._first_quadrature: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
-    def num_matvecs(self) -> int:
-        return len(self.done)
+    def is_full(self) -> bool:
+        """Whether the next row needs a restart first."""
+        return self.max_rows is not None and self._size >= self.max_rows
 
     @property
     def is_complete(self) -> bool:
@@ -89,29 +99,38 @@ class KrylovBasis:
     def rounding(self) -> float:
         """What rounding can do to a Ritz value or a residual norm.
 
-        A few units in the last place of ||A|| for the basis (0.7 was the most seen in 400 random matrices in float32) and
-        some more, in float64, for the dense eigensolver (15 was the most seen). The products of a network carry errors
-        that no constant knows; they break the symmetry of V A V^T, whose two halves come from different products, so they
-        are measured there. An operator that is not symmetric at all cannot be certified for the same reason.
+        A few units in the last place of ||A|| for the basis (0.7 was the most seen in 400 random matrices in float32), which
+        every restart rounds anew, and some more, in float64, for the dense eigensolver (15 was the most seen). The products
+        of a network carry errors that no constant knows; they break the symmetry of V A V^T, whose two halves come from
+        different products, so they are measured there. An operator that is not symmetric at all cannot be certified for
+        the same reason.
         """
-        basis = 4 * torch.finfo(self.A.dtype).eps + 64 * torch.finfo(torch.float64).eps
+        basis = 4 * math.sqrt(1 + self.num_restarts) * torch.finfo(self.A.dtype).eps + 64 * torch.finfo(torch.float64).eps
         return basis * self.scale + 2 * self.asymmetry
 
     def row(self, index: int) -> Float[Tensor, " n"]:
         return self._blocks[index // _BLOCK_ROWS][index % _BLOCK_ROWS]
 
-    def start_chain(self) -> bool:
-        """Append a random unit vector orthogonal to all rows, to be multiplied next; False if the space is full."""
+    def start_chain(self, towards: Float[Tensor, " n"] | None = None) -> bool:
+        """Append a random unit vector orthogonal to all rows, to be multiplied next; False if the space is full.
+
+        Args:
+            towards: A direction to which the random vector, a tenth as long, is added: a start that is near the wanted
+                eigenvectors, and still has a component along every other one.
+        """
         if self._size == self.A.n:
             return False
         w = torch.randn(self.A.n, generator=self.generator, dtype=torch.float64).to(self.A.device, self.A.dtype)
         w /= norm(w)
+        if towards is not None:
+            w = towards / norm(towards) + _RANDOM_PART * w
+            w /= norm(w)
         # The second round matters where little is left of w, that is where the rows nearly span the space.
         for _ in range(2):
             self._orthogonalise(w)
             w /= norm(w)
         self.pending.insert(0, self._append(w))
-        self.chain_starts.append(len(self.done))
+        self.chain_starts.append(self.num_matvecs)
         return True
 
     def expand(self) -> bool:
@@ -129,10 +148,11 @@ class KrylovBasis:
             return False
         index = self.pending.pop(0)
         w = self.A @ self.row(index)
+        self.num_matvecs += 1
         size = norm(w)
         if not math.isfinite(size):
             raise NumericalError(
-                f"product {self.num_matvecs + 1} of the operator is not finite: its eigenvalues do not exist. "
+                f"product {self.num_matvecs} of the operator is not finite: its eigenvalues do not exist. "
                 "Check the loss and the parameters for overflow, or use dtype float64."
             )
         self.scale = max(self.scale, size)
@@ -148,10 +168,46 @@ class KrylovBasis:
             self.pending.append(new)
         return True
 
-    @property
-    def first_chain(self) -> int:
-        """Products of the first chain alone: the part of the basis that is a plain Lanczos run."""
-        return self.chain_starts[1] if len(self.chain_starts) > 1 else len(self.done)
+    def quadrature(self) -> tuple[Float[np.ndarray, " j"], Float[np.ndarray, " j"]]:
+        """Nodes and weights of the first chain alone, which is a plain Lanczos run; up to the first restart."""
+        if self._first_quadrature is not None:
+            return self._first_quadrature
+        length = self.chain_starts[1] if len(self.chain_starts) > 1 else len(self.done)
+        nodes, vectors = np.linalg.eigh(self.projected()[0][:length, :length])
+        return nodes, vectors[0] ** 2
+
+    def restart(self, values: Float[np.ndarray, " j"], Y: Float[np.ndarray, "m j"]) -> None:
+        """Replace the done rows by j Ritz vectors V_done^T Y with these values; the pending rows go on. In place.
+
+        The Ritz vectors are coupled to the pending rows by B Y, so A V^T = V^T H goes on to hold for the smaller basis.
+        """
+        if self._first_quadrature is None:
+            self._first_quadrature = self.quadrature()
+        _, coupling = self.projected()
+        kept, waiting = Y.shape[1], len(self.pending)
+        weights = np.zeros((kept + waiting, self._size))
+        weights[:kept, self.done] = Y.T
+        weights[kept + np.arange(waiting), self.pending] = 1
+        self._transform(weights)
+        self._coefficients[:] = 0
+        self._coefficients[np.arange(kept), np.arange(kept)] = values
+        self._coefficients[kept : kept + waiting, :kept] = coupling @ Y
+        self._size = kept + waiting
+        self.done, self.pending = list(range(kept)), list(range(kept, kept + waiting))
+        self.num_restarts += 1
+
+    def _transform(self, weights: Float[np.ndarray, "r s"]) -> None:
+        """Replace the s rows by r <= s combinations of them, a stretch of columns at a time; the memory of the rest is freed."""
+        step = max(1, _CHUNK.get(self.A.device.type, 1 << 20) // self._size)
+        W = torch.as_tensor(weights).to(self.A.device)
+        for start in range(0, self.A.n, step):
+            columns = slice(start, start + step)
+            piece = torch.cat([block[:, columns] for block in self._blocks])[: self._size].double()
+            new = (W @ piece).to(self.A.dtype)
+            for first, block in zip(range(0, len(new), _BLOCK_ROWS), self._blocks):
+                rows = new[first : first + _BLOCK_ROWS]
+                block[: len(rows), columns] = rows
+        del self._blocks[math.ceil(len(weights) / _BLOCK_ROWS) :]
 
     def projected(self) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "p m"]]:
         """H restricted to the done rows, and the coupling B of the done rows to the pending ones."""
@@ -198,10 +254,14 @@ class KrylovBasis:
     def _append(self, w: Tensor) -> int:
         if self._size % _BLOCK_ROWS == 0:
             self._blocks.append(
-                torch.empty(min(_BLOCK_ROWS, self.A.n - self._size), self.A.n, dtype=self.A.dtype, device=self.A.device)
+                torch.empty(self._rows_to_come(), self.A.n, dtype=self.A.dtype, device=self.A.device)
             )
         if self._size == len(self._coefficients):
             self._coefficients = np.pad(self._coefficients, (0, len(self._coefficients)))
         self._size += 1
         self.row(self._size - 1).copy_(w)
         return self._size - 1
+
+    def _rows_to_come(self) -> int:
+        most = self.A.n if self.max_rows is None else min(self.A.n, self.max_rows)
+        return min(_BLOCK_ROWS, most - self._size)

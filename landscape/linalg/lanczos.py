@@ -5,7 +5,7 @@ Shapes: n = dimension of the operator, k = wanted eigenpairs, m = dimension of t
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,8 @@ Which = Literal["LM", "LA", "SA"]
 # check may not cost more than a tenth or so of a run for five eigenvalues (20 to 30 products).
 _FULL_CHECK_SIZE = 1000
 _SPOT_CHECKS = 4
+# Vectors beside the k wanted ones that a restarted run needs: those that wait in two chains, and some to work with.
+_LEAST_ROOM = 6
 # A k-th eigenvalue that is hardly larger than the next one would ask for any number of checks.
 _MOST_CHECKS = 100
 
@@ -81,6 +83,8 @@ def eigsh(
     seed: int = 0,
     generator: torch.Generator | None = None,
     num_checks: int | None = None,
+    max_basis: int | None = None,
+    start: Float[torch.Tensor, "n j"] | None = None,
     return_vectors: bool = True,
 ) -> EigenPairs:
     """The k extreme eigenpairs of A, stopping as soon as every one of them has a residual bound of at most `tol`.
@@ -92,12 +96,17 @@ def eigsh(
         k: Number of pairs, 1 <= k <= n.
         which: "LM" largest in magnitude, "LA" largest, "SA" smallest (most negative).
         tol: Wanted ||A v - value v|| / |value|. The value itself is then right to about tol^2 / relative gap.
-        max_matvecs: Limit on products, and on the vectors kept in memory. Default: max(300, 20 k), at most n.
+        max_matvecs: Limit on products. Default: max(300, 20 k), at most n where all vectors are kept.
         seed: Seed of the random starting vectors; ignored where `generator` is given.
         generator: CPU generator of the random starting vectors.
         num_checks: Products spent, after convergence, on a second random start orthogonal to everything found, which
             shows copies of multiple eigenvalues that one Lanczos chain cannot see. Default: as many as find a missed
             eigenvalue with 99 % probability where n <= 1000; for larger operators at most 4 of those, a spot check.
+        max_basis: Vectors of size n kept in memory at most, from k + 6 on; when they are there, the unwanted half is given up
+            (thick restart), at the price of more products. By default all are kept: a basis grows by one a product.
+        start: Vectors near the wanted eigenvectors, such as those of another batch or checkpoint (recycling): the run
+            starts from their sum and a tenth of a random vector. Certificates are the same; but the quadrature, which is
+            unbiased for a random start alone, is None.
         return_vectors: Whether to form the (n, k) Ritz vectors.
 
     Returns:
@@ -106,13 +115,15 @@ def eigsh(
         pairs so far are returned with `converged` false where it is.
 
     Raises:
-        ValueError: If k, which, tol, max_matvecs or num_checks is out of range.
+        ValueError: If k, which, tol, max_matvecs, num_checks or max_basis is out of range, or `start` has another shape,
+            is not finite, or is zero.
         NumericalError: If a product is not finite.
 
     Source: Parlett, The Symmetric Eigenvalue Problem (1998), chapter 13; the number of checks from the growth of
     Chebyshev polynomials, Saad, Numerical Methods for Large Eigenvalue Problems (2011), section 6.6.
     """
-    limit = _check_arguments(A, k, which, tol, max_matvecs, num_checks)
+    limit = _check_arguments(A, k, which, tol, max_matvecs, num_checks, max_basis)
+    towards = None if start is None else _direction(A, start)
     if A.support is not None and len(A.support) < A.n:
         part = SupportedPart(A)
         # Where the support is smaller than k, zeros fill the rest.
@@ -125,29 +136,68 @@ def eigsh(
             seed=seed,
             generator=generator,
             num_checks=num_checks,
+            max_basis=max_basis,
+            start=_within(part, towards),
             return_vectors=return_vectors,
         )
         return part.whole_pairs(inside, k, which)
-    basis = KrylovBasis(A, generator=generator if generator is not None else seeded(seed))
+    basis = KrylovBasis(A, generator=generator if generator is not None else seeded(seed), max_rows=max_basis)
+    if towards is not None:
+        basis.start_chain(towards)
     wanted = _Wanted(k, which, tol)
     while True:
         ritz = _iterate(basis, wanted, limit)
         if basis.is_complete or basis.num_matvecs >= limit or not wanted.satisfied(ritz, basis.rounding):
             break
+        if max_basis is not None and max_basis < k + len(basis.pending) + 3:
+            # No room for one more chain beside the wanted pairs.
+            break
         ritz, moved = _look_for_missed(basis, ritz, wanted, limit, num_checks)
         if not moved:
             break
-    return _pairs(basis, ritz, wanted, return_vectors=return_vectors)
+    pairs = _pairs(basis, ritz, wanted, return_vectors=return_vectors)
+    return pairs if towards is None else replace(pairs, quadrature=None)
+
+
+def _direction(A: SymmetricOperator, start: Float[torch.Tensor, "n j"]) -> Float[torch.Tensor, " n"]:
+    """The sum of the starting vectors, each of length 1.
+
+    Raises:
+        ValueError: If it is no direction of the operator's space.
+    """
+    if start.ndim != 2 or start.shape[0] != A.n or start.shape[1] == 0:
+        raise ValueError(f"start must have the shape (n, j) = ({A.n}, j), got {tuple(start.shape)}.")
+    columns = start.to(A.device, A.dtype)
+    lengths = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
+    if not (torch.isfinite(lengths).all() and (lengths > 0).all()):
+        raise ValueError("start has a column that is zero or not finite, which is no direction to start from.")
+    return columns @ (1 / lengths).to(columns)
+
+
+def _within(part: SupportedPart, towards: Float[torch.Tensor, " n"] | None) -> Float[torch.Tensor, "s 1"] | None:
+    """The direction as a start for the part; None where it lies outside."""
+    inside = None if towards is None else towards.index_select(0, part.rows)[:, None]
+    return inside if inside is not None and inside.any() else None
 
 
 def _iterate(basis: KrylovBasis, wanted: _Wanted, limit: int) -> _Ritz:
     """Expand the basis until all wanted pairs have converged, or cannot get better, or the limit is reached."""
     ritz = wanted.ritz(basis)
     while basis.num_matvecs < limit and not wanted.satisfied(ritz, basis.rounding):
-        if not basis.expand():
+        if not _expand(basis, ritz, wanted):
             break
         ritz = wanted.ritz(basis)
     return ritz
+
+
+def _expand(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> bool:
+    """One more product, after a restart where there is no room for what it brings."""
+    if basis.is_full:
+        assert basis.max_rows is not None
+        # Half of the unwanted ones, as a rule: what is given up has to be found anew, what is kept takes room.
+        kept = min(wanted.k + (basis.max_rows - wanted.k) // 2, basis.max_rows - len(basis.pending) - 1)
+        basis.restart(ritz.values[:kept], ritz.coordinates[:, :kept])
+    return basis.expand()
 
 
 def _look_for_missed(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int, num_checks: int | None) -> tuple[_Ritz, bool]:
@@ -161,9 +211,13 @@ def _look_for_missed(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: in
         start shows only one more copy of a multiple eigenvalue.
     """
     any_moved, quiet = False, 0
+    if basis.is_full:
+        basis.restart(ritz.values[: wanted.k], ritz.coordinates[:, : wanted.k])
+        ritz = wanted.ritz(basis)
     basis.start_chain()
     while basis.num_matvecs < limit:
-        if quiet >= (_number_of_checks(basis, ritz, wanted) if num_checks is None else num_checks) or not basis.expand():
+        enough = _number_of_checks(basis, ritz, wanted) if num_checks is None else num_checks
+        if quiet >= enough or not _expand(basis, ritz, wanted):
             break
         old, ritz = ritz, wanted.ritz(basis)
         moved = wanted.moved(old, ritz, basis.rounding)
@@ -196,16 +250,15 @@ def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
 
 def _pairs(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: bool) -> EigenPairs:
     k = min(wanted.k, len(ritz.values))
-    H, _ = basis.projected()
     ascending = np.argsort(ritz.values, kind="stable")
-    nodes, vectors = np.linalg.eigh(H[: basis.first_chain, : basis.first_chain])
+    nodes, weights = basis.quadrature()
     return EigenPairs(
         values=torch.from_numpy(ritz.values[:k].copy()),
         vectors=basis.combine(ritz.coordinates[:, :k]) if return_vectors else None,
         residuals=torch.from_numpy(ritz.residuals[:k].copy()),
         converged=torch.from_numpy(wanted.converged(ritz)),
         num_matvecs=basis.num_matvecs,
-        quadrature=Quadrature(nodes=torch.from_numpy(nodes), weights=torch.from_numpy(vectors[0] ** 2)),
+        quadrature=Quadrature(nodes=torch.from_numpy(nodes), weights=torch.from_numpy(weights)),
         ritz=RitzValues(
             values=torch.from_numpy(ritz.values[ascending]),
             norms=torch.from_numpy(ritz.norms[ascending]),
@@ -216,7 +269,13 @@ def _pairs(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: 
 
 
 def _check_arguments(
-    A: SymmetricOperator, k: int, which: str, tol: float, max_matvecs: int | None, num_checks: int | None
+    A: SymmetricOperator,
+    k: int,
+    which: str,
+    tol: float,
+    max_matvecs: int | None,
+    num_checks: int | None,
+    max_basis: int | None,
 ) -> int:
     """The limit on products, after every argument has been found in range."""
     if not 1 <= k <= A.n:
@@ -229,4 +288,10 @@ def _check_arguments(
         raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}: k products give at most k pairs.")
     if num_checks is not None and num_checks < 0:
         raise ValueError(f"num_checks must be >= 0, got {num_checks}.")
-    return min(A.n, max(300, 20 * k) if max_matvecs is None else max_matvecs)
+    if max_basis is not None and max_basis < k + _LEAST_ROOM:
+        raise ValueError(
+            f"max_basis must be at least k + {_LEAST_ROOM} = {k + _LEAST_ROOM}, got {max_basis}: {k} pairs and the vectors that "
+            "improve them must fit. Allow more memory, ask for fewer pairs, or use float32."
+        )
+    limit = max(300, 20 * k) if max_matvecs is None else max_matvecs
+    return limit if max_basis is not None and max_basis < A.n else min(A.n, limit)
