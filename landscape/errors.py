@@ -42,3 +42,7 @@ class NumericalError(LandscapeError):
     """A product or a loss overflowed: this task failed, others may go on."""
 
     exit_code = 1
+
+
+class MemoryLimitError(LandscapeError, MemoryError):
+    """No way of computing what was asked for fits in the memory that is free, or that was allowed."""

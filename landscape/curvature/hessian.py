@@ -1,7 +1,6 @@
 """The Hessian of an objective on one batch as a symmetric operator, and the gradient beside it.
 
-By double backward, the one composition of derivatives that is right or loud on everything a Transformer needs:
-forward-over-reverse through LayerNorm is silently wrong in some of its forms (torch.func.hessian is one).
+How a product is computed is left to landscape.curvature.choice, which first tries double backward over a kept graph.
 Shapes: n = total size of the parameters, k = number of vectors.
 """
 
@@ -11,16 +10,15 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.curvature.graph import differentiable_gradient, explained_errors, module_timeline, no_checkpointing, rows_looked_up
+from landscape.curvature.choice import Multiplier, ProductChoice
+from landscape.curvature.evaluation import Problem, evaluate
 from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import (
     check_autocast,
     check_batch,
     check_loss,
     check_parameters,
-    check_same_loss,
     check_twice_differentiable,
 )
 from landscape.errors import ObjectiveError
@@ -30,9 +28,11 @@ from landscape.linalg.operator import SymmetricOperator
 class HessianOperator(SymmetricOperator):
     """The Hessian of `objective` at `params` on `batch`, in nats per squared parameter.
 
-    The gradient is built once and its graph kept: a product is one more backward pass, at about two gradients of work.
-    The parameters are copied, at the price of one n-vector beside the graph, so that training on does not touch the
-    operator; a batch that is changed in place makes the next product raise. Attention runs in its plain form
+    The gradient is built once and its graph kept, if it fits in memory: a product is one more backward pass, at about two
+    gradients of work. If it does not fit, the fastest of the other ways that do is taken, all of which compute the same matrix:
+    see `landscape.curvature.choice`. Running out of memory later has the same effect.
+    The parameters are copied, at the price of one n-vector, so that training on does not touch the operator; a batch that is
+    changed in place makes the next product raise, or where no graph is kept changes it. Attention runs in its plain form
     (SDPBackend.MATH), as the fused kernels have no second derivative. The L2 term enters as an exact shift.
 
     A parameter that the loss does not depend on has a zero row and column. To autograd, "does not depend on" includes
@@ -42,8 +42,16 @@ class HessianOperator(SymmetricOperator):
         objective: Evaluated twice, to see that it is not random; global random state is restored.
         params: Where to differentiate: float32 or float64, on one device. Their order is the flat order.
         batch: Any nest of tensors that the objective takes, on the device of the parameters.
-        columns: Vectors multiplied by one batched pass. 1 is fastest on a CPU (2.0 gradients a vector; 2.6 in blocks of
-            2, 2.9 in blocks of 5, at 0.6 M parameters); blocks pay where kernel launches rule. Memory grows with it.
+        product: "auto" chooses by trying with the first product. "retained", "rebuilt", "jvp" and "rows" ask for that way alone:
+            double backward over a kept graph or one made for every product, forward mode over the gradient, or row chunks.
+            Or the `choice` of an operator of the same model and batch size, which saves the trying.
+        rows: Rows of the batch that the network sees at once, in exact row chunks, for a loss that may couple all rows. At
+            most that many: fewer where memory asks for it.
+        columns: Vectors multiplied by one batched pass. None is 1 on a CPU, where that is fastest (2.0 gradients a vector; 2.6
+            in blocks of 2, 2.9 in blocks of 5, at 0.6 M parameters), and on a GPU what is measured to be faster, as blocks pay
+            where kernel launches rule. Memory grows with it.
+        max_memory: Bytes that evaluations and products may take beside the parameters; None is three quarters of what is free.
+        allow_tf32: Round the factors of matrix products and convolutions to 10 bits on a GPU that can.
 
     Attributes:
         support: Flat indices of the entries that the loss depends on: all but unused parameters and the rows of embedding
@@ -54,32 +62,43 @@ class HessianOperator(SymmetricOperator):
 
     Raises:
         ObjectiveError: If the loss is not one finite, deterministic, twice differentiable number; see
-            `check_twice_differentiable` and `landscape.curvature.graph`.
-        ValueError: If `columns` is not positive.
+            `check_twice_differentiable` and `landscape.curvature.graph`. If row chunks are asked for and rows are coupled
+            inside the network; see `RowChunks`.
+        MemoryLimitError: If no way fits in memory.
+        ValueError: If an option cannot be meant.
     """
 
-    def __init__(self, objective: Objective, params: Params, batch: Batch, *, columns: int = 1) -> None:
-        if columns < 1:
-            raise ValueError(f"columns must be at least 1, got {columns}.")
-        self.columns = columns
+    def __init__(
+        self,
+        objective: Objective,
+        params: Params,
+        batch: Batch,
+        *,
+        product: str | ProductChoice = "auto",
+        rows: int | None = None,
+        columns: int | None = None,
+        max_memory: int | None = None,
+        allow_tf32: bool = False,
+    ) -> None:
         leaves = _leaves(objective, params, batch, copy=True)
         first = next(iter(leaves.values()))
         self.dtype, self.device = first.dtype, first.device
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
         self.weight_decay = objective.weight_decay
-        data_term, gradients, looked_up = _twice_evaluated(objective, leaves, batch)
-        self.loss = data_term
+        problem = Problem(objective=objective, leaves=leaves, batch=batch, allow_tf32=allow_tf32)
+        self._multiplier = Multiplier(problem, product=product, rows=rows, columns=columns, max_memory=max_memory)
+        evaluated = self._multiplier.evaluate()
+        self.loss = evaluated.loss
         if self.weight_decay:
             self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
-        self._leaves = tuple(leaves.values())
-        self._sizes = [leaf.numel() for leaf in self._leaves]
-        # What is left out is zero everywhere: unused parameters, and gradients that are detached zeros.
-        used = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None and gradient.requires_grad}
-        self._used = tuple(used)
-        self._gradients = tuple(used.values())
         # The L2 term reaches every row.
-        self.support = None if self.weight_decay else _support(leaves, gradients, looked_up)
+        self.support = None if self.weight_decay else _support(leaves, evaluated.gradients, evaluated.looked_up)
+
+    @property
+    def choice(self) -> ProductChoice | None:
+        """How products are computed, and why; None before the first."""
+        return self._multiplier.choice
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -94,36 +113,18 @@ class HessianOperator(SymmetricOperator):
 
         Raises:
             ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite.
+            MemoryLimitError: If memory ran out, and no other way fits.
         """
-        rows = V.detach().T
-        products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
-        for start in range(0, len(rows), self.columns):
-            part = slice(start, start + self.columns)
-            with explained_errors():
-                torch.cat(self._multiply(rows[part]), dim=1, out=products[part])
+        with torch.inference_mode(False):
+            # An inference tensor cannot take part in what is differentiated.
+            rows = (V.clone() if V.is_inference() else V.detach()).T
+            products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
+            self._multiplier.multiply(rows, products)
         if self.weight_decay:
             products.add_(rows, alpha=self.weight_decay)
         if not torch.isfinite(products).all():
             raise ObjectiveError(_not_finite(rows, unflatten(products.sum(0), self.params)))
         return products.T
-
-    def _multiply(self, rows: Float[Tensor, "c n"]) -> list[Float[Tensor, "c _"]]:
-        """The products of the data term's Hessian with `rows`, one block per parameter."""
-        count = len(rows)
-        batched = count > 1
-        lead = (count,) if batched else ()
-        pieces = rows.split(self._sizes, dim=1)
-        cotangents = [pieces[i].reshape(lead + self._leaves[i].shape) for i in self._used]
-        if not cotangents:
-            return [rows.new_zeros(count, self.n)]
-        # Not materialize_grads: with is_grads_batched its zeros lack the dimension of the block.
-        products = torch.autograd.grad(
-            self._gradients, self._leaves, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
-        )
-        return [
-            rows.new_zeros(count, size) if product is None else product.reshape(count, size)
-            for product, size in zip(products, self._sizes)
-        ]
 
 
 def hessian(
@@ -133,6 +134,8 @@ def hessian(
     *,
     parameters: str | Sequence[str] = "all",
     weight_decay: float = 0.0,
+    product: str | ProductChoice = "auto",
+    max_memory: int | None = None,
 ) -> HessianOperator:
     """The Hessian of `loss(model, batch)` by the model's parameters.
 
@@ -143,12 +146,15 @@ def hessian(
         parameters: "all" or shell patterns over the names of the parameters that require gradients, as "visual.*".
             The flat order is that of model.named_parameters().
         weight_decay: Adds weight_decay / 2 * |parameters|^2 to the loss.
+        product, max_memory: As for HessianOperator. Row chunks need the network and the loss apart, so an Objective.
 
     Raises:
         ObjectiveError: If the loss has no Hessian that could be trusted; the message says why and what to do.
     """
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
-    return HessianOperator(objective, select_parameters(model, parameters), batch)
+    return HessianOperator(
+        objective, select_parameters(model, parameters), batch, product=product, max_memory=max_memory
+    )
 
 
 def gradient(objective: Objective, params: Params, batch: Batch) -> Float[Tensor, " n"]:
@@ -166,12 +172,6 @@ def gradient(objective: Objective, params: Params, batch: Batch) -> Float[Tensor
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     flat = flatten(dict(zip(leaves, gradients)))
     return flat.add_(flatten(params).detach(), alpha=objective.weight_decay) if objective.weight_decay else flat
-
-
-def evaluate(objective: Objective, params: Params, batch: Batch) -> Tensor:
-    """The objective without its L2 term, with the attention that can be differentiated twice."""
-    with sdpa_kernel(SDPBackend.MATH):
-        return objective.data_term(params, batch)
 
 
 def _leaves(objective: Objective, params: Params, batch: Batch, *, copy: bool) -> Params:
@@ -203,37 +203,6 @@ def _support(leaves: Params, gradients: tuple[Tensor | None, ...], looked_up: Pa
         start += leaf.numel()
     support = torch.cat(kept)
     return None if len(support) == start else support
-
-
-def _twice_evaluated(
-    objective: Objective, leaves: Params, batch: Batch
-) -> tuple[float, tuple[Tensor | None, ...], dict[str, Int64[Tensor, " rows"]]]:
-    """The data term, its gradient with a graph, and the rows that it looks up in embedding tables.
-
-    From an evaluation that a first one has confirmed.
-    """
-    first = next(iter(leaves.values()))
-    devices = [first.device] if first.device.type == "cuda" else []
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices), no_checkpointing():
-        loss = evaluate(objective, leaves, batch)
-        check_loss(loss, batch, dtype=first.dtype)
-        before = loss.item()
-        del loss
-        with module_timeline(objective.module) as timeline:
-            loss = evaluate(objective, leaves, batch)
-        check_same_loss(before, loss.item(), dtype=first.dtype)
-        gradients = differentiable_gradient(loss, leaves, timeline, module=objective.module)
-    for name, derivative in zip(leaves, gradients):
-        if derivative is not None and not torch.isfinite(derivative).all():
-            raise ObjectiveError(
-                f"{name}: the gradient of the loss is not finite although the loss is ({before:g}). Look for a square root, "
-                "norm or logarithm of zero, and keep it away from zero."
-            )
-    if all(derivative is None for derivative in gradients):
-        raise ObjectiveError(
-            "The loss does not depend on any of the selected parameters. Select others, or look for a captured model."
-        )
-    return before, gradients, rows_looked_up(loss, leaves)
 
 
 def _not_finite(rows: Tensor, sums: Params) -> str:

@@ -1,0 +1,405 @@
+"""Which way of computing a product is used: the fastest that fits in memory, found by trying, and another when it runs out.
+
+On a CPU the retained graph is taken where it fits, because nothing there is faster; whether it fits is seen while the first
+product is made. Where it does not, every other way that fits makes that product, and the fastest stays.
+Shapes: n = total size of the parameters, c = vectors multiplied at once, k = vectors to multiply.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from landscape.curvature.evaluation import Evaluated, Problem, twice_evaluated
+from landscape.curvature.memory import MemoryWatch, free_memory, is_out_of_memory
+from landscape.curvature.preconditions import describe_batch
+from landscape.curvature.products import Product, RebuiltGraph, ReplayedGraph, RetainedGraph, TangentOfGradient, check_agreement
+from landscape.curvature.row_chunks import RowChunks, count_rows
+from landscape.errors import MemoryLimitError, ObjectiveError
+
+# In the order in which they are fallen back to: each takes less memory than the one before it.
+_LADDER = ("retained", "rebuilt", "jvp", "rows")
+PRODUCTS = ("auto", *_LADDER)
+_TITLES = {way.name: way.title for way in (RetainedGraph, RebuiltGraph, TangentOfGradient, RowChunks, ReplayedGraph)}
+# Of the free memory that products may take; what is left is for what the count of a MemoryWatch does not see.
+_SHARE_OF_FREE = 0.75
+# Vectors in a block that is tried on a GPU.
+_BLOCK = 8
+_MIB = 2**20
+_OPAQUE = "or give the network and the loss apart, as landscape.Objective(forward, loss), so that rows can be taken in chunks"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One way that was tried: `seconds` for a vector and the `mebibytes` at its peak, or why it was not taken."""
+
+    product: str
+    rows: int | None = None
+    seconds: float | None = None
+    mebibytes: int | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductChoice:
+    """How products are computed, and why. Another operator of the same model and batch size may be given it as `product`.
+
+    Attributes:
+        product: "retained", "rebuilt", "jvp", "rows" or "replayed".
+        rows: Rows in a chunk, for "rows".
+        columns: Vectors multiplied by one pass.
+        reason: Why this way.
+        limit: Bytes that were allowed, or three quarters of what was free.
+        held: Bytes of tensors that are kept between products, as counted; 0 where that was not counted.
+        peak: The same at the peak of a product.
+        trials: What was tried, in order.
+    """
+
+    product: str
+    rows: int | None = None
+    columns: int = 1
+    allow_tf32: bool = False
+    reason: str = ""
+    limit: int = 0
+    held: int = 0
+    peak: int = 0
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What is done, in words."""
+        return _TITLES[self.product] + (f" of {self.rows}" if self.rows else "")
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.reason}"
+
+    def as_settings(self) -> dict[str, Any]:
+        """Plain JSON values, for a record."""
+        facts = asdict(self)
+        return facts | {f"{key}_mebibytes": facts.pop(key) // _MIB for key in ("limit", "held", "peak")}
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    name: str
+    make: Callable[[], Product]
+    rows: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitting:
+    """A way that has made the product `out`."""
+
+    way: Product
+    out: Tensor
+    trial: Trial
+    seconds: float
+    peak: int
+
+
+class Multiplier:
+    """Products with the Hessian of the data term, by a way that is chosen with the first of them.
+
+    Args:
+        product: One of `PRODUCTS`, or the choice that another operator made, which is then not measured again.
+        rows: At most that many rows in a chunk; asks for row chunks.
+        columns: Vectors multiplied by one pass; None for 1 on a CPU, and on a GPU for what is faster.
+        max_memory: Bytes that products may take beside the parameters; None for three quarters of what is free.
+
+    Attributes:
+        choice: None before the first product.
+
+    Raises:
+        ValueError: If an argument cannot be meant.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        product: str | ProductChoice = "auto",
+        rows: int | None = None,
+        columns: int | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        _check_arguments(product, rows, columns, max_memory)
+        self._problem = problem
+        self._device = problem.like.device
+        given = product if isinstance(product, ProductChoice) else None
+        self._free = free_memory(self._device)
+        # What fitted once may not fit now.
+        self._given = given if given is not None and given.peak <= self._free else None
+        self._asked = "auto" if isinstance(product, ProductChoice) else "rows" if rows is not None else product
+        self._max_rows = rows if self._given is None else self._given.rows
+        self.columns = columns if self._given is None else self._given.columns
+        limit = max_memory or (given.limit if given is not None else 0) or int(_SHARE_OF_FREE * self._free)
+        self._watch = MemoryWatch(limit)
+        self._watches = self._given is None and (self._asked == "auto" or max_memory is not None)
+        self._floor = 0 if self._given is None else _rank(self._given.product)
+        self._way: Product | None = None
+        self._gradients: tuple[Tensor | None, ...] | None = None
+        self._chunks: RowChunks | None = None
+        self._trials: list[Trial] = []
+        self.choice: ProductChoice | None = None
+
+    def evaluate(self) -> Evaluated:
+        """Evaluate the problem, in chunks of rows where all of it does not fit.
+
+        Raises:
+            ObjectiveError: As `twice_evaluated` and `RowChunks`.
+            MemoryLimitError: If it does not fit.
+        """
+        if self._allows("retained") or self._allows("rebuilt") or self._allows("jvp"):
+            evaluated = self._guarded("retained", None, lambda: twice_evaluated(self._problem))
+            if evaluated is not None:
+                self._gradients = evaluated.gradients if self._allows("retained") else None
+                return evaluated
+            # A graph of the whole gradient fits in no way of double backward.
+            self._floor = max(self._floor, _rank("jvp"))
+        if self._allows("rows") and (self._asked == "rows" or self._problem.objective.rowwise):
+            for size in self._sizes():
+                self._chunks = self._guarded("rows", size, lambda: RowChunks(self._problem, size))
+                if self._chunks is not None:
+                    return self._chunks.evaluated
+        raise MemoryLimitError(self._nothing_fits())
+
+    def multiply(self, rows: Float[Tensor, "k n"], out: Float[Tensor, "k n"]) -> None:
+        """Write the products with `rows` to `out`, a few at a time.
+
+        Raises:
+            ObjectiveError: If an operation turns out to have no second derivative.
+            MemoryLimitError: If no way of it fits in memory any more.
+        """
+        columns = self.columns or self._measured_columns(rows)
+        for start in range(0, len(rows), columns):
+            self._multiply(rows[start : start + columns], out[start : start + columns])
+
+    def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
+        if self._way is not None:
+            try:
+                self._check_free()
+                self._way.multiply(rows, out)
+                return
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._descend()
+        self._settle(rows, out)
+
+    def _settle(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
+        """Choose among the ways that are left by letting them make this product."""
+        fitting: list[_Fitting] = []
+        for candidate in self._candidates():
+            made = self._try(candidate, rows)
+            if made is None:
+                continue
+            fitting.append(made)
+            if candidate.name == "rows" or self._given is not None or self._asked != "auto":
+                break
+            if candidate.name == "retained":
+                fitting += self._replayed(made, rows)
+                break
+        fitting = self._agreeing(fitting)
+        if not fitting:
+            raise MemoryLimitError(self._nothing_fits())
+        best = min(fitting, key=lambda one: one.seconds)
+        out.copy_(best.out)
+        self._way, self._chunks = best.way, None
+        self.choice = self._chosen(best, len(fitting))
+
+    def _candidates(self) -> Iterator[_Candidate]:
+        """The ways that are left, from the one that takes most memory down; what one holds is dropped before the next."""
+        problem = self._problem
+        if self._gradients is not None and self._allows("retained"):
+            gradients, self._gradients = self._gradients, None
+            yield _Candidate("retained", lambda: RetainedGraph(problem, gradients))
+            del gradients
+        if self._allows("rebuilt"):
+            yield _Candidate("rebuilt", lambda: RebuiltGraph(problem))
+        if self._allows("jvp"):
+            yield _Candidate("jvp", lambda: TangentOfGradient(problem))
+        if self._allows("rows") and problem.objective.rowwise:
+            for size in self._sizes():
+                yield _Candidate("rows", lambda: self._chunks or RowChunks(problem, size), size)
+                self._chunks = None
+
+    def _allows(self, name: str) -> bool:
+        return self._asked in ("auto", name) and _rank(name) >= self._floor
+
+    def _sizes(self) -> list[int]:
+        """Rows of a chunk, halved down to 1, from those that are known to fit, from what was asked for, or from half."""
+        num_rows = count_rows(self._problem.batch)
+        size = self._chunks.rows if self._chunks is not None else self._max_rows or -(-num_rows // 2)
+        sizes = [max(1, min(size, num_rows))]
+        while sizes[-1] > 1:
+            sizes.append(-(-sizes[-1] // 2))
+        return sizes
+
+    def _try(self, candidate: _Candidate, rows: Float[Tensor, "c n"]) -> _Fitting | None:
+        """Let a way make products, under the watch; None, and a note why, where it does not fit or cannot."""
+        out = torch.empty_like(rows)
+
+        def attempt() -> tuple[Product, float]:
+            way = candidate.make()
+            begun = self._clock()
+            way.multiply(rows, out)
+            return way, self._clock() - begun
+
+        self._watch.peak = self._watch.live
+        made = self._guarded(candidate.name, candidate.rows, attempt, optional=candidate.name in ("jvp", "rows", "replayed"))
+        if made is None:
+            return None
+        way, seconds = made
+        if self._device.type == "cuda":
+            # The first product also pays for what is set up once.
+            begun = self._clock()
+            way.multiply(rows, out)
+            seconds = self._clock() - begun
+        peak = self._watch.peak if self._watches else 0
+        trial = Trial(
+            product=candidate.name, rows=candidate.rows, seconds=float(f"{seconds / len(rows):.3g}"), mebibytes=peak // _MIB
+        )
+        self._trials.append(trial)
+        return _Fitting(way, out, trial, seconds, peak)
+
+    def _guarded(self, name: str, rows: int | None, make: Callable[[], _T], *, optional: bool = False) -> _T | None:
+        """What `make` makes within the limit, or None.
+
+        Args:
+            optional: Whether any other error is only a reason not to take this way.
+        """
+        try:
+            with self._watch if self._watches else nullcontext():
+                return make()
+        except Exception as error:
+            if is_out_of_memory(error):
+                failure = "does not fit in memory"
+            elif optional and self._asked == "auto":
+                failure = str(error).partition("\n")[0][:300] or type(error).__name__
+            else:
+                raise
+        self._trials.append(Trial(product=name, rows=rows, failure=failure))
+        return None
+
+    def _replayed(self, retained: _Fitting, rows: Float[Tensor, "c n"]) -> list[_Fitting]:
+        if self._device.type != "cuda":
+            return []
+        plain = retained.way
+        assert isinstance(plain, RetainedGraph)
+        made = self._try(_Candidate("replayed", lambda: ReplayedGraph(plain)), rows)
+        return [] if made is None else [made]
+
+    def _agreeing(self, fitting: list[_Fitting]) -> list[_Fitting]:
+        """Without forward mode where it is not what double backward gives: then a rule for tangents is wrong."""
+        others = [one for one in fitting if one.trial.product != "jvp"]
+        if not others:
+            return fitting
+        kept = []
+        for one in fitting:
+            try:
+                check_agreement(one.out, others[0].out, one.way.title)
+            except ObjectiveError as error:
+                self._trials[self._trials.index(one.trial)] = replace(one.trial, failure=str(error))
+            else:
+                kept.append(one)
+        return kept
+
+    def _measured_columns(self, rows: Float[Tensor, "k n"]) -> int:
+        """1 on a CPU. On a GPU what is faster for a vector, one at a time or a block, once a block is there to try."""
+        if self._device.type != "cuda" or len(rows) == 1:
+            return 1
+        out = torch.empty_like(rows[:_BLOCK])
+        self._multiply(rows[:1], out[:1])
+        assert self.choice is not None and self._way is not None
+        single = next(one.seconds for one in reversed(self._trials) if one.product == self.choice.product)
+        way = self._way
+        block = self._try(_Candidate(way.name, lambda: way, self.choice.rows), rows[:_BLOCK])
+        pays = block is not None and single is not None and block.seconds / len(out) < single
+        self.columns = len(out) if pays else 1
+        self.choice = replace(self.choice, columns=self.columns, trials=tuple(self._trials))
+        return self.columns
+
+    def _descend(self) -> None:
+        """Leave a way for which memory ran out, and look for one that takes less of what is free now."""
+        assert self._way is not None and self.choice is not None
+        left = self.choice
+        self._trials.append(Trial(product=left.product, rows=left.rows, failure="ran out of memory in a later product"))
+        self._way = self._given = None
+        if left.product == "rows" and left.rows is not None and left.rows > 1:
+            self._max_rows = -(-left.rows // 2)
+            self._floor = _rank("rows")
+        else:
+            self._floor = _rank(left.product) + 1
+        self._watches = True
+        self._watch.limit = min(self._watch.limit, self._watch.live + int(_SHARE_OF_FREE * free_memory(self._device)))
+
+    def _check_free(self) -> None:
+        """On a CPU, where no allocation fails, see that what the next product takes is there, if it is a large part."""
+        if self.choice is None or self._device.type != "cpu":
+            return
+        needed = self.choice.peak - self.choice.held
+        if needed > self._free // 8 and needed > free_memory(self._device):
+            raise MemoryError(f"{needed:,} bytes are needed and not free")
+
+    def _clock(self) -> float:
+        if self._device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _chosen(self, best: _Fitting, num_fitting: int) -> ProductChoice:
+        given, trial = self._given, best.trial
+        return ProductChoice(
+            product=trial.product,
+            rows=trial.rows,
+            columns=self.columns or 1,
+            allow_tf32=self._problem.allow_tf32,
+            reason=self._reason(best, num_fitting) if given is None else given.reason,
+            limit=self._watch.limit,
+            held=self._watch.live if given is None else given.held,
+            peak=best.peak if given is None else given.peak,
+            trials=tuple(self._trials) if given is None else given.trials,
+        )
+
+    def _reason(self, best: _Fitting, num_fitting: int) -> str:
+        if self._asked != "auto":
+            return "asked for"
+        if best.trial.product == "retained" and num_fitting == 1:
+            return "its graph fits in memory"
+        left_out = [one.product for one in self._trials if one.failure and one.product != best.trial.product]
+        why = f", as {' and '.join(dict.fromkeys(left_out))} did not work out" if left_out else ""
+        if num_fitting == 1:
+            unsure = "; compared with no other way" if best.trial.product == "jvp" else ""
+            return f"the only way that fits{why}{unsure}"
+        return f"the fastest of {num_fitting} ways that fit{why}"
+
+    def _nothing_fits(self) -> str:
+        tried = [
+            f"{one.product}{f' of {one.rows}' if one.rows else ''} ({one.failure})" for one in self._trials if one.failure
+        ]
+        return (
+            f"Products with the Hessian do not fit in memory: {self._watch.limit / _MIB:.0f} MiB are allowed on the batch "
+            f"{describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. Allow or free more memory, "
+            f"{'select fewer parameters, or take smaller batches' if self._problem.objective.rowwise else _OPAQUE}."
+        )
+
+
+def _rank(product: str) -> int:
+    return 0 if product == "replayed" else _LADDER.index(product)
+
+
+def _check_arguments(product: str | ProductChoice, rows: int | None, columns: int | None, max_memory: int | None) -> None:
+    if isinstance(product, str) and product not in PRODUCTS:
+        raise ValueError(f"product must be one of {', '.join(PRODUCTS)} or a ProductChoice, got {product!r}.")
+    if rows is not None and product not in ("auto", "rows"):
+        raise ValueError(f"rows are those of a chunk, and product={product!r} takes no chunks. Leave one of them out.")
+    for name, value in (("rows", rows), ("columns", columns), ("max_memory", max_memory)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -1,0 +1,202 @@
+"""Ways of multiplying by the Hessian of a loss, one contract: they differ in time and memory, not in the result.
+
+Double backward over a graph that is kept (the fastest) or rebuilt for every product, and forward mode over the gradient.
+Row chunks are in row_chunks.py; landscape.curvature.choice picks.
+Never here: jvp of jacrev and grad of jvp, which are silently wrong through LayerNorm (torch.func.hessian is one).
+Shapes: n = total size of the parameters, c = vectors multiplied at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+from landscape.curvature.evaluation import Problem
+from landscape.curvature.graph import explained_errors
+from landscape.errors import ObjectiveError
+from landscape.linalg.operator import seeded
+
+# Relative difference of two ways, above which one of them is wrong: rounding through a deep network is far below, and the
+# wrong rules that are known are off by 1e-2 and more.
+AGREEMENT = {torch.float32: 3e-3, torch.float64: 1e-7}
+
+
+class Product(ABC):
+    """One way of multiplying by the Hessian of the data term of a problem."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.leaves = tuple(problem.leaves.values())
+        self._sizes = [leaf.numel() for leaf in self.leaves]
+
+    def multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
+        """Write the products with the vectors `rows` to `out`.
+
+        Raises:
+            ObjectiveError: If an operation turns out to have no second derivative.
+        """
+        with self.problem.differentiating(), explained_errors():
+            self._multiply(rows, out)
+
+    @abstractmethod
+    def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None: ...
+
+    def split(self, rows: Float[Tensor, "c n"]) -> list[Tensor]:
+        """The vectors by parameter, in its shape, with a leading dimension c only if there are several."""
+        lead = (len(rows),) if len(rows) > 1 else ()
+        return [piece.reshape(lead + leaf.shape) for piece, leaf in zip(rows.split(self._sizes, dim=1), self.leaves)]
+
+    def write(self, products: Sequence[Tensor | None], out: Float[Tensor, "c n"]) -> None:
+        """Products by parameter as flat vectors, None as zero."""
+        for product, target in zip(products, out.split(self._sizes, dim=1)):
+            if product is None:
+                target.zero_()
+            else:
+                target.copy_(product.reshape(target.shape))
+
+    def double_backward(
+        self,
+        gradients: Sequence[Tensor | None],
+        rows: Float[Tensor, "c n"],
+        out: Float[Tensor, "c n"],
+        *,
+        retain_graph: bool,
+    ) -> None:
+        """Differentiate <gradient, vector> once more."""
+        # What is left out is zero everywhere: unused parameters, and gradients that are detached zeros.
+        pairs = [
+            (gradient, vector)
+            for gradient, vector in zip(gradients, self.split(rows))
+            if gradient is not None and gradient.requires_grad
+        ]
+        if not pairs:
+            out.zero_()
+            return
+        # Not materialize_grads: with is_grads_batched its zeros lack the dimension of the block.
+        products = torch.autograd.grad(
+            [gradient for gradient, _ in pairs],
+            self.leaves,
+            [vector for _, vector in pairs],
+            retain_graph=retain_graph,
+            allow_unused=True,
+            is_grads_batched=len(rows) > 1,
+        )
+        self.write(products, out)
+
+
+class RetainedGraph(Product):
+    """The gradient's graph is built once and kept: one more backward pass a product, at about two gradients of work.
+
+    Args:
+        gradients: The gradient by parameter with its graph, None where the loss does not depend on one.
+    """
+
+    name = "retained"
+    title = "double backward, retained graph"
+
+    def __init__(self, problem: Problem, gradients: Sequence[Tensor | None]) -> None:
+        super().__init__(problem)
+        self._gradients = tuple(gradients)
+
+    def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
+        self.double_backward(self._gradients, rows, out, retain_graph=True)
+
+
+class RebuiltGraph(Product):
+    """The graph is built for every block of vectors, and freed as it is used: 2.6 to 3.3 gradients for one vector."""
+
+    name = "rebuilt"
+    title = "double backward, graph rebuilt for every product"
+
+    def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
+        loss = self.problem.objective.data_term(self.problem.leaves, self.problem.batch)
+        gradients = torch.autograd.grad(loss, self.leaves, create_graph=True, allow_unused=True)
+        self.double_backward(gradients, rows, out, retain_graph=False)
+
+
+class TangentOfGradient(Product):
+    """jvp of the gradient, forward mode over reverse: no graph of a gradient is made; 3.5 to 4.8 gradients.
+
+    Needs a forward-mode rule of every operation of the network and of its backward pass. Where one is missing PyTorch
+    raises; one that is wrong only a comparison finds.
+    """
+
+    name = "jvp"
+    title = "jvp of the gradient"
+
+    def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
+        params = {name: leaf.detach() for name, leaf in self.problem.leaves.items()}
+        gradient = grad(lambda params: self.problem.objective.data_term(params, self.problem.batch))
+
+        def push(*pieces: Tensor) -> tuple[Tensor, ...]:
+            return tuple(jvp(gradient, (params,), (dict(zip(params, pieces)),))[1].values())
+
+        pieces = self.split(rows)
+        self.write(vmap(push)(*pieces) if len(rows) > 1 else push(*pieces), out)
+
+
+class ReplayedGraph(Product):
+    """The launches of a retained graph's backward pass, recorded once as a CUDA graph and replayed; one vector at a time.
+
+    For small batches, whose products take longer to launch than to compute. Written for CUDA 12 and later; it has not run
+    on a GPU yet, so it is compared with the plain product before it is used.
+
+    Raises:
+        ObjectiveError: If what is replayed is not the plain product.
+        RuntimeError: If the pass cannot be recorded.
+    """
+
+    name = "replayed"
+    title = "double backward, retained graph, replayed as a CUDA graph"
+
+    def __init__(self, plain: RetainedGraph) -> None:
+        super().__init__(plain.problem)
+        n, like = sum(self._sizes), plain.problem.like
+        self._vector, self._product = (torch.zeros(1, n, dtype=like.dtype, device=like.device) for _ in range(2))
+        # Kept alive: the recorded pass reads its tensors.
+        self._plain = plain
+        stream = torch.cuda.Stream(like.device)
+        stream.wait_stream(torch.cuda.current_stream(like.device))
+        with torch.cuda.stream(stream), plain.problem.differentiating():
+            # Recording must not meet what is set up on first use.
+            for _ in range(3):
+                plain._multiply(self._vector, self._product)
+        torch.cuda.current_stream(like.device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with plain.problem.differentiating(), torch.cuda.graph(self._graph):
+            plain._multiply(self._vector, self._product)
+        self._check()
+
+    def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
+        for row, target in zip(rows, out):
+            self._vector[0].copy_(row)
+            self._graph.replay()
+            target.copy_(self._product[0])
+
+    def _check(self) -> None:
+        """Of two vectors, so that a product that is stuck at one of them is found."""
+        for seed in range(2):
+            row = torch.randn(self._vector.shape, generator=seeded(seed), dtype=torch.float64).to(self._vector)
+            plain, replayed = torch.empty_like(row), torch.empty_like(row)
+            self._plain.multiply(row, plain)
+            self.multiply(row, replayed)
+            check_agreement(replayed, plain, self.title)
+
+
+def check_agreement(product: Tensor, reference: Tensor, title: str) -> None:
+    """Refuse a product that is not that of another way.
+
+    Raises:
+        ObjectiveError: If they differ by more than rounding can.
+    """
+    size = float(torch.linalg.vector_norm(reference, dtype=torch.float64))
+    error = float(torch.linalg.vector_norm(product - reference, dtype=torch.float64))
+    if not error <= AGREEMENT[reference.dtype] * size:
+        raise ObjectiveError(f"{title}: differs from double backward by {error / (size or 1):.1e}, so it is not used.")
