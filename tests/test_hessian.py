@@ -472,7 +472,7 @@ def test_dropping_the_operator_frees_its_graph_at_once(mlp_problem):
     try:
         operator = HessianOperator(mlp_problem.objective, mlp_problem.params, mlp_problem.batch)
         operator @ normal(operator.n)
-        leaf = weakref.ref(operator._leaves[0])
+        leaf = weakref.ref(next(iter(operator._multiplier._problem.leaves.values())))
         del operator
         assert leaf() is None
     finally:

@@ -3,8 +3,8 @@
 Shapes: n = total size of the parameters.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +99,11 @@ def evaluate(objective: Objective, params: Params, batch: Batch, *, allow_tf32: 
         return objective.data_term(params, batch)
 
 
-def twice_evaluated(problem: Problem) -> Evaluated:
+def twice_evaluated(problem: Problem, guard: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Evaluated:
     """An evaluation that a first one has confirmed, with the graph of its gradient.
+
+    Args:
+        guard: Makes the context of the first evaluation, and then that of the second and the gradient.
 
     Raises:
         ObjectiveError: If the loss is not one finite, deterministic, twice differentiable number that depends on the
@@ -109,14 +112,16 @@ def twice_evaluated(problem: Problem) -> Evaluated:
     objective, leaves, batch = problem.objective, problem.leaves, problem.batch
     dtype = problem.like.dtype
     with problem.differentiating(), no_checkpointing():
-        loss = objective.data_term(leaves, batch)
+        with guard():
+            loss = objective.data_term(leaves, batch)
         check_loss(loss, batch, dtype=dtype)
         before = loss.item()
         del loss
-        with module_timeline(objective.module) as timeline:
-            loss = objective.data_term(leaves, batch)
-        check_same_loss(before, loss.item(), dtype=dtype)
-        gradients = differentiable_gradient(loss, leaves, timeline, module=objective.module)
+        with guard():
+            with module_timeline(objective.module) as timeline:
+                loss = objective.data_term(leaves, batch)
+            check_same_loss(before, loss.item(), dtype=dtype)
+            gradients = differentiable_gradient(loss, leaves, timeline, module=objective.module)
     check_gradients(leaves, gradients, before)
     return Evaluated(before, gradients, rows_looked_up(loss, leaves))
 

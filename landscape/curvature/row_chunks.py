@@ -13,6 +13,7 @@ Shapes: b = rows of the batch, r = rows of a chunk, n = total size of the parame
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,9 +49,6 @@ class RowChunks(Product):
     Args:
         rows: At most that many rows at once.
 
-    Attributes:
-        evaluated: The loss and what else is known after the evaluation; gradients without a graph.
-
     Raises:
         ObjectiveError: If the objective is not rowwise, the batch or the features do not come in rows, the network couples
             rows, or as `twice_evaluated`.
@@ -73,8 +71,13 @@ class RowChunks(Product):
             if len(self._parts) > 1:
                 self._check_company()
             loss, self._cotangents = self._loss_and_cotangents()
-            self.evaluated = self._evaluated(loss)
-        self._used = tuple(i for i, gradient in enumerate(self.evaluated.gradients) if gradient is not None)
+            self._evaluated = self._evaluate(loss)
+        self._used = tuple(i for i, gradient in enumerate(self._evaluated.gradients) if gradient is not None)
+
+    def pop_evaluated(self) -> Evaluated:
+        """What the evaluation told, with a gradient that has no graph and is not kept here."""
+        evaluated, self._evaluated = self._evaluated, replace(self._evaluated, gradients=())
+        return evaluated
 
     # --- construction -------------------------------------------------------------------------------------------------
 
@@ -148,7 +151,7 @@ class RowChunks(Product):
         features = [leaves.get(_feature_name(i), feature) for i, feature in enumerate(self._features)]
         return leaves, self.problem.objective.loss(tree_unflatten(features, self._nest), self.problem.batch)
 
-    def _evaluated(self, loss: float) -> Evaluated:
+    def _evaluate(self, loss: float) -> Evaluated:
         """The gradient, chunk by chunk, each judged by its graph as the whole would be."""
         leaves, module = self.problem.leaves, self.problem.objective.module
         total: dict[str, Tensor | None] = dict.fromkeys(leaves)
