@@ -3,6 +3,7 @@
 Heavy imports sit inside the commands, so that `--help` is instant and a wrong manifest is refused before torch is loaded.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -52,6 +53,21 @@ class _Epochs(click.ParamType):
         return epochs
 
 
+class _Size(click.ParamType):
+    """An amount of memory, in bytes."""
+
+    name = "SIZE"
+    _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", value.strip(), re.IGNORECASE)
+        if found is None or (size := int(float(found[1]) * self._UNITS[found[2].lower()])) < 1:
+            self.fail(f"{value!r} is not an amount of memory such as 500MB, 1.5GiB or 2000000000.", param, ctx)
+        return size
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="landscape")
 def main() -> None:
@@ -99,11 +115,30 @@ def train(**options: Any) -> None:
     type=click.Choice(["double-backward", "finite-difference"]),
     help="Products with the Hessian; finite-difference where a kernel has first derivatives only.",
 )
+@click.option(
+    "--product",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "retained", "rebuilt", "jvp", "rows"]),
+    help="How a product is computed: a graph that is kept, or rebuilt each time, jvp of the gradient, exact chunks of rows. "
+    "auto: the fastest that fits in memory. Where the way asked for does not fit, a leaner one is taken.",
+)
+@click.option("--rows", type=click.IntRange(min=1), help="Rows of a batch that the network sees at once; exact, for any batch size.")
+@click.option("--max-memory", type=_Size(), help="What products may take, such as 4GiB. Default: three quarters of what is free.")
+@click.option("--tf32", "allow_tf32", is_flag=True, help="Let a GPU round factors to 10 bits; recorded.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the records and their figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option("--dry-run", is_flag=True, help="List what is left to measure, then stop.")
 @_one_line_errors
-def spectra(manifest: Path, output: Path, **options: Any) -> None:
+def spectra(
+    manifest: Path,
+    output: Path,
+    product: str,
+    rows: int | None,
+    max_memory: int | None,
+    allow_tf32: bool,
+    **options: Any,
+) -> None:
     """Measure the extreme Hessian eigenvalues of every checkpoint in MANIFEST, batch by batch.
 
     Exit status: 0 all is measured, 1 some batches failed, 2 wrong input.
@@ -111,7 +146,8 @@ def spectra(manifest: Path, output: Path, **options: Any) -> None:
     from landscape import pipeline
     from landscape.manifest import Manifest
 
-    report = pipeline.run(Manifest.load(manifest), output, **options)
+    products = pipeline.ProductSettings(product=product, rows=rows, max_memory=max_memory, allow_tf32=allow_tf32)
+    report = pipeline.run(Manifest.load(manifest), output, products=products, **options)
     click.echo(report.summary())
     sys.exit(0 if report.complete or options["dry_run"] else 1)
 

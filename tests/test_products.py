@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import contrastive_loss
+from conftest import scramble
 from oracles import relative_error
-from toy_clip import make_toy_clip, toy_pictures
 from torch import nn
+from toy_clip import make_toy_clip, toy_pictures
 
-from landscape.curvature import HessianOperator, Objective, hessian, select_parameters
+from landscape.clip.objectives import contrastive_objective
+from landscape.curvature import HessianOperator, Objective
 from landscape.curvature import choice as choice_module
+from landscape.curvature import hessian, select_parameters
 from landscape.curvature.evaluation import Problem, plain_arithmetic, twice_evaluated
 from landscape.curvature.memory import MemoryWatch, free_memory, is_out_of_memory
 from landscape.curvature.objective import call_with_parameters
@@ -65,7 +67,14 @@ def test_every_way_multiplies_by_the_dense_hessian(problem_and_dense, product, c
     assert (operator.choice.product, operator.choice.columns, operator.choice.reason) == (product, columns, "asked for")
 
 
-@pytest.mark.parametrize("make", [VMamba, Simba])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VMamba(dims=(6, 8), depths=(1, 2), gated=False, num_classes=6),
+        lambda: Simba(stem=3, dims=(6, 8), depths=(1, 2), mlp_ratios=(2, 1), num_states=3, num_classes=6),
+    ],
+    ids=["VMamba", "Simba"],
+)
 @pytest.mark.parametrize("product", ["rebuilt", "jvp", "rows"])
 def test_the_kernels_of_this_project_work_under_every_way(make, product):
     objective, params, batch = kernel_problem(make)
@@ -78,14 +87,269 @@ def test_the_kernels_of_this_project_work_under_every_way(make, product):
 
 
 def kernel_problem(make):
-    from landscape.clip.objectives import contrastive_objective
-
-    small = {
-        VMamba: dict(depths=(1, 1, 1, 1), dims=(4, 4, 4, 4)),
-        Simba: dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
-    }[make]
-    tower = make(img_size=32, num_classes=6, **small).double().eval()
-    model = make_toy_clip(tower)
-    batch = {"image": toy_pictures(4, side=32), "text": torch.tensor([[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]])}
-    objective, params = contrastive_objective(model)
+    tower = make().double().eval()
+    scramble(tower, seed=1, scale=0.3)
+    batch = {"image": toy_pictures(4), "text": torch.tensor([[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]])}
+    objective, params = contrastive_objective(make_toy_clip(tower))
     return objective, params, batch
+
+
+def test_a_block_in_row_chunks_and_one_of_no_vectors(mlp_problem):
+    objective, params, batch = rowwise()
+    operator = HessianOperator(objective, params, batch, rows=5)
+    assert (operator @ torch.empty(operator.n, 0, dtype=torch.float64)).shape == (operator.n, 0)
+    assert operator.choice is None
+
+
+def test_a_function_with_no_rule_for_tangents_falls_to_double_backward_and_says_so():
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x**3
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx, g):
+            return 3 * g * ctx.saved_tensors[0] ** 2
+
+    check_fall(Cube, "jvp")
+
+
+def test_a_wrong_rule_for_tangents_is_found_and_double_backward_taken():
+    class Cube(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x):
+            return x**3
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx, g):
+            return 3 * g * ctx.saved_tensors[0] ** 2
+
+        @staticmethod
+        def jvp(ctx, tangent):
+            return 2.9 * tangent * ctx.saved_tensors[0] ** 2
+
+    check_fall(Cube, "differs from double backward by")
+
+
+def check_fall(function, fragment):
+    """jvp is asked for and cannot be right: double backward is taken, and the choice tells why."""
+    objective = Objective(lambda params, batch: function.apply(params["w"] * batch), lambda f, batch: f.square().sum())
+    w, x = normal(4), normal(4, seed=1)
+    operator = HessianOperator(objective, {"w": w}, x, product="jvp")
+    # The loss is the sum of (w x)^6.
+    torch.testing.assert_close(operator @ torch.ones(4, dtype=torch.float64), 30 * w**4 * x**6, rtol=1e-12, atol=0)
+    assert operator.choice.product == "retained"
+    assert operator.choice.trials[0].product == "jvp" and fragment in operator.choice.trials[0].failure
+    assert fragment in operator.choice.reason
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+def peaks(objective, params, batch):
+    """The counted peak of a product by every way, on a problem of its own."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
+    problem = Problem(objective=objective, leaves=leaves, batch=batch)
+    rows = normal(1, sum(tensor.numel() for tensor in params.values()), dtype=problem.like.dtype)
+    found = {}
+    for name, make in (
+        ("retained", lambda: RetainedGraph(problem, twice_evaluated(problem).gradients)),
+        ("rebuilt", lambda: RebuiltGraph(problem)),
+        ("jvp", lambda: TangentOfGradient(problem)),
+        *((r, lambda r=r: RowChunks(problem, r)) for r in (12, 6, 1)),
+    ):
+        with MemoryWatch(2**40) as watch:
+            make().multiply(rows, torch.empty_like(rows))
+        found[name] = watch.peak
+    return found
+
+
+def test_each_way_takes_less_memory_than_the_one_it_stands_in_for():
+    found = peaks(*rowwise())
+    assert found["retained"] > 1.2 * found["rebuilt"] and found["rebuilt"] > 1.5 * found[12] > 2 * found[6] > 3 * found[1]
+    # Why jvp is no way out of a lack of memory.
+    assert found["jvp"] > found["retained"]
+
+
+@pytest.mark.parametrize(
+    "expected, share",
+    [("retained", 1.1), ("rebuilt", 0.95), ("rows", 0.5), ("rows", 0.2)],
+    ids=["all fits", "no graph can be kept", "half the rows", "few rows"],
+)
+def test_the_way_that_fits_is_taken_and_is_right(expected, share):
+    problem = rowwise()
+    truth = HessianOperator(*problem, product="retained")
+    v = normal(truth.n)
+    limit = int(share * peaks(*problem)["retained"])
+    operator = HessianOperator(*problem, max_memory=limit)
+    assert operator.loss == pytest.approx(truth.loss, rel=1e-13)
+    assert relative_error(operator @ v, truth @ v) < EXACT
+    chosen = operator.choice
+    # Rows and the rebuilt graph are both timed where both fit, and either may win.
+    assert chosen.product in {expected, "rows"} and (expected != "retained" or chosen.product == "retained")
+    assert 0 < chosen.peak <= limit
+    failed = [trial.product for trial in chosen.trials if trial.failure]
+    assert ("retained" in failed) == (expected != "retained")
+    json.dumps(chosen.as_settings())
+
+
+def test_what_fits_is_timed_and_the_fastest_taken(monkeypatch):
+    problem = rowwise()
+    # The retained graph begins and does not fit; then two ways do.
+    ticks = iter([0.0, 0.0, 3.0, 0.0, 2.0])
+    operator = HessianOperator(*problem, max_memory=int(0.95 * peaks(*problem)["retained"]))
+    monkeypatch.setattr(choice_module.Multiplier, "_clock", lambda self: next(ticks))
+    operator @ normal(operator.n)
+    timed = {trial.product: trial.seconds for trial in operator.choice.trials if not trial.failure}
+    assert timed == {"rebuilt": 3.0, "rows": 2.0}
+    assert operator.choice.product == "rows" and "the fastest of 2 ways that fit" in operator.choice.reason
+
+
+def test_plenty_of_memory_is_not_watched_and_little_is():
+    problem = rowwise()
+    operators = [HessianOperator(*problem, max_memory=limit) for limit in (2**34, int(1.1 * peaks(*problem)["retained"]))]
+    for operator in operators:
+        operator @ normal(operator.n)
+    assert [operator.choice.peak > 0 for operator in operators] == [False, True]
+    assert [operator.choice.reason for operator in operators] == ["its graph fits in memory"] * 2
+
+
+@pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp", "rows"])
+def test_a_choice_may_be_given_to_the_next_operator_and_is_not_tried_again(product):
+    objective, params, batch = rowwise()
+    first = HessianOperator(objective, params, batch, product=product)
+    v = normal(first.n)
+    truth = first @ v
+    second = HessianOperator(objective, params, batch, product=first.choice)
+    assert relative_error(second @ v, truth) < EXACT
+    assert second.choice == first.choice
+
+
+def test_a_choice_that_took_more_than_is_free_now_is_made_again(monkeypatch):
+    problem = rowwise()
+    first = HessianOperator(*problem, max_memory=int(1.1 * peaks(*problem)["retained"]))
+    v = normal(first.n)
+    truth = first @ v
+    monkeypatch.setattr(choice_module, "free_memory", lambda device: first.choice.peak // 2)
+    second = HessianOperator(*problem, product=first.choice, max_memory=first.choice.peak // 2)
+    assert relative_error(second @ v, truth) < EXACT
+    assert first.choice.product == "retained" and second.choice.product == "rows"
+
+
+# --- running out ------------------------------------------------------------------------------------------------------
+
+
+def failing(monkeypatch, kind, error, *, after):
+    """Every product of `kind` raises, once it has made `after` of them."""
+    multiply, counts = kind._multiply, {"made": 0}
+
+    def run(self, rows, out):
+        if counts["made"] >= after:
+            raise error
+        counts["made"] += 1
+        multiply(self, rows, out)
+
+    monkeypatch.setattr(kind, "_multiply", run)
+
+
+ERRORS = [
+    MemoryError("short"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["Python", "CUDA", "CPU"])
+@pytest.mark.parametrize("after", [0, 2])
+def test_memory_that_runs_out_at_any_product_costs_nothing_but_time(monkeypatch, error, after):
+    problem = rowwise()
+    V = normal(HessianOperator(*problem).n, 4)
+    truth = HessianOperator(*problem, product="rebuilt") @ V
+    operator = HessianOperator(*problem)
+    failing(monkeypatch, RetainedGraph, error, after=after)
+    assert relative_error(operator @ V, truth) < EXACT
+    assert operator.choice.product in ("rebuilt", "rows")
+    assert "retained: ran out" in operator.choice.reason or "retained: does not fit" in operator.choice.reason
+
+
+def test_row_chunks_are_halved_until_they_fit(monkeypatch):
+    problem = rowwise()
+    truth = HessianOperator(*problem)
+    v = normal(truth.n)
+    operator = HessianOperator(*problem, rows=16)
+    operator @ v
+    forward = RowChunks._forward
+
+    def small_only(self, batch):
+        if len(batch["x"]) > 3:
+            raise MemoryError("short")
+        return forward(self, batch)
+
+    monkeypatch.setattr(RowChunks, "_forward", small_only)
+    assert relative_error(operator @ v, truth @ v) < EXACT
+    assert operator.choice.rows == 2
+    assert [trial.rows for trial in operator.choice.trials if trial.failure] == [16, 8, 4]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    operator = HessianOperator(*rowwise())
+    failing(monkeypatch, RetainedGraph, RuntimeError("shapes do not match"), after=0)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        operator @ normal(operator.n)
+    assert not is_out_of_memory(RuntimeError("shapes do not match")) and all(map(is_out_of_memory, ERRORS))
+
+
+def test_a_limit_that_nothing_meets_is_refused_in_one_line_that_says_what_was_tried():
+    with pytest.raises(MemoryLimitError) as caught:
+        HessianOperator(*rowwise(), max_memory=100_000)
+    message = str(caught.value)
+    assert "\n" not in message and caught.value.exit_code == 2
+    for fragment in ("0 MiB are allowed", "(24, 40, 64)", "retained (does not fit", "rows of 12", "rows of 1 ", "select fewer"):
+        assert fragment in message
+
+
+def test_an_opaque_loss_that_does_not_fit_is_told_how_to_come_in_rows():
+    _, _, batch = rowwise()
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)).double()
+    with pytest.raises(MemoryLimitError, match=r"landscape.Objective\(forward, loss\)"):
+        hessian(model, lambda model, batch: model(batch["x"]).square().mean(), batch, max_memory=MIB)
+
+
+def test_nothing_is_kept_alive_by_what_did_not_fit():
+    """The way out of a lack of memory must not hold on to what filled it."""
+    problem = rowwise()
+    needed = peaks(*problem)
+    gc.collect()
+    gc.disable()
+    try:
+        operator = HessianOperator(*problem, max_memory=int(0.95 * needed["retained"]))
+        operator @ normal(operator.n)
+        assert operator.choice.product != "retained"
+        assert operator.choice.held < 0.2 * needed["retained"]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "options, fragment",
+    [
+        ({"product": "fast"}, "must be one of auto, retained, rebuilt, jvp, rows"),
+        ({"product": "jvp", "rows": 3}, "takes no chunks"),
+        ({"max_memory": 0}, "max_memory must be at least 1"),
+        ({"columns": 0}, "columns must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(mlp_problem, options, fragment):
+    with pytest.raises(ValueError, match=fragment):
+        HessianOperator(mlp_problem.objective, mlp_problem.params, mlp_problem.batch, **options)

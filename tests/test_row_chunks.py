@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import scramble
 from oracles import dense_hessian, relative_error
-from toy_clip import make_toy_clip
 from torch import nn
 from torch.nn import functional as F
+from toy_clip import make_toy_clip
 
 from landscape.clip.objectives import contrastive_objective
 from landscape.curvature import HessianOperator, Objective, select_parameters

@@ -1,6 +1,7 @@
 """From (model, loss, batch) to a symmetric operator."""
 
 from landscape.curvature.audit import AuditReport, AuditRow, audit, audit_objective
+from landscape.curvature.choice import ProductChoice
 from landscape.curvature.finite_difference import FiniteDifferenceOperator
 from landscape.curvature.hessian import HessianOperator, gradient, hessian
 from landscape.curvature.objective import (
@@ -24,6 +25,7 @@ __all__ = [
     "HessianOperator",
     "Objective",
     "Params",
+    "ProductChoice",
     "audit",
     "audit_objective",
     "call_with_parameters",

@@ -5,6 +5,7 @@ from landscape.pipeline.describe import describe
 from landscape.pipeline.draw import draw_figure3
 from landscape.pipeline.measure import run
 from landscape.pipeline.plan import RunReport, Task, plan
+from landscape.pipeline.products import ProductSettings
 from landscape.pipeline.train import train_run
 
-__all__ = ["RunReport", "Task", "audit_target", "describe", "draw_figure3", "plan", "run", "train_run"]
+__all__ = ["ProductSettings", "RunReport", "Task", "audit_target", "describe", "draw_figure3", "plan", "run", "train_run"]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The protocol of the papers: batches of 15. One batch is enough to audit a model that no manifest describes.
 _PAIRS_PER_BATCH = 15
+# Rules of differentiation do not depend on the number of rows; a batch of any size is audited by its first ones.
+_AUDITED_ROWS = 16
 _PROMISED = "the gradient is held against differences of the loss on every batch; no second derivative is used"
 
 
@@ -78,14 +80,16 @@ def _audit_model(name: str, device: "torch.device") -> Audited:
 
 
 def audit_subject(subject: "Subject", hessian: "HessianSettings") -> "AuditReport":
-    """The audit of a subject with the weights that it has, on its first batch."""
+    """The audit of a subject with the weights that it has, on the first rows of its first batch."""
     from landscape.curvature import audit_objective
+    from landscape.curvature.row_chunks import take_rows
     from landscape.pipeline.subject import objective_of
 
     def make(model: "torch.nn.Module") -> "tuple[Objective, Params]":
         return objective_of(model, hessian)
 
-    return audit_objective(make, subject.model, subject.batch(0), seed=hessian.seed)
+    rows = take_rows(subject.batch(0), slice(0, _AUDITED_ROWS))
+    return audit_objective(make, subject.model, rows, seed=hessian.seed)
 
 
 def verdict_of(

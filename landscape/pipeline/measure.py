@@ -16,6 +16,7 @@ from landscape.errors import LandscapeError, ManifestError, NumericalError, Obje
 from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import check_hvp, stored_verdicts, verdict_of
 from landscape.pipeline.plan import RunReport, Task, plan
+from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.store import Record, SpectrumStore, SpectrumWriter
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ _PRODUCTS = {"double-backward": "double backward, retained graph", "finite-diffe
 
 @dataclass(frozen=True)
 class _How:
-    """The kind of product, and the verdict of the audit of each series."""
+    """The kind of product, and of each series the verdict of the audit and the way of its products."""
 
     hvp: str
     audits: dict[str, Any] = field(default_factory=dict)
+    products: dict[str, SeriesProducts] = field(default_factory=dict)
 
 
 def run(
@@ -45,6 +47,7 @@ def run(
     device: str | None = None,
     hvp: str = "double-backward",
     unaudited: bool = False,
+    products: ProductSettings = ProductSettings(),
     dry_run: bool = False,
     progress: bool | None = None,
 ) -> RunReport:
@@ -55,6 +58,7 @@ def run(
         device: "cpu", "cuda", ...; by default CUDA where there is one.
         hvp: "double-backward", or "finite-difference" where only first derivatives exist.
         unaudited: Measure without asking whether the products are second derivatives; every record says so.
+        products: How they are computed, and in how much memory.
         dry_run: Only say what is left.
         progress: None draws a bar where stderr is a terminal and writes a line per checkpoint elsewhere; False is silent.
 
@@ -66,6 +70,7 @@ def run(
     """
     manifest = _with_method(manifest, method)
     check_hvp(manifest, hvp)
+    products.check(manifest.hessian.method, hvp)
     tasks = plan(manifest, SpectrumStore.check(output, manifest))
     num_planned = sum(len(one.checkpoints) for one in manifest.series) * manifest.data.num_batches
     num_stored = num_planned - sum(len(task.batches) for task in tasks)
@@ -74,8 +79,8 @@ def run(
         return replace(report, todo=tuple(tasks))
     how = _How(hvp=hvp)
     if tasks:
-        audits = _check_everything(manifest, tasks, device, stored_verdicts(output, manifest), unaudited=unaudited, hvp=hvp)
-        how = _How(hvp=hvp, audits=audits)
+        how = _How(hvp, {} if hvp == "finite-difference" else stored_verdicts(output, manifest))
+        _check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
     with SpectrumStore.prepare(output, manifest) as writer:
         # Another run may have finished since.
         tasks = plan(manifest, writer.completed_keys())
@@ -96,26 +101,27 @@ def _with_method(manifest: Manifest, method: str | None) -> Manifest:
 
 
 def _check_everything(
-    manifest: Manifest, tasks: list[Task], device: str | None, known: dict[str, Any], *, unaudited: bool, hvp: str
-) -> dict[str, Any]:
+    manifest: Manifest, tasks: list[Task], device: str | None, how: _How, *, unaudited: bool, products: ProductSettings
+) -> None:
     """Build every model, audit it and load every checkpoint once, so that a wrong one is refused before any work is done.
 
     Args:
-        known: Verdicts of earlier audits by series, which are not repeated.
-
-    Returns:
-        The verdict of every series that has something to measure.
+        how: Gets the verdict and the way of products of every series that has something to measure. Verdicts that it has are
+            not repeated.
     """
     if manifest.hessian.method == "pyhessian":
         from landscape.curvature.reference import import_pyhessian
 
         import_pyhessian()
-    audits = {} if hvp == "finite-difference" else dict(known)
     for task, subject in _subjects(manifest, tasks, device):
-        if task.series.name not in audits:
-            audits[task.series.name] = verdict_of(subject, manifest, task.series, unaudited=unaudited, hvp=hvp)
+        name = task.series.name
+        if name not in how.audits:
+            how.audits[name] = verdict_of(subject, manifest, task.series, unaudited=unaudited, hvp=how.hvp)
         subject.load(task.checkpoint)
-    return audits
+        if name not in how.products:
+            how.products[name] = SeriesProducts(products)
+            if how.hvp == "double-backward" and manifest.hessian.method != "pyhessian":
+                how.products[name].choose(subject, task.batches[0])
 
 
 def _subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:
@@ -195,7 +201,8 @@ def _measure(
     from landscape.pipeline.subject import settings_of
 
     begun = time.process_time()
-    pairs, loss, num_params = _solve(hessian, subject, batch, hvp=how.hvp)
+    products = how.products.setdefault(task.series.name, SeriesProducts(ProductSettings()))
+    pairs, loss, num_params = _solve(hessian, subject, batch, hvp=how.hvp, products=products)
     nodes = weights = np.zeros(0)
     if pairs.quadrature is not None:
         nodes, weights = pairs.quadrature.nodes.numpy(), pairs.quadrature.weights.numpy()
@@ -217,7 +224,7 @@ def _measure(
         checkpoint_sha256=checkpoint_sha256,
         num_params=num_params,
         seconds=time.process_time() - begun,
-        settings=settings_of(hessian, subject.device, product=_PRODUCTS[how.hvp]),
+        settings=settings_of(hessian, subject.device, product=_PRODUCTS[how.hvp]) | products.settings(),
         extras={"audit": how.audits[task.series.name]},
     )
 
@@ -243,7 +250,9 @@ def _norm(params: "Params") -> float:
     return norm(flatten(params))
 
 
-def _solve(hessian: HessianSettings, subject: "Subject", index: int, *, hvp: str) -> tuple["EigenPairs", float, int]:
+def _solve(
+    hessian: HessianSettings, subject: "Subject", index: int, *, hvp: str, products: SeriesProducts
+) -> tuple["EigenPairs", float, int]:
     """Eigenpairs of one batch by the method that the settings name, the loss, and the number of parameters."""
     from landscape.clip.seeding import derive_seed
     from landscape.curvature import FiniteDifferenceOperator, HessianOperator
@@ -252,8 +261,11 @@ def _solve(hessian: HessianSettings, subject: "Subject", index: int, *, hvp: str
     batch = subject.batch(index)
     # A start of its own for every batch, so that the errors of their quadratures average out; the same for all epochs.
     seed = derive_seed("start", hessian.seed, index)
-    kind = FiniteDifferenceOperator if hvp == "finite-difference" else HessianOperator
-    operator = kind(subject.objective, subject.params, batch)
+    operator: FiniteDifferenceOperator | HessianOperator
+    if hvp == "finite-difference":
+        operator = FiniteDifferenceOperator(subject.objective, subject.params, batch)
+    else:
+        operator = products.operator(subject, batch)
     if hessian.method == "lanczos":
         pairs = eigsh(
             operator,
@@ -272,6 +284,8 @@ def _solve(hessian: HessianSettings, subject: "Subject", index: int, *, hvp: str
         pairs = pyhessian_eigenpairs(subject.objective, subject.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
     if isinstance(operator, FiniteDifferenceOperator):
         pairs = operator.certified(pairs, tol=hessian.tol)
+    elif hessian.method != "pyhessian":
+        products.keep(operator)
     return pairs, operator.loss, operator.num_params
 
 

@@ -1,0 +1,95 @@
+"""How the products of a run are computed: what was asked for, and what each series chose, once, on its first batch."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
+
+if TYPE_CHECKING:
+    from landscape.curvature import Batch, HessianOperator, ProductChoice
+    from landscape.pipeline.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductSettings:
+    """What may be asked of products; as for HessianOperator."""
+
+    product: str = "auto"
+    rows: int | None = None
+    max_memory: int | None = None
+    allow_tf32: bool = False
+
+    def check(self, method: str, hvp: str) -> None:
+        """Refuse what cannot be meant together.
+
+        Raises:
+            LandscapeError: If so.
+        """
+        if self == ProductSettings():
+            return
+        if hvp == "finite-difference" or method == "pyhessian":
+            other = f"--hvp {hvp}" if hvp == "finite-difference" else f"method {method}"
+            raise LandscapeError(
+                f"{other}: makes products in a way of its own, so --product, --rows, --max-memory and --tf32 cannot be obeyed. "
+                "Leave them out, or use another method."
+            )
+        if self.rows is not None and self.product not in ("auto", "rows"):
+            raise LandscapeError(f"--rows: sizes chunks, but --product {self.product} takes none. Leave one of them out.")
+
+
+class SeriesProducts:
+    """Makes the operators of one series, all in the way that the first of them chose.
+
+    Attributes:
+        choice: None before there is one.
+    """
+
+    def __init__(self, asked: ProductSettings) -> None:
+        self.asked = asked
+        self.choice: ProductChoice | None = None
+
+    def choose(self, subject: "Subject", index: int) -> None:
+        """Let an operator on batch `index` choose, with one product.
+
+        A loss that has no Hessian on this batch leaves the choice to the next one.
+
+        Raises:
+            MemoryLimitError: If no way fits in memory.
+        """
+        import torch
+
+        from landscape.linalg.operator import seeded
+
+        try:
+            operator = self.operator(subject, subject.batch(index))
+            operator @ torch.randn(operator.n, generator=seeded(0)).to(operator.device, operator.dtype)
+        except MemoryLimitError:
+            raise
+        except (ObjectiveError, RuntimeError):
+            return
+        self.keep(operator)
+
+    def operator(self, subject: "Subject", batch: "Batch") -> "HessianOperator":
+        """The Hessian on `batch`."""
+        from landscape.curvature import HessianOperator
+
+        asked = self.asked
+        return HessianOperator(
+            subject.objective,
+            subject.params,
+            batch,
+            product=self.choice or asked.product,
+            rows=asked.rows if self.choice is None else None,
+            max_memory=asked.max_memory,
+            allow_tf32=asked.allow_tf32,
+        )
+
+    def keep(self, operator: object) -> None:
+        """Use for the next batches what this operator has come to."""
+        self.choice = getattr(operator, "choice", None) or self.choice
+
+    def settings(self) -> dict[str, Any]:
+        """What to store beside the numbers: JSON values."""
+        if self.choice is None:
+            return {}
+        return {"product": self.choice.title, "product_choice": self.choice.as_settings()}
