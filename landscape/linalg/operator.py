@@ -6,17 +6,23 @@ Shapes: n = dimension of the operator, k = number of vectors or of eigenpairs.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 
 class SymmetricOperator(ABC):
     """A fixed symmetric n x n matrix known by its products with vectors.
 
     The matrix never changes during the life of the object. `A @ v` takes a vector (n,) or a block (n, k) of
-    the operator's dtype and device and returns the same shape.
+    the operator's dtype and device and returns the same shape. Operators add, subtract and take real factors:
+    `A + B`, `0.5 * A`, `A / 2`, `-A` are operators too; see landscape.linalg.combine.
     """
 
     n: int
@@ -25,6 +31,10 @@ class SymmetricOperator(ABC):
     # Ascending indices outside of which every row and column is exactly zero; None where none is known to be. A promise
     # of the operator, which lets a solver carry shorter vectors.
     support: Int64[Tensor, " s"] | None = None
+    # Error of a product with a vector of length 1 beyond rounding, in the operator's unit: 0 but for approximations.
+    error_estimate: float = 0.0
+    # So that numpy leaves `number * A` to the operator.
+    __array_ufunc__ = None
 
     @abstractmethod
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
@@ -50,6 +60,39 @@ class SymmetricOperator(ABC):
     @property
     def shape(self) -> tuple[int, int]:
         return (self.n, self.n)
+
+    # Within the methods, because these modules are made of operators.
+    def __add__(self, other: object) -> "SymmetricOperator":
+        from landscape.linalg.combine import Combination
+
+        return Combination([self, other], [1.0, 1.0]) if isinstance(other, SymmetricOperator) else NotImplemented
+
+    def __sub__(self, other: object) -> "SymmetricOperator":
+        from landscape.linalg.combine import Combination
+
+        return Combination([self, other], [1.0, -1.0]) if isinstance(other, SymmetricOperator) else NotImplemented
+
+    def __mul__(self, factor: object) -> "SymmetricOperator":
+        from landscape.linalg.combine import multiple
+
+        return multiple(self, factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "SymmetricOperator":
+        return self * -1.0
+
+    def __truediv__(self, divisor: object) -> "SymmetricOperator":
+        return self * (1 / float(divisor)) if isinstance(divisor, Real) else NotImplemented
+
+    def to_scipy(self) -> "LinearOperator":
+        """The same matrix for SciPy: a LinearOperator of the operator's dtype that takes and gives numpy arrays.
+
+        It serves any of SciPy's iterative methods: scipy.sparse.linalg.eigsh(A.to_scipy(), k=3).
+        """
+        from landscape.linalg.for_scipy import ScipyOperator
+
+        return ScipyOperator(self)
 
 
 class DenseOperator(SymmetricOperator):

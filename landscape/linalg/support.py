@@ -11,25 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape.linalg.combine import Restriction
 from landscape.linalg.operator import EigenPairs, Quadrature, RitzValues, SymmetricOperator
 
 
-class SupportedPart(SymmetricOperator):
+class SupportedPart(Restriction):
     """The rows and columns of A in its support; those outside are zero."""
 
     def __init__(self, A: SymmetricOperator) -> None:
         assert A.support is not None
-        self.whole = A
-        self.rows = A.support
-        self.n, self.dtype, self.device = len(A.support), A.dtype, A.device
-
-    def matmat(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
-        return (self.whole @ self.extend(V)).index_select(0, self.rows)
-
-    def extend(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "n k"]:
-        """The same vectors as vectors of the whole operator."""
-        whole = torch.zeros(self.whole.n, V.shape[1], dtype=V.dtype, device=V.device)
-        return whole.index_copy_(0, self.rows, V)
+        super().__init__(A, A.support)
 
     def outside(self, count: int) -> Float[Tensor, "n c"]:
         """Unit vectors along the first `count` coordinates outside of the support: exact eigenvectors of eigenvalue 0."""
