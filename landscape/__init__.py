@@ -11,6 +11,8 @@ from landscape.version import VERSION as __version__
 _EXPORTS = {
     "audit": "landscape.curvature",
     "FiniteDifferenceOperator": "landscape.curvature",
+    "GaussNewtonOperator": "landscape.curvature",
+    "gauss_newton": "landscape.curvature",
     "hessian": "landscape.curvature",
     "Objective": "landscape.curvature",
     "HessianOperator": "landscape.curvature",

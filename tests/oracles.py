@@ -5,6 +5,8 @@ nothing with landscape.curvature but the objective itself, and test_hessian.py c
 closed forms. torch.func.hessian is not used: it is wrong through LayerNorm.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -52,6 +54,29 @@ def difference_product(objective: Objective, params: Params, batch: Batch, direc
         pieces = offset.split([tensor.numel() for tensor in params.values()])
         moved = {name: tensor.detach() + piece.view(tensor.shape) for piece, (name, tensor) in zip(pieces, params.items())}
         return plain_gradient(objective, moved, batch)
+
+    return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
+
+
+def dense_jacobian(function: Callable[[Params], Tensor], params: Params) -> Tensor:
+    """All first derivatives of a function's flattened values (q, n), one value at a time by an ordinary backward pass."""
+    leaves = _leaves(params)
+    with sdpa_kernel(SDPBackend.MATH):
+        values = function(leaves).reshape(-1)
+    rows = [torch.autograd.grad(value, list(leaves.values()), retain_graph=True, materialize_grads=True) for value in values]
+    return torch.stack([torch.cat([piece.reshape(-1) for piece in row]) for row in rows])
+
+
+def difference_pushforward(
+    function: Callable[[Params], Tensor], params: Params, direction: Tensor, *, step: float = 1e-3
+) -> Tensor:
+    """J v (q,) from four values along `direction`: the five-point central difference, as in `difference_product`."""
+
+    def at(shift: float) -> Tensor:
+        pieces = (shift * step * direction).split([tensor.numel() for tensor in params.values()])
+        moved = {name: tensor.detach() + piece.view(tensor.shape) for piece, (name, tensor) in zip(pieces, params.items())}
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            return function(moved).reshape(-1)
 
     return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
 

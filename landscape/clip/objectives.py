@@ -4,14 +4,16 @@ Shapes: b = pairs per batch, d = width of the joint space, c = number of classes
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import open_clip
+import torch
 from jaxtyping import Float
 from open_clip.loss import SigLipLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscape.curvature.objective import Batch, Objective, Params, call_with_parameters, select_parameters
+from landscape.curvature.objective import Batch, ConvexCut, Objective, Params, call_with_parameters, select_parameters
 from landscape.errors import ModelError, ObjectiveError
 
 _SCALARS = ("logit_scale", "logit_bias")
@@ -54,11 +56,11 @@ def contrastive_objective(
                 f"a contrastive batch of {features['image'].shape[0]} pair has nothing to compare: its loss is 0 whatever the "
                 "weights. Use batches of two pairs or more."
             )
-        columns = {name: features[name][:, None] for name in _SCALARS if name in features}
-        return criterion(features["image"], features["text"], **columns)
+        return criterion(features["image"], features["text"], **_columns(features))
 
     chosen = select_parameters(model, _tower_patterns(model, parameters))
-    return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True), chosen
+    cut = _cut_at_logits(criterion)
+    return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True, cut=cut), chosen
 
 
 def cross_entropy_objective(
@@ -87,7 +89,9 @@ def cross_entropy_objective(
     def loss(logits: Float[Tensor, "b c"], batch: Batch) -> Float[Tensor, ""]:
         return F.cross_entropy(logits, batch["label"])
 
-    return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True), select_parameters(model, parameters)
+    chosen = select_parameters(model, parameters)
+    cut = ConvexCut(outputs=lambda logits, batch: logits, convex=loss)
+    return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True, cut=cut), chosen
 
 
 def _criterion(model: nn.Module) -> nn.Module:
@@ -106,6 +110,30 @@ def _criterion(model: nn.Module) -> nn.Module:
         f"{type(model).__name__}: has a logit_bias, but not from a configuration with init_logit_bias, so it may be trained with "
         "the sigmoid or the softmax loss. Build it with build_model, or in Python use landscape.hessian(model, loss, batch)."
     )
+
+
+def _columns(features: dict[str, Tensor]) -> dict[str, Float[Tensor, "b 1"]]:
+    """Temperature and bias as columns, which scale and move every row of logits by that row's own."""
+    return {name: features[name][:, None] for name in _SCALARS if name in features}
+
+
+def _cut_at_logits(criterion: Any) -> ConvexCut:
+    """The logits of all pairs (b, b), in which both cross-entropies and the sigmoid loss are convex."""
+
+    def outputs(features: dict[str, Tensor], batch: Batch) -> Float[Tensor, "b b"]:
+        logits = criterion.get_logits(features["image"], features["text"], **_columns(features))
+        # ClipLoss gives those of the texts too, the same transposed.
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    def convex(logits: Float[Tensor, "b b"], batch: Batch) -> Float[Tensor, ""]:
+        rows = len(logits)
+        if isinstance(criterion, SigLipLoss):
+            signs = criterion.get_ground_truth(logits.device, logits.dtype, rows)
+            return -F.logsigmoid(signs * logits).sum() / rows
+        target = torch.arange(rows, device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    return ConvexCut(outputs, convex)
 
 
 def _clip_features(model: nn.Module, image: Tensor, text: Tensor) -> dict[str, Tensor]:

@@ -3,9 +3,11 @@
 from landscape.curvature.audit import AuditReport, AuditRow, audit, audit_objective
 from landscape.curvature.choice import ProductChoice
 from landscape.curvature.finite_difference import FiniteDifferenceOperator
+from landscape.curvature.gauss_newton import GaussNewtonOperator, gauss_newton
 from landscape.curvature.hessian import HessianOperator, gradient, hessian
 from landscape.curvature.objective import (
     Batch,
+    ConvexCut,
     Objective,
     Params,
     call_with_parameters,
@@ -21,7 +23,9 @@ __all__ = [
     "AuditReport",
     "AuditRow",
     "Batch",
+    "ConvexCut",
     "FiniteDifferenceOperator",
+    "GaussNewtonOperator",
     "HessianOperator",
     "Objective",
     "Params",
@@ -31,6 +35,7 @@ __all__ = [
     "call_with_parameters",
     "check_twice_differentiable",
     "flatten",
+    "gauss_newton",
     "gradient",
     "hessian",
     "pyhessian_eigenpairs",

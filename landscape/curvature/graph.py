@@ -14,7 +14,7 @@ Imports only torch, landscape.errors and landscape.curvature.objective.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,18 +89,32 @@ def differentiable_gradient(
 ) -> tuple[Tensor | None, ...]:
     """The gradient of `loss` with its own graph, or a refusal to build one that would lie.
 
-    The loss is differentiated with a seed of 1 that itself requires gradients. Every honest backward pass is linear in
-    the gradient that comes in, so each gradient that goes out is then attached to the graph, that of a linear loss too,
-    and one that is not has lost its second derivative. A gradient of zeros may be detached (that of round, say).
-
     Returns:
         Per parameter its gradient, or None where the loss does not depend on it.
+
+    Raises:
+        ObjectiveError: As `differentiable_pullback`.
+    """
+    return differentiable_pullback([loss], [torch.ones_like(loss, requires_grad=True)], params, timeline, module=module)
+
+
+def differentiable_pullback(
+    outputs: Sequence[Tensor], seeds: Sequence[Tensor], params: Params, timeline: ModuleTimeline, *, module: nn.Module | None
+) -> tuple[Tensor | None, ...]:
+    """J^T w, for the Jacobian J of `outputs` and the `seeds` w, with its own graph, or a refusal to build one that would lie.
+
+    The seeds must require gradients. Every honest backward pass is linear in the gradient that comes in, so each gradient
+    that goes out is then attached to the graph, that of a linear function too, and one that is not has lost its second
+    derivative. A gradient of zeros may be detached (that of round, say).
+
+    Returns:
+        Per parameter its part, or None where the outputs do not depend on it.
 
     Raises:
         ObjectiveError: If an operation of the loss has no second derivative, or a wrong one, or too few bits, naming
             the submodule and the operation; or if the loss reaches parameters of `module` other than `params`.
     """
-    nodes = list(_nodes(loss))
+    nodes = list(_nodes(*outputs))
     _refuse_known_nodes(nodes, timeline)
     if module is not None:
         _refuse_bypassed_parameters(nodes, params, module)
@@ -111,10 +125,9 @@ def differentiable_gradient(
         for node in nodes
         if not hasattr(node, "variable")
     ]
-    seed = torch.ones_like(loss, requires_grad=True)
     try:
         with explained_errors():
-            gradients = torch.autograd.grad(loss, list(params.values()), seed, create_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(outputs, list(params.values()), seeds, create_graph=True, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -123,15 +136,15 @@ def differentiable_gradient(
     return gradients
 
 
-def rows_looked_up(loss: Tensor, params: Params) -> dict[str, Int64[Tensor, " rows"]]:
-    """Of parameters that `loss` uses only as embedding tables, the rows that it looks up, ascending.
+def rows_looked_up(outputs: Tensor | Sequence[Tensor], params: Params) -> dict[str, Int64[Tensor, " rows"]]:
+    """Of parameters that a loss, or `outputs`, use only as embedding tables, the rows that they look up, ascending.
 
     Which rows those are does not depend on the parameters, so the other rows have exactly no gradient here and around
     here: their rows and columns of the Hessian are zero. A table with another use, such as a tied output layer, is not
     in the result.
     """
     users: dict[int, list[Node]] = {}
-    for node in _nodes(loss):
+    for node in _nodes(*([outputs] if isinstance(outputs, Tensor) else outputs)):
         for successor, _ in node.next_functions:
             if (leaf := getattr(successor, "variable", None)) is not None:
                 users.setdefault(id(leaf), []).append(node)
@@ -144,10 +157,10 @@ def rows_looked_up(loss: Tensor, params: Params) -> dict[str, Int64[Tensor, " ro
     return looked_up
 
 
-def _nodes(loss: Tensor) -> Iterator[Node]:
-    """Every node of the graph behind `loss`, once."""
+def _nodes(*outputs: Tensor) -> Iterator[Node]:
+    """Every node of the graph behind `outputs`, once."""
     seen: set[Node] = set()
-    waiting = [loss.grad_fn]
+    waiting = [output.grad_fn for output in outputs]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:

@@ -23,6 +23,23 @@ Features = Any
 
 
 @dataclass(frozen=True)
+class ConvexCut:
+    """Where a Gauss-Newton matrix cuts an objective in two: loss(features, batch) = convex(outputs(features, batch), batch).
+
+    Attributes:
+        outputs: Any nest of tensors, such as the logits of a cross-entropy: what the network is linearised up to.
+        convex: Scalar loss of them, and convex in them, which makes the matrix positive semidefinite. A contrastive loss is
+            convex in the logits, the scaled similarities of all pairs, but in neither the features nor the temperature.
+
+    Source: Schraudolph, Fast curvature matrix-vector products (2002), section 3; Martens, Deep learning via Hessian-free
+    optimization (2010), section 4.2, on cutting so that the loss is convex.
+    """
+
+    outputs: Callable[[Features, Batch], Any]
+    convex: Callable[[Any, Batch], Tensor]
+
+
+@dataclass(frozen=True)
 class Objective:
     """loss(forward(params, batch), batch) + weight_decay / 2 * |params|^2, in nats.
 
@@ -33,6 +50,7 @@ class Objective:
         module: The model behind `forward`, where there is one: preconditions are checked on it and messages name
             its parts. It is never modified.
         rowwise: Whether row i of the features depends on row i of the batch alone. False for an opaque closure.
+        cut: Where the loss is a convex function of something, for a Gauss-Newton matrix; None where that is not known.
 
     Raises:
         ValueError: If `weight_decay` is negative or not finite.
@@ -43,6 +61,7 @@ class Objective:
     weight_decay: float = 0.0
     module: nn.Module | None = None
     rowwise: bool = True
+    cut: ConvexCut | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -60,6 +79,23 @@ class Objective:
             return call_with_parameters(model, params, loss, batch)
 
         return cls(forward, lambda value, batch: value, weight_decay=weight_decay, module=model, rowwise=False)
+
+    @classmethod
+    def from_outputs(
+        cls,
+        model: nn.Module,
+        outputs: Callable[[Any, Batch], Any],
+        loss: Callable[[Any, Batch], Tensor],
+        *,
+        weight_decay: float = 0.0,
+    ) -> "Objective":
+        """The objective of `loss(outputs(model, batch), batch)` with a loss that is convex in the outputs."""
+
+        def forward(params: Params, batch: Batch) -> Features:
+            return call_with_parameters(model, params, outputs, batch)
+
+        cut = ConvexCut(outputs=lambda features, batch: features, convex=loss)
+        return cls(forward, loss, weight_decay=weight_decay, module=model, rowwise=False, cut=cut)
 
     def data_term(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
         """The loss without the L2 term."""
