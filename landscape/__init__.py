@@ -14,6 +14,7 @@ _EXPORTS = {
     "GaussNewtonOperator": "landscape.curvature",
     "gauss_newton": "landscape.curvature",
     "hessian": "landscape.curvature",
+    "hessian_of_batches": "landscape.curvature",
     "Objective": "landscape.curvature",
     "HessianOperator": "landscape.curvature",
     "SymmetricOperator": "landscape.linalg",

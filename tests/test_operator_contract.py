@@ -1,6 +1,6 @@
 """One contract for every operator: a fixed symmetric matrix, multiplied linearly, block by block, and honest about zeros."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,14 @@ import torch
 from test_support import TOKENS, Bag
 from torch.nn import functional as F
 
-from landscape.curvature import FiniteDifferenceOperator, GaussNewtonOperator, HessianOperator, Objective, select_parameters
+from landscape.curvature import (
+    FiniteDifferenceOperator,
+    GaussNewtonOperator,
+    HessianOfBatches,
+    HessianOperator,
+    Objective,
+    select_parameters,
+)
 from landscape.linalg import DenseOperator, SymmetricOperator, average, check_operator, eigsh, restricted, seeded, shifted
 from landscape.linalg.support import SupportedPart
 
@@ -28,7 +35,8 @@ def problem(*, weight_decay=0.0, dtype=torch.float64):
     """58 parameters, of which a batch reaches 36: a table of embeddings, a hidden layer, and an unused one."""
     model = Bag(tied=False).to(dtype)
     objective = Objective.from_outputs(model, logits, cross_entropy, weight_decay=weight_decay)
-    return objective, select_parameters(model)
+    # Each row of the logits comes from one row of tokens.
+    return replace(objective, rowwise=True), select_parameters(model)
 
 
 def of(kind, tokens=TOKENS, *, weight_decay=0.0, dtype=torch.float64, **options):
@@ -53,6 +61,9 @@ MAKERS = {
     "hessian": lambda: of(HessianOperator),
     "hessian float32": lambda: of(HessianOperator, dtype=torch.float32),
     "hessian weight decay": lambda: of(HessianOperator, weight_decay=0.3),
+    "hessian rebuilt": lambda: of(HessianOperator, product="rebuilt"),
+    "hessian jvp": lambda: of(HessianOperator, product="jvp"),
+    "hessian rows": lambda: of(HessianOperator, product="rows", rows=1),
     "hessian blocks": lambda: of(HessianOperator, columns=3),
     "gauss-newton": lambda: of(GaussNewtonOperator),
     "gauss-newton float32": lambda: of(GaussNewtonOperator, dtype=torch.float32),
@@ -64,6 +75,8 @@ MAKERS = {
     "difference and multiple": lambda: 2 * of(HessianOperator) - 0.5 * of(GaussNewtonOperator),
     "average": lambda: average(both(HessianOperator), weights=[1, 3]),
     "average of differences": lambda: average(both(FiniteDifferenceOperator)),
+    "batches": lambda: HessianOfBatches(*problem(), [TOKENS, OTHER_TOKENS], weights=[1, 3]),
+    "batches with graphs": lambda: HessianOfBatches(*problem(weight_decay=0.3), [TOKENS, OTHER_TOKENS], keep_graphs=True),
     "shift": lambda: shifted(of(HessianOperator), -0.7),
     "restriction": lambda: restricted(of(HessianOperator), ROWS),
     "restriction of a sum": lambda: restricted(shifted(of(HessianOperator) + of(GaussNewtonOperator), 0.1), ROWS),
@@ -175,8 +188,9 @@ def test_outside_of_the_support_everything_is_exactly_zero(subject):
 def test_operators_of_part_of_a_table_state_their_support():
     stating = {name for name, make in MAKERS.items() if make().support is not None}
     assert stating == {
+        *("hessian rebuilt", "hessian jvp", "hessian rows"),
         *("hessian", "hessian float32", "hessian blocks", "gauss-newton", "gauss-newton float32", "gauss-newton blocks"),
-        *("sum", "difference and multiple", "average", "restriction"),
+        *("sum", "difference and multiple", "average", "batches", "restriction"),
     }
 
 

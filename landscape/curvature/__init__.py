@@ -1,6 +1,7 @@
 """From (model, loss, batch) to a symmetric operator."""
 
 from landscape.curvature.audit import AuditReport, AuditRow, audit, audit_objective
+from landscape.curvature.batches import HessianOfBatches, hessian_of_batches
 from landscape.curvature.choice import ProductChoice
 from landscape.curvature.finite_difference import FiniteDifferenceOperator
 from landscape.curvature.gauss_newton import GaussNewtonOperator, gauss_newton
@@ -26,6 +27,7 @@ __all__ = [
     "ConvexCut",
     "FiniteDifferenceOperator",
     "GaussNewtonOperator",
+    "HessianOfBatches",
     "HessianOperator",
     "Objective",
     "Params",
@@ -38,6 +40,7 @@ __all__ = [
     "gauss_newton",
     "gradient",
     "hessian",
+    "hessian_of_batches",
     "pyhessian_eigenpairs",
     "select_parameters",
     "squared_norm",

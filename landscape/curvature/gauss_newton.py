@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from landscape.curvature.evaluation import Problem
 from landscape.curvature.graph import (
     _nodes,
     _refuse_bypassed_parameters,
@@ -71,12 +71,12 @@ class GaussNewtonOperator(SymmetricOperator):
             raise ValueError(f"columns must be at least 1, got {columns}.")
         self.columns = columns
         leaves = _leaves(objective, params, batch, copy=True)
-        first = next(iter(leaves.values()))
-        self.dtype, self.device = first.dtype, first.device
+        self._problem = Problem(objective=objective, leaves=leaves, batch=batch)
+        self.dtype, self.device = self._problem.like.dtype, self._problem.like.device
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
         self.weight_decay = objective.weight_decay
-        self.loss, nest, gradients = self._linearised(objective, leaves, batch)
+        self.loss, nest, gradients = self._linearised()
         if self.weight_decay:
             self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
         self._leaves = tuple(leaves.values())
@@ -89,23 +89,22 @@ class GaussNewtonOperator(SymmetricOperator):
         self.num_outputs = self._head.n
         self._head_size = _largest_curvature(self._head)
 
-    def _linearised(
-        self, objective: Objective, leaves: Params, batch: Batch
-    ) -> tuple[float, "_Nest", tuple[Tensor | None, ...]]:
+    def _linearised(self) -> tuple[float, "_Nest", tuple[Tensor | None, ...]]:
         """The data term, the outputs as they are nested, and their pullback with its graph."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices), no_checkpointing():
-            before = _checked_cut(objective, leaves, batch, dtype=self.dtype)
-            with module_timeline(objective.module) as timeline:
-                outputs, loss = _cut_in_two(objective, leaves, batch)
+        problem = self._problem
+        with problem.differentiating(), no_checkpointing():
+            before = _checked_cut(problem)
+            with module_timeline(problem.objective.module) as timeline:
+                outputs, loss = _cut_in_two(problem)
             check_same_loss(before, loss.item(), dtype=self.dtype)
             nest = _Nest(outputs)
             self._outputs = nest.differentiable
             # Of no special values: a pullback is linear, so its derivative is the same everywhere.
             generator = seeded(0)
             self._seeds = tuple(_normal_like(output, generator).requires_grad_() for output in self._outputs)
-            gradients = differentiable_pullback(self._outputs, self._seeds, leaves, timeline, module=objective.module)
-        for name, gradient in zip(leaves, gradients):
+            module = problem.objective.module
+            gradients = differentiable_pullback(self._outputs, self._seeds, problem.leaves, timeline, module=module)
+        for name, gradient in zip(problem.leaves, gradients):
             if gradient is not None and not torch.isfinite(gradient).all():
                 raise ObjectiveError(
                     f"{name}: the derivative of the outputs is not finite although the loss is ({before:g}). Look for a square "
@@ -127,7 +126,7 @@ class GaussNewtonOperator(SymmetricOperator):
         products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
         for start in range(0, len(rows), self.columns):
             part = slice(start, start + self.columns)
-            with explained_errors():
+            with self._problem.differentiating(), explained_errors():
                 products[part] = self._pulled_back(self._curved(self._pushed_forward(rows[part])))
         if self.weight_decay:
             products.add_(rows, alpha=self.weight_decay)
@@ -221,29 +220,29 @@ class _Nest:
         return tree_unflatten(values, self.spec)
 
 
-def _cut_in_two(objective: Objective, leaves: Params, batch: Batch) -> tuple[Any, Tensor]:
+def _cut_in_two(problem: Problem) -> tuple[Any, Tensor]:
     """The outputs, and the convex loss of them."""
+    objective, batch = problem.objective, problem.batch
     assert objective.cut is not None
-    with sdpa_kernel(SDPBackend.MATH):
-        outputs = objective.cut.outputs(objective.forward(leaves, batch), batch)
-        return outputs, objective.cut.convex(outputs, batch)
+    outputs = objective.cut.outputs(objective.forward(problem.leaves, batch), batch)
+    return outputs, objective.cut.convex(outputs, batch)
 
 
-def _checked_cut(objective: Objective, leaves: Params, batch: Batch, *, dtype: torch.dtype) -> float:
+def _checked_cut(problem: Problem) -> float:
     """The data term, once the cut has given the same number.
 
     Raises:
         ObjectiveError: If there is no cut, it gives another number, or the loss is not one finite number.
     """
+    objective, leaves, batch, dtype = problem.objective, problem.leaves, problem.batch, problem.like.dtype
     if objective.cut is None:
         raise ObjectiveError(
             "The objective does not say in what its loss is convex, and a Gauss-Newton matrix is linearised up to that. Give "
             "Objective a cut, or use landscape.gauss_newton(model, outputs, loss, batch)."
         )
-    with sdpa_kernel(SDPBackend.MATH):
-        features = objective.forward(leaves, batch)
-        whole = objective.loss(features, batch)
-        parts = objective.cut.convex(objective.cut.outputs(features, batch), batch)
+    features = objective.forward(leaves, batch)
+    whole = objective.loss(features, batch)
+    parts = objective.cut.convex(objective.cut.outputs(features, batch), batch)
     check_loss(whole, batch, dtype=dtype)
     check_loss(parts, batch, dtype=dtype)
     if objective.module is not None:
@@ -261,7 +260,7 @@ def _hessian_by_outputs(
 ) -> HessianOperator:
     """The Hessian of the loss by the outputs, with all that is refused of a Hessian."""
     objective = Objective(lambda params, batch: nest.filled(list(params.values())), convex, rowwise=False)
-    return HessianOperator(objective, dict(zip(nest.names(), outputs)), batch)
+    return HessianOperator(objective, dict(zip(nest.names(), outputs)), batch, product="retained")
 
 
 def _largest_curvature(head: HessianOperator) -> float:

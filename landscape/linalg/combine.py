@@ -62,7 +62,7 @@ class Combination(SymmetricOperator):
         self.terms = tuple(term for term, _ in kept)
         self.coefficients = tuple(coefficient for _, coefficient in kept)
         self.error_estimate = sum(abs(coefficient) * term.error_estimate for term, coefficient in kept)
-        self.support = None if self.shift else _union([term.support for term in self.terms])
+        self.support = None if self.shift else union_of_supports([term.support for term in self.terms])
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         products = self.shift * V
@@ -92,13 +92,14 @@ class Restriction(SymmetricOperator):
             raise ValueError(f"The chosen coordinates must be a vector of int64 indices, got {rows.dtype} {tuple(rows.shape)}.")
         if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < A.n):
             raise ValueError(f"The chosen coordinates must lie in 0..{A.n - 1}, got {int(rows.min())} to {int(rows.max())}.")
-        if len(rows.unique()) < len(rows):
+        # Ascending indices need no sorting to be seen as different.
+        if not bool((rows[1:] > rows[:-1]).all()) and len(rows.unique()) < len(rows):
             raise ValueError("A coordinate was chosen twice; its row would stand in the restriction twice. Give each index once.")
         self.whole = A
         self.rows = rows.to(A.device)
         self.n, self.dtype, self.device = len(rows), A.dtype, A.device
         self.error_estimate = A.error_estimate
-        if A.support is not None:
+        if A.support is not None and A.support is not rows:
             inside = torch.isin(self.rows, A.support)
             # Where nothing is inside all is zero, but a solver needs a coordinate to begin with.
             self.support = inside.nonzero()[:, 0] if bool(inside.any()) and not bool(inside.all()) else None
@@ -160,7 +161,7 @@ def multiple(A: SymmetricOperator, factor: object) -> Combination:
     return Combination([A], [float(factor)]) if isinstance(factor, Real) else NotImplemented
 
 
-def _union(supports: Sequence[Int64[Tensor, " s"] | None]) -> Int64[Tensor, " s"] | None:
+def union_of_supports(supports: Sequence[Int64[Tensor, " s"] | None]) -> Int64[Tensor, " s"] | None:
     """The coordinates in any of the supports, ascending; None if there is none, or as soon as one of them is everything."""
     known = [support for support in supports if support is not None]
     return torch.cat(known).unique() if known and len(known) == len(supports) else None

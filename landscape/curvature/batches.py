@@ -1,0 +1,165 @@
+"""The Hessian of many batches: the average of theirs, with no more than one of their graphs in memory.
+
+Shapes: n = total size of the parameters, k = number of vectors.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from landscape.curvature.evaluation import Problem, twice_evaluated
+from landscape.curvature.graph import no_checkpointing
+from landscape.curvature.hessian import _leaves, _support
+from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
+from landscape.curvature.preconditions import check_batch
+from landscape.curvature.products import RetainedGraph
+from landscape.errors import ObjectiveError
+from landscape.linalg.combine import normalized_weights, union_of_supports
+from landscape.linalg.operator import SymmetricOperator
+
+# As in check_same_loss: the order of additions on a GPU may vary.
+_ROUNDINGS = 1000
+
+
+class HessianOfBatches(SymmetricOperator):
+    """The weighted average of the Hessians of `objective` at `params` over batches, in nats per squared parameter.
+
+    For a loss that is a mean over rows, equal batches average to the Hessian of all their rows; a contrastive loss compares
+    the rows of a batch with each other, and the average stays one over batches.
+
+    Every batch is evaluated twice to begin with, and refused for all that a HessianOperator refuses. After that, graphs are
+    made anew for every block of vectors and freed batch by batch: memory is that of one graph and a few n-vectors, at 2.6 to
+    3.3 gradients of work a batch for one vector, and 2 for each further vector of the block. The parameters are copied once.
+    What else a loss depends on must stay as it is: a batch whose loss has changed makes the next product raise.
+
+    Args:
+        objective: Of one batch.
+        params: Where to differentiate: float32 or float64, on one device. Their order is the flat order.
+        batches: At least one; kept, as they are needed again.
+        weights: One number >= 0 per batch, of any positive sum, such as the sizes of the batches; equal by default.
+        keep_graphs: Keep the graph of every batch, for products of 2 gradients a batch.
+
+    Attributes:
+        losses: Of each batch without the L2 term, in nats.
+        loss: Their weighted average, the L2 term included.
+        support, params, num_params: As in HessianOperator; the support is that of all batches of positive weight.
+
+    Raises:
+        ObjectiveError: As HessianOperator; the message names the batch.
+        ValueError: If there is no batch, or the weights are no weights.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        params: Params,
+        batches: Iterable[Batch],
+        *,
+        weights: Sequence[float] | None = None,
+        keep_graphs: bool = False,
+    ) -> None:
+        batches = list(batches)
+        self.weights = tuple(normalized_weights(len(batches), weights))
+        leaves = _leaves(objective, params, batches[0], copy=True)
+        self._problems = [Problem(objective=objective, leaves=leaves, batch=batch) for batch in batches]
+        self.dtype, self.device = self._problems[0].like.dtype, self._problems[0].like.device
+        self.params = {name: leaf.detach() for name, leaf in leaves.items()}
+        self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
+        self.weight_decay = objective.weight_decay
+        self._kept: list[RetainedGraph | None] = []
+        losses, supports = [], []
+        for index, problem in enumerate(self._problems):
+            loss, support, graph = self._evaluated(index, problem)
+            losses.append(loss)
+            supports += [support] if self.weights[index] else []
+            self._kept.append(graph if keep_graphs else None)
+        self.losses = tuple(losses)
+        self.loss = sum(weight * loss for weight, loss in zip(self.weights, losses))
+        if self.weight_decay:
+            self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+        # The L2 term reaches every row.
+        self.support = None if self.weight_decay else union_of_supports(supports)
+
+    @property
+    def num_batches(self) -> int:
+        return len(self._problems)
+
+    def unflatten(self, vector: Float[Tensor, " n"]) -> Params:
+        """The entries of a vector by parameter name and shape, as views."""
+        return unflatten(vector, self.params)
+
+    def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Multiply k vectors, batch by batch.
+
+        Raises:
+            ObjectiveError: If the loss of a batch is not what it was, an operation turns out to have no second derivative, or
+                a product is not finite; the message names the batch.
+        """
+        with torch.inference_mode(False):
+            rows = (V.clone() if V.is_inference() else V.detach()).T
+            total, products = self.weight_decay * rows, torch.empty_like(rows)
+            for index, weight in enumerate(self.weights):
+                if weight and len(rows):
+                    self._multiply(index, rows, products)
+                    total.add_(products, alpha=weight)
+        return total.T
+
+    def _multiply(self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
+        try:
+            graph = self._kept[index] or self._rebuilt(index)
+            for row, product in zip(rows.split(1), products.split(1)):
+                graph.multiply(row, product)
+            if not torch.isfinite(products).all():
+                raise ObjectiveError("a product with the Hessian is not finite: the vector or a second derivative is not.")
+        except ObjectiveError as error:
+            raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
+
+    def _evaluated(self, index: int, problem: Problem) -> tuple[float, Int64[Tensor, " s"] | None, RetainedGraph]:
+        """The loss of a batch, the support of its Hessian, and its graph."""
+        try:
+            check_batch(problem.batch, self.device)
+            evaluated = twice_evaluated(problem)
+        except ObjectiveError as error:
+            raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
+        support = _support(problem.leaves, evaluated.gradients, evaluated.looked_up)
+        return evaluated.loss, support, RetainedGraph(problem, evaluated.gradients)
+
+    def _rebuilt(self, index: int) -> RetainedGraph:
+        problem, before = self._problems[index], self.losses[index]
+        with problem.differentiating(), no_checkpointing():
+            loss = problem.objective.data_term(problem.leaves, problem.batch)
+            if abs(loss.item() - before) > _ROUNDINGS * torch.finfo(self.dtype).eps * max(1.0, abs(before)):
+                raise ObjectiveError(
+                    f"its loss is {loss.item():.9g} now and was {before:.9g}, so this is no longer one matrix. The batch, or "
+                    "parameters and buffers that were not selected, were changed since. Build the operator on a copy."
+                )
+            gradients = torch.autograd.grad(loss, list(problem.leaves.values()), create_graph=True, allow_unused=True)
+        return RetainedGraph(problem, gradients)
+
+
+def hessian_of_batches(
+    model: nn.Module,
+    loss: Callable[[Any, Batch], Tensor],
+    batches: Iterable[Batch],
+    *,
+    parameters: str | Sequence[str] = "all",
+    weight_decay: float = 0.0,
+    weights: Sequence[float] | None = None,
+    keep_graphs: bool = False,
+) -> HessianOfBatches:
+    """The average of the Hessians of `loss(model, batch)` over batches, by the model's parameters.
+
+    Args:
+        model, loss, parameters, weight_decay: As for `hessian`.
+        batches: What `loss` takes, several times; any iterable, such as a DataLoader.
+        weights, keep_graphs: As for HessianOfBatches.
+
+    Raises:
+        ObjectiveError: If the loss has no Hessian that could be trusted; the message names the batch and says why.
+    """
+    objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
+    chosen = select_parameters(model, parameters)
+    return HessianOfBatches(objective, chosen, batches, weights=weights, keep_graphs=keep_graphs)
