@@ -16,6 +16,7 @@ _EXPORTS = {
     "hessian": "landscape.curvature",
     "hessian_of_batches": "landscape.curvature",
     "Objective": "landscape.curvature",
+    "per_module_spectra": "landscape.curvature",
     "HessianOperator": "landscape.curvature",
     "SymmetricOperator": "landscape.linalg",
     "EigenPairs": "landscape.linalg",

@@ -6,6 +6,14 @@ from landscape.curvature.choice import ProductChoice
 from landscape.curvature.finite_difference import FiniteDifferenceOperator
 from landscape.curvature.gauss_newton import GaussNewtonOperator, gauss_newton
 from landscape.curvature.hessian import HessianOperator, gradient, hessian
+from landscape.curvature.modules import (
+    HessianBlocks,
+    ModuleSpectrum,
+    coordinates_of,
+    modules_of,
+    per_module_spectra,
+    spectra_of,
+)
 from landscape.curvature.objective import (
     Batch,
     ConvexCut,
@@ -27,8 +35,10 @@ __all__ = [
     "ConvexCut",
     "FiniteDifferenceOperator",
     "GaussNewtonOperator",
+    "HessianBlocks",
     "HessianOfBatches",
     "HessianOperator",
+    "ModuleSpectrum",
     "Objective",
     "Params",
     "ProductChoice",
@@ -36,13 +46,17 @@ __all__ = [
     "audit_objective",
     "call_with_parameters",
     "check_twice_differentiable",
+    "coordinates_of",
     "flatten",
     "gauss_newton",
     "gradient",
     "hessian",
     "hessian_of_batches",
+    "modules_of",
+    "per_module_spectra",
     "pyhessian_eigenpairs",
     "select_parameters",
+    "spectra_of",
     "squared_norm",
     "unflatten",
 ]

@@ -1,0 +1,259 @@
+"""The diagonal blocks of a Hessian, one per module: which modules those are, and the spectrum of each, from one graph.
+
+The block of a module is the Hessian of the loss by that module's parameters alone. Shapes: n = size of a block.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from landscape.curvature.evaluation import Problem, twice_evaluated
+from landscape.curvature.hessian import _leaves, _support
+from landscape.curvature.objective import Batch, Objective, Params, select_parameters
+from landscape.curvature.products import RetainedGraph
+from landscape.errors import ObjectiveError
+from landscape.linalg.lanczos import Which, eigsh
+from landscape.linalg.operator import EigenPairs, SymmetricOperator
+
+Modules = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class ModuleSpectrum:
+    """The extreme eigenvalues of one diagonal block.
+
+    Attributes:
+        module: Dotted name of the module, or of a parameter that belongs to none.
+        num_params: Size of the block.
+        pairs: Its eigenpairs with their certificates; `pairs.ritz` holds both ends.
+    """
+
+    module: str
+    num_params: int
+    pairs: EigenPairs
+
+
+class HessianBlock(SymmetricOperator):
+    """The Hessian of an objective by some of its parameters, over a graph that is shared with other blocks.
+
+    A product goes through the part of the graph between those parameters and the loss only.
+
+    Attributes:
+        support: As in HessianOperator; None where the loss depends on none of the parameters.
+    """
+
+    def __init__(self, name: str, graph: RetainedGraph, support: Int64[Tensor, " s"] | None, *, weight_decay: float) -> None:
+        self.name = name
+        self._graph = graph
+        like = graph.problem.like
+        self.n = sum(leaf.numel() for leaf in graph.problem.leaves.values())
+        self.dtype, self.device = like.dtype, like.device
+        self.weight_decay = weight_decay
+        self.support = support
+
+    def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Multiply k vectors, one by one.
+
+        Raises:
+            ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite.
+        """
+        with torch.inference_mode(False):
+            rows = (V.clone() if V.is_inference() else V.detach()).T
+            products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
+            for row, product in zip(rows.split(1), products.split(1)):
+                self._graph.multiply(row, product)
+        products.add_(rows, alpha=self.weight_decay)
+        if not torch.isfinite(products).all():
+            raise ObjectiveError(f"{self.name}: a product with its block of the Hessian is not finite; look for an overflow.")
+        return products.T
+
+
+class HessianBlocks:
+    """The diagonal blocks of the Hessian of `objective` at `params` on `batch` that belong to modules, over one kept graph.
+
+    Args:
+        objective, params, batch: As for HessianOperator, with all that it refuses.
+        modules: Names of the chosen parameters of each module, as from `modules_of`; no parameter twice.
+
+    Attributes:
+        loss: The data term, in nats.
+
+    Raises:
+        ObjectiveError: As HessianOperator.
+        ValueError: If a module has no parameters, or one that was not chosen.
+    """
+
+    def __init__(self, objective: Objective, params: Params, batch: Batch, modules: Modules) -> None:
+        for module, names in modules.items():
+            if not names or any(name not in params for name in names):
+                raise ValueError(f"module {module!r} must hold some of the chosen parameters and no others, got {list(names)}.")
+        self.modules = modules
+        leaves = _leaves(objective, params, batch, copy=True)
+        self._problem = Problem(objective=objective, leaves=leaves, batch=batch)
+        evaluated = twice_evaluated(self._problem)
+        self.loss = evaluated.loss
+        self._gradients = dict(zip(leaves, evaluated.gradients))
+        self._looked_up = evaluated.looked_up
+
+    def block(self, module: str) -> HessianBlock:
+        """The block of a module; the coordinates are its parameters in the order of `modules`."""
+        names = self.modules[module]
+        leaves = {name: self._problem.leaves[name] for name in names}
+        gradients = tuple(self._gradients[name] for name in names)
+        graph = RetainedGraph(replace(self._problem, leaves=leaves), gradients)
+        weight_decay = self._problem.objective.weight_decay
+        support = None if weight_decay else _support(leaves, gradients, self._looked_up)
+        # A solver needs one coordinate at least.
+        empty = support is not None and len(support) == 0
+        return HessianBlock(module, graph, None if empty else support, weight_decay=weight_decay)
+
+
+def per_module_spectra(
+    model: nn.Module,
+    loss: Callable[[Any, Batch], Tensor],
+    batch: Batch,
+    *,
+    k: int = 5,
+    which: Which = "LM",
+    parameters: str | Sequence[str] = "all",
+    modules: Sequence[str] | None = None,
+    weight_decay: float = 0.0,
+    tol: float = 1e-3,
+    max_matvecs: int | None = None,
+    seed: int = 0,
+) -> tuple[ModuleSpectrum, ...]:
+    """The k extreme eigenpairs of each module's diagonal block of the Hessian of `loss(model, batch)`.
+
+    Args:
+        model, loss, batch, parameters, weight_decay: As for `hessian`.
+        k: Of each block; all of a smaller one.
+        which, tol, max_matvecs, seed: As for `eigsh`; the same seed for every block.
+        modules: Shell patterns of module names; by default every block of the network and what is left; see `modules_of`.
+
+    Returns:
+        One spectrum per module, in the order of the network.
+
+    Raises:
+        ObjectiveError: As `hessian`, and if a pattern names no module.
+    """
+    objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
+    params = select_parameters(model, parameters)
+    blocks = HessianBlocks(objective, params, batch, modules_of(model, params, modules))
+    return spectra_of(blocks, k=k, which=which, tol=tol, max_matvecs=max_matvecs, seed=seed)
+
+
+def spectra_of(
+    blocks: HessianBlocks, *, k: int, which: Which = "LM", tol: float = 1e-3, max_matvecs: int | None = None, seed: int = 0
+) -> tuple[ModuleSpectrum, ...]:
+    """The k extreme eigenpairs of every block, without vectors; arguments as for `per_module_spectra`."""
+    spectra = []
+    for module in blocks.modules:
+        block = blocks.block(module)
+        most = min(k, block.n)
+        limit = None if max_matvecs is None else max(max_matvecs, most)
+        pairs = eigsh(block, most, which, tol=tol, max_matvecs=limit, seed=seed, return_vectors=False)
+        spectra.append(ModuleSpectrum(module, block.n, pairs))
+    return tuple(spectra)
+
+
+def modules_of(model: nn.Module, params: Params, patterns: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+    """The modules of a network that are worth a spectrum of their own, and the chosen parameters that each holds.
+
+    Without patterns they are the blocks that the network repeats: the elements of every innermost ModuleList or Sequential
+    whose elements are of one class and themselves made of modules (resblocks.i of a CLIP, blocks.i of timm's ViT,
+    layers.i.blocks.j of VMamba, block{i}.j of Simba). What is left is taken by the largest modules without such a block, and
+    parameters that lie beside blocks stand alone, so that every chosen parameter is in exactly one. A network that repeats
+    nothing is taken layer by layer.
+
+    Args:
+        params: The chosen parameters.
+        patterns: Shell patterns of dotted names of modules or parameters instead; of nested modules that match, the
+            outermost is taken. Parameters that none of them holds are left out.
+
+    Returns:
+        Module -> names of its parameters, in the order of params.
+
+    Raises:
+        ObjectiveError: If a pattern matches no module that holds a chosen parameter.
+    """
+    places = _chosen_places(params, patterns) if patterns is not None else _own_places(model, params)
+    found: dict[str, list[str]] = {}
+    for name, place in places.items():
+        found.setdefault(place, []).append(name)
+    return {place: tuple(names) for place, names in found.items()}
+
+
+def coordinates_of(params: Params, names: Iterable[str]) -> Int64[Tensor, " s"]:
+    """The flat indices of parameters, in the order of `names`: what `restricted(H, ...)` takes.
+
+    Raises:
+        ValueError: If a name is not in `params`.
+    """
+    ranges, start = {}, 0
+    for name, tensor in params.items():
+        ranges[name] = torch.arange(start, start + tensor.numel())
+        start += tensor.numel()
+    names = list(names)
+    if unknown := [name for name in names if name not in ranges]:
+        raise ValueError(f"{unknown[0]!r} is not one of the {len(ranges)} parameters of the operator.")
+    return torch.cat([ranges[name] for name in names]) if names else torch.zeros(0, dtype=torch.int64)
+
+
+def _chosen_places(params: Params, patterns: Sequence[str]) -> dict[str, str]:
+    """The outermost prefix of each parameter's name that a pattern matches."""
+    places: dict[str, str] = {}
+    matched: set[str] = set()
+    for name in params:
+        for prefix in _prefixes(name):
+            hits = {pattern for pattern in patterns if fnmatchcase(prefix, pattern)}
+            if hits:
+                places.setdefault(name, prefix)
+                matched |= hits
+    if missing := [pattern for pattern in patterns if pattern not in matched]:
+        raise ObjectiveError(
+            f"no module that holds a chosen parameter matches {missing[0]!r}. Patterns are matched against full dotted names, "
+            f"such as {', '.join(dict.fromkeys(name.rpartition('.')[0] or name for name in list(params)[:3]))}."
+        )
+    return places
+
+
+def _own_places(model: nn.Module, params: Params) -> dict[str, str]:
+    blocks = _repeated_blocks(model)
+    if not blocks:
+        return {name: name.rpartition(".")[0] or name for name in params}
+    above = {prefix for block in blocks for prefix in _prefixes(block)[:-1]}
+    # The first prefix that is no longer above a block: a block, a module beside blocks, or the parameter itself.
+    return {name: next(prefix for prefix in _prefixes(name) if prefix not in above) for name in params}
+
+
+def _repeated_blocks(model: nn.Module) -> set[str]:
+    """Names of the elements of innermost lists of blocks."""
+    lists = {name: children for name, module in model.named_modules() if (children := _blocks_in(name, module))}
+    blocks = {child for children in lists.values() for child in children}
+    return {block for block in blocks if not any(name == block or name.startswith(f"{block}.") for name in lists)}
+
+
+def _blocks_in(name: str, module: nn.Module) -> list[str]:
+    """Names of a list's elements, if all that have parameters are of one class and made of modules that have some."""
+    if not isinstance(module, nn.ModuleList | nn.Sequential):
+        return []
+    children = {key: child for key, child in module.named_children() if any(True for _ in child.parameters())}
+    kinds = {type(child) for child in children.values()}
+    if len(kinds) != 1 or not all(_is_composite(child) for child in children.values()):
+        return []
+    return [f"{name}.{key}" if name else key for key in children]
+
+
+def _is_composite(module: nn.Module) -> bool:
+    return any(any(True for _ in child.parameters()) for child in module.children())
+
+
+def _prefixes(name: str) -> list[str]:
+    """Of a dotted name, from the first part to the whole."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -1,0 +1,211 @@
+"""The diagonal blocks of a Hessian: which modules they belong to, and their spectra against those of the dense Hessian."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import contrastive_loss
+from oracles import relative_error
+from test_support import TOKENS, Bag
+from test_support import loss as bag_loss
+from torch import nn
+from torch.nn import functional as F
+
+import landscape
+from landscape.clip.model import build_model
+from landscape.curvature import (
+    HessianBlocks,
+    Objective,
+    coordinates_of,
+    hessian,
+    modules_of,
+    per_module_spectra,
+    select_parameters,
+)
+from landscape.errors import ObjectiveError
+from landscape.linalg import check_operator, restricted, seeded
+
+# A product sums about 1e3 terms in float64.
+EXACT = 1e-12
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+
+
+# --- which modules ----------------------------------------------------------------------------------------------------
+
+BESIDE = {"positional_embedding", "text_projection", "logit_scale", "token_embedding", "ln_final", "transformer.resblocks.0"}
+VISUAL = {
+    "vit_tiny_64": [
+        *("class_embedding", "positional_embedding", "proj", "conv1", "ln_pre"),
+        *("transformer.resblocks.0", "transformer.resblocks.1", "transformer.resblocks.2", "ln_post"),
+    ],
+    "vmamba_tiny_64": [
+        "trunk.patch_embed",
+        *(f"trunk.layers.{i // 2}.{('blocks.0', 'downsample')[i % 2]}" for i in range(7)),
+        *("trunk.classifier", "head"),
+    ],
+    "simba_tiny_64": [
+        *(f"trunk.{part}{i}{'.0' * (part == 'block')}" for i in (1, 2, 3, 4) for part in ("patch_embed", "block", "norm")),
+        *("trunk.post_network.0", "head"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", VISUAL)
+def test_the_modules_of_a_clip_are_the_blocks_of_its_towers_in_order_and_what_lies_beside_them(name):
+    model = build_model(name)
+    params = select_parameters(model)
+    found = modules_of(model, params)
+    assert [module for module in found if module.startswith("visual.")] == [f"visual.{module}" for module in VISUAL[name]]
+    assert {module for module in found if not module.startswith("visual.")} == BESIDE
+    # Every parameter is in exactly one.
+    assert sorted(parameter for names in found.values() for parameter in names) == sorted(params)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("vit_tiny_patch16_224", ["cls_token", "pos_embed", "patch_embed", *(f"blocks.{i}" for i in range(12)), "norm", "head"]),
+        ("resnet18", ["conv1", "bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)), "fc"]),
+    ],
+)
+def test_timms_networks_are_taken_block_by_block(name, expected):
+    model = timm.create_model(name)
+    assert list(modules_of(model, select_parameters(model))) == expected
+
+
+def test_a_network_that_repeats_nothing_is_taken_layer_by_layer():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), nn.Linear(3, 2))
+    found = modules_of(model, select_parameters(model))
+    assert {module: names[0] for module, names in found.items()} == {
+        **{"0": "0.weight", "2.0": "2.0.weight", "2.1": "2.1.weight", "3": "3.weight"}
+    }
+
+
+def test_only_chosen_parameters_count_and_tied_ones_count_once():
+    model = build_model("vit_tiny_64")
+    params = select_parameters(model, ["visual.transformer.resblocks.1.*", "logit_scale"])
+    assert list(modules_of(model, params)) == ["logit_scale", "visual.transformer.resblocks.1"]
+    tied = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    tied["b"].weight = tied["a"].weight
+    assert modules_of(tied, select_parameters(tied)) == {"a": ("a.weight", "a.bias"), "b": ("b.bias",)}
+
+
+def test_patterns_choose_modules_and_the_outermost_match_is_taken():
+    model = build_model("vit_tiny_64")
+    params = select_parameters(model)
+    found = modules_of(model, params, ["visual.transformer.resblocks.*", "visual.*.resblocks.2.mlp", "logit_scale"])
+    assert list(found) == ["logit_scale", *(f"visual.transformer.resblocks.{i}" for i in range(3))]
+    assert list(modules_of(model, params, ["visual"])) == ["visual"]
+    with pytest.raises(ObjectiveError, match=r"matches 'resblocks\.1'.*such as positional_embedding, text_projection"):
+        modules_of(model, params, ["visual", "resblocks.1"])
+
+
+# --- their blocks -----------------------------------------------------------------------------------------------------
+
+
+def test_coordinates_are_those_of_the_flat_vector_and_unknown_names_are_refused(clip_problem):
+    params = clip_problem.params
+    flat = torch.arange(sum(tensor.numel() for tensor in params.values()))
+    pieces = dict(zip(params, flat.split([tensor.numel() for tensor in params.values()])))
+    names = ["visual.proj", "logit_scale"]
+    assert torch.equal(coordinates_of(params, names), torch.cat([pieces[name] for name in names]))
+    with pytest.raises(ValueError, match="'visual.nothing' is not one of"):
+        coordinates_of(params, ["visual.nothing"])
+
+
+def test_the_hessian_of_a_tower_is_the_restriction_of_the_whole(clip_problem, clip_hessian):
+    model, loss, batch = clip_problem.model, clip_problem.loss, clip_problem.batch
+    whole = hessian(model, loss, batch)
+    tower = hessian(model, loss, batch, parameters="visual.*")
+    rows = coordinates_of(whole.params, tower.parameter_names)
+    V = normal(tower.n, 3)
+    dense = clip_hessian[rows][:, rows]
+    assert relative_error(tower @ V, dense @ V) < EXACT
+    assert relative_error(restricted(whole, rows) @ V, dense @ V) < EXACT
+
+
+def test_every_block_is_its_rows_and_columns_of_the_dense_hessian(clip_problem, clip_hessian):
+    objective, params = clip_problem.objective, clip_problem.params
+    modules = modules_of(clip_problem.model, params)
+    blocks = HessianBlocks(objective, params, clip_problem.batch, modules)
+    assert blocks.loss == pytest.approx(float(objective(params, clip_problem.batch)), rel=1e-14)
+    scale = clip_hessian.norm()
+    for module, names in modules.items():
+        rows = coordinates_of(params, names)
+        block = blocks.block(module)
+        V = normal(block.n, 2)
+        # Relative to the whole, because the block of a bias of keys is zero but for rounding.
+        assert (block @ V - clip_hessian[rows][:, rows] @ V).norm() < EXACT * scale, module
+        check_operator(block)
+
+
+def test_a_block_states_its_support_and_carries_weight_decay():
+    model = Bag(tied=False)
+    objective, params = Objective.from_closure(model, bag_loss), select_parameters(model)
+    modules = modules_of(model, params)
+    assert modules == {"unused": ("unused",), "table": ("table.weight",), "hidden": ("hidden.weight", "hidden.bias")}
+    blocks = HessianBlocks(objective, params, TOKENS, modules)
+    assert blocks.block("table").support.tolist() == [4 * row + column for row in (0, 1, 3, 7) for column in range(4)]
+    assert blocks.block("hidden").support is None and blocks.block("unused").support is None
+    assert not (blocks.block("unused") @ normal(2, 2)).any()
+    heavy = HessianBlocks(Objective.from_closure(model, bag_loss, weight_decay=0.5), params, TOKENS, modules)
+    torch.testing.assert_close(heavy.block("unused") @ normal(2), 0.5 * normal(2), rtol=1e-15, atol=0)
+    assert heavy.block("table").support is None
+    check_operator(heavy.block("table"))
+
+
+def test_spectra_have_both_ends_of_each_block_with_bounds_that_hold(clip_problem, clip_hessian):
+    spectra = per_module_spectra(clip_problem.model, contrastive_loss, clip_problem.batch, k=3, tol=1e-4)
+    modules = modules_of(clip_problem.model, clip_problem.params)
+    assert [one.module for one in spectra] == list(modules)
+    for one in spectra:
+        rows = coordinates_of(clip_problem.params, modules[one.module])
+        exact = torch.linalg.eigvalsh(clip_hessian[rows][:, rows])
+        assert one.num_params == len(rows) and len(one.pairs.values) == min(3, len(rows))
+        wanted = exact[exact.abs().argsort(descending=True)][: len(one.pairs.values)]
+        bounds = one.pairs.residuals * one.pairs.values.abs() + 1e-12
+        assert ((one.pairs.values - wanted).abs() <= bounds).all(), one.module
+        for which, truth in (("SA", exact), ("LA", exact.flip(0))):
+            values, _ = one.pairs.ritz.end(which, 1)
+            assert abs(values[0] - truth[0]) <= max(one.pairs.ritz.norms[-1 if which == "LA" else 0], 1e-12)
+        assert one.pairs.ritz.num_negative <= int((exact < 0).sum())
+
+
+def test_two_evaluations_serve_the_spectra_of_all_modules(clip_problem):
+    evaluations = []
+
+    def loss(model, batch):
+        evaluations.append(1)
+        return contrastive_loss(model, batch)
+
+    per_module_spectra(clip_problem.model, loss, clip_problem.batch, k=1, modules=["visual.*resblocks.0", "ln_final"])
+    # Evaluated twice, to see that the loss is not random; no product evaluates it again.
+    assert len(evaluations) == 2
+
+
+def test_what_is_no_set_of_modules_is_refused(clip_problem):
+    objective, params, batch = clip_problem.objective, clip_problem.params, clip_problem.batch
+    for modules in ({"empty": ()}, {"foreign": ("visual.proj", "nothing.weight")}):
+        with pytest.raises(ValueError, match="must hold some of the chosen parameters"):
+            HessianBlocks(objective, params, batch, modules)
+    with pytest.raises(ObjectiveError, match="no module"):
+        landscape.per_module_spectra(clip_problem.model, contrastive_loss, batch, modules=["nothing.*"])
+    with pytest.raises(ObjectiveError, match="not finite"):
+        block = HessianBlocks(objective, params, batch, {"one": ("visual.proj",)}).block("one")
+        block @ torch.full((block.n,), np.inf, dtype=torch.float64)
+
+
+def test_a_mapping_that_is_no_dict_is_taken_as_a_batch():
+    from collections import UserDict
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    batch = UserDict(x=normal(5, 3), y=torch.arange(5) % 2)
+    spectra = per_module_spectra(model, lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"]), batch, k=2)
+    whole = hessian(model, lambda model, _: F.cross_entropy(model(batch["x"]), batch["y"]), None)
+    dense = whole @ torch.eye(whole.n, dtype=torch.float64)
+    exact = torch.linalg.eigvalsh(dense[:16, :16])
+    assert spectra[0].module == "0"
+    torch.testing.assert_close(spectra[0].pairs.values, exact[exact.abs().argsort(descending=True)][:2], rtol=1e-5, atol=1e-12)
