@@ -128,6 +128,9 @@ def train(**options: Any) -> None:
 @click.option("--tf32", "allow_tf32", is_flag=True, help="Let a GPU round factors to 10 bits; recorded.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the records and their figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@click.option("--per-module", is_flag=True, help="Also of every block of the network: the diagonal blocks of the Hessian.")
+@click.option("--modules", multiple=True, help="With --per-module: shell pattern of module names, as 'visual.*.resblocks.*'.")
+@click.option("--module-batches", type=click.IntRange(min=1), help="With --per-module: on the first batches only.")
 @click.option("--dry-run", is_flag=True, help="List what is left to measure, then stop.")
 @_one_line_errors
 def spectra(
@@ -137,6 +140,9 @@ def spectra(
     rows: int | None,
     max_memory: int | None,
     allow_tf32: bool,
+    per_module: bool,
+    modules: tuple[str, ...],
+    module_batches: int | None,
     **options: Any,
 ) -> None:
     """Measure the extreme Hessian eigenvalues of every checkpoint in MANIFEST, batch by batch.
@@ -147,9 +153,17 @@ def spectra(
     from landscape.manifest import Manifest
 
     products = pipeline.ProductSettings(product=product, rows=rows, max_memory=max_memory, allow_tf32=allow_tf32)
-    report = pipeline.run(Manifest.load(manifest), output, products=products, **options)
-    click.echo(report.summary())
-    sys.exit(0 if report.complete or options["dry_run"] else 1)
+    if not per_module and (modules or module_batches):
+        raise click.UsageError("--modules and --module-batches say what --per-module measures; add it.")
+    loaded, options = Manifest.load(manifest), {"products": products, **options}
+    reports: tuple[pipeline.RunReport, ...]
+    if per_module:
+        reports = pipeline.run_with_modules(loaded, output, modules=modules, module_batches=module_batches, **options)
+    else:
+        reports = (pipeline.run(loaded, output, **options),)
+    for report in reports:
+        click.echo(report.summary())
+    sys.exit(0 if all(report.complete for report in reports) or options["dry_run"] else 1)
 
 
 @main.command()

@@ -18,6 +18,7 @@ from spectra_by_hand import K, manifest_of, record_of
 import landscape.manifest.files as files
 import landscape.store.schema as schema
 import landscape.store.store as store_module
+import landscape.store.writer as writer_module
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
 from landscape.store import Record, SpectrumStore, describe, is_store, parts_folder, summarize, task_key
@@ -248,7 +249,7 @@ def test_a_finished_output_takes_a_plan_that_grew(tmp_path, output):
 def test_what_resumed_runs_disagree_on_is_stated_with_all_its_values(tmp_path, output, monkeypatch):
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=3)
     for batch, threads, version in [(0, 1, "2.13"), (1, 2, "2.15"), (2, 1, "2.15")]:
-        monkeypatch.setattr(store_module, "package_versions", lambda version=version: {"torch": version, "numpy": "2"})
+        monkeypatch.setattr(writer_module, "package_versions", lambda version=version: {"torch": version, "numpy": "2"})
         with SpectrumStore.prepare(output, manifest) as writer:
             writer.add(record_of(f"wide/0/{batch}", settings={"device": "cpu", "threads": threads}))
             writer.merge()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from landscape.curvature.evaluation import Problem, twice_evaluated
 from landscape.curvature.hessian import _leaves, _support
-from landscape.curvature.objective import Batch, Objective, Params, select_parameters
+from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm
 from landscape.curvature.products import RetainedGraph
 from landscape.errors import ObjectiveError
 from landscape.linalg.lanczos import Which, eigsh
@@ -81,7 +81,7 @@ class HessianBlocks:
         modules: Names of the chosen parameters of each module, as from `modules_of`; no parameter twice.
 
     Attributes:
-        loss: The data term, in nats.
+        loss: Value of the objective, the L2 term of all parameters included, in nats.
 
     Raises:
         ObjectiveError: As HessianOperator.
@@ -97,6 +97,8 @@ class HessianBlocks:
         self._problem = Problem(objective=objective, leaves=leaves, batch=batch)
         evaluated = twice_evaluated(self._problem)
         self.loss = evaluated.loss
+        if objective.weight_decay:
+            self.loss += 0.5 * objective.weight_decay * float(squared_norm({k: v.detach().double() for k, v in leaves.items()}))
         self._gradients = dict(zip(leaves, evaluated.gradients))
         self._looked_up = evaluated.looked_up
 

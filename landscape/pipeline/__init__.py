@@ -4,8 +4,21 @@ from landscape.pipeline.audit import audit_target
 from landscape.pipeline.describe import describe
 from landscape.pipeline.draw import draw_figure3
 from landscape.pipeline.measure import run
+from landscape.pipeline.modules import run_modules, run_with_modules
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings
 from landscape.pipeline.train import train_run
 
-__all__ = ["ProductSettings", "RunReport", "Task", "audit_target", "describe", "draw_figure3", "plan", "run", "train_run"]
+__all__ = [
+    "ProductSettings",
+    "RunReport",
+    "Task",
+    "audit_target",
+    "describe",
+    "draw_figure3",
+    "plan",
+    "run",
+    "run_modules",
+    "run_with_modules",
+    "train_run",
+]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from landscape.linalg import EigenPairs, RitzValues
     from landscape.pipeline.subject import Subject
 
-_Show = Callable[[str, int], None]
+Show = Callable[[str, int], None]
 _PRODUCTS = {"double-backward": "double backward, retained graph", "finite-difference": "central differences of gradients"}
 
 
@@ -85,7 +85,7 @@ def run(
         # Another run may have finished since.
         tasks = plan(manifest, writer.completed_keys())
         if tasks:
-            with _progress(num_planned, num_stored, shown=progress) as show:
+            with progress_shown(num_planned, num_stored, shown=progress) as show:
                 report = _measure_all(manifest, tasks, writer, report, how=how, device=device, show=show)
         writer.merge()
     return report
@@ -113,7 +113,7 @@ def _check_everything(
         from landscape.curvature.reference import import_pyhessian
 
         import_pyhessian()
-    for task, subject in _subjects(manifest, tasks, device):
+    for task, subject in subjects(manifest, tasks, device):
         name = task.series.name
         if name not in how.audits:
             how.audits[name] = verdict_of(subject, manifest, task.series, unaudited=unaudited, hvp=how.hvp)
@@ -124,7 +124,7 @@ def _check_everything(
                 how.products[name].choose(subject, task.batches[0])
 
 
-def _subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:
+def subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:
     """Each task with its subject; a model is built once per series."""
     from landscape.clip.image_text import open_pairs
     from landscape.pipeline.subject import Subject
@@ -164,11 +164,11 @@ def _measure_all(
     *,
     how: _How,
     device: str | None,
-    show: _Show,
+    show: Show,
 ) -> RunReport:
     failures: list[str] = []
     measured = unconverged = 0
-    for task, subject in _subjects(manifest, tasks, device):
+    for task, subject in subjects(manifest, tasks, device):
         checkpoint_sha256 = subject.load(task.checkpoint).sha256
         show(f"{task.series.name} epoch {task.checkpoint.epoch}", 0)
         for batch in task.batches:
@@ -290,7 +290,7 @@ def _solve(
 
 
 @contextmanager
-def _progress(num_planned: int, num_stored: int, *, shown: bool | None) -> Iterator[_Show]:
+def progress_shown(num_planned: int, num_stored: int, *, shown: bool | None) -> Iterator[Show]:
     """Calls (what is measured now or "", batches done since the last call) become a bar or lines on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

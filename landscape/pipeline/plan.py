@@ -54,6 +54,7 @@ class RunReport:
         num_unconverged: Eigenvalues measured by this run whose residual missed the tolerance.
         failures: A line for each batch that failed; it is tried again by the next run.
         todo: In a dry run, what it would have measured.
+        what: "" for the spectra of the whole, "modules" for those of modules.
     """
 
     output: Path
@@ -63,6 +64,7 @@ class RunReport:
     num_unconverged: int = 0
     failures: tuple[str, ...] = ()
     todo: tuple[Task, ...] = ()
+    what: str = ""
 
     @property
     def complete(self) -> bool:
@@ -70,12 +72,13 @@ class RunReport:
 
     def summary(self) -> str:
         """For a terminal."""
-        lines = [f"to measure: {task}" for task in self.todo]
+        of = f"{self.what} of " if self.what else ""
+        lines = [f"to measure: {of}{task}" for task in self.todo]
         lines += [f"failed: {failure}" for failure in self.failures]
         done = self.num_stored + self.num_measured
         failed = f", {len(self.failures)} failed" if self.failures else ""
         counts = f"{self.num_measured} now, {self.num_stored} before{failed}"
-        lines.append(f"{self.output}: {done} of {self.num_planned} batches are measured ({counts}).")
+        lines.append(f"{self.output}: {of}{done} of {self.num_planned} batches are measured ({counts}).")
         if self.num_unconverged:
             lines.append(f"{self.num_unconverged} of the eigenvalues measured now missed the tolerance; they are marked so.")
         return "\n".join(lines)

@@ -1,15 +1,19 @@
 """SpectrumStore: HDF5 schema version 1; one atomic part per record; merge; resume; read. Imports no torch."""
 
 from landscape.store.describe import CheckpointSummary, describe, is_store, summarize
+from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
 from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries
 from landscape.store.record import UNIT, Record, SpectraTable, task_key
-from landscape.store.store import SpectrumStore, SpectrumWriter
+from landscape.store.store import SpectrumStore
+from landscape.store.writer import SpectrumWriter
 
 __all__ = [
     "SCHEMA_VERSION",
     "UNIT",
     "CheckpointSummary",
+    "ModuleRecord",
+    "ModuleTable",
     "Plan",
     "PlannedSeries",
     "Record",

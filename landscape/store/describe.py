@@ -87,5 +87,8 @@ def describe(path: str | Path) -> list[str]:
                 f"{one.num_records} of {one.num_planned} batches, eigenvalues {one.smallest:.4g} to {one.largest:.4g}, "
                 f"{one.num_not_converged} not converged, worst residual {one.worst_residual:.1e}, mean loss {one.mean_loss:.4f}"
             )
+        for series, epoch in store.module_identities:
+            modules, batches = store.module_names(series), store.module_batches(series, epoch)
+            lines.append(f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches")
         lines += [f"not used: {part.path.name}: {part.reason}" for part in store.rejected]
     return lines

@@ -15,10 +15,12 @@ import numpy as np
 
 from landscape.errors import StoreError
 from landscape.manifest import write_atomically
+from landscape.store.module_record import ModuleRecord
 from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
 from landscape.store.record import Record
 
 _SUFFIX = ".jsonl"
+_MODULES = ".modules"
 _PLAN = "plan.json"
 _LOCK = "lock"
 
@@ -35,7 +37,7 @@ class RejectedPart:
 class Part:
     """A record as it lies on disk, with the protocol and the package versions that it was measured under."""
 
-    record: Record
+    record: Record | ModuleRecord
     protocol_sha256: str
     versions: Mapping[str, str]
 
@@ -44,8 +46,9 @@ def parts_folder(output: Path) -> Path:
     return output.with_name(output.name + ".parts")
 
 
-def part_name(record: Record) -> str:
-    return f"{record.series}.{record.epoch}.{record.batch}{_SUFFIX}"
+def part_name(record: Record | ModuleRecord) -> str:
+    modules = _MODULES if isinstance(record, ModuleRecord) else ""
+    return f"{record.series}.{record.epoch}.{record.batch}{modules}{_SUFFIX}"
 
 
 def write_part(folder: Path, part: Part) -> None:
@@ -56,7 +59,8 @@ def write_part(folder: Path, part: Part) -> None:
     """
     record = {key: _plain(value) for key, value in vars(part.record).items()}
     content = {"protocol_sha256": part.protocol_sha256, "versions": dict(part.versions), "record": record}
-    write_atomically(folder / part_name(part.record), _encode("record", content))
+    kind = "modules" if isinstance(part.record, ModuleRecord) else "record"
+    write_atomically(folder / part_name(part.record), _encode(kind, content))
 
 
 def _plain(value: Any) -> Any:
@@ -98,8 +102,9 @@ def read_parts(folder: Path) -> tuple[list[Part], list[RejectedPart]]:
         if path.name in (_PLAN, _LOCK) or _is_temporary(path):
             continue
         try:
-            content = _decode("record", path.read_bytes(), path=path)
-            record = Record(**content["record"])
+            of_modules = path.name.endswith(_MODULES + _SUFFIX)
+            content = _decode("modules" if of_modules else "record", path.read_bytes(), path=path)
+            record = ModuleRecord(**content["record"]) if of_modules else Record(**content["record"])
             if path.name != part_name(record):
                 raise ValueError(f"it holds {record.key}, which its name does not say")
             parts.append(Part(record=record, protocol_sha256=content["protocol_sha256"], versions=dict(content["versions"])))
@@ -111,14 +116,19 @@ def read_parts(folder: Path) -> tuple[list[Part], list[RejectedPart]]:
 
 
 def that_fit(
-    parts: Iterable[Part], plan: Plan, folder: Path, established: Mapping[tuple[str, int], tuple[str, int]]
+    parts: Iterable[Part],
+    plan: Plan,
+    folder: Path,
+    established: Mapping[tuple[str, int], tuple[str, int]],
+    established_modules: Mapping[str, tuple[str, ...]],
 ) -> tuple[list[Part], list[RejectedPart]]:
     """Split parts into those that were measured under this plan and the foreign ones.
 
     Args:
         established: The digest of the weights and the number of parameters of each (series, epoch) that is merged.
+        established_modules: The modules of each series of which some are merged.
     """
-    known = dict(established)
+    known, modules = dict(established), dict(established_modules)
     fitting, foreign = [], []
     for part in parts:
         record = part.record
@@ -128,8 +138,10 @@ def that_fit(
             reason = "it was measured under another protocol"
         elif not plan.holds(record.series, record.epoch) or record.batch >= plan.num_batches:
             reason = f"{record.key} is not planned"
-        elif len(record.values) != plan.k:
-            reason = f"it holds {len(record.values)} eigenvalues instead of {plan.k}"
+        elif record.k != plan.k:
+            reason = f"it holds {record.k} eigenvalues instead of {plan.k}"
+        elif isinstance(record, ModuleRecord) and modules.setdefault(record.series, record.modules) != record.modules:
+            reason = "its modules are not those of the rest of its series"
         elif known.setdefault((record.series, record.epoch), identity) != identity:
             reason = "it was measured on other weights than the rest of its checkpoint"
         if reason is None:

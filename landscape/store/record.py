@@ -119,6 +119,10 @@ class Record:
     def key(self) -> str:
         return task_key(self.series, self.epoch, self.batch)
 
+    @property
+    def k(self) -> int:
+        return len(self.values)
+
 
 def is_digest(text: object) -> bool:
     return isinstance(text, str) and SHA256.fullmatch(text) is not None

@@ -5,25 +5,28 @@
 /spectra/<series>/<epoch>/  datasets of `COLUMNS`, one row per batch; attributes settings (JSON), num_params, unit,
                             checkpoint_sha256, model, label, versions (JSON), extras (JSON), num_records, num_planned,
                             num_not_converged (eigenvalues)
+/modules/<series>/<epoch>/  the same of every module of the network, where it was asked for; see module_shelf.py
 """
 
 import json
 import os
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import h5py
 import numpy as np
 
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json
+from landscape.store.damage import damage_named
+from landscape.store.module_record import ModuleTable
+from landscape.store.module_shelf import write_module_tables
 from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
 from landscape.store.record import COLUMNS, ENDS, LATER, UNIT, SpectraTable
 
 
-def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable]) -> None:
+def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable], module_tables: Iterable[ModuleTable] = ()) -> None:
     """Write a whole file and bring it to the disk.
 
     Raises:
@@ -44,6 +47,7 @@ def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable]) -> None:
             if series is None:
                 series = spectra.create_group(table.series, track_order=True)
             _write_table(series.create_group(str(table.epoch), track_order=True), table)
+        write_module_tables(file, module_tables)
     descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -82,18 +86,6 @@ def _write_table(group: h5py.Group, table: SpectraTable) -> None:
         group.attrs[name] = value
 
 
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turn what h5py raises on a damaged file into a sentence."""
-    try:
-        yield
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(
-            f"{path}: damaged, or not written by landscape ({reason}). Restore it from a copy, or name another output."
-        ) from error
-
-
 def open_file(path: Path) -> h5py.File | None:
     """Open a merged file for reading; None if there is none.
 
@@ -110,7 +102,7 @@ def open_file(path: Path) -> h5py.File | None:
             raise StoreError(f"{path}: cannot be read as a file; check its name and its permissions.") from error
         raise StoreError(f"{path}: not an HDF5 file; landscape would overwrite it. Name another output, or remove it.") from error
     try:
-        with _damage_named(path):
+        with damage_named(path):
             version = file.attrs.get("schema_version")
             written_by = file.attrs.get("landscape_version")
             if version is None or written_by is None:
@@ -128,7 +120,7 @@ def read_plan_of_file(file: h5py.File, path: Path) -> Plan:
     Raises:
         StoreError: If the file is damaged.
     """
-    with _damage_named(path):
+    with damage_named(path):
         group = file["plan"]
         columns = [group[name].asstr()[()] for name in ("series", "model", "label")]
         series: dict[str, dict[str, Any]] = {}
@@ -150,7 +142,7 @@ def stored_checkpoints(file: h5py.File, path: Path) -> dict[tuple[str, int], tup
     Raises:
         StoreError: If the file is damaged.
     """
-    with _damage_named(path):
+    with damage_named(path):
         return {
             (series, int(epoch)): (str(table.attrs["checkpoint_sha256"]), int(table.attrs["num_params"]))
             for series, epochs in file["spectra"].items()
@@ -164,7 +156,7 @@ def stored_batches(file: h5py.File, path: Path, series: str, epoch: int) -> dict
     Raises:
         StoreError: If the file is damaged.
     """
-    with _damage_named(path):
+    with damage_named(path):
         group = file[f"spectra/{series}/{epoch}"]
         digests = group["batch_sha256"][()]
         return {int(batch): digest.decode() for batch, digest in zip(group["batch"][()], digests, strict=True)}
@@ -183,7 +175,7 @@ def read_table(file: h5py.File, path: Path, series: str, epoch: int) -> SpectraT
     Raises:
         StoreError: If the file is damaged.
     """
-    with _damage_named(path):
+    with damage_named(path):
         group = file[f"spectra/{series}/{epoch}"]
         num_rows, k = group["eigenvalues"].shape
         columns: dict[str, Any] = {name: _read_column(group, name, (num_rows, k)) for name in COLUMNS}

@@ -1,0 +1,224 @@
+"""The spectra of a network's modules on one batch, and the table of all of one checkpoint.
+
+Shapes: batch = records of a checkpoint, module = diagonal blocks of the Hessian in the order of the network, k = eigenvalues
+of a block. A block smaller than k has fewer: its rows end in NaN, and in False for `converged`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from landscape.store.record import combined, is_digest, task_key
+
+# The datasets of a checkpoint's group with one row per batch, each with its type in the file.
+MODULE_COLUMNS: dict[str, str] = {
+    "batch": "<i8",
+    "eigenvalues": "<f8",
+    "residuals": "<f8",
+    "converged": "?",
+    "smallest": "<f8",
+    "smallest_residuals": "<f8",
+    "largest": "<f8",
+    "largest_residuals": "<f8",
+    "num_negative": "<i8",
+    "num_positive": "<i8",
+    "num_matvecs": "<i8",
+    "loss": "<f8",
+    "batch_sha256": "S64",
+    "seconds": "<f8",
+}
+# Those with an axis of modules and one of eigenvalues, and those with one of modules.
+MATRICES = ("eigenvalues", "residuals", "converged", "smallest", "smallest_residuals", "largest", "largest_residuals")
+VECTORS = ("num_negative", "num_positive", "num_matvecs")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleRecord:
+    """The spectra of the diagonal blocks of one batch's Hessian, with what certifies them.
+
+    Args:
+        modules: Dotted names, in the order of the network.
+        module_params: Size of each block.
+        eigenvalues: In nats per squared parameter, in the order of the solver.
+        residuals: |Hv - lambda v| / |lambda| of each.
+        converged: Whether each residual reached the tolerance.
+        smallest, largest: The outermost Ritz values of both ends, and `_residuals` theirs.
+        num_negative, num_positive: Certified lower bounds of the numbers of eigenvalues of either sign.
+        num_matvecs: Products with each block.
+
+    The rest is as in `Record`.
+
+    Raises:
+        ValueError: If shapes disagree, a number is not finite, or a pair without a finite residual counts as converged.
+    """
+
+    series: str
+    epoch: int
+    batch: int
+    modules: tuple[str, ...]
+    module_params: Int[np.ndarray, " module"]
+    eigenvalues: Float[np.ndarray, "module k"]
+    residuals: Float[np.ndarray, "module k"]
+    converged: Bool[np.ndarray, "module k"]
+    smallest: Float[np.ndarray, "module k"]
+    smallest_residuals: Float[np.ndarray, "module k"]
+    largest: Float[np.ndarray, "module k"]
+    largest_residuals: Float[np.ndarray, "module k"]
+    num_negative: Int[np.ndarray, " module"]
+    num_positive: Int[np.ndarray, " module"]
+    num_matvecs: Int[np.ndarray, " module"]
+    loss: float
+    batch_sha256: str
+    checkpoint_sha256: str
+    num_params: int
+    seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modules", tuple(map(str, self.modules)))
+        for name in (*MATRICES, *VECTORS, "module_params"):
+            array: np.ndarray = np.array(getattr(self, name), dtype=MODULE_COLUMNS.get(name, "<i8"))
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        for name in ("epoch", "batch", "num_params"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("loss", "seconds"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        self._check()
+
+    def _check(self) -> None:
+        count = len(self.modules)
+        if not count or len(set(self.modules)) < count or any(not name for name in self.modules):
+            raise ValueError(f"{self.key}: modules must be different names, at least one, got {self.modules}.")
+        for name in (*VECTORS, "module_params"):
+            if getattr(self, name).shape != (count,):
+                raise ValueError(f"{self.key}: {name} must have shape ({count},), got {getattr(self, name).shape}.")
+        if self.eigenvalues.ndim != 2 or not all(getattr(self, name).shape == (count, self.k) for name in MATRICES):
+            shapes = ", ".join(f"{name} {getattr(self, name).shape}" for name in MATRICES)
+            raise ValueError(f"{self.key}: all values must have shape ({count}, k), got {shapes}.")
+        there = np.arange(self.k) < self.module_params[:, None]
+        if not np.isfinite(self.eigenvalues[there]).all() or np.isfinite(self.eigenvalues[~there]).any():
+            raise ValueError(f"{self.key}: a block has as many finite eigenvalues as its size allows, got {self.eigenvalues}.")
+        if not np.isfinite(self.residuals[self.converged]).all():
+            raise ValueError(f"{self.key}: a pair without a finite residual cannot count as converged.")
+        if not (np.isfinite(self.loss) and self.seconds >= 0 and min(self.epoch, self.batch, self.num_params) >= 0):
+            raise ValueError(f"{self.key}: a finite loss is needed, and no negative numbers of anything.")
+        for name in ("batch_sha256", "checkpoint_sha256"):
+            if not is_digest(getattr(self, name)):
+                raise ValueError(f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}.")
+
+    @property
+    def key(self) -> str:
+        return task_key(self.series, self.epoch, self.batch)
+
+    @property
+    def k(self) -> int:
+        return int(self.eigenvalues.shape[1])
+
+    @property
+    def num_not_converged(self) -> int:
+        """Eigenvalues whose residual did not reach the tolerance."""
+        return int(np.count_nonzero(~self.converged & np.isfinite(self.eigenvalues)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleTable:
+    """The spectra of all modules that are stored of one checkpoint, one row per batch, in order of `batch`.
+
+    The axes of the columns are (batch, module, k), (batch, module) or (batch,); `modules` and `batch` are the coordinates.
+    `settings`, `versions`, `extras` and `num_planned` are as in `SpectraTable`.
+    """
+
+    series: str
+    epoch: int
+    model: str
+    label: str
+    num_planned: int
+    checkpoint_sha256: str
+    num_params: int
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+    extras: dict[str, Any]
+    modules: tuple[str, ...]
+    module_params: Int[np.ndarray, " module"]
+    batch: Int[np.ndarray, " batch"]
+    eigenvalues: Float[np.ndarray, "batch module k"]
+    residuals: Float[np.ndarray, "batch module k"]
+    converged: Bool[np.ndarray, "batch module k"]
+    smallest: Float[np.ndarray, "batch module k"]
+    smallest_residuals: Float[np.ndarray, "batch module k"]
+    largest: Float[np.ndarray, "batch module k"]
+    largest_residuals: Float[np.ndarray, "batch module k"]
+    num_negative: Int[np.ndarray, "batch module"]
+    num_positive: Int[np.ndarray, "batch module"]
+    num_matvecs: Int[np.ndarray, "batch module"]
+    loss: Float[np.ndarray, " batch"]
+    batch_sha256: tuple[str, ...]
+    seconds: Float[np.ndarray, " batch"]
+
+    @property
+    def num_records(self) -> int:
+        return len(self.batch)
+
+    @property
+    def num_not_converged(self) -> int:
+        """Eigenvalues whose residual did not reach the tolerance."""
+        return int(np.count_nonzero(~self.converged & np.isfinite(self.eigenvalues)))
+
+    @property
+    def keys(self) -> list[str]:
+        return [task_key(self.series, self.epoch, int(batch)) for batch in self.batch]
+
+
+def module_table_of(
+    records: Iterable[tuple[ModuleRecord, Mapping[str, Any]]], *, model: str, label: str, num_planned: int
+) -> ModuleTable:
+    """The table of records of one checkpoint, each with the versions of the packages that measured it."""
+    pairs = sorted(records, key=lambda pair: pair[0].batch)
+    rows = [record for record, _ in pairs]
+    first = rows[0]
+    columns: dict[str, Any] = {
+        name: np.stack([np.asarray(getattr(row, name), dtype=dtype) for row in rows])
+        for name, dtype in MODULE_COLUMNS.items()
+        if name != "batch_sha256"
+    }
+    return ModuleTable(
+        series=first.series,
+        epoch=first.epoch,
+        model=model,
+        label=label,
+        num_planned=num_planned,
+        checkpoint_sha256=first.checkpoint_sha256,
+        num_params=first.num_params,
+        settings=combined(row.settings for row in rows),
+        versions=combined(versions for _, versions in pairs),
+        extras=combined(row.extras for row in rows),
+        modules=first.modules,
+        module_params=first.module_params,
+        batch_sha256=tuple(row.batch_sha256 for row in rows),
+        **columns,
+    )
+
+
+def joined_modules(one: ModuleTable, other: ModuleTable) -> ModuleTable:
+    """Two tables of one checkpoint as one; a batch that both hold is taken from the first."""
+    new = ~np.isin(other.batch, one.batch)
+    order = np.argsort(np.concatenate([one.batch, other.batch[new]]), kind="stable")
+    digests = [*one.batch_sha256, *(digest for digest, is_new in zip(other.batch_sha256, new) if is_new)]
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(one, name), getattr(other, name)[new]])[order]
+        for name in MODULE_COLUMNS
+        if name != "batch_sha256"
+    }
+    return replace(
+        one,
+        settings=combined([one.settings, other.settings]),
+        versions=combined([one.versions, other.versions]),
+        extras=combined([one.extras, other.extras]),
+        batch_sha256=tuple(digests[i] for i in order),
+        **columns,
+    )

@@ -1,0 +1,146 @@
+"""/modules/<series>/<epoch>/ of a store: the spectra of modules, beside those of the whole.
+
+modules, module_params      coordinates: one per module, in the order of the network
+datasets of `MODULE_COLUMNS` one row per batch, then per module; attributes as in /spectra/<series>/<epoch>
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from landscape.manifest import canonical_json
+from landscape.store.damage import damage_named
+from landscape.store.module_record import (
+    MATRICES,
+    MODULE_COLUMNS,
+    VECTORS,
+    ModuleRecord,
+    ModuleTable,
+    joined_modules,
+    module_table_of,
+)
+from landscape.store.record import UNIT
+
+_GROUP = "modules"
+Key = tuple[str, int]
+
+
+class ModuleShelf:
+    """The spectra of modules in a snapshot of an output: those in the merged file, and those in parts beside it.
+
+    Args:
+        file: The merged file, open; None without one. Files from before there were modules have none.
+        records: Of the parts, each with the versions of the packages that measured it.
+
+    Attributes:
+        identities: Digest of the weights and number of parameters of each (series, epoch).
+
+    Raises:
+        StoreError: If the file is damaged.
+    """
+
+    def __init__(
+        self, path: Path, file: h5py.File | None, records: Iterable[tuple[ModuleRecord, Mapping[str, Any]]]
+    ) -> None:
+        self._path = path
+        self._groups: dict[Key, h5py.Group] = {}
+        self._records: dict[Key, list[tuple[ModuleRecord, Mapping[str, Any]]]] = {}
+        self.identities: dict[Key, tuple[str, int]] = {}
+        with damage_named(path):
+            for series, epochs in file[_GROUP].items() if file is not None and _GROUP in file else ():
+                for epoch, group in epochs.items():
+                    self._groups[series, int(epoch)] = group
+                    identity = (str(group.attrs["checkpoint_sha256"]), int(group.attrs["num_params"]))
+                    self.identities[series, int(epoch)] = identity
+        for record, versions in records:
+            key = (record.series, record.epoch)
+            self._records.setdefault(key, []).append((record, versions))
+            self.identities.setdefault(key, (record.checkpoint_sha256, record.num_params))
+
+    def batches(self, key: Key) -> dict[int, str]:
+        """Digest of the pairs of each batch that is stored of one checkpoint; empty if none is."""
+        found = {record.batch: record.batch_sha256 for record, _ in self._records.get(key, [])}
+        if key in self._groups:
+            with damage_named(self._path):
+                group = self._groups[key]
+                digests = [digest.decode() for digest in group["batch_sha256"][()]]
+                found |= dict(zip(map(int, group["batch"][()]), digests, strict=True))
+        return found
+
+    def modules(self, series: str) -> tuple[str, ...] | None:
+        """The modules of a series, the same at all its epochs; None if none is stored."""
+        for key in self.identities:
+            if key[0] == series and key in self._records:
+                return self._records[key][0][0].modules
+            if key[0] == series:
+                with damage_named(self._path):
+                    return _names(self._groups[key])
+        return None
+
+    def table(self, key: Key, *, model: str, label: str, num_planned: int) -> ModuleTable:
+        """Everything that is stored of one checkpoint in `identities`."""
+        facts: dict[str, Any] = {"model": model, "label": label, "num_planned": num_planned}
+        tables = []
+        if key in self._groups:
+            with damage_named(self._path):
+                tables.append(_read(self._groups[key], key, facts))
+        if key in self._records:
+            tables.append(module_table_of(self._records[key], **facts))
+        return tables[0] if len(tables) == 1 else joined_modules(*tables)
+
+
+def write_module_tables(file: h5py.File, tables: Iterable[ModuleTable]) -> None:
+    """Write the tables, in the order in which they come, to a file that has none."""
+    for table in tables:
+        shelf = file.get(_GROUP) or file.create_group(_GROUP, track_order=True)
+        series = shelf.get(table.series) or shelf.create_group(table.series, track_order=True)
+        _write(series.create_group(str(table.epoch), track_order=True), table)
+
+
+def _write(group: h5py.Group, table: ModuleTable) -> None:
+    group.create_dataset("modules", data=list(table.modules), dtype=h5py.string_dtype())
+    group.create_dataset("module_params", data=np.asarray(table.module_params, dtype="<i8"), fletcher32=True)
+    for name, dtype in MODULE_COLUMNS.items():
+        # A checksum, so that damage to the file is seen.
+        group.create_dataset(name, data=np.asarray(getattr(table, name), dtype=dtype), fletcher32=True)
+    facts = {
+        **{name: canonical_json(getattr(table, name)) for name in ("settings", "versions", "extras")},
+        **{name: getattr(table, name) for name in ("num_params", "checkpoint_sha256", "model", "label", "num_records")},
+        "num_planned": table.num_planned,
+        "num_not_converged": table.num_not_converged,
+        "unit": UNIT,
+    }
+    for name, value in facts.items():
+        group.attrs[name] = value
+
+
+def _names(group: h5py.Group) -> tuple[str, ...]:
+    return tuple(group["modules"].asstr()[()])
+
+
+def _read(group: h5py.Group, key: Key, facts: Mapping[str, Any]) -> ModuleTable:
+    """The table of a group of the merged file."""
+    columns: dict[str, Any] = {name: np.asarray(group[name][()]) for name in MODULE_COLUMNS}
+    modules, module_params = _names(group), group["module_params"][()]
+    shape = (len(columns["batch"]), len(modules), columns["eigenvalues"].shape[2])
+    for name, array in columns.items():
+        wanted = shape if name in MATRICES else shape[:2] if name in VECTORS else shape[:1]
+        if array.shape != wanted or len(module_params) != len(modules):
+            raise ValueError(f"{name} of {key[0]}/{key[1]} has shape {array.shape}")
+    columns["batch_sha256"] = tuple(digest.decode() for digest in columns["batch_sha256"])
+    attributes: dict[str, Any] = {name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")}
+    return ModuleTable(
+        series=key[0],
+        epoch=key[1],
+        checkpoint_sha256=str(group.attrs["checkpoint_sha256"]),
+        num_params=int(group.attrs["num_params"]),
+        modules=modules,
+        module_params=module_params,
+        **attributes,
+        **facts,
+        **columns,
+    )
