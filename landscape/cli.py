@@ -125,6 +125,8 @@ def train(**options: Any) -> None:
 )
 @click.option("--rows", type=click.IntRange(min=1), help="Rows of a batch that the network sees at once; exact, for any batch size.")
 @click.option("--max-memory", type=_Size(), help="What products may take, such as 4GiB. Default: three quarters of what is free.")
+@click.option("--max-basis-memory", type=_Size(), help="What Krylov vectors may take; Lanczos restarts within it.")
+@click.option("--recycle", is_flag=True, help="Start from the last batch's eigenvectors: fewer products, no density.")
 @click.option("--tf32", "allow_tf32", is_flag=True, help="Let a GPU round factors to 10 bits; recorded.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the records and their figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
@@ -140,6 +142,8 @@ def spectra(
     rows: int | None,
     max_memory: int | None,
     allow_tf32: bool,
+    max_basis_memory: int | None,
+    recycle: bool,
     per_module: bool,
     modules: tuple[str, ...],
     module_batches: int | None,
@@ -155,7 +159,8 @@ def spectra(
     products = pipeline.ProductSettings(product=product, rows=rows, max_memory=max_memory, allow_tf32=allow_tf32)
     if not per_module and (modules or module_batches):
         raise click.UsageError("--modules and --module-batches say what --per-module measures; add it.")
-    loaded, options = Manifest.load(manifest), {"products": products, **options}
+    solver = pipeline.SolverSettings(recycle=recycle, max_basis_memory=max_basis_memory)
+    loaded, options = Manifest.load(manifest), {"products": products, "solver": solver, **options}
     reports: tuple[pipeline.RunReport, ...]
     if per_module:
         reports = pipeline.run_with_modules(loaded, output, modules=modules, module_batches=module_batches, **options)

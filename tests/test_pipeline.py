@@ -171,22 +171,58 @@ def test_the_published_methods_run_on_the_same_objective(tmp_path, method):
 
 
 def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_again(study, tmp_path, monkeypatch):
-    from landscape.pipeline import measure as module
+    from landscape.pipeline.solve import Solver
 
-    solve = module._solve
+    solve = Solver.solve
 
-    def failing(hessian, subject, index, **options):
+    def failing(self, hessian, subject, index, **options):
         if index == 1:
             raise NumericalError("product 3 of the operator is not finite.")
-        return solve(hessian, subject, index, **options)
+        return solve(self, hessian, subject, index, **options)
 
-    monkeypatch.setattr(module, "_solve", failing)
+    monkeypatch.setattr(Solver, "solve", failing)
     result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
     assert result.exit_code == 1
     assert "failed: one epoch 0 batch 1: product 3" in result.stdout and "8 of 12" in result.stdout
     monkeypatch.undo()
     result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
     assert result.exit_code == 0 and "4 now, 8 before" in result.stdout
+
+
+def test_recycled_and_restarted_runs_find_the_same_values_and_say_how(tmp_path):
+    study = make_study(tmp_path, epochs=(0, 1), names=("one",), parameters=PATTERNS, tol=1e-6, dtype="float64")
+    assert invoke("spectra", study, "-o", tmp_path / "plain.h5").exit_code == 0
+    with SpectrumStore.open(tmp_path / "plain.h5") as store:
+        size = 8 * store.records("one", 0).num_params
+    # Ten vectors: k = 3 and what a restarted run needs at least, and one more.
+    for name, options in {"warm": ["--recycle"], "small": ["--max-basis-memory", str(10 * size)]}.items():
+        result = invoke("spectra", study, "-o", tmp_path / f"{name}.h5", *options)
+        assert result.exit_code == 0, result.output
+        with SpectrumStore.open(tmp_path / f"{name}.h5") as store, SpectrumStore.open(tmp_path / "plain.h5") as plain:
+            for epoch in (0, 1):
+                table, expected = store.records("one", epoch), plain.records("one", epoch)
+                np.testing.assert_allclose(table.eigenvalues, expected.eigenvalues, rtol=1e-9)
+                assert table.converged.all()
+        if name == "warm":
+            assert table.settings["start"] == "recycled" and np.isnan(table.ritz_values).all()
+        else:
+            assert table.settings["max_basis_memory"] == 10 * size and (table.num_matvecs > 10).all()
+            # A node for every product before the first restart.
+            assert (np.isfinite(table.ritz_values).sum(1) <= 10).all()
+
+
+@pytest.mark.parametrize(
+    "options, fragments",
+    [
+        (["--max-basis-memory", "1kB"], ["--max-basis-memory: 1,000 bytes hold", "3 eigenvalues need 9", "Allow"]),
+        (["--max-basis-memory", "lots"], ["not an amount of memory"]),
+        (["--recycle", "--method", "power"], ["method power", "--recycle"]),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_is_written(study, tmp_path, options, fragments):
+    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5", *options)
+    assert result.exit_code == 2 and all(fragment in result.stderr for fragment in fragments), result.output
+    assert not list(tmp_path.glob("spectra.h5*"))
 
 
 def test_pairs_that_miss_the_tolerance_are_stored_and_said_to(tmp_path):

@@ -23,7 +23,7 @@ Which = Literal["LM", "LA", "SA"]
 _FULL_CHECK_SIZE = 1000
 _SPOT_CHECKS = 4
 # Vectors beside the k wanted ones that a restarted run needs: those that wait in two chains, and some to work with.
-_LEAST_ROOM = 6
+LEAST_ROOM = 6
 # A k-th eigenvalue that is hardly larger than the next one would ask for any number of checks.
 _MOST_CHECKS = 100
 
@@ -288,9 +288,9 @@ def _check_arguments(
         raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}: k products give at most k pairs.")
     if num_checks is not None and num_checks < 0:
         raise ValueError(f"num_checks must be >= 0, got {num_checks}.")
-    if max_basis is not None and max_basis < k + _LEAST_ROOM:
+    if max_basis is not None and max_basis < k + LEAST_ROOM:
         raise ValueError(
-            f"max_basis must be at least k + {_LEAST_ROOM} = {k + _LEAST_ROOM}, got {max_basis}: {k} pairs and the vectors that "
+            f"max_basis must be at least k + {LEAST_ROOM} = {k + LEAST_ROOM}, got {max_basis}: {k} pairs and the vectors that "
             "improve them must fit. Allow more memory, ask for fewer pairs, or use float32."
         )
     limit = max(300, 20 * k) if max_matvecs is None else max_matvecs

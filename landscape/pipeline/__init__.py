@@ -7,11 +7,13 @@ from landscape.pipeline.measure import run
 from landscape.pipeline.modules import run_modules, run_with_modules
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings
+from landscape.pipeline.solve import SolverSettings
 from landscape.pipeline.train import train_run
 
 __all__ = [
     "ProductSettings",
     "RunReport",
+    "SolverSettings",
     "Task",
     "audit_target",
     "describe",

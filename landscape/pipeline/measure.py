@@ -17,13 +17,14 @@ from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import check_hvp, stored_verdicts, verdict_of
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings, SeriesProducts
+from landscape.pipeline.solve import Solver, SolverSettings
 from landscape.store import Record, SpectrumStore, SpectrumWriter
 
 if TYPE_CHECKING:
     import torch
 
     from landscape.curvature import Params
-    from landscape.linalg import EigenPairs, RitzValues
+    from landscape.linalg import RitzValues
     from landscape.pipeline.subject import Subject
 
 Show = Callable[[str, int], None]
@@ -37,6 +38,7 @@ class _How:
     hvp: str
     audits: dict[str, Any] = field(default_factory=dict)
     products: dict[str, SeriesProducts] = field(default_factory=dict)
+    solver: Solver = field(default_factory=Solver)
 
 
 def run(
@@ -48,6 +50,7 @@ def run(
     hvp: str = "double-backward",
     unaudited: bool = False,
     products: ProductSettings = ProductSettings(),
+    solver: SolverSettings = SolverSettings(),
     dry_run: bool = False,
     progress: bool | None = None,
 ) -> RunReport:
@@ -59,6 +62,7 @@ def run(
         hvp: "double-backward", or "finite-difference" where only first derivatives exist.
         unaudited: Measure without asking whether the products are second derivatives; every record says so.
         products: How they are computed, and in how much memory.
+        solver: From where the search starts, and in how much memory.
         dry_run: Only say what is left.
         progress: None draws a bar where stderr is a terminal and writes a line per checkpoint elsewhere; False is silent.
 
@@ -71,6 +75,7 @@ def run(
     manifest = _with_method(manifest, method)
     check_hvp(manifest, hvp)
     products.check(manifest.hessian.method, hvp)
+    solver.check(manifest.hessian.method)
     tasks = plan(manifest, SpectrumStore.check(output, manifest))
     num_planned = sum(len(one.checkpoints) for one in manifest.series) * manifest.data.num_batches
     num_stored = num_planned - sum(len(task.batches) for task in tasks)
@@ -79,7 +84,8 @@ def run(
         return replace(report, todo=tuple(tasks))
     how = _How(hvp=hvp)
     if tasks:
-        how = _How(hvp, {} if hvp == "finite-difference" else stored_verdicts(output, manifest))
+        audits = {} if hvp == "finite-difference" else stored_verdicts(output, manifest)
+        how = _How(hvp, audits, solver=Solver(solver))
         _check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
     with SpectrumStore.prepare(output, manifest) as writer:
         # Another run may have finished since.
@@ -121,7 +127,9 @@ def _check_everything(
         if name not in how.products:
             how.products[name] = SeriesProducts(products)
             if how.hvp == "double-backward" and manifest.hessian.method != "pyhessian":
-                how.products[name].choose(subject, task.batches[0])
+                operator = how.products[name].choose(subject, task.batches[0])
+                if operator is not None:
+                    how.solver.settings.check_fits(operator, manifest.hessian.k)
 
 
 def subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:
@@ -202,7 +210,9 @@ def _measure(
 
     begun = time.process_time()
     products = how.products.setdefault(task.series.name, SeriesProducts(ProductSettings()))
-    pairs, loss, num_params = _solve(hessian, subject, batch, hvp=how.hvp, products=products)
+    pairs, loss, num_params = how.solver.solve(
+        hessian, subject, batch, series=task.series.name, hvp=how.hvp, products=products
+    )
     nodes = weights = np.zeros(0)
     if pairs.quadrature is not None:
         nodes, weights = pairs.quadrature.nodes.numpy(), pairs.quadrature.weights.numpy()
@@ -224,7 +234,7 @@ def _measure(
         checkpoint_sha256=checkpoint_sha256,
         num_params=num_params,
         seconds=time.process_time() - begun,
-        settings=settings_of(hessian, subject.device, product=_PRODUCTS[how.hvp]) | products.settings(),
+        settings=settings_of(hessian, subject.device, product=_PRODUCTS[how.hvp]) | products.settings() | how.solver.facts(),
         extras={"audit": how.audits[task.series.name]},
     )
 
@@ -248,45 +258,6 @@ def _norm(params: "Params") -> float:
     from landscape.linalg.krylov import norm
 
     return norm(flatten(params))
-
-
-def _solve(
-    hessian: HessianSettings, subject: "Subject", index: int, *, hvp: str, products: SeriesProducts
-) -> tuple["EigenPairs", float, int]:
-    """Eigenpairs of one batch by the method that the settings name, the loss, and the number of parameters."""
-    from landscape.clip.seeding import derive_seed
-    from landscape.curvature import FiniteDifferenceOperator, HessianOperator
-    from landscape.linalg import eigsh, power_iteration
-
-    batch = subject.batch(index)
-    # A start of its own for every batch, so that the errors of their quadratures average out; the same for all epochs.
-    seed = derive_seed("start", hessian.seed, index)
-    operator: FiniteDifferenceOperator | HessianOperator
-    if hvp == "finite-difference":
-        operator = FiniteDifferenceOperator(subject.objective, subject.params, batch)
-    else:
-        operator = products.operator(subject, batch)
-    if hessian.method == "lanczos":
-        pairs = eigsh(
-            operator,
-            hessian.k,
-            hessian.which,  # type: ignore[arg-type]
-            tol=hessian.tol,
-            max_matvecs=hessian.max_matvecs,
-            seed=seed,
-            return_vectors=False,
-        )
-    elif hessian.method == "power":
-        pairs = power_iteration(operator, hessian.k, tol=hessian.tol, seed=seed)
-    else:
-        from landscape.curvature.reference import pyhessian_eigenpairs
-
-        pairs = pyhessian_eigenpairs(subject.objective, subject.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
-    if isinstance(operator, FiniteDifferenceOperator):
-        pairs = operator.certified(pairs, tol=hessian.tol)
-    elif hessian.method != "pyhessian":
-        products.keep(operator)
-    return pairs, operator.loss, operator.num_params
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from landscape.pipeline.audit import stored_verdicts, verdict_of
 from landscape.pipeline.measure import Show, progress_shown, run, subjects
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings
+from landscape.pipeline.solve import SolverSettings
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ def run_with_modules(
     hvp: str = "double-backward",
     unaudited: bool = False,
     products: ProductSettings | None = None,
+    solver: SolverSettings = SolverSettings(),
     dry_run: bool = False,
     progress: bool | None = None,
 ) -> tuple[RunReport, RunReport]:
     """`run`, and after it the spectra of the modules of every checkpoint that are not in `output` yet.
 
-    Those keep the graph of one batch, whatever `products` says of the whole.
+    Those keep the graph of one batch and start from random vectors, whatever `products` and `solver` say of the whole.
 
     Args:
         modules: Shell patterns of module names; none for every block of the network and what is left.
@@ -71,7 +73,7 @@ def run_with_modules(
     for task, subject in subjects(manifest, plan(manifest, frozenset()), device) if modules else ():
         _modules_of(subject, task, modules)
     options: dict[str, Any] = {"device": device, "unaudited": unaudited, "dry_run": dry_run, "progress": progress}
-    whole = run(manifest, output, method=method, hvp=hvp, products=products or ProductSettings(), **options)
+    whole = run(manifest, output, method=method, hvp=hvp, products=products or ProductSettings(), solver=solver, **options)
     return whole, run_modules(manifest, output, modules=modules, module_batches=module_batches, **options)
 
 

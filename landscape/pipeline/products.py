@@ -48,10 +48,11 @@ class SeriesProducts:
         self.asked = asked
         self.choice: ProductChoice | None = None
 
-    def choose(self, subject: "Subject", index: int) -> None:
+    def choose(self, subject: "Subject", index: int) -> "HessianOperator | None":
         """Let an operator on batch `index` choose, with one product.
 
-        A loss that has no Hessian on this batch leaves the choice to the next one.
+        Returns:
+            The operator; None where the loss has no Hessian on this batch, which leaves the choice to the next one.
 
         Raises:
             MemoryLimitError: If no way fits in memory.
@@ -66,8 +67,9 @@ class SeriesProducts:
         except MemoryLimitError:
             raise
         except (ObjectiveError, RuntimeError):
-            return
+            return None
         self.keep(operator)
+        return operator
 
     def operator(self, subject: "Subject", batch: "Batch") -> "HessianOperator":
         """The Hessian on `batch`."""
