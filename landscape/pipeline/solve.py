@@ -36,8 +36,8 @@ class SolverSettings:
         """
         if method != "lanczos" and self != SolverSettings():
             raise LandscapeError(
-                f"method {method}: keeps no Krylov vectors, so --recycle and --max-basis-memory say nothing to it. Leave them out, or "
-                "use method lanczos."
+                f"method {method}: keeps no Krylov vectors, so --recycle and --max-basis-memory say nothing to it. Leave them "
+                "out, or use method lanczos."
             )
 
     def max_basis(self, operator: "SymmetricOperator") -> int | None:
