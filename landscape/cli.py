@@ -202,15 +202,46 @@ def audit(target: str, device: str | None) -> None:
 @main.command()
 @click.argument("store", type=_FILE)
 @click.option("-o", "--output", required=True, type=_FILE, help="A .png, .pdf or .svg file.")
-@click.option("--epochs", type=_Epochs(), help="Panels; default: 0 and five later ones (0,5,10,15,20,25 where present).")
+@click.option(
+    "--kind",
+    default="figure3",
+    show_default=True,
+    type=click.Choice(["figure3", "sharpness"]),
+    help="Densities of eigenvalues, or sharpness and share of negative values over epochs.",
+)
+@click.option("--epochs", type=_Epochs(), help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).")
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
 @_one_line_errors
-def figure(store: Path, output: Path, epochs: tuple[int, ...] | None, title: str | None, keep_unconverged: bool) -> None:
-    """Draw Figure 3 from STORE: the distribution of the top eigenvalues, a panel per epoch, a curve per series."""
+def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
+    """Draw STORE: Figure 3, the distribution of the top eigenvalues with a panel per epoch, or another kind of figure."""
     from landscape import pipeline
 
-    click.echo(pipeline.draw_figure3(store, output, epochs=epochs, title=title, keep_unconverged=keep_unconverged))
+    draw = {"figure3": pipeline.draw_figure3, "sharpness": pipeline.draw_sharpness}[kind]
+    click.echo(draw(store, output, **options))
+
+
+@main.command()
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_FILE)
+@click.option("-o", "--output", type=_FILE, help="A .txt, .csv, .json or .tex file; default: the terminal.")
+@click.option(
+    "--format", "kind", type=click.Choice(["table", "csv", "json", "latex"]), help="Default: by the suffix of the output."
+)
+@click.option("--metric", "metrics", multiple=True, help="Compare this alone; may be repeated. Default: all that are known.")
+@click.option("--epochs", type=_Epochs(), help="Compare these alone.")
+@click.option("--unpaired", is_flag=True, help="Allow series that were measured on different batches.")
+@click.option("--keep-unconverged", is_flag=True, help="Count records without a certificate too, and say how many.")
+@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=click.IntRange(min=99))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of resampling and permuting.")
+@_one_line_errors
+def compare(stores: tuple[Path, ...], **options: Any) -> None:
+    """Say which series of the STOREs is sharper and which is less convex, and how sure that is.
+
+    Differences are taken batch by batch, with bootstrap intervals, a permutation test and Holm's correction over epochs.
+    """
+    from landscape import pipeline
+
+    click.echo(pipeline.compare(stores, **options))
 
 
 @main.command()

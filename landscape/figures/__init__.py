@@ -9,12 +9,14 @@ from landscape.figures.asinh_axis import AsinhAxis
 from landscape.figures.density import bandwidth, kernel_density
 from landscape.figures.eigenvalue_panels import figure3
 from landscape.figures.samples import PUBLISHED_EPOCHS, EigenvalueSample, epochs_to_draw
+from landscape.figures.sharpness import PANELS, sharpness
 from landscape.figures.style import MAX_SERIES, SUFFIXES, save_figure
 
 __all__ = [
     "AsinhAxis",
     "EigenvalueSample",
     "MAX_SERIES",
+    "PANELS",
     "PUBLISHED_EPOCHS",
     "SUFFIXES",
     "bandwidth",
@@ -22,4 +24,5 @@ __all__ = [
     "figure3",
     "kernel_density",
     "save_figure",
+    "sharpness",
 ]

@@ -5,7 +5,6 @@ the same number of epochs are equally large, whatever stands around them. Shapes
 """
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ import numpy as np
 from landscape.figures.eigenvalue_plan import Curve, Plan, footnote, make_plan
 from landscape.figures.samples import EigenvalueSample
 from landscape.figures.style import paper_style
+from landscape.figures.text import text_width, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,18 +88,18 @@ class _Page:
         num_panels = len(plan.epochs)
         num_columns = 2 if num_panels == 4 else min(3, num_panels)
         width = cls._page_width(num_columns)
-        legend = tuple(_wrap(label, width - 1.0, points=7.5) for label in plan.labels.values())
-        longest = max(_text_width(line, points=7.5) for label in legend for line in label.splitlines() or [""])
+        legend = tuple(wrap(label, width - 1.0, points=7.5) for label in plan.labels.values())
+        longest = max(text_width(line, points=7.5) for label in legend for line in label.splitlines() or [""])
         # A line sample and the space after a column take 0.56 inches; the legend is centred on the panels, not the page.
         fitting = max(1, int((width - 0.4) / (longest + 0.56)))
         return cls(
             num_columns=num_columns,
             num_rows=math.ceil(num_panels / num_columns),
-            title=_wrap(title or "", width - 0.4, points=10),
+            title=wrap(title or "", width - 0.4, points=10),
             legend=legend,
             legend_columns=math.ceil(len(legend) / math.ceil(len(legend) / fitting)),
             stamp="NOT AUDITED: nobody has checked that these are second derivatives of the whole model" * unaudited,
-            note=_wrap(footnote(plan), width - 0.1, points=6),
+            note=wrap(footnote(plan), width - 0.1, points=6),
         )
 
     @staticmethod
@@ -136,21 +136,6 @@ class _Page:
     def height(self) -> float:
         panels = self.num_rows * self.panel_height + (self.num_rows - 1) * self.row_gap
         return self.tops[3] + panels + self.bottom
-
-
-def _wrap(text: str, width: float, *, points: float) -> str:
-    """Break a text into lines of about `width` inches, a few percent less where its letters are unevenly wide."""
-    whole = _text_width(text, points=points)
-    return text if whole <= width else textwrap.fill(text, width=max(1, int(0.95 * len(text) * width / whole)))
-
-
-def _text_width(text: str, *, points: float) -> float:
-    """Inches that a line of text takes in the font of the style."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=points), ismath=False)
-    return float(width) / 72
 
 
 def _draw(plan: Plan, page: _Page) -> "Figure":

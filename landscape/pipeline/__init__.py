@@ -1,8 +1,9 @@
 """Plan, then run: a manifest becomes tasks, tasks become records, records go to the store one by one."""
 
 from landscape.pipeline.audit import audit_target
+from landscape.pipeline.compare import compare
 from landscape.pipeline.describe import describe
-from landscape.pipeline.draw import draw_figure3
+from landscape.pipeline.draw import draw_figure3, draw_sharpness
 from landscape.pipeline.measure import run
 from landscape.pipeline.modules import run_modules, run_with_modules
 from landscape.pipeline.plan import RunReport, Task, plan
@@ -16,8 +17,10 @@ __all__ = [
     "SolverSettings",
     "Task",
     "audit_target",
+    "compare",
     "describe",
     "draw_figure3",
+    "draw_sharpness",
     "plan",
     "run",
     "run_modules",

@@ -4,14 +4,14 @@ Of every architecture the last checkpoint is audited: what a wrong operator drop
 with training.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import CheckpointSeries, DataSettings, Manifest
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumStore, verdicts
 
 if TYPE_CHECKING:
     import torch
@@ -136,20 +136,6 @@ def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any
                     if verdict.get("passed") and verdict.get("checkpoint_sha256") == (last.sha256 or last.verify()):
                         found[series.name] = dict(verdict)
     return found
-
-
-def verdicts(extras: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The verdicts among the facts stored with a checkpoint's records; several where its runs disagree."""
-    verdict = extras.get("audit")
-    if not isinstance(verdict, Mapping):
-        return []
-    return list(verdict["several"]) if set(verdict) == {"several"} else [verdict]
-
-
-def is_audited(extras: Mapping[str, Any]) -> bool:
-    """Whether every record behind these facts was made by a product that passed."""
-    found = verdicts(extras)
-    return bool(found) and all(one.get("passed") is True for one in found)
 
 
 def check_hvp(manifest: Manifest, hvp: str) -> None:

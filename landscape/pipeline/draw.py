@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from landscape.errors import StoreError
-from landscape.pipeline.audit import is_audited
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumStore, is_audited
 
 if TYPE_CHECKING:
     from landscape.figures import EigenvalueSample
@@ -55,16 +54,46 @@ def draw_figure3(
 
     with SpectrumStore.open(path) as store:
         samples = eigenvalue_samples(store)
-        tables = (store.records(name, epoch) for name in store.series() for epoch in store.epochs(name))
-        unaudited = not all(is_audited(table.extras) for table in tables)
     if not samples:
         raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
     try:
-        drawn = figure3(samples, epochs=epochs, title=title, keep_unconverged=keep_unconverged, unaudited=unaudited)
+        drawn = figure3(samples, epochs=epochs, title=title, keep_unconverged=keep_unconverged, unaudited=not _is_audited(path))
         save_figure(drawn, output)
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
     return f"{output}: {len({one.series for one in samples})} series, epochs {_listed({one.epoch for one in samples})}."
+
+
+def draw_sharpness(
+    path: Path,
+    output: Path,
+    *,
+    epochs: Sequence[int] | None = None,
+    title: str | None = None,
+    keep_unconverged: bool = False,
+) -> str:
+    """Draw the largest eigenvalue and NEP of a store over epochs into a file; see `landscape.figures.sharpness`.
+
+    Returns:
+        A sentence that says what was written.
+
+    Raises:
+        StoreError: If the store cannot be read or has nothing to draw, or the figure cannot be written.
+    """
+    from landscape.compare import summarize_stores
+    from landscape.figures import PANELS, save_figure, sharpness
+
+    try:
+        found = summarize_stores([path], metrics=list(PANELS), epochs=epochs, keep_unconverged=keep_unconverged)
+        save_figure(sharpness(found, title=title, unaudited=not _is_audited(path)), output)
+    except ValueError as error:
+        raise StoreError(f"{path} -> {output}: {error}") from error
+    return f"{output}: {len(found.series)} series, epochs {_listed(set(found.epochs))}."
+
+
+def _is_audited(path: Path) -> bool:
+    with SpectrumStore.open(path) as store:
+        return all(is_audited(store.records(name, epoch).extras) for name in store.series() for epoch in store.epochs(name))
 
 
 def _listed(epochs: set[int]) -> str:

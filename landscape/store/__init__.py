@@ -3,9 +3,10 @@
 from landscape.store.describe import CheckpointSummary, describe, is_store, summarize
 from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
-from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries
+from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries, differing_setting
 from landscape.store.record import UNIT, Record, SpectraTable, task_key
 from landscape.store.store import SpectrumStore
+from landscape.store.verdicts import is_audited, verdicts
 from landscape.store.writer import SpectrumWriter
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "SpectrumStore",
     "SpectrumWriter",
     "describe",
+    "differing_setting",
+    "is_audited",
     "is_store",
     "parts_folder",
     "summarize",
     "task_key",
+    "verdicts",
 ]

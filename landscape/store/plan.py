@@ -127,16 +127,26 @@ def check_resumable(path: Path, plan: Plan, stored: Mapping[tuple[str, int], str
         raise StoreError(f"{path}: {difference} Name another output with -o, or go back to the manifest that began this one.")
 
 
-def _differing_setting(protocol: Mapping[str, Mapping[str, Any]], manifest: Manifest) -> str | None:
-    for section, settings in manifest.protocol().items():
-        old = protocol.get(section, {})
-        for key in [*settings, *(key for key in old if key not in settings)]:
-            if old.get(key) != settings.get(key):
-                return (
-                    f"{section}.{key} is {old.get(key)!r} in this output, but {settings.get(key)!r} in {manifest.path}. Numbers "
-                    "measured under different settings are not comparable."
-                )
+def differing_setting(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Section and key of the first setting in which two protocols differ; None where they are equal."""
+    for section in [*other, *(section for section in one if section not in other)]:
+        settings, others = one.get(section, {}), other.get(section, {})
+        for key in [*others, *(key for key in settings if key not in others)]:
+            if settings.get(key) != others.get(key):
+                return section, key
     return None
+
+
+def _differing_setting(protocol: Mapping[str, Mapping[str, Any]], manifest: Manifest) -> str | None:
+    wanted = manifest.protocol()
+    found = differing_setting(protocol, wanted)
+    if found is None:
+        return None
+    section, key = found
+    return (
+        f"{section}.{key} is {protocol.get(section, {}).get(key)!r} in this output, but {wanted.get(section, {}).get(key)!r} in "
+        f"{manifest.path}. Numbers measured under different settings are not comparable."
+    )
 
 
 def _differing_checkpoint(plan: Plan, name: str, epoch: int, digest: str, manifest: Manifest) -> str | None:

@@ -1,0 +1,159 @@
+"""Series of checkpoints out of one or several stores, and whether they may be compared at all."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from landscape.compare.metrics import Measured, Metric
+from landscape.compare.result import SeriesInfo
+from landscape.compare.statistics import Sample
+from landscape.errors import StoreError
+from landscape.store import SpectraTable, SpectrumStore, differing_setting
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One series with everything that is stored of it, by epoch."""
+
+    info: SeriesInfo
+    tables: dict[int, SpectraTable]
+    hessian: Mapping[str, Any]
+
+    def observed(self, epoch: int, metric: Metric, *, keep_unconverged: bool) -> "Observed | None":
+        """A metric over the batches of an epoch; None where the epoch was not measured."""
+        table = self.tables.get(epoch)
+        if table is None:
+            return None
+        measured = Measured(table, self.hessian)
+        numerator, denominator = (np.asarray(column, dtype=np.float64) for column in metric.columns(measured))
+        counts = np.isfinite(numerator) & np.isfinite(denominator)
+        if metric.certified:
+            counts &= measured.finite if keep_unconverged else measured.certified
+        return Observed(table.batch, counts, Sample(metric.location, numerator, denominator))
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """A number per batch, the index of the batch, and whether it counts."""
+
+    batch: np.ndarray
+    counts: np.ndarray
+    sample: Sample
+
+    @property
+    def counted(self) -> Sample:
+        return self.sample.take(np.flatnonzero(self.counts))
+
+    @property
+    def num_left_out(self) -> int:
+        return int((~self.counts).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """Two observed samples made ready to be compared."""
+
+    first: Sample
+    second: Sample
+    num_left_out: int
+
+    @classmethod
+    def of(cls, one: Observed, other: Observed, *, paired: bool) -> "Pairing":
+        """Paired: row i of both is the same batch, one that counts in both. Unpaired: every batch that counts."""
+        if not paired:
+            return cls(one.counted, other.counted, one.num_left_out + other.num_left_out)
+        _, rows, other_rows = np.intersect1d(one.batch, other.batch, return_indices=True)
+        both = one.counts[rows] & other.counts[other_rows]
+        return cls(one.sample.take(rows[both]), other.sample.take(other_rows[both]), int((~both).sum()))
+
+    @property
+    def num_batches(self) -> int:
+        return min(self.first.size, self.second.size)
+
+
+def read_series(paths: Sequence[Path]) -> tuple[list[Series], dict[str, dict[str, Any]]]:
+    """Every series of every store, and the protocol that all share.
+
+    Raises:
+        ValueError: If there is no path.
+        StoreError: If a store cannot be read, is empty or is named twice, or two were measured under different settings.
+    """
+    if not paths:
+        raise ValueError("paths: there are none, so there is nothing to compare.")
+    found: list[Series] = []
+    protocols: list[tuple[Path, dict[str, dict[str, Any]]]] = []
+    for path in map(Path, paths):
+        if any(path.resolve() == other.resolve() for other, _ in protocols):
+            raise StoreError(f"{path}: named twice, and a series does not differ from itself; name each store once.")
+        with SpectrumStore.open(path) as store:
+            if protocols:
+                _check_protocols(*protocols[0], path, store.plan.protocol)
+            protocols.append((path, store.plan.protocol))
+            series = [_series(path, store, name) for name in store.series()]
+        if not series:
+            reason = "it holds no eigenvalues yet, so there is nothing to compare"
+            raise StoreError(f"{path}: {reason}. Run `landscape spectra` first.")
+        found += series
+    return _with_unique_names(found), protocols[0][1]
+
+
+def _series(path: Path, store: SpectrumStore, name: str) -> Series:
+    tables = {epoch: store.records(name, epoch) for epoch in sorted(store.epochs(name))}
+    table = next(iter(tables.values()))
+    facts: dict[str, Any] = {"label": table.label, "model": table.model, "num_params": table.num_params}
+    return Series(SeriesInfo(name=name, store=str(path), epochs=tuple(tables), **facts), tables, store.plan.protocol["hessian"])
+
+
+def _check_protocols(one: Path, old: dict[str, dict[str, Any]], other: Path, new: dict[str, dict[str, Any]]) -> None:
+    found = differing_setting(old, new)
+    if found is not None:
+        section, key = found
+        values = [protocol.get(section, {}).get(key) for protocol in (new, old)]
+        raise StoreError(
+            f"{other}: {section}.{key} is {values[0]!r}, but {values[1]!r} in {one}. Numbers measured under different settings "
+            "are not comparable; measure both under the same ones."
+        )
+
+
+def _with_unique_names(found: list[Series]) -> list[Series]:
+    """Put the file before names that two stores share: "a:vit", or the path where the files have one name too."""
+    names = Counter(one.info.name for one in found)
+    stems = Counter({store: Path(store).stem for store in {one.info.store for one in found}}.values())
+    unique = []
+    for one in found:
+        info, file = one.info, Path(one.info.store)
+        if names[info.name] > 1:
+            prefix = file.stem if stems[file.stem] == 1 else info.store
+            one = replace(one, info=replace(info, name=f"{prefix}:{info.name}"))
+        unique.append(one)
+    return unique
+
+
+def check_same_batches(one: Series, other: Series, epochs: Sequence[int]) -> None:
+    """Whether two series were measured on the same batches, at each of these epochs that both have.
+
+    Batches that only one of them has yet are no hindrance, as long as there are others.
+
+    Raises:
+        StoreError: If not; says how to compare them nevertheless.
+    """
+    for epoch in (epoch for epoch in epochs if epoch in one.tables and epoch in other.tables):
+        digests, others = (
+            dict(zip(table.batch.tolist(), table.batch_sha256, strict=True)) for table in (one.tables[epoch], other.tables[epoch])
+        )
+        common = sorted(set(digests) & set(others))
+        differing = [batch for batch in common if digests[batch] != others[batch]]
+        if differing or not common:
+            what = (
+                f"batch {differing[0]} holds other pairs (sha256 {digests[differing[0]][:12]} and {others[differing[0]][:12]})"
+                if differing
+                else "no batch was measured for both"
+            )
+            raise StoreError(
+                f"{one.info.store}: series {one.info.name!r} and {other.info.name!r} ({other.info.store}) at epoch {epoch}: "
+                f"{what}. Differences are taken batch by batch; compare them with --unpaired, or measure both on the same ones."
+            )

@@ -1,0 +1,234 @@
+"""A comparison as text: tables for a terminal and for LaTeX, rows for CSV, everything for JSON."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from landscape.compare.metrics import HEADLINES, METRICS, QUOTED, Metric
+from landscape.compare.remarks import number, p_text
+from landscape.compare.result import Comparison, plain
+from landscape.errors import StoreError
+from landscape.manifest import write_atomically
+
+# Columns of the CSV file; `value` is the difference in the rows of a pair.
+CSV_COLUMNS = (
+    "kind metric unit epoch first second paired num_batches num_left_out num_planned value low high mean standard_error "
+    "q05 q25 median q75 q95 first_value second_value ratio ratio_low ratio_high effect p_value p_holm"
+).split()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts: two columns of names, then numbers. Where the first name changes, a section begins."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def justified(self) -> tuple[Literal["left", "right"], ...]:
+        return tuple("left" if index < 2 else "right" for index in range(len(self.header)))
+
+    def begins_section(self, index: int) -> bool:
+        return index > 0 and self.rows[index][0] != self.rows[index - 1][0]
+
+
+def grids(comparison: Comparison, metrics: Sequence[str] | None = None) -> list[Grid]:
+    """The numbers of every series, and a table of differences for each metric.
+
+    Args:
+        metrics: Names; by default `HEADLINES` of every series, and the differences of those that sentences quote.
+    """
+    known = {metric.name: metric for metric in comparison.metrics}
+    chosen, contrasted = (
+        [known[name] for name in names if name in known]
+        for names in ((HEADLINES, QUOTED) if metrics is None else (metrics, metrics))
+    )
+    found = [_series_grid(comparison, chosen)]
+    return found + [grid for metric in contrasted if (grid := _pair_grid(comparison, metric)) is not None]
+
+
+def _series_grid(comparison: Comparison, metrics: Sequence[Metric]) -> Grid:
+    rows = []
+    for epoch in comparison.epochs:
+        for one in comparison.series:
+            found = [comparison.summary(one.name, epoch, metric.name) for metric in metrics]
+            counted = {summary.num_batches for summary in found if summary is not None}
+            batches = "-".join(map(str, sorted({min(counted), max(counted)}))) if counted else "none"
+            values = [number(summary.value) if summary is not None else "" for summary in found]
+            rows.append((str(epoch), comparison.label(one.name), batches, *values))
+    header = ("epoch", "series", "batches", *(f"{metric.label}, {_located(metric)}" for metric in metrics))
+    return Grid("Each series over its batches", header, tuple(rows))
+
+
+def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
+    found = [row for row in comparison.differences if row.metric == metric.name]
+    names = list(dict.fromkeys((row.first, row.second) for row in found))
+    rows = [
+        (
+            f"{comparison.label(row.first)} \N{MINUS SIGN} {comparison.label(row.second)}",
+            str(row.epoch),
+            str(row.num_batches),
+            f"{number(row.first_value)} vs {number(row.second_value)}",
+            _with_interval(row.difference, row.low, row.high),
+            _with_interval(row.ratio, row.ratio_low, row.ratio_high) if math.isfinite(row.ratio) else "",
+            f"{row.effect:+.2f}" if math.isfinite(row.effect) else "",
+            p_text(row.p_holm),
+        )
+        for row in sorted(found, key=lambda row: names.index((row.first, row.second)))
+    ]
+    header = ("pair", "epoch", "batches", _located(metric), "difference", "ratio", "effect", "Holm p")
+    unit = "" if metric.unit == "1" else f", {metric.unit}"
+    title = f"{metric.label}{unit}: {'paired ' if comparison.paired else ''}differences [{100 * comparison.confidence:g} %]"
+    return Grid(title, header, tuple(rows)) if rows else None
+
+
+def _located(metric: Metric) -> str:
+    return "pooled" if metric.location == "ratio" else metric.location
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def to_terminal(comparison: Comparison, metrics: Sequence[str] | None = None, *, width: int | None = None) -> str:
+    """Tables, then what to quote, what was left out, and what the numbers do not show.
+
+    Args:
+        width: Columns of the terminal; by default as many as it has, or 120 where there is none.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    stream = io.StringIO()
+    real = Console()
+    console = Console(file=stream, width=width or (real.width if real.is_terminal else 120), highlight=False)
+    for grid in grids(comparison, metrics):
+        table = Table(title=grid.title, title_justify="left")
+        for name, justify in zip(grid.header, grid.justified, strict=True):
+            table.add_column(name, justify=justify, overflow="fold")
+        for index, row in enumerate(grid.rows):
+            if grid.begins_section(index):
+                table.add_section()
+            table.add_row(*row)
+        console.print(table, markup=False)
+    for heading, lines in _texts(comparison):
+        if lines:
+            console.print(f"\n{heading}", markup=False)
+            for line in lines:
+                console.print(f"- {line}", markup=False)
+    return stream.getvalue().rstrip()
+
+
+def _texts(comparison: Comparison) -> list[tuple[str, tuple[str, ...]]]:
+    return [
+        ("To quote:", comparison.sentences),
+        ("What is missing:", comparison.notes),
+        ("What these numbers do not show:", comparison.caveats),
+    ]
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One row per series, epoch and metric ("series"), and one per pair ("difference"); unknown numbers are empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for kind, rows in (("series", comparison.summaries), ("difference", comparison.differences)):
+        for row in rows:
+            fields = {key: "" if plain(value) is None else value for key, value in asdict(row).items()}
+            fields = {{"series": "first", "difference": "value"}.get(key, key): value for key, value in fields.items()}
+            writer.writerow({"kind": kind, "unit": METRICS[row.metric].unit, **fields})
+    return stream.getvalue()
+
+
+def to_json(comparison: Comparison) -> str:
+    return json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n"
+
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
+_LATEX |= {character: f"${character}$" for character in "<>"}
+_LATEX |= {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "|": r"\textbar{}", "\N{MINUS SIGN}": "$-$"}
+
+
+def to_latex(comparison: Comparison, metrics: Sequence[str] | None = None) -> str:
+    """Tables in the manner of the package booktabs; what was left out and what is not shown stand as comments."""
+    parts = ["% Needs \\usepackage{booktabs}. Written by landscape compare."]
+    parts += [f"% {heading} {line}" for heading, lines in _texts(comparison) for line in lines]
+    for grid in grids(comparison, metrics):
+        columns = "".join(justify[0] for justify in grid.justified)
+        parts += [
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{_escaped(grid.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(_escaped, grid.header)) + r" \\",
+            r"\midrule",
+            *_latex_rows(grid),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _latex_rows(grid: Grid) -> list[str]:
+    lines: list[str] = []
+    for index, row in enumerate(grid.rows):
+        if grid.begins_section(index):
+            lines.append(r"\addlinespace")
+        lines.append(" & ".join(_escaped(cell) for cell in row) + r" \\")
+    return lines
+
+
+def _escaped(text: str) -> str:
+    escaped = re.sub(r"[\\^~\u2212<>|&%$#_{}]", lambda found: _LATEX[found.group()], text)
+    return re.sub(r"(?<![\w.])-(?=[\d.])", "$-$", escaped)
+
+
+FORMATS: dict[str, Callable[..., str]] = {"table": to_terminal, "csv": to_csv, "json": to_json, "latex": to_latex}
+SUFFIXES = {".txt": "table", ".csv": "csv", ".json": "json", ".tex": "latex"}
+
+
+def format_of(path: Path | None, *, kind: str | None = None) -> str:
+    """The name of a format in `FORMATS`: `kind`, or what the suffix says, or a table where there is no file.
+
+    Raises:
+        ValueError: If the suffix says nothing.
+    """
+    if kind is None and path is not None:
+        kind = SUFFIXES.get(path.suffix.lower())
+        if kind is None:
+            known = ", ".join(SUFFIXES)
+            raise ValueError(f"{path}: a comparison cannot be written as {path.suffix!r}; the suffix must be one of {known}.")
+    return kind or "table"
+
+
+def write_comparison(
+    comparison: Comparison, path: Path, *, kind: str | None = None, metrics: Sequence[str] | None = None
+) -> None:
+    """Write a comparison into a file, whole or not at all.
+
+    Args:
+        kind: One of `FORMATS`; by default by the suffix.
+        metrics: That tables show; CSV and JSON hold all.
+
+    Raises:
+        ValueError: If the suffix says no format.
+        StoreError: If the file cannot be written.
+    """
+    kind = format_of(path, kind=kind)
+    text = FORMATS[kind](comparison, metrics) if kind in ("table", "latex") else FORMATS[kind](comparison)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror}) - the comparison is not saved - choose a folder that is writable."
+        ) from error

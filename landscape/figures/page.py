@@ -1,0 +1,126 @@
+"""A row of panels on a page of fixed measures: title and legend above, a note below, nothing over the edge."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from landscape.figures.text import text_width, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colours of the style's cycle, by meaning.
+MEASURED: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.2, "zorder": 3}
+PREDICTED: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (4, 1.5)), "linewidth": 1.1, "zorder": 4}
+MISSING: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "x", "markersize": 3.5, "zorder": 5}
+
+_NOTE_POINTS, _LEGEND_POINTS, _TITLE_POINTS = 6.0, 7.0, 9.0
+_NOTE_LINE, _LEGEND_LINE, _TITLE_LINE = 0.106, 0.15, 0.17
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Sizes in inches.
+
+    Attributes:
+        panel: Width and height of a panel.
+        left, right: Room beside the row, for labels and colour bars.
+        gap: Between panels.
+        labels: Height under the panels for tick labels and axis labels.
+        panel_titles: Height above the panels.
+        legend: The labels that the panels give their artists, which decide how many lines the legend takes.
+    """
+
+    num_columns: int
+    panel: tuple[float, float]
+    title: str
+    note: str
+    left: float = 0.6
+    right: float = 0.15
+    gap: float = 0.18
+    labels: float = 0.42
+    panel_titles: float = 0.0
+    legend: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> float:
+        return self.left + self.num_columns * self.panel[0] + (self.num_columns - 1) * self.gap + self.right
+
+    @property
+    def title_lines(self) -> list[str]:
+        return wrap(self.title, self.width - 0.2, points=_TITLE_POINTS * 1.1).splitlines()
+
+    @property
+    def note_lines(self) -> list[str]:
+        return wrap(self.note, self.width - 0.12, points=_NOTE_POINTS).splitlines()
+
+    @property
+    def legend_lines(self) -> int:
+        width = sum(text_width(label, points=_LEGEND_POINTS) + 0.45 for label in self.legend)
+        return math.ceil(width / (self.width - self.left))
+
+    @property
+    def bottom(self) -> float:
+        """From the lower edge to the panels."""
+        return 0.08 + _NOTE_LINE * len(self.note_lines) + (0.06 if self.note_lines else 0.0) + self.labels
+
+    @property
+    def top(self) -> float:
+        """From the upper edge to the panels."""
+        return self.legend_top + _LEGEND_LINE * self.legend_lines + 0.08 + self.panel_titles
+
+    @property
+    def legend_top(self) -> float:
+        return 0.07 + _TITLE_LINE * len(self.title_lines) + (0.04 if self.title_lines else 0.0)
+
+    @property
+    def height(self) -> float:
+        return self.top + self.panel[1] + self.bottom
+
+    def figure(self, *, sharey: bool = False, **subplot: Any) -> "tuple[Figure, list[Axes]]":
+        """A figure with its panels, empty."""
+        from matplotlib.figure import Figure
+
+        fig = Figure(figsize=(self.width, self.height))
+        spec = fig.add_gridspec(
+            1,
+            self.num_columns,
+            left=self.left / self.width,
+            right=1 - self.right / self.width,
+            bottom=self.bottom / self.height,
+            top=1 - self.top / self.height,
+            wspace=self.gap / self.panel[0],
+        )
+        return fig, list(spec.subplots(sharey=sharey, squeeze=False, subplot_kw=subplot).flat)
+
+    def write(self, fig: "Figure", axes: "Sequence[Axes]") -> None:
+        """Title, one legend for all panels, and the note."""
+        if self.title_lines:
+            fig.text(
+                self.left / self.width,
+                1 - 0.07 / self.height,
+                "\n".join(self.title_lines),
+                va="top",
+                fontsize=_TITLE_POINTS,
+                weight="bold",
+                parse_math=False,
+            )
+        entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
+        if entries:
+            fig.legend(
+                list(entries.values()),
+                list(entries),
+                loc="upper left",
+                bbox_to_anchor=(self.left / self.width, 1 - self.legend_top / self.height),
+                ncols=math.ceil(len(entries) / self.legend_lines),
+                fontsize=_LEGEND_POINTS,
+                borderpad=0,
+                borderaxespad=0,
+                columnspacing=1.2,
+                handlelength=2.2,
+            )
+        note = "\n".join(self.note_lines)
+        y = (self.bottom - self.labels - 0.06) / self.height
+        fig.text(0.06 / self.width, y, note, fontsize=_NOTE_POINTS, color="0.25", va="top", linespacing=1.25, parse_math=False)
