@@ -20,6 +20,8 @@ from landscape.store.plan import Plan, check_resumable
 from landscape.store.record import Record, SpectraTable, joined, table_of, task_key
 
 if TYPE_CHECKING:
+    from xarray import Dataset
+
     from landscape.store.writer import SpectrumWriter
 
 
@@ -175,6 +177,17 @@ class SpectrumStore:
         if key in self._parts:
             tables.append(table_of(self._parts[key], **facts))
         return replace(tables[0] if len(tables) == 1 else joined(*tables), **facts)
+
+    def to_xarray(self) -> "Dataset":
+        """Everything that is stored as one xarray.Dataset; `landscape.store.xarray` documents its dimensions and variables.
+
+        Raises:
+            MissingDependencyError: If xarray is not installed.
+            StoreError: If nothing is stored yet, or the file is damaged.
+        """
+        from landscape.store.xarray import to_dataset
+
+        return to_dataset(self)
 
     def batches(self, series: str, epoch: int) -> dict[int, str]:
         """Digest of the pairs of each batch that is stored of one checkpoint; empty if none is."""
