@@ -229,15 +229,13 @@ def _own_places(model: nn.Module, params: Params) -> dict[str, str]:
     if not blocks:
         return {name: name.rpartition(".")[0] or name for name in params}
     above = {prefix for block in blocks for prefix in _prefixes(block)[:-1]}
-    # The first prefix that is no longer above a block: a block, a module beside blocks, or the parameter itself.
+    # The first prefix that is not above a block: an innermost block, a module beside blocks, or the parameter itself.
     return {name: next(prefix for prefix in _prefixes(name) if prefix not in above) for name in params}
 
 
 def _repeated_blocks(model: nn.Module) -> set[str]:
-    """Names of the elements of innermost lists of blocks."""
-    lists = {name: children for name, module in model.named_modules() if (children := _blocks_in(name, module))}
-    blocks = {child for children in lists.values() for child in children}
-    return {block for block in blocks if not any(name == block or name.startswith(f"{block}.") for name in lists)}
+    """Names of the elements of all lists of blocks, those of lists within blocks too."""
+    return {block for name, module in model.named_modules() for block in _blocks_in(name, module)}
 
 
 def _blocks_in(name: str, module: nn.Module) -> list[str]:
