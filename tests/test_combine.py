@@ -120,7 +120,13 @@ def test_what_does_not_go_together_is_refused(make, message):
         make(symmetric(seed=0))
 
 
-@pytest.mark.parametrize("make", [lambda A: A + 1, lambda A: 1 + A, lambda A: A * A, lambda A: 1j * A, lambda A: A / "2"])
+NOT_SYMMETRIC = [
+    *(lambda A: A + 1, lambda A: 1 + A, lambda A: A * A, lambda A: 1j * A, lambda A: A / "2"),
+    lambda A: np.ones(30) * A,
+]
+
+
+@pytest.mark.parametrize("make", NOT_SYMMETRIC)
 def test_what_is_no_combination_of_symmetric_matrices_is_a_type_error(make):
     with pytest.raises(TypeError, match="unsupported operand"):
         make(symmetric(seed=0))
