@@ -8,6 +8,9 @@ Smoothing is a drawing decision and is made here: the stores keep the values the
 from landscape.figures.asinh_axis import AsinhAxis
 from landscape.figures.density import bandwidth, kernel_density
 from landscape.figures.eigenvalue_panels import figure3
+from landscape.figures.loss_slices import loss_slice
+from landscape.figures.loss_surfaces import contour_levels, loss_contour, loss_surface_3d
+from landscape.figures.module_map import ModuleSample, module_heat_map
 from landscape.figures.samples import PUBLISHED_EPOCHS, EigenvalueSample, epochs_to_draw
 from landscape.figures.sharpness import PANELS, sharpness
 from landscape.figures.style import MAX_SERIES, SUFFIXES, save_figure
@@ -16,13 +19,19 @@ __all__ = [
     "AsinhAxis",
     "EigenvalueSample",
     "MAX_SERIES",
+    "ModuleSample",
     "PANELS",
     "PUBLISHED_EPOCHS",
     "SUFFIXES",
     "bandwidth",
+    "contour_levels",
     "epochs_to_draw",
     "figure3",
     "kernel_density",
+    "loss_contour",
+    "loss_slice",
+    "loss_surface_3d",
+    "module_heat_map",
     "save_figure",
     "sharpness",
 ]

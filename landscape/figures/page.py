@@ -50,7 +50,8 @@ class Page:
 
     @property
     def title_lines(self) -> list[str]:
-        return wrap(self.title, self.width - 0.2, points=_TITLE_POINTS * 1.1).splitlines()
+        # Bold letters are wider than those that are measured.
+        return wrap(self.title, self.width - self.left - 0.1, points=1.15 * _TITLE_POINTS).splitlines()
 
     @property
     def note_lines(self) -> list[str]:
@@ -93,7 +94,11 @@ class Page:
             top=1 - self.top / self.height,
             wspace=self.gap / self.panel[0],
         )
-        return fig, list(spec.subplots(sharey=sharey, squeeze=False, subplot_kw=subplot).flat)
+        axes = list(spec.subplots(sharey=sharey, squeeze=False, subplot_kw=subplot).flat)
+        for axis in (axis for ax in axes for axis in ax._axis_map.values()):
+            # Small and large numbers share a power of ten, which stands at the end of the axis, so that none gets wide.
+            axis.get_major_formatter().set_powerlimits((-3, 4))
+        return fig, axes
 
     def write(self, fig: "Figure", axes: "Sequence[Axes]") -> None:
         """Title, one legend for all panels, and the note."""
