@@ -206,8 +206,8 @@ def audit(target: str, device: str | None) -> None:
     "--kind",
     default="figure3",
     show_default=True,
-    type=click.Choice(["figure3", "sharpness"]),
-    help="Densities of eigenvalues, or sharpness and share of negative values over epochs.",
+    type=click.Choice(["figure3", "sharpness", "modules"]),
+    help="Densities of eigenvalues; sharpness and negatives over epochs; modules over depth and epoch.",
 )
 @click.option("--epochs", type=_Epochs(), help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).")
 @click.option("--title", help="Heading of the figure; none by default.")
@@ -217,7 +217,7 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
     """Draw STORE: Figure 3, the distribution of the top eigenvalues with a panel per epoch, or another kind of figure."""
     from landscape import pipeline
 
-    draw = {"figure3": pipeline.draw_figure3, "sharpness": pipeline.draw_sharpness}[kind]
+    draw = {"figure3": pipeline.draw_figure3, "sharpness": pipeline.draw_sharpness, "modules": pipeline.draw_modules}[kind]
     click.echo(draw(store, output, **options))
 
 
@@ -245,10 +245,60 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
 
 
 @main.command()
+@click.argument("manifest", type=_FILE)
+@click.option("-o", "--output", required=True, type=_FILE, help="The figure: a .png, .pdf or .svg file.")
+@click.option("--series", help="Which series of the manifest; may be left out where there is one.")
+@click.option("--epoch", type=click.IntRange(min=0), help="Default: the last one; of a line, the first.")
+@click.option(
+    "--directions",
+    default="random",
+    show_default=True,
+    type=click.Choice(["random", "eigenvectors", "line"]),
+    help="Filter-normalised random ones, eigenvectors of the Hessian, or the line to another checkpoint.",
+)
+@click.option("--to", metavar="[SERIES:]EPOCH", help="The other end of a line; default: the last epoch of the series.")
+@click.option("--dimensions", type=click.IntRange(1, 2), help="Default: 2; a line has 1.")
+@click.option("--points", default=31, show_default=True, type=int, help="Of an axis; odd.")
+@click.option(
+    "--span",
+    type=float,
+    help="To either side. Random: in filter norms, default 1. Eigenvectors: length, default where 1 nat is predicted.",
+)
+@click.option("--batches", default=1, show_default=True, type=click.IntRange(min=1), help="The loss is the mean of so many.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of random directions.")
+@click.option("--view", type=click.Choice(["contour", "3d"]), help="Of two dimensions; default: contour.")
+@click.option("--data", type=_FILE, help="HDF5 file of the points, resumed if unfinished; default: beside the figure.")
+@click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@click.option("--dry-run", is_flag=True, help="Say what is left to compute, then stop.")
+@_one_line_errors
+def surface(
+    manifest: Path, output: Path, data: Path | None, view: str | None, device: str | None, dry_run: bool, **request: Any
+) -> None:
+    """Draw the loss around a checkpoint of MANIFEST, or along the line to another one.
+
+    Exit status: 0 done, 1 a point could not be evaluated, 2 wrong input. Every point is kept; the same command goes on, or
+    draws again.
+    """
+    from landscape import pipeline
+    from landscape.manifest import Manifest
+
+    report = pipeline.run_surface(
+        Manifest.load(manifest),
+        output,
+        pipeline.SurfaceRequest(**request),
+        data=data,
+        view=view,
+        device=device,
+        dry_run=dry_run,
+    )
+    click.echo(report.summary())
+
+
+@main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_one_line_errors
 def info(file: Path) -> None:
-    """Say what is inside FILE: a store, a manifest or a checkpoint."""
+    """Say what is inside FILE: a store, a loss surface, a manifest or a checkpoint."""
     from landscape import pipeline
 
     for line in pipeline.describe(file):

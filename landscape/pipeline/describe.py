@@ -1,21 +1,23 @@
-"""What is inside a file: a store, a manifest or a checkpoint."""
+"""What is inside a file: a store, a loss surface, a manifest or a checkpoint."""
 
 from pathlib import Path
 
 from landscape.errors import LandscapeError
 from landscape.manifest import Manifest
 from landscape.store import describe as describe_store
-from landscape.store import is_store
+from landscape.store import describe_surface, is_store, is_surface
 
 
 def describe(path: Path) -> list[str]:
     """The lines that `landscape info` prints.
 
     Raises:
-        LandscapeError: If the file is missing, or is none of the three.
+        LandscapeError: If the file is missing, or is none of these.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         return Manifest.load(path).describe()
+    if path.is_file() and is_surface(path):
+        return describe_surface(path)
     if is_store(path):
         return describe_store(path)
     if path.is_dir():

@@ -6,6 +6,15 @@ from landscape.store.parts import RejectedPart, parts_folder
 from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries, differing_setting
 from landscape.store.record import UNIT, Record, SpectraTable, task_key
 from landscape.store.store import SpectrumStore
+from landscape.store.surfaces import (
+    StoredSurface,
+    axes_of,
+    check_same_request,
+    describe_surface,
+    is_surface,
+    read_surface,
+    write_surface,
+)
 from landscape.store.verdicts import is_audited, verdicts
 from landscape.store.writer import SpectrumWriter
 
@@ -22,12 +31,19 @@ __all__ = [
     "SpectraTable",
     "SpectrumStore",
     "SpectrumWriter",
+    "StoredSurface",
+    "axes_of",
+    "check_same_request",
     "describe",
     "differing_setting",
     "is_audited",
+    "describe_surface",
     "is_store",
+    "is_surface",
     "parts_folder",
+    "read_surface",
     "summarize",
     "task_key",
     "verdicts",
+    "write_surface",
 ]

@@ -1,0 +1,225 @@
+"""The loss of a slice as a function of coordinates: model, weights, batches, directions. Imports torch where it is used."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import NumericalError
+from landscape.manifest import HessianSettings, Manifest, write_atomically
+from landscape.pipeline.surface_plan import SurfacePlan
+
+if TYPE_CHECKING:
+    import torch
+
+    from landscape.curvature import Batch, CurvatureFit, Direction, LossSlice, LossSurface
+    from landscape.curvature.surface import LossAt
+    from landscape.linalg import EigenPairs
+    from landscape.pipeline.subject import Subject
+
+DIRECTIONS_FILE = "directions.safetensors"
+# The change of the loss, in nats, that the prediction reaches at the ends of a slice along the first eigenvector.
+_PREDICTED_RISE = 1.0
+# ... and at the largest step from which a curvature is fitted.
+_FITTED_RISE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """What a picture is computed from.
+
+    Attributes:
+        empty: Makes the picture before its first point: axes, certificates, the local quadratic.
+        directions_sha256: Of the directions; "" for a line, whose ends decide it.
+    """
+
+    loss_at: "LossAt"
+    empty: "Callable[[], LossSlice | LossSurface]"
+    directions_sha256: str = ""
+
+
+def open_slice(manifest: Manifest, plan: SurfacePlan, folder: Path, *, device: str | None) -> Slice:
+    """Load what the plan names.
+
+    Args:
+        folder: Where eigenvectors are kept while points are missing.
+
+    Raises:
+        LandscapeError: If a checkpoint, the data or the model is not what the manifest says, or has no such curvature.
+    """
+    from landscape.clip.image_text import open_pairs
+    from landscape.pipeline.measure import device_of
+    from landscape.pipeline.subject import Subject
+
+    subject = Subject.of(manifest, plan.series, open_pairs(manifest.data), device=device_of(device))
+    end = None
+    if plan.end is not None:
+        subject.load(plan.end)
+        end = {name: tensor.detach().clone() for name, tensor in subject.model.state_dict().items()}
+    subject.load(plan.checkpoint)
+    batches = [subject.batch(index) for index in range(plan.num_batches)]
+    if end is not None:
+        return _line(subject, end, batches, manifest.hessian, plan)
+    return _plane(subject, batches, manifest.hessian, plan, folder / DIRECTIONS_FILE)
+
+
+def _line(
+    subject: "Subject", end: "dict[str, torch.Tensor]", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan
+) -> Slice:
+    import numpy as np
+
+    from landscape.curvature import Axis, LossSlice, centred, line_losses
+    from landscape.pipeline.subject import objective_of
+
+    # Exactly 0 and 1 at the ends.
+    t = (centred(plan.points, 1.0) + 1) / 2
+
+    def empty() -> LossSlice:
+        axis = Axis(name=plan.line_name, unit="share of the way", coordinates=t, norm=math.nan)
+        return LossSlice(axis=axis, losses=np.full(t.shape, np.nan), computed=np.zeros(t.shape, dtype=bool))
+
+    loss_at = line_losses(lambda model: objective_of(model, hessian), subject.model, end, batches)
+    return Slice(loss_at=_guarded(loss_at), empty=empty)
+
+
+def _plane(
+    subject: "Subject", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan, kept: Path
+) -> Slice:
+    import torch
+
+    from landscape.curvature import losses_along
+
+    directions = _directions(subject, batches, hessian, plan, kept)
+    vectors = torch.stack([direction.vector for direction in directions], dim=1)
+    loss_at = _guarded(losses_along(subject.objective, subject.params, batches, vectors))
+    return Slice(
+        loss_at=loss_at,
+        empty=lambda: _empty_plane(subject, batches, plan, directions, loss_at),
+        directions_sha256=hashlib.sha256(vectors.cpu().contiguous().numpy().tobytes()).hexdigest(),
+    )
+
+
+def _guarded(loss_at: "LossAt") -> "LossAt":
+    """Errors of torch become one line that says where; a loss that is not finite is a value and passes."""
+
+    def guarded(*coordinates: float) -> float:
+        try:
+            return loss_at(*coordinates)
+        except (RuntimeError, MemoryError) as error:
+            point = ", ".join(f"{one:g}" for one in coordinates)
+            reason = " ".join(str(error).split())[:300]
+            raise NumericalError(
+                f"point ({point}): the loss cannot be evaluated ({type(error).__name__}: {reason}). The points before it are "
+                "kept; run the same command again."
+            ) from error
+
+    return guarded
+
+
+def _directions(
+    subject: "Subject", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan, kept: Path
+) -> "tuple[Direction, ...]":
+    """Random ones from their seed; eigenvectors from the file `kept`, or else found and put there."""
+    from landscape.clip.seeding import derive_seed
+    from landscape.curvature import HessianOfBatches, eigenvector_directions, random_directions
+    from landscape.linalg import eigsh, seeded
+
+    if plan.directions == "random":
+        return random_directions(subject.params, plan.dimensions, generator=seeded(derive_seed("surface", plan.seed)))
+    pairs = _read_pairs(kept, plan, subject.device)
+    if pairs is None:
+        pairs = eigsh(
+            HessianOfBatches(subject.objective, subject.params, batches, keep_graphs=len(batches) == 1),
+            plan.dimensions,
+            hessian.which,  # type: ignore[arg-type]
+            tol=hessian.tol,
+            max_matvecs=hessian.max_matvecs,
+            seed=derive_seed("start", hessian.seed, 0),
+        )
+        _write_pairs(kept, plan, pairs)
+    return eigenvector_directions(pairs)
+
+
+def _write_pairs(path: Path, plan: SurfacePlan, pairs: "EigenPairs") -> None:
+    from safetensors.torch import save
+
+    tensors = {name: getattr(pairs, name).cpu().contiguous() for name in ("values", "vectors", "residuals", "converged")}
+    write_atomically(path, save(tensors, metadata={"request": plan.request_sha256, "num_matvecs": str(pairs.num_matvecs)}))
+
+
+def _read_pairs(path: Path, plan: SurfacePlan, device: "torch.device") -> "EigenPairs | None":
+    """The eigenpairs that an earlier run of the same request found; None if there are none."""
+    from safetensors import SafetensorError, safe_open
+
+    from landscape.linalg import EigenPairs
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            if facts.get("request") != plan.request_sha256:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (FileNotFoundError, SafetensorError):
+        return None
+    tensors["vectors"] = tensors["vectors"].to(device)
+    return EigenPairs(num_matvecs=int(facts["num_matvecs"]), **tensors)
+
+
+def _empty_plane(
+    subject: "Subject", batches: "list[Batch]", plan: SurfacePlan, directions: "tuple[Direction, ...]", loss_at: "LossAt"
+) -> "LossSlice | LossSurface":
+    """The axes with their certificates and fits, the local quadratic, and no point yet."""
+    import numpy as np
+    import torch
+
+    from landscape.curvature import Axis, LossSlice, LossSurface, centred, local_model
+
+    vectors = torch.stack([direction.vector for direction in directions], dim=1)
+    eigenvalues = np.array([direction.eigenvalue for direction in directions])
+    local = local_model(
+        subject.objective,
+        subject.params,
+        batches,
+        vectors,
+        loss=loss_at(*[0.0] * len(directions)),
+        eigenvalues=None if np.isnan(eigenvalues).any() else eigenvalues,
+    )
+    coordinates = centred(plan.points, plan.span or _span(directions[0].eigenvalue))
+    axes = tuple(
+        Axis(
+            name=direction.name,
+            unit=direction.unit,
+            coordinates=coordinates,
+            norm=float(torch.linalg.vector_norm(direction.vector, dtype=torch.float64)),
+            eigenvalue=direction.eigenvalue,
+            bound=direction.bound,
+            converged=direction.converged,
+            fit=_fit(loss_at, number, local.hessian, vectors.dtype),
+        )
+        for number, direction in enumerate(directions)
+    )
+    shape = (plan.points,) * len(axes)
+    nothing: dict[str, Any] = {"losses": np.full(shape, np.nan), "computed": np.zeros(shape, dtype=bool), "local": local}
+    if len(axes) == 1:
+        return LossSlice(axis=axes[0], **nothing)
+    inner = float(directions[0].vector.double() @ directions[1].vector.double())
+    return LossSurface(axes=(axes[0], axes[1]), cosine=inner / (axes[0].norm * axes[1].norm), **nothing)
+
+
+def _span(eigenvalue: float) -> float:
+    """One filter norm along random directions (NaN); along eigenvectors, where the first one's curvature alone gives a nat."""
+    return math.sqrt(2 * _PREDICTED_RISE / abs(eigenvalue)) if abs(eigenvalue) > 0 else 1.0
+
+
+def _fit(loss_at: "LossAt", number: int, hessian: Any, dtype: "torch.dtype") -> "CurvatureFit":
+    from landscape.curvature import fit_curvature
+
+    def along(step: float) -> float:
+        coordinates = [0.0] * len(hessian)
+        coordinates[number] = step
+        return loss_at(*coordinates)
+
+    curvature = abs(float(hessian[number, number]))
+    return fit_curvature(along, radius=math.sqrt(2 * _FITTED_RISE / curvature) if curvature > 0 else 1.0, dtype=dtype)

@@ -1,0 +1,91 @@
+"""What a slice shows and cannot show, in sentences: for the terminal and under the figure."""
+
+import math
+from typing import TYPE_CHECKING
+
+from landscape.store import axes_of
+
+if TYPE_CHECKING:
+    from landscape.curvature import Axis, LossSlice, LossSurface
+    from landscape.pipeline.surface_plan import SurfacePlan
+
+# The agreement that is asked of a curvature predicted by derivatives and one measured by differences of losses.
+_AGREEMENT = 0.01
+
+
+def findings(result: "LossSlice | LossSurface") -> list[str]:
+    """A line for each direction and for the barrier; for a terminal."""
+    lines = [line for number in range(len(axes_of(result))) if (line := check(result, number))]
+    if result.num_undefined:
+        lines.append(f"{result.num_undefined} of the losses are not finite; they are stored and drawn as such.")
+    if barrier := barrier_words(result):
+        lines.append(barrier)
+    return lines
+
+
+def check(result: "LossSlice | LossSurface", number: int) -> str:
+    """Predicted against measured curvature along one direction; empty where nothing was predicted."""
+    axis = axes_of(result)[number]
+    if result.local is None:
+        return ""
+    predicted = float(result.local.hessian[number, number])
+    known = f"curvature {predicted:.5g} predicted"
+    if not math.isnan(axis.eigenvalue):
+        known = f"eigenvalue {predicted:.5g} ± {axis.bound:.1g}{'' if axis.converged else ' (not converged)'}"
+    if axis.fit is None:
+        return f"{axis.name}: {known}."
+    measured = f"{axis.fit.value:.5g} ± {axis.fit.error:.1g} by differences of losses"
+    return f"{axis.name}: {known}, {measured}: {_verdict(axis, predicted)}."
+
+
+def _verdict(axis: "Axis", predicted: float) -> str:
+    assert axis.fit is not None
+    bound = 0.0 if math.isnan(axis.bound) else axis.bound
+    allowed = _AGREEMENT * abs(predicted)
+    difference = abs(axis.fit.value - predicted)
+    if axis.fit.error > max(10 * allowed, 1e-12):
+        return "too uncertain a difference to tell"
+    if difference <= max(allowed, axis.fit.error + bound):
+        return "they agree"
+    return "THEY DISAGREE"
+
+
+def barrier_words(result: "LossSlice | LossSurface") -> str:
+    """The barrier of a line; empty for directions."""
+    measure = getattr(result, "barrier", None)
+    if measure is None or result.local is not None:
+        return ""
+    barrier = measure()
+    if math.isnan(barrier.height):
+        return "no barrier: the loss at an end is not finite."
+    least = "at least " if barrier.num_missing else ""
+    if barrier.height == 0 and not least:
+        return "no barrier: the loss rises nowhere above the line between the ends."
+    return f"barrier: {least}{barrier.height:.4g} nats above the line between the ends, at {barrier.at:.2g} of the way."
+
+
+def note(result: "LossSlice | LossSurface", plan: "SurfacePlan") -> str:
+    """The text under a figure."""
+    batches = f"the mean of {plan.num_batches} batches" if plan.num_batches > 1 else "one batch"
+    sentences = [f"Loss of {batches} of {plan.num_pairs} pairs, in nats."]
+    sentences += [sentence[0].upper() + sentence[1:] for sentence in findings(result)]
+    if hasattr(result, "cosine") and plan.directions == "random":
+        sentences.append(f"Cosine between the directions: {result.cosine:.1g}.")
+    return " ".join([*sentences, _LIMITS[plan.directions]])
+
+
+_LIMITS = {
+    "random": (
+        "Directions: Gaussian, every filter scaled to the norm of the model's (Li et al. 2018); biases, gains and scalars stay. "
+        "A random slice shows the mean curvature of all directions, not the largest or the negative ones, and two "
+        "models only as far as their filters compare."
+    ),
+    "eigenvectors": (
+        "Directions: the extreme eigenvectors of the Hessian in the middle. A slice through them shows the extremes of the "
+        "curvature there, and nothing of the other directions."
+    ),
+    "line": (
+        "All weights and statistics move together. Between the points the loss may be higher, and a path around a barrier may "
+        "exist: the line is one of many."
+    ),
+}

@@ -1,0 +1,212 @@
+"""The file of one loss slice or surface: HDF5, schema version 1 of its own. Imports no torch before one is read.
+
+/             schema_version, kind = "loss surface", landscape_version, request (JSON), directions_sha256, unit = "nat", cosine;
+              datasets losses and computed, of the shape of the axes: NaN where not computed, or where the loss is not a number
+/axes/<i>     coordinates; attributes name, unit, norm, eigenvalue, bound, converged (1, 0, or -1: no eigenvector),
+              fit_value, fit_error, fit_step (NaN where not fitted)
+/local        slopes, hessian; attribute loss: the quadratic predicted by derivatives; absent where they were not taken
+
+The file is small and is written anew, whole or not at all, after every point.
+"""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from landscape.errors import StoreError
+from landscape.manifest import canonical_json, write_atomically
+from landscape.store.plan import check_schema_version
+from landscape.version import VERSION
+
+if TYPE_CHECKING:
+    from landscape.curvature import Axis, LocalModel, LossSlice, LossSurface
+
+_SCHEMA_VERSION = 1
+_KIND = "loss surface"
+_NUMBERS = ("norm", "eigenvalue", "bound")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredSurface:
+    """A slice or a surface with what it was asked for.
+
+    Attributes:
+        request: Everything that decides its numbers, as JSON values; two runs of equal requests may share a file.
+        directions_sha256: Digest of the directions; "" where the request decides them.
+    """
+
+    result: "LossSlice | LossSurface"
+    request: Mapping[str, Any]
+    directions_sha256: str = ""
+    landscape_version: str = field(default=VERSION)
+
+    @property
+    def num_computed(self) -> int:
+        return int(np.count_nonzero(self.result.computed))
+
+    @property
+    def num_points(self) -> int:
+        return int(self.result.computed.size)
+
+
+def write_surface(path: Path, stored: StoredSurface) -> None:
+    """Write the whole file, or leave the one that is there.
+
+    Raises:
+        StoreError: If the disk does not take it.
+    """
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["schema_version"] = _SCHEMA_VERSION
+        file.attrs["kind"] = _KIND
+        file.attrs["landscape_version"] = VERSION
+        file.attrs["request"] = canonical_json(stored.request)
+        file.attrs["directions_sha256"] = stored.directions_sha256
+        file.attrs["unit"] = "nat"
+        _write_result(file, stored.result)
+    try:
+        write_atomically(path, content.getvalue())
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror or error}). What it held before is safe: mend the disk, then run the "
+            "same command again."
+        ) from error
+
+
+def _write_result(file: h5py.File, result: "LossSlice | LossSurface") -> None:
+    file.create_dataset("losses", data=result.losses, dtype="<f8", fletcher32=True)
+    file.create_dataset("computed", data=result.computed, dtype="?", fletcher32=True)
+    file.attrs["cosine"] = getattr(result, "cosine", math.nan)
+    for number, axis in enumerate(axes_of(result)):
+        group = file.create_group(f"axes/{number}")
+        group.create_dataset("coordinates", data=axis.coordinates, dtype="<f8", fletcher32=True)
+        for name in ("name", "unit", *_NUMBERS):
+            group.attrs[name] = getattr(axis, name)
+        group.attrs["converged"] = -1 if axis.converged is None else int(axis.converged)
+        for name in ("value", "error", "step"):
+            group.attrs[f"fit_{name}"] = math.nan if axis.fit is None else getattr(axis.fit, name)
+    if result.local is not None:
+        group = file.create_group("local")
+        group.attrs["loss"] = result.local.loss
+        group.create_dataset("slopes", data=result.local.slopes, dtype="<f8")
+        group.create_dataset("hessian", data=result.local.hessian, dtype="<f8")
+
+
+def axes_of(result: "LossSlice | LossSurface") -> tuple["Axis", ...]:
+    """The one axis of a slice, or the two of a surface."""
+    return result.axes if hasattr(result, "axes") else (result.axis,)
+
+
+def is_surface(path: Path) -> bool:
+    """Whether a file says that it is one of these."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return bool(file.attrs.get("kind") == _KIND)
+    except OSError:
+        return False
+
+
+def read_surface(path: Path) -> StoredSurface | None:
+    """Read a file; None if there is none.
+
+    Raises:
+        StoreError: If it is something else, damaged, or of another version of the schema.
+    """
+    if not path.exists():
+        return None
+    if not is_surface(path):
+        raise StoreError(f"{path}: not a loss surface of landscape, which would overwrite it. Name another file with --data.")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            check_schema_version(path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"])
+            return StoredSurface(
+                result=_read_result(file),
+                request=json.loads(file.attrs["request"]),
+                directions_sha256=str(file.attrs["directions_sha256"]),
+                landscape_version=str(file.attrs["landscape_version"]),
+            )
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StoreError(f"{path}: damaged ({reason}). Restore it from a copy, or remove it to compute it anew.") from error
+
+
+def _read_result(file: h5py.File) -> "LossSlice | LossSurface":
+    from landscape.curvature import LossSlice, LossSurface
+
+    axes = [_read_axis(file[f"axes/{number}"]) for number in range(len(file["axes"]))]
+    common: dict[str, Any] = {
+        "losses": file["losses"][()],
+        "computed": file["computed"][()],
+        "local": _read_local(file["local"]) if "local" in file else None,
+    }
+    if len(axes) == 1:
+        return LossSlice(axis=axes[0], **common)
+    return LossSurface(axes=(axes[0], axes[1]), cosine=float(file.attrs["cosine"]), **common)
+
+
+def _read_axis(group: h5py.Group) -> "Axis":
+    from landscape.curvature import Axis, CurvatureFit
+
+    attributes = group.attrs
+    fit = CurvatureFit(**{name: float(attributes[f"fit_{name}"]) for name in ("value", "error", "step")})
+    converged = int(attributes["converged"])
+    return Axis(
+        name=str(attributes["name"]),
+        unit=str(attributes["unit"]),
+        coordinates=group["coordinates"][()],
+        converged=None if converged < 0 else bool(converged),
+        # A fit that failed has an infinite error; one that was not made has none.
+        fit=None if math.isnan(fit.error) else fit,
+        **{name: float(attributes[name]) for name in _NUMBERS},
+    )
+
+
+def _read_local(group: h5py.Group) -> "LocalModel":
+    from landscape.curvature import LocalModel
+
+    return LocalModel(loss=float(group.attrs["loss"]), slopes=group["slopes"][()], hessian=group["hessian"][()])
+
+
+def check_same_request(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to mix the points of two pictures.
+
+    Raises:
+        StoreError: Names the first thing that differs.
+    """
+    for name in [*wanted, *(name for name in stored if name not in wanted)]:
+        if stored.get(name) != wanted.get(name):
+            raise StoreError(
+                f"{path}: {name} is {stored.get(name)!r} in this file, but {wanted.get(name)!r} was asked for, and their points "
+                "do not belong to one picture. Name another file with --data, or remove this one."
+            )
+
+
+def describe_surface(path: Path) -> list[str]:
+    """The lines that `landscape info` prints of such a file.
+
+    Raises:
+        StoreError: As `read_surface`.
+    """
+    stored = read_surface(path)
+    assert stored is not None, "the caller has seen the file"
+    result, request = stored.result, stored.request
+    known = result.losses[np.isfinite(result.losses)]
+    extent = f", losses {known.min():.4g} to {known.max():.4g} nats" if known.size else ""
+    lines = [
+        f"loss surface, schema version 1: {stored.num_computed} of {stored.num_points} points{extent}, "
+        f"{result.num_undefined} not finite",
+        f"written by landscape {stored.landscape_version}: "
+        + ", ".join(f"{name} {value}" for name, value in request.items() if not isinstance(value, dict)),
+    ]
+    for axis in axes_of(result):
+        certificate = "" if math.isnan(axis.eigenvalue) else f", eigenvalue {axis.eigenvalue:.6g} ± {axis.bound:.1g}"
+        fit = "" if axis.fit is None else f", curvature by differences {axis.fit.value:.6g} ± {axis.fit.error:.1g}"
+        lines.append(f"{axis.name}: {axis.coordinates[0]:g} to {axis.coordinates[-1]:g} {axis.unit}{certificate}{fit}")
+    return lines
