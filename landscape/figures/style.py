@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,26 @@ MAX_SERIES = 8
 # Metadata that would differ between two runs on the same numbers is left out.
 _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 SUFFIXES = tuple(f".{name}" for name in _METADATA)
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How a series is told from the others: by colour, "#rrggbb", and without it by `dash`, alternating lengths of strokes and
+    gaps in line widths; empty for a solid line."""
+
+    color: str
+    dash: tuple[float, ...]
+
+
+def line_styles() -> tuple[LineStyle, ...]:
+    """The cycle of `paper.mplstyle`, for pictures that matplotlib does not draw."""
+    from matplotlib import rc_params_from_file
+
+    cycle = rc_params_from_file(STYLE_FILE, use_default_template=False)["axes.prop_cycle"]
+    return tuple(
+        LineStyle(color=f"#{one['color'].lstrip('#')}", dash=() if one["linestyle"] == "-" else tuple(one["linestyle"][1]))
+        for one in cycle
+    )
 
 
 @contextmanager
