@@ -295,6 +295,23 @@ def surface(
 
 
 @main.command()
+@click.argument("store", type=_FILE)
+@click.option("-o", "--output", required=True, type=_FILE, help="An .html file.")
+@click.option("--title", help="Heading of the page; default: the name of the store.")
+@click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
+@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=click.IntRange(min=99))
+@_one_line_errors
+def report(store: Path, output: Path, **options: Any) -> None:
+    """Write all of STORE as one HTML page: spectra by epoch, comparison, certificates, provenance.
+
+    The page needs no network and no other file. A store that still grows is reported as far as it is.
+    """
+    from landscape import pipeline
+
+    click.echo(pipeline.write_report(store, output, **options))
+
+
+@main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_one_line_errors
 def info(file: Path) -> None:

@@ -17,6 +17,7 @@ landscape spectra checkpoints.yaml -o spectra.h5 --dry-run
 landscape spectra checkpoints.yaml -o spectra.h5
 landscape spectra checkpoints.yaml -o spectra.h5 | grep -q "4 before"
 landscape figure spectra.h5 -o figure3.png
+landscape report spectra.h5 -o report.html
 landscape info spectra.h5
 landscape info checkpoints.yaml
 landscape info runs/tiny/checkpoints/epoch_1.pt

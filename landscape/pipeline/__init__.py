@@ -9,6 +9,7 @@ from landscape.pipeline.module_figure import draw_modules
 from landscape.pipeline.modules import run_modules, run_with_modules
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings
+from landscape.pipeline.report import write_report
 from landscape.pipeline.solve import SolverSettings
 from landscape.pipeline.surface import SurfaceReport, run_surface
 from landscape.pipeline.surface_plan import SurfaceRequest
@@ -33,4 +34,5 @@ __all__ = [
     "run_surface",
     "run_with_modules",
     "train_run",
+    "write_report",
 ]

@@ -1,0 +1,101 @@
+"""From a store to a page."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import StoreError
+from landscape.manifest import canonical_json, sha256_of_file, write_atomically
+from landscape.store import SpectraTable, SpectrumStore, is_audited, parts_folder, verdicts
+
+if TYPE_CHECKING:
+    from landscape.compare import Comparison
+    from landscape.report import Study
+
+
+def write_report(
+    path: Path, output: Path, *, title: str | None = None, keep_unconverged: bool = False, num_resamples: int = 4999
+) -> str:
+    """Write the page of a store, finished or growing, into a file; whole or not at all.
+
+    Args:
+        title, keep_unconverged: As of `landscape.report.render`.
+        num_resamples: As of `landscape.compare.compare_stores`.
+
+    Returns:
+        A sentence that says what was written.
+
+    Raises:
+        StoreError: If the store cannot be read, has no records or too many series, or the page cannot be written.
+    """
+    from landscape.report import render
+
+    study = read_study(path, keep_unconverged=keep_unconverged, num_resamples=num_resamples)
+    page = render(study, title=title, keep_unconverged=keep_unconverged).encode()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, page)
+    except OSError as error:
+        raise StoreError(f"{output}: cannot be written ({error.strerror}); choose a folder that is writable.") from error
+    unfinished = "" if study.num_records == study.num_planned else f" of {study.num_planned} planned"
+    return (
+        f"{output}: {len(study.series)} series, epochs {', '.join(map(str, study.epochs))}, {study.num_records}{unfinished} "
+        f"records, {len(page) / 1e6:.1f} MB."
+    )
+
+
+def read_study(path: Path, *, keep_unconverged: bool = False, num_resamples: int = 4999) -> "Study":
+    """Everything that a page shows of a store; raises as `write_report`."""
+    from landscape.report import Study
+
+    with SpectrumStore.open(path) as store:
+        tables = {(name, epoch): store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)}
+        plan, rejected = store.plan, tuple(f"{part.path.name}: {part.reason}" for part in store.rejected)
+    if not tables:
+        raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to report. Run `landscape spectra` first.")
+    changed, sha256 = _date_and_digest(path)
+    comparison, why_not = _comparison(path, keep_unconverged=keep_unconverged, num_resamples=num_resamples)
+    return Study(
+        name=path.name,
+        plan=plan,
+        tables=tables,
+        audits=_audits(tables),
+        unaudited=not all(is_audited(table.extras) for table in tables.values()),
+        changed=changed,
+        sha256=sha256,
+        rejected=rejected,
+        comparison=comparison,
+        why_no_comparison=why_not,
+    )
+
+
+def _audits(tables: Mapping[tuple[str, int], SpectraTable]) -> dict[str, tuple[Mapping[str, Any], ...]]:
+    """The distinct verdicts of each series."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for (name, _), table in tables.items():
+        of_series = found.setdefault(name, {})
+        of_series.update({canonical_json(dict(one)): one for one in verdicts(table.extras)})
+    return {name: tuple(of_series.values()) for name, of_series in found.items()}
+
+
+def _date_and_digest(path: Path) -> tuple[datetime, str | None]:
+    """When anything of the store was written last, and the digest of its file if that is all there is."""
+    folder = parts_folder(path)
+    growing = sorted(folder.iterdir()) if folder.is_dir() else []
+    written = max(file.stat().st_mtime for file in ([path] if path.exists() else []) + growing)
+    return datetime.fromtimestamp(written, UTC), None if growing else sha256_of_file(path)
+
+
+def _comparison(path: Path, **options: Any) -> "tuple[Comparison | None, str]":
+    """The comparison; without differences, or none at all, beside the sentence that says why: a page shows the rest anyway."""
+    from landscape.compare import compare_stores, summarize_stores
+
+    try:
+        return compare_stores([path], **options), ""
+    except StoreError as error:
+        why_not = str(error)
+    try:
+        return summarize_stores([path], **options), why_not
+    except StoreError:
+        return None, why_not

@@ -1,0 +1,105 @@
+"""A plotly chart as plain JSON values, and the pieces that the charts of a page share.
+
+Python decides everything that is drawn; the browser only swaps frames and switches series.
+"""
+
+import base64
+import html
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from landscape.figures import AsinhAxis
+from landscape.figures.asinh_axis import Ticks
+from landscape.figures.style import LineStyle
+from landscape.store import UNIT
+
+Trace = dict[str, Any]
+_LINE_WIDTH = 2.0
+# Width of a tick's label and the space after it, as a share of the plot: about 40 pixels of 900, and of 300 on a phone.
+_WIDE_GAP, _NARROW_GAP = 0.05, 0.125
+PLAIN = {"zeroline": False, "showline": True, "linecolor": "#555", "ticks": "outside", "gridcolor": "#ececec", "automargin": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What a browser needs to draw a chart: plotly's JSON.
+
+    Args:
+        frames: Traces; all frames have as many, in the same order. A trace's `meta` is the name of its series.
+        layout: For every frame: what moves is the spectrum, not the axes.
+        narrow: Properties of the horizontal axis that are others where the page is narrow.
+        note: A paragraph below the chart.
+    """
+
+    frames: tuple[tuple[Trace, ...], ...]
+    layout: dict[str, Any]
+    narrow: dict[str, Any] = field(default_factory=dict)
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes into the page's script; the note is part of its text."""
+        return {"frames": self.frames, "layout": self.layout, "narrow": self.narrow}
+
+
+def packed(array: np.ndarray) -> dict[str, str]:
+    """An array as plotly.js reads it without parsing digits: single precision, base64; NaN is a gap."""
+    shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
+    return {"dtype": "f4", "bdata": base64.b64encode(array.astype("<f4").tobytes()).decode(), **shape}
+
+
+def literal(text: str) -> str:
+    """A text of a user as plotly shows it to the letter: it reads a little HTML, and %{...} in templates."""
+    return html.escape(text, quote=False).replace("%{", "%&#123;")
+
+
+def dash_of(style: LineStyle) -> str:
+    """Plotly's name of a pattern, lengths in pixels."""
+    return ",".join(f"{length * _LINE_WIDTH:g}px" for length in style.dash) or "solid"
+
+
+def line_of(series: str, style: LineStyle, *, x: np.ndarray, y: np.ndarray, **properties: Any) -> Trace:
+    """A curve of a series; NaN in `y` are gaps."""
+    line = {"color": style.color, "dash": dash_of(style), "width": _LINE_WIDTH}
+    return {"type": "scatter", "mode": "lines", "x": packed(x), "y": packed(y), "line": line, "meta": series, **properties}
+
+
+def negative_side(limits: tuple[float, float]) -> list[dict[str, Any]]:
+    """The shade over negative eigenvalues, and the line at zero."""
+    whole = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
+    return [
+        {**whole, "x0": limits[0], "x1": 0, "fillcolor": "#f3f3f3", "line": {"width": 0}},
+        {**whole, "type": "line", "x0": 0, "x1": 0, "line": {"width": 1, "color": "#777"}},
+    ]
+
+
+def coordinate(axis: AsinhAxis) -> str:
+    """The drawn coordinate as a formula."""
+    return "asinh λ" if axis.linear_width == 1 else f"asinh(λ / {axis.linear_width:g})"
+
+
+def asinh_axis(axis: AsinhAxis, limits: tuple[float, float]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plotly's horizontal axis in u, marked in eigenvalues, and what is other on a narrow page."""
+    low, high = axis.inverse(np.array(limits)).tolist()
+    wide, narrow = (
+        _plotly_ticks(axis, axis.ticks(low, high, gap=gap * (limits[1] - limits[0]))) for gap in (_WIDE_GAP, _NARROW_GAP)
+    )
+    wide["title"] = {"text": f"Hessian eigenvalue λ ({UNIT}), drawn at {coordinate(axis)}"}
+    narrow["title"] = {"text": f"λ ({UNIT})"}
+    return {**PLAIN, **wide, "range": list(limits), "showgrid": False}, narrow
+
+
+def _plotly_ticks(axis: AsinhAxis, ticks: Ticks) -> dict[str, Any]:
+    positions: Float[np.ndarray, " ticks"] = axis.forward(np.array(ticks.major))
+    return {"tickmode": "array", "tickvals": positions.tolist(), "ticktext": [from_mathtext(label) for label in ticks.labels]}
+
+
+def from_mathtext(label: str) -> str:
+    """A label of the figures, such as "$-5{\\times}10^{3}$", in the HTML that plotly reads."""
+    if not label.startswith("$"):
+        return label
+    text = label.strip("$").replace(r"{\times}", "×").replace("-", "\N{MINUS SIGN}")
+    return re.sub(r"\^\{(.*?)\}", r"<sup>\1</sup>", text)

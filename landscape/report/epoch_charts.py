@@ -1,0 +1,117 @@
+"""Sharpness and convexity over epochs: one metric of the comparison, a line per series with its uncertainty."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from landscape.compare import Comparison, Metric, Summary
+from landscape.figures.style import LineStyle
+from landscape.report.chart import PLAIN, Chart, Trace, line_of, literal, packed
+from landscape.report.study import Study
+from landscape.report.tables import number
+
+# Metrics that get a chart, where the records allow them: sharper, less convex.
+CHARTED = ("lambda_max", "nep")
+# With values this many times apart the small ones would lie on the axis.
+_LOGARITHMIC_FROM = 20.0
+_HOVER = "<b>{label}</b>, epoch %{{x}}<br>%{{y:.4~g}}, interval %{{customdata[0]:.4~g}} to %{{customdata[1]:.4~g}}<extra></extra>"
+
+
+def metric_charts(study: Study, styles: Mapping[str, LineStyle]) -> dict[str, Chart]:
+    """A chart of one frame for each metric of `CHARTED` that the comparison has; none without a comparison."""
+    comparison = study.comparison
+    if comparison is None:
+        return {}
+    return {
+        metric.name: _metric_chart(comparison, metric, study, styles)
+        for name in CHARTED
+        for metric in comparison.metrics
+        if metric.name == name and any(one.metric == name for one in comparison.summaries)
+    }
+
+
+def _metric_chart(comparison: Comparison, metric: Metric, study: Study, styles: Mapping[str, LineStyle]) -> Chart:
+    traces: list[Trace] = []
+    numbers: list[float] = []
+    with_quartiles = metric.location == "median"
+    for series in study.series:
+        # None where nothing was measured: the line has a gap there.
+        row = [comparison.summary(series, epoch, metric.name) for epoch in study.epochs]
+        if with_quartiles:
+            traces.append(_band(series, row, study.epochs, styles[series]))
+        traces.append(_line(series, row, study, styles[series]))
+        numbers += [number for one in row if one is not None for number in _drawn_numbers(one, with_quartiles)]
+    low, high = min(numbers), max(numbers)
+    logarithmic = low > 0 and high > _LOGARITHMIC_FROM * low
+    title = literal(metric.label if metric.unit == "1" else metric.unit)
+    yaxis: dict[str, Any] = {**PLAIN, "title": {"text": title}, "nticks": 6}
+    if logarithmic:
+        yaxis |= {"type": "log", **_decade_ticks(low, high)}
+    elif low >= 0:
+        yaxis |= {"rangemode": "tozero"}
+    xaxis = {**PLAIN, "title": {"text": "finished epochs"}, "tickvals": list(study.epochs), "showgrid": False}
+    return Chart(frames=(tuple(traces),), layout={"xaxis": xaxis, "yaxis": yaxis}, note=_note(comparison, metric, with_quartiles))
+
+
+def _decade_ticks(low: float, high: float) -> dict[str, Any]:
+    """Powers of ten, and 2 and 5 times those where there are few; plotly's own labels of them are bare digits."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    mantissas = (1, 2, 5) if len(decades) <= 3 else (1,)
+    ticks = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
+    return {"tickvals": ticks, "ticktext": [number(tick, "g") for tick in ticks]}
+
+
+def _drawn_numbers(one: Summary, with_quartiles: bool) -> tuple[float, ...]:
+    """Those of a summary that are numbers: a single batch has no interval."""
+    numbers = (one.value, one.low, one.high, *((one.q25, one.q75) if with_quartiles else ()))
+    return tuple(filter(math.isfinite, numbers))
+
+
+def _note(comparison: Comparison, metric: Metric, with_quartiles: bool) -> str:
+    note = f"{metric.meaning[:1].upper()}{metric.meaning[1:]}. Bars: {comparison.confidence:.0%} bootstrap interval over batches."
+    return note + " Band: the middle half of the batches." * with_quartiles
+
+
+def _line(series: str, row: list[Summary | None], study: Study, style: LineStyle) -> Trace:
+    value, low, high = (
+        np.array([np.nan if one is None else getattr(one, name) for one in row]) for name in ("value", "low", "high")
+    )
+    bars = {"array": packed(high - value), "arrayminus": packed(value - low)}
+    return line_of(
+        series,
+        style,
+        x=np.array(study.epochs),
+        y=value,
+        mode="lines+markers",
+        customdata=packed(np.stack([low, high], axis=1)),
+        hovertemplate=_HOVER.format(label=literal(study.labels[series])),
+        error_y={"type": "data", **bars, "width": 4, "thickness": 1.5},
+        marker={"size": 7, "color": style.color},
+    )
+
+
+def _band(series: str, row: list[Summary | None], epochs: tuple[int, ...], style: LineStyle) -> Trace:
+    """The middle half of the batches: a polygon for each run of epochs without a gap, all in one trace."""
+    x: list[float] = []
+    y: list[float] = []
+    run: list[tuple[int, Summary]] = []
+    for epoch, one in [*zip(epochs, row, strict=True), (0, None)]:
+        if one is not None:
+            run.append((epoch, one))
+        elif run:
+            x += [epoch for epoch, _ in run] + [epoch for epoch, _ in reversed(run)] + [np.nan]
+            y += [one.q25 for _, one in run] + [one.q75 for _, one in reversed(run)] + [np.nan]
+            run = []
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": packed(np.array(x)),
+        "y": packed(np.array(y)),
+        "line": {"width": 0},
+        "fill": "toself",
+        "fillcolor": f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.13)",
+        "hoverinfo": "skip",
+        "meta": series,
+    }

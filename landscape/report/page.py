@@ -1,0 +1,105 @@
+"""From a study to the text of one HTML page. Equal studies give equal texts."""
+
+from pathlib import Path
+from typing import Any
+
+from landscape.errors import StoreError
+from landscape.figures.style import MAX_SERIES, line_styles
+from landscape.report.chart import Chart, dash_of
+from landscape.report.epoch_charts import metric_charts
+from landscape.report.spectrum_charts import density_chart, spectrum_chart
+from landscape.report.study import Study
+from landscape.report.tables import (
+    audit_table,
+    batch_table,
+    certificate_table,
+    checkpoint_table,
+    difference_tables,
+    facts,
+    number,
+    numbers_table,
+)
+from landscape.store.record import combined
+
+# See the README beside it.
+PLOTLY = Path(__file__).parent / "vendor" / "plotly-basic.min.js"
+
+
+def render(study: Study, *, title: str | None = None, keep_unconverged: bool = False) -> str:
+    """Write a study as an HTML page with everything inside: it asks the network for nothing.
+
+    Args:
+        title: Heading; by default the name of the store.
+        keep_unconverged: Draw the values without a certificate too, as `landscape.figures.figure3` does.
+
+    Raises:
+        StoreError: If there are more series than colours that can be told apart.
+    """
+    if len(study.series) > MAX_SERIES:
+        raise StoreError(
+            f"{study.name}: {len(study.series)} series, but more than {MAX_SERIES} curves in a chart cannot be told apart. "
+            "Name those that matter with --series."
+        )
+    styles = dict(zip(study.series, line_styles(), strict=False))
+    spectrum, plan = spectrum_chart(study, styles, keep_unconverged=keep_unconverged)
+    moving = {"spectrum": spectrum, "density": density_chart(study, styles)}
+    over_epochs = metric_charts(study, styles)
+    remarks = {
+        series: ["" if plan is None else _spoken(plan.remark(series, epoch)) for epoch in study.epochs] for series in study.series
+    }
+    charts = {name: chart for name, chart in {**moving, **over_epochs}.items() if isinstance(chart, Chart)}
+    return _environment().get_template("page.html").render(
+        study=study,
+        title=title or f"Hessian spectra in {study.name}",
+        data={
+            "charts": {name: chart.to_json() for name, chart in charts.items()},
+            "epochs": ["initialisation" if epoch == 0 else f"epoch {epoch}" for epoch in study.epochs],
+            "remarks": remarks,
+        },
+        series=[{"name": name, "label": study.labels[name], "style": styles[name]} for name in study.series],
+        moving=moving,
+        over_epochs=over_epochs,
+        plotly_js=_plotly_js(),
+        **_texts(study),
+    )
+
+
+def _spoken(remark: str) -> str:
+    """What stands beside the name of a series: a share needs to say of what."""
+    return f"{remark} negative" if remark.endswith("%") else remark
+
+
+def _texts(study: Study) -> dict[str, Any]:
+    """Tables and facts for the template."""
+    hessian = study.plan.protocol["hessian"]
+    return {
+        "k": hessian["k"],
+        "hessian": hessian,
+        "worst_residual": number(study.worst_residual, ".1e"),
+        "numbers": numbers_table(study),
+        "differences": [] if study.comparison is None else difference_tables(study.comparison),
+        "certificates": certificate_table(study),
+        "audits": audit_table(study),
+        "checkpoints": checkpoint_table(study),
+        "batches": batch_table(study),
+        "protocol": {section: facts(settings) for section, settings in study.plan.protocol.items()},
+        "versions": facts(combined(table.versions for table in study.tables.values())),
+        "settings": facts(combined(table.settings for table in study.tables.values())),
+    }
+
+
+def _environment() -> Any:
+    """The templates of this room; every text is escaped, since labels come from users."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("landscape.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False, "separators": (",", ":")}
+    environment.filters["dash_array"] = lambda style: dash_of(style).replace("px", "") if style.dash else "none"
+    return environment
+
+
+def _plotly_js() -> str:
+    """The library, as a text that a script element can hold."""
+    return PLOTLY.read_text(encoding="utf-8").replace("</script", r"<\/script")

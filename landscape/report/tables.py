@@ -1,0 +1,212 @@
+"""The tables of a page, as texts: what was measured, how it compares, what certifies it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from landscape.compare import Comparison, Difference, Metric
+from landscape.compare.remarks import number as comparable
+from landscape.report.study import Study
+from landscape.store import SpectraTable
+
+# Columns of the table of numbers, where the comparison has them, in this order.
+_CERTAIN = ("lambda_max", "nep", "ape", "num_negative_at_least")
+_NUMBERS = (*_CERTAIN, "num_negative_estimate", "negative_mass", "trace_per_parameter", "loss")
+NOTHING = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Texts in rows; the first `num_heads` cells of a row say what the row is about, the others are `numeric` or words."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    num_heads: int = 2
+    numeric: bool = True
+
+
+def number(value: float, spec: str | None = None) -> str:
+    """A number as the comparison writes it, or by `spec`, with the signs of print; a dash where there is none."""
+    if not math.isfinite(value):
+        return NOTHING
+    text = comparable(value) if spec is None else format(value, spec)
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return text.replace("-", _MINUS)
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A number with its interval in brackets, which do not break."""
+    return number(value) if number(low) == NOTHING else f"{number(value)} [{number(low)},\N{NO-BREAK SPACE}{number(high)}]"
+
+
+def numbers_table(study: Study) -> Table | None:
+    """Every metric of every checkpoint, planned ones without a record included; None without a comparison."""
+    comparison = study.comparison
+    if comparison is None:
+        return None
+    metrics = [metric for name in _NUMBERS for metric in comparison.metrics if metric.name == name]
+    rows = []
+    for planned in study.plan.series:
+        for epoch in planned.epochs:
+            found = [comparison.summary(planned.name, epoch, metric.name) for metric in metrics]
+            cells = [NOTHING if one is None else interval(one.value, one.low, one.high) for one in found]
+            rows.append((_label(study, planned.name), str(epoch), _batches(study, planned.name, epoch), *cells))
+    header = ("series", "epoch", "batches", *(_with_unit(metric) for metric in metrics))
+    caption = f"In brackets: {comparison.confidence:.0%} bootstrap intervals over mini-batches."
+    return Table(caption=caption, header=header, rows=tuple(rows))
+
+
+def _with_unit(metric: Metric) -> str:
+    return metric.label if metric.unit == "1" else f"{metric.label} ({metric.unit})"
+
+
+def _label(study: Study, series: str) -> str:
+    planned = study.plan.named(series)
+    return study.labels.get(series, planned.label if planned else series)
+
+
+def _batches(study: Study, series: str, epoch: int) -> str:
+    table = study.tables.get((series, epoch))
+    if table is None:
+        return "not measured"
+    return f"{table.num_records}" if table.num_records == table.num_planned else f"{table.num_records} of {table.num_planned}"
+
+
+def difference_tables(comparison: Comparison) -> list[tuple[Metric, Table]]:
+    """The pairwise differences of every metric that has any."""
+    header = ("first against second", "epoch", "first", "second", "difference", "ratio", "effect", "p (Holm)", "batches")
+    how = "paired by mini-batch" if comparison.paired else "not paired: the batches differ"
+    caption = (
+        f"First minus second, {how}; in brackets {comparison.confidence:.0%} bootstrap intervals; p-values by permutation, "
+        f"corrected over epochs and pairs after Holm ({comparison.num_resamples} resamples, seed {comparison.seed})."
+    )
+    tables = []
+    for metric in comparison.metrics:
+        rows = tuple(_difference_row(comparison, one) for one in comparison.differences if one.metric == metric.name)
+        if rows:
+            tables.append((metric, Table(caption=caption, header=header, rows=rows)))
+    return tables
+
+
+def _difference_row(comparison: Comparison, one: Difference) -> tuple[str, ...]:
+    return (
+        f"{comparison.label(one.first)} against {comparison.label(one.second)}",
+        str(one.epoch),
+        number(one.first_value),
+        number(one.second_value),
+        interval(one.difference, one.low, one.high),
+        interval(one.ratio, one.ratio_low, one.ratio_high),
+        number(one.effect, "+.2f"),
+        number(one.p_holm, ".2g"),
+        str(one.num_batches),
+    )
+
+
+def certificate_table(study: Study) -> Table:
+    """What stands behind the eigenvalues of every checkpoint that has a record."""
+    certified = ("eigenvalues converged", "worst residual", "worst of the rest", "negative for certain", "basis defect")
+    header = ("series", "epoch", "batches", *certified, "products per batch", "CPU s per batch")
+    rows = []
+    for (series, epoch), table in study.tables.items():
+        rows.append(
+            (
+                study.labels[series],
+                str(epoch),
+                _batches(study, series, epoch),
+                f"{table.eigenvalues.size - table.num_not_converged} of {table.eigenvalues.size}",
+                _worst(table.residuals[table.converged]),
+                _worst(table.residuals[~table.converged]),
+                _certain_negatives(table),
+                _worst(table.orthogonality_defect),
+                number(float(np.median(table.num_matvecs)), "g"),
+                number(float(np.median(table.seconds)), ".2g"),
+            )
+        )
+    caption = (
+        "Residual: |Hv \N{MINUS SIGN} λv| / |λ|, rounding included; an eigenvalue of the Hessian lies that near. Negative for "
+        "certain: a lower bound of the number of negative eigenvalues, median over mini-batches and its range. "
+        "Basis defect: how far the vectors of a Krylov basis are from orthonormal, max |V’V − I|."
+    )
+    return Table(caption=caption, header=header, rows=tuple(rows))
+
+
+def _worst(errors: np.ndarray) -> str:
+    known = errors[~np.isnan(errors)]
+    return number(float(known.max()), ".1e") if known.size else NOTHING
+
+
+def _certain_negatives(table: SpectraTable) -> str:
+    counts = table.num_negative[table.num_negative >= 0]
+    if not counts.size:
+        return NOTHING
+    low, high = int(counts.min()), int(counts.max())
+    return f"{np.median(counts):g}" + (f" ({low}\N{EN DASH}{high})" if low < high else "")
+
+
+def audit_table(study: Study) -> Table:
+    """The verdict on the products of every series; several rows where its runs disagree."""
+    rows = []
+    for series in study.series:
+        for verdict in study.audits[series] or ({},):
+            passed = verdict.get("passed") is True
+            error = verdict.get("worst_error")
+            rows.append(
+                (
+                    study.labels[series],
+                    next(table.model for (name, _), table in study.tables.items() if name == series),
+                    "passed" if passed else "not audited" if "failed" not in str(verdict.get("reason", "")) else "failed",
+                    number(error, ".1e") if isinstance(error, float) else NOTHING,
+                    str(verdict.get("epoch", NOTHING)),
+                    str(verdict.get("dtype", NOTHING)),
+                    str(verdict.get("reason", "")) or ("" if passed else "no verdict is stored"),
+                )
+            )
+    header = ("series", "model", "verdict", "worst error", "at epoch", "in", "remark")
+    caption = "Tested: products against differences of gradients, gradients against those of the loss, symmetry, repetition."
+    return Table(caption=caption, header=header, rows=tuple(rows), numeric=False)
+
+
+def checkpoint_table(study: Study) -> Table:
+    """The digest of every file of weights."""
+    rows = tuple(
+        (study.labels[series], str(epoch), f"{table.num_params:,}", table.checkpoint_sha256)
+        for (series, epoch), table in study.tables.items()
+    )
+    return Table(caption="Files of weights.", header=("series", "epoch", "parameters", "sha256"), rows=rows, numeric=False)
+
+
+def batch_table(study: Study) -> tuple[str, Table]:
+    """The digest of the pairs of every batch, and a sentence on whether all checkpoints saw the same."""
+    digests: dict[int, set[str]] = {}
+    for table in study.tables.values():
+        for batch, digest in zip(table.batch.tolist(), table.batch_sha256, strict=True):
+            digests.setdefault(batch, set()).add(digest)
+    rows = tuple((str(batch), "; ".join(sorted(digests[batch]))) for batch in sorted(digests))
+    different = [batch for batch, found in digests.items() if len(found) > 1]
+    sentence = f"Every checkpoint was measured on the same pairs, batch by batch ({len(digests)} batches)."
+    if different:
+        sentence = f"The pairs of {len(different)} of {len(digests)} batches differ between checkpoints."
+    return sentence, Table(caption="Pairs of each batch.", header=("batch", "sha256"), rows=rows, num_heads=1, numeric=False)
+
+
+def facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys and values as texts; all values of a key where records disagree."""
+    return [(key, _fact(value)) for key, value in mapping.items()]
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping) and set(value) == {"several"}:
+        return "; ".join(map(_fact, value["several"]))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_fact(one)}" for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_fact, value))
+    # A separator may be a tab.
+    return repr(value) if isinstance(value, str) and not value.strip() else str(value)
