@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where the drawn data set is cached; deleting it costs ten seconds of drawing.
 export LANDSCAPE_CACHE ?= $(CURDIR)/.cache/landscape
 
-.PHONY: figure3 test lint smoke clean
+.PHONY: figure3 test lint smoke notebooks clean
 
 figure3: $(VENV)/.installed-demo
 	$(BIN)/landscape train --model vit_tiny_64 --output runs/vit --label ViT
@@ -19,14 +19,18 @@ test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/flake8 landscape tests experiments
-	$(BIN)/isort --check-only --diff landscape tests experiments
+	$(BIN)/flake8 landscape tests experiments notebooks
+	$(BIN)/isort --check-only --diff landscape tests experiments notebooks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config setup.cfg
 
 # The main job at its smallest size, on real pairs, from a folder of its own.
 smoke: $(VENV)/.installed-demo
 	PATH="$(abspath $(BIN)):$$PATH" sh tests/smoke.sh
+
+# Runs them anew and keeps what they print and draw.
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/python notebooks/execute.py
 
 $(VENV)/bin/pip:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "landscape needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another with make PYTHON=python3.12")'
