@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float
 
 from landscape.errors import StoreError
 from landscape.figures import ModuleSample, module_heat_map, save_figure
-from landscape.pipeline.audit import is_audited
-from landscape.store import ModuleTable, SpectrumStore
+from landscape.store import ModuleTable, SpectrumStore, is_audited
 
 
 def draw_modules(
