@@ -123,8 +123,8 @@ def train(**options: Any) -> None:
     help="How a product is computed: a graph that is kept, or rebuilt each time, jvp of the gradient, exact chunks of rows. "
     "auto: the fastest that fits in memory. Where the way asked for does not fit, a leaner one is taken.",
 )
-@click.option("--rows", type=click.IntRange(min=1), help="Rows of a batch that the network sees at once; exact, for any batch size.")
-@click.option("--max-memory", type=_Size(), help="What products may take, such as 4GiB. Default: three quarters of what is free.")
+@click.option("--rows", type=click.IntRange(min=1), help="Rows of a batch that the network sees at once; exact.")
+@click.option("--max-memory", type=_Size(), help="What products may take, such as 4GiB. Default: what is free.")
 @click.option("--max-basis-memory", type=_Size(), help="What Krylov vectors may take; Lanczos restarts within it.")
 @click.option("--recycle", is_flag=True, help="Start from the last batch's eigenvectors: fewer products, no density.")
 @click.option("--tf32", "allow_tf32", is_flag=True, help="Let a GPU round factors to 10 bits; recorded.")

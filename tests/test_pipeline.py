@@ -329,6 +329,93 @@ def _with_dropout(name, **options):
     return model
 
 
+# --- how products are computed ----------------------------------------------------------------------------------------
+
+
+def settings_in(output: Path) -> dict:
+    with SpectrumStore.open(output) as store:
+        return store.records("one", 0).settings
+
+
+@pytest.mark.parametrize(
+    "options, product, reason",
+    [
+        ([], "double backward, retained graph", "its graph fits in memory"),
+        (["--rows", 3], "double backward in chunks of rows of 3", "asked for"),
+        (["--product", "rebuilt"], "double backward, graph rebuilt for every product", "asked for"),
+        (["--product", "jvp", "--tf32"], "jvp of the gradient", "asked for"),
+    ],
+)
+def test_the_way_of_products_is_recorded_and_does_not_change_the_values(tmp_path, options, product, reason):
+    study = make_study(tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS, dtype="float64", tol=1e-6)
+    plain, output = tmp_path / "plain.h5", tmp_path / "spectra.h5"
+    assert invoke("spectra", study, "-o", plain).exit_code == 0
+    result = invoke("spectra", study, "-o", output, *options)
+    assert result.exit_code == 0, result.output
+    for key, values in stored(plain).items():
+        np.testing.assert_allclose(stored(output)[key], values, rtol=1e-9)
+    settings = settings_in(output)
+    # One choice for the series: records that differed would be stored as several.
+    assert settings["product"] == product and settings["product_choice"]["reason"] == reason
+    assert settings["product_choice"]["allow_tf32"] is ("--tf32" in options)
+
+
+def test_a_memory_limit_is_obeyed_by_taking_a_leaner_way(tmp_path):
+    study = make_study(tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS)
+    whole, lean = tmp_path / "whole.h5", tmp_path / "lean.h5"
+    assert invoke("spectra", study, "-o", whole).exit_code == 0
+    result = invoke("spectra", study, "-o", lean, "--max-memory", "1.2MB")
+    assert result.exit_code == 0, result.output
+    assert settings_in(lean)["product_choice"]["product"] == "rows"
+    for key, values in stored(whole).items():
+        np.testing.assert_allclose(stored(lean)[key], values, rtol=1e-3)
+
+
+def test_a_memory_limit_that_cannot_be_met_is_refused_before_anything_is_written(study, tmp_path):
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5", "--max-memory", "10kB")
+    assert_refused(result, "do not fit in memory", "rows of 1", "Allow or free more memory", output=tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize(
+    "options, fragment",
+    [
+        (["--max-memory", "plenty"], "not an amount of memory"),
+        (["--max-memory", "0"], "not an amount of memory"),
+        (["--rows", 0], "0 is not in the range"),
+        (["--product", "fast"], "'fast' is not one of"),
+        (["--product", "jvp", "--rows", 2], "takes none"),
+        (["--hvp", "finite-difference", "--rows", 2], "--rows"),
+        (["--method", "pyhessian", "--product", "jvp"], "--product"),
+    ],
+)
+def test_options_of_products_that_cannot_be_meant_are_refused(study, tmp_path, options, fragment):
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5", *options)
+    assert result.exit_code == 2 and fragment in result.stderr
+    assert not list(tmp_path.glob("out.h5*"))
+
+
+def test_memory_that_runs_out_in_one_batch_costs_no_batch(study, tmp_path, monkeypatch):
+    from landscape.curvature.products import RetainedGraph
+
+    multiply, counts = RetainedGraph._multiply, {"made": 0}
+
+    def run(self, rows, out):
+        counts["made"] += 1
+        if counts["made"] == 20:
+            raise MemoryError("short")
+        multiply(self, rows, out)
+
+    monkeypatch.setattr(RetainedGraph, "_multiply", run)
+    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
+    assert result.exit_code == 0 and "12 now" in result.stdout, result.output
+    monkeypatch.undo()
+    assert invoke("spectra", study, "-o", tmp_path / "plain.h5").exit_code == 0
+    for key, values in stored(tmp_path / "plain.h5").items():
+        np.testing.assert_allclose(stored(tmp_path / "spectra.h5")[key], values, rtol=1e-3)
+    # The batches before and after were computed in different ways, and the record says so.
+    assert set(settings_in(tmp_path / "spectra.h5")["product"]) == {"several"}
+
+
 def test_help_is_instant_because_torch_is_not_imported():
     code = "import sys; from landscape.cli import main\ntry:\n    main(['spectra', '--help'])\nexcept SystemExit:\n    pass\n"
     code += "assert not {'torch', 'numpy', 'h5py'} & set(sys.modules), 'heavy imports'"

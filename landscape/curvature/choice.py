@@ -29,8 +29,9 @@ from landscape.errors import MemoryLimitError
 _LADDER = ("retained", "rebuilt", "rows")
 PRODUCTS = ("auto", "retained", "rebuilt", "jvp", "rows")
 _TITLES = {way.name: way.title for way in (RetainedGraph, RebuiltGraph, TangentOfGradient, RowChunks, ReplayedGraph)}
-# Of the free memory that products may take; what is left is for what the count of a MemoryWatch does not see.
-_SHARE_OF_FREE = 0.75
+# Of the memory that is allowed or free, the share that tensors may take. On a CPU the C library's heap held up to 2.1 times what
+# lived in it (1.1 times where each tensor is mapped for itself), and running over is fatal; on a GPU it is an error.
+_SHARE = {"cpu": 0.5, "cuda": 0.9}
 # A first evaluation tells whether memory has to be watched at all: products took at most 4.6 times as much, and a few vectors.
 _AMPLE_EVALUATIONS, _AMPLE_VECTORS = 8, 16
 # Vectors in a block that is tried on a GPU.
@@ -61,7 +62,7 @@ class ProductChoice:
         rows: Rows in a chunk, for "rows".
         columns: Vectors multiplied by one pass.
         reason: Why this way.
-        limit: Bytes that were allowed, or three quarters of what was free.
+        limit: Bytes that tensors might take: half of what was allowed or free on a CPU, nine tenths on a GPU.
         held: Bytes of tensors that are kept between products, as counted; 0 where that was not counted.
         peak: The same at the peak of a product.
         trials: What was tried, in order.
@@ -117,7 +118,7 @@ class Multiplier:
             not measured again.
         rows: At most that many rows in a chunk; asks for row chunks.
         columns: Vectors multiplied by one pass; None for 1 on a CPU, and on a GPU for what is faster.
-        max_memory: Bytes that products may take beside the parameters; None for three quarters of what is free.
+        max_memory: Bytes that products may take beside the parameters; None for what is free.
 
     Attributes:
         choice: None before the first product.
@@ -146,8 +147,8 @@ class Multiplier:
         self._asked = "auto" if given is not None and self._given is None else asked
         self._max_rows = rows if self._given is None else self._given.rows
         self.columns = columns if self._given is None else self._given.columns
-        limit = max_memory or (given.limit if given is not None else 0) or int(_SHARE_OF_FREE * self._free)
-        self._watch = MemoryWatch(limit)
+        self._share = _SHARE.get(self._device.type, min(_SHARE.values()))
+        self._watch = MemoryWatch(int(self._share * (max_memory or self._free)))
         self._watches = self._given is None
         self._floor = _rank(self._asked)
         self._way: Product | None = None
@@ -164,7 +165,7 @@ class Multiplier:
             MemoryLimitError: If it does not fit.
         """
         if self._floor < _rank("rows"):
-            evaluated = self._guarded("retained", None, lambda: twice_evaluated(self._problem, self._watched), watched=False)
+            evaluated = self._guarded("retained", None, lambda: twice_evaluated(self._problem, self._guard), watched=False)
             if evaluated is not None:
                 self._gradients = evaluated.gradients if self._floor == 0 else None
                 return evaluated
@@ -177,12 +178,15 @@ class Multiplier:
                     return self._chunks.pop_evaluated()
         raise MemoryLimitError(self._nothing_fits())
 
-    def _watched(self) -> AbstractContextManager[Any]:
-        """The watch over memory, as long as it is not clear that there is plenty."""
+    def _guard(self) -> AbstractContextManager[Any]:
+        """The watch over the first evaluation, and over what comes after it unless there is plenty for that."""
         n = sum(leaf.numel() for leaf in self._problem.leaves.values())
         ample = _AMPLE_EVALUATIONS * self._watch.peak + _AMPLE_VECTORS * n * self._problem.like.element_size()
-        if self._watch.peak and self._way is None and not self._trials and ample < self._watch.limit:
+        if self._watch.peak and ample < self._watch.limit:
             self._watches = False
+        return self._watched()
+
+    def _watched(self) -> AbstractContextManager[Any]:
         return self._watch if self._watches else nullcontext()
 
     def multiply(self, rows: Float[Tensor, "k n"], out: Float[Tensor, "k n"]) -> None:
@@ -337,7 +341,7 @@ class Multiplier:
         else:
             self._floor = _rank(left.product) + 1
         self._watches = True
-        self._watch.limit = min(self._watch.limit, self._watch.live + int(_SHARE_OF_FREE * free_memory(self._device)))
+        self._watch.limit = min(self._watch.limit, self._watch.live + int(self._share * free_memory(self._device)))
 
     def _check_free(self) -> None:
         """On a CPU, where no allocation fails, see that what the next product takes is there, if it is a large part."""
@@ -361,7 +365,7 @@ class Multiplier:
             columns=self.columns or 1,
             allow_tf32=self._problem.allow_tf32,
             reason=self._reason(best, num_fitting) if given is None else given.reason,
-            limit=self._watch.limit,
+            limit=self._watch.limit if given is None else given.limit,
             held=self._watch.live if given is None else given.held,
             peak=best.peak if given is None else given.peak,
             trials=tuple(self._trials) if given is None else given.trials,
@@ -381,8 +385,8 @@ class Multiplier:
             f"{one.product}{f' of {one.rows}' if one.rows else ''} ({one.failure})" for one in self._trials if one.failure
         ]
         return (
-            f"Products with the Hessian do not fit in memory: {self._watch.limit / _MIB:.0f} MiB are allowed on the batch "
-            f"{describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. Allow or free more memory, "
+            f"Products with the Hessian do not fit in memory: {self._watch.limit / self._share / _MIB:.0f} MiB are allowed for the "
+            f"batch {describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. Allow or free more memory, "
             f"{'select fewer parameters, or take smaller batches' if self._problem.objective.rowwise else _OPAQUE}."
         )
 
