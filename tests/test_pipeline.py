@@ -360,13 +360,20 @@ def test_the_way_of_products_is_recorded_and_does_not_change_the_values(tmp_path
     assert settings["product_choice"]["allow_tf32"] is ("--tf32" in options)
 
 
-def test_a_memory_limit_is_obeyed_by_taking_a_leaner_way(tmp_path):
+def test_batches_whose_graph_does_not_fit_are_measured_in_chunks(tmp_path, monkeypatch):
+    from landscape.curvature import choice
+
+    def too_large(problem, guard):
+        raise MemoryError("short")
+
     study = make_study(tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS)
     whole, lean = tmp_path / "whole.h5", tmp_path / "lean.h5"
     assert invoke("spectra", study, "-o", whole).exit_code == 0
-    result = invoke("spectra", study, "-o", lean, "--max-memory", "1.2MB")
+    monkeypatch.setattr(choice, "twice_evaluated", too_large)
+    result = invoke("spectra", study, "-o", lean)
     assert result.exit_code == 0, result.output
-    assert settings_in(lean)["product_choice"]["product"] == "rows"
+    made = settings_in(lean)["product_choice"]
+    assert (made["product"], made["rows"]) == ("rows", 2) and "retained: does not fit in memory" in made["reason"]
     for key, values in stored(whole).items():
         np.testing.assert_allclose(stored(lean)[key], values, rtol=1e-3)
 
@@ -412,8 +419,8 @@ def test_memory_that_runs_out_in_one_batch_costs_no_batch(study, tmp_path, monke
     assert invoke("spectra", study, "-o", tmp_path / "plain.h5").exit_code == 0
     for key, values in stored(tmp_path / "plain.h5").items():
         np.testing.assert_allclose(stored(tmp_path / "spectra.h5")[key], values, rtol=1e-3)
-    # The batches before and after were computed in different ways, and the record says so.
-    assert set(settings_in(tmp_path / "spectra.h5")["product"]) == {"several"}
+    made = settings_in(tmp_path / "spectra.h5")["product_choice"]
+    assert made["product"] != "retained" and "retained: ran out of memory in a later product" in made["reason"]
 
 
 def test_help_is_instant_because_torch_is_not_imported():

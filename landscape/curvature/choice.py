@@ -385,9 +385,9 @@ class Multiplier:
             f"{one.product}{f' of {one.rows}' if one.rows else ''} ({one.failure})" for one in self._trials if one.failure
         ]
         return (
-            f"Products with the Hessian do not fit in memory: {self._watch.limit / self._share / _MIB:.0f} MiB are allowed for the "
-            f"batch {describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. Allow or free more memory, "
-            f"{'select fewer parameters, or take smaller batches' if self._problem.objective.rowwise else _OPAQUE}."
+            f"Products with the Hessian do not fit in memory: {self._watch.limit / self._share / _MIB:.0f} MiB are allowed "
+            f"for the batch {describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. Allow or "
+            f"free more memory, {'select fewer parameters, or take smaller batches' if self._problem.objective.rowwise else _OPAQUE}."
         )
 
 
