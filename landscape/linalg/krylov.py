@@ -133,6 +133,16 @@ class KrylovBasis:
         self.chain_starts.append(self.num_matvecs)
         return True
 
+    def lock(self, V: Float[Tensor, "n k"]) -> None:
+        """Keep the whole basis orthogonal to the columns of V as well; they are never multiplied.
+
+        Where they are eigenvectors, what is built is the Krylov space of the operator on their orthogonal complement.
+        """
+        for column in V.T:
+            w = column.clone()
+            self._orthogonalise(w)
+            self._append(w / norm(w))
+
     def expand(self) -> bool:
         """Multiply the first pending row by A, and queue the new direction behind the other chains.
 
