@@ -172,6 +172,37 @@ def spectra(
 
 
 @main.command()
+@click.argument("source", metavar="STORE_MANIFEST_OR_MODEL")
+@click.option("-o", "--output", required=True, type=_FILE, help="A .png, .pdf or .svg file.")
+@click.option("--epochs", type=_Epochs(), help="Panels, and what is measured of a manifest; default: all, and six of them drawn.")
+@click.option("--batches", "num_batches", default=1, show_default=True, type=click.IntRange(min=1), help="Mini-batches measured.")
+@click.option("--probes", "num_probes", default=2, show_default=True, type=click.IntRange(min=1), help="Random vectors a batch.")
+@click.option("--products", "num_matvecs", default=64, show_default=True, type=click.IntRange(min=1), help="Products a probe.")
+@click.option(
+    "--dense-limit", default=3000, show_default=True, type=click.IntRange(min=0), help="Parameters up to which it is exact too."
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the random vectors.")
+@click.option("--title", help="Heading of the figure; none by default.")
+@click.option("--unaudited", is_flag=True, help="Measure without an audit; the record and the figure are marked so.")
+@click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@click.option("--dry-run", is_flag=True, help="List what would be measured, then stop.")
+@_one_line_errors
+def density(source: str, output: Path, **options: Any) -> None:
+    """Draw the density of the whole spectrum, and say what it tells: estimates, each with its error.
+
+    Of a store, from the quadratures that `landscape spectra` kept: no product is spent. Of a manifest, or of a model by name with
+    random weights on OpenMoji pictures, it is measured with probes of its own and stored beside the figure as OUTPUT.h5, which
+    is drawn again as it is.
+    """
+    from landscape import pipeline
+
+    names = ("num_batches", "num_probes", "num_matvecs", "dense_limit", "seed")
+    settings = pipeline.DensitySettings(**{name: options.pop(name) for name in names})
+    for line in pipeline.density_of(source, output, settings, **options):
+        click.echo(line)
+
+
+@main.command()
 @click.argument("target", metavar="MANIFEST_OR_MODEL")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @_one_line_errors

@@ -7,6 +7,7 @@ Smoothing is a drawing decision and is made here: the stores keep the values the
 
 from landscape.figures.asinh_axis import AsinhAxis
 from landscape.figures.density import bandwidth, kernel_density
+from landscape.figures.density_panels import DensitySample, density_figure
 from landscape.figures.eigenvalue_panels import figure3
 from landscape.figures.loss_slices import loss_slice
 from landscape.figures.loss_surfaces import contour_levels, loss_contour, loss_surface_3d
@@ -17,6 +18,7 @@ from landscape.figures.style import MAX_SERIES, SUFFIXES, save_figure
 
 __all__ = [
     "AsinhAxis",
+    "DensitySample",
     "EigenvalueSample",
     "MAX_SERIES",
     "ModuleSample",
@@ -25,6 +27,7 @@ __all__ = [
     "SUFFIXES",
     "bandwidth",
     "contour_levels",
+    "density_figure",
     "epochs_to_draw",
     "figure3",
     "kernel_density",

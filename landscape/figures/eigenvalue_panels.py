@@ -14,7 +14,7 @@ import numpy as np
 from landscape.figures.eigenvalue_plan import Curve, Plan, footnote, make_plan
 from landscape.figures.samples import EigenvalueSample
 from landscape.figures.style import paper_style
-from landscape.figures.text import text_width, wrap
+from landscape.figures.text import STAMP_BOX, UNAUDITED, text_width, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ class _Page:
             title=wrap(title or "", width - 0.4, points=10),
             legend=legend,
             legend_columns=math.ceil(len(legend) / math.ceil(len(legend) / fitting)),
-            stamp="NOT AUDITED: nobody has checked that these are second derivatives of the whole model" * unaudited,
+            stamp=UNAUDITED * unaudited,
             note=wrap(footnote(plan), width - 0.1, points=6),
         )
 
@@ -303,5 +303,4 @@ def _write_around(fig: "Figure", plan: Plan, page: _Page, styles: _Styles) -> No
     for text, label in zip(legend.get_texts(), page.legend, strict=True):
         text.set(text=label, parse_math=False)
     if page.stamp:
-        box = {"boxstyle": "square,pad=0.25", "facecolor": "#FFE08A", "edgecolor": "black", "linewidth": 0.8}
-        fig.text(centre, down[0], page.stamp, ha="center", va="top", fontsize=6.5, weight="bold", bbox=box)
+        fig.text(centre, down[0], page.stamp, ha="center", va="top", fontsize=6.5, weight="bold", bbox=STAMP_BOX)

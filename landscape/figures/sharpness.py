@@ -13,6 +13,7 @@ from jaxtyping import Float
 from landscape.compare import METRICS, Comparison
 from landscape.figures.page import Page
 from landscape.figures.style import MAX_SERIES, paper_style
+from landscape.figures.text import UNAUDITED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 PANELS = {"lambda_max": True, "nep": False}
 # Narrower ranges hold too few round numbers for a logarithmic axis.
 _WIDE = 8.0
-_UNAUDITED = "NOT AUDITED: nobody has checked that these are second derivatives of the whole model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def sharpness(comparison: Comparison, *, title: str | None = None, unaudited: bo
     if len(comparison.series) > MAX_SERIES:
         raise ValueError(f"{len(comparison.series)} series, but more than {MAX_SERIES} lines in a panel cannot be told apart.")
     labels = tuple(comparison.label(one.name) for one in comparison.series)
-    heading = ". ".join(text for text in (title or "", _UNAUDITED if unaudited else "") if text)
+    heading = ". ".join(text for text in (title or "", UNAUDITED if unaudited else "") if text)
     with paper_style():
         page = Page(
             num_columns=len(metrics),

@@ -1,6 +1,10 @@
-"""How wide texts are in the font of the style, and lines that fit."""
+"""How wide texts are in the font of the style, lines that fit, and the stamp on figures of what was not audited."""
 
 import textwrap
+from typing import Any
+
+UNAUDITED = "NOT AUDITED: nobody has checked that these are second derivatives of the whole model"
+STAMP_BOX: dict[str, Any] = {"boxstyle": "square,pad=0.25", "facecolor": "#FFE08A", "edgecolor": "black", "linewidth": 0.8}
 
 
 def wrap(text: str, width: float, *, points: float) -> str:

@@ -16,7 +16,7 @@ from landscape.store import SpectrumStore, verdicts
 if TYPE_CHECKING:
     import torch
 
-    from landscape.curvature import AuditReport, Objective, Params
+    from landscape.curvature import AuditReport, Batch, Objective, Params
     from landscape.manifest import HessianSettings
     from landscape.pipeline.subject import Subject
 
@@ -58,14 +58,26 @@ def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]
 
 
 def _audit_model(name: str, device: "torch.device") -> Audited:
-    from landscape.clip.image_text import curvature_batches, open_pairs
-    from landscape.clip.model import build_model, image_size_of, preprocess_for, tokenizer_for
     from landscape.clip.objectives import contrastive_objective
     from landscape.curvature import audit_objective
 
+    model, batches = model_on_openmoji(name, device, num_batches=1)
+    return Audited(f"{name}, random weights", audit_objective(contrastive_objective, model, batches[0]))
+
+
+def model_on_openmoji(name: str, device: "torch.device", *, num_batches: int) -> "tuple[torch.nn.Module, list[Batch]]":
+    """A model by its name with random weights of seed 0, and batches of OpenMoji pictures: what no manifest describes.
+
+    Raises:
+        LandscapeError: If there is no such model, or the pictures cannot be had.
+    """
+    from landscape.clip.image_text import curvature_batches, open_pairs
+    from landscape.clip.model import build_model, image_size_of, preprocess_for, tokenizer_for
+
     model = build_model(name, seed=0, device=device)
+    num_samples = num_batches * _PAIRS_PER_BATCH
     data = DataSettings(
-        source="openmoji", num_samples=_PAIRS_PER_BATCH, batch_size=_PAIRS_PER_BATCH, image_size=image_size_of(model)[0]
+        source="openmoji", num_samples=num_samples, batch_size=_PAIRS_PER_BATCH, image_size=image_size_of(model)[0]
     )
     batches = curvature_batches(
         open_pairs(data),
@@ -75,8 +87,7 @@ def _audit_model(name: str, device: "torch.device") -> Audited:
         transform=preprocess_for(model),
         tokenizer=tokenizer_for(name),
     )
-    batch = {key: value.to(device) for key, value in batches[0].items()}
-    return Audited(f"{name}, random weights", audit_objective(contrastive_objective, model, batch))
+    return model, [{key: value.to(device) for key, value in batches[i].items()} for i in range(num_batches)]
 
 
 def audit_subject(subject: "Subject", hessian: "HessianSettings") -> "AuditReport":

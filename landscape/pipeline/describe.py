@@ -5,7 +5,7 @@ from pathlib import Path
 from landscape.errors import LandscapeError
 from landscape.manifest import Manifest
 from landscape.store import describe as describe_store
-from landscape.store import describe_surface, is_store, is_surface
+from landscape.store import describe_densities, describe_surface, is_density_file, is_store, is_surface
 
 
 def describe(path: Path) -> list[str]:
@@ -18,6 +18,8 @@ def describe(path: Path) -> list[str]:
         return Manifest.load(path).describe()
     if path.is_file() and is_surface(path):
         return describe_surface(path)
+    if is_density_file(path):
+        return describe_densities(path)
     if is_store(path):
         return describe_store(path)
     if path.is_dir():

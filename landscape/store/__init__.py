@@ -1,5 +1,6 @@
 """SpectrumStore: HDF5 schema version 1; one atomic part per record; merge; resume; read. Imports no torch."""
 
+from landscape.store.densities import DensityRecord, describe_densities, is_density_file, read_densities, write_densities
 from landscape.store.describe import CheckpointSummary, describe, is_store, summarize
 from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
@@ -19,31 +20,36 @@ from landscape.store.verdicts import is_audited, verdicts
 from landscape.store.writer import SpectrumWriter
 
 __all__ = [
-    "SCHEMA_VERSION",
-    "UNIT",
     "CheckpointSummary",
+    "DensityRecord",
     "ModuleRecord",
     "ModuleTable",
     "Plan",
     "PlannedSeries",
     "Record",
     "RejectedPart",
+    "SCHEMA_VERSION",
     "SpectraTable",
     "SpectrumStore",
     "SpectrumWriter",
     "StoredSurface",
+    "UNIT",
     "axes_of",
     "check_same_request",
     "describe",
+    "describe_densities",
+    "describe_surface",
     "differing_setting",
     "is_audited",
-    "describe_surface",
+    "is_density_file",
     "is_store",
     "is_surface",
     "parts_folder",
+    "read_densities",
     "read_surface",
     "summarize",
     "task_key",
     "verdicts",
+    "write_densities",
     "write_surface",
 ]

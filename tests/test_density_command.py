@@ -1,0 +1,179 @@
+"""`landscape density`: the figure, the file behind it, and the numbers it prints, held against dense Hessians."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from spectra_study import NUM_BATCHES, make_study
+from test_pipeline import invoke
+
+from landscape.errors import StoreError
+from landscape.figures import DensitySample, density_figure
+from landscape.linalg import DenseOperator, density
+from landscape.pipeline.density import spectral_density
+from landscape.store import DensityRecord, read_densities, write_densities
+
+PATTERNS = ["visual.ln_*", "visual.proj", "visual.class_embedding", "logit_scale"]
+QUICK = ("--probes", "1", "--products", "12")
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path, epochs=(0, 1), names=("one",), parameters=PATTERNS, dtype="float64")
+
+
+def sample(series="one", epoch=0, *, values=None, dense=True, seed=0):
+    values = np.r_[50, 20, -10, np.random.default_rng(seed).standard_normal(60)] if values is None else values
+    operator = DenseOperator(torch.diag(torch.from_numpy(values)))
+    found = density(operator, num_probes=1, num_matvecs=15, num_deflation=10, seed=seed)
+    return DensitySample(series, f"Model {series}", epoch, found, values[None] if dense else None)
+
+
+def curve(ax, label):
+    (line,) = [line for line in ax.lines if line.get_label() == label]
+    return np.asarray(line.get_xdata()), np.nan_to_num(np.asarray(line.get_ydata()))
+
+
+def test_a_manifest_is_measured_drawn_and_stored_with_the_exact_spectrum(study, tmp_path):
+    output = tmp_path / "density.svg"
+    result = invoke("density", study, "-o", output, "--batches", 2, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "estimated negative share" in result.stdout and "certified: at least" in result.stdout
+    assert output.read_text().startswith("<?xml") and "NOT AUDITED" not in output.read_text()
+    records = read_densities(tmp_path / "density.h5")
+    assert [(one.series, one.epoch, one.audited) for one in records] == [("one", 0, True), ("one", 1, True)]
+    for record in records:
+        found = spectral_density(record)
+        assert record.dense_eigenvalues.shape == (2, record.n) and found.num_operators == 2
+        exact = record.dense_eigenvalues
+        # The two batches are the whole here, so their spread is no error.
+        trace = found.trace()
+        assert abs(trace.value - exact.sum(axis=1).mean()) <= 3 * trace.probe_error + (trace.high - trace.low)
+        assert (record.num_negative <= (exact < 0).sum(axis=1)).all()
+        assert 0 < record.orthogonality_defect < 1e-12
+
+
+def test_what_is_stored_is_not_measured_again_and_other_settings_are(study, tmp_path):
+    output, target = tmp_path / "density.svg", tmp_path / "density.h5"
+    dry = invoke("density", study, "-o", output, *QUICK, "--dry-run")
+    assert dry.exit_code == 0 and "to measure: one epoch 1" in dry.stdout and not target.exists()
+    assert invoke("density", study, "-o", output, *QUICK, "--epochs", 0, "--dense-limit", 0).exit_code == 0
+    before = read_densities(target)[0]
+    assert before.dense_eigenvalues.size == 0
+    again = invoke("density", study, "-o", output, *QUICK, "--dense-limit", 0, "--dry-run")
+    assert "0: 1 of 2" in again.stdout.replace("density.h5", "0") and "epoch 0" not in again.stdout
+    bytes_before = target.read_bytes()
+    assert invoke("density", study, "-o", output, *QUICK, "--epochs", 0, "--dense-limit", 0).exit_code == 0
+    assert target.read_bytes() == bytes_before
+    other = invoke("density", study, "-o", output, *QUICK, "--seed", 1, "--dry-run")
+    assert "to measure: one epoch 0" in other.stdout
+    lines = invoke("info", target).stdout
+    assert "densities, schema version 1" in lines and "one epoch 0" in lines
+    redrawn = invoke("density", target, "-o", tmp_path / "again.svg")
+    assert redrawn.exit_code == 0 and (tmp_path / "again.svg").exists()
+
+
+def test_a_store_is_drawn_from_the_quadratures_that_it_keeps(study, tmp_path):
+    store = tmp_path / "spectra.h5"
+    assert invoke("spectra", study, "-o", store).exit_code == 0
+    before = store.read_bytes()
+    result = invoke("density", store, "-o", tmp_path / "figure.svg")
+    assert result.exit_code == 0, result.output
+    assert store.read_bytes() == before and not (tmp_path / "figure.h5").exists()
+    assert f"{NUM_BATCHES} batches, {NUM_BATCHES} probes" in result.stdout and "batches" in result.stdout
+    assert re.search(r"certified: at least \d+", result.stdout)
+
+
+def test_power_iteration_leaves_no_density_and_says_so(study, tmp_path):
+    store = tmp_path / "spectra.h5"
+    assert invoke("spectra", study, "-o", store, "--method", "power").exit_code == 0
+    result = invoke("density", store, "-o", tmp_path / "figure.svg")
+    assert result.exit_code == 2 and "lanczos" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_wrong_input_exits_with_2_in_one_line(study, tmp_path):
+    (tmp_path / "text.txt").write_text("no store")
+    (tmp_path / "other.h5").write_text("not densities")
+    for source, output, *more in (
+        (tmp_path / "text.txt", tmp_path / "a.png"),
+        ("no_such_model", tmp_path / "b.png"),
+        (study, tmp_path / "other.png"),
+        (study, tmp_path / "c.png", "--batches", NUM_BATCHES + 1),
+        (study, tmp_path / "d.png", "--epochs", 7),
+        (tmp_path / "missing.h5", tmp_path / "e.png"),
+    ):
+        result = invoke("density", source, "-o", output, *more)
+        assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
+    assert (tmp_path / "other.h5").read_text() == "not densities"
+
+
+def test_unaudited_densities_stamp_their_figure(study, tmp_path):
+    output = tmp_path / "density.svg"
+    assert invoke("density", study, "-o", output, *QUICK, "--epochs", 0, "--unaudited").exit_code == 0
+    assert "NOT AUDITED" in output.read_text()
+    assert not read_densities(tmp_path / "density.h5")[0].audited
+
+
+def test_a_record_survives_the_file_whole_and_a_wrong_version_is_refused(tmp_path):
+    found = sample().density
+    arrays = {name: getattr(found, name).numpy() for name in ("nodes", "weights", "operators", "remainders")}
+    arrays |= {name: getattr(found, name).numpy() for name in ("exact", "exact_residuals", "num_zeros")}
+    facts = {"series": "a", "label": "A", "model": "m", "epoch": 3, "n": found.n, "checkpoint_sha256": "", "audited": True}
+    record = DensityRecord(settings={"seed": 1}, resolution=found.resolution, rounding=found.rounding, **facts, **arrays)
+    path = tmp_path / "density.h5"
+    write_densities(path, [record])
+    (back,) = read_densities(path)
+    assert back.matches(checkpoint_sha256="", settings={"seed": 1}) and not back.matches(checkpoint_sha256="", settings={})
+    assert repr(spectral_density(back).trace()) == repr(found.trace())
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        file.attrs["density_schema_version"] = 2
+    with pytest.raises(StoreError, match="schema version 2"):
+        read_densities(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(StoreError):
+        read_densities(path)
+
+
+def test_every_curve_encloses_area_one_on_the_axis_that_is_drawn():
+    fig = density_figure([sample("one"), sample("two", seed=1), sample("one", 5, seed=2)])
+    panels = [ax for ax in fig.axes if ax.axison]
+    assert [ax.get_title(loc="left") for ax in panels] == ["Initialisation", "Epoch 5"]
+    width = float(re.search(r"/ ([\d.e+-]+)\)", fig.get_supxlabel()).group(1))
+    for ax, labels in zip(panels, (("Model one", "Model two"), ("Model one",))):
+        assert ax.get_yscale() == "log" and ax.get_xscale() == "asinh"
+        for label in labels:
+            x, y = curve(ax, label)
+            # The curve ends where it meets the axis, at a tenth of the height of one of the 63 eigenvalues.
+            assert np.trapezoid(y, np.arcsinh(x / width)) == pytest.approx(1, abs=0.02)
+            bands = [patch for patch in ax.collections if patch.get_label() == "band"]
+            assert len(bands) == len(labels)
+
+
+def test_the_exact_spectrum_stands_behind_its_curve_only_where_it_is_known():
+    fig = density_figure([sample("one"), sample("two", dense=False)])
+    exact = [patch for patch in fig.axes[0].collections if patch.get_label() == "exact"]
+    assert len(exact) == 1 and exact[0].get_zorder() < min(line.get_zorder() for line in fig.axes[0].lines[1:])
+    assert "Grey: the exact spectrum" in " ".join(text.get_text().replace("\n", " ") for text in fig.texts)
+    assert not [patch for patch in density_figure([sample(dense=False)]).axes[0].collections if patch.get_label() == "exact"]
+
+
+def test_the_note_states_the_kernel_the_band_and_the_number_of_probes():
+    fig = density_figure([sample()], width=0.25)
+    note = " ".join(" ".join(text.get_text().split()) for text in fig.texts)
+    for fragment in ("63 eigenvalues", "width 0.25", "2 standard errors", "random probes"):
+        assert fragment in note
+
+
+def test_a_wrong_figure_is_refused():
+    for samples, options in (
+        ([], {}),
+        ([sample(), sample()], {}),
+        ([sample()], {"epochs": [3]}),
+        ([sample()], {"width": 0.0}),
+        ([sample(f"s{i}") for i in range(9)], {}),
+    ):
+        with pytest.raises(ValueError):
+            density_figure(samples, **options)
