@@ -3,21 +3,24 @@
     python experiments/benchmark_scan.py --json scan.json
 
 Contenders: the Numba kernels, a scan of logarithmic depth in PyTorch, and the recurrence as a Python loop, which ordinary
-autograd differentiates. All take the same tensors, in float32. "gradient" is the value and its gradient in all inputs,
-"product" is one Hessian-vector product by double backward over a retained graph, as HessianOperator makes it. Every
+autograd differentiates. All take the same tensors, in float32. With a fixed random w, "gradient" is the value y and the
+gradient of <w, y> in all inputs, and "product" is one product with the Hessian of <w, y>, by double backward over a retained
+graph, as HessianOperator makes it; a loss with arithmetic of its own would add the same time to all contenders. Every
 contender does everything once before it is measured, so that compilation is not; then they take turns, and medians over
-the rounds are reported, because machines are noisy. Each lives in a process of its own: in a common one, the memory that
-the graph of the loop leaves behind is given back to the system on somebody else's time.
+the rounds are reported, because machines are noisy. Each lives in a process of its own, which keeps the memory that it
+frees: in a common one, or with glibc's defaults, memory is given back to the system and taken again on somebody else's time.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -28,6 +31,8 @@ from landscape.kernels import linear_scan, selective_scan
 
 # (batch, channels, states, length): a Mamba layer of a small picture, and a layer of VMamba at 224 pixels.
 SIZES = [(15, 192, 16, 64), (15, 384, 1, 784)]
+# glibc's names: hold on to freed memory, and serve arrays of up to 32 MiB from it.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 CONTENDERS = {"kernel": "cpu", "log depth": "log_depth", "loop": "reference"}
 
 
@@ -81,7 +86,7 @@ def tasks(run: Callable[[list[Tensor], str], Tensor], inputs: list[Tensor], back
     leaves = [x.clone().requires_grad_() for x in inputs]
     directions = [torch.randn_like(x) for x in inputs]
     weights = torch.randn_like(run(inputs, backend))
-    graph = torch.autograd.grad((run(leaves, backend).square() * weights).sum(), leaves, create_graph=True)
+    graph = torch.autograd.grad(run(leaves, backend), leaves, weights, create_graph=True)
 
     def forward() -> Tensor:
         with torch.no_grad():
@@ -106,6 +111,7 @@ def work(pipe: Connection, backend: str, scan: str, size: tuple[int, int, int, i
 
 
 def measure(scan: str, size: tuple[int, int, int, int], rounds: int, threads: int) -> Iterator[Row]:
+    os.environ.update(KEEP_MEMORY)
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     for name, backend in CONTENDERS.items():
@@ -146,8 +152,9 @@ def main() -> None:
     options = parser.parse_args()
     threads = options.threads or torch.get_num_threads()
     rows = [row for scan in SCANS for size in SIZES for row in measure(scan, size, options.rounds, threads)]
-    machine = {"torch": torch.__version__, "threads": threads, "processor": platform.machine()}
-    print(f"float32, medians of {options.rounds} alternating runs, {threads} threads, torch {torch.__version__}")
+    machine = {"torch": torch.__version__, "threads": threads, "cores": os.cpu_count(), "processor": platform.machine()}
+    header = f"{date.today()}, {platform.machine()} with {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
+    print(f"float32, medians of {options.rounds} alternating runs, {header}")
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=1))

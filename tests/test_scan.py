@@ -131,15 +131,17 @@ def test_every_nesting_of_modes_gives_the_hessian_of_double_backward(backend):
                 torch.testing.assert_close(found[i][j], truth[i][j], rtol=1e-10, atol=1e-12, msg=lambda m: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("outermost", [jacfwd, jacrev])
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("backend", FAST)
-def test_third_derivatives_equal_those_of_the_reference(backend):
-    a, b = random_pair(4)
+def test_third_derivatives_equal_those_of_the_reference(backend, reverse, outermost):
+    pair = torch.stack(random_pair(4))
 
     def third(backend: str) -> Tensor:
-        def loss(a: Tensor) -> Tensor:
-            return linear_scan(a, b, backend=backend).sin().sum()
+        def loss(pair: Tensor) -> Tensor:
+            return linear_scan(*pair, reverse=reverse, backend=backend).sin().sum()
 
-        return jacfwd(jacrev(jacrev(loss)))(a)
+        return outermost(jacrev(jacrev(loss)))(pair)
 
     torch.testing.assert_close(third(backend), third("reference"), rtol=1e-10, atol=1e-12)
 

@@ -1,8 +1,6 @@
-"""Numba kernel of the linear recurrence, and what every kernel of this room on the CPU shares: tiles and threads.
+"""The linear recurrence on the CPU, and the threads on which all kernels of this room run.
 
 Imported only when a scan runs on the CPU. A kernel is compiled once per dtype and cached on disk.
-Shapes: l = length; a tile holds `lanes` rows (16 in float32, 8 in float64) and some steps of several quantities,
-stored as tile[step, quantity, lane] so that one step of one quantity is one vector.
 """
 
 import os
@@ -15,59 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.kernels.lanes import VECTOR_BYTES, compiled, lane_count, load, splat, store, transpose
+from landscape.kernels import linear_kernels
 
 # Arithmetic steps below which waking a second thread costs more than it saves; about 100 microseconds of work.
 _SERIAL_WORK = 100_000
-# Steps of one tile; two quantities in and one out then fit a first-level cache of 32 KiB.
-_TILE_STEPS = 128
-
-
-@compiled
-def load_tile(source, start, length, rows, steps, tile, at, pitch):  # type: ignore[no-untyped-def]
-    """Copy source[start + i * length + t] to lane i of tile[at + t * pitch], zero in lanes beyond `rows`."""
-    lanes = lane_count(tile)
-    done = 0
-    if rows == lanes:
-        for t in range(0, steps - lanes + 1, lanes):
-            transpose(source, start + t, length, tile, at + t * pitch, pitch)
-            done = t + lanes
-    for i in range(lanes):
-        for t in range(done, steps):
-            tile[at + t * pitch + i] = source[start + i * length + t] if i < rows else tile.dtype.type(0)
-
-
-@compiled
-def store_tile(target, start, length, rows, steps, tile, at, pitch):  # type: ignore[no-untyped-def]
-    """The reverse of `load_tile`; lanes beyond `rows` are dropped."""
-    lanes = lane_count(tile)
-    done = 0
-    if rows == lanes:
-        for t in range(0, steps - lanes + 1, lanes):
-            transpose(tile, at + t * pitch, pitch, target, start + t, length)
-            done = t + lanes
-    for i in range(rows):
-        for t in range(done, steps):
-            target[start + i * length + t] = tile[at + t * pitch + i]
-
-
-@compiled
-def _linear_scan(first, last, tile, a, b, h, num_rows, length, reverse):  # type: ignore[no-untyped-def]
-    """h_t = a_t h_{t-1} + b_t for blocks `first` to `last` of `lanes` rows each."""
-    lanes = lane_count(tile)
-    for block in range(first, last):
-        rows = min(lanes, num_rows - block * lanes)
-        state = splat(tile.dtype.type(0))
-        for done in range(0, length, _TILE_STEPS):
-            steps = min(_TILE_STEPS, length - done)
-            start = block * lanes * length + (length - done - steps if reverse else done)
-            load_tile(a, start, length, rows, steps, tile, 0, 2 * lanes)
-            load_tile(b, start, length, rows, steps, tile, lanes, 2 * lanes)
-            for i in range(steps):
-                at = 2 * lanes * (steps - 1 - i if reverse else i)
-                state = load(tile, at) * state + load(tile, at + lanes)
-                store(tile, at, state)
-            store_tile(h, start, length, rows, steps, tile, 0, 2 * lanes)
 
 
 @cache
@@ -107,13 +56,27 @@ def flat(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().view(-1).numpy()
 
 
+def _by_rows(kernel: Callable[..., Any], inputs: tuple[Tensor, ...], num_outputs: int, reverse: bool) -> tuple[Tensor, ...]:
+    """Run a kernel of the linear recurrence along the last dimension of tensors of one shape."""
+    like = inputs[0]
+    outputs = tuple(torch.empty_like(like, memory_format=torch.contiguous_format) for _ in range(num_outputs))
+    length = like.shape[-1]
+    run(kernel, like.numel() // length, like.numel(), 0, like, *map(flat, (*inputs, *outputs)), length, reverse)
+    return outputs
+
+
 def linear_scan(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
     """h_t = a_t h_{t-1} + b_t along the last dimension of two tensors of one shape."""
-    h = torch.empty_like(b, memory_format=torch.contiguous_format)
-    length = b.shape[-1]
-    num_rows = b.numel() // length
-    lanes = VECTOR_BYTES // b.element_size()
-    tile_size = 2 * lanes * min(length, _TILE_STEPS)
-    blocks = -(-num_rows // lanes)
-    run(_linear_scan, blocks, b.numel(), tile_size, b, flat(a), flat(b), flat(h), num_rows, length, reverse)
-    return h
+    return _by_rows(linear_kernels.scan, (a, b), 1, reverse)[0]
+
+
+def linear_gradient(a: Tensor, h: Tensor, dh: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The gradient of <dh, h> in a and b, where h = linear_scan(a, b, reverse)."""
+    da, db = _by_rows(linear_kernels.gradient, (a, h, dh), 2, reverse)
+    return da, db
+
+
+def linear_product(a: Tensor, h: Tensor, g: Tensor, va: Tensor, vb: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of <va, da> + <vb, db> of `linear_gradient` in a, h and dh, where g = db."""
+    ua, uh, ud = _by_rows(linear_kernels.product, (a, h, g, va, vb), 3, reverse)
+    return ua, uh, ud

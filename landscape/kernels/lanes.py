@@ -33,7 +33,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     the name under which the machine code is stored carries a digest of this room.
     """
     function.__qualname__ += "_" + _SOURCES
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(_FLAGS)}
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:  # neither the package's folder nor the user's cache folder is writable

@@ -3,6 +3,8 @@
 Knows arrays, not networks; a kernel is imported when it first runs. Shapes: l = length; all other dimensions are independent.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,21 +28,45 @@ def _kernel(a: Tensor, b: Tensor, reverse: bool, backend: str) -> Tensor:
     return gpu.linear_scan(a, b, reverse)
 
 
-@_kernel.register_fake
-def _(a: Tensor, b: Tensor, reverse: bool, backend: str) -> Tensor:
-    return torch.empty_like(b, memory_format=torch.contiguous_format)
+@torch.library.custom_op("landscape::linear_gradient", mutates_args=())
+def _gradient_kernel(a: Tensor, h: Tensor, dh: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+    from landscape.kernels import cpu
+
+    return cpu.linear_gradient(a, h, dh, reverse)
 
 
-def _to_front(in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of one shape for each example, with the mapped dimension first, in all of them."""
-    moved = (x[None] if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims))
-    return torch.broadcast_tensors(*moved)
+@torch.library.custom_op("landscape::linear_product", mutates_args=())
+def _product_kernel(
+    a: Tensor, h: Tensor, g: Tensor, va: Tensor, vb: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    from landscape.kernels import cpu
+
+    return cpu.linear_product(a, h, g, va, vb, reverse)
 
 
-# torch.func.linearize records the operator itself, not the Function below.
-@_kernel.register_vmap
-def _(info: Any, in_dims: tuple, a: Tensor, b: Tensor, reverse: bool, backend: str) -> tuple[Tensor, int]:
-    return _kernel(*_to_front(in_dims, a, b), reverse, backend), 0
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_kernel.register_fake(lambda a, b, *_: _like(b))
+_gradient_kernel.register_fake(lambda a, *_: (_like(a), _like(a)))
+_product_kernel.register_fake(lambda a, *_: (_like(a), _like(a), _like(a)))
+
+
+def _mapped(call: Callable[..., Any], info: Any, in_dims: tuple, args: tuple) -> tuple[Any, Any]:
+    """The vmap rule of everything here: the mapped dimension goes to the front of all tensors."""
+    moved = [x[None] if dim is None else x.movedim(dim, 0) for x, dim in zip(args, in_dims) if isinstance(x, Tensor)]
+    outputs = call(*torch.broadcast_tensors(*moved), *args[len(moved) :])
+    return outputs, 0 if isinstance(outputs, Tensor) else (0,) * len(outputs)
+
+
+def _register_vmap(operator: Any) -> None:
+    operator.register_vmap(lambda info, in_dims, *args: _mapped(operator, info, in_dims, args))
+
+
+# torch.func.linearize records the operators themselves, not the Functions below.
+for _operator in (_kernel, _gradient_kernel, _product_kernel):
+    _register_vmap(_operator)
 
 
 def _shift(x: Tensor, later: bool) -> Tensor:
@@ -49,7 +75,7 @@ def _shift(x: Tensor, later: bool) -> Tensor:
 
 
 class _LinearScan(torch.autograd.Function):
-    """The recurrence with derivatives that are made of the same function, hence have derivatives themselves."""
+    """h(a, b); called with a, b, reverse and the back end."""
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, reverse: bool, backend: str) -> Tensor:
@@ -67,10 +93,10 @@ class _LinearScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        # The adjoint runs the other way: g_t = dh_t + a_{t+1} g_{t+1}, and then da_t = g_t h_{t-1}.
         a, h = ctx.saved_tensors
-        g = _LinearScan.apply(_shift(a, later=ctx.reverse), dh, not ctx.reverse, ctx.backend)
-        return g * _shift(h, later=not ctx.reverse), g, None, None
+        if ctx.backend == "cpu":
+            return (*_LinearGradient.apply(a, h, dh, ctx.reverse), None, None)
+        return (*_gradient(a, h, dh, ctx.reverse, ctx.backend), None, None)
 
     @staticmethod
     def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, *_: None) -> Tensor:
@@ -81,8 +107,82 @@ class _LinearScan(torch.autograd.Function):
             return _LinearScan.apply(a, source, ctx.reverse, ctx.backend)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, a: Tensor, b: Tensor, reverse: bool, backend: str) -> tuple[Tensor, int]:
-        return _LinearScan.apply(*_to_front(in_dims, a, b), reverse, backend), 0
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Tensor, int]:
+        return _mapped(_LinearScan.apply, info, in_dims, args)
+
+
+def _gradient(a: Tensor, h: Tensor, dh: Tensor, reverse: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """The gradient of <dh, h> in a and b. The adjoint runs the other way: g_t = dh_t + a_{t+1} g_{t+1}, da_t = g_t h_{t-1}."""
+    g = _LinearScan.apply(_shift(a, later=reverse), dh, not reverse, backend)
+    return g * _shift(h, later=not reverse), g
+
+
+class _LinearGradient(torch.autograd.Function):
+    """`_gradient` in one pass over memory on the CPU; called with a, h, dh and reverse."""
+
+    @staticmethod
+    def forward(a: Tensor, h: Tensor, dh: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+        return _gradient_kernel(a, h, dh, reverse)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        a, h, _, ctx.reverse = inputs
+        ctx.save_for_backward(a, h, output[1])
+        ctx.save_for_forward(a, h, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, va: Tensor, vb: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_LinearProduct.apply(*ctx.saved_tensors, va, vb, ctx.reverse), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
+        with forward_rule(ctx) as (a, h, g):
+            a_, h_, dh_ = (torch.zeros_like(g) if x is None else x for x in tangents[:3])
+            source = dh_ + _shift(a_, later=ctx.reverse) * _shift(g, later=ctx.reverse)
+            da_, g_ = _LinearGradient.apply(a, h, source, ctx.reverse)
+            return da_ + g * _shift(h_, later=not ctx.reverse), g_
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        return _mapped(_LinearGradient.apply, info, in_dims, args)
+
+
+class _LinearProduct(torch.autograd.Function):
+    """The derivatives of <va, da> + <vb, db> in a, h and dh, in one pass; called with a, h, g = db, va, vb and reverse.
+
+    They are k_{t-1} g_t, va_{t+1} g_{t+1} and k_t, where k is the scan of a and vb_t + va_t h_{t-1}.
+    """
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _product_kernel(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        saved = (*inputs[:4], output[2])
+        ctx.before, ctx.after = partial(_shift, later=not inputs[-1]), partial(_shift, later=inputs[-1])
+        ctx.reverse = inputs[-1]
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, xa: Tensor, xh: Tensor, xd: Tensor) -> tuple[Tensor | None, ...]:
+        (a, h, g, va, k), before, after = ctx.saved_tensors, ctx.before, ctx.after
+        xh = before(xh)
+        by_a, by_vb = _LinearGradient.apply(a, k, xd + after(xa * g), ctx.reverse)
+        return by_a, after(by_vb * va), xa * before(k) + xh * va, xh * g + by_vb * before(h), by_vb, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        with forward_rule(ctx) as (a, h, g, va, k):
+            a_, h_, g_, va_, vb_ = (torch.zeros_like(k) if x is None else x for x in tangents[:-1])
+            before, after = ctx.before, ctx.after
+            k_ = _LinearScan.apply(a, vb_ + va_ * before(h) + va * before(h_) + a_ * before(k), ctx.reverse, "cpu")
+            return before(k_) * g + before(k) * g_, after(va_ * g + va * g_), k_
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return _mapped(_LinearProduct.apply, info, in_dims, args)
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:

@@ -15,8 +15,8 @@ Quantities of a tile are vectors over channels.
 
 import math
 
-from landscape.kernels.cpu import load_tile, store_tile
 from landscape.kernels.lanes import compiled, exp2, lane_count, lane_sum, load, log1p_unit, splat, store, where_less
+from landscape.kernels.tiles import load_tile, store_tile
 
 # Quantities of one step in a tile: the forward kernel needs the first five, and running backwards has dy where it has y.
 U, DELTA, SLOPE, X, Y, DX, DDELTA, DECAY, KEPT = range(9)

@@ -6,7 +6,6 @@ direction: everything that a second derivative in either mode needs, one run for
 A name that ends in _ is the derivative along the direction q of the one without; the rest is as in selective_kernels.py.
 """
 
-from landscape.kernels.cpu import load_tile, store_tile
 from landscape.kernels.lanes import compiled, exp2, lane_count, lane_sum, load, splat, store
 from landscape.kernels.selective_kernels import (
     DDELTA,
@@ -25,6 +24,7 @@ from landscape.kernels.selective_kernels import (
     prepare,
     store_sums,
 )
+from landscape.kernels.tiles import load_tile, store_tile
 
 # Quantities of one step in a tile, after those of the gradient.
 TANGENT_QUANTITIES = GRADIENT_QUANTITIES + 9
