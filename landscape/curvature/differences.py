@@ -141,16 +141,17 @@ def judge_derivatives(
     size = float(derivative.norm())
     gradients: list[Params] = []
     losses: list[float] = []
-    unit = torch.finfo(point.dtype).eps
+    # Added to a size, so many units let a difference be off by as many units of the rounding of what was subtracted.
+    unit = torch.finfo(point.dtype).eps / (precision.steps[0] * precision.tolerance)
     first = second = None
     for step in precision.steps:
         ahead, behind = point.loss_and_gradient(direction, step), point.loss_and_gradient(direction, -step)
         losses.append((ahead[0] - behind[0]) / (2 * step))
         gradients.append({name: (ahead[1][name] - behind[1][name]) / (2 * step) for name in slope})
-        noise = 1e3 * unit * abs(ahead[0]) / precision.steps[0]
+        noise = 100 * unit * abs(ahead[0])
         first = _judge_number(float(derivative.sum()), losses, size=size + noise, tolerance=precision.tolerance)
         if product is not None:
-            rounding = {name: 1e2 * unit * float(piece.norm()) / precision.steps[0] for name, piece in slope.items()}
+            rounding = {name: 10 * unit * float(piece.norm()) for name, piece in slope.items()}
             second = judge_blocks(product, gradients, rounding=rounding, tolerance=precision.tolerance)
         if first.verdict == "passed" and (second is None or second.verdict == "passed"):
             break
@@ -196,9 +197,6 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 class PlainProduct:
     """H v by double backward with no guard: what a tool that asks no questions computes.
 
-    Attributes:
-        without_graph: Names of parameters whose gradient is not zero and carries no graph.
-
     Raises:
         RuntimeError: What PyTorch raises where it refuses.
     """
@@ -214,11 +212,6 @@ class PlainProduct:
             pieces = torch.autograd.grad(loss, list(self._leaves.values()), seed, create_graph=True, allow_unused=True)
         gradients = dict(zip(self._leaves, pieces))
         self._attached = {name: piece for name, piece in gradients.items() if piece is not None and piece.requires_grad}
-        self.without_graph = tuple(
-            name
-            for name, piece in gradients.items()
-            if piece is not None and name not in self._attached and torch.count_nonzero(piece)
-        )
 
     def __call__(self, direction: Params) -> Params:
         """In scaled coordinates."""

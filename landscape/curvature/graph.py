@@ -177,8 +177,7 @@ def _refuse_known_nodes(nodes: list[Node], timeline: ModuleTimeline) -> None:
 
 def _refuse_bypassed_parameters(nodes: list[Node], params: Params, module: nn.Module) -> None:
     """A parameter under study was replaced, so the model's own tensor of that name must not be in the graph."""
-    own = ((name, tensor) for name, tensor in module.named_parameters() if name in params)
-    replaced = {id(tensor): name for name, tensor in own if tensor is not params[name]}
+    replaced = {id(tensor): name for name, tensor in module.named_parameters() if name in params}
     for node in nodes:
         name = replaced.get(id(getattr(node, "variable", None)))
         if name is not None:
@@ -196,9 +195,9 @@ def _inspect(
     going_out: tuple[Any, ...],
     coming_in: tuple[Any, ...],
 ) -> None:
-    """Judge one backward pass by the gradients that it returned; the first fault found is the one to report."""
+    """Judge one backward pass by the gradients that it returned, and add what is wrong with it to `faults`."""
     for gradient in going_out:
-        if gradient is None or faults:
+        if gradient is None:
             continue
         if gradient.layout != torch.strided:
             faults.append(
@@ -250,8 +249,6 @@ def no_checkpointing() -> Iterator[None]:
 _EXPLANATIONS = {
     "derivative for": "an operation of the loss has no second derivative in PyTorch. Replace it by one that has",
     "double backward": "an operation of the loss has no second derivative. Replace it, or do not compile the model",
-    "differentiate twice": "an operation of the loss refuses a second derivative. Replace it by one that has it",
-    "not compatible with .grad()": "the loss uses reentrant gradient checkpointing. Switch it off",
     "modified by an inplace operation": (
         "a tensor that the loss was computed from, such as the batch, was changed in place after the operator was built. "
         "Build it on a copy"

@@ -1,0 +1,72 @@
+"""What is found in the autograd graph of a loss: messages, names of modules, and nothing left behind."""
+
+import pytest
+import torch
+from test_preconditions import OpaqueCube, mean_square, mlp, normal
+from torch import nn
+
+from landscape.curvature import graph, hessian
+from landscape.errors import ObjectiveError
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_a_compiled_model_is_refused_with_what_to_do():
+    def loss(model, batch):
+        return torch.compile(model, backend="aot_eager")(batch).square().mean()
+
+    operator = hessian(mlp(), loss, normal(5, 3))
+    with pytest.raises(ObjectiveError, match="no second derivative. Replace it, or do not compile the model"):
+        operator @ normal(operator.n)
+
+
+def test_a_batch_changed_in_place_is_named_as_the_cause():
+    batch = normal(5, 3)
+    operator = hessian(mlp(), mean_square, batch)
+    batch += 1
+    with pytest.raises(ObjectiveError, match="was changed in place after the operator was built"):
+        operator @ normal(operator.n)
+
+
+def test_a_part_that_raised_does_not_shift_the_names_of_those_after_it():
+    class Fragile(nn.Module):
+        def forward(self, x):
+            raise ValueError("not this time")
+
+    class Cubed(nn.Module):
+        def forward(self, x):
+            return OpaqueCube.apply(x)
+
+    class Cautious(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.fragile, self.cubed = nn.Linear(3, 4), Fragile(), Cubed()
+
+        def forward(self, x):
+            x = self.first(x)
+            try:
+                return self.fragile(x)
+            except ValueError:
+                return self.cubed(x)
+
+    with pytest.raises(ObjectiveError, match=r"^cubed \(Cubed\): "):
+        hessian(Cautious().double(), mean_square, normal(5, 3))
+
+
+def test_the_first_fault_behind_the_loss_is_the_one_that_is_named():
+    class Cubed(nn.Module):
+        def forward(self, x):
+            return OpaqueCube.apply(x)
+
+    model = nn.Sequential(nn.Linear(3, 4), Cubed(), nn.Linear(4, 4), Cubed()).double()
+    with pytest.raises(ObjectiveError, match=r"^3 \(Cubed\): "):
+        hessian(model, mean_square, normal(5, 3))
+
+
+def test_the_graph_is_inspected_once_and_not_in_every_product(monkeypatch):
+    inspected = []
+    judge = graph._left_the_graph
+    monkeypatch.setattr(graph, "_left_the_graph", lambda gradient: inspected.append(0) or judge(gradient))
+    operator = hessian(mlp(), mean_square, normal(5, 3))
+    before = len(inspected)
+    operator @ normal(operator.n)
+    assert 0 < before == len(inspected)
