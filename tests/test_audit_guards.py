@@ -6,6 +6,7 @@ from test_audit import Applies, FrozenSlopeSine, Noisy, mean_square, normal
 from torch import nn
 
 from landscape import audit
+from landscape.curvature import blame
 from landscape.curvature.audit import WHOLE
 from landscape.curvature.differences import PRECISION, Point, judge_blocks, judge_derivatives
 from landscape.curvature.objective import Objective
@@ -110,9 +111,28 @@ def test_a_steep_loss_with_little_curvature_is_not_accused_of_its_rounding():
     assert verdicts(report)["product"] == "passed", str(report)
 
 
-def test_products_that_are_zero_are_symmetric_and_their_differences_agree():
-    report = audit(nn.Linear(4, 2).double(), lambda model, batch: model(batch).sum(), normal(9, 4))
+@pytest.mark.parametrize("factor", [1.0, 0.0])
+def test_a_loss_without_curvature_or_of_zeros_passes(factor):
+    report = audit(nn.Linear(4, 2).double(), lambda model, batch: factor * model(batch).sum(), normal(9, 4))
     assert report.passed, str(report)
+
+
+def test_a_loss_that_is_random_in_its_value_alone_is_caught():
+    report = audit(nn.Linear(4, 2).double(), lambda model, batch: mean_square(model, batch) + torch.rand(()), normal(9, 4))
+    assert verdicts(report)["determinism"] == "failed"
+
+
+def test_a_loss_without_any_graph_is_off_by_all_of_its_derivatives():
+    report = audit(nn.Linear(4, 2).double(), lambda model, batch: mean_square(model, batch).detach(), normal(9, 4))
+    rows = {row.test: row for row in report.rows}
+    assert rows["gradient"].verdict == "failed" and rows["gradient"].error > 0.1, str(report)
+    # The gradient is zero wherever one looks, and so is the product.
+    assert rows["product"].error == 0, str(report)
+
+
+def test_a_block_that_the_product_misses_altogether_has_an_error_of_one():
+    outcome = judge_blocks({"w": double(0.0)}, [{"w": double(3.0)}] * 2, rounding={"w": 0.0}, tolerance=1e-4)
+    assert outcome.verdict == "failed" and outcome.error == pytest.approx(1, abs=1e-5)
 
 
 def test_where_the_derivative_cancels_along_a_direction_its_parts_set_the_scale():
@@ -122,3 +142,101 @@ def test_where_the_derivative_cancels_along_a_direction_its_parts_set_the_scale(
     direction = {"v": double(1.0), "w": double(1.0)}
     gradient, _ = judge_derivatives(point, direction, slope, None)
     assert gradient.verdict == "passed" and gradient.error < PRECISION[torch.float64].tolerance
+
+
+# --- the search for the module ----------------------------------------------------------------------------------------
+
+
+def faulty_beside(part, width=6):
+    """A model with a fault, so that the search begins, and a part that it must not accuse."""
+    return nn.Sequential(nn.Linear(4, width), part, Applies(FrozenSlopeSine.apply), nn.Linear(width, 2)).double()
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+class TakesIndices(nn.Module):
+    def forward(self, x, indices):
+        indices += 1
+        return x[:, indices % x.shape[1]]
+
+
+class GivesIndices(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = TakesIndices()
+
+    def forward(self, x):
+        return self.inner(x, torch.tensor([0, 2, 4, 1, 3, 5]))
+
+
+class ThreeParts(nn.Module):
+    """Real and complex, so that a complex tensor goes into the last two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.rotated = Applies(lambda z: z.mul_(1j))
+
+    def forward(self, x):
+        return self.rotated(torch.complex(x, x.square())).conj().imag
+
+
+@pytest.mark.parametrize(
+    "part", [nn.ReLU(inplace=True), Counting(), GivesIndices(), ThreeParts()], ids=lambda part: type(part).__name__
+)
+def test_a_healthy_part_that_writes_to_its_inputs_or_buffers_is_not_accused(part):
+    report = audit(faulty_beside(part), mean_square, normal(9, 4))
+    assert set(report.blamed) == {"2 (Applies)", WHOLE}, str(report)
+
+
+class Overwriting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Applies(FrozenSlopeSine.apply)
+
+    def forward(self, x):
+        y = self.inner(x)
+        x.data.zero_()
+        return y
+
+
+def test_inputs_are_recorded_as_they_were_when_the_part_was_called():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Applies(lambda x: x + 0), Overwriting(), nn.Linear(6, 2)).double()
+    assert "3.inner (Applies)" in audit(model, mean_square, normal(9, 4)).blamed
+
+
+def test_inputs_of_two_types_leave_the_search_to_the_parts_around():
+    class Masked(nn.Module):
+        def forward(self, x, mask):
+            return FrozenSlopeSine.apply(x) * mask
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.masked = Masked()
+
+        def forward(self, x):
+            return self.masked(x, torch.ones(6, dtype=torch.float32))
+
+    model = nn.Sequential(nn.Linear(4, 6), Outer(), nn.Linear(6, 2)).double()
+    assert "1 (Outer)" in audit(model, mean_square, normal(9, 4)).blamed
+
+
+def test_healthy_parts_are_not_searched_and_the_number_of_tests_is_bounded(monkeypatch):
+    tested = []
+    test = blame._test
+    monkeypatch.setattr(blame, "_test", lambda name, *args, **options: tested.append(name) or test(name, *args, **options))
+    healthy = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    assert not audit(faulty_beside(healthy), mean_square, normal(9, 4)).passed
+    assert tested == ["0", "1", "2", "3"]
+    monkeypatch.setattr(blame, "_MOST_TESTS", 2)
+    tested.clear()
+    assert audit(faulty_beside(healthy), mean_square, normal(9, 4)).blamed == (WHOLE,)
+    assert tested == ["0", "1"]

@@ -70,3 +70,11 @@ def test_the_graph_is_inspected_once_and_not_in_every_product(monkeypatch):
     before = len(inspected)
     operator @ normal(operator.n)
     assert 0 < before == len(inspected)
+
+
+def test_every_operation_is_visited_once_however_many_ways_lead_to_it():
+    x = torch.ones(3, requires_grad=True)
+    for _ in range(10):
+        x = x + x
+    # Ten additions, the sum, and the leaf.
+    assert len(list(graph._nodes(x.sum()))) == 12
