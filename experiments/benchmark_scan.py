@@ -134,13 +134,14 @@ def measure(scan: str, size: tuple[int, int, int, int], rounds: int, threads: in
 
 
 def table(rows: list[Row]) -> str:
-    names = f"{'scan':15} {'b, d, n, l':18} {'task':9} {'contender':10}"
-    lines = [f"{names} {'CPU ms':>9} {'wall ms':>9} {'loop / this: CPU':>17} {'wall':>7}"]
-    lines += [
-        f"{row.scan:15} {', '.join(map(str, row.size)):18} {row.task:9} {row.contender:10} {1e3 * row.cpu_seconds:9.2f} "
-        f"{1e3 * row.wall_seconds:9.2f} {row.cpu_speedup:17.1f} {row.wall_speedup:7.1f}"
-        for row in rows
-    ]
+    """One line for each task: CPU milliseconds of all contenders, and how many times faster than the others the kernel is."""
+    lines = [f"{'':37} {'CPU ms':^{10 * len(CONTENDERS)}} {'kernel is faster than':>24}"]
+    lines += [f"{'scan':15}{'b, d, n, l':17}{'task':9}{''.join(f'{name:>10}' for name in CONTENDERS)}{'log depth':>14}{'loop':>10}"]
+    for task in dict.fromkeys((row.scan, row.size, row.task) for row in rows):
+        times = {row.contender: row.cpu_seconds for row in rows if (row.scan, row.size, row.task) == task}
+        name = f"{task[0]:15}{', '.join(map(str, task[1])):17}{task[2]:9}"
+        ratios = times["log depth"] / times["kernel"], times["loop"] / times["kernel"]
+        lines += [f"{name}{''.join(f'{1e3 * times[name]:10.2f}' for name in CONTENDERS)}{ratios[0]:12.1f} x{ratios[1]:8.1f} x"]
     return "\n".join(lines)
 
 

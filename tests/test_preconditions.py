@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 from landscape.curvature import HessianOperator, Objective, check_twice_differentiable, gradient, hessian, select_parameters
 from landscape.curvature.graph import _REFUSED_NODES
@@ -62,6 +63,7 @@ RANDOM_OR_STATEFUL = {
     "timm's PatchDropout": (timm.layers.PatchDropout(0.5), r"active dropout \(prob=0.5\)"),
     "timm's DropBlock": (timm.layers.DropBlock2d(0.1), r"active dropout \(drop_prob=0.1\)"),
     "open_clip's PatchDropout": (PatchDropout(0.5), r"active dropout \(prob=0.5\)"),
+    "torchvision's StochasticDepth": (StochasticDepth(0.1, "row"), r"active dropout \(p=0.1\)"),
     "RReLU": (nn.RReLU(), "slopes at random"),
     "spectral norm": (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), "spectral norm in train mode"),
     "spectral norm by hook": (nn.utils.spectral_norm(nn.Linear(4, 4)), "spectral norm in train mode"),

@@ -293,7 +293,7 @@ def _without_decay(objective: Objective) -> Objective:
 def _named(refusal: str | None) -> str:
     """The part of the model that a message begins with, as in "blocks.1 (Scan): ..."."""
     where, colon, _ = (refusal or "").partition(": ")
-    return where if colon and len(where) < 200 and not where.startswith("The loss") else WHOLE
+    return where if colon and not where.startswith("The loss") else WHOLE
 
 
 def _verdict(passed: bool, reason: str) -> tuple[str, str]:

@@ -73,11 +73,10 @@ def _own_parameters(params: Params, name: str) -> Iterator[tuple[str, Tensor]]:
 
 def _recorded(model: nn.Module, point: Point) -> dict[int, _Call]:
     """The arguments with which each module is called first in an evaluation of the objective."""
-    parts = {id(part) for part in model.modules()}
     calls: dict[int, _Call] = {}
 
     def record(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if id(part) in parts and id(part) not in calls:
+        if id(part) not in calls:
             leaves, structure = tree_flatten((args, kwargs))
             copies = tuple(leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves)
             calls[id(part)] = _Call(copies, structure)
@@ -121,9 +120,10 @@ def _test(name: str, part: nn.Module, params: Params, call: _Call, *, seed: int)
         slope, again = (point.loss_and_gradient()[1] for _ in range(2))
     except RuntimeError:
         return Suspect(title, "gradient", Outcome(math.inf, "failed", ""))
-    change, size = float((flatten(slope) - flatten(again)).norm()), float(flatten(slope).norm())
-    if change > PRECISION[point.dtype].repeat * size:
-        return Suspect(title, "determinism", Outcome(change / size if size else math.inf, "failed", ""))
+    size = max(float(flatten(slope).norm()), torch.finfo(torch.float64).tiny)
+    change = float((flatten(slope) - flatten(again)).norm()) / size
+    if change > PRECISION[point.dtype].repeat:
+        return Suspect(title, "determinism", Outcome(change, "failed", ""))
     return _compared(title, point, point.random_direction(seeded(seed + 2)), slope)
 
 
