@@ -1,5 +1,8 @@
 """The thresholds of the audit: each is there for a case, and the case is here."""
 
+import copy
+import math
+
 import pytest
 import torch
 from test_audit import Applies, FrozenSlopeSine, Noisy, mean_square, normal
@@ -10,6 +13,7 @@ from landscape.curvature import blame
 from landscape.curvature.audit import WHOLE
 from landscape.curvature.differences import Point, asymmetry, judge_blocks, judge_derivatives
 from landscape.curvature.objective import Objective
+from landscape.errors import ObjectiveError
 
 
 def verdicts(report):
@@ -136,17 +140,19 @@ def test_a_block_that_the_product_misses_altogether_has_an_error_of_one():
 
 
 def test_where_the_derivative_cancels_along_a_direction_its_parts_set_the_scale():
-    # Derivatives 1 and -1, third derivatives -1 and -1: what is left of the difference is its truncation.
-    point = point_of(lambda v, w: (torch.sin(v - 1) - torch.sinh(w - 1)).sum(), v=double(1.0), w=double(1.0))
+    # Derivatives 1 and -1, and a value of 0: what is left of the difference is its truncation and rounding.
+    def loss(v, w):
+        return (torch.sin(v - 0.5) / math.cos(0.5) - torch.exp(w - 1) + 1 - math.tan(0.5)).sum()
+
+    point = point_of(loss, v=double(1.0), w=double(1.0))
     gradient, _ = judge_derivatives(point, {"v": double(1.0), "w": double(1.0)}, {"v": double(1.0), "w": double(-1.0)}, None)
     assert gradient.verdict == "passed"
 
 
-def test_a_tensor_of_zeros_is_moved_far_enough_to_be_judged():
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+def test_a_tensor_of_zeros_is_moved_far_enough_for_a_fault_to_show():
+    model = nn.Sequential(nn.Linear(4, 6), Applies(FrozenSlopeSine.apply), nn.Linear(6, 2)).double()
     nn.init.zeros_(model[0].bias)
-    report = audit(model, mean_square, normal(9, 4), parameters="0.bias")
-    assert report.passed and report.worst_error < 1e-4, str(report)
+    assert verdicts(audit(model, mean_square, normal(9, 4), parameters="0.bias"))["product"] == "failed"
 
 
 def test_the_asymmetry_is_that_of_the_bilinear_forms_of_two_directions():
@@ -158,6 +164,28 @@ def test_the_asymmetry_is_that_of_the_bilinear_forms_of_two_directions():
 def test_a_random_loss_is_tested_no_further():
     report = audit(nn.Sequential(nn.Linear(4, 2), Noisy()).double(), mean_square, normal(9, 4))
     assert set(verdicts(report)) == {"determinism", "graph"}
+
+
+def test_a_second_derivative_that_is_lost_in_the_models_own_type_alone_is_caught():
+    def sine(x):
+        return FrozenSlopeSine.apply(x) if x.dtype == torch.float32 else x.sin()
+
+    report = audit(nn.Sequential(nn.Linear(4, 6), Applies(sine), nn.Linear(6, 2)), mean_square, normal(9, 4, dtype=torch.float32))
+    assert verdicts(report)["precision"] == "failed" and verdicts(report)["product"] == "passed", str(report)
+
+
+def test_parameters_in_half_precision_and_autocast_are_refused():
+    model, batch = nn.Linear(4, 2), normal(9, 4, dtype=torch.float32)
+    with pytest.raises(ObjectiveError, match="is in torch.bfloat16"):
+        audit(copy.deepcopy(model).bfloat16(), mean_square, batch.bfloat16())
+    with torch.autocast("cpu"), pytest.raises(ObjectiveError, match="autocast is enabled"):
+        audit(model, mean_square, batch)
+
+
+def test_a_random_model_leaves_the_random_state_alone():
+    model, state = nn.Sequential(nn.Linear(4, 2), Noisy()).double(), torch.get_rng_state()
+    audit(model, mean_square, normal(9, 4))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # --- the search for the module ----------------------------------------------------------------------------------------
