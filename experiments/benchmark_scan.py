@@ -136,7 +136,8 @@ def measure(scan: str, size: tuple[int, int, int, int], rounds: int, threads: in
 def table(rows: list[Row]) -> str:
     """One line for each task: CPU milliseconds of all contenders, and how many times faster than the others the kernel is."""
     lines = [f"{'':37} {'CPU ms':^{10 * len(CONTENDERS)}} {'kernel is faster than':>24}"]
-    lines += [f"{'scan':15}{'b, d, n, l':17}{'task':9}{''.join(f'{name:>10}' for name in CONTENDERS)}{'log depth':>14}{'loop':>10}"]
+    names = "".join(f"{name:>10}" for name in CONTENDERS)
+    lines += [f"{'scan':15}{'b, d, n, l':17}{'task':9}{names}{'log depth':>14}{'loop':>10}"]
     for task in dict.fromkeys((row.scan, row.size, row.task) for row in rows):
         times = {row.contender: row.cpu_seconds for row in rows if (row.scan, row.size, row.task) == task}
         name = f"{task[0]:15}{', '.join(map(str, task[1])):17}{task[2]:9}"

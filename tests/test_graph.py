@@ -10,13 +10,19 @@ from landscape.errors import ObjectiveError
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
-def test_a_compiled_model_is_refused_with_what_to_do():
+def test_a_compiled_model_has_no_double_backward_and_its_products_are_right_all_the_same():
+    model, batch = mlp(), normal(5, 3)
+
     def loss(model, batch):
         return torch.compile(model, backend="aot_eager")(batch).square().mean()
 
-    operator = hessian(mlp(), loss, normal(5, 3))
+    (slope,) = torch.autograd.grad(loss(model, batch), model[0].bias, create_graph=True)
     with pytest.raises(ObjectiveError, match="no second derivative. Replace it, or do not compile the model"):
-        operator @ normal(operator.n)
+        with graph.explained_errors():
+            torch.autograd.grad(slope.sum(), model[0].bias)
+    operator = hessian(model, loss, batch)
+    v = normal(operator.n)
+    torch.testing.assert_close(operator @ v, hessian(model, mean_square, batch) @ v, rtol=1e-10, atol=1e-12)
 
 
 def test_a_batch_changed_in_place_is_named_as_the_cause():
