@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.curvature.evaluation import Evaluated, Problem, twice_evaluated
-from landscape.curvature.memory import MemoryWatch, free_memory, is_out_of_memory
+from landscape.curvature.memory import MemoryWatch, forget_failed_backward, free_memory, is_out_of_memory
 from landscape.curvature.preconditions import describe_batch
 from landscape.curvature.products import Product, RebuiltGraph, ReplayedGraph, RetainedGraph, TangentOfGradient
 from landscape.curvature.row_chunks import RowChunks, count_rows
@@ -303,6 +303,7 @@ class Multiplier:
                 failure = str(error).partition("\n")[0][:300] or type(error).__name__
             else:
                 raise
+        forget_failed_backward(self._device)
         self._trials.append(Trial(product=name, rows=rows, failure=failure))
         return None
 
@@ -335,6 +336,7 @@ class Multiplier:
         left = self.choice
         self._trials.append(Trial(product=left.product, rows=left.rows, failure="ran out of memory in a later product"))
         self._way = self._given = None
+        forget_failed_backward(self._device)
         self._asked = "auto"
         if left.rows is not None and left.rows > 1:
             self._max_rows, self._floor = -(-left.rows // 2), _rank("rows")
@@ -386,8 +388,8 @@ class Multiplier:
         ]
         return (
             f"Products with the Hessian do not fit in memory: {self._watch.limit / self._share / _MIB:.0f} MiB are allowed "
-            f"for the batch {describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. Allow or "
-            f"free more memory, {'select fewer parameters, or take smaller batches' if self._problem.objective.rowwise else _OPAQUE}."
+            f"for the batch {describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. Allow or free more "
+            f"memory, {'select fewer parameters, or take smaller batches' if self._problem.objective.rowwise else _OPAQUE}."
         )
 
 

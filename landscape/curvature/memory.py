@@ -95,6 +95,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(fragment in str(error) for fragment in _OUT_OF_MEMORY)
 
 
+def forget_failed_backward(device: torch.device) -> None:
+    """Let go of what a backward pass held when it was stopped by an error.
+
+    Its operations that were ready to run stay in the queue of this thread, and with them the graph, until another pass.
+    Nothing in Python holds them. Seen in torch 2.14.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = torch.zeros(1, device=device, requires_grad=True)
+        torch.autograd.grad(leaf.sin(), leaf)
+
+
 class MemoryWatch(TorchDispatchMode):
     """Counts the bytes of the tensors that are made while it is active, for as long as they live; stops at a limit.
 
