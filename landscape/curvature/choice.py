@@ -29,9 +29,9 @@ from landscape.errors import MemoryLimitError
 _LADDER = ("retained", "rebuilt", "rows")
 PRODUCTS = ("auto", "retained", "rebuilt", "jvp", "rows")
 _TITLES = {way.name: way.title for way in (RetainedGraph, RebuiltGraph, TangentOfGradient, RowChunks, ReplayedGraph)}
-# Of the memory that is allowed or free, the share that tensors may take. On a CPU the C library's heap held up to 2.1 times what
+# Of the memory that is allowed or free, the share that tensors may take. On a CPU the C library's heap held up to 2.4 times what
 # lived in it (1.1 times where each tensor is mapped for itself), and running over is fatal; on a GPU it is an error.
-_SHARE = {"cpu": 0.5, "cuda": 0.9}
+_SHARE = {"cpu": 0.4, "cuda": 0.9}
 # A first evaluation tells whether memory has to be watched at all: products took at most 4.6 times as much, and a few vectors.
 _AMPLE_EVALUATIONS, _AMPLE_VECTORS = 8, 16
 # Vectors in a block that is tried on a GPU.
@@ -62,7 +62,8 @@ class ProductChoice:
         rows: Rows in a chunk, for "rows".
         columns: Vectors multiplied by one pass.
         reason: Why this way.
-        limit: Bytes that tensors might take: half of what was allowed or free on a CPU, nine tenths on a GPU.
+        limit: Bytes that tensors might take: two fifths of what was allowed or free on a CPU, nine tenths on a
+            GPU.
         held: Bytes of tensors that are kept between products, as counted; 0 where that was not counted.
         peak: The same at the peak of a product.
         trials: What was tried, in order.

@@ -51,7 +51,7 @@ class HessianOperator(SymmetricOperator):
             in blocks of 2, 2.9 in blocks of 5, at 0.6 M parameters), and on a GPU what is measured to be faster, as blocks pay
             where kernel launches rule. Memory grows with it.
         max_memory: Bytes that evaluations and products may take beside the parameters; None is what is free. On a CPU tensors
-            get half of it, because the heap that they live in may need the rest.
+            get two fifths of it, because the heap that they live in may need the rest.
         allow_tf32: Round the factors of matrix products and convolutions to 10 bits on a GPU that can.
 
     Attributes:

@@ -111,7 +111,7 @@ class MemoryWatch(TorchDispatchMode):
 
     May be entered again; what was made before still counts while it lives. Costs some 10 microseconds per operation.
     What a kernel takes for itself and gives back is not seen, nor what the heap wastes: the process took 1.06 to 1.1 times
-    the count where every tensor was mapped for itself, and up to 2.1 times with the C library's usual heap.
+    the count where every tensor was mapped for itself, and up to 2.4 times with the C library's usual heap.
 
     Args:
         limit: Bytes.
