@@ -62,7 +62,7 @@ def make_environment(folder: Path, peers: Sequence[Peer] = PEERS) -> Environment
     """Install what is not there yet. A peer that cannot be installed or imported is a failure, with the reason."""
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         inside = subprocess.check_output([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
         seen = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()])
         Path(inside.strip(), "packages_in_use.pth").write_text("".join(f"{path}\n" for path in seen))
@@ -81,7 +81,7 @@ def make_environment(folder: Path, peers: Sequence[Peer] = PEERS) -> Environment
 
 def _install(python: Path, peer: Peer, keep: Path) -> str:
     """Why it failed, or nothing."""
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
     with_dependencies = [*pip, "--constraint", str(keep), *(peer.needs or (() if peer.without else (peer.package,)))]
     return _run(with_dependencies) or (_run([*pip, "--no-deps", *peer.without]) if peer.without else "")
 

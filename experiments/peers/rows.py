@@ -1,8 +1,10 @@
 """One row per contender and setting: measured in a process of its own, judged in float64 once the clocks have stopped."""
 
 import importlib
+import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -68,15 +70,20 @@ class Row:
 
     @property
     def worst_residual(self) -> float:
-        return max(self.residuals, default=float("inf"))
+        return _worst(self.residuals)
 
     @property
     def worst_error(self) -> float:
-        return max(self.errors, default=float("inf"))
+        return _worst(self.errors)
 
     @property
     def is_right(self) -> bool:
-        return self.worst_residual <= TOL and self.worst_error <= TOL
+        return not self.failure and self.worst_residual <= TOL and self.worst_error <= TOL
+
+
+def _worst(numbers: Sequence[float]) -> float:
+    """The largest; infinite if there is none, or one is no number."""
+    return max((float("inf") if math.isnan(number) else number for number in numbers), default=float("inf"))
 
 
 def gradient_seconds(objective: Objective, params: Params, batch: Batch, rounds: int = 5) -> list[float]:
