@@ -3,6 +3,7 @@
 import importlib
 import math
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -141,6 +142,7 @@ def measure(case: Case, truth: Truth, contender: Contender, mode: str, settings:
     """One row, from a process of its own; what fails is a row with the reason."""
     head = {"model": case.model, "epoch": case.epoch, "contender": contender.name, "mode": mode, "settings": dict(settings)}
     arguments = {"case": asdict(case), "contender": contender.name, "settings": dict(settings)}
+    print(f"{case.model}, epoch {case.epoch}: {contender.name}, {mode} {dict(settings) or ''} ...", file=sys.stderr, flush=True)
     try:
         found = run_task("peers.rows.solve_task", arguments, python=python)
     except TaskFailed as error:

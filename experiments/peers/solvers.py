@@ -159,7 +159,7 @@ def _curvlinops(objective: Objective, params: Params, batch: Batch, settings: Se
         _Through(),
         list(module.parameters()),
         [(batch, torch.zeros(1))],
-        batch_size_fn=lambda batch: len(batch["image"]),
+        batch_size_fn=lambda _: 1,
         check_deterministic=check,
     )
     found = _by_arpack(lambda vector: operator @ torch.from_numpy(vector), operator.shape[0], options)
