@@ -24,7 +24,6 @@ exact one, against the densities of pyhessian and hessian-eigenthings.
 """
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -37,7 +36,7 @@ import torch
 from peers.density import compare_densities, density_table
 from peers.environment import Environment, make_environment
 from peers.problem import Case, save_batches, trained
-from peers.processes import run_task
+from peers.processes import run_task, write_json
 from peers.recycling import RecyclingRow, measure_recycling, recycling_table
 from peers.rows import Row, Truth, drive, measure
 from peers.solvers import CONTENDERS, Contender
@@ -133,7 +132,7 @@ def main() -> None:
             "recycling": [asdict(row) for row in recycled],
             "densities": [asdict(row) for row in densities],
         }
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        write_json(options.json, document)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ of this project. Batches are of 15 pairs unless they are what is varied; k = 5, 
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers.processes import peak_mebibytes, run_task
+from peers.processes import peak_mebibytes, run_task, write_json
 from peers.rows import gradient_seconds
 
 from landscape.curvature import HessianOperator
@@ -190,7 +189,7 @@ def main() -> None:
         print(table(title, results[title]), end="\n\n", flush=True)
     if options.json:
         document = {title: [asdict(row) for row in rows] for title, rows in results.items()}
-        options.json.write_text(json.dumps({"torch": torch.__version__, **document}, indent=1) + "\n")
+        write_json(options.json, {"torch": torch.__version__, **document})
 
 
 if __name__ == "__main__":

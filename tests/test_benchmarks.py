@@ -179,6 +179,17 @@ def test_a_task_in_a_process_of_its_own_returns_its_result_or_says_in_one_line_w
         processes.run_task("os.abort", {})
 
 
+def test_a_failed_run_is_valid_json(load, tmp_path):
+    row = _row(load, cpu_seconds=float("nan"), residuals=[1.0, float("inf")], failure="ImportError: no topopy")
+    load("peers.processes").write_json(tmp_path / "rows.json", {"rows": [asdict(row)]})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    (read,) = json.loads((tmp_path / "rows.json").read_text(), parse_constant=refuse)["rows"]
+    assert read["cpu_seconds"] is None and read["residuals"] == [1.0, None] and read["failure"] == row.failure
+
+
 def test_the_tables_show_who_failed_who_did_not_get_there_and_the_ratio_to_ours(load):
     tables, truth = load("peers.tables"), load("peers.rows").Truth(93, 1.0, [3.0, 2.0], 40, 8, 0.01)
     rows = [

@@ -79,7 +79,7 @@ def save_batches(run: Path, model: str, num_batches: int) -> Path:
 
 
 def load(case: Case, dtype: torch.dtype, index: int = 0) -> tuple[Objective, Params, Batch]:
-    """The contrastive loss of one batch by all parameters. To be evaluated under `plain_scan` where that is asked for."""
+    """The contrastive loss of one batch by all parameters. To be evaluated under `scan_backend`."""
     network = build_model(case.model, dtype=dtype)
     load_checkpoint(network, Path(case.checkpoint))
     objective, params = contrastive_objective(network)

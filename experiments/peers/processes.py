@@ -5,6 +5,7 @@ A task is the dotted name of a function of the folder experiments; its arguments
 
 import importlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -58,6 +59,19 @@ def reason(stderr: str, status: int) -> str:
     if status < 0:
         return f"killed by signal {-status}"
     return (named or lines or [f"exit status {status}"])[-1][:300]
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document; numbers that JSON does not know, such as those of a run that failed, become null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n")
 
 
 def peak_mebibytes() -> float:
