@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Problem
+from conftest import Problem, make_mlp_problem
 from matrices import Counting, wanted, with_spectrum
 from oracles import dense_hessian, relative_error
 
@@ -26,17 +26,23 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def single(mlp_problem: Problem) -> tuple[Any, ...]:
-    """The classifier of 93 parameters in float32, as every contender takes it."""
-    points, labels = mlp_problem.batch
-    problem = Problem(copy.deepcopy(mlp_problem.model).float(), mlp_problem.loss, (points.float(), labels), 0.0)
+def toy() -> Problem:
+    """A classifier of 93 parameters without an L2 term, the same whichever tests ran before."""
+    torch.manual_seed(0)
+    return replace(make_mlp_problem(), weight_decay=0.0)
+
+
+@pytest.fixture
+def single(toy: Problem) -> tuple[Any, ...]:
+    """The classifier in float32, as every contender takes it."""
+    points, labels = toy.batch
+    problem = replace(toy, model=copy.deepcopy(toy.model).float(), batch=(points.float(), labels))
     return problem.objective, problem.params, problem.batch
 
 
 @pytest.fixture
-def double(mlp_problem: Problem) -> tuple[Any, ...]:
-    problem = replace(mlp_problem, weight_decay=0.0)
-    return problem.objective, problem.params, problem.batch
+def double(toy: Problem) -> tuple[Any, ...]:
+    return toy.objective, toy.params, toy.batch
 
 
 def _top(matrix: torch.Tensor, k: int = 5) -> np.ndarray:
@@ -212,6 +218,20 @@ def test_a_row_that_is_precise_about_the_wrong_values_is_not_right(load):
     assert not _row(load, errors=[0.3]).is_right
     assert not _row(load, residuals=[1e-4, float("nan")]).is_right
     assert not _row(load, residuals=[], errors=[], failure="none").is_right
+
+
+def test_recycling_counts_the_products_of_both_starts_on_every_batch(load, monkeypatch, single):
+    recycling, problem = load("peers.recycling"), load("peers.problem")
+    seen = []
+    solve = recycling.eigsh
+    monkeypatch.setattr(recycling, "load", lambda case, dtype, index: single)
+    monkeypatch.setattr(recycling, "eigsh", lambda A, k, **options: seen.append(options.get("start")) or solve(A, k, **options))
+    row = recycling.recycling_task(asdict(problem.Case("toy", 0, "", "")), 3)
+    assert len(row["cold"]) == len(row["warm"]) == 3 and row["all_converged"]
+    # The same batch three times: once its vectors are known, they are of use, but for the first.
+    assert [start is None for start in seen] == [True, True, True, False, True, False]
+    assert row["warm"][0] == row["cold"][0] and max(row["warm"][1:]) <= row["cold"][0]
+    assert "(" in recycling.recycling_table([recycling.RecyclingRow(**row)]).splitlines()[2]
 
 
 def test_the_exact_spectrum_is_that_of_the_oracle_and_a_density_far_from_it_is_far(load, double):
