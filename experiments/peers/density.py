@@ -27,7 +27,7 @@ from torch.nn import functional as F
 import landscape
 from landscape.curvature import Batch, HessianOperator, Objective, Params, select_parameters
 
-STEPS = (10, 20, 40)
+STEPS = (10, 20, 40, 80)
 BUDGETS = (80, 160, 320)
 _WIDTHS = (16, 42, 42, 10)
 _NUM_POINTS, _TRAINING_STEPS = 200, 60
