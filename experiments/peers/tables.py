@@ -38,7 +38,7 @@ def architecture_table(truth: Truth, rows: Sequence[Row]) -> str:
         reached = "" if row.mode == "defaults" or row.worst_residual <= TOL else f"  its best, with {row.settings}"
         lines.append(
             f"{head} {row.products:8d} {row.cpu_seconds:7.2f} {row.gradients:9.1f} {row.peak_mebibytes:6.0f} "
-            f"{row.worst_residual:8.0e} {row.worst_error:8.0e} {_SAYS[row.says_converged]:>7} "
+            f"{row.worst_residual:8.1e} {row.worst_error:8.1e} {_SAYS[row.says_converged]:>7} "
             f"{_ratio(row.gradients / ours.gradients)} {_ratio(row.gradients / (2 * truth.krylov_products))}{reached}"
         )
     return "\n".join(lines)
