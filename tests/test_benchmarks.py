@@ -13,9 +13,11 @@ import torch
 from conftest import Problem, make_mlp_problem
 from matrices import Counting, wanted, with_spectrum
 from oracles import dense_hessian, relative_error
+from toy_clip import toy_pictures
 
 from landscape.curvature import HessianOperator
 from landscape.linalg import DenseOperator, seeded
+from landscape.towers import VMamba
 
 
 @pytest.fixture
@@ -143,6 +145,24 @@ def test_products_are_counted_as_the_backward_passes_that_were_made(load, single
         made.clear()
         found = solvers.solve(solvers.CONTENDERS[name], *single, solvers.CONTENDERS[name].defaults)
         assert found.products == sum(made) and found.says_converged is True
+
+
+def test_the_operations_that_jvp_of_jacrev_gets_compute_what_the_towers_compute(load):
+    tower = VMamba(dims=(4, 6), depths=(1, 1), gated=False, num_classes=0).double().eval()
+    pictures, params = toy_pictures(2), dict(tower.named_parameters())
+    ones = {name: torch.ones_like(tensor) for name, tensor in params.items()}
+
+    def loss(params: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(tower, params, (pictures,)).square().sum()
+
+    with load("peers.problem").scan_backend("reference"):
+        own = loss(params)
+        with load("peers.solvers")._for_jvp_of_jacrev():
+            torch.testing.assert_close(loss(params), own, rtol=1e-12, atol=0)
+            _, product = torch.func.jvp(torch.func.jacrev(loss), (params,), (ones,))
+        assert all(torch.isfinite(piece).all() for piece in product.values())
+        with pytest.raises((NotImplementedError, ValueError)):
+            torch.func.jvp(torch.func.jacrev(loss), (params,), (ones,))
 
 
 def _row(load: Any, **fields: Any) -> Any:

@@ -201,14 +201,14 @@ def density_table(rows: Sequence[DensityRow]) -> str:
     names, budgets = (list(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("tool", "products"))
     lines = [
         "1-Wasserstein distance to the exact spectrum of 2,950 eigenvalues, over the mean |eigenvalue|, ± a standard error",
-        f"{'':34}" + "".join(f"{f'{budget} products':>24}" for budget in budgets),
+        f"{'':34}" + "".join(f"{f'{budget} products':>26}" for budget in budgets),
     ]
     for name in names:
         cells = []
         for row in (row for row in rows if row.tool == name):
             if row.failure:
-                cells = [f"  failed: {row.failure}"]
+                cells = [f"  failed: {row.failure[:70]}"]
                 break
-            cells.append(f"{f'{row.distance:.3f} ± {row.standard_error:.3f} ({row.steps} steps)':>24}")
+            cells.append(f"{f'{row.distance:.3f} ± {row.standard_error:.3f} ({row.steps} steps)':>26}")
         lines.append(f"{name:34}" + "".join(cells))
     return "\n".join(lines)

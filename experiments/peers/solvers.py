@@ -1,15 +1,18 @@
 """The contenders, each helped to run: the loss as a module of the parameters under study, plain attention, one batch.
 
 Without that help none of the peers takes a contrastive loss of a CLIP model as it is. Where a peer has a switch that
-makes it faster here, it is on: landscaper keeps its graph (try_cache), curvlinops skips its check when it is driven.
+makes it faster here, it is on: landscaper keeps its graph (try_cache), curvlinops skips its check when it
+is driven, and gets operations that forward mode can pass.
 Shapes: n = number of parameters, k = number of eigenvalues.
 """
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -154,16 +157,37 @@ def _curvlinops(objective: Objective, params: Params, batch: Batch, settings: Se
     options = dict(settings)
     check = options.pop("check_deterministic", True)
     module = LossModule(objective, params)
-    operator = Counted(
-        module,
-        _Through(),
-        list(module.parameters()),
-        [(batch, torch.zeros(1))],
-        batch_size_fn=lambda _: 1,
-        check_deterministic=check,
-    )
-    found = _by_arpack(lambda vector: operator @ torch.from_numpy(vector), operator.shape[0], options)
+    with _for_jvp_of_jacrev():
+        operator = Counted(
+            module,
+            _Through(),
+            list(module.parameters()),
+            [(batch, torch.zeros(1))],
+            batch_size_fn=lambda _: 1,
+            check_deterministic=check,
+        )
+        found = _by_arpack(lambda vector: operator @ torch.from_numpy(vector), operator.shape[0], options)
     return Found(found.values, found.vectors, len(products), True)
+
+
+def _plain_silu(x: Tensor, inplace: bool = False) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def _plain_convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
+    return (nn.functional.conv1d if x.ndim == 3 else nn.functional.conv2d)(x, weight, bias, **geometry)
+
+
+@contextmanager
+def _for_jvp_of_jacrev() -> Iterator[None]:
+    """For as long as the context lasts, the Mamba towers run operations that this composition of derivatives can pass.
+
+    torch's SiLU has no forward derivative of its backward, and jacrev's vmap cannot pass the arguments of the towers' own
+    convolution; as two operations, and as torch's grouped convolution, they can.
+    """
+    towers = importlib.import_module("landscape.towers.convolution")
+    with mock.patch.object(nn.functional, "silu", _plain_silu), mock.patch.object(towers, "convolve", _plain_convolve):
+        yield
 
 
 def _landscaper(objective: Objective, params: Params, batch: Batch, settings: Settings) -> Found:
