@@ -5,6 +5,7 @@ in 99 % of 300 trials", up to three misses are let through.
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -330,3 +331,9 @@ def test_quadratures_need_owners_without_gaps():
         SpectralDensity.from_quadratures([], 5, dtype=torch.float64)
     with pytest.raises(ValueError, match="one dimension"):
         SpectralDensity.pooled([density(DenseOperator(torch.eye(n, dtype=torch.float64))) for n in (2, 3)])
+
+
+def test_a_density_prints_as_one_line_with_its_errors():
+    found = repr(density(with_spectrum(np.r_[-2.0, np.linspace(0.1, 1, 199)]), num_probes=2, num_matvecs=40, seed=0))
+    pattern = r"SpectralDensity\(n=200, \d+ probes, \d+ exact eigenvalues, trace \S+ ± .*negative share \S+ ± .*\)"
+    assert re.fullmatch(pattern, found)

@@ -140,6 +140,11 @@ class SpectralDensity:
     def num_operators(self) -> int:
         return len(self.num_zeros)
 
+    def __repr__(self) -> str:
+        operators = "" if self.num_operators == 1 else f" of {self.num_operators} operators"
+        counts = f"{self.num_probes} probes{operators}, {int(torch.isfinite(self.exact).sum())} exact eigenvalues"
+        return f"SpectralDensity(n={self.n}, {counts}, trace {self.trace()}, negative share {self.negative_share()})"
+
     def trace(self) -> Estimate:
         """Sum of all eigenvalues."""
         return self._sums(lambda x: x).estimate(open_low=self._slack, open_high=self._slack)
