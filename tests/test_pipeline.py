@@ -19,7 +19,7 @@ from landscape.clip.checkpoint import load_checkpoint, save_checkpoint
 from landscape.clip.image_text import curvature_batches, open_pairs
 from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.clip.objectives import contrastive_objective
-from landscape.errors import NumericalError
+from landscape.errors import NumericalError, ObjectiveError
 from landscape.manifest import Manifest
 from landscape.pipeline.plan import Task
 from landscape.store import SpectrumStore
@@ -187,6 +187,22 @@ def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_aga
     monkeypatch.undo()
     result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
     assert result.exit_code == 0 and "4 now, 8 before" in result.stdout
+
+
+def test_a_refused_loss_ends_the_run_only_while_nothing_has_worked():
+    from landscape.pipeline.measure import attempted
+
+    def refused():
+        raise ObjectiveError("no second\n derivative")
+
+    def overflowed():
+        raise NumericalError("not finite")
+
+    with pytest.raises(ObjectiveError):
+        attempted(refused, has_worked=False)
+    assert attempted(refused, has_worked=True) == "no second derivative"
+    assert attempted(overflowed, has_worked=False) == "not finite"
+    assert attempted(dict, has_worked=False) == {}
 
 
 def test_recycled_and_restarted_runs_find_the_same_values_and_say_how(tmp_path):

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from landscape.errors import LandscapeError, ManifestError, NumericalError, ObjectiveError
 from landscape.manifest import HessianSettings, Manifest
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from landscape.pipeline.subject import Subject
 
 Show = Callable[[str, int], None]
+_Result = TypeVar("_Result")
 _PRODUCTS = {"double-backward": "double backward, retained graph", "finite-difference": "central differences of gradients"}
 
 
@@ -180,20 +182,32 @@ def _measure_all(
         checkpoint_sha256 = subject.load(task.checkpoint).sha256
         show(f"{task.series.name} epoch {task.checkpoint.epoch}", 0)
         for batch in task.batches:
-            try:
-                record = _measure(manifest.hessian, task, subject, batch, checkpoint_sha256, how)
-            except (NumericalError, ObjectiveError, MemoryError, RuntimeError) as error:
-                if isinstance(error, ObjectiveError) and not measured and not report.num_stored:
-                    # Nothing has ever worked: the model is at fault, not this batch.
-                    raise
-                reason = " ".join(str(error).split())[:500]
-                failures.append(f"{task.series.name} epoch {task.checkpoint.epoch} batch {batch}: {reason}")
+            record = attempted(
+                partial(_measure, manifest.hessian, task, subject, batch, checkpoint_sha256, how),
+                has_worked=bool(measured or report.num_stored),
+            )
+            if isinstance(record, str):
+                failures.append(f"{task.series.name} epoch {task.checkpoint.epoch} batch {batch}: {record}")
             else:
                 writer.add(record)
                 measured += 1
                 unconverged += int((~record.converged).sum())
             show("", 1)
     return replace(report, num_measured=measured, num_unconverged=unconverged, failures=tuple(failures))
+
+
+def attempted(measure: Callable[[], _Result], *, has_worked: bool) -> _Result | str:
+    """What `measure` finds on one batch, or why it finds nothing, on one line: such a batch costs itself alone.
+
+    Raises:
+        ObjectiveError: If nothing has ever worked: then the model is at fault, not this batch.
+    """
+    try:
+        return measure()
+    except (NumericalError, ObjectiveError, MemoryError, RuntimeError) as error:
+        if isinstance(error, ObjectiveError) and not has_worked:
+            raise
+        return " ".join(str(error).split())[:500]
 
 
 def _measure(

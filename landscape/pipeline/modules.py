@@ -6,13 +6,14 @@ times as much, so fewer batches may do.
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.errors import LandscapeError, ManifestError, NumericalError, ObjectiveError
+from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import stored_verdicts, verdict_of
-from landscape.pipeline.measure import Show, progress_shown, run, subjects
+from landscape.pipeline.measure import Show, attempted, progress_shown, run, subjects
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings
 from landscape.pipeline.solve import SolverSettings
@@ -154,16 +155,13 @@ def _measure_all(
         writer.check_modules(task.series.name, tuple(modules))
         show(f"{task.series.name} epoch {task.checkpoint.epoch}, {len(modules)} modules", 0)
         for batch in task.batches:
-            try:
-                record = _measure(
-                    manifest.hessian, task, subject, batch, modules, checkpoint_sha256, verdict=audits[task.series.name]
-                )
-            except (NumericalError, ObjectiveError, MemoryError, RuntimeError) as error:
-                if isinstance(error, ObjectiveError) and not measured and not report.num_stored:
-                    # Nothing has ever worked: the model is at fault, not this batch.
-                    raise
-                reason = " ".join(str(error).split())[:500]
-                failures.append(f"modules of {task.series.name} epoch {task.checkpoint.epoch} batch {batch}: {reason}")
+            verdict = audits[task.series.name]
+            record = attempted(
+                partial(_measure, manifest.hessian, task, subject, batch, modules, checkpoint_sha256, verdict=verdict),
+                has_worked=bool(measured or report.num_stored),
+            )
+            if isinstance(record, str):
+                failures.append(f"modules of {task.series.name} epoch {task.checkpoint.epoch} batch {batch}: {record}")
             else:
                 writer.add_modules(record)
                 measured += 1

@@ -44,8 +44,7 @@ class SolverSettings:
         """Vectors of this operator that fit; None if all do."""
         if self.max_basis_memory is None:
             return None
-        size = operator.n if operator.support is None else len(operator.support)
-        return self.max_basis_memory // max(1, size * operator.dtype.itemsize)
+        return self.max_basis_memory // max(1, _length(operator) * operator.dtype.itemsize)
 
     def check_fits(self, operator: "SymmetricOperator", k: int) -> None:
         """Refuse a limit in which k eigenpairs cannot be found.
@@ -57,12 +56,17 @@ class SolverSettings:
 
         found, needed = self.max_basis(operator), k + LEAST_ROOM
         if found is not None and found < needed:
-            size = operator.n if operator.support is None else len(operator.support)
+            size = _length(operator)
             each = size * operator.dtype.itemsize
             raise MemoryLimitError(
                 f"--max-basis-memory: {self.max_basis_memory:,} bytes hold {found} vectors of {size:,} numbers, but {k} "
                 f"eigenvalues need {needed}. Allow {needed * each:,} bytes or more, or restrict `parameters`."
             )
+
+
+def _length(operator: "SymmetricOperator") -> int:
+    """Numbers in a Krylov vector of the operator."""
+    return operator.n if operator.support is None else len(operator.support)
 
 
 @dataclass
