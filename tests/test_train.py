@@ -610,6 +610,13 @@ def check_only_whole_files(output, undisturbed):
             assert checkpoint.sha256 == expected[checkpoint.path.name] == sha256(checkpoint.path)
 
 
+def test_a_batch_that_cannot_be_shared_out_is_refused_before_the_processes_meet(tmp_path, table, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # The other one never comes, and nobody says where to meet it.
+    with pytest.raises(LandscapeError, match="a batch of 7 pairs cannot be shared out over 2 processes"):
+        run(tmp_path / "uneven", table, batch_size=7)
+    assert not (tmp_path / "uneven").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_under_torchrun_train_as_one_does_on_the_whole_batch(tmp_path, table, context):
     options = {"model": PLAIN, "epochs": 2}
@@ -642,6 +649,3 @@ def test_a_run_over_two_processes_resumes_and_refuses_in_both(tmp_path, table, c
     for error in run_in_two_processes(context, tmp_path / "whole", table, seed=1):
         assert "seed was 0" in error
     assert snapshot(tmp_path / "whole" / "checkpoints") == before
-    for error in run_in_two_processes(context, tmp_path / "uneven", table, batch_size=7):
-        assert "a batch of 7 pairs cannot be shared out over 2 processes" in error
-    assert not (tmp_path / "uneven").exists()

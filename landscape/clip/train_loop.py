@@ -34,7 +34,7 @@ def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None)
     Raises:
         LandscapeError: If the device is not there, or the batch cannot be shared out evenly.
     """
-    from open_clip_train.distributed import init_distributed_device, is_device_available
+    from open_clip_train.distributed import init_distributed_device, is_device_available, world_info_from_env
     from open_clip_train.params import parse_args
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,13 +44,15 @@ def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None)
         usable = False
     if not usable:
         raise LandscapeError(f"device {device!r} is not available here; open_clip_train would take the CPU instead. Ask for cpu.")
-    args = parse_args(["--model", model, "--device", device, "--seed", str(seed)])
-    init_distributed_device(args)
-    if recipe.batch_size % args.world_size:
+    # Before the processes meet: one that refuses would leave, and who is still on the way to meet it would lose the connection.
+    _, _, world_size = world_info_from_env()
+    if recipe.batch_size % world_size:
         raise LandscapeError(
-            f"a batch of {recipe.batch_size} pairs cannot be shared out over {args.world_size} processes; "
+            f"a batch of {recipe.batch_size} pairs cannot be shared out over {world_size} processes; "
             "ask for a multiple, or for other processes."
         )
+    args = parse_args(["--model", model, "--device", device, "--seed", str(seed)])
+    init_distributed_device(args)
     args.batch_size = recipe.batch_size // args.world_size
     # Half precision is for accelerators: on a CPU it is slower than fp32, and less exact.
     args.precision = "fp32" if torch.device(args.device).type == "cpu" else recipe.precision
