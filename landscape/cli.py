@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from landscape.errors import LandscapeError
 from landscape.version import VERSION
+
+if TYPE_CHECKING:
+    from landscape.pipeline import ProductSettings
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -68,6 +71,33 @@ class _Size(click.ParamType):
         return size
 
 
+def _product_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how products are computed, which the command takes as one `products`."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        from landscape.pipeline import ProductSettings
+
+        asked = {name: options.pop(name) for name in ("product", "rows", "max_memory", "allow_tf32")}
+        return command(*args, products=ProductSettings(**asked), **options)
+
+    for option in (
+        click.option("--tf32", "allow_tf32", is_flag=True, help="Let a GPU round factors to 10 bits; recorded."),
+        click.option("--max-memory", type=_Size(), help="What products may take, such as 4GiB. Default: what is free."),
+        click.option("--rows", type=click.IntRange(min=1), help="Rows of a batch that the network sees at once; exact."),
+        click.option(
+            "--product",
+            default="auto",
+            show_default=True,
+            type=click.Choice(["auto", "retained", "rebuilt", "jvp", "rows"]),
+            help="How a product is computed: a graph that is kept, or rebuilt each time, jvp of the gradient, exact chunks of "
+            "rows. auto: the fastest that fits in memory. Where the way asked for does not fit, a leaner one is taken.",
+        ),
+    ):
+        run = option(run)
+    return run
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="landscape")
 def main() -> None:
@@ -115,19 +145,9 @@ def train(**options: Any) -> None:
     type=click.Choice(["double-backward", "finite-difference"]),
     help="Products with the Hessian; finite-difference where a kernel has first derivatives only.",
 )
-@click.option(
-    "--product",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "retained", "rebuilt", "jvp", "rows"]),
-    help="How a product is computed: a graph that is kept, or rebuilt each time, jvp of the gradient, exact chunks of rows. "
-    "auto: the fastest that fits in memory. Where the way asked for does not fit, a leaner one is taken.",
-)
-@click.option("--rows", type=click.IntRange(min=1), help="Rows of a batch that the network sees at once; exact.")
-@click.option("--max-memory", type=_Size(), help="What products may take, such as 4GiB. Default: what is free.")
+@_product_options
 @click.option("--max-basis-memory", type=_Size(), help="What Krylov vectors may take; Lanczos restarts within it.")
 @click.option("--recycle", is_flag=True, help="Start from the last batch's eigenvectors: fewer products, no density.")
-@click.option("--tf32", "allow_tf32", is_flag=True, help="Let a GPU round factors to 10 bits; recorded.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the records and their figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option("--per-module", is_flag=True, help="Also of every block of the network: the diagonal blocks of the Hessian.")
@@ -138,10 +158,7 @@ def train(**options: Any) -> None:
 def spectra(
     manifest: Path,
     output: Path,
-    product: str,
-    rows: int | None,
-    max_memory: int | None,
-    allow_tf32: bool,
+    products: "ProductSettings",
     max_basis_memory: int | None,
     recycle: bool,
     per_module: bool,
@@ -156,7 +173,6 @@ def spectra(
     from landscape import pipeline
     from landscape.manifest import Manifest
 
-    products = pipeline.ProductSettings(product=product, rows=rows, max_memory=max_memory, allow_tf32=allow_tf32)
     if not per_module and (modules or module_batches):
         raise click.UsageError("--modules and --module-batches say what --per-module measures; add it.")
     solver = pipeline.SolverSettings(recycle=recycle, max_basis_memory=max_basis_memory)
@@ -177,17 +193,18 @@ def spectra(
 @click.option("--epochs", type=_Epochs(), help="Panels, and what is measured of a manifest; default: all, and six of them drawn.")
 @click.option("--batches", "num_batches", default=1, show_default=True, type=click.IntRange(min=1), help="Mini-batches measured.")
 @click.option("--probes", "num_probes", default=2, show_default=True, type=click.IntRange(min=1), help="Random vectors a batch.")
-@click.option("--products", "num_matvecs", default=64, show_default=True, type=click.IntRange(min=1), help="Products a probe.")
+@click.option("--matvecs", "num_matvecs", default=64, show_default=True, type=click.IntRange(min=1), help="Products a probe.")
 @click.option(
     "--dense-limit", default=3000, show_default=True, type=click.IntRange(min=0), help="Parameters up to which it is exact too."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the random vectors.")
+@_product_options
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the record and the figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option("--dry-run", is_flag=True, help="List what would be measured, then stop.")
 @_one_line_errors
-def density(source: str, output: Path, **options: Any) -> None:
+def density(source: str, output: Path, products: "ProductSettings", **options: Any) -> None:
     """Draw the density of the whole spectrum, and say what it tells: estimates, each with its error.
 
     Of a store, from the quadratures that `landscape spectra` kept: no product is spent. Of a manifest, or of a model by name with
@@ -197,7 +214,7 @@ def density(source: str, output: Path, **options: Any) -> None:
     from landscape import pipeline
 
     names = ("num_batches", "num_probes", "num_matvecs", "dense_limit", "seed")
-    settings = pipeline.DensitySettings(**{name: options.pop(name) for name in names})
+    settings = pipeline.DensitySettings(**{name: options.pop(name) for name in names}, products=products)
     for line in pipeline.density_of(source, output, settings, **options):
         click.echo(line)
 

@@ -14,6 +14,7 @@ import numpy as np
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError, StoreError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
+from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.store import (
     DensityRecord,
     SpectraTable,
@@ -41,6 +42,7 @@ class DensitySettings:
         num_probes, num_matvecs: As `landscape.density` takes them.
         dense_limit: Up to so many parameters that a batch uses, the exact spectrum is measured too.
         seed: Of the random vectors.
+        products: How they are computed, and in how much memory.
     """
 
     num_batches: int = 1
@@ -48,11 +50,15 @@ class DensitySettings:
     num_matvecs: int = 64
     dense_limit: int = 3000
     seed: int = 0
+    products: ProductSettings = ProductSettings()
 
     def facts(self, manifest: Manifest | None) -> dict[str, Any]:
         """What a stored record must agree with to be taken as it is."""
-        protocol = None if manifest is None else manifest.protocol_digest()
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"protocol_sha256": protocol}
+        numbers = ("num_batches", "num_probes", "num_matvecs", "dense_limit", "seed")
+        facts = {name: getattr(self, name) for name in numbers}
+        facts["protocol_sha256"] = None if manifest is None else manifest.protocol_digest()
+        # All ways of a product compute the same matrix, but for what this rounds off.
+        return facts | ({"allow_tf32": True} if self.products.allow_tf32 else {})
 
 
 def density_of(source: str, output: Path, settings: DensitySettings, **options: Any) -> list[str]:
@@ -69,6 +75,7 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
     Raises:
         LandscapeError: If the source or an option is wrong.
     """
+    settings.products.check("lanczos", "double-backward")
     path = Path(source)
     if path.suffix.lower() in (".yaml", ".yml"):
         return _measured(_manifest_jobs(Manifest.load(path), settings, options), output, settings, options)
@@ -150,7 +157,7 @@ def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[
     if wanted is not None and not set(wanted) <= set(known):
         raise ManifestError(f"{manifest.path}: no series has an epoch {sorted(set(wanted) - set(known))[0]}; it has {known}.")
     for series in manifest.series:
-        subject_of = _SubjectOf(manifest, series, options)
+        subject_of = _SubjectOf(manifest, series, settings.products, options)
         for checkpoint in series.checkpoints:
             if wanted is None or checkpoint.epoch in wanted:
                 facts = {
@@ -167,19 +174,21 @@ def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[
 class _SubjectOf:
     """The model of a series, built and audited when a checkpoint of it is measured first."""
 
-    def __init__(self, manifest: Manifest, series: CheckpointSeries, options: dict[str, Any]) -> None:
+    def __init__(
+        self, manifest: Manifest, series: CheckpointSeries, products: ProductSettings, options: dict[str, Any]
+    ) -> None:
         self.manifest, self.series, self.options = manifest, series, options
+        self.products = SeriesProducts(products)
         self._ready: tuple[bool, Any] | None = None
 
     def operators(self, checkpoint: Checkpoint, num_batches: int) -> "tuple[bool, Iterable[SymmetricOperator]]":
         """The verdict, and the Hessians of the first batches with the weights of a checkpoint."""
-        from landscape.curvature import HessianOperator
-
         if self._ready is None:
             self._ready = self._build()
         audited, subject = self._ready
         subject.load(checkpoint)
-        return audited, (HessianOperator(subject.objective, subject.params, subject.batch(i)) for i in range(num_batches))
+        batches = map(subject.batch, range(num_batches))
+        return audited, self.products.operators(subject.objective, subject.params, batches)
 
     def _build(self) -> tuple[bool, Any]:
         from landscape.clip.image_text import open_pairs
@@ -196,7 +205,7 @@ class _SubjectOf:
 def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) -> Iterator[_Job]:
     def prepare() -> "tuple[bool, Iterable[SymmetricOperator]]":
         from landscape.clip.objectives import contrastive_objective
-        from landscape.curvature import HessianOperator, audit_objective
+        from landscape.curvature import audit_objective
         from landscape.pipeline.measure import device_of
 
         model, batches = model_on_openmoji(name, device_of(options.get("device")), num_batches=settings.num_batches)
@@ -210,7 +219,7 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
                     f"See `landscape audit {name}`, or measure anyway, and marked so, with --unaudited."
                 )
         objective, params = contrastive_objective(model)
-        return audited, (HessianOperator(objective, params, batch) for batch in batches)
+        return audited, SeriesProducts(settings.products).operators(objective, params, batches)
 
     facts = {"series": name.replace("/", "-"), "label": name, "model": name, "epoch": 0, "checkpoint_sha256": ""}
     yield _Job(facts | {"settings": settings.facts(None)}, prepare)

@@ -1,12 +1,13 @@
 """How the products of a run are computed: what was asked for, and what each series chose, once, on its first batch."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 
 if TYPE_CHECKING:
-    from landscape.curvature import Batch, HessianOperator, ProductChoice
+    from landscape.curvature import Batch, HessianOperator, Objective, Params, ProductChoice
     from landscape.pipeline.subject import Subject
 
 
@@ -62,7 +63,7 @@ class SeriesProducts:
         from landscape.linalg.operator import seeded
 
         try:
-            operator = self.operator(subject, subject.batch(index))
+            operator = self.operator(subject.objective, subject.params, subject.batch(index))
             operator @ torch.randn(operator.n, generator=seeded(0)).to(operator.device, operator.dtype)
         except MemoryLimitError:
             raise
@@ -71,20 +72,27 @@ class SeriesProducts:
         self.keep(operator)
         return operator
 
-    def operator(self, subject: "Subject", batch: "Batch") -> "HessianOperator":
+    def operator(self, objective: "Objective", params: "Params", batch: "Batch") -> "HessianOperator":
         """The Hessian on `batch`."""
         from landscape.curvature import HessianOperator
 
         asked = self.asked
         return HessianOperator(
-            subject.objective,
-            subject.params,
+            objective,
+            params,
             batch,
             product=self.choice or asked.product,
             rows=asked.rows if self.choice is None else None,
             max_memory=asked.max_memory,
             allow_tf32=asked.allow_tf32,
         )
+
+    def operators(self, objective: "Objective", params: "Params", batches: "Iterable[Batch]") -> "Iterator[HessianOperator]":
+        """The Hessians on several batches, one after the other; each takes the way that the one before has come to."""
+        for batch in batches:
+            operator = self.operator(objective, params, batch)
+            yield operator
+            self.keep(operator)
 
     def keep(self, operator: object) -> None:
         """Use for the next batches what this operator has come to."""

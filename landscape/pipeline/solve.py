@@ -95,7 +95,7 @@ class Solver:
         if hvp == "finite-difference":
             operator = FiniteDifferenceOperator(subject.objective, subject.params, batch)
         else:
-            operator = products.operator(subject, batch)
+            operator = products.operator(subject.objective, subject.params, batch)
         if hessian.method == "lanczos":
             pairs = self._lanczos(operator, hessian, series=series, seed=seed)
         elif hessian.method == "power":
