@@ -1,13 +1,17 @@
 """`landscape figure --kind modules`: from stored spectra of modules to the values in the heat map."""
 
+import base64
+import re
+
 import numpy as np
 import pytest
+from browser import chromium, set_width
 from spectra_by_hand import manifest_of
 from test_module_spectra import MODULES, digest_of, fill, modules_record
 from test_pipeline import invoke
 
 from landscape.errors import StoreError
-from landscape.pipeline import draw_modules, module_figure
+from landscape.pipeline import draw_modules, module_figure, write_report
 from landscape.store import SpectrumStore
 
 BATCHES = 3
@@ -94,3 +98,37 @@ def test_the_command_draws_them_and_refuses_what_it_cannot(store, tmp_path):
     assert result.exit_code == 2 and "of epochs 7" in result.stderr
     assert invoke("figure", store, "--kind", "modules", "-o", tmp_path / "x.docx").exit_code == 2
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_the_page_of_a_study_holds_the_same_picture_and_none_without_modules(tmp_path):
+    manifest = manifest_of(tmp_path)
+    pages = {}
+    for modules in (False, True):
+        path = tmp_path / f"{modules}.h5"
+        with SpectrumStore.prepare(path, manifest) as writer:
+            fill(writer, manifest, modules=modules)
+            writer.merge()
+        write_report(path, tmp_path / f"{modules}.html", keep_unconverged=True, num_resamples=99)
+        pages[modules] = (tmp_path / f"{modules}.html").read_text()
+    draw_modules(tmp_path / "True.h5", tmp_path / "modules.svg", keep_unconverged=True)
+    (picture,) = re.findall(r'<img class="picture" width="\d+" src="data:image/svg\+xml;base64,([^"]+)"', pages[True])
+    assert base64.b64decode(picture) == (tmp_path / "modules.svg").read_bytes()
+    assert "Sharpness of modules" in pages[True] and "Sharpness of modules" not in pages[False]
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_picture_and_a_phone_scrolls_it_alone(tmp_path):
+    manifest = manifest_of(tmp_path)
+    with SpectrumStore.prepare(tmp_path / "spectra.h5", manifest) as writer:
+        fill(writer, manifest)
+        writer.merge()
+    write_report(tmp_path / "spectra.h5", tmp_path / "page.html", keep_unconverged=True, num_resamples=99)
+    with chromium(tmp_path) as driver:
+        set_width(driver, 390)
+        driver.get((tmp_path / "page.html").as_uri())
+        size = "const one = document.querySelector('.picture'); return [one.complete, one.naturalWidth, one.clientWidth]"
+        complete, natural, shown = driver.execute_script(size)
+        # Text keeps its size: the picture is not squeezed, and nothing but its own frame scrolls.
+        assert complete and shown > natural > 300
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert not driver.get_log("browser")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNIT = "nat per squared parameter"
-_MAX_PANELS = 4
+MAX_PANELS = 4
 # With more epochs than this, numbers do not fit into the cells.
 _MAX_NUMBERED = 8
 _ROW, _LABEL_POINTS = 0.15, 6.0
@@ -83,8 +83,8 @@ def module_heat_map(samples: Sequence[ModuleSample], *, title: str | None = None
     Raises:
         ValueError: If there are no samples, more than four, two of one series, or no value to draw.
     """
-    if not 1 <= len(samples) <= _MAX_PANELS:
-        raise ValueError(f"samples: 1 to {_MAX_PANELS} fit into one figure, got {len(samples)}.")
+    if not 1 <= len(samples) <= MAX_PANELS:
+        raise ValueError(f"samples: 1 to {MAX_PANELS} fit into one figure, got {len(samples)}.")
     if len({one.series for one in samples}) < len(samples):
         raise ValueError("samples: two are of the same series.")
     shown = np.concatenate([one.values[one.shown] for one in samples])

@@ -1,11 +1,12 @@
 """The one style file, and writing a figure to disk."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from landscape.errors import StoreError
 
@@ -49,6 +50,18 @@ def paper_style() -> Iterator[None]:
         yield
 
 
+def svg_of(fig: "Figure") -> bytes:
+    """The figure as the SVG that `save_figure` writes."""
+    stream = io.BytesIO()
+    _write(fig, stream, "svg")
+    return stream.getvalue()
+
+
+def _write(fig: "Figure", stream: IO[bytes], kind: str) -> None:
+    with paper_style():
+        fig.savefig(stream, format=kind, metadata=_METADATA[kind])
+
+
 def save_figure(fig: "Figure", path: Path) -> None:
     """Write `fig` as PNG, PDF or SVG, by the suffix; equal figures give equal bytes.
 
@@ -69,8 +82,7 @@ def save_figure(fig: "Figure", path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as stream:
-                with paper_style():
-                    fig.savefig(stream, format=kind, metadata=_METADATA[kind])
+                _write(fig, stream, kind)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)

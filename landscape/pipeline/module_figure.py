@@ -35,19 +35,29 @@ def draw_modules(
         StoreError: If the store cannot be read or has no such spectra, or the figure cannot be written.
     """
     with SpectrumStore.open(path) as store:
-        tables = _tables(store, epochs)
-        tol = float(store.plan.protocol["hessian"]["tol"])
-    if not tables:
+        samples, note = module_samples(store, epochs=epochs, keep_unconverged=keep_unconverged)
+    if not samples:
         wanted = "" if epochs is None else f" of epochs {', '.join(map(str, epochs))}"
         raise StoreError(f"{path}: it holds no spectra of modules{wanted}; `landscape spectra --per-module` measures them.")
-    samples = [_sample(rows, tol, keep_unconverged=keep_unconverged) for rows in tables.values()]
     try:
-        drawn = module_heat_map(samples, title=title, note=_note(tables, tol, keep_unconverged=keep_unconverged))
+        drawn = module_heat_map(samples, title=title, note=note)
         save_figure(drawn, output)
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
     counts = ", ".join(f"{one.series} with {len(one.modules)} modules at epochs {_listed(one.epochs)}" for one in samples)
     return f"{output}: {counts}."
+
+
+def module_samples(
+    store: SpectrumStore, *, epochs: Sequence[int] | None = None, keep_unconverged: bool = False
+) -> tuple[list[ModuleSample], str]:
+    """What `module_heat_map` draws of a store, and the note under it; nothing where no module was measured."""
+    tables = _tables(store, epochs)
+    if not tables:
+        return [], ""
+    tol = float(store.plan.protocol["hessian"]["tol"])
+    samples = [_sample(rows, tol, keep_unconverged=keep_unconverged) for rows in tables.values()]
+    return samples, _note(tables, tol, keep_unconverged=keep_unconverged)
 
 
 def _tables(store: SpectrumStore, epochs: Sequence[int] | None) -> dict[str, list[ModuleTable]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json, sha256_of_file, write_atomically
+from landscape.pipeline.module_figure import module_samples
 from landscape.store import SpectraTable, SpectrumStore, is_audited, parts_folder, verdicts
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def read_study(path: Path, *, keep_unconverged: bool = False, num_resamples: int
 
     with SpectrumStore.open(path) as store:
         tables = {(name, epoch): store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)}
+        modules, modules_note = module_samples(store, keep_unconverged=keep_unconverged)
         plan, rejected = store.plan, tuple(f"{part.path.name}: {part.reason}" for part in store.rejected)
     if not tables:
         raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to report. Run `landscape spectra` first.")
@@ -67,6 +69,8 @@ def read_study(path: Path, *, keep_unconverged: bool = False, num_resamples: int
         rejected=rejected,
         comparison=comparison,
         why_no_comparison=why_not,
+        modules=tuple(modules),
+        modules_note=modules_note,
     )
 
 

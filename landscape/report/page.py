@@ -1,10 +1,13 @@
 """From a study to the text of one HTML page. Equal studies give equal texts."""
 
+from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from landscape.errors import StoreError
-from landscape.figures.style import MAX_SERIES, line_styles
+from landscape.figures.module_map import MAX_PANELS, module_heat_map
+from landscape.figures.style import MAX_SERIES, line_styles, svg_of
 from landscape.report.chart import Chart, dash_of
 from landscape.report.epoch_charts import metric_charts
 from landscape.report.spectrum_charts import density_chart, spectrum_chart
@@ -23,6 +26,8 @@ from landscape.store.record import combined
 
 # See the README beside it.
 PLOTLY = Path(__file__).parent / "vendor" / "plotly-basic.min.js"
+# A printed page is read from closer by than a screen, where an inch has 96.
+_PIXELS_PER_INCH = 150
 
 
 def render(study: Study, *, title: str | None = None, keep_unconverged: bool = False) -> str:
@@ -59,9 +64,22 @@ def render(study: Study, *, title: str | None = None, keep_unconverged: bool = F
         series=[{"name": name, "label": study.labels[name], "style": styles[name]} for name in study.series],
         moving=moving,
         over_epochs=over_epochs,
+        module_pictures=list(_module_pictures(study)),
         plotly_js=_plotly_js(),
         **_texts(study),
     )
+
+
+def _module_pictures(study: Study) -> Iterator[tuple[str, int]]:
+    """The heat maps of `landscape figure --kind modules`, four series in each: (address that holds it all, width in pixels)."""
+    for first in range(0, len(study.modules), MAX_PANELS):
+        try:
+            drawn = module_heat_map(study.modules[first : first + MAX_PANELS], note=study.modules_note)
+        except ValueError:
+            # No value to draw; the page says that there is no picture.
+            continue
+        width = round(_PIXELS_PER_INCH * drawn.get_size_inches()[0])
+        yield f"data:image/svg+xml;base64,{b64encode(svg_of(drawn)).decode()}", width
 
 
 def _spoken(remark: str) -> str:

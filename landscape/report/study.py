@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from landscape.compare import Comparison
-from landscape.figures import EigenvalueSample
+from landscape.figures import EigenvalueSample, ModuleSample
 from landscape.store import Plan, SpectraTable
 
 
@@ -27,6 +27,8 @@ class Study:
         rejected: Parts that are not used, each with the reason.
         comparison: Of the series, from the same records; without differences, or None, where they cannot be compared.
         why_no_comparison: A sentence then.
+        modules: The sharpness of the blocks of each series, where it was measured.
+        modules_note: What must stand under their picture.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Study:
     rejected: tuple[str, ...]
     comparison: Comparison | None
     why_no_comparison: str = ""
+    modules: tuple[ModuleSample, ...] = ()
+    modules_note: str = ""
 
     @property
     def series(self) -> tuple[str, ...]:
