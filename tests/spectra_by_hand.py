@@ -62,6 +62,7 @@ def record_of(key: str, **changes) -> Record:
         "batch_sha256": hashlib.sha256(f"batch {batch}".encode()).hexdigest(),
         "checkpoint_sha256": hashlib.sha256(f"{series} {epoch}".encode()).hexdigest(),
         "num_params": 1234,
+        "num_unused": 34 + int(batch),
         "seconds": generator.random(),
         "settings": {"device": "cpu", "threads": 1},
         "extras": {"audit": {"passed": True}},

@@ -453,6 +453,19 @@ def test_a_wrong_manifest_is_refused_before_torch_is_imported(study, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_the_embeddings_that_no_caption_of_a_batch_looks_up_are_counted(tmp_path):
+    manifest = Manifest.load(make_study(tmp_path, epochs=(0,), names=("one",)))
+    pipeline.run(manifest, tmp_path / "spectra.h5", progress=False)
+    pairs, settings = open_pairs(manifest.data), {"num_samples": NUM_BATCHES * BATCH_SIZE, "batch_size": BATCH_SIZE, "seed": 0}
+    batches = curvature_batches(pairs, **settings, transform=preprocess_for(MODEL), tokenizer=tokenizer_for(MODEL))
+    words, width = build_model(MODEL).token_embedding.weight.shape
+    unused = [width * (words - len(batches[row]["text"].unique())) for row in range(NUM_BATCHES)]
+    with SpectrumStore.open(tmp_path / "spectra.h5") as store:
+        assert store.records("one", 0).num_unused.tolist() == unused
+    said = invoke("info", tmp_path / "spectra.h5").stdout
+    assert f" parameters, {min(unused)} " in said and f"{max(unused)} of them unused by a batch)" in said
+
+
 def test_info_describes_a_store_a_manifest_and_a_checkpoint(study, tmp_path):
     output = tmp_path / "spectra.h5"
     invoke("spectra", study, "-o", output)

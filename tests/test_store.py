@@ -111,7 +111,7 @@ def test_a_file_from_before_the_later_columns_is_read_with_unknown_values_and_ca
     with SpectrumStore.open(output) as store:
         old = store.records("wide", 0)
     assert old.smallest.shape == (4, K) and np.isnan(old.smallest).all() and np.isnan(old.parameter_norm).all()
-    assert (old.num_negative == -1).all() and old.num_positive.dtype == np.int64
+    assert (old.num_negative == -1).all() and (old.num_unused == -1).all() and old.num_positive.dtype == np.int64
     np.testing.assert_array_equal(old.eigenvalues[1], record_of("wide/0/1").values)
     write(output, manifest_of(tmp_path, epochs=(0, 2)))
     with SpectrumStore.open(output) as store:
@@ -151,6 +151,7 @@ def test_a_reader_that_knows_only_the_published_schema_finds_everything(tmp_path
             "num_positive": ((4,), "<i8"),
             "orthogonality_defect": ((4,), "<f8"),
             "parameter_norm": ((4,), "<f8"),
+            "num_unused": ((4,), "<i8"),
             "loss": ((4,), "<f8"),
             "batch_sha256": ((4,), "|S64"),
             "seconds": ((4,), "<f8"),

@@ -61,6 +61,15 @@ class SymmetricOperator(ABC):
     def shape(self) -> tuple[int, int]:
         return (self.n, self.n)
 
+    @property
+    def num_unused(self) -> int:
+        """Coordinates outside of the support: as many eigenvalues are exactly zero, and vectors leave them out."""
+        return 0 if self.support is None else self.n - len(self.support)
+
+    def __repr__(self) -> str:
+        unused = f", {self.num_unused:,} of them unused" if self.num_unused else ""
+        return f"{type(self).__name__}(n={self.n:,}{unused}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+
     # Within the methods, because these modules are made of operators.
     def __add__(self, other: object) -> "SymmetricOperator":
         from landscape.linalg.combine import Combination

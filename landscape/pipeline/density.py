@@ -128,8 +128,7 @@ def _measure(job: _Job, settings: DensitySettings) -> DensityRecord:
             operator, num_probes=settings.num_probes, num_matvecs=settings.num_matvecs, seed=settings.seed + 7919 * index
         )
         found.append(one)
-        used = operator.n if operator.support is None else len(operator.support)
-        if used <= settings.dense_limit:
+        if operator.n - operator.num_unused <= settings.dense_limit:
             dense.append(dense_spectrum(operator).numpy())
     together = SpectralDensity.pooled(found)
     arrays = {name: getattr(together, name).numpy() for name in _ARRAYS}

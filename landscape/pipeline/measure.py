@@ -224,9 +224,7 @@ def _measure(
 
     begun = time.process_time()
     products = how.products.setdefault(task.series.name, SeriesProducts(ProductSettings()))
-    pairs, loss, num_params = how.solver.solve(
-        hessian, subject, batch, series=task.series.name, hvp=how.hvp, products=products
-    )
+    pairs, operator = how.solver.solve(hessian, subject, batch, series=task.series.name, hvp=how.hvp, products=products)
     nodes = weights = np.zeros(0)
     if pairs.quadrature is not None:
         nodes, weights = pairs.quadrature.nodes.numpy(), pairs.quadrature.weights.numpy()
@@ -243,10 +241,11 @@ def _measure(
         ritz_weights=weights,
         **ends,
         parameter_norm=_norm(subject.params),
-        loss=loss,
+        loss=operator.loss,
         batch_sha256=subject.batches.digest(batch),
         checkpoint_sha256=checkpoint_sha256,
-        num_params=num_params,
+        num_params=operator.n,
+        num_unused=operator.num_unused,
         seconds=time.process_time() - begun,
         settings=settings_of(hessian, subject.device, product=_PRODUCTS[how.hvp]) | products.settings() | how.solver.facts(),
         extras={"audit": how.audits[task.series.name]},

@@ -9,6 +9,7 @@ from landscape.manifest import HessianSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from landscape.curvature import FiniteDifferenceOperator, HessianOperator
     from landscape.linalg import EigenPairs, SymmetricOperator
     from landscape.pipeline.products import SeriesProducts
     from landscape.pipeline.subject import Subject
@@ -44,7 +45,7 @@ class SolverSettings:
         """Vectors of this operator that fit; None if all do."""
         if self.max_basis_memory is None:
             return None
-        return self.max_basis_memory // max(1, _length(operator) * operator.dtype.itemsize)
+        return self.max_basis_memory // max(1, (operator.n - operator.num_unused) * operator.dtype.itemsize)
 
     def check_fits(self, operator: "SymmetricOperator", k: int) -> None:
         """Refuse a limit in which k eigenpairs cannot be found.
@@ -56,17 +57,12 @@ class SolverSettings:
 
         found, needed = self.max_basis(operator), k + LEAST_ROOM
         if found is not None and found < needed:
-            size = _length(operator)
+            size = operator.n - operator.num_unused
             each = size * operator.dtype.itemsize
             raise MemoryLimitError(
                 f"--max-basis-memory: {self.max_basis_memory:,} bytes hold {found} vectors of {size:,} numbers, but {k} "
                 f"eigenvalues need {needed}. Allow {needed * each:,} bytes or more, or restrict `parameters`."
             )
-
-
-def _length(operator: "SymmetricOperator") -> int:
-    """Numbers in a Krylov vector of the operator."""
-    return operator.n if operator.support is None else len(operator.support)
 
 
 @dataclass
@@ -78,8 +74,8 @@ class Solver:
 
     def solve(
         self, hessian: HessianSettings, subject: "Subject", index: int, *, series: str, hvp: str, products: "SeriesProducts"
-    ) -> tuple["EigenPairs", float, int]:
-        """Eigenpairs of batch `index`, the loss, and the number of parameters.
+    ) -> tuple["EigenPairs", "FiniteDifferenceOperator | HessianOperator"]:
+        """Eigenpairs of batch `index`, and the operator that they are of.
 
         Raises:
             ObjectiveError, NumericalError: If there are none.
@@ -108,7 +104,7 @@ class Solver:
             pairs = operator.certified(pairs, tol=hessian.tol)
         elif hessian.method != "pyhessian":
             products.keep(operator)
-        return pairs, operator.loss, operator.num_params
+        return pairs, operator
 
     def _lanczos(self, operator: "SymmetricOperator", hessian: HessianSettings, *, series: str, seed: int) -> "EigenPairs":
         from landscape.linalg import eigsh

@@ -16,6 +16,7 @@ class CheckpointSummary:
     """One checkpoint in numbers; eigenvalues in nats per squared parameter, over all its batches.
 
     Args:
+        num_unused: Parameters that a batch cannot move, the fewest and the most over batches; None where nobody counted.
         num_not_converged: Eigenvalues whose residual did not reach the tolerance.
         worst_residual: The largest relative residual.
     """
@@ -24,6 +25,7 @@ class CheckpointSummary:
     epoch: int
     model: str
     num_params: int
+    num_unused: tuple[int, int] | None
     num_records: int
     num_planned: int
     num_not_converged: int
@@ -50,6 +52,7 @@ def summarize(store: SpectrumStore) -> list[CheckpointSummary]:
                     epoch=epoch,
                     model=table.model,
                     num_params=table.num_params,
+                    num_unused=None if table.num_unused.min() < 0 else (int(table.num_unused.min()), int(table.num_unused.max())),
                     num_records=table.num_records,
                     num_planned=table.num_planned,
                     num_not_converged=table.num_not_converged,
@@ -60,6 +63,14 @@ def summarize(store: SpectrumStore) -> list[CheckpointSummary]:
                 )
             )
     return summaries
+
+
+def _unused(one: CheckpointSummary) -> str:
+    """What to say of parameters that a batch leaves out; nothing where there are none."""
+    if one.num_unused is None or one.num_unused[1] == 0:
+        return ""
+    fewest, most = one.num_unused
+    return f", {fewest} of them unused by a batch" if fewest == most else f", {fewest} to {most} of them unused by a batch"
 
 
 def describe(path: str | Path) -> list[str]:
@@ -83,7 +94,7 @@ def describe(path: str | Path) -> list[str]:
         ]
         for one in summarize(store):
             lines.append(
-                f"{one.series} epoch {one.epoch} ({one.model}, {one.num_params} parameters): "
+                f"{one.series} epoch {one.epoch} ({one.model}, {one.num_params} parameters{_unused(one)}): "
                 f"{one.num_records} of {one.num_planned} batches, eigenvalues {one.smallest:.4g} to {one.largest:.4g}, "
                 f"{one.num_not_converged} not converged, worst residual {one.worst_residual:.1e}, mean loss {one.mean_loss:.4f}"
             )

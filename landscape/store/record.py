@@ -18,7 +18,7 @@ UNIT = "nat per squared parameter"
 # Both ends of the spectrum, which only the Krylov methods give.
 ENDS = ("smallest", "smallest_residuals", "largest", "largest_residuals")
 # Columns that the first files of this schema lack.
-LATER = (*ENDS, "num_negative", "num_positive", "orthogonality_defect", "parameter_norm")
+LATER = (*ENDS, "num_negative", "num_positive", "orthogonality_defect", "parameter_norm", "num_unused")
 
 
 def task_key(series: str, epoch: int, batch: int) -> str:
@@ -46,6 +46,8 @@ class Record:
         loss: In nats, on this batch at these weights.
         batch_sha256, checkpoint_sha256: Digests of the pairs and of the file of the weights.
         num_params: Size n of the Hessian, coordinates of zero curvature included.
+        num_unused: Of them, those that this batch cannot move, as rows of embeddings without a token in it: zeros of the
+            spectrum, known exactly and left out of the solver's vectors; -1 if nobody counted.
         seconds: CPU time.
         settings: How it was computed where the protocol leaves freedom (device, threads, columns); plain JSON values.
         extras: Further facts about the checkpoint, such as the verdict of an audit; plain JSON values.
@@ -72,6 +74,7 @@ class Record:
     smallest_residuals: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
     largest: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
     largest_residuals: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
+    num_unused: int = -1
     num_negative: int = -1
     num_positive: int = -1
     orthogonality_defect: float = math.nan
@@ -87,7 +90,7 @@ class Record:
                 array = _padded(array[: self.values.size], self.values.size)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        for name in ("epoch", "batch", "num_matvecs", "num_params", "num_negative", "num_positive"):
+        for name in ("epoch", "batch", "num_matvecs", "num_params", "num_unused", "num_negative", "num_positive"):
             object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("loss", "seconds", "orthogonality_defect", "parameter_norm"):
             object.__setattr__(self, name, float(getattr(self, name)))
@@ -162,6 +165,7 @@ class SpectraTable:
     num_positive: Int[np.ndarray, " batch"]
     orthogonality_defect: Float[np.ndarray, " batch"]
     parameter_norm: Float[np.ndarray, " batch"]
+    num_unused: Int[np.ndarray, " batch"]
     loss: Float[np.ndarray, " batch"]
     batch_sha256: tuple[str, ...]
     seconds: Float[np.ndarray, " batch"]
@@ -211,6 +215,7 @@ def table_of(
         num_positive=np.array([row.num_positive for row in rows], dtype=np.int64),
         orthogonality_defect=np.array([row.orthogonality_defect for row in rows]),
         parameter_norm=np.array([row.parameter_norm for row in rows]),
+        num_unused=np.array([row.num_unused for row in rows], dtype=np.int64),
         loss=np.array([row.loss for row in rows]),
         batch_sha256=tuple(row.batch_sha256 for row in rows),
         seconds=np.array([row.seconds for row in rows]),
@@ -258,6 +263,7 @@ COLUMNS: dict[str, str] = {
     "num_positive": "<i8",
     "orthogonality_defect": "<f8",
     "parameter_norm": "<f8",
+    "num_unused": "<i8",
     "loss": "<f8",
     "batch_sha256": "S64",
     "seconds": "<f8",

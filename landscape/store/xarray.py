@@ -36,6 +36,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "loss": (_BATCH, "nat", "loss of the batch"),
     "seconds": (_BATCH, "s", "CPU time"),
     "orthogonality_defect": (_BATCH, "1", "max |V^T V - I| of the Krylov basis"),
+    "num_unused": (_BATCH, "1", "parameters that the batch cannot move: zeros of the spectrum; NaN where nobody counted"),
     "parameter_norm": (_BATCH, "1", "Euclidean norm of the parameters that the Hessian is of"),
 }
 
