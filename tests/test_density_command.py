@@ -11,8 +11,10 @@ from test_pipeline import invoke
 from landscape.errors import StoreError
 from landscape.figures import DensitySample, density_figure
 from landscape.linalg import DenseOperator, density
+from landscape.manifest import Manifest
 from landscape.pipeline.density import spectral_density
-from landscape.store import DensityRecord, read_densities, write_densities
+from landscape.store import DensityRecord, Plan, read_densities, write_densities
+from landscape.store.schema import write_file
 
 PATTERNS = ["visual.ln_*", "visual.proj", "visual.class_embedding", "logit_scale"]
 QUICK = ("--probes", "1", "--matvecs", "12")
@@ -109,6 +111,7 @@ def test_power_iteration_leaves_no_density_and_says_so(study, tmp_path):
 def test_wrong_input_exits_with_2_in_one_line(study, tmp_path):
     (tmp_path / "text.txt").write_text("no store")
     (tmp_path / "other.h5").write_text("not densities")
+    write_file(tmp_path / "empty.h5", Plan.of(Manifest.load(study)), [])
     for source, output, *more in (
         (tmp_path / "text.txt", tmp_path / "a.png"),
         ("no_such_model", tmp_path / "b.png"),
@@ -116,9 +119,12 @@ def test_wrong_input_exits_with_2_in_one_line(study, tmp_path):
         (study, tmp_path / "c.png", "--batches", NUM_BATCHES + 1),
         (study, tmp_path / "d.png", "--epochs", 7),
         (tmp_path / "missing.h5", tmp_path / "e.png"),
+        (tmp_path / "empty.h5", tmp_path / "f.png"),
     ):
         result = invoke("density", source, "-o", output, *more)
         assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
+        assert not output.with_suffix(".png").exists()
+    assert "empty.h5: it holds no eigenvalues yet" in result.stderr
     assert (tmp_path / "other.h5").read_text() == "not densities"
 
 

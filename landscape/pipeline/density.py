@@ -225,10 +225,16 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
 
 
 def _stored(path: Path) -> list[DensityRecord]:
-    """The quadratures of a store's records as densities."""
+    """The quadratures of a store's records as densities.
+
+    Raises:
+        StoreError: If there are none.
+    """
     with SpectrumStore.open(path) as store:
         dtype = store.plan.protocol["hessian"]["dtype"]
         tables = [store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)]
+    if not tables:
+        raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
     return [_record_of(table, path, dtype) for table in tables]
 
 
@@ -282,8 +288,6 @@ def spectral_density(record: DensityRecord) -> "SpectralDensity":
 def _drawn(records: Sequence[DensityRecord], output: Path, options: dict[str, Any]) -> list[str]:
     from landscape.figures import DensitySample, density_figure, save_figure
 
-    if not records:
-        raise StoreError(f"{output}: there is nothing to draw yet. Run `landscape spectra` first.")
     samples = [
         DensitySample(
             series=one.series,
