@@ -22,7 +22,7 @@ from landscape.report.tables import (
     number,
     numbers_table,
 )
-from landscape.store.record import combined
+from landscape.store.table import combined
 
 # See the README beside it.
 PLOTLY = Path(__file__).parent / "vendor" / "plotly-basic.min.js"

@@ -5,7 +5,7 @@ from landscape.store.describe import CheckpointSummary, describe, is_store, summ
 from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
 from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries, differing_setting
-from landscape.store.record import UNIT, Record, SpectraTable, task_key
+from landscape.store.record import Record, SpectraTable
 from landscape.store.store import SpectrumStore
 from landscape.store.surfaces import (
     StoredSurface,
@@ -16,6 +16,7 @@ from landscape.store.surfaces import (
     read_surface,
     write_surface,
 )
+from landscape.store.table import UNIT, task_key
 from landscape.store.verdicts import is_audited, verdicts
 from landscape.store.writer import SpectrumWriter
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json
 from landscape.manifest.files import write_atomically
-from landscape.store.record import UNIT
+from landscape.store.table import UNIT
 from landscape.version import VERSION
 
 DENSITY_SCHEMA_VERSION = 1

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 
 from landscape.store.parts import parts_folder
-from landscape.store.record import UNIT
 from landscape.store.store import SpectrumStore
+from landscape.store.table import UNIT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,13 @@ of a block. A block smaller than k has fewer: its rows end in NaN, and in False 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from landscape.store.record import combined, is_digest, task_key
+from landscape.store.table import CheckpointTable, facts_of, is_digest, stacked, task_key
 
 # The datasets of a checkpoint's group with one row per batch, each with its type in the file.
 MODULE_COLUMNS: dict[str, str] = {
@@ -126,26 +126,11 @@ class ModuleRecord:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ModuleTable:
-    """The spectra of all modules that are stored of one checkpoint, one row per batch, in order of `batch`.
+class ModuleTable(CheckpointTable):
+    """The spectra of all modules that are stored of one checkpoint; columns as in `ModuleRecord`, with `batch` as first axis."""
 
-    The axes of the columns are (batch, module, k), (batch, module) or (batch,); `modules` and `batch` are the coordinates.
-    `settings`, `versions`, `extras` and `num_planned` are as in `SpectraTable`.
-    """
-
-    series: str
-    epoch: int
-    model: str
-    label: str
-    num_planned: int
-    checkpoint_sha256: str
-    num_params: int
-    settings: dict[str, Any]
-    versions: dict[str, Any]
-    extras: dict[str, Any]
     modules: tuple[str, ...]
     module_params: Int[np.ndarray, " module"]
-    batch: Int[np.ndarray, " batch"]
     eigenvalues: Float[np.ndarray, "batch module k"]
     residuals: Float[np.ndarray, "batch module k"]
     converged: Bool[np.ndarray, "batch module k"]
@@ -156,22 +141,11 @@ class ModuleTable:
     num_negative: Int[np.ndarray, "batch module"]
     num_positive: Int[np.ndarray, "batch module"]
     num_matvecs: Int[np.ndarray, "batch module"]
-    loss: Float[np.ndarray, " batch"]
-    batch_sha256: tuple[str, ...]
-    seconds: Float[np.ndarray, " batch"]
-
-    @property
-    def num_records(self) -> int:
-        return len(self.batch)
 
     @property
     def num_not_converged(self) -> int:
         """Eigenvalues whose residual did not reach the tolerance."""
         return int(np.count_nonzero(~self.converged & np.isfinite(self.eigenvalues)))
-
-    @property
-    def keys(self) -> list[str]:
-        return [task_key(self.series, self.epoch, int(batch)) for batch in self.batch]
 
 
 def module_table_of(
@@ -180,45 +154,7 @@ def module_table_of(
     """The table of records of one checkpoint, each with the versions of the packages that measured it."""
     pairs = sorted(records, key=lambda pair: pair[0].batch)
     rows = [record for record, _ in pairs]
-    first = rows[0]
-    columns: dict[str, Any] = {
-        name: np.stack([np.asarray(getattr(row, name), dtype=dtype) for row in rows])
-        for name, dtype in MODULE_COLUMNS.items()
-        if name != "batch_sha256"
-    }
-    return ModuleTable(
-        series=first.series,
-        epoch=first.epoch,
-        model=model,
-        label=label,
-        num_planned=num_planned,
-        checkpoint_sha256=first.checkpoint_sha256,
-        num_params=first.num_params,
-        settings=combined(row.settings for row in rows),
-        versions=combined(versions for _, versions in pairs),
-        extras=combined(row.extras for row in rows),
-        modules=first.modules,
-        module_params=first.module_params,
-        batch_sha256=tuple(row.batch_sha256 for row in rows),
-        **columns,
-    )
-
-
-def joined_modules(one: ModuleTable, other: ModuleTable) -> ModuleTable:
-    """Two tables of one checkpoint as one; a batch that both hold is taken from the first."""
-    new = ~np.isin(other.batch, one.batch)
-    order = np.argsort(np.concatenate([one.batch, other.batch[new]]), kind="stable")
-    digests = [*one.batch_sha256, *(digest for digest, is_new in zip(other.batch_sha256, new) if is_new)]
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(one, name), getattr(other, name)[new]])[order]
-        for name in MODULE_COLUMNS
-        if name != "batch_sha256"
-    }
-    return replace(
-        one,
-        settings=combined([one.settings, other.settings]),
-        versions=combined([one.versions, other.versions]),
-        extras=combined([one.extras, other.extras]),
-        batch_sha256=tuple(digests[i] for i in order),
-        **columns,
-    )
+    modules: dict[str, Any] = {name: getattr(rows[0], name) for name in ("modules", "module_params")}
+    facts = facts_of(rows, (versions for _, versions in pairs))
+    columns: dict[str, Any] = stacked(rows, MODULE_COLUMNS)
+    return ModuleTable(model=model, label=label, num_planned=num_planned, **modules, **facts, **columns)

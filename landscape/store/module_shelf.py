@@ -12,7 +12,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from landscape.manifest import canonical_json
 from landscape.store.damage import damage_named
 from landscape.store.module_record import (
     MATRICES,
@@ -20,10 +19,9 @@ from landscape.store.module_record import (
     VECTORS,
     ModuleRecord,
     ModuleTable,
-    joined_modules,
     module_table_of,
 )
-from landscape.store.record import UNIT
+from landscape.store.table import joined, write_attributes
 
 _GROUP = "modules"
 Key = tuple[str, int]
@@ -90,7 +88,7 @@ class ModuleShelf:
                 tables.append(_read(self._groups[key], key, facts))
         if key in self._records:
             tables.append(module_table_of(self._records[key], **facts))
-        return tables[0] if len(tables) == 1 else joined_modules(*tables)
+        return tables[0] if len(tables) == 1 else joined(*tables, columns=MODULE_COLUMNS)
 
 
 def write_module_tables(file: h5py.File, tables: Iterable[ModuleTable]) -> None:
@@ -107,15 +105,7 @@ def _write(group: h5py.Group, table: ModuleTable) -> None:
     for name, dtype in MODULE_COLUMNS.items():
         # A checksum, so that damage to the file is seen.
         group.create_dataset(name, data=np.asarray(getattr(table, name), dtype=dtype), fletcher32=True)
-    facts = {
-        **{name: canonical_json(getattr(table, name)) for name in ("settings", "versions", "extras")},
-        **{name: getattr(table, name) for name in ("num_params", "checkpoint_sha256", "model", "label", "num_records")},
-        "num_planned": table.num_planned,
-        "num_not_converged": table.num_not_converged,
-        "unit": UNIT,
-    }
-    for name, value in facts.items():
-        group.attrs[name] = value
+    write_attributes(group, table, num_not_converged=table.num_not_converged)
 
 
 def _names(group: h5py.Group) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from landscape.errors import StoreError
 from landscape.manifest import Manifest, json_sha256
 from landscape.manifest.settings import NAME
-from landscape.store.record import is_digest, task_key
+from landscape.store.table import is_digest, task_key
 from landscape.version import VERSION
 
 SCHEMA_VERSION = 1

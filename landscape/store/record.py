@@ -5,25 +5,18 @@ Shapes: batch = records of a checkpoint, k = eigenvalues per record, m = Ritz pa
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from landscape.manifest import canonical_json
-from landscape.manifest.settings import SHA256
+from landscape.store.table import CheckpointTable, facts_of, is_digest, padded, stacked, task_key
 
-UNIT = "nat per squared parameter"
 # Both ends of the spectrum, which only the Krylov methods give.
 ENDS = ("smallest", "smallest_residuals", "largest", "largest_residuals")
 # Columns that the first files of this schema lack.
 LATER = (*ENDS, "num_negative", "num_positive", "orthogonality_defect", "parameter_norm", "num_unused")
-
-
-def task_key(series: str, epoch: int, batch: int) -> str:
-    """The stable name of a measurement within one output: "vit/5/12"."""
-    return f"{series}/{epoch}/{batch}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +80,7 @@ class Record:
             dtype = np.bool_ if name == "converged" else np.float64
             array: np.ndarray = np.array(getattr(self, name), dtype=dtype)
             if name in ENDS and array.ndim == 1:
-                array = _padded(array[: self.values.size], self.values.size)
+                array = padded(array[: self.values.size], self.values.size)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         for name in ("epoch", "batch", "num_matvecs", "num_params", "num_unused", "num_negative", "num_positive"):
@@ -127,30 +120,13 @@ class Record:
         return len(self.values)
 
 
-def is_digest(text: object) -> bool:
-    return isinstance(text, str) and SHA256.fullmatch(text) is not None
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpectraTable:
-    """Everything that is stored of one checkpoint, one row per batch, in order of `batch`.
+class SpectraTable(CheckpointTable):
+    """Everything that is stored of the spectra of one checkpoint; columns as in `Record`, whose `values` are `eigenvalues`.
 
-    Rows of `ritz_values` and `ritz_weights` that have fewer than m pairs end in NaN. The rest is as in `Record`.
-    Where records disagree on a value of `settings`, `versions` or `extras` (a run resumed elsewhere), the value is
-    {"several": [...]}. `num_planned` counts the records that the checkpoint is going to have.
+    Rows of `ritz_values` and `ritz_weights` that have fewer than m pairs end in NaN.
     """
 
-    series: str
-    epoch: int
-    model: str
-    label: str
-    num_planned: int
-    checkpoint_sha256: str
-    num_params: int
-    settings: dict[str, Any]
-    versions: dict[str, Any]
-    extras: dict[str, Any]
-    batch: Int[np.ndarray, " batch"]
     eigenvalues: Float[np.ndarray, "batch k"]
     residuals: Float[np.ndarray, "batch k"]
     converged: Bool[np.ndarray, "batch k"]
@@ -166,22 +142,11 @@ class SpectraTable:
     orthogonality_defect: Float[np.ndarray, " batch"]
     parameter_norm: Float[np.ndarray, " batch"]
     num_unused: Int[np.ndarray, " batch"]
-    loss: Float[np.ndarray, " batch"]
-    batch_sha256: tuple[str, ...]
-    seconds: Float[np.ndarray, " batch"]
-
-    @property
-    def num_records(self) -> int:
-        return len(self.batch)
 
     @property
     def num_not_converged(self) -> int:
         """Eigenvalues whose residual did not reach the tolerance."""
         return int(np.count_nonzero(~self.converged))
-
-    @property
-    def keys(self) -> list[str]:
-        return [task_key(self.series, self.epoch, int(batch)) for batch in self.batch]
 
 
 def table_of(
@@ -190,60 +155,9 @@ def table_of(
     """The table of records of one checkpoint, each with the versions of the packages that measured it."""
     pairs = sorted(records, key=lambda pair: pair[0].batch)
     rows = [record for record, _ in pairs]
-    first = rows[0]
-    longest = max(len(row.ritz_values) for row in rows)
-    return SpectraTable(
-        series=first.series,
-        epoch=first.epoch,
-        model=model,
-        label=label,
-        num_planned=num_planned,
-        checkpoint_sha256=first.checkpoint_sha256,
-        num_params=first.num_params,
-        settings=combined(row.settings for row in rows),
-        versions=combined(versions for _, versions in pairs),
-        extras=combined(row.extras for row in rows),
-        batch=np.array([row.batch for row in rows], dtype=np.int64),
-        eigenvalues=np.stack([row.values for row in rows]),
-        residuals=np.stack([row.residuals for row in rows]),
-        converged=np.stack([row.converged for row in rows]),
-        num_matvecs=np.array([row.num_matvecs for row in rows], dtype=np.int64),
-        ritz_values=np.stack([_padded(row.ritz_values, longest) for row in rows]),
-        ritz_weights=np.stack([_padded(row.ritz_weights, longest) for row in rows]),
-        **{name: np.stack([getattr(row, name) for row in rows]) for name in ENDS},
-        num_negative=np.array([row.num_negative for row in rows], dtype=np.int64),
-        num_positive=np.array([row.num_positive for row in rows], dtype=np.int64),
-        orthogonality_defect=np.array([row.orthogonality_defect for row in rows]),
-        parameter_norm=np.array([row.parameter_norm for row in rows]),
-        num_unused=np.array([row.num_unused for row in rows], dtype=np.int64),
-        loss=np.array([row.loss for row in rows]),
-        batch_sha256=tuple(row.batch_sha256 for row in rows),
-        seconds=np.array([row.seconds for row in rows]),
-    )
-
-
-def joined(one: SpectraTable, other: SpectraTable) -> SpectraTable:
-    """Two tables of one checkpoint as one; a batch that both hold is taken from the first."""
-    new = ~np.isin(other.batch, one.batch)
-    order = np.argsort(np.concatenate([one.batch, other.batch[new]]), kind="stable")
-    longest = max(one.ritz_values.shape[1], other.ritz_values.shape[1])
-
-    def rows(name: str) -> np.ndarray:
-        first, second = getattr(one, name), getattr(other, name)[new]
-        if name.startswith("ritz"):
-            first, second = _padded(first, longest), _padded(second, longest)
-        return np.concatenate([first, second])[order]
-
-    digests = np.concatenate([np.array(one.batch_sha256, dtype=object), np.array(other.batch_sha256, dtype=object)[new]])
-    columns: dict[str, Any] = {name: rows(name) for name in COLUMNS if name != "batch_sha256"}
-    return replace(
-        one,
-        settings=combined([one.settings, other.settings]),
-        versions=combined([one.versions, other.versions]),
-        extras=combined([one.extras, other.extras]),
-        batch_sha256=tuple(digests[order]),
-        **columns,
-    )
+    facts = facts_of(rows, (versions for _, versions in pairs))
+    columns: dict[str, Any] = stacked(rows, COLUMNS, eigenvalues="values")
+    return SpectraTable(model=model, label=label, num_planned=num_planned, **facts, **columns)
 
 
 # The datasets of a checkpoint's group, each with its type in the file.
@@ -268,23 +182,3 @@ COLUMNS: dict[str, str] = {
     "batch_sha256": "S64",
     "seconds": "<f8",
 }
-
-
-def _padded(array: np.ndarray, length: int) -> np.ndarray:
-    """The last axis filled up to `length` with NaN."""
-    filler = np.full((*array.shape[:-1], length - array.shape[-1]), math.nan)
-    return np.concatenate([array, filler], axis=-1)
-
-
-def combined(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts that many records state, stated once; {"several": [...]} where they disagree."""
-    found: dict[str, dict[str, Any]] = {}
-    for fact in facts:
-        for key, value in fact.items():
-            several = value["several"] if isinstance(value, Mapping) and set(value) == {"several"} else [value]
-            for one in several:
-                found.setdefault(key, {}).setdefault(canonical_json(one), one)
-    return {
-        key: next(iter(values.values())) if len(values) == 1 else {"several": list(values.values())}
-        for key, values in found.items()
-    }

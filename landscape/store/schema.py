@@ -23,7 +23,8 @@ from landscape.store.damage import damage_named
 from landscape.store.module_record import ModuleTable
 from landscape.store.module_shelf import write_module_tables
 from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
-from landscape.store.record import COLUMNS, ENDS, LATER, UNIT, SpectraTable
+from landscape.store.record import COLUMNS, ENDS, LATER, SpectraTable
+from landscape.store.table import UNIT, write_attributes
 
 
 def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable], module_tables: Iterable[ModuleTable] = ()) -> None:
@@ -69,21 +70,7 @@ def _write_table(group: h5py.Group, table: SpectraTable) -> None:
         data = np.asarray(getattr(table, name), dtype=dtype)
         # A checksum, so that damage to the file is seen; it needs at least one element.
         group.create_dataset(name, data=data, fletcher32=data.size > 0)
-    facts = {
-        "settings": canonical_json(table.settings),
-        "num_params": table.num_params,
-        "unit": UNIT,
-        "checkpoint_sha256": table.checkpoint_sha256,
-        "model": table.model,
-        "label": table.label,
-        "versions": canonical_json(table.versions),
-        "extras": canonical_json(table.extras),
-        "num_records": table.num_records,
-        "num_planned": table.num_planned,
-        "num_not_converged": table.num_not_converged,
-    }
-    for name, value in facts.items():
-        group.attrs[name] = value
+    write_attributes(group, table, num_not_converged=table.num_not_converged)
 
 
 def open_file(path: Path) -> h5py.File | None:

@@ -17,7 +17,8 @@ from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.module_shelf import ModuleShelf
 from landscape.store.parts import Part, RejectedPart, parts_folder, read_parts, read_plan, that_fit
 from landscape.store.plan import Plan, check_resumable
-from landscape.store.record import Record, SpectraTable, joined, table_of, task_key
+from landscape.store.record import COLUMNS, Record, SpectraTable, table_of
+from landscape.store.table import joined, task_key
 
 if TYPE_CHECKING:
     from xarray import Dataset
@@ -176,7 +177,7 @@ class SpectrumStore:
             tables.append(schema.read_table(self._file, self.path, series, epoch))
         if key in self._parts:
             tables.append(table_of(self._parts[key], **facts))
-        return replace(tables[0] if len(tables) == 1 else joined(*tables), **facts)
+        return replace(tables[0] if len(tables) == 1 else joined(*tables, columns=COLUMNS), **facts)
 
     def to_xarray(self) -> "Dataset":
         """Everything that is stored as one xarray.Dataset; `landscape.store.xarray` documents its dimensions and variables.

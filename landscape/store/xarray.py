@@ -10,7 +10,8 @@ import numpy as np
 
 from landscape.errors import MissingDependencyError, StoreError
 from landscape.manifest import canonical_json
-from landscape.store.record import UNIT, SpectraTable
+from landscape.store.record import SpectraTable
+from landscape.store.table import UNIT
 
 if TYPE_CHECKING:
     from xarray import Dataset

@@ -1,0 +1,144 @@
+"""What all tables of a store have in common: facts about one checkpoint, and columns with a row per batch.
+
+Shapes: batch = records of a checkpoint.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from landscape.manifest import canonical_json
+from landscape.manifest.settings import SHA256
+
+if TYPE_CHECKING:
+    import h5py
+
+UNIT = "nat per squared parameter"
+_Table = TypeVar("_Table", bound="CheckpointTable")
+
+
+def task_key(series: str, epoch: int, batch: int) -> str:
+    """The stable name of a measurement within one output: "vit/5/12"."""
+    return f"{series}/{epoch}/{batch}"
+
+
+def is_digest(text: object) -> bool:
+    return isinstance(text, str) and SHA256.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CheckpointTable:
+    """What is stored of one checkpoint, one row per batch, in order of `batch`.
+
+    Where records disagree on a value of `settings`, `versions` or `extras` (a run resumed elsewhere), the value is
+    {"several": [...]}. `num_planned` counts the records that the checkpoint is going to have.
+    """
+
+    series: str
+    epoch: int
+    model: str
+    label: str
+    num_planned: int
+    checkpoint_sha256: str
+    num_params: int
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+    extras: dict[str, Any]
+    batch: Int[np.ndarray, " batch"]
+    loss: Float[np.ndarray, " batch"]
+    batch_sha256: tuple[str, ...]
+    seconds: Float[np.ndarray, " batch"]
+
+    @property
+    def num_records(self) -> int:
+        return len(self.batch)
+
+    @property
+    def keys(self) -> list[str]:
+        return [task_key(self.series, self.epoch, int(batch)) for batch in self.batch]
+
+
+def facts_of(rows: Sequence[Any], versions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of a table that say what its records agree on, and of which pairs they are.
+
+    Args:
+        rows: Records of one checkpoint, of one kind, in order of batch.
+        versions: Of the packages that measured each.
+    """
+    first = rows[0]
+    return {
+        **{name: getattr(first, name) for name in ("series", "epoch", "checkpoint_sha256", "num_params")},
+        "settings": combined(row.settings for row in rows),
+        "versions": combined(versions),
+        "extras": combined(row.extras for row in rows),
+        "batch_sha256": tuple(row.batch_sha256 for row in rows),
+    }
+
+
+def stacked(rows: Sequence[Any], columns: Mapping[str, str], **names: str) -> dict[str, np.ndarray]:
+    """The columns of a table but its digests; arrays of different lengths are filled up with NaN.
+
+    Args:
+        columns: The type of each in a file.
+        names: Of the fields of a record that are not called like the column.
+    """
+    found = {}
+    for column, dtype in columns.items():
+        if column != "batch_sha256":
+            arrays = [np.asarray(getattr(row, names.get(column, column)), dtype=dtype) for row in rows]
+            longest = max((array.shape[-1] for array in arrays if array.ndim), default=0)
+            found[column] = np.stack([padded(array, longest) for array in arrays])
+    return found
+
+
+def joined(one: _Table, other: _Table, *, columns: Iterable[str]) -> _Table:
+    """Two tables of one checkpoint as one; a batch that both hold is taken from the first."""
+    new = ~np.isin(other.batch, one.batch)
+    order = np.argsort(np.concatenate([one.batch, other.batch[new]]), kind="stable")
+
+    def rows(name: str) -> np.ndarray:
+        first, second = getattr(one, name), getattr(other, name)[new]
+        longest = max(first.shape[-1], second.shape[-1])
+        return np.concatenate([padded(first, longest), padded(second, longest)] if first.ndim > 1 else [first, second])[order]
+
+    digests = [*one.batch_sha256, *(digest for digest, is_new in zip(other.batch_sha256, new) if is_new)]
+    changes: dict[str, Any] = {name: rows(name) for name in columns if name != "batch_sha256"}
+    for name in ("settings", "versions", "extras"):
+        changes[name] = combined([getattr(one, name), getattr(other, name)])
+    return replace(one, batch_sha256=tuple(digests[i] for i in order), **changes)
+
+
+def write_attributes(group: "h5py.Group", table: CheckpointTable, *, num_not_converged: int) -> None:
+    """The facts of a table as attributes of its group."""
+    for name in ("settings", "versions", "extras"):
+        group.attrs[name] = canonical_json(getattr(table, name))
+    for name in ("num_params", "checkpoint_sha256", "model", "label", "num_records", "num_planned"):
+        group.attrs[name] = getattr(table, name)
+    group.attrs["num_not_converged"] = num_not_converged
+    group.attrs["unit"] = UNIT
+
+
+def padded(array: np.ndarray, length: int) -> np.ndarray:
+    """The last axis filled up to `length` with NaN; what is long enough, or a single number, as it is."""
+    if not array.ndim or array.shape[-1] >= length:
+        return array
+    filler = np.full((*array.shape[:-1], length - array.shape[-1]), math.nan)
+    return np.concatenate([array, filler], axis=-1)
+
+
+def combined(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts that many records state, stated once; {"several": [...]} where they disagree."""
+    found: dict[str, dict[str, Any]] = {}
+    for fact in facts:
+        for key, value in fact.items():
+            several = value["several"] if isinstance(value, Mapping) and set(value) == {"several"} else [value]
+            for one in several:
+                found.setdefault(key, {}).setdefault(canonical_json(one), one)
+    return {
+        key: next(iter(values.values())) if len(values) == 1 else {"several": list(values.values())}
+        for key, values in found.items()
+    }
