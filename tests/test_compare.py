@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -365,8 +366,8 @@ def test_json_and_csv_leave_out_what_is_not_known(tmp_path):
 
 
 def test_latex_has_as_many_cells_in_every_row_and_no_bare_special_character(tmp_path):
-    values = drawn_values(np.random.default_rng(0), 20, scale=10, negative=0.1)
-    path = write_store(tmp_path / "a.h5", {("vit_b", 0): values - 1, ("vmamba_b", 0): values})
+    values = drawn_values(np.random.default_rng(0), 20, scale=1e7, negative=0.1)
+    path = write_store(tmp_path / "a.h5", {("vit_b", 0): 0.9 * values, ("vmamba_b", 0): values})
     text = to_latex(compare_stores([path], metrics=["lambda_max"], **FEW))
     lines = [line for line in text.splitlines() if not line.startswith("%")]
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
@@ -378,6 +379,7 @@ def test_latex_has_as_many_cells_in_every_row_and_no_bare_special_character(tmp_
             assert line.replace(r"\&", "").count("&") == columns - 1
     body = "\n".join(lines)
     assert r"vit\_b" in body and "95 \\%" in body and "$-$" in body
+    assert re.search(r"\d\$\\times10\^\{\d+\}\$", body) and not re.search(r"\de[+-]\d", body)
     assert not {"_", "%"} & set(body.replace(r"\_", "").replace(r"\%", ""))
 
 

@@ -189,7 +189,8 @@ def _latex_rows(grid: Grid) -> list[str]:
 
 def _escaped(text: str) -> str:
     escaped = re.sub(r"[\\^~\u2212<>|&%$#_{}]", lambda found: _LATEX[found.group()], text)
-    return re.sub(r"(?<![\w.])-(?=[\d.])", "$-$", escaped)
+    powers = re.sub(r"(?<=\d)e([+-]\d+)\b", lambda found: rf"$\times10^{{{int(found[1])}}}$", escaped)
+    return re.sub(r"(?<![\w.{])-(?=[\d.])", "$-$", powers)
 
 
 FORMATS: dict[str, Callable[..., str]] = {"table": to_terminal, "csv": to_csv, "json": to_json, "latex": to_latex}
