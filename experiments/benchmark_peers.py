@@ -17,10 +17,10 @@ reach a true residual of 1e-3 for all five, or the best; the search is not charg
     / ours     the ratio of those
     / limit    the same against two gradients for each product of the smallest Krylov space that holds the five pairs
 
-Then the products a batch over 50 batches, from random starts and recycled, and how far the density of a spectrum is from the
-exact one, against the densities of pyhessian and hessian-eigenthings.
+Then the products a batch over 50 batches, from random starts and recycled from the batch before or from one epoch earlier, and
+how far the density of a spectrum is from the exact one, against the densities of pyhessian and hessian-eigenthings.
 
---quick measures the first architecture after training only, three batches, and one density.
+--quick measures the first architecture after training only, three batches, and one density; --only one of the three parts.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers.density import compare_densities, density_table
+from peers.density import DensityRow, compare_densities, density_table
 from peers.environment import Environment, make_environment
 from peers.problem import Case, save_batches, trained
 from peers.processes import run_task, write_json
@@ -43,6 +43,7 @@ from peers.solvers import CONTENDERS, Contender
 from peers.tables import architecture_table, summary_table
 
 MODELS = ("vit_tiny_64", "vmamba_tiny_64", "simba_tiny_64")
+PARTS = ("solvers", "recycling", "densities")
 NUM_BATCHES = 50
 QUICK_DENSITIES: dict[str, Any] = {"budgets": (80,), "num_seeds": 2}
 
@@ -50,9 +51,9 @@ QUICK_DENSITIES: dict[str, Any] = {"budgets": (80,), "num_seeds": 2}
 def cases(run: Path, models: tuple[str, ...], epochs: int, *, quick: bool) -> Iterator[Case]:
     for model in models[:1] if quick else models:
         batches = save_batches(run, model, 1)
-        for epoch, checkpoint in trained(run, model, epochs).items():
-            if epoch or not quick:
-                yield Case(model, epoch, str(checkpoint.resolve()), str(batches.resolve()))
+        checkpoints = trained(run, model, epochs)
+        for epoch in (epochs,) if quick else sorted({0, epochs}):
+            yield Case(model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()))
 
 
 def compare(case: Case, environment: Environment) -> tuple[Truth, list[Row]]:
@@ -76,9 +77,12 @@ def recycling(run: Path, models: tuple[str, ...], epochs: int, *, quick: bool) -
     rows = []
     for model in models[:1] if quick else models:
         batches = save_batches(run, model, 3 if quick else NUM_BATCHES)
-        checkpoint = trained(run, model, epochs)[epochs]
-        case = Case(model, epochs, str(checkpoint.resolve()), str(batches.resolve()), scan="auto")
-        rows.append(measure_recycling(case, 3 if quick else NUM_BATCHES))
+        checkpoints = trained(run, model, epochs)
+        earlier, case = (
+            Case(model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan="auto")
+            for epoch in (max(epochs - 1, 0), epochs)
+        )
+        rows.append(measure_recycling(case, earlier, 3 if quick else NUM_BATCHES))
     return rows
 
 
@@ -102,6 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--epochs", type=int, default=3, help="of the little training (default 3)")
     parser.add_argument("--quick", action="store_true", help="one architecture, after training only")
+    parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--json", type=Path, help="write the rows here")
     return parser.parse_args()
 
@@ -112,15 +117,21 @@ def main() -> None:
     environment = make_environment(options.environment.resolve())
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32")
     print("  ".join(f"{name} {version}" for name, version in environment.versions.items()), end="\n\n")
+    chosen, models = (options.only,) if options.only else PARTS, tuple(options.models)
     results: list[tuple[Truth, list[Row]]] = []
-    for case in cases(options.run, tuple(options.models), options.epochs, quick=options.quick):
-        results.append(compare(case, environment))
-        print(architecture_table(*results[-1]), end="\n\n", flush=True)
-    print(summary_table(results), end="\n\n", flush=True)
-    recycled = recycling(options.run, tuple(options.models), options.epochs, quick=options.quick)
-    print(recycling_table(recycled), end="\n\n", flush=True)
-    densities = compare_densities(environment.python, **QUICK_DENSITIES if options.quick else {})
-    print(density_table(densities))
+    recycled: list[RecyclingRow] = []
+    densities: list[DensityRow] = []
+    if "solvers" in chosen:
+        for case in cases(options.run, models, options.epochs, quick=options.quick):
+            results.append(compare(case, environment))
+            print(architecture_table(*results[-1]), end="\n\n", flush=True)
+        print(summary_table(results), end="\n\n", flush=True)
+    if "recycling" in chosen:
+        recycled = recycling(options.run, models, options.epochs, quick=options.quick)
+        print(recycling_table(recycled), end="\n\n", flush=True)
+    if "densities" in chosen:
+        densities = compare_densities(environment.python, **QUICK_DENSITIES if options.quick else {})
+        print(density_table(densities))
     if options.json:
         document = {
             "date": time.strftime("%Y-%m-%d"),

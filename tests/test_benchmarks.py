@@ -246,11 +246,12 @@ def test_recycling_counts_the_products_of_both_starts_on_every_batch(load, monke
     solve = recycling.eigsh
     monkeypatch.setattr(recycling, "load", lambda case, dtype, index: single)
     monkeypatch.setattr(recycling, "eigsh", lambda A, k, **options: seen.append(options.get("start")) or solve(A, k, **options))
-    row = recycling.recycling_task(asdict(problem.Case("toy", 0, "", "")), 3)
-    assert len(row["cold"]) == len(row["warm"]) == 3 and row["all_converged"]
-    # The same batch three times: once its vectors are known, they are of use, but for the first.
-    assert [start is None for start in seen] == [True, True, True, False, True, False]
-    assert row["warm"][0] == row["cold"][0] and max(row["warm"][1:]) <= row["cold"][0]
+    case = asdict(problem.Case("toy", 0, "", ""))
+    row = recycling.recycling_task(case, case, 3)
+    assert len(row["cold"]) == len(row["warm"]) == len(row["earlier"]) == 3 and row["all_converged"]
+    # The same batch and weights every time: once its vectors are known, they are of use, but for the first.
+    assert [start is None for start in seen] == [True, True, True, False] + 2 * [True, False, True, False]
+    assert row["warm"][0] == row["cold"][0] and max(*row["warm"][1:], *row["earlier"]) <= row["cold"][0]
     assert "(" in recycling.recycling_table([recycling.RecyclingRow(**row)]).splitlines()[2]
 
 

@@ -45,7 +45,7 @@ class Case:
 
 
 def trained(run: Path, model: str, epochs: int) -> dict[int, Path]:
-    """The checkpoints of epoch 0 and of the last epoch, trained on OpenMoji where they are not there yet."""
+    """The checkpoints of all epochs from 0 on, trained on OpenMoji where they are not there yet."""
     from landscape.pipeline import train_run
 
     folder = run / model / "checkpoints"
@@ -53,7 +53,7 @@ def trained(run: Path, model: str, epochs: int) -> dict[int, Path]:
         train_run(
             model=model, output=run / model, source="openmoji", split="train", image_size=None, recipe=RECIPE, epochs=epochs
         )
-    return {epoch: folder / f"epoch_{epoch}.pt" for epoch in sorted({0, epochs})}
+    return {epoch: folder / f"epoch_{epoch}.pt" for epoch in range(epochs + 1)}
 
 
 def save_batches(run: Path, model: str, num_batches: int) -> Path:
