@@ -4,6 +4,9 @@ Tolerances: a Ritz value whose residual is r |value| is right to r |value| in th
 it is isolated; tests compare with the guaranteed bound unless they say otherwise.
 """
 
+import re
+from decimal import Decimal
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +174,30 @@ def test_the_number_of_products_reported_is_the_number_spent():
     A = Counting(with_spectrum(SPECTRA["isolated"]))
     pairs = eigsh(A, 5)
     assert pairs.num_matvecs == A.count
+
+
+def test_whether_copies_were_searched_for_to_the_end_is_said():
+    values = np.r_[10, 10, 9, 8, 8, 7, np.random.default_rng(0).standard_normal(1194)]
+    A = DenseOperator(torch.diag(torch.from_numpy(values)))
+    # The spot check of four products may miss copies in a large matrix, and then says so.
+    assert not eigsh(A, 5, "LA").copies_checked
+    thorough = eigsh(A, 5, "LA", num_checks=100, max_matvecs=1000)
+    assert thorough.copies_checked
+    np.testing.assert_allclose(thorough.values.numpy(), [10, 10, 9, 8, 8], rtol=1e-4)
+    small = DenseOperator(torch.diag(torch.from_numpy(values[:900])))
+    assert eigsh(small, 5, "LA").copies_checked and not eigsh(small, 5, "LA", num_checks=2).copies_checked
+
+
+def test_what_is_printed_holds_what_the_bound_holds():
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        value, bound = float(rng.standard_normal() * 10 ** rng.uniform(-8, 8)), 10 ** rng.uniform(-14, 0)
+        pairs = EigenPairs(*(torch.from_numpy(np.array(x)) for x in ([value], [[1.0]], [bound], [True])), num_matvecs=1)
+        shown, error = map(Decimal, re.search(r"\[(\S+) ± (\S+)\]", repr(pairs)).groups())
+        low, high = (Decimal(value) + sign * Decimal(abs(value) * bound) for sign in (-1, 1))
+        assert shown - error <= low and high <= shown + error, repr(pairs)
+        # And little more: a bound of one digit.
+        assert error <= 4 * Decimal(abs(value) * bound) + Decimal(abs(value)) * Decimal("1e-15"), repr(pairs)
 
 
 def test_fewer_checks_cost_fewer_products_and_miss_a_second_copy():

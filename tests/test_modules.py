@@ -33,6 +33,44 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
 
 
+class Pairs(nn.Module):
+    """A CLIP of two layers whose temperature multiplies the rounding of its similarities by 100."""
+
+    def __init__(self):
+        super().__init__()
+        self.visual, self.text = nn.Linear(12, 16), nn.Linear(12, 16)
+        self.logit_scale = nn.Parameter(torch.tensor(float(np.log(100))))
+        with torch.no_grad():
+            self.visual.bias.fill_(1)
+            self.text.bias.fill_(1)
+
+    def encode_image(self, x):
+        return self.visual(x)
+
+    def encode_text(self, x):
+        return self.text(x)
+
+
+@pytest.mark.parametrize("parameters", ["logit_scale", "visual.bias"])
+def test_the_bounds_of_small_blocks_hold_the_rounding_of_the_whole_network(parameters):
+    """In float32, against float64: a block of one row is symmetric however wrong it is."""
+    for seed in range(6):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model, batch = Pairs(), {name: 0.3 * torch.randn(15, 12) for name in ("image", "text")}
+        exactly = Pairs().double()
+        exactly.load_state_dict(model.state_dict())
+        H = hessian(exactly, contrastive_loss, {name: x.double() for name, x in batch.items()}, parameters=parameters)
+        truth = torch.linalg.eigvalsh(H @ torch.eye(H.n, dtype=torch.float64))
+        of_block = per_module_spectra(model, contrastive_loss, batch, k=1, modules=[parameters])[0].pairs
+        whole = hessian(model, contrastive_loss, batch)
+        rows = coordinates_of(whole.params, [parameters])
+        alone = hessian(model, contrastive_loss, batch, parameters=parameters)
+        for pairs in (of_block, landscape.eigsh(alone, 1), landscape.eigsh(restricted(whole, rows), 1)):
+            distance = (truth - pairs.values[0].double()).abs().min()
+            assert distance <= pairs.residuals[0] * pairs.values[0].abs(), (seed, pairs)
+
+
 # --- which modules ----------------------------------------------------------------------------------------------------
 
 BESIDE = {"positional_embedding", "text_projection", "logit_scale", "token_embedding", "ln_final", "transformer.resblocks.0"}

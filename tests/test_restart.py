@@ -3,6 +3,8 @@
 Tolerances as in test_lanczos.py.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,18 @@ def test_every_value_of_a_restarted_run_lies_within_its_bound_and_counts_stay_lo
         if pairs.converged.all():
             np.testing.assert_allclose(np.sort(pairs.values.numpy()), np.sort(wanted(exact, k, "LM")), atol=bound.max() * 1.001)
         assert pairs.ritz.num_negative <= (exact < 0).sum() and pairs.ritz.num_positive <= (exact > 0).sum()
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0] * 20, [1.0] * 10 + [-1.0] * 10, [1.0, 1, 2, 2, 3, 3] + [0.0] * 14, [*range(1, 11)] + [0.0] * 90]
+)
+def test_chains_that_end_early_leave_room_for_the_next_one(values):
+    """A few different eigenvalues: every chain ends after as many products, whatever else the basis holds then."""
+    for k, extra, seed in itertools.product((1, 2, 3, 5), range(6, 10), range(2)):
+        A = with_spectrum(np.array(values), seed=seed)
+        pairs = eigsh(A, k, max_basis=k + extra, seed=seed)
+        bound = (pairs.residuals * pairs.values.abs()).numpy()
+        assert (np.abs(np.array(values)[:, None] - pairs.values.numpy()).min(axis=0) <= bound).all()
 
 
 def test_a_restart_keeps_the_krylov_relation_and_the_limit():

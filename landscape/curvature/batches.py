@@ -16,6 +16,7 @@ from landscape.curvature.hessian import _leaves, _support
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import check_batch
 from landscape.curvature.products import RetainedGraph
+from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
 from landscape.linalg.combine import normalized_weights, union_of_supports
 from landscape.linalg.operator import SymmetricOperator
@@ -106,6 +107,13 @@ class HessianOfBatches(SymmetricOperator):
                     self._multiply(index, rows, products)
                     total.add_(products, alpha=weight)
         return total.T
+
+    def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return product_errors(self, self._at, self.params, v)
+
+    def _at(self, params: Params) -> "HessianOfBatches":
+        batches = [problem.batch for problem in self._problems]
+        return HessianOfBatches(self._problems[0].objective, params, batches, weights=self.weights)
 
     def _multiply(self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
         try:

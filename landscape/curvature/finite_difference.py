@@ -5,7 +5,6 @@ largest eigenvalue. Shapes: n = total size of the parameters, k = number of vect
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from landscape.curvature.hessian import _leaves
 from landscape.curvature.objective import Batch, Objective, Params, flatten, squared_norm, unflatten
 from landscape.curvature.preconditions import check_loss, check_same_loss
 from landscape.errors import ObjectiveError
-from landscape.linalg.operator import EigenPairs, SymmetricOperator, seeded
+from landscape.linalg.operator import SymmetricOperator, seeded
 
 # Lengths of the step as fractions of the length of the parameters, from large to small by factors of 4.
 _LARGEST = {torch.float32: 2.0**-6, torch.float64: 2.0**-8}
@@ -44,8 +43,9 @@ class FiniteDifferenceOperator(SymmetricOperator):
     Attributes:
         step: The step h.
         error_estimate: ||D(h) v - D(h/2) v||, the largest over a few directions v of length 1 (one random, the gradient, and
-            its image, which lies towards the largest eigenvalues): of the size of the error of a product in nats per squared
-            parameter. An estimate and no bound.
+            its image, which lies towards the largest eigenvalues), and at least the rounding of the gradient over h: of the
+            size of the error of a product in nats per squared parameter. An estimate and no bound. Solvers add it to every
+            residual.
         loss, params, num_params: As in HessianOperator.
 
     Raises:
@@ -77,9 +77,11 @@ class FiniteDifferenceOperator(SymmetricOperator):
             raise ObjectiveError(
                 "The gradient is exactly zero, so nothing tells whether it is the derivative of the loss. Use other parameters."
             )
+        # Each entry of a gradient is rounded to its own last place, at least.
+        self._noise = torch.finfo(self.dtype).eps * _length(slope)
         self.step, image = self._ladder(direction) if step is None else (step, self._difference(direction, step))
         self._check_slope(slope, value)
-        self.error_estimate = self._estimated_error(direction, image)
+        self.error_estimate = max(self._estimated_error(direction, image), self._noise / self.step)
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Multiply k vectors, one by one.
@@ -98,13 +100,6 @@ class FiniteDifferenceOperator(SymmetricOperator):
         if not torch.isfinite(products).all():
             raise ObjectiveError("A difference of gradients is not finite: the loss overflows next to the parameters.")
         return products.add(V, alpha=self.weight_decay) if self.weight_decay else products
-
-    def certified(self, pairs: EigenPairs, *, tol: float) -> EigenPairs:
-        """Pairs of this operator with the error of the differences added to every residual, and judged anew."""
-        sizes = pairs.values.abs().double()
-        noise = torch.full_like(sizes, self.error_estimate) / sizes
-        residuals = (pairs.residuals.double() + noise).to(pairs.residuals.dtype)
-        return replace(pairs, residuals=residuals, converged=pairs.converged & (residuals <= tol))
 
     def _loss_and_gradient(self, offset: Float[Tensor, " n"] | None) -> tuple[float, Float[Tensor, " n"]]:
         """Of the data term, at `offset` from the parameters."""
@@ -130,8 +125,10 @@ class FiniteDifferenceOperator(SymmetricOperator):
         for _ in range(_MOST_STEPS):
             step /= 4
             value = self._difference(v, step)
-            # Relative, because far out, where the loss levels off, differences shrink with 1 / step.
-            moved = _length(value - before) / max(_length(value), _length(before), torch.finfo(torch.float64).tiny)
+            # Relative, because far out, where the loss levels off, differences shrink with 1 / step. What rounding hides has
+            # moved by that, or steps would look best that are too small to change the gradient at all.
+            size = max(_length(value), _length(before), torch.finfo(torch.float64).tiny)
+            moved = max(_length(value - before), self._noise / step) / size
             if moved < least:
                 best, least, num_worse = (step, value), moved, 0
             else:

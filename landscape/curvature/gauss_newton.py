@@ -27,6 +27,7 @@ from landscape.curvature.graph import (
 from landscape.curvature.hessian import HessianOperator, _leaves, _support
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import check_loss, check_same_loss
+from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
 from landscape.linalg.lanczos import eigsh
 from landscape.linalg.operator import SymmetricOperator, seeded
@@ -136,6 +137,12 @@ class GaussNewtonOperator(SymmetricOperator):
                 "overflows at these parameters."
             )
         return products.T
+
+    def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return product_errors(self, self._at, self.params, v)
+
+    def _at(self, params: Params) -> "GaussNewtonOperator":
+        return GaussNewtonOperator(self._problem.objective, params, self._problem.batch)
 
     def _pushed_forward(self, rows: Float[Tensor, "c n"]) -> Float[Tensor, "c q"]:
         """J v of every row v."""

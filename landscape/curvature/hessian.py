@@ -21,6 +21,7 @@ from landscape.curvature.preconditions import (
     check_parameters,
     check_twice_differentiable,
 )
+from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import SymmetricOperator
 
@@ -87,8 +88,8 @@ class HessianOperator(SymmetricOperator):
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
         self.weight_decay = objective.weight_decay
-        problem = Problem(objective=objective, leaves=leaves, batch=batch, allow_tf32=allow_tf32)
-        self._multiplier = Multiplier(problem, product=product, rows=rows, columns=columns, max_memory=max_memory)
+        self._problem = Problem(objective=objective, leaves=leaves, batch=batch, allow_tf32=allow_tf32)
+        self._multiplier = Multiplier(self._problem, product=product, rows=rows, columns=columns, max_memory=max_memory)
         evaluated = self._multiplier.evaluate()
         self.loss = evaluated.loss
         if self.weight_decay:
@@ -126,6 +127,14 @@ class HessianOperator(SymmetricOperator):
         if not torch.isfinite(products).all():
             raise ObjectiveError(_not_finite(rows, unflatten(products.sum(0), self.params)))
         return products.T
+
+    def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return product_errors(self, self._at, self.params, v)
+
+    def _at(self, params: Params) -> "HessianOperator":
+        problem = self._problem
+        product = self.choice or "auto"
+        return HessianOperator(problem.objective, params, problem.batch, product=product, allow_tf32=problem.allow_tf32)
 
 
 def hessian(

@@ -16,6 +16,7 @@ from landscape.curvature.evaluation import Problem, twice_evaluated
 from landscape.curvature.hessian import _leaves, _support
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm
 from landscape.curvature.products import RetainedGraph
+from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
 from landscape.linalg.lanczos import Which, eigsh
 from landscape.linalg.operator import EigenPairs, SymmetricOperator
@@ -47,8 +48,17 @@ class HessianBlock(SymmetricOperator):
         support: As in HessianOperator; None where the loss depends on none of the parameters.
     """
 
-    def __init__(self, name: str, graph: RetainedGraph, support: Int64[Tensor, " s"] | None, *, weight_decay: float) -> None:
+    def __init__(
+        self,
+        blocks: "HessianBlocks",
+        name: str,
+        graph: RetainedGraph,
+        support: Int64[Tensor, " s"] | None,
+        *,
+        weight_decay: float,
+    ) -> None:
         self.name = name
+        self._blocks = blocks
         self._graph = graph
         like = graph.problem.like
         self.n = sum(leaf.numel() for leaf in graph.problem.leaves.values())
@@ -71,6 +81,9 @@ class HessianBlock(SymmetricOperator):
         if not torch.isfinite(products).all():
             raise ObjectiveError(f"{self.name}: a product with its block of the Hessian is not finite; look for an overflow.")
         return products.T
+
+    def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return product_errors(self, lambda params: self._blocks.at(params).block(self.name), self._blocks.params, v)
 
 
 class HessianBlocks:
@@ -102,6 +115,14 @@ class HessianBlocks:
         self._gradients = dict(zip(leaves, evaluated.gradients))
         self._looked_up = evaluated.looked_up
 
+    @property
+    def params(self) -> Params:
+        return {name: leaf.detach() for name, leaf in self._problem.leaves.items()}
+
+    def at(self, params: Params) -> "HessianBlocks":
+        """The same blocks at other parameters."""
+        return HessianBlocks(self._problem.objective, params, self._problem.batch, self.modules)
+
     def block(self, module: str) -> HessianBlock:
         """The block of a module; the coordinates are its parameters in the order of `modules`."""
         names = self.modules[module]
@@ -112,7 +133,7 @@ class HessianBlocks:
         support = None if weight_decay else _support(leaves, gradients, self._looked_up)
         # A solver needs one coordinate at least.
         empty = support is not None and len(support) == 0
-        return HessianBlock(module, graph, None if empty else support, weight_decay=weight_decay)
+        return HessianBlock(self, module, graph, None if empty else support, weight_decay=weight_decay)
 
 
 def per_module_spectra(

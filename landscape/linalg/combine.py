@@ -70,6 +70,12 @@ class Combination(SymmetricOperator):
             products.add_(term @ V, alpha=coefficient)
         return products
 
+    def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        errors = torch.zeros_like(v)
+        for term, coefficient in zip(self.terms, self.coefficients):
+            errors.add_(term.product_errors(v), alpha=abs(coefficient))
+        return errors
+
 
 class Restriction(SymmetricOperator):
     """The rows and columns of A in chosen coordinates: the operator seen by vectors that are zero elsewhere.
@@ -106,6 +112,9 @@ class Restriction(SymmetricOperator):
 
     def matmat(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
         return (self.whole @ self.extend(V)).index_select(0, self.rows)
+
+    def product_errors(self, v: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
+        return self.whole.product_errors(self.extend(v[:, None])[:, 0]).index_select(0, self.rows)
 
     def extend(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "n k"]:
         """The same vectors as vectors of the whole operator, zero in the coordinates that were not chosen."""

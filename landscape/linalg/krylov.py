@@ -18,6 +18,8 @@ from landscape.linalg.operator import SymmetricOperator
 _BLOCK_ROWS = 16
 # Length of the random part of a warm start. In runs on small CLIP models 0.1 of it cost no products.
 _RANDOM_PART = 0.1
+# Up to this size the rounding of a product is measured by itself: fewer than some tens of products tell too little of it.
+_MEASURED_SIZE = 64
 # Elements converted to float64 at a time: large enough for BLAS, small enough for the cache and for GPU memory.
 _CHUNK = {"cpu": 1 << 16, "cuda": 1 << 22}
 
@@ -63,6 +65,7 @@ class KrylovBasis:
         scale: The largest ||A v|| seen, a lower bound of ||A||.
         asymmetry: The largest difference seen between a product's components along earlier rows and what symmetry says
             they are.
+        measured: Rounding of the first product of a small operator, as it measures it itself.
 
     Source: Ruhe, Implementation aspects of band Lanczos algorithms (1979); two Gram-Schmidt passes: Giraud, Langou &
     Rozloznik, The loss of orthogonality in the Gram-Schmidt process (2005); restarts: Wu & Simon, Thick-restart Lanczos method
@@ -83,12 +86,13 @@ class KrylovBasis:
         self._coefficients = np.zeros((_BLOCK_ROWS, _BLOCK_ROWS))
         self.scale = 0.0
         self.asymmetry = 0.0
+        self.measured = 0.0
         self._first_quadrature: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def is_full(self) -> bool:
-        """Whether the next row needs a restart first."""
-        return self.max_rows is not None and self._size >= self.max_rows
+        """Whether the next product needs a restart first: it brings a row, and two where a chain has to be started for it."""
+        return self.max_rows is not None and self._size + (1 if self.pending else 2) > self.max_rows
 
     @property
     def is_complete(self) -> bool:
@@ -106,7 +110,12 @@ class KrylovBasis:
         the same reason.
         """
         basis = 4 * math.sqrt(1 + self.num_restarts) * torch.finfo(self.A.dtype).eps + 64 * torch.finfo(torch.float64).eps
-        return basis * self.scale + 2 * self.asymmetry
+        return basis * self.scale + 2 * self.asymmetry + self.measured
+
+    @property
+    def error(self) -> float:
+        """What can have happened to a Ritz value or a residual norm: rounding, and the error that the operator states."""
+        return self.rounding + self.A.error_estimate
 
     def row(self, index: int) -> Float[Tensor, " n"]:
         return self._blocks[index // _BLOCK_ROWS][index % _BLOCK_ROWS]
@@ -158,6 +167,8 @@ class KrylovBasis:
             return False
         index = self.pending.pop(0)
         w = self.A @ self.row(index)
+        if self.num_matvecs == 0 and self.A.n <= _MEASURED_SIZE:
+            self.measured = norm(self.A.product_errors(self.row(index)))
         self.num_matvecs += 1
         size = norm(w)
         if not math.isfinite(size):

@@ -56,21 +56,21 @@ class _Wanted:
         values, coordinates = np.linalg.eigh(H)
         order = np.argsort({"LM": -np.abs(values), "LA": -values, "SA": values}[self.which], kind="stable")
         coordinates = coordinates[:, order]
-        norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.rounding
+        norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.error
         return _Ritz(values[order], coordinates, norms)
 
     def converged(self, ritz: _Ritz) -> Bool[np.ndarray, " k"]:
         return ritz.residuals[: self.k] <= self.tol
 
-    def satisfied(self, ritz: _Ritz, rounding: float) -> bool:
-        """Whether every wanted pair has converged, or only rounding is left of its residual."""
+    def satisfied(self, ritz: _Ritz, error: float) -> bool:
+        """Whether every wanted pair has converged, or little but the error of the products is left of its residual."""
         enough = len(ritz.values) >= self.k
-        return enough and bool((self.converged(ritz) | (ritz.norms[: self.k] <= 2 * rounding)).all())
+        return enough and bool((self.converged(ritz) | (ritz.norms[: self.k] <= 2 * error)).all())
 
-    def moved(self, old: _Ritz, new: _Ritz, rounding: float) -> bool:
+    def moved(self, old: _Ritz, new: _Ritz, error: float) -> bool:
         """Whether a wanted value changed by more than a converged pair can; that is about tol^2 / relative gap."""
         before, after = old.values[: self.k], new.values[: self.k]
-        return bool((np.abs(after - before) > np.maximum(0.1 * self.tol * np.abs(before), 2 * rounding)).any())
+        return bool((np.abs(after - before) > np.maximum(0.1 * self.tol * np.abs(before), 2 * error)).any())
 
 
 def eigsh(
@@ -101,7 +101,8 @@ def eigsh(
         generator: CPU generator of the random starting vectors.
         num_checks: Products spent, after convergence, on a second random start orthogonal to everything found, which
             shows copies of multiple eigenvalues that one Lanczos chain cannot see. Default: as many as find a missed
-            eigenvalue with 99 % probability where n <= 1000; for larger operators at most 4 of those, a spot check.
+            eigenvalue with 99 % probability where n <= 1000; for larger operators at most 4 of those, a spot check, which
+            `copies_checked` says.
         max_basis: Vectors of size n kept in memory at most, from k + 6 on; when they are there, the unwanted half is given up
             (thick restart), at the price of more products. By default all are kept: a basis grows by one a product.
         start: Vectors near the wanted eigenvectors, such as those of another batch or checkpoint (recycling): the run
@@ -145,17 +146,18 @@ def eigsh(
     if towards is not None:
         basis.start_chain(towards)
     wanted = _Wanted(k, which, tol)
+    thorough = False
     while True:
         ritz = _iterate(basis, wanted, limit)
-        if basis.is_complete or basis.num_matvecs >= limit or not wanted.satisfied(ritz, basis.rounding):
+        if basis.is_complete or basis.num_matvecs >= limit or not wanted.satisfied(ritz, basis.error):
             break
         if max_basis is not None and max_basis < k + len(basis.pending) + 3:
             # No room for one more chain beside the wanted pairs.
             break
-        ritz, moved = _look_for_missed(basis, ritz, wanted, limit, num_checks)
+        ritz, moved, thorough = _look_for_missed(basis, ritz, wanted, limit, num_checks)
         if not moved:
             break
-    pairs = _pairs(basis, ritz, wanted, return_vectors=return_vectors)
+    pairs = _pairs(basis, ritz, wanted, return_vectors=return_vectors, copies_checked=thorough or basis.is_complete)
     return pairs if towards is None else replace(pairs, quadrature=None)
 
 
@@ -183,7 +185,7 @@ def _within(part: SupportedPart, towards: Float[torch.Tensor, " n"] | None) -> F
 def _iterate(basis: KrylovBasis, wanted: _Wanted, limit: int) -> _Ritz:
     """Expand the basis until all wanted pairs have converged, or cannot get better, or the limit is reached."""
     ritz = wanted.ritz(basis)
-    while basis.num_matvecs < limit and not wanted.satisfied(ritz, basis.rounding):
+    while basis.num_matvecs < limit and not wanted.satisfied(ritz, basis.error):
         if not _expand(basis, ritz, wanted):
             break
         ritz = wanted.ritz(basis)
@@ -195,20 +197,22 @@ def _expand(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> bool:
     if basis.is_full:
         assert basis.max_rows is not None
         # Half of the unwanted ones, as a rule: what is given up has to be found anew, what is kept takes room.
-        kept = min(wanted.k + (basis.max_rows - wanted.k) // 2, basis.max_rows - len(basis.pending) - 1)
+        kept = min(wanted.k + (basis.max_rows - wanted.k) // 2, basis.max_rows - max(len(basis.pending), 1) - 1)
         basis.restart(ritz.values[:kept], ritz.coordinates[:, :kept])
     return basis.expand()
 
 
-def _look_for_missed(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int, num_checks: int | None) -> tuple[_Ritz, bool]:
+def _look_for_missed(
+    basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int, num_checks: int | None
+) -> tuple[_Ritz, bool, bool]:
     """Add a random start orthogonal to the basis and expand until enough products in a row have moved no wanted value.
 
     The old chains are expanded in turn with the new one: what they were about to find is hidden from the new one,
     which is orthogonal to them.
 
     Returns:
-        The Ritz pairs of the larger basis, and whether anything moved: then another look is due, since each random
-        start shows only one more copy of a multiple eigenvalue.
+        The Ritz pairs of the larger basis; whether anything moved: then another look is due, since each random start shows
+        only one more copy of a multiple eigenvalue; and whether the look was long enough to show a missed one.
     """
     any_moved, quiet = False, 0
     if basis.is_full:
@@ -216,13 +220,14 @@ def _look_for_missed(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: in
         ritz = wanted.ritz(basis)
     basis.start_chain()
     while basis.num_matvecs < limit:
-        enough = _number_of_checks(basis, ritz, wanted) if num_checks is None else num_checks
-        if quiet >= enough or not _expand(basis, ritz, wanted):
+        thorough = _number_of_checks(basis, ritz, wanted)
+        spot = thorough if basis.A.n <= _FULL_CHECK_SIZE else min(thorough, _SPOT_CHECKS)
+        if quiet >= (spot if num_checks is None else num_checks) or not _expand(basis, ritz, wanted):
             break
         old, ritz = ritz, wanted.ritz(basis)
-        moved = wanted.moved(old, ritz, basis.rounding)
+        moved = wanted.moved(old, ritz, basis.error)
         any_moved, quiet = any_moved or moved, 0 if moved else quiet + 1
-    return ritz, any_moved
+    return ritz, any_moved, quiet >= _number_of_checks(basis, ritz, wanted)
 
 
 def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
@@ -233,7 +238,7 @@ def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
     seen once the other components weigh less than the square root of tol. Every chain gets as many products.
     """
     if len(ritz.values) == wanted.k:
-        return min(_MOST_CHECKS if basis.A.n <= _FULL_CHECK_SIZE else _SPOT_CHECKS, basis.A.n)
+        return min(_MOST_CHECKS, basis.A.n)
     rest = ritz.values[wanted.k :]
     edge = ritz.values[wanted.k - 1]
     if wanted.which == "LM":
@@ -245,10 +250,12 @@ def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
     if ratio > 1:
         amplification = 100 * math.sqrt(basis.A.n / wanted.tol)
         needed = min(needed, len(basis.pending) * (1 + math.ceil(math.acosh(amplification) / math.acosh(min(ratio, 1e6)))))
-    return needed if basis.A.n <= _FULL_CHECK_SIZE else min(needed, _SPOT_CHECKS)
+    return needed
 
 
-def _pairs(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: bool) -> EigenPairs:
+def _pairs(
+    basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: bool, copies_checked: bool
+) -> EigenPairs:
     k = min(wanted.k, len(ritz.values))
     ascending = np.argsort(ritz.values, kind="stable")
     nodes, weights = basis.quadrature()
@@ -262,9 +269,10 @@ def _pairs(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: 
         ritz=RitzValues(
             values=torch.from_numpy(ritz.values[ascending]),
             norms=torch.from_numpy(ritz.norms[ascending]),
-            rounding=basis.rounding,
+            rounding=basis.error,
             orthogonality_defect=basis.orthogonality_defect(),
         ),
+        copies_checked=copies_checked,
     )
 
 

@@ -4,6 +4,7 @@ Knows matrices, not networks: imports only torch.
 Shapes: n = dimension of the operator, k = number of vectors or of eigenpairs.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Real
@@ -31,7 +32,8 @@ class SymmetricOperator(ABC):
     # Ascending indices outside of which every row and column is exactly zero; None where none is known to be. A promise
     # of the operator, which lets a solver carry shorter vectors.
     support: Int64[Tensor, " s"] | None = None
-    # Error of a product with a vector of length 1 beyond rounding, in the operator's unit: 0 but for approximations.
+    # Error of a product with a vector of length 1 beyond rounding, in the operator's unit: 0 but for approximations. Solvers
+    # add it to every bound.
     error_estimate: float = 0.0
     # So that numpy leaves `number * A` to the operator.
     __array_ufunc__ = None
@@ -60,6 +62,13 @@ class SymmetricOperator(ABC):
     @property
     def shape(self) -> tuple[int, int]:
         return (self.n, self.n)
+
+    def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Sizes of the errors in the entries of A @ v, as another way of computing it shows them; 0 where there is none.
+
+        Asked of small operators, where the symmetry of a few products tells too little of their rounding.
+        """
+        return torch.zeros_like(v)
 
     @property
     def num_unused(self) -> int:
@@ -203,6 +212,9 @@ class EigenPairs:
         residuals: (k,) ||A v - value v|| / |value|. An eigenvalue of A lies within residual * |value| of the value.
         converged: (k,) whether the pair met the tolerance. Never true for a pair that did not.
         num_matvecs: Products with A that were spent.
+        copies_checked: Whether the search for further copies of multiple eigenvalues, which one Krylov chain cannot see, went
+            on until a missed one would have been found with 99 % probability. Where it is false, the set of values is that
+            of the top k only if none of them is multiple, or as far as a shorter search could tell.
         quadrature: Nodes and weights of the same Krylov space, where the method gives them.
         ritz: All Ritz values of the same Krylov space, where the method gives them: both ends, and certified counts.
     """
@@ -214,13 +226,27 @@ class EigenPairs:
     num_matvecs: int
     quadrature: Quadrature | None = None
     ritz: RitzValues | None = None
+    copies_checked: bool = False
 
     def __repr__(self) -> str:
         rows = ", ".join(
-            f"{value:.6g} ± {abs(value) * residual:.1g}{'' if done else ' (not converged)'}"
+            f"{_with_bound(value, abs(value) * residual)}{'' if done else ' (not converged)'}"
             for value, residual, done in zip(self.values.tolist(), self.residuals.tolist(), self.converged.tolist())
         )
         return f"EigenPairs([{rows}], num_matvecs={self.num_matvecs})"
+
+
+def _with_bound(value: float, bound: float) -> str:
+    """A value and its bound in so few digits that the printed interval still holds what the bound holds."""
+    if not (math.isfinite(value) and math.isfinite(bound)) or bound == 0:
+        # A relative residual says nothing of a value of zero.
+        return f"{value:.6g} ± {'unknown' if math.isnan(bound) else f'{bound:.1g}'}"
+    # As many digits as the bound leaves, from 6 on; what cutting the value costs is added to the bound.
+    digits = max(6, min(17, math.ceil(math.log10(abs(value) / bound)) + 1)) if value else 6
+    shown = f"{value:.{digits}g}"
+    most = bound + abs(float(shown) - value)
+    exponent = math.floor(math.log10(most))
+    return f"{shown} ± {math.ceil(most / 10.0**exponent * (1 - 1e-12)) * 10.0**exponent:.1g}"
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -101,7 +101,7 @@ def _residual(A: SymmetricOperator, value: float, vector: Tensor) -> float:
     size = norm(vector)
     if size == 0:
         return 0.0 if value == 0 else math.inf
-    remaining = norm(A @ vector - value * vector) / size
+    remaining = norm(A @ vector - value * vector) / size + A.error_estimate
     if value == 0:
         return 0.0 if remaining == 0 else math.inf
     return remaining / abs(value)

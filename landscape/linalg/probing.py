@@ -38,7 +38,7 @@ class _Cost:
 
     @classmethod
     def of(cls, basis: KrylovBasis) -> "_Cost":
-        return cls(basis.num_matvecs, basis.rounding, basis.orthogonality_defect() if basis.num_matvecs else 0.0)
+        return cls(basis.num_matvecs, basis.error, basis.orthogonality_defect() if basis.num_matvecs else 0.0)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _standing_out(A: SymmetricOperator, num_matvecs: int, generator: torch.Gener
         pass
     H, coupling = basis.projected()
     values, coordinates = np.linalg.eigh(H)
-    norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.rounding
+    norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.error
     kept = (norms <= _EXACT * np.abs(values)) | basis.is_complete
     seen = coordinates[0] ** 2 if len(values) else np.zeros(0)
     # With a second chain, the coordinates are no longer those of one random vector.

@@ -58,6 +58,7 @@ class SupportedPart(Restriction):
             num_matvecs=pairs.num_matvecs,
             quadrature=None if pairs.quadrature is None else self._whole_quadrature(pairs.quadrature),
             ritz=None if pairs.ritz is None else self._whole_ritz(pairs.ritz, num_zeros),
+            copies_checked=pairs.copies_checked,
         )
 
     def _whole_ritz(self, part: RitzValues, num_zeros: int) -> RitzValues:

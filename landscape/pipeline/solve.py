@@ -100,9 +100,7 @@ class Solver:
             from landscape.curvature.reference import pyhessian_eigenpairs
 
             pairs = pyhessian_eigenpairs(subject.objective, subject.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
-        if isinstance(operator, FiniteDifferenceOperator):
-            pairs = operator.certified(pairs, tol=hessian.tol)
-        elif hessian.method != "pyhessian":
+        if hessian.method != "pyhessian" and hvp != "finite-difference":
             products.keep(operator)
         return pairs, operator
 
