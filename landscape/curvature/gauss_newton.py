@@ -122,8 +122,10 @@ class GaussNewtonOperator(SymmetricOperator):
         Raises:
             ObjectiveError: If the loss turns out not to be convex in its outputs, or a product is not finite.
         """
-        rows = V.detach().T
-        products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
+        with torch.inference_mode(False):
+            # An inference tensor cannot take part in what is differentiated.
+            rows = (V.clone() if V.is_inference() else V.detach()).T
+            products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
         for start in range(0, len(rows), self.columns):
             part = slice(start, start + self.columns)
             with self._problem.differentiating(), explained_errors():
