@@ -127,10 +127,15 @@ def check_parameters(params: Params) -> None:
     """Refuse parameters that cannot form one real vector in float32 or float64.
 
     Raises:
-        ObjectiveError: If there are none, their types or devices differ, the type is another, or a value is not finite.
+        ObjectiveError: If there are none or they have no entries, their types or devices differ, the type is another, or a
+            value is not finite.
     """
     if not params:
         raise ObjectiveError("No parameters were given, so there is no derivative to take. Use select_parameters(model, ...).")
+    if not any(tensor.numel() for tensor in params.values()):
+        raise ObjectiveError(
+            f"The selected parameters ({', '.join(params)}) have 0 entries in all, so there is no derivative. Select others."
+        )
     first, like = next(iter(params.items()))
     for name, tensor in params.items():
         if tensor.dtype not in (torch.float32, torch.float64):
