@@ -109,6 +109,11 @@ def test_a_sum_of_restrictions_is_the_restriction_of_the_sum(three):
         (lambda A: average([A, A], weights=[0.0, 0.0]), "not all 0"),
         (lambda A: shifted(A, float("nan")), "finite"),
         (lambda A: float("inf") * A, "finite"),
+        (lambda A: A / 0, "divided by 0"),
+        (lambda A: A / 0.0, "divided by 0"),
+        (lambda A: average([A.matrix]), "SymmetricOperator, got a Tensor.*DenseOperator"),
+        (lambda A: shifted(A.matrix, 1.0), "SymmetricOperator, got a Tensor.*DenseOperator"),
+        (lambda A: restricted(A.matrix, torch.tensor([0])), "SymmetricOperator, got a Tensor.*DenseOperator"),
         (lambda A: restricted(A, torch.tensor([0, 30])), r"0\.\.29"),
         (lambda A: restricted(A, torch.tensor([-1])), r"0\.\.29"),
         (lambda A: restricted(A, torch.tensor([3, 3])), "twice"),
@@ -120,8 +125,13 @@ def test_what_does_not_go_together_is_refused(make, message):
         make(symmetric(seed=0))
 
 
+def test_pythons_sum_adds_operators(three):
+    v = torch.randn(three[0].n, generator=seeded(5), dtype=torch.float64)
+    torch.testing.assert_close(sum(three) @ v, sum(A.matrix for A in three) @ v, rtol=1e-13, atol=1e-13)
+
+
 NOT_SYMMETRIC = [
-    *(lambda A: A + 1, lambda A: 1 + A, lambda A: A * A, lambda A: 1j * A, lambda A: A / "2"),
+    *(lambda A: A + 1, lambda A: 1 + A, lambda A: A * torch.tensor(2.0), lambda A: A * A, lambda A: 1j * A, lambda A: A / "2"),
     lambda A: np.ones(30) * A,
 ]
 

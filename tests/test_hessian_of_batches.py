@@ -142,6 +142,20 @@ def test_training_on_does_not_touch_it_but_what_it_cannot_copy_must_stay(three_b
         H @ normal(H.n)
 
 
+def test_a_single_batch_in_the_place_of_several_is_refused_or_explained(three_batches):
+    model = nn.Linear(4, 3).double()
+    x, y = three_batches[0]
+    for batches, got in ((x, "Tensor"), ({"x": x, "y": y}, "dict"), (5, "int")):
+        with pytest.raises(ValueError, match=rf"batches must be a sequence of batches.*got {got}.*\[batch\]"):
+            landscape.hessian_of_batches(model, cross_entropy, batches)
+    # A pair of tensors may be two batches: only what the loss raises tells.
+    with pytest.raises(RuntimeError) as raised:
+        landscape.hessian_of_batches(model, cross_entropy, (x, y))
+    assert any("item 0 of 2 in `batches`" in note and "[batch]" in note for note in raised.value.__notes__)
+    H = landscape.hessian_of_batches(model, lambda model, x: model(x).square().mean(), (x, 2 * x))
+    assert H.num_batches == 2
+
+
 def test_a_batch_that_is_refused_is_named(three_batches):
     model = nn.Linear(4, 3).double()
     bad = copy.deepcopy(three_batches)
@@ -154,7 +168,7 @@ def test_a_batch_that_is_refused_is_named(three_batches):
     H = landscape.hessian_of_batches(model, cross_entropy, three_batches)
     with pytest.raises(ObjectiveError, match="batch 0 of 3: .*not finite"):
         H @ torch.full((H.n,), float("inf"), dtype=torch.float64)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least one batch, got none"):
         HessianOfBatches(Objective.from_closure(model, cross_entropy), select_parameters(model), [])
     with pytest.raises(ValueError, match="3 finite weights"):
         landscape.hessian_of_batches(model, cross_entropy, three_batches, weights=[1, 2])

@@ -252,6 +252,8 @@ def test_a_product_that_is_not_finite_is_an_error_that_says_so():
     [
         ({"k": 0}, "k must be between 1 and"),
         ({"k": 301}, "k must be between 1 and the operator's dimension 300, got 301"),
+        ({"k": 2.5}, "k must be an integer, got 2.5"),
+        ({"k": None}, "k must be an integer, got None"),
         ({"k": 2, "which": "SM"}, "which must be"),
         ({"k": 2, "tol": 0.0}, "tol must be"),
         ({"k": 2, "tol": float("nan")}, "tol must be"),
@@ -309,6 +311,19 @@ def test_the_zeros_outside_of_the_support_are_eigenvalues_like_all_others(which,
     assert pairs.converged.all()
     torch.testing.assert_close(dense @ pairs.vectors, pairs.vectors * pairs.values, rtol=0, atol=1e-10)
     torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("return_vectors", [True, False])
+def test_where_the_support_is_empty_all_eigenvalues_are_exact_zeros_at_no_cost(return_vectors):
+    A = _Padded(with_spectrum(np.ones(1)), 6, torch.zeros(0, dtype=torch.int64))
+    pairs = eigsh(A, 3, start=torch.ones(6, 1, dtype=torch.float64), return_vectors=return_vectors)
+    assert pairs.values.tolist() == pairs.residuals.tolist() == pairs.ritz.values.tolist() == [0.0] * 3
+    assert pairs.converged.all() and pairs.num_matvecs == pairs.ritz.num_negative == pairs.ritz.num_positive == 0
+    assert pairs.quadrature.weights[pairs.quadrature.nodes == 0].sum() == 1
+    if return_vectors:
+        torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, torch.eye(3, dtype=torch.float64), rtol=0, atol=0)
+    else:
+        assert pairs.vectors is None
 
 
 def test_the_quadrature_of_a_padded_operator_counts_the_zeros():

@@ -6,11 +6,15 @@ from oracles import relative_error
 from torch import nn
 from torch.nn import functional as F
 
+from landscape import audit
 from landscape.curvature import (
     Objective,
     call_with_parameters,
     flatten,
+    gauss_newton,
     gradient,
+    hessian,
+    hessian_of_batches,
     select_parameters,
     squared_norm,
     unflatten,
@@ -71,6 +75,28 @@ def test_a_model_without_parameters_and_a_choice_without_patterns_are_refused():
         select_parameters(nn.ReLU())
     with pytest.raises(ValueError, match="got none"):
         select_parameters(TwoTowers(), [])
+
+
+@pytest.mark.parametrize("patterns", [5, [5], ["text.*", None]], ids=str)
+def test_what_is_no_pattern_is_refused(patterns):
+    with pytest.raises(ValueError, match='parameters must be "all", a pattern or a sequence of patterns'):
+        select_parameters(TwoTowers(), patterns)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: hessian(model, lambda model, batch: batch.sum(), torch.ones(2)),
+        lambda model: gauss_newton(model, lambda model, batch: batch, lambda z, batch: z.sum(), torch.ones(2)),
+        lambda model: hessian_of_batches(model, lambda model, batch: batch.sum(), [torch.ones(2)]),
+        lambda model: audit(model, lambda model, batch: batch.sum(), torch.ones(2)),
+        select_parameters,
+    ],
+    ids=["hessian", "gauss_newton", "hessian_of_batches", "audit", "select_parameters"],
+)
+def test_a_model_that_is_no_module_is_refused(use):
+    with pytest.raises(ValueError, match="model must be a torch.nn.Module.*got function"):
+        use(lambda batch: batch)
 
 
 @pytest.mark.parametrize("pattern", ["text.weight", "visual.1.weight"])

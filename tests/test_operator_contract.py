@@ -130,6 +130,22 @@ def test_the_same_vectors_give_the_same_products_to_the_last_bit_and_are_left_al
     assert torch.equal(subject.operator @ V, first) and torch.equal(V, before)
 
 
+def test_under_inference_mode_products_and_eigenvalues_are_the_same(subject):
+    A, V = subject.operator, subject.vectors(2)
+    with torch.inference_mode():
+        product, values = A @ V.clone(), eigsh(A, 2, max_matvecs=8).values
+    assert torch.equal(product, A @ V)
+    assert torch.equal(values, eigsh(A, 2, max_matvecs=8).values)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_operator_can_be_built_under_inference_mode(name):
+    with torch.inference_mode():
+        A = MAKERS[name]()
+    v = torch.ones(A.n, dtype=A.dtype)
+    assert torch.equal(A @ v, MAKERS[name]() @ v)
+
+
 def test_products_carry_no_graph_and_share_no_memory(subject):
     V = subject.vectors(2)
     first = subject.operator @ V

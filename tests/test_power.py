@@ -105,7 +105,7 @@ def test_a_product_that_is_not_finite_is_an_error():
         power_iteration(A, 1)
 
 
-@pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 101}, {"k": 1, "tol": 0}, {"k": 1, "max_iterations": 0}])
+@pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 101}, {"k": 1.5}, {"k": 1, "tol": 0}, {"k": 1, "max_iterations": 0}])
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="must be"):
         power_iteration(with_spectrum(SPREAD), **arguments)

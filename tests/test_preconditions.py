@@ -247,6 +247,22 @@ def test_no_parameters_are_refused():
         HessianOperator(Objective(lambda params, batch: params, lambda features, batch: torch.ones(())), {}, None)
 
 
+def test_parameters_without_a_single_entry_are_refused():
+    class Empty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.none, self.two = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.ones(2))
+
+    def loss(model, batch):
+        return model.two.pow(3).sum() + model.none.sum()
+
+    with pytest.raises(ObjectiveError, match=r"The selected parameters \(none\) have 0 entries in all"):
+        hessian(Empty(), loss, None, parameters="none")
+    # Beside others an empty one is no fault: 6 I for two ones cubed.
+    H = hessian(Empty(), loss, None)
+    assert torch.equal(H @ torch.ones(2), 6 * torch.ones(2))
+
+
 def test_a_batch_on_another_device_is_refused_by_its_place_in_the_batch():
     batch = {"image": normal(5, 3), "more": [torch.zeros(2, device="meta")]}
     with pytest.raises(ObjectiveError, match=r"batch\['more'\]\[0\]: is on meta, but the parameters are on cpu"):

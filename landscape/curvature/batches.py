@@ -3,7 +3,7 @@
 Shapes: n = total size of the parameters, k = number of vectors.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from landscape.curvature.evaluation import Problem, twice_evaluated
 from landscape.curvature.graph import no_checkpointing
 from landscape.curvature.hessian import _leaves, _support
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
-from landscape.curvature.preconditions import check_batch
+from landscape.curvature.preconditions import check_batch, describe_batch
 from landscape.curvature.products import RetainedGraph
 from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
@@ -50,7 +50,7 @@ class HessianOfBatches(SymmetricOperator):
 
     Raises:
         ObjectiveError: As HessianOperator; the message names the batch.
-        ValueError: If there is no batch, or the weights are no weights.
+        ValueError: If there is no batch, `batches` is a tensor or a mapping, or the weights are no weights.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class HessianOfBatches(SymmetricOperator):
         weights: Sequence[float] | None = None,
         keep_graphs: bool = False,
     ) -> None:
-        batches = list(batches)
+        batches = _listed(batches)
         self.weights = tuple(normalized_weights(len(batches), weights))
         leaves = _leaves(objective, params, batches[0], copy=True)
         self._problems = [Problem(objective=objective, leaves=leaves, batch=batch) for batch in batches]
@@ -132,6 +132,13 @@ class HessianOfBatches(SymmetricOperator):
             evaluated = twice_evaluated(problem)
         except ObjectiveError as error:
             raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
+        except Exception as error:
+            # A pair of tensors may be two batches or one: what the loss says of its first half is hard to read without this.
+            error.add_note(
+                f"Raised for item {index} of {self.num_batches} in `batches`, {describe_batch(problem.batch)}. Every item must "
+                "be a whole batch, as the loss takes it; a single one is given as [batch]."
+            )
+            raise
         support = _support(problem.leaves, evaluated.gradients, evaluated.looked_up)
         return evaluated.loss, support, RetainedGraph(problem, evaluated.gradients)
 
@@ -146,6 +153,19 @@ class HessianOfBatches(SymmetricOperator):
                 )
             gradients = torch.autograd.grad(loss, list(problem.leaves.values()), create_graph=True, allow_unused=True)
         return RetainedGraph(problem, gradients)
+
+
+def _listed(batches: Iterable[Batch]) -> list[Batch]:
+    """The batches, once they are not what can only be a single one."""
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping):
+        raise ValueError(
+            f"batches must be a sequence of batches, each what the loss takes, got {type(batches).__name__}: its parts would be "
+            "taken for batches. Give [batch] for a single one, or list(tensor) for one batch per row."
+        )
+    listed = list(batches)
+    if not listed:
+        raise ValueError("batches must hold at least one batch, got none.")
+    return listed
 
 
 def hessian_of_batches(
@@ -167,6 +187,7 @@ def hessian_of_batches(
 
     Raises:
         ObjectiveError: If the loss has no Hessian that could be trusted; the message names the batch and says why.
+        ValueError: As HessianOfBatches.
     """
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     chosen = select_parameters(model, parameters)

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.curvature.graph import differentiable_gradient, module_timeline, no_checkpointing, rows_looked_up
 from landscape.curvature.objective import Batch, Objective, Params
-from landscape.curvature.preconditions import check_loss, check_same_loss
+from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.errors import ObjectiveError
 
 
@@ -112,13 +112,13 @@ def twice_evaluated(problem: Problem, guard: Callable[[], AbstractContextManager
     objective, leaves, batch = problem.objective, problem.leaves, problem.batch
     dtype = problem.like.dtype
     with problem.differentiating(), no_checkpointing():
-        with guard():
+        with guard(), reading_only(leaves):
             loss = objective.data_term(leaves, batch)
         check_loss(loss, batch, dtype=dtype)
         before = loss.item()
         del loss
         with guard():
-            with module_timeline(objective.module) as timeline:
+            with module_timeline(objective.module) as timeline, reading_only(leaves):
                 loss = objective.data_term(leaves, batch)
             check_same_loss(before, loss.item(), dtype=dtype)
             gradients = differentiable_gradient(loss, leaves, timeline, module=objective.module)

@@ -104,8 +104,9 @@ class FiniteDifferenceOperator(SymmetricOperator):
     def _loss_and_gradient(self, offset: Float[Tensor, " n"] | None) -> tuple[float, Float[Tensor, " n"]]:
         """Of the data term, at `offset` from the parameters."""
         centre = self._centre if offset is None else self._centre + offset
-        leaves = {name: piece.clone().requires_grad_() for name, piece in unflatten(centre, self.params).items()}
         with torch.inference_mode(False), torch.enable_grad(), no_checkpointing():
+            # Cloned in here, because an inference tensor cannot take part in what is differentiated.
+            leaves = {name: piece.clone().requires_grad_() for name, piece in unflatten(centre, self.params).items()}
             loss = self._objective.data_term(leaves, self._batch)
             if offset is None:
                 check_loss(loss, self._batch, dtype=self.dtype)

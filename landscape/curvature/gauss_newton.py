@@ -26,7 +26,7 @@ from landscape.curvature.graph import (
 )
 from landscape.curvature.hessian import HessianOperator, _leaves, _support
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
-from landscape.curvature.preconditions import check_loss, check_same_loss
+from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
 from landscape.linalg.lanczos import eigsh
@@ -123,8 +123,10 @@ class GaussNewtonOperator(SymmetricOperator):
         Raises:
             ObjectiveError: If the loss turns out not to be convex in its outputs, or a product is not finite.
         """
-        rows = V.detach().T
-        products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
+        with torch.inference_mode(False):
+            # An inference tensor cannot take part in what is differentiated.
+            rows = (V.clone() if V.is_inference() else V.detach()).T
+            products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
         for start in range(0, len(rows), self.columns):
             part = slice(start, start + self.columns)
             with self._problem.differentiating(), explained_errors():
@@ -247,9 +249,10 @@ def _checked_cut(problem: Problem) -> float:
             "The objective does not say in what its loss is convex, and a Gauss-Newton matrix is linearised up to that. Give "
             "Objective a cut, or use landscape.gauss_newton(model, outputs, loss, batch)."
         )
-    features = objective.forward(leaves, batch)
-    whole = objective.loss(features, batch)
-    parts = objective.cut.convex(objective.cut.outputs(features, batch), batch)
+    with reading_only(leaves):
+        features = objective.forward(leaves, batch)
+        whole = objective.loss(features, batch)
+        parts = objective.cut.convex(objective.cut.outputs(features, batch), batch)
     check_loss(whole, batch, dtype=dtype)
     check_loss(parts, batch, dtype=dtype)
     if objective.module is not None:

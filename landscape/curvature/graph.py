@@ -10,7 +10,10 @@ parameters that the loss reached behind the back of the substitution.
 What is not: a backward pass that is differentiable in the incoming gradient but treats something saved in the forward
 pass as constant. In the graph that looks like a linear operation; only differences of gradients can tell.
 
-Imports only torch, landscape.errors and landscape.curvature.objective.
+Gradients that are wrong themselves are found where PyTorch makes them so on request: those of embeddings with a padding row
+that the batch looks up, or with scale_grad_by_freq.
+
+Imports only torch, landscape.errors, landscape.curvature.objective and landscape.curvature.preconditions.
 """
 
 import warnings
@@ -27,6 +30,7 @@ from torch.autograd.graph import Node, disable_saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from landscape.curvature.objective import Params
+from landscape.curvature.preconditions import SCALED_BY_FREQUENCY
 from landscape.errors import ObjectiveError
 
 # Nodes of the forward graph that mean wrong second derivatives: name -> what happens and what to do.
@@ -112,10 +116,12 @@ def differentiable_pullback(
 
     Raises:
         ObjectiveError: If an operation of the loss has no second derivative, or a wrong one, or too few bits, naming
-            the submodule and the operation; or if the loss reaches parameters of `module` other than `params`.
+            the submodule and the operation; if an embedding edits its gradient; or if the loss reaches parameters of
+            `module` other than `params`.
     """
     nodes = list(_nodes(*outputs))
     _refuse_known_nodes(nodes, timeline)
+    refuse_edited_gradients(outputs, params, timeline)
     if module is not None:
         _refuse_bypassed_parameters(nodes, params, module)
     faults: list[str] = []
@@ -134,6 +140,43 @@ def differentiable_pullback(
     if faults:
         raise ObjectiveError(faults[0])
     return gradients
+
+
+def refuse_edited_gradients(outputs: Sequence[Tensor], params: Params, timeline: ModuleTimeline) -> None:
+    """Refuse embeddings whose gradients PyTorch was asked to make something other than derivatives.
+
+    Raises:
+        ObjectiveError: If one zeroes the gradient of a padding row that is looked up, of a table made of `params`, or divides
+            gradients by counts of words; the message begins with the submodule.
+    """
+    for node in _nodes(*outputs):
+        if fault := _edited_gradient(node, params):
+            raise ObjectiveError(f"{timeline.name_of(node)}: {fault}")
+
+
+def _edited_gradient(node: Node, params: Params) -> str | None:
+    # EmbeddingBag's, whose padding is honest, has no second derivative at all.
+    if node.name() != "EmbeddingBackward0":
+        return None
+    saved: Any = node
+    if saved._saved_scale_grad_by_freq:
+        return f"{SCALED_BY_FREQUENCY}. Set scale_grad_by_freq = False, which leaves the loss as it is."
+    row = saved._saved_padding_idx
+    # Without one, the unsigned number that -1 is, which is no index.
+    if row >= saved._saved_weight_sym_argsize_0 or not _made_of(node.next_functions[0][0], params):
+        return None
+    if not bool((saved._saved_indices == row).any()):
+        return None
+    return (
+        f"zeroes the gradient of row {row} (padding_idx={row}), which the batch looks up, so the rows and columns of its entries "
+        "would be missing from the Hessian. Set module.padding_idx = None, which leaves the loss as it is, or freeze the table."
+    )
+
+
+def _made_of(table: Node | None, params: Params) -> bool:
+    """Whether an embedding's table is one of the parameters, or computed."""
+    leaf = getattr(table, "variable", None)
+    return leaf is None or any(leaf is parameter for parameter in params.values())
 
 
 def rows_looked_up(outputs: Tensor | Sequence[Tensor], params: Params) -> dict[str, Int64[Tensor, " rows"]]:

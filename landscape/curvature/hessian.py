@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from landscape.curvature.choice import Multiplier, ProductChoice
 from landscape.curvature.evaluation import Problem, evaluate
+from landscape.curvature.graph import module_timeline, refuse_edited_gradients
 from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import (
     check_autocast,
@@ -20,6 +21,7 @@ from landscape.curvature.preconditions import (
     check_loss,
     check_parameters,
     check_twice_differentiable,
+    reading_only,
 )
 from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
@@ -173,12 +175,15 @@ def gradient(objective: Objective, params: Params, batch: Batch) -> Float[Tensor
     Computed as in `HessianOperator`, with plain attention, so that its differences can be compared with products.
 
     Raises:
-        ObjectiveError: If the loss is not one finite number that depends on the parameters.
+        ObjectiveError: If the loss is not one finite number that depends on the parameters and leaves them as they are, or an
+            embedding edits its gradient.
     """
     leaves = _leaves(objective, params, batch, copy=False)
     with torch.inference_mode(False), torch.enable_grad():
-        loss = evaluate(objective, leaves, batch)
+        with module_timeline(objective.module) as timeline, reading_only(leaves):
+            loss = evaluate(objective, leaves, batch)
         check_loss(loss, batch, dtype=loss.dtype)
+        refuse_edited_gradients([loss], leaves, timeline)
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     flat = flatten(dict(zip(leaves, gradients)))
     return flat.add_(flatten(params).detach(), alpha=objective.weight_decay) if objective.weight_decay else flat

@@ -5,7 +5,7 @@ Shapes: n = total size of the selected parameters, in the order of model.named_p
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -73,7 +73,11 @@ class Objective:
 
         What the loss reaches through its `model` argument sees the parameters under study. A tensor that the loss
         captured elsewhere, such as a list made of model.parameters(), does not; HessianOperator refuses that.
+
+        Raises:
+            ValueError: If `model` is no module, or `weight_decay` no coefficient.
         """
+        _check_model(model)
 
         def forward(params: Params, batch: Batch) -> Features:
             return call_with_parameters(model, params, loss, batch)
@@ -89,7 +93,12 @@ class Objective:
         *,
         weight_decay: float = 0.0,
     ) -> "Objective":
-        """The objective of `loss(outputs(model, batch), batch)` with a loss that is convex in the outputs."""
+        """The objective of `loss(outputs(model, batch), batch)` with a loss that is convex in the outputs.
+
+        Raises:
+            ValueError: As `from_closure`.
+        """
+        _check_model(model)
 
         def forward(params: Params, batch: Batch) -> Features:
             return call_with_parameters(model, params, outputs, batch)
@@ -157,9 +166,13 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "all") -
 
     Raises:
         ObjectiveError: If a pattern matches no parameter that requires gradients.
-        ValueError: If there is no pattern.
+        ValueError: If there is no pattern, one is no string, or `model` is no module.
     """
-    globs = ["*"] if patterns == "all" else [patterns] if isinstance(patterns, str) else list(patterns)
+    _check_model(model)
+    given = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else list(patterns)
+    globs = ["*"] if patterns == "all" else given
+    if not all(isinstance(glob, str) for glob in globs):
+        raise ValueError(f'parameters must be "all", a pattern or a sequence of patterns, all strings, got {patterns!r}.')
     if not globs:
         raise ValueError('patterns must be "all" or at least one pattern, got none.')
     names: dict[int, list[str]] = {}
@@ -186,6 +199,14 @@ def _nothing_matches(model: nn.Module, glob: str) -> str:
     if not tops:
         return f"{where}, because the model has no parameters at all. Pass the model that holds the weights."
     return f"{where}. Patterns are matched against full dotted names, whose first parts here are: {', '.join(tops)}."
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model must be a torch.nn.Module, whose parameters are differentiated, got {type(model).__name__}. For a function "
+            "of tensors, give landscape.Objective(forward, loss) to HessianOperator."
+        )
 
 
 def squared_norm(params: Params) -> Float[Tensor, ""]:

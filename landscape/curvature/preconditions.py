@@ -5,6 +5,7 @@ Imports only torch, landscape.errors and landscape.curvature.objective.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from landscape.errors import ObjectiveError
 # The attributes by which torch, timm, open_clip, transformers and VMamba switch gradient checkpointing on.
 _CHECKPOINTING_SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint")
 _EVAL = "Call model.eval() first."
+SCALED_BY_FREQUENCY = (
+    "divides the gradient of every row by how often the batch looks it up (scale_grad_by_freq), so it is no derivative of the "
+    "loss, and neither is what would pass for the Hessian"
+)
 
 
 def check_twice_differentiable(module: nn.Module) -> None:
@@ -30,11 +35,12 @@ def check_twice_differentiable(module: nn.Module) -> None:
 
     Raises:
         ObjectiveError: On train-mode batch norm or instance norm with running statistics, active dropout of any kind,
-            train-mode spectral norm, or gradient checkpointing; the message begins with the module's dotted name.
+            train-mode spectral norm, gradient checkpointing, or an embedding with max_norm or scale_grad_by_freq; the message
+            begins with the module's dotted name.
     """
     for name, part in module.named_modules():
         fault = _train_mode_fault(part) if part.training else None
-        fault = fault or _checkpointing_fault(part)
+        fault = fault or _checkpointing_fault(part) or _embedding_fault(part)
         if fault:
             raise ObjectiveError(f"{name or 'the model'} ({type(part).__name__}): {fault}")
 
@@ -89,6 +95,20 @@ def _checkpointing_fault(part: nn.Module) -> str | None:
     return None
 
 
+def _embedding_fault(part: nn.Module) -> str | None:
+    """A padding_idx is no fault in itself: whether a batch looks that row up, the graph tells."""
+    if not isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    if part.max_norm is not None:
+        return (
+            f"rescales its weights in place in every forward pass (max_norm={part.max_norm:g}), which is not differentiated, so "
+            "its curvature would be that of another loss. Rescale the table once and set module.max_norm = None."
+        )
+    if part.scale_grad_by_freq:
+        return f"{SCALED_BY_FREQUENCY}. Set module.scale_grad_by_freq = False, which leaves the loss as it is."
+    return None
+
+
 def check_autocast(device: torch.device) -> None:
     """Refuse to differentiate under torch.autocast.
 
@@ -107,10 +127,15 @@ def check_parameters(params: Params) -> None:
     """Refuse parameters that cannot form one real vector in float32 or float64.
 
     Raises:
-        ObjectiveError: If there are none, their types or devices differ, the type is another, or a value is not finite.
+        ObjectiveError: If there are none or they have no entries, their types or devices differ, the type is another, or a
+            value is not finite.
     """
     if not params:
         raise ObjectiveError("No parameters were given, so there is no derivative to take. Use select_parameters(model, ...).")
+    if not any(tensor.numel() for tensor in params.values()):
+        raise ObjectiveError(
+            f"The selected parameters ({', '.join(params)}) have 0 entries in all, so there is no derivative. Select others."
+        )
     first, like = next(iter(params.items()))
     for name, tensor in params.items():
         if tensor.dtype not in (torch.float32, torch.float64):
@@ -172,6 +197,23 @@ def check_loss(loss: Any, batch: Batch, *, dtype: torch.dtype) -> None:
             "The loss does not depend on any of the selected parameters through differentiable operations. Look for .detach(), "
             ".item(), torch.no_grad() or a model captured from outside, or select other parameters."
         )
+
+
+@contextmanager
+def reading_only(params: Params) -> Iterator[None]:
+    """Refuse an evaluation that writes into the parameters it is given; what is done to their `.data` goes unseen.
+
+    Raises:
+        ObjectiveError: If it has, naming the parameter.
+    """
+    before = {name: tensor._version for name, tensor in params.items()}
+    yield
+    for name, tensor in params.items():
+        if tensor._version != before[name]:
+            raise ObjectiveError(
+                f"{name}: is written to in place while the loss is evaluated, so the loss is that of other parameters than those "
+                "given. Look for max_norm in an embedding or an assignment under no_grad, and do it once before, or not at all."
+            )
 
 
 def check_same_loss(first: float, second: float, *, dtype: torch.dtype) -> None:

@@ -31,7 +31,7 @@ from landscape.curvature.graph import (
     rows_looked_up,
 )
 from landscape.curvature.objective import Batch
-from landscape.curvature.preconditions import _tensors, check_loss, check_same_loss, describe_batch
+from landscape.curvature.preconditions import _tensors, check_loss, check_same_loss, describe_batch, reading_only
 from landscape.curvature.products import Product
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
@@ -83,7 +83,8 @@ class RowChunks(Product):
 
     def _forward(self, batch: Batch) -> tuple[list[Tensor], Any]:
         """The features of some rows and how they are nested."""
-        features, nest = tree_flatten(self.problem.objective.forward(self.problem.leaves, batch))
+        with reading_only(self.problem.leaves):
+            features, nest = tree_flatten(self.problem.objective.forward(self.problem.leaves, batch))
         num_rows = count_rows(batch)
         for feature in features:
             if not isinstance(feature, Tensor) or feature.ndim == 0 or len(feature) != num_rows:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.errors import NumericalError
-from landscape.linalg.operator import SymmetricOperator, seeded
+from landscape.linalg.operator import SymmetricOperator, check_is_operator, seeded
 
 # Products of a network sum some 1e3 roundings; a tenth of that is usual.
 _ROUNDINGS = 1000
@@ -54,8 +54,9 @@ def check_operator(A: SymmetricOperator, *, seed: int = 0, num_probes: int = 3, 
 
     Raises:
         NumericalError: If the operator breaks its contract; one sentence says how, and by how much.
-        ValueError: If `num_probes` or `tol` is out of range.
+        ValueError: If A is no SymmetricOperator, or `num_probes` or `tol` is out of range.
     """
+    check_is_operator(A)
     if num_probes < 2:
         raise ValueError(f"num_probes must be at least 2, as one vector has no second to be symmetric with, got {num_probes}.")
     if tol is not None and not (math.isfinite(tol) and tol > 0):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.operator import SymmetricOperator, check_is_operator
 
 
 class Combination(SymmetricOperator):
@@ -28,7 +28,8 @@ class Combination(SymmetricOperator):
         support: The coordinates in the support of any term; None where a shift or a term without a support reaches all.
 
     Raises:
-        ValueError: If there is no term, their sizes, dtypes or devices differ, or a number is not finite.
+        ValueError: If there is no term or one is no operator, their sizes, dtypes or devices differ, or a number is not
+            finite.
     """
 
     terms: tuple[SymmetricOperator, ...]
@@ -44,6 +45,7 @@ class Combination(SymmetricOperator):
             raise ValueError(f"A combination needs finite coefficients, got {list(coefficients)} and a shift of {shift}.")
         first = terms[0]
         for term in terms:
+            check_is_operator(term)
             if (term.n, term.dtype, term.device) != (first.n, first.dtype, first.device):
                 raise ValueError(
                     f"Operators can be combined only where size, dtype and device agree, got n = {first.n} in {first.dtype} on "
@@ -90,10 +92,11 @@ class Restriction(SymmetricOperator):
         whole, rows: A and the indices.
 
     Raises:
-        ValueError: If the indices are no vector of int64, one is out of range, or one is there twice.
+        ValueError: If A is no operator, the indices are no vector of int64, one is out of range, or one is there twice.
     """
 
     def __init__(self, A: SymmetricOperator, rows: Int64[Tensor, " s"]) -> None:
+        check_is_operator(A)
         if rows.ndim != 1 or rows.dtype != torch.int64:
             raise ValueError(f"The chosen coordinates must be a vector of int64 indices, got {rows.dtype} {tuple(rows.shape)}.")
         if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < A.n):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from landscape.linalg.krylov import KrylovBasis
-from landscape.linalg.operator import EigenPairs, Quadrature, RitzValues, SymmetricOperator, seeded
+from landscape.linalg.operator import EigenPairs, Quadrature, RitzValues, SymmetricOperator, check_num_pairs, seeded
 from landscape.linalg.support import SupportedPart
 
 Which = Literal["LM", "LA", "SA"]
@@ -116,8 +116,8 @@ def eigsh(
         pairs so far are returned with `converged` false where it is.
 
     Raises:
-        ValueError: If k, which, tol, max_matvecs, num_checks or max_basis is out of range, or `start` has another shape,
-            is not finite, or is zero.
+        ValueError: If A is no operator, k, which, tol, max_matvecs, num_checks or max_basis is out of range, or `start` has
+            another shape, is not finite, or is zero.
         NumericalError: If a product is not finite.
 
     Source: Parlett, The Symmetric Eigenvalue Problem (1998), chapter 13; the number of checks from the growth of
@@ -127,6 +127,8 @@ def eigsh(
     towards = None if start is None else _direction(A, start)
     if A.support is not None and len(A.support) < A.n:
         part = SupportedPart(A)
+        if part.n == 0:
+            return part.whole_pairs(part.no_pairs(return_vectors=return_vectors), k, which)
         # Where the support is smaller than k, zeros fill the rest.
         inside = eigsh(
             part,
@@ -286,8 +288,7 @@ def _check_arguments(
     max_basis: int | None,
 ) -> int:
     """The limit on products, after every argument has been found in range."""
-    if not 1 <= k <= A.n:
-        raise ValueError(f"k must be between 1 and the operator's dimension {A.n}, got {k}.")
+    check_num_pairs(A, k)
     if which not in ("LM", "LA", "SA"):
         raise ValueError(f"which must be 'LM', 'LA' or 'SA', got {which!r}.")
     if not (math.isfinite(tol) and tol > 0):

@@ -7,7 +7,7 @@ Shapes: n = dimension of the operator, k = number of vectors or of eigenpairs.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,6 +85,10 @@ class SymmetricOperator(ABC):
 
         return Combination([self, other], [1.0, 1.0]) if isinstance(other, SymmetricOperator) else NotImplemented
 
+    def __radd__(self, other: object) -> "SymmetricOperator":
+        # What sum() begins with.
+        return self if isinstance(other, Real) and other == 0 else NotImplemented
+
     def __sub__(self, other: object) -> "SymmetricOperator":
         from landscape.linalg.combine import Combination
 
@@ -101,7 +105,11 @@ class SymmetricOperator(ABC):
         return self * -1.0
 
     def __truediv__(self, divisor: object) -> "SymmetricOperator":
-        return self * (1 / float(divisor)) if isinstance(divisor, Real) else NotImplemented
+        if not isinstance(divisor, Real):
+            return NotImplemented
+        if divisor == 0:
+            raise ValueError(f"A {type(self).__name__} cannot be divided by 0.")
+        return self * (1 / float(divisor))
 
     def to_scipy(self) -> "LinearOperator":
         """The same matrix for SciPy: a LinearOperator of the operator's dtype that takes and gives numpy arrays.
@@ -117,18 +125,21 @@ class DenseOperator(SymmetricOperator):
     """A symmetric matrix held in memory.
 
     Args:
-        matrix: (n, n), symmetric to rounding.
+        matrix: (n, n), symmetric to rounding, of floating-point numbers.
 
     Raises:
-        ValueError: If the matrix is not square, not finite, or not symmetric to 100 units of rounding.
+        ValueError: If the matrix is not real, square and finite, has no rows, or is not symmetric to 100 units of rounding.
     """
 
     def __init__(self, matrix: Float[Tensor, "n n"]) -> None:
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"A DenseOperator needs a square matrix, got shape {tuple(matrix.shape)}.")
+        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+            got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise ValueError(f"A DenseOperator needs a tensor of real floating-point numbers, got {got}; convert the matrix.")
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
+            raise ValueError(f"A DenseOperator needs a square matrix with at least one row, got shape {tuple(matrix.shape)}.")
         if not torch.isfinite(matrix).all():
             raise ValueError("A DenseOperator needs a finite matrix, got infinite or NaN entries.")
-        defect = (matrix - matrix.T).abs().max() if matrix.numel() else torch.zeros(())
+        defect = (matrix - matrix.T).abs().max()
         if defect > 100 * torch.finfo(matrix.dtype).eps * matrix.abs().max():
             raise ValueError(
                 f"A DenseOperator needs a symmetric matrix, got entries that differ by {defect:.1e} across the diagonal."
@@ -140,6 +151,32 @@ class DenseOperator(SymmetricOperator):
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return self.matrix @ V
+
+
+def check_is_operator(A: object) -> None:
+    """Refuse a matrix in the place of an operator.
+
+    Raises:
+        ValueError: If `A` is no SymmetricOperator.
+    """
+    if not isinstance(A, SymmetricOperator):
+        raise ValueError(
+            f"This needs a SymmetricOperator, got a {type(A).__name__}: wrap a symmetric torch matrix as DenseOperator(matrix), "
+            "or give the operator of a model, such as landscape.hessian(...)."
+        )
+
+
+def check_num_pairs(A: SymmetricOperator, k: int) -> None:
+    """Refuse a number of eigenpairs that A does not have, and what is no operator.
+
+    Raises:
+        ValueError: If `A` is no SymmetricOperator, or `k` no integer from 1 to its dimension.
+    """
+    check_is_operator(A)
+    if not isinstance(k, Integral):
+        raise ValueError(f"k must be an integer, got {k!r}.")
+    if not 1 <= k <= A.n:
+        raise ValueError(f"k must be between 1 and the operator's dimension {A.n}, got {k}.")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.errors import NumericalError
 from landscape.linalg.krylov import inner, norm
-from landscape.linalg.operator import EigenPairs, SymmetricOperator, seeded
+from landscape.linalg.operator import EigenPairs, SymmetricOperator, check_num_pairs, seeded
 
 
 def power_iteration(
@@ -46,13 +46,12 @@ def power_iteration(
         stopped; `num_matvecs` includes the k products for the residuals.
 
     Raises:
-        ValueError: If k, tol or max_iterations is out of range.
+        ValueError: If A is no operator, or k, tol or max_iterations is out of range.
         NumericalError: If a product is not finite.
 
     Source: Yao, Gholami, Keutzer & Mahoney, PyHessian (2020), arXiv 1912.07145, algorithm 1 and version 0.1 of the package.
     """
-    if not 1 <= k <= A.n:
-        raise ValueError(f"k must be between 1 and the operator's dimension {A.n}, got {k}.")
+    check_num_pairs(A, k)
     if not (math.isfinite(tol) and tol > 0):
         raise ValueError(f"tol must be finite and > 0, got {tol}.")
     if max_iterations < 1:

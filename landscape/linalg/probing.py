@@ -16,7 +16,7 @@ from torch import Tensor
 
 from landscape.linalg.estimate import Estimate, student_widening
 from landscape.linalg.krylov import KrylovBasis, inner, norm
-from landscape.linalg.operator import SymmetricOperator, seeded
+from landscape.linalg.operator import SymmetricOperator, check_is_operator, seeded
 from landscape.linalg.stochastic import SpectralDensity, pad
 from landscape.linalg.support import SupportedPart
 
@@ -90,12 +90,13 @@ def density(
         generator: CPU generator of all random vectors.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If A is no operator, or a number is out of range.
         NumericalError: If a product is not finite.
 
     Source: Bhattacharjee, Jayaram, C. Musco, C. Musco & Ray, Improved spectral density estimation via explicit and implicit
     deflation (2025), arXiv 2410.21690.
     """
+    check_is_operator(A)
     num_deflation = num_matvecs if num_deflation is None else num_deflation
     if min(num_probes, num_matvecs) < 1 or num_deflation < 0:
         raise ValueError(
@@ -136,7 +137,11 @@ def dense_spectrum(A: SymmetricOperator) -> Float[Tensor, " n"]:
     """All eigenvalues of A, ascending, in float64, from the matrix that products with unit vectors assemble: for small operators.
 
     Costs as many products as the support has coordinates, and memory for the square of that.
+
+    Raises:
+        ValueError: If A is no operator.
     """
+    check_is_operator(A)
     part = A if A.support is None else SupportedPart(A)
     identity = torch.eye(part.n, dtype=A.dtype, device=A.device)
     M = torch.cat([(part @ columns).double().cpu() for columns in identity.split(_COLUMNS, dim=1)], dim=1)
@@ -160,12 +165,13 @@ def trace(
         generator: CPU generator of all random vectors.
 
     Raises:
-        ValueError: If num_matvecs is below 4.
+        ValueError: If A is no operator, or num_matvecs is below 4.
         NumericalError: If a product is not finite.
 
     Source: Meyer, Musco, Musco & Woodruff, Hutch++ (2021), arXiv 2010.09649, with the Krylov space in the place of the sketch:
     Chen & Hallman, Krylov-aware stochastic trace estimation (2023), arXiv 2205.01736.
     """
+    check_is_operator(A)
     if num_matvecs < 4:
         raise ValueError(f"num_matvecs must be at least 4, two for the part that stands out and two probes, got {num_matvecs}.")
     generator = generator if generator is not None else seeded(seed)

@@ -31,6 +31,19 @@ class SupportedPart(Restriction):
         vectors[indices, torch.arange(len(indices), device=self.device)] = 1
         return vectors
 
+    def no_pairs(self, *, return_vectors: bool) -> EigenPairs:
+        """The eigenpairs of a part without coordinates: none, for no product, and nothing in doubt."""
+        none = torch.zeros(0, dtype=torch.float64)
+        return EigenPairs(
+            values=none,
+            vectors=torch.zeros(0, 0, dtype=self.dtype, device=self.device) if return_vectors else None,
+            residuals=none,
+            converged=torch.zeros(0, dtype=torch.bool),
+            num_matvecs=0,
+            quadrature=Quadrature(nodes=none, weights=none),
+            ritz=RitzValues(values=none, norms=none, rounding=0.0, orthogonality_defect=0.0),
+        )
+
     def whole_pairs(self, pairs: EigenPairs, k: int, which: str) -> EigenPairs:
         """The wanted k eigenpairs of the whole operator, from those of this part and the zeros outside of it.
 
