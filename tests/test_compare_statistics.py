@@ -142,6 +142,14 @@ def test_the_interval_of_a_difference_of_rare_shares_covers_the_truth_in_90_perc
     assert 0.885 <= covered <= 0.97
 
 
+def test_the_interval_of_a_share_whose_negatives_keep_to_few_batches_covers_the_truth_in_88_percent_at_least():
+    generator, resampling = np.random.default_rng(17), Resampling(num_resamples=399)
+    draws = (sample(generator.binomial(5, generator.beta(0.2, 1.8, 20)) / 5, "mean") for _ in range(NUM_TRIALS))
+    found = [resampling.location(one) for one in draws]
+    covered = np.mean([one.low <= 0.1 <= one.high for one in found if not math.isnan(one.low)])
+    assert 0.875 <= covered <= 0.95
+
+
 @pytest.mark.parametrize("location", ["median", "mean", "ratio"])
 def test_batches_that_all_say_the_same_have_a_value_and_no_interval(location):
     same, other = sample(np.full(30, 0.1), location), sample(np.random.default_rng(0).lognormal(size=20), location)

@@ -162,9 +162,9 @@ class Resampling:
         width would be 0 because nothing rare was seen, not because nothing rare is there.
 
         Coverage at nominal 95 %, in tests/test_compare_statistics.py: 93 to 97 % from 20 batches on, of differences of skewed
-        values and of shares of 0.24 to 0.4. Of rare negatives it can be less: over 20 batches of 5 values, 91 % of a
-        difference of shares of 0.02 and 0.06, and 91 % of a share of 0.1 where the negatives keep to few of the batches.
-        Of a single share of 0.02 one in seven samples has no interval, and of the intervals that are there 99 % hold it.
+        values and of shares of 0.24 to 0.4. Of rare negatives it can be less: over 20 batches of 5 values, 91 to 93 % for a
+        difference of shares of 0.02 and 0.06, and 90 % for a share of 0.1 where the negatives keep to few of the batches.
+        For a share of 0.02 one in seven samples has no interval, and of the intervals that are there 99 % hold it.
 
         Source: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69 (2015), the
         expanded percentile interval.
