@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from landscape.cli import main
 from landscape.compare import METRICS, compare_stores, sentence, summarize_stores, to_csv, to_json, to_latex, to_terminal
+from landscape.compare.tables import Grid, _latex_rows, grids
 from landscape.errors import StoreError
 from landscape.store import SpectrumStore
 
@@ -200,7 +202,8 @@ def test_series_on_other_batches_are_refused_unless_unpaired(tmp_path):
     row = found.difference("vit", "vmamba", 0, "lambda_max")
     assert not row.paired and row.difference == 0.0 and row.high - row.low > 0
     assert any("Unpaired" in caveat for caveat in found.caveats)
-    assert "not the same ones" in sentence(found, row)
+    said = sentence(found, row)
+    assert said.startswith("On at least 8 batches each, not compared batch by batch, ") and "same" not in said
 
 
 def test_one_batch_with_other_pairs_is_enough_to_refuse(tmp_path):
@@ -284,8 +287,74 @@ def test_nan_in_a_damaged_table_counts_as_uncertified_and_does_not_spread(tmp_pa
 def test_one_epoch_one_series_few_batches_and_unfinished_runs_are_said(tmp_path):
     path = write_store(tmp_path / "a.h5", {("vit", 0): TOP}, num_batches=9)
     notes = " ".join(compare_stores([path], **FEW).notes)
-    for words in ("one series only", "Only initialisation", "3 of 9 at epoch 0", "3 batches only"):
+    for words in ("one series only", "Only initialisation was measured", "3 of 9 at epoch 0", "3 batches only"):
         assert words in notes
+    # A summary takes no differences of however many series.
+    assert not any("one series" in note for note in summarize_stores([path], **FEW).notes)
+
+
+def test_epochs_that_were_left_aside_are_not_called_unmeasured_and_their_choice_is_not_corrected_for(study):
+    one, all_of_them = (compare_stores([study], metrics=["lambda_max"], epochs=epochs, **FEW) for epochs in ([10], None))
+    assert any(note.startswith("Only epoch 10 is looked at, though more were measured") for note in one.notes)
+    assert any("not the choice among metrics or of epochs" in caveat for caveat in one.caveats)
+    assert not any("of epochs" in caveat for caveat in all_of_them.caveats)
+
+
+def test_one_batch_is_one_batch(tmp_path):
+    path = write_store(tmp_path / "a.h5", {("vit", 0): TOP[:1], ("vmamba", 0): TOP[:1] + 1})
+    found = compare_stores([path], **FEW)
+    said = " ".join([*found.sentences, *found.notes, *found.caveats])
+    assert "On the same 1 batch, " in said and "rest on 1 batch only" in said and "1 batches" not in said
+
+
+def test_numbers_that_every_batch_repeats_have_no_interval_and_that_is_said(tmp_path):
+    path = write_store(tmp_path / "a.h5", {("vit", 0): np.abs(drawn_values(np.random.default_rng(0), 20, scale=10, negative=0))})
+    found = summarize_stores([path], metrics=["lambda_max", "nep"], **FEW)
+    row = found.summary("vit", 0, "nep")
+    assert row.value == 0 and math.isnan(row.low) and math.isnan(row.high)
+    assert any(note.endswith("NEP (ViT, vit, epoch 0).") for note in found.notes if note.startswith("No interval"))
+
+
+def test_what_was_measured_in_another_way_is_said_and_ways_to_the_same_matrix_are_one(tmp_path):
+    values = drawn_values(np.random.default_rng(0), 6, scale=10, negative=0.2)
+    settings = [
+        {"device": "cpu", "product": "double backward, retained graph", "product_choice": {"allow_tf32": False}},
+        {"device": "cpu", "product": "double backward in chunks of rows of 8", "product_choice": {"allow_tf32": False}},
+        {"device": "H100", "product": "central differences of gradients", "product_choice": {"allow_tf32": True}},
+    ]
+    names = ("retained", "rows", "differences")
+    path = write_store(
+        tmp_path / "a.h5",
+        {(name, 0): values for name in names},
+        changes={(name, 0): {"settings": fact} for name, fact in zip(names, settings, strict=True)},
+    )
+    notes = compare_stores([path], metrics=["nep"], **FEW).notes
+    assert [note for note in notes if note.startswith("Measured in different ways")] == [
+        "Measured in different ways, products: second derivatives (ViT, retained; ViT, rows), "
+        "central differences of gradients (ViT, differences).",
+        "Measured in different ways, TF32: off (ViT, retained; ViT, rows), allowed (ViT, differences).",
+        "Measured in different ways, device: cpu (ViT, retained; ViT, rows), H100 (ViT, differences).",
+    ]
+
+
+def test_the_version_of_torch_is_compared_too(tmp_path, monkeypatch):
+    import landscape.store.writer as writer
+
+    values, paths = drawn_values(np.random.default_rng(0), 6, scale=10, negative=0.2), []
+    for name, version in (("old", "2.0"), ("new", "2.9")):
+        monkeypatch.setattr(writer, "package_versions", lambda version=version: {"torch": version, "numpy": version})
+        paths.append(write_store(tmp_path / name / "a.h5", {(name, 0): values}))
+    notes = compare_stores(paths, metrics=["nep"], **FEW).notes
+    assert "Measured in different ways, torch: 2.0 (ViT, old), 2.9 (ViT, new)." in notes
+
+
+def test_a_store_and_its_copy_are_told_to_be_the_same_weights(tmp_path, study):
+    copy = tmp_path / "copy.h5"
+    shutil.copy(study, copy)
+    notes = compare_stores([study, copy], metrics=["nep"], epochs=[5, 10], **FEW).notes
+    same = [note for note in notes if "the same file of weights at epochs 5, 10" in note]
+    assert len(same) == 3 and same[0].startswith("ViT, vit (spectra:vit) and ViT, vit (copy:vit) ")
+    assert not any("same file" in note for note in compare_stores([study], metrics=["nep"], **FEW).notes)
 
 
 def test_tests_that_could_not_come_out_otherwise_are_called_so(tmp_path):
@@ -294,7 +363,27 @@ def test_tests_that_could_not_come_out_otherwise_are_called_so(tmp_path):
     found = compare_stores([path], metrics=["lambda_max"], **FEW)
     assert found.difference("vit", "vmamba", 0, "lambda_max").p_value == 2 / 16
     assert any("Too few batches" in note and "largest eigenvalue" in note for note in found.notes)
+    assert "cannot be told apart in sharpness by so few batches at initialisation" in found.sentences[0]
     assert not any("Too few" in note for note in compare_stores([path], metrics=["lambda_max"], confidence=0.5, **FEW).notes)
+
+
+@pytest.mark.parametrize("unpaired", [False, True])
+def test_a_test_that_could_not_succeed_is_not_called_a_result(tmp_path, unpaired):
+    values = drawn_values(np.random.default_rng(0), 3, scale=10, negative=0.0)
+    path = write_store(tmp_path / "a.h5", {("vit", 0): values + 90, ("vmamba", 0): values})
+    found = compare_stores([path], metrics=["lambda_max"], unpaired=unpaired, **FEW)
+    # Of 3 batches: 2 / 2^3, or 2 of the 20 ways to deal out six numbers.
+    assert found.differences[0].p_value == found.differences[0].smallest_p == (0.1 if unpaired else 0.25)
+    assert "cannot be told apart in sharpness by so few batches" in found.sentences[0]
+    assert any(note.startswith("Too few batches") for note in found.notes)
+
+
+def test_few_permutations_decide_nothing_either_and_many_do(study):
+    # 2 / 100 for one test, times 9 of them after Holm's correction.
+    few, many = (compare_stores([study], metrics=["lambda_max"], num_resamples=number) for number in (99, 1999))
+    assert all("cannot be told apart in sharpness by so few permutations" in said for said in few.sentences)
+    assert [" is sharper than " in said for said in many.sentences] == [True, True, False]
+    assert "do not differ demonstrably" in many.sentences[2]
 
 
 def test_records_without_an_audit_are_called_so(tmp_path):
@@ -331,6 +420,61 @@ def test_the_sentence_holds_all_that_a_reader_needs(comparison):
     assert "ViT, vmamba is less convex than ViT, vit at epoch 10: NEP 0." in turned and "difference 0." in turned
     equal = comparison.difference("vmamba", "simba", 10, "lambda_max")
     assert "do not differ demonstrably in sharpness" in sentence(comparison, equal)
+
+
+def contrary_study(path, *, losses=(1.0, 4.0), norms=(3.0, 3.0)):
+    """ "steep" has 1.5 times the largest eigenvalue of "flat", and a loss and a norm that may say otherwise."""
+    values = drawn_values(np.random.default_rng(0), 20, scale=10, negative=0.0)
+    changes = {
+        (name, 0): {"loss": loss, "parameter_norm": norm, "num_params": 100}
+        for name, loss, norm in zip(("flat", "steep"), losses, norms, strict=True)
+    }
+    return write_store(path, {("flat", 0): values, ("steep", 0): 1.5 * values}, changes=changes)
+
+
+def test_a_sentence_says_where_a_normalised_metric_says_the_opposite(tmp_path):
+    said = compare_stores([contrary_study(tmp_path / "a.h5", norms=(9.0, 3.0))], **FEW).sentences[0]
+    assert "ViT, steep is sharper than ViT, flat at initialisation: " in said
+    clause = said.split("; ")[1]
+    assert clause.startswith("but ViT, flat is sharper per unit of loss (") and said.count("; ") == 1
+    assert ", relative to the norm of the parameters (" in clause and "equal changes per parameter" not in clause
+    assert said.endswith("Holm p = 0.01).")
+
+
+def test_a_sentence_says_where_a_normalised_metric_leaves_open_what_it_says_and_nothing_where_all_agree(tmp_path):
+    generator = np.random.default_rng(1)
+    noise = [list(size) for size in np.exp(generator.normal(0, 1.5, (2, 20)))]
+    said = compare_stores([contrary_study(tmp_path / "a" / "a.h5", losses=noise)], **FEW).sentences[0]
+    assert " is sharper than " in said and re.search(r"; left open per unit of loss \(.* vs .*, Holm p = 0\.\d+\)\.$", said)
+    agreed = compare_stores([contrary_study(tmp_path / "b" / "b.h5", losses=(1.0, 1.0))], **FEW).sentences[0]
+    assert " is sharper than " in agreed and ";" not in agreed
+
+
+def test_normalised_differences_stand_in_a_table_and_what_was_not_asked_for_is_named(tmp_path):
+    path = contrary_study(tmp_path / "a.h5")
+    found = compare_stores([path], **FEW)
+    (grid,) = [grid for grid in grids(found) if "normalised" in grid.title]
+    assert grid.header[2:] == ("largest / loss", "largest x parameters", "spherical sharpness")
+    # 4 times the loss in the second and 1.5 times the eigenvalue: 4 / 1.5 and 1 / 1.5.
+    assert [cell.split(",")[0] for cell in grid.rows[0][2:]] == ["2.67", "0.667", "0.667"]
+    alone = compare_stores([path], metrics=["lambda_max", "lambda_max_per_loss"], **FEW)
+    assert any("may say otherwise than lambda_max: lambda_max_equal_rms, spherical_sharpness." in note for note in alone.notes)
+
+
+def test_a_sentence_carries_what_is_not_certified_and_what_nobody_audited(tmp_path):
+    values = drawn_values(np.random.default_rng(0), 20, scale=10, negative=0.0)
+    loose = [np.full(K, batch % 4 != 0) for batch in range(20)]
+    path = write_store(
+        tmp_path / "a.h5",
+        {("vit", 0): values, ("vmamba", 0): 2 * values},
+        changes={("vit", 0): {"converged": loose}, ("vmamba", 0): {"extras": {}}},
+    )
+    left_out, kept = (compare_stores([path], metrics=["lambda_max"], keep_unconverged=keep, **FEW) for keep in (False, True))
+    assert left_out.sentences[0].endswith("; NOT AUDITED.") and "CERTIFICATE" not in left_out.sentences[0]
+    assert kept.sentences[0].endswith("; 5 batches WITHOUT CERTIFICATE; NOT AUDITED.")
+    assert (kept.differences[0].num_uncertified, kept.differences[0].audited) == (5, False)
+    mixed = compare_stores([path], metrics=["lambda_max"], keep_unconverged=True, unpaired=True, **FEW)
+    assert "; 5 records WITHOUT CERTIFICATE" in mixed.sentences[0]
 
 
 def test_what_the_numbers_do_not_show_is_said(comparison):
@@ -381,6 +525,12 @@ def test_latex_has_as_many_cells_in_every_row_and_no_bare_special_character(tmp_
     assert r"vit\_b" in body and "95 \\%" in body and "$-$" in body
     assert re.search(r"\d\$\\times10\^\{\d+\}\$", body) and not re.search(r"\de[+-]\d", body)
     assert not {"_", "%"} & set(body.replace(r"\_", "").replace(r"\%", ""))
+
+
+@pytest.mark.parametrize("label", ["[A] ViT", "*x"])
+def test_a_latex_row_never_begins_with_what_the_row_before_would_take_for_its_argument(label):
+    rows = _latex_rows(Grid("", ("epoch", "series"), (("0", label), (label, "1"), (label, "2"))))
+    assert [row for row in rows if row.startswith(("[", "*"))] == [] and sum(row.startswith("{}" + label) for row in rows) == 2
 
 
 @pytest.mark.parametrize("width", [80, 120])

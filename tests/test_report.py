@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,13 @@ def test_the_curves_are_those_of_figure_3(whole):
             np.testing.assert_allclose(unpacked(trace["y"]), line.get_ydata(), rtol=1e-6)
             np.testing.assert_allclose(unpacked(trace["customdata"]), line.get_xdata(), rtol=1e-6)
             assert trace["line"]["color"].lower() == to_hex(line.get_color())
+
+
+def test_the_confidence_of_intervals_is_not_rounded_to_certainty(small):
+    study = read_study(small(), keep_unconverged=False, num_resamples=99)
+    study = replace(study, comparison=replace(study.comparison, confidence=0.995))
+    words = words_of(render(study))
+    assert words.count("99.5 % bootstrap interval") >= 3 and "100% bootstrap" not in words
 
 
 def test_every_value_has_a_tick_below_the_curves(small):
@@ -283,7 +291,7 @@ def test_series_on_other_pairs_keep_their_numbers_and_are_not_compared(small):
 
 
 def test_certificates_say_how_many_eigenvalues_are_negative_for_certain(small):
-    study = read_study(small(), num_resamples=99)
+    study = read_study(small(), keep_unconverged=False, num_resamples=99)
     counts = study.tables["two", 2].num_negative
     row = certificate_table(study).rows[-1]
     assert row[:5] == ("Model two", "2", "8", "40 of 40", number(study.tables["two", 2].residuals.max(), ".1e"))

@@ -90,6 +90,12 @@ def test_an_epoch_that_was_not_measured_is_a_gap_in_the_line_and_in_the_bands_an
     assert "simba: not measured at epoch 5" in note
 
 
+def test_the_note_of_one_series_and_one_batch_speaks_of_no_difference_and_counts_in_the_singular(tmp_path):
+    path = write_store(tmp_path / "a.h5", {("vit", 0): drawn_values(np.random.default_rng(0), 1, scale=10, negative=0.2)})
+    note = " ".join(text.get_text() for text in figure_of(path)[1].texts).replace("\n", " ")
+    assert "over 1 mini-batch." in note and "rest on 1 batch only" in note and "difference" not in note
+
+
 def test_one_epoch_is_drawn_as_points(tmp_path):
     values = drawn_values(np.random.default_rng(0), 10, scale=10, negative=0.2)
     _, fig = figure_of(write_store(tmp_path / "a.h5", {("vit", 0): values}))

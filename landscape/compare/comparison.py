@@ -3,15 +3,16 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from landscape.compare.metrics import METRICS, QUOTED, Metric
-from landscape.compare.remarks import caveats, notes, sentence
+from landscape.compare.remarks import caveats, notes
 from landscape.compare.result import Comparison, Difference, Summary
-from landscape.compare.series import Observed, Pairing, Series, check_same_batches, read_series
+from landscape.compare.sentences import sentence
+from landscape.compare.series import Asked, Observed, Pairing, Series, check_same_batches, read_series
 from landscape.compare.statistics import Resampling, effect_size, holm
 from landscape.errors import StoreError
 
@@ -48,7 +49,7 @@ def compare_stores(
             on different batches, or no series has an epoch that was asked for.
     """
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
-    asked = _Asked(_metrics(metrics), epochs, not unpaired, keep_unconverged, with_pairs=True)
+    asked = Asked(_metrics(metrics), epochs, not unpaired, keep_unconverged, with_pairs=True)
     return _compare(paths, asked, resampling)
 
 
@@ -68,21 +69,10 @@ def summarize_stores(
         ValueError, StoreError: As `compare_stores`, except that batches may differ.
     """
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
-    return _compare(paths, _Asked(_metrics(metrics), epochs, True, keep_unconverged, with_pairs=False), resampling)
+    return _compare(paths, Asked(_metrics(metrics), epochs, True, keep_unconverged, with_pairs=False), resampling)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What is asked for; as of `compare_stores`."""
-
-    metrics: tuple[Metric, ...]
-    epochs: Sequence[int] | None
-    paired: bool
-    keep_unconverged: bool
-    with_pairs: bool
-
-
-def _compare(paths: Sequence[Path | str], asked: _Asked, resampling: Resampling) -> Comparison:
+def _compare(paths: Sequence[Path | str], asked: Asked, resampling: Resampling) -> Comparison:
     series, protocol = read_series([Path(path) for path in paths])
     kept = _epochs(series, asked.epochs)
     pairs = list(itertools.combinations(series, 2)) if asked.with_pairs else []
@@ -106,7 +96,7 @@ def _compare(paths: Sequence[Path | str], asked: _Asked, resampling: Resampling)
         summaries=summaries,
         differences=_differences(seen, pairs, metrics, kept, resampling, paired=asked.paired),
         notes=(),
-        caveats=caveats(protocol, paired=asked.paired, confidence=resampling.confidence),
+        caveats=(),
         sentences=(),
         protocol=protocol,
         paired=asked.paired,
@@ -114,8 +104,12 @@ def _compare(paths: Sequence[Path | str], asked: _Asked, resampling: Resampling)
         num_resamples=resampling.num_resamples,
         seed=resampling.seed,
     )
-    said = notes(comparison, series, seen, asked.metrics, keep_unconverged=asked.keep_unconverged)
-    return replace(comparison, notes=said, sentences=_sentences(comparison))
+    return replace(
+        comparison,
+        notes=notes(comparison, series, seen, asked),
+        caveats=caveats(comparison),
+        sentences=_sentences(comparison),
+    )
 
 
 def _metrics(names: Sequence[str] | None) -> tuple[Metric, ...]:
@@ -176,26 +170,27 @@ def _differences(
             if first is not None and second is not None:
                 pairing = Pairing.of(first, second, paired=paired)
                 if pairing.num_batches:
-                    names = one.info.name, other.info.name
-                    rows.append(_difference(names, epoch, metric, pairing, resampling, paired=paired))
+                    rows.append(_difference((one, other), epoch, metric, pairing, resampling, paired=paired))
         corrected = holm(np.array([row.p_value for row in rows]))
         differences += [replace(row, p_holm=float(p)) for row, p in zip(rows, corrected, strict=True)]
     return tuple(differences)
 
 
 def _difference(
-    names: tuple[str, str], epoch: int, metric: Metric, pairing: Pairing, resampling: Resampling, *, paired: bool
+    pair: tuple[Series, Series], epoch: int, metric: Metric, pairing: Pairing, resampling: Resampling, *, paired: bool
 ) -> Difference:
     first, second = pairing.first, pairing.second
     by, times = resampling.difference(first, second, paired=paired), resampling.quotient(first, second, paired=paired)
     return Difference(
-        first=names[0],
-        second=names[1],
+        first=pair[0].info.name,
+        second=pair[1].info.name,
         epoch=epoch,
         metric=metric.name,
         paired=paired,
         num_batches=pairing.num_batches,
         num_left_out=pairing.num_left_out,
+        num_uncertified=pairing.num_uncertified,
+        audited=all(one.audited(epoch) for one in pair),
         first_value=float(first.at(np.arange(first.size))),
         second_value=float(second.at(np.arange(second.size))),
         difference=by.value,
@@ -206,6 +201,7 @@ def _difference(
         ratio_high=times.high,
         effect=effect_size(first, second, paired=paired),
         p_value=resampling.p_value(first, second, paired=paired),
+        smallest_p=resampling.smallest_p(first.size, None if paired else second.size),
         p_holm=math.nan,
     )
 

@@ -297,5 +297,13 @@ _ALL = (
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 # What the sentences to quote are about: which is sharper, and which is less convex.
 QUOTED = ("lambda_max", "nep")
+# Versions of a metric that one of its freedoms does not change, each with words that a sentence can go on with.
+NORMALISED = {
+    "lambda_max": {
+        "lambda_max_per_loss": "per unit of loss",
+        "lambda_max_equal_rms": "for equal changes per parameter",
+        "spherical_sharpness": "relative to the norm of the parameters",
+    }
+}
 # What a terminal table has room for.
 HEADLINES = ("lambda_max", "nep", "ape", "lambda_max_per_loss", "spherical_sharpness", "trace_per_parameter")

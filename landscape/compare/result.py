@@ -34,7 +34,7 @@ class Summary:
         num_left_out: Batches that were measured but do not count: no certificate, or the record does not say this number.
         num_planned: Batches that the manifest asks for.
         value: What stands for all batches, by the location of the metric.
-        low, high: Ends of the bootstrap interval of `value`; NaN for fewer than two batches.
+        low, high: Ends of the bootstrap interval of `value`; NaN for fewer than two batches, or where all say the same.
         mean, standard_error, q05, q25, median, q75, q95: Of the values of single batches.
     """
 
@@ -65,11 +65,15 @@ class Difference:
         paired: Whether both were measured on the same batches, and these are compared one by one.
         num_batches: Paired: batches that count in both. Unpaired: the smaller number of the two.
         num_left_out: Batches that were measured for both, or unpaired for either, but do not count.
+        num_uncertified: Of what counts, paired: batches with a record that has no certificate; unpaired: such records. 0 for
+            what is not made of eigenvalues.
+        audited: Whether all products behind both series at this epoch passed an audit.
         first_value, second_value: The location of each over the batches that count.
         difference, low, high: With its bootstrap interval. Paired medians: the median of the differences batch by batch.
         ratio, ratio_low, ratio_high: first / second likewise; NaN where not both are positive.
         effect: Matched-pairs rank-biserial correlation, or Cliff's delta if unpaired; -1 to 1.
         p_value: Of the permutation test.
+        smallest_p: The smallest that the test could have given with so many batches and resamples; NaN where there is none.
         p_holm: Corrected for all epochs and pairs of series of this metric.
     """
 
@@ -80,6 +84,8 @@ class Difference:
     paired: bool
     num_batches: int
     num_left_out: int
+    num_uncertified: int
+    audited: bool
     first_value: float
     second_value: float
     difference: float
@@ -90,6 +96,7 @@ class Difference:
     ratio_high: float
     effect: float
     p_value: float
+    smallest_p: float
     p_holm: float
 
 
@@ -99,11 +106,12 @@ class Comparison:
 
     Args:
         stores: Names of the files.
-        epochs: That any series has, ascending.
+        epochs: Those looked at, ascending: all that any series has, or what was asked for.
         metrics: Those that at least one record says something about.
         notes: What was left out, is missing, or was measured in another way.
         caveats: What the numbers do not show.
-        sentences: To quote: the largest eigenvalue and the share of negative ones, at the last epoch of each pair.
+        sentences: To quote: the largest eigenvalue and the share of negative ones, at the last epoch of each pair; where a
+            normalised metric says otherwise, or records are not certified, that too.
         protocol: Settings that all records share.
     """
 

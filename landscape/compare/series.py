@@ -12,7 +12,18 @@ from landscape.compare.metrics import Measured, Metric
 from landscape.compare.result import SeriesInfo
 from landscape.compare.statistics import Sample
 from landscape.errors import StoreError
-from landscape.store import SpectraTable, SpectrumStore, differing_setting
+from landscape.store import SpectraTable, SpectrumStore, differing_setting, is_audited
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for; as of `compare_stores`."""
+
+    metrics: tuple[Metric, ...]
+    epochs: Sequence[int] | None
+    paired: bool
+    keep_unconverged: bool
+    with_pairs: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +40,25 @@ class Series:
         if table is None:
             return None
         measured = Measured(table, self.hessian)
+        loose = ~measured.certified if metric.certified else np.zeros(table.num_records, dtype=bool)
         numerator, denominator = (np.asarray(column, dtype=np.float64) for column in metric.columns(measured))
         counts = np.isfinite(numerator) & np.isfinite(denominator)
         if metric.certified:
             counts &= measured.finite if keep_unconverged else measured.certified
-        return Observed(table.batch, counts, Sample(metric.location, numerator, denominator))
+        return Observed(table.batch, counts, loose, Sample(metric.location, numerator, denominator))
+
+    def audited(self, epoch: int) -> bool:
+        """Whether every record of an epoch was made by a product that passed an audit."""
+        return is_audited(self.tables[epoch].extras)
 
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """A number per batch, the index of the batch, and whether it counts."""
+    """A number per batch, the index of the batch, whether it counts, and whether it is made of what is not certified."""
 
     batch: np.ndarray
     counts: np.ndarray
+    loose: np.ndarray
     sample: Sample
 
     @property
@@ -60,15 +77,18 @@ class Pairing:
     first: Sample
     second: Sample
     num_left_out: int
+    num_uncertified: int
 
     @classmethod
     def of(cls, one: Observed, other: Observed, *, paired: bool) -> "Pairing":
         """Paired: row i of both is the same batch, one that counts in both. Unpaired: every batch that counts."""
         if not paired:
-            return cls(one.counted, other.counted, one.num_left_out + other.num_left_out)
+            loose = sum(int((which.loose & which.counts).sum()) for which in (one, other))
+            return cls(one.counted, other.counted, one.num_left_out + other.num_left_out, loose)
         _, rows, other_rows = np.intersect1d(one.batch, other.batch, return_indices=True)
         both = one.counts[rows] & other.counts[other_rows]
-        return cls(one.sample.take(rows[both]), other.sample.take(other_rows[both]), int((~both).sum()))
+        loose = int(((one.loose[rows] | other.loose[other_rows]) & both).sum())
+        return cls(one.sample.take(rows[both]), other.sample.take(other_rows[both]), int((~both).sum()), loose)
 
     @property
     def num_batches(self) -> int:

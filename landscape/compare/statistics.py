@@ -18,6 +18,8 @@ Location = Literal["median", "mean", "ratio"]
 _Combine = Callable[[Any, Any], Any]
 # Resamples held at once: of 200 batches they take 2 MB an array.
 _BLOCK = 1000
+# A spread of so small a share of a number is that of its additions.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,12 @@ class Sample:
             return bool((self.numerator > 0).all())
         return bool((self.numerator >= 0).all() and self.numerator.sum() > 0)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether every batch says the same, so that no resample shows a spread."""
+        values = self.per_batch[np.isfinite(self.per_batch)]
+        return not len(values) or bool(np.ptp(values) <= _ROUNDING * abs(values[0]))
+
     def at(self, index: Int[np.ndarray, "*r batch"], axis: int = -1) -> Float[np.ndarray, "*r"]:
         """The location of the batches that `index` names along `axis`."""
         values = self.numerator[index]
@@ -70,7 +78,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and the ends of its interval, which are NaN where there are too few batches for one."""
+    """A number and the ends of its interval, which are NaN where batches say nothing of one: too few, or all the same."""
 
     value: float
     low: float = math.nan
@@ -102,9 +110,17 @@ class Resampling:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
 
-    def smallest_p(self, num_batches: int) -> float:
-        """The smallest p-value that a paired test of so many batches can give."""
-        return 2 / min(2.0**num_batches, self.num_resamples + 1)
+    def smallest_p(self, first: int, second: int | None = None) -> float:
+        """The smallest p-value that a test of so many batches can give; NaN where it could not be made.
+
+        Args:
+            first: Batches of a paired test, or of one series.
+            second: Batches of the other series, where the test is unpaired.
+        """
+        if min(first, first if second is None else second) < 2:
+            return math.nan
+        permutations = 2.0**first if second is None else math.comb(first + second, first)
+        return 2 / min(permutations, self.num_resamples + 1)
 
     def location(self, sample: Sample) -> Estimate:
         """The location of one sample."""
@@ -133,14 +149,22 @@ class Resampling:
         if paired:
             # A batch is drawn with both of its numbers.
             return self._interval([one], lambda i, axis=-1: contrast(i, i + first.size, axis))
-        return self._interval([one, other], contrast)
+        found = self._interval([one, other], contrast)
+        return Estimate(found.value) if first.is_constant or second.is_constant else found
 
     def _interval(self, batches: Sequence[Int[np.ndarray, " n"]], statistic: Callable[..., Any]) -> Estimate:
         """The percentile interval of a statistic of batches, at a level that makes up for small samples.
 
         The bootstrap's spread is too small by sqrt((n - 1) / n), and it knows no heavier tail than the normal one; at this
-        level an interval would be Student's if the statistic were a mean of normal data. The coverage at nominal 95 % is
-        measured in tests/test_compare_statistics.py.
+        level an interval would be Student's if the statistic were a mean of normal data.
+
+        Where all resamples give one number, as of batches without a single negative eigenvalue, there is no interval: its
+        width would be 0 because nothing rare was seen, not because nothing rare is there.
+
+        Coverage at nominal 95 %, in tests/test_compare_statistics.py: 93 to 97 % from 20 batches on, of differences of skewed
+        values and of shares of 0.24 to 0.4. Of rare negatives it can be less: over 20 batches of 5 values, 91 to 93 % for a
+        difference of shares of 0.02 and 0.06, and 90 % for a share of 0.1 where the negatives keep to few of the batches.
+        For a share of 0.02 one in seven samples has no interval, and of the intervals that are there 99 % hold it.
 
         Source: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69 (2015), the
         expanded percentile interval.
@@ -165,6 +189,8 @@ class Resampling:
                 confidence_level=2 * stats.norm.cdf(quantile) - 1,
                 rng=np.random.default_rng(self.seed),
             )
+        if np.ptp(resampled.bootstrap_distribution) <= _ROUNDING * abs(value):
+            return Estimate(value)
         return Estimate(value, float(resampled.confidence_interval.low), float(resampled.confidence_interval.high))
 
     def p_value(self, first: Sample, second: Sample, *, paired: bool) -> float:

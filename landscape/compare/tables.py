@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from landscape.compare.metrics import HEADLINES, METRICS, QUOTED, Metric
-from landscape.compare.remarks import number, p_text
-from landscape.compare.result import Comparison, plain
+from landscape.compare.metrics import HEADLINES, METRICS, NORMALISED, QUOTED, Metric
+from landscape.compare.result import Comparison, Difference, plain
+from landscape.compare.sentences import number, p_text, with_interval
 from landscape.errors import StoreError
 from landscape.manifest import write_atomically
 
 # Columns of the CSV file; `value` is the difference in the rows of a pair.
 CSV_COLUMNS = (
-    "kind metric unit epoch first second paired num_batches num_left_out num_planned value low high mean standard_error "
-    "q05 q25 median q75 q95 first_value second_value ratio ratio_low ratio_high effect p_value p_holm"
+    "kind metric unit epoch first second paired num_batches num_left_out num_planned num_uncertified audited value low high mean "
+    "standard_error q05 q25 median q75 q95 first_value second_value ratio ratio_low ratio_high effect p_value smallest_p p_holm"
 ).split()
 
 
@@ -43,15 +43,21 @@ def grids(comparison: Comparison, metrics: Sequence[str] | None = None) -> list[
     """The numbers of every series, and a table of differences for each metric.
 
     Args:
-        metrics: Names; by default `HEADLINES` of every series, and the differences of those that sentences quote.
+        metrics: Names; by default `HEADLINES` of every series, the differences of those that sentences quote, and in one
+            table those of their normalised versions.
     """
     known = {metric.name: metric for metric in comparison.metrics}
     chosen, contrasted = (
         [known[name] for name in names if name in known]
         for names in ((HEADLINES, QUOTED) if metrics is None else (metrics, metrics))
     )
-    found = [_series_grid(comparison, chosen)]
-    return found + [grid for metric in contrasted if (grid := _pair_grid(comparison, metric)) is not None]
+    found: list[Grid | None] = [_series_grid(comparison, chosen)]
+    for metric in contrasted:
+        found.append(_pair_grid(comparison, metric))
+        if metrics is None and metric.name in NORMALISED:
+            versions = [known[name] for name in NORMALISED[metric.name] if name in known]
+            found.append(_normalised_grid(comparison, metric, versions))
+    return [grid for grid in found if grid is not None]
 
 
 def _series_grid(comparison: Comparison, metrics: Sequence[Metric]) -> Grid:
@@ -76,8 +82,8 @@ def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
             str(row.epoch),
             str(row.num_batches),
             f"{number(row.first_value)} vs {number(row.second_value)}",
-            _with_interval(row.difference, row.low, row.high),
-            _with_interval(row.ratio, row.ratio_low, row.ratio_high) if math.isfinite(row.ratio) else "",
+            with_interval(row.difference, row.low, row.high),
+            with_interval(row.ratio, row.ratio_low, row.ratio_high) if math.isfinite(row.ratio) else "",
             f"{row.effect:+.2f}" if math.isfinite(row.effect) else "",
             p_text(row.p_holm),
         )
@@ -89,12 +95,31 @@ def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
     return Grid(title, header, tuple(rows)) if rows else None
 
 
+def _normalised_grid(comparison: Comparison, metric: Metric, versions: Sequence[Metric]) -> Grid | None:
+    """One row per pair and epoch: the ratio, or where there is none the difference, in each normalised version."""
+    found = {(row.first, row.second, row.epoch, row.metric): row for row in comparison.differences}
+    keys = dict.fromkeys(key[:3] for key in found if key[3] in {version.name for version in versions})
+    pairs = list(dict.fromkeys(key[:2] for key in keys))
+    rows = []
+    for first, second, epoch in sorted(keys, key=lambda key: pairs.index(key[:2])):
+        cells = [_compact(found.get((first, second, epoch, version.name))) for version in versions]
+        rows.append((f"{comparison.label(first)} / {comparison.label(second)}", str(epoch), *cells))
+    header = ("pair", "epoch", *(version.label for version in versions))
+    paired = "paired " if comparison.paired else ""
+    title = f"{metric.label}, normalised: {paired}ratios [{100 * comparison.confidence:g} %] and Holm p"
+    return Grid(title, header, tuple(rows)) if rows else None
+
+
+def _compact(row: Difference | None) -> str:
+    if row is None:
+        return ""
+    ratio = with_interval(row.ratio, row.ratio_low, row.ratio_high)
+    what = ratio if math.isfinite(row.ratio) else f"difference {with_interval(row.difference, row.low, row.high)}"
+    return f"{what}, p {p_text(row.p_holm)}"
+
+
 def _located(metric: Metric) -> str:
     return "pooled" if metric.location == "ratio" else metric.location
-
-
-def _with_interval(value: float, low: float, high: float) -> str:
-    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def to_terminal(comparison: Comparison, metrics: Sequence[str] | None = None, *, width: int | None = None) -> str:
@@ -129,7 +154,7 @@ def to_terminal(comparison: Comparison, metrics: Sequence[str] | None = None, *,
 def _texts(comparison: Comparison) -> list[tuple[str, tuple[str, ...]]]:
     return [
         ("To quote:", comparison.sentences),
-        ("What is missing:", comparison.notes),
+        ("What is missing or differs:", comparison.notes),
         ("What these numbers do not show:", comparison.caveats),
     ]
 
@@ -183,7 +208,9 @@ def _latex_rows(grid: Grid) -> list[str]:
     for index, row in enumerate(grid.rows):
         if grid.begins_section(index):
             lines.append(r"\addlinespace")
-        lines.append(" & ".join(_escaped(cell) for cell in row) + r" \\")
+        text = " & ".join(_escaped(cell) for cell in row)
+        # The end of the row before would take these for its own argument.
+        lines.append(("{}" if text.startswith(("[", "*")) else "") + text + r" \\")
     return lines
 
 

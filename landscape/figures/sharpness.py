@@ -94,8 +94,9 @@ def _note(comparison: Comparison) -> str:
     counted = sorted({row.num_batches for row in comparison.summaries})
     batches = str(counted[0]) if len(counted) == 1 else f"{counted[0]} to {counted[-1]}"
     sentences = [
-        f"Markers: over {batches} mini-batches. Darker bands: {100 * comparison.confidence:g} % bootstrap intervals over "
-        "batches. Pale bands: the middle half of the batches.",
+        f"Markers: over {batches} mini-batch{'es' * (batches != '1')}. "
+        f"Darker bands: {100 * comparison.confidence:g} % bootstrap intervals over batches. "
+        "Pale bands: the middle half of the batches.",
         *comparison.notes,
     ]
     return " ".join(sentences)

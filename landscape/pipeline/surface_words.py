@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from landscape.curvature import Axis, LossSlice, LossSurface
     from landscape.pipeline.surface_plan import SurfacePlan
 
-# The agreement that is asked of a curvature predicted by derivatives and one measured by differences of losses.
+# The agreement that is asked of a curvature predicted by derivatives and one measured by differences of losses, as a share.
 _AGREEMENT = 0.01
 
 
@@ -39,15 +39,24 @@ def check(result: "LossSlice | LossSurface", number: int) -> str:
 
 
 def _verdict(axis: "Axis", predicted: float) -> str:
+    """What two curvatures say of each other.
+
+    They agree where they differ by at most 1 % of the predicted one and what both may be wrong by, if that is below 1 % too: a
+    wide error must not make up for a wide difference. A pair without a certificate can be refuted, never confirmed.
+    """
     assert axis.fit is not None
     bound = 0.0 if math.isnan(axis.bound) else axis.bound
-    allowed = _AGREEMENT * abs(predicted)
+    error, allowed = axis.fit.error + bound, _AGREEMENT * abs(predicted)
     difference = abs(axis.fit.value - predicted)
-    if axis.fit.error > max(10 * allowed, 1e-12):
-        return "too uncertain a difference to tell"
-    if difference <= max(allowed, axis.fit.error + bound):
+    if difference > allowed + error:
+        return "THEY DISAGREE"
+    if axis.converged is False:
+        return "not compared, since the eigenvalue did not converge"
+    if error <= allowed and difference <= allowed + error:
         return "they agree"
-    return "THEY DISAGREE"
+    if error < abs(predicted):
+        return f"consistent within errors of {100 * error / abs(predicted):.2g} %, which are too large to say more"
+    return "too uncertain to tell"
 
 
 def barrier_words(result: "LossSlice | LossSurface") -> str:
@@ -57,7 +66,7 @@ def barrier_words(result: "LossSlice | LossSurface") -> str:
         return ""
     barrier = measure()
     if math.isnan(barrier.height):
-        return "no barrier: the loss at an end is not finite."
+        return "barrier unknown: the loss at an end is not finite."
     least = "at least " if barrier.num_missing else ""
     if barrier.height == 0 and not least:
         return "no barrier: the loss rises nowhere above the line between the ends."

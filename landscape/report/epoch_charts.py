@@ -70,7 +70,8 @@ def _drawn_numbers(one: Summary, with_quartiles: bool) -> tuple[float, ...]:
 
 
 def _note(comparison: Comparison, metric: Metric, with_quartiles: bool) -> str:
-    note = f"{metric.meaning[:1].upper()}{metric.meaning[1:]}. Bars: {comparison.confidence:.0%} bootstrap interval over batches."
+    bars = f"Bars: {100 * comparison.confidence:g} % bootstrap interval over batches."
+    note = f"{metric.meaning[:1].upper()}{metric.meaning[1:]}. {bars}"
     return note + " Band: the middle half of the batches." * with_quartiles
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from landscape.compare import Comparison, Difference, Metric
-from landscape.compare.remarks import number as comparable
+from landscape.compare.sentences import number as comparable
 from landscape.report.study import Study
 from landscape.store import SpectraTable
 
@@ -59,7 +59,7 @@ def numbers_table(study: Study) -> Table | None:
             cells = [NOTHING if one is None else interval(one.value, one.low, one.high) for one in found]
             rows.append((_label(study, planned.name), str(epoch), _batches(study, planned.name, epoch), *cells))
     header = ("series", "epoch", "batches", *(_with_unit(metric) for metric in metrics))
-    caption = f"In brackets: {comparison.confidence:.0%} bootstrap intervals over mini-batches."
+    caption = f"In brackets: {100 * comparison.confidence:g} % bootstrap intervals over mini-batches."
     return Table(caption=caption, header=header, rows=tuple(rows))
 
 
@@ -84,7 +84,7 @@ def difference_tables(comparison: Comparison) -> list[tuple[Metric, Table]]:
     header = ("first against second", "epoch", "first", "second", "difference", "ratio", "effect", "p (Holm)", "batches")
     how = "paired by mini-batch" if comparison.paired else "not paired: the batches differ"
     caption = (
-        f"First minus second, {how}; in brackets {comparison.confidence:.0%} bootstrap intervals; p-values by permutation, "
+        f"First minus second, {how}; in brackets {100 * comparison.confidence:g} % bootstrap intervals; p-values by permutation, "
         f"corrected over epochs and pairs after Holm ({comparison.num_resamples} resamples, seed {comparison.seed})."
     )
     tables = []

@@ -1,0 +1,142 @@
+"""A difference in words: a sentence to quote, with all that would make a reader judge otherwise."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from landscape.compare.metrics import METRICS, NORMALISED, Metric
+from landscape.compare.result import Comparison, Difference
+from landscape.compare.statistics import holm
+
+# How a difference in a metric is put into words; the rest "have the higher ...".
+_MORE = {"lambda_max": "is sharper", "nep": "is less convex"}
+_IN = {"lambda_max": "in sharpness", "nep": "in convexity"}
+
+
+def sentence(comparison: Comparison, row: Difference) -> str:
+    """A difference with its interval and test, what the normalised metrics say against it, and what is not certified."""
+    larger = direction(comparison, row)
+    objections = _objections(comparison, row, larger)
+    if larger < 0:
+        row = _turned(row)
+    metric, where = METRICS[row.metric], f"at {epoch_text(row.epoch)}"
+    first, second = comparison.label(row.first), comparison.label(row.second)
+    if larger:
+        claim = f"{first} {_more(metric)} than {second} {where}"
+    else:
+        claim = f"{first} and {second} {_undecided(comparison, row)} {where}"
+    batches = counted(row.num_batches, "batch", "batches")
+    on = f"On the same {batches}" if row.paired else f"On at least {batches} each, not compared batch by batch"
+    what = f"{'paired ' if row.paired else ''}difference {with_interval(row.difference, row.low, row.high)}"
+    numbers = f"{_naming(metric)} {_both(row)}, {what}, Holm p = {p_text(row.p_holm)}"
+    return "; ".join([f"{on}, {claim}: {numbers}", *objections, *_doubts(row)]) + "."
+
+
+def _turned(row: Difference) -> Difference:
+    """The second against the first, in what a sentence says of it."""
+    return replace(
+        row,
+        first=row.second,
+        second=row.first,
+        first_value=row.second_value,
+        second_value=row.first_value,
+        difference=-row.difference,
+        low=-row.high,
+        high=-row.low,
+    )
+
+
+def _both(row: Difference) -> str:
+    return f"{number(row.first_value)} vs {number(row.second_value)}"
+
+
+def direction(comparison: Comparison, row: Difference) -> int:
+    """1 where the first is demonstrably larger, -1 where the second is, 0 where neither is.
+
+    Both have to agree: the test, which looks at all epochs together, and the interval, where there is one.
+    """
+    shown = row.p_holm <= 1 - comparison.confidence and (math.isnan(row.low) or row.low * row.high > 0)
+    return int(np.sign(row.difference)) if shown else 0
+
+
+def can_decide(comparison: Comparison, row: Difference) -> bool:
+    """Whether the test of a pair could have demonstrated anything, the other tests of its metric being what they are."""
+    key = (row.first, row.second, row.epoch)
+    family = [one for one in comparison.differences if one.metric == row.metric]
+    keys = [(one.first, one.second, one.epoch) for one in family]
+    best = [one.smallest_p if one_key == key else one.p_value for one, one_key in zip(family, keys, strict=True)]
+    return bool(holm(np.array(best))[keys.index(key)] <= 1 - comparison.confidence)
+
+
+def _undecided(comparison: Comparison, row: Difference) -> str:
+    """A test that could not come out otherwise is no evidence of equality, and must not sound like it."""
+    what = _IN.get(row.metric, f"in {METRICS[row.metric].label}")
+    if can_decide(comparison, row):
+        if math.isnan(row.p_value):
+            return f"cannot be told apart {what}, since the test is undefined,"
+        return f"do not differ demonstrably {what}"
+    few = "permutations" if row.smallest_p == 2 / (comparison.num_resamples + 1) else "batches"
+    return f"cannot be told apart {what} by so few {few}"
+
+
+def _objections(comparison: Comparison, row: Difference, larger: int) -> list[str]:
+    """Where the normalised versions of a metric say something else than its direction `larger`, or leave it open."""
+    said: dict[str, list[str]] = {}
+    for name, how in NORMALISED.get(row.metric, {}).items():
+        other = comparison.difference(row.first, row.second, row.epoch, name)
+        found = larger if other is None else direction(comparison, other)
+        if other is not None and found != larger:
+            winner = comparison.label(row.first if found > 0 else row.second)
+            verdict = f"but {winner} {_more(METRICS[row.metric])}" if found else "left open"
+            # The series stand in the order of the sentence.
+            values = _both(_turned(other) if larger < 0 else other)
+            said.setdefault(verdict, []).append(f"{how} ({values}, Holm p = {p_text(other.p_holm)})")
+    return [f"{verdict} {', '.join(hows)}" for verdict, hows in said.items()]
+
+
+def _doubts(row: Difference) -> list[str]:
+    """What of the records behind a difference has no certificate or was not audited."""
+    said = []
+    if row.num_uncertified:
+        what = counted(row.num_uncertified, *(("batch", "batches") if row.paired else ("record", "records")))
+        said.append(f"{what} WITHOUT CERTIFICATE")
+    return said if row.audited else [*said, "NOT AUDITED"]
+
+
+def _more(metric: Metric) -> str:
+    return _MORE.get(metric.name, f"has the higher {metric.label}")
+
+
+def _naming(metric: Metric) -> str:
+    name = metric.name if metric.name == "lambda_max" else metric.label
+    return name if metric.location == "ratio" or metric.name == "nep" else f"{metric.location} {name}"
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where it can be read without."""
+    if not math.isfinite(value):
+        return "?"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        digits = 3 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+        return f"{value:.{min(digits, 5)}f}" if value else "0"
+    return f"{value:.2e}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A number and its interval, if there is one."""
+    return number(value) if math.isnan(low) or math.isnan(high) else f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def p_text(p: float) -> str:
+    """Two significant digits."""
+    return "?" if not math.isfinite(p) else f"{p:.2g}"
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """ "1 batch", "2 batches"."""
+    return f"{count} {one if count == 1 else many}"
+
+
+def epoch_text(epoch: int) -> str:
+    return "initialisation" if epoch == 0 else f"epoch {epoch}"
