@@ -193,7 +193,7 @@ def spectra(
 @click.option("--epochs", type=_Epochs(), help="Panels, and what is measured of a manifest; default: all, and six of them drawn.")
 @click.option("--batches", "num_batches", default=1, show_default=True, type=click.IntRange(min=1), help="Mini-batches measured.")
 @click.option("--probes", "num_probes", default=2, show_default=True, type=click.IntRange(min=1), help="Random vectors a batch.")
-@click.option("--matvecs", "num_matvecs", default=64, show_default=True, type=click.IntRange(min=1), help="Products a probe.")
+@click.option("--matvecs", "num_matvecs", default=64, show_default=True, type=click.IntRange(min=4), help="Products a probe.")
 @click.option(
     "--dense-limit", default=3000, show_default=True, type=click.IntRange(min=0), help="Parameters up to which it is exact too."
 )

@@ -108,6 +108,30 @@ def test_power_iteration_leaves_no_density_and_says_so(study, tmp_path):
     assert result.exit_code == 2 and "lanczos" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+def test_recycled_starts_leave_no_density_and_are_named_as_the_reason(study, tmp_path):
+    store = tmp_path / "spectra.h5"
+    assert invoke("spectra", study, "-o", store, "--recycle").exit_code == 0
+    result = invoke("density", store, "-o", tmp_path / "figure.svg")
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and not (tmp_path / "figure.svg").exists()
+    # The first batch of the series started cold.
+    assert "one epoch 0: batch 1 has no quadrature" in result.stderr
+    assert "without --recycle" in result.stderr and "power iteration" not in result.stderr
+
+
+def test_fewer_products_than_tell_an_error_are_refused_before_anything_is_read(study, tmp_path):
+    result = invoke("density", study, "-o", tmp_path / "a.png", "--matvecs", 3)
+    assert result.exit_code == 2 and "--matvecs" in result.stderr and "x>=4" in result.stderr
+
+
+def test_a_store_whose_quadratures_do_not_know_their_error_is_refused(tmp_path):
+    study = make_study(tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS, k=1, max_matvecs=3)
+    store = tmp_path / "spectra.h5"
+    assert invoke("spectra", study, "-o", store).exit_code == 0
+    result = invoke("density", store, "-o", tmp_path / "figure.svg")
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and not (tmp_path / "figure.svg").exists()
+    assert "one epoch 0: quadrature 0 has 3 nodes" in result.stderr and "max_matvecs" in result.stderr
+
+
 def test_wrong_input_exits_with_2_in_one_line(study, tmp_path):
     (tmp_path / "text.txt").write_text("no store")
     (tmp_path / "other.h5").write_text("not densities")

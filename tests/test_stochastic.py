@@ -13,6 +13,7 @@ import torch
 from matrices import Counting, with_spectrum
 from scipy.stats import wasserstein_distance
 
+from landscape.errors import NumericalError
 from landscape.linalg import (
     DenseOperator,
     Estimate,
@@ -20,6 +21,7 @@ from landscape.linalg import (
     Quadrature,
     SpectralDensity,
     SymmetricOperator,
+    dense_spectrum,
     density,
     eigsh,
     power_iteration,
@@ -59,6 +61,18 @@ class Padded(Diagonal):
     def __init__(self, values: np.ndarray, num_zeros: int) -> None:
         super().__init__(np.r_[values, np.zeros(num_zeros)])
         self.support = torch.arange(len(values))
+
+
+class Overflowing(Diagonal):
+    """A diagonal matrix whose products are NaN from the one after `good` on."""
+
+    def __init__(self, values: np.ndarray, good: int) -> None:
+        super().__init__(values)
+        self.good = good
+
+    def matmat(self, V):
+        self.good -= V.shape[1]
+        return super().matmat(V) * (1.0 if self.good >= 0 else math.nan)
 
 
 def exact_sums(values: np.ndarray) -> dict[str, float]:
@@ -261,6 +275,53 @@ def test_products_are_counted_and_the_arguments_checked():
     assert isinstance(trace(A, num_matvecs=20), Estimate) and A.count == 20
     with pytest.raises(ValueError, match="at least 4"):
         trace(A, num_matvecs=3)
+
+
+@pytest.mark.parametrize("good", [0, 5, 12, 19])
+def test_a_product_that_is_not_finite_is_an_error_wherever_it_comes(good):
+    # Of 20 products, 10 span the Krylov space of a trace and 10 are probes; of a density, 10 are deflation and 10 the probe.
+    values = SPECTRA["symmetric"]
+    with pytest.raises(NumericalError, match="not finite"):
+        trace(Overflowing(values, good), num_matvecs=20)
+    with pytest.raises(NumericalError, match="not finite"):
+        density(Overflowing(values, good), num_probes=1, num_matvecs=10)
+    with pytest.raises(NumericalError, match="not finite"):
+        dense_spectrum(Overflowing(values, good))
+    assert math.isfinite(trace(Overflowing(values, 20), num_matvecs=20).value)
+
+
+@pytest.mark.parametrize("num_matvecs", [1, 2, 3])
+def test_too_few_products_to_know_their_own_error_are_refused(num_matvecs):
+    for A in (Diagonal(SPECTRA["symmetric"]), Padded(np.r_[1.0, 2, 3, 4], 10)):
+        with pytest.raises(ValueError, match=f"num_matvecs must be at least 4, got {num_matvecs}.*error would be false"):
+            density(A, num_matvecs=num_matvecs)
+    # So many dimensions are exhausted by so many products.
+    values = np.array([1.0, -2, 3])[:num_matvecs]
+    for A in (Diagonal(values), Padded(values, 10)):
+        found = density(A, num_matvecs=num_matvecs, num_deflation=0).sum_of_squares()
+        assert abs(found.value - (values**2).sum()) <= 3 * found.standard_error + 1e-12
+    if num_matvecs < 3:
+        with pytest.raises(ValueError, match="num_matvecs must be at least 3"):
+            density(Padded(np.r_[1.0, 2, 3], 10), num_matvecs=num_matvecs)
+
+
+@pytest.mark.parametrize("name", ["symmetric", "outliers", "copies", "decaying"])
+def test_the_law_holds_from_four_products_a_probe_on_however_few_are_spent_on_deflation(name):
+    values = SPECTRA[name]
+    for settings in ({"num_matvecs": 4}, *({"num_matvecs": 4, "num_deflation": few} for few in (0, 1, 2, 3))):
+        count = misses(values, lambda seed: density(Diagonal(values), num_probes=1, seed=seed, **settings), num_trials=60)
+        assert max(count["trace"], count["sum_of_squares"]) <= 1, (settings, count)
+
+
+def test_a_quadrature_of_too_few_nodes_is_refused_unless_it_exhausts_the_space():
+    values = SPECTRA["symmetric"]
+    few, enough = (eigsh(Padded(values, 20), 3, max_matvecs=count).quadrature for count in (3, 4))
+    with pytest.raises(ValueError, match="quadrature 1 has 3 nodes.*at least 4"):
+        SpectralDensity.from_quadratures([enough, few], 100, dtype=torch.float64)
+    assert SpectralDensity.from_quadratures([enough], 100, dtype=torch.float64).nodes.shape == (1, 4)
+    three = eigsh(Padded(np.array([1.0, -2, 3]), 20), 3).quadrature
+    found = SpectralDensity.from_quadratures([three] * 2, 23, dtype=torch.float64)
+    assert found.num_zeros.tolist() == [20, 20]
 
 
 def test_enough_products_make_everything_exact():

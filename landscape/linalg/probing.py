@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from landscape.errors import NumericalError
 from landscape.linalg.estimate import Estimate, student_widening
 from landscape.linalg.krylov import KrylovBasis, inner, norm
 from landscape.linalg.operator import SymmetricOperator, check_is_operator, seeded
-from landscape.linalg.stochastic import SpectralDensity, pad
+from landscape.linalg.stochastic import FEWEST_NODES, SpectralDensity, pad
 from landscape.linalg.support import SupportedPart
 
 # Relative residual at which an eigenpair counts as exact: its value is then right to about 1e-6, relative to the gap.
@@ -83,9 +84,10 @@ def density(
     Args:
         A: The operator. Where it knows its support, the zeros outside are counted exactly and cost nothing.
         num_probes: Random probes; standard errors fall with its root.
-        num_matvecs: Products per probe: the number of nodes, hence the resolution in eigenvalue.
+        num_matvecs: Products per probe: the number of nodes, hence the resolution in eigenvalue. At least 4, or the dimension of
+            the support where that is smaller: fewer nodes do not know the error of what they estimate.
         num_deflation: Products spent first on eigenvalues that stand out; default: `num_matvecs`. The vector that finds them
-            serves as one more probe of the others, unless there are copies. 0 is the plain method.
+            serves as one more probe of the others, unless there are copies or fewer than 4 products. 0 is the plain method.
         seed: Seed of all random vectors; ignored where `generator` is given.
         generator: CPU generator of all random vectors.
 
@@ -98,13 +100,16 @@ def density(
     """
     check_is_operator(A)
     num_deflation = num_matvecs if num_deflation is None else num_deflation
-    if min(num_probes, num_matvecs) < 1 or num_deflation < 0:
-        raise ValueError(
-            f"num_probes and num_matvecs must be at least 1 and num_deflation at least 0, "
-            f"got {num_probes}, {num_matvecs} and {num_deflation}."
-        )
+    if num_probes < 1 or num_deflation < 0:
+        raise ValueError(f"num_probes must be at least 1 and num_deflation at least 0, got {num_probes} and {num_deflation}.")
     generator = generator if generator is not None else seeded(seed)
     part = A if A.support is None else SupportedPart(A)
+    fewest = max(1, min(FEWEST_NODES, part.n))
+    if num_matvecs < fewest:
+        raise ValueError(
+            f"num_matvecs must be at least {fewest}, got {num_matvecs}: so few nodes do not know the variance of what they "
+            "estimate, so its error would be false. Spend more products on fewer probes."
+        )
     exact = _standing_out(part, num_deflation, generator)
     if len(exact.values) == part.n:
         # Nothing is left to probe; the rule stands for none of the eigenvalues.
@@ -140,11 +145,13 @@ def dense_spectrum(A: SymmetricOperator) -> Float[Tensor, " n"]:
 
     Raises:
         ValueError: If A is no operator.
+        NumericalError: If a product is not finite.
     """
     check_is_operator(A)
     part = A if A.support is None else SupportedPart(A)
     identity = torch.eye(part.n, dtype=A.dtype, device=A.device)
     M = torch.cat([(part @ columns).double().cpu() for columns in identity.split(_COLUMNS, dim=1)], dim=1)
+    _check_finite(M, "unit vectors")
     inside = torch.linalg.eigvalsh((M + M.T) / 2)
     return torch.cat([inside, torch.zeros(A.n - part.n, dtype=torch.float64)]).sort().values
 
@@ -211,7 +218,8 @@ def _standing_out(A: SymmetricOperator, num_matvecs: int, generator: torch.Gener
     seen = coordinates[0] ** 2 if len(values) else np.zeros(0)
     # With a second chain, the coordinates are no longer those of one random vector.
     one_chain = len(basis.chain_starts) == 1 and not kept.all()
-    rest = _Rule(values[~kept], seen[~kept] / seen[~kept].sum(), math.nan) if one_chain else None
+    knows_its_error = one_chain and len(values) >= FEWEST_NODES
+    rest = _Rule(values[~kept], seen[~kept] / seen[~kept].sum(), math.nan) if knows_its_error else None
     return _Exact(values[kept], basis.combine(coordinates[:, kept]), norms[kept], rest, _Cost.of(basis))
 
 
@@ -231,13 +239,25 @@ def _probe(
 
 
 def _quotients(A: SymmetricOperator, Q: Float[Tensor, "n k"], generator: torch.Generator) -> tuple[float, float]:
-    """v^T A v and the squared length of A v without its part in Q, for a random unit vector v orthogonal to Q."""
+    """v^T A v and the squared length of A v without its part in Q, for a random unit vector v orthogonal to Q.
+
+    Raises:
+        NumericalError: If A v is not finite.
+    """
     v = torch.randn(A.n, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
     v = _orthogonal(v, Q)
     v /= norm(v)
     w = A @ v
-    quotient = float(inner(v[None], w)[0])
-    return quotient, norm(_orthogonal(w, Q)) ** 2
+    _check_finite(w, "a random probe")
+    return float(inner(v[None], w)[0]), norm(_orthogonal(w, Q)) ** 2
+
+
+def _check_finite(product: Tensor, multiplied: str) -> None:
+    if not torch.isfinite(product).all():
+        raise NumericalError(
+            f"the product of the operator with {multiplied} is not finite: its eigenvalues do not exist. "
+            "Check the loss and the parameters for overflow, or use dtype float64."
+        )
 
 
 def _orthogonal(w: Float[Tensor, " n"], Q: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:

@@ -23,6 +23,9 @@ from landscape.linalg.estimate import Estimate, Sums, share_error
 from landscape.linalg.operator import EigenPairs, Quadrature
 
 _Function = Callable[[np.ndarray], np.ndarray]
+# m nodes integrate polynomials up to the degree 2m - 1. The variance of a sum of squares has degree 4 and its skewness 6: with
+# fewer nodes an error is not small but unknown, and comes out as zero from a single one.
+FEWEST_NODES = 4
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,13 +78,15 @@ class SpectralDensity:
         """Take the quadratures that `eigsh` leaves, of one operator or of several, one probe each or more.
 
         Args:
-            quadratures: Of random starts that are independent of each other. A warm start is none.
+            quadratures: Of random starts that are independent of each other. A warm start is none. Each of at least 4 nodes, or
+                of as many as its operator has dimensions outside of the zeros: fewer do not know their own error.
             n: Dimension of every operator.
             dtype: Of the products; it decides what counts as zero: 64 units of rounding of the largest node.
             operators: The operator of each; 0, 1, 2, ... by default, an operator for each.
 
         Raises:
-            ValueError: If there is no quadrature, or `operators` are not as many, or leave out a number.
+            ValueError: If there is no quadrature, or one has too few nodes, or `operators` are not as many, or leave out a
+                number.
         """
         if not quadratures:
             raise ValueError("quadratures must be at least one, got none.")
@@ -89,6 +94,12 @@ class SpectralDensity:
         if len(owners) != len(quadratures) or set(owners) != set(range(max(owners, default=0) + 1)):
             raise ValueError(f"operators must number {len(quadratures)} quadratures from 0 without gaps, got {owners}.")
         parts = [_without_zero_block(one, n) for one in quadratures]
+        for index, (found, _, num_zeros) in enumerate(parts):
+            if len(found) < min(FEWEST_NODES, n - num_zeros):
+                raise ValueError(
+                    f"quadrature {index} has {len(found)} nodes, but takes at least {FEWEST_NODES} to know its own error. Spend "
+                    "more products on it."
+                )
         zeros = dict(zip(owners, (part[2] for part in parts)))
         nodes, weights = pad([part[0] for part in parts]), pad([part[1] for part in parts])
         eps = float(torch.finfo(dtype).eps)

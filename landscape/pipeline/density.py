@@ -27,7 +27,7 @@ from landscape.store import (
 )
 
 if TYPE_CHECKING:
-    from landscape.linalg import SpectralDensity, SymmetricOperator
+    from landscape.linalg import Quadrature, SpectralDensity, SymmetricOperator
 
 _ARRAYS = ("nodes", "weights", "operators", "remainders", "exact", "exact_residuals", "num_zeros")
 _NUMBERS = ("n", "resolution", "rounding", "num_matvecs", "orthogonality_defect")
@@ -242,21 +242,19 @@ def _record_of(table: SpectraTable, path: Path, dtype: str) -> DensityRecord:
     """One operator and one probe per batch.
 
     Raises:
-        StoreError: If there are no quadratures.
+        StoreError: If a batch has no quadrature, or one that does not know its own error.
     """
-    import torch
-
-    from landscape.linalg import Quadrature, SpectralDensity
+    from landscape.linalg import SpectralDensity
     from landscape.pipeline.subject import DTYPES
 
-    rows = [(x[~np.isnan(x)], w[~np.isnan(w)]) for x, w in zip(table.ritz_values, table.ritz_weights)]
-    if not all(nodes.size for nodes, _ in rows):
+    place = f"{path}: {table.series} epoch {table.epoch}"
+    rules = _quadratures_of(table, place)
+    try:
+        one = SpectralDensity.from_quadratures(rules, table.num_params, dtype=DTYPES[dtype])
+    except ValueError as error:
         raise StoreError(
-            f"{path}: {table.series} epoch {table.epoch} has no quadratures, since power iteration leaves none. Measure with "
-            "the method lanczos, or give the manifest to `landscape density`."
-        )
-    rules = [Quadrature(torch.from_numpy(nodes), torch.from_numpy(weights)) for nodes, weights in rows]
-    one = SpectralDensity.from_quadratures(rules, table.num_params, dtype=DTYPES[dtype])
+            f"{place}: {error} Raise max_matvecs or lower tol in the manifest, or give the manifest to `landscape density`."
+        ) from error
     return DensityRecord(
         series=table.series,
         label=table.label,
@@ -273,6 +271,29 @@ def _record_of(table: SpectraTable, path: Path, dtype: str) -> DensityRecord:
         num_negative=table.num_negative,
         **{array: getattr(one, array).numpy() for array in _ARRAYS},
     )
+
+
+def _quadratures_of(table: SpectraTable, place: str) -> "list[Quadrature]":
+    """The quadrature of every batch.
+
+    Raises:
+        StoreError: If a batch has none; says why.
+    """
+    import torch
+
+    from landscape.linalg import Quadrature
+
+    rows = [(x[~np.isnan(x)], w[~np.isnan(w)]) for x, w in zip(table.ritz_values, table.ritz_weights)]
+    missing = [int(batch) for batch, (nodes, _) in zip(table.batch, rows) if not nodes.size]
+    if missing:
+        recycled = "start" in table.settings
+        why = "a start from recycled eigenvectors is no random probe" if recycled else "power iteration leaves none"
+        raise StoreError(
+            f"{place}: batch {missing[0]} has no quadrature, since {why}, so there is no density. Measure "
+            f"{'without --recycle' if recycled else 'with the method lanczos'} into another file, or give the manifest to "
+            "`landscape density`."
+        )
+    return [Quadrature(torch.from_numpy(nodes), torch.from_numpy(weights)) for nodes, weights in rows]
 
 
 def spectral_density(record: DensityRecord) -> "SpectralDensity":
