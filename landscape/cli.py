@@ -150,7 +150,12 @@ def train(**options: Any) -> None:
 @click.option("--recycle", is_flag=True, help="Start from the last batch's eigenvectors: fewer products, no density.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the records and their figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
-@click.option("--per-module", is_flag=True, help="Also of every block of the network: the diagonal blocks of the Hessian.")
+@click.option(
+    "--per-module",
+    is_flag=True,
+    help="Also of every block of the network: the diagonal blocks of the Hessian. Those keep a batch's graph and "
+    "all Krylov vectors, whatever --max-memory and --max-basis-memory say.",
+)
 @click.option("--modules", multiple=True, help="With --per-module: shell pattern of module names, as 'visual.*.resblocks.*'.")
 @click.option("--module-batches", type=click.IntRange(min=1), help="With --per-module: on the first batches only.")
 @click.option("--dry-run", is_flag=True, help="List what is left to measure, then stop.")

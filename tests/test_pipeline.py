@@ -19,8 +19,8 @@ from landscape.clip.checkpoint import load_checkpoint, save_checkpoint
 from landscape.clip.image_text import curvature_batches, open_pairs
 from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.clip.objectives import contrastive_objective
-from landscape.errors import NumericalError, ObjectiveError
-from landscape.manifest import Manifest
+from landscape.errors import MemoryLimitError, NumericalError, ObjectiveError
+from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.plan import Task
 from landscape.store import SpectrumStore
 
@@ -189,7 +189,7 @@ def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_aga
     assert result.exit_code == 0 and "4 now, 8 before" in result.stdout
 
 
-def test_a_refused_loss_ends_the_run_only_while_nothing_has_worked():
+def test_what_is_refused_ends_the_run_only_while_nothing_has_worked():
     from landscape.pipeline.measure import attempted
 
     def refused():
@@ -198,11 +198,32 @@ def test_a_refused_loss_ends_the_run_only_while_nothing_has_worked():
     def overflowed():
         raise NumericalError("not finite")
 
-    with pytest.raises(ObjectiveError):
-        attempted(refused, has_worked=False)
+    def too_large():
+        raise MemoryLimitError("does not fit")
+
+    for refusal, error in ((refused, ObjectiveError), (too_large, MemoryLimitError)):
+        with pytest.raises(error):
+            attempted(refusal, has_worked=False)
     assert attempted(refused, has_worked=True) == "no second derivative"
+    assert attempted(too_large, has_worked=True) == "does not fit"
     assert attempted(overflowed, has_worked=False) == "not finite"
     assert attempted(dict, has_worked=False) == {}
+
+
+def test_a_batch_whose_krylov_vectors_do_not_fit_costs_that_batch_alone(tmp_path):
+    from test_stochastic import Padded
+
+    from landscape.pipeline.measure import attempted
+    from landscape.pipeline.solve import Solver, SolverSettings
+
+    # Room for 11 vectors of 100 numbers, which k = 5 needs; of 105 numbers, those of a batch with more tokens, for 10.
+    solver = Solver(SolverSettings(max_basis_memory=11 * 100 * 8))
+    small, large = (Padded(np.linspace(-1, 2, size) ** 3, 500 - size) for size in (100, 105))
+    hessian = HessianSettings(objective="contrastive", k=5)
+    found = attempted(lambda: solver._lanczos(small, hessian, series="one", seed=0), has_worked=True)
+    assert float(found.values[0]) == pytest.approx(8, rel=1e-6)
+    why = attempted(lambda: solver._lanczos(large, hessian, series="one", seed=0), has_worked=True)
+    assert why.startswith("--max-basis-memory: 8,800 bytes hold 10 vectors of 105 numbers") and "Allow 9,240 bytes" in why
 
 
 def test_recycled_and_restarted_runs_find_the_same_values_and_say_how(tmp_path):
@@ -239,6 +260,13 @@ def test_a_search_that_cannot_be_is_refused_before_anything_is_written(study, tm
     result = invoke("spectra", study, "-o", tmp_path / "spectra.h5", *options)
     assert result.exit_code == 2 and all(fragment in result.stderr for fragment in fragments), result.output
     assert not list(tmp_path.glob("spectra.h5*"))
+
+
+def test_too_little_memory_for_vectors_of_finite_differences_is_refused_in_one_line(study, tmp_path):
+    options = ["--max-basis-memory", "1kB", "--hvp", "finite-difference", "--unaudited"]
+    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5", *options)
+    assert result.exit_code == 2 and "1,000 bytes hold" in result.stderr.splitlines()[-1], result.output
+    assert result.exc_info[0] is SystemExit
 
 
 def test_pairs_that_miss_the_tolerance_are_stored_and_said_to(tmp_path):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from landscape.errors import LandscapeError, ManifestError, NumericalError, ObjectiveError
+from landscape.errors import LandscapeError, ManifestError, MemoryLimitError, NumericalError, ObjectiveError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import check_hvp, stored_verdicts, verdict_of
 from landscape.pipeline.plan import RunReport, Task, plan
@@ -200,12 +200,12 @@ def attempted(measure: Callable[[], _Result], *, has_worked: bool) -> _Result | 
     """What `measure` finds on one batch, or why it finds nothing, on one line: such a batch costs itself alone.
 
     Raises:
-        ObjectiveError: If nothing has ever worked: then the model is at fault, not this batch.
+        ObjectiveError, MemoryLimitError: If nothing has ever worked: then the model or the limit is at fault, not this batch.
     """
     try:
         return measure()
     except (NumericalError, ObjectiveError, MemoryError, RuntimeError) as error:
-        if isinstance(error, ObjectiveError) and not has_worked:
+        if isinstance(error, (ObjectiveError, MemoryLimitError)) and not has_worked:
             raise
         return " ".join(str(error).split())[:500]
 

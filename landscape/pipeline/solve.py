@@ -79,6 +79,7 @@ class Solver:
 
         Raises:
             ObjectiveError, NumericalError: If there are none.
+            MemoryLimitError: If the Krylov vectors of this batch do not fit.
         """
         from landscape.clip.seeding import derive_seed
         from landscape.curvature import FiniteDifferenceOperator, HessianOperator
@@ -107,6 +108,8 @@ class Solver:
     def _lanczos(self, operator: "SymmetricOperator", hessian: HessianSettings, *, series: str, seed: int) -> "EigenPairs":
         from landscape.linalg import eigsh
 
+        # Batches leave different parameters unused, so the first one does not tell for all.
+        self.settings.check_fits(operator, hessian.k)
         pairs = eigsh(
             operator,
             hessian.k,
