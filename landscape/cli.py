@@ -215,13 +215,16 @@ def density(source: str, output: Path, products: "ProductSettings", **options: A
     Of a store, from the quadratures that `landscape spectra` kept: no product is spent. Of a manifest, or of a model by name with
     random weights on OpenMoji pictures, it is measured with probes of its own and stored beside the figure as OUTPUT.h5, which
     is drawn again as it is.
+
+    Exit status: 0 done, 1 some batches failed, 2 wrong input.
     """
     from landscape import pipeline
 
     names = ("num_batches", "num_probes", "num_matvecs", "dense_limit", "seed")
     settings = pipeline.DensitySettings(**{name: options.pop(name) for name in names}, products=products)
-    for line in pipeline.density_of(source, output, settings, **options):
-        click.echo(line)
+    report = pipeline.density_of(source, output, settings, **options)
+    click.echo(report.summary())
+    sys.exit(0 if report.complete else 1)
 
 
 @main.command()

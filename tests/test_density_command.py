@@ -90,6 +90,106 @@ def test_products_are_computed_as_asked_and_to_the_same_density(study, tmp_path)
         assert not (tmp_path / "no.svg").exists() and not (tmp_path / "no.h5").exists()
 
 
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes the products of some (series, epoch, batch) NaN; lets them be again where called with none."""
+    from landscape.curvature import HessianOperator
+    from landscape.pipeline.subject import Subject
+
+    load, batch, matmat = Subject.load, Subject.batch, HessianOperator.matmat
+    there, wrong = {}, set()
+
+    def loaded(self, checkpoint):
+        there["checkpoint"] = (checkpoint.path.stem.split("_")[0], checkpoint.epoch)
+        return load(self, checkpoint)
+
+    def taken(self, index):
+        there["batch"] = index
+        if (*there["checkpoint"], index, "unreadable") in wrong:
+            raise RuntimeError("the pictures cannot be read")
+        return batch(self, index)
+
+    def multiplied(self, V):
+        return matmat(self, V) * (float("nan") if (*there["checkpoint"], there["batch"]) in wrong else 1)
+
+    def fail(*places):
+        wrong.clear()
+        wrong.update(places)
+
+    monkeypatch.setattr(Subject, "load", loaded)
+    monkeypatch.setattr(Subject, "batch", taken)
+    monkeypatch.setattr(HessianOperator, "matmat", multiplied)
+    return fail
+
+
+PLAIN = (*QUICK, "--dense-limit", 0, "--unaudited")
+
+
+def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_again(study, tmp_path, failing):
+    output, target = tmp_path / "density.svg", tmp_path / "density.h5"
+    command = ("density", study, "-o", output, "--batches", 3, *PLAIN)
+    failing(("one", 0, 1), ("one", 1, 0, "unreadable"), ("one", 1, 2))
+    result = invoke(*command)
+    assert result.exit_code == 1 and result.exc_info[0] is SystemExit, result.output
+    assert "failed: one epoch 0 batch 1: product 1 of the operator is not finite" in result.stdout
+    assert "failed: one epoch 1 batch 0: the pictures cannot be read" in result.stdout
+    assert "failed: one epoch 1 batch 2: product 1" in result.stdout
+    assert "2 of 3 batches (1 failed)" in result.stdout and "1 of 3 batches (0, 2 failed)" in result.stdout
+    assert output.exists() and [len(one.num_zeros) for one in read_densities(target)] == [2, 1]
+    dry = invoke(*command, "--dry-run")
+    assert dry.exit_code == 0 and "to measure: one epoch 0" in dry.stdout and "to measure: one epoch 1" in dry.stdout
+    failing()
+    result = invoke(*command)
+    assert result.exit_code == 0 and "failed" not in result.stdout
+    assert [len(one.num_zeros) for one in read_densities(target)] == [3, 3]
+    # What is left of a failure is the density of the other batches.
+    failing(("one", 0, 0), ("one", 0, 1), ("one", 0, 2))
+    result = invoke(*command, "--seed", 1)
+    assert result.exit_code == 1 and result.stdout.count("failed: one epoch 0 batch") == 3
+    assert [(one.epoch, len(one.num_zeros)) for one in read_densities(target)] == [(1, 3)]
+
+
+def test_where_nothing_can_be_measured_nothing_is_drawn(study, tmp_path, failing):
+    failing(("one", 0, 0), ("one", 1, 0))
+    result = invoke("density", study, "-o", tmp_path / "density.svg", *PLAIN)
+    assert result.exit_code == 1 and result.exc_info[0] is SystemExit, result.output
+    assert "failed: one epoch 0 batch 0" in result.stdout and "failed: one epoch 1 batch 0" in result.stdout
+    assert "nothing was measured" in result.stdout
+    assert not list(tmp_path.glob("density.*"))
+
+
+def test_the_densities_of_the_others_are_those_without_a_failure(study, tmp_path, failing):
+    command = ("density", study, "--batches", 2, "--epochs", 0, *PLAIN)
+    assert invoke(*command, "-o", tmp_path / "all.svg").exit_code == 0
+    failing(("one", 0, 0))
+    assert invoke(*command, "-o", tmp_path / "some.svg").exit_code == 1
+    (everything,), (some,) = read_densities(tmp_path / "all.h5"), read_densities(tmp_path / "some.h5")
+    second = everything.operators == 1
+    assert (some.operators == 0).all()
+    np.testing.assert_array_equal(some.nodes, everything.nodes[second][:, : some.nodes.shape[1]])
+
+
+def test_the_next_checkpoint_takes_the_way_that_the_last_has_come_to(study, tmp_path, monkeypatch):
+    from landscape.pipeline.products import SeriesProducts
+
+    asked, operator = [], SeriesProducts.operator
+
+    def spied(self, *arguments):
+        asked.append(self.choice)
+        return operator(self, *arguments)
+
+    monkeypatch.setattr(SeriesProducts, "operator", spied)
+    assert invoke("density", study, "-o", tmp_path / "density.svg", *PLAIN).exit_code == 0
+    assert len(asked) == 2 and asked[0] is None and asked[1].product == "retained"
+
+
+def test_what_is_known_stays_in_the_file_when_an_earlier_epoch_is_measured(study, tmp_path):
+    output, target = tmp_path / "density.svg", tmp_path / "density.h5"
+    assert invoke("density", study, "-o", output, *PLAIN, "--epochs", 1).exit_code == 0
+    assert invoke("density", study, "-o", output, *PLAIN).exit_code == 0
+    assert [one.epoch for one in read_densities(target)] == [0, 1]
+
+
 def test_a_store_is_drawn_from_the_quadratures_that_it_keeps(study, tmp_path):
     store = tmp_path / "spectra.h5"
     assert invoke("spectra", study, "-o", store).exit_code == 0

@@ -2,7 +2,7 @@
 
 from landscape.pipeline.audit import audit_target
 from landscape.pipeline.compare import compare
-from landscape.pipeline.density import DensitySettings, density_of
+from landscape.pipeline.density import DensityReport, DensitySettings, density_of
 from landscape.pipeline.describe import describe
 from landscape.pipeline.draw import draw_figure3, draw_sharpness
 from landscape.pipeline.measure import run
@@ -17,6 +17,7 @@ from landscape.pipeline.surface_plan import SurfaceRequest
 from landscape.pipeline.train import train_run
 
 __all__ = [
+    "DensityReport",
     "DensitySettings",
     "ProductSettings",
     "RunReport",

@@ -3,9 +3,11 @@
 What is measured goes to an HDF5 file beside the figure, one checkpoint after the other, and is not measured again.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,11 @@ import numpy as np
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError, StoreError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
+from landscape.pipeline.density_record import density_record, spectral_density, stored_densities
+from landscape.pipeline.measure import attempted, device_of
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.store import (
     DensityRecord,
-    SpectraTable,
-    SpectrumStore,
-    is_audited,
     is_density_file,
     is_store,
     read_densities,
@@ -27,10 +28,9 @@ from landscape.store import (
 )
 
 if TYPE_CHECKING:
-    from landscape.linalg import Quadrature, SpectralDensity, SymmetricOperator
+    from landscape.linalg import SpectralDensity, SymmetricOperator
 
-_ARRAYS = ("nodes", "weights", "operators", "remainders", "exact", "exact_residuals", "num_zeros")
-_NUMBERS = ("n", "resolution", "rounding", "num_matvecs", "orthogonality_defect")
+_Key = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,29 @@ class DensitySettings:
         return facts | ({"allow_tf32": True} if self.products.allow_tf32 else {})
 
 
-def density_of(source: str, output: Path, settings: DensitySettings, **options: Any) -> list[str]:
-    """Draw the densities of a source into `output`.
+@dataclass(frozen=True)
+class DensityReport:
+    """What a command found and what it failed to.
+
+    Attributes:
+        lines: That say what was found.
+        failures: A line for each batch or checkpoint that failed; the next run tries it again.
+    """
+
+    lines: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return not self.failures
+
+    def summary(self) -> str:
+        """For a terminal."""
+        return "\n".join([*(f"failed: {failure}" for failure in self.failures), *self.lines])
+
+
+def density_of(source: str, output: Path, settings: DensitySettings, **options: Any) -> DensityReport:
+    """Draw the densities of a source into `output`. A batch that cannot be measured costs itself alone.
 
     Args:
         source: A store (drawn as it is), a file of densities, a manifest, or the name of a model, which is given random weights
@@ -70,7 +91,7 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
         options: epochs, title, device, unaudited, dry_run; see `landscape density --help`.
 
     Returns:
-        Lines that say what was found.
+        What was found; not `complete` where batches failed.
 
     Raises:
         LandscapeError: If the source or an option is wrong.
@@ -80,9 +101,9 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
     if path.suffix.lower() in (".yaml", ".yml"):
         return _measured(_manifest_jobs(Manifest.load(path), settings, options), output, settings, options)
     if is_density_file(path):
-        return _drawn(read_densities(path), output, options)
+        return DensityReport(tuple(_drawn(read_densities(path), output, options)))
     if is_store(path):
-        return _drawn(_stored(path), output, options)
+        return DensityReport(tuple(_drawn(stored_densities(path), output, options)))
     if path.suffix or path.exists():
         raise LandscapeError(f"{source}: not a store, a file of densities, a manifest or a model's name, so it has no density.")
     return _measured(_model_job(source, settings, options), output, settings, options)
@@ -95,54 +116,108 @@ class _Job:
     facts: dict[str, Any]
     prepare: "Callable[[], tuple[bool, Iterable[SymmetricOperator]]]"
 
+    @property
+    def key(self) -> _Key:
+        return self.facts["series"], self.facts["epoch"]
 
-def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, options: dict[str, Any]) -> list[str]:
+    def __str__(self) -> str:
+        return f"{self.facts['series']} epoch {self.facts['epoch']}"
+
+
+def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, options: dict[str, Any]) -> DensityReport:
     target = output.with_suffix(".h5")
     if target == output or (target.exists() and not is_density_file(target)):
         raise StoreError(f"{target}: would be overwritten by the densities behind the figure; name another output with -o.")
     stored = {(one.series, one.epoch): one for one in read_densities(target)} if target.exists() else {}
-    records: list[DensityRecord] = []
-    todo: list[str] = []
+    found: dict[_Key, DensityRecord] = {}
+    keys: list[_Key] = []
+    todo: deque[_Job] = deque()
     for job in jobs:
-        facts = job.facts
-        known = stored.get((facts["series"], facts["epoch"]))
-        if known is not None and known.matches(checkpoint_sha256=facts["checkpoint_sha256"], settings=facts["settings"]):
-            records.append(known)
-        elif options.get("dry_run"):
-            todo.append(f"to measure: {facts['series']} epoch {facts['epoch']}")
+        keys.append(job.key)
+        known = stored.get(job.key)
+        if known is not None and known.matches(
+            checkpoint_sha256=job.facts["checkpoint_sha256"], settings=job.facts["settings"]
+        ):
+            found[job.key] = known
         else:
-            records.append(_measure(job, settings))
-            write_densities(target, records)
+            todo.append(job)
     if options.get("dry_run"):
-        return [*todo, f"{target}: {len(records)} of {len(records) + len(todo)} densities are measured."]
-    return [*_drawn(records, output, options), f"{target}: the densities themselves."]
+        lines = [f"to measure: {job}" for job in todo]
+        return DensityReport((*lines, f"{target}: {len(found)} of {len(keys)} densities are measured."))
+    failures: list[str] = []
+    while todo:
+        # Each job goes as it is done, and with the last of a series its model.
+        job = todo.popleft()
+        record, failed = _measure(job, settings, has_worked=bool(found))
+        failures += failed
+        if record is not None:
+            found[job.key] = record
+            write_densities(target, [found[key] for key in keys if key in found])
+    if not found:
+        return DensityReport((f"{output}: nothing was measured, so there is nothing to draw.",), tuple(failures))
+    lines = _drawn([found[key] for key in keys if key in found], output, options)
+    return DensityReport((*lines, f"{target}: the densities themselves."), tuple(failures))
 
 
-def _measure(job: _Job, settings: DensitySettings) -> DensityRecord:
-    from landscape.linalg import SpectralDensity, dense_spectrum, density
+def _measure(job: _Job, settings: DensitySettings, *, has_worked: bool) -> tuple[DensityRecord | None, list[str]]:
+    """The density over the batches of a checkpoint that could be measured, and a line for each that could not.
 
-    audited, operators = job.prepare()
-    found, dense = [], []
-    for index, operator in enumerate(operators):
-        one = density(
-            operator, num_probes=settings.num_probes, num_matvecs=settings.num_matvecs, seed=settings.seed + 7919 * index
-        )
-        found.append(one)
-        if operator.n - operator.num_unused <= settings.dense_limit:
-            dense.append(dense_spectrum(operator).numpy())
+    Raises:
+        LandscapeError: If the input is wrong; or the model is, and nothing has worked.
+    """
+    from landscape.linalg import SpectralDensity
+
+    prepared = attempted(job.prepare, has_worked=has_worked)
+    if isinstance(prepared, str):
+        return None, [f"{job}: {prepared}"]
+    audited, operators = prepared[0], iter(prepared[1])
+    found: list[SpectralDensity] = []
+    dense: list[np.ndarray] = []
+    failed: dict[int, str] = {}
+    for index in count():
+        one = attempted(partial(_measure_batch, operators, index, settings), has_worked=has_worked or bool(found))
+        if one is None:
+            break
+        if isinstance(one, str):
+            failed[index] = one
+        else:
+            found.append(one[0])
+            dense += one[1]
+    failures = [f"{job} batch {index}: {reason}" for index, reason in failed.items()]
+    if not found:
+        return None, failures
     together = SpectralDensity.pooled(found)
-    arrays = {name: getattr(together, name).numpy() for name in _ARRAYS}
-    numbers = {name: getattr(together, name) for name in _NUMBERS}
-    # Ritz values of exact pairs prove their signs.
-    proved = (together.exact + together.exact_residuals < 0).sum(dim=1).numpy()
-    return DensityRecord(
-        **job.facts,
+    # A record that lacks batches matches no settings, so that the next run tries them again.
+    lacking = {"failed_batches": list(failed)} if failed else {}
+    record = density_record(
+        together,
+        **job.facts | {"settings": {**job.facts["settings"], **lacking}},
         audited=audited,
-        **arrays,
-        **numbers,
-        num_negative=proved,
+        # Ritz values of exact pairs prove their signs.
+        num_negative=(together.exact + together.exact_residuals < 0).sum(dim=1).numpy(),
         dense_eigenvalues=np.stack(dense) if len(dense) == len(found) else np.zeros((0, 0)),
     )
+    return record, failures
+
+
+def _measure_batch(
+    operators: "Iterator[SymmetricOperator]", index: int, settings: DensitySettings
+) -> "tuple[SpectralDensity, list[np.ndarray]] | None":
+    """The density of the next operator, and its exact spectrum where it is small; None after the last one.
+
+    Raises:
+        ObjectiveError, NumericalError, MemoryLimitError: If there is none.
+    """
+    from landscape.linalg import dense_spectrum, density
+
+    operator = next(operators, None)
+    if operator is None:
+        return None
+    found = density(
+        operator, num_probes=settings.num_probes, num_matvecs=settings.num_matvecs, seed=settings.seed + 7919 * index
+    )
+    small = operator.n - operator.num_unused <= settings.dense_limit
+    return found, [dense_spectrum(operator).numpy()] if small else []
 
 
 def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[str, Any]) -> Iterator[_Job]:
@@ -191,7 +266,6 @@ class _SubjectOf:
 
     def _build(self) -> tuple[bool, Any]:
         from landscape.clip.image_text import open_pairs
-        from landscape.pipeline.measure import device_of
         from landscape.pipeline.subject import Subject
 
         device = device_of(self.options.get("device"))
@@ -205,7 +279,6 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
     def prepare() -> "tuple[bool, Iterable[SymmetricOperator]]":
         from landscape.clip.objectives import contrastive_objective
         from landscape.curvature import audit_objective
-        from landscape.pipeline.measure import device_of
 
         model, batches = model_on_openmoji(name, device_of(options.get("device")), num_batches=settings.num_batches)
         audited = False
@@ -222,88 +295,6 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
 
     facts = {"series": name.replace("/", "-"), "label": name, "model": name, "epoch": 0, "checkpoint_sha256": ""}
     yield _Job(facts | {"settings": settings.facts(None)}, prepare)
-
-
-def _stored(path: Path) -> list[DensityRecord]:
-    """The quadratures of a store's records as densities.
-
-    Raises:
-        StoreError: If there are none.
-    """
-    with SpectrumStore.open(path) as store:
-        dtype = store.plan.protocol["hessian"]["dtype"]
-        tables = [store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)]
-    if not tables:
-        raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
-    return [_record_of(table, path, dtype) for table in tables]
-
-
-def _record_of(table: SpectraTable, path: Path, dtype: str) -> DensityRecord:
-    """One operator and one probe per batch.
-
-    Raises:
-        StoreError: If a batch has no quadrature, or one that does not know its own error.
-    """
-    from landscape.linalg import SpectralDensity
-    from landscape.pipeline.subject import DTYPES
-
-    place = f"{path}: {table.series} epoch {table.epoch}"
-    rules = _quadratures_of(table, place)
-    try:
-        one = SpectralDensity.from_quadratures(rules, table.num_params, dtype=DTYPES[dtype])
-    except ValueError as error:
-        raise StoreError(
-            f"{place}: {error} Raise max_matvecs or lower tol in the manifest, or give the manifest to `landscape density`."
-        ) from error
-    return DensityRecord(
-        series=table.series,
-        label=table.label,
-        model=table.model,
-        epoch=table.epoch,
-        n=table.num_params,
-        checkpoint_sha256=table.checkpoint_sha256,
-        settings={},
-        audited=is_audited(table.extras),
-        resolution=one.resolution,
-        rounding=one.rounding,
-        num_matvecs=int(table.num_matvecs.sum()),
-        orthogonality_defect=float(np.max(table.orthogonality_defect)),
-        num_negative=table.num_negative,
-        **{array: getattr(one, array).numpy() for array in _ARRAYS},
-    )
-
-
-def _quadratures_of(table: SpectraTable, place: str) -> "list[Quadrature]":
-    """The quadrature of every batch.
-
-    Raises:
-        StoreError: If a batch has none; says why.
-    """
-    import torch
-
-    from landscape.linalg import Quadrature
-
-    rows = [(x[~np.isnan(x)], w[~np.isnan(w)]) for x, w in zip(table.ritz_values, table.ritz_weights)]
-    missing = [int(batch) for batch, (nodes, _) in zip(table.batch, rows) if not nodes.size]
-    if missing:
-        recycled = "start" in table.settings
-        why = "a start from recycled eigenvectors is no random probe" if recycled else "power iteration leaves none"
-        raise StoreError(
-            f"{place}: batch {missing[0]} has no quadrature, since {why}, so there is no density. Measure "
-            f"{'without --recycle' if recycled else 'with the method lanczos'} into another file, or give the manifest to "
-            "`landscape density`."
-        )
-    return [Quadrature(torch.from_numpy(nodes), torch.from_numpy(weights)) for nodes, weights in rows]
-
-
-def spectral_density(record: DensityRecord) -> "SpectralDensity":
-    """The record with its methods."""
-    import torch
-
-    from landscape.linalg import SpectralDensity
-
-    facts: dict[str, Any] = {name: torch.from_numpy(np.asarray(getattr(record, name))) for name in _ARRAYS}
-    return SpectralDensity(**facts, **{name: getattr(record, name) for name in _NUMBERS})
 
 
 def _drawn(records: Sequence[DensityRecord], output: Path, options: dict[str, Any]) -> list[str]:
@@ -331,8 +322,12 @@ def _drawn(records: Sequence[DensityRecord], output: Path, options: dict[str, An
 
 def _summary(record: DensityRecord, density: "SpectralDensity") -> list[str]:
     """The numbers of one checkpoint, estimates and certificates under their own names."""
+    failed, batches = record.settings.get("failed_batches", ()), f"{density.num_operators} batches"
+    if failed:
+        numbers = ", ".join(map(str, failed))
+        batches = f"{density.num_operators} of {density.num_operators + len(failed)} batches ({numbers} failed)"
     lines = [
-        f"{record.series} epoch {record.epoch}: {record.n:,} eigenvalues, {density.num_operators} batches, "
+        f"{record.series} epoch {record.epoch}: {record.n:,} eigenvalues, {batches}, "
         f"{density.num_probes} probes, {record.num_matvecs} products"
     ]
     for name, estimate in (

@@ -88,11 +88,11 @@ class SeriesProducts:
         )
 
     def operators(self, objective: "Objective", params: "Params", batches: "Iterable[Batch]") -> "Iterator[HessianOperator]":
-        """The Hessians on several batches, one after the other; each takes the way that the one before has come to."""
-        for batch in batches:
-            operator = self.operator(objective, params, batch)
-            yield operator
-            self.keep(operator)
+        """The Hessians on several batches, one after the other; each takes the way that the one before has come to.
+
+        After a batch that cannot be read or has no Hessian, which raises, the next one follows.
+        """
+        return _InTurn(self, objective, params, iter(batches))
 
     def keep(self, operator: object) -> None:
         """Use for the next batches what this operator has come to."""
@@ -103,3 +103,20 @@ class SeriesProducts:
         if self.choice is None:
             return {}
         return {"product": self.choice.title, "product_choice": self.choice.as_settings()}
+
+
+class _InTurn:
+    """An iterator and no generator, since the first error would end one."""
+
+    def __init__(self, products: SeriesProducts, objective: "Objective", params: "Params", batches: "Iterator[Batch]") -> None:
+        self._products, self._objective, self._params, self._batches = products, objective, params, batches
+        self._last: HessianOperator | None = None
+
+    def __iter__(self) -> "Iterator[HessianOperator]":
+        return self
+
+    def __next__(self) -> "HessianOperator":
+        self._products.keep(self._last)
+        self._last = None
+        self._last = self._products.operator(self._objective, self._params, next(self._batches))
+        return self._last
