@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import study_by_hand
 from click.testing import CliRunner
 from compare_by_hand import K, drawn_values, write_store, write_study
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -147,3 +148,17 @@ def test_a_store_without_a_certified_value_is_refused_in_one_line(tmp_path):
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 2 and "nothing to draw" in result.stderr and result.stderr.count("\n") == 1
     assert CliRunner().invoke(main, [*args, "--keep-unconverged"]).exit_code == 0
+
+
+@pytest.mark.parametrize("label", ["_hidden", "$x_1$", "$\\nosuch{$", "a very long name " * 10, "W" * 150])
+def test_any_text_can_be_a_label_and_none_runs_off_the_page(tmp_path, label):
+    _, fig = figure_of(study_by_hand.write_study(tmp_path / "a.h5", labels={"vit": label, "simba": "other"}, num_batches=4))
+    texts = fig.legends[0].get_texts()
+    assert ["".join(text.get_text().split()) for text in texts] == ["".join(label.split()), "other"]
+    renderer = FigureCanvasAgg(fig).get_renderer()
+    fig.draw(renderer)
+    box = fig.legends[0].get_window_extent(renderer)
+    assert fig.bbox.x0 <= box.x0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1
+    assert box.y0 > max(ax._left_title.get_window_extent(renderer).y1 for ax in fig.axes)
+    # Dollars are letters.
+    assert not any(text.get_parse_math() for text in texts)

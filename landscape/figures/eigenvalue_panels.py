@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from landscape.figures.eigenvalue_plan import Curve, Plan, footnote, make_plan
+from landscape.figures.legend import Legend
 from landscape.figures.samples import EigenvalueSample
 from landscape.figures.style import paper_style
-from landscape.figures.text import STAMP_BOX, UNAUDITED, text_width, wrap
+from landscape.figures.text import STAMP_BOX, UNAUDITED, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,8 +74,7 @@ class _Page:
     num_columns: int
     num_rows: int
     title: str
-    legend: tuple[str, ...]
-    legend_columns: int
+    legend: Legend
     stamp: str
     note: str
 
@@ -88,16 +88,12 @@ class _Page:
         num_panels = len(plan.epochs)
         num_columns = 2 if num_panels == 4 else min(3, num_panels)
         width = cls._page_width(num_columns)
-        legend = tuple(wrap(label, width - 1.0, points=7.5) for label in plan.labels.values())
-        longest = max(text_width(line, points=7.5) for label in legend for line in label.splitlines() or [""])
-        # A line sample and the space after a column take 0.56 inches; the legend is centred on the panels, not the page.
-        fitting = max(1, int((width - 0.4) / (longest + 0.56)))
         return cls(
             num_columns=num_columns,
             num_rows=math.ceil(num_panels / num_columns),
             title=wrap(title or "", width - 0.4, points=10),
-            legend=legend,
-            legend_columns=math.ceil(len(legend) / math.ceil(len(legend) / fitting)),
+            # It is centred on the panels, not on the page.
+            legend=Legend.fit(plan.labels.values(), width - 0.4),
             stamp=UNAUDITED * unaudited,
             note=wrap(footnote(plan), width - 0.1, points=6),
         )
@@ -129,8 +125,7 @@ class _Page:
         """Distances from the upper edge down to the stamp, the title, the legend and the panels."""
         title = 0.06 + 0.24 * bool(self.stamp)
         legend = title + (0.18 * (self.title.count("\n") + 1) + 0.04 if self.title else 0.0)
-        lines = max(label.count("\n") + 1 for label in self.legend) * math.ceil(len(self.legend) / self.legend_columns)
-        return 0.06, title, legend, legend + lines * self.line + 0.02 + self.panel_title
+        return 0.06, title, legend, legend + self.legend.num_lines * self.line + 0.02 + self.panel_title
 
     @property
     def height(self) -> float:
@@ -290,17 +285,6 @@ def _write_around(fig: "Figure", plan: Plan, page: _Page, styles: _Styles) -> No
     )
     if page.title:
         fig.suptitle(page.title, y=down[1], parse_math=False)
-    # The names are set afterwards: a legend drops names that start with an underscore and typesets dollar signs.
-    legend = fig.legend(
-        [Line2D([], [], **style) for style in styles.values()],
-        [str(number) for number in range(len(styles))],
-        loc="upper center",
-        bbox_to_anchor=(centre, down[2]),
-        borderaxespad=0.0,
-        borderpad=0.0,
-        ncols=page.legend_columns,
-    )
-    for text, label in zip(legend.get_texts(), page.legend, strict=True):
-        text.set(text=label, parse_math=False)
+    page.legend.draw(fig, [Line2D([], [], **style) for style in styles.values()], at=(centre, down[2]), loc="upper center")
     if page.stamp:
         fig.text(centre, down[0], page.stamp, ha="center", va="top", fontsize=6.5, weight="bold", bbox=STAMP_BOX)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from landscape.errors import StoreError
 from landscape.figures.asinh_axis import AsinhAxis
 from landscape.figures.density import bandwidth, kernel_density
-from landscape.figures.samples import EigenvalueSample, epochs_to_draw
+from landscape.figures.samples import EigenvalueSample, epochs_to_draw, told_apart
 from landscape.figures.style import MAX_SERIES
 
 _GRID_POINTS = 512
@@ -111,8 +111,7 @@ def _labels(samples: Sequence[EigenvalueSample]) -> dict[str, str]:
         labels.setdefault(sample.series, sample.label)
     if len(labels) > MAX_SERIES:
         raise ValueError(f"samples: {len(labels)} series, but more than {MAX_SERIES} curves in a panel cannot be told apart.")
-    texts = list(labels.values())
-    return {name: text if texts.count(text) == 1 else f"{text} ({name})" for name, text in labels.items()}
+    return told_apart(labels)
 
 
 def _epochs(samples: Sequence[EigenvalueSample], wanted: Sequence[int] | None) -> tuple[int, ...]:

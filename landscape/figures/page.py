@@ -1,11 +1,11 @@
 """A row of panels on a page of fixed measures: title and legend above, a note below, nothing over the edge."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from landscape.figures.text import text_width, wrap
+from landscape.figures.legend import Legend
+from landscape.figures.text import wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ class Page:
         gap: Between panels.
         labels: Height under the panels for tick labels and axis labels.
         panel_titles: Height above the panels.
-        legend: The labels that the panels give their artists, which decide how many lines the legend takes.
+        legend: The labels that the panels give the lines of the legend, in its order; any text.
     """
 
     num_columns: int
@@ -58,9 +58,8 @@ class Page:
         return wrap(self.note, self.width - 0.12, points=_NOTE_POINTS).splitlines()
 
     @property
-    def legend_lines(self) -> int:
-        width = sum(text_width(label, points=_LEGEND_POINTS) + 0.45 for label in self.legend)
-        return math.ceil(width / (self.width - self.left))
+    def fitted_legend(self) -> Legend:
+        return Legend.fit(self.legend, self.width - self.left - 0.05, points=_LEGEND_POINTS)
 
     @property
     def bottom(self) -> float:
@@ -70,7 +69,7 @@ class Page:
     @property
     def top(self) -> float:
         """From the upper edge to the panels."""
-        return self.legend_top + _LEGEND_LINE * self.legend_lines + 0.08 + self.panel_titles
+        return self.legend_top + _LEGEND_LINE * self.fitted_legend.num_lines + 0.08 + self.panel_titles
 
     @property
     def legend_top(self) -> float:
@@ -112,20 +111,10 @@ class Page:
                 weight="bold",
                 parse_math=False,
             )
-        entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
-        if entries:
-            fig.legend(
-                list(entries.values()),
-                list(entries),
-                loc="upper left",
-                bbox_to_anchor=(self.left / self.width, 1 - self.legend_top / self.height),
-                ncols=math.ceil(len(entries) / self.legend_lines),
-                fontsize=_LEGEND_POINTS,
-                borderpad=0,
-                borderaxespad=0,
-                columnspacing=1.2,
-                handlelength=2.2,
-            )
+        lines = {line.get_label(): line for ax in reversed(axes) for line in reversed(ax.lines)}
+        at = (self.left / self.width, 1 - self.legend_top / self.height)
+        style = {"columnspacing": 1.2, "handlelength": 2.2}
+        self.fitted_legend.draw(fig, [lines.get(label) for label in self.legend], at=at, loc="upper left", **style)
         note = "\n".join(self.note_lines)
         y = (self.bottom - self.labels - 0.06) / self.height
         fig.text(0.06 / self.width, y, note, fontsize=_NOTE_POINTS, color="0.25", va="top", linespacing=1.25, parse_math=False)

@@ -3,7 +3,7 @@
 Knows no store and no matplotlib. Shapes: k = eigenvalues per batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,3 +85,9 @@ def epochs_to_draw(available: Iterable[int], *, num_panels: int = 6) -> tuple[in
         _, chosen = linear_sum_assignment((targets[:, None] - epochs[None, :]) ** 2)
         epochs = np.sort(epochs[chosen])
     return tuple(epochs.tolist())
+
+
+def told_apart(labels: Mapping[str, str]) -> dict[str, str]:
+    """Series -> what a picture calls it, in the same order: equal labels get the name of their series."""
+    texts = list(labels.values())
+    return {name: text if texts.count(text) == 1 else f"{text} ({name})" for name, text in labels.items()}

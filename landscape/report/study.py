@@ -9,6 +9,7 @@ import numpy as np
 
 from landscape.compare import Comparison
 from landscape.figures import EigenvalueSample, ModuleSample
+from landscape.figures.samples import told_apart
 from landscape.store import Plan, SpectraTable
 
 
@@ -57,9 +58,7 @@ class Study:
     @property
     def labels(self) -> dict[str, str]:
         """Series -> what the page calls it; equal labels get the name of the series, as in the figures."""
-        texts = {name: table.label for (name, _), table in self.tables.items()}
-        found = list(texts.values())
-        return {name: text if found.count(text) == 1 else f"{text} ({name})" for name, text in texts.items()}
+        return told_apart({name: table.label for (name, _), table in self.tables.items()})
 
     @property
     def missing(self) -> dict[str, tuple[int, ...]]:

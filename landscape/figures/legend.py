@@ -1,0 +1,75 @@
+"""The one legend above the panels of a figure: any text to the letter, in as many columns and lines as fit the page."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from landscape.figures.text import text_width, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+_Place = Literal["upper left", "upper center"]
+# A line sample and the space after a column, in inches.
+_SAMPLE = 0.56
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Texts broken into lines that fit.
+
+    Args:
+        texts: In the order of the entries.
+        num_columns: Side by side.
+        points: Size of the letters.
+    """
+
+    texts: tuple[str, ...]
+    num_columns: int
+    points: float
+
+    @classmethod
+    def fit(cls, labels: Iterable[str], width: float, *, points: float = 7.5) -> "Legend":
+        """Lay out labels of any length within `width` inches."""
+        texts = tuple(wrap(label, width - _SAMPLE - 0.04, points=points) for label in labels)
+        longest = max((text_width(line, points=points) for text in texts for line in text.splitlines() or [""]), default=0.0)
+        fitting = max(1, int(width / (longest + _SAMPLE)))
+        return cls(texts, math.ceil(len(texts) / math.ceil(len(texts) / fitting)) if texts else 1, points)
+
+    @property
+    def num_lines(self) -> int:
+        """Lines of text in the longest column; matplotlib fills one after the other, the first ones with an entry more."""
+        per_column, longer = divmod(len(self.texts), self.num_columns)
+        lines = [text.count("\n") + 1 for text in self.texts]
+        starts = [number * per_column + min(number, longer) for number in range(self.num_columns + 1)]
+        return max(sum(lines[first:last]) for first, last in zip(starts, starts[1:]))
+
+    def draw(
+        self, fig: "Figure", handles: "Sequence[Artist | None]", *, at: tuple[float, float], loc: _Place, **style: Any
+    ) -> None:
+        """Put it on a page.
+
+        Args:
+            handles: Of each text; a text without one is left out.
+            at: Where the corner or side `loc` comes to stand, in shares of the page.
+            style: Further arguments of `Figure.legend`.
+        """
+        shown = [(handle, text) for handle, text in zip(handles, self.texts, strict=True) if handle is not None]
+        if not shown:
+            return
+        # The texts are set afterwards: a legend drops those that start with an underscore and typesets dollar signs.
+        drawn = fig.legend(
+            [handle for handle, _ in shown],
+            [str(number) for number in range(len(shown))],
+            loc=loc,
+            bbox_to_anchor=at,
+            borderaxespad=0.0,
+            borderpad=0.0,
+            ncols=self.num_columns,
+            fontsize=self.points,
+            **style,
+        )
+        for entry, (_, text) in zip(drawn.get_texts(), shown, strict=True):
+            entry.set(text=text, parse_math=False)
