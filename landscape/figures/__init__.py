@@ -7,7 +7,8 @@ Smoothing is a drawing decision and is made here: the stores keep the values the
 
 from landscape.figures.asinh_axis import AsinhAxis
 from landscape.figures.density import bandwidth, kernel_density
-from landscape.figures.density_panels import DensitySample, density_figure
+from landscape.figures.density_panels import density_figure
+from landscape.figures.density_plan import DensitySample
 from landscape.figures.eigenvalue_panels import figure3
 from landscape.figures.loss_slices import loss_slice
 from landscape.figures.loss_surfaces import contour_levels, loss_contour, loss_surface_3d

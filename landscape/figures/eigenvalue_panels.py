@@ -7,12 +7,12 @@ the same number of epochs are equally large, whatever stands around them. Shapes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from landscape.figures.eigenvalue_plan import Curve, Plan, footnote, make_plan
-from landscape.figures.legend import Legend
+from landscape.figures.legend import MAX_REMARKS, Corner, Legend, Styles, draw_remarks
 from landscape.figures.samples import EigenvalueSample
 from landscape.figures.style import paper_style
 from landscape.figures.text import STAMP_BOX, UNAUDITED, wrap
@@ -22,12 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 UNIT = "nat per squared parameter"
-# With more series than this, filled areas blend into grey, and percentages cover the curves they belong to.
-_MAX_FILLED, _MAX_REMARKS = 2, 4
+# With more series than this, filled areas blend into grey.
+_MAX_FILLED = 2
 # Below this share of the highest peak a line would only colour the base line.
 _INVISIBLE = 1e-3
-_Styles = dict[str, dict[str, Any]]
-_Corner = Literal["upper left", "upper right"]
 
 
 def figure3(
@@ -157,7 +155,7 @@ def _draw(plan: Plan, page: _Page) -> "Figure":
     return fig
 
 
-def _set_axes(axes: "Sequence[Axes]", plan: Plan, page: _Page) -> _Corner:
+def _set_axes(axes: "Sequence[Axes]", plan: Plan, page: _Page) -> Corner:
     """Scale, limits and ticks, once for all panels since they share them; returns the corner for the remarks."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
 
@@ -183,7 +181,7 @@ def _set_axes(axes: "Sequence[Axes]", plan: Plan, page: _Page) -> _Corner:
     return corner
 
 
-def _headroom(plan: Plan, page: _Page) -> tuple[_Corner, float]:
+def _headroom(plan: Plan, page: _Page) -> tuple[Corner, float]:
     """Choose the upper corner for the remarks, and the upper end of the density axis that keeps them off the curves.
 
     The left corner, on the negative side, unless the right one is clearly emptier.
@@ -194,8 +192,8 @@ def _headroom(plan: Plan, page: _Page) -> tuple[_Corner, float]:
     share = min(1.0, (0.45 + 0.05 * max(map(len, remarks))) / page.panel_width)
     points = max(1, int(share * envelope.size))
     beside = {"upper left": float(envelope[:points].max()), "upper right": float(envelope[-points:].max())}
-    corner: _Corner = "upper left" if beside["upper left"] <= 1.5 * beside["upper right"] else "upper right"
-    rows = len(plan.labels) + 1 if len(plan.labels) <= _MAX_REMARKS else 0
+    corner: Corner = "upper left" if beside["upper left"] <= 1.5 * beside["upper right"] else "upper right"
+    rows = len(plan.labels) + 1 if len(plan.labels) <= MAX_REMARKS else 0
     fraction = (0.08 + 0.112 * rows) / page.panel_height
     rug = _rug_row(plan) * (len(plan.labels) + 0.5)
     return corner, max(1.06 * peak, (beside[corner] + fraction * rug) / (1 - fraction))
@@ -206,14 +204,14 @@ def _rug_row(plan: Plan) -> float:
     return float(plan.envelope.max()) * min(0.07, 0.35 / len(plan.labels))
 
 
-def _draw_panel(ax: "Axes", plan: Plan, epoch: int, styles: _Styles, *, corner: _Corner) -> None:
+def _draw_panel(ax: "Axes", plan: Plan, epoch: int, styles: Styles, *, corner: Corner) -> None:
     ax.set_title("Initialisation" if epoch == 0 else f"Epoch {epoch}")
     ax.axvspan(ax.get_xlim()[0], 0.0, color="0.94", zorder=-2, linewidth=0)
     ax.axvline(0.0, color="0.35", linewidth=0.6, zorder=-1)
     ax.axhline(0.0, color="0.35", linewidth=0.4, zorder=-1)
     x = plan.axis.inverse(plan.grid)
     invisible = _INVISIBLE * float(plan.envelope.max())
-    say_shares = len(plan.labels) <= _MAX_REMARKS
+    say_shares = len(plan.labels) <= MAX_REMARKS
     remarks = {}
     for row, (series, style) in enumerate(styles.items()):
         curve = plan.curves.get((series, epoch))
@@ -226,7 +224,7 @@ def _draw_panel(ax: "Axes", plan: Plan, epoch: int, styles: _Styles, *, corner: 
             _draw_rug(ax, plan, curve, row=row, color=style["color"])
         if say_shares or not drawn:
             remarks[series] = plan.remark(series, epoch)
-    _draw_remarks(ax, remarks, styles, title="share of $\\lambda$ < 0" if say_shares else None, corner=corner)
+    draw_remarks(ax, remarks, styles, title="share of $\\lambda$ < 0" if say_shares else None, corner=corner)
 
 
 def _draw_rug(ax: "Axes", plan: Plan, curve: Curve, *, row: int, color: str) -> None:
@@ -246,29 +244,7 @@ def _draw_rug(ax: "Axes", plan: Plan, curve: Curve, *, row: int, color: str) -> 
     ax.add_artist(PathPatch(path, fill=False, edgecolor=color, linewidth=0.35, zorder=2))
 
 
-def _draw_remarks(ax: "Axes", remarks: dict[str, str], styles: _Styles, *, title: str | None, corner: _Corner) -> None:
-    """Share of negative values of each curve, or why there is no curve, beside a piece of its line."""
-    from matplotlib.lines import Line2D
-
-    if not remarks:
-        return
-    legend = ax.legend(
-        [Line2D([], [], **styles[series]) for series in remarks],
-        list(remarks.values()),
-        loc=corner,
-        title=title,
-        alignment="left",
-        fontsize=6,
-        handlelength=2.2,
-        borderpad=0.0,
-        borderaxespad=0.3,
-        labelspacing=0.2,
-        handletextpad=0.5,
-    )
-    legend.set_zorder(20)
-
-
-def _write_around(fig: "Figure", plan: Plan, page: _Page, styles: _Styles) -> None:
+def _write_around(fig: "Figure", plan: Plan, page: _Page, styles: Styles) -> None:
     """Legend, title, axis labels, footnote and stamp."""
     from matplotlib.lines import Line2D
 

@@ -1,7 +1,7 @@
-"""The one legend above the panels of a figure: any text to the letter, in as many columns and lines as fit the page."""
+"""The one legend above the panels of a figure, with any text to the letter, and the remarks in the corner of a panel."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,9 +9,15 @@ from landscape.figures.text import text_width, wrap
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Of each series, what matplotlib draws its line with.
+Styles = Mapping[str, Mapping[str, Any]]
+Corner = Literal["upper left", "upper right"]
 _Place = Literal["upper left", "upper center"]
+# With more series, remarks cover the curves that they belong to.
+MAX_REMARKS = 4
 # A line sample and the space after a column, in inches.
 _SAMPLE = 0.56
 
@@ -73,3 +79,25 @@ class Legend:
         )
         for entry, (_, text) in zip(drawn.get_texts(), shown, strict=True):
             entry.set(text=text, parse_math=False)
+
+
+def draw_remarks(ax: "Axes", remarks: Mapping[str, str], styles: Styles, *, title: str | None, corner: Corner) -> None:
+    """What is said of each series in a panel, such as its share of negative values, beside a piece of its line."""
+    from matplotlib.lines import Line2D
+
+    if not remarks:
+        return
+    legend = ax.legend(
+        [Line2D([], [], **styles[series]) for series in remarks],
+        list(remarks.values()),
+        loc=corner,
+        title=title,
+        alignment="left",
+        fontsize=6,
+        handlelength=2.2,
+        borderpad=0.0,
+        borderaxespad=0.3,
+        labelspacing=0.2,
+        handletextpad=0.5,
+    )
+    legend.set_zorder(20)
