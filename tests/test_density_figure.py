@@ -40,7 +40,7 @@ def test_a_share_has_the_whole_error_that_the_terminal_prints_spread_over_batche
         assert f"± {error / 100:.2g} " in repr(share)
         # The truth, which the batches were given.
         assert abs(value - 30) <= 3 * error
-    # Batches whose shares have the sample standard deviation 0.183: the mean of four of them cannot be known better than half of it.
+    # Shares with the sample standard deviation 0.183: the mean of four batches cannot be known better than half of that.
     assert float(found[1].split()[2]) > 9 > 3 * float(found[0].split()[2])
 
 

@@ -119,12 +119,11 @@ def test_the_density_equals_scipys_at_the_same_bandwidth():
     np.testing.assert_allclose(kernel_density(u, grid, width=width), expected, rtol=1e-10, atol=1e-14)
 
 
-def test_the_weighted_density_is_scipys_also_beyond_one_chunk():
+def test_the_density_is_scipys_also_beyond_one_chunk():
     rng = np.random.default_rng(3)
-    u, weights, grid = rng.normal(0, 2, 9000), rng.random(9000), np.linspace(-9, 9, 40)
-    expected = stats.gaussian_kde(u, weights=weights, bw_method=0.3 / np.sqrt(np.cov(u, aweights=weights)))(grid)
-    np.testing.assert_allclose(kernel_density(u, grid, width=0.3, weights=weights), expected, rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(kernel_density(u, grid, width=0.3, weights=7 * weights), expected, rtol=1e-10, atol=1e-14)
+    u, grid = rng.normal(0, 2, 9000), np.linspace(-9, 9, 40)
+    expected = stats.gaussian_kde(u, bw_method=0.3 / np.std(u, ddof=1))(grid)
+    np.testing.assert_allclose(kernel_density(u, grid, width=0.3), expected, rtol=1e-10, atol=1e-14)
 
 
 def test_the_bandwidth_is_silvermans_for_values_of_one_sign():

@@ -1,10 +1,11 @@
 """The page of a study: what its text says, what its charts hold, and that a browser shows both.
 
-Truth: the curves of `figure3`, SciPy's weighted kernel density, plotly's own schema, and Chromium.
+Truth: the curves of `figure3` and `density_figure`, the areas under them, plotly's own schema, and Chromium.
 """
 
 import base64
 import hashlib
+import html
 import json
 import os
 import re
@@ -18,19 +19,17 @@ import pytest
 from browser import chromium, set_width
 from click.testing import CliRunner
 from matplotlib.colors import to_hex
-from scipy import stats
 from spectra_by_hand import manifest_of, record_of
 from study_by_hand import EPOCHS, LABELS, write_study
 
 from landscape.cli import main
 from landscape.errors import StoreError
-from landscape.figures import AsinhAxis, figure3
+from landscape.figures import AsinhAxis, density_figure, figure3
 from landscape.pipeline import write_report
 from landscape.pipeline.report import read_study
 from landscape.report import render
 from landscape.report.chart import dash_of, from_mathtext, literal
 from landscape.report.page import PLOTLY
-from landscape.report.spectrum_charts import _DENSITY_WIDTH
 from landscape.report.tables import certificate_table, number
 from landscape.store import SpectrumStore
 
@@ -117,26 +116,49 @@ def test_every_value_has_a_tick_below_the_curves(small):
             assert distances.max() < 0.01
 
 
-def test_the_whole_density_is_scipys_of_all_quadratures_together(small):
-    store = small()
+def test_the_whole_density_is_that_of_the_density_figure_with_its_band_and_note_and_encloses_area_one(small):
+    store = small(without=[("two", 1)], change=lambda fields: fields | _with_zeros(fields))
     study = read_study(store)
     chart = data_of(page_of(store))["charts"]["density"]
-    axis = AsinhAxis(float(re.search(r"λ / (.*)\)", chart["layout"]["xaxis"]["title"]["text"])[1]))
-    low, high = chart["layout"]["xaxis"]["range"]
-    table = study.tables["two", 1]
-    trace = chart["frames"][1][1]
-    nodes, weights = axis.forward(table.ritz_values.ravel()), table.ritz_weights.ravel()
-    # The axis is the range of all nodes with four kernel widths at each end.
-    width = _DENSITY_WIDTH * (high - low) / (1 + 8 * _DENSITY_WIDTH)
-    assert f"Gaussian kernel of width {width:.2f}" in page_of(store)
-    x, y = unpacked(trace["x"]), unpacked(trace["y"])
-    spread = np.sqrt(np.cov(nodes, aweights=weights))
-    expected = stats.gaussian_kde(nodes, weights=weights, bw_method=width / spread)(x)
-    there = np.isfinite(y)
-    # Single precision of x, where a density of width 0.2 falls by e in 0.01.
-    np.testing.assert_allclose(y[there], expected[there], rtol=1e-3)
-    assert expected[~there].max(initial=0) < 1e-6 * expected.max()
-    assert np.trapezoid(np.nan_to_num(y), x) == pytest.approx(1, abs=1e-3)
+    fig = density_figure(study.densities)
+    found = re.search(r"λ / (.*)\)", chart["layout"]["xaxis"]["title"]["text"])
+    axis = AsinhAxis(float(found[1]) if found else 1.0)
+    for frame, ax in zip(chart["frames"], fig.axes, strict=True):
+        lines = {line.get_label(): line for line in ax.lines}
+        bands = [patch.get_paths()[0].vertices for patch in ax.collections if patch.get_label() == "band"]
+        pairs = {name: [trace for trace in frame if trace["meta"] == name] for name in study.series}
+        for name, (band, trace) in pairs.items():
+            x, y = unpacked(trace["x"]), unpacked(trace["y"])
+            if study.labels[name] not in lines:
+                assert np.isnan(y).all() and unpacked(band["x"]).size == 0
+                continue
+            line = lines[study.labels[name]]
+            # The page keeps single precision.
+            np.testing.assert_allclose(x, axis.forward(line.get_xdata()), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(y, line.get_ydata(), rtol=1e-5)
+            # The axis leaves out less than a part in ten of one eigenvalue of a million.
+            assert np.trapezoid(np.nan_to_num(y), x) == pytest.approx(1, abs=1e-3)
+            upper = bands.pop(0)[:, 1].max()
+            assert unpacked(band["y"])[np.isfinite(unpacked(band["y"]))].max() == pytest.approx(upper, rel=1e-5)
+    assert np.isnan(unpacked(chart["frames"][1][3]["y"])).all()
+    page = " ".join(html.unescape(page_of(store)).split())
+    (note,) = [text for text in (" ".join(text.get_text().split()) for text in fig.texts) if text.startswith("All ")]
+    assert "Flat stretches are not resolved." in note and "10 % are zero by structure" in note and note in page
+    low, high = chart["layout"]["yaxis"]["range"]
+    assert low == pytest.approx(np.log10(fig.axes[0].get_ylim()[0])) and high > np.log10(np.nanmax(y))
+
+
+def _with_zeros(fields):
+    """A tenth of the parameters that no batch uses, as the solver leaves them: a node at zero with that weight."""
+    nodes, weights = np.append(fields["ritz_values"], 0.0), np.append(0.9 * fields["ritz_weights"], 0.1)
+    order = np.argsort(nodes)
+    return {"ritz_values": nodes[order], "ritz_weights": weights[order], "num_unused": fields["num_params"] // 10}
+
+
+def test_the_share_below_zero_is_said_beside_a_density_with_its_error(small):
+    study = read_study(small())
+    trace = data_of(page_of(small()))["charts"]["density"]["frames"][0][1]
+    assert f"share of λ &lt; 0: {study.densities[0].remark}<" in trace["hovertemplate"]
 
 
 def test_lines_over_epochs_are_the_numbers_of_the_comparison_and_break_where_an_epoch_is_missing(small):
@@ -396,7 +418,8 @@ def ticks(driver, chart):
 def test_a_browser_opens_the_page_without_a_complaint(driver, whole):
     open_page(driver, whole[1])
     assert complaints(driver) == []
-    assert [len(paths(driver, chart)) for chart in ("spectrum", "density", "nep")] == [3, 3, 3]
+    # Of each series a line, and in the density its band.
+    assert [len(paths(driver, chart)) for chart in ("spectrum", "density", "nep")] == [3, 6, 3]
 
 
 @pytest.mark.browser

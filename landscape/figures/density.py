@@ -36,22 +36,13 @@ def bandwidth(drawn: Float[np.ndarray, " n"], *, floor: float, ceiling: float = 
 
 
 def kernel_density(
-    drawn: Float[np.ndarray, " n"],
-    grid: Float[np.ndarray, " m"],
-    *,
-    width: float,
-    weights: Float[np.ndarray, " n"] | None = None,
+    drawn: Float[np.ndarray, " n"], grid: Float[np.ndarray, " m"], *, width: float
 ) -> Float[np.ndarray, " m"]:
     """Average of Gaussian kernels of standard deviation `width` around the values, per unit of u; its integral is 1.
 
     Written out because `scipy.stats.gaussian_kde` refuses values that are all equal.
-
-    Args:
-        weights: Of the values in the average, in any scale, such as those of a quadrature; equal by default.
     """
-    weights = np.ones(drawn.shape) if weights is None else weights
     total = np.zeros(grid.shape)
-    num_chunks = math.ceil(drawn.size / _CHUNK)
-    for chunk, share in zip(np.array_split(drawn, num_chunks), np.array_split(weights, num_chunks), strict=True):
-        total += share @ np.exp(-0.5 * ((grid[None, :] - chunk[:, None]) / width) ** 2)
-    return total / (weights.sum() * width * math.sqrt(2 * math.pi))
+    for chunk in np.array_split(drawn, math.ceil(drawn.size / _CHUNK)):
+        total += np.exp(-0.5 * ((grid[None, :] - chunk[:, None]) / width) ** 2).sum(axis=0)
+    return total / (drawn.size * width * math.sqrt(2 * math.pi))

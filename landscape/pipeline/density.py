@@ -16,7 +16,7 @@ import numpy as np
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError, StoreError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
-from landscape.pipeline.density_record import density_record, spectral_density, stored_densities
+from landscape.pipeline.density_record import density_record, density_sample, stored_densities
 from landscape.pipeline.measure import attempted, device_of
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.store import (
@@ -298,18 +298,9 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
 
 
 def _drawn(records: Sequence[DensityRecord], output: Path, options: dict[str, Any]) -> list[str]:
-    from landscape.figures import DensitySample, density_figure, save_figure
+    from landscape.figures import density_figure, save_figure
 
-    samples = [
-        DensitySample(
-            series=one.series,
-            label=one.label,
-            epoch=one.epoch,
-            density=spectral_density(one),
-            dense=one.dense_eigenvalues if one.dense_eigenvalues.size else None,
-        )
-        for one in records
-    ]
+    samples = [density_sample(one) for one in records]
     unaudited = not all(one.audited for one in records)
     try:
         drawn = density_figure(samples, epochs=options.get("epochs"), title=options.get("title"), unaudited=unaudited)

@@ -10,6 +10,7 @@ from landscape.errors import StoreError
 from landscape.store import DensityRecord, SpectraTable, SpectrumStore, is_audited
 
 if TYPE_CHECKING:
+    from landscape.figures import DensitySample
     from landscape.linalg import Quadrature, SpectralDensity
 
 _ARRAYS = ("nodes", "weights", "operators", "remainders", "exact", "exact_residuals", "num_zeros")
@@ -32,6 +33,19 @@ def spectral_density(record: DensityRecord) -> "SpectralDensity":
     return SpectralDensity(**facts, **{name: getattr(record, name) for name in _NUMBERS})
 
 
+def density_sample(record: DensityRecord) -> "DensitySample":
+    """The record as figures and pages take it."""
+    from landscape.figures import DensitySample
+
+    return DensitySample(
+        series=record.series,
+        label=record.label,
+        epoch=record.epoch,
+        density=spectral_density(record),
+        dense=record.dense_eigenvalues if record.dense_eigenvalues.size else None,
+    )
+
+
 def stored_densities(path: Path) -> list[DensityRecord]:
     """The quadratures of a store's records as densities.
 
@@ -43,10 +57,10 @@ def stored_densities(path: Path) -> list[DensityRecord]:
         tables = [store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)]
     if not tables:
         raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
-    return [_of_table(table, path, dtype) for table in tables]
+    return [record_of_table(table, path, dtype) for table in tables]
 
 
-def _of_table(table: SpectraTable, path: Path, dtype: str) -> DensityRecord:
+def record_of_table(table: SpectraTable, path: Path, dtype: str) -> DensityRecord:
     """One operator and one probe per batch.
 
     Raises:

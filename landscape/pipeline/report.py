@@ -1,17 +1,21 @@
 """From a store to a page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json, sha256_of_file, write_atomically
+from landscape.pipeline.density_record import density_sample, record_of_table
 from landscape.pipeline.module_figure import module_samples
 from landscape.store import SpectraTable, SpectrumStore, is_audited, parts_folder, verdicts
 
 if TYPE_CHECKING:
     from landscape.compare import Comparison
+    from landscape.figures import DensitySample
     from landscape.report import Study
 
 
@@ -71,7 +75,14 @@ def read_study(path: Path, *, keep_unconverged: bool = False, num_resamples: int
         why_no_comparison=why_not,
         modules=tuple(modules),
         modules_note=modules_note,
+        densities=_densities(path, tables.values(), plan.protocol["hessian"]["dtype"]),
     )
+
+
+def _densities(path: Path, tables: Iterable[SpectraTable], dtype: str) -> "tuple[DensitySample, ...]":
+    """The whole densities of the checkpoints whose every batch left a quadrature."""
+    with_quadratures = [table for table in tables if np.isfinite(table.ritz_values).any(axis=1).all()]
+    return tuple(density_sample(record_of_table(table, path, dtype)) for table in with_quadratures)
 
 
 def _audits(tables: Mapping[tuple[str, int], SpectraTable]) -> dict[str, tuple[Mapping[str, Any], ...]]:

@@ -67,6 +67,26 @@ def line_of(series: str, style: LineStyle, *, x: np.ndarray, y: np.ndarray, **pr
     return {"type": "scatter", "mode": "lines", "x": packed(x), "y": packed(y), "line": line, "meta": series, **properties}
 
 
+def band_of(series: str, style: LineStyle, *, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> Trace:
+    """What lies between two curves: a polygon for each run without NaN, all in one trace."""
+    there = np.isfinite(low) & np.isfinite(high)
+    starts = np.flatnonzero(np.diff(there, prepend=False, append=False))
+    runs = [slice(first, last) for first, last in zip(starts[::2], starts[1::2])]
+    along = [part for run in runs for part in (x[run], x[run][::-1], [np.nan])]
+    around = [part for run in runs for part in (low[run], high[run][::-1], [np.nan])]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": packed(np.concatenate([np.zeros(0), *along])),
+        "y": packed(np.concatenate([np.zeros(0), *around])),
+        "line": {"width": 0},
+        "fill": "toself",
+        "fillcolor": f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.13)",
+        "hoverinfo": "skip",
+        "meta": series,
+    }
+
+
 def negative_side(limits: tuple[float, float]) -> list[dict[str, Any]]:
     """The shade over negative eigenvalues, and the line at zero."""
     whole = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}

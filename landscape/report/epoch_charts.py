@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from landscape.compare import Comparison, Metric, Summary
 from landscape.figures.style import LineStyle
-from landscape.report.chart import PLAIN, Chart, Trace, line_of, literal, packed
+from landscape.report.chart import PLAIN, Chart, Trace, band_of, line_of, literal, packed
 from landscape.report.study import Study
 from landscape.report.tables import number
 
@@ -40,16 +41,17 @@ def _metric_chart(comparison: Comparison, metric: Metric, study: Study, styles: 
         # None where nothing was measured: the line has a gap there.
         row = [comparison.summary(series, epoch, metric.name) for epoch in study.epochs]
         if with_quartiles:
-            traces.append(_band(series, row, study.epochs, styles[series]))
+            low, high = (_column(row, name) for name in ("q25", "q75"))
+            traces.append(band_of(series, styles[series], x=np.array(study.epochs), low=low, high=high))
         traces.append(_line(series, row, study, styles[series]))
         numbers += [number for one in row if one is not None for number in _drawn_numbers(one, with_quartiles)]
-    low, high = min(numbers), max(numbers)
-    logarithmic = low > 0 and high > _LOGARITHMIC_FROM * low
+    least, most = min(numbers), max(numbers)
+    logarithmic = least > 0 and most > _LOGARITHMIC_FROM * least
     title = literal(metric.label if metric.unit == "1" else metric.unit)
     yaxis: dict[str, Any] = {**PLAIN, "title": {"text": title}, "nticks": 6}
     if logarithmic:
-        yaxis |= {"type": "log", **_decade_ticks(low, high)}
-    elif low >= 0:
+        yaxis |= {"type": "log", **_decade_ticks(least, most)}
+    elif least >= 0:
         yaxis |= {"rangemode": "tozero"}
     xaxis = {**PLAIN, "title": {"text": "finished epochs"}, "tickvals": list(study.epochs), "showgrid": False}
     return Chart(frames=(tuple(traces),), layout={"xaxis": xaxis, "yaxis": yaxis}, note=_note(comparison, metric, with_quartiles))
@@ -75,10 +77,12 @@ def _note(comparison: Comparison, metric: Metric, with_quartiles: bool) -> str:
     return note + " Band: the middle half of the batches." * with_quartiles
 
 
+def _column(row: list[Summary | None], name: str) -> Float[np.ndarray, " epochs"]:
+    return np.array([np.nan if one is None else getattr(one, name) for one in row])
+
+
 def _line(series: str, row: list[Summary | None], study: Study, style: LineStyle) -> Trace:
-    value, low, high = (
-        np.array([np.nan if one is None else getattr(one, name) for one in row]) for name in ("value", "low", "high")
-    )
+    value, low, high = (_column(row, name) for name in ("value", "low", "high"))
     bars = {"array": packed(high - value), "arrayminus": packed(value - low)}
     return line_of(
         series,
@@ -91,28 +95,3 @@ def _line(series: str, row: list[Summary | None], study: Study, style: LineStyle
         error_y={"type": "data", **bars, "width": 4, "thickness": 1.5},
         marker={"size": 7, "color": style.color},
     )
-
-
-def _band(series: str, row: list[Summary | None], epochs: tuple[int, ...], style: LineStyle) -> Trace:
-    """The middle half of the batches: a polygon for each run of epochs without a gap, all in one trace."""
-    x: list[float] = []
-    y: list[float] = []
-    run: list[tuple[int, Summary]] = []
-    for epoch, one in [*zip(epochs, row, strict=True), (0, None)]:
-        if one is not None:
-            run.append((epoch, one))
-        elif run:
-            x += [epoch for epoch, _ in run] + [epoch for epoch, _ in reversed(run)] + [np.nan]
-            y += [one.q25 for _, one in run] + [one.q75 for _, one in reversed(run)] + [np.nan]
-            run = []
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": packed(np.array(x)),
-        "y": packed(np.array(y)),
-        "line": {"width": 0},
-        "fill": "toself",
-        "fillcolor": f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.13)",
-        "hoverinfo": "skip",
-        "meta": series,
-    }

@@ -1,27 +1,23 @@
 """The charts that the epoch slider moves: the top eigenvalues as Figure 3 draws them, and the whole spectral density.
 
-Smoothing, coordinate and limits are those of landscape.figures. Shapes: n = nodes of quadratures, m = grid points.
+What is drawn, in which coordinate and how smooth is decided by landscape.figures.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float
 
 from landscape.errors import StoreError
-from landscape.figures import AsinhAxis, kernel_density
+from landscape.figures.density_plan import DensityPlan
+from landscape.figures.density_plan import footnote as density_footnote
+from landscape.figures.density_plan import make_density_plan
 from landscape.figures.eigenvalue_plan import Plan, footnote, make_plan
 from landscape.figures.style import LineStyle
-from landscape.report.chart import PLAIN, Chart, Trace, asinh_axis, line_of, literal, negative_side, packed
+from landscape.report.chart import PLAIN, Chart, Trace, asinh_axis, band_of, line_of, literal, negative_side, packed
 from landscape.report.study import Study
-from landscape.store import SpectraTable
 
-# The quadratures are no finer than this.
-_DENSITY_POINTS = 256
-# Standard deviation of the kernel of the whole density, as a share of its axis.
-_DENSITY_WIDTH = 0.012
-# The logarithmic axis of the whole density ends this many decades below the highest peak: a weight of one parameter in a million.
-_DECADES = 6
+# Decades of the whole density above its highest curve: bands rise above it.
+_HEADROOM = 0.7
 # Values closer together than this share of the axis share a tick below the curves.
 _RUG_STEP = 1 / 1500
 # Below this share of the highest peak a line would only colour the base line.
@@ -87,59 +83,38 @@ def _curve_and_rug(plan: Plan, series: str, epoch: int, style: LineStyle, row: i
 
 
 def density_chart(study: Study, styles: Mapping[str, LineStyle]) -> Chart | str:
-    """The whole spectral density by the stored quadratures, averaged over the batches, a frame per epoch.
+    """The whole spectral density as `landscape.figures.density_figure` draws it, a frame per epoch.
 
     Without a quadrature, a sentence that says so.
     """
-    nodes = {key: _nodes(table) for key, table in study.tables.items()}
-    pooled = np.concatenate([values for values, _ in nodes.values()])
-    if pooled.size == 0:
-        return "No density is drawn: the method of this store leaves no quadrature; measure with --method lanczos to get one."
-    axis = AsinhAxis.fit(pooled)
-    low, high = axis.forward(np.array([pooled.min(), pooled.max()])).tolist()
-    width = _DENSITY_WIDTH * max(high - low, 1.0)
-    limits = (min(low, 0.0) - 4 * width, max(high, 0.0) + 4 * width)
-    grid = np.linspace(*limits, _DENSITY_POINTS)
-    densities = {
-        key: kernel_density(axis.forward(values), grid, width=width, weights=weights)
-        for key, (values, weights) in nodes.items()
-        if values.size
-    }
-    top = float(np.log10(max(density.max() for density in densities.values())))
-    xaxis, narrow = asinh_axis(axis, limits)
-    yaxis = {**PLAIN, "title": {"text": "density"}, "type": "log", "dtick": 1, "exponentformat": "power"}
-    layout = {
-        "xaxis": xaxis,
-        "yaxis": {**yaxis, "range": [top - _DECADES, top + 0.3]},
-        "shapes": negative_side(limits),
-    }
+    if not study.densities:
+        return (
+            "No density is drawn: the method of this store leaves no quadrature; measure with --method lanczos, and without "
+            "--recycle, to get one."
+        )
+    plan = make_density_plan(study.densities, epochs=sorted({one.epoch for one in study.densities}))
     frames = tuple(
-        tuple(_density_line(study, name, densities.get((name, epoch)), axis, grid, styles[name], top) for name in study.series)
+        tuple(trace for name in study.series for trace in _density_and_band(plan, study, name, epoch, styles[name]))
         for epoch in study.epochs
     )
-    note = (
-        "Of all eigenvalues, by Lanczos quadratures of one random start each, averaged over mini-batches: an estimate without "
-        f"a certificate. Gaussian kernel of width {width:.2f} in the drawn coordinate."
-    )
+    xaxis, narrow = asinh_axis(plan.axis, plan.limits)
+    ends = [float(np.log10(plan.floor)), float(np.log10(plan.peak)) + _HEADROOM]
+    yaxis = {**PLAIN, "title": {"text": "density"}, "type": "log", "dtick": 1, "exponentformat": "power", "range": ends}
+    layout = {"xaxis": xaxis, "yaxis": yaxis, "shapes": negative_side(plan.limits)}
+    note = f"{density_footnote(plan, shares=True)} An estimate without a certificate."
     return Chart(frames=frames, layout=layout, narrow=narrow, note=note)
 
 
-def _nodes(table: SpectraTable) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Nodes and weights of all quadratures of a checkpoint."""
-    there = np.isfinite(table.ritz_values) & np.isfinite(table.ritz_weights)
-    return table.ritz_values[there], table.ritz_weights[there]
-
-
-def _density_line(
-    study: Study,
-    series: str,
-    density: Float[np.ndarray, " m"] | None,
-    axis: AsinhAxis,
-    grid: Float[np.ndarray, " m"],
-    style: LineStyle,
-    top: float,
-) -> Trace:
-    # What lies far below the axis would make the line dive through it, and takes no part in a logarithmic picture.
-    shown = np.full(grid.shape, np.nan) if density is None else np.where(density > 10 ** (top - _DECADES - 1), density, np.nan)
-    hover = _HOVER.format(label=literal(study.labels[series]), more="<br>density %{y:.2~e}")
-    return line_of(series, style, x=grid, y=shown, customdata=packed(axis.inverse(grid)), hovertemplate=hover)
+def _density_and_band(plan: DensityPlan, study: Study, series: str, epoch: int, style: LineStyle) -> list[Trace]:
+    """Two traces, empty where nothing was measured."""
+    curve = plan.curves.get((series, epoch))
+    nothing = np.full(plan.grid.shape, np.nan)
+    value = nothing if curve is None else plan.above_floor(curve.value)
+    high = nothing if curve is None else plan.above_floor(curve.high)
+    low = nothing if curve is None else np.maximum(curve.low, plan.floor)
+    more = f"<br>density %{{y:.2~e}}<br>share of λ &lt; 0: {plan.remark(series, epoch)}"
+    hover = _HOVER.format(label=literal(study.labels[series]), more=more)
+    return [
+        band_of(series, style, x=plan.grid, low=low, high=high),
+        line_of(series, style, x=plan.grid, y=value, customdata=packed(plan.axis.inverse(plan.grid)), hovertemplate=hover),
+    ]

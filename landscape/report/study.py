@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from landscape.compare import Comparison
-from landscape.figures import EigenvalueSample, ModuleSample
+from landscape.figures import DensitySample, EigenvalueSample, ModuleSample
 from landscape.figures.samples import told_apart
 from landscape.store import Plan, SpectraTable
 
@@ -30,6 +30,7 @@ class Study:
         why_no_comparison: A sentence then.
         modules: The sharpness of the blocks of each series, where it was measured.
         modules_note: What must stand under their picture.
+        densities: Of all eigenvalues, of the checkpoints whose every batch left a quadrature.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Study:
     why_no_comparison: str = ""
     modules: tuple[ModuleSample, ...] = ()
     modules_note: str = ""
+    densities: tuple[DensitySample, ...] = ()
 
     @property
     def series(self) -> tuple[str, ...]:
