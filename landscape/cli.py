@@ -98,6 +98,9 @@ def _product_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+_some_series = click.option("--series", multiple=True, metavar="NAME", help="This series alone; may be repeated. Default: all.")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="landscape")
 def main() -> None:
@@ -265,6 +268,7 @@ def audit(target: str, device: str | None) -> None:
     type=click.Choice(["figure3", "sharpness", "modules"]),
     help="Densities of eigenvalues; sharpness and negatives over epochs; modules over depth and epoch.",
 )
+@_some_series
 @click.option("--epochs", type=_Epochs(), help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).")
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
@@ -353,6 +357,7 @@ def surface(
 @main.command()
 @click.argument("store", type=_FILE)
 @click.option("-o", "--output", required=True, type=_FILE, help="An .html file.")
+@_some_series
 @click.option("--title", help="Heading of the page; default: the name of the store.")
 @click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
 @click.option("--resamples", "num_resamples", default=4999, show_default=True, type=click.IntRange(min=99))

@@ -12,7 +12,7 @@ from landscape.errors import StoreError
 from landscape.figures import DensitySample, density_figure
 from landscape.linalg import DenseOperator, density
 from landscape.manifest import Manifest
-from landscape.pipeline.density import spectral_density
+from landscape.pipeline.density_record import spectral_density
 from landscape.store import DensityRecord, Plan, read_densities, write_densities
 from landscape.store.schema import write_file
 

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +325,31 @@ def test_more_series_than_colours_are_refused(small):
     labels = {f"s{i}": f"Series {i}" for i in range(9)}
     with pytest.raises(StoreError, match="9 series, but more than 8"):
         page_of(small(labels=labels, epochs=(0,), num_batches=2))
+
+
+def test_some_series_of_many_make_a_page_and_a_name_that_is_unknown_is_refused(small, tmp_path):
+    store, output = small(labels={f"s{i}": f"S{i}" for i in range(9)}, num_batches=2, epochs=(0,)), tmp_path / "page.html"
+    run = partial(CliRunner().invoke, main)
+    result = run(["report", str(store), "-o", str(output)])
+    assert result.exit_code == 2 and "--series" in result.stderr
+    result = run(["report", str(store), "-o", str(output), "--series", "s7", "--series", "s2", "--resamples", "99"])
+    assert result.exit_code == 0 and "2 series" in result.stdout, result.output
+    found = data_of(output.read_text())["charts"]
+    assert {trace["meta"] for chart in found.values() for trace in chart["frames"][0]} == {"s2", "s7"}
+    assert ">S3<" not in words_of(output.read_text())
+    for command, suffix in (("report", "html"), ("figure", "png")):
+        result = run([command, str(store), "-o", str(tmp_path / f"x.{suffix}"), "--series", "z2"])
+        assert result.exit_code == 2 and "no series 'z2'" in result.stderr and result.stderr.count("\n") == 1
+    for kind in ("figure3", "sharpness"):
+        result = run(["figure", str(store), "-o", str(tmp_path / f"{kind}.svg"), "--kind", kind, "--series", "s2"])
+        assert result.exit_code == 0 and "1 series" in result.stdout, result.output
+
+
+@pytest.mark.parametrize("name", ["page.txt", "page.png", "page"])
+def test_a_page_is_not_written_under_a_name_that_is_none_of_a_page(small, tmp_path, name):
+    result = CliRunner().invoke(main, ["report", str(small(num_batches=2)), "-o", str(tmp_path / name)])
+    assert result.exit_code == 2 and ".html" in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(

@@ -556,11 +556,11 @@ def test_a_merge_while_a_reader_opens_hides_nothing(tmp_path, output, monkeypatc
     looks = []
 
     def before_the_second(look):
-        def looked(*arguments):
+        def looked(*arguments, **options):
             looks.append(look)
             if len(looks) == 2:
                 writer.merge()
-            return look(*arguments)
+            return look(*arguments, **options)
 
         return looked
 
@@ -648,6 +648,23 @@ def test_what_is_not_a_store_is_never_overwritten(tmp_path, output, make, words)
     make(output)
     refusal(lambda: SpectrumStore.prepare(output, manifest_of(tmp_path)), str(output), *words)
     assert entries(output.parent) == ["spectra.h5"]
+
+
+def test_who_only_reads_is_not_told_of_overwriting(output):
+    output.write_text("# My thesis")
+    with pytest.raises(StoreError, match="not an HDF5 file; so it is no store") as refused:
+        SpectrumStore.open(output)
+    assert "overwrite" not in str(refused.value) and "output" not in str(refused.value).replace(str(output), "")
+
+
+def test_a_store_is_opened_as_if_it_had_some_series_alone(tmp_path, output):
+    manifest = manifest_of(tmp_path)
+    write(output, manifest)
+    with SpectrumStore.open(output) as whole, SpectrumStore.open(output, series=["wide"]) as some:
+        assert len(whole.series()) > 1 and some.series() == ("wide",) and [one.name for one in some.plan.series] == ["wide"]
+        assert some.completed_keys() == {key for key in whole.completed_keys() if key.startswith("wide/")}
+        refusal(lambda: some.records(whole.series()[1], 0), "no series")
+    refusal(lambda: SpectrumStore.open(output, series=["wide", "wid"]), "no series 'wid'", "did you mean 'wide'?")
 
 
 def test_a_damaged_store_is_refused_with_a_sentence(tmp_path, output):

@@ -24,6 +24,7 @@ def compare_stores(
     *,
     metrics: Sequence[str] | None = None,
     epochs: Sequence[int] | None = None,
+    series: Sequence[str] | None = None,
     unpaired: bool = False,
     keep_unconverged: bool = False,
     confidence: float = 0.95,
@@ -39,6 +40,7 @@ def compare_stores(
         paths: Stores, finished or growing.
         metrics: Names out of `METRICS`; all of them by default.
         epochs: Those to compare; by default all that any series has.
+        series: As of `SpectrumStore.open`, of every store.
         unpaired: Allow series that were measured on different batches, and never compare batch by batch.
         keep_unconverged: Count records without a certificate too. Needed for power iteration as published.
         confidence, num_resamples, seed: As of `statistics.Resampling`.
@@ -50,7 +52,7 @@ def compare_stores(
     """
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
     asked = Asked(_metrics(metrics), epochs, not unpaired, keep_unconverged, with_pairs=True)
-    return _compare(paths, asked, resampling)
+    return _compare(paths, asked, resampling, series)
 
 
 def summarize_stores(
@@ -58,6 +60,7 @@ def summarize_stores(
     *,
     metrics: Sequence[str] | None = None,
     epochs: Sequence[int] | None = None,
+    series: Sequence[str] | None = None,
     keep_unconverged: bool = False,
     confidence: float = 0.95,
     num_resamples: int = 4999,
@@ -69,11 +72,13 @@ def summarize_stores(
         ValueError, StoreError: As `compare_stores`, except that batches may differ.
     """
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
-    return _compare(paths, Asked(_metrics(metrics), epochs, True, keep_unconverged, with_pairs=False), resampling)
+    return _compare(paths, Asked(_metrics(metrics), epochs, True, keep_unconverged, with_pairs=False), resampling, series)
 
 
-def _compare(paths: Sequence[Path | str], asked: Asked, resampling: Resampling) -> Comparison:
-    series, protocol = read_series([Path(path) for path in paths])
+def _compare(
+    paths: Sequence[Path | str], asked: Asked, resampling: Resampling, wanted: Sequence[str] | None
+) -> Comparison:
+    series, protocol = read_series([Path(path) for path in paths], wanted)
     kept = _epochs(series, asked.epochs)
     pairs = list(itertools.combinations(series, 2)) if asked.with_pairs else []
     for one, other in pairs if asked.paired else ():

@@ -95,8 +95,10 @@ class Pairing:
         return min(self.first.size, self.second.size)
 
 
-def read_series(paths: Sequence[Path]) -> tuple[list[Series], dict[str, dict[str, Any]]]:
-    """Every series of every store, and the protocol that all share.
+def read_series(
+    paths: Sequence[Path], wanted: Sequence[str] | None = None
+) -> tuple[list[Series], dict[str, dict[str, Any]]]:
+    """Every series of every store, or those that are wanted, and the protocol that all share.
 
     Raises:
         ValueError: If there is no path.
@@ -109,7 +111,7 @@ def read_series(paths: Sequence[Path]) -> tuple[list[Series], dict[str, dict[str
     for path in map(Path, paths):
         if any(path.resolve() == other.resolve() for other, _ in protocols):
             raise StoreError(f"{path}: named twice, and a series does not differ from itself; name each store once.")
-        with SpectrumStore.open(path) as store:
+        with SpectrumStore.open(path, series=wanted) as store:
             if protocols:
                 _check_protocols(*protocols[0], path, store.plan.protocol)
             protocols.append((path, store.plan.protocol))

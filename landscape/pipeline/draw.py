@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from landscape.errors import StoreError
 from landscape.store import SpectrumStore, is_audited
@@ -37,10 +37,11 @@ def draw_figure3(
     output: Path,
     *,
     epochs: Sequence[int] | None = None,
+    series: Sequence[str] | None = None,
     title: str | None = None,
     keep_unconverged: bool = False,
 ) -> str:
-    """Draw Figure 3 of a store into a file; the arguments are those of `landscape.figures.figure3`.
+    """Draw Figure 3 of a store into a file; the arguments are those of `landscape.figures.figure3` and `SpectrumStore.open`.
 
     It is stamped as not audited if any record is of a product that did not pass an audit.
 
@@ -52,12 +53,12 @@ def draw_figure3(
     """
     from landscape.figures import figure3, save_figure
 
-    with SpectrumStore.open(path) as store:
-        samples = eigenvalue_samples(store)
+    with SpectrumStore.open(path, series=series) as store:
+        samples, unaudited = eigenvalue_samples(store), not _is_audited(store)
     if not samples:
         raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
     try:
-        drawn = figure3(samples, epochs=epochs, title=title, keep_unconverged=keep_unconverged, unaudited=not _is_audited(path))
+        drawn = figure3(samples, epochs=epochs, title=title, keep_unconverged=keep_unconverged, unaudited=unaudited)
         save_figure(drawn, output)
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
@@ -69,6 +70,7 @@ def draw_sharpness(
     output: Path,
     *,
     epochs: Sequence[int] | None = None,
+    series: Sequence[str] | None = None,
     title: str | None = None,
     keep_unconverged: bool = False,
 ) -> str:
@@ -84,16 +86,18 @@ def draw_sharpness(
     from landscape.figures import PANELS, save_figure, sharpness
 
     try:
-        found = summarize_stores([path], metrics=list(PANELS), epochs=epochs, keep_unconverged=keep_unconverged)
-        save_figure(sharpness(found, title=title, unaudited=not _is_audited(path)), output)
+        options: dict[str, Any] = {"metrics": list(PANELS), "epochs": epochs, "series": series}
+        found = summarize_stores([path], keep_unconverged=keep_unconverged, **options)
+        with SpectrumStore.open(path, series=series) as store:
+            unaudited = not _is_audited(store)
+        save_figure(sharpness(found, title=title, unaudited=unaudited), output)
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
     return f"{output}: {len(found.series)} series, epochs {_listed(set(found.epochs))}."
 
 
-def _is_audited(path: Path) -> bool:
-    with SpectrumStore.open(path) as store:
-        return all(is_audited(store.records(name, epoch).extras) for name in store.series() for epoch in store.epochs(name))
+def _is_audited(store: SpectrumStore) -> bool:
+    return all(is_audited(store.records(name, epoch).extras) for name in store.series() for epoch in store.epochs(name))
 
 
 def _listed(epochs: set[int]) -> str:

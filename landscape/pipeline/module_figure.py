@@ -16,6 +16,7 @@ def draw_modules(
     output: Path,
     *,
     epochs: Sequence[int] | None = None,
+    series: Sequence[str] | None = None,
     title: str | None = None,
     keep_unconverged: bool = False,
 ) -> str:
@@ -26,6 +27,7 @@ def draw_modules(
 
     Args:
         epochs: Default: all that any series has.
+        series: As of `SpectrumStore.open`.
         keep_unconverged: Take the median over all batches, and say how many missed the tolerance.
 
     Returns:
@@ -34,7 +36,7 @@ def draw_modules(
     Raises:
         StoreError: If the store cannot be read or has no such spectra, or the figure cannot be written.
     """
-    with SpectrumStore.open(path) as store:
+    with SpectrumStore.open(path, series=series) as store:
         samples, note = module_samples(store, epochs=epochs, keep_unconverged=keep_unconverged)
     if not samples:
         wanted = "" if epochs is None else f" of epochs {', '.join(map(str, epochs))}"

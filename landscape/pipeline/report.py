@@ -1,11 +1,9 @@
 """From a store to a page."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json, sha256_of_file, write_atomically
@@ -20,23 +18,34 @@ if TYPE_CHECKING:
 
 
 def write_report(
-    path: Path, output: Path, *, title: str | None = None, keep_unconverged: bool = False, num_resamples: int = 4999
+    path: Path,
+    output: Path,
+    *,
+    title: str | None = None,
+    series: Sequence[str] | None = None,
+    keep_unconverged: bool = False,
+    num_resamples: int = 4999,
 ) -> str:
     """Write the page of a store, finished or growing, into a file; whole or not at all.
 
     Args:
+        output: An .html file.
         title, keep_unconverged: As of `landscape.report.render`.
+        series: As of `SpectrumStore.open`.
         num_resamples: As of `landscape.compare.compare_stores`.
 
     Returns:
         A sentence that says what was written.
 
     Raises:
-        StoreError: If the store cannot be read, has no records or too many series, or the page cannot be written.
+        StoreError: If the store cannot be read, has no records or too many series, the output is no .html file, or the page
+            cannot be written.
     """
     from landscape.report import render
 
-    study = read_study(path, keep_unconverged=keep_unconverged, num_resamples=num_resamples)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise StoreError(f"{output}: a report is an HTML page; name a file that ends in .html or .htm.")
+    study = read_study(path, series=series, keep_unconverged=keep_unconverged, num_resamples=num_resamples)
     page = render(study, title=title, keep_unconverged=keep_unconverged).encode()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -50,18 +59,21 @@ def write_report(
     )
 
 
-def read_study(path: Path, *, keep_unconverged: bool = False, num_resamples: int = 4999) -> "Study":
+def read_study(
+    path: Path, *, series: Sequence[str] | None = None, keep_unconverged: bool = False, num_resamples: int = 4999
+) -> "Study":
     """Everything that a page shows of a store; raises as `write_report`."""
     from landscape.report import Study
 
-    with SpectrumStore.open(path) as store:
+    with SpectrumStore.open(path, series=series) as store:
         tables = {(name, epoch): store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)}
         modules, modules_note = module_samples(store, keep_unconverged=keep_unconverged)
         plan, rejected = store.plan, tuple(f"{part.path.name}: {part.reason}" for part in store.rejected)
     if not tables:
         raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to report. Run `landscape spectra` first.")
     changed, sha256 = _date_and_digest(path)
-    comparison, why_not = _comparison(path, keep_unconverged=keep_unconverged, num_resamples=num_resamples)
+    densities, why_no_density = _densities(Path(path.name), tables.values(), plan.protocol["hessian"]["dtype"])
+    comparison, why_not = _comparison(path, series=series, keep_unconverged=keep_unconverged, num_resamples=num_resamples)
     return Study(
         name=path.name,
         plan=plan,
@@ -75,14 +87,20 @@ def read_study(path: Path, *, keep_unconverged: bool = False, num_resamples: int
         why_no_comparison=why_not,
         modules=tuple(modules),
         modules_note=modules_note,
-        densities=_densities(path, tables.values(), plan.protocol["hessian"]["dtype"]),
+        densities=densities,
+        why_no_density=why_no_density,
     )
 
 
-def _densities(path: Path, tables: Iterable[SpectraTable], dtype: str) -> "tuple[DensitySample, ...]":
-    """The whole densities of the checkpoints whose every batch left a quadrature."""
-    with_quadratures = [table for table in tables if np.isfinite(table.ritz_values).any(axis=1).all()]
-    return tuple(density_sample(record_of_table(table, path, dtype)) for table in with_quadratures)
+def _densities(path: Path, tables: Iterable[SpectraTable], dtype: str) -> "tuple[tuple[DensitySample, ...], str]":
+    """The whole densities of the checkpoints that have one, beside the sentence that says why another has none."""
+    found, why_not = [], ""
+    for table in tables:
+        try:
+            found.append(density_sample(record_of_table(table, path, dtype)))
+        except StoreError as error:
+            why_not = why_not or str(error)
+    return tuple(found), why_not
 
 
 def _audits(tables: Mapping[tuple[str, int], SpectraTable]) -> dict[str, tuple[Mapping[str, Any], ...]]:

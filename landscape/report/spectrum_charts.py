@@ -88,10 +88,7 @@ def density_chart(study: Study, styles: Mapping[str, LineStyle]) -> Chart | str:
     Without a quadrature, a sentence that says so.
     """
     if not study.densities:
-        return (
-            "No density is drawn: the method of this store leaves no quadrature; measure with --method lanczos, and without "
-            "--recycle, to get one."
-        )
+        return f"No density is drawn: {study.why_no_density}"
     plan = make_density_plan(study.densities, epochs=sorted({one.epoch for one in study.densities}))
     frames = tuple(
         tuple(trace for name in study.series for trace in _density_and_band(plan, study, name, epoch, styles[name]))
@@ -101,7 +98,7 @@ def density_chart(study: Study, styles: Mapping[str, LineStyle]) -> Chart | str:
     ends = [float(np.log10(plan.floor)), float(np.log10(plan.peak)) + _HEADROOM]
     yaxis = {**PLAIN, "title": {"text": "density"}, "type": "log", "dtick": 1, "exponentformat": "power", "range": ends}
     layout = {"xaxis": xaxis, "yaxis": yaxis, "shapes": negative_side(plan.limits)}
-    note = f"{density_footnote(plan, shares=True)} An estimate without a certificate."
+    note = f"{density_footnote(plan, shares=True)} An estimate without a certificate. {study.why_no_density}".rstrip()
     return Chart(frames=frames, layout=layout, narrow=narrow, note=note)
 
 

@@ -30,7 +30,8 @@ class Study:
         why_no_comparison: A sentence then.
         modules: The sharpness of the blocks of each series, where it was measured.
         modules_note: What must stand under their picture.
-        densities: Of all eigenvalues, of the checkpoints whose every batch left a quadrature.
+        densities: Of all eigenvalues, of the checkpoints whose quadratures give one.
+        why_no_density: A sentence where a checkpoint has none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Study:
     modules: tuple[ModuleSample, ...] = ()
     modules_note: str = ""
     densities: tuple[DensitySample, ...] = ()
+    why_no_density: str = ""
 
     @property
     def series(self) -> tuple[str, ...]:

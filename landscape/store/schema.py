@@ -73,8 +73,11 @@ def _write_table(group: h5py.Group, table: SpectraTable) -> None:
     write_attributes(group, table, num_not_converged=table.num_not_converged)
 
 
-def open_file(path: Path) -> h5py.File | None:
+def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
     """Open a merged file for reading; None if there is none.
+
+    Args:
+        to_write: Whether the caller is going to put another file in its place.
 
     Raises:
         StoreError: If it is no HDF5 file, no store, or of another version of the schema.
@@ -87,7 +90,10 @@ def open_file(path: Path) -> h5py.File | None:
     except OSError as error:
         if not os.access(path, os.R_OK) or path.is_dir():
             raise StoreError(f"{path}: cannot be read as a file; check its name and its permissions.") from error
-        raise StoreError(f"{path}: not an HDF5 file; landscape would overwrite it. Name another output, or remove it.") from error
+        reason = "landscape would overwrite it. Name another output, or remove it."
+        if not to_write:
+            reason = "so it is no store, or one that was cut short. Name a file that `landscape spectra` wrote."
+        raise StoreError(f"{path}: not an HDF5 file; {reason}") from error
     try:
         with damage_named(path):
             version = file.attrs.get("schema_version")

@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -75,27 +75,44 @@ class SpectrumStore:
         self.module_identities = {key: shelved[key] for key in ordered if key in shelved}
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path, *, series: Sequence[str] | None = None) -> Self:
         """Open a finished or a growing output for reading.
 
+        Args:
+            series: Names of those to see, as if there were no other; default: all.
+
         Raises:
-            StoreError: If nothing is there, it is no store, of another version of the schema, or damaged.
+            StoreError: If nothing is there, it is no store, of another version of the schema, or damaged, or a series is not
+                planned.
         """
         store = cls._read(Path(path).resolve(), fallback=None)
         if store is None:
             raise StoreError(f"{path}: there is no such store; `landscape spectra` writes one.")
+        if series:
+            store._keep(series)
         return store
+
+    def _keep(self, series: Sequence[str]) -> None:
+        """Forget all other series."""
+        known = [one.name for one in self.plan.series]
+        unknown = next((name for name in series if name not in known), None)
+        if unknown is not None:
+            self.close()
+            raise StoreError(f"{self.path}: it has no series {unknown!r}; {nearest(unknown, known)}")
+        self.plan = replace(self.plan, series=tuple(one for one in self.plan.series if one.name in series))
+        self.identities = {key: found for key, found in self.identities.items() if key[0] in series}
+        self.module_identities = {key: found for key, found in self.module_identities.items() if key[0] in series}
 
     @classmethod
     def _read(cls, path: Path, *, fallback: Plan | None) -> Self | None:
-        """The snapshot; None if nothing is there. `fallback` is the plan of parts whose own is lost."""
+        """The snapshot; None if nothing is there. `fallback` is of a writer: the plan of parts whose own is lost."""
         folder = parts_folder(path)
         planned = read_plan(folder)
         # Parts first, then the file: a merge in between moves records from what was read to what is read next.
         parts, rejected = read_parts(folder)
         if isinstance(planned, RejectedPart):
             rejected, planned = [planned, *rejected], None
-        file = schema.open_file(path)
+        file = schema.open_file(path, to_write=fallback is not None)
         try:
             merged_plan = None if file is None else schema.read_plan_of_file(file, path)
             if planned is not None and merged_plan is not None and planned.protocol != merged_plan.protocol:
