@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
 from landscape.cli import main
+from landscape.clip.model import image_size_of, model_names
 from landscape.manifest import Manifest
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -66,6 +69,39 @@ def test_a_dry_run_writes_nothing_and_a_study_without_pairs_is_refused(tmp_path)
     assert odd.returncode == 2 and "multiple of 15" in odd.stderr
     dry = subprocess.run([*arguments, "--data", "x.tsv", "--dry-run"], capture_output=True, text=True)
     assert dry.returncode == 0 and dry.stdout.count("landscape train") == 6 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "-15", "7", "3540"])
+def test_a_number_of_pairs_that_cannot_be_measured_is_refused_before_training(study_module, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(sys, "argv", ["run.py", "small", "-o", str(tmp_path / "out"), f"--num-samples={number}"])
+    monkeypatch.setattr(study_module.subprocess, "run", lambda *_, **__: pytest.fail("something was run"))
+    with pytest.raises(SystemExit) as refused:
+        study_module.main()
+    assert refused.value.code == 2 and not (tmp_path / "out").exists()
+
+
+def test_the_exit_status_of_a_command_that_fails_is_that_of_the_study(study_module, tmp_path, monkeypatch, capfd):
+    program = tmp_path / "landscape"
+    program.write_text("#!/bin/sh\necho landscape: pairs.tsv: there is no such file >&2\nexit 2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "argv", ["run.py", "paper", "-o", str(tmp_path / "out"), "--data", "pairs.tsv"])
+    assert study_module.main() == 2
+    printed = capfd.readouterr()
+    assert printed.err == "landscape: pairs.tsv: there is no such file\n" and printed.out.count("landscape train") == 1
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_every_model_of_the_paper_takes_a_batch_at_the_published_size(study_module, number):
+    # Shapes alone: without memory and without arithmetic.
+    _, _, name = study_module.STUDIES["paper"].models[number]
+    assert name in model_names()
+    with torch.device("meta"):
+        model = open_clip.create_model(name, device="meta").eval()
+        image = torch.empty(study_module.BATCH_SIZE, 3, *image_size_of(model))
+        text = torch.empty(study_module.BATCH_SIZE, model.context_length, dtype=torch.long)
+        assert image.shape == (15, 3, 224, 224) and text.shape == (15, 77)
+        assert model.encode_image(image).shape == model.encode_text(text).shape == (15, 512)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ import yaml
 
 EPOCHS = (0, 5, 10, 15, 20, 25)
 BATCH_SIZE = 15
+OPENMOJI_PAIRS = 3535
 # Products of one batch for five eigenvalues, and gradients a product costs: what the README measures.
 PRODUCTS, GRADIENTS_PER_PRODUCT = 25, 2.0
 
@@ -145,18 +146,22 @@ def parsed() -> argparse.Namespace:
     options.source = options.data or study.source
     if options.source is None and not options.cost:
         parser.error(f"{options.size} needs --data: the publication trains on YFCC15M, which cannot be shipped.")
-    options.num_samples = options.num_samples or study.num_samples
-    if options.num_samples % BATCH_SIZE:
-        parser.error(f"--num-samples must be a multiple of {BATCH_SIZE}, the pairs of a batch, got {options.num_samples}.")
+    options.num_samples = study.num_samples if options.num_samples is None else options.num_samples
+    number = options.num_samples
+    if number < BATCH_SIZE or number % BATCH_SIZE:
+        parser.error(f"--num-samples must be a positive multiple of {BATCH_SIZE}, the pairs of a batch, got {number}.")
+    if options.source == "openmoji" and number > OPENMOJI_PAIRS:
+        parser.error(f"--num-samples must be at most {OPENMOJI_PAIRS}, the pairs of OpenMoji that are trained on, got {number}.")
     return options
 
 
-def main() -> None:
+def main() -> int:
+    """Run the study; returns the exit status of the first command that fails, or 0."""
     options = parsed()
     study = STUDIES[options.size]
     if options.cost:
-        print(cost(study, options.num_samples, 3535 if study.source == "openmoji" else options.pairs))
-        return
+        print(cost(study, options.num_samples, OPENMOJI_PAIRS if study.source == "openmoji" else options.pairs))
+        return 0
     program = str(Path(sys.executable).with_name("landscape"))
     for seed in options.seed or [0]:
         text = manifest(study, options.source, options.num_samples, seed)
@@ -168,8 +173,12 @@ def main() -> None:
         for arguments in commands(study, options.output, options.source, seed=seed, device=options.device):
             print(shlex.join(["landscape", *arguments]), flush=True)
             if not options.dry_run:
-                subprocess.run([program, *arguments], check=True)
+                # The command has said what is wrong.
+                status = subprocess.run([program, *arguments]).returncode
+                if status:
+                    return status
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -145,8 +145,9 @@ def convolve(
 
     Under autocast the arrays are cast as PyTorch casts those of its own convolutions.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     y = _Output.apply(x, weight, _Geometry(stride, padding, groups))
     return y if bias is None else y + bias.view(-1, *[1] * len(stride))
