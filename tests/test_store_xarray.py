@@ -1,8 +1,10 @@
 """A store as an xarray.Dataset: every number in its place, gaps, units, and what happens without xarray."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from landscape.store.record import COLUMNS
 from landscape.store.xarray import VARIABLES
 
 xarray = pytest.importorskip("xarray")
+PAGE = Path(__file__).parent.parent / "docs" / "xarray.md"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,32 @@ def test_every_column_of_the_store_is_there_with_dimensions_unit_and_meaning(sto
     assert dataset.eigenvalues.attrs["units"] == UNIT
     assert json.loads(dataset.attrs["protocol"])["data"]["batch_size"] == 15
     assert list(dataset.label.values) == ["ViT, wide", "ViT, narrow"]
+
+
+def test_facts_of_the_runs_are_texts_of_json_and_coordinates_say_what_they_are(stored):
+    path, records = stored
+    dataset = SpectrumStore.open(path).to_xarray()
+    with SpectrumStore.open(path) as store:
+        table = store.records("wide", 2)
+    at = dataset.sel(series="wide", epoch=2)
+    for name in ("settings", "versions", "extras"):
+        assert json.loads(str(at[name].values)) == getattr(table, name)
+        assert str(dataset[name].sel(series="narrow", epoch=0).values) == ""
+    assert "torch" in json.loads(str(at.versions.values)) and int(at.num_planned) == 4
+    for name in dataset.coords:
+        assert dataset[name].attrs["long_name"]
+        assert ("units" in dataset[name].attrs) == (dataset[name].dtype.kind in "if")
+
+
+def test_the_page_about_it_lists_every_variable_with_its_dimensions_unit_and_meaning(stored):
+    dataset = SpectrumStore.open(stored[0]).to_xarray()
+    rows = [re.split(r"(?<!\\)\|", line) for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    described = {row[1].strip(" `"): [cell.strip().replace("\\|", "|") for cell in row[2:5]] for row in rows}
+    assert len(rows) == len(described) and set(described) == set(map(str, dataset.variables))
+    for name, (dims, unit, meaning) in described.items():
+        variable = dataset[name]
+        assert dims == ", ".join(map(str, variable.dims)) and unit == variable.attrs.get("units", ""), name
+        assert meaning == variable.attrs["long_name"], name
 
 
 def test_a_bound_that_a_method_does_not_give_is_nan_and_not_minus_one(tmp_path):

@@ -197,7 +197,9 @@ class SpectrumStore:
         return replace(tables[0] if len(tables) == 1 else joined(*tables, columns=COLUMNS), **facts)
 
     def to_xarray(self) -> "Dataset":
-        """Everything that is stored as one xarray.Dataset; `landscape.store.xarray` documents its dimensions and variables.
+        """The spectra of whole models as one xarray.Dataset; docs/xarray.md lists its dimensions and variables.
+
+        Spectra of modules are no part of it: see `modules`.
 
         Raises:
             MissingDependencyError: If xarray is not installed.

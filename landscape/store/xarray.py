@@ -1,9 +1,9 @@
-"""A store as one xarray.Dataset, so that users go on with tools of their own.
+"""A store as one xarray.Dataset, so that users go on with tools of their own; docs/xarray.md describes it to them.
 
 Shapes: series, epoch, batch = all that any checkpoint has; eigenvalue = k; ritz = the longest quadrature.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,12 +42,35 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 
 
-def to_dataset(store: "SpectrumStore") -> "Dataset":
-    """Everything that is stored, with the dimensions (series, epoch, batch, eigenvalue, ritz).
+# Of every variable with one value per checkpoint: its unit, empty for a text, and what it is.
+CHECKPOINTS: dict[str, tuple[str, str]] = {
+    "checkpoint_sha256": ("", "SHA-256 digest of the weights"),
+    "num_params": ("1", "size of the Hessian"),
+    "num_planned": ("1", "batches that the manifest asks for"),
+    "settings": ("", "how the products were computed, as JSON"),
+    "versions": ("", "of the libraries that measured, as JSON"),
+    "extras": ("", "further facts as JSON; 'audit' is the verdict on the products, 'several' those of runs that differ"),
+}
+# Of every coordinate: its dimension, its unit, empty for a text, and what it is.
+COORDINATES: dict[str, tuple[str, str, str]] = {
+    "series": ("series", "", "name of the series of checkpoints in the manifest"),
+    "label": ("series", "", "what figures call the series"),
+    "model": ("series", "", "model of the series"),
+    "epoch": ("epoch", "1", "finished epochs of training; 0 is initialisation"),
+    "batch": ("batch", "1", "index of the mini-batch in the protocol"),
+    "eigenvalue": ("eigenvalue", "1", "rank of the eigenvalue, from 0"),
+    "ritz": ("ritz", "1", "index of the node in its quadrature"),
+}
+_DIGESTS = "SHA-256 digest of the pairs of the batch"
 
-    What was not measured is NaN, so every number is a float64; digests are strings, empty where nothing was measured.
-    Coordinates: the names of the series, their labels and models, epochs, indices of batches, ranks of eigenvalues. Every
-    variable has the attributes `units` and `long_name`; the dataset has protocol, versions and digests as JSON or text.
+
+def to_dataset(store: "SpectrumStore") -> "Dataset":
+    """The spectra of whole models, with the dimensions (series, epoch, batch, eigenvalue, ritz).
+
+    What was not measured is NaN, so every number is a float64; texts are empty there. `VARIABLES`, `CHECKPOINTS`,
+    `COORDINATES` and `batch_sha256` are all that it holds; each has the attributes `long_name` and, for numbers, `units`. The
+    dataset has the protocol (JSON), digests and the version of landscape as attributes. Spectra of modules are no part of it:
+    see `SpectrumStore.modules`.
 
     Raises:
         MissingDependencyError: If xarray is not installed.
@@ -69,7 +92,9 @@ def to_dataset(store: "SpectrumStore") -> "Dataset":
         for name, (dims, unit, meaning) in VARIABLES.items()
     }
     texts = {"batch_sha256": _digests(tables, coordinates, sizes), **_of_checkpoints(tables, coordinates, sizes)}
-    return xarray.Dataset({**variables, **texts}, coords={**coordinates, **_of_series(tables)}, attrs=_attributes(store))
+    values = {**coordinates, **_of_series(tables)}
+    described = {name: (dim, values[name], _attributes_of(unit, meaning)) for name, (dim, unit, meaning) in COORDINATES.items()}
+    return xarray.Dataset({**variables, **texts}, coords=described, attrs=_attributes(store))
 
 
 def _coordinates(tables: Sequence[SpectraTable]) -> dict[str, Any]:
@@ -107,27 +132,31 @@ def _digests(tables: Sequence[SpectraTable], coordinates: dict[str, Any], sizes:
     for table in tables:
         rows = np.searchsorted(coordinates["batch"], table.batch)
         whole[coordinates["series"].index(table.series), coordinates["epoch"].index(table.epoch), rows] = table.batch_sha256
-    return dims, whole, {"long_name": "SHA-256 digest of the pairs of the batch"}
+    return dims, whole, _attributes_of("", _DIGESTS)
 
 
 def _of_checkpoints(tables: Sequence[SpectraTable], coordinates: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
     """Facts with one value per checkpoint."""
     dims = ("series", "epoch")
-    digests = np.full([sizes[dim] for dim in dims], "", dtype="<U64")
-    params = np.full([sizes[dim] for dim in dims], np.nan)
-    for table in tables:
-        place = coordinates["series"].index(table.series), coordinates["epoch"].index(table.epoch)
-        digests[place], params[place] = table.checkpoint_sha256, table.num_params
-    return {
-        "checkpoint_sha256": (dims, digests, {"long_name": "SHA-256 digest of the weights"}),
-        "num_params": (dims, params, {"units": "1", "long_name": "size of the Hessian"}),
-    }
+    variables = {}
+    for name, (unit, meaning) in CHECKPOINTS.items():
+        whole = np.full([sizes[dim] for dim in dims], np.nan if unit else "", dtype=np.float64 if unit else object)
+        for table in tables:
+            value = getattr(table, name)
+            place = coordinates["series"].index(table.series), coordinates["epoch"].index(table.epoch)
+            whole[place] = canonical_json(value) if isinstance(value, Mapping) else value
+        variables[name] = (dims, whole if unit else whole.astype(str), _attributes_of(unit, meaning))
+    return variables
 
 
 def _of_series(tables: Sequence[SpectraTable]) -> dict[str, Any]:
     """Coordinates along the series: what figures call them, and their models."""
     of = {table.series: table for table in tables}
-    return {name: ("series", [getattr(table, name) for table in of.values()]) for name in ("label", "model")}
+    return {name: [getattr(table, name) for table in of.values()] for name in ("label", "model")}
+
+
+def _attributes_of(unit: str, meaning: str) -> dict[str, str]:
+    return {"long_name": meaning, **({"units": unit} if unit else {})}
 
 
 def _attributes(store: "SpectrumStore") -> dict[str, Any]:
