@@ -98,7 +98,7 @@ def _product_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-_some_series = click.option("--series", multiple=True, metavar="NAME", help="This series alone; may be repeated. Default: all.")
+_some_series = click.option("--series", multiple=True, metavar="NAME", help="A series of a store; may be repeated. Default: all.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -198,6 +198,7 @@ def spectra(
 @main.command()
 @click.argument("source", metavar="STORE_MANIFEST_OR_MODEL")
 @click.option("-o", "--output", required=True, type=_FILE, help="A .png, .pdf or .svg file.")
+@_some_series
 @click.option("--epochs", type=_Epochs(), help="Panels, and what is measured of a manifest; default: all, and six of them drawn.")
 @click.option("--batches", "num_batches", default=1, show_default=True, type=click.IntRange(min=1), help="Mini-batches measured.")
 @click.option("--probes", "num_probes", default=2, show_default=True, type=click.IntRange(min=1), help="Random vectors a batch.")

@@ -88,7 +88,7 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
     Args:
         source: A store (drawn as it is), a file of densities, a manifest, or the name of a model, which is given random weights
             and OpenMoji pictures. The last two are measured.
-        options: epochs, title, device, unaudited, dry_run; see `landscape density --help`.
+        options: epochs, series (of a store), title, device, unaudited, dry_run; see `landscape density --help`.
 
     Returns:
         What was found; not `complete` where batches failed.
@@ -98,12 +98,14 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
     """
     settings.products.check("lanczos", "double-backward")
     path = Path(source)
+    if is_store(path) and not is_density_file(path):
+        return DensityReport(tuple(_drawn(stored_densities(path, series=options.get("series")), output, options)))
+    if options.get("series"):
+        raise LandscapeError(f"{source}: --series chooses among the series of a store, and this is none; leave it out.")
     if path.suffix.lower() in (".yaml", ".yml"):
         return _measured(_manifest_jobs(Manifest.load(path), settings, options), output, settings, options)
     if is_density_file(path):
         return DensityReport(tuple(_drawn(read_densities(path), output, options)))
-    if is_store(path):
-        return DensityReport(tuple(_drawn(stored_densities(path), output, options)))
     if path.suffix or path.exists():
         raise LandscapeError(f"{source}: not a store, a file of densities, a manifest or a model's name, so it has no density.")
     return _measured(_model_job(source, settings, options), output, settings, options)

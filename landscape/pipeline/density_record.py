@@ -1,5 +1,6 @@
 """Densities as they are stored: from the numbers of a `SpectralDensity` and back, and from the quadratures of a store."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,13 +47,16 @@ def density_sample(record: DensityRecord) -> "DensitySample":
     )
 
 
-def stored_densities(path: Path) -> list[DensityRecord]:
+def stored_densities(path: Path, *, series: Sequence[str] | None = None) -> list[DensityRecord]:
     """The quadratures of a store's records as densities.
 
+    Args:
+        series: As of `SpectrumStore.open`.
+
     Raises:
-        StoreError: If there are none.
+        StoreError: If there are none, or no such series.
     """
-    with SpectrumStore.open(path) as store:
+    with SpectrumStore.open(path, series=series) as store:
         dtype = store.plan.protocol["hessian"]["dtype"]
         tables = [store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)]
     if not tables:
