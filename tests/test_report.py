@@ -206,7 +206,7 @@ def test_patterns_and_labels_of_the_figures_become_plotlys():
 
 def test_the_page_asks_the_network_for_nothing_and_is_small(whole):
     page = whole[1].read_bytes()
-    assert len(page) < 2e6
+    assert len(page) < 2.5e6
     words = words_of(page.decode())
     assert not re.search(r"https?://|//cdn|@import|url\(", re.sub(r"<cite>.*?</cite>", "", words))
     assert "default-src 'none'" in words and not re.search(r"<(?:script|img|iframe)[^>]* src=|<link(?! rel=\"icon\")", words)
