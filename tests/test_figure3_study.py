@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -14,9 +15,11 @@ from click.testing import CliRunner
 from landscape.cli import main
 from landscape.clip.model import image_size_of, model_names
 from landscape.manifest import Manifest
+from landscape.store import SpectrumStore, is_audited
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 RUN = EXPERIMENTS / "figure3" / "run.py"
+EPOCHS = (0, 5, 10, 15, 20, 25)
 
 
 @pytest.fixture
@@ -115,3 +118,24 @@ def test_a_study_runs_from_training_to_comparison_and_goes_on_where_it_was(study
         study_module.main()
     written = {path.name for path in tmp_path.iterdir()}
     assert written >= {"spectra_0.h5", "figure3_0.png", "comparison_0.csv", "figure3_0.yaml"}
+
+
+def test_the_published_table_is_what_the_committed_store_holds():
+    folder = RUN.parent
+    lines = [line.strip("| ").split(" | ") for line in (folder / "README.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [line[-7:] for line in lines if len(line) in (7, 8) and line[-7] in ("ViT", "VMamba", "Simba")]
+    assert len(rows) == 12
+    with SpectrumStore.open(folder / "small" / "spectra.h5") as store:
+        assert len(store.completed_keys()) == len(store.plan.keys()) == 720
+        tables = {store.records(name, 0).label: [store.records(name, epoch) for epoch in EPOCHS] for name in store.series()}
+    measures = (
+        lambda table: f"{np.median(table.largest[:, 0]):.1f}",
+        lambda table: f"{(table.eigenvalues < 0).mean():.3f}",
+        lambda table: f"{table.num_negative.mean():.1f}",
+        lambda table: f"{table.loss.mean():.3f}",
+    )
+    for number, (label, *published) in enumerate(rows):
+        assert published == [measures[number // 3](table) for table in tables[label]], label
+    for table in (one for several in tables.values() for one in several):
+        assert table.converged.all() and is_audited(table.extras) and table.residuals.max() < 9.05e-4
+    assert sum(path.stat().st_size for path in (folder / "small").iterdir()) < 5e6
