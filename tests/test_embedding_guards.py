@@ -73,6 +73,9 @@ OPERATORS = {
     "batches": lambda model, tokens: hessian_of_batches(model, loss, [tokens, tokens]),
     "gauss-newton": lambda model, tokens: gauss_newton(model, logits, cross_entropy, tokens),
     "blocks": lambda model, tokens: per_module_spectra(model, loss, tokens, k=1),
+    "finite differences": lambda model, tokens: FiniteDifferenceOperator(
+        Objective.from_closure(model, loss), select_parameters(model), tokens
+    ),
 }
 
 

@@ -10,10 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.curvature.graph import _nodes, _refuse_bypassed_parameters, no_checkpointing
+from landscape.curvature.graph import (
+    _nodes,
+    _refuse_bypassed_parameters,
+    module_timeline,
+    no_checkpointing,
+    refuse_edited_gradients,
+)
 from landscape.curvature.hessian import _leaves
 from landscape.curvature.objective import Batch, Objective, Params, flatten, squared_norm, unflatten
-from landscape.curvature.preconditions import check_loss, check_same_loss
+from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import SymmetricOperator, seeded
 
@@ -107,9 +113,11 @@ class FiniteDifferenceOperator(SymmetricOperator):
         with torch.inference_mode(False), torch.enable_grad(), no_checkpointing():
             # Cloned in here, because an inference tensor cannot take part in what is differentiated.
             leaves = {name: piece.clone().requires_grad_() for name, piece in unflatten(centre, self.params).items()}
-            loss = self._objective.data_term(leaves, self._batch)
+            with module_timeline(self._objective.module) as timeline, reading_only(leaves):
+                loss = self._objective.data_term(leaves, self._batch)
             if offset is None:
                 check_loss(loss, self._batch, dtype=self.dtype)
+                refuse_edited_gradients([loss], leaves, timeline)
                 if self._objective.module is not None:
                     _refuse_bypassed_parameters(list(_nodes(loss)), leaves, self._objective.module)
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
