@@ -98,7 +98,7 @@ def _product_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-_some_series = click.option("--series", multiple=True, metavar="NAME", help="A series of a store; may be repeated. Default: all.")
+_some_series = click.option("--series", multiple=True, metavar="NAME", help="One of the series; may be repeated. Default: all.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -290,6 +290,7 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
 )
 @click.option("--metric", "metrics", multiple=True, help="Compare this alone; may be repeated. Default: all that are known.")
 @click.option("--epochs", type=_Epochs(), help="Compare these alone.")
+@_some_series
 @click.option("--unpaired", is_flag=True, help="Allow series that were measured on different batches.")
 @click.option("--keep-unconverged", is_flag=True, help="Count records without a certificate too, and say how many.")
 @click.option("--resamples", "num_resamples", default=4999, show_default=True, type=click.IntRange(min=99))

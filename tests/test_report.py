@@ -337,12 +337,15 @@ def test_some_series_of_many_make_a_page_and_a_name_that_is_unknown_is_refused(s
     found = data_of(output.read_text())["charts"]
     assert {trace["meta"] for chart in found.values() for trace in chart["frames"][0]} == {"s2", "s7"}
     assert ">S3<" not in words_of(output.read_text())
-    for command, suffix in (("report", "html"), ("figure", "png"), ("density", "png")):
+    for command, suffix in (("report", "html"), ("figure", "png"), ("density", "png"), ("compare", "csv")):
         result = run([command, str(store), "-o", str(tmp_path / f"x.{suffix}"), "--series", "z2"])
         assert result.exit_code == 2 and "no series 'z2'" in result.stderr and result.stderr.count("\n") == 1
     for command in (["figure"], ["figure", "--kind", "sharpness"], ["density"]):
         result = run([*command, str(store), "-o", str(tmp_path / "some.svg"), "--series", "s2"])
         assert result.exit_code == 0 and "1 series" in result.stdout, result.output
+    few = ["--metric", "nep", "--resamples", "99"]
+    result = run(["compare", str(store), "-o", str(tmp_path / "some.csv"), "--series", "s2", "--series", "s7", *few])
+    assert result.exit_code == 0 and "2 series" in result.stdout, result.output
     result = run(["density", "vit_tiny_64", "-o", str(tmp_path / "model.svg"), "--series", "s2"])
     assert result.exit_code == 2 and "of a store" in result.stderr and result.stderr.count("\n") == 1
 
