@@ -20,7 +20,7 @@ class SolverSettings:
     """How eigenvalues are searched for, where the protocol leaves freedom.
 
     Args:
-        recycle: Start from the eigenvectors of the batch before, not from a random vector. Saved 2 to 3 % of the products on
+        recycle: Start from the eigenvectors of the batch before, not from a random vector. Saved 2 to 4 % of the products on
             small CLIP models (experiments/benchmark_peers.py), and gives up the quadrature, so no density, trace or negative
             mass comes of the run: off by default.
         max_basis_memory: Bytes that the Krylov vectors may take; None for as many as the products bring.
