@@ -5,6 +5,7 @@ largest eigenvalue. Shapes: n = total size of the parameters, k = number of vect
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
@@ -113,9 +114,11 @@ class FiniteDifferenceOperator(SymmetricOperator):
         with torch.inference_mode(False), torch.enable_grad(), no_checkpointing():
             # Cloned in here, because an inference tensor cannot take part in what is differentiated.
             leaves = {name: piece.clone().requires_grad_() for name, piece in unflatten(centre, self.params).items()}
-            with module_timeline(self._objective.module) as timeline, reading_only(leaves):
+            # What modules do is judged at the centre alone; differences, which are many, need no hooks.
+            watched = module_timeline(self._objective.module) if offset is None else nullcontext()
+            with watched as timeline, reading_only(leaves):
                 loss = self._objective.data_term(leaves, self._batch)
-            if offset is None:
+            if timeline is not None:
                 check_loss(loss, self._batch, dtype=self.dtype)
                 refuse_edited_gradients([loss], leaves, timeline)
                 if self._objective.module is not None:
