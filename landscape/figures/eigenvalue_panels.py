@@ -13,6 +13,7 @@ import numpy as np
 
 from landscape.figures.eigenvalue_plan import Curve, Plan, footnote, make_plan
 from landscape.figures.legend import MAX_REMARKS, Corner, Legend, Styles, draw_remarks
+from landscape.figures.page import paper_width
 from landscape.figures.samples import EigenvalueSample
 from landscape.figures.style import paper_style
 from landscape.figures.text import STAMP_BOX, UNAUDITED, wrap
@@ -85,7 +86,7 @@ class _Page:
     def fit(cls, plan: Plan, *, title: str | None, unaudited: bool) -> "_Page":
         num_panels = len(plan.epochs)
         num_columns = 2 if num_panels == 4 else min(3, num_panels)
-        width = cls._page_width(num_columns)
+        width = paper_width(num_columns)
         return cls(
             num_columns=num_columns,
             num_rows=math.ceil(num_panels / num_columns),
@@ -96,14 +97,9 @@ class _Page:
             note=wrap(footnote(plan), width - 0.1, points=6),
         )
 
-    @staticmethod
-    def _page_width(num_columns: int) -> float:
-        """Two columns of a paper; one panel alone needs less."""
-        return 7.0 if num_columns > 1 else 4.5
-
     @property
     def width(self) -> float:
-        return self._page_width(self.num_columns)
+        return paper_width(self.num_columns)
 
     @property
     def panel_width(self) -> float:

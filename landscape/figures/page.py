@@ -20,6 +20,11 @@ _NOTE_POINTS, _LEGEND_POINTS, _TITLE_POINTS = 6.0, 7.0, 9.0
 _NOTE_LINE, _LEGEND_LINE, _TITLE_LINE = 0.106, 0.15, 0.17
 
 
+def paper_width(num_columns: int) -> float:
+    """Of a figure of several panels, in inches: two columns of a paper; one panel alone needs less."""
+    return 7.0 if num_columns > 1 else 4.5
+
+
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """Sizes in inches.
