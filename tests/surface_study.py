@@ -1,4 +1,4 @@
-"""Run as a program: `landscape surface` killed with SIGKILL at random moments, and what is left of its points.
+"""Run as a program: `landscape surface` killed with SIGKILL at random moments and at random points, and what is left of them.
 
 Prints one line of JSON. In a program of its own because it forks, which a process with threads must not do.
 """
@@ -15,15 +15,24 @@ import numpy as np
 import tiny_run  # noqa: F401  (registers the model with open_clip)
 import torch
 
+import landscape.pipeline.surface as pipeline
 from landscape.cli import main
-from landscape.store import read_surface
+from landscape.store import StoredSurface, read_surface, write_surface
 
 
-def surface_in_a_child(manifest: Path, data: Path, options: list[str]) -> int:
+def surface_in_a_child(manifest: Path, data: Path, options: list[str], *, dies_at: int | None = None) -> int:
+    """Start the command in a process of its own; it kills itself once it has stored `dies_at` points. Returns its number."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.dup2(2, 1)
+
+        def write_and_die(path: Path, stored: StoredSurface) -> None:
+            write_surface(path, stored)
+            if dies_at is not None and stored.num_computed >= dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        pipeline.write_surface = write_and_die
         try:
             main(["surface", str(manifest), "-o", str(data.with_suffix(".png")), "--device", "cpu", *options])
         except SystemExit as stop:
@@ -41,32 +50,38 @@ def points(data: Path) -> dict[str, float]:
 
 
 def kill_at_random(manifest: Path, folder: Path, options: list[str], *, num_kills: int, longest: float) -> dict[str, object]:
-    """Start the command and kill it until `num_kills` runs have died of it; then let the file finish.
+    """Start the command and kill it until `num_kills` runs have died of it, by turns after a point and after a while.
+
+    How long a run takes, and how much of that its points take, is the machine's affair: kills by the clock alone may all
+    come before the first point or after the last. A file with all its points is finished, and another one begun.
 
     Returns:
         The exit status of the last run, how many points were there after each kill, the points that were ever lost or ever
         changed, and all of them at the end.
     """
     generator = random.Random(0)
-    number, before = 0, {}
+    number, before, by_the_clock = 0, {}, False
     counts: list[int] = []
     damaged: list[str] = []
-    while len(counts) < num_kills:
+    total = len(points(folder / "undisturbed.h5"))
+    while True:
         data = folder / f"killed_{number}.h5"
-        pid = surface_in_a_child(manifest, data, options)
-        time.sleep(generator.uniform(0, longest))
-        os.kill(pid, signal.SIGKILL)
-        died = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        finishes = len(before) == total or len(counts) == num_kills
+        dies_at = None if by_the_clock or finishes else generator.randint(len(before) + 1, total)
+        pid = surface_in_a_child(manifest, data, options, dies_at=dies_at)
+        if by_the_clock and not finishes:
+            time.sleep(generator.uniform(0, longest))
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        died = os.WIFSIGNALED(status)
         after = points(data)
         damaged += [key for key, loss in before.items() if after.get(key) != loss]
+        if not died and len(counts) == num_kills:
+            return {"status": os.waitstatus_to_exitcode(status), "counts": counts, "damaged": damaged, "final": after}
         counts += [len(after)] * died
-        before = after
+        before, by_the_clock = after, died and not by_the_clock
         if not died:
             number, before = number + 1, {}
-    status = os.waitstatus_to_exitcode(os.waitpid(surface_in_a_child(manifest, data, options), 0)[1])
-    final = points(data)
-    damaged += [key for key, loss in before.items() if final.get(key) != loss]
-    return {"status": status, "counts": counts, "damaged": damaged, "final": final, "data": str(data)}
 
 
 if __name__ == "__main__":
