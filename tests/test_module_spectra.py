@@ -293,6 +293,26 @@ def test_per_module_spectra_of_the_command_are_those_of_the_dense_hessian(tmp_pa
     assert others.exit_code == 2 and "4 modules, and these are 1 others" in others.stderr
 
 
+def test_modules_obey_the_limits_that_the_whole_obeys_and_say_so(tmp_path):
+    manifest = make_study(tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj", "visual.ln_post.*"], dtype="float64")
+    plain, lean = tmp_path / "plain.h5", tmp_path / "lean.h5"
+    assert invoke("spectra", manifest, "-o", plain, "--per-module", "--device", "cpu").exit_code == 0
+    with SpectrumStore.open(plain) as store:
+        expected = store.modules("one", 0)
+    assert expected.settings["product"] == "double backward, retained graph, block by block"
+    assert expected.settings["product_choice"]["reason"] == "its graph fits in memory"
+    # The largest of the two blocks, and the whole, may keep ten vectors.
+    room = 10 * 8 * int(expected.num_params)
+    limits = ["--rows", 2, "--max-basis-memory", room]
+    result = invoke("spectra", manifest, "-o", lean, "--per-module", *limits, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    with SpectrumStore.open(lean) as store:
+        found = store.modules("one", 0)
+    assert found.settings["product"] == "double backward in chunks of rows of 2, block by block"
+    assert found.settings["max_basis_memory"] == room and found.converged.all()
+    np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-5)
+
+
 def test_a_batch_whose_modules_fail_costs_that_batch_alone(tmp_path, monkeypatch):
     manifest = make_study(tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj"])
     import landscape.pipeline.modules as measuring

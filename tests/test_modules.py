@@ -6,6 +6,7 @@ import timm
 import torch
 from conftest import contrastive_loss
 from oracles import relative_error
+from test_products import allowing, peaks, rowwise
 from test_support import TOKENS, Bag
 from test_support import loss as bag_loss
 from torch import nn
@@ -13,8 +14,10 @@ from torch.nn import functional as F
 
 import landscape
 from landscape.clip.model import build_model
+from landscape.clip.objectives import contrastive_objective
 from landscape.curvature import (
     HessianBlocks,
+    HessianOperator,
     Objective,
     coordinates_of,
     hessian,
@@ -22,7 +25,8 @@ from landscape.curvature import (
     per_module_spectra,
     select_parameters,
 )
-from landscape.errors import ObjectiveError
+from landscape.curvature.memory import MemoryWatch
+from landscape.errors import MemoryLimitError, ObjectiveError
 from landscape.linalg import check_operator, restricted, seeded
 
 # A product sums about 1e3 terms in float64.
@@ -178,6 +182,81 @@ def test_every_block_is_its_rows_and_columns_of_the_dense_hessian(clip_problem, 
         # Relative to the whole, because the block of a bias of keys is zero but for rounding.
         assert (block @ V - clip_hessian[rows][:, rows] @ V).norm() < EXACT * scale, module
         check_operator(block)
+
+
+@pytest.mark.parametrize("options", [{"product": "rebuilt"}, {"product": "jvp"}, {"rows": 4}], ids=str)
+def test_blocks_without_a_kept_graph_are_the_same_rows_and_columns(clip_problem, clip_hessian, options):
+    params, batch = clip_problem.params, clip_problem.batch
+    objective, _ = contrastive_objective(clip_problem.model)
+    modules = modules_of(clip_problem.model, params)
+    blocks = HessianBlocks(objective, params, batch, modules, **options)
+    assert blocks.choice.product == options.get("product", "rows") and blocks.choice.rows == options.get("rows")
+    for module, names in modules.items():
+        rows = coordinates_of(params, names)
+        block = blocks.block(module)
+        assert isinstance(block, HessianOperator) and block.parameter_names == names
+        assert block.choice is None or block.choice.product == blocks.choice.product
+        V = normal(block.n, 2)
+        assert (block @ V - clip_hessian[rows][:, rows] @ V).norm() < EXACT * clip_hessian.norm(), module
+    check_operator(block)
+
+
+def test_a_batch_whose_graph_does_not_fit_in_memory_keeps_its_blocks():
+    objective, params, batch = rowwise()
+    # Not those of the model, which hold what a block does not move.
+    params = {name: 1.1 * tensor for name, tensor in params.items()}
+    names = list(params)
+    modules = {"first": tuple(names[:2]), "second": tuple(names[2:7])}
+    kept = HessianBlocks(objective, params, batch, modules)
+    whole = HessianOperator(objective, params, batch)
+    scale = float((whole @ normal(whole.n)).norm())
+    needed = peaks(objective, params, batch)
+    blocks = HessianBlocks(objective, params, batch, modules, max_memory=allowing(0.2 * needed["retained"]))
+    assert kept.choice.product == "retained" and blocks.choice.product == "rows"
+    assert "retained: does not fit" in blocks.choice.reason
+    for module in modules:
+        expected, block = kept.block(module), blocks.block(module)
+        v = normal(block.n)
+        # Relative to the whole: what reaches the first layers is small, and the difference of large numbers.
+        assert (block @ v - expected @ v).norm() < EXACT * scale
+        with MemoryWatch(2**40) as watch:
+            blocks.block(module) @ v
+        assert watch.peak < 0.2 * needed["retained"]
+    # What the first batch has come to is not tried again.
+    again = HessianBlocks(objective, params, batch, modules, product=blocks.choice)
+    assert again.choice == blocks.choice
+    with pytest.raises(MemoryLimitError, match="these were tried"):
+        HessianBlocks(objective, params, batch, modules, max_memory=100_000)
+
+
+def test_a_block_that_the_loss_does_not_depend_on_is_zero_in_every_way():
+    model = Bag(tied=False)
+    params, modules = select_parameters(model), {"unused": ("unused",), "table": ("table.weight",)}
+    for weight_decay in (0.0, 0.5):
+        objective = Objective.from_closure(model, bag_loss, weight_decay=weight_decay)
+        for product in ("retained", "rebuilt", "jvp"):
+            blocks = HessianBlocks(objective, params, TOKENS, modules, product=product)
+            torch.testing.assert_close(blocks.block("unused") @ normal(2), weight_decay * normal(2), rtol=1e-15, atol=0)
+            assert blocks.block("unused").support is None
+            expected = hessian(model, bag_loss, TOKENS, parameters="table.*", weight_decay=weight_decay)
+            found, v = blocks.block("table"), normal(expected.n)
+            assert relative_error(found @ v, expected @ v) < EXACT
+            assert (found.support is None) if weight_decay else found.support.equal(expected.support)
+
+
+def test_krylov_vectors_of_a_block_stay_within_their_memory(clip_problem):
+    arguments = (clip_problem.model, contrastive_loss, clip_problem.batch)
+    big = ["visual.*resblocks.0", "transformer.resblocks.0"]
+    options = {"k": 2, "modules": big, "tol": 1e-6}
+    plain = per_module_spectra(*arguments, **options)
+    # Nine vectors of the smaller block, in float64: one more than two pairs need.
+    room = 9 * 8 * min(one.num_params for one in plain)
+    small = per_module_spectra(*arguments, **options, max_basis_memory=room)
+    for one, other in zip(plain, small):
+        torch.testing.assert_close(one.pairs.values, other.pairs.values, rtol=1e-9, atol=0)
+        assert other.pairs.converged.all() and other.pairs.num_matvecs > one.pairs.num_matvecs
+    with pytest.raises(ValueError, match="max_basis must be at least"):
+        per_module_spectra(*arguments, **options, max_basis_memory=room // 2)
 
 
 def test_a_block_states_its_support_and_carries_weight_decay():

@@ -24,6 +24,7 @@ from landscape.curvature.preconditions import describe_batch
 from landscape.curvature.products import Product, RebuiltGraph, ReplayedGraph, RetainedGraph, TangentOfGradient
 from landscape.curvature.row_chunks import RowChunks, count_rows
 from landscape.errors import MemoryLimitError
+from landscape.linalg.operator import seeded
 
 # In the order in which they are fallen back to: each takes less memory than the one before it.
 _LADDER = ("retained", "rebuilt", "rows")
@@ -189,6 +190,27 @@ class Multiplier:
 
     def _watched(self) -> AbstractContextManager[Any]:
         return self._watch if self._watches else nullcontext()
+
+    def choose(self) -> ProductChoice:
+        """The choice, made with a product of a random vector if there was none yet.
+
+        Raises:
+            ObjectiveError, MemoryLimitError: As `multiply`.
+        """
+        if self.choice is None:
+            like = self._problem.like
+            n = sum(leaf.numel() for leaf in self._problem.leaves.values())
+            with torch.inference_mode(False):
+                row = torch.randn(1, n, generator=seeded(0)).to(like.device, like.dtype)
+                self._multiply(row, torch.empty_like(row))
+        assert self.choice is not None
+        return self.choice
+
+    @property
+    def kept_gradients(self) -> tuple[Tensor | None, ...] | None:
+        """The gradient by parameter with its graph, where products are made from one that is kept; None elsewhere."""
+        way = self._way.plain if isinstance(self._way, ReplayedGraph) else self._way
+        return way.gradients if isinstance(way, RetainedGraph) else None
 
     def multiply(self, rows: Float[Tensor, "k n"], out: Float[Tensor, "k n"]) -> None:
         """Write the products with `rows` to `out`, a few at a time.

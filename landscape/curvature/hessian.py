@@ -5,6 +5,7 @@ Shapes: n = total size of the parameters, k = number of vectors.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from landscape.curvature.preconditions import (
     check_twice_differentiable,
     reading_only,
 )
+from landscape.curvature.products import RetainedGraph
 from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import SymmetricOperator
@@ -61,6 +63,7 @@ class HessianOperator(SymmetricOperator):
         support: Flat indices of the entries that the loss depends on: all but unused parameters and the rows of embedding
             tables that the batch does not look up, whose curvature is exactly zero. None if that is all of them.
         loss: Value of the objective, the L2 term included, in nats.
+        looked_up: Of parameters used only as embedding tables, the rows that the batch looks up.
         params: The copies, without gradients.
         num_params: n, the number of entries of the parameters.
 
@@ -96,8 +99,31 @@ class HessianOperator(SymmetricOperator):
         self.loss = evaluated.loss
         if self.weight_decay:
             self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+        self.looked_up = evaluated.looked_up
+        self._unused = {name for name, gradient in zip(leaves, evaluated.gradients) if gradient is None}
         # The L2 term reaches every row.
         self.support = None if self.weight_decay else _support(leaves, evaluated.gradients, evaluated.looked_up)
+
+    def choose(self) -> ProductChoice:
+        """The `choice`, made now with a product of a random vector if there was none yet.
+
+        Raises:
+            ObjectiveError, MemoryLimitError: As `matmat`.
+        """
+        return self._multiplier.choose()
+
+    def part_of_graph(self, names: Sequence[str]) -> RetainedGraph | None:
+        """Products with the diagonal block of some parameters, without the L2 term, over the graph that this operator keeps.
+
+        Returns:
+            None where no graph is kept and the loss depends on one of them.
+        """
+        kept = self._multiplier.kept_gradients
+        if kept is None and not self._unused.issuperset(names):
+            return None
+        gradients = dict(zip(self.params, kept)) if kept is not None else {}
+        leaves = {name: self._problem.leaves[name] for name in names}
+        return RetainedGraph(replace(self._problem, leaves=leaves), [gradients.get(name) for name in names])
 
     @property
     def choice(self) -> ProductChoice | None:

@@ -1,10 +1,11 @@
-"""The diagonal blocks of a Hessian, one per module: which modules those are, and the spectrum of each, from one graph.
+"""The diagonal blocks of a Hessian, one per module: which modules those are, and the spectrum of each.
 
-The block of a module is the Hessian of the loss by that module's parameters alone. Shapes: n = size of a block.
+The block of a module is the Hessian of the loss by that module's parameters alone. Where the graph of the whole gradient fits in
+memory all blocks share it, elsewhere each makes its products as the whole would. Shapes: n = size of a block.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from landscape.curvature.evaluation import Problem, twice_evaluated
-from landscape.curvature.hessian import _leaves, _support
-from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm
+from landscape.curvature.choice import ProductChoice
+from landscape.curvature.hessian import HessianOperator, _support
+from landscape.curvature.objective import Batch, Objective, Params, select_parameters
 from landscape.curvature.products import RetainedGraph
 from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
-from landscape.linalg.lanczos import Which, eigsh
+from landscape.linalg.lanczos import Which, eigsh, num_vectors_in
 from landscape.linalg.operator import EigenPairs, SymmetricOperator
 
 Modules = Mapping[str, tuple[str, ...]]
@@ -87,50 +88,83 @@ class HessianBlock(SymmetricOperator):
 
 
 class HessianBlocks:
-    """The diagonal blocks of the Hessian of `objective` at `params` on `batch` that belong to modules, over one kept graph.
+    """The diagonal blocks of the Hessian of `objective` at `params` on `batch` that belong to modules.
+
+    They share the graph of the whole gradient where it is kept, and elsewhere make their products in the way that the whole
+    chose: two evaluations a block to begin with, and another for every product.
 
     Args:
         objective, params, batch: As for HessianOperator, with all that it refuses.
         modules: Names of the chosen parameters of each module, as from `modules_of`; no parameter twice.
+        product, rows, max_memory, allow_tf32: As for HessianOperator; `product` may be the `choice` of earlier blocks.
 
     Attributes:
         loss: Value of the objective, the L2 term of all parameters included, in nats.
 
     Raises:
-        ObjectiveError: As HessianOperator.
-        ValueError: If a module has no parameters, or one that was not chosen.
+        ObjectiveError, MemoryLimitError: As HessianOperator.
+        ValueError: If a module has no parameters, or one that was not chosen; and as HessianOperator.
     """
 
-    def __init__(self, objective: Objective, params: Params, batch: Batch, modules: Modules) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        params: Params,
+        batch: Batch,
+        modules: Modules,
+        *,
+        product: str | ProductChoice = "auto",
+        rows: int | None = None,
+        max_memory: int | None = None,
+        allow_tf32: bool = False,
+    ) -> None:
         for module, names in modules.items():
             if not names or any(name not in params for name in names):
                 raise ValueError(f"module {module!r} must hold some of the chosen parameters and no others, got {list(names)}.")
         self.modules = modules
-        leaves = _leaves(objective, params, batch, copy=True)
-        self._problem = Problem(objective=objective, leaves=leaves, batch=batch)
-        evaluated = twice_evaluated(self._problem)
-        self.loss = evaluated.loss
-        if objective.weight_decay:
-            self.loss += 0.5 * objective.weight_decay * float(squared_norm({k: v.detach().double() for k, v in leaves.items()}))
-        self._gradients = dict(zip(leaves, evaluated.gradients))
-        self._looked_up = evaluated.looked_up
+        self._batch, self._max_memory, self._allow_tf32 = batch, max_memory, allow_tf32
+        self._objective = objective
+        self._whole = HessianOperator(
+            objective, params, batch, product=product, rows=rows, max_memory=max_memory, allow_tf32=allow_tf32
+        )
+        self.params, self.loss = self._whole.params, self._whole.loss
 
     @property
-    def params(self) -> Params:
-        return {name: leaf.detach() for name, leaf in self._problem.leaves.items()}
+    def choice(self) -> ProductChoice:
+        """How the products of the blocks are computed, and why: what the whole chooses, with one product of its own.
+
+        Raises:
+            MemoryLimitError: If no way fits in memory.
+        """
+        return self._whole.choose()
 
     def at(self, params: Params) -> "HessianBlocks":
         """The same blocks at other parameters."""
-        return HessianBlocks(self._problem.objective, params, self._problem.batch, self.modules)
+        return HessianBlocks(
+            self._objective, params, self._batch, self.modules, product=self.choice, allow_tf32=self._allow_tf32
+        )
 
-    def block(self, module: str) -> HessianBlock:
-        """The block of a module; the coordinates are its parameters in the order of `modules`."""
-        names = self.modules[module]
-        leaves = {name: self._problem.leaves[name] for name in names}
-        gradients = tuple(self._gradients[name] for name in names)
-        graph = RetainedGraph(replace(self._problem, leaves=leaves), gradients)
-        weight_decay = self._problem.objective.weight_decay
-        support = None if weight_decay else _support(leaves, gradients, self._looked_up)
+    def block(self, module: str) -> HessianBlock | HessianOperator:
+        """The block of a module; the coordinates are its parameters in the order of `modules`.
+
+        Raises:
+            ObjectiveError, MemoryLimitError: As HessianOperator.
+        """
+        names, choice = self.modules[module], self.choice
+        graph = self._whole.part_of_graph(names)
+        if graph is None:
+            others = {name: tensor for name, tensor in self.params.items() if name not in names}
+            chosen = {name: self.params[name] for name in names}
+            return HessianOperator(
+                self._objective.holding(others),
+                chosen,
+                self._batch,
+                product=choice,
+                max_memory=self._max_memory,
+                allow_tf32=self._allow_tf32,
+            )
+        weight_decay = self._objective.weight_decay
+        support = None if weight_decay else _support(graph.problem.leaves, graph.gradients, self._whole.looked_up)
         # A solver needs one coordinate at least.
         empty = support is not None and len(support) == 0
         return HessianBlock(self, module, graph, None if empty else support, weight_decay=weight_decay)
@@ -149,6 +183,9 @@ def per_module_spectra(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     seed: int = 0,
+    product: str | ProductChoice = "auto",
+    max_memory: int | None = None,
+    max_basis_memory: int | None = None,
 ) -> tuple[ModuleSpectrum, ...]:
     """The k extreme eigenpairs of each module's diagonal block of the Hessian of `loss(model, batch)`.
 
@@ -157,21 +194,34 @@ def per_module_spectra(
         k: Of each block; all of a smaller one.
         which, tol, max_matvecs, seed: As for `eigsh`; the same seed for every block.
         modules: Shell patterns of module names; by default every block of the network and what is left; see `modules_of`.
+        product, max_memory: As for `hessian`.
+        max_basis_memory: Bytes that the Krylov vectors of one block may take; by default as many as its products bring.
 
     Returns:
         One spectrum per module, in the order of the network.
 
     Raises:
-        ObjectiveError: As `hessian`, and if a pattern names no module.
+        ObjectiveError, MemoryLimitError: As `hessian`, and if a pattern names no module.
+        ValueError: As `eigsh`.
     """
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     params = select_parameters(model, parameters)
-    blocks = HessianBlocks(objective, params, batch, modules_of(model, params, modules))
-    return spectra_of(blocks, k=k, which=which, tol=tol, max_matvecs=max_matvecs, seed=seed)
+    blocks = HessianBlocks(
+        objective, params, batch, modules_of(model, params, modules), product=product, max_memory=max_memory
+    )
+    options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "seed": seed, "max_basis_memory": max_basis_memory}
+    return spectra_of(blocks, k=k, which=which, **options)
 
 
 def spectra_of(
-    blocks: HessianBlocks, *, k: int, which: Which = "LM", tol: float = 1e-3, max_matvecs: int | None = None, seed: int = 0
+    blocks: HessianBlocks,
+    *,
+    k: int,
+    which: Which = "LM",
+    tol: float = 1e-3,
+    max_matvecs: int | None = None,
+    seed: int = 0,
+    max_basis_memory: int | None = None,
 ) -> tuple[ModuleSpectrum, ...]:
     """The k extreme eigenpairs of every block, without vectors; arguments as for `per_module_spectra`."""
     spectra = []
@@ -179,7 +229,8 @@ def spectra_of(
         block = blocks.block(module)
         most = min(k, block.n)
         limit = None if max_matvecs is None else max(max_matvecs, most)
-        pairs = eigsh(block, most, which, tol=tol, max_matvecs=limit, seed=seed, return_vectors=False)
+        room = None if max_basis_memory is None else num_vectors_in(max_basis_memory, block)
+        pairs = eigsh(block, most, which, tol=tol, max_matvecs=limit, seed=seed, max_basis=room, return_vectors=False)
         spectra.append(ModuleSpectrum(module, block.n, pairs))
     return tuple(spectra)
 

@@ -6,7 +6,7 @@ Shapes: n = total size of the selected parameters, in the order of model.named_p
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -109,6 +109,10 @@ class Objective:
     def data_term(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
         """The loss without the L2 term."""
         return self.loss(self.forward(params, batch), batch)
+
+    def holding(self, held: Params) -> "Objective":
+        """The same loss as a function of the other parameters: those of `held` stay as they are, and have no L2 term."""
+        return replace(self, forward=lambda params, batch: self.forward({**held, **params}, batch))
 
     def __call__(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
         value = self.data_term(params, batch)

@@ -103,10 +103,10 @@ class RetainedGraph(Product):
 
     def __init__(self, problem: Problem, gradients: Sequence[Tensor | None]) -> None:
         super().__init__(problem)
-        self._gradients = tuple(gradients)
+        self.gradients = tuple(gradients)
 
     def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
-        self.double_backward(self._gradients, rows, out, retain_graph=True)
+        self.double_backward(self.gradients, rows, out, retain_graph=True)
 
 
 class RebuiltGraph(Product):
@@ -179,7 +179,7 @@ class ReplayedGraph(Product):
         n, like = sum(self._sizes), plain.problem.like
         self._vector, self._product = (torch.zeros(1, n, dtype=like.dtype, device=like.device) for _ in range(2))
         # Kept alive: the recorded pass reads its tensors.
-        self._plain = plain
+        self.plain = plain
         stream = torch.cuda.Stream(like.device)
         stream.wait_stream(torch.cuda.current_stream(like.device))
         with torch.cuda.stream(stream), plain.problem.differentiating():
@@ -203,7 +203,7 @@ class ReplayedGraph(Product):
         for seed in range(2):
             row = torch.randn(self._vector.shape, generator=seeded(seed), dtype=torch.float64).to(self._vector)
             plain, replayed = torch.empty_like(row), torch.empty_like(row)
-            self._plain.multiply(row, plain)
+            self.plain.multiply(row, plain)
             self.multiply(row, replayed)
             check_agreement(replayed, plain, self.title)
 

@@ -73,6 +73,11 @@ class _Wanted:
         return bool((np.abs(after - before) > np.maximum(0.1 * self.tol * np.abs(before), 2 * error)).any())
 
 
+def num_vectors_in(memory: int, A: SymmetricOperator) -> int:
+    """Krylov vectors of this operator that so many bytes hold: a `max_basis`."""
+    return memory // max(1, (A.n - A.num_unused) * A.dtype.itemsize)
+
+
 def eigsh(
     A: SymmetricOperator,
     k: int,

@@ -5,7 +5,7 @@ times as much, so fewer batches may do.
 """
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import stored_verdicts, verdict_of
 from landscape.pipeline.measure import Show, attempted, progress_shown, run, subjects
 from landscape.pipeline.plan import RunReport, Task, plan
-from landscape.pipeline.products import ProductSettings
+from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.pipeline.solve import SolverSettings
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter
 
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from landscape.curvature import ModuleSpectrum
     from landscape.pipeline.subject import Subject
 
-_PRODUCT = "double backward, retained graph of the whole loss, block by block"
+
+@dataclass(frozen=True)
+class _How:
+    """Which modules, by what patterns, the verdicts on the series, and how products and vectors are kept."""
+
+    patterns: tuple[str, ...]
+    audits: dict[str, Any]
+    products: ProductSettings
+    solver: SolverSettings
 
 
 def run_with_modules(
@@ -39,14 +47,14 @@ def run_with_modules(
     device: str | None = None,
     hvp: str = "double-backward",
     unaudited: bool = False,
-    products: ProductSettings | None = None,
+    products: ProductSettings = ProductSettings(),
     solver: SolverSettings = SolverSettings(),
     dry_run: bool = False,
     progress: bool | None = None,
 ) -> tuple[RunReport, RunReport]:
     """`run`, and after it the spectra of the modules of every checkpoint that are not in `output` yet.
 
-    Those keep the graph of one batch and start from random vectors, whatever `products` and `solver` say of the whole.
+    Those start from random vectors, whatever `solver` says of the whole.
 
     Args:
         modules: Shell patterns of module names; none for every block of the network and what is left.
@@ -74,7 +82,8 @@ def run_with_modules(
     for task, subject in subjects(manifest, plan(manifest, frozenset()), device) if modules else ():
         _modules_of(subject, task, modules)
     options: dict[str, Any] = {"device": device, "unaudited": unaudited, "dry_run": dry_run, "progress": progress}
-    whole = run(manifest, output, method=method, hvp=hvp, products=products or ProductSettings(), solver=solver, **options)
+    options |= {"products": products, "solver": solver}
+    whole = run(manifest, output, method=method, hvp=hvp, **options)
     return whole, run_modules(manifest, output, modules=modules, module_batches=module_batches, **options)
 
 
@@ -86,6 +95,8 @@ def run_modules(
     module_batches: int | None = None,
     device: str | None = None,
     unaudited: bool = False,
+    products: ProductSettings = ProductSettings(),
+    solver: SolverSettings = SolverSettings(),
     dry_run: bool = False,
     progress: bool | None = None,
 ) -> RunReport:
@@ -103,7 +114,8 @@ def run_modules(
         if tasks:
             audits = _audited(manifest, tasks, device, stored_verdicts(output, manifest), unaudited=unaudited)
             with progress_shown(num_planned, num_stored, shown=progress) as show:
-                report = _measure_all(manifest, tasks, writer, report, modules, audits=audits, device=device, show=show)
+                how = _How(modules, audits, products, solver)
+                report = _measure_all(manifest, tasks, writer, report, how, device=device, show=show)
         writer.merge()
     return report
 
@@ -141,23 +153,23 @@ def _measure_all(
     tasks: list[Task],
     writer: SpectrumWriter,
     report: RunReport,
-    patterns: tuple[str, ...],
+    how: _How,
     *,
-    audits: dict[str, Any],
     device: str | None,
     show: Show,
 ) -> RunReport:
     failures: list[str] = []
     measured = unconverged = 0
+    products: dict[str, SeriesProducts] = {}
     for task, subject in subjects(manifest, tasks, device):
         checkpoint_sha256 = subject.load(task.checkpoint).sha256
-        modules = _modules_of(subject, task, patterns)
+        modules = _modules_of(subject, task, how.patterns)
         writer.check_modules(task.series.name, tuple(modules))
         show(f"{task.series.name} epoch {task.checkpoint.epoch}, {len(modules)} modules", 0)
+        way = products.setdefault(task.series.name, SeriesProducts(how.products))
         for batch in task.batches:
-            verdict = audits[task.series.name]
             record = attempted(
-                partial(_measure, manifest.hessian, task, subject, batch, modules, checkpoint_sha256, verdict=verdict),
+                partial(_measure, manifest.hessian, task, subject, batch, modules, checkpoint_sha256, how=how, products=way),
                 has_worked=bool(measured or report.num_stored),
             )
             if isinstance(record, str):
@@ -187,19 +199,21 @@ def _measure(
     modules: dict[str, tuple[str, ...]],
     checkpoint_sha256: str,
     *,
-    verdict: Any,
+    how: _How,
+    products: SeriesProducts,
 ) -> ModuleRecord:
     """The spectra of the modules on one batch.
 
     Raises:
         ObjectiveError, NumericalError: If there are none.
+        MemoryLimitError: If a product does not fit in memory.
     """
     from landscape.clip.seeding import derive_seed
-    from landscape.curvature import HessianBlocks, spectra_of
+    from landscape.curvature import spectra_of
     from landscape.pipeline.subject import settings_of
 
     begun = time.process_time()
-    blocks = HessianBlocks(subject.objective, subject.params, subject.batch(batch), modules)
+    blocks = products.blocks(subject.objective, subject.params, subject.batch(batch), modules)
     seed = derive_seed("start", hessian.seed, batch)
     spectra = spectra_of(
         blocks,
@@ -208,7 +222,9 @@ def _measure(
         tol=hessian.tol,
         max_matvecs=hessian.max_matvecs,
         seed=seed,
+        max_basis_memory=how.solver.max_basis_memory,
     )
+    products.keep(blocks)
     return ModuleRecord(
         series=task.series.name,
         epoch=task.checkpoint.epoch,
@@ -220,8 +236,10 @@ def _measure(
         checkpoint_sha256=checkpoint_sha256,
         num_params=sum(tensor.numel() for tensor in subject.params.values()),
         seconds=time.process_time() - begun,
-        settings=settings_of(hessian, subject.device, product=_PRODUCT),
-        extras={"audit": verdict},
+        settings=settings_of(hessian, subject.device, product=f"{blocks.choice.title}, block by block")
+        | {"product_choice": blocks.choice.as_settings()}
+        | how.solver.room(),
+        extras={"audit": how.audits[task.series.name]},
     )
 
 

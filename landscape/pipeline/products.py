@@ -1,13 +1,13 @@
 """How the products of a run are computed: what was asked for, and what each series chose, once, on its first batch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 
 if TYPE_CHECKING:
-    from landscape.curvature import Batch, HessianOperator, Objective, Params, ProductChoice
+    from landscape.curvature import Batch, HessianBlocks, HessianOperator, Objective, Params, ProductChoice
     from landscape.pipeline.subject import Subject
 
 
@@ -76,16 +76,23 @@ class SeriesProducts:
         """The Hessian on `batch`."""
         from landscape.curvature import HessianOperator
 
-        asked = self.asked
-        return HessianOperator(
-            objective,
-            params,
-            batch,
-            product=self.choice or asked.product,
-            rows=asked.rows if self.choice is None else None,
-            max_memory=asked.max_memory,
-            allow_tf32=asked.allow_tf32,
-        )
+        return HessianOperator(objective, params, batch, **self._options())
+
+    def blocks(
+        self, objective: "Objective", params: "Params", batch: "Batch", modules: "Mapping[str, tuple[str, ...]]"
+    ) -> "HessianBlocks":
+        """Its diagonal blocks that belong to modules."""
+        from landscape.curvature import HessianBlocks
+
+        return HessianBlocks(objective, params, batch, modules, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "product": self.choice or self.asked.product,
+            "rows": self.asked.rows if self.choice is None else None,
+            "max_memory": self.asked.max_memory,
+            "allow_tf32": self.asked.allow_tf32,
+        }
 
     def operators(self, objective: "Objective", params: "Params", batches: "Iterable[Batch]") -> "Iterator[HessianOperator]":
         """The Hessians on several batches, one after the other; each takes the way that the one before has come to.

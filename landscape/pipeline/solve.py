@@ -45,7 +45,13 @@ class SolverSettings:
         """Vectors of this operator that fit; None if all do."""
         if self.max_basis_memory is None:
             return None
-        return self.max_basis_memory // max(1, (operator.n - operator.num_unused) * operator.dtype.itemsize)
+        from landscape.linalg.lanczos import num_vectors_in
+
+        return num_vectors_in(self.max_basis_memory, operator)
+
+    def room(self) -> dict[str, Any]:
+        """The limit of the Krylov vectors as JSON values to store; nothing where there is none."""
+        return {} if self.max_basis_memory is None else {"max_basis_memory": self.max_basis_memory}
 
     def check_fits(self, operator: "SymmetricOperator", k: int) -> None:
         """Refuse a limit in which k eigenpairs cannot be found.
@@ -128,6 +134,4 @@ class Solver:
     def facts(self) -> dict[str, Any]:
         """What to store beside the numbers: JSON values."""
         facts: dict[str, Any] = {"start": "recycled"} if self.settings.recycle else {}
-        if self.settings.max_basis_memory is not None:
-            facts["max_basis_memory"] = self.settings.max_basis_memory
-        return facts
+        return facts | self.settings.room()
