@@ -14,6 +14,7 @@ from landscape.linalg import DenseOperator, density
 from landscape.manifest import Manifest
 from landscape.pipeline.density_record import spectral_density
 from landscape.store import DensityRecord, Plan, read_densities, write_densities
+from landscape.store.densities import ARRAYS
 from landscape.store.schema import write_file
 
 PATTERNS = ["visual.ln_*", "visual.proj", "visual.class_embedding", "logit_scale"]
@@ -134,7 +135,8 @@ def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_aga
     assert "failed: one epoch 0 batch 1: product 1 of the operator is not finite" in result.stdout
     assert "failed: one epoch 1 batch 0: the pictures cannot be read" in result.stdout
     assert "failed: one epoch 1 batch 2: product 1" in result.stdout
-    assert "2 of 3 batches (1 failed)" in result.stdout and "1 of 3 batches (0, 2 failed)" in result.stdout
+    assert "2 of 3 batches (1 missing)" in result.stdout and "1 of 3 batches (0, 2 missing)" in result.stdout
+    assert "2 of 3 batches (1 missing)" in invoke("info", target).stdout
     assert output.exists() and [len(one.num_zeros) for one in read_densities(target)] == [2, 1]
     dry = invoke(*command, "--dry-run")
     assert dry.exit_code == 0 and "to measure: one epoch 0" in dry.stdout and "to measure: one epoch 1" in dry.stdout
@@ -147,6 +149,68 @@ def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_aga
     result = invoke(*command, "--seed", 1)
     assert result.exit_code == 1 and result.stdout.count("failed: one epoch 0 batch") == 3
     assert [(one.epoch, len(one.num_zeros)) for one in read_densities(target)] == [(1, 3)]
+
+
+def arrays_of(target):
+    """All numbers of a file, by checkpoint."""
+    names = (*ARRAYS, "num_matvecs")
+    return {(one.series, one.epoch): {name: getattr(one, name) for name in names} for one in read_densities(target)}
+
+
+def counted(monkeypatch, *, stopping_at=None):
+    """The seeds of the densities that are measured; the run is stopped from outside when the list is that long."""
+    import landscape.linalg
+
+    made, measure = [], landscape.linalg.density
+
+    def counting(operator, *, seed, **options):
+        if len(made) == stopping_at:
+            raise KeyboardInterrupt
+        made.append(seed)
+        return measure(operator, seed=seed, **options)
+
+    monkeypatch.setattr(landscape.linalg, "density", counting)
+    return made
+
+
+def test_a_run_that_is_stopped_loses_no_batch_and_the_next_measures_the_others_alone(study, tmp_path, monkeypatch):
+    command = ("density", study, "--batches", 3, *QUICK, "--unaudited")
+    assert invoke(*command, "-o", tmp_path / "whole.svg").exit_code == 0
+    output = tmp_path / "stopped.svg"
+    counted(monkeypatch, stopping_at=5)
+    assert invoke(*command, "-o", output).exit_code == 130
+    monkeypatch.undo()
+    assert [one.batches for one in read_densities(tmp_path / "stopped.h5")] == [(0, 1, 2), (0, 1)] and not output.exists()
+    made = counted(monkeypatch)
+    assert invoke(*command, "-o", output).exit_code == 0 and made == [2 * 7919]
+    whole, stopped = (arrays_of(tmp_path / f"{name}.h5") for name in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    for key, arrays in whole.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(stopped[key][name], array, err_msg=name)
+
+
+def test_more_batches_of_the_same_density_cost_no_more_than_themselves(study, tmp_path, monkeypatch):
+    command = ("density", study, "--epochs", 0, *QUICK, "--unaudited")
+    assert invoke(*command, "--batches", 3, "-o", tmp_path / "whole.svg").exit_code == 0
+    assert invoke(*command, "--batches", 1, "-o", tmp_path / "grown.svg").exit_code == 0
+    made = counted(monkeypatch)
+    assert invoke(*command, "--batches", 3, "-o", tmp_path / "grown.svg").exit_code == 0
+    assert made == [7919, 2 * 7919]
+    for name, array in arrays_of(tmp_path / "whole.h5")["one", 0].items():
+        np.testing.assert_array_equal(arrays_of(tmp_path / "grown.h5")["one", 0][name], array, err_msg=name)
+
+
+def test_a_wrong_checkpoint_or_model_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    study = make_study(tmp_path, parameters=PATTERNS)
+    last = tmp_path / "two_1.pt"
+    content = torch.load(last, weights_only=True)
+    del content["state_dict"]["logit_scale"]
+    torch.save(content, last)
+    made = counted(monkeypatch)
+    result = invoke("density", study, "-o", tmp_path / "density.svg", *PLAIN)
+    assert result.exit_code == 2 and "two_1.pt" in result.stderr and len(result.stderr.splitlines()) == 1, result.output
+    assert not made and not list(tmp_path.glob("density.*"))
 
 
 def test_where_nothing_can_be_measured_nothing_is_drawn(study, tmp_path, failing):
@@ -186,8 +250,14 @@ def test_the_next_checkpoint_takes_the_way_that_the_last_has_come_to(study, tmp_
 def test_what_is_known_stays_in_the_file_when_an_earlier_epoch_is_measured(study, tmp_path):
     output, target = tmp_path / "density.svg", tmp_path / "density.h5"
     assert invoke("density", study, "-o", output, *PLAIN, "--epochs", 1).exit_code == 0
+    result = invoke("density", study, "-o", output, *PLAIN, "--epochs", 0)
+    assert result.exit_code == 0 and "1 series, 1 densities" in result.stdout
+    assert [one.epoch for one in read_densities(target)] == [0, 1]
     assert invoke("density", study, "-o", output, *PLAIN).exit_code == 0
     assert [one.epoch for one in read_densities(target)] == [0, 1]
+    # What was measured in another way does not stand beside it.
+    assert invoke("density", study, "-o", output, *PLAIN, "--epochs", 0, "--seed", 1).exit_code == 0
+    assert [one.epoch for one in read_densities(target)] == [0]
 
 
 def test_a_store_is_drawn_from_the_quadratures_that_it_keeps(study, tmp_path):
@@ -264,11 +334,15 @@ def test_a_record_survives_the_file_whole_and_a_wrong_version_is_refused(tmp_pat
     arrays = {name: getattr(found, name).numpy() for name in ("nodes", "weights", "operators", "remainders")}
     arrays |= {name: getattr(found, name).numpy() for name in ("exact", "exact_residuals", "num_zeros")}
     facts = {"series": "a", "label": "A", "model": "m", "epoch": 3, "n": found.n, "checkpoint_sha256": "", "audited": True}
-    record = DensityRecord(settings={"seed": 1}, resolution=found.resolution, rounding=found.rounding, **facts, **arrays)
+    settings = {"seed": 1, "num_batches": 3, "missing_batches": [1]}
+    record = DensityRecord(settings=settings, resolution=found.resolution, rounding=found.rounding, **facts, **arrays)
     path = tmp_path / "density.h5"
     write_densities(path, [record])
     (back,) = read_densities(path)
-    assert back.matches(checkpoint_sha256="", settings={"seed": 1}) and not back.matches(checkpoint_sha256="", settings={})
+    assert back.missing_batches == (1,) and back.batches == (0, 2)
+    settings = {"seed": 1, "num_batches": 3}
+    assert back.matches(settings) and back.matches({**settings, "num_batches": 4})
+    assert not back.matches({**settings, "num_batches": 2}) and not back.matches({"num_batches": 3})
     assert repr(spectral_density(back).trace()) == repr(found.trace())
     import h5py
 

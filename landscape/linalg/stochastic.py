@@ -10,7 +10,7 @@ g = grid points.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -142,6 +142,29 @@ class SpectralDensity:
             num_matvecs=sum(products) if len(products) == len(densities) else None,
             orthogonality_defect=max(defects) if len(defects) == len(densities) else None,
         )
+
+    def by_operator(self) -> list["SpectralDensity"]:
+        """The density of each operator, which `pooled` makes this one of again; what all share stands with every one of them.
+
+        Products were counted together: all stand with the first.
+        """
+        parts = []
+        for index in range(self.num_operators):
+            own, here = self.operators == index, slice(index, index + 1)
+            parts.append(
+                replace(
+                    self,
+                    nodes=self.nodes[own],
+                    weights=self.weights[own],
+                    operators=torch.zeros(int(own.sum()), dtype=torch.int64),
+                    remainders=self.remainders[own],
+                    exact=self.exact[here],
+                    exact_residuals=self.exact_residuals[here],
+                    num_zeros=self.num_zeros[here],
+                    num_matvecs=self.num_matvecs if index == 0 or self.num_matvecs is None else 0,
+                )
+            )
+        return parts
 
     @property
     def num_probes(self) -> int:

@@ -3,11 +3,9 @@
 What is measured goes to an HDF5 file beside the figure, one checkpoint after the other, and is not measured again.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,7 @@ import numpy as np
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError, StoreError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
-from landscape.pipeline.density_record import density_record, density_sample, stored_densities
+from landscape.pipeline.density_record import density_record, density_sample, spectral_density, stored_densities
 from landscape.pipeline.measure import attempted, device_of
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.store import (
@@ -29,6 +27,7 @@ from landscape.store import (
 
 if TYPE_CHECKING:
     from landscape.linalg import SpectralDensity, SymmetricOperator
+    from landscape.pipeline.subject import Subject
 
 _Key = tuple[str, int]
 
@@ -113,10 +112,11 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
 
 @dataclass(frozen=True)
 class _Job:
-    """One checkpoint: what identifies it, and how to get the verdict of its audit and the operators of its batches."""
+    """One checkpoint: what identifies it, how to check it, and how to get the verdict of its audit and operators of batches."""
 
     facts: dict[str, Any]
-    prepare: "Callable[[], tuple[bool, Iterable[SymmetricOperator]]]"
+    check: Callable[[], None]
+    prepare: "Callable[[Sequence[int]], tuple[bool, Iterable[SymmetricOperator]]]"
 
     @property
     def key(self) -> _Key:
@@ -131,95 +131,118 @@ def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, opt
     if target == output or (target.exists() and not is_density_file(target)):
         raise StoreError(f"{target}: would be overwritten by the densities behind the figure; name another output with -o.")
     stored = {(one.series, one.epoch): one for one in read_densities(target)} if target.exists() else {}
-    found: dict[_Key, DensityRecord] = {}
+    known: dict[_Key, DensityRecord] = {}
+    todo: list[_Job] = []
     keys: list[_Key] = []
-    todo: deque[_Job] = deque()
     for job in jobs:
         keys.append(job.key)
-        known = stored.get(job.key)
-        if known is not None and known.matches(
-            checkpoint_sha256=job.facts["checkpoint_sha256"], settings=job.facts["settings"]
-        ):
-            found[job.key] = known
-        else:
+        one = stored.pop(job.key, None)
+        if one is not None and one.checkpoint_sha256 == job.facts["checkpoint_sha256"] and one.matches(job.facts["settings"]):
+            known[job.key] = one
+        if job.key not in known or len(known[job.key].batches) < settings.num_batches:
             todo.append(job)
     if options.get("dry_run"):
         lines = [f"to measure: {job}" for job in todo]
-        return DensityReport((*lines, f"{target}: {len(found)} of {len(keys)} densities are measured."))
+        return DensityReport((*lines, f"{target}: {len(keys) - len(todo)} of {len(keys)} densities are measured."))
+    for job in todo:
+        job.check()
+    # Checkpoints that this command does not ask for stay in the file where they were measured in the same way.
+    others = [one for one in stored.values() if todo and one.matches(todo[0].facts["settings"])]
+
+    def keep(key: _Key, record: DensityRecord) -> None:
+        known[key] = record
+        write_densities(target, [*(known[key] for key in keys if key in known), *others])
+
     failures: list[str] = []
-    while todo:
-        # Each job goes as it is done, and with the last of a series its model.
-        job = todo.popleft()
-        record, failed = _measure(job, settings, has_worked=bool(found))
-        failures += failed
-        if record is not None:
-            found[job.key] = record
-            write_densities(target, [found[key] for key in keys if key in found])
-    if not found:
+    for job in todo:
+        failures += _measure(job, settings, known.get(job.key), partial(keep, job.key), has_worked=bool(known))
+    if not known:
         return DensityReport((f"{output}: nothing was measured, so there is nothing to draw.",), tuple(failures))
-    lines = _drawn([found[key] for key in keys if key in found], output, options)
+    lines = _drawn([known[key] for key in keys if key in known], output, options)
     return DensityReport((*lines, f"{target}: the densities themselves."), tuple(failures))
 
 
-def _measure(job: _Job, settings: DensitySettings, *, has_worked: bool) -> tuple[DensityRecord | None, list[str]]:
-    """The density over the batches of a checkpoint that could be measured, and a line for each that could not.
+@dataclass(frozen=True)
+class _Batch:
+    """The density of one batch, and all its eigenvalues where they are few."""
+
+    density: "SpectralDensity"
+    dense: np.ndarray | None
+
+
+def _measure(
+    job: _Job,
+    settings: DensitySettings,
+    known: DensityRecord | None,
+    keep: Callable[[DensityRecord], None],
+    *,
+    has_worked: bool,
+) -> list[str]:
+    """Measure the batches of a checkpoint that are not known; the record of all that are is kept after each.
+
+    Returns:
+        A line for each batch that failed.
 
     Raises:
         LandscapeError: If the input is wrong; or the model is, and nothing has worked.
     """
+    measured = {} if known is None else dict(zip(known.batches, _batches_of(known)))
+    todo = [index for index in range(settings.num_batches) if index not in measured]
+    prepared = attempted(partial(job.prepare, todo), has_worked=has_worked)
+    if isinstance(prepared, str):
+        return [f"{job}: {prepared}"]
+    audited, operators = prepared[0] and (known is None or known.audited), iter(prepared[1])
+    failures = []
+    for index in todo:
+        one = attempted(partial(_measure_batch, operators, index, settings), has_worked=has_worked or bool(measured))
+        if isinstance(one, str):
+            failures.append(f"{job} batch {index}: {one}")
+        else:
+            measured[index] = one
+            keep(_record(job, settings, measured, audited=audited))
+    # Asked once more, it takes note of the way that the last operator has come to, for the next checkpoint.
+    next(operators, None)
+    return failures
+
+
+def _batches_of(record: DensityRecord) -> list[_Batch]:
+    parts = spectral_density(record).by_operator()
+    dense: list[Any] = list(record.dense_eigenvalues) if record.dense_eigenvalues.size else [None] * len(parts)
+    return [_Batch(density, values) for density, values in zip(parts, dense)]
+
+
+def _record(job: _Job, settings: DensitySettings, measured: dict[int, _Batch], *, audited: bool) -> DensityRecord:
+    """The batches that are measured as one record."""
     from landscape.linalg import SpectralDensity
 
-    prepared = attempted(job.prepare, has_worked=has_worked)
-    if isinstance(prepared, str):
-        return None, [f"{job}: {prepared}"]
-    audited, operators = prepared[0], iter(prepared[1])
-    found: list[SpectralDensity] = []
-    dense: list[np.ndarray] = []
-    failed: dict[int, str] = {}
-    for index in count():
-        one = attempted(partial(_measure_batch, operators, index, settings), has_worked=has_worked or bool(found))
-        if one is None:
-            break
-        if isinstance(one, str):
-            failed[index] = one
-        else:
-            found.append(one[0])
-            dense += one[1]
-    failures = [f"{job} batch {index}: {reason}" for index, reason in failed.items()]
-    if not found:
-        return None, failures
-    together = SpectralDensity.pooled(found)
-    # A record that lacks batches matches no settings, so that the next run tries them again.
-    lacking = {"failed_batches": list(failed)} if failed else {}
-    record = density_record(
+    batches = [measured[index] for index in sorted(measured)]
+    together = SpectralDensity.pooled([one.density for one in batches])
+    dense = [one.dense for one in batches if one.dense is not None]
+    missing = [index for index in range(settings.num_batches) if index not in measured]
+    return density_record(
         together,
-        **job.facts | {"settings": {**job.facts["settings"], **lacking}},
+        **job.facts | {"settings": job.facts["settings"] | ({"missing_batches": missing} if missing else {})},
         audited=audited,
         # Ritz values of exact pairs prove their signs.
         num_negative=(together.exact + together.exact_residuals < 0).sum(dim=1).numpy(),
-        dense_eigenvalues=np.stack(dense) if len(dense) == len(found) else np.zeros((0, 0)),
+        dense_eigenvalues=np.stack(dense) if len(dense) == len(batches) else np.zeros((0, 0)),
     )
-    return record, failures
 
 
-def _measure_batch(
-    operators: "Iterator[SymmetricOperator]", index: int, settings: DensitySettings
-) -> "tuple[SpectralDensity, list[np.ndarray]] | None":
-    """The density of the next operator, and its exact spectrum where it is small; None after the last one.
+def _measure_batch(operators: "Iterator[SymmetricOperator]", index: int, settings: DensitySettings) -> _Batch:
+    """The density of the next operator, that of batch `index`, and its exact spectrum where it is small.
 
     Raises:
         ObjectiveError, NumericalError, MemoryLimitError: If there is none.
     """
     from landscape.linalg import dense_spectrum, density
 
-    operator = next(operators, None)
-    if operator is None:
-        return None
+    operator = next(operators)
     found = density(
         operator, num_probes=settings.num_probes, num_matvecs=settings.num_matvecs, seed=settings.seed + 7919 * index
     )
     small = operator.n - operator.num_unused <= settings.dense_limit
-    return found, [dense_spectrum(operator).numpy()] if small else []
+    return _Batch(found, dense_spectrum(operator).numpy() if small else None)
 
 
 def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[str, Any]) -> Iterator[_Job]:
@@ -232,8 +255,9 @@ def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[
     known = sorted({one.epoch for series in manifest.series for one in series.checkpoints})
     if wanted is not None and not set(wanted) <= set(known):
         raise ManifestError(f"{manifest.path}: no series has an epoch {sorted(set(wanted) - set(known))[0]}; it has {known}.")
+    subject = _OneSubject(manifest, options.get("device"))
     for series in manifest.series:
-        subject_of = _SubjectOf(manifest, series, settings.products, options)
+        one = _Series(subject, series, settings, unaudited=bool(options.get("unaudited")))
         for checkpoint in series.checkpoints:
             if wanted is None or checkpoint.epoch in wanted:
                 facts = {
@@ -244,41 +268,61 @@ def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[
                     "checkpoint_sha256": checkpoint.verify(),
                     "settings": settings.facts(manifest),
                 }
-                yield _Job(facts, partial(subject_of.operators, checkpoint, settings.num_batches))
+                yield _Job(facts, partial(one.check, checkpoint), partial(one.operators, checkpoint))
 
 
-class _SubjectOf:
-    """The model of a series, built and audited when a checkpoint of it is measured first."""
+class _OneSubject:
+    """The model of the series that is worked on; that of the one before is let go of."""
 
-    def __init__(
-        self, manifest: Manifest, series: CheckpointSeries, products: ProductSettings, options: dict[str, Any]
-    ) -> None:
-        self.manifest, self.series, self.options = manifest, series, options
-        self.products = SeriesProducts(products)
-        self._ready: tuple[bool, Any] | None = None
+    def __init__(self, manifest: Manifest, device: str | None) -> None:
+        self.manifest, self.device = manifest, device
+        self._series: CheckpointSeries | None = None
+        self._subject: Any = None
 
-    def operators(self, checkpoint: Checkpoint, num_batches: int) -> "tuple[bool, Iterable[SymmetricOperator]]":
-        """The verdict, and the Hessians of the first batches with the weights of a checkpoint."""
-        if self._ready is None:
-            self._ready = self._build()
-        audited, subject = self._ready
-        subject.load(checkpoint)
-        batches = map(subject.batch, range(num_batches))
-        return audited, self.products.operators(subject.objective, subject.params, batches)
-
-    def _build(self) -> tuple[bool, Any]:
+    def of(self, series: CheckpointSeries) -> "Subject":
         from landscape.clip.image_text import open_pairs
         from landscape.pipeline.subject import Subject
 
-        device = device_of(self.options.get("device"))
-        subject = Subject.of(self.manifest, self.series, open_pairs(self.manifest.data), device=device)
-        unaudited = bool(self.options.get("unaudited"))
-        verdict = verdict_of(subject, self.manifest, self.series, unaudited=unaudited, hvp="double-backward")
-        return bool(verdict["passed"]), subject
+        if self._series is not series:
+            self._series = self._subject = None
+            self._subject = Subject.of(self.manifest, series, open_pairs(self.manifest.data), device=device_of(self.device))
+            self._series = series
+        return self._subject
+
+
+class _Series:
+    """The checkpoints of a series: to be checked first, and then measured."""
+
+    def __init__(self, subject: _OneSubject, series: CheckpointSeries, settings: DensitySettings, *, unaudited: bool) -> None:
+        self.subject, self.series, self.unaudited = subject, series, unaudited
+        self.products = SeriesProducts(settings.products)
+        self._audited: bool | None = None
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint once, so that a wrong one is refused before anything is measured; the first time audit the model.
+
+        Raises:
+            LandscapeError: If the model, the data or the checkpoint is wrong, or the audit failed.
+        """
+        subject = self.subject.of(self.series)
+        if self._audited is None:
+            manifest = self.subject.manifest
+            verdict = verdict_of(subject, manifest, self.series, unaudited=self.unaudited, hvp="double-backward")
+            self._audited = bool(verdict["passed"])
+        subject.load(checkpoint)
+
+    def operators(self, checkpoint: Checkpoint, indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
+        """The verdict, and the Hessians of some batches with the weights of a checkpoint."""
+        assert self._audited is not None, "check comes first"
+        subject = self.subject.of(self.series)
+        subject.load(checkpoint)
+        return self._audited, self.products.operators(subject.objective, subject.params, map(subject.batch, indices))
 
 
 def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) -> Iterator[_Job]:
-    def prepare() -> "tuple[bool, Iterable[SymmetricOperator]]":
+    built: list[Any] = []
+
+    def check() -> None:
         from landscape.clip.objectives import contrastive_objective
         from landscape.curvature import audit_objective
 
@@ -292,11 +336,17 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
                     f"{name}: the audit failed for {', '.join(report.blamed[:3])}, so the density would not be the Hessian's. "
                     f"See `landscape audit {name}`, or measure anyway, and marked so, with --unaudited."
                 )
+        built[:] = [audited, model, batches]
+
+    def prepare(indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
+        from landscape.clip.objectives import contrastive_objective
+
+        audited, model, batches = built
         objective, params = contrastive_objective(model)
-        return audited, SeriesProducts(settings.products).operators(objective, params, batches)
+        return audited, SeriesProducts(settings.products).operators(objective, params, [batches[i] for i in indices])
 
     facts = {"series": name.replace("/", "-"), "label": name, "model": name, "epoch": 0, "checkpoint_sha256": ""}
-    yield _Job(facts | {"settings": settings.facts(None)}, prepare)
+    yield _Job(facts | {"settings": settings.facts(None)}, check, prepare)
 
 
 def _drawn(records: Sequence[DensityRecord], output: Path, options: dict[str, Any]) -> list[str]:
@@ -315,12 +365,8 @@ def _drawn(records: Sequence[DensityRecord], output: Path, options: dict[str, An
 
 def _summary(record: DensityRecord, density: "SpectralDensity") -> list[str]:
     """The numbers of one checkpoint, estimates and certificates under their own names."""
-    failed, batches = record.settings.get("failed_batches", ()), f"{density.num_operators} batches"
-    if failed:
-        numbers = ", ".join(map(str, failed))
-        batches = f"{density.num_operators} of {density.num_operators + len(failed)} batches ({numbers} failed)"
     lines = [
-        f"{record.series} epoch {record.epoch}: {record.n:,} eigenvalues, {batches}, "
+        f"{record.series} epoch {record.epoch}: {record.n:,} eigenvalues, {record.num_batches_in_words()}, "
         f"{density.num_probes} probes, {record.num_matvecs} products"
     ]
     for name, estimate in (

@@ -44,7 +44,8 @@ class DensityRecord:
 
     Args:
         checkpoint_sha256: Digest of the weights' file; empty for random weights.
-        settings: How it was measured; plain JSON values. A record with equal settings and weights need not be made again.
+        settings: How it was measured; plain JSON values. `num_batches` and `missing_batches` (absent where there are none) say
+            which batches it is of: those from 0 that are not missing.
         audited: Whether the products passed an audit.
         dense_eigenvalues: (b, n) all eigenvalues, from the assembled matrix; (0, 0) where it is too large.
         num_negative: (b,) certified lower bounds of the number of negative eigenvalues; -1 where there is none.
@@ -72,9 +73,30 @@ class DensityRecord:
     dense_eigenvalues: Float[np.ndarray, "b n"] = field(default_factory=lambda: np.zeros((0, 0)))
     num_negative: Int[np.ndarray, " b"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
-    def matches(self, *, checkpoint_sha256: str, settings: Mapping[str, Any]) -> bool:
-        """Whether measuring again could give nothing else."""
-        return self.checkpoint_sha256 == checkpoint_sha256 and canonical_json(self.settings) == canonical_json(settings)
+    @property
+    def missing_batches(self) -> tuple[int, ...]:
+        """Batches that were asked for and are not in it: they failed, or the run was stopped."""
+        return tuple(self.settings.get("missing_batches", ()))
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batches that it is of."""
+        return tuple(i for i in range(self.settings["num_batches"]) if i not in self.missing_batches)
+
+    def num_batches_in_words(self) -> str:
+        """As "3 batches", or "2 of 3 batches (1 missing)"."""
+        there, missing = len(self.num_zeros), self.missing_batches
+        if not missing:
+            return f"{there} batches"
+        return f"{there} of {there + len(missing)} batches ({', '.join(map(str, missing))} missing)"
+
+    def matches(self, settings: Mapping[str, Any]) -> bool:
+        """Whether its batches are some of those that these settings ask for, and measured as they ask."""
+        return _but_batches(self.settings) == _but_batches(settings) and self.settings["num_batches"] <= settings["num_batches"]
+
+
+def _but_batches(settings: Mapping[str, Any]) -> str:
+    return canonical_json({name: value for name, value in settings.items() if name not in ("num_batches", "missing_batches")})
 
 
 def is_density_file(path: Path) -> bool:
@@ -149,7 +171,7 @@ def describe_densities(path: Path) -> list[str]:
     for one in read_densities(path):
         exact = ", exact spectrum too" if one.dense_eigenvalues.size else ""
         lines.append(
-            f"{one.series} epoch {one.epoch} ({one.model}, {one.n} parameters): {len(one.num_zeros)} batches, "
+            f"{one.series} epoch {one.epoch} ({one.model}, {one.n} parameters): {one.num_batches_in_words()}, "
             f"{len(one.nodes)} probes, {one.num_matvecs} products{exact}, {'audited' if one.audited else 'not audited'}"
         )
     return lines
