@@ -583,10 +583,22 @@ def test_a_run_killed_at_random_moments_ends_with_the_files_of_an_undisturbed_on
     duration = time.monotonic() - begun
     generator = random.Random(0)
     kills, found_on_resuming = 0, set()
+
+    def epochs_there():
+        return len(list(tmp_path.glob("run/checkpoints/epoch_*.pt")))
+
     while kills < 12:
-        found_on_resuming.add(len(list(tmp_path.glob("run/checkpoints/epoch_*.pt"))))
+        before = epochs_there()
+        found_on_resuming.add(before)
         process = start(context, run, tmp_path / "run", table)
-        process.join(generator.uniform(0, duration))
+        # By turns at any moment, and once another epoch is there or all is done: what of a run its epochs take is the machine's
+        # affair.
+        if kills % 2:
+            process.join(generator.uniform(0, duration))
+        else:
+            while process.is_alive() and epochs_there() <= before:
+                time.sleep(0.001)
+            process.join(generator.uniform(0, 0.01))
         if process.exitcode is None:
             process.kill()
             process.join()
