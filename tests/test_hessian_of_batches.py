@@ -7,11 +7,13 @@ import pytest
 import torch
 from conftest import contrastive_loss
 from oracles import dense_hessian, relative_error
+from test_products import rowwise
 from torch import nn
 from torch.nn import functional as F
 
 import landscape
 from landscape.curvature import HessianOfBatches, HessianOperator, Objective, select_parameters
+from landscape.curvature.memory import MemoryWatch
 from landscape.errors import ObjectiveError
 from landscape.linalg import average, seeded
 
@@ -69,6 +71,33 @@ def test_of_a_contrastive_loss_it_equals_the_average_of_operators_and_unites_the
     assert torch.equal(H.support, kept.support)
     largest = landscape.eigsh(H, 2, tol=1e-6)
     torch.testing.assert_close(largest.values, landscape.eigsh(kept, 2, tol=1e-6).values, rtol=1e-9, atol=0)
+
+
+def test_chunks_of_rows_are_the_same_average_in_the_memory_of_a_chunk():
+    objective, params, _ = rowwise()
+    batches = [rowwise(num_rows=size)[2] for size in (24, 7, 1)]
+    weights = [24, 7, 1]
+    whole = HessianOfBatches(objective, params, batches, weights=weights)
+    with MemoryWatch(2**40) as watch:
+        chunked = HessianOfBatches(objective, params, batches, weights=weights, rows=4)
+        V = normal(whole.n, 2)
+        products = chunked @ V
+    assert relative_error(products, whole @ V) < EXACT
+    assert chunked.losses == pytest.approx(whole.losses, rel=1e-13) and chunked.support is None is whole.support
+    with MemoryWatch(2**40) as one:
+        HessianOfBatches(objective, params, batches[:1]) @ V
+    assert watch.peak < 0.4 * one.peak
+
+
+def test_chunks_are_refused_where_they_cannot_be(mlp_problem, three_batches):
+    closure = Objective.from_closure(mlp_problem.model, cross_entropy)
+    with pytest.raises(ObjectiveError, match="batch 0 of 3: Row chunks cannot be used: nothing says"):
+        HessianOfBatches(closure, mlp_problem.params, three_batches, rows=2)
+    with pytest.raises(ValueError, match="keep_graphs"):
+        HessianOfBatches(closure, mlp_problem.params, three_batches, rows=2, keep_graphs=True)
+    objective, params, batch = rowwise()
+    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
+        HessianOfBatches(objective, params, [batch], rows=0)
 
 
 class Watched(torch.autograd.Function):

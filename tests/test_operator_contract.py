@@ -77,6 +77,7 @@ MAKERS = {
     "average of differences": lambda: average(both(FiniteDifferenceOperator)),
     "batches": lambda: HessianOfBatches(*problem(), [TOKENS, OTHER_TOKENS], weights=[1, 3]),
     "batches with graphs": lambda: HessianOfBatches(*problem(weight_decay=0.3), [TOKENS, OTHER_TOKENS], keep_graphs=True),
+    "batches in chunks": lambda: HessianOfBatches(*problem(), [TOKENS, OTHER_TOKENS], weights=[1, 3], rows=1),
     "shift": lambda: shifted(of(HessianOperator), -0.7),
     "restriction": lambda: restricted(of(HessianOperator), ROWS),
     "restriction of a sum": lambda: restricted(shifted(of(HessianOperator) + of(GaussNewtonOperator), 0.1), ROWS),
@@ -206,7 +207,7 @@ def test_operators_of_part_of_a_table_state_their_support():
     assert stating == {
         *("hessian rebuilt", "hessian jvp", "hessian rows"),
         *("hessian", "hessian float32", "hessian blocks", "gauss-newton", "gauss-newton float32", "gauss-newton blocks"),
-        *("sum", "difference and multiple", "average", "batches", "restriction"),
+        *("sum", "difference and multiple", "average", "batches", "batches in chunks", "restriction"),
     }
 
 

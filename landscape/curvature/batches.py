@@ -15,8 +15,9 @@ from landscape.curvature.graph import no_checkpointing
 from landscape.curvature.hessian import _leaves, _support
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import check_batch, describe_batch
-from landscape.curvature.products import RetainedGraph
+from landscape.curvature.products import Product, RetainedGraph
 from landscape.curvature.rounding import product_errors
+from landscape.curvature.row_chunks import RowChunks
 from landscape.errors import ObjectiveError
 from landscape.linalg.combine import normalized_weights, union_of_supports
 from landscape.linalg.operator import SymmetricOperator
@@ -42,6 +43,8 @@ class HessianOfBatches(SymmetricOperator):
         batches: At least one; kept, as they are needed again.
         weights: One number >= 0 per batch, of any positive sum, such as the sizes of the batches; equal by default.
         keep_graphs: Keep the graph of every batch, for products of 2 gradients a batch.
+        rows: Rows of a batch that the network sees at once, in exact row chunks; memory is then that of a chunk's graph and of
+            the features of all batches. The loss is not looked at again: a batch that is changed in place changes the matrix.
 
     Attributes:
         losses: Of each batch without the L2 term, in nats.
@@ -50,7 +53,8 @@ class HessianOfBatches(SymmetricOperator):
 
     Raises:
         ObjectiveError: As HessianOperator; the message names the batch.
-        ValueError: If there is no batch, `batches` is a tensor or a mapping, or the weights are no weights.
+        ValueError: If there is no batch, `batches` is a tensor or a mapping, the weights are no weights, rows is not positive, or
+            graphs are to be kept of chunks.
     """
 
     def __init__(
@@ -61,8 +65,12 @@ class HessianOfBatches(SymmetricOperator):
         *,
         weights: Sequence[float] | None = None,
         keep_graphs: bool = False,
+        rows: int | None = None,
     ) -> None:
+        if rows is not None and keep_graphs:
+            raise ValueError("rows: chunks keep no graph, so keep_graphs=True cannot be obeyed. Leave one of them out.")
         batches = _listed(batches)
+        self.rows = rows
         self.weights = tuple(normalized_weights(len(batches), weights))
         leaves = _leaves(objective, params, batches[0], copy=True)
         self._problems = [Problem(objective=objective, leaves=leaves, batch=batch) for batch in batches]
@@ -70,13 +78,13 @@ class HessianOfBatches(SymmetricOperator):
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
         self.weight_decay = objective.weight_decay
-        self._kept: list[RetainedGraph | None] = []
+        self._kept: list[Product | None] = []
         losses, supports = [], []
         for index, problem in enumerate(self._problems):
-            loss, support, graph = self._evaluated(index, problem)
+            loss, support, product = self._evaluated(index, problem)
             losses.append(loss)
             supports += [support] if self.weights[index] else []
-            self._kept.append(graph if keep_graphs else None)
+            self._kept.append(product if keep_graphs or rows is not None else None)
         self.losses = tuple(losses)
         self.loss = sum(weight * loss for weight, loss in zip(self.weights, losses))
         if self.weight_decay:
@@ -113,23 +121,26 @@ class HessianOfBatches(SymmetricOperator):
 
     def _at(self, params: Params) -> "HessianOfBatches":
         batches = [problem.batch for problem in self._problems]
-        return HessianOfBatches(self._problems[0].objective, params, batches, weights=self.weights)
+        return HessianOfBatches(self._problems[0].objective, params, batches, weights=self.weights, rows=self.rows)
 
     def _multiply(self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
         try:
-            graph = self._kept[index] or self._rebuilt(index)
+            way = self._kept[index] or self._rebuilt(index)
             for row, product in zip(rows.split(1), products.split(1)):
-                graph.multiply(row, product)
+                way.multiply(row, product)
             if not torch.isfinite(products).all():
                 raise ObjectiveError("a product with the Hessian is not finite: the vector or a second derivative is not.")
         except ObjectiveError as error:
             raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
 
-    def _evaluated(self, index: int, problem: Problem) -> tuple[float, Int64[Tensor, " s"] | None, RetainedGraph]:
-        """The loss of a batch, the support of its Hessian, and its graph."""
+    def _evaluated(self, index: int, problem: Problem) -> tuple[float, Int64[Tensor, " s"] | None, Product]:
+        """The loss of a batch, the support of its Hessian, and products with it."""
+        chunks = None
         try:
             check_batch(problem.batch, self.device)
-            evaluated = twice_evaluated(problem)
+            if self.rows is not None:
+                chunks = RowChunks(problem, self.rows)
+            evaluated = twice_evaluated(problem) if chunks is None else chunks.pop_evaluated()
         except ObjectiveError as error:
             raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
         except Exception as error:
@@ -140,7 +151,7 @@ class HessianOfBatches(SymmetricOperator):
             )
             raise
         support = _support(problem.leaves, evaluated.gradients, evaluated.looked_up)
-        return evaluated.loss, support, RetainedGraph(problem, evaluated.gradients)
+        return evaluated.loss, support, chunks or RetainedGraph(problem, evaluated.gradients)
 
     def _rebuilt(self, index: int) -> RetainedGraph:
         problem, before = self._problems[index], self.losses[index]
