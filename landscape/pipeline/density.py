@@ -15,7 +15,7 @@ from landscape.errors import LandscapeError, ManifestError, ObjectiveError, Stor
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
 from landscape.pipeline.density_record import density_record, density_sample, spectral_density, stored_densities
-from landscape.pipeline.measure import attempted, device_of
+from landscape.pipeline.measure import Show, attempted, device_of, progress_shown
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.store import (
     DensityRecord,
@@ -154,8 +154,11 @@ def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, opt
         write_densities(target, [*(known[key] for key in keys if key in known), *others])
 
     failures: list[str] = []
-    for job in todo:
-        failures += _measure(job, settings, known.get(job.key), partial(keep, job.key), has_worked=bool(known))
+    num_known = sum(len(one.batches) for one in known.values())
+    with progress_shown(len(keys) * settings.num_batches, num_known, shown=None if todo else False) as show:
+        for job in todo:
+            kept = partial(keep, job.key)
+            failures += _measure(job, settings, known.get(job.key), kept, has_worked=bool(known), show=show)
     if not known:
         return DensityReport((f"{output}: nothing was measured, so there is nothing to draw.",), tuple(failures))
     lines = _drawn([known[key] for key in keys if key in known], output, options)
@@ -177,6 +180,7 @@ def _measure(
     keep: Callable[[DensityRecord], None],
     *,
     has_worked: bool,
+    show: Show,
 ) -> list[str]:
     """Measure the batches of a checkpoint that are not known; the record of all that are is kept after each.
 
@@ -186,6 +190,7 @@ def _measure(
     Raises:
         LandscapeError: If the input is wrong; or the model is, and nothing has worked.
     """
+    show(str(job), 0)
     measured = {} if known is None else dict(zip(known.batches, _batches_of(known)))
     todo = [index for index in range(settings.num_batches) if index not in measured]
     prepared = attempted(partial(job.prepare, todo), has_worked=has_worked)
@@ -200,6 +205,7 @@ def _measure(
         else:
             measured[index] = one
             keep(_record(job, settings, measured, audited=audited))
+        show("", 1)
     # Asked once more, it takes note of the way that the last operator has come to, for the next checkpoint.
     next(operators, None)
     return failures
@@ -302,7 +308,7 @@ class _Series:
         """Load a checkpoint once, so that a wrong one is refused before anything is measured; the first time audit the model.
 
         Raises:
-            LandscapeError: If the model, the data or the checkpoint is wrong, or the audit failed.
+            LandscapeError: If the model, the data or the checkpoint is wrong, the audit failed, or products do not fit in memory.
         """
         subject = self.subject.of(self.series)
         if self._audited is None:
@@ -310,6 +316,8 @@ class _Series:
             verdict = verdict_of(subject, manifest, self.series, unaudited=self.unaudited, hvp="double-backward")
             self._audited = bool(verdict["passed"])
         subject.load(checkpoint)
+        if self.products.choice is None:
+            self.products.choose(subject, 0)
 
     def operators(self, checkpoint: Checkpoint, indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
         """The verdict, and the Hessians of some batches with the weights of a checkpoint."""
