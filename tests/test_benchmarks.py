@@ -68,23 +68,43 @@ def test_the_residual_judge_agrees_with_the_dense_hessian_and_does_not_mind_the_
     assert min(found) > 1e-3
 
 
+def dominant_ritz_pairs(A, k, *, seed, last):
+    """The k Ritz values largest in magnitude and their true residuals, by the dimension of the Krylov space up to `last`.
+
+    The spaces of the judge once more, from powers in float64 kept apart by QR.
+    """
+    start = torch.randn(A.n, generator=seeded(seed), dtype=torch.float64).numpy()
+    M, space = A.matrix.numpy(), (start / np.linalg.norm(start))[:, None]
+    found = {}
+    for m in range(1, last + 1):
+        values, coordinates = np.linalg.eigh(space.T @ M @ space)
+        best = np.argsort(-np.abs(values))[:k]
+        vectors = space @ coordinates[:, best]
+        found[m] = values[best], np.linalg.norm(M @ vectors - vectors * values[best], axis=0) / np.abs(values[best])
+        space = np.linalg.qr(np.column_stack([space, M @ space[:, -1]]))[0]
+    return found
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_krylov_dimension_is_the_first_that_holds_the_pairs(load, seed):
     spectrum = np.concatenate([[9.0, -8.0, 7.0], np.linspace(-2, 3, 57)])
     A = with_spectrum(spectrum, seed=seed)
-    found = load("peers.judge").krylov_dimension(A, 3, tol=1e-3, seed=seed)
-    # The Krylov spaces once more, from powers in float64 kept apart by QR, and true residuals of their Ritz pairs.
-    start = torch.randn(60, generator=seeded(seed), dtype=torch.float64).numpy()
-    M, space = A.matrix.numpy(), (start / np.linalg.norm(start))[:, None]
-    reached = {}
-    for m in range(1, found + 1):
-        values, coordinates = np.linalg.eigh(space.T @ M @ space)
-        best = np.argsort(-np.abs(values))[:3]
-        vectors = space @ coordinates[:, best]
-        residuals = np.linalg.norm(M @ vectors - vectors * values[best], axis=0) / np.abs(values[best])
-        reached[m] = m >= 3 and residuals.max() <= 1e-3
-        space = np.linalg.qr(np.column_stack([space, M @ space[:, -1]]))[0]
-    assert reached[found] and not reached[found - 1]
+    found = load("peers.judge").krylov_dimension(A, spectrum[:3], tol=1e-3, seed=seed)
+    residuals = {m: pair[1].max() for m, pair in dominant_ritz_pairs(A, 3, seed=seed, last=found).items()}
+    assert residuals[found] <= 1e-3 < residuals[found - 1]
+
+
+def test_a_krylov_space_that_holds_another_pair_to_the_last_digit_does_not_hold_the_true_ones(load):
+    """The third has many like it beside it, the fourth stands alone at the other end: it converges before the third is seen."""
+    truth = np.array([9.0, 8.0, 7.1, -7.08])
+    A = with_spectrum(np.concatenate([truth, 7.05 - 0.05 * np.arange(120)]))
+    found = load("peers.judge").krylov_dimension(A, truth[:3], tol=1e-3)
+    spaces = dominant_ritz_pairs(A, 3, seed=0, last=found)
+    by_residuals_alone = next(m for m, (_, residuals) in spaces.items() if m >= 3 and residuals.max() <= 1e-3)
+    assert by_residuals_alone < found and spaces[by_residuals_alone][0][2] == pytest.approx(-7.08, rel=1e-5)
+    values, residuals = spaces[found]
+    np.testing.assert_allclose(values, truth[:3], rtol=1e-3)
+    assert residuals.max() <= 1e-3
 
 
 def test_the_krylov_dimension_stays_inside_the_support(load):
@@ -94,10 +114,10 @@ def test_the_krylov_dimension_stays_inside_the_support(load):
     whole[support[:, None], support] = inside.matrix
     A = DenseOperator(whole)
     A.support = support
-    judge = load("peers.judge")
-    assert judge.krylov_dimension(A, 2, tol=1e-6) == judge.krylov_dimension(inside, 2, tol=1e-6)
+    judge, largest = load("peers.judge"), np.array([5.0, -4.0])
+    assert judge.krylov_dimension(A, largest, tol=1e-6) == judge.krylov_dimension(inside, largest, tol=1e-6)
     with pytest.raises(RuntimeError, match="3 products do not give 2 pairs"):
-        judge.krylov_dimension(inside, 2, tol=1e-14, limit=3)
+        judge.krylov_dimension(inside, largest, tol=1e-14, limit=3)
 
 
 def test_a_ghost_costs_the_value_that_was_missed_and_a_change_of_order_costs_nothing(load):

@@ -210,6 +210,17 @@ def test_fewer_checks_cost_fewer_products_and_miss_a_second_copy():
     assert without.converged.all() and with_checks.converged.all()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_the_check_finds_a_value_that_was_not_seen_when_others_had_converged(seed):
+    """No copies here: the third value has many beside it, and the fourth, which stands alone, converges in its place."""
+    truth = np.array([9.0, 8.0, 7.1, -7.08])
+    A = with_spectrum(np.concatenate([truth, 7.05 - 0.05 * np.arange(120)]))
+    without, with_checks = eigsh(A, 3, seed=seed, num_checks=0), eigsh(A, 3, seed=seed)
+    np.testing.assert_allclose(without.values.numpy(), truth[[0, 1, 3]], rtol=1e-4)
+    assert without.converged.all()
+    np.testing.assert_allclose(with_checks.values.numpy(), truth[:3], rtol=1e-4)
+
+
 def test_the_same_seed_gives_the_same_bits_and_other_seeds_agree_within_their_bounds():
     A = with_spectrum(SPECTRA["decaying"], dtype=torch.float32)
     first, again, other = eigsh(A, 5, seed=1), eigsh(A, 5, seed=1), eigsh(A, 5, seed=2)

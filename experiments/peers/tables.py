@@ -35,7 +35,7 @@ def architecture_table(truth: Truth, rows: Sequence[Row]) -> str:
         if row.failure:
             lines.append(f"{head} failed: {row.failure}")
             continue
-        reached = "" if row.mode == "defaults" or row.worst_residual <= TOL else f"  its best, with {row.settings}"
+        reached = "" if row.mode == "defaults" or row.is_right else f"  its best, with {row.settings}"
         lines.append(
             f"{head} {row.products:8d} {row.cpu_seconds:7.2f} {row.gradients:9.1f} {row.peak_mebibytes:6.0f} "
             f"{row.worst_residual:8.1e} {row.worst_error:8.1e} {_SAYS[row.says_converged]:>7} "

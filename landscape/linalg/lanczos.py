@@ -105,9 +105,9 @@ def eigsh(
         seed: Seed of the random starting vectors; ignored where `generator` is given.
         generator: CPU generator of the random starting vectors.
         num_checks: Products spent, after convergence, on a second random start orthogonal to everything found, which
-            shows copies of multiple eigenvalues that one Lanczos chain cannot see. Default: as many as find a missed
-            eigenvalue with 99 % probability where n <= 1000; for larger operators at most 4 of those, a spot check, which
-            `copies_checked` says.
+            shows copies of multiple eigenvalues that one Lanczos chain cannot see, and values that it had not seen yet when
+            k others had converged. Default: as many as find a missed eigenvalue with 99 % probability where n <= 1000; for
+            larger operators at most 4 of those, a spot check, which `copies_checked` says.
         max_basis: Vectors of size n kept in memory at most, from k + 6 on; when they are there, the unwanted half is given up
             (thick restart), at the price of more products. By default all are kept: a basis grows by one a product.
         start: Vectors near the wanted eigenvectors, such as those of another batch or checkpoint (recycling): the run
