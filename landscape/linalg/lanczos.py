@@ -63,9 +63,18 @@ class _Wanted:
         return ritz.residuals[: self.k] <= self.tol
 
     def satisfied(self, ritz: _Ritz, error: float) -> bool:
-        """Whether every wanted pair has converged, or little but the error of the products is left of its residual."""
-        enough = len(ritz.values) >= self.k
-        return enough and bool((self.converged(ritz) | (ritz.norms[: self.k] <= 2 * error)).all())
+        """Whether every wanted pair has converged, or little but the error of the products is left of its residual.
+
+        And whether they are the wanted ones: no other Ritz value may still move beyond the last of them, by more than what
+        the tolerance leaves open.
+        """
+        if len(ritz.values) < self.k:
+            return False
+        there = self.converged(ritz) | (ritz.norms[: self.k] <= 2 * error)
+        sizes = {"LM": np.abs(ritz.values), "LA": ritz.values, "SA": -ritz.values}[self.which]
+        open_to = sizes[self.k :] + ritz.norms[self.k :]
+        last, slack = sizes[self.k - 1], max(self.tol * abs(ritz.values[self.k - 1]), 2 * error)
+        return bool(there.all() and (open_to <= last + slack).all())
 
     def moved(self, old: _Ritz, new: _Ritz, error: float) -> bool:
         """Whether a wanted value changed by more than a converged pair can; that is about tol^2 / relative gap."""
