@@ -96,7 +96,7 @@ def test_chunks_are_refused_where_they_cannot_be(mlp_problem, three_batches):
     with pytest.raises(ValueError, match="keep_graphs"):
         HessianOfBatches(closure, mlp_problem.params, three_batches, rows=2, keep_graphs=True)
     objective, params, batch = rowwise()
-    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="rows must be a whole number from 1 on, got 0"):
         HessianOfBatches(objective, params, [batch], rows=0)
 
 

@@ -313,6 +313,18 @@ def test_modules_obey_the_limits_that_the_whole_obeys_and_say_so(tmp_path):
     np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-5)
 
 
+def test_a_limit_in_which_nothing_fits_is_refused_in_one_line_though_the_whole_is_complete(tmp_path):
+    manifest = make_study(tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj", "visual.ln_post.*"])
+    output = tmp_path / "spectra.h5"
+    some = invoke("spectra", manifest, "-o", output, "--per-module", "--module-batches", 1, "--device", "cpu")
+    assert some.exit_code == 0
+    before = output.read_bytes()
+    for option, message in (("--max-basis-memory", "1,000 bytes hold"), ("--max-memory", "do not fit in memory")):
+        result = invoke("spectra", manifest, "-o", output, "--per-module", option, "1kB", "--device", "cpu")
+        assert result.exit_code == 2 and message in result.stderr, result.output
+        assert output.read_bytes() == before
+
+
 def test_a_batch_whose_modules_fail_costs_that_batch_alone(tmp_path, monkeypatch):
     manifest = make_study(tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj"])
     import landscape.pipeline.modules as measuring

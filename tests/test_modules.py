@@ -1,5 +1,7 @@
 """The diagonal blocks of a Hessian: which modules they belong to, and their spectra against those of the dense Hessian."""
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -24,8 +26,11 @@ from landscape.curvature import (
     modules_of,
     per_module_spectra,
     select_parameters,
+    spectra_of,
 )
 from landscape.curvature.memory import MemoryWatch
+from landscape.curvature.objective import call_with_parameters
+from landscape.curvature.products import RetainedGraph
 from landscape.errors import MemoryLimitError, ObjectiveError
 from landscape.linalg import check_operator, restricted, seeded
 
@@ -194,8 +199,6 @@ def test_blocks_without_a_kept_graph_are_the_same_rows_and_columns(clip_problem,
     for module, names in modules.items():
         rows = coordinates_of(params, names)
         block = blocks.block(module)
-        assert isinstance(block, HessianOperator) and block.parameter_names == names
-        assert block.choice is None or block.choice.product == blocks.choice.product
         V = normal(block.n, 2)
         assert (block @ V - clip_hessian[rows][:, rows] @ V).norm() < EXACT * clip_hessian.norm(), module
     check_operator(block)
@@ -229,6 +232,92 @@ def test_a_batch_whose_graph_does_not_fit_in_memory_keeps_its_blocks():
         HessianBlocks(objective, params, batch, modules, max_memory=100_000)
 
 
+def test_the_bound_of_a_small_block_holds_the_rounding_of_the_whole_network_in_every_way():
+    """A bias of zeros, which no unit in the last place moves, behind a network that multiplies rounding."""
+    model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(8, 8), Sine(gain=8))], nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(normal(*parameter.shape, seed=parameter.numel(), dtype=torch.float32))
+        model[-1].bias.zero_()
+    batch = {"x": normal(20, 8, dtype=torch.float32), "y": torch.arange(20) % 3}
+
+    def objective_of(model):
+        return Objective(
+            lambda params, batch: call_with_parameters(model, params, nn.Module.__call__, batch["x"].to(params["8.bias"])),
+            lambda f, batch: F.cross_entropy(f, batch["y"]),
+            module=model,
+        )
+
+    exactly = copy.deepcopy(model).double()
+    truth = HessianBlocks(objective_of(exactly), select_parameters(exactly), batch, {"bias": ("8.bias",)}).block("bias")
+    v = normal(3)
+    for options in ({"product": "retained"}, {"product": "rebuilt"}, {"product": "jvp"}, {"rows": 4}):
+        blocks = HessianBlocks(objective_of(model), select_parameters(model), batch, {"bias": ("8.bias",)}, **options)
+        block = blocks.block("bias")
+        error = (block @ v.float()).double() - truth @ v
+        bounds = block.product_errors(v.float()).double()
+        assert (error.abs() <= bounds).all() and bounds.min() > 0, options
+        assert blocks.choice.product == options.get("product", "rows")
+
+
+class Sine(nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x):
+        return torch.sin(self.gain * x)
+
+
+def test_small_blocks_take_no_second_graph():
+    objective, params, batch = rowwise()
+    modules = {"bias": tuple(name for name in params if name.endswith("0.bias"))[:1]}
+    assert sum(params[name].numel() for name in modules["bias"]) == 64
+    needed = peaks(objective, params, batch)["retained"]
+    limit = allowing(1.1 * needed)
+    with MemoryWatch(2**40) as watch:
+        blocks = HessianBlocks(objective, params, batch, modules, max_memory=limit)
+        spectra = spectra_of(blocks, k=3, max_matvecs=10)
+    assert blocks.choice.product == "retained" and spectra[0].pairs.residuals.min() > 0
+    assert watch.peak < 1.2 * needed
+
+
+def test_a_graph_that_memory_runs_out_for_is_let_go_of_and_the_blocks_go_on(monkeypatch):
+    objective, params, batch = rowwise()
+    names = list(params)
+    modules = {"first": tuple(names[:2]), "second": tuple(names[2:7])}
+    expected = spectra_of(HessianBlocks(objective, params, batch, modules), k=2, max_matvecs=10)
+    blocks = HessianBlocks(objective, params, batch, modules)
+    assert blocks.choice.product == "retained"
+    multiply, made = RetainedGraph._multiply, []
+
+    def run(self, rows, out):
+        made.append(1)
+        if len(made) > 4:
+            raise MemoryError("short")
+        multiply(self, rows, out)
+
+    monkeypatch.setattr(RetainedGraph, "_multiply", run)
+    found = spectra_of(blocks, k=2, max_matvecs=10)
+    # Not tried again: neither by this block nor by the next.
+    assert len(made) == 5 and blocks.choice.product in ("rebuilt", "rows") and "ran out of memory" in str(blocks.choice.trials)
+    for one, other in zip(expected, found):
+        torch.testing.assert_close(one.pairs.values, other.pairs.values, rtol=1e-9, atol=1e-12)
+
+
+def test_a_choice_made_without_a_limit_is_made_again_within_one():
+    objective, params, batch = rowwise()
+    free = HessianOperator(objective, params, batch)
+    needed = peaks(objective, params, batch)["retained"]
+    with MemoryWatch(2**40) as watch:
+        limited = HessianOperator(objective, params, batch, product=free.choose(), max_memory=allowing(0.3 * needed))
+        limited @ normal(limited.n)
+    assert free.choice.product == "retained" and limited.choice.product == "rows" and watch.peak < 0.5 * needed
+    # Under the same limit, or with what it took counted, it is taken as it is.
+    again = HessianOperator(objective, params, batch, product=limited.choice, max_memory=allowing(0.3 * needed))
+    assert again.choose() == limited.choice
+
+
 def test_a_block_that_the_loss_does_not_depend_on_is_zero_in_every_way():
     model = Bag(tied=False)
     params, modules = select_parameters(model), {"unused": ("unused",), "table": ("table.weight",)}
@@ -255,7 +344,7 @@ def test_krylov_vectors_of_a_block_stay_within_their_memory(clip_problem):
     for one, other in zip(plain, small):
         torch.testing.assert_close(one.pairs.values, other.pairs.values, rtol=1e-9, atol=0)
         assert other.pairs.converged.all() and other.pairs.num_matvecs > one.pairs.num_matvecs
-    with pytest.raises(ValueError, match="max_basis must be at least"):
+    with pytest.raises(MemoryLimitError, match="hold 4 vectors of .* but 2 eigenvalues of this block need 8"):
         per_module_spectra(*arguments, **options, max_basis_memory=room // 2)
 
 

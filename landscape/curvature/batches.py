@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from landscape.curvature.evaluation import Problem, twice_evaluated
 from landscape.curvature.graph import no_checkpointing
-from landscape.curvature.hessian import _leaves, _support
+from landscape.curvature.hessian import _leaves, _support, _unused
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import check_batch, describe_batch
 from landscape.curvature.products import Product, RetainedGraph
@@ -35,7 +35,8 @@ class HessianOfBatches(SymmetricOperator):
     Every batch is evaluated twice to begin with, and refused for all that a HessianOperator refuses. After that, graphs are
     made anew for every block of vectors and freed batch by batch: memory is that of one graph and a few n-vectors, at 2.6 to
     3.3 gradients of work a batch for one vector, and 2 for each further vector of the block. The parameters are copied once.
-    What else a loss depends on must stay as it is: a batch whose loss has changed makes the next product raise.
+    What else a loss depends on must stay as it is: a batch whose loss has changed makes the next product raise, unless graphs are
+    kept or rows are taken in chunks.
 
     Args:
         objective: Of one batch.
@@ -44,7 +45,7 @@ class HessianOfBatches(SymmetricOperator):
         weights: One number >= 0 per batch, of any positive sum, such as the sizes of the batches; equal by default.
         keep_graphs: Keep the graph of every batch, for products of 2 gradients a batch.
         rows: Rows of a batch that the network sees at once, in exact row chunks; memory is then that of a chunk's graph and of
-            the features of all batches. The loss is not looked at again: a batch that is changed in place changes the matrix.
+            the features of all batches, as nothing else is kept. Needs the network and the loss apart, so an Objective.
 
     Attributes:
         losses: Of each batch without the L2 term, in nats.
@@ -67,6 +68,8 @@ class HessianOfBatches(SymmetricOperator):
         keep_graphs: bool = False,
         rows: int | None = None,
     ) -> None:
+        if rows is not None and not (isinstance(rows, int) and rows >= 1):
+            raise ValueError(f"rows must be a whole number from 1 on, got {rows!r}.")
         if rows is not None and keep_graphs:
             raise ValueError("rows: chunks keep no graph, so keep_graphs=True cannot be obeyed. Leave one of them out.")
         batches = _listed(batches)
@@ -150,7 +153,7 @@ class HessianOfBatches(SymmetricOperator):
                 "be a whole batch, as the loss takes it; a single one is given as [batch]."
             )
             raise
-        support = _support(problem.leaves, evaluated.gradients, evaluated.looked_up)
+        support = _support(problem.leaves, _unused(problem.leaves, evaluated.gradients), evaluated.looked_up)
         return evaluated.loss, support, chunks or RetainedGraph(problem, evaluated.gradients)
 
     def _rebuilt(self, index: int) -> RetainedGraph:

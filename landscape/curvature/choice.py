@@ -9,7 +9,7 @@ Shapes: n = total size of the parameters, c = vectors multiplied at once, k = ve
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -143,14 +143,14 @@ class Multiplier:
         self._device = problem.like.device
         given = product if isinstance(product, ProductChoice) else None
         self._free = free_memory(self._device)
-        # What fitted once may not fit now.
-        self._given = given if given is not None and given.peak <= self._free else None
+        self._share = _SHARE.get(self._device.type, min(_SHARE.values()))
+        self._watch = MemoryWatch(int(self._share * (max_memory or self._free)))
+        # What fitted once may not fit now, or in what is allowed here.
+        self._given = given if given is not None and self._fits(given, limited=max_memory is not None) else None
         asked = product.product if isinstance(product, ProductChoice) else "rows" if rows is not None else product
         self._asked = "auto" if given is not None and self._given is None else asked
         self._max_rows = rows if self._given is None else self._given.rows
         self.columns = columns if self._given is None else self._given.columns
-        self._share = _SHARE.get(self._device.type, min(_SHARE.values()))
-        self._watch = MemoryWatch(int(self._share * (max_memory or self._free)))
         self._watches = self._given is None
         self._floor = _rank(self._asked)
         self._way: Product | None = None
@@ -158,6 +158,10 @@ class Multiplier:
         self._chunks: RowChunks | None = None
         self._trials: list[Trial] = []
         self.choice: ProductChoice | None = None
+
+    def _fits(self, given: ProductChoice, *, limited: bool) -> bool:
+        allowed = not limited or given.limit <= self._watch.limit or 0 < given.peak <= self._watch.limit
+        return given.peak <= self._free and allowed
 
     def evaluate(self) -> Evaluated:
         """Evaluate the problem, in chunks of rows where all of it does not fit.
@@ -192,12 +196,15 @@ class Multiplier:
         return self._watch if self._watches else nullcontext()
 
     def choose(self) -> ProductChoice:
-        """The choice, made with a product of a random vector if there was none yet.
+        """The choice, made with a product of a random vector if there was none yet, or memory has run out since.
 
         Raises:
             ObjectiveError, MemoryLimitError: As `multiply`.
         """
-        if self.choice is None:
+        if self._way is None and self._given is not None and self._given.product == "retained" and self._gradients is not None:
+            self._way, self._gradients = RetainedGraph(self._problem, self._gradients), None
+            self.choice = self._given
+        if self._way is None:
             like = self._problem.like
             n = sum(leaf.numel() for leaf in self._problem.leaves.values())
             with torch.inference_mode(False):
@@ -206,11 +213,33 @@ class Multiplier:
         assert self.choice is not None
         return self.choice
 
-    @property
-    def kept_gradients(self) -> tuple[Tensor | None, ...] | None:
-        """The gradient by parameter with its graph, where products are made from one that is kept; None elsewhere."""
+    def multiply_block(self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]) -> bool:
+        """Write the products of `rows` with the diagonal block of some parameters, through their part of the graph that is kept.
+
+        Returns:
+            False where no graph is kept, or memory runs out, which is the end of the graph: the block has to go its own way.
+
+        Raises:
+            ObjectiveError: If an operation turns out to have no second derivative.
+        """
+        self.choose()
         way = self._way.plain if isinstance(self._way, ReplayedGraph) else self._way
-        return way.gradients if isinstance(way, RetainedGraph) else None
+        if not isinstance(way, RetainedGraph):
+            return False
+        leaves = {name: self._problem.leaves[name] for name in names}
+        gradients = dict(zip(self._problem.leaves, way.gradients))
+        block = RetainedGraph(replace(self._problem, leaves=leaves), [gradients[name] for name in names])
+        try:
+            self._check_free()
+            for row, product in zip(rows.split(1), out.split(1)):
+                block.multiply(row, product)
+            return True
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        del way, block, gradients
+        self._descend()
+        return False
 
     def multiply(self, rows: Float[Tensor, "k n"], out: Float[Tensor, "k n"]) -> None:
         """Write the products with `rows` to `out`, a few at a time.

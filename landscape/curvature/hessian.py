@@ -4,8 +4,7 @@ How a product is computed is left to landscape.curvature.choice, which first tri
 Shapes: n = total size of the parameters, k = number of vectors.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from landscape.curvature.preconditions import (
     check_twice_differentiable,
     reading_only,
 )
-from landscape.curvature.products import RetainedGraph
 from landscape.curvature.rounding import product_errors
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import SymmetricOperator
@@ -63,7 +61,6 @@ class HessianOperator(SymmetricOperator):
         support: Flat indices of the entries that the loss depends on: all but unused parameters and the rows of embedding
             tables that the batch does not look up, whose curvature is exactly zero. None if that is all of them.
         loss: Value of the objective, the L2 term included, in nats.
-        looked_up: Of parameters used only as embedding tables, the rows that the batch looks up.
         params: The copies, without gradients.
         num_params: n, the number of entries of the parameters.
 
@@ -99,10 +96,9 @@ class HessianOperator(SymmetricOperator):
         self.loss = evaluated.loss
         if self.weight_decay:
             self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
-        self.looked_up = evaluated.looked_up
-        self._unused = {name for name, gradient in zip(leaves, evaluated.gradients) if gradient is None}
-        # The L2 term reaches every row.
-        self.support = None if self.weight_decay else _support(leaves, evaluated.gradients, evaluated.looked_up)
+        self._looked_up = evaluated.looked_up
+        self._unused = _unused(leaves, evaluated.gradients)
+        self.support = self.support_of(tuple(leaves))
 
     def choose(self) -> ProductChoice:
         """The `choice`, made now with a product of a random vector if there was none yet.
@@ -112,18 +108,26 @@ class HessianOperator(SymmetricOperator):
         """
         return self._multiplier.choose()
 
-    def part_of_graph(self, names: Sequence[str]) -> RetainedGraph | None:
-        """Products with the diagonal block of some parameters, without the L2 term, over the graph that this operator keeps.
+    def support_of(self, names: Sequence[str]) -> Int64[Tensor, " s"] | None:
+        """The `support` of the diagonal block of some parameters, as indices of their entries in that order."""
+        # The L2 term reaches every row.
+        if self.weight_decay:
+            return None
+        return _support({name: self.params[name] for name in names}, self._unused, self._looked_up)
+
+    def multiply_block(self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]) -> bool:
+        """Write the products of `rows` with the diagonal block of some parameters, without the L2 term.
 
         Returns:
-            None where no graph is kept and the loss depends on one of them.
+            False where no graph is kept, or no longer because memory ran out; `out` is then to be filled in another way.
+
+        Raises:
+            ObjectiveError, MemoryLimitError: As `matmat`.
         """
-        kept = self._multiplier.kept_gradients
-        if kept is None and not self._unused.issuperset(names):
-            return None
-        gradients = dict(zip(self.params, kept)) if kept is not None else {}
-        leaves = {name: self._problem.leaves[name] for name in names}
-        return RetainedGraph(replace(self._problem, leaves=leaves), [gradients.get(name) for name in names])
+        if self._unused.issuperset(names):
+            out.zero_()
+            return True
+        return self._multiplier.multiply_block(names, rows, out)
 
     @property
     def choice(self) -> ProductChoice | None:
@@ -231,12 +235,17 @@ def _leaf(tensor: Tensor, *, copy: bool) -> Tensor:
     return (tensor.detach().clone() if copy else tensor.detach()).requires_grad_()
 
 
-def _support(leaves: Params, gradients: tuple[Tensor | None, ...], looked_up: Params) -> Int64[Tensor, " s"] | None:
+def _unused(leaves: Params, gradients: tuple[Tensor | None, ...]) -> frozenset[str]:
+    """The parameters that the loss does not depend on."""
+    return frozenset(name for name, gradient in zip(leaves, gradients) if gradient is None)
+
+
+def _support(leaves: Params, unused: Container[str], looked_up: Params) -> Int64[Tensor, " s"] | None:
     """The flat indices of the entries that the loss depends on; None if that is all of them."""
     kept, start = [], 0
-    for (name, leaf), derivative in zip(leaves.items(), gradients):
+    for name, leaf in leaves.items():
         entries = torch.arange(start, start + leaf.numel(), device=leaf.device)
-        if derivative is None:
+        if name in unused:
             entries = entries[:0]
         elif name in looked_up:
             entries = entries.view(leaf.shape[0], -1)[looked_up[name]].reshape(-1)

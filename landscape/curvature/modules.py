@@ -1,11 +1,11 @@
 """The diagonal blocks of a Hessian, one per module: which modules those are, and the spectrum of each.
 
 The block of a module is the Hessian of the loss by that module's parameters alone. Where the graph of the whole gradient fits in
-memory all blocks share it, elsewhere each makes its products as the whole would. Shapes: n = size of a block.
+memory all blocks share it, elsewhere each computes its products as the whole would. Shapes: n = size of a block.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,12 +14,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from landscape.curvature.choice import ProductChoice
-from landscape.curvature.hessian import HessianOperator, _support
+from landscape.curvature.hessian import HessianOperator
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters
-from landscape.curvature.products import RetainedGraph
 from landscape.curvature.rounding import product_errors
-from landscape.errors import ObjectiveError
-from landscape.linalg.lanczos import Which, eigsh, num_vectors_in
+from landscape.errors import MemoryLimitError, ObjectiveError
+from landscape.linalg.lanczos import LEAST_ROOM, Which, eigsh, num_vectors_in
 from landscape.linalg.operator import EigenPairs, SymmetricOperator
 
 Modules = Mapping[str, tuple[str, ...]]
@@ -41,50 +40,52 @@ class ModuleSpectrum:
 
 
 class HessianBlock(SymmetricOperator):
-    """The Hessian of an objective by some of its parameters, over a graph that is shared with other blocks.
+    """The Hessian of an objective by some of its parameters, as one of the blocks of `HessianBlocks`.
 
-    A product goes through the part of the graph between those parameters and the loss only.
+    A product goes through the part of the shared graph between those parameters and the loss only. Without such a graph the
+    block is an operator of its own, with the other parameters held, and computes its products as the whole does.
 
     Attributes:
         support: As in HessianOperator; None where the loss depends on none of the parameters.
     """
 
-    def __init__(
-        self,
-        blocks: "HessianBlocks",
-        name: str,
-        graph: RetainedGraph,
-        support: Int64[Tensor, " s"] | None,
-        *,
-        weight_decay: float,
-    ) -> None:
+    def __init__(self, blocks: "HessianBlocks", name: str) -> None:
         self.name = name
         self._blocks = blocks
-        self._graph = graph
-        like = graph.problem.like
-        self.n = sum(leaf.numel() for leaf in graph.problem.leaves.values())
-        self.dtype, self.device = like.dtype, like.device
-        self.weight_decay = weight_decay
-        self.support = support
+        self._alone: HessianOperator | None = None
+        whole, names = blocks.whole, blocks.modules[name]
+        self.n = sum(blocks.params[one].numel() for one in names)
+        self.dtype, self.device = whole.dtype, whole.device
+        support = whole.support_of(names)
+        # A solver needs one coordinate at least.
+        self.support = None if support is not None and len(support) == 0 else support
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Multiply k vectors, one by one.
 
         Raises:
             ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite.
+            MemoryLimitError: If memory ran out, and no other way fits.
         """
         with torch.inference_mode(False):
             rows = (V.clone() if V.is_inference() else V.detach()).T
             products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
-            for row, product in zip(rows.split(1), products.split(1)):
-                self._graph.multiply(row, product)
-        products.add_(rows, alpha=self.weight_decay)
+            if not self._blocks.whole.multiply_block(self._blocks.modules[self.name], rows, products):
+                self._alone = self._alone or self._blocks.alone(self.name)
+                products.copy_((self._alone @ rows.T).T)
+        products.add_(rows, alpha=self._blocks.weight_decay)
         if not torch.isfinite(products).all():
             raise ObjectiveError(f"{self.name}: a product with its block of the Hessian is not finite; look for an overflow.")
         return products.T
 
     def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return product_errors(self, lambda params: self._blocks.at(params).block(self.name), self._blocks.params, v)
+        def moved(params: Params) -> HessianBlock:
+            # No two graphs at a time.
+            self._blocks.let_go()
+            self._alone = None
+            return self._blocks.at(params).block(self.name)
+
+        return product_errors(self, moved, self._blocks.params, v)
 
 
 class HessianBlocks:
@@ -122,52 +123,55 @@ class HessianBlocks:
             if not names or any(name not in params for name in names):
                 raise ValueError(f"module {module!r} must hold some of the chosen parameters and no others, got {list(names)}.")
         self.modules = modules
-        self._batch, self._max_memory, self._allow_tf32 = batch, max_memory, allow_tf32
-        self._objective = objective
-        self._whole = HessianOperator(
-            objective, params, batch, product=product, rows=rows, max_memory=max_memory, allow_tf32=allow_tf32
+        self._objective, self._batch = objective, batch
+        self._options: dict[str, Any] = {"max_memory": max_memory, "allow_tf32": allow_tf32}
+        self._whole: HessianOperator | None = HessianOperator(
+            objective, params, batch, product=product, rows=rows, **self._options
         )
-        self.params, self.loss = self._whole.params, self._whole.loss
+        self.params, self.loss, self.weight_decay = self._whole.params, self._whole.loss, objective.weight_decay
+        self._choice: ProductChoice | None = None
+
+    @property
+    def whole(self) -> HessianOperator:
+        """The Hessian by all parameters, which keeps the graph; made anew where it was let go of."""
+        if self._whole is None:
+            self._whole = HessianOperator(self._objective, self.params, self._batch, product=self.choice, **self._options)
+        return self._whole
 
     @property
     def choice(self) -> ProductChoice:
         """How the products of the blocks are computed, and why: what the whole chooses, with one product of its own.
 
         Raises:
-            MemoryLimitError: If no way fits in memory.
+            ObjectiveError, MemoryLimitError: As HessianOperator, for its first product.
         """
-        return self._whole.choose()
+        if self._whole is not None:
+            self._choice = self._whole.choose()
+        assert self._choice is not None, "let_go keeps it"
+        return self._choice
+
+    def let_go(self) -> None:
+        """Free the graph until a block needs it again."""
+        self._choice, self._whole = self.choice, None
 
     def at(self, params: Params) -> "HessianBlocks":
         """The same blocks at other parameters."""
-        return HessianBlocks(
-            self._objective, params, self._batch, self.modules, product=self.choice, allow_tf32=self._allow_tf32
-        )
+        return HessianBlocks(self._objective, params, self._batch, self.modules, product=self.choice, **self._options)
 
-    def block(self, module: str) -> HessianBlock | HessianOperator:
-        """The block of a module; the coordinates are its parameters in the order of `modules`.
+    def block(self, module: str) -> HessianBlock:
+        """The block of a module; the coordinates are its parameters in the order of `modules`."""
+        return HessianBlock(self, module)
+
+    def alone(self, module: str) -> HessianOperator:
+        """The block of a module, without the L2 term, as an operator that shares nothing with the others.
 
         Raises:
             ObjectiveError, MemoryLimitError: As HessianOperator.
         """
-        names, choice = self.modules[module], self.choice
-        graph = self._whole.part_of_graph(names)
-        if graph is None:
-            others = {name: tensor for name, tensor in self.params.items() if name not in names}
-            chosen = {name: self.params[name] for name in names}
-            return HessianOperator(
-                self._objective.holding(others),
-                chosen,
-                self._batch,
-                product=choice,
-                max_memory=self._max_memory,
-                allow_tf32=self._allow_tf32,
-            )
-        weight_decay = self._objective.weight_decay
-        support = None if weight_decay else _support(graph.problem.leaves, graph.gradients, self._whole.looked_up)
-        # A solver needs one coordinate at least.
-        empty = support is not None and len(support) == 0
-        return HessianBlock(self, module, graph, None if empty else support, weight_decay=weight_decay)
+        chosen = {name: self.params[name] for name in self.modules[module]}
+        others = {name: tensor for name, tensor in self.params.items() if name not in chosen}
+        objective = replace(self._objective.holding(others), weight_decay=0.0)
+        return HessianOperator(objective, chosen, self._batch, product=self.choice, **self._options)
 
 
 def per_module_spectra(
@@ -194,15 +198,15 @@ def per_module_spectra(
         k: Of each block; all of a smaller one.
         which, tol, max_matvecs, seed: As for `eigsh`; the same seed for every block.
         modules: Shell patterns of module names; by default every block of the network and what is left; see `modules_of`.
-        product, max_memory: As for `hessian`.
+        product, max_memory: As for `hessian`; a loss of this kind cannot be taken in chunks of rows.
         max_basis_memory: Bytes that the Krylov vectors of one block may take; by default as many as its products bring.
 
     Returns:
         One spectrum per module, in the order of the network.
 
     Raises:
-        ObjectiveError, MemoryLimitError: As `hessian`, and if a pattern names no module.
-        ValueError: As `eigsh`.
+        ObjectiveError: As `hessian`, and if a pattern names no module.
+        MemoryLimitError: As `hessian`, and if the vectors that a block needs do not fit.
     """
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     params = select_parameters(model, parameters)
@@ -230,6 +234,11 @@ def spectra_of(
         most = min(k, block.n)
         limit = None if max_matvecs is None else max(max_matvecs, most)
         room = None if max_basis_memory is None else num_vectors_in(max_basis_memory, block)
+        if room is not None and room < most + LEAST_ROOM:
+            raise MemoryLimitError(
+                f"{module}: {max_basis_memory:,} bytes hold {room} vectors of {block.n - block.num_unused:,} numbers, but {most} "
+                f"eigenvalues of this block need {most + LEAST_ROOM}. Allow more for the Krylov vectors, or leave the block out."
+            )
         pairs = eigsh(block, most, which, tol=tol, max_matvecs=limit, seed=seed, max_basis=room, return_vectors=False)
         spectra.append(ModuleSpectrum(module, block.n, pairs))
     return tuple(spectra)

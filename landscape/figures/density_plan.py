@@ -144,8 +144,14 @@ class _Kernel:
     def curve(self, sample: DensitySample) -> DensityCurve:
         found = self.smoothed(sample.density)
         value, error = np.asarray(found.value), np.asarray(found.standard_error)
-        exact = None if sample.dense is None else self.of(sample.dense.reshape(-1)).mean(axis=0)
+        exact = None if sample.dense is None else np.mean([self.mean(values) for values in sample.dense], axis=0)
         return DensityCurve(sample, value, value - _BAND * error, value + _BAND * error, exact)
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """The density of given eigenvalues. Most may be exactly zero, of parameters without use: all of those are one kernel."""
+        others = values[values != 0]
+        zeros = len(values) - len(others)
+        return (self.of(others).sum(axis=0) + zeros * self.of(np.zeros(1))[0]) / len(values)
 
     def of(self, values: np.ndarray) -> np.ndarray:
         """The kernel of every eigenvalue at every grid point, per unit of u."""

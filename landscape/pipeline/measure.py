@@ -34,7 +34,7 @@ _PRODUCTS = {"double-backward": "double backward, retained graph", "finite-diffe
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
     """The kind of product, and of each series the verdict of the audit and the way of its products."""
 
     hvp: str
@@ -84,11 +84,11 @@ def run(
     report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored)
     if dry_run:
         return replace(report, todo=tuple(tasks))
-    how = _How(hvp=hvp)
+    how = How(hvp=hvp)
     if tasks:
         audits = {} if hvp == "finite-difference" else stored_verdicts(output, manifest)
-        how = _How(hvp, audits, solver=Solver(solver))
-        _check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
+        how = How(hvp, audits, solver=Solver(solver))
+        check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
     with SpectrumStore.prepare(output, manifest) as writer:
         # Another run may have finished since.
         tasks = plan(manifest, writer.completed_keys())
@@ -108,8 +108,8 @@ def _with_method(manifest: Manifest, method: str | None) -> Manifest:
         raise ManifestError(f"{manifest.path}, with --method {method}: {error}") from error
 
 
-def _check_everything(
-    manifest: Manifest, tasks: list[Task], device: str | None, how: _How, *, unaudited: bool, products: ProductSettings
+def check_everything(
+    manifest: Manifest, tasks: list[Task], device: str | None, how: How, *, unaudited: bool, products: ProductSettings
 ) -> None:
     """Build every model, audit it and load every checkpoint once, so that a wrong one is refused before any work is done.
 
@@ -172,7 +172,7 @@ def _measure_all(
     writer: SpectrumWriter,
     report: RunReport,
     *,
-    how: _How,
+    how: How,
     device: str | None,
     show: Show,
 ) -> RunReport:
@@ -211,7 +211,7 @@ def attempted(measure: Callable[[], _Result], *, has_worked: bool) -> _Result | 
 
 
 def _measure(
-    hessian: HessianSettings, task: Task, subject: "Subject", batch: int, checkpoint_sha256: str, how: _How
+    hessian: HessianSettings, task: Task, subject: "Subject", batch: int, checkpoint_sha256: str, how: How
 ) -> Record:
     """The spectrum of one batch.
 

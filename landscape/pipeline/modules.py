@@ -5,18 +5,18 @@ times as much, so fewer batches may do.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import HessianSettings, Manifest
-from landscape.pipeline.audit import stored_verdicts, verdict_of
-from landscape.pipeline.measure import Show, attempted, progress_shown, run, subjects
+from landscape.pipeline.audit import stored_verdicts
+from landscape.pipeline.measure import How, Show, attempted, check_everything, progress_shown, run, subjects
 from landscape.pipeline.plan import RunReport, Task, plan
-from landscape.pipeline.products import ProductSettings, SeriesProducts
-from landscape.pipeline.solve import SolverSettings
+from landscape.pipeline.products import ProductSettings
+from landscape.pipeline.solve import Solver, SolverSettings
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter
 
 if TYPE_CHECKING:
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
     from landscape.curvature import ModuleSpectrum
     from landscape.pipeline.subject import Subject
-
-
-@dataclass(frozen=True)
-class _How:
-    """Which modules, by what patterns, the verdicts on the series, and how products and vectors are kept."""
-
-    patterns: tuple[str, ...]
-    audits: dict[str, Any]
-    products: ProductSettings
-    solver: SolverSettings
 
 
 def run_with_modules(
@@ -112,24 +102,12 @@ def run_modules(
         num_stored = num_planned - sum(len(task.batches) for task in tasks)
         report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored, what="modules")
         if tasks:
-            audits = _audited(manifest, tasks, device, stored_verdicts(output, manifest), unaudited=unaudited)
+            how = How("double-backward", stored_verdicts(output, manifest), solver=Solver(solver))
+            check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
             with progress_shown(num_planned, num_stored, shown=progress) as show:
-                how = _How(modules, audits, products, solver)
-                report = _measure_all(manifest, tasks, writer, report, how, device=device, show=show)
+                report = _measure_all(manifest, tasks, writer, report, modules, how=how, device=device, show=show)
         writer.merge()
     return report
-
-
-def _audited(
-    manifest: Manifest, tasks: list[Task], device: str | None, known: dict[str, Any], *, unaudited: bool
-) -> dict[str, Any]:
-    """The verdict of every series with something to measure, each checkpoint of which has been loaded once."""
-    audits = dict(known)
-    for task, subject in subjects(manifest, tasks, device):
-        if task.series.name not in audits:
-            audits[task.series.name] = verdict_of(subject, manifest, task.series, unaudited=unaudited, hvp="double-backward")
-        subject.load(task.checkpoint)
-    return audits
 
 
 def _completed(output: Path, manifest: Manifest) -> frozenset[str]:
@@ -153,23 +131,22 @@ def _measure_all(
     tasks: list[Task],
     writer: SpectrumWriter,
     report: RunReport,
-    how: _How,
+    patterns: tuple[str, ...],
     *,
+    how: How,
     device: str | None,
     show: Show,
 ) -> RunReport:
     failures: list[str] = []
     measured = unconverged = 0
-    products: dict[str, SeriesProducts] = {}
     for task, subject in subjects(manifest, tasks, device):
         checkpoint_sha256 = subject.load(task.checkpoint).sha256
-        modules = _modules_of(subject, task, how.patterns)
+        modules = _modules_of(subject, task, patterns)
         writer.check_modules(task.series.name, tuple(modules))
         show(f"{task.series.name} epoch {task.checkpoint.epoch}, {len(modules)} modules", 0)
-        way = products.setdefault(task.series.name, SeriesProducts(how.products))
         for batch in task.batches:
             record = attempted(
-                partial(_measure, manifest.hessian, task, subject, batch, modules, checkpoint_sha256, how=how, products=way),
+                partial(_measure, manifest.hessian, task, subject, batch, modules, checkpoint_sha256, how=how),
                 has_worked=bool(measured or report.num_stored),
             )
             if isinstance(record, str):
@@ -199,8 +176,7 @@ def _measure(
     modules: dict[str, tuple[str, ...]],
     checkpoint_sha256: str,
     *,
-    how: _How,
-    products: SeriesProducts,
+    how: How,
 ) -> ModuleRecord:
     """The spectra of the modules on one batch.
 
@@ -213,6 +189,7 @@ def _measure(
     from landscape.pipeline.subject import settings_of
 
     begun = time.process_time()
+    products = how.products[task.series.name]
     blocks = products.blocks(subject.objective, subject.params, subject.batch(batch), modules)
     seed = derive_seed("start", hessian.seed, batch)
     spectra = spectra_of(
@@ -222,7 +199,7 @@ def _measure(
         tol=hessian.tol,
         max_matvecs=hessian.max_matvecs,
         seed=seed,
-        max_basis_memory=how.solver.max_basis_memory,
+        max_basis_memory=how.solver.settings.max_basis_memory,
     )
     products.keep(blocks)
     return ModuleRecord(
@@ -238,7 +215,7 @@ def _measure(
         seconds=time.process_time() - begun,
         settings=settings_of(hessian, subject.device, product=f"{blocks.choice.title}, block by block")
         | {"product_choice": blocks.choice.as_settings()}
-        | how.solver.room(),
+        | how.solver.settings.room(),
         extras={"audit": how.audits[task.series.name]},
     )
 
