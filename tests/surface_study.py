@@ -56,32 +56,48 @@ def kill_at_random(manifest: Path, folder: Path, options: list[str], *, num_kill
     come before the first point or after the last. A file with all its points is finished, and another one begun.
 
     Returns:
-        The exit status of the last run, how many points were there after each kill, the points that were ever lost or ever
-        changed, and all of them at the end.
+        How many points were there after each kill, the points that were ever lost or ever changed, and all of them at the end.
+
+    Raises:
+        RuntimeError: If a run fails by itself.
     """
     generator = random.Random(0)
     number, before, by_the_clock = 0, {}, False
     counts: list[int] = []
     damaged: list[str] = []
     total = len(points(folder / "undisturbed.h5"))
-    while True:
+    while len(counts) < num_kills:
         data = folder / f"killed_{number}.h5"
-        finishes = len(before) == total or len(counts) == num_kills
-        dies_at = None if by_the_clock or finishes else generator.randint(len(before) + 1, total)
+        full = len(before) == total
+        dies_at = None if by_the_clock or full else generator.randint(len(before) + 1, total)
         pid = surface_in_a_child(manifest, data, options, dies_at=dies_at)
-        if by_the_clock and not finishes:
+        if by_the_clock and not full:
             time.sleep(generator.uniform(0, longest))
             os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-        died = os.WIFSIGNALED(status)
+        died = was_killed(pid)
         after = points(data)
         damaged += [key for key, loss in before.items() if after.get(key) != loss]
-        if not died and len(counts) == num_kills:
-            return {"status": os.waitstatus_to_exitcode(status), "counts": counts, "damaged": damaged, "final": after}
         counts += [len(after)] * died
         before, by_the_clock = after, died and not by_the_clock
         if not died:
             number, before = number + 1, {}
+    data = folder / f"killed_{number}.h5"
+    assert not was_killed(surface_in_a_child(manifest, data, options))
+    final = points(data)
+    damaged += [key for key, loss in before.items() if final.get(key) != loss]
+    return {"counts": counts, "damaged": damaged, "final": final}
+
+
+def was_killed(pid: int) -> bool:
+    """Wait for a run: whether it was killed, or went through.
+
+    Raises:
+        RuntimeError: If it failed.
+    """
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise RuntimeError(f"`landscape surface` ended with the exit status {os.WEXITSTATUS(status)}")
+    return os.WIFSIGNALED(status)
 
 
 if __name__ == "__main__":
@@ -89,7 +105,7 @@ if __name__ == "__main__":
     study, folder, chosen = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:]
     for name in ("warm_up.h5", "undisturbed.h5"):
         begun = time.monotonic()
-        os.waitpid(surface_in_a_child(study, folder / name, chosen), 0)
+        assert not was_killed(surface_in_a_child(study, folder / name, chosen))
     longest = time.monotonic() - begun
     outcome = kill_at_random(study, folder, chosen, num_kills=int(sys.argv[3]), longest=longest)
     print(json.dumps(outcome | {"undisturbed": points(folder / "undisturbed.h5")}))

@@ -1,6 +1,8 @@
 """`landscape density`: the figure, the file behind it, and the numbers it prints, held against dense Hessians."""
 
 import re
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from test_pipeline import invoke
 
 from landscape.errors import StoreError
 from landscape.figures import DensitySample, density_figure
+from landscape.figures.density_plan import make_density_plan
 from landscape.linalg import DenseOperator, density
 from landscape.manifest import Manifest
-from landscape.pipeline.density_record import spectral_density
+from landscape.pipeline.density_record import density_sample, spectral_density
 from landscape.store import DensityRecord, Plan, read_densities, write_densities
 from landscape.store.densities import ARRAYS
 from landscape.store.schema import write_file
@@ -201,6 +204,71 @@ def test_more_batches_of_the_same_density_cost_no_more_than_themselves(study, tm
         np.testing.assert_array_equal(arrays_of(tmp_path / "grown.h5")["one", 0][name], array, err_msg=name)
 
 
+def test_fewer_batches_are_drawn_from_what_is_there_and_take_nothing_away(study, tmp_path, monkeypatch):
+    command = ("density", study, *QUICK, "--unaudited")
+    assert invoke(*command, "--batches", 1, "-o", tmp_path / "one.svg").exit_code == 0
+    assert invoke(*command, "--batches", 3, "-o", tmp_path / "density.svg").exit_code == 0
+    before, made = (tmp_path / "density.h5").read_bytes(), counted(monkeypatch)
+    result = invoke(*command, "--batches", 1, "--epochs", 0, "-o", tmp_path / "density.svg")
+    assert result.exit_code == 0 and not made and (tmp_path / "density.h5").read_bytes() == before
+    few = invoke(*command, "--batches", 1, "--epochs", 0, "-o", tmp_path / "one.svg")
+    assert ", 1 batches, " in few.stdout
+    assert result.stdout == few.stdout.replace("one.svg", "density.svg").replace("one.h5", "density.h5")
+    dry = invoke(*command, "--batches", 1, "-o", tmp_path / "density.svg", "--dry-run")
+    assert "2 of 2 densities are measured" in dry.stdout
+
+
+def test_batches_that_fail_while_a_density_grows_are_missing_from_it(study, tmp_path, failing):
+    command = ("density", study, "--epochs", 0, *PLAIN, "-o", tmp_path / "density.svg")
+    assert invoke(*command, "--batches", 1).exit_code == 0
+    failing(("one", 0, 1), ("one", 0, 2))
+    result = invoke(*command, "--batches", 3)
+    assert result.exit_code == 1 and "1 of 3 batches (1, 2 missing)" in result.stdout
+    assert read_densities(tmp_path / "density.h5")[0].missing_batches == (1, 2)
+
+
+def test_an_audit_that_was_left_out_is_made_up_for_and_nothing_is_measured(study, tmp_path, monkeypatch):
+    command = ("density", study, "--epochs", 0, *QUICK, "-o", tmp_path / "density.svg")
+    assert invoke(*command, "--unaudited").exit_code == 0
+    made = counted(monkeypatch)
+    assert "NOT AUDITED" in (tmp_path / "density.svg").read_text()
+    assert invoke(*command).exit_code == 0 and not made
+    assert read_densities(tmp_path / "density.h5")[0].audited and "NOT AUDITED" not in (tmp_path / "density.svg").read_text()
+    # Without one, what has a verdict keeps it.
+    assert invoke(*command, "--unaudited").exit_code == 0 and read_densities(tmp_path / "density.h5")[0].audited
+    assert invoke(*command, "--unaudited", "--batches", 2).exit_code == 0
+    assert not read_densities(tmp_path / "density.h5")[0].audited
+
+
+def test_zeros_of_an_exact_spectrum_cost_no_memory_in_the_figure_and_no_room_in_the_file(tmp_path):
+    values = np.r_[5.0, 1.0, -0.5, np.zeros(200_000)]
+    probes = density(DenseOperator(torch.diag(torch.from_numpy(values[:40]))), num_probes=1, num_matvecs=15)
+    arrays = {name: getattr(probes, name).numpy() for name in ("nodes", "weights", "operators", "remainders", "exact")}
+    facts = {"series": "a", "label": "A", "model": "m", "epoch": 0, "n": len(values), "checkpoint_sha256": "", "audited": True}
+    record = DensityRecord(
+        settings={}, resolution=1e-12, rounding=1e-16, exact_residuals=probes.exact_residuals.numpy(),
+        num_zeros=np.array([len(values) - 40]), dense_eigenvalues=values[None], **facts, **arrays,
+    )  # fmt: skip
+    write_densities(tmp_path / "a.h5", [record])
+    assert (tmp_path / "a.h5").stat().st_size < 100_000
+    sample = density_sample(read_densities(tmp_path / "a.h5")[0])
+    tracemalloc.start()
+    plan = make_density_plan([sample])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A kernel for each of them would take 1.2 GB.
+    assert peak < 50e6
+    exact = plan.curves["a", 0].exact
+    assert np.trapezoid(exact, plan.grid) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["figure.xyz", "figure"])
+def test_a_file_that_cannot_be_a_figure_is_refused_before_anything_is_measured(study, tmp_path, name):
+    result = invoke("density", study, "-o", tmp_path / name, *PLAIN)
+    assert result.exit_code == 2 and "a figure is one of" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("figure*"))
+
+
 def test_a_wrong_checkpoint_or_model_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
     study = make_study(tmp_path, parameters=PATTERNS)
     last = tmp_path / "two_1.pt"
@@ -335,15 +403,18 @@ def test_a_record_survives_the_file_whole_and_a_wrong_version_is_refused(tmp_pat
     arrays = {name: getattr(found, name).numpy() for name in ("nodes", "weights", "operators", "remainders")}
     arrays |= {name: getattr(found, name).numpy() for name in ("exact", "exact_residuals", "num_zeros")}
     facts = {"series": "a", "label": "A", "model": "m", "epoch": 3, "n": found.n, "checkpoint_sha256": "", "audited": True}
-    settings = {"seed": 1, "num_batches": 3, "missing_batches": [1]}
+    settings = {"seed": 1, "num_batches": 2, "missing_batches": [1]}
     record = DensityRecord(settings=settings, resolution=found.resolution, rounding=found.rounding, **facts, **arrays)
     path = tmp_path / "density.h5"
     write_densities(path, [record])
     (back,) = read_densities(path)
-    assert back.missing_batches == (1,) and back.batches == (0, 2)
-    settings = {"seed": 1, "num_batches": 3}
-    assert back.matches(settings) and back.matches({**settings, "num_batches": 4})
-    assert not back.matches({**settings, "num_batches": 2}) and not back.matches({"num_batches": 3})
+    assert back.missing_batches == (1,) and back.batches == (0,)
+    settings = {"seed": 1, "num_batches": 2}
+    assert back.matches(settings) and back.matches({**settings, "num_batches": 4}) and not back.matches({"num_batches": 2})
+    write_densities(path, [replace(record, settings=settings)])
+    with pytest.raises(StoreError, match="damaged.*a epoch 3 has 1 batches and names 2"):
+        read_densities(path)
+    write_densities(path, [record])
     assert repr(spectral_density(back).trace()) == repr(found.trace())
     import h5py
 

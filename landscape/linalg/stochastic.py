@@ -146,9 +146,10 @@ class SpectralDensity:
     def by_operator(self) -> list["SpectralDensity"]:
         """The density of each operator, which `pooled` makes this one of again; what all share stands with every one of them.
 
-        Products were counted together: all stand with the first.
+        Products were counted together: they are shared out evenly, and what is left over stands with the first.
         """
         parts = []
+        each, rest = divmod(self.num_matvecs or 0, self.num_operators)
         for index in range(self.num_operators):
             own, here = self.operators == index, slice(index, index + 1)
             parts.append(
@@ -161,7 +162,7 @@ class SpectralDensity:
                     exact=self.exact[here],
                     exact_residuals=self.exact_residuals[here],
                     num_zeros=self.num_zeros[here],
-                    num_matvecs=self.num_matvecs if index == 0 or self.num_matvecs is None else 0,
+                    num_matvecs=None if self.num_matvecs is None else each + rest * (index == 0),
                 )
             )
         return parts

@@ -1,6 +1,6 @@
 """Densities of whole spectra: from the quadratures of a store, or measured with probes of their own, to a figure.
 
-What is measured goes to an HDF5 file beside the figure, one checkpoint after the other, and is not measured again.
+What is measured goes to an HDF5 file beside the figure, batch by batch, and is not measured again.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +15,7 @@ from landscape.errors import LandscapeError, ManifestError, ObjectiveError, Stor
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
 from landscape.pipeline.density_record import density_record, density_sample, spectral_density, stored_densities
+from landscape.pipeline.draw import check_figure_name
 from landscape.pipeline.measure import Show, attempted, device_of, progress_shown
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.store import (
@@ -96,6 +97,7 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
         LandscapeError: If the source or an option is wrong.
     """
     settings.products.check("lanczos", "double-backward")
+    check_figure_name(output)
     path = Path(source)
     if is_store(path) and not is_density_file(path):
         return DensityReport(tuple(_drawn(stored_densities(path, series=options.get("series")), output, options)))
@@ -129,21 +131,26 @@ class _Job:
 def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, options: dict[str, Any]) -> DensityReport:
     target = output.with_suffix(".h5")
     if target == output or (target.exists() and not is_density_file(target)):
-        raise StoreError(f"{target}: would be overwritten by the densities behind the figure; name another output with -o.")
+        raise StoreError(
+            f"{target}: holds something else, or is damaged, and would be overwritten by the densities behind the figure; name "
+            "another output with -o, or remove it."
+        )
     stored = {(one.series, one.epoch): one for one in read_densities(target)} if target.exists() else {}
     known: dict[_Key, DensityRecord] = {}
     todo: list[_Job] = []
-    keys: list[_Key] = []
+    by_key: dict[_Key, _Job] = {}
     for job in jobs:
-        keys.append(job.key)
+        by_key[job.key] = job
         one = stored.pop(job.key, None)
         if one is not None and one.checkpoint_sha256 == job.facts["checkpoint_sha256"] and one.matches(job.facts["settings"]):
             known[job.key] = one
-        if job.key not in known or len(known[job.key].batches) < settings.num_batches:
+        # An audit that was left out is made up for.
+        lacks_audit = job.key in known and not known[job.key].audited and not options.get("unaudited")
+        if job.key not in known or lacks_audit or not set(range(settings.num_batches)) <= set(known[job.key].batches):
             todo.append(job)
     if options.get("dry_run"):
         lines = [f"to measure: {job}" for job in todo]
-        return DensityReport((*lines, f"{target}: {len(keys) - len(todo)} of {len(keys)} densities are measured."))
+        return DensityReport((*lines, f"{target}: {len(by_key) - len(todo)} of {len(by_key)} densities are measured."))
     for job in todo:
         job.check()
     # Checkpoints that this command does not ask for stay in the file where they were measured in the same way.
@@ -151,17 +158,20 @@ def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, opt
 
     def keep(key: _Key, record: DensityRecord) -> None:
         known[key] = record
-        write_densities(target, [*(known[key] for key in keys if key in known), *others])
+        write_densities(target, [*(known[key] for key in by_key if key in known), *others])
 
     failures: list[str] = []
-    num_known = sum(len(one.batches) for one in known.values())
-    with progress_shown(len(keys) * settings.num_batches, num_known, shown=None if todo else False) as show:
+    num_known = sum(index < settings.num_batches for one in known.values() for index in one.batches)
+    with progress_shown(len(by_key) * settings.num_batches, num_known, shown=None if todo else False) as show:
         for job in todo:
             kept = partial(keep, job.key)
             failures += _measure(job, settings, known.get(job.key), kept, has_worked=bool(known), show=show)
-    if not known:
+    # A record may be of more batches than this command asks for.
+    found = [_first_batches(by_key[key], known[key], settings) for key in by_key if key in known]
+    records = [record for record in found if record is not None]
+    if not records:
         return DensityReport((f"{output}: nothing was measured, so there is nothing to draw.",), tuple(failures))
-    lines = _drawn([known[key] for key in keys if key in known], output, options)
+    lines = _drawn(records, output, options)
     return DensityReport((*lines, f"{target}: the densities themselves."), tuple(failures))
 
 
@@ -182,7 +192,7 @@ def _measure(
     has_worked: bool,
     show: Show,
 ) -> list[str]:
-    """Measure the batches of a checkpoint that are not known; the record of all that are is kept after each.
+    """Measure the batches of a checkpoint that are asked for and not known; the record of all that are is kept after each.
 
     Returns:
         A line for each batch that failed.
@@ -196,7 +206,8 @@ def _measure(
     prepared = attempted(partial(job.prepare, todo), has_worked=has_worked)
     if isinstance(prepared, str):
         return [f"{job}: {prepared}"]
-    audited, operators = prepared[0] and (known is None or known.audited), iter(prepared[1])
+    audited, operators = prepared[0], iter(prepared[1])
+    num_batches = max(settings.num_batches, 0 if known is None else known.settings["num_batches"])
     failures = []
     for index in todo:
         one = attempted(partial(_measure_batch, operators, index, settings), has_worked=has_worked or bool(measured))
@@ -204,8 +215,13 @@ def _measure(
             failures.append(f"{job} batch {index}: {one}")
         else:
             measured[index] = one
-            keep(_record(job, settings, measured, audited=audited))
+            keep(_record(job, num_batches, measured, audited=audited))
         show("", 1)
+    if measured and (failures or not todo):
+        # With what is missing now, and a new verdict.
+        nothing_new = len(failures) == len(todo)
+        audited = audited or (nothing_new and known is not None and known.audited)
+        keep(_record(job, num_batches, measured, audited=audited))
     # Asked once more, it takes note of the way that the last operator has come to, for the next checkpoint.
     next(operators, None)
     return failures
@@ -217,17 +233,26 @@ def _batches_of(record: DensityRecord) -> list[_Batch]:
     return [_Batch(density, values) for density, values in zip(parts, dense)]
 
 
-def _record(job: _Job, settings: DensitySettings, measured: dict[int, _Batch], *, audited: bool) -> DensityRecord:
-    """The batches that are measured as one record."""
+def _first_batches(job: _Job, record: DensityRecord, settings: DensitySettings) -> DensityRecord | None:
+    """The part of a record that is asked for; None where that is none of it."""
+    if record.settings["num_batches"] <= settings.num_batches:
+        return record
+    wanted = {i: one for i, one in zip(record.batches, _batches_of(record)) if i < settings.num_batches}
+    return _record(job, settings.num_batches, wanted, audited=record.audited) if wanted else None
+
+
+def _record(job: _Job, num_batches: int, measured: dict[int, _Batch], *, audited: bool) -> DensityRecord:
+    """The batches that are measured, of the first so many, as one record."""
     from landscape.linalg import SpectralDensity
 
     batches = [measured[index] for index in sorted(measured)]
     together = SpectralDensity.pooled([one.density for one in batches])
     dense = [one.dense for one in batches if one.dense is not None]
-    missing = [index for index in range(settings.num_batches) if index not in measured]
+    missing = [index for index in range(num_batches) if index not in measured]
+    which = {"num_batches": num_batches} | ({"missing_batches": missing} if missing else {})
     return density_record(
         together,
-        **job.facts | {"settings": job.facts["settings"] | ({"missing_batches": missing} if missing else {})},
+        **job.facts | {"settings": job.facts["settings"] | which},
         audited=audited,
         # Ritz values of exact pairs prove their signs.
         num_negative=(together.exact + together.exact_residuals < 0).sum(dim=1).numpy(),
@@ -317,7 +342,7 @@ class _Series:
             self._audited = bool(verdict["passed"])
         subject.load(checkpoint)
         if self.products.choice is None:
-            self.products.choose(subject, 0)
+            self.products.choose(subject.objective, subject.params, partial(subject.batch, 0))
 
     def operators(self, checkpoint: Checkpoint, indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
         """The verdict, and the Hessians of some batches with the weights of a checkpoint."""
@@ -344,14 +369,14 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
                     f"{name}: the audit failed for {', '.join(report.blamed[:3])}, so the density would not be the Hessian's. "
                     f"See `landscape audit {name}`, or measure anyway, and marked so, with --unaudited."
                 )
-        built[:] = [audited, model, batches]
+        objective, params = contrastive_objective(model)
+        products = SeriesProducts(settings.products)
+        products.choose(objective, params, lambda: batches[0])
+        built[:] = [audited, products, objective, params, batches]
 
     def prepare(indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
-        from landscape.clip.objectives import contrastive_objective
-
-        audited, model, batches = built
-        objective, params = contrastive_objective(model)
-        return audited, SeriesProducts(settings.products).operators(objective, params, [batches[i] for i in indices])
+        audited, products, objective, params, batches = built
+        return audited, products.operators(objective, params, [batches[i] for i in indices])
 
     facts = {"series": name.replace("/", "-"), "label": name, "model": name, "epoch": 0, "checkpoint_sha256": ""}
     yield _Job(facts | {"settings": settings.facts(None)}, check, prepare)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.errors import StoreError
+from landscape.errors import LandscapeError, StoreError
 from landscape.store import SpectrumStore, is_audited
 
 if TYPE_CHECKING:
@@ -30,6 +30,18 @@ def eigenvalue_samples(store: SpectrumStore) -> list["EigenvalueSample"]:
                 )
             )
     return samples
+
+
+def check_figure_name(output: Path) -> None:
+    """Refuse a file that cannot be a figure, before anything is measured for it.
+
+    Raises:
+        LandscapeError: If so.
+    """
+    from landscape.figures import SUFFIXES
+
+    if output.suffix.lower() not in SUFFIXES:
+        raise LandscapeError(f"{output}: a figure is one of {', '.join(SUFFIXES)}; name such a file with -o.")
 
 
 def draw_figure3(

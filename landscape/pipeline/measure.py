@@ -129,7 +129,7 @@ def check_everything(
         if name not in how.products:
             how.products[name] = SeriesProducts(products)
             if how.hvp == "double-backward" and manifest.hessian.method != "pyhessian":
-                operator = how.products[name].choose(subject, task.batches[0])
+                operator = how.products[name].choose(subject.objective, subject.params, partial(subject.batch, task.batches[0]))
                 if operator is not None:
                     how.solver.settings.check_fits(operator, manifest.hessian.k)
 

@@ -1,6 +1,6 @@
 """How the products of a run are computed: what was asked for, and what each series chose, once, on its first batch."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,6 @@ from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 
 if TYPE_CHECKING:
     from landscape.curvature import Batch, HessianBlocks, HessianOperator, Objective, Params, ProductChoice
-    from landscape.pipeline.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,8 @@ class SeriesProducts:
         self.asked = asked
         self.choice: ProductChoice | None = None
 
-    def choose(self, subject: "Subject", index: int) -> "HessianOperator | None":
-        """Let an operator on batch `index` choose, with one product.
+    def choose(self, objective: "Objective", params: "Params", read: "Callable[[], Batch]") -> "HessianOperator | None":
+        """Let an operator on the batch that `read` gives choose, with one product.
 
         Returns:
             The operator; None where the loss has no Hessian on this batch, which leaves the choice to the next one.
@@ -58,13 +57,9 @@ class SeriesProducts:
         Raises:
             MemoryLimitError: If no way fits in memory.
         """
-        import torch
-
-        from landscape.linalg.operator import seeded
-
         try:
-            operator = self.operator(subject.objective, subject.params, subject.batch(index))
-            operator @ torch.randn(operator.n, generator=seeded(0)).to(operator.device, operator.dtype)
+            operator = self.operator(objective, params, read())
+            operator.choose()
         except MemoryLimitError:
             raise
         except (ObjectiveError, RuntimeError):

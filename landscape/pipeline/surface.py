@@ -13,6 +13,7 @@ from typing import Any
 
 from landscape.errors import LandscapeError, StoreError
 from landscape.manifest import Manifest
+from landscape.pipeline.draw import check_figure_name
 from landscape.pipeline.surface_plan import SurfacePlan, SurfaceRequest, make_plan
 from landscape.pipeline.surface_source import DIRECTIONS_FILE
 from landscape.store import StoredSurface, axes_of, check_same_request, parts_folder, read_surface, write_surface
@@ -86,8 +87,7 @@ def run_surface(
 def _check_files(output: Path, data: Path, view: str | None, plan: SurfacePlan) -> None:
     from landscape.figures import SUFFIXES
 
-    if output.suffix.lower() not in SUFFIXES:
-        raise LandscapeError(f"{output}: a figure is one of {', '.join(SUFFIXES)}; name such a file with -o.")
+    check_figure_name(output)
     if data.suffix.lower() in SUFFIXES:
         raise LandscapeError(f"{data}: the points are stored as HDF5; name a file such as surface.h5 with --data.")
     if view is not None and plan.dimensions == 1:

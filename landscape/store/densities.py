@@ -91,8 +91,8 @@ class DensityRecord:
         return f"{there} of {there + len(missing)} batches ({', '.join(map(str, missing))} missing)"
 
     def matches(self, settings: Mapping[str, Any]) -> bool:
-        """Whether its batches are some of those that these settings ask for, and measured as they ask."""
-        return _but_batches(self.settings) == _but_batches(settings) and self.settings["num_batches"] <= settings["num_batches"]
+        """Whether its batches, whichever they are, were measured as these settings ask."""
+        return _but_batches(self.settings) == _but_batches(settings)
 
 
 def _but_batches(settings: Mapping[str, Any]) -> str:
@@ -126,7 +126,9 @@ def write_densities(path: Path, records: Sequence[DensityRecord]) -> None:
             for one in fields(record):
                 value = getattr(record, one.name)
                 if one.name in ARRAYS:
-                    group.create_dataset(one.name, data=value, fletcher32=value.size > 0)
+                    # An exact spectrum may be zeros for the most part, of parameters that a batch does not use.
+                    packed = "gzip" if one.name == "dense_eigenvalues" and value.size else None
+                    group.create_dataset(one.name, data=value, fletcher32=value.size > 0, compression=packed)
                 elif one.name not in ("series", "epoch"):
                     group.attrs[one.name] = canonical_json(value) if one.name == "settings" else value
     try:
@@ -183,4 +185,7 @@ def _read(series: str, epoch: int, group: h5py.Group) -> DensityRecord:
     facts |= {name: int(group.attrs[name]) for name in ("n", "num_matvecs")}
     facts |= {name: float(group.attrs[name]) for name in ("resolution", "rounding", "orthogonality_defect")}
     settings, audited = json.loads(group.attrs["settings"]), bool(group.attrs["audited"])
-    return DensityRecord(series=series, epoch=epoch, settings=settings, audited=audited, **facts, **arrays)
+    record = DensityRecord(series=series, epoch=epoch, settings=settings, audited=audited, **facts, **arrays)
+    if "num_batches" in settings and len(record.batches) != len(record.num_zeros):
+        raise ValueError(f"{series} epoch {epoch} has {len(record.num_zeros)} batches and names {len(record.batches)}")
+    return record
