@@ -17,10 +17,11 @@ reach a true residual of 1e-3 for all five, or the best; the search is not charg
     / ours     the ratio of those
     / limit    the same against two gradients for each product of the smallest Krylov space that holds the five pairs
 
-Then the products a batch over 50 batches, from random starts and recycled from the batch before or from one epoch earlier, and
-how far the density of a spectrum is from the exact one, against the densities of pyhessian and hessian-eigenthings.
+Then on how many of 20 batches five converged values are not the top five; the products a batch over 50 batches, from random
+starts and recycled from the batch before or from one epoch earlier; and how far the density of a spectrum is from the exact
+one, against the densities of pyhessian and hessian-eigenthings.
 
---quick measures the first architecture after training only, three batches, and one density; --only one of the three parts.
+--quick measures the first architecture after training only, three batches, and one density; --only one of the four parts.
 """
 
 import argparse
@@ -39,12 +40,13 @@ from peers.problem import Case, save_batches, trained
 from peers.processes import run_task, write_json
 from peers.recycling import RecyclingRow, measure_recycling, recycling_table
 from peers.rows import Row, Truth, drive, measure
+from peers.sets import SetsRow, measure_sets, sets_table
 from peers.solvers import CONTENDERS, Contender
 from peers.tables import architecture_table, summary_table
 
 MODELS = ("vit_tiny_64", "vmamba_tiny_64", "simba_tiny_64")
-PARTS = ("solvers", "recycling", "densities")
-NUM_BATCHES = 50
+PARTS = ("solvers", "sets", "recycling", "densities")
+NUM_BATCHES, NUM_SETS = 50, 20
 QUICK_DENSITIES: dict[str, Any] = {"budgets": (80,), "num_seeds": 2}
 
 
@@ -70,6 +72,18 @@ def compare(case: Case, environment: Environment) -> tuple[Truth, list[Row]]:
             first = first_rung(contender, truth, rows)
             rows.append(drive(case, truth, contender, python=environment.python, first=first))
     return truth, rows
+
+
+def sets(run: Path, models: tuple[str, ...], epochs: int, *, quick: bool) -> list[SetsRow]:
+    """With the scan that this project runs on a CPU, as for recycling."""
+    rows = []
+    for model in models[:1] if quick else models:
+        batches = save_batches(run, model, 3 if quick else NUM_BATCHES)
+        checkpoints = trained(run, model, epochs)
+        for epoch in (epochs,) if quick else sorted({0, epochs}):
+            case = Case(model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan="auto")
+            rows.append(measure_sets(case, 3 if quick else NUM_SETS))
+    return rows
 
 
 def recycling(run: Path, models: tuple[str, ...], epochs: int, *, quick: bool) -> list[RecyclingRow]:
@@ -119,6 +133,7 @@ def main() -> None:
     print("  ".join(f"{name} {version}" for name, version in environment.versions.items()), end="\n\n")
     chosen, models = (options.only,) if options.only else PARTS, tuple(options.models)
     results: list[tuple[Truth, list[Row]]] = []
+    compared: list[SetsRow] = []
     recycled: list[RecyclingRow] = []
     densities: list[DensityRow] = []
     if "solvers" in chosen:
@@ -126,6 +141,9 @@ def main() -> None:
             results.append(compare(case, environment))
             print(architecture_table(*results[-1]), end="\n\n", flush=True)
         print(summary_table(results), end="\n\n", flush=True)
+    if "sets" in chosen:
+        compared = sets(options.run, models, options.epochs, quick=options.quick)
+        print(sets_table(compared), end="\n\n", flush=True)
     if "recycling" in chosen:
         recycled = recycling(options.run, models, options.epochs, quick=options.quick)
         print(recycling_table(recycled), end="\n\n", flush=True)
@@ -140,6 +158,7 @@ def main() -> None:
             "torch": torch.__version__,
             "peers": dict(environment.versions),
             "cases": [{"truth": asdict(truth), "rows": [asdict(row) for row in rows]} for truth, rows in results],
+            "sets": [asdict(row) for row in compared],
             "recycling": [asdict(row) for row in recycled],
             "densities": [asdict(row) for row in densities],
         }

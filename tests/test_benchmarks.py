@@ -275,6 +275,19 @@ def test_recycling_counts_the_products_of_both_starts_on_every_batch(load, monke
     assert "(" in recycling.recycling_table([recycling.RecyclingRow(**row)]).splitlines()[2]
 
 
+def test_sets_tell_a_wrong_five_from_a_right_one(load, monkeypatch):
+    sets, problem = load("peers.sets"), load("peers.problem")
+    wrong = with_spectrum(np.concatenate([[11.0, -10.0, 9.0, 8.0, 7.1, -7.08], 7.05 - 0.05 * np.arange(120)]))
+    right = with_spectrum(np.concatenate([[11.0, -10.0, 9.0, 8.0, 7.0], np.linspace(-3, 3, 100)]))
+    monkeypatch.setattr(sets, "load", lambda case, dtype, index: (index,))
+    monkeypatch.setattr(sets, "HessianOperator", lambda index: (right, wrong)[index])
+    row = sets.SetsRow(**sets.sets_task(asdict(problem.Case("toy", 0, "", "")), 2))
+    assert row.wrong == [1] and row.ours_wrong == [] and row.products[1] < row.ours_products[1]
+    assert row.largest_error == pytest.approx(14.18 / 7.1, rel=1e-3)
+    lines = sets.sets_table([row]).splitlines()
+    assert lines[2].split()[3:5] == ["1", f"({np.mean(row.products):.1f})"] and lines[3] == "a wrong value is off by up to 199.7%"
+
+
 def test_the_exact_spectrum_is_that_of_the_oracle_and_a_density_far_from_it_is_far(load, double):
     density = load("peers.density")
     exact = density.exact_eigenvalues(*double)

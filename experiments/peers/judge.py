@@ -5,6 +5,8 @@ textbook Lanczos in float64.
 Shapes: n = size of the operator, k = number of eigenpairs, m = dimension of a Krylov space.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -31,22 +33,14 @@ def arpack_values(A: SymmetricOperator, k: int, *, tol: float = 1e-10, seed: int
     return values[np.argsort(-np.abs(values))], products
 
 
-def krylov_dimension(
-    A: SymmetricOperator, values: Float[np.ndarray, " k"], *, tol: float, seed: int = 0, limit: int = 300
-) -> int:
-    """The dimension of the first Krylov space of a random vector that holds the k dominant pairs to a residual of tol.
+def textbook_lanczos(
+    A: SymmetricOperator, *, seed: int = 0, limit: int = 300
+) -> Iterator[tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]]:
+    """Ritz values and the norms of their residuals in the Krylov spaces of a random vector, of dimension m = 1, 2, ...
 
     By Lanczos with two passes of full reorthogonalisation, whose residuals are coupling * |last component|. Where the
-    operator knows its support, inside that. No solver that starts from this vector can do with fewer products.
-
-    Args:
-        values: The true ones. Small residuals alone do not tell: a Krylov space may hold another eigenpair to the last digit
-            before it has seen one that is larger in magnitude.
-
-    Raises:
-        RuntimeError: If `limit` products do not suffice.
+    operator knows its support, inside that.
     """
-    k = len(values)
     inside = torch.arange(A.n) if A.support is None else A.support
     basis = torch.empty(min(limit, len(inside)) + 1, len(inside), dtype=A.dtype)
     start = torch.randn(len(inside), generator=torch.Generator().manual_seed(seed), dtype=A.dtype)
@@ -61,13 +55,39 @@ def krylov_dimension(
         for _ in range(2):
             product -= basis[:m].T @ (basis[:m] @ product)
         couplings.append(float(product.norm()))
-        found, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(couplings[:-1], 1) + np.diag(couplings[:-1], -1))
-        wanted = np.argsort(-np.abs(found))[:k]
-        small = m >= k and (couplings[-1] * np.abs(vectors[-1, wanted]) <= tol * np.abs(found[wanted])).all()
-        if small and max(value_errors(found[wanted], values)) <= tol:
-            return m
+        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(couplings[:-1], 1) + np.diag(couplings[:-1], -1))
+        yield values, couplings[-1] * np.abs(vectors[-1])
         basis[m] = product / couplings[-1]
-    raise RuntimeError(f"{limit} products do not give {k} pairs to a residual of {tol}.")
+
+
+def first_converged(
+    A: SymmetricOperator, k: int, *, tol: float, seed: int = 0, limit: int = 300
+) -> Iterator[tuple[int, Float[np.ndarray, " k"]]]:
+    """The dimensions of those Krylov spaces whose k dominant Ritz pairs have residuals of at most tol, and their values."""
+    for m, (values, norms) in enumerate(textbook_lanczos(A, seed=seed, limit=limit), start=1):
+        wanted = np.argsort(-np.abs(values))[:k]
+        if m >= k and (norms[wanted] <= tol * np.abs(values[wanted])).all():
+            yield m, values[wanted]
+
+
+def krylov_dimension(
+    A: SymmetricOperator, values: Float[np.ndarray, " k"], *, tol: float, seed: int = 0, limit: int = 300
+) -> int:
+    """The dimension of the first Krylov space of a random vector that holds the k dominant pairs to a residual of tol.
+
+    No solver that starts from this vector can do with fewer products.
+
+    Args:
+        values: The true ones. Small residuals alone do not tell: a Krylov space may hold another eigenpair to the last digit
+            before it has seen one that is larger in magnitude.
+
+    Raises:
+        RuntimeError: If `limit` products do not suffice.
+    """
+    for m, found in first_converged(A, len(values), tol=tol, seed=seed, limit=limit):
+        if max(value_errors(found, values)) <= tol:
+            return m
+    raise RuntimeError(f"{limit} products do not give {len(values)} pairs to a residual of {tol}.")
 
 
 def true_residuals(A: SymmetricOperator, values: Float[Tensor, " k"], vectors: Float[Tensor, "n k"]) -> list[float]:
