@@ -15,7 +15,7 @@ from scipy.sparse.linalg import LinearOperator
 from scipy.sparse.linalg import eigsh as scipy_eigsh
 
 from landscape.errors import NumericalError
-from landscape.linalg import DenseOperator, EigenPairs, SymmetricOperator, eigsh
+from landscape.linalg import DenseOperator, EigenPairs, SymmetricOperator, eigsh, lanczos
 from landscape.linalg.krylov import KrylovBasis, inner, norm
 from landscape.linalg.operator import seeded
 
@@ -210,15 +210,67 @@ def test_fewer_checks_cost_fewer_products_and_miss_a_second_copy():
     assert without.converged.all() and with_checks.converged.all()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 4])
-def test_the_check_finds_a_value_that_was_not_seen_when_others_had_converged(seed):
-    """No copies here: the third value has many beside it, and the fourth, which stands alone, converges in its place."""
+def late_third_value():
+    """The third value has many beside it, and the fourth, which stands alone at the other end, converges in its place."""
     truth = np.array([9.0, 8.0, 7.1, -7.08])
-    A = with_spectrum(np.concatenate([truth, 7.05 - 0.05 * np.arange(120)]))
+    return truth, with_spectrum(np.concatenate([truth, 7.05 - 0.05 * np.arange(120)]))
+
+
+@pytest.mark.parametrize("seed", [4, 5, 7])
+def test_a_run_goes_on_while_another_value_may_still_be_among_the_wanted(seed):
+    truth, A = late_third_value()
+    # With these starts residuals alone stop after 16 or 17 products, at the fourth.
+    assert first_with_small_residuals(A, 3, tol=1e-3, seed=seed) == pytest.approx(truth[[0, 1, 3]], rel=1e-3)
+    pairs = eigsh(A, 3, seed=seed, num_checks=0)
+    np.testing.assert_allclose(pairs.values.numpy(), truth[:3], rtol=1e-4)
+    assert pairs.num_matvecs > 20
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_check_finds_a_value_of_which_nothing_was_seen_when_others_had_converged(seed):
+    truth, A = late_third_value()
     without, with_checks = eigsh(A, 3, seed=seed, num_checks=0), eigsh(A, 3, seed=seed)
     np.testing.assert_allclose(without.values.numpy(), truth[[0, 1, 3]], rtol=1e-4)
     assert without.converged.all()
     np.testing.assert_allclose(with_checks.values.numpy(), truth[:3], rtol=1e-4)
+
+
+def test_what_a_check_has_half_seen_is_looked_at_to_the_end():
+    """Four products of a spot check see something beyond the third value, and leave open what: the third itself."""
+    truth = np.array([9.0, 8.0, 7.1, -7.08])
+    A = DenseOperator(torch.diag(torch.from_numpy(np.concatenate([truth, 6 - 0.005 * np.arange(1200)]))))
+    assert eigsh(A, 3, seed=13, num_checks=0).values[2] == pytest.approx(-7.08, rel=1e-3)
+    assert eigsh(A, 3, seed=13).values[2] == pytest.approx(7.1, rel=1e-3)
+
+
+def first_with_small_residuals(A, k, *, tol, seed):
+    """What a Lanczos finds that stops once k residuals are small, by powers in float64 kept apart by QR."""
+    M, space = A.matrix.numpy(), torch.randn(A.n, 1, generator=seeded(seed), dtype=torch.float64).numpy()
+    space = space / np.linalg.norm(space)
+    while True:
+        values, coordinates = np.linalg.eigh(space.T @ M @ space)
+        best = np.argsort(-np.abs(values))[:k]
+        vectors = space @ coordinates[:, best]
+        residuals = np.linalg.norm(M @ vectors - vectors * values[best], axis=0)
+        if len(best) == k and (residuals <= tol * np.abs(values[best])).all():
+            return values[best]
+        space = np.linalg.qr(np.column_stack([space, M @ space[:, -1]]))[0]
+
+
+@pytest.mark.parametrize(
+    ("which", "values"), [("LM", [10, -8, 7.5, -7]), ("LA", [10, 8, 7.5, -7]), ("SA", [-10, -8, -7.5, 7])], ids=str
+)
+def test_wanted_values_are_settled_when_no_other_ritz_value_can_reach_them(which, values):
+    def satisfied(*norms, error=0.0):
+        ritz = lanczos._Ritz(np.array(values, dtype=float), np.eye(4), np.array(norms))
+        return lanczos._Wanted(2, which, 1e-2).satisfied(ritz, error)
+
+    assert satisfied(0.0, 0.05, 0.4, 0.5) and not satisfied(0.0, 0.1, 0.0, 0.0)
+    # 7.5 may be 8.1, but not 8.05, which the tolerance leaves open; the last is far off unless its residual is large.
+    assert satisfied(0.0, 0.0, 0.55, 0.5) and not satisfied(0.0, 0.0, 0.6, 0.5)
+    assert satisfied(0.0, 0.0, 0.0, 1.0) and satisfied(0.0, 0.0, 0.0, 1.2) == (which != "LM")
+    # Nor does it go on for what is left of rounding.
+    assert satisfied(0.0, 0.0, 0.6, 0.5, error=0.06)
 
 
 def test_the_same_seed_gives_the_same_bits_and_other_seeds_agree_within_their_bounds():

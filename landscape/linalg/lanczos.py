@@ -238,7 +238,10 @@ def _look_for_missed(
     while basis.num_matvecs < limit:
         thorough = _number_of_checks(basis, ritz, wanted)
         spot = thorough if basis.A.n <= _FULL_CHECK_SIZE else min(thorough, _SPOT_CHECKS)
-        if quiet >= (spot if num_checks is None else num_checks) or not _expand(basis, ritz, wanted):
+        enough = quiet >= (spot if num_checks is None else num_checks)
+        # What the new chain has brought may not be open to go beyond the wanted values either.
+        settled = num_checks == 0 or wanted.satisfied(ritz, basis.error)
+        if (enough and settled) or not _expand(basis, ritz, wanted):
             break
         old, ritz = ritz, wanted.ritz(basis)
         moved = wanted.moved(old, ritz, basis.error)
