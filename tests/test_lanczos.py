@@ -235,6 +235,15 @@ def test_the_check_finds_a_value_of_which_nothing_was_seen_when_others_had_conve
     np.testing.assert_allclose(with_checks.values.numpy(), truth[:3], rtol=1e-4)
 
 
+def test_a_run_that_ends_before_its_values_are_settled_says_so():
+    truth, A = late_third_value()
+    stopped = eigsh(A, 3, seed=4, max_matvecs=18)
+    assert stopped.converged.all() and not stopped.settled and "another value may belong among them" in repr(stopped)
+    np.testing.assert_allclose(stopped.values.numpy(), truth[[0, 1, 3]], rtol=1e-3)
+    done = eigsh(A, 3, seed=4)
+    assert done.settled and "another" not in repr(done)
+
+
 def test_what_a_check_has_half_seen_is_looked_at_to_the_end():
     """Four products of a spot check see something beyond the third value, and leave open what: the third itself."""
     truth = np.array([9.0, 8.0, 7.1, -7.08])

@@ -86,6 +86,31 @@ def output(tmp_path):
 
 # what is read is what was written
 
+@pytest.mark.parametrize(
+    ("which", "values", "smallest", "largest", "residuals", "unsettled"),
+    [
+        ("LM", [9, -8, 7], [-8, -6.9, 0], [9, 7, 6.8], [0, 0.02, 0], True),
+        ("LM", [9, -8, 7], [-8, -6.9, 0], [9, 7, 6.8], [0, 0.01, 0], False),
+        ("LA", [9, 8, 7], [-8, -6.9, 0], [9, 8, 7], [0, 0.1, 0], False),
+        ("SA", [-9, -8, -7], [-9, -8, -7], [9, 8, -6.9], [0, 0, 0.02], True),
+        ("LM", [9, -8, 7], [np.nan] * 3, [np.nan] * 3, [np.nan] * 3, False),
+    ],
+    ids=str,
+)
+def test_a_batch_in_which_another_value_may_belong_among_the_eigenvalues_is_told(
+    tmp_path, which, values, smallest, largest, residuals, unsettled
+):
+    manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=1, which=which)
+    ends = {"smallest": smallest, "smallest_residuals": residuals, "largest": largest, "largest_residuals": residuals}
+    record = record_of("wide/0/0", checkpoint_sha256=manifest.series[0].checkpoints[0].sha256, values=np.array(values), **ends)
+    with SpectrumStore.prepare(tmp_path / "a.h5", manifest) as writer:
+        writer.add(record)
+        writer.merge()
+    with SpectrumStore.open(tmp_path / "a.h5") as store:
+        assert store.records("wide", 0).unsettled(which=which, tol=1e-3).tolist() == [unsettled]
+        assert summarize(store)[0].num_unsettled == int(unsettled)
+    assert any("in 1 batch another value may belong among them" in line for line in describe(tmp_path / "a.h5")) == unsettled
+
 
 def test_every_number_comes_back_exactly_from_the_parts_and_from_the_merged_file(tmp_path, output):
     manifest = manifest_of(tmp_path)

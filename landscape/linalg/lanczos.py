@@ -63,18 +63,19 @@ class _Wanted:
         return ritz.residuals[: self.k] <= self.tol
 
     def satisfied(self, ritz: _Ritz, error: float) -> bool:
-        """Whether every wanted pair has converged, or little but the error of the products is left of its residual.
-
-        And whether they are the wanted ones: no other Ritz value may still move beyond the last of them, by more than what
-        the tolerance leaves open.
-        """
+        """Whether every wanted pair has converged, or little but the products' error is left of its residual; and settled."""
         if len(ritz.values) < self.k:
             return False
-        there = self.converged(ritz) | (ritz.norms[: self.k] <= 2 * error)
+        return bool((self.converged(ritz) | (ritz.norms[: self.k] <= 2 * error)).all()) and self.settled(ritz, error)
+
+    def settled(self, ritz: _Ritz, error: float) -> bool:
+        """Whether no other Ritz value may still move beyond the last wanted one, by more than what the tolerance leaves open."""
+        if len(ritz.values) < self.k:
+            return False
         sizes = {"LM": np.abs(ritz.values), "LA": ritz.values, "SA": -ritz.values}[self.which]
         open_to = sizes[self.k :] + ritz.norms[self.k :]
         last, slack = sizes[self.k - 1], max(self.tol * abs(ritz.values[self.k - 1]), 2 * error)
-        return bool(there.all() and (open_to <= last + slack).all())
+        return bool((open_to <= last + slack).all())
 
     def moved(self, old: _Ritz, new: _Ritz, error: float) -> bool:
         """Whether a wanted value changed by more than a converged pair can; that is about tol^2 / relative gap."""
@@ -127,7 +128,8 @@ def eigsh(
     Returns:
         The pairs, most wanted first, with `converged` true exactly where the bound met `tol`; the quadrature of the first
         chain; the Ritz values of both ends. When `max_matvecs` is spent, or rounding allows no smaller residual, the best
-        pairs so far are returned with `converged` false where it is.
+        pairs so far are returned with `converged` false where it is, and `settled` false where another value may belong among
+        them.
 
     Raises:
         ValueError: If A is no operator, k, which, tol, max_matvecs, num_checks or max_basis is out of range, or `start` has
@@ -292,6 +294,7 @@ def _pairs(
             orthogonality_defect=basis.orthogonality_defect(),
         ),
         copies_checked=copies_checked,
+        settled=wanted.settled(ritz, basis.error),
     )
 
 

@@ -252,6 +252,8 @@ class EigenPairs:
         copies_checked: Whether the search for further copies of multiple eigenvalues, which one Krylov chain cannot see, went
             on until a missed one would have been found with 99 % probability. Where it is false, the set of values is that
             of the top k only if none of them is multiple, or as far as a shorter search could tell.
+        settled: Whether no other Ritz value can still belong among the values: each, with its bound, stays below the last of
+            them, but for what the tolerance leaves open. Never true of a method that keeps no other Ritz values.
         quadrature: Nodes and weights of the same Krylov space, where the method gives them.
         ritz: All Ritz values of the same Krylov space, where the method gives them: both ends, and certified counts.
     """
@@ -264,13 +266,15 @@ class EigenPairs:
     quadrature: Quadrature | None = None
     ritz: RitzValues | None = None
     copies_checked: bool = False
+    settled: bool = False
 
     def __repr__(self) -> str:
         rows = ", ".join(
             f"{_with_bound(value, abs(value) * residual)}{'' if done else ' (not converged)'}"
             for value, residual, done in zip(self.values.tolist(), self.residuals.tolist(), self.converged.tolist())
         )
-        return f"EigenPairs([{rows}], num_matvecs={self.num_matvecs})"
+        doubt = "" if self.settled or self.ritz is None else ", another value may belong among them"
+        return f"EigenPairs([{rows}], num_matvecs={self.num_matvecs}{doubt})"
 
 
 def _with_bound(value: float, bound: float) -> str:

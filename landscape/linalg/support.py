@@ -42,6 +42,7 @@ class SupportedPart(Restriction):
             num_matvecs=0,
             quadrature=Quadrature(nodes=none, weights=none),
             ritz=RitzValues(values=none, norms=none, rounding=0.0, orthogonality_defect=0.0),
+            settled=True,
         )
 
     def whole_pairs(self, pairs: EigenPairs, k: int, which: str) -> EigenPairs:
@@ -72,6 +73,7 @@ class SupportedPart(Restriction):
             quadrature=None if pairs.quadrature is None else self._whole_quadrature(pairs.quadrature),
             ritz=None if pairs.ritz is None else self._whole_ritz(pairs.ritz, num_zeros),
             copies_checked=pairs.copies_checked,
+            settled=pairs.settled,
         )
 
     def _whole_ritz(self, part: RitzValues, num_zeros: int) -> RitzValues:

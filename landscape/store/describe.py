@@ -18,6 +18,7 @@ class CheckpointSummary:
     Args:
         num_unused: Parameters that a batch cannot move, the fewest and the most over batches; None where nobody counted.
         num_not_converged: Eigenvalues whose residual did not reach the tolerance.
+        num_unsettled: Batches in which another Ritz value may belong among the eigenvalues.
         worst_residual: The largest relative residual.
     """
 
@@ -29,6 +30,7 @@ class CheckpointSummary:
     num_records: int
     num_planned: int
     num_not_converged: int
+    num_unsettled: int
     largest: float
     smallest: float
     worst_residual: float
@@ -43,6 +45,7 @@ def is_store(path: Path) -> bool:
 def summarize(store: SpectrumStore) -> list[CheckpointSummary]:
     """One summary per checkpoint that has a record, in the order of the manifest."""
     summaries = []
+    hessian = store.plan.protocol["hessian"]
     for series in store.series():
         for epoch in store.epochs(series):
             table = store.records(series, epoch)
@@ -56,6 +59,7 @@ def summarize(store: SpectrumStore) -> list[CheckpointSummary]:
                     num_records=table.num_records,
                     num_planned=table.num_planned,
                     num_not_converged=table.num_not_converged,
+                    num_unsettled=int(table.unsettled(which=hessian["which"], tol=hessian["tol"]).sum()),
                     largest=float(table.eigenvalues.max()),
                     smallest=float(table.eigenvalues.min()),
                     worst_residual=float(np.max(table.residuals)),
@@ -71,6 +75,12 @@ def _unused(one: CheckpointSummary) -> str:
         return ""
     fewest, most = one.num_unused
     return f", {fewest} of them unused by a batch" if fewest == most else f", {fewest} to {most} of them unused by a batch"
+
+
+def _unsettled(one: CheckpointSummary) -> str:
+    if not one.num_unsettled:
+        return ""
+    return f", in {one.num_unsettled} batch{'es' * (one.num_unsettled > 1)} another value may belong among them"
 
 
 def describe(path: str | Path) -> list[str]:
@@ -96,7 +106,8 @@ def describe(path: str | Path) -> list[str]:
             lines.append(
                 f"{one.series} epoch {one.epoch} ({one.model}, {one.num_params} parameters{_unused(one)}): "
                 f"{one.num_records} of {one.num_planned} batches, eigenvalues {one.smallest:.4g} to {one.largest:.4g}, "
-                f"{one.num_not_converged} not converged, worst residual {one.worst_residual:.1e}, mean loss {one.mean_loss:.4f}"
+                f"{one.num_not_converged} not converged{_unsettled(one)}, worst residual {one.worst_residual:.1e}, "
+                f"mean loss {one.mean_loss:.4f}"
             )
         for series, epoch in store.module_identities:
             modules, batches = store.module_names(series), store.module_batches(series, epoch)

@@ -148,6 +148,22 @@ class SpectraTable(CheckpointTable):
         """Eigenvalues whose residual did not reach the tolerance."""
         return int(np.count_nonzero(~self.converged))
 
+    def unsettled(self, *, which: str, tol: float) -> Bool[np.ndarray, " batch"]:
+        """Where a Ritz value at either end, with its bound, reaches beyond the last of the eigenvalues and may belong among them.
+
+        Args:
+            which, tol: As measured; what is within tol of the last value does not count. False where no ends are known.
+        """
+        ends = np.concatenate([self.smallest, self.largest], axis=1)
+        norms = np.concatenate([self.smallest_residuals, self.largest_residuals], axis=1) * np.abs(ends)
+        among = np.isclose(ends[:, :, None], self.eigenvalues[:, None, :], rtol=1e-12, atol=0).any(axis=2)
+
+        def size(values: np.ndarray) -> np.ndarray:
+            return {"LM": np.abs(values), "LA": values, "SA": -values}[which]
+
+        last = size(self.eigenvalues).min(axis=1, keepdims=True) + tol * np.abs(self.eigenvalues[:, -1:])
+        return np.asarray((~among & (size(ends) + norms > last)).any(axis=1))
+
 
 def table_of(
     records: Iterable[tuple[Record, Mapping[str, Any]]], *, model: str, label: str, num_planned: int
