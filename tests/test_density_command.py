@@ -1,5 +1,6 @@
 """`landscape density`: the figure, the file behind it, and the numbers it prints, held against dense Hessians."""
 
+import os
 import re
 import tracemalloc
 from dataclasses import replace
@@ -16,8 +17,9 @@ from landscape.figures.density_plan import make_density_plan
 from landscape.linalg import DenseOperator, density
 from landscape.manifest import Manifest
 from landscape.pipeline.density_record import density_sample, spectral_density
-from landscape.store import DensityRecord, Plan, read_densities, write_densities
+from landscape.store import DensityRecord, Plan, parts_folder, read_densities, write_densities
 from landscape.store.densities import ARRAYS
+from landscape.store.lock import FolderLock
 from landscape.store.schema import write_file
 
 PATTERNS = ["visual.ln_*", "visual.proj", "visual.class_embedding", "logit_scale"]
@@ -202,6 +204,16 @@ def test_more_batches_of_the_same_density_cost_no_more_than_themselves(study, tm
     assert made == [7919, 2 * 7919]
     for name, array in arrays_of(tmp_path / "whole.h5")["one", 0].items():
         np.testing.assert_array_equal(arrays_of(tmp_path / "grown.h5")["one", 0][name], array, err_msg=name)
+
+
+def test_two_runs_do_not_write_one_file_and_nothing_is_left_of_the_lock(study, tmp_path):
+    command = ("density", study, "--epochs", 0, *PLAIN, "-o", tmp_path / "density.svg")
+    lock = FolderLock(parts_folder(tmp_path / "density.h5"), output=tmp_path / "density.h5")
+    result = invoke(*command)
+    assert result.exit_code == 2 and f"process {os.getpid()}" in result.stderr and not (tmp_path / "density.h5").exists()
+    lock.release(remove_folder=True)
+    assert invoke(*command).exit_code == 0
+    assert sorted(path.name for path in tmp_path.glob("density*")) == ["density.h5", "density.svg"]
 
 
 def test_fewer_batches_are_drawn_from_what_is_there_and_take_nothing_away(study, tmp_path, monkeypatch):

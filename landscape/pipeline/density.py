@@ -15,22 +15,16 @@ from landscape.errors import LandscapeError, ManifestError, ObjectiveError, Stor
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
 from landscape.pipeline.density_record import density_record, density_sample, spectral_density, stored_densities
+from landscape.pipeline.density_shelf import DensityShelf, Key
 from landscape.pipeline.draw import check_figure_name
 from landscape.pipeline.measure import Show, attempted, device_of, progress_shown
 from landscape.pipeline.products import ProductSettings, SeriesProducts
-from landscape.store import (
-    DensityRecord,
-    is_density_file,
-    is_store,
-    read_densities,
-    write_densities,
-)
+from landscape.store import DensityRecord, is_density_file, is_store, parts_folder, read_densities
+from landscape.store.lock import FolderLock
 
 if TYPE_CHECKING:
     from landscape.linalg import SpectralDensity, SymmetricOperator
     from landscape.pipeline.subject import Subject
-
-_Key = tuple[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +115,7 @@ class _Job:
     prepare: "Callable[[Sequence[int]], tuple[bool, Iterable[SymmetricOperator]]]"
 
     @property
-    def key(self) -> _Key:
+    def key(self) -> Key:
         return self.facts["series"], self.facts["epoch"]
 
     def __str__(self) -> str:
@@ -130,49 +124,43 @@ class _Job:
 
 def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, options: dict[str, Any]) -> DensityReport:
     target = output.with_suffix(".h5")
-    if target == output or (target.exists() and not is_density_file(target)):
-        raise StoreError(
-            f"{target}: holds something else, or is damaged, and would be overwritten by the densities behind the figure; name "
-            "another output with -o, or remove it."
-        )
-    stored = {(one.series, one.epoch): one for one in read_densities(target)} if target.exists() else {}
-    known: dict[_Key, DensityRecord] = {}
-    todo: list[_Job] = []
-    by_key: dict[_Key, _Job] = {}
-    for job in jobs:
-        by_key[job.key] = job
-        one = stored.pop(job.key, None)
-        if one is not None and one.checkpoint_sha256 == job.facts["checkpoint_sha256"] and one.matches(job.facts["settings"]):
-            known[job.key] = one
-        # An audit that was left out is made up for.
-        lacks_audit = job.key in known and not known[job.key].audited and not options.get("unaudited")
-        if job.key not in known or lacks_audit or not set(range(settings.num_batches)) <= set(known[job.key].batches):
-            todo.append(job)
+    asked, failures = list(jobs), []
+    look = partial(
+        DensityShelf, target, asked, num_batches=settings.num_batches, unaudited=bool(options.get("unaudited"))
+    )
+    shelf = look()
     if options.get("dry_run"):
-        lines = [f"to measure: {job}" for job in todo]
-        return DensityReport((*lines, f"{target}: {len(by_key) - len(todo)} of {len(by_key)} densities are measured."))
-    for job in todo:
-        job.check()
-    # Checkpoints that this command does not ask for stay in the file where they were measured in the same way.
-    others = [one for one in stored.values() if todo and one.matches(todo[0].facts["settings"])]
-
-    def keep(key: _Key, record: DensityRecord) -> None:
-        known[key] = record
-        write_densities(target, [*(known[key] for key in by_key if key in known), *others])
-
-    failures: list[str] = []
-    num_known = sum(index < settings.num_batches for one in known.values() for index in one.batches)
-    with progress_shown(len(by_key) * settings.num_batches, num_known, shown=None if todo else False) as show:
-        for job in todo:
-            kept = partial(keep, job.key)
-            failures += _measure(job, settings, known.get(job.key), kept, has_worked=bool(known), show=show)
+        lines = [f"to measure: {asked[index]}" for index in shelf.todo]
+        return DensityReport((*lines, f"{target}: {len(asked) - len(shelf.todo)} of {len(asked)} densities are measured."))
+    if shelf.todo:
+        lock = FolderLock(parts_folder(target), output=target)
+        try:
+            # Another run may have gone on since.
+            shelf = look()
+            failures = _measure_all(asked, shelf, settings)
+        finally:
+            lock.release(remove_folder=True)
     # A record may be of more batches than this command asks for.
-    found = [_first_batches(by_key[key], known[key], settings) for key in by_key if key in known]
+    found = [_first_batches(job, shelf.known[job.key], settings) for job in asked if job.key in shelf.known]
     records = [record for record in found if record is not None]
     if not records:
         return DensityReport((f"{output}: nothing was measured, so there is nothing to draw.",), tuple(failures))
     lines = _drawn(records, output, options)
     return DensityReport((*lines, f"{target}: the densities themselves."), tuple(failures))
+
+
+def _measure_all(jobs: Sequence[_Job], shelf: DensityShelf, settings: DensitySettings) -> list[str]:
+    """Measure what is left to do; a line for each batch that failed."""
+    todo = [jobs[index] for index in shelf.todo]
+    for job in todo:
+        job.check()
+    failures: list[str] = []
+    num_known = sum(index < settings.num_batches for one in shelf.known.values() for index in one.batches)
+    with progress_shown(len(jobs) * settings.num_batches, num_known, shown=None) as show:
+        for job in todo:
+            keep = partial(shelf.keep, job.key)
+            failures += _measure(job, settings, shelf.known.get(job.key), keep, has_worked=bool(shelf.known), show=show)
+    return failures
 
 
 @dataclass(frozen=True)
