@@ -44,6 +44,11 @@ class Case:
     scan: str = "reference"
 
 
+def case_title(model: str, epoch: int) -> str:
+    """What tables call a case."""
+    return f"{model} at initialisation" if epoch == 0 else f"{model} after {epoch} epochs"
+
+
 def trained(run: Path, model: str, epochs: int) -> dict[int, Path]:
     """The checkpoints of all epochs from 0 on, trained on OpenMoji where they are not there yet."""
     from landscape.pipeline import train_run

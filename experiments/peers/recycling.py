@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peers.problem import Case, load
+from peers.problem import Case, case_title, load
 from peers.processes import run_task
 from peers.solvers import TOL, K
 
@@ -63,9 +63,8 @@ def recycling_table(rows: list[RecyclingRow]) -> str:
         f"{'':34} {'random start':>20} {'the batch before':>20} {'one epoch earlier':>20}",
     ]
     for row in rows:
-        state = "at initialisation" if row.epoch == 0 else f"after {row.epoch} epochs"
         counts = " ".join(f"{_spread(products):>20}" for products in (row.cold, row.warm, row.earlier))
-        lines.append(f"{row.model + ' ' + state:34} {counts}")
+        lines.append(f"{case_title(row.model, row.epoch):34} {counts}")
     if not all(row.all_converged for row in rows):
         lines.append("not all of them converged")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from peers.judge import first_converged, value_errors
-from peers.problem import Case, load
+from peers.problem import Case, case_title, load
 from peers.processes import run_task
 from peers.solvers import TOL, K
 
@@ -68,12 +68,11 @@ def sets_table(rows: list[SetsRow]) -> str:
         f"{'':34} {'residuals alone':>20} {'landscape eigsh':>20}",
     ]
     for row in rows:
-        state = "at initialisation" if row.epoch == 0 else f"after {row.epoch} epochs"
         cells = (
             f"{len(places)} ({np.mean(spent):.1f})"
             for places, spent in ((row.wrong, row.products), (row.ours_wrong, row.ours_products))
         )
-        lines.append(f"{row.model + ' ' + state:34} {' '.join(f'{cell:>20}' for cell in cells)}")
+        lines.append(f"{case_title(row.model, row.epoch):34} {' '.join(f'{cell:>20}' for cell in cells)}")
     if any(row.largest_error for row in rows):
         lines.append(f"a wrong value is off by up to {max(row.largest_error for row in rows):.1%}")
     return "\n".join(lines)

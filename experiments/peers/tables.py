@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from peers.problem import case_title
 from peers.rows import Row, Truth
 from peers.solvers import ARPACK_ON_OURS, OURS, TOL
 
@@ -21,10 +22,9 @@ def _ratio(number: float) -> str:
 def architecture_table(truth: Truth, rows: Sequence[Row]) -> str:
     """One case: every contender at its defaults and driven."""
     ours = _ours(rows)
-    state = "at initialisation" if ours.epoch == 0 else f"after {ours.epoch} epochs"
     values = " ".join(f"{value:+.5g}" for value in truth.values)
     lines = [
-        f"{ours.model} {state}: n = {truth.n:,}, loss {truth.loss:.3f}, true values {values}",
+        f"{case_title(ours.model, ours.epoch)}: n = {truth.n:,}, loss {truth.loss:.3f}, true values {values}",
         f"a gradient takes {1e3 * truth.gradient_seconds:.0f} ms; a Krylov space of {truth.krylov_products} products holds all "
         f"five, so the limit is {2 * truth.krylov_products} gradients",
         f"{'':31} {'':8} {'products':>8} {'CPU s':>7} {'gradients':>9} {'MiB':>6} {'residual':>8} {'error':>8} "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -84,7 +84,8 @@ class GaussNewtonOperator(SymmetricOperator):
         self._sizes = [leaf.numel() for leaf in self._leaves]
         used = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None and gradient.requires_grad}
         self._used, self._gradients = tuple(used), tuple(used.values())
-        self.support = None if self.weight_decay else self._support_of(leaves, gradients)
+        unused, looked_up = _unused(leaves, gradients), rows_looked_up(self._outputs, leaves)
+        self.support = None if self.weight_decay else _support(leaves, unused, looked_up)
         assert objective.cut is not None
         self._head = _hessian_by_outputs(objective.cut.convex, nest, self._outputs, batch)
         self.num_outputs = self._head.n
@@ -112,9 +113,6 @@ class GaussNewtonOperator(SymmetricOperator):
                     "root, norm or logarithm of zero, and keep it away from zero."
                 )
         return before, nest, gradients
-
-    def _support_of(self, leaves: Params, gradients: tuple[Tensor | None, ...]) -> Int64[Tensor, " s"] | None:
-        return _support(leaves, _unused(leaves, gradients), rows_looked_up(self._outputs, leaves))
 
     def unflatten(self, vector: Float[Tensor, " n"]) -> Params:
         """The entries of a vector by parameter name and shape, as views."""

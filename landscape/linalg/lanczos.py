@@ -51,10 +51,14 @@ class _Wanted:
     which: Which
     tol: float
 
+    def sizes(self, values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+        """By what values are wanted: the larger, the more."""
+        return {"LM": np.abs(values), "LA": values, "SA": -values}[self.which]
+
     def ritz(self, basis: KrylovBasis) -> _Ritz:
         H, coupling = basis.projected()
         values, coordinates = np.linalg.eigh(H)
-        order = np.argsort({"LM": -np.abs(values), "LA": -values, "SA": values}[self.which], kind="stable")
+        order = np.argsort(-self.sizes(values), kind="stable")
         coordinates = coordinates[:, order]
         norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.error
         return _Ritz(values[order], coordinates, norms)
@@ -72,7 +76,7 @@ class _Wanted:
         """Whether no other Ritz value may still move beyond the last wanted one, by more than what the tolerance leaves open."""
         if len(ritz.values) < self.k:
             return False
-        sizes = {"LM": np.abs(ritz.values), "LA": ritz.values, "SA": -ritz.values}[self.which]
+        sizes = self.sizes(ritz.values)
         open_to = sizes[self.k :] + ritz.norms[self.k :]
         last, slack = sizes[self.k - 1], max(self.tol * abs(ritz.values[self.k - 1]), 2 * error)
         return bool((open_to <= last + slack).all())
