@@ -57,6 +57,7 @@ def test_outside_of_the_support_the_dense_hessian_is_zero_and_the_spectrum_is_th
     assert outside.any() and (dense[outside] == 0).all() and (dense[:, outside] == 0).all()
     for which in ("LM", "SA"):
         pairs = eigsh(H, 4, which, tol=1e-8)
+        assert pairs.settled
         exact = torch.linalg.eigvalsh(dense)
         order = (-exact.abs() if which == "LM" else exact).argsort()[:4]
         torch.testing.assert_close(pairs.values, exact[order], rtol=1e-9, atol=1e-12)
