@@ -1,8 +1,7 @@
 """Checkpoints: find the weights in any file of them, prove that they fit a model, load them; and write our own.
 
-Known layouts: this package's, open_clip's (`epoch`, `name`, `state_dict`, `optimizer`), timm's (`arch`, `state_dict`,
-`state_dict_ema`, or `model`), SLIP's and mamba-clip's (`epoch`, `state_dict`, `args`), a bare state dict, safetensors.
-Nothing is loaded in part, resized or left out in silence.
+What the trainers write is in the table of landscape.manifest.layouts. Nothing is loaded in part, resized or left out in
+silence, and nothing in a file is run.
 """
 
 import contextlib
@@ -10,22 +9,27 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from landscape.clip.fit import fit_to_model, is_constant
+from landscape.clip.hf_names import hf_clip_state_dict, is_hf_clip
 from landscape.clip.published import is_published, published_state_dict
-from landscape.clip.untrusted import SAFETENSORS, one_line, read_untrusted, unreadable
+from landscape.clip.stored_tensors import StoredTensors
 from landscape.errors import CheckpointError
 from landscape.manifest import sha256_of_file, sync_folder
+from landscape.manifest.folders import digest_of_checkpoint, read_weights
+from landscape.manifest.layouts import Contents, interpret
+from landscape.manifest.names import without_wrappers
+from landscape.manifest.weight_files import WeightFile, note_of_stand_ins, one_line
 from landscape.version import VERSION
 
 State = dict[str, Tensor]
 
-_WRAPPERS = {"online": ("state_dict", "model", "model_state_dict"), "ema": ("state_dict_ema", "model_ema")}
 _NUM_SHOWN = 3
 
 
@@ -34,16 +38,20 @@ class CheckpointInfo:
     """What a checkpoint file holds.
 
     Attributes:
-        kind: "torch", "torch before 1.6" or "safetensors".
-        layout: Who wrote it: "landscape", "open_clip", "timm", "slip" (also mamba-clip), "training run" (some other),
-            or "state dict" (the weights alone).
-        epoch: As stored, None where it is not. Finished epochs, except for timm: there the number of the last one from 0.
+        kind: "torch", "torch before 1.6", "TorchScript", "safetensors", "sharded" or "distributed".
+        layout: Who wrote it, such as "open_clip", "timm" or "lightning"; "training run" where that is unknown, "state dict"
+            for weights alone.
+        epoch: Finished epochs, 0 for the initialisation; None where the file does not say.
+        stored_epoch: The number in the file, which many trainers count from 0.
         name: Of the run, or of timm's architecture, where stored.
         weights: "online", or "ema" for the averaged copy.
+        available: The copies that the file holds.
+        settings: What the file says of the run: plain values under its own keys, such as {"args": {...}}.
         num_tensors, num_parameters: Of the chosen weights, buffers included; parameters are numbers, not tensors.
         dtypes: As stored, sorted.
+        sha256: Of the file; of several files, see `digest_of_checkpoint`.
         keys: The first tensor names, prefixes of wrappers removed.
-        notes: What was converted or left out, one sentence each.
+        notes: What was chosen, converted, filled in or left out, one sentence each.
     """
 
     path: Path
@@ -59,15 +67,26 @@ class CheckpointInfo:
     sha256: str
     keys: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    stored_epoch: int | float | None = None
+    available: tuple[str, ...] = ("online",)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path, *, expected_sha256: str | None = None) -> dict[str, Any]:
     """Everything that a checkpoint stores, such as the optimizer's state to resume from; tensors on the CPU.
 
+    Objects that are neither tensors nor plain containers are stand-ins, see landscape.manifest.inert.
+
     Raises:
         CheckpointError: As `load_checkpoint`, short of what needs a model.
     """
-    return _read(path, expected_sha256)[2]
+    file = _read(path, expected_sha256)[1]
+    if not isinstance(file.stored, dict):
+        raise CheckpointError(
+            f"{path}: holds a {type(file.stored).__name__}, but a checkpoint is a dict by name. Save model.state_dict() instead."
+        )
+    stored: dict[str, Any] = StoredTensors().tree(file.stored)
+    return stored
 
 
 def describe_checkpoint(path: Path, *, weights: str = "online", expected_sha256: str | None = None) -> CheckpointInfo:
@@ -76,9 +95,9 @@ def describe_checkpoint(path: Path, *, weights: str = "online", expected_sha256:
     Raises:
         CheckpointError: As `load_checkpoint`, short of what needs the model.
     """
-    sha256, kind, stored = _read(path, expected_sha256)
-    state, notes = _find_weights(path, stored, weights)
-    return _describe(path, sha256, kind, stored, state, weights, notes=tuple(notes))
+    sha256, file, contents = _look_into(path, weights, expected_sha256)
+    state, notes = _state_of(file, contents, weights)
+    return _describe(path, sha256, file, contents, state, weights, notes=tuple(notes))
 
 
 def load_checkpoint(
@@ -88,24 +107,25 @@ def load_checkpoint(
 
     Args:
         model: Its dtypes and devices are kept; stored numbers are converted to them, and the result says so.
+        path: A file, an index of shards, or a folder that holds one or a checkpoint of torch.distributed.
         expected_sha256: In hexadecimal. Without it only the checksums inside the file are compared.
-        weights: "online", or "ema" for the averaged copy that timm and mamba-clip save beside them. An average has no
-            batch-norm statistics of its own (mamba-clip never updates them): those of the online weights are taken.
+        weights: "online" for what the optimizer trained, or "ema" for its average, where the file has one. An average of
+            mamba-clip has no batch-norm statistics of its own: those of the online weights are taken.
 
     Raises:
         CheckpointError: If the file is missing, truncated, changed, unsafe, or does not fit the model to the last tensor
             and shape, or holds a weight that is not finite. The model is then as it was.
         ValueError: If `weights` is neither.
     """
-    sha256, kind, stored = _read(path, expected_sha256)
+    sha256, file, contents = _look_into(path, weights, expected_sha256)
+    stored, notes = _state_of(file, contents, weights)
+    state, said = fit_to_model(path, stored, model, aliases=file.aliases)
     expected = model.state_dict()
-    found, notes = _find_weights(path, stored, weights)
-    state = _with_scalars_of(found, expected)
-    _check_fit(path, state, expected)
     converted = {name: _convert(path, name, tensor, expected[name].dtype) for name, tensor in state.items()}
-    _check_finite(path, converted)
+    _check_finite(path, {name: tensor for name, tensor in converted.items() if not is_constant(name)})
     model.load_state_dict(converted, strict=True)
-    return _describe(path, sha256, kind, stored, found, weights, notes=(*notes, *_note_casts(state, converted)))
+    notes = [*notes, *said, *_note_casts(state, converted)]
+    return _describe(path, sha256, file, contents, stored, weights, notes=tuple(notes))
 
 
 def save_checkpoint(
@@ -161,58 +181,43 @@ def write_checkpoint(path: Path, contents: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _read(path: Path, expected_sha256: str | None) -> tuple[str, str, dict[str, Any]]:
-    """sha256, kind and contents."""
-    try:
-        sha256 = sha256_of_file(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
+def _read(path: Path, expected_sha256: str | None) -> tuple[str, WeightFile]:
+    """sha256 and contents."""
+    file = read_weights(path, verified=expected_sha256 is not None)
+    sha256 = digest_of_checkpoint(path, file.files)
     if expected_sha256 is not None and sha256 != expected_sha256.lower():
         raise CheckpointError(
             f"{path}: is not the file that was listed (sha256 expected {expected_sha256}, got {sha256}), so its numbers would "
             "belong to other weights. Restore the file, or list it anew."
         )
-    kind, stored = read_untrusted(path, verified=expected_sha256 is not None)
-    if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored):
-        raise CheckpointError(
-            f"{path}: holds a {type(stored).__name__}, but a checkpoint is a dict by name. Save model.state_dict() instead."
-        )
-    return sha256, kind, stored
+    return sha256, file
 
 
-def _find_weights(path: Path, stored: dict[str, Any], weights: str) -> tuple[State, list[str]]:
-    """The chosen state dict of a checkpoint, prefixes of wrappers removed, and what was left out."""
-    if weights not in _WRAPPERS:
+def _look_into(path: Path, weights: str, expected_sha256: str | None) -> tuple[str, WeightFile, Contents]:
+    if weights not in ("online", "ema"):
         raise ValueError(f'weights must be "online" or "ema", got {weights!r}.')
-    found = [stored[key] for key in _WRAPPERS[weights] if isinstance(stored.get(key), dict)]
-    beside = [stored[key] for key in _WRAPPERS["online"] if isinstance(stored.get(key), dict)]
-    state = _checked_state(path, (found or beside or [stored])[0], stored)
+    sha256, file = _read(path, expected_sha256)
+    contents = interpret(path, file.stored, metadata=file.metadata)
+    if weights not in contents.copies:
+        what, other = ("averaged", "online") if weights == "ema" else ("trained", "ema")
+        raise CheckpointError(
+            f'{path}: has no {what} weights. Load it with weights="{other}", in a manifest weights: {other}.'
+        )
+    return sha256, file, contents
+
+
+def _state_of(file: WeightFile, contents: Contents, weights: str) -> tuple[State, list[str]]:
+    """The chosen copy, by open_clip's names where another package's are known; and what was done."""
+    stubs = without_wrappers(file.path, contents.copies[weights])
+    state = StoredTensors().state(stubs)
+    notes = [note.format(taken="averaged" if weights == "ema" else "online") for note in contents.notes]
+    notes += note_of_stand_ins(file.foreign)
     if is_published(state):
-        return _from_published(path, state, weights)
-    if weights == "ema" and not found:
-        raise CheckpointError(f'{path}: has no averaged weights. Load it with weights="online".')
-    return state, []
-
-
-def _checked_state(path: Path, state: dict[Any, Any], stored: dict[str, Any]) -> State:
-    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise CheckpointError(
-            f"{path}: no weights found among its entries ({_shown(repr(key) for key in stored)}); expected 'state_dict', "
-            "'model', or the tensors themselves by name. Save {'epoch': ..., 'state_dict': model.state_dict()}."
-        )
-    return _without_prefixes(path, state)
-
-
-def _without_prefixes(path: Path, state: State) -> State:
-    """Undo what DistributedDataParallel (module.) and torch.compile (_orig_mod.) put in front of names."""
-    plain = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
-    while plain and all(key.startswith("module.") for key in plain):
-        plain = {key.removeprefix("module."): tensor for key, tensor in plain.items()}
-    if len(plain) < len(state):
-        raise CheckpointError(
-            f"{path}: holds some tensors twice, with and without '_orig_mod.' in their names. Save the state_dict of one model."
-        )
-    return plain
+        state, said = _from_published(file.path, state, weights)
+        return state, [*said, *notes]
+    if is_hf_clip(state):
+        return hf_clip_state_dict(state), [*notes, "Renamed from transformers' CLIP to open_clip's names; q, k and v joined."]
+    return state, notes
 
 
 def _from_published(path: Path, state: State, weights: str) -> tuple[State, list[str]]:
@@ -227,40 +232,6 @@ def _from_published(path: Path, state: State, weights: str) -> tuple[State, list
     if left_out := len(state) - len(renamed):
         notes.append(f"Left out the {left_out} tensors of the {'online' if weights == 'ema' else 'averaged'} copy.")
     return renamed, [*notes, *(str(warning.message) for warning in said)]
-
-
-def _with_scalars_of(state: State, expected: Mapping[str, Tensor]) -> State:
-    """Some open_clip releases stored the scalars as vectors of one number; they take the model's shape."""
-    scalars = {
-        name: state[name].reshape(expected[name].shape)
-        for name in ("logit_scale", "logit_bias")
-        if name in state and name in expected and state[name].numel() == expected[name].numel() == 1
-    }
-    return state | scalars
-
-
-def _check_fit(path: Path, state: State, expected: Mapping[str, Tensor]) -> None:
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    misfits = [
-        f"{name!r} expected {tuple(expected[name].shape)}, got {tuple(tensor.shape)}"
-        for name, tensor in state.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    faults = [
-        f"{len(found)} {what} ({_shown(found)})"
-        for found, what in (
-            (misfits, f"of {len(expected)} tensors of another shape"),
-            ([repr(name) for name in missing], f"of {len(expected)} tensors missing"),
-            ([repr(name) for name in unexpected], "tensors that the model does not have"),
-        )
-        if found
-    ]
-    if faults:
-        raise CheckpointError(
-            f"{path}: does not fit the model: {'; '.join(faults)}. Nothing is loaded in part, and no position embedding is "
-            "resized. Name the model that wrote this checkpoint."
-        )
 
 
 def _convert(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -306,38 +277,33 @@ def _note_casts(state: State, converted: State) -> list[str]:
 
 
 def _describe(
-    path: Path, sha256: str, kind: str, stored: dict[str, Any], state: State, weights: str, *, notes: tuple[str, ...]
+    path: Path,
+    sha256: str,
+    file: WeightFile,
+    contents: Contents,
+    state: State,
+    weights: str,
+    *,
+    notes: tuple[str, ...],
 ) -> CheckpointInfo:
-    epoch, name = stored.get("epoch"), stored.get("name", stored.get("arch"))
     return CheckpointInfo(
         path=path,
-        kind=kind,
-        layout=_layout(kind, stored),
-        epoch=epoch if type(epoch) is int else None,
-        name=name if type(name) is str else None,
+        kind=file.kind,
+        layout=contents.layout,
+        epoch=contents.epoch,
+        stored_epoch=contents.stored_epoch,
+        name=contents.name,
         weights=weights,
+        available=contents.available,
+        settings=contents.settings,
         num_tensors=len(state),
         num_parameters=sum(tensor.numel() for tensor in state.values()),
         dtypes=tuple(sorted({_short(tensor.dtype) for tensor in state.values()})),
-        num_bytes=path.stat().st_size,
+        num_bytes=sum(part.stat().st_size for part in file.files),
         sha256=sha256,
         keys=tuple(list(state)[:5]),
         notes=notes,
     )
-
-
-def _layout(kind: str, stored: dict[str, Any]) -> str:
-    if kind == SAFETENSORS or all(isinstance(value, Tensor) for value in stored.values()):
-        return "state dict"
-    if "landscape_version" in stored:
-        return "landscape"
-    if "arch" in stored or "state_dict_ema" in stored or ("model" in stored and "state_dict" not in stored):
-        return "timm"
-    if "name" in stored and "state_dict" in stored:
-        return "open_clip"
-    if "args" in stored and any(key.startswith("best_acc") for key in stored):
-        return "slip"
-    return "training run"
 
 
 def _short(dtype: torch.dtype) -> str:

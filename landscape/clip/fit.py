@@ -1,0 +1,146 @@
+"""Make the tensors of a checkpoint those of a model, by name: exactly, or not at all.
+
+What may differ without changing the function: the prefix of an enclosing module, constants that libraries store or not,
+weights that are tied, the shape of a single number. Each is said in a note. Nothing else is filled in, left out or resized.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from landscape.clip.misfit import explain_misfit
+from landscape.errors import CheckpointError
+
+State = dict[str, Tensor]
+
+# Tensors that the architecture alone determines, or that eval mode does not read: some releases of libraries store them.
+_CONSTANTS = re.compile(
+    r"(.*\.)?(position_ids|num_batches_tracked|attn_mask|token_type_ids|relative_position_index|relative_coords_table|inv_freq)"
+)
+# OpenAI's archives.
+_ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+
+
+def fit_to_model(
+    path: Path, state: State, model: nn.Module, *, aliases: Mapping[str, str] | None = None
+) -> tuple[State, list[str]]:
+    """Match a state dict to a model's names and shapes.
+
+    Args:
+        aliases: Tensors that the file left out because another one is the same: left out -> kept.
+
+    Returns:
+        Tensors by the model's names, in the model's order; and what was filled in or left out.
+
+    Raises:
+        CheckpointError: If they are not exactly the model's; the message says what would explain it.
+    """
+    expected = model.state_dict()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    aliased, notes = _fill_aliases(state, aliases or {}, expected)
+    fitted, said = _without_prefix(aliased, expected)
+    notes += said
+    fitted = _with_scalars_of(fitted, expected)
+    notes += _leave_out_constants(fitted, expected)
+    notes += _fill_constants(fitted, expected, parameters)
+    notes += _fill_ties(fitted, expected)
+    if expected.keys() != fitted.keys() or any(fitted[name].shape != expected[name].shape for name in expected):
+        raise CheckpointError(f"{path}: {explain_misfit(fitted, expected)}")
+    _check_ties(path, fitted, expected)
+    return {name: fitted[name] for name in expected}, notes
+
+
+def is_constant(name: str) -> bool:
+    """Whether a tensor of this name is determined by the architecture."""
+    return _CONSTANTS.fullmatch(name) is not None
+
+
+def _without_prefix(state: State, expected: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """Take off the one prefix under which every name is the model's."""
+    wanted = {name for name in expected if not is_constant(name)}
+    if not wanted or wanted & state.keys():
+        return dict(state), []
+    first = min(wanted, key=len)
+    prefixes = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
+    for prefix in prefixes:
+        if all(name.startswith(prefix) for name in state):
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items()}, [
+                f"Took the prefix {prefix!r} off all {len(state)} names."
+            ]
+    return dict(state), []
+
+
+def _with_scalars_of(state: State, expected: Mapping[str, Tensor]) -> State:
+    """Some open_clip releases stored the scalars as vectors of one number; they take the model's shape."""
+    scalars = {
+        name: state[name].reshape(expected[name].shape)
+        for name in ("logit_scale", "logit_bias")
+        if name in state and name in expected and state[name].numel() == expected[name].numel() == 1
+    }
+    return state | scalars
+
+
+def _fill_aliases(state: State, aliases: Mapping[str, str], expected: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    filled = {left_out: kept for left_out, kept in aliases.items() if left_out not in state and kept in state}
+    notes = [f"{left_out!r} is {kept!r}, as the file says of tied weights." for left_out, kept in filled.items()]
+    return state | {left_out: state[kept] for left_out, kept in filled.items()}, notes
+
+
+def _leave_out_constants(state: State, expected: Mapping[str, Tensor]) -> list[str]:
+    surplus = [name for name in state if name not in expected and (is_constant(name) or _is_number_of_archive(name, state[name]))]
+    for name in surplus:
+        del state[name]
+    return [f"Left out {_listed(surplus)}: constants that this model does not store."] if surplus else []
+
+
+def _is_number_of_archive(name: str, tensor: Tensor) -> bool:
+    return name in _ARCHIVE_NUMBERS and tensor.numel() == 1 and not tensor.is_floating_point()
+
+
+def _fill_constants(state: State, expected: Mapping[str, Tensor], parameters: set[str]) -> list[str]:
+    lacking = [name for name in expected if name not in state and is_constant(name) and name not in parameters]
+    state.update({name: expected[name].detach().to("cpu", copy=True) for name in lacking})
+    return [f"Filled in {_listed(lacking)} from the model: constants that the file does not store."] if lacking else []
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are one and the same memory."""
+    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+def _ties(expected: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of the model that share their memory."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in expected.items():
+        if tensor.numel() and tensor.device.type != "meta":
+            groups.setdefault(_place(tensor), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _fill_ties(state: State, expected: Mapping[str, Tensor]) -> list[str]:
+    notes = []
+    for names in _ties(expected):
+        stored = [name for name in names if name in state]
+        lacking = [name for name in names if name not in state]
+        if stored and lacking:
+            state.update(dict.fromkeys(lacking, state[stored[0]]))
+            notes.append(f"{_listed(lacking)} is {stored[0]!r}: the model ties them and the file stores them once.")
+    return notes
+
+
+def _check_ties(path: Path, state: State, expected: Mapping[str, Tensor]) -> None:
+    for first, *others in _ties(expected):
+        for other in others:
+            if not torch.equal(state[first], state[other]):
+                raise CheckpointError(
+                    f"{path}: stores different numbers for {first!r} and {other!r}, which are one tensor in the model, so one of "
+                    "them would be lost. Build the model without the tie."
+                )
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

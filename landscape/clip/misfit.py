@@ -1,0 +1,215 @@
+"""Say why the tensors of a checkpoint are not those of a model, and what would make them so."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+_NUM_SHOWN = 3
+_BLOCK = re.compile(r"(.*?(?:resblocks|blocks|layers|layer\d*|stages|h))\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """Stored and expected shapes by name."""
+
+    stored: dict[str, tuple[int, ...]]
+    expected: dict[str, tuple[int, ...]]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the model that the file lacks."""
+        return [name for name in self.expected if name not in self.stored]
+
+    @property
+    def surplus(self) -> list[str]:
+        """Names of the file that the model lacks."""
+        return [name for name in self.stored if name not in self.expected]
+
+    @property
+    def reshaped(self) -> list[str]:
+        """Names of both, with two shapes."""
+        return [name for name, shape in self.stored.items() if self.expected.get(name, shape) != shape]
+
+
+def explain_misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The sentences for a checkpoint that does not fit: the tensors, and the first rule that explains all of it."""
+    misfit = _Misfit(
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        {name: tuple(tensor.shape) for name, tensor in expected.items()},
+    )
+    rules = (_prefix, _adapter, _custom_text, _logit_bias, _classes, _picture, _context, _patch, _depth, _width)
+    reason = next((said for rule in rules if (said := rule(misfit))), "Name the model that wrote this checkpoint.")
+    return (
+        f"does not fit the model: {_faults(misfit)}. Nothing is loaded in part, and no position embedding is resized. {reason}"
+    )
+
+
+def _faults(misfit: _Misfit) -> str:
+    shapes = [f"{name!r} expected {misfit.expected[name]}, got {misfit.stored[name]}" for name in misfit.reshaped]
+    total = len(misfit.expected)
+    faults = [
+        f"{len(names)} {what} ({_shown(names if what.endswith('shape') else map(repr, names))}){_grouped(names, what)}"
+        for names, what in (
+            (shapes, f"of {total} tensors of another shape"),
+            (misfit.missing, f"of {total} tensors missing"),
+            (misfit.surplus, "tensors that the model does not have"),
+        )
+        if names
+    ]
+    return "; ".join(faults)
+
+
+def _grouped(names: list[str], what: str) -> str:
+    """How many of many names begin with what."""
+    if len(names) <= _NUM_SHOWN or what.endswith("shape"):
+        return ""
+    counts = Counter(name.partition(".")[0] for name in names).most_common(_NUM_SHOWN)
+    counted = [f"{count} of {len(names)} begin with {f'{first}.'!r}" for first, count in counts if count > 1]
+    return f": {', '.join(counted)}" if counted else ""
+
+
+def _prefix(misfit: _Misfit) -> str | None:
+    """An enclosing module's name before every name, with more beside them."""
+    if any(name in misfit.stored for name in misfit.expected):
+        return None
+    first = next(iter(misfit.expected))
+    for prefix in sorted({name.removesuffix(first) for name in misfit.stored if name.endswith(f".{first}")}):
+        inside = [name for name in misfit.stored if name.startswith(prefix)]
+        others = [name for name in misfit.stored if not name.startswith(prefix)]
+        if all(f"{prefix}{name}" in misfit.stored for name in misfit.expected):
+            return (
+                f"{len(inside)} of {len(misfit.stored)} names begin with {prefix!r} and hold this model; beside them "
+                f"stand {_shown(map(repr, others or inside))}, which may change the loss. Save the tensors under {prefix!r} "
+                "alone, that prefix removed."
+            )
+        return (
+            f"{len(inside)} of {len(misfit.stored)} names begin with {prefix!r}, as Lightning writes the attribute that holds "
+            "the model, and do not fit without it either. Name the model that this attribute holds."
+        )
+    return None
+
+
+def _adapter(misfit: _Misfit) -> str | None:
+    if any(".lora_" in name for name in misfit.surplus):
+        return "These are LoRA adapters. Merge them first, with peft's model.merge_and_unload(), and save its state_dict()."
+    if any("parametrizations." in name or name.endswith(("weight_orig", "weight_g")) for name in misfit.surplus):
+        return "The weights are stored in the parts of a weight or spectral norm. Remove the norm, then save the state_dict()."
+    return None
+
+
+def _custom_text(misfit: _Misfit) -> str | None:
+    """open_clip keeps the text tower under "text." or at the top."""
+    if misfit.missing and {f"text.{name}" for name in misfit.missing} == set(misfit.surplus):
+        return "Its text tower stands under 'text.': say model_args: {force_custom_text: true}."
+    return None
+
+
+def _logit_bias(misfit: _Misfit) -> str | None:
+    if misfit.surplus == ["logit_bias"] and not misfit.missing:
+        return "Only the sigmoid loss has a 'logit_bias': say loss: siglip."
+    if misfit.missing == ["logit_bias"] and not misfit.surplus:
+        return "Only the sigmoid loss has a 'logit_bias', so this run had another: do not say loss: siglip."
+    return None
+
+
+def _classes(misfit: _Misfit) -> str | None:
+    """Another number of rows in the last layer, and nothing else."""
+    names = misfit.reshaped
+    if not names or misfit.missing or misfit.surplus or len({name.rpartition(".")[0] for name in names}) > 2:
+        return None
+    pairs = {(misfit.stored[name][:1], misfit.expected[name][:1]) for name in names}
+    same_rest = all(misfit.stored[name][1:] == misfit.expected[name][1:] for name in names)
+    last = list(misfit.expected)[-1].rpartition(".")[0]
+    is_head = any(name.rpartition(".")[0] == last or re.search(r"(^|\.)(head|fc|classifier)\b", name) for name in names)
+    if len(pairs) != 1 or not same_rest or not is_head or any("embed" in name for name in names):
+        return None
+    [(stored, expected)] = pairs
+    return f"The checkpoint has {stored[0]} classes, the model {expected[0]}: say num_classes: {stored[0]}." if stored else None
+
+
+def _patches(shapes: dict[str, tuple[int, ...]]) -> tuple[str, int] | None:
+    """The patch embedding of an image tower and the side of its patches."""
+    for name, shape in shapes.items():
+        if len(shape) == 4 and shape[2] == shape[3] and re.search(r"(visual\.conv1|patch_embed\.proj)\.weight$", name):
+            return name, shape[2]
+    return None
+
+
+def _picture(misfit: _Misfit) -> str | None:
+    """A position embedding of another grid: another picture size at the same patch size."""
+    patches = _patches(misfit.stored)
+    if patches is None or misfit.missing or misfit.surplus or len(misfit.reshaped) != 1:
+        return None
+    [name] = misfit.reshaped
+    if not re.search(r"(visual\.positional_embedding|pos_embed)$", name):
+        return None
+    tokens, wanted = misfit.stored[name][-2], misfit.expected[name][-2]
+    # What a tower has beside its grid, a class token or none, is the same in both.
+    for extra in range(6):
+        grid, grid_wanted = math.isqrt(max(tokens - extra, 0)), math.isqrt(max(wanted - extra, 0))
+        if grid * grid == tokens - extra and grid_wanted * grid_wanted == wanted - extra and grid:
+            side = grid * patches[1]
+            key = "force_image_size" if name.startswith("visual.") else "img_size"
+            return (
+                f"Its position embedding is that of {side} x {side} pixels at patch {patches[1]}: say "
+                f"model_args: {{{key}: {side}}}."
+            )
+    return None
+
+
+def _context(misfit: _Misfit) -> str | None:
+    names = misfit.reshaped
+    texts = ("positional_embedding", "text.positional_embedding")
+    if misfit.missing or misfit.surplus or len(names) != 1 or names[0] not in texts:
+        return None
+    length = misfit.stored[names[0]][0]
+    if misfit.stored[names[0]][1:] != misfit.expected[names[0]][1:]:
+        return None
+    return f"Its texts have {length} tokens: say model_args: {{force_context_length: {length}}}."
+
+
+def _patch(misfit: _Misfit) -> str | None:
+    stored, expected = _patches(misfit.stored), _patches(misfit.expected)
+    if stored is None or expected is None or stored[1] == expected[1]:
+        return None
+    return (
+        f"Its patches are {stored[1]} pixels wide, the model's {expected[1]}: name the model with these patches, or give "
+        "its configuration with config:."
+    )
+
+
+def _depths(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Number of blocks under each name that numbers them."""
+    depths: dict[str, int] = {}
+    for name in shapes:
+        for match in re.finditer(_BLOCK, name):
+            depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
+    return depths
+
+
+def _depth(misfit: _Misfit) -> str | None:
+    stored, expected = _depths(misfit.stored), _depths(misfit.expected)
+    other = {key: (stored[key], expected[key]) for key in stored if key in expected and stored[key] != expected[key]}
+    inside = all(any(name.startswith(f"{key}.") for key in other) for name in (*misfit.missing, *misfit.surplus))
+    if not other or not inside:
+        return None
+    said = ", ".join(f"{count} blocks under {key!r} (the model {wanted})" for key, (count, wanted) in other.items())
+    return f"The checkpoint has {said}: name the model of that depth, or give its configuration with config:."
+
+
+def _width(misfit: _Misfit) -> str | None:
+    if misfit.missing or misfit.surplus or not misfit.reshaped:
+        return None
+    return (
+        f"All names fit, {len(misfit.reshaped)} shapes do not: the same kind of model in another size. Name the model of that "
+        "size, or give its configuration with config:."
+    )
+
+
+def _shown(items: Iterable[str]) -> str:
+    shown = list(items)
+    return ", ".join(shown[:_NUM_SHOWN]) + (", ..." if len(shown) > _NUM_SHOWN else "")

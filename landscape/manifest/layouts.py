@@ -1,0 +1,345 @@
+"""The table of layouts: who wrote a checkpoint, which copy of the weights lies where, what its epoch number means.
+
+Each rule was measured on files of the package that it names (experiments/containers), or read in its source.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from landscape.errors import CheckpointError
+from landscape.manifest.plain import is_tensors, plain, whole_number
+from landscape.manifest.stand_ins import Inert, Stub
+from landscape.manifest.whole_modules import is_module, state_of_module
+
+State = dict[str, Stub]
+Counts = Literal["finished", "last", "unknown"]
+
+# In order of preference nowhere: where two of them are in one file and no rule says which, the file is refused.
+ONLINE_KEYS = ("state_dict", "model", "module", "net", "model_state_dict", "model_state", "network", "weights", "params")
+EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "model_ema_state_dict", "params_ema")
+_STEP_KEYS = ("global_step", "iteration", "iter", "step", "global_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one trainer writes its checkpoints. Entries are dotted paths into the file.
+
+    Attributes:
+        layout: Name of the trainer.
+        signs: Entries that are all there.
+        absent: Entries that are not there.
+        online, ema: Where the trained and the averaged weights are: the first entry that holds tensors.
+        epoch: Entry with the epoch number.
+        counts: "finished" epochs; "last" for the index, from 0, of the epoch that was finished last; "unknown".
+        name: Entry that names the run or the architecture.
+        settings: Entries that say what the run was.
+        notes: Said of every such file that holds both copies.
+        within: Whether the file was saved within an epoch, where its entries tell.
+    """
+
+    layout: str
+    signs: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    online: tuple[str, ...] = ONLINE_KEYS
+    ema: tuple[str, ...] = EMA_KEYS
+    epoch: str = "epoch"
+    counts: Counts = "finished"
+    name: str = "name"
+    settings: tuple[str, ...] = ("args", "config", "hyper_parameters")
+    notes: tuple[str, ...] = ()
+    within: Callable[[dict[str, Any]], bool] | None = None
+
+    def matches(self, stored: dict[str, Any]) -> bool:
+        """Whether a file has the signs of this rule."""
+        return all(entry(stored, sign) is not None for sign in self.signs) and not any(
+            entry(stored, sign) is not None for sign in self.absent
+        )
+
+
+def entry(stored: Any, path: str) -> Any:
+    """The value at a dotted path, None where there is none; "prefix*" matches the first key that begins so."""
+    value = stored
+    for part in path.split("."):
+        if isinstance(value, Inert):
+            value = value.entries or value.state
+        if isinstance(value, (list, tuple)):
+            value = _pairs_as_dict(value)
+        if not isinstance(value, dict):
+            return None
+        if part.endswith("*"):
+            part = next((key for key in value if type(key) is str and key.startswith(part[:-1])), part)
+        value = value.get(part)
+    return value
+
+
+def _pairs_as_dict(value: list[Any] | tuple[Any, ...]) -> dict[Any, Any] | None:
+    """A list of (name, value), as composer writes its algorithms."""
+    pairs = [item for item in value if isinstance(item, (list, tuple)) and len(item) == 2 and type(item[0]) is str]
+    return {name: item for name, item in pairs} if pairs and len(pairs) == len(value) else None
+
+
+def _lightning_within_an_epoch(stored: dict[str, Any]) -> bool:
+    """Whether batches of the epoch were left, from the loops' own counters."""
+    done = entry(stored, "loops.fit_loop.epoch_loop.batch_progress")
+    last = entry(done, "is_last_batch")
+    # At a new epoch the counters of batches start anew; before the first batch nothing is left half-done.
+    return last is False and (whole_number(entry(done, "current.ready")) or 0) > 0
+
+
+def _composer_within_an_epoch(stored: dict[str, Any]) -> bool:
+    return bool(whole_number(entry(stored, "state.timestamp.Timestamp.batch_in_epoch")) or 0)
+
+
+_LIGHTNING = ("pytorch-lightning_version", "state_dict")
+_TIMM_NOTE = (
+    "Both copies are in the file: {taken} weights were taken. timm's own load_checkpoint and create_model(checkpoint_path=...) "
+    "take the averaged weights."
+)
+RULES = (
+    Rule(layout="landscape", signs=("landscape_version", "state_dict")),
+    Rule(
+        layout="lightning",
+        signs=(*_LIGHTNING, "current_model_state"),
+        online=("current_model_state",),
+        ema=("state_dict",),
+        counts="last",
+        settings=("hyper_parameters", "datamodule_hyper_parameters"),
+        notes=("Lightning averaged the weights: its 'state_dict' is the average, 'current_model_state' what was trained.",),
+        within=_lightning_within_an_epoch,
+    ),
+    Rule(
+        layout="lightning",
+        signs=_LIGHTNING,
+        online=("state_dict",),
+        ema=("callbacks.StochasticWeightAveraging*.average_model_state",),
+        counts="last",
+        settings=("hyper_parameters", "datamodule_hyper_parameters"),
+        within=_lightning_within_an_epoch,
+    ),
+    Rule(
+        layout="mmengine",
+        signs=("state_dict", "meta", "ema_state_dict"),
+        online=("ema_state_dict",),
+        ema=("state_dict",),
+        epoch="meta.epoch",
+        name="meta.experiment_name",
+        settings=("meta.cfg",),
+        notes=("MMEngine's EMAHook swaps the copies: 'state_dict' is the average, 'ema_state_dict' what was trained.",),
+    ),
+    Rule(
+        layout="mmengine",
+        signs=("state_dict", "meta"),
+        online=("state_dict",),
+        ema=(),
+        epoch="meta.epoch",
+        name="meta.experiment_name",
+        settings=("meta.cfg", "meta.config"),
+    ),
+    Rule(
+        layout="composer",
+        signs=("state.model", "state.algorithms.EMA.ema_model"),
+        online=("state.algorithms.EMA.ema_model.named_parameters_dict", "state.algorithms.EMA.ema_model"),
+        ema=("state.model",),
+        epoch="state.timestamp.Timestamp.epoch",
+        name="state.run_name",
+        settings=(),
+        notes=("composer's EMA swaps the copies: 'model' is the average, 'ema_model' what was trained.",),
+        within=_composer_within_an_epoch,
+    ),
+    Rule(
+        layout="composer",
+        signs=("state.model",),
+        online=("state.model",),
+        ema=(),
+        epoch="state.timestamp.Timestamp.epoch",
+        name="state.run_name",
+        settings=(),
+        within=_composer_within_an_epoch,
+    ),
+    Rule(layout="timm", signs=("arch", "version", "state_dict"), counts="last", name="arch", notes=(_TIMM_NOTE,)),
+    Rule(layout="timm", signs=("arch", "state_dict_ema", "state_dict"), counts="last", name="arch", notes=(_TIMM_NOTE,)),
+    Rule(layout="open_clip", signs=("name", "state_dict", "epoch")),
+    Rule(layout="slip", signs=("args", "state_dict", "best_acc*")),
+    # pytorch/examples imagenet, MoCo: they store epoch + 1.
+    Rule(layout="imagenet example", signs=("arch", "state_dict", "epoch"), name="arch"),
+    Rule(layout="detectron2", signs=("model", "iteration"), counts="unknown", epoch="", settings=()),
+    Rule(layout="swin", signs=("model", "config", "epoch"), counts="last"),
+    Rule(layout="deit", signs=("model", "args", "epoch"), counts="last"),
+    Rule(layout="deit", signs=("model", "lr_scheduler", "epoch"), counts="last"),
+    Rule(layout="pytorch-cifar", signs=("net", "acc", "epoch"), counts="last"),
+    Rule(layout="deepspeed", signs=("module", "ds_*"), online=("module",), counts="unknown", settings=("ds_config",)),
+    Rule(layout="fastai", signs=("model", "opt"), absent=("epoch",), settings=()),
+)
+_UNKNOWN = Rule(layout="training run", counts="unknown")
+_BARE = "state dict"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint holds, by the rule that fits it.
+
+    Attributes:
+        layout: Who wrote it, "training run" if unknown, "state dict" if it is weights alone.
+        epoch: Finished epochs, 0 for the initialisation; None where the file does not say.
+        stored_epoch: The number in the file.
+        copies: "online" and "ema", each tensors by name; wrappers' prefixes are still there.
+        settings: What the file says of the run, plain values under the file's own keys.
+        notes: What was chosen and converted.
+    """
+
+    layout: str
+    epoch: int | None
+    stored_epoch: int | float | None
+    name: str | None
+    copies: dict[str, State]
+    settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def available(self) -> tuple[str, ...]:
+        """The copies that are there."""
+        return tuple(copy for copy in ("online", "ema") if copy in self.copies)
+
+
+def interpret(path: Path, stored: Any, *, metadata: dict[str, Any] | None = None) -> Contents:
+    """Find weights, epoch and settings in what a file holds.
+
+    Raises:
+        CheckpointError: If there are no weights in it, or several without a rule that says which are meant.
+    """
+    settings = {"metadata": plain(metadata)} if metadata else {}
+    if is_module(stored):
+        note = f"The file holds a whole pickled model ({stored.name}): its tensors were read, its class was not imported."
+        return _bare(state_of_module(path, stored), settings, (note,))
+    if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored):
+        kind = stored.name if isinstance(stored, Inert) else type(stored).__name__
+        raise CheckpointError(
+            f"{path}: holds a {kind}, but a checkpoint is a dict by name. Save model.state_dict() instead."
+        )
+    if is_tensors(stored):
+        return _bare(stored, settings, ())
+    rule = next((rule for rule in RULES if rule.matches(stored)), _UNKNOWN)
+    copies = _copies(path, rule, stored)
+    epoch, stored_epoch, notes = _epoch(rule, stored)
+    both = [note.format(taken="{taken}") for note in rule.notes if len(copies) == 2]
+    found = {key: entry(stored, key) for key in rule.settings}
+    settings |= {key.rpartition(".")[2]: plain(value) for key, value in found.items() if value is not None}
+    name = entry(stored, rule.name)
+    return Contents(
+        layout=rule.layout,
+        epoch=epoch,
+        stored_epoch=stored_epoch,
+        name=name if type(name) is str else None,
+        copies=copies,
+        settings=settings,
+        notes=(*both, *notes),
+    )
+
+
+def _bare(state: State, settings: dict[str, Any], notes: tuple[str, ...]) -> Contents:
+    """Weights alone; those of torch's AveragedModel count what they average."""
+    copy = "ema" if "n_averaged" in state else "online"
+    copies = _with_twins({copy: _averaged(state)})
+    return Contents(
+        layout=_BARE, epoch=None, stored_epoch=None, name=None, copies=copies, settings=settings, notes=notes
+    )
+
+
+def _averaged(state: State) -> State:
+    """The weights of an AveragedModel, or of MMEngine's copy, without their counter."""
+    counters = {"n_averaged", "steps"}.intersection(state)
+    if counters and all(name.startswith("module.") or name in counters for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items() if name not in counters}
+    return state
+
+
+def _state_at(path: Path, stored: dict[str, Any], key: str) -> State | None:
+    value = entry(stored, key)
+    if is_module(value):
+        return state_of_module(path, value)
+    return _averaged(value) if is_tensors(value) else None
+
+
+def _copies(path: Path, rule: Rule, stored: dict[str, Any]) -> dict[str, State]:
+    """The state dicts of a file, by copy."""
+    online = {key: state for key in rule.online if (state := _state_at(path, stored, key))}
+    ema = {key: state for key in rule.ema if (state := _state_at(path, stored, key))}
+    if not online and not ema:
+        online = {
+            key: state
+            for key, value in stored.items()
+            if (is_tensors(value) or is_module(value)) and (state := _state_at(path, stored, key))
+        }
+    if len(online) > 1 and rule.online == ONLINE_KEYS:
+        raise _several(path, online)
+    if not online and not ema:
+        raise _no_weights(path, stored)
+    copies = {"online": next(iter(online.values()), None), "ema": next(iter(ema.values()), None)}
+    return _with_twins({copy: state for copy, state in copies.items() if state is not None})
+
+
+def _with_twins(copies: dict[str, State]) -> dict[str, State]:
+    """mamba-clip keeps its averages in the same dictionary, as twins: both copies are the whole of it."""
+    online = copies.get("online", {})
+    twins = any(name.removeprefix("module.") == "image_projection_e" for name in online)
+    return copies | {"ema": online} if twins else copies
+
+
+def _several(path: Path, states: dict[str, State]) -> CheckpointError:
+    listed = ", ".join(f"{key!r} with {len(state)} tensors" for key, state in states.items())
+    first = next(iter(states))
+    return CheckpointError(
+        f"{path}: holds several sets of weights ({listed}), and nothing says which is the model. Save the right one alone, "
+        f"where you trust the file: python -c \"import torch; c = torch.load({str(path)!r}, map_location='cpu', "
+        f"weights_only=False); torch.save(c[{first!r}], {str(path.with_suffix('.weights.pt'))!r})\"."
+    )
+
+
+def _no_weights(path: Path, stored: dict[str, Any]) -> CheckpointError:
+    shown = ", ".join([repr(key) for key in stored][:3]) + (", ..." if len(stored) > 3 else "")
+    mixed = [
+        f"{key}[{name!r}] is a {_kind_of(item)}"
+        for key, value in [("the file", stored), *stored.items()]
+        if isinstance(value, dict) and any(isinstance(item, Stub) for item in value.values())
+        for name, item in value.items()
+        if not isinstance(item, Stub)
+    ]
+    reason = f"; {mixed[0]}, not plain numbers" if mixed else ""
+    return CheckpointError(
+        f"{path}: no weights found among its entries ({shown}){reason}; expected 'state_dict', "
+        "'model', or the tensors themselves by name. Save {'epoch': ..., 'state_dict': model.state_dict()}."
+    )
+
+
+def _kind_of(value: Any) -> str:
+    return value.name if isinstance(value, Inert) else type(value).__name__
+
+
+def _epoch(rule: Rule, stored: dict[str, Any]) -> tuple[int | None, int | float | None, list[str]]:
+    """Finished epochs, the stored number, and what is to be said of them."""
+    value = entry(stored, rule.epoch)
+    number = whole_number(value)
+    if number is None:
+        fraction = value if type(value) is float else None
+        lies_within = f"The file says epoch {fraction}, which is no whole number, so it lies within an epoch."
+        return None, fraction, [lies_within] if fraction else []
+    if rule.within is not None and rule.within(stored):
+        said = f"The file says epoch {number} and was saved within an epoch, so no number of finished epochs fits."
+        return None, number, [said]
+    if rule.counts == "unknown":
+        said = f"The file says epoch {number}, but not whether that counts finished epochs or starts at 0; it is not compared."
+        return None, number, [said]
+    if rule.counts == "last":
+        said = f"{rule.layout} counts epochs from 0: its epoch {number} is {number + 1} finished epochs."
+        return number + 1, number, [said]
+    if number == 0 and (steps := _steps(stored)):
+        return None, 0, [f"The file says epoch 0 after {steps} steps, so it is not the initialisation."]
+    return number, number, []
+
+
+def _steps(stored: dict[str, Any]) -> int:
+    """Steps that were done, where an entry counts them."""
+    values: Iterator[Any] = (entry(stored, f"{where}{key}") for where in ("", "meta.") for key in _STEP_KEYS)
+    return max((whole_number(value) or 0 for value in values), default=0)

@@ -1,0 +1,72 @@
+"""What a checkpoint says of itself, without its numbers and without torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from landscape.manifest.folders import read_weights
+from landscape.manifest.layouts import interpret
+from landscape.manifest.names import without_wrappers
+from landscape.manifest.weight_files import note_of_stand_ins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        kind: "torch", "torch before 1.6", "TorchScript", "safetensors", "sharded" or "distributed".
+        layout: Who wrote it; see landscape.manifest.layouts.
+        epoch: Finished epochs, 0 for the initialisation; None where the file does not say.
+        stored_epoch: The number in the file, which some trainers count from 0.
+        name: Name of the run or the architecture, where stored.
+        available: Copies of the weights that the file holds, of "online" and "ema".
+        settings: What the file says of the run: plain values under the file's own keys, such as {"args": {...}}.
+        shapes: Shape of each tensor of the online weights (of the averaged ones if there are no others), by name;
+            prefixes of DistributedDataParallel and torch.compile are removed, other prefixes are not.
+        dtypes: Their dtypes, by name.
+        files: Every file that was looked into, as of a sharded checkpoint.
+        notes: What was chosen and converted, one sentence each.
+    """
+
+    path: Path
+    kind: str
+    layout: str
+    epoch: int | None
+    stored_epoch: int | float | None
+    name: str | None
+    available: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def outline(path: Path) -> Outline:
+    """Read what a checkpoint says of itself; its tensors are not read, nothing in it is run.
+
+    Args:
+        path: A file of torch.save, torch.jit.save or safetensors, an index of shards, or a folder that holds one of
+            these or a checkpoint of torch.distributed.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, unsafe, or holds no weights.
+    """
+    file = read_weights(path)
+    contents = interpret(file.path, file.stored, metadata=file.metadata)
+    state = without_wrappers(file.path, contents.copies[contents.available[0]])
+    return Outline(
+        path=path,
+        kind=file.kind,
+        layout=contents.layout,
+        epoch=contents.epoch,
+        stored_epoch=contents.stored_epoch,
+        name=contents.name,
+        available=contents.available,
+        settings=contents.settings,
+        shapes={name: stub.shape for name, stub in state.items()},
+        dtypes={name: stub.dtype for name, stub in state.items()},
+        files=file.files,
+        notes=(*(note for note in contents.notes if "{taken}" not in note), *note_of_stand_ins(file.foreign)),
+    )

@@ -1,0 +1,122 @@
+"""Stand-ins turned into plain values: settings, epochs and numbers that a file states."""
+
+import math
+import re
+import struct
+from typing import Any
+
+from landscape.manifest.stand_ins import ITEM_SIZES, Global, Inert, Stub, TensorStub
+
+_MAX_VALUES = 20_000
+_MAX_DEPTH = 12
+_SCALAR = re.compile(r"numpy\.(_?core)\.multiarray\.scalar")
+_FORMATS = {
+    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
+    "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
+}  # fmt: skip
+_TENSOR_FORMATS = {
+    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h", "int8": "b", "uint8": "B",
+}  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """Copy a value as dicts, lists, text and numbers; what is neither is named as "<module.class>".
+
+    Namespaces and objects become dicts of their attributes. At most 20,000 values are copied, since a pickle can refer to
+    one part many times; the rest is "...".
+    """
+    return _Copy().copy(value, _MAX_DEPTH)
+
+
+class _Copy:
+    """One copy, with its budget."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_VALUES
+
+    def copy(self, value: Any, depth: int) -> Any:
+        """Copy one value."""
+        self.left -= 1
+        if self.left < 0 or depth < 0:
+            return "..."
+        if value is None or type(value) in (str, int, float, bool):
+            return value
+        if isinstance(value, dict):
+            return {_text(key): self.copy(item, depth - 1) for key, item in value.items() if self.left > 0}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self.copy(item, depth - 1) for item in value if self.left > 0]
+        if isinstance(value, Inert):
+            return self._object(value, depth)
+        number = number_in(value)
+        if number is not None:
+            return number
+        return f"<{value.name}>" if isinstance(value, Global) else f"<{type(value).__name__.removesuffix('Stub').lower()}>"
+
+    def _object(self, value: Inert, depth: int) -> Any:
+        number = number_in(value)
+        if number is not None:
+            return number
+        # OmegaConf wraps every value in a node.
+        state = value.state
+        if isinstance(state, dict):
+            for wrapped in ("_content", "_val"):
+                if wrapped in state:
+                    return self.copy(state[wrapped], depth)
+        if value.name.startswith("pathlib.") and all(type(part) is str for part in value.args):
+            return "/".join(value.args).replace("//", "/")
+        if value.entries:
+            return self.copy(value.entries, depth)
+        if value.items:
+            return self.copy(value.items, depth)
+        if isinstance(state, dict) and state:
+            return self.copy(state, depth)
+        if len(value.args) == 1 and type(value.args[0]) in (str, int, float):
+            return value.args[0]
+        return f"<{value.name}>"
+
+
+def _text(key: Any) -> str:
+    return key if type(key) is str else str(key) if type(key) in (int, float, bool, type(None)) else "..."
+
+
+def whole_number(value: Any) -> int | None:
+    """Read a count: an int, a whole float, a NumPy number or a tensor of one number; else None."""
+    number = value if type(value) in (int, float) else number_in(value)
+    if type(number) is float and math.isfinite(number) and number == int(number):
+        return int(number)
+    return number if type(number) is int else None
+
+
+def number_in(value: Any) -> int | float | None:
+    """The number in a NumPy scalar or a tensor of one element; else None."""
+    if isinstance(value, Inert) and _SCALAR.fullmatch(value.name) and len(value.args) == 2:
+        dtype, content = value.args
+        code = dtype.args[0] if isinstance(dtype, Inert) and dtype.args else None
+        code = code.lstrip("<=|") if type(code) is str else None
+        return _unpack(_FORMATS.get(code or ""), content)
+    if isinstance(value, TensorStub) and value.size == 1:
+        return _unpack(_TENSOR_FORMATS.get(value.dtype), stored_bytes(value))
+    return None
+
+
+def stored_bytes(stub: TensorStub) -> bytes:
+    """The first element of a tensor, as it lies in the file."""
+    span = stub.storage.span
+    if span is None or span.byteorder != "little":
+        return b""
+    size = ITEM_SIZES[stub.dtype]
+    with span.path.open("rb") as file:
+        file.seek(span.start + stub.offset * size)
+        return file.read(size)
+
+
+def _unpack(code: str | None, content: Any) -> int | float | None:
+    if code is None or type(content) is not bytes or len(content) != struct.calcsize(f"<{code}"):
+        return None
+    number: int | float = struct.unpack(f"<{code}", content)[0]
+    return number
+
+
+def is_tensors(value: Any) -> bool:
+    """Whether this is a state dict: tensors by name, at least one."""
+    return isinstance(value, dict) and bool(value) and all(type(k) is str and isinstance(v, Stub) for k, v in value.items())
