@@ -4,12 +4,9 @@ Importing this module registers this project's configurations with open_clip and
 Nothing here touches the network: no pretrained weights, no tokenizer or tower that is fetched from a hub.
 """
 
-import difflib
-import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import landscape.towers  # noqa: F401
+from landscape.clip.architecture import OWN_NAMES, Architecture, architecture_of, create_clip, model_names, silent_log, unknown
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
 from landscape.clip.seeding import seeded_globals
 from landscape.errors import ModelError
@@ -41,20 +39,8 @@ __all__ = [
 
 Tokenizer = Callable[[str | Sequence[str]], Int[Tensor, "b l"]]
 
-_CONFIGS = Path(__file__).parent / "configs"
-OWN_NAMES = tuple(sorted(path.stem for path in _CONFIGS.glob("*.json")))
 _TIMM = ("timm:", "timm/")
-# The models of arXiv 2404.19394. Their trainers (SLIP and mamba-clip, main.py) normalise with ImageNet's statistics and
-# resize as torchvision does by default.
-_PUBLISHED = tuple(name for name in OWN_NAMES if name.endswith(("_slip", "_clip")))
-_PUBLISHED_PREPROCESSING = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "interpolation": "bilinear",
-}
-
-if not set(OWN_NAMES) <= set(open_clip.list_models()):
-    open_clip.add_model_config(_CONFIGS)
+_TIMM_PREPROCESS = ("size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -66,6 +52,8 @@ class Preprocessing:
         mean, std: Per channel, of pixels scaled to [0, 1]; the input is (pixel - mean) / std.
         interpolation: How a picture of another size is resized.
         transform: RGB PIL picture -> normalised float32 tensor (3, h, w).
+        fitting: How a picture of another shape is made to fit: `resize_mode` and `fill_color` (open_clip), `crop_pct` and
+            `crop_mode` (timm).
     """
 
     size: tuple[int, int]
@@ -73,6 +61,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str
     transform: Callable[[Image.Image], Tensor]
+    fitting: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, picture: Any) -> Float[Tensor, "3 h w"]:
         """Transform a PIL picture, or uint8 pixels as numpy (h, w, 3) or as a tensor (3, h, w).
@@ -92,51 +81,63 @@ class Preprocessing:
         return self.transform(pixels.convert("RGB"))
 
 
-def model_names() -> list[str]:
-    """Every name of a CLIP model: this project's first, then open_clip's. A timm classifier is called "timm:NAME"."""
-    return [*OWN_NAMES, *(name for name in open_clip.list_models() if name not in OWN_NAMES)]
-
-
 def build_model(
     name: str,
     *,
     seed: int | None = None,
     num_classes: int | None = None,
+    config: Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    pretrained: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A freshly initialised model in eval mode.
+    """Build a model with new weights, in eval mode.
 
     Args:
-        name: One of `model_names()`, or "timm:NAME" (also "timm/NAME") for a timm classifier.
+        name: One of `model_names()`, "timm:NAME" (also "timm/NAME") for a timm classifier, the path of an open_clip
+            configuration (.json), or "local-dir:FOLDER" of a hub folder.
         seed: Fixes the initial weights, the same ones on every device and in every dtype; None draws them anew, for a
             checkpoint to replace. torch's own generator is left as it was either way.
         num_classes: Of a classifier; None means timm's number for it.
+        config: A configuration file instead of the one that open_clip knows by `name`.
+        model_args: Arguments of open_clip.create_model (`force_quick_gelu`, `force_image_size`, ...) or timm.create_model.
+        preprocess: How pictures are prepared where that differs from the model's own way: `mean`, `std`, `interpolation`,
+            `size`, and `resize_mode`, `fill_color` (CLIP) or `crop_pct`, `crop_mode` (timm).
+        pretrained: The tag of open_clip's weights that training began with: no weights are loaded, but their preprocessing holds.
 
     Raises:
         ModelError: If the name is unknown, needs the network, or cannot be built with the installed packages.
         ValueError: If `num_classes` is given for a CLIP model.
     """
-    classifier = _classifier_name(name)
+    classifier = _classifier_name(name) if config is None else None
     if num_classes is not None and classifier is None:
         raise ValueError(f"{name}: num_classes is for classifiers; a CLIP model has none.")
-    config = _config(name) if classifier is None else {}
+    architecture = architecture_of(name, config=config) if classifier is None else None
+    model_args, preprocess = dict(model_args or {}), dict(preprocess or {})
     try:
-        with seeded_globals(secrets.randbits(63) if seed is None else seed), _silent_log():
-            if classifier is None:
-                model = _create_clip(name)
-            else:
+        with seeded_globals(secrets.randbits(63) if seed is None else seed), silent_log():
+            if classifier is not None:
                 classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-                model = timm.create_model(classifier, pretrained=False, **classes)
+                model = timm.create_model(classifier, pretrained=False, **classes, **model_args)
+            else:
+                assert architecture is not None
+                model = create_clip(architecture, model_args=model_args, preprocess=preprocess, pretrained=pretrained)
+    except ModelError:
+        raise
     # timm and open_clip raise whatever their constructors meet.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        given = f" with {model_args}" if model_args else ""
         raise ModelError(
-            f"{name}: cannot be built with open_clip {open_clip.__version__} and timm {timm.__version__} "
-            f"({type(error).__name__}: {reason}). Install what it asks for, or choose another model."
+            f"{name}: cannot be built{given} by open_clip {open_clip.__version__} and timm {timm.__version__} "
+            f"({type(error).__name__}: {reason}). Install what it asks for, correct model_args, or choose another model."
         ) from error
-    # contrastive_objective reads from it which loss the model was made for.
-    model.landscape_config = config  # type: ignore[assignment]
+    # contrastive_objective reads from it which loss the model was made for; preprocess_for and tokenizer_for read the rest.
+    model.landscape_config = {} if architecture is None else architecture.with_arguments(model_args)  # type: ignore[assignment]
+    model.landscape_architecture = architecture  # type: ignore[assignment]
+    model.landscape_preprocess = preprocess  # type: ignore[assignment]
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -153,7 +154,7 @@ def preprocess_for(model: str | nn.Module) -> Preprocessing:
     """What a model does to a picture before it sees it; by name, the model is not built.
 
     For a CLIP model that is open_clip's transform for evaluation: the shorter side is resized, the middle cut out. For
-    a classifier it is timm's.
+    a classifier it is timm's. Where `build_model` was told another preprocessing, that one.
 
     Raises:
         ModelError: If the name is unknown, or the model is neither open_clip's nor timm's.
@@ -164,38 +165,66 @@ def preprocess_for(model: str | nn.Module) -> Preprocessing:
         if for_clip is not None:
             return _clip_preprocessing(for_clip)
         if for_timm is not None:
-            return _timm_preprocessing(for_timm)
+            return _timm_preprocessing(for_timm, getattr(model, "landscape_preprocess", {}))
         raise ModelError(
             f"{type(model).__name__}: does not say which pictures it takes, as open_clip's and timm's models do. "
             "Preprocess the pictures yourself."
         )
     classifier = _classifier_name(model)
     if classifier is not None:
-        return _timm_preprocessing(vars(timm.get_pretrained_cfg(classifier)))
-    size = _config(model)["vision_cfg"].get("image_size", open_clip.CLIPVisionCfg.image_size)
-    return _clip_preprocessing({"size": size, **_preprocessing_of(model)})
+        return _timm_preprocessing(vars(timm.get_pretrained_cfg(classifier)), {})
+    architecture = architecture_of(model)
+    size = architecture.config["vision_cfg"].get("image_size", open_clip.CLIPVisionCfg.image_size)
+    return _clip_preprocessing({"size": size, **architecture.preprocess})
 
 
-def tokenizer_for(name: str) -> Tokenizer:
+def tokenizer_for(model: str | nn.Module) -> Tokenizer:
     """Captions -> token ids (b, l) int64, l being the model's context length.
+
+    Args:
+        model: A name, as for `build_model`, or a model that it built, whose own context length then counts.
 
     Raises:
         ModelError: If the model is a classifier, or its vocabulary would have to be fetched from a hub.
     """
-    if _classifier_name(name) is not None:
+    if isinstance(model, nn.Module):
+        architecture: Architecture | None = getattr(model, "landscape_architecture", None)
+        name = type(model).__name__ if architecture is None else architecture.name
+        config: dict[str, Any] = getattr(model, "landscape_config", {})
+    else:
+        name = model
+        architecture = None if _classifier_name(model) is not None else architecture_of(model)
+        config = {} if architecture is None else architecture.config
+    if architecture is None:
         raise ModelError(f"{name}: is a classifier and reads no captions. Choose a CLIP model, or objective: cross_entropy.")
-    config = _config(name)
-    if vocabulary := config["text_cfg"].get("hf_tokenizer_name"):
+    vocabulary = config["text_cfg"].get("hf_tokenizer_name")
+    if vocabulary and not Path(vocabulary).is_dir():
         raise ModelError(
-            f"{name}: its vocabulary is {vocabulary!r} on the Hugging Face hub, and nothing is downloaded here. "
-            "Tokenise the captions yourself and hand the batches over in Python, or choose another model."
+            f"{name}: its vocabulary is {vocabulary!r} on the Hugging Face hub, and nothing is downloaded here. Save it with "
+            "transformers' save_pretrained into a folder, and name that as hf_tokenizer_name in a configuration of your own."
         )
-    return open_clip.get_tokenizer(name.replace("/", "-"))
+    length = config["text_cfg"].get("context_length", open_clip.CLIPTextCfg.context_length)
+    try:
+        with silent_log(), architecture.schema() as schema:
+            registered = schema.replace("/", "-") if architecture.is_registered else schema
+            return open_clip.get_tokenizer(registered, context_length=length)
+    # transformers, where it is needed, raises whatever it meets in the folder.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{name}: its tokenizer cannot be made ({type(error).__name__}: {reason}). Install what it asks for, or correct "
+            "hf_tokenizer_name in its configuration."
+        ) from error
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a name is that of a timm classifier."""
+    return name.startswith(_TIMM)
 
 
 def _classifier_name(name: str) -> str | None:
     """timm's name in "timm:NAME", None for a CLIP model."""
-    if not name.startswith(_TIMM):
+    if not is_classifier(name):
         return None
     classifier = name[len(_TIMM[0]) :]
     try:
@@ -204,86 +233,36 @@ def _classifier_name(name: str) -> str | None:
     except RuntimeError:
         known = False
     if not known:
-        raise _unknown(name, [f"timm:{candidate}" for candidate in timm.list_models()])
+        raise unknown(name, [f"timm:{candidate}" for candidate in timm.list_models()])
     return classifier
 
 
-def _config(name: str) -> dict[str, Any]:
-    """A CLIP model's configuration, a copy."""
-    if name.startswith(("hf-hub:", "local-dir:")):
-        raise ModelError(
-            f"{name}: a model is built from its name alone, and nothing is downloaded here. Choose one of model_names(), or "
-            "register its configuration with open_clip.add_model_config; its weights are a checkpoint."
-        )
-    config = open_clip.get_model_config(name.replace("/", "-"))
-    if config is None:
-        raise _unknown(name, model_names())
-    if tower := config["text_cfg"].get("hf_model_name"):
-        raise ModelError(
-            f"{name}: its text tower is {tower!r} on the Hugging Face hub, and nothing is downloaded here. Choose a model with "
-            "open_clip's own text tower."
-        )
-    return config
-
-
-def _unknown(name: str, known: list[str]) -> ModelError:
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    nearest = f" (nearest: {', '.join(near)})" if near else ""
-    return ModelError(
-        f"model {name!r} is unknown{nearest}. Give one of {', '.join(OWN_NAMES)}, a name of open_clip.list_models(), or "
-        "timm:NAME for a classifier."
-    )
-
-
-def _preprocessing_of(name: str) -> dict[str, Any]:
-    """What differs from open_clip's defaults."""
-    return _PUBLISHED_PREPROCESSING if name in _PUBLISHED else {}
-
-
-def _create_clip(name: str) -> nn.Module:
-    model = open_clip.create_model(
-        name, load_weights=False, pretrained_text=False, force_preprocess_cfg=_preprocessing_of(name)
-    )
-    if name in _PUBLISHED:
-        # SLIP (models.py) and mamba-clip draw the image projection as CLIP does; open_clip leaves timm's head as nn.Linear does.
-        projection = model.visual.head.proj.weight
-        nn.init.normal_(projection, std=projection.shape[1] ** -0.5)
-    return model
-
-
 def _clip_preprocessing(settings: dict[str, Any]) -> Preprocessing:
-    cfg = PreprocessCfg(**settings)
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    cfg = PreprocessCfg(**known)
     size = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[0], cfg.size[1])
-    transform = image_transform_v2(cfg, is_train=False)
     return Preprocessing(
-        size=size, mean=tuple(cfg.mean), std=tuple(cfg.std), interpolation=cfg.interpolation, transform=transform
+        size=size,
+        mean=tuple(cfg.mean),
+        std=tuple(cfg.std),
+        interpolation=cfg.interpolation,
+        transform=image_transform_v2(cfg, is_train=False),
+        fitting={"resize_mode": cfg.resize_mode, "fill_color": cfg.fill_color},
     )
 
 
-def _timm_preprocessing(pretrained_cfg: dict[str, Any]) -> Preprocessing:
-    settings = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+def _timm_preprocessing(pretrained_cfg: dict[str, Any], changed: Mapping[str, Any]) -> Preprocessing:
+    if foreign := sorted(set(changed) - set(_TIMM_PREPROCESS)):
+        raise ModelError(f"preprocess.{foreign[0]} belongs to CLIP models; a timm classifier has {', '.join(_TIMM_PREPROCESS)}.")
+    arguments = {name: value for name, value in changed.items() if name != "size" and value is not None}
+    if (size := changed.get("size")) is not None:
+        arguments["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size)
+    settings = timm.data.resolve_data_config(arguments, pretrained_cfg=pretrained_cfg)
     return Preprocessing(
         size=settings["input_size"][1:],
-        mean=settings["mean"],
-        std=settings["std"],
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
         interpolation=settings["interpolation"],
         transform=timm.data.create_transform(**settings, is_training=False),
+        fitting={"crop_pct": settings["crop_pct"], "crop_mode": settings["crop_mode"]},
     )
-
-
-@contextmanager
-def _silent_log() -> Iterator[None]:
-    """open_clip warns at the root logger that no pretrained weights were loaded, which is what was asked for.
-
-    Without any handler, that call would also install one that prints.
-    """
-    root, nowhere = logging.getLogger(), logging.NullHandler()
-    disabled = logging.root.manager.disable
-    root.addHandler(nowhere)
-    logging.disable(max(disabled, logging.WARNING))
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        root.removeHandler(nowhere)

@@ -20,12 +20,11 @@ _SCALARS = ("logit_scale", "logit_bias")
 
 
 def contrastive_objective(
-    model: nn.Module, *, parameters: str | Sequence[str] = "all", weight_decay: float = 0.0
+    model: nn.Module, *, parameters: str | Sequence[str] = "all", weight_decay: float = 0.0, loss: str | None = None
 ) -> tuple[Objective, Params]:
     """The contrastive loss of one batch {"image": (b, 3, h, w), "text": (b, l)}, all b pairs compared with each other.
 
-    The value is that of open_clip.ClipLoss in nats: the mean of the two cross-entropies. A model whose configuration sets
-    `init_logit_bias` is made for SigLIP's sigmoid loss and gets that of open_clip.SigLipLoss.
+    The value is that of open_clip.ClipLoss in nats: the mean of the two cross-entropies; or of open_clip.SigLipLoss.
 
     The features of row i are "image" and "text" (b, d), of length 1, and the temperature exp(logit_scale), repeated for
     every row (b,): the loss reads it from each row, so that a derivative taken through chunks of rows misses nothing.
@@ -35,6 +34,7 @@ def contrastive_objective(
         parameters: "all"; "image" for the image tower, `visual.*`, to which its projection into the joint space belongs;
             "text" for everything else but the scalars logit_scale and logit_bias; or shell patterns of names.
         weight_decay: Of the L2 term over the chosen parameters.
+        loss: "clip" or "siglip". None: SigLIP's for a model whose configuration sets `init_logit_bias`, as it is made for it.
 
     Returns:
         The objective and the chosen parameters, where to take its derivatives. Parameters that were not chosen are
@@ -44,13 +44,13 @@ def contrastive_objective(
         ModelError: If the model is no such model, or its loss is not known.
         ObjectiveError: If a pattern matches no parameter; on evaluation, if a batch has fewer than two pairs.
     """
-    criterion = _criterion(model)
+    criterion = _criterion(model, loss)
 
     def forward(params: Params, batch: Batch) -> dict[str, Tensor]:
         _check_pictures(batch)
         return call_with_parameters(model, params, _clip_features, batch["image"], batch["text"])
 
-    def loss(features: dict[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+    def value(features: dict[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         if features["image"].shape[0] < 2:
             raise ObjectiveError(
                 f"a contrastive batch of {features['image'].shape[0]} pair has nothing to compare: its loss is 0 whatever the "
@@ -60,11 +60,11 @@ def contrastive_objective(
 
     chosen = select_parameters(model, _tower_patterns(model, parameters))
     cut = _cut_at_logits(criterion)
-    return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True, cut=cut), chosen
+    return Objective(forward, value, weight_decay=weight_decay, module=model, rowwise=True, cut=cut), chosen
 
 
 def cross_entropy_objective(
-    model: nn.Module, *, parameters: str | Sequence[str] = "all", weight_decay: float = 0.0
+    model: nn.Module, *, parameters: str | Sequence[str] = "all", weight_decay: float = 0.0, label_smoothing: float = 0.0
 ) -> tuple[Objective, Params]:
     """The mean cross-entropy in nats of one batch {"image": (b, 3, h, w), "label": (b,)} under a classifier.
 
@@ -72,6 +72,7 @@ def cross_entropy_objective(
         model: image -> logits (b, c), in eval mode.
         parameters: "all", or shell patterns of names.
         weight_decay: Of the L2 term over the chosen parameters.
+        label_smoothing: Share of the target that is spread over all classes, as in torch.nn.CrossEntropyLoss.
 
     Raises:
         ModelError: If the model is a CLIP model, or a tower of one is asked for.
@@ -87,14 +88,14 @@ def cross_entropy_objective(
         return call_with_parameters(model, params, nn.Module.__call__, batch["image"])
 
     def loss(logits: Float[Tensor, "b c"], batch: Batch) -> Float[Tensor, ""]:
-        return F.cross_entropy(logits, batch["label"])
+        return F.cross_entropy(logits, batch["label"], label_smoothing=label_smoothing)
 
     chosen = select_parameters(model, parameters)
     cut = ConvexCut(outputs=lambda logits, batch: logits, convex=loss)
     return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True, cut=cut), chosen
 
 
-def _criterion(model: nn.Module) -> nn.Module:
+def _criterion(model: nn.Module, loss: str | None) -> nn.Module:
     if isinstance(model, open_clip.CoCa):
         raise ModelError("CoCa: is trained on captioning too, so the contrastive loss is not all of it. Choose a CLIP model.")
     if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
@@ -102,14 +103,21 @@ def _criterion(model: nn.Module) -> nn.Module:
             f"{type(model).__name__}: is no CLIP model of open_clip, so it has no contrastive loss. "
             "Use objective: cross_entropy, or in Python landscape.hessian(model, loss, batch)."
         )
-    if getattr(model, "logit_bias", None) is None:
-        return open_clip.ClipLoss()
-    if getattr(model, "landscape_config", {}).get("init_logit_bias") is not None:
-        return SigLipLoss()
-    raise ModelError(
-        f"{type(model).__name__}: has a logit_bias, but not from a configuration with init_logit_bias, so it may be trained with "
-        "the sigmoid or the softmax loss. Build it with build_model, or in Python use landscape.hessian(model, loss, batch)."
-    )
+    if loss is not None and loss not in ("clip", "siglip"):
+        raise ValueError(f'loss must be "clip" or "siglip", got {loss!r}.')
+    has_bias = getattr(model, "logit_bias", None) is not None
+    made_for_siglip = getattr(model, "landscape_config", {}).get("init_logit_bias") is not None
+    if has_bias and loss is None and not made_for_siglip:
+        raise ModelError(
+            f"{type(model).__name__}: has a logit_bias, but not from a configuration with init_logit_bias, so it may be trained "
+            'with the sigmoid or the softmax loss. Say `loss: siglip` or `loss: clip` (in Python loss="siglip").'
+        )
+    if loss == "siglip" and not has_bias:
+        raise ModelError(
+            f"{type(model).__name__}: has no logit_bias, which the sigmoid loss of SigLIP needs; say `model_args: "
+            "{init_logit_bias: -10}` as open_clip_train --siglip sets it, or `loss: clip`."
+        )
+    return SigLipLoss() if (loss or ("siglip" if has_bias else "clip")) == "siglip" else open_clip.ClipLoss()
 
 
 def _columns(features: dict[str, Tensor]) -> dict[str, Float[Tensor, "b 1"]]:

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from landscape.clip.architecture import architecture_of
 from landscape.clip.image_text import epoch_loader, open_pairs
-from landscape.clip.model import build_model, preprocess_for, tokenizer_for
+from landscape.clip.model import build_model, is_classifier, preprocess_for, tokenizer_for
 from landscape.clip.pairs import Pairs
 from landscape.clip.recipes import Recipe, get_recipe, training_transform
 from landscape.clip.train_folder import RunFolder
@@ -90,7 +91,8 @@ def train(
     """Train `model`, or go on where an earlier call with the same settings stopped; do nothing where it is done.
 
     Args:
-        model: An open_clip model name or one of this project's configurations.
+        model: An open_clip model name, one of this project's configurations, the path of a configuration of your own
+            (.json), or "local-dir:FOLDER" of a hub folder.
         output: Folder of the run; see landscape.clip.train_folder for what is put there.
         data: The pairs to train on: `source`, `split`, `image_size` and the columns of a table. The whole of it is written
             into the run's manifest, as the protocol by which the checkpoints are measured.
@@ -118,7 +120,9 @@ def train(
     _check_numbers(epochs, batch_size, seed, workers)
     with ExitStack() as stack:
         resolved = _resolve(recipe, model, epochs=epochs, batch_size=batch_size)
-        args = loop_arguments(model=model, recipe=resolved, seed=seed, device=device)
+        architecture = None if is_classifier(model) else architecture_of(model)
+        known_as = model if architecture is None else architecture.name
+        args = loop_arguments(model=known_as, recipe=resolved, seed=seed, device=device)
         if args.distributed:
             stack.callback(torch.distributed.destroy_process_group)
         resolved = dataclasses.replace(resolved, precision=args.precision)
@@ -128,9 +132,10 @@ def train(
         folder = RunFolder(
             path=output,
             name=output.absolute().name if name is None else name,
-            model=model,
+            model=args.model,
             label=label,
             data=data,
+            architecture=None if architecture is None else architecture.as_file(),
             settings=_settings(network, pairs, data, resolved, args),
         )
         done = from_first_process(args, folder.checkpoints_done)
@@ -175,7 +180,7 @@ def _loader(network: nn.Module, pairs: Pairs, recipe: Recipe, args: Namespace, w
     return epoch_loader(
         pairs,
         transform=training_transform(recipe, pictures.size, pictures.mean, pictures.std),
-        tokenizer=tokenizer_for(args.model),
+        tokenizer=tokenizer_for(network),
         batch_size=args.batch_size,
         seed=args.seed,
         num_workers=workers,

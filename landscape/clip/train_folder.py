@@ -6,6 +6,7 @@ a killed run left half done is simply done again.
     checkpoints/epoch_K.pt   as open_clip_train writes them, epoch 0 included
     checkpoints.yaml         the manifest: every checkpoint that is done, with its sha256
     settings.json            what the results depend on; a run continues only under the same
+    open_clip_config.json    the architecture, where it came from a file; the manifest names it
     log.jsonl                one line per epoch
     train.log                what open_clip and open_clip_train had to say
 """
@@ -39,6 +40,7 @@ class RunFolder:
         name: Of the series.
         data: The protocol that the manifest gives to whoever measures the checkpoints.
         settings: Plain JSON values: everything that the weights depend on.
+        architecture: What open_clip_config.json holds; None for an architecture that `model` names.
     """
 
     path: Path
@@ -47,6 +49,11 @@ class RunFolder:
     label: str | None
     data: DataSettings
     settings: Mapping[str, Any]
+    architecture: Mapping[str, Any] | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.path / "open_clip_config.json"
 
     @property
     def manifest(self) -> Path:
@@ -135,6 +142,8 @@ class RunFolder:
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "settings.json", (json.dumps(self.settings, indent=1) + "\n").encode())
+            if self.architecture is not None:
+                write_atomically(self.config, (json.dumps(self.architecture, indent=1) + "\n").encode())
             for leftover in (self.path / "checkpoints").glob(".epoch_*.pt.*.part"):
                 leftover.unlink()
             free = shutil.disk_usage(self.path).free
@@ -184,6 +193,7 @@ class RunFolder:
                 name=self.name,
                 model=self.model,
                 label=self.label,
+                config=None if self.architecture is None else self.config.absolute(),
                 data=self.data,
                 checkpoints=[Checkpoint(epoch=epoch, path=path.absolute(), sha256=digest)],
             )

@@ -12,7 +12,7 @@ from landscape.compare.metrics import METRICS, QUOTED, Metric
 from landscape.compare.remarks import caveats, notes
 from landscape.compare.result import Comparison, Difference, Summary
 from landscape.compare.sentences import sentence
-from landscape.compare.series import Asked, Observed, Pairing, Series, check_same_batches, read_series
+from landscape.compare.series import Asked, Observed, Pairing, Series, check_same_batches, check_same_loss, read_series
 from landscape.compare.statistics import Resampling, effect_size, holm
 from landscape.errors import StoreError
 
@@ -81,6 +81,8 @@ def _compare(
     series, protocol = read_series([Path(path) for path in paths], wanted)
     kept = _epochs(series, asked.epochs)
     pairs = list(itertools.combinations(series, 2)) if asked.with_pairs else []
+    if asked.with_pairs:
+        check_same_loss(series)
     for one, other in pairs if asked.paired else ():
         check_same_batches(one, other, kept)
     seen = {

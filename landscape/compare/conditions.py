@@ -6,7 +6,7 @@ from typing import Any
 
 from landscape.compare.result import Comparison
 from landscape.compare.series import Series
-from landscape.store import SpectraTable
+from landscape.store import SpectraTable, models_as_trained, value_text
 
 
 def conditions(comparison: Comparison, series: Sequence[Series]) -> list[str]:
@@ -61,8 +61,25 @@ def _tf32(table: SpectraTable) -> list[str]:
     return ["allowed" if one.get("allow_tf32") else "off" for one in choices]
 
 
+def _trained(*names: str) -> Callable[[SpectraTable], list[str]]:
+    """Values of settings of the model as it was trained, joined; nothing in stores that do not know them."""
+
+    def of(table: SpectraTable) -> list[str]:
+        models = models_as_trained(table.settings)
+        known = [used for used in models if used.keys() & set(names)]
+        return [" ".join(value_text(used[name][0]) for name in names if name in used) for used in known]
+
+    return of
+
+
 _FREE: dict[str, Callable[[SpectraTable], list[str]]] = {
     "products": _products,
+    "loss": _trained("loss"),
+    "label smoothing": _trained("label_smoothing"),
+    "copy of the weights": _trained("weights"),
+    "size of the pictures": _trained("picture_size"),
+    "normalisation of the pictures": _trained("mean", "std"),
+    "resizing of the pictures": _trained("interpolation", "resize_mode", "crop_pct"),
     "TF32": _tf32,
     "device": lambda table: list(map(str, _several(table.settings, "device"))),
     "torch": lambda table: list(map(str, _several(table.versions, "torch"))),

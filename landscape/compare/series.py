@@ -12,7 +12,7 @@ from landscape.compare.metrics import Measured, Metric
 from landscape.compare.result import SeriesInfo
 from landscape.compare.statistics import Sample
 from landscape.errors import StoreError
-from landscape.store import SpectraTable, SpectrumStore, differing_setting, is_audited
+from landscape.store import SpectraTable, SpectrumStore, differing_setting, is_audited, models_as_trained
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,26 @@ def _with_unique_names(found: list[Series]) -> list[Series]:
             one = replace(one, info=replace(info, name=f"{prefix}:{info.name}"))
         unique.append(one)
     return unique
+
+
+def check_same_loss(series: Sequence[Series]) -> None:
+    """Refuse series that minimise different losses: their eigenvalues are those of different functions.
+
+    Raises:
+        StoreError: If so; says how to compare those of one loss.
+    """
+    losses: dict[str, list[str]] = {}
+    for one in series:
+        for table in one.tables.values():
+            for used in models_as_trained(table.settings):
+                if "loss" in used:
+                    losses.setdefault(str(used["loss"][0]), []).append(one.info.name)
+    if len(losses) > 1:
+        parts = "; ".join(f"{loss} by {', '.join(dict.fromkeys(names))}" for loss, names in losses.items())
+        raise StoreError(
+            f"{series[0].info.store}: the series minimise different losses ({parts}), so their eigenvalues are those of "
+            "different functions and no difference means anything. Compare those of one loss, each named with --series."
+        )
 
 
 def check_same_batches(one: Series, other: Series, epochs: Sequence[int]) -> None:

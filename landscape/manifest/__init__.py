@@ -4,6 +4,7 @@ from landscape.manifest.files import sha256_of_file, sync_folder, write_atomical
 from landscape.manifest.manifest import Manifest, canonical_json, json_sha256
 from landscape.manifest.run import extend_run_manifest, write_run_manifest
 from landscape.manifest.settings import Checkpoint, CheckpointSeries, DataSettings, HessianSettings
+from landscape.manifest.trained import Setting, TrainedAs
 
 __all__ = [
     "Checkpoint",
@@ -11,6 +12,8 @@ __all__ = [
     "DataSettings",
     "HessianSettings",
     "Manifest",
+    "Setting",
+    "TrainedAs",
     "canonical_json",
     "extend_run_manifest",
     "json_sha256",

@@ -88,9 +88,14 @@ class Manifest:
             hessian["parameters"] = list(self.hessian.parameters)
         return {"data": data, "hessian": hessian}
 
+    def trained(self) -> dict[str, dict[str, Any]]:
+        """Of each series what makes its model another than its name says; series without any are left out."""
+        return {one.name: changes for one in self.series if (changes := one.trained.changes())}
+
     def protocol_digest(self) -> str:
-        """SHA-256 of the protocol's canonical JSON."""
-        return json_sha256(self.protocol())
+        """SHA-256 of the canonical JSON of the protocol, and of how models were trained where that is not their default."""
+        trained = self.trained()
+        return json_sha256(self.protocol() | ({"trained": trained} if trained else {}))
 
     @property
     def sha256(self) -> str:
@@ -111,7 +116,9 @@ class Manifest:
             }
             for one in self.series
         ]
-        return json_sha256({"version": self.version, "protocol": self.protocol(), "series": series})
+        trained = self.trained()
+        everything = {"version": self.version, "protocol": self.protocol(), "series": series}
+        return json_sha256(everything | ({"trained": trained} if trained else {}))
 
     def describe(self) -> list[str]:
         """What is inside, one line each, for a terminal."""
@@ -131,5 +138,7 @@ class Manifest:
             note = f" ({unsigned} without sha256)" if unsigned else ""
             epochs = ", ".join(str(epoch) for epoch in one.epochs)
             lines.append(f"series {one.name}: {one.label}, model {one.model}, epochs {epochs}{note}")
+            lines += [f"  {line}" for line in one.trained.describe()]
+            lines += [f"  not known: {why}" for why in one.trained.doubts.values()]
         lines.append(f"protocol sha256 {self.protocol_digest()}")
         return lines

@@ -1,24 +1,16 @@
 """From a YAML document to checked settings and series: every rule about a manifest as a file."""
 
 import os
-import re
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from landscape.errors import ManifestError
 from landscape.manifest.document import Section, kind, nearest, read_document
-from landscape.manifest.settings import (
-    LARGEST_INTEGER,
-    OPENMOJI,
-    Checkpoint,
-    CheckpointSeries,
-    DataSettings,
-    HessianSettings,
-    SettingError,
-    shown,
-)
+from landscape.manifest.reading_series import absolute, build, read_series
+from landscape.manifest.setting_error import shown
+from landscape.manifest.settings import OPENMOJI, CheckpointSeries, DataSettings, HessianSettings
 
 VERSION = 1
 EPOCH_ZERO = ("required", "optional")
@@ -48,9 +40,6 @@ _HESSIAN = {
     "seed": int,
     "dtype": str,
 }
-_EPOCH_FILE = re.compile(r"epoch_([0-9]+)\.pt")
-
-Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,8 @@ def read_manifest(path: Path, *, included: bool = False, files_exist: bool = Tru
     sections = top.items("series")
     if included and len(sections) != 1:
         top.refuse(f"series: a manifest that `from` names lists one series, got {len(sections)}.", key="series")
-    series = tuple(_read_series(section, included=included, files_exist=files_exist) for section in sections)
+    include = partial(_included_series, files_exist=files_exist)
+    series = tuple(read_series(section, include=None if included else include, files_exist=files_exist) for section in sections)
     try:
         check_manifest(data, hessian, series, epoch_zero="optional" if included else epoch_zero)
     except ValueError as error:
@@ -122,6 +112,7 @@ def check_manifest(
         if names.count(name) > 1:
             raise ValueError(f"series {name!r} is there twice, but names tell series apart; rename one.")
     for one in series:
+        _check_loss(one, hessian)
         if epoch_zero == "required" and one.epochs[0] != 0:
             raise ValueError(
                 f"series {one.name!r} starts at epoch {one.epochs[0]}, but every series needs epoch 0. Sharpness is reported "
@@ -129,11 +120,15 @@ def check_manifest(
             )
 
 
-def _build(section: Section, settings: Callable[..., Settings], values: dict[str, Any]) -> Settings:
-    try:
-        return settings(**values)
-    except SettingError as error:
-        section.refuse(str(error), key=error.key)
+def _check_loss(series: CheckpointSeries, hessian: HessianSettings) -> None:
+    """Raise ValueError where a series was trained by a loss of another kind than is measured."""
+    losses = {"contrastive": ("clip", "siglip"), "cross_entropy": ("cross_entropy",)}[hessian.objective]
+    loss = series.trained.get("loss", losses[0])
+    if loss not in losses:
+        raise ValueError(
+            f"series {series.name!r} has the loss {loss} ({series.trained.source('loss')}), but hessian.objective is "
+            f"{hessian.objective}, so another function would be measured than was trained; change one of them."
+        )
 
 
 def _required(settings: type[Any]) -> list[str]:
@@ -150,12 +145,12 @@ def _read_data(section: Section, *, files_exist: bool) -> DataSettings:
     if "://" in source or source.startswith("pipe:"):
         section.refuse(f"source is {shown(source)}, but data is read from local files only; download it first.", key="source")
     if source.strip() and source != OPENMOJI:
-        values["source"] = str(_absolute(section.path, source))
+        values["source"] = str(absolute(section.path, source))
         if files_exist and not _may_be_there(values["source"]):
             advice = "check the path." if "/" in source or "." in source else nearest(source, [OPENMOJI])
             reason = f"source is {shown(source)}, but there is no such file in {section.path.parent}; {advice}"
             section.refuse(reason, key="source")
-    return _build(section, DataSettings, values)
+    return build(section, DataSettings, values)
 
 
 def _may_be_there(source: str) -> bool:
@@ -177,91 +172,12 @@ def _read_hessian(section: Section) -> HessianSettings:
                 f"parameters: expected all, image, text, or a list of patterns, got {kind(parameters)}.", key="parameters"
             )
         values["parameters"] = parameters
-    return _build(section, HessianSettings, values)
+    return build(section, HessianSettings, values)
 
 
-def _read_series(section: Section, *, included: bool, files_exist: bool) -> CheckpointSeries:
-    known = {"name": str, "model": str, "label": str, "from": str}
-    section.check_keys(known=[*known, "checkpoints", "epochs"], required=["name"])
-    values = section.take(known)
-    section = Section(section.path, f"series {shown(values['name'])}: ", section.mapping)
-    if ("from" in values) == ("checkpoints" in section.mapping):
-        section.refuse("it needs either checkpoints or from: checkpoints lists the files, from names a run's manifest.")
-    if included and "from" in values:
-        section.refuse("a manifest that `from` names may not use `from` itself; list its checkpoints.", key="from")
-    if "from" in values:
-        run = _included_series(section, values.pop("from"), model=values.get("model"), files_exist=files_exist)
-        if values.get("model", run.model) != run.model:
-            section.refuse(f"model is {shown(values['model'])}, but the run trained {run.model!r}; remove one.", key="model")
-        values = {"model": run.model, "label": run.label} | values
-        checkpoints = run.checkpoints
-    else:
-        section.check_keys(known=section.mapping, required=["model"])
-        checkpoints = _read_checkpoints(section, files_exist=files_exist)
-    if "epochs" in section.mapping:
-        checkpoints = _only_epochs(section, checkpoints)
-    return _build(section, CheckpointSeries, {"label": values["name"]} | values | {"checkpoints": checkpoints})
-
-
-def _included_series(section: Section, source: str, *, model: str | None, files_exist: bool) -> CheckpointSeries:
-    path = _absolute(section.path, source)
+def _included_series(section: Section, source: str, model: str | None, *, files_exist: bool) -> CheckpointSeries:
+    path = absolute(section.path, source)
     if not os.path.exists(path):
         what = f" --model {model}" if model is not None else ""
         section.refuse(f"from: there is no {source}; train the series with `landscape train{what}` first.", key="from")
     return read_manifest(path, included=True, files_exist=files_exist).series[0]
-
-
-def _read_checkpoints(section: Section, *, files_exist: bool) -> tuple[Checkpoint, ...]:
-    if isinstance(section.mapping["checkpoints"], str):
-        return _checkpoints_of_folder(section, section.mapping["checkpoints"])
-    if "epochs" in section.mapping:
-        section.refuse("epochs selects from a folder or from a run, but checkpoints is a list; remove epochs.", key="epochs")
-    types = {"epoch": int, "path": str, "sha256": str}
-    checkpoints = []
-    for item in section.items("checkpoints"):
-        item.check_keys(known=types, required=["epoch", "path"])
-        values = item.take(types)
-        values["path"] = _absolute(section.path, values["path"])
-        if "sha256" in values:
-            values["sha256"] = values["sha256"].lower()
-        if files_exist and not os.path.isfile(values["path"]):
-            written = shown(item.mapping["path"])
-            item.refuse(f"path: there is no file {written} in {section.path.parent}; restore it or train it again.", key="path")
-        checkpoints.append(_build(item, Checkpoint, values))
-    return tuple(checkpoints)
-
-
-def _checkpoints_of_folder(section: Section, source: str) -> tuple[Checkpoint, ...]:
-    folder = _absolute(section.path, source)
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        reason = f"checkpoints: {shown(source)} is not a readable folder ({error.strerror}); name one, or list the files."
-        section.refuse(reason, key="checkpoints")
-    found = ((_EPOCH_FILE.fullmatch(name), folder / name) for name in names)
-    checkpoints = tuple(Checkpoint(epoch=int(match[1]), path=path) for match, path in found if match and len(match[1]) < 19)
-    if not checkpoints:
-        section.refuse(
-            f"checkpoints: the folder {shown(source)} holds no epoch_K.pt; open_clip writes them to <run>/checkpoints.",
-            key="checkpoints",
-        )
-    return checkpoints
-
-
-def _only_epochs(section: Section, checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
-    wanted = section.value("epochs", list)
-    there = {checkpoint.epoch: checkpoint for checkpoint in checkpoints}
-    for epoch in wanted:
-        if type(epoch) is not int or not 0 <= epoch <= LARGEST_INTEGER:
-            section.refuse(f"epochs: expected a list of epochs, got {kind(epoch)} in it.", key="epochs")
-        if epoch not in there:
-            listed = shown(sorted(there))
-            section.refuse(f"epochs: epoch {epoch} is not there (it has {listed}); train further, or remove it.", key="epochs")
-        if wanted.count(epoch) > 1:
-            section.refuse(f"epochs: epoch {epoch} is there twice; keep one.", key="epochs")
-    return tuple(there[epoch] for epoch in wanted)
-
-
-def _absolute(manifest: Path, written: str) -> Path:
-    """A path as written, relative to the file that contains it; `~` is a home folder."""
-    return Path(os.path.abspath(manifest.parent / os.path.expanduser(written)))

@@ -27,11 +27,13 @@ def write_run_manifest(
     checkpoints: Iterable[Checkpoint],
     hessian: HessianSettings = HessianSettings(objective="contrastive"),
     label: str | None = None,
+    config: Path | None = None,
 ) -> Manifest:
     """Write a complete manifest of one series, whole or not at all; a file that was there is replaced.
 
     Args:
         checkpoints: With their files written and closed; epoch 0 among them.
+        config: The configuration file that is the architecture, absolute; None where `model` names one.
         data, hessian: The protocol of the spectra that are measured from this manifest alone.
 
     Raises:
@@ -39,7 +41,9 @@ def write_run_manifest(
         OSError: If the file cannot be written.
     """
     checkpoints = _that_exist(path, checkpoints)
-    return _write(path, name=name, model=model, label=label, data=data, hessian=hessian, checkpoints=checkpoints)
+    return _write(
+        path, name=name, model=model, label=label, config=config, data=data, hessian=hessian, checkpoints=checkpoints
+    )
 
 
 def extend_run_manifest(
@@ -51,6 +55,7 @@ def extend_run_manifest(
     checkpoints: Iterable[Checkpoint],
     hessian: HessianSettings = HessianSettings(objective="contrastive"),
     label: str | None = None,
+    config: Path | None = None,
 ) -> Manifest:
     """Add checkpoints to a run's manifest, or begin it; an epoch that is listed already gets its new entry.
 
@@ -72,7 +77,9 @@ def extend_run_manifest(
                 )
         entries = {checkpoint.epoch: checkpoint for checkpoint in (*old.checkpoints, *checkpoints)}
         data, hessian, label, checkpoints = contents.data, contents.hessian, old.label, tuple(entries.values())
-    return _write(path, name=name, model=model, label=label, data=data, hessian=hessian, checkpoints=checkpoints)
+    return _write(
+        path, name=name, model=model, label=label, config=config, data=data, hessian=hessian, checkpoints=checkpoints
+    )
 
 
 def _that_exist(path: Path, checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
@@ -89,13 +96,15 @@ def _write(
     name: str,
     model: str,
     label: str | None,
+    config: Path | None,
     data: DataSettings,
     hessian: HessianSettings,
     checkpoints: tuple[Checkpoint, ...],
 ) -> Manifest:
     path = Path(os.path.abspath(path))
     try:
-        series = CheckpointSeries(name=name, model=model, label=name if label is None else label, checkpoints=checkpoints)
+        label = name if label is None else label
+        series = CheckpointSeries(name=name, model=model, label=label, checkpoints=checkpoints, config=config)
         manifest = Manifest(path=path, data=data, hessian=hessian, series=(series,))
     except ValueError as error:
         raise ManifestError(f"{path}: {error}") from None
@@ -115,6 +124,7 @@ def _as_yaml(manifest: Manifest) -> str:
         {
             "name": one.name,
             "model": one.model,
+            **({} if one.config is None else {"config": _relative(one.config, folder)}),
             "label": one.label,
             "checkpoints": [
                 {"epoch": checkpoint.epoch, "path": _relative(checkpoint.path, folder)}

@@ -5,12 +5,14 @@ Every rule about a single setting lives here, so that a wrong one is refused ali
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
 from landscape.errors import CheckpointError
 from landscape.manifest.files import sha256_of_file
+from landscape.manifest.setting_error import SettingError, shown
+from landscape.manifest.trained import TrainedAs
 
 OPENMOJI = "openmoji"
 SPLITS = ("train", "held_out", "all")
@@ -25,22 +27,8 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class SettingError(ValueError):
-    """A setting has a value that cannot be meant; `key` is its name."""
-
-    def __init__(self, key: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.key = key
-
-
 def _refuse(key: str, value: object, reason: str) -> NoReturn:
     raise SettingError(key, f"{key} is {shown(value)}, but {reason}")
-
-
-def shown(value: object) -> str:
-    """A value as it may stand in a one-line message."""
-    text = repr(list(value)) if isinstance(value, tuple) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
@@ -219,14 +207,18 @@ class CheckpointSeries:
 
     Args:
         name: Letters, digits, `.`, `_`, `-`; names an HDF5 group and files.
-        model: An open_clip model name or one of this project's configurations.
+        model: An open_clip model name, one of this project's configurations, "timm:NAME", or the name of `config`.
         label: For tables and figures.
+        config: Absolute path of an open_clip configuration (JSON), which then is the architecture; None for that of `model`.
+        trained: What is known of the model as it was trained.
     """
 
     name: str
     model: str
     label: str
     checkpoints: tuple[Checkpoint, ...]
+    config: Path | None = None
+    trained: TrainedAs = field(default_factory=TrainedAs)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

@@ -85,7 +85,7 @@ def model_on_openmoji(name: str, device: "torch.device", *, num_batches: int) ->
         batch_size=data.batch_size,
         seed=0,
         transform=preprocess_for(model),
-        tokenizer=tokenizer_for(name),
+        tokenizer=tokenizer_for(model),
     )
     return model, [{key: value.to(device) for key, value in batches[i].items()} for i in range(num_batches)]
 
@@ -94,10 +94,9 @@ def audit_subject(subject: "Subject", hessian: "HessianSettings") -> "AuditRepor
     """The audit of a subject with the weights that it has, on the first rows of its first batch."""
     from landscape.curvature import audit_objective
     from landscape.curvature.row_chunks import take_rows
-    from landscape.pipeline.subject import objective_of
 
     def make(model: "torch.nn.Module") -> "tuple[Objective, Params]":
-        return objective_of(model, hessian)
+        return subject.objective_on(model, hessian)
 
     rows = take_rows(subject.batch(0), slice(0, _AUDITED_ROWS))
     return audit_objective(make, subject.model, rows, seed=hessian.seed)

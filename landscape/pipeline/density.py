@@ -101,7 +101,8 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
         return _measured(_manifest_jobs(Manifest.load(path), settings, options), output, settings, options)
     if is_density_file(path):
         return DensityReport(tuple(_drawn(read_densities(path), output, options)))
-    if path.suffix or path.exists():
+    names_architecture = source.startswith("local-dir:") or path.suffix.lower() == ".json"
+    if (path.suffix or path.exists()) and not names_architecture:
         raise LandscapeError(f"{source}: not a store, a file of densities, a manifest or a model's name, so it has no density.")
     return _measured(_model_job(source, settings, options), output, settings, options)
 

@@ -247,7 +247,7 @@ def _measure(
         num_params=operator.n,
         num_unused=operator.num_unused,
         seconds=time.process_time() - begun,
-        settings=settings_of(hessian, subject.device, product=_PRODUCTS[how.hvp]) | products.settings() | how.solver.facts(),
+        settings=settings_of(subject, hessian, product=_PRODUCTS[how.hvp]) | products.settings() | how.solver.facts(),
         extras={"audit": how.audits[task.series.name]},
     )
 

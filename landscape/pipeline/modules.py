@@ -213,7 +213,7 @@ def _measure(
         checkpoint_sha256=checkpoint_sha256,
         num_params=sum(tensor.numel() for tensor in subject.params.values()),
         seconds=time.process_time() - begun,
-        settings=settings_of(hessian, subject.device, product=f"{blocks.choice.title}, block by block")
+        settings=settings_of(subject, hessian, product=f"{blocks.choice.title}, block by block")
         | {"product_choice": blocks.choice.as_settings()}
         | how.solver.settings.room(),
         extras={"audit": how.audits[task.series.name]},

@@ -1,18 +1,19 @@
 """What is measured: a model of a series, its objective, and the batches; ready to take the weights of any epoch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from landscape.clip.checkpoint import CheckpointInfo, load_checkpoint
 from landscape.clip.image_text import CurvatureBatches, Pairs, Transform, curvature_batches
 from landscape.clip.labels import with_labels
-from landscape.clip.model import build_model, image_size_of, preprocess_for, tokenizer_for
-from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
+from landscape.clip.model import image_size_of, preprocess_for, tokenizer_for
 from landscape.clip.recipes import RECIPES, training_transform
+from landscape.clip.trained import as_trained, build_as_trained, objective_as_trained
 from landscape.curvature import Batch, Objective, Params, check_twice_differentiable
 from landscape.errors import CheckpointError, ManifestError
-from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, Manifest
+from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, Manifest, TrainedAs
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -23,6 +24,8 @@ class Subject:
 
     Attributes:
         params: The parameters under study, the model's own: they follow every `load`.
+        trained: What is known of the model as it was trained.
+        used: All that was used of it, with who states it; see `as_trained`.
     """
 
     model: torch.nn.Module
@@ -30,6 +33,8 @@ class Subject:
     params: Params
     batches: CurvatureBatches
     device: torch.device
+    trained: TrainedAs = field(default_factory=TrainedAs)
+    used: dict[str, list[Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manifest: Manifest, series: CheckpointSeries, pairs: Pairs, *, device: torch.device) -> "Subject":
@@ -42,8 +47,8 @@ class Subject:
             DataError: If the batches cannot be drawn.
         """
         hessian = manifest.hessian
-        model = build_model(series.model, dtype=DTYPES[hessian.dtype], device=device)
-        objective, params = objective_of(model, hessian)
+        model = build_as_trained(series, dtype=DTYPES[hessian.dtype], device=device)
+        objective, params = objective_as_trained(model, hessian, series.trained)
         check_twice_differentiable(model)
         num_params = sum(parameter.numel() for parameter in params.values())
         if hessian.k > num_params:
@@ -51,8 +56,20 @@ class Subject:
                 f"{manifest.path}: k is {hessian.k}, but the Hessian of series {series.name!r} has only {num_params} eigenvalues "
                 f"(parameters: {hessian.parameters}). Lower k, or select more parameters."
             )
-        batches = _batches(manifest, series, model, pairs)
-        return cls(model=model, objective=objective, params=params, batches=batches, device=device)
+        batches = _batches(manifest, model, pairs)
+        return cls(
+            model=model,
+            objective=objective,
+            params=params,
+            batches=batches,
+            device=device,
+            trained=series.trained,
+            used=as_trained(model, series.trained, hessian),
+        )
+
+    def objective_on(self, model: torch.nn.Module, hessian: HessianSettings) -> tuple[Objective, Params]:
+        """The same loss of another instance of the model, and its parameters under study."""
+        return objective_as_trained(model, hessian, self.trained)
 
     def load(self, checkpoint: Checkpoint) -> CheckpointInfo:
         """Take the weights of a checkpoint.
@@ -60,12 +77,14 @@ class Subject:
         Raises:
             CheckpointError: If the file is not what the manifest says, is unsafe, or does not fit the model.
         """
-        info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256)
-        # timm counts from the first finished epoch, 0; the others count finished epochs.
-        if info.epoch is not None and info.layout != "timm" and info.epoch != checkpoint.epoch:
+        weights = self.trained.get("weights", "online")
+        info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=weights)
+        if info.epoch is not None and info.epoch != checkpoint.epoch:
+            stored = "" if info.stored_epoch in (None, info.epoch) else f" (it stores {info.stored_epoch}, counted from 0)"
             raise CheckpointError(
-                f"{checkpoint.path}: says it is epoch {info.epoch}, but the manifest lists it as epoch {checkpoint.epoch}, so "
-                "its spectrum would stand in the wrong panel. Correct the manifest, or name the right file."
+                f"{checkpoint.path}: was written after {info.epoch} finished epochs{stored}, but the manifest lists it as epoch "
+                f"{checkpoint.epoch}, so its spectrum would stand in the wrong panel. List it as epoch {info.epoch}, or name the "
+                "right file."
             )
         return info
 
@@ -78,17 +97,7 @@ class Subject:
         }
 
 
-def objective_of(model: torch.nn.Module, hessian: HessianSettings) -> tuple[Objective, Params]:
-    """The objective that the settings name, and the parameters under study.
-
-    Raises:
-        ModelError, ObjectiveError: As the makers of objectives.
-    """
-    make = contrastive_objective if hessian.objective == "contrastive" else cross_entropy_objective
-    return make(model, parameters=hessian.parameters, weight_decay=hessian.weight_decay)
-
-
-def _batches(manifest: Manifest, series: CheckpointSeries, model: torch.nn.Module, pairs: Pairs) -> CurvatureBatches:
+def _batches(manifest: Manifest, model: torch.nn.Module, pairs: Pairs) -> CurvatureBatches:
     data = manifest.data
     preprocess = preprocess_for(model)
     transform: Transform = preprocess
@@ -105,17 +114,18 @@ def _batches(manifest: Manifest, series: CheckpointSeries, model: torch.nn.Modul
         batch_size=data.batch_size,
         seed=data.seed,
         transform=transform,
-        tokenizer=tokenizer_for(series.model) if contrastive else None,
+        tokenizer=tokenizer_for(model) if contrastive else None,
         augmentation=data.augmentation,
         augmentation_seed=data.seed if augmented else None,
     )
 
 
-def settings_of(hessian: HessianSettings, device: torch.device, *, product: str) -> dict[str, str | int]:
-    """How numbers are computed where the protocol leaves freedom; stored beside them."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+def settings_of(subject: Subject, hessian: HessianSettings, *, product: str) -> dict[str, Any]:
+    """How numbers are computed where the protocol leaves freedom, and of which function; stored beside them."""
+    device = subject.device
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "num_threads": torch.get_num_threads(),
         "product": "pyhessian" if hessian.method == "pyhessian" else product,
+        "as_trained": subject.used,
     }

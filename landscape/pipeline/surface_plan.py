@@ -164,6 +164,11 @@ def _end(manifest: Manifest, series: CheckpointSeries, to: str | None) -> tuple[
     if not epoch.isdecimal():
         raise LandscapeError(f"to {to!r}: must be EPOCH or SERIES:EPOCH, as 10 or vit:10.")
     other = _series(manifest, name) if name else series
+    if other.trained.changes() != series.trained.changes():
+        raise ManifestError(
+            f"{manifest.path}: series {series.name!r} was trained with {series.trained.changes()}, but {other.name!r} with "
+            f"{other.trained.changes()}: no line joins two different functions. Choose two checkpoints of one model."
+        )
     if other.model != series.model:
         raise ManifestError(
             f"{manifest.path}: series {series.name!r} is a {series.model}, but {other.name!r} is a {other.model}: their weights "
@@ -178,7 +183,7 @@ def _decisive(manifest: Manifest, plan: SurfacePlan, end_series: CheckpointSerie
     hessian = protocol["hessian"]
     solver = {name: hessian[name] for name in ("which", "tol", "max_matvecs", "seed")}
     end = plan.end
-    return {
+    decisive = {
         "series": plan.series.name,
         "model": plan.series.model,
         "epoch": plan.checkpoint.epoch,
@@ -194,3 +199,5 @@ def _decisive(manifest: Manifest, plan: SurfacePlan, end_series: CheckpointSerie
         "objective": {name: hessian[name] for name in ("objective", "parameters", "weight_decay", "dtype")},
         "solver": solver if plan.directions == "eigenvectors" else None,
     }
+    trained = plan.series.trained.changes()
+    return decisive | ({"trained": trained} if trained else {})

@@ -71,7 +71,6 @@ def _line(
     import numpy as np
 
     from landscape.curvature import Axis, LossSlice, centred, line_losses
-    from landscape.pipeline.subject import objective_of
 
     # Exactly 0 and 1 at the ends.
     t = (centred(plan.points, 1.0) + 1) / 2
@@ -80,7 +79,7 @@ def _line(
         axis = Axis(name=plan.line_name, unit="share of the way", coordinates=t, norm=math.nan)
         return LossSlice(axis=axis, losses=np.full(t.shape, np.nan), computed=np.zeros(t.shape, dtype=bool))
 
-    loss_at = line_losses(lambda model: objective_of(model, hessian), subject.model, end, batches)
+    loss_at = line_losses(lambda model: subject.objective_on(model, hessian), subject.model, end, batches)
     return Slice(loss_at=_guarded(loss_at), empty=empty)
 
 

@@ -1,7 +1,7 @@
 """From a study to the text of one HTML page. Equal studies give equal texts."""
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from landscape.report.tables import (
     facts,
     number,
     numbers_table,
+    trained_table,
 )
 from landscape.store.table import combined
 
@@ -98,12 +99,18 @@ def _texts(study: Study) -> dict[str, Any]:
         "differences": [] if study.comparison is None else difference_tables(study.comparison),
         "certificates": certificate_table(study),
         "audits": audit_table(study),
+        "trained": trained_table(study),
         "checkpoints": checkpoint_table(study),
         "batches": batch_table(study),
         "protocol": {section: facts(settings) for section, settings in study.plan.protocol.items()},
         "versions": facts(combined(table.versions for table in study.tables.values())),
-        "settings": facts(combined(table.settings for table in study.tables.values())),
+        "settings": facts(combined(_without_model(table.settings) for table in study.tables.values())),
     }
+
+
+def _without_model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings but those that have a table of their own."""
+    return {key: value for key, value in settings.items() if key != "as_trained"}
 
 
 def _environment() -> Any:

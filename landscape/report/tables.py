@@ -10,7 +10,8 @@ import numpy as np
 from landscape.compare import Comparison, Difference, Metric
 from landscape.compare.sentences import number as comparable
 from landscape.report.study import Study
-from landscape.store import SpectraTable
+from landscape.store import SpectraTable, models_as_trained, value_text
+from landscape.store.table import combined
 
 # Columns of the table of numbers, where the comparison has them, in this order.
 _CERTAIN = ("lambda_max", "nep", "ape", "num_negative_at_least")
@@ -171,6 +172,27 @@ def audit_table(study: Study) -> Table:
     header = ("series", "model", "verdict", "worst error", "at epoch", "in", "remark")
     caption = "Tested: products against differences of gradients, gradients against those of the loss, symmetry, repetition."
     return Table(caption=caption, header=header, rows=tuple(rows), numeric=False)
+
+
+def trained_table(study: Study) -> Table | None:
+    """What was used of how each model was trained, with who states it; None in stores that do not know."""
+    of_series = {}
+    for series in study.series:
+        settings = combined(table.settings for (name, _), table in study.tables.items() if name == series)
+        of_series[series] = models_as_trained(settings)
+    names = list(dict.fromkeys(name for models in of_series.values() for used in models for name in used))
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        cells = []
+        for models in of_series.values():
+            said = dict.fromkeys(f"{value_text(used[name][0])} ({used[name][1]})" for used in models if name in used)
+            cells.append("; ".join(said) or NOTHING)
+        rows.append((name.replace("_", " "), *cells))
+    header = ("setting", *(study.labels[series] for series in of_series))
+    caption = "The models as they were trained; in brackets who says so: a file of the run, the manifest, or the model's default."
+    return Table(caption=caption, header=header, rows=tuple(rows), num_heads=1, numeric=False)
 
 
 def checkpoint_table(study: Study) -> Table:

@@ -1,5 +1,6 @@
 """SpectrumStore: HDF5 schema version 1; one atomic part per record; merge; resume; read. Imports no torch."""
 
+from landscape.store.as_trained import described_as_trained, models_as_trained, value_text
 from landscape.store.densities import DensityRecord, describe_densities, is_density_file, read_densities, write_densities
 from landscape.store.describe import CheckpointSummary, describe, is_store, summarize
 from landscape.store.module_record import ModuleRecord, ModuleTable
@@ -40,16 +41,19 @@ __all__ = [
     "describe",
     "describe_densities",
     "describe_surface",
+    "described_as_trained",
     "differing_setting",
     "is_audited",
     "is_density_file",
     "is_store",
     "is_surface",
+    "models_as_trained",
     "parts_folder",
     "read_densities",
     "read_surface",
     "summarize",
     "task_key",
+    "value_text",
     "verdicts",
     "write_densities",
     "write_surface",

@@ -6,9 +6,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from landscape.store.as_trained import described_as_trained
 from landscape.store.parts import parts_folder
 from landscape.store.store import SpectrumStore
-from landscape.store.table import UNIT
+from landscape.store.table import UNIT, combined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,9 @@ def describe(path: str | Path) -> list[str]:
                 f"{one.num_not_converged} not converged{_unsettled(one)}, worst residual {one.worst_residual:.1e}, "
                 f"mean loss {one.mean_loss:.4f}"
             )
+        for series in store.series():
+            settings = combined(store.records(series, epoch).settings for epoch in store.epochs(series))
+            lines += [f"{series} {line}" for line in described_as_trained(settings)]
         for series, epoch in store.module_identities:
             modules, batches = store.module_names(series), store.module_batches(series, epoch)
             lines.append(f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches")

@@ -134,7 +134,7 @@ def that_fit(
         record = part.record
         identity = (record.checkpoint_sha256, record.num_params)
         reason = None
-        if part.protocol_sha256 != plan.protocol_sha256:
+        if part.protocol_sha256 != plan.protocol_sha256_of(record.series):
             reason = "it was measured under another protocol"
         elif not plan.holds(record.series, record.epoch) or record.batch >= plan.num_batches:
             reason = f"{record.key} is not planned"

@@ -1,12 +1,12 @@
 """What an output is going to hold, and whether a manifest may go on with it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from landscape.errors import StoreError
-from landscape.manifest import Manifest, json_sha256
+from landscape.manifest import Manifest, canonical_json, json_sha256
 from landscape.manifest.settings import NAME
 from landscape.store.table import is_digest, task_key
 from landscape.version import VERSION
@@ -16,10 +16,17 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSeries:
+    """A series as an output is going to hold it.
+
+    Args:
+        trained: What makes its model another than its name says, as `TrainedAs.changes` gives it.
+    """
+
     name: str
     model: str
     label: str
     epochs: tuple[int, ...]
+    trained: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,12 @@ class Plan:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Plan":
-        series = [PlannedSeries(name=one.name, model=one.model, label=one.label, epochs=one.epochs) for one in manifest.series]
+        series = [
+            PlannedSeries(
+                name=one.name, model=one.model, label=one.label, epochs=one.epochs, trained=one.trained.changes()
+            )
+            for one in manifest.series
+        ]
         return cls(manifest_sha256=manifest.sha256, protocol=manifest.protocol(), series=tuple(series))
 
     @property
@@ -53,6 +65,13 @@ class Plan:
     @property
     def protocol_sha256(self) -> str:
         return json_sha256(self.protocol)
+
+    def protocol_sha256_of(self, series: str) -> str:
+        """Digest of the protocol and of how the model of a series was trained, where that is not the model's default."""
+        planned = self.named(series)
+        if planned is None or not planned.trained:
+            return self.protocol_sha256
+        return json_sha256(self.protocol | {"trained": planned.trained})
 
     def keys(self) -> list[str]:
         """Of every measurement, in the order of series, epochs and batches."""
@@ -75,7 +94,11 @@ class Plan:
         """
         series = tuple(
             PlannedSeries(
-                name=str(one["name"]), model=str(one["model"]), label=str(one["label"]), epochs=tuple(map(int, one["epochs"]))
+                name=str(one["name"]),
+                model=str(one["model"]),
+                label=str(one["label"]),
+                epochs=tuple(map(int, one["epochs"])),
+                trained=dict(one.get("trained", {})),
             )
             for one in value["series"]
         )
@@ -157,6 +180,12 @@ def _differing_checkpoint(plan: Plan, name: str, epoch: int, digest: str, manife
     planned = plan.named(name)
     if planned is not None and planned.model != series.model:
         return f"series {name!r} is of model {planned.model!r} in this output, but {series.model!r} in {manifest.path}."
+    if planned is not None and (key := _differing_key(planned.trained, series.trained.changes())) is not None:
+        old, new = planned.trained.get(key, "the model's own"), series.trained.get(key, "the model's own")
+        return (
+            f"series {name!r} was measured with {key} {old!r}, but now it is {new!r} ({series.trained.source(key)}): the same "
+            "weights mean another function."
+        )
     checkpoint = series.checkpoints[series.epochs.index(epoch)]
     now = checkpoint.sha256 or checkpoint.verify()
     if now != digest:
@@ -165,3 +194,8 @@ def _differing_checkpoint(plan: Plan, name: str, epoch: int, digest: str, manife
             f"has {now}: it was written anew since."
         )
     return None
+
+
+def _differing_key(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first key on which two mappings of JSON values disagree."""
+    return next((key for key in sorted({*one, *other}) if canonical_json(one.get(key)) != canonical_json(other.get(key))), None)

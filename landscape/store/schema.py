@@ -1,6 +1,7 @@
 """HDF5 schema, version 1: the merged file.
 
-/                           schema_version, landscape_version, manifest_sha256, protocol (JSON), protocol_sha256, unit
+/                           schema_version, landscape_version, manifest_sha256, protocol (JSON), protocol_sha256, unit,
+                            trained (JSON: of each series what makes its model another than its name says)
 /plan/                      series, model, label, epoch, num_batches: one row per planned checkpoint, in order
 /spectra/<series>/<epoch>/  datasets of `COLUMNS`, one row per batch; attributes settings (JSON), num_params, unit,
                             checkpoint_sha256, model, label, versions (JSON), extras (JSON), num_records, num_planned,
@@ -40,6 +41,7 @@ def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable], module_ta
         file.attrs["manifest_sha256"] = plan.manifest_sha256
         file.attrs["protocol"] = canonical_json(plan.protocol)
         file.attrs["protocol_sha256"] = plan.protocol_sha256
+        file.attrs["trained"] = canonical_json({one.name: one.trained for one in plan.series if one.trained})
         file.attrs["unit"] = UNIT
         _write_plan(file.create_group("plan"), plan)
         spectra = file.create_group("spectra", track_order=True)
@@ -116,9 +118,11 @@ def read_plan_of_file(file: h5py.File, path: Path) -> Plan:
     with damage_named(path):
         group = file["plan"]
         columns = [group[name].asstr()[()] for name in ("series", "model", "label")]
+        # Files that were written before models knew how they were trained lack it.
+        trained = json.loads(file.attrs.get("trained", "{}"))
         series: dict[str, dict[str, Any]] = {}
         for name, model, label, epoch in zip(*columns, group["epoch"][()], strict=True):
-            series.setdefault(name, {"name": name, "model": model, "label": label, "epochs": []})["epochs"].append(epoch)
+            series.setdefault(name, _planned(name, model, label, trained))["epochs"].append(epoch)
         return Plan.from_json(
             {
                 "manifest_sha256": file.attrs["manifest_sha256"],
@@ -127,6 +131,10 @@ def read_plan_of_file(file: h5py.File, path: Path) -> Plan:
                 "landscape_version": file.attrs["landscape_version"],
             }
         )
+
+
+def _planned(name: str, model: str, label: str, trained: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "model": model, "label": label, "epochs": [], "trained": trained.get(name, {})}
 
 
 def stored_checkpoints(file: h5py.File, path: Path) -> dict[tuple[str, int], tuple[str, int]]:

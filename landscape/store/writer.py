@@ -132,7 +132,8 @@ class SpectrumWriter:
         if digest != record.batch_sha256:
             self._refuse(record, "its pairs are not those of the same batch at other epochs", digest, record.batch_sha256)
         with _disk_trouble_named(self.path):
-            part = Part(record=record, protocol_sha256=self.plan.protocol_sha256, versions=self._versions)
+            protocol_sha256 = self.plan.protocol_sha256_of(record.series)
+            part = Part(record=record, protocol_sha256=protocol_sha256, versions=self._versions)
             write_part(self._folder, part)
         completed.add(record.key)
         self._checkpoints[checkpoint] = identity

@@ -1,0 +1,231 @@
+"""CLIP architectures: from a name, a configuration file or a hub folder to an open_clip model. Fetches nothing.
+
+Importing this module registers this project's configurations with open_clip.
+"""
+
+import difflib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import nn
+
+from landscape.errors import ModelError
+
+_CONFIGS = Path(__file__).parent / "configs"
+OWN_NAMES = tuple(sorted(path.stem for path in _CONFIGS.glob("*.json")))
+# The models of arXiv 2404.19394. Their trainers (SLIP and mamba-clip, main.py) normalise with ImageNet's statistics and
+# resize as torchvision does by default.
+PUBLISHED = tuple(name for name in OWN_NAMES if name.endswith(("_slip", "_clip")))
+_PUBLISHED_PREPROCESSING = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "interpolation": "bilinear",
+}
+HUB_CONFIG = "open_clip_config.json"
+_PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
+_LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
+
+if not set(OWN_NAMES) <= set(open_clip.list_models()):
+    open_clip.add_model_config(_CONFIGS)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The configuration of a CLIP model, and what its pictures go through.
+
+    Attributes:
+        name: For messages, and the name in open_clip's registry where it has one.
+        config: open_clip's `model_cfg`, paths of local towers absolute.
+        preprocess: What differs from open_clip's defaults.
+        is_registered: Whether open_clip knows the configuration by `name`.
+    """
+
+    name: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    is_registered: bool = True
+
+    def with_arguments(self, model_args: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration as open_clip.create_model changes it, argument by argument."""
+        config = deepcopy(self.config)
+        for name, value in model_args.items():
+            if name == "force_quick_gelu":
+                config["quick_gelu"] = bool(value) or config.get("quick_gelu", False)
+            elif name == "force_custom_text":
+                config["custom_text"] = bool(value) or config.get("custom_text", False)
+            elif name == "force_image_size":
+                config["vision_cfg"]["image_size"] = value
+            elif name == "force_context_length":
+                config["text_cfg"]["context_length"] = value
+            elif name == "force_patch_dropout":
+                config["vision_cfg"]["patch_dropout"] = value
+            else:
+                config[name] = value
+        return config
+
+    def as_file(self) -> dict[str, Any] | None:
+        """What open_clip_config.json of a folder would hold; None where open_clip knows the architecture by its name."""
+        return None if self.is_registered else {"model_cfg": self.config, "preprocess_cfg": self.preprocess}
+
+    @contextmanager
+    def schema(self) -> Iterator[str]:
+        """A name under which open_clip builds the model and its tokenizer, valid within the block."""
+        if self.is_registered:
+            yield self.name
+            return
+        with tempfile.TemporaryDirectory(prefix="landscape-") as folder:
+            (Path(folder) / HUB_CONFIG).write_text(json.dumps(self.as_file()))
+            yield f"{_LOCAL_DIR}{folder}"
+
+
+def model_names() -> list[str]:
+    """Every name of a CLIP model: this project's first, then open_clip's. A timm classifier is called "timm:NAME"."""
+    return [*OWN_NAMES, *(name for name in open_clip.list_models() if name not in OWN_NAMES)]
+
+
+def architecture_of(name: str, *, config: Path | None = None) -> Architecture:
+    """Find an architecture.
+
+    Args:
+        name: One of `model_names()`, the path of a configuration (.json), or "local-dir:FOLDER" of a hub folder.
+        config: A configuration file, which then is the architecture whatever the name.
+
+    Raises:
+        ModelError: If there is none, or one of its towers would have to be fetched.
+    """
+    if config is None and (name.endswith(".json") or name.startswith(_LOCAL_DIR)):
+        config = Path(name.removeprefix(_LOCAL_DIR)).expanduser()
+        config = config / HUB_CONFIG if name.startswith(_LOCAL_DIR) else config
+        name = config.parent.name if config.name == HUB_CONFIG else config.stem
+    if config is not None:
+        architecture = _of_file(name, config)
+    else:
+        architecture = _of_name(name)
+    if (tower := architecture.config["text_cfg"].get("hf_model_name")) and not Path(tower).is_dir():
+        raise ModelError(
+            f"{name}: its text tower is {tower!r} on the Hugging Face hub, and nothing is downloaded here. Save it with "
+            "transformers' save_pretrained into a folder, and name that folder as hf_model_name in a configuration of your own."
+        )
+    return architecture
+
+
+def check_same_architecture(name: str, config: Path) -> None:
+    """Refuse a registered name whose architecture is not that of a file which describes the run.
+
+    Raises:
+        ModelError: If so; names the first key that differs.
+    """
+    known = open_clip.get_model_config(name.replace("/", "-")) if not name.startswith((_HUB, _LOCAL_DIR)) else None
+    if known is None or config.stem == name:
+        return
+    theirs = _of_file(name, config).config
+    for section in ("", "vision_cfg", "text_cfg"):
+        ours, other = (one if not section else one.get(section, {}) for one in (known, theirs))
+        for key in sorted({*ours, *other} - {"vision_cfg", "text_cfg"}):
+            if ours.get(key) != other.get(key):
+                raise ModelError(
+                    f"model {name!r}: {section + '.' if section else ''}{key} is {ours.get(key)!r} in open_clip "
+                    f"{open_clip.__version__}, but {other.get(key)!r} in {config}, which describes the run. Write "
+                    f"`config: {config.name}` with a name of its own, or say `run_files: ignore`."
+                )
+
+
+def _of_name(name: str) -> Architecture:
+    if name.startswith(_HUB):
+        raise ModelError(
+            f"{name}: nothing is downloaded here. Download the folder, and name it: `model: local-dir:FOLDER`; its weights "
+            "are a checkpoint."
+        )
+    config = open_clip.get_model_config(name.replace("/", "-"))
+    if config is None:
+        raise unknown(name, model_names())
+    return Architecture(name, config, _PUBLISHED_PREPROCESSING if name in PUBLISHED else {})
+
+
+def _of_file(name: str, path: Path) -> Architecture:
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        there = sorted(entry.name for entry in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        hint = f" The folder holds {', '.join(there[:3])}: name such a file itself." if there else " Check the path."
+        raise ModelError(f"{path}: cannot be read ({error.strerror}), so there is no architecture.{hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: is not JSON ({' '.join(str(error).split())}). Name a configuration of open_clip.") from error
+    hub = contents if isinstance(contents, dict) and "model_cfg" in contents else {"model_cfg": contents}
+    config = hub["model_cfg"]
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
+        raise ModelError(f"{path}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg.")
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        local = path.parent / str(config["text_cfg"].get(key, "\0"))
+        if "\0" not in str(local) and local.is_dir():
+            config["text_cfg"][key] = str(local.absolute())
+    preprocess = {key: value for key, value in (hub.get("preprocess_cfg") or {}).items() if key in _PREPROCESS}
+    return Architecture(name, config, preprocess, is_registered=False)
+
+
+def create_clip(
+    architecture: Architecture, *, model_args: Mapping[str, Any], preprocess: Mapping[str, Any], pretrained: str | None
+) -> nn.Module:
+    """Build it with random weights.
+
+    Args:
+        model_args: Arguments of open_clip.create_model.
+        preprocess: Of the pictures, instead of the architecture's.
+        pretrained: The tag of the weights that training began with, which brings its own preprocessing.
+    """
+    if foreign := sorted(set(preprocess) - set(_PREPROCESS)):
+        raise ModelError(
+            f"{architecture.name}: preprocess.{foreign[0]} belongs to timm's classifiers; a CLIP model has "
+            f"{', '.join(_PREPROCESS)}."
+        )
+    of_tag = open_clip.get_pretrained_cfg(architecture.name.replace("/", "-"), pretrained) if pretrained else {}
+    of_tag = {key: value for key, value in of_tag.items() if key in _PREPROCESS}
+    with architecture.schema() as name:
+        model = open_clip.create_model(
+            name,
+            load_weights=False,
+            pretrained_text=False,
+            force_preprocess_cfg={**architecture.preprocess, **of_tag, **preprocess},
+            **model_args,
+        )
+    if architecture.name in PUBLISHED and architecture.is_registered:
+        # SLIP (models.py) and mamba-clip draw the image projection as CLIP does; open_clip leaves timm's head as nn.Linear does.
+        projection = model.visual.head.proj.weight
+        nn.init.normal_(projection, std=projection.shape[1] ** -0.5)
+    return model
+
+
+def unknown(name: str, known: list[str]) -> ModelError:
+    """The refusal of a name, with the nearest ones that there are."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    nearest = f" (nearest: {', '.join(near)})" if near else ""
+    return ModelError(
+        f"model {name!r} is unknown{nearest}. Give one of {', '.join(OWN_NAMES)}, a name of open_clip.list_models(), timm:NAME "
+        "for a classifier, or the path of your own configuration, such as configs/mine.json."
+    )
+
+
+@contextmanager
+def silent_log() -> Iterator[None]:
+    """Keep open_clip from warning at the root logger that no pretrained weights were loaded, which is what was asked for.
+
+    Without any handler, that call would also install one that prints.
+    """
+    root, nowhere = logging.getLogger(), logging.NullHandler()
+    disabled = logging.root.manager.disable
+    root.addHandler(nowhere)
+    logging.disable(max(disabled, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        root.removeHandler(nowhere)

@@ -1,0 +1,146 @@
+"""From what is known of a series' model as it was trained to the model, its loss, and a list of all that was used."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from torch import nn
+
+from landscape.clip.architecture import check_same_architecture
+from landscape.clip.model import build_model, is_classifier, preprocess_for
+from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
+from landscape.curvature import Objective, Params
+from landscape.errors import CheckpointError, ModelError
+from landscape.manifest import CheckpointSeries, HessianSettings, TrainedAs
+from landscape.manifest.outline import outline
+
+# The bias that open_clip_train --siglip begins with; a checkpoint replaces it.
+_SIGLIP_BIAS = -10
+_QUICK_GELU = "model_args.force_quick_gelu"
+
+
+def build_as_trained(
+    series: CheckpointSeries, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Build the model of a series as it was trained, with random weights.
+
+    Raises:
+        ModelError: If it cannot be built, or the run says something of itself that is not known here.
+    """
+    trained = series.trained
+    for key, why in trained.doubts.items():
+        raise ModelError(f"series {series.name!r}: {why}. [{key}]")
+    if series.config is not None:
+        check_same_architecture(series.model, series.config)
+    model_args = trained.section("model_args")
+    if trained.get("loss") == "siglip":
+        model_args.setdefault("init_logit_bias", _SIGLIP_BIAS)
+    num_classes = None
+    if is_classifier(series.model):
+        num_classes = trained.get("num_classes") or _classes_of(series)
+    return build_model(
+        series.model,
+        config=series.config,
+        num_classes=num_classes,
+        model_args=model_args,
+        preprocess=trained.section("preprocess"),
+        pretrained=trained.get("pretrained"),
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _classes_of(series: CheckpointSeries) -> int | None:
+    """The width of the classifier in the last checkpoint; None where it cannot be told, which loading then says."""
+    try:
+        shapes = outline(series.checkpoints[-1].path).shapes
+    except CheckpointError:
+        return None
+    head = getattr(timm.get_pretrained_cfg(series.model[len("timm:") :]), "classifier", None)
+    heads = [head] if isinstance(head, str) else list(head or ())
+    widths = {
+        shape[0]
+        for name, shape in shapes.items()
+        if shape and any(name == f"{one}.weight" or name.endswith(f".{one}.weight") for one in heads)
+    }
+    return widths.pop() if len(widths) == 1 else None
+
+
+def objective_as_trained(model: nn.Module, hessian: HessianSettings, trained: TrainedAs) -> tuple[Objective, Params]:
+    """The objective that the settings name, by the loss that trained the model, and the parameters under study.
+
+    Raises:
+        ModelError, ObjectiveError: As the makers of objectives.
+    """
+    parameters: str | Sequence[str] = hessian.parameters
+    if hessian.objective == "contrastive":
+        return contrastive_objective(
+            model, parameters=parameters, weight_decay=hessian.weight_decay, loss=trained.get("loss")
+        )
+    smoothing = trained.get("label_smoothing", 0.0)
+    return cross_entropy_objective(
+        model, parameters=parameters, weight_decay=hessian.weight_decay, label_smoothing=smoothing
+    )
+
+
+def as_trained(model: nn.Module, trained: TrainedAs, hessian: HessianSettings) -> dict[str, list[Any]]:
+    """Everything that was used of how a model was trained: by name the value and who states it, as JSON values.
+
+    Returns:
+        Such as {"activation": ["QuickGELU", "params.txt"], "image_size": [[64, 64], "default"], ...}.
+    """
+    pictures = preprocess_for(model)
+    of_pictures = {"mean": list(pictures.mean), "std": list(pictures.std), "interpolation": pictures.interpolation}
+    used: dict[str, list[Any]] = {}
+    if hessian.objective == "contrastive":
+        used |= _clip_settings(model, trained)
+    else:
+        classes = getattr(model, "num_classes", None)
+        # timm's own number of classes, unless somebody states another or the checkpoint's classifier has another width.
+        ordinary = getattr(model, "pretrained_cfg", {}).get("num_classes")
+        whose = trained.source("num_classes")
+        used["num_classes"] = [classes, "checkpoint" if whose == "default" and classes != ordinary else whose]
+        used["loss"] = ["cross_entropy", trained.source("loss")]
+        used["label_smoothing"] = [trained.get("label_smoothing", 0.0), trained.source("label_smoothing")]
+    size_from = _first(trained, "preprocess.size", "model_args.force_image_size", "config_sha256")
+    used["picture_size"] = [list(pictures.size), size_from]
+    for name, value in {**of_pictures, **pictures.fitting}.items():
+        used[name] = [value, _first(trained, f"preprocess.{name}", "pretrained")]
+    used["weights"] = [trained.get("weights", "online"), trained.source("weights")]
+    shown = {"force_quick_gelu", "force_image_size", "force_context_length", "force_custom_text", "init_logit_bias"}
+    for name, value in trained.section("model_args").items():
+        if name not in shown:
+            used[f"model_args.{name}"] = [value, trained.source(f"model_args.{name}")]
+    return used
+
+
+def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]:
+    config: dict[str, Any] = getattr(model, "landscape_config", {})
+    has_bias = getattr(model, "logit_bias", None) is not None
+    default = "siglip" if config.get("init_logit_bias") is not None else "clip"
+    text = config.get("text_cfg", {})
+    tower = "CustomTextCLIP" if isinstance(model, open_clip.CustomTextCLIP) else "CLIP"
+    where = "config_sha256"
+    # --force-quick-gelu switches it on only: where it is off, a QuickGELU is the architecture's own.
+    forced = [] if config.get("quick_gelu") and not trained.get(_QUICK_GELU) else [_QUICK_GELU]
+    return {
+        "activation": [
+            "QuickGELU" if config.get("quick_gelu") else "GELU",
+            _first(trained, *forced, where),
+        ],
+        "context_length": [
+            text.get("context_length", open_clip.CLIPTextCfg.context_length),
+            _first(trained, "model_args.force_context_length", where),
+        ],
+        "text_tower": [text.get("hf_model_name", tower), _first(trained, "model_args.force_custom_text", where)],
+        "logit_bias": [has_bias, _first(trained, "model_args.init_logit_bias", "loss", where)],
+        "loss": [trained.get("loss", default), _first(trained, "loss", where)],
+    }
+
+
+def _first(trained: TrainedAs, *keys: str) -> str:
+    """Who states the first of these settings that changes the model; else who states that it was left as it is."""
+    meant = [trained.source(key) for key in keys if trained.changes_model(key)]
+    return (meant or [trained.source(key) for key in keys if trained.get(key) is not None] or ["default"])[0]

@@ -1,0 +1,276 @@
+"""From the `series` section of a manifest to checked series, with what their runs say of themselves."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from landscape.errors import CheckpointError, ManifestError
+from landscape.manifest.document import Located, Section, kind
+from landscape.manifest.outline import Outline, outline
+from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
+from landscape.manifest.setting_error import SettingError, shown
+from landscape.manifest.settings import LARGEST_INTEGER, Checkpoint, CheckpointSeries
+from landscape.manifest.trained import MANIFEST, Disagreement, Setting, TrainedAs, check_values, joined
+
+Settings = TypeVar("Settings")
+Include = Callable[[Section, str, str | None], CheckpointSeries]
+
+_TEXTS = {"name": str, "model": str, "label": str, "from": str, "config": str, "run_files": str}
+_STATED = {"num_classes": int, "label_smoothing": float, "loss": str, "weights": str}
+_SECTIONS = ("model_args", "preprocess")
+_LOCAL_DIR = "local-dir:"
+HUB_CONFIG = "open_clip_config.json"
+_EPOCH_FILE = re.compile(r"epoch_([0-9]+)\.pth?")
+_LATEST = "epoch_latest.pt"
+_FOLDER_SIGNS = (".metadata", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_IGNORE = "remove what is wrong from the manifest, or say `run_files: ignore` for the series if the run's file is"
+
+
+def read_series(section: Section, *, include: Include | None, files_exist: bool) -> CheckpointSeries:
+    """One series.
+
+    Args:
+        include: Reads the manifest that `from:` names; None where `from:` is not allowed.
+        files_exist: Refuse checkpoints that are not there.
+
+    Raises:
+        ManifestError: Where, what, why, and what to do.
+    """
+    section.check_keys(known=[*_TEXTS, *_STATED, *_SECTIONS, "checkpoints", "epochs"], required=["name"])
+    values = section.take(_TEXTS)
+    section = Section(section.path, f"series {shown(values['name'])}: ", section.mapping)
+    source, config, ignore = values.pop("from", None), values.pop("config", None), _ignores(section, values)
+    if (source is not None) == ("checkpoints" in section.mapping):
+        section.refuse("it needs either checkpoints or from: checkpoints lists the files, from names a run's manifest.")
+    if include is None and source is not None:
+        section.refuse("a manifest that `from` names may not use `from` itself; list its checkpoints.", key="from")
+    values, path = _architecture(section, values, config)
+    stated = _stated(section, path)
+    if source is not None:
+        assert include is not None
+        run = include(section, source, values.get("model"))
+        values, path, stated, checkpoints = _included(section, values, path, stated, run)
+    else:
+        checkpoints = _read_checkpoints(section, files_exist=files_exist)
+        files = [] if ignore else _files_of_run(checkpoints)
+        values, path, stated = _with_run(section, values, path, stated, files)
+    if "model" not in values:
+        section.refuse("model is missing; add `model: ...`.")
+    if "epochs" in section.mapping:
+        checkpoints = _only_epochs(section, checkpoints)
+    everything = {"label": values["name"]} | values | {"checkpoints": checkpoints, "config": path, "trained": stated}
+    return build(section, CheckpointSeries, everything)
+
+
+def build(section: Section, settings: Callable[..., Settings], values: dict[str, Any]) -> Settings:
+    """Construct settings; a wrong one is refused with its line."""
+    try:
+        return settings(**values)
+    except SettingError as error:
+        section.refuse(str(error), key=error.key)
+
+
+def absolute(manifest: Path, written: str) -> Path:
+    """A path as written, relative to the file that contains it; `~` is a home folder."""
+    return Path(os.path.abspath(manifest.parent / os.path.expanduser(written)))
+
+
+def _ignores(section: Section, values: dict[str, Any]) -> bool:
+    choice = values.pop("run_files", "read")
+    if choice not in ("read", "ignore"):
+        section.refuse(f"run_files is {shown(choice)}, but it must be read or ignore.", key="run_files")
+    return bool(choice == "ignore")
+
+
+def _architecture(section: Section, values: dict[str, Any], config: str | None) -> tuple[dict[str, Any], Path | None]:
+    """Where `model` or `config` names a configuration file: the name of the model, and the file."""
+    key = "config" if config is not None else "model"
+    written = values.get("model", "") if config is None else config
+    if config is None and not written.endswith(".json") and not written.startswith(_LOCAL_DIR):
+        return values, None
+    path = absolute(section.path, written.removeprefix(_LOCAL_DIR))
+    if written.startswith(_LOCAL_DIR) or path.is_dir():
+        name, folder, path = path.name, path, path / HUB_CONFIG
+        if not path.is_file():
+            others = sorted(entry.name for entry in folder.glob("*.json")) if folder.is_dir() else []
+            written = written.removeprefix(_LOCAL_DIR)
+            advice = f"name the file itself, `{key}: {written}/{others[0]}`" if others else "check the path"
+            section.refuse(f"{key}: there is no {HUB_CONFIG} in {folder}; {advice}.", key=key)
+    else:
+        name = path.stem
+        if not path.is_file():
+            section.refuse(f"{key}: there is no file {shown(written)} in {section.path.parent}; check the path.", key=key)
+    return ({"model": name} | values if config is not None else values | {"model": name}), path
+
+
+def _stated(section: Section, config: Path | None) -> TrainedAs:
+    """What the manifest itself says of the model as it was trained."""
+    values: dict[str, Any] = section.take(_STATED)
+    for name in _SECTIONS:
+        if name in section.mapping:
+            inner = section.value(name, dict).mapping
+            for key, value in inner.items():
+                if isinstance(value, Located):
+                    section.refuse(f"{name}: {key} is a mapping, but a plain value is expected.", key=name)
+                values[f"{name}.{key}"] = value
+    try:
+        check_values(values)
+    except SettingError as error:
+        section.refuse(str(error), key=error.key)
+    trained = TrainedAs.stated(values, MANIFEST)
+    return trained if config is None else trained.joined(_digest_of(config, MANIFEST))
+
+
+def _digest_of(config: Path, source: str) -> TrainedAs:
+    """The digest of an architecture's configuration by its content: spaces and order do not count."""
+    try:
+        contents = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ManifestError(f"{config}: cannot be read ({error.strerror}); check `config`.") from error
+    except (ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise ManifestError(f"{config}: is not JSON ({problem}), so it describes no model; name open_clip's JSON.") from error
+    architecture = contents.get("model_cfg", contents) if isinstance(contents, dict) else None
+    if not isinstance(architecture, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(architecture):
+        raise ManifestError(f"{config}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg.")
+    text = json.dumps(architecture, sort_keys=True, separators=(",", ":"))
+    return TrainedAs.stated({"config_sha256": hashlib.sha256(text.encode()).hexdigest()}, source)
+
+
+def _included(
+    section: Section, values: dict[str, Any], path: Path | None, stated: TrainedAs, run: CheckpointSeries
+) -> tuple[dict[str, Any], Path | None, TrainedAs, tuple[Checkpoint, ...]]:
+    """The series of a run's manifest; what is stated here must agree with what stands there."""
+    if values.get("model", run.model) != run.model:
+        section.refuse(f"model is {shown(values['model'])}, but the run trained {run.model!r}; remove one.", key="model")
+    settings = {
+        key: Setting(one.value, "the run's manifest") if one.source == MANIFEST else one
+        for key, one in run.trained.settings.items()
+    }
+    theirs = TrainedAs(settings, run.trained.notes, run.trained.doubts)
+    together = _agreed(section, [stated, theirs])
+    return {"model": run.model, "label": run.label} | values, path or run.config, together, run.checkpoints
+
+
+def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
+    """What the run's own files say, each once; and what the last checkpoint holds."""
+    if not checkpoints:
+        return []
+    files: dict[Path, RunFile] = {}
+    for folder in dict.fromkeys(one.path if one.path.is_dir() else one.path.parent for one in checkpoints):
+        files |= {file.path: file for file in run_files(folder)}
+    last = max(checkpoints, key=lambda checkpoint: checkpoint.epoch).path
+    return [*files.values(), *(inside_checkpoint(dict(look.settings), last) if (look := _look(last)) else [])]
+
+
+def _look(path: Path) -> Outline | None:
+    """What stands in a checkpoint but its numbers; None where that cannot be read, as whoever loads it will say."""
+    try:
+        return outline(path)
+    except CheckpointError:
+        return None
+
+
+def _with_run(
+    section: Section, values: dict[str, Any], path: Path | None, stated: TrainedAs, files: list[RunFile]
+) -> tuple[dict[str, Any], Path | None, TrainedAs]:
+    """The manifest's words completed by the run's; refused where they disagree."""
+    together = _agreed(section, [stated, *(file.trained for file in files)])
+    for file in files:
+        if file.config is not None:
+            together = _agreed(section, [together, _digest_of(file.config, file.path.name)])
+            path = path or file.config
+        if file.model is not None:
+            values = {"model": file.model} | values
+            if not _same_model(values["model"], file.model) and stated.get("config_sha256") is None:
+                section.refuse(
+                    f"model is {shown(values['model'])}, but {file.path} says that the run trained {shown(file.model)}: other "
+                    f"weights may fit both, and mean another function; {_IGNORE}.",
+                    key="model",
+                )
+    return values, path, together
+
+
+def _same_model(one: str, other: str) -> bool:
+    """Names of one architecture: open_clip writes / as -, and timm's tag after the dot names pretrained weights."""
+    plain = [name.replace("timm/", "timm:", 1).replace("/", "-") for name in (one, other)]
+    if all(name.startswith("timm:") for name in plain):
+        plain = [name.partition(".")[0] for name in plain]
+    return plain[0] == plain[1] or other.startswith(_LOCAL_DIR)
+
+
+def _agreed(section: Section, all_of_them: list[TrainedAs]) -> TrainedAs:
+    try:
+        return joined(all_of_them)
+    except Disagreement as error:
+        key = error.key.partition(".")[0]
+        section.refuse(f"{error}; the same tensors fit both, and their Hessians differ; {_IGNORE}.", key=key)
+
+
+def _read_checkpoints(section: Section, *, files_exist: bool) -> tuple[Checkpoint, ...]:
+    if isinstance(section.mapping["checkpoints"], str):
+        return _checkpoints_of_folder(section, section.mapping["checkpoints"])
+    if "epochs" in section.mapping:
+        section.refuse("epochs selects from a folder or from a run, but checkpoints is a list; remove epochs.", key="epochs")
+    types = {"epoch": int, "path": str, "sha256": str}
+    checkpoints = []
+    for item in section.items("checkpoints"):
+        item.check_keys(known=types, required=["epoch", "path"])
+        values = item.take(types)
+        values["path"] = absolute(section.path, values["path"])
+        if "sha256" in values:
+            values["sha256"] = values["sha256"].lower()
+        if files_exist and not _may_be_checkpoint(values["path"]):
+            written = shown(item.mapping["path"])
+            item.refuse(f"path: there is no file {written} in {section.path.parent}; restore it or train it again.", key="path")
+        checkpoints.append(build(item, Checkpoint, values))
+    return tuple(checkpoints)
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+    """A file, or a folder that is one checkpoint: shards with their index, or torch.distributed.checkpoint's."""
+    if not path.is_dir():
+        return path.is_file()
+    return any(next(path.glob(pattern), None) is not None for pattern in _FOLDER_SIGNS)
+
+
+def _checkpoints_of_folder(section: Section, source: str) -> tuple[Checkpoint, ...]:
+    folder = absolute(section.path, source)
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        reason = f"checkpoints: {shown(source)} is not a readable folder ({error.strerror}); name one, or list the files."
+        section.refuse(reason, key="checkpoints")
+    found = ((_EPOCH_FILE.fullmatch(name), folder / name) for name in names)
+    checkpoints = tuple(Checkpoint(epoch=int(match[1]), path=path) for match, path in found if match and len(match[1]) < 19)
+    if checkpoints:
+        return checkpoints
+    if _LATEST in names:
+        look = _look(folder / _LATEST)
+        if look is not None and look.epoch is not None:
+            return (Checkpoint(epoch=look.epoch, path=folder / _LATEST),)
+        reason = f"checkpoints: {_LATEST} in {shown(source)} does not say its epoch; list it: - {{epoch: ..., path: ...}}."
+        section.refuse(reason, key="checkpoints")
+    section.refuse(
+        f"checkpoints: the folder {shown(source)} holds no epoch_K.pt, as open_clip writes them to <run>/checkpoints; list other "
+        "files one by one, or let `landscape init FOLDER` write the manifest.",
+        key="checkpoints",
+    )
+
+
+def _only_epochs(section: Section, checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
+    wanted = section.value("epochs", list)
+    there = {checkpoint.epoch: checkpoint for checkpoint in checkpoints}
+    for epoch in wanted:
+        if type(epoch) is not int or not 0 <= epoch <= LARGEST_INTEGER:
+            section.refuse(f"epochs: expected a list of epochs, got {kind(epoch)} in it.", key="epochs")
+        if epoch not in there:
+            listed = shown(sorted(there))
+            section.refuse(f"epochs: epoch {epoch} is not there (it has {listed}); train further, or remove it.", key="epochs")
+        if wanted.count(epoch) > 1:
+            section.refuse(f"epochs: epoch {epoch} is there twice; keep one.", key="epochs")
+    return tuple(there[epoch] for epoch in wanted)

@@ -1,0 +1,218 @@
+"""What a series' model was when it was trained, each value with the file that says so. Imports no torch.
+
+A checkpoint holds tensors; which function they belong to stands elsewhere: in the manifest, in what the training program
+wrote beside its checkpoints, or nowhere, in which case the model's defaults hold.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from landscape.manifest.setting_error import SettingError, shown
+
+MANIFEST = "manifest"
+DEFAULT = "default"
+LOSSES = ("clip", "siglip", "cross_entropy")
+WEIGHTS = ("online", "ema")
+_CHOICES = {"loss": LOSSES, "weights": WEIGHTS}
+
+# Arguments that would fetch, load or place weights, or that have a key of their own.
+_RESERVED = {
+    "cache_dir",
+    "checkpoint_path",
+    "device",
+    "dtype",
+    "force_preprocess_cfg",
+    "jit",
+    "load_weights",
+    "model_name",
+    "num_classes",
+    "output_dict",
+    "precision",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_image",
+    "pretrained_image_path",
+    "pretrained_text",
+    "pretrained_text_path",
+    "require_pretrained",
+    "weights_only",
+}
+PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop_pct", "crop_mode")
+# Values that leave a model as it is by default; 0 counts as False.
+_NEUTRAL: tuple[Any, ...] = (None, False, "", "online")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and the name of the file that states it: "manifest", "params.txt", ... or "default"."""
+
+    value: Any
+    source: str
+
+
+class Disagreement(ValueError):
+    """Two sources state different values of one setting; the message names both."""
+
+    def __init__(self, key: str, first: Setting, second: Setting) -> None:
+        values = [f"{_said(one.value)} in {one.source}" for one in (first, second)]
+        super().__init__(f"{key} is {values[0]}, but {values[1]}")
+        self.key = key
+
+
+@dataclass(frozen=True)
+class TrainedAs:
+    """What is known of a model as it was trained.
+
+    Args:
+        settings: By name: `model_args.NAME` (an argument of open_clip.create_model or timm.create_model),
+            `preprocess.NAME` (of the pictures), `num_classes`, `loss`, `label_smoothing`, `weights`, `pretrained` (the tag of
+            the weights that training began with), `config_sha256` (of the architecture's configuration file).
+        notes: What was read and does not change the function, one sentence each.
+        doubts: By setting: why the run's value is not known or not supported, a sentence each. Whoever builds
+            the model refuses them unless the manifest states the setting.
+    """
+
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    doubts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def stated(cls, values: Mapping[str, Any], source: str, **more: Any) -> "TrainedAs":
+        """Plain values that one source states."""
+        return cls({key: Setting(value, source) for key, value in values.items()}, **more)
+
+    def joined(self, other: "TrainedAs") -> "TrainedAs":
+        """Both; what the first states settles the doubts of the other.
+
+        Raises:
+            Disagreement: If they state different values of one setting.
+        """
+        for key in self.settings:
+            if key in other.settings and not _equal(self.settings[key].value, other.settings[key].value):
+                raise Disagreement(key, self.settings[key], other.settings[key])
+        settings = {**other.settings, **self.settings}
+        doubts = {key: why for key, why in {**other.doubts, **self.doubts}.items() if key not in settings}
+        return TrainedAs(settings, tuple(dict.fromkeys((*self.notes, *other.notes))), doubts)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a setting, `default` where nobody states it."""
+        setting = self.settings.get(key)
+        return default if setting is None or setting.value is None else setting.value
+
+    def source(self, key: str) -> str:
+        """Who states a setting; "default" where nobody does."""
+        setting = self.settings.get(key)
+        return DEFAULT if setting is None or setting.value is None else setting.source
+
+    def changes_model(self, key: str) -> bool:
+        """Whether somebody states a value for it other than the model's own."""
+        return key in self.settings and not _is_neutral(self.settings[key].value)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The values of `name.KEY` by KEY, without those that leave the default."""
+        return {key.partition(".")[2]: one.value for key, one in self._meant() if key.startswith(f"{name}.")}
+
+    def changes(self) -> dict[str, Any]:
+        """The values by which the same weights mean another function than by default: JSON values, for digests and stores.
+
+        The number of classes is none of them: weights of another number do not fit.
+        """
+        ordinary = (("loss", "clip"), ("loss", "cross_entropy"))
+        meant = sorted(self._meant(), key=lambda pair: pair[0])
+        return {key: one.value for key, one in meant if (key, one.value) not in ordinary and key != "num_classes"}
+
+    def _meant(self) -> Iterator[tuple[str, Setting]]:
+        return ((key, one) for key, one in self.settings.items() if not _is_neutral(one.value))
+
+    def describe(self) -> list[str]:
+        """A line per setting that is stated, with its source, and the notes."""
+        lines = [f"{key}: {_said(one.value)} ({one.source})" for key, one in sorted(self.settings.items())]
+        return [*lines, *self.notes]
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Refuse values that cannot be meant.
+
+    Raises:
+        SettingError: If so; names the key of the manifest.
+    """
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if section == "model_args":
+            _check_argument(name, value)
+        elif section == "preprocess":
+            _check_preprocess(name, value)
+        elif key == "num_classes" and not 1 <= value <= 10**7:
+            raise SettingError(key, f"num_classes is {value}, but a classifier has at least one class.")
+        elif key == "label_smoothing" and not 0 <= value < 1:
+            raise SettingError(key, f"label_smoothing is {value}, but it lies from 0 to below 1.")
+        elif key in _CHOICES and value not in _CHOICES[key]:
+            raise SettingError(key, f"{key} is {shown(value)}, but it must be one of {', '.join(_CHOICES[key])}.")
+
+
+def _check_argument(name: str, value: Any) -> None:
+    if name in _RESERVED:
+        hint = "it has a key of its own" if name in ("num_classes", "pretrained") else "weights come from the checkpoints alone"
+        raise SettingError("model_args", f"model_args: {name} cannot be given here: {hint}; remove it.")
+    if not isinstance(value, (bool, int, float, str, type(None))) and not _is_list_of_plain(value):
+        reason = "a text, a number, true, false or a list of these is expected"
+        raise SettingError("model_args", f"model_args: {name} is {shown(value)}, but {reason}.")
+
+
+def _check_preprocess(name: str, value: Any) -> None:
+    if name not in PREPROCESS:
+        raise SettingError("preprocess", f"preprocess: {name} is not known; it must be one of {', '.join(PREPROCESS)}.")
+    numbers = isinstance(value, (list, tuple)) and all(type(one) in (int, float) for one in value)
+    whole = type(value) is int and value >= 1
+    pair = numbers and len(value) == 2 and all(type(one) is int and one >= 1 for one in value)
+    fits = {
+        "size": whole or pair,
+        "mean": numbers and len(value) == 3,
+        "std": numbers and len(value) == 3 and min(value) > 0,
+        "fill_color": type(value) is int,
+        "crop_pct": type(value) in (int, float) and value > 0,
+    }.get(name, isinstance(value, str))
+    if not fits:
+        wanted = {
+            "size": "a number of pixels, or [height, width]",
+            "mean": "a list of three numbers",
+            "std": "a list of three positive numbers",
+            "fill_color": "a whole number",
+            "crop_pct": "a positive number",
+        }.get(name, "a text")
+        raise SettingError("preprocess", f"preprocess: {name} is {shown(value)}, but {wanted} is expected.")
+
+
+def _is_list_of_plain(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(one, (bool, int, float, str)) for one in value)
+
+
+def _is_neutral(value: Any) -> bool:
+    return not isinstance(value, (list, tuple)) and value in _NEUTRAL
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Lists and tuples alike; None, False and a missing text alike."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other) or (_is_neutral(one) and _is_neutral(other))
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "left at the model's own"
+    return shown(list(value) if isinstance(value, tuple) else value)
+
+
+def joined(all_of_them: Iterable[TrainedAs]) -> TrainedAs:
+    """What several sources state together, the first settling the doubts of the next ones.
+
+    Raises:
+        Disagreement: If two state different values of one setting.
+    """
+    result = TrainedAs()
+    for trained in all_of_them:
+        result = result.joined(trained)
+    return result
