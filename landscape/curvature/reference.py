@@ -127,7 +127,7 @@ def import_pyhessian() -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             "The method 'pyhessian' runs the pyhessian package, which is not installed. Install it with "
-            "`pip install 'landscape[pyhessian]'`, or use the method 'power', the same algorithm with residuals."
+            "`pip install pyhessian`, or use the method 'power', the same algorithm with residuals."
         ) from error
 
 

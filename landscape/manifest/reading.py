@@ -88,7 +88,7 @@ def _check_version(top: Section) -> None:
     version = top.mapping.get("version", VERSION)
     if version is True or version != VERSION:
         newer = type(version) is int and version > VERSION
-        advice = "upgrade it with `pip install --upgrade landscape`" if newer else f"write `version: {VERSION}`"
+        advice = "read it with the landscape that it was written for" if newer else f"write `version: {VERSION}`"
         top.refuse(f"version is {kind(version)}, but this landscape reads version {VERSION}; {advice}.", key="version")
 
 

@@ -224,14 +224,14 @@ def _read_checkpoints(section: Section, *, files_exist: bool) -> tuple[Checkpoin
         values["path"] = absolute(section.path, values["path"])
         if "sha256" in values:
             values["sha256"] = values["sha256"].lower()
-        if files_exist and not _may_be_checkpoint(values["path"]):
+        if files_exist and not may_be_checkpoint(values["path"]):
             written = shown(item.mapping["path"])
             item.refuse(f"path: there is no file {written} in {section.path.parent}; restore it or train it again.", key="path")
         checkpoints.append(build(item, Checkpoint, values))
     return tuple(checkpoints)
 
 
-def _may_be_checkpoint(path: Path) -> bool:
+def may_be_checkpoint(path: Path) -> bool:
     """A file, or a folder that is one checkpoint: shards with their index, or torch.distributed.checkpoint's."""
     if not path.is_dir():
         return path.is_file()

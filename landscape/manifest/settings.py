@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from landscape.errors import CheckpointError
-from landscape.manifest.files import sha256_of_file
+from landscape.manifest.folders import digest_of_checkpoint
 from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.trained import TrainedAs
 
@@ -181,18 +181,15 @@ class Checkpoint:
             _refuse("sha256", self.sha256, "a SHA-256 digest has 64 hexadecimal digits; take it from `sha256sum`.")
 
     def verify(self) -> str:
-        """Digest the file and compare with what the manifest says.
+        """Digest the file, or the files of a folder, and compare with what the manifest says.
 
         Returns:
-            The SHA-256 digest of the file, in hex.
+            The SHA-256 digest, in hex.
 
         Raises:
             CheckpointError: If the file cannot be read or is another one.
         """
-        try:
-            found = sha256_of_file(self.path)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror}); restore it or train it again.") from error
+        found = digest_of_checkpoint(self.path)
         if self.sha256 is not None and found != self.sha256:
             raise CheckpointError(
                 f"{self.path}: wrong sha256 (expected {self.sha256}, got {found}). The weights are not the ones that the "

@@ -1,11 +1,22 @@
 """What is inside a file: a store, a loss surface, a manifest or a checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError
 from landscape.manifest import Manifest
+from landscape.manifest.reading_series import may_be_checkpoint
+from landscape.manifest.run_files import inside_checkpoint, run_files
+from landscape.manifest.setting_error import shown
 from landscape.store import describe as describe_store
 from landscape.store import describe_densities, describe_surface, is_density_file, is_store, is_surface
+
+if TYPE_CHECKING:
+    from landscape.clip.checkpoint import CheckpointInfo
+
+# Dtypes that no product is computed in.
+_CONVERTED = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
 def describe(path: Path) -> list[str]:
@@ -22,7 +33,7 @@ def describe(path: Path) -> list[str]:
         return describe_densities(path)
     if is_store(path):
         return describe_store(path)
-    if path.is_dir():
+    if path.is_dir() and not may_be_checkpoint(path):
         raise LandscapeError(f"{path}: is a folder. Name a store (.h5), a manifest (.yaml) or a checkpoint in it.")
     if not path.exists():
         raise LandscapeError(f"{path}: there is no such file. Name a store (.h5), a manifest (.yaml) or a checkpoint.")
@@ -34,12 +45,40 @@ def _describe_checkpoint(path: Path) -> list[str]:
     from landscape.clip.checkpoint import describe_checkpoint
 
     info = describe_checkpoint(path)
-    epoch = "no epoch stored" if info.epoch is None else f"epoch {info.epoch}"
     name = f" of {info.name}" if info.name else ""
-    return [
-        f"checkpoint, {info.layout} ({info.kind} file){name}, {epoch}",
-        f"{info.num_tensors} tensors with {info.num_parameters:,} numbers, {', '.join(info.dtypes)}, {info.num_bytes:,} bytes",
+    unusual = [dtype for dtype in info.dtypes if dtype in _CONVERTED]
+    converted = f" ({', '.join(unusual)} will be converted to the manifest's dtype)" if unusual else ""
+    lines = [
+        f"checkpoint, {info.layout} ({info.kind} file){name}, {_epoch(info)}",
+        f"{info.num_tensors} tensors with {info.num_parameters:,} numbers, {', '.join(info.dtypes)}{converted}, "
+        f"{info.num_bytes:,} bytes",
         f"first tensors: {', '.join(info.keys)}",
-        f"sha256 {info.sha256}",
-        *info.notes,
     ]
+    if len(info.available) > 1:
+        lines.append("copies of the weights: online and averaged; say `weights: ema` in a manifest for the averaged ones")
+    lines.append(f"sha256 {info.sha256}")
+    for entry, values in info.settings.items():
+        lines.append(f"{entry} in the file: {_joined(values)}")
+    for file in [*run_files(path), *inside_checkpoint(info.settings, path)]:
+        model = [] if file.model is None else [f"model: {file.model}"]
+        where = "" if file.path == path else f"{file.path} "
+        said = "; ".join([*model, *file.trained.describe()]) or "nothing that is known here"
+        lines.append(f"{where}({file.program}) says: {said}")
+        lines += [f"not known: {why}" for why in file.trained.doubts.values()]
+    return [*lines, *info.notes]
+
+
+def _epoch(info: "CheckpointInfo") -> str:
+    if info.epoch is None:
+        return "no epoch stored" if info.stored_epoch is None else f"epoch {info.stored_epoch} as stored"
+    if info.epoch == 0:
+        return "epoch 0, the initialisation"
+    stored = "" if info.stored_epoch in (None, info.epoch) else f" (stored as {info.stored_epoch})"
+    return f"epoch {info.epoch}{stored}"
+
+
+def _joined(values: Any) -> str:
+    """Settings on one line, without those that are off or empty."""
+    if not isinstance(values, Mapping):
+        return " ".join(str(values).split())[:2000]
+    return ", ".join(f"{key} {shown(value)}" for key, value in values.items() if value not in (None, False, "", [], {}))

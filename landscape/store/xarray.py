@@ -80,7 +80,7 @@ def to_dataset(store: "SpectrumStore") -> "Dataset":
         import xarray
     except ImportError as error:
         raise MissingDependencyError(
-            "to_xarray needs xarray, which is not installed; install it with `pip install 'landscape[analysis]'`."
+            "to_xarray needs xarray, which is not installed; install it with `pip install xarray`."
         ) from error
     tables = [store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)]
     if not tables:
