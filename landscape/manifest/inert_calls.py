@@ -104,7 +104,8 @@ def _local_part(tensor: Inert) -> Any:
     local = next((part["_local_tensor"] for part in parts if "_local_tensor" in part), None)
     spec = next((part["_spec"] for part in parts if isinstance(part.get("_spec"), Inert)), None)
     placements = spec.state.get("placements") if spec is not None and isinstance(spec.state, dict) else None
-    summed = not isinstance(placements, tuple) or any(getattr(placement, "name", "").endswith("Partial") for placement in placements)
+    placements = placements if isinstance(placements, tuple) else ()
+    summed = not placements or any(getattr(placement, "name", "").endswith("Partial") for placement in placements)
     if isinstance(local, TensorStub) and local.shape == tensor.args[2] and not summed:
         return local
     tensor.name = "part of a torch.distributed.tensor.DTensor"
