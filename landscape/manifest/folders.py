@@ -1,20 +1,97 @@
 """Checkpoints of several files: shards with an index, folders of torch.distributed, folders of a hub."""
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from landscape.errors import CheckpointError
+from landscape.manifest.distributed import METADATA, read_distributed
 from landscape.manifest.files import sha256_of_file
-from landscape.manifest.weight_files import WeightFile, read_weight_file, unreadable
+from landscape.manifest.weight_files import WeightFile, aliases_in, damaged, read_weight_file, unreadable
+
+SHARDED = "sharded"
+_INDEX = "*.index.json"
+# In the order in which transformers and huggingface_hub look for them.
+_WHOLE = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_LARGEST_INDEX = 64 << 20
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin|pt)")
 
 
 def read_weights(path: Path, *, verified: bool = True) -> WeightFile:
     """Read a checkpoint of one file or several, without its numbers.
 
+    Args:
+        path: A file of weights, an index of shards, or a folder that holds one of these or a checkpoint of
+            torch.distributed.
+
     Raises:
-        CheckpointError: As `read_weight_file`.
+        CheckpointError: As `read_weight_file`; also if a shard is named, or a folder holds no checkpoint or several.
     """
+    try:
+        if path.is_dir():
+            return _read_folder(path, verified)
+        if path.name == METADATA or path.suffix == ".distcp":
+            raise CheckpointError(
+                f"{path}: is a part of a checkpoint of torch.distributed. Name the folder that holds all of it: {path.parent}"
+            )
+        if path.name.endswith(_INDEX[1:]) and path.is_file():
+            return _read_index(path, verified)
+        indices = sorted(path.parent.glob(_INDEX)) if _SHARD.fullmatch(path.name) and path.is_file() else []
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if indices:
+        raise CheckpointError(f"{path}: is one of several shards. Name the index of all of them: {indices[0]}")
     return read_weight_file(path, verified=verified)
+
+
+def _read_folder(folder: Path, verified: bool) -> WeightFile:
+    if (folder / METADATA).is_file():
+        return read_distributed(folder, verified=verified)
+    for name in _WHOLE:
+        if (folder / name).is_file():
+            return read_weight_file(folder / name, verified=verified)
+    indices = sorted(folder.glob(_INDEX))
+    if len(indices) == 1:
+        return _read_index(indices[0], verified)
+    here = sorted(file.name for file in folder.iterdir())[:5]
+    raise CheckpointError(
+        f"{folder}: is a folder, but not of a checkpoint (expected {METADATA}, {_WHOLE[0]}, {_WHOLE[1]} or one {_INDEX}; there "
+        f"are {', '.join(here) or 'no files'}). Name the file of weights."
+    )
+
+
+def _read_index(path: Path, verified: bool) -> WeightFile:
+    """The shards that an index lists, as one state dict."""
+    if path.stat().st_size > _LARGEST_INDEX:
+        raise CheckpointError(
+            f"{path}: is larger than {_LARGEST_INDEX >> 20} MB, as no index of shards is. Get the original file."
+        )
+    try:
+        index = json.loads(path.read_bytes())
+        placed: dict[str, str] = dict(index["weight_map"])
+        metadata: dict[str, Any] = dict(index.get("metadata") or {})
+        if not placed or not all(type(name) is str and Path(name).name == name for name in placed.values()):
+            raise ValueError("its weight_map does not name files beside it")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, error) from error
+    shards = {name: read_weight_file(path.parent / name, verified=verified) for name in sorted(set(placed.values()))}
+    lost = [name for name, shard in placed.items() if name not in shards[shard].stored]
+    unlisted = [name for shard in shards.values() for name in shard.stored if name not in placed]
+    if lost or unlisted:
+        raise CheckpointError(
+            f"{path}: does not fit its shards ({len(lost)} tensors are not where it says, {len(unlisted)} are not listed), so "
+            "files of two checkpoints are mixed. Copy the whole checkpoint again."
+        )
+    stored = {name: shards[shard].stored[name] for name, shard in placed.items()}
+    files = (path, *(path.parent / name for name in shards))
+    foreign = tuple(sorted({name for shard in shards.values() for name in shard.foreign}))
+    aliases = aliases_in(metadata, stored)
+    return WeightFile(
+        path=path, kind=SHARDED, stored=stored, files=files, metadata=metadata, foreign=foreign, aliases=aliases
+    )
 
 
 def digest_of_checkpoint(path: Path, files: Sequence[Path] | None = None) -> str:
@@ -29,8 +106,8 @@ def digest_of_checkpoint(path: Path, files: Sequence[Path] | None = None) -> str
     if files is None:
         files = read_weights(path).files if path.is_dir() or path.suffix == ".json" else (path,)
     try:
-        if tuple(files) == (path,):
-            return sha256_of_file(path)
+        if len(files) == 1:
+            return sha256_of_file(files[0])
         listed = "".join(f"{file.name} {sha256_of_file(file)}\n" for file in sorted(files))
     except OSError as error:
         raise unreadable(path, error) from error

@@ -92,7 +92,24 @@ def _from_type(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
     made = machine.call(function, inner)
     if isinstance(made, Inert):
         made.state = state
+        return _local_part(made)
     return made
+
+
+def _local_part(tensor: Inert) -> Any:
+    """The tensor in a DTensor, where this process held all of it."""
+    if tensor.args[:1] != (Global("torch.distributed.tensor.DTensor"),) or len(tensor.args) < 3:
+        return tensor
+    parts = [part for part in tensor.state if isinstance(part, dict)] if isinstance(tensor.state, tuple) else []
+    local = next((part["_local_tensor"] for part in parts if "_local_tensor" in part), None)
+    spec = next((part["_spec"] for part in parts if isinstance(part.get("_spec"), Inert)), None)
+    placements = spec.state.get("placements") if spec is not None and isinstance(spec.state, dict) else None
+    placements = placements if isinstance(placements, tuple) else ()
+    summed = not placements or any(getattr(placement, "name", "").endswith("Partial") for placement in placements)
+    if isinstance(local, TensorStub) and local.shape == tensor.args[2] and not summed:
+        return local
+    tensor.name = "part of a torch.distributed.tensor.DTensor"
+    return tensor
 
 
 def _reconstructor(machine: InertUnpickler, args: tuple[Any, ...]) -> Inert:

@@ -162,8 +162,9 @@ RULES = (
     Rule(layout="timm", signs=("arch", "state_dict_ema", "state_dict"), counts="last", name="arch", notes=(_TIMM_NOTE,)),
     Rule(layout="open_clip", signs=("name", "state_dict", "epoch")),
     Rule(layout="slip", signs=("args", "state_dict", "best_acc*")),
-    # pytorch/examples imagenet, MoCo: they store epoch + 1.
-    Rule(layout="imagenet example", signs=("arch", "state_dict", "epoch"), name="arch"),
+    # The imagenet script of pytorch/examples stores epoch + 1. Others with an `arch` count either way.
+    Rule(layout="imagenet example", signs=("arch", "state_dict", "best_acc1"), name="arch"),
+    Rule(layout="training run", signs=("arch", "state_dict"), counts="unknown", name="arch"),
     Rule(layout="detectron2", signs=("model", "iteration"), counts="unknown", epoch="", settings=()),
     Rule(layout="swin", signs=("model", "config", "epoch"), counts="last"),
     Rule(layout="deit", signs=("model", "args", "epoch"), counts="last"),

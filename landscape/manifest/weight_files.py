@@ -209,7 +209,7 @@ def refusal(path: Path, error: Exception, size: int) -> CheckpointError:
 _ORDINARY = re.compile(
     r"collections\..*|builtins\.\w+|_codecs\.encode|copyreg\._reconstructor|pathlib\..*|argparse\.Namespace|numpy\.dtype"
     r"|numpy\.(_?core)\.multiarray\.scalar|torch\.(\w+|(cuda\.|storage\.)?\w*Storage|serialization\._get_layout)"
-    r"|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_from_type_v2|nn\.parameter\.Parameter)|__torch__\..*"
+    r"|torch\.distributed\..*|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_from_type_v2|nn\.parameter\.Parameter)|__torch__\..*"
 )
 
 
