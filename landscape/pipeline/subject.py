@@ -1,5 +1,6 @@
 """What is measured: a model of a series, its objective, and the batches; ready to take the weights of any epoch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from landscape.clip.model import build_model, image_size_of, preprocess_for, tok
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
 from landscape.clip.recipes import RECIPES, training_transform
 from landscape.curvature import Batch, Objective, Params, check_twice_differentiable
-from landscape.errors import CheckpointError, ManifestError
+from landscape.errors import CheckpointError, DataError, ManifestError, PictureError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, Manifest
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -77,6 +78,21 @@ class Subject:
             for name, value in self.batches[index].items()
         }
 
+    def first_batch(self, indices: Iterable[int] | None = None) -> Batch:
+        """The first batch, of some or of all, whose pictures can be read.
+
+        Raises:
+            PictureError: If there is none; that of the first.
+        """
+        first: PictureError | None = None
+        for index in range(len(self.batches)) if indices is None else indices:
+            try:
+                return self.batch(index)
+            except PictureError as error:
+                first = first or error
+        assert first is not None, "there is at least one batch"
+        raise first
+
 
 def objective_of(model: torch.nn.Module, hessian: HessianSettings) -> tuple[Objective, Params]:
     """The objective that the settings name, and the parameters under study.
@@ -99,6 +115,11 @@ def _batches(manifest: Manifest, series: CheckpointSeries, model: torch.nn.Modul
             raise ManifestError(f"{manifest.path}: augmentation {data.augmentation!r} is unknown; it must be one of {known}.")
         transform = training_transform(data.augmentation, image_size_of(model), preprocess.mean, preprocess.std)
     contrastive = manifest.hessian.objective == "contrastive"
+    if contrastive and not isinstance(pairs.target(0), str):
+        raise DataError(
+            f"{pairs.name}: there are classes in place of captions, but a contrastive loss compares captions. Use objective: "
+            "cross_entropy, or other data."
+        )
     return curvature_batches(
         pairs if contrastive else with_labels(pairs),
         num_samples=data.num_samples,
@@ -108,6 +129,7 @@ def _batches(manifest: Manifest, series: CheckpointSeries, model: torch.nn.Modul
         tokenizer=tokenizer_for(series.model) if contrastive else None,
         augmentation=data.augmentation,
         augmentation_seed=data.seed if augmented else None,
+        on_bad_picture=data.on_bad_picture,  # type: ignore[arg-type]
     )
 
 
