@@ -18,6 +18,19 @@ class DataError(LandscapeError):
     """The image-text pairs are missing, too few, or unreadable."""
 
 
+class PictureError(DataError):
+    """One picture cannot be read: its batch fails, the others can be measured.
+
+    Args:
+        problem: Which picture, and why.
+        advice: What to do.
+    """
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(f"{problem} {advice}".strip())
+        self.problem = problem
+
+
 class ModelError(LandscapeError):
     """The model is unknown, or cannot be built from its configuration."""
 

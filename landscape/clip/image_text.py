@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from landscape.clip.openmoji import load_openmoji
-from landscape.clip.pair_files import open_csv, open_shards
+from landscape.clip.pair_shards import open_shards
+from landscape.clip.pair_tables import open_csv
 from landscape.clip.pairs import ArrayPairs, Pair, Pairs, PairsFromDataset, pair_digest, split_of
 from landscape.clip.seeding import call_plainly, derive_seed, draw_without_replacement, seeded_globals
 from landscape.errors import DataError
@@ -67,9 +68,13 @@ def open_pairs(settings: DataSettings, *, cache: Path | None = None, progress: b
             separator=settings.separator,
             image_key=settings.image_key,
             caption_key=settings.caption_key,
+            encoding=settings.encoding,
+            quoting=settings.quoting,
         )
-    if ".tar" in Path(source).name.lower():
-        return open_shards(source, split=settings.split, image_size=settings.image_size)
+    if settings.in_shards:
+        return open_shards(
+            source, split=settings.split, image_size=settings.image_size, caption_key=settings.caption_key
+        )
     raise DataError(f"{source}: unknown kind of source. Expected openmoji, a .csv or .tsv file, or a pattern of .tar shards.")
 
 
@@ -79,6 +84,8 @@ class CurvatureBatches:
 
     Attributes:
         indices: Positions in `pairs` in the order of the draw; batch i holds entries i * batch_size and following.
+        replaced: The entries that stand in the place of pairs whose pictures cannot be read: (those, their errors).
+        on_bad_picture: As asked for.
     """
 
     pairs: Pairs
@@ -89,6 +96,21 @@ class CurvatureBatches:
     tokenizer: Tokenizer | None
     augmentation: str
     augmentation_seed: int | None
+    on_bad_picture: str = "fail"
+    replaced: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, a sentence each: that of the pairs, and the pictures that others stand in for."""
+        if not self.replaced:
+            return self.pairs.notes
+        shown = " ".join(problem for _, problem in self.replaced[:3])
+        more = f" And {len(self.replaced) - 3} more." if len(self.replaced) > 3 else ""
+        skipped = (
+            f"{self.pairs.name}: of {len(self.indices)} drawn pictures {len(self.replaced)} cannot be read; the next pairs "
+            f"of the draw stand in for them. {shown}{more}"
+        )
+        return (*self.pairs.notes, skipped)
 
     def __len__(self) -> int:
         return len(self.indices) // self.batch_size
@@ -157,7 +179,7 @@ class CurvatureBatches:
             "seed": self.seed,
             "augmentation": self.augmentation,
             "augmentation_seed": self.augmentation_seed,
-        }
+        } | ({} if self.on_bad_picture == "fail" else {"on_bad_picture": self.on_bad_picture})
         return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
@@ -183,6 +205,7 @@ def curvature_batches(
     tokenizer: Tokenizer | None,
     augmentation: str = "none",
     augmentation_seed: int | None = None,
+    on_bad_picture: Literal["fail", "skip"] = "fail",
 ) -> CurvatureBatches:
     """Draw the pairs that curvature is measured on, once, and cut them into batches.
 
@@ -196,16 +219,23 @@ def curvature_batches(
         tokenizer: The model's: captions -> (b, l). None for a classifier: the batches then hold labels.
         augmentation: Name of the training recipe whose augmentation `transform` applies; enters the digests.
         augmentation_seed: The augmentation of pair i is a function of this seed and i. None: the transform is not random.
+        on_bad_picture: "fail" on reading the batch of a picture that cannot be read; "skip" reads every drawn picture now, and
+            the next pairs in the order of the draw stand in for those that cannot be read, for every model the same.
 
     Raises:
         ValueError: If an augmentation comes without a seed or a seed without an augmentation.
-        DataError: If the samples cannot be drawn or cut into such batches, or a drawn picture is not there.
+        DataError: If the samples cannot be drawn or cut into such batches, a drawn picture is not there, or too few are left
+            to stand in for others.
     """
     if (augmentation == "none") != (augmentation_seed is None):
         raise ValueError(f"augmentation {augmentation!r} with augmentation_seed {augmentation_seed}: give both, or neither.")
     _check_counts(len(pairs), pairs.name, num_samples, batch_size, contrastive=tokenizer is not None)
     indices = tuple(draw_without_replacement(len(pairs), num_samples, seed=seed))
-    pairs.check(indices)
+    replaced: tuple[tuple[int, str], ...] = ()
+    if on_bad_picture == "skip":
+        indices, replaced = _replace_bad(pairs, indices, seed=seed)
+    else:
+        pairs.check(indices)
     return CurvatureBatches(
         pairs=pairs,
         indices=indices,
@@ -215,7 +245,39 @@ def curvature_batches(
         tokenizer=tokenizer,
         augmentation=augmentation,
         augmentation_seed=augmentation_seed,
+        on_bad_picture=on_bad_picture,
+        replaced=replaced,
     )
+
+
+def _replace_bad(
+    pairs: Pairs, indices: tuple[int, ...], *, seed: int
+) -> tuple[tuple[int, ...], tuple[tuple[int, str], ...]]:
+    """Put the next pairs of the draw in the places of those that cannot be read.
+
+    Returns:
+        The indices, and of each that came in, in the order of the batches, the error of the pair that it replaces.
+
+    Raises:
+        DataError: If there are no more pairs.
+    """
+    problems = {index: problem for index in indices if (problem := pairs.problem(index)) is not None}
+    spare: list[int] = []
+    drawn = len(indices)
+    while len(spare) < len(problems):
+        wanted = drawn + len(problems) - len(spare)
+        if wanted > len(pairs):
+            raise DataError(
+                f"{pairs.name}: {len(problems)} of the {len(indices)} drawn pictures cannot be read, and too few other pairs can "
+                f"stand in for them; the first: {next(iter(problems.values()))} Restore them, or lower num_samples."
+            )
+        further = draw_without_replacement(len(pairs), wanted, seed=seed)[drawn:]
+        spare += [index for index in further if pairs.problem(index) is None]
+        drawn = wanted
+    stand_ins = iter(spare)
+    taken = tuple(next(stand_ins) if index in problems else index for index in indices)
+    replaced = tuple((new, problems[old]) for old, new in zip(indices, taken) if old in problems)
+    return taken, replaced
 
 
 def _check_counts(available: int, name: str, num_samples: int, batch_size: int, *, contrastive: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from landscape.clip.openmoji import PairArrays, digest_arrays
-from landscape.errors import DataError
+from landscape.errors import DataError, PictureError
 
 Picture = Image.Image | Tensor
 Pair = tuple[Picture, str | int]
@@ -30,9 +30,11 @@ class Pairs(ABC, Dataset[Pair]):
     Attributes:
         name: For messages: which split of which source.
         digest: sha256 that identifies the pairs and their order.
+        notes: What was left out or is read otherwise than elsewhere, a sentence each, for whoever opens the pairs.
     """
 
     name: str
+    notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -43,6 +45,24 @@ class Pairs(ABC, Dataset[Pair]):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Pair: ...
+
+    def target(self, index: int) -> str | int:
+        """The caption or label of a pair; where that is possible without decoding its picture."""
+        return self[index][1]
+
+    def problem(self, index: int) -> str | None:
+        """Why the picture of a pair cannot be read; None if it can. It is read once."""
+        if index not in self._problems:
+            try:
+                self[index]
+                self._problems[index] = None
+            except PictureError as error:
+                self._problems[index] = error.problem
+        return self._problems[index]
+
+    @cached_property
+    def _problems(self) -> dict[int, str | None]:
+        return {}
 
     def check(self, indices: Iterable[int]) -> None:
         """Refuse what can be refused without decoding pictures, so that a long run fails at its start.

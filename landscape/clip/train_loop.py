@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from landscape.clip.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from landscape.clip.recipes import Recipe, learning_rate
 from landscape.clip.seeding import derive_seed, seeded_globals
-from landscape.errors import LandscapeError, NumericalError
+from landscape.errors import LandscapeError, NumericalError, PictureError
 from landscape.manifest import Checkpoint
 
 T = TypeVar("T")
@@ -158,6 +158,7 @@ class Process:
 
         Raises:
             NumericalError: If a loss, or a weight after the last step, is not finite.
+            PictureError: If a picture cannot be read.
         """
         from open_clip import create_loss
         from open_clip_train.data import DataInfo
@@ -175,9 +176,14 @@ class Process:
         with seeded_globals(seed), torch.random.fork_rng([device] if device.type == "cuda" else []):
             # Nothing happens where there is no such device.
             torch.cuda.manual_seed(seed)
-            train_one_epoch(
-                self.network, data, watched, epoch, self.optimizer, self.scaler, schedule, None, self.args
-            )
+            try:
+                train_one_epoch(
+                    self.network, data, watched, epoch, self.optimizer, self.scaler, schedule, None, self.args
+                )
+            except PictureError as error:
+                # A worker process sends its whole traceback as the message; the last line is the error's own.
+                sentence = str(error).rstrip().splitlines()[-1].removeprefix(f"{PictureError.__module__}.PictureError: ")
+                raise PictureError(f"epoch {epoch + 1}: {sentence}") from error
         self._check_weights(epoch + 1)
         return self._mean_over_processes(watched.mean())
 

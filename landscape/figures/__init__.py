@@ -1,11 +1,15 @@
 """Tables -> matplotlib figures: opens no data file, computes no statistic beyond what drawing needs.
 
 A figure function takes plain samples and returns a `matplotlib.figure.Figure` drawn without pyplot, so nothing global
-changes and no display is needed; only `save_figure` writes. matplotlib is imported when something is drawn.
+changes and no display is needed; only `save_figure` writes. matplotlib is imported when something is drawn, or at once where
+MPLBACKEND could make that fail.
 Smoothing is a drawing decision and is made here: the stores keep the values themselves.
 """
 
+import os
+
 from landscape.figures.asinh_axis import AsinhAxis
+from landscape.figures.backend import import_matplotlib
 from landscape.figures.density import bandwidth, kernel_density
 from landscape.figures.density_panels import density_figure
 from landscape.figures.density_plan import DensitySample
@@ -16,6 +20,9 @@ from landscape.figures.module_map import ModuleSample, module_heat_map
 from landscape.figures.samples import PUBLISHED_EPOCHS, EigenvalueSample, epochs_to_draw
 from landscape.figures.sharpness import PANELS, sharpness
 from landscape.figures.style import MAX_SERIES, SUFFIXES, save_figure
+
+if "MPLBACKEND" in os.environ:
+    import_matplotlib()
 
 __all__ = [
     "AsinhAxis",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from landscape.errors import StoreError
+from landscape.figures.fonts import font_families, font_warnings_off, tell_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,9 +45,10 @@ def line_styles() -> tuple[LineStyle, ...]:
 @contextmanager
 def paper_style() -> Iterator[None]:
     """Draw or save with `paper.mplstyle` on top of matplotlib's defaults, whatever the user's own settings are."""
-    from matplotlib import style
+    from matplotlib import rcParams, style
 
-    with style.context(str(STYLE_FILE), after_reset=True):
+    with font_warnings_off(), style.context(str(STYLE_FILE), after_reset=True):
+        rcParams["font.family"] = list(font_families())
         yield
 
 
@@ -60,6 +62,7 @@ def svg_of(fig: "Figure") -> bytes:
 def _write(fig: "Figure", stream: IO[bytes], kind: str) -> None:
     with paper_style():
         fig.savefig(stream, format=kind, metadata=_METADATA[kind])
+    tell_missing(fig)
 
 
 def save_figure(fig: "Figure", path: Path) -> None:

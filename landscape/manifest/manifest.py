@@ -21,6 +21,18 @@ def json_sha256(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def _protocol_of(settings: DataSettings) -> dict[str, Any]:
+    """The settings of data; a key that came after the first stores is there only where it is not the default."""
+    data = asdict(settings)
+    for key in ("encoding", "quoting", "on_bad_picture"):
+        if data[key] == getattr(DataSettings, key):
+            del data[key]
+    if settings.in_shards:
+        # The first stores hold the default of tables for shards as well.
+        data["caption_key"] = "title" if settings.caption_key == "caption" else f"json: {settings.caption_key}"
+    return data
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A checked checkpoints.yaml, version 1.
@@ -80,7 +92,7 @@ class Manifest:
 
         A data file is named relative to the manifest, so that a folder moved as a whole keeps its protocol.
         """
-        data = asdict(self.data)
+        data = _protocol_of(self.data)
         if self.data.source != OPENMOJI:
             data["source"] = Path(os.path.relpath(self.data.source, self.path.parent)).as_posix()
         hessian = asdict(self.hessian)

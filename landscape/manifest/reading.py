@@ -27,8 +27,11 @@ _DATA = {
     "separator": str,
     "image_key": str,
     "caption_key": str,
+    "encoding": str,
+    "quoting": str,
+    "on_bad_picture": str,
 }
-_CSV_ONLY = ("separator", "image_key", "caption_key")
+_CSV_ONLY = ("separator", "image_key", "encoding", "quoting")
 _HESSIAN = {
     "objective": str,
     "weight_decay": float,
@@ -142,6 +145,9 @@ def _read_data(section: Section, *, files_exist: bool) -> DataSettings:
     for key in _CSV_ONLY:
         if key in values and (source == OPENMOJI or source.endswith(".tar")):
             section.refuse(f"{key} is for a CSV/TSV file, but the source is {shown(source)}; remove it.", key=key)
+    if "caption_key" in values and source == OPENMOJI:
+        reason = "caption_key is for a CSV/TSV file or for shards, but the source is openmoji; remove it."
+        section.refuse(reason, key="caption_key")
     if "://" in source or source.startswith("pipe:"):
         section.refuse(f"source is {shown(source)}, but data is read from local files only; download it first.", key="source")
     if source.strip() and source != OPENMOJI:

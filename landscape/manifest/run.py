@@ -139,13 +139,11 @@ def _as_yaml(manifest: Manifest) -> str:
 
 
 def _without_defaults(data: DataSettings) -> dict[str, Any]:
-    """All settings but those of CSV columns and an image size that were never said."""
-    silent = ("image_size", "separator", "image_key", "caption_key")
-    return {
-        field.name: getattr(data, field.name)
-        for field in fields(data)
-        if field.name not in silent or getattr(data, field.name) != field.default
-    }
+    """All settings but those of files and an image size that were never said."""
+    silent = ("image_size", "separator", "image_key", "caption_key", "encoding", "quoting", "on_bad_picture")
+    defaults = {field.name: field.default for field in fields(data)} | {"caption_key": data.default_caption_key}
+    values = {field.name: getattr(data, field.name) for field in fields(data)}
+    return {name: value for name, value in values.items() if name not in silent or value != defaults[name]}
 
 
 def _dump(value: dict[str, Any], *, flow: bool | None) -> str:

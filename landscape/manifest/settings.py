@@ -3,6 +3,7 @@
 Every rule about a single setting lives here, so that a wrong one is refused alike from a file and from Python.
 """
 
+import codecs
 import math
 import re
 from dataclasses import dataclass, field, fields
@@ -21,6 +22,8 @@ TOWERS = ("all", "image", "text")
 METHODS = ("lanczos", "power", "pyhessian")
 WHICH = ("LM", "LA", "SA")
 DTYPES = ("float32", "float64")
+QUOTING = ("minimal", "none")
+ON_BAD_PICTURE = ("fail", "skip")
 
 LARGEST_INTEGER = 2**63 - 1
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -55,7 +58,12 @@ class DataSettings:
         augmentation: "none", or the name of a training recipe whose augmentation is applied under `seed`.
         separator: Between the columns of a CSV/TSV; the default is open_clip's.
         image_key: Column of the picture's path; the default is open_clip's.
-        caption_key: Column of the caption; the default is open_clip's.
+        caption_key: Column of the caption, by default open_clip's "title"; in shards, the key of a caption in a JSON
+            member, by default "caption".
+        encoding: Python's name of the encoding of a CSV/TSV; a byte order mark in the file goes before it.
+        quoting: "minimal": a field of a CSV/TSV may stand in double quotation marks; "none": each mark is a character.
+        on_bad_picture: "fail" the batch of a picture that cannot be read, or "skip" the picture for the next pair that
+            was not drawn.
 
     Raises:
         ValueError: If a value cannot be meant.
@@ -70,7 +78,11 @@ class DataSettings:
     augmentation: str = "none"
     separator: str = "\t"
     image_key: str = "filepath"
-    caption_key: str = "title"
+    # "" becomes the default of the source.
+    caption_key: str = ""
+    encoding: str = "utf-8"
+    quoting: str = "minimal"
+    on_bad_picture: str = "fail"
 
     def __post_init__(self) -> None:
         if not self.source.strip() or "\0" in self.source:
@@ -90,14 +102,31 @@ class DataSettings:
         _check_count("seed", self.seed, 0, "a seed is an integer from 0 to 2^63 - 1.")
         if not NAME.fullmatch(self.augmentation):
             _refuse("augmentation", self.augmentation, "it must be none or the name of a training recipe.")
+        _check_choice("quoting", self.quoting, QUOTING)
+        _check_choice("on_bad_picture", self.on_bad_picture, ON_BAD_PICTURE)
         self._check_columns()
 
     def _check_columns(self) -> None:
-        if len(self.separator) != 1:
+        if not self.caption_key:
+            object.__setattr__(self, "caption_key", self.default_caption_key)
+        if len(self.separator) != 1 or self.separator in '"\r\n\0':
             _refuse("separator", self.separator, 'it must be a single character, such as "\\t" or ",".')
-        for key in ("image_key", "caption_key"):
-            if not getattr(self, key):
-                _refuse(key, getattr(self, key), "it must name a column of the CSV/TSV file.")
+        if not self.image_key:
+            _refuse("image_key", self.image_key, "it must name a column of the CSV/TSV file.")
+        try:
+            # Encodes as well, since some codecs are between bytes and bytes.
+            "a".encode(codecs.lookup(self.encoding).name)
+        except (LookupError, ValueError):
+            _refuse("encoding", self.encoding, "it must be one that Python knows, such as utf-8, latin-1, cp1252 or utf-16.")
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether the source is a pattern of tar shards."""
+        return ".tar" in Path(self.source).name.lower() and not self.source.lower().endswith((".csv", ".tsv"))
+
+    @property
+    def default_caption_key(self) -> str:
+        return "caption" if self.in_shards else "title"
 
     @property
     def num_batches(self) -> int:

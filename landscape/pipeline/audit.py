@@ -91,14 +91,14 @@ def model_on_openmoji(name: str, device: "torch.device", *, num_batches: int) ->
 
 
 def audit_subject(subject: "Subject", hessian: "HessianSettings") -> "AuditReport":
-    """The audit of a subject with the weights that it has, on the first rows of its first batch."""
+    """The audit of a subject with the weights that it has, on the first rows of its first batch that can be read."""
     from landscape.curvature import audit_objective
     from landscape.curvature.row_chunks import take_rows
 
     def make(model: "torch.nn.Module") -> "tuple[Objective, Params]":
         return subject.objective_on(model, hessian)
 
-    rows = take_rows(subject.batch(0), slice(0, _AUDITED_ROWS))
+    rows = take_rows(subject.first_batch(), slice(0, _AUDITED_ROWS))
     return audit_objective(make, subject.model, rows, seed=hessian.seed)
 
 

@@ -331,7 +331,7 @@ class _Series:
             self._audited = bool(verdict["passed"])
         subject.load(checkpoint)
         if self.products.choice is None:
-            self.products.choose(subject.objective, subject.params, partial(subject.batch, 0))
+            self.products.choose(subject.objective, subject.params, subject.first_batch)
 
     def operators(self, checkpoint: Checkpoint, indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
         """The verdict, and the Hessians of some batches with the weights of a checkpoint."""

@@ -4,6 +4,7 @@ Everything that can be found wrong before the first product is: the manifest, th
 has a batch left. After that a batch that fails costs that batch alone.
 """
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from landscape.errors import LandscapeError, ManifestError, MemoryLimitError, NumericalError, ObjectiveError
+from landscape.errors import LandscapeError, ManifestError, MemoryLimitError, NumericalError, ObjectiveError, PictureError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import check_hvp, stored_verdicts, verdict_of
 from landscape.pipeline.plan import RunReport, Task, plan
@@ -88,7 +89,9 @@ def run(
     if tasks:
         audits = {} if hvp == "finite-difference" else stored_verdicts(output, manifest)
         how = How(hvp, audits, solver=Solver(solver))
-        check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
+        notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
+        for note in notes if progress is not False else ():
+            print(f"note: {note}", file=sys.stderr, flush=True)
     with SpectrumStore.prepare(output, manifest) as writer:
         # Another run may have finished since.
         tasks = plan(manifest, writer.completed_keys())
@@ -110,28 +113,39 @@ def _with_method(manifest: Manifest, method: str | None) -> Manifest:
 
 def check_everything(
     manifest: Manifest, tasks: list[Task], device: str | None, how: How, *, unaudited: bool, products: ProductSettings
-) -> None:
+) -> tuple[str, ...]:
     """Build every model, audit it and load every checkpoint once, so that a wrong one is refused before any work is done.
 
     Args:
         how: Gets the verdict and the way of products of every series that has something to measure. Verdicts that it has are
             not repeated.
+
+    Returns:
+        What is to be known of the data, the runs and the checkpoints, a sentence each.
     """
+    notes: dict[str, str] = {}
     if manifest.hessian.method == "pyhessian":
         from landscape.curvature.reference import import_pyhessian
 
         import_pyhessian()
     for task, subject in subjects(manifest, tasks, device):
         name = task.series.name
+        notes |= {note: note for note in subject.batches.notes}
         if name not in how.audits:
             how.audits[name] = verdict_of(subject, manifest, task.series, unaudited=unaudited, hvp=how.hvp)
-        subject.load(task.checkpoint)
+        info = subject.load(task.checkpoint)
+        for note in (*task.series.trained.notes, *info.notes):
+            # One of a kind for each series: the next epoch's differs in its number.
+            notes.setdefault(f"{name} {re.sub('[0-9]+', '0', note)}", f"{name}: {note}")
         if name not in how.products:
             how.products[name] = SeriesProducts(products)
             if how.hvp == "double-backward" and manifest.hessian.method != "pyhessian":
-                operator = how.products[name].choose(subject.objective, subject.params, partial(subject.batch, task.batches[0]))
+                # Batches that are left after a bad picture may all be bad.
+                read = partial(subject.first_batch, (*task.batches, *range(len(subject.batches))))
+                operator = how.products[name].choose(subject.objective, subject.params, read)
                 if operator is not None:
                     how.solver.settings.check_fits(operator, manifest.hessian.k)
+    return tuple(notes.values())
 
 
 def subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:
@@ -204,7 +218,7 @@ def attempted(measure: Callable[[], _Result], *, has_worked: bool) -> _Result | 
     """
     try:
         return measure()
-    except (NumericalError, ObjectiveError, MemoryError, RuntimeError) as error:
+    except (NumericalError, ObjectiveError, PictureError, MemoryError, RuntimeError) as error:
         if isinstance(error, (ObjectiveError, MemoryLimitError)) and not has_worked:
             raise
         return " ".join(str(error).split())[:500]

@@ -1,5 +1,6 @@
 """What is measured: a model of a series, its objective, and the batches; ready to take the weights of any epoch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from landscape.clip.model import image_size_of, preprocess_for, tokenizer_for
 from landscape.clip.recipes import RECIPES, training_transform
 from landscape.clip.trained import as_trained, build_as_trained, objective_as_trained
 from landscape.curvature import Batch, Objective, Params, check_twice_differentiable
-from landscape.errors import CheckpointError, ManifestError
+from landscape.errors import CheckpointError, DataError, ManifestError, PictureError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, Manifest, TrainedAs
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -96,6 +97,21 @@ class Subject:
             for name, value in self.batches[index].items()
         }
 
+    def first_batch(self, indices: Iterable[int] | None = None) -> Batch:
+        """The first batch, of some or of all, whose pictures can be read.
+
+        Raises:
+            PictureError: If there is none; that of the first.
+        """
+        first: PictureError | None = None
+        for index in range(len(self.batches)) if indices is None else indices:
+            try:
+                return self.batch(index)
+            except PictureError as error:
+                first = first or error
+        assert first is not None, "there is at least one batch"
+        raise first
+
 
 def _batches(manifest: Manifest, model: torch.nn.Module, pairs: Pairs) -> CurvatureBatches:
     data = manifest.data
@@ -108,6 +124,11 @@ def _batches(manifest: Manifest, model: torch.nn.Module, pairs: Pairs) -> Curvat
             raise ManifestError(f"{manifest.path}: augmentation {data.augmentation!r} is unknown; it must be one of {known}.")
         transform = training_transform(data.augmentation, image_size_of(model), preprocess.mean, preprocess.std)
     contrastive = manifest.hessian.objective == "contrastive"
+    if contrastive and not isinstance(pairs.target(0), str):
+        raise DataError(
+            f"{pairs.name}: there are classes in place of captions, but a contrastive loss compares captions. Use objective: "
+            "cross_entropy, or other data."
+        )
     return curvature_batches(
         pairs if contrastive else with_labels(pairs),
         num_samples=data.num_samples,
@@ -117,6 +138,7 @@ def _batches(manifest: Manifest, model: torch.nn.Module, pairs: Pairs) -> Curvat
         tokenizer=tokenizer_for(model) if contrastive else None,
         augmentation=data.augmentation,
         augmentation_seed=data.seed if augmented else None,
+        on_bad_picture=data.on_bad_picture,  # type: ignore[arg-type]
     )
 
 

@@ -1,0 +1,219 @@
+"""Pairs of webdataset tar shards, read in place on the local disk."""
+
+import glob
+import json
+import math
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from landscape.clip.pair_files import FilePairs, PictureFile
+from landscape.clip.table_text import PICTURE_SUFFIXES
+from landscape.errors import DataError
+
+_CAPTION_KEY = "caption"
+_READ_SUFFIXES = (*PICTURE_SUFFIXES, "txt", "json", "cls")
+# LAION-5B has 231,349 shards of about 10,000 pairs.
+_MOST_SHARDS = 1_000_000
+
+
+def open_shards(pattern: str, *, split: str, image_size: int | None, caption_key: str = _CAPTION_KEY) -> FilePairs:
+    """Pairs of members "KEY.jpg|jpeg|png|webp" with "KEY.txt", "KEY.json" or "KEY.cls", in upper or lower case.
+
+    Only the headers, captions and classes are read here; pictures are read in place later, so the order can be any.
+    As in open_clip, a key without a picture or without a caption is left out; the notes of the pairs count them. Shards
+    in which nothing has a caption give the numbers of classes in KEY.cls instead.
+
+    Args:
+        pattern: Path of the shards; braces ("data-{000..031}.tar") and the wildcards of a shell are expanded.
+        caption_key: Where a caption stands in KEY.json. KEY.txt goes before "caption", but not before another key.
+
+    Returns:
+        The pairs sorted by shard, then by key.
+
+    Raises:
+        DataError: If a shard is missing or is not an uncompressed tar archive, a caption is unreadable, or there is no pair.
+    """
+    contents = _Contents(pattern, caption_key)
+    for shard in _expand_shards(pattern):
+        contents.read(shard)
+    files = contents.captioned or contents.classified
+    if not files:
+        raise DataError(contents.why_nothing())
+    return FilePairs(files, split=split, source=pattern, image_size=image_size, notes=tuple(contents.notes()))
+
+
+def _expand_shards(pattern: str) -> list[Path]:
+    from braceexpand import braceexpand
+
+    if "://" in pattern or pattern.startswith("pipe:"):
+        raise DataError(f"{pattern}: shards are read from the local disk only. Download them, and give their path.")
+    # braceexpand lists a range before it yields the first name, so a slip in its end would fill the memory.
+    sizes = [abs(int(end) - int(start)) + 1 for start, end in re.findall(r"{(-?[0-9]+)\.\.(-?[0-9]+)", pattern)]
+    if math.prod(sizes) > _MOST_SHARDS:
+        raise DataError(f"{pattern}: the braces name more than {_MOST_SHARDS} shards. Check the range.")
+    try:
+        patterns = list(braceexpand(pattern))
+    except ValueError as error:
+        raise DataError(f"{pattern}: the braces do not match. Write the range like data-{{000..031}}.tar.") from error
+    shards: set[str] = set()
+    for path in patterns:
+        found = glob.glob(path) if glob.has_magic(path) else [path]
+        shards.update(shard for shard in found if Path(shard).is_file())
+        if not any(Path(shard).is_file() for shard in found):
+            raise DataError(f"{path}: there is no such shard (source {pattern}). Check the path, and the range in the braces.")
+    return sorted(Path(shard) for shard in shards)
+
+
+@dataclass
+class _Contents:
+    """What the shards of a pattern hold.
+
+    Attributes:
+        captioned: Pairs of a picture and a caption.
+        classified: Pairs of a picture and the number of a class alone.
+        alone: Keys with a picture or a caption only, by what they have.
+        suffixes: Members by what follows the first dot of their name.
+    """
+
+    pattern: str
+    caption_key: str
+    captioned: list[PictureFile] = field(default_factory=list)
+    classified: list[PictureFile] = field(default_factory=list)
+    alone: Counter[str] = field(default_factory=Counter)
+    suffixes: Counter[str] = field(default_factory=Counter)
+
+    def read(self, shard: Path) -> None:
+        """Index a shard.
+
+        Raises:
+            DataError: If it is no uncompressed tar archive, two members have one name, or a caption is unreadable.
+        """
+        members: dict[str, dict[str, tarfile.TarInfo]] = {}
+        try:
+            with tarfile.open(shard, "r:") as archive:
+                for member in archive:
+                    if member.isfile():
+                        self._sort(shard, member, members)
+                for key in sorted(members):
+                    self._add(archive, shard, key, members[key])
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise DataError(
+                f"{shard}: the shard cannot be read as an uncompressed tar archive ({' '.join(str(error).split())}). "
+                "Decompress it, or fetch it again."
+            ) from error
+
+    def _sort(self, shard: Path, member: tarfile.TarInfo, members: dict[str, dict[str, tarfile.TarInfo]]) -> None:
+        key, suffix = _split_member(member.name)
+        self.suffixes[suffix] += 1
+        if suffix not in _READ_SUFFIXES:
+            return
+        if suffix in members.setdefault(key, {}):
+            raise DataError(f"{shard}: there are two members {member.name}, so the pair is not defined. Write it again.")
+        members[key][suffix] = member
+
+    def _add(self, archive: tarfile.TarFile, shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> None:
+        picture = next((members[suffix] for suffix in PICTURE_SUFFIXES if suffix in members), None)
+        names = ("txt", "json") if self.caption_key == _CAPTION_KEY else ("json",)
+        text = next((members[suffix] for suffix in names if suffix in members), None)
+        if picture is None or (text is None and "cls" not in members):
+            self.alone["caption" if picture is None else "picture"] += 1
+            return
+        label = _label(archive, shard, members["cls"], required=text is None) if "cls" in members else None
+        caption = str(label) if text is None else _caption(archive, shard, text, self.caption_key)
+        pairs = self.classified if text is None else self.captioned
+        pairs.append(
+            PictureFile(
+                key,
+                caption,
+                str(shard),
+                f"{shard}, member {picture.name}",
+                offset=picture.offset_data,
+                size=picture.size,
+                label=label,
+                captioned=text is not None,
+            )
+        )
+
+    def notes(self) -> Iterator[str]:
+        """What was left out."""
+        if not self.captioned:
+            yield f"{self.pattern}: no picture has a caption, so the classes in KEY.cls are read."
+        pictures = self.alone["picture"] + (len(self.classified) if self.captioned else 0)
+        counts = {"pictures without a caption": pictures, "captions without a picture": self.alone["caption"]}
+        if any(counts.values()):
+            listed = ", ".join(f"{what} ({count})" for what, count in counts.items() if count)
+            yield f"{self.pattern}: left out, as by open_clip: {listed}."
+
+    def why_nothing(self) -> str:
+        """The one line that says what is in the shards in place of pairs."""
+        frequent = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))[:8]
+        listed = ", ".join(f".{suffix[:30]} ({count})" if suffix else f"no suffix ({count})" for suffix, count in frequent)
+        expected = "KEY.jpg, .jpeg, .png or .webp beside KEY.txt, KEY.json or KEY.cls"
+        if self.caption_key != _CAPTION_KEY:
+            expected = f"KEY.jpg, .jpeg, .png or .webp beside KEY.json that holds {self.caption_key!r}"
+        reason = "there is no file"
+        if any("." in suffix and suffix.rpartition(".")[2] in _READ_SUFFIXES for suffix in self.suffixes):
+            reason = "a key ends at the first dot of a name, and these names have more; rename the files"
+        elif self.alone["picture"] and self.alone["caption"]:
+            reason = "pictures and captions have different keys; name them alike"
+        elif self.alone["picture"]:
+            reason = "no picture has a caption beside it; add it, or rename the file that holds it"
+        elif self.alone["caption"]:
+            reason = "no caption has a picture beside it; add it, or write it again as one of these kinds"
+        elif self.suffixes:
+            reason = "none of the files is of these kinds; rename them, or write the shards again"
+        return f"{self.pattern}: there is no pair. Members: {listed or 'none'}; expected {expected}. Here {reason}."
+
+
+def _split_member(name: str) -> tuple[str, str]:
+    """webdataset's rule: the key ends at the first dot of the last path component."""
+    path = PurePosixPath(name)
+    stem, _, suffix = path.name.partition(".")
+    return str(path.with_name(stem)) if stem else "", suffix.lower()
+
+
+def _caption(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, key: str) -> str:
+    try:
+        caption = _text(archive, member)
+        if member.name.lower().endswith(".json"):
+            content = json.loads(caption)
+            if isinstance(content, dict) and key not in content:
+                names = ", ".join(repr(name)[:40] for name in list(content)[:10]) or "nothing"
+                raise DataError(
+                    f"{shard}, member {member.name}: the caption cannot be read: there is no {key!r}, but {names}. "
+                    "Set `caption_key` below `data:` to the one that holds it."
+                )
+            caption = content[key]
+        if not isinstance(caption, str):
+            raise ValueError(f"the caption is a {type(caption).__name__}")
+        return caption
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{shard}, member {member.name}: the caption cannot be read ({type(error).__name__}: {error}). "
+            f"Expected UTF-8 text, or JSON with a {json.dumps(key)} that is text. Write the member again."
+        ) from error
+
+
+def _label(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, *, required: bool) -> int | None:
+    try:
+        text = _text(archive, member).strip()
+    except UnicodeError:
+        text = ""
+    if text.isascii() and text.isdigit() and len(text) < 19:
+        return int(text)
+    if required:
+        raise DataError(
+            f"{shard}, member {member.name}: expected the number of a class, 0 or more, got {text[:40]!r}. "
+            "Write the member again."
+        )
+    return None
+
+
+def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    stream = archive.extractfile(member)
+    assert stream is not None
+    return stream.read().decode()
