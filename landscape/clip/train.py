@@ -181,7 +181,8 @@ def _loader(network: nn.Module, pairs: Pairs, recipe: Recipe, args: Namespace, w
         pairs,
         transform=training_transform(recipe, pictures.size, pictures.mean, pictures.std),
         tokenizer=tokenizer_for(network),
-        batch_size=args.batch_size,
+        # The initialisation needs no step, so any number of pairs will do for it.
+        batch_size=min(args.batch_size, max(len(pairs), 1)) if recipe.epochs == 0 else args.batch_size,
         seed=args.seed,
         num_workers=workers,
         rank=args.rank,
