@@ -138,6 +138,32 @@ def train(**options: Any) -> None:
 
 
 @main.command()
+@click.argument("run_folder", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", default="checkpoints.yaml", show_default=True, type=click.Path(path_type=Path), help="The manifest."
+)
+@click.option("--data", metavar="SOURCE", help="openmoji, a CSV/TSV file, or a pattern of tar shards. Default: the run's own.")
+@click.option("--name", help="Of the series; default: the folder's name.")
+@click.option(
+    "--epoch-numbers",
+    "counts",
+    type=click.Choice(["finished", "from-zero"]),
+    help="What the number in a file or its name counts, where that is not known. Default: left to you to fill in.",
+)
+@click.option("--force", is_flag=True, help="Replace a manifest that is there.")
+@_one_line_errors
+def init(run_folder: Path, output: Path, **options: Any) -> None:
+    """Write a manifest of the run in RUN_FOLDER from what it says of itself: model, settings, data, checkpoints, epochs.
+
+    Runs of open_clip_train, timm, Lightning, MMEngine, transformers' Trainer and others; folders of a hub; plain folders of
+    checkpoints. What the run does not say is marked FILL_IN, and refused until it is filled in.
+    """
+    from landscape.manifest.init import init_manifest
+
+    click.echo(init_manifest(run_folder, output, **options).summary())
+
+
+@main.command()
 @click.argument("manifest", type=_FILE)
 @click.option("-o", "--output", required=True, type=_FILE, help="HDF5 file; resumed if unfinished.")
 @click.option("--method", type=click.Choice(["lanczos", "power", "pyhessian"]), help="Default: the manifest's.")

@@ -22,6 +22,8 @@ from landscape.manifest.settings import LARGEST_INTEGER, shown
 # A thousand checkpoints take about 120 kB.
 LARGEST_FILE = 2**19
 DEEPEST_NESTING = 16
+# What `landscape init` writes where only the user knows the value.
+FILL_IN = "FILL_IN"
 
 _PREFIX = "tag:yaml.org,2002:"
 _PLAIN = {
@@ -198,6 +200,8 @@ class Section:
     def value(self, key: str, expected: type) -> Any:
         """One value: a str, int, float (an int will do), list, or mapping (as a Section)."""
         value = self.mapping[key]
+        if value == FILL_IN:
+            self.refuse(f"{key} is still to be filled in; the comment beside or above it says with what.", key=key)
         if expected is dict and isinstance(value, Located):
             return Section(self.path, f"{self.name}{key}.", value)
         if expected is float and type(value) in (int, float):
