@@ -45,10 +45,30 @@ def clip(folder: Path) -> list[Case]:
     torch.testing.assert_close(scale * image @ text.T, theirs.logits_per_image, rtol=1e-4, atol=1e-4)
     state = kept(model)
     return [
-        Case(what="CLIPModel.save_pretrained (forward equal)", path=folder / "whole/model.safetensors", copies={"online": state}, make=_make_clip),
-        Case(what="the same in shards, the folder", path=folder / "shards", copies={"online": state}, make=_make_clip),
-        Case(what="the same, its index", path=folder / "shards/model.safetensors.index.json", copies={"online": state}, make=_make_clip),
-        Case(what="one shard", path=next((folder / "shards").glob("*-of-*.safetensors")), refused="Name the index", make=_make_clip),
+        Case(
+            what="CLIPModel.save_pretrained (forward equal)",
+            path=folder / "whole/model.safetensors",
+            copies={"online": state},
+            make=_make_clip,
+        ),
+        Case(
+            what="the same in shards, the folder",
+            path=folder / "shards",
+            copies={"online": state},
+            make=_make_clip,
+        ),
+        Case(
+            what="the same, its index",
+            path=folder / "shards/model.safetensors.index.json",
+            copies={"online": state},
+            make=_make_clip,
+        ),
+        Case(
+            what="one shard",
+            path=next((folder / "shards").glob("*-of-*.safetensors")),
+            refused="Name the index",
+            make=_make_clip,
+        ),
     ]
 
 
@@ -60,7 +80,12 @@ def gpt2(folder: Path) -> list[Case]:
     model = GPT2LMHeadModel(config)
     model.save_pretrained(folder / "gpt2")
     return [
-        Case(what="GPT2LMHeadModel, tied lm_head left out", path=folder / "gpt2", copies={"online": kept(model)}, make=lambda: GPT2LMHeadModel(config))
+        Case(
+            what="GPT2LMHeadModel, tied lm_head left out",
+            path=folder / "gpt2",
+            copies={"online": kept(model)},
+            make=lambda: GPT2LMHeadModel(config),
+        )
     ]
 
 
@@ -72,7 +97,10 @@ def accelerate(folder: Path) -> list[Case]:
     prepared = accelerator.prepare(net)
     accelerator.save_state(str(folder / "safe"))
     accelerator.save_state(str(folder / "bin"), safe_serialization=False)
-    return [Case(what=f"save_state, {name}", path=folder / name, copies={"online": kept(prepared)}) for name in ("safe", "bin")]
+    return [
+        Case(what=f"save_state, {name}", path=folder / name, copies={"online": kept(prepared)})
+        for name in ("safe", "bin")
+    ]
 
 
 def peft(folder: Path) -> list[Case]:
@@ -84,7 +112,11 @@ def peft(folder: Path) -> list[Case]:
     torch.save(model.state_dict(), folder / "full.pt")
     torch.save(model.merge_and_unload().state_dict(), folder / "merged.pt")
     return [
-        Case(what="adapter_model.safetensors", path=folder / "adapter/adapter_model.safetensors", refused="merge_and_unload"),
+        Case(
+            what="adapter_model.safetensors",
+            path=folder / "adapter/adapter_model.safetensors",
+            refused="merge_and_unload",
+        ),
         Case(what="state_dict() with adapters", path=folder / "full.pt", refused="merge_and_unload"),
         Case(what="merged", path=folder / "merged.pt", copies={"online": kept(model.merge_and_unload())}),
     ]
@@ -95,7 +127,7 @@ class Tied(nn.Module):
 
     def __init__(self, *, tie: bool = True) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.a, self.b, self.c = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
         if tie:
             self.b.weight = self.a.weight
 
@@ -105,11 +137,16 @@ def hub(folder: Path) -> list[Case]:
     from huggingface_hub import save_torch_model
 
     model = Tied()
-    for name, size in (("one", "1GB"), ("shards", "50B")):
+    for name, size in (("one", "1GB"), ("shards", "1KB")):
         (folder / name).mkdir()
         save_torch_model(model, folder / name, max_shard_size=size)
     return [
-        Case(what=f"save_torch_model, {name}, {said}", path=folder / name, copies={"online": kept(model)}, make=make)
+        Case(
+            what=f"save_torch_model, {name}, {said}",
+            path=folder / name,
+            copies={"online": kept(model)},
+            make=make,
+        )
         for name in ("one", "shards")
         for said, make in (("model that ties", Tied), ("model that does not", lambda: Tied(tie=False)))
     ]
@@ -126,7 +163,12 @@ def safetensors(folder: Path) -> list[Case]:
         if (folder / "80.safetensors").read_bytes()[:1] == b"\x80":
             break
     return [
-        Case(what="save_model, tied", path=folder / "tied.safetensors", copies={"online": kept(model)}, make=lambda: Tied(tie=False)),
+        Case(
+            what="save_model, tied",
+            path=folder / "tied.safetensors",
+            copies={"online": kept(model)},
+            make=lambda: Tied(tie=False),
+        ),
         Case(what="a header of 0x..80 bytes", path=folder / "80.safetensors", copies={"online": kept(net)}),
     ]
 

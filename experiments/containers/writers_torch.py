@@ -24,12 +24,26 @@ def wrappers(folder: Path) -> list[Case]:
     cases = [Case(what=name, path=folder / name, copies={"online": state}) for name in files]
     averaged = torch.optim.swa_utils.AveragedModel(net)
     torch.save(averaged.state_dict(), folder / "averaged")
-    torch.save({"model": kept(make_net()), "model_ema": averaged.state_dict(), "epoch": 4, "args": None, "lr_scheduler": {}}, folder / "torchvision")
+    torch.save(
+        {
+            "model": kept(make_net()),
+            "model_ema": averaged.state_dict(),
+            "epoch": 4,
+            "args": None,
+            "lr_scheduler": {},
+        },
+        folder / "torchvision",
+    )
     model = torch.load(folder / "torchvision")["model"]
     return [
         *cases,
         Case(what="AveragedModel.state_dict()", path=folder / "averaged", copies={"ema": state}),
-        Case(what="torchvision's references (by hand)", path=folder / "torchvision", copies={"online": model, "ema": state}, epoch=5),
+        Case(
+            what="torchvision's references (by hand)",
+            path=folder / "torchvision",
+            copies={"online": model, "ema": state},
+            epoch=5,
+        ),
     ]
 
 
@@ -42,7 +56,7 @@ def whole(folder: Path) -> list[Case]:
     torch.jit.save(torch.jit.trace(net, torch.ones(2, 4)), folder / "trace")
     torch.save({"epoch": 3, "model": net, "ema": make_net(), "updates": 8, "opt": None}, folder / "detector")
     return [
-        *(Case(what=f"whole model, {name}", path=folder / name, copies={"online": kept(net)}) for name in ("whole", "legacy", "script", "trace")),
+        *(Case(what=f"whole model, {name}", path=folder / name, copies={"online": kept(net)}) for name in ("whole", "legacy", "script", "trace")),  # noqa: E501
         Case(what="whole models under 'model' and 'ema'", path=folder / "detector",
              copies={"online": kept(net), "ema": kept(torch.load(folder / "detector", weights_only=False)["ema"])}),
     ]  # fmt: skip
@@ -67,7 +81,9 @@ def distributed(folder: Path) -> list[Case]:
     return [
         Case(what="DCP folder", path=folder / "plain", copies={"online": kept(net)}),
         Case(what="DCP folder, fully_shard", path=folder / "fsdp", copies={"online": state}),
-        Case(what="torch.save of DTensors, one process", path=folder / "dtensor.pt", copies={"online": state}),
+        Case(
+            what="torch.save of DTensors, one process", path=folder / "dtensor.pt", copies={"online": state}
+        ),
         Case(what="__0_0.distcp", path=folder / "plain/__0_0.distcp", refused="Name the folder"),
     ]
 

@@ -16,7 +16,7 @@ from landscape.manifest.whole_modules import is_module, state_of_module
 State = dict[str, Stub]
 Counts = Literal["finished", "last", "unknown"]
 
-# In order of preference nowhere: where two of them are in one file and no rule says which, the file is refused.
+# Where two of these are in one file and no rule says which is meant, the file is refused.
 ONLINE_KEYS = ("state_dict", "model", "module", "net", "model_state_dict", "model_state", "network", "weights", "params")
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "model_ema_state_dict", "params_ema")
 _STEP_KEYS = ("global_step", "iteration", "iter", "step", "global_steps")
@@ -28,7 +28,7 @@ class Rule:
 
     Attributes:
         layout: Name of the trainer.
-        signs: Entries that are all there.
+        signs: Entries that are all there, and none of them False.
         absent: Entries that are not there.
         online, ema: Where the trained and the averaged weights are: the first entry that holds tensors.
         epoch: Entry with the epoch number.
@@ -36,7 +36,7 @@ class Rule:
         name: Entry that names the run or the architecture.
         settings: Entries that say what the run was.
         notes: Said of every such file that holds both copies.
-        within: Whether the file was saved within an epoch, where its entries tell.
+        finished: Computes the finished epochs from further entries, None for a file that was saved within an epoch.
     """
 
     layout: str
@@ -49,13 +49,13 @@ class Rule:
     name: str = "name"
     settings: tuple[str, ...] = ("args", "config", "hyper_parameters")
     notes: tuple[str, ...] = ()
-    within: Callable[[dict[str, Any]], bool] | None = None
+    finished: Callable[[dict[str, Any]], int | None] | None = None
 
     def matches(self, stored: dict[str, Any]) -> bool:
         """Whether a file has the signs of this rule."""
-        return all(entry(stored, sign) is not None for sign in self.signs) and not any(
-            entry(stored, sign) is not None for sign in self.absent
-        )
+        values = [entry(stored, sign) for sign in self.signs]
+        there = not any(value is None or value is False for value in values)
+        return there and all(entry(stored, sign) is None for sign in self.absent)
 
 
 def entry(stored: Any, path: str) -> Any:
@@ -80,16 +80,28 @@ def _pairs_as_dict(value: list[Any] | tuple[Any, ...]) -> dict[Any, Any] | None:
     return {name: item for name, item in pairs} if pairs and len(pairs) == len(value) else None
 
 
-def _lightning_within_an_epoch(stored: dict[str, Any]) -> bool:
-    """Whether batches of the epoch were left, from the loops' own counters."""
-    done = entry(stored, "loops.fit_loop.epoch_loop.batch_progress")
-    last = entry(done, "is_last_batch")
-    # At a new epoch the counters of batches start anew; before the first batch nothing is left half-done.
-    return last is False and (whole_number(entry(done, "current.ready")) or 0) > 0
+def _finished_of_lightning(stored: dict[str, Any]) -> int | None:
+    """Finished epochs by the counters of Lightning's loops.
+
+    Its `epoch` alone is not enough: k means k + 1 finished epochs in files of ModelCheckpoint, k in what
+    `trainer.save_checkpoint` writes after `fit`, and neither within an epoch.
+    """
+    loop = entry(stored, "loops.fit_loop")
+    started, processed = (whole_number(entry(loop, f"epoch_progress.current.{name}")) for name in ("started", "processed"))
+    # The name of this entry has a dot in it.
+    batches = loop.get("epoch_loop.batch_progress") if isinstance(loop, dict) else None
+    if started is None or processed is None:
+        epoch, steps = whole_number(stored.get("epoch")), whole_number(stored.get("global_step"))
+        return epoch if epoch is None or (epoch == 0 and steps == 0) else epoch + 1
+    if started > processed and entry(batches, "is_last_batch") is not True:
+        return None
+    return max(started, processed)
 
 
-def _composer_within_an_epoch(stored: dict[str, Any]) -> bool:
-    return bool(whole_number(entry(stored, "state.timestamp.Timestamp.batch_in_epoch")) or 0)
+def _finished_of_composer(stored: dict[str, Any]) -> int | None:
+    """Finished epochs, unless batches of a further epoch were done."""
+    timestamp = entry(stored, "state.timestamp.Timestamp") or entry(stored, "state.timestamp")
+    return None if whole_number(entry(timestamp, "batch_in_epoch")) else whole_number(entry(timestamp, "epoch"))
 
 
 _LIGHTNING = ("pytorch-lightning_version", "state_dict")
@@ -107,7 +119,7 @@ RULES = (
         counts="last",
         settings=("hyper_parameters", "datamodule_hyper_parameters"),
         notes=("Lightning averaged the weights: its 'state_dict' is the average, 'current_model_state' what was trained.",),
-        within=_lightning_within_an_epoch,
+        finished=_finished_of_lightning,
     ),
     Rule(
         layout="lightning",
@@ -116,7 +128,7 @@ RULES = (
         ema=("callbacks.StochasticWeightAveraging*.average_model_state",),
         counts="last",
         settings=("hyper_parameters", "datamodule_hyper_parameters"),
-        within=_lightning_within_an_epoch,
+        finished=_finished_of_lightning,
     ),
     Rule(
         layout="mmengine",
@@ -139,14 +151,24 @@ RULES = (
     ),
     Rule(
         layout="composer",
-        signs=("state.model", "state.algorithms.EMA.ema_model"),
-        online=("state.algorithms.EMA.ema_model.named_parameters_dict", "state.algorithms.EMA.ema_model"),
+        signs=("state.model", "state.algorithms.EMA.ema_weights_active"),
+        online=("state.algorithms.EMA.ema_model",),
         ema=("state.model",),
         epoch="state.timestamp.Timestamp.epoch",
         name="state.run_name",
         settings=(),
         notes=("composer's EMA swaps the copies: 'model' is the average, 'ema_model' what was trained.",),
-        within=_composer_within_an_epoch,
+        finished=_finished_of_composer,
+    ),
+    Rule(
+        layout="composer",
+        signs=("state.model", "state.algorithms.EMA.ema_model"),
+        online=("state.model",),
+        ema=("state.algorithms.EMA.ema_model",),
+        epoch="state.timestamp.Timestamp.epoch",
+        name="state.run_name",
+        settings=(),
+        finished=_finished_of_composer,
     ),
     Rule(
         layout="composer",
@@ -156,7 +178,7 @@ RULES = (
         epoch="state.timestamp.Timestamp.epoch",
         name="state.run_name",
         settings=(),
-        within=_composer_within_an_epoch,
+        finished=_finished_of_composer,
     ),
     Rule(layout="timm", signs=("arch", "version", "state_dict"), counts="last", name="arch", notes=(_TIMM_NOTE,)),
     Rule(layout="timm", signs=("arch", "state_dict_ema", "state_dict"), counts="last", name="arch", notes=(_TIMM_NOTE,)),
@@ -169,6 +191,7 @@ RULES = (
     Rule(layout="swin", signs=("model", "config", "epoch"), counts="last"),
     Rule(layout="deit", signs=("model", "args", "epoch"), counts="last"),
     Rule(layout="deit", signs=("model", "lr_scheduler", "epoch"), counts="last"),
+    Rule(layout="deit", signs=("model", "model_ema", "epoch"), counts="last"),
     Rule(layout="pytorch-cifar", signs=("net", "acc", "epoch"), counts="last"),
     Rule(layout="deepspeed", signs=("module", "ds_*"), online=("module",), counts="unknown", settings=("ds_config",)),
     Rule(layout="fastai", signs=("model", "opt"), absent=("epoch",), settings=()),
@@ -260,6 +283,10 @@ def _state_at(path: Path, stored: dict[str, Any], key: str) -> State | None:
     value = entry(stored, key)
     if is_module(value):
         return state_of_module(path, value)
+    if isinstance(value, dict) and "named_parameters_dict" in value:
+        # composer's copy; its counters of batch norm are plain numbers.
+        parts = (value["named_parameters_dict"], value.get("named_buffers_dict"))
+        value = {name: item for part in parts if isinstance(part, dict) for name, item in part.items() if isinstance(item, Stub)}
     return _averaged(value) if is_tensors(value) else None
 
 
@@ -326,18 +353,26 @@ def _epoch(rule: Rule, stored: dict[str, Any]) -> tuple[int | None, int | float 
         fraction = value if type(value) is float else None
         lies_within = f"The file says epoch {fraction}, which is no whole number, so it lies within an epoch."
         return None, fraction, [lies_within] if fraction else []
-    if rule.within is not None and rule.within(stored):
-        said = f"The file says epoch {number} and was saved within an epoch, so no number of finished epochs fits."
-        return None, number, [said]
+    if rule.finished is not None:
+        finished = rule.finished(stored)
+        if finished is None:
+            said = f"The file says epoch {number} and was saved within an epoch, so no number of finished epochs fits."
+        else:
+            said = f"The file says epoch {number}; by {rule.layout}'s counters that is after {_epochs(finished)}."
+        return finished, number, [said] if finished != number else []
     if rule.counts == "unknown":
         said = f"The file says epoch {number}, but not whether that counts finished epochs or starts at 0; it is not compared."
         return None, number, [said]
     if rule.counts == "last":
-        said = f"{rule.layout} counts epochs from 0: its epoch {number} is {number + 1} finished epochs."
+        said = f"{rule.layout} counts epochs from 0: its epoch {number} is {_epochs(number + 1)}."
         return number + 1, number, [said]
     if number == 0 and (steps := _steps(stored)):
         return None, 0, [f"The file says epoch 0 after {steps} steps, so it is not the initialisation."]
     return number, number, []
+
+
+def _epochs(number: int) -> str:
+    return f"{number} finished epoch{'' if number == 1 else 's'}"
 
 
 def _steps(stored: dict[str, Any]) -> int:
