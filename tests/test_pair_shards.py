@@ -139,3 +139,27 @@ def test_captions_stand_under_the_key_of_the_json_that_is_named(write):
     # A text beside it holds another caption.
     path = write(a__png=png(), a__txt="alt", a__json=json.dumps({"text": "one", "caption": "other"}))
     assert targets(opened(path)) == ["alt"] and targets(opened(path, caption_key="text")) == ["one"]
+
+
+def test_a_shard_that_loses_pairs_without_a_word_does_not_pass(write):
+    path = write(a__png=png(), a__txt="one", b__png=png(), b__txt="two")
+    content = path.read_bytes()
+    with tarfile.open(path) as archive:
+        third = archive.getmember("b.png").offset
+        end = archive.getmember("b.txt").offset_data + 512
+    # tarfile, and so webdataset, takes a damaged header for the end.
+    path.write_bytes(content[:third] + b"\xff" + content[third + 1 :])
+    with tarfile.open(path) as archive:
+        assert archive.getnames() == ["a.png", "a.txt"]
+    assert f"header at byte {third} is damaged" in refusal(path)
+    path.write_bytes(content[:end])
+    assert targets(opened(path)) == ["one", "two"] and "has no end" in opened(path).notes[0]
+    path.write_bytes(content + content)
+    assert targets(opened(path)) == ["one", "two"] and "left out, as by webdataset" in opened(path).notes[0]
+
+
+def test_names_with_line_ends_stay_on_one_line(write):
+    path = write(**{"a\nb__png": b"x", "a\nb__txt": "one"})
+    with pytest.raises(DataError, match=r"member 'a\\nb\.png': the picture") as caught:
+        opened(path)[0]
+    assert "\n" not in str(caught.value)

@@ -140,6 +140,18 @@ def test_another_encoding_is_named_with_the_row_and_the_advice_works(encoding, g
     assert captions(path, encoding=guess) == written
 
 
+def test_a_byte_order_mark_before_something_else_is_not_blamed_on_the_key(path):
+    path.write_bytes(lines("plain").encode("utf-8-sig") + "1.png\tcaf\u00e9\n".encode("latin-1"))
+    assert "row 2: the encoding is not utf-8-sig" in refusal(path) and "`encoding:" not in refusal(path)
+
+
+def test_quoting_none_is_advised_only_where_it_helps(path):
+    path.write_text('filepath\ttitle\tid\na.png\t"b\t1"\n')
+    assert "`quoting: none`" in refusal(path) and captions(path, quoting="none") == ['"b']
+    path.write_text('filepath\ttitle\na.png\t"several\nlines" and more\n')
+    assert "`quoting: none`" not in refusal(path)
+
+
 def test_other_files_than_tables_are_called_what_they_are(path):
     for start, kind in ((b"\x1f\x8b\x08", "gzip"), (b"PK\x03\x04", "zip"), (b"PAR1", "Parquet")):
         path.write_bytes(start + bytes(200))

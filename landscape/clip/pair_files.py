@@ -124,9 +124,14 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
+def in_one_line(name: str) -> str:
+    """A name of a file or member for a message, which line ends would break."""
+    return name if name.isprintable() else repr(name)
+
+
 def _missing(where: str, path: str) -> PictureError:
     return PictureError(
-        f"{where}: there is no file {path}.",
+        f"{where}: there is no file {in_one_line(path)}.",
         "Picture paths are relative to the file that lists them. Restore it, or drop it.",
     )
 

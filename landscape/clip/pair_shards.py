@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from landscape.clip.pair_files import FilePairs, PictureFile
+from landscape.clip.pair_files import FilePairs, PictureFile, in_one_line
 from landscape.clip.table_text import PICTURE_SUFFIXES
 from landscape.errors import DataError
 
@@ -77,6 +77,7 @@ class _Contents:
         classified: Pairs of a picture and the number of a class alone.
         alone: Keys with a picture or a caption only, by what they have.
         suffixes: Members by what follows the first dot of their name.
+        ends: Shards that do not end as archives do, a sentence each.
     """
 
     pattern: str
@@ -85,6 +86,7 @@ class _Contents:
     classified: list[PictureFile] = field(default_factory=list)
     alone: Counter[str] = field(default_factory=Counter)
     suffixes: Counter[str] = field(default_factory=Counter)
+    ends: list[str] = field(default_factory=list)
 
     def read(self, shard: Path) -> None:
         """Index a shard.
@@ -98,6 +100,7 @@ class _Contents:
                 for member in archive:
                     if member.isfile():
                         self._sort(shard, member, members)
+                self._check_end(archive, shard)
                 for key in sorted(members):
                     self._add(archive, shard, key, members[key])
         except (tarfile.TarError, OSError, EOFError) as error:
@@ -106,13 +109,34 @@ class _Contents:
                 "Decompress it, or fetch it again."
             ) from error
 
+    def _check_end(self, archive: tarfile.TarFile, shard: Path) -> None:
+        """Refuse a damaged header, which tarfile takes for the end; take note of an end that is not marked, or not the last.
+
+        Raises:
+            DataError: If there is something else than blocks of zeros where the archive ends.
+        """
+        with open(shard, "rb") as file:
+            file.seek(archive.offset)
+            block = file.read(tarfile.BLOCKSIZE)
+            if block.strip(b"\0"):
+                raise DataError(
+                    f"{shard}: the header at byte {archive.offset} is damaged, so the members after it "
+                    "would be lost without a word. Fetch the shard again."
+                )
+            rest = next((chunk for chunk in iter(lambda: file.read(2**20), b"") if chunk.strip(b"\0")), b"")
+        if not block:
+            self.ends.append(f"{shard}: the archive has no end, so it may have been cut off between two members.")
+        elif rest:
+            self.ends.append(f"{shard}: what follows the end of the archive is left out, as by webdataset.")
+
     def _sort(self, shard: Path, member: tarfile.TarInfo, members: dict[str, dict[str, tarfile.TarInfo]]) -> None:
         key, suffix = _split_member(member.name)
         self.suffixes[suffix] += 1
         if suffix not in _READ_SUFFIXES:
             return
         if suffix in members.setdefault(key, {}):
-            raise DataError(f"{shard}: there are two members {member.name}, so the pair is not defined. Write it again.")
+            name = in_one_line(member.name)
+            raise DataError(f"{shard}: there are two members {name}, so the pair is not defined. Write it again.")
         members[key][suffix] = member
 
     def _add(self, archive: tarfile.TarFile, shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> None:
@@ -130,7 +154,7 @@ class _Contents:
                 key,
                 caption,
                 str(shard),
-                f"{shard}, member {picture.name}",
+                f"{shard}, member {in_one_line(picture.name)}",
                 offset=picture.offset_data,
                 size=picture.size,
                 label=label,
@@ -139,7 +163,10 @@ class _Contents:
         )
 
     def notes(self) -> Iterator[str]:
-        """What was left out."""
+        """What was left out, or may be missing."""
+        yield from self.ends[:3]
+        if len(self.ends) > 3:
+            yield f"{self.pattern}: {len(self.ends) - 3} further shards end in such a way."
         if not self.captioned:
             yield f"{self.pattern}: no picture has a caption, so the classes in KEY.cls are read."
         pictures = self.alone["picture"] + (len(self.classified) if self.captioned else 0)
@@ -184,7 +211,7 @@ def _caption(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, key
             if isinstance(content, dict) and key not in content:
                 names = ", ".join(repr(name)[:40] for name in list(content)[:10]) or "nothing"
                 raise DataError(
-                    f"{shard}, member {member.name}: the caption cannot be read: there is no {key!r}, but {names}. "
+                    f"{shard}, member {in_one_line(member.name)}: the caption cannot be read: there is no {key!r}, but {names}. "
                     "Set `caption_key` below `data:` to the one that holds it."
                 )
             caption = content[key]
@@ -193,7 +220,7 @@ def _caption(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, key
         return caption
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{shard}, member {member.name}: the caption cannot be read ({type(error).__name__}: {error}). "
+            f"{shard}, member {in_one_line(member.name)}: the caption cannot be read ({type(error).__name__}: {error}). "
             f"Expected UTF-8 text, or JSON with a {json.dumps(key)} that is text. Write the member again."
         ) from error
 
@@ -207,7 +234,7 @@ def _label(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, *, re
         return int(text)
     if required:
         raise DataError(
-            f"{shard}, member {member.name}: expected the number of a class, 0 or more, got {text[:40]!r}. "
+            f"{shard}, member {in_one_line(member.name)}: expected the number of a class, 0 or more, got {text[:40]!r}. "
             "Write the member again."
         )
     return None

@@ -136,8 +136,8 @@ class _Table:
     def _refuse_length(self, where: str, row: Row) -> NoReturn:
         span = f"line {row.line}" if len(row.lines) < 2 else f"lines {row.line} to {row.line + len(row.lines) - 1}"
         advice = "Put captions that hold separators or line ends in quotation marks, and double the marks within."
-        if '"' in row.raw:
-            advice += " If the marks are characters, and none is there to be closed, write `quoting: none` below `data:`."
+        if '"' in row.raw and all(len(line.split(self.separator)) == len(self.names) for line in row.lines):
+            advice += " If marks are characters of the captions, write `quoting: none` below `data:` instead."
         raise DataError(
             f"{where} ({span}): there are {len(row.fields)} columns with separator {self.separator!r}, expected "
             f"{len(self.names)} as in the header, so where the caption ends is open. {advice}"

@@ -79,14 +79,20 @@ def read_text(path: Path, encoding: str) -> str:
 
 def _wrong_encoding(path: Path, content: bytes, start: int, encoding: str, guess: str | None = None) -> str:
     guess = _guess(content) if guess is None else guess
+    row = content.count(b"\n", 0, start)
+    where = f"{path}, row {row}" if row else f"{path}, header"
+    if any(content.startswith(mark) for mark in _MARKS):
+        return (
+            f"{where}: the encoding is not {encoding}, though the file begins with its byte order mark, so parts of it were "
+            "written in another one. Write the table again as UTF-8."
+        )
     first, last = content.rfind(b"\n", 0, start) + 1, content.find(b"\n", start)
     line = content[first : last if last >= 0 else len(content)][:200]
     if guess.startswith("utf-16"):
-        line = content[:160]
+        where, line = f"{path}, header", content[:160]
     excerpt = line.decode(guess, errors="replace").split("\n")[0].rstrip("\r")
-    where = "header" if not (row := content.count(b"\n", 0, start)) else f"row {row}"
     return (
-        f"{path}, {where}: the encoding is not {encoding}; in {guess} this line reads {excerpt[:80]!r}. "
+        f"{where}: the encoding is not {encoding}; in {guess} this line reads {excerpt[:80]!r}. "
         f"Set `encoding: {guess}` below `data:` if that is right, else the encoding that the table was written in; or save the "
         "table as UTF-8."
     )
