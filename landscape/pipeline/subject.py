@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from landscape import threads
 from landscape.clip.checkpoint import CheckpointInfo, load_checkpoint
 from landscape.clip.image_text import CurvatureBatches, Pairs, Transform, curvature_batches
 from landscape.clip.labels import with_labels
@@ -43,6 +44,7 @@ class Subject:
         """
         hessian = manifest.hessian
         model = build_model(series.model, dtype=DTYPES[hessian.dtype], device=device)
+        threads.fit(model)
         objective, params = objective_of(model, hessian)
         check_twice_differentiable(model)
         num_params = sum(parameter.numel() for parameter in params.values())
