@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landscape import threads
 from landscape.errors import LandscapeError
 from landscape.version import VERSION
 
@@ -98,6 +99,23 @@ def _product_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The number of threads, which is set before the command runs and does not reach it."""
+
+    @wraps(command)
+    def run(*args: Any, num_threads: int | None, **options: Any) -> Any:
+        threads.prepare(num_threads)
+        return command(*args, **options)
+
+    return click.option(
+        "--threads",
+        "num_threads",
+        type=click.IntRange(min=1),
+        help="CPU threads of torch. Default: OMP_NUM_THREADS where it is set; else 1 for networks of less than 10 million "
+        "parameters outside of embedding tables, all cores for larger ones.",
+    )(run)
+
+
 _some_series = click.option("--series", multiple=True, metavar="NAME", help="One of the series; may be repeated. Default: all.")
 
 
@@ -105,6 +123,7 @@ _some_series = click.option("--series", multiple=True, metavar="NAME", help="One
 @click.version_option(VERSION, prog_name="landscape")
 def main() -> None:
     """Hessian spectra of contrastive image-text models along their training, every number with its certificate."""
+    threads.prepare()
 
 
 @main.command()
@@ -126,6 +145,7 @@ def main() -> None:
 @click.option("--name", help="Of the series in the manifest; default: the folder's name.")
 @click.option("--label", help="What figures call the series; default: its name.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, then stop.")
+@_threads_option
 @_one_line_errors
 def train(**options: Any) -> None:
     """Train a CLIP model and keep every epoch, the initialisation included.
@@ -188,6 +208,7 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
 @click.option("--modules", multiple=True, help="With --per-module: shell pattern of module names, as 'visual.*.resblocks.*'.")
 @click.option("--module-batches", type=click.IntRange(min=1), help="With --per-module: on the first batches only.")
 @click.option("--dry-run", is_flag=True, help="List what is left to measure, then stop.")
+@_threads_option
 @_one_line_errors
 def spectra(
     manifest: Path,
@@ -238,6 +259,7 @@ def spectra(
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the record and the figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option("--dry-run", is_flag=True, help="List what would be measured, then stop.")
+@_threads_option
 @_one_line_errors
 def density(source: str, output: Path, products: "ProductSettings", **options: Any) -> None:
     """Draw the density of the whole spectrum, and say what it tells: estimates, each with its error.
@@ -260,6 +282,7 @@ def density(source: str, output: Path, products: "ProductSettings", **options: A
 @main.command()
 @click.argument("target", metavar="MANIFEST_OR_MODEL")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@_threads_option
 @_one_line_errors
 def audit(target: str, device: str | None) -> None:
     """Test whether products with the Hessian are second derivatives, and name the module to blame.
@@ -358,6 +381,7 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
 @click.option("--data", type=_FILE, help="HDF5 file of the points, resumed if unfinished; default: beside the figure.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option("--dry-run", is_flag=True, help="Say what is left to compute, then stop.")
+@_threads_option
 @_one_line_errors
 def surface(
     manifest: Path, output: Path, data: Path | None, view: str | None, device: str | None, dry_run: bool, **request: Any

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from landscape import threads
 from landscape.clip.architecture import architecture_of
 from landscape.clip.image_text import epoch_loader, open_pairs
 from landscape.clip.model import build_model, is_classifier, preprocess_for, tokenizer_for
@@ -127,6 +128,7 @@ def train(
             stack.callback(torch.distributed.destroy_process_group)
         resolved = dataclasses.replace(resolved, precision=args.precision)
         network = build_model(model, seed=seed)
+        threads.fit(network)
         pairs = open_pairs(data, progress=progress if args.rank == 0 else False) if pairs is None else pairs
         loader = _loader(network, pairs, resolved, args, workers)
         folder = RunFolder(

@@ -6,17 +6,23 @@ Shapes: n = total size of the parameters.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from landscape.curvature.graph import differentiable_gradient, module_timeline, no_checkpointing, rows_looked_up
 from landscape.curvature.objective import Batch, Objective, Params
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.errors import ObjectiveError
+from landscape.threads import single_openmp_thread
+
+# Multiplications of a forward pass that take one core some milliseconds.
+_SMALL = 10**8
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,7 +54,19 @@ class Problem:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.random.fork_rng(devices))
             stack.enter_context(plain_arithmetic(allow_tf32=self.allow_tf32))
+            if self._is_small:
+                stack.enter_context(single_openmp_thread())
             yield
+
+    @cached_property
+    def _is_small(self) -> bool:
+        """Whether threads would wait for each other longer than they compute.
+
+        Positions of a row, such as pixels, share parameters; numbers of the batch are at least as many as positions, so the
+        product is a bound of the multiplications of a forward pass.
+        """
+        numbers = sum(leaf.numel() for leaf in tree_leaves(self.batch) if isinstance(leaf, Tensor))
+        return numbers * sum(leaf.numel() for leaf in self.leaves.values()) < _SMALL
 
 
 @dataclass(frozen=True, eq=False)

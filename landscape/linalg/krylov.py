@@ -1,6 +1,6 @@
 """An orthonormal Krylov basis, grown one product at a time, that stays orthonormal in any precision.
 
-Knows matrices, not networks: imports only torch, numpy and landscape.errors.
+Knows matrices, not networks: imports only torch, numpy, landscape.errors and landscape.threads.
 Shapes: n = dimension of the operator, m = vectors multiplied so far, p = vectors waiting to be multiplied.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from landscape.errors import NumericalError
 from landscape.linalg.operator import SymmetricOperator
+from landscape.threads import single_blas_thread
 
 # Rows are allocated in blocks, so that memory follows the number of products and not their limit.
 _BLOCK_ROWS = 16
@@ -194,7 +195,8 @@ class KrylovBasis:
         if self._first_quadrature is not None:
             return self._first_quadrature
         length = self.chain_starts[1] if len(self.chain_starts) > 1 else len(self.done)
-        nodes, vectors = np.linalg.eigh(self.projected()[0][:length, :length])
+        with single_blas_thread():
+            nodes, vectors = np.linalg.eigh(self.projected()[0][:length, :length])
         return nodes, vectors[0] ** 2
 
     def restart(self, values: Float[np.ndarray, " j"], Y: Float[np.ndarray, "m j"]) -> None:

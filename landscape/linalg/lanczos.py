@@ -1,6 +1,6 @@
 """Extreme eigenpairs of a symmetric operator by Lanczos, with residual bounds and a stopping rule that trusts only them.
 
-Knows matrices, not networks: imports only torch, numpy, landscape.errors and landscape.linalg.
+Knows matrices, not networks: imports only torch, numpy, landscape.errors, landscape.threads and landscape.linalg.
 Shapes: n = dimension of the operator, k = wanted eigenpairs, m = dimension of the Krylov space.
 """
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from landscape.linalg.krylov import KrylovBasis
 from landscape.linalg.operator import EigenPairs, Quadrature, RitzValues, SymmetricOperator, check_num_pairs, seeded
 from landscape.linalg.support import SupportedPart
+from landscape.threads import single_blas_thread
 
 Which = Literal["LM", "LA", "SA"]
 
@@ -57,10 +58,11 @@ class _Wanted:
 
     def ritz(self, basis: KrylovBasis) -> _Ritz:
         H, coupling = basis.projected()
-        values, coordinates = np.linalg.eigh(H)
-        order = np.argsort(-self.sizes(values), kind="stable")
-        coordinates = coordinates[:, order]
-        norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.error
+        with single_blas_thread():
+            values, coordinates = np.linalg.eigh(H)
+            order = np.argsort(-self.sizes(values), kind="stable")
+            coordinates = coordinates[:, order]
+            norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.error
         return _Ritz(values[order], coordinates, norms)
 
     def converged(self, ritz: _Ritz) -> Bool[np.ndarray, " k"]:

@@ -2,7 +2,7 @@
 
 Both first spend products on the part of the spectrum that stands out, treat that exactly, and send their probes into the
 orthogonal complement: a few large eigenvalues would otherwise make most of the error.
-Knows matrices, not networks: imports only torch, numpy and landscape.linalg.
+Knows matrices, not networks: imports only torch, numpy, landscape.threads and landscape.linalg.
 Shapes: n = dimension of the operator, k = eigenpairs that stand out, m = products of a probe.
 """
 
@@ -20,6 +20,7 @@ from landscape.linalg.krylov import KrylovBasis, inner, norm
 from landscape.linalg.operator import SymmetricOperator, check_is_operator, seeded
 from landscape.linalg.stochastic import FEWEST_NODES, SpectralDensity, pad
 from landscape.linalg.support import SupportedPart
+from landscape.threads import single_blas_thread
 
 # Relative residual at which an eigenpair counts as exact: its value is then right to about 1e-6, relative to the gap.
 _EXACT = 1e-3
@@ -189,7 +190,8 @@ def trace(
         pass
     H, _ = basis.projected()
     known, eps = float(np.trace(H)), float(torch.finfo(A.dtype).eps)
-    slack = 4 * eps * float(np.abs(np.linalg.eigvalsh(H)).sum())
+    with single_blas_thread():
+        slack = 4 * eps * float(np.abs(np.linalg.eigvalsh(H)).sum())
     num_probes = num_matvecs - basis.num_matvecs
     free = part.n - basis.num_matvecs
     if not free:
@@ -212,8 +214,9 @@ def _standing_out(A: SymmetricOperator, num_matvecs: int, generator: torch.Gener
     while basis.num_matvecs < num_matvecs and basis.expand():
         pass
     H, coupling = basis.projected()
-    values, coordinates = np.linalg.eigh(H)
-    norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.error
+    with single_blas_thread():
+        values, coordinates = np.linalg.eigh(H)
+        norms = np.linalg.norm(coupling @ coordinates, axis=0) + basis.error
     kept = (norms <= _EXACT * np.abs(values)) | basis.is_complete
     seen = coordinates[0] ** 2 if len(values) else np.zeros(0)
     # With a second chain, the coordinates are no longer those of one random vector.
@@ -236,7 +239,8 @@ def _probe(
     while basis.num_matvecs < num_matvecs and basis.pending:
         basis.expand()
     H, coupling = basis.projected()
-    nodes, vectors = np.linalg.eigh(H)
+    with single_blas_thread():
+        nodes, vectors = np.linalg.eigh(H)
     return _Rule(nodes, vectors[0] ** 2, float(coupling[0, -1]) if len(coupling) else 0.0), _Cost.of(basis)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape import threads
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import CheckpointSeries, DataSettings, Manifest
 from landscape.store import SpectrumStore, verdicts
@@ -75,6 +76,7 @@ def model_on_openmoji(name: str, device: "torch.device", *, num_batches: int) ->
     from landscape.clip.model import build_model, image_size_of, preprocess_for, tokenizer_for
 
     model = build_model(name, seed=0, device=device)
+    threads.fit(model)
     num_samples = num_batches * _PAIRS_PER_BATCH
     data = DataSettings(
         source="openmoji", num_samples=num_samples, batch_size=_PAIRS_PER_BATCH, image_size=image_size_of(model)[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from landscape import threads
 from landscape.clip.checkpoint import CheckpointInfo, load_checkpoint
 from landscape.clip.image_text import CurvatureBatches, Pairs, Transform, curvature_batches
 from landscape.clip.labels import with_labels
@@ -49,6 +50,7 @@ class Subject:
         """
         hessian = manifest.hessian
         model = build_as_trained(series, dtype=DTYPES[hessian.dtype], device=device)
+        threads.fit(model)
         objective, params = objective_as_trained(model, hessian, series.trained)
         check_twice_differentiable(model)
         num_params = sum(parameter.numel() for parameter in params.values())

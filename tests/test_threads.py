@@ -1,0 +1,165 @@
+"""Threads of torch and BLAS: who sets them, and that nobody's are changed for good."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import ThreadpoolController, threadpool_info
+from torch import nn
+
+import landscape
+from landscape import threads
+
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+# Run as a program: only a process in which torch is not loaded yet can be set up.
+PROBE = """
+import json, os, sys
+from landscape import cli, threads
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+try:
+    cli.main(sys.argv[1:], standalone_mode=False)
+except SystemExit:
+    pass
+threads.available_cores = lambda: 3
+import torch, numpy
+from threadpoolctl import ThreadpoolController, threadpool_info
+class Network(torch.nn.Module):
+    def __init__(self, width, rows):
+        super().__init__()
+        self.layer, self.table = torch.nn.Linear(width, width), torch.nn.Embedding(rows, 10)
+at_start = torch.get_num_threads()
+with torch.device("meta"):
+    small, large = Network(10, 2_000_000), Network(4000, 10)
+sizes = []
+for network in (large, small):
+    threads.fit(network)
+    sizes.append(torch.get_num_threads())
+blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+print(json.dumps({"start": at_start, "large": sizes[0], "small": sizes[1], "blas": blas, "wait": os.environ["OMP_WAIT_POLICY"]}))
+"""
+
+
+def set_up_by_command(*arguments: str, **variables: str) -> dict[str, object]:
+    """What a process with these variables has after a command, for a large and then a small network on three cores."""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
+    command = [sys.executable, "-c", PROBE, *arguments]
+    result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def ask_blas(number: int) -> None:
+    """Set the number as a user does, once for the process; no Python thread keeps the right to set it."""
+    with ThreadpoolController().limit(limits=number, user_api="blas") as limiter:
+        limiter.restore_original_limits = lambda: None
+
+
+@pytest.fixture
+def two_threads():
+    """A process whose user asked torch and BLAS for two threads."""
+    before, blas_before = torch.get_num_threads(), blas_threads()[0]
+    torch.set_num_threads(2)
+    ask_blas(2)
+    yield
+    torch.set_num_threads(before)
+    ask_blas(blas_before)
+
+
+@pytest.fixture
+def hessian():
+    model = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 5))
+    batch = torch.randn(100, 10), torch.randint(5, (100,))
+    return landscape.hessian(model, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), batch)
+
+
+def test_a_command_gives_small_networks_one_thread_and_large_ones_all_cores():
+    assert set_up_by_command("surface", "-h") == {"start": 1, "large": 3, "small": 1, "blas": [1], "wait": "PASSIVE"}
+
+
+def test_variables_of_the_user_win():
+    seen = set_up_by_command("surface", "-h", OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", OMP_WAIT_POLICY="ACTIVE")
+    assert seen == {"start": 2, "large": 2, "small": 2, "blas": [2], "wait": "ACTIVE"}
+
+
+def test_the_option_beats_the_environment():
+    seen = set_up_by_command("audit", "no_such_model", "--threads", "2", OMP_NUM_THREADS="1")
+    assert (seen["start"], seen["large"], seen["small"]) == (2, 2, 2)
+
+
+def test_a_process_that_has_loaded_torch_is_left_alone(two_threads, monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    threads.prepare()
+    threads.fit(nn.Linear(2, 2))
+    assert torch.get_num_threads() == 2 and not any(name in os.environ for name in VARIABLES)
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("150000 100000", 1), ("400000 100000", 4), ("max 100000", 8), ("", 8)])
+def test_the_quota_of_a_container_limits_the_cores(quota, cores, tmp_path, monkeypatch):
+    path = tmp_path / "cpu.max"
+    path.write_text(quota)
+    monkeypatch.setattr(threads, "_QUOTA", path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert threads.available_cores() == cores
+
+
+def test_small_matrices_are_solved_on_one_blas_thread_and_the_users_number_returns(hessian, two_threads, monkeypatch):
+    seen, eigh = [], np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda H: seen.append(blas_threads()) or eigh(H))
+    landscape.eigsh(hessian, k=2, seed=0)
+    assert seen and all(set(numbers) == {1} for numbers in seen)
+    assert set(blas_threads()) == {2} and torch.get_num_threads() == 2
+
+
+def test_blas_has_the_users_number_again_after_an_error(two_threads):
+    with pytest.raises(KeyError), threads.single_blas_thread():
+        raise KeyError
+    assert set(blas_threads()) == {2}
+
+
+def test_sections_in_two_python_threads_give_the_users_number_back(two_threads):
+    begun, seen = threading.Event(), []
+
+    def other() -> None:
+        begun.set()
+        with threads.single_blas_thread():
+            seen.append(blas_threads())
+
+    with threads.single_blas_thread():
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        begun.wait()
+        waiting.join(timeout=0.2)
+        assert not seen
+    waiting.join()
+    assert set(blas_threads()) == {2}
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(100, {1}), (50_000, {2})])
+def test_small_products_run_on_one_thread_and_large_ones_on_the_users(rows, expected, two_threads):
+    seen = []
+
+    def loss(model, batch):
+        seen.append(torch.get_num_threads())
+        return model(batch).square().mean()
+
+    landscape.hessian(nn.Linear(200, 30), loss, torch.randn(rows // 10, 200))
+    assert set(seen) == expected and torch.get_num_threads() == 2
+
+
+def test_a_python_thread_begun_during_a_section_has_the_users_number_of_threads(two_threads):
+    seen = []
+    with threads.single_openmp_thread():
+        assert torch.get_num_threads() == 1
+        other = threading.Thread(target=lambda: seen.append((torch.ones(100_000).sum(), torch.get_num_threads())[1]))
+        other.start()
+        other.join()
+    assert seen == [2] and torch.get_num_threads() == 2
