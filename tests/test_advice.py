@@ -53,6 +53,7 @@ NAMES_ONLY = {
     "source": "a key of the manifest",
     "unflatten": "a function",
     "weights: ema": "said by info of a file that has both copies; followed in test_run_settings.py",
+    "landscape init {}": "the command that wrote a manifest, in its first line",
     "landscape spectra": "what makes the input of another command",
     "landscape train": "what makes the input of another command",
     "landscape density": "another command for the same question; its input is a manifest",
