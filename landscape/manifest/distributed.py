@@ -5,6 +5,7 @@
 """
 
 import io
+import shlex
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,8 @@ _LARGEST_OBJECT = 1 << 20
 
 def convert_line(folder: Path) -> str:
     """The command that makes one file of a folder of torch.distributed.checkpoint."""
-    return f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} {folder.with_name(folder.name + '.pt')}"
+    target = folder.with_name(f"{folder.name}.pt")
+    return shlex.join(["python", "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", str(folder), str(target)])
 
 
 class _Unreadable(Exception):

@@ -3,6 +3,7 @@
 Each rule was measured on files of the package that it names (experiments/containers), or read in its source.
 """
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -317,11 +318,14 @@ def _with_twins(copies: dict[str, State]) -> dict[str, State]:
 
 def _several(path: Path, states: dict[str, State]) -> CheckpointError:
     listed = ", ".join(f"{key!r} with {len(state)} tensors" for key, state in states.items())
-    first = next(iter(states))
+    program = (
+        "from pathlib import Path; from landscape.clip.checkpoint import read_checkpoint, write_checkpoint; "
+        f"stored = read_checkpoint(Path({str(path)!r})); "
+        f"write_checkpoint(Path({str(path.with_suffix('.weights.pt'))!r}), stored[{next(iter(states))!r}])"
+    )
     return CheckpointError(
-        f"{path}: holds several sets of weights ({listed}), and nothing says which is the model. Save the right one alone, "
-        f"where you trust the file: python -c \"import torch; c = torch.load({str(path)!r}, map_location='cpu', "
-        f"weights_only=False); torch.save(c[{first!r}], {str(path.with_suffix('.weights.pt'))!r})\"."
+        f"{path}: holds several sets of weights ({listed}), and nothing says which is the model. Write the right one to a file "
+        f"of its own: python -c {shlex.quote(program)}"
     )
 
 
