@@ -174,7 +174,7 @@ def test_a_run_that_skips_bad_pictures_is_complete_and_says_which(study, table, 
 
 
 def test_keys_that_came_later_leave_the_protocol_of_older_stores_alone(study):
-    digests = {Manifest.load(study(**data)).protocol_digest() for data in ({}, {"encoding": "utf-8"}, {"on_bad_picture": "fail"})}
+    digests = {Manifest.load(study(**data)).protocol_digest() for data in ({}, {"encoding": "UTF8"}, {"on_bad_picture": "fail"})}
     assert len(digests) == 1
     protocol = Manifest.load(study()).protocol()["data"]
     assert not {"encoding", "quoting", "on_bad_picture"} & set(protocol) and protocol["caption_key"] == "title"

@@ -114,8 +114,12 @@ class DataSettings:
         if not self.image_key:
             _refuse("image_key", self.image_key, "it must name a column of the CSV/TSV file.")
         try:
-            # Encodes as well, since some codecs are between bytes and bytes.
-            "a".encode(codecs.lookup(self.encoding).name)
+            name = codecs.lookup(self.encoding).name
+            # Some codecs are between bytes and bytes.
+            "a".encode(name)
+            if name == "utf-8":
+                # However it is written, it is the default.
+                object.__setattr__(self, "encoding", name)
         except (LookupError, ValueError):
             _refuse("encoding", self.encoding, "it must be one that Python knows, such as utf-8, latin-1, cp1252 or utf-16.")
 
