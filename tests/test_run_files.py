@@ -347,3 +347,88 @@ def test_timm_args_inside_a_checkpoint_are_read_from_the_command_line(tmp_path):
         used = store.records("r", 1).settings["as_trained"]
     assert used["num_classes"] == [6, "args in checkpoint-0.pth.tar"]
     assert used["label_smoothing"] == [0.1, "args in checkpoint-0.pth.tar"]
+
+
+def classifier_study(folder: Path, checkpoint: str, **series: object) -> Path:
+    """Six labelled pictures, and a manifest of one checkpoint of test_resnet."""
+    rng = np.random.default_rng(0)
+    rows = ["filepath,label"]
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{i % 3}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    columns = {"source": "labels.csv", "separator": ",", "caption_key": "label"}
+    document = {
+        "version": 1,
+        "epoch_zero": "optional",
+        "data": {**columns, "split": "all", "num_samples": 6, "batch_size": 3},
+        "hessian": {"objective": "cross_entropy", "parameters": ["fc.*"], "k": 2},
+        "series": [{"name": "r", "model": "timm:test_resnet", "checkpoints": [{"epoch": 1, "path": checkpoint}], **series}],
+    }
+    path = folder / "m.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def used_in(manifest: Path) -> tuple[dict, float]:
+    """What was used of how the model was trained, and the loss of the first batch."""
+    output = manifest.with_name(f"{len(list(manifest.parent.glob('*.h5')))}.h5")
+    result = CliRunner().invoke(main, ["spectra", str(manifest), "-o", str(output), "--unaudited"])
+    assert result.exit_code == 0, result.output
+    with SpectrumStore.open(output) as store:
+        table = store.records("r", 1)
+        return table.settings["as_trained"], float(table.loss[0])
+
+
+def test_the_width_of_a_classifier_is_that_of_its_checkpoint_where_nobody_says_it(tmp_path):
+    torch.save(build_model("timm:test_resnet", num_classes=3, seed=0).state_dict(), tmp_path / "w.pt")
+    assert used_in(classifier_study(tmp_path, "w.pt"))[0]["num_classes"] == [3, "checkpoint"]
+    assert used_in(classifier_study(tmp_path, "w.pt", num_classes=3))[0]["num_classes"] == [3, "manifest"]
+
+
+def test_a_manifest_chooses_the_averaged_weights(tmp_path):
+    online, average = (build_model("timm:test_resnet", num_classes=3, seed=seed).state_dict() for seed in (0, 1))
+    stored = {"epoch": 0, "arch": "test_resnet", "version": 2, "state_dict": online, "state_dict_ema": average}
+    torch.save(stored, tmp_path / "both.pth.tar")
+    torch.save(average, tmp_path / "average.pt")
+    used, loss = used_in(classifier_study(tmp_path, "both.pth.tar", weights="ema"))
+    assert used["weights"] == ["ema", "manifest"]
+    assert loss == used_in(classifier_study(tmp_path, "average.pt"))[1]
+    assert loss != used_in(classifier_study(tmp_path, "both.pth.tar"))[1]
+    shown = CliRunner().invoke(main, ["info", str(tmp_path / "both.pth.tar")]).output
+    assert "online and averaged" in shown and "epoch 1 (stored as 0)" in shown
+
+
+def test_a_folder_with_the_latest_checkpoint_alone_is_read_at_the_epoch_that_it_says(run):
+    folder, write = run
+    for name in ("epoch_0.pt", "epoch_1.pt"):
+        (folder / "checkpoints" / name).replace(folder / "checkpoints" / "epoch_latest.pt")
+    (series,) = Manifest.load(write()).series
+    assert series.epochs == (1,) and series.checkpoints[0].path.name == "epoch_latest.pt"
+
+
+def test_an_own_architecture_is_trained_measured_and_audited_by_the_path_of_its_file(run, tmp_path):
+    """The run folder holds a copy of the file, so that it can be moved; a changed file does not go on in it."""
+    config = own_vocabulary()
+    contents = json.loads(config.read_text())
+    contents["text_cfg"]["vocab_size"] = 49408
+    config.write_text(json.dumps(contents))
+    options = ["--data", str(tmp_path / "pairs.tsv"), "--split", "all", "--epochs", "1", "--batch-size", "4"]
+    arguments = ["train", "--model", str(config), "-o", str(tmp_path / "own"), *options]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    series = yaml.safe_load((tmp_path / "own" / "checkpoints.yaml").read_text())["series"][0]
+    assert series["model"] == "tiny" and series["config"] == "open_clip_config.json"
+    document = yaml.safe_load(run[1]().read_text())
+    document["series"] = [{"name": "own", "from": "moved/checkpoints.yaml"}]
+    (tmp_path / "own").rename(tmp_path / "moved")
+    manifest = tmp_path / "own.yaml"
+    manifest.write_text(yaml.safe_dump(document))
+    result = CliRunner().invoke(main, ["spectra", str(manifest), "-o", str(tmp_path / "own.h5"), "--unaudited"])
+    assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(main, ["audit", str(manifest)]).exit_code == 0
+    contents["vision_cfg"]["layers"] = 2
+    config.write_text(json.dumps(contents))
+    arguments[4] = str(tmp_path / "moved")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "model_config.vision_cfg.layers was 1" in result.stderr
