@@ -17,7 +17,7 @@ from landscape.pipeline.audit import model_on_openmoji, verdict_of
 from landscape.pipeline.density_record import density_record, density_sample, spectral_density, stored_densities
 from landscape.pipeline.density_shelf import DensityShelf, Key
 from landscape.pipeline.draw import check_figure_name
-from landscape.pipeline.measure import Show, attempted, device_of, progress_shown
+from landscape.pipeline.measure import Notes, Show, attempted, device_of, progress_shown, show_notes
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.store import DensityRecord, is_density_file, is_store, parts_folder, read_densities
 from landscape.store.lock import FolderLock
@@ -109,10 +109,10 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
 
 @dataclass(frozen=True)
 class _Job:
-    """One checkpoint: what identifies it, how to check it, and how to get the verdict of its audit and operators of batches."""
+    """One checkpoint: what identifies it, how to check it (which gives notes), and how to get its audit and its operators."""
 
     facts: dict[str, Any]
-    check: Callable[[], None]
+    check: Callable[[], tuple[str, ...]]
     prepare: "Callable[[Sequence[int]], tuple[bool, Iterable[SymmetricOperator]]]"
 
     @property
@@ -153,8 +153,7 @@ def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, opt
 def _measure_all(jobs: Sequence[_Job], shelf: DensityShelf, settings: DensitySettings) -> list[str]:
     """Measure what is left to do; a line for each batch that failed."""
     todo = [jobs[index] for index in shelf.todo]
-    for job in todo:
-        job.check()
+    show_notes(dict.fromkeys(note for job in todo for note in job.check()), shown=None)
     failures: list[str] = []
     num_known = sum(index < settings.num_batches for one in shelf.known.values() for index in one.batches)
     with progress_shown(len(jobs) * settings.num_batches, num_known, shown=None) as show:
@@ -295,7 +294,7 @@ class _OneSubject:
     """The model of the series that is worked on; that of the one before is let go of."""
 
     def __init__(self, manifest: Manifest, device: str | None) -> None:
-        self.manifest, self.device = manifest, device
+        self.manifest, self.device, self.notes = manifest, device, Notes()
         self._series: CheckpointSeries | None = None
         self._subject: Any = None
 
@@ -318,8 +317,11 @@ class _Series:
         self.products = SeriesProducts(settings.products)
         self._audited: bool | None = None
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         """Load a checkpoint once, so that a wrong one is refused before anything is measured; the first time audit the model.
+
+        Returns:
+            What is to be known of the data and the checkpoints so far.
 
         Raises:
             LandscapeError: If the model, the data or the checkpoint is wrong, the audit failed, or products do not fit in memory.
@@ -329,9 +331,10 @@ class _Series:
             manifest = self.subject.manifest
             verdict = verdict_of(subject, manifest, self.series, unaudited=self.unaudited, hvp="double-backward")
             self._audited = bool(verdict["passed"])
-        subject.load(checkpoint)
+        self.subject.notes.add(subject, subject.load(checkpoint), series=self.series.name)
         if self.products.choice is None:
             self.products.choose(subject.objective, subject.params, subject.first_batch)
+        return self.subject.notes.said
 
     def operators(self, checkpoint: Checkpoint, indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
         """The verdict, and the Hessians of some batches with the weights of a checkpoint."""
@@ -344,7 +347,7 @@ class _Series:
 def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) -> Iterator[_Job]:
     built: list[Any] = []
 
-    def check() -> None:
+    def check() -> tuple[str, ...]:
         from landscape.clip.objectives import contrastive_objective
         from landscape.curvature import audit_objective
 
@@ -362,12 +365,15 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
         products = SeriesProducts(settings.products)
         products.choose(objective, params, lambda: batches[0])
         built[:] = [audited, products, objective, params, batches]
+        return ()
 
     def prepare(indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
         audited, products, objective, params, batches = built
         return audited, products.operators(objective, params, [batches[i] for i in indices])
 
-    facts = {"series": name.replace("/", "-"), "label": name, "model": name, "epoch": 0, "checkpoint_sha256": ""}
+    is_path = name.startswith("local-dir:") or name.endswith(".json")
+    series = Path(name.removeprefix("local-dir:")).stem if is_path else name.replace("/", "-")
+    facts = {"series": series, "label": name, "model": name, "epoch": 0, "checkpoint_sha256": ""}
     yield _Job(facts | {"settings": settings.facts(None)}, check, prepare)
 
 

@@ -7,7 +7,7 @@ has a batch left. After that a batch that fails costs that batch alone.
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,7 @@ from landscape.store import Record, SpectrumStore, SpectrumWriter
 if TYPE_CHECKING:
     import torch
 
+    from landscape.clip.checkpoint import CheckpointInfo
     from landscape.curvature import Params
     from landscape.linalg import RitzValues
     from landscape.pipeline.subject import Subject
@@ -90,8 +91,7 @@ def run(
         audits = {} if hvp == "finite-difference" else stored_verdicts(output, manifest)
         how = How(hvp, audits, solver=Solver(solver))
         notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
-        for note in notes if progress is not False else ():
-            print(f"note: {note}", file=sys.stderr, flush=True)
+        show_notes(notes, shown=progress)
     with SpectrumStore.prepare(output, manifest) as writer:
         # Another run may have finished since.
         tasks = plan(manifest, writer.completed_keys())
@@ -123,20 +123,17 @@ def check_everything(
     Returns:
         What is to be known of the data, the runs and the checkpoints, a sentence each.
     """
-    notes: dict[str, str] = {}
+    notes = Notes()
     if manifest.hessian.method == "pyhessian":
         from landscape.curvature.reference import import_pyhessian
 
         import_pyhessian()
     for task, subject in subjects(manifest, tasks, device):
         name = task.series.name
-        notes |= {note: note for note in subject.batches.notes}
         if name not in how.audits:
             how.audits[name] = verdict_of(subject, manifest, task.series, unaudited=unaudited, hvp=how.hvp)
         info = subject.load(task.checkpoint)
-        for note in (*task.series.trained.notes, *info.notes):
-            # One of a kind for each series: the next epoch's differs in its number.
-            notes.setdefault(f"{name} {re.sub('[0-9]+', '0', note)}", f"{name}: {note}")
+        notes.add(subject, info, series=name)
         if name not in how.products:
             how.products[name] = SeriesProducts(products)
             if how.hvp == "double-backward" and manifest.hessian.method != "pyhessian":
@@ -145,7 +142,33 @@ def check_everything(
                 operator = how.products[name].choose(subject.objective, subject.params, read)
                 if operator is not None:
                     how.solver.settings.check_fits(operator, manifest.hessian.k)
-    return tuple(notes.values())
+    return notes.said
+
+
+class Notes:
+    """What is to be known of data, runs and checkpoints, each sentence once.
+
+    Of sentences that differ in their numbers alone, as those of several epochs do, a series keeps the first.
+    """
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def add(self, subject: "Subject", info: "CheckpointInfo", *, series: str) -> None:
+        """Take the notes of a checkpoint that was just loaded."""
+        self._said |= {note: note for note in subject.batches.notes}
+        for note in (*subject.trained.notes, *info.notes):
+            self._said.setdefault(f"{series} {re.sub('[0-9]+', '0', note)}", f"{series}: {note}")
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        return tuple(self._said.values())
+
+
+def show_notes(notes: Iterable[str], *, shown: bool | None) -> None:
+    """Write notes to stderr, a line each, unless progress is silent."""
+    for note in notes if shown is not False else ():
+        print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:
@@ -193,11 +216,11 @@ def _measure_all(
     failures: list[str] = []
     measured = unconverged = 0
     for task, subject in subjects(manifest, tasks, device):
-        checkpoint_sha256 = subject.load(task.checkpoint).sha256
+        info = subject.load(task.checkpoint)
         show(f"{task.series.name} epoch {task.checkpoint.epoch}", 0)
         for batch in task.batches:
             record = attempted(
-                partial(_measure, manifest.hessian, task, subject, batch, checkpoint_sha256, how),
+                partial(_measure, manifest.hessian, task, subject, batch, info, how),
                 has_worked=bool(measured or report.num_stored),
             )
             if isinstance(record, str):
@@ -225,7 +248,7 @@ def attempted(measure: Callable[[], _Result], *, has_worked: bool) -> _Result | 
 
 
 def _measure(
-    hessian: HessianSettings, task: Task, subject: "Subject", batch: int, checkpoint_sha256: str, how: How
+    hessian: HessianSettings, task: Task, subject: "Subject", batch: int, info: "CheckpointInfo", how: How
 ) -> Record:
     """The spectrum of one batch.
 
@@ -257,12 +280,12 @@ def _measure(
         parameter_norm=_norm(subject.params),
         loss=operator.loss,
         batch_sha256=subject.batches.digest(batch),
-        checkpoint_sha256=checkpoint_sha256,
+        checkpoint_sha256=info.sha256,
         num_params=operator.n,
         num_unused=operator.num_unused,
         seconds=time.process_time() - begun,
         settings=settings_of(subject, hessian, product=_PRODUCTS[how.hvp]) | products.settings() | how.solver.facts(),
-        extras={"audit": how.audits[task.series.name]},
+        extras={"audit": how.audits[task.series.name]} | subject.notes_on(info),
     )
 
 

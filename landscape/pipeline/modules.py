@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import stored_verdicts
-from landscape.pipeline.measure import How, Show, attempted, check_everything, progress_shown, run, subjects
+from landscape.pipeline.measure import How, Show, attempted, check_everything, progress_shown, run, show_notes, subjects
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings
 from landscape.pipeline.solve import Solver, SolverSettings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from landscape.clip.checkpoint import CheckpointInfo
     from landscape.curvature import ModuleSpectrum
     from landscape.pipeline.subject import Subject
 
@@ -103,7 +104,8 @@ def run_modules(
         report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored, what="modules")
         if tasks:
             how = How("double-backward", stored_verdicts(output, manifest), solver=Solver(solver))
-            check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
+            notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
+            show_notes(notes, shown=progress)
             with progress_shown(num_planned, num_stored, shown=progress) as show:
                 report = _measure_all(manifest, tasks, writer, report, modules, how=how, device=device, show=show)
         writer.merge()
@@ -140,13 +142,13 @@ def _measure_all(
     failures: list[str] = []
     measured = unconverged = 0
     for task, subject in subjects(manifest, tasks, device):
-        checkpoint_sha256 = subject.load(task.checkpoint).sha256
+        info = subject.load(task.checkpoint)
         modules = _modules_of(subject, task, patterns)
         writer.check_modules(task.series.name, tuple(modules))
         show(f"{task.series.name} epoch {task.checkpoint.epoch}, {len(modules)} modules", 0)
         for batch in task.batches:
             record = attempted(
-                partial(_measure, manifest.hessian, task, subject, batch, modules, checkpoint_sha256, how=how),
+                partial(_measure, manifest.hessian, task, subject, batch, modules, info, how=how),
                 has_worked=bool(measured or report.num_stored),
             )
             if isinstance(record, str):
@@ -174,7 +176,7 @@ def _measure(
     subject: "Subject",
     batch: int,
     modules: dict[str, tuple[str, ...]],
-    checkpoint_sha256: str,
+    info: "CheckpointInfo",
     *,
     how: How,
 ) -> ModuleRecord:
@@ -210,13 +212,13 @@ def _measure(
         **_columns(spectra, hessian.k),
         loss=blocks.loss,
         batch_sha256=subject.batches.digest(batch),
-        checkpoint_sha256=checkpoint_sha256,
+        checkpoint_sha256=info.sha256,
         num_params=sum(tensor.numel() for tensor in subject.params.values()),
         seconds=time.process_time() - begun,
         settings=settings_of(subject, hessian, product=f"{blocks.choice.title}, block by block")
         | {"product_choice": blocks.choice.as_settings()}
         | how.solver.settings.room(),
-        extras={"audit": how.audits[task.series.name]},
+        extras={"audit": how.audits[task.series.name]} | subject.notes_on(info),
     )
 
 

@@ -91,6 +91,11 @@ class Subject:
             )
         return info
 
+    def notes_on(self, info: CheckpointInfo) -> dict[str, list[str]]:
+        """What is to be known of the run, a checkpoint and the data, to be stored with records; nothing where there is none."""
+        notes = [*self.trained.notes, *info.notes, *self.batches.notes]
+        return {"notes": notes} if notes else {}
+
     def batch(self, index: int) -> Batch:
         """Batch `index` in the model's precision, on its device."""
         dtype = next(iter(self.params.values())).dtype

@@ -27,6 +27,13 @@ def described_as_trained(settings: Mapping[str, Any]) -> list[str]:
     return ["as trained: " + "; ".join(_by_source(used)) for used in models_as_trained(settings)]
 
 
+def notes_of(extras: Mapping[str, Any]) -> list[str]:
+    """What was said of a checkpoint, its run and the data when they were read, a sentence each."""
+    stored = extras.get("notes", [])
+    several = stored["several"] if isinstance(stored, Mapping) else [stored]
+    return list(dict.fromkeys(str(note) for notes in several for note in notes))
+
+
 def _by_source(used: Used) -> list[str]:
     sources = sorted({source for _, source in used.values()}, key=lambda source: (source == "default", source))
     return [

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from landscape.store.as_trained import described_as_trained
+from landscape.store.as_trained import described_as_trained, notes_of
 from landscape.store.parts import parts_folder
 from landscape.store.store import SpectrumStore
 from landscape.store.table import UNIT, combined
@@ -113,6 +113,8 @@ def describe(path: str | Path) -> list[str]:
         for series in store.series():
             settings = combined(store.records(series, epoch).settings for epoch in store.epochs(series))
             lines += [f"{series} {line}" for line in described_as_trained(settings)]
+            extras = combined(store.records(series, epoch).extras for epoch in store.epochs(series))
+            lines += [f"{series} note: {note}" for note in notes_of(extras)]
         for series, epoch in store.module_identities:
             modules, batches = store.module_names(series), store.module_batches(series, epoch)
             lines.append(f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches")
