@@ -7,7 +7,7 @@ from test_pipeline import invoke
 
 from landscape.clip.model import build_model
 from landscape.manifest import Manifest
-from landscape.pipeline import subject as subject_module
+from landscape.clip import trained as trained_module
 from landscape.pipeline.audit import stored_verdicts
 from landscape.store import SpectrumStore
 
@@ -24,7 +24,7 @@ def spoiled_models(monkeypatch):
         model.visual.ln_post.forward = lambda x: OnceSine.apply(x)
         return model
 
-    monkeypatch.setattr(subject_module, "build_model", build)
+    monkeypatch.setattr(trained_module, "build_model", build)
 
 
 def audits(output):

@@ -234,6 +234,15 @@ def refuse(*ignored):
     raise _Unreadable("a reason")
 
 
+def test_metadata_that_point_out_of_the_folder_are_refused(tmp_path):
+    dcp.save(nn.Linear(3, 2).state_dict(), checkpoint_id=tmp_path / "run", no_dist=True)
+    (tmp_path / "run/__0_0.distcp").rename(tmp_path / "outer.pth")
+    metadata = tmp_path / "run/.metadata"
+    metadata.write_bytes(metadata.read_bytes().replace(b"__0_0.distcp", b"../outer.pth"))
+    with pytest.raises(CheckpointError, match="do not say where the pieces lie"):
+        describe_checkpoint(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["posix.system", "builtins.eval"])
 def test_metadata_that_ask_for_code_are_refused(tmp_path, name):
     dcp.save(nn.Linear(3, 2).state_dict(), checkpoint_id=tmp_path / "run", no_dist=True)
