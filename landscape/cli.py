@@ -207,7 +207,7 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
 )
 @click.option("--modules", multiple=True, help="With --per-module: shell pattern of module names, as 'visual.*.resblocks.*'.")
 @click.option("--module-batches", type=click.IntRange(min=1), help="With --per-module: on the first batches only.")
-@click.option("--dry-run", is_flag=True, help="List what is left to measure, then stop.")
+@click.option("--dry-run", is_flag=True, help="Say what is left, what fits, and how long it takes, then stop.")
 @_threads_option
 @_one_line_errors
 def spectra(
@@ -239,7 +239,9 @@ def spectra(
         reports = (pipeline.run(loaded, output, **options),)
     for report in reports:
         click.echo(report.summary())
-    sys.exit(0 if all(report.complete for report in reports) or options["dry_run"] else 1)
+    if options["dry_run"]:
+        sys.exit(2 if any(report.num_refused for report in reports) else 0)
+    sys.exit(0 if all(report.complete for report in reports) else 1)
 
 
 @main.command()

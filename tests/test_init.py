@@ -409,6 +409,7 @@ def test_odd_names_survive(tmp_path, monkeypatch):
     )
     save(run / "checkpoints" / "bad\nname.pt", {"epoch": 9, "name": "x", "state_dict": weights()})
     output, document = written(tmp_path, run)
+    assert "bad name.pt: its name holds characters that a manifest cannot" in output.read_text()
     series = Manifest.load(output).series[0]
     assert [c.path for c in series.checkpoints] == [
         run / "checkpoints" / f"epoch_{i}.pt" for i in (1, 2)

@@ -359,10 +359,10 @@ def test_an_output_of_another_protocol_is_refused_and_left_alone(study, tmp_path
 
 
 def test_train_mode_batch_norm_or_dropout_cannot_reach_a_measurement(study, tmp_path, monkeypatch):
-    from landscape.pipeline import subject
+    from landscape.clip import trained
 
-    monkeypatch.setattr(subject, "build_model", lambda name, **options: build_model(name, **options).train())
-    monkeypatch.setattr(subject, "build_model", _with_dropout)
+    monkeypatch.setattr(trained, "build_model", lambda name, **options: build_model(name, **options).train())
+    monkeypatch.setattr(trained, "build_model", _with_dropout)
     result = invoke("spectra", study, "-o", tmp_path / "out.h5")
     assert_refused(result, "dropout", output=tmp_path / "out.h5")
 

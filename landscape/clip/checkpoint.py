@@ -128,6 +128,19 @@ def load_checkpoint(
     return _describe(path, sha256, file, contents, stored, weights, notes=tuple(notes))
 
 
+def check_fit(model: nn.Module, path: Path, *, weights: str = "online") -> Contents:
+    """See by names and shapes that a checkpoint fits `model`: no number is looked at, and no digest.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`, short of what needs the numbers.
+    """
+    file = read_weights(path)
+    contents = _contents(path, file, weights)
+    state, _ = _state_of(file, contents, weights)
+    fit_to_model(path, state, model, aliases=file.aliases)
+    return contents
+
+
 def save_checkpoint(
     path: Path,
     *,
@@ -197,13 +210,17 @@ def _look_into(path: Path, weights: str, expected_sha256: str | None) -> tuple[s
     if weights not in ("online", "ema"):
         raise ValueError(f'weights must be "online" or "ema", got {weights!r}.')
     sha256, file = _read(path, expected_sha256)
+    return sha256, file, _contents(path, file, weights)
+
+
+def _contents(path: Path, file: WeightFile, weights: str) -> Contents:
     contents = interpret(path, file.stored, metadata=file.metadata)
     if weights not in contents.copies:
         what, other = ("averaged", "online") if weights == "ema" else ("trained", "ema")
         raise CheckpointError(
             f'{path}: has no {what} weights. Load it with weights="{other}", in a manifest weights: {other}.'
         )
-    return sha256, file, contents
+    return contents
 
 
 def _state_of(file: WeightFile, contents: Contents, weights: str) -> tuple[State, list[str]]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from landscape.errors import LandscapeError, ManifestError, MemoryLimitError, NumericalError, ObjectiveError, PictureError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import check_hvp, stored_verdicts, verdict_of
+from landscape.pipeline.forecast import forecast
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.pipeline.solve import Solver, SolverSettings
@@ -67,7 +68,7 @@ def run(
         unaudited: Measure without asking whether the products are second derivatives; every record says so.
         products: How they are computed, and in how much memory.
         solver: From where the search starts, and in how much memory.
-        dry_run: Only say what is left.
+        dry_run: Only say what is left, what would be refused, and what the rest takes in time and memory.
         progress: None draws a bar where stderr is a terminal and writes a line per checkpoint elsewhere; False is silent.
 
     Returns:
@@ -85,7 +86,8 @@ def run(
     num_stored = num_planned - sum(len(task.batches) for task in tasks)
     report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored)
     if dry_run:
-        return replace(report, todo=tuple(tasks))
+        looked = forecast(manifest, tasks, device_of(device), hvp=hvp, products=products, solver=solver)
+        return replace(report, todo=tuple(tasks), forecast=looked.lines, num_refused=looked.num_refused)
     how = How(hvp=hvp)
     if tasks:
         audits = {} if hvp == "finite-difference" else stored_verdicts(output, manifest)

@@ -54,6 +54,8 @@ class RunReport:
         num_unconverged: Eigenvalues measured by this run whose residual missed the tolerance.
         failures: A line for each batch that failed; it is tried again by the next run.
         todo: In a dry run, what it would have measured.
+        forecast: In a dry run, lines about what would be met.
+        num_refused: In a dry run, reasons for which it would be refused.
         what: "" for the spectra of the whole, "modules" for those of modules.
     """
 
@@ -64,6 +66,8 @@ class RunReport:
     num_unconverged: int = 0
     failures: tuple[str, ...] = ()
     todo: tuple[Task, ...] = ()
+    forecast: tuple[str, ...] = ()
+    num_refused: int = 0
     what: str = ""
 
     @property
@@ -81,4 +85,4 @@ class RunReport:
         lines.append(f"{self.output}: {of}{done} of {self.num_planned} batches are measured ({counts}).")
         if self.num_unconverged:
             lines.append(f"{self.num_unconverged} of the eigenvalues measured now missed the tolerance; they are marked so.")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.forecast])

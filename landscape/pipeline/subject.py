@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from landscape import threads
-from landscape.clip.checkpoint import CheckpointInfo, load_checkpoint
+from landscape.clip.checkpoint import CheckpointInfo, check_fit, load_checkpoint
 from landscape.clip.image_text import CurvatureBatches, Pairs, Transform, curvature_batches
 from landscape.clip.labels import with_labels
 from landscape.clip.model import image_size_of, preprocess_for, tokenizer_for
@@ -82,19 +82,22 @@ class Subject:
         """
         weights = self.trained.get("weights", "online")
         info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=weights)
-        if info.epoch is not None and info.epoch != checkpoint.epoch:
-            stored = "" if info.stored_epoch in (None, info.epoch) else f" (it stores {info.stored_epoch}, counted from 0)"
-            raise CheckpointError(
-                f"{checkpoint.path}: was written after {info.epoch} finished epochs{stored}, but the manifest lists it as epoch "
-                f"{checkpoint.epoch}, so its spectrum would stand in the wrong panel. List it as epoch {info.epoch}, or name the "
-                "right file."
-            )
+        _check_epoch(checkpoint, info.epoch, info.stored_epoch)
         return info
 
     def notes_on(self, info: CheckpointInfo) -> dict[str, list[str]]:
         """What is to be known of the run, a checkpoint and the data, to be stored with records; nothing where there is none."""
         notes = [*self.trained.notes, *info.notes, *self.batches.notes]
         return {"notes": notes} if notes else {}
+
+    def check_fit(self, checkpoint: Checkpoint) -> None:
+        """See by names, shapes and epoch that a checkpoint can be loaded, without its numbers.
+
+        Raises:
+            CheckpointError: As `load`, short of what needs the numbers.
+        """
+        contents = check_fit(self.model, checkpoint.path, weights=self.trained.get("weights", "online"))
+        _check_epoch(checkpoint, contents.epoch, contents.stored_epoch)
 
     def batch(self, index: int) -> Batch:
         """Batch `index` in the model's precision, on its device."""
@@ -118,6 +121,16 @@ class Subject:
                 first = first or error
         assert first is not None, "there is at least one batch"
         raise first
+
+
+def _check_epoch(checkpoint: Checkpoint, epoch: int | None, stored_epoch: int | float | None) -> None:
+    if epoch is not None and epoch != checkpoint.epoch:
+        stored = "" if stored_epoch in (None, epoch) else f" (it stores {stored_epoch}, counted from 0)"
+        raise CheckpointError(
+            f"{checkpoint.path}: was written after {epoch} finished epochs{stored}, but the manifest lists it as epoch "
+            f"{checkpoint.epoch}, so its spectrum would stand in the wrong panel. List it as epoch {epoch}, or name the "
+            "right file."
+        )
 
 
 def _batches(manifest: Manifest, model: torch.nn.Module, pairs: Pairs) -> CurvatureBatches:
