@@ -5,9 +5,9 @@ from spectra_study import make_study
 from test_audit import OnceSine
 from test_pipeline import invoke
 
+from landscape.clip import trained as trained_module
 from landscape.clip.model import build_model
 from landscape.manifest import Manifest
-from landscape.clip import trained as trained_module
 from landscape.pipeline.audit import stored_verdicts
 from landscape.store import SpectrumStore
 
