@@ -98,7 +98,7 @@ def test_a_plain_run_changes_nothing_so_stores_that_are_older_go_on(tmp_path):
 
 def test_siglip_is_the_loss_and_the_bias_that_open_clip_train_gives_it(tmp_path):
     trained = said(tmp_path, siglip=True)
-    assert trained.changes() == {"loss": "siglip", "model_args.init_logit_bias": -10}
+    assert trained.section("model_args") == {"init_logit_bias": -10} and trained.changes() == {"loss": "siglip"}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_timm_arguments_give_classes_pictures_and_the_smoothed_loss(tmp_path):
 def test_a_loss_of_timm_that_is_not_known_here_is_not_replaced_in_silence(tmp_path, flag):
     (tmp_path / "args.yaml").write_text(yaml.safe_dump({**TIMM, flag: True}))
     (file,) = run_files(tmp_path)
-    assert flag in file.trained.doubts["loss"] and file.trained.get("loss") is None
+    assert f"{flag}: True" in file.trained.doubts["loss"] and file.trained.get("loss") is None
 
 
 def test_hparams_of_lightning_are_read_without_building_the_objects_that_they_name(tmp_path):
@@ -174,6 +174,23 @@ def test_hparams_of_lightning_are_read_without_building_the_objects_that_they_na
     (file,) = run_files(tmp_path / "checkpoints")
     assert file.trained.get("num_classes") == 7
     assert not (tmp_path / "made").exists() and not Path("made").exists()
+
+
+def test_arguments_of_deit_and_the_configuration_of_swin_give_the_smoothed_loss(tmp_path):
+    deit = {"model": "deit_tiny_patch16_224", "nb_classes": 5, "smoothing": 0.1, "bce_loss": False, "distillation_type": "none"}
+    swin = {"MODEL": {"NUM_CLASSES": 5, "LABEL_SMOOTHING": 0.1}, "DATA": {"IMG_SIZE": 64}}
+    for settings in ({"args": deit}, {"config": swin}):
+        (file,) = inside_checkpoint(settings, tmp_path / "checkpoint.pth")
+        assert file.trained.get("num_classes") == 5 and file.trained.get("label_smoothing") == 0.1
+    (file,) = inside_checkpoint({"args": {**deit, "distillation_type": "hard"}}, tmp_path / "checkpoint.pth")
+    assert "distillation_type: hard" in file.trained.doubts["loss"]
+
+
+def test_a_false_that_changes_a_model_is_not_taken_for_its_default(tmp_path):
+    arguments = {**TIMM, "model_kwargs": {"qkv_bias": False}}
+    (file,) = inside_checkpoint({"args": arguments}, tmp_path / "checkpoint-3.pth.tar")
+    assert file.trained.section("model_args") == {"qkv_bias": False}
+    assert file.trained.changes()["model_args.qkv_bias"] is False
 
 
 def test_what_a_checkpoint_holds_about_its_run_counts_like_a_file_beside_it(tmp_path):

@@ -86,10 +86,13 @@ def inside_checkpoint(settings: Mapping[str, Any], checkpoint: Path) -> list[Run
         settings: Plain values by the entry of the file in which they stand.
     """
     files = []
-    for entry in ("args", "hyper_parameters"):
+    for entry in ("args", "hyper_parameters", "config"):
         values = settings.get(entry)
-        if isinstance(values, Mapping) and values:
-            files.append(_of_arguments(checkpoint, f"{entry} in {checkpoint.name}", values))
+        source = f"{entry} in {checkpoint.name}"
+        if isinstance(values, Mapping) and isinstance(values.get("MODEL"), Mapping):
+            files.append(RunFile(checkpoint, "Swin", None, _swin_trained(values, source), values=values))
+        elif isinstance(values, Mapping) and values:
+            files.append(_of_arguments(checkpoint, source, values))
     return files
 
 
@@ -238,8 +241,8 @@ _PlainLoader.add_multi_constructor("", lambda loader, suffix, node: str(getattr(
 
 
 def _of_arguments(path: Path, source: str, values: Mapping[str, Any]) -> RunFile:
-    """timm's command line where these are its arguments; else the few names that mean the same everywhere."""
-    if "bce_loss" in values and "jsd_loss" in values:
+    """timm's command line, or DeiT's, where these are its arguments; else the few names that mean the same everywhere."""
+    if "smoothing" in values and "model" in values:
         model = values.get("model")
         return RunFile(path, "timm", f"timm:{model}" if model else None, _timm_trained(values, source), values=values)
     stated: dict[str, Any] = {}
@@ -252,10 +255,10 @@ def _of_arguments(path: Path, source: str, values: Mapping[str, Any]) -> RunFile
 
 
 def _timm_trained(values: Mapping[str, Any], source: str) -> TrainedAs:
-    """Of timm's train.py (1.0): its arguments for the model, for the pictures in validation, and for the loss."""
+    """Of timm's train.py (1.0), and of DeiT's main.py: arguments for the model, for the pictures in validation, for the loss."""
     stated: dict[str, Any] = {}
-    if values.get("num_classes"):
-        stated["num_classes"] = values["num_classes"]
+    if classes := values.get("num_classes") or values.get("nb_classes"):
+        stated["num_classes"] = classes
     for name, argument in (("bn_eps", "bn_eps"), ("gp", "global_pool")):
         if values.get(name) is not None:
             stated[f"model_args.{argument}"] = values[name]
@@ -267,16 +270,30 @@ def _timm_trained(values: Mapping[str, Any], source: str) -> TrainedAs:
         value = values.get(name) or None
         stated[f"preprocess.{name}"] = value * 3 if isinstance(value, list) and len(value) == 1 else value
     doubts = {}
-    unusual = [name for name in ("bce_loss", "jsd_loss") if values.get(name)]
+    other_losses = ("bce_loss", "jsd_loss", "distillation_type")
+    unusual = [name for name in other_losses if values.get(name) not in (None, False, "none")]
     if unusual:
         doubts["loss"] = (
-            f"{source} says {unusual[0]}: true, a loss that is not known here; say `loss: cross_entropy` to measure "
-            "that of the cross-entropy at these weights"
+            f"{source} says {unusual[0]}: {values[unusual[0]]}, a loss that is not known here; say `loss: cross_entropy` to "
+            "measure that of the cross-entropy at these weights"
         )
     else:
         stated["loss"] = "cross_entropy"
         stated["label_smoothing"] = values.get("smoothing") or 0.0
     return TrainedAs.stated(stated, source, doubts=doubts)
+
+
+def _swin_trained(values: Mapping[str, Any], source: str) -> TrainedAs:
+    """Of the configuration of Swin's and VMamba's trainers: classes, picture size, and the smoothing of the loss."""
+    model, data = values["MODEL"], values.get("DATA")
+    stated: dict[str, Any] = {}
+    if type(model.get("NUM_CLASSES")) is int and model["NUM_CLASSES"] > 0:
+        stated["num_classes"] = model["NUM_CLASSES"]
+    if isinstance(data, Mapping) and type(data.get("IMG_SIZE")) is int:
+        stated["preprocess.size"] = data["IMG_SIZE"]
+    if isinstance(model.get("LABEL_SMOOTHING"), (int, float)):
+        stated |= {"loss": "cross_entropy", "label_smoothing": float(model["LABEL_SMOOTHING"])}
+    return TrainedAs.stated(stated, source)
 
 
 def _read_config(path: Path) -> RunFile | None:

@@ -40,8 +40,12 @@ _RESERVED = {
     "weights_only",
 }
 PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop_pct", "crop_mode")
-# Values that leave a model as it is by default; 0 counts as False.
-_NEUTRAL: tuple[Any, ...] = (None, False, "", "online")
+# Values beside None that leave a model as it is by default. open_clip's `force_...: False` does, timm's `qkv_bias: False`
+# does not.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"pretrained": ("",), "weights": ("online",), "label_smoothing": (0,)}
+_FORCE = "model_args.force_"
+# They are parameters, which a checkpoint replaces.
+_INITIAL = ("model_args.init_logit_bias", "model_args.init_logit_scale")
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class TrainedAs:
             Disagreement: If they state different values of one setting.
         """
         for key in self.settings:
-            if key in other.settings and not _equal(self.settings[key].value, other.settings[key].value):
+            if key in other.settings and not _agree(key, self.settings[key].value, other.settings[key].value):
                 raise Disagreement(key, self.settings[key], other.settings[key])
         settings = {**other.settings, **self.settings}
         doubts = {key: why for key, why in {**other.doubts, **self.doubts}.items() if key not in settings}
@@ -108,7 +112,7 @@ class TrainedAs:
 
     def changes_model(self, key: str) -> bool:
         """Whether somebody states a value for it other than the model's own."""
-        return key in self.settings and not _is_neutral(self.settings[key].value)
+        return key in self.settings and not _is_neutral(key, self.settings[key].value)
 
     def section(self, name: str) -> dict[str, Any]:
         """The values of `name.KEY` by KEY, without those that leave the default."""
@@ -117,14 +121,15 @@ class TrainedAs:
     def changes(self) -> dict[str, Any]:
         """The values by which the same weights mean another function than by default: JSON values, for digests and stores.
 
-        The number of classes is none of them: weights of another number do not fit.
+        Not among them are the number of classes, without which weights do not fit, and what weights replace.
         """
         ordinary = (("loss", "clip"), ("loss", "cross_entropy"))
         meant = sorted(self._meant(), key=lambda pair: pair[0])
-        return {key: one.value for key, one in meant if (key, one.value) not in ordinary and key != "num_classes"}
+        left_out = ("num_classes", *_INITIAL)
+        return {key: one.value for key, one in meant if (key, one.value) not in ordinary and key not in left_out}
 
     def _meant(self) -> Iterator[tuple[str, Setting]]:
-        return ((key, one) for key, one in self.settings.items() if not _is_neutral(one.value))
+        return ((key, one) for key, one in self.settings.items() if not _is_neutral(key, one.value))
 
     def describe(self) -> list[str]:
         """A line per setting that is stated, with its source, and the notes."""
@@ -189,15 +194,17 @@ def _is_list_of_plain(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(one, (bool, int, float, str)) for one in value)
 
 
-def _is_neutral(value: Any) -> bool:
-    return not isinstance(value, (list, tuple)) and value in _NEUTRAL
+def _is_neutral(key: str, value: Any) -> bool:
+    if value is None or (key.startswith(_FORCE) and value is False):
+        return True
+    return not isinstance(value, (list, tuple)) and value in _NEUTRAL.get(key, ())
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Lists and tuples alike; None, False and a missing text alike."""
+def _agree(key: str, one: Any, other: Any) -> bool:
+    """Lists and tuples alike, and all values alike that leave the model as it is."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other) or (_is_neutral(one) and _is_neutral(other))
+        return list(one) == list(other)
+    return bool(one == other) or (_is_neutral(key, one) and _is_neutral(key, other))
 
 
 def _said(value: Any) -> str:
