@@ -132,8 +132,8 @@ class TrainedAs:
         return ((key, one) for key, one in self.settings.items() if not _is_neutral(key, one.value))
 
     def describe(self) -> list[str]:
-        """A line per setting that is stated, with its source, and the notes."""
-        lines = [f"{key}: {_said(one.value)} ({one.source})" for key, one in sorted(self.settings.items())]
+        """A line per setting that somebody states otherwise than the model has it, with its source, and the notes."""
+        lines = [f"{key}: {_said(one.value)} ({one.source})" for key, one in sorted(self._meant(), key=lambda pair: pair[0])]
         return [*lines, *self.notes]
 
 
