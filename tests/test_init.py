@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -440,6 +441,24 @@ def test_init_needs_no_torch(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "0 to 24, 25 checkpoints" in result.stdout
+
+
+def test_the_command_for_epoch_zero_works_as_it_is_written(tmp_path, monkeypatch):
+    checkpoints = train(tmp_path, write_pairs(tmp_path), "--seed", "3", model="vit_tiny_64")
+    monkeypatch.chdir(tmp_path)
+    assert invoke("init", checkpoints.parent).exit_code == 0
+    text = Path("checkpoints.yaml").read_text()
+    [command] = [line.strip("# ") for line in text.splitlines() if "landscape train" in line]
+    assert "--seed 3" in command
+    result = invoke(*shlex.split(command)[1:])
+    assert result.exit_code == 0, result.stderr
+    first = "      - {epoch: 1, "
+    text = text.replace(first, "      - {epoch: 0, path: init/checkpoints/epoch_0.pt}\n" + first)
+    text = text.replace("epoch_zero: optional", "epoch_zero: required")
+    Path("checkpoints.yaml").write_text(text)
+    result = invoke("spectra", "checkpoints.yaml", "-o", "s.h5", "--dry-run")
+    assert result.exit_code == 0, result.stdout
+    assert "2 fit; epoch 1 was loaded whole" in result.stdout
 
 
 def test_a_real_run_goes_from_init_to_spectra(tmp_path):

@@ -10,7 +10,9 @@ from landscape.errors import CheckpointError, ManifestError
 from landscape.manifest.init.folders import natural_order
 from landscape.manifest.outline import Outline, outline
 
-_COPY = re.compile(r"(?i)(?:^|[^a-z])(last|latest|best|final|current|resume|recovery)")
+_COPY = re.compile(
+    r"(?i)(?:^|[^a-z])(last|latest|best|final|current|resume|recovery|copy|backup|old)"
+)
 _NAMED_EPOCH = re.compile(r"(?i)ep(?:och)?[-_=]?(\d+)")
 _WITHIN = "within an epoch"
 COUNTS = ("finished", "from-zero")
@@ -156,20 +158,33 @@ def _is_inside_folder(path: Path) -> bool:
 def _without_copies(read: list[_Read], left_out: list[tuple[Path, str]]) -> Listing:
     """One checkpoint per epoch; the files that repeat one are left out."""
     chosen: dict[int, _Read] = {}
-    remarks = []
-    for one in sorted(read, key=lambda one: (one.is_copy, natural_order(one.path))):
+    repeated: list[tuple[_Read, _Read]] = []
+    for one in sorted(read, key=_preferred_first):
         assert one.epoch is not None
         first = chosen.setdefault(one.epoch, one)
         if first is one:
             continue
-        left_out.append(
-            (one.path, f"epoch {one.epoch} as well, which is listed as {first.path.name}")
-        )
+        said = f"epoch {one.epoch} as well, which is listed as {first.path.name}"
+        left_out.append((one.path, said))
         if not one.is_copy:
-            remarks.append(
-                f"{first.path.name} and {one.path.name} are both of epoch {one.epoch}, and the first is listed; if they are of "
-                "two runs, give each a folder of its own"
-            )
+            repeated.append((first, one))
     ordered = [chosen[epoch] for epoch in sorted(chosen)]
     listed = tuple(Listed(one.path, one.epoch) for one in ordered)
-    return Listing(listed, ordered[-1].outline, tuple(left_out), tuple(remarks))
+    return Listing(listed, ordered[-1].outline, tuple(left_out), _remarks(repeated))
+
+
+def _preferred_first(one: _Read) -> tuple[object, ...]:
+    """Sort key: of several files of an epoch, the one that is named after it comes first."""
+    named = _NAMED_EPOCH.search(one.path.name) is not None
+    return (one.is_copy, not named, natural_order(one.path))
+
+
+def _remarks(repeated: list[tuple[_Read, _Read]]) -> tuple[str, ...]:
+    if not repeated:
+        return ()
+    first, other = repeated[0]
+    more = f", and so in {len(repeated) - 1} more cases" if len(repeated) > 1 else ""
+    return (
+        f"{first.path.name} and {other.path.name} are both of epoch {first.epoch}, and the first is "
+        f"listed{more}; if they are of two runs, give each a folder of its own",
+    )

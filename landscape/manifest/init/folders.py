@@ -17,7 +17,8 @@ _MAX_FOLDERS = 20_000
 _NUM_SHOWN = 10
 
 _FILE = re.compile(
-    r".+\.(pt|pth|ckpt|safetensors|tar)|(open_clip_)?pytorch_model[\w.-]*\.bin", re.IGNORECASE | re.DOTALL
+    r".+\.(pt|pth|ckpt|safetensors|tar)|(open_clip_)?pytorch_model[\w.-]*\.bin",
+    re.IGNORECASE | re.DOTALL,
 )
 _TAR = re.compile(r".+\.(pt|pth)\.tar", re.IGNORECASE)
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")

@@ -336,5 +336,6 @@ def _command_for_epoch_zero(facts: RunFacts, data: RunData) -> str | None:
         "init",
     ]
     if source is not None and source != OPENMOJI and data.is_plain:
-        words = [*words, "--data", source]
+        # The recipe's batch may be larger than a small table, and there is no step to make.
+        words = [*words, "--data", source, *(("--batch-size", "2") if data.is_small else ())]
     return shlex.join(words)
