@@ -290,6 +290,7 @@ def test_files_that_do_not_say_their_epoch_are_left_to_the_user_unless_told_what
     assert result.exit_code == 0
     text = (tmp_path / "out.yaml").read_text()
     assert text.count("epoch: FILL_IN") == 3 and "its name says 10" in text
+    assert "--epoch-numbers finished" in " ".join(result.stdout.split())
     for counts, shift in (("finished", 0), ("from-zero", 1)):
         invoke(
             "init", tmp_path / "plain", "-o", tmp_path / f"{counts}.yaml", "--epoch-numbers", counts
@@ -317,6 +318,17 @@ def test_a_file_that_cannot_be_read_is_left_out_with_the_reason(tmp_path):
     output, _ = written(tmp_path, run)
     assert list(epochs_of(output)) == [1, 2]
     assert "epoch_3.pt: is empty" in output.read_text() and "- epoch_4.pt: " in output.read_text()
+
+
+@pytest.mark.timeout(60)
+def test_pipes_are_no_checkpoints_and_broken_links_are_named(tmp_path):
+    run = open_clip_run(tmp_path / "run")
+    os.mkfifo(run / "checkpoints" / "epoch_3.pt")
+    (run / "checkpoints" / "epoch_4.pt").symlink_to("gone.pt")
+    (run / "loop").symlink_to(".")
+    output, _ = written(tmp_path, run)
+    assert list(epochs_of(output)) == [1, 2]
+    assert "epoch_4.pt: there is no such file" in output.read_text()
 
 
 def test_two_files_of_one_epoch_are_said(tmp_path):

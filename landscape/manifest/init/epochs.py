@@ -55,6 +55,7 @@ class _Read:
     epoch: int | None
     number: int | None
     why: str
+    by_user: bool = False
 
     @property
     def is_copy(self) -> bool:
@@ -91,7 +92,11 @@ def list_checkpoints(paths: Iterable[Path], *, counts: str | None = None) -> Lis
     if not with_epoch:
         # Which of two files is a copy cannot be told without epochs.
         chosen = [Listed(one.path, None, one.why) for one in read]
-        return Listing(tuple(chosen), read[-1].outline, tuple(left_out))
+        advice = (
+            "the numbers in files or names are taken with --epoch-numbers finished, or from-zero"
+        )
+        remarks = (advice,) if all(one.number is not None for one in read) else ()
+        return Listing(tuple(chosen), read[-1].outline, tuple(left_out), remarks)
     left_out += [
         (one.path, f"{one.why}; to list it, add a line with its epoch")
         for one in read
@@ -113,6 +118,8 @@ def _read(path: Path, counts: str | None) -> _Read:
     epoch = look.epoch if look.epoch is not None else _epoch_of_trainer(path)
     if epoch is None and number is not None and counts is not None:
         epoch = number + (counts == "from-zero")
+        why = f"number {number}, by --epoch-numbers {counts}"
+        return _Read(path, look, epoch, number, why, by_user=True)
     return _Read(path, look, epoch, number, why)
 
 
@@ -169,7 +176,7 @@ def _without_copies(read: list[_Read], left_out: list[tuple[Path, str]]) -> List
         if not one.is_copy:
             repeated.append((first, one))
     ordered = [chosen[epoch] for epoch in sorted(chosen)]
-    listed = tuple(Listed(one.path, one.epoch) for one in ordered)
+    listed = tuple(Listed(one.path, one.epoch, one.why if one.by_user else "") for one in ordered)
     return Listing(listed, ordered[-1].outline, tuple(left_out), _remarks(repeated))
 
 

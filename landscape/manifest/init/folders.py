@@ -165,9 +165,10 @@ def _is_weights(path: Path) -> bool:
     ):
         return False
     # Archives of data end in .tar as well.
-    return (
-        not name.lower().endswith(".tar") or _TAR.fullmatch(name) is not None
-    ) and not path.is_dir()
+    if name.lower().endswith(".tar") and not _TAR.fullmatch(name):
+        return False
+    # A broken link is named with its reason; a pipe would never end.
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
