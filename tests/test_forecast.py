@@ -151,6 +151,14 @@ def test_other_ways_of_measuring_are_forecast_as_far_as_that_is_known(tmp_path, 
     assert said in " ".join(result.stdout.split())
 
 
+def test_what_is_not_in_the_time_is_said(tmp_path):
+    study = make_study(tmp_path, names=("one",), epochs=(0,), k=1)
+    text = " ".join(dry_run(study, "--per-module").stdout.split())
+    assert "The audit of each series comes on top." in text
+    assert "The time of modules comes on top" in text
+    assert "comes on top" not in dry_run(study, "--unaudited").stdout
+
+
 def test_what_is_measured_already_is_not_forecast(tmp_path):
     study = make_study(tmp_path, names=("one",), epochs=(0,), parameters=PATTERNS, k=1)
     pipeline.run(Manifest.load(study), study.with_suffix(".h5"), progress=False)

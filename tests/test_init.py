@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -289,6 +290,7 @@ def test_files_that_do_not_say_their_epoch_are_left_to_the_user_unless_told_what
     assert result.exit_code == 0
     text = (tmp_path / "out.yaml").read_text()
     assert text.count("epoch: FILL_IN") == 3 and "its name says 10" in text
+    assert "--epoch-numbers finished" in " ".join(result.stdout.split())
     for counts, shift in (("finished", 0), ("from-zero", 1)):
         invoke(
             "init", tmp_path / "plain", "-o", tmp_path / f"{counts}.yaml", "--epoch-numbers", counts
@@ -316,6 +318,17 @@ def test_a_file_that_cannot_be_read_is_left_out_with_the_reason(tmp_path):
     output, _ = written(tmp_path, run)
     assert list(epochs_of(output)) == [1, 2]
     assert "epoch_3.pt: is empty" in output.read_text() and "- epoch_4.pt: " in output.read_text()
+
+
+@pytest.mark.timeout(60)
+def test_pipes_are_no_checkpoints_and_broken_links_are_named(tmp_path):
+    run = open_clip_run(tmp_path / "run")
+    os.mkfifo(run / "checkpoints" / "epoch_3.pt")
+    (run / "checkpoints" / "epoch_4.pt").symlink_to("gone.pt")
+    (run / "loop").symlink_to(".")
+    output, _ = written(tmp_path, run)
+    assert list(epochs_of(output)) == [1, 2]
+    assert "epoch_4.pt: there is no such file" in output.read_text()
 
 
 def test_two_files_of_one_epoch_are_said(tmp_path):
@@ -440,6 +453,24 @@ def test_init_needs_no_torch(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "0 to 24, 25 checkpoints" in result.stdout
+
+
+def test_the_command_for_epoch_zero_works_as_it_is_written(tmp_path, monkeypatch):
+    checkpoints = train(tmp_path, write_pairs(tmp_path), "--seed", "3", model="vit_tiny_64")
+    monkeypatch.chdir(tmp_path)
+    assert invoke("init", checkpoints.parent).exit_code == 0
+    text = Path("checkpoints.yaml").read_text()
+    [command] = [line.strip("# ") for line in text.splitlines() if "landscape train" in line]
+    assert "--seed 3" in command
+    result = invoke(*shlex.split(command)[1:])
+    assert result.exit_code == 0, result.stderr
+    first = "      - {epoch: 1, "
+    text = text.replace(first, "      - {epoch: 0, path: init/checkpoints/epoch_0.pt}\n" + first)
+    text = text.replace("epoch_zero: optional", "epoch_zero: required")
+    Path("checkpoints.yaml").write_text(text)
+    result = invoke("spectra", "checkpoints.yaml", "-o", "s.h5", "--dry-run")
+    assert result.exit_code == 0, result.stdout
+    assert "2 fit; epoch 1 was loaded whole" in result.stdout
 
 
 def test_a_real_run_goes_from_init_to_spectra(tmp_path):

@@ -64,10 +64,15 @@ def forecast(
     device: "torch.device",
     *,
     hvp: str,
+    audited: bool,
     products: ProductSettings,
     solver: SolverSettings,
 ) -> Forecast:
-    """Look at everything that a run would need, and time a product of each series."""
+    """Look at everything that a run would need, and time a product of each series.
+
+    Args:
+        audited: Whether an audit of each series comes first; it is not made here.
+    """
     from landscape.clip.image_text import open_pairs
 
     if not tasks:
@@ -88,7 +93,8 @@ def forecast(
         lines += [f"  {'refused':<{_MARGIN - 2}}{reason}" for reason in seen[-1].refusals]
     num_refused = sum(len(one.refusals) for one in seen)
     return Forecast(
-        lines=(*lines, "", *_in_all(manifest.hessian, seen, hvp)), num_refused=num_refused
+        lines=(*lines, "", *_in_all(manifest.hessian, seen, audited=audited)),
+        num_refused=num_refused,
     )
 
 
@@ -115,7 +121,7 @@ def _num_products(hessian: HessianSettings) -> int:
     return min(hessian.max_matvecs, _NUM_PRODUCTS * max(hessian.k, _MEASURED_K) // _MEASURED_K)
 
 
-def _in_all(hessian: HessianSettings, seen: Sequence[_Series], hvp: str) -> list[str]:
+def _in_all(hessian: HessianSettings, seen: Sequence[_Series], *, audited: bool) -> list[str]:
     num_refused = sum(len(one.refusals) for one in seen)
     if num_refused:
         reasons = "1 reason" if num_refused == 1 else f"{num_refused} reasons"
@@ -127,7 +133,7 @@ def _in_all(hessian: HessianSettings, seen: Sequence[_Series], hvp: str) -> list
             "not known before, and so neither is the time.",
         ]
     how = "" if hessian.k <= _MEASURED_K else f", in proportion for k = {hessian.k}"
-    audit = "" if hvp == "finite-difference" else " The audit of each series comes on top."
+    audit = " The audit of each series comes on top." if audited else ""
     assumed = (
         f"Assumed are {_num_products(hessian)} products a batch: 21 to 30 were measured for k = {_MEASURED_K} on small CLIP "
         f"models{how}; the limit is {hessian.max_matvecs}.{audit}"

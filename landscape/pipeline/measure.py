@@ -86,7 +86,9 @@ def run(
     num_stored = num_planned - sum(len(task.batches) for task in tasks)
     report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored)
     if dry_run:
-        looked = forecast(manifest, tasks, device_of(device), hvp=hvp, products=products, solver=solver)
+        audited = hvp != "finite-difference" and not unaudited
+        place = device_of(device)
+        looked = forecast(manifest, tasks, place, hvp=hvp, audited=audited, products=products, solver=solver)
         return replace(report, todo=tuple(tasks), forecast=looked.lines, num_refused=looked.num_refused)
     how = How(hvp=hvp)
     if tasks:

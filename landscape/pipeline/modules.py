@@ -97,7 +97,11 @@ def run_modules(
     if dry_run:
         tasks = _tasks(manifest, _completed(output, manifest), most)
         num_stored = num_planned - sum(len(task.batches) for task in tasks)
-        return RunReport(output=output, num_planned=num_planned, num_stored=num_stored, todo=tuple(tasks), what="modules")
+        said = ("The time of modules comes on top of that of the whole.",) if tasks else ()
+        todo = tuple(tasks)
+        return RunReport(
+            output=output, num_planned=num_planned, num_stored=num_stored, todo=todo, forecast=said, what="modules"
+        )
     with SpectrumStore.prepare(output, manifest) as writer:
         tasks = _tasks(manifest, writer.completed_modules(), most)
         num_stored = num_planned - sum(len(task.batches) for task in tasks)

@@ -31,12 +31,14 @@ class RunData:
         source: Absolute path, "openmoji", or None where it is not known.
         shown: A few words about it.
         is_plain: Whether it is a table as open_clip reads it by default.
+        is_small: Whether it has fewer rows than are measured as published.
     """
 
     lines: list[Line]
     source: str | None
     shown: str
     is_plain: bool
+    is_small: bool
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def data_of_run(
     ]
     lines.append(setting(2, "seed", 0, "of the draw of the pairs"))
     is_plain = num_rows is not None and not more
-    return RunData(lines, stated.source, _shown(stated, num_rows), is_plain)
+    is_small = num_rows is not None and num_rows < _NUM_SAMPLES
+    return RunData(lines, stated.source, _shown(stated, num_rows), is_plain, is_small)
 
 
 def written_path(path: str | Path, output: Path) -> str:

@@ -10,7 +10,9 @@ from landscape.errors import CheckpointError, ManifestError
 from landscape.manifest.init.folders import natural_order
 from landscape.manifest.outline import Outline, outline
 
-_COPY = re.compile(r"(?i)(?:^|[^a-z])(last|latest|best|final|current|resume|recovery)")
+_COPY = re.compile(
+    r"(?i)(?:^|[^a-z])(last|latest|best|final|current|resume|recovery|copy|backup|old)"
+)
 _NAMED_EPOCH = re.compile(r"(?i)ep(?:och)?[-_=]?(\d+)")
 _WITHIN = "within an epoch"
 COUNTS = ("finished", "from-zero")
@@ -53,6 +55,7 @@ class _Read:
     epoch: int | None
     number: int | None
     why: str
+    by_user: bool = False
 
     @property
     def is_copy(self) -> bool:
@@ -89,7 +92,11 @@ def list_checkpoints(paths: Iterable[Path], *, counts: str | None = None) -> Lis
     if not with_epoch:
         # Which of two files is a copy cannot be told without epochs.
         chosen = [Listed(one.path, None, one.why) for one in read]
-        return Listing(tuple(chosen), read[-1].outline, tuple(left_out))
+        advice = (
+            "the numbers in files or names are taken with --epoch-numbers finished, or from-zero"
+        )
+        remarks = (advice,) if all(one.number is not None for one in read) else ()
+        return Listing(tuple(chosen), read[-1].outline, tuple(left_out), remarks)
     left_out += [
         (one.path, f"{one.why}; to list it, add a line with its epoch")
         for one in read
@@ -111,6 +118,8 @@ def _read(path: Path, counts: str | None) -> _Read:
     epoch = look.epoch if look.epoch is not None else _epoch_of_trainer(path)
     if epoch is None and number is not None and counts is not None:
         epoch = number + (counts == "from-zero")
+        why = f"number {number}, by --epoch-numbers {counts}"
+        return _Read(path, look, epoch, number, why, by_user=True)
     return _Read(path, look, epoch, number, why)
 
 
@@ -156,20 +165,33 @@ def _is_inside_folder(path: Path) -> bool:
 def _without_copies(read: list[_Read], left_out: list[tuple[Path, str]]) -> Listing:
     """One checkpoint per epoch; the files that repeat one are left out."""
     chosen: dict[int, _Read] = {}
-    remarks = []
-    for one in sorted(read, key=lambda one: (one.is_copy, natural_order(one.path))):
+    repeated: list[tuple[_Read, _Read]] = []
+    for one in sorted(read, key=_preferred_first):
         assert one.epoch is not None
         first = chosen.setdefault(one.epoch, one)
         if first is one:
             continue
-        left_out.append(
-            (one.path, f"epoch {one.epoch} as well, which is listed as {first.path.name}")
-        )
+        said = f"epoch {one.epoch} as well, which is listed as {first.path.name}"
+        left_out.append((one.path, said))
         if not one.is_copy:
-            remarks.append(
-                f"{first.path.name} and {one.path.name} are both of epoch {one.epoch}, and the first is listed; if they are of "
-                "two runs, give each a folder of its own"
-            )
+            repeated.append((first, one))
     ordered = [chosen[epoch] for epoch in sorted(chosen)]
-    listed = tuple(Listed(one.path, one.epoch) for one in ordered)
-    return Listing(listed, ordered[-1].outline, tuple(left_out), tuple(remarks))
+    listed = tuple(Listed(one.path, one.epoch, one.why if one.by_user else "") for one in ordered)
+    return Listing(listed, ordered[-1].outline, tuple(left_out), _remarks(repeated))
+
+
+def _preferred_first(one: _Read) -> tuple[object, ...]:
+    """Sort key: of several files of an epoch, the one that is named after it comes first."""
+    named = _NAMED_EPOCH.search(one.path.name) is not None
+    return (one.is_copy, not named, natural_order(one.path))
+
+
+def _remarks(repeated: list[tuple[_Read, _Read]]) -> tuple[str, ...]:
+    if not repeated:
+        return ()
+    first, other = repeated[0]
+    more = f", and so in {len(repeated) - 1} more cases" if len(repeated) > 1 else ""
+    return (
+        f"{first.path.name} and {other.path.name} are both of epoch {first.epoch}, and the first is "
+        f"listed{more}; if they are of two runs, give each a folder of its own",
+    )

@@ -17,7 +17,8 @@ _MAX_FOLDERS = 20_000
 _NUM_SHOWN = 10
 
 _FILE = re.compile(
-    r".+\.(pt|pth|ckpt|safetensors|tar)|(open_clip_)?pytorch_model[\w.-]*\.bin", re.IGNORECASE | re.DOTALL
+    r".+\.(pt|pth|ckpt|safetensors|tar)|(open_clip_)?pytorch_model[\w.-]*\.bin",
+    re.IGNORECASE | re.DOTALL,
 )
 _TAR = re.compile(r".+\.(pt|pth)\.tar", re.IGNORECASE)
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
@@ -164,9 +165,10 @@ def _is_weights(path: Path) -> bool:
     ):
         return False
     # Archives of data end in .tar as well.
-    return (
-        not name.lower().endswith(".tar") or _TAR.fullmatch(name) is not None
-    ) and not path.is_dir()
+    if name.lower().endswith(".tar") and not _TAR.fullmatch(name):
+        return False
+    # A broken link is named with its reason; a pipe would never end.
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:

@@ -192,9 +192,9 @@ def _hints(facts: RunFacts) -> list[Line]:
     """What the files say that may lead to the model."""
     last = facts.listing.last
     names = [f"{name} {list(shape)}" for name, shape in islice(last.shapes.items(), _NUM_NAMES)]
-    lines = remark(
-        4, f"{last.path.name} holds {len(last.shapes)} tensors: {', '.join(names)}, ...", hanging=2
-    )
+    more = ", ..." if len(last.shapes) > _NUM_NAMES else ""
+    text = f"{last.path.name} holds {len(last.shapes)} tensors: {', '.join(names)}{more}"
+    lines = remark(4, text, hanging=2)
     said = [f"{key}: {value}" for file in facts.files for key, value in _model_words(file.values)]
     if last.name:
         said.append(f"name: {last.name}")
@@ -254,15 +254,13 @@ def _weights(facts: RunFacts) -> list[Line]:
 
 
 def _checkpoints(facts: RunFacts, output: Path) -> list[Line]:
-    known = facts.listing.checkpoints[0].epoch is not None
-    said = (
-        "finished epochs, as the files say" if known else "finished epochs; 0 is the initialisation"
-    )
-    lines = [Line("    checkpoints:", said)]
+    stated = all(one.epoch is not None and not one.hint for one in facts.listing.checkpoints)
+    said = "as the files say" if stated else "0 is the initialisation"
+    lines = [Line("    checkpoints:", f"finished epochs, {said}")]
     for number, one in enumerate(facts.listing.checkpoints):
         path = scalar(written_path(one.path, output))
         if one.epoch is not None:
-            lines.append(Line(f"      - {{epoch: {one.epoch}, path: {path}}}"))
+            lines.append(Line(f"      - {{epoch: {one.epoch}, path: {path}}}", one.hint))
             continue
         wanted = f"epochs finished when {one.path.name} was written"
         lines.append(
@@ -336,5 +334,6 @@ def _command_for_epoch_zero(facts: RunFacts, data: RunData) -> str | None:
         "init",
     ]
     if source is not None and source != OPENMOJI and data.is_plain:
-        words = [*words, "--data", source]
+        # The recipe's batch may be larger than a small table, and there is no step to make.
+        words = [*words, "--data", source, *(("--batch-size", "2") if data.is_small else ())]
     return shlex.join(words)
