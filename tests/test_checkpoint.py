@@ -461,7 +461,7 @@ def test_functions_that_grow_memory_out_of_nothing_are_refused(tmp_path):
 
 
 def test_an_endless_pickle_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("landscape.manifest.weight_files.LARGEST_PICKLE", 1000)
+    monkeypatch.setattr("landscape.containers.weight_files.LARGEST_PICKLE", 1000)
     torch.save({f"tensor {number}": torch.zeros(1) for number in range(50)}, tmp_path / "long.pt")
     assert "its pickle is longer" in refusal(make_clip(), tmp_path / "long.pt")
 

@@ -15,9 +15,9 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from landscape.clip.checkpoint import describe_checkpoint, load_checkpoint
+from landscape.containers.folders import digest_of_checkpoint
+from landscape.containers.outline import outline
 from landscape.errors import CheckpointError
-from landscape.manifest.folders import digest_of_checkpoint
-from landscape.manifest.outline import outline
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
@@ -217,7 +217,7 @@ def test_a_distributed_checkpoint_that_is_not_read_here_comes_with_a_command_tha
     """Whatever the reason: here a tensor of a class that is not known."""
     source = nn.Linear(3, 2)
     dcp.save({"model": source.state_dict()}, checkpoint_id=tmp_path / "a run's", no_dist=True)
-    monkeypatch.setattr("landscape.manifest.distributed._check_cover", refuse)
+    monkeypatch.setattr("landscape.containers.distributed._check_cover", refuse)
     with pytest.raises(CheckpointError, match="format_utils dcp_to_torch") as caught:
         describe_checkpoint(tmp_path / "a run's")
     monkeypatch.undo()
@@ -229,7 +229,7 @@ def test_a_distributed_checkpoint_that_is_not_read_here_comes_with_a_command_tha
 
 
 def refuse(*ignored):
-    from landscape.manifest.distributed import _Unreadable
+    from landscape.containers.distributed import _Unreadable
 
     raise _Unreadable("a reason")
 

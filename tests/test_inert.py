@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from landscape.clip.checkpoint import describe_checkpoint, load_checkpoint, read_checkpoint
+from landscape.containers.inert import InertUnpickler
+from landscape.containers.outline import outline
+from landscape.containers.plain import plain
+from landscape.containers.stand_ins import Global, Inert, NeedsCode, TooLarge
 from landscape.errors import CheckpointError
-from landscape.manifest.inert import InertUnpickler
-from landscape.manifest.outline import outline
-from landscape.manifest.plain import plain
-from landscape.manifest.stand_ins import Global, Inert, NeedsCode, TooLarge
 
 ENTRIES = {"epoch": 3, "name": "run", "state_dict": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}}
 
@@ -122,7 +122,7 @@ def test_instructions_that_torch_never_writes_are_unknown(opcode):
 
 
 def test_every_instruction_of_pickle_is_inherited_on_purpose_replaced_or_unknown():
-    plain_moves = {code[0] for code in vars(sys.modules["landscape.manifest.inert"])["_INHERITED"]}
+    plain_moves = {code[0] for code in vars(sys.modules["landscape.containers.inert"])["_INHERITED"]}
     acting = (
         pickle.REDUCE,
         pickle.BUILD,
@@ -136,7 +136,7 @@ def test_every_instruction_of_pickle_is_inherited_on_purpose_replaced_or_unknown
     assert all(InertUnpickler.dispatch[code[0]] is not pickle._Unpickler.dispatch[code[0]] for code in acting)
     own = {code for code, method in InertUnpickler.dispatch.items() if method is not pickle._Unpickler.dispatch[code]}
     assert own | plain_moves == set(InertUnpickler.dispatch) and not own & plain_moves
-    assert {InertUnpickler.dispatch[code].__module__ for code in own} == {"landscape.manifest.inert"}
+    assert {InertUnpickler.dispatch[code].__module__ for code in own} == {"landscape.containers.inert"}
 
 
 def test_keys_whose_hash_takes_exponential_time_are_refused():
@@ -184,7 +184,7 @@ def test_an_outline_needs_neither_torch_nor_the_numbers(tmp_path):
     path = tmp_path / "x.pt"
     torch.save(ENTRIES, path)
     program = (
-        "import sys; from pathlib import Path; from landscape.manifest.outline import outline; "
+        "import sys; from pathlib import Path; from landscape.containers.outline import outline; "
         f"o = outline(Path({str(path)!r})); assert 'torch' not in sys.modules; print(o.layout, o.epoch, o.shapes, o.dtypes)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

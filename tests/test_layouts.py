@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from landscape.clip.checkpoint import describe_checkpoint, load_checkpoint
+from landscape.containers.outline import outline
 from landscape.errors import CheckpointError
-from landscape.manifest.outline import outline
 
 
 def weights(value):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import landscape.manifest.files as files
+import landscape.files as files
 from landscape.errors import CheckpointError, ManifestError
 from landscape.manifest import (
     Checkpoint,

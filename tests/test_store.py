@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from spectra_by_hand import K, manifest_of, record_of
 
-import landscape.manifest.files as files
+import landscape.files as files
 import landscape.store.schema as schema
 import landscape.store.store as store_module
 import landscape.store.writer as writer_module

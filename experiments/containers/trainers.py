@@ -22,8 +22,8 @@ import writers_trainers  # noqa: E402
 from common import Case, make_net  # noqa: E402
 
 from landscape.clip.checkpoint import load_checkpoint  # noqa: E402
+from landscape.containers.outline import outline  # noqa: E402
 from landscape.errors import CheckpointError  # noqa: E402
-from landscape.manifest.outline import outline  # noqa: E402
 
 WRITERS = (*writers_trainers.WRITERS, *writers_libraries.WRITERS, *writers_torch.WRITERS)
 

@@ -1,6 +1,6 @@
 """Checkpoints: find the weights in any file of them, prove that they fit a model, load them; and write our own.
 
-What the trainers write is in the table of landscape.manifest.layouts. Nothing is loaded in part, resized or left out in
+What the trainers write is in the table of landscape.containers.layouts. Nothing is loaded in part, resized or left out in
 silence, and nothing in a file is run.
 """
 
@@ -20,12 +20,12 @@ from landscape.clip.fit import fit_to_model, is_constant
 from landscape.clip.hf_names import hf_clip_state_dict, is_hf_clip
 from landscape.clip.published import is_published, published_state_dict
 from landscape.clip.stored_tensors import StoredTensors
+from landscape.containers.folders import digest_of_checkpoint, read_weights
+from landscape.containers.layouts import Contents, interpret
+from landscape.containers.names import without_wrappers
+from landscape.containers.weight_files import WeightFile, note_of_stand_ins, one_line
 from landscape.errors import CheckpointError
 from landscape.manifest import sha256_of_file, sync_folder
-from landscape.manifest.folders import digest_of_checkpoint, read_weights
-from landscape.manifest.layouts import Contents, interpret
-from landscape.manifest.names import without_wrappers
-from landscape.manifest.weight_files import WeightFile, note_of_stand_ins, one_line
 from landscape.version import VERSION
 
 State = dict[str, Tensor]
@@ -75,7 +75,7 @@ class CheckpointInfo:
 def read_checkpoint(path: Path, *, expected_sha256: str | None = None) -> dict[str, Any]:
     """Everything that a checkpoint stores, such as the optimizer's state to resume from; tensors on the CPU.
 
-    Objects that are neither tensors nor plain containers are stand-ins, see landscape.manifest.inert.
+    Objects that are neither tensors nor plain containers are stand-ins, see landscape.containers.inert.
 
     Raises:
         CheckpointError: As `load_checkpoint`, short of what needs a model.

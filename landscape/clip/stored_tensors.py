@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from landscape.containers.stand_ins import ITEM_SIZES, ChunkedStub, Global, NamedStub, Span, Stub, TensorStub
+from landscape.containers.weight_files import damaged, unreadable
 from landscape.errors import CheckpointError
-from landscape.manifest.stand_ins import ITEM_SIZES, ChunkedStub, Global, NamedStub, Span, Stub, TensorStub
-from landscape.manifest.weight_files import damaged, unreadable
 
 _MAX_DEPTH = 200
 

@@ -11,10 +11,10 @@ from torch import nn
 from landscape.clip.architecture import check_same_architecture
 from landscape.clip.model import build_model, is_classifier, preprocess_for
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
+from landscape.containers.outline import outline
 from landscape.curvature import Objective, Params
 from landscape.errors import CheckpointError, ModelError
 from landscape.manifest import CheckpointSeries, HessianSettings, TrainedAs
-from landscape.manifest.outline import outline
 
 # The bias that open_clip_train --siglip begins with; a checkpoint replaces it.
 _SIGLIP_BIAS = -10

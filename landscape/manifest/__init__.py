@@ -1,6 +1,6 @@
 """checkpoints.yaml <-> Manifest, CheckpointSeries, Checkpoint: read, check, extend. Imports no torch."""
 
-from landscape.manifest.files import sha256_of_file, sync_folder, write_atomically
+from landscape.files import sha256_of_file, sync_folder, write_atomically
 from landscape.manifest.manifest import Manifest, canonical_json, json_sha256
 from landscape.manifest.run import extend_run_manifest, write_run_manifest
 from landscape.manifest.settings import Checkpoint, CheckpointSeries, DataSettings, HessianSettings

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from landscape.containers.outline import Outline, outline
 from landscape.errors import CheckpointError, ManifestError
 from landscape.manifest.document import Located, Section, kind
-from landscape.manifest.outline import Outline, outline
 from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
 from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.settings import LARGEST_INTEGER, Checkpoint, CheckpointSeries

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from landscape.errors import ManifestError
+from landscape.files import write_atomically
 from landscape.manifest.document import Dumper
-from landscape.manifest.files import write_atomically
 from landscape.manifest.manifest import Manifest
 from landscape.manifest.reading import read_manifest
 from landscape.manifest.settings import OPENMOJI, Checkpoint, CheckpointSeries, DataSettings, HessianSettings

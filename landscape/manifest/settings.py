@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
+from landscape.containers.folders import digest_of_checkpoint
 from landscape.errors import CheckpointError
-from landscape.manifest.folders import digest_of_checkpoint
 from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.trained import TrainedAs
 

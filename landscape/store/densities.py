@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from landscape.errors import StoreError
+from landscape.files import write_atomically
 from landscape.manifest import canonical_json
-from landscape.manifest.files import write_atomically
 from landscape.store.table import UNIT
 from landscape.version import VERSION
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from landscape.containers.outline import Outline, outline
 from landscape.errors import CheckpointError, ManifestError
 from landscape.manifest.init.folders import natural_order
-from landscape.manifest.outline import Outline, outline
 
 _COPY = re.compile(
     r"(?i)(?:^|[^a-z])(last|latest|best|final|current|resume|recovery|copy|backup|old)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from landscape.errors import ManifestError
-from landscape.manifest.files import write_atomically
+from landscape.files import write_atomically
 from landscape.manifest.init.data import RunData, data_of_run
 from landscape.manifest.init.epochs import Listing, list_checkpoints
 from landscape.manifest.init.folders import find_run

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from landscape.containers.distributed import METADATA, read_distributed
+from landscape.containers.weight_files import WeightFile, aliases_in, damaged, read_weight_file, unreadable
 from landscape.errors import CheckpointError
-from landscape.manifest.distributed import METADATA, read_distributed
-from landscape.manifest.files import sha256_of_file
-from landscape.manifest.weight_files import WeightFile, aliases_in, damaged, read_weight_file, unreadable
+from landscape.files import sha256_of_file
 
 SHARDED = "sharded"
 _INDEX = "*.index.json"

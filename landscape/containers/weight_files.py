@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
+from landscape.containers.inert import InertUnpickler
+from landscape.containers.stand_ins import ITEM_SIZES, NamedStub, NeedsCode, Span, Storage, TooLarge
 from landscape.errors import CheckpointError
-from landscape.manifest.inert import InertUnpickler
-from landscape.manifest.stand_ins import ITEM_SIZES, NamedStub, NeedsCode, Span, Storage, TooLarge
 
 TORCH, TORCH_LEGACY, SAFETENSORS, TORCHSCRIPT = "torch", "torch before 1.6", "safetensors", "TorchScript"
 
@@ -40,7 +40,7 @@ class WeightFile:
     """What a file of weights holds, tensors as stubs.
 
     Attributes:
-        kind: TORCH, TORCH_LEGACY, TORCHSCRIPT or SAFETENSORS; of folders, see landscape.manifest.folders.
+        kind: TORCH, TORCH_LEGACY, TORCHSCRIPT or SAFETENSORS; of folders, see landscape.containers.folders.
         stored: The object that was saved.
         files: Every file that was read, the named one first.
         metadata: What a safetensors file or an index says beside its tensors.

@@ -9,10 +9,10 @@ import shlex
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from landscape.containers.inert import InertUnpickler
+from landscape.containers.stand_ins import ChunkedStub, Inert, TensorStub
+from landscape.containers.weight_files import LARGEST_PICKLE, WeightFile, read_archive, refusal
 from landscape.errors import CheckpointError
-from landscape.manifest.inert import InertUnpickler
-from landscape.manifest.stand_ins import ChunkedStub, Inert, TensorStub
-from landscape.manifest.weight_files import LARGEST_PICKLE, WeightFile, read_archive, refusal
 
 METADATA = ".metadata"
 DISTRIBUTED = "distributed"

@@ -5,7 +5,7 @@ import re
 import struct
 from typing import Any
 
-from landscape.manifest.stand_ins import ITEM_SIZES, Global, Inert, Stub, TensorStub
+from landscape.containers.stand_ins import ITEM_SIZES, Global, Inert, Stub, TensorStub
 
 _MAX_VALUES = 20_000
 _MAX_DEPTH = 12

@@ -6,10 +6,20 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from landscape.manifest.stand_ins import ITEM_SIZES, MAX_DIMS, Global, Inert, NeedsCode, Storage, TensorStub, TooLarge, simple_key
+from landscape.containers.stand_ins import (
+    ITEM_SIZES,
+    MAX_DIMS,
+    Global,
+    Inert,
+    NeedsCode,
+    Storage,
+    TensorStub,
+    TooLarge,
+    simple_key,
+)
 
 if TYPE_CHECKING:
-    from landscape.manifest.inert import InertUnpickler
+    from landscape.containers.inert import InertUnpickler
 
 
 def _dict(machine: InertUnpickler, args: tuple[Any, ...]) -> dict[Any, Any]:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from landscape.containers.stand_ins import Inert, Stub
 from landscape.errors import CheckpointError
-from landscape.manifest.stand_ins import Inert, Stub
 
 _PARTS = ("_parameters", "_buffers", "_modules")
 _MAX_DEPTH = 100

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from landscape.containers.plain import is_tensors, plain, whole_number
+from landscape.containers.stand_ins import Inert, Stub
+from landscape.containers.whole_modules import is_module, state_of_module
 from landscape.errors import CheckpointError
-from landscape.manifest.plain import is_tensors, plain, whole_number
-from landscape.manifest.stand_ins import Inert, Stub
-from landscape.manifest.whole_modules import is_module, state_of_module
 
 State = dict[str, Stub]
 Counts = Literal["finished", "last", "unknown"]

@@ -15,8 +15,8 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from landscape.manifest.inert_calls import MAKERS
-from landscape.manifest.stand_ins import ITEM_SIZES, Global, Inert, NeedsCode, Storage, TensorStub, TooLarge, simple_key
+from landscape.containers.inert_calls import MAKERS
+from landscape.containers.stand_ins import ITEM_SIZES, Global, Inert, NeedsCode, Storage, TensorStub, TooLarge, simple_key
 
 _STORAGES = {
     "DoubleStorage": "float64",

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from landscape.manifest.folders import read_weights
-from landscape.manifest.layouts import interpret
-from landscape.manifest.names import without_wrappers
-from landscape.manifest.weight_files import note_of_stand_ins
+from landscape.containers.folders import read_weights
+from landscape.containers.layouts import interpret
+from landscape.containers.names import without_wrappers
+from landscape.containers.weight_files import note_of_stand_ins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Outline:
 
     Attributes:
         kind: "torch", "torch before 1.6", "TorchScript", "safetensors", "sharded" or "distributed".
-        layout: Who wrote it; see landscape.manifest.layouts.
+        layout: Who wrote it; see landscape.containers.layouts.
         epoch: Finished epochs, 0 for the initialisation; None where the file does not say.
         stored_epoch: The number in the file, which some trainers count from 0.
         name: Name of the run or the architecture, where stored.
