@@ -54,13 +54,14 @@ def train(folder: Path, table: Path, *flags: str, model: str = PLAIN) -> Path:
     """One epoch by open_clip_train's own main; its folder of checkpoints."""
     from open_clip_train.main import main
 
-    root, before = logging.getLogger(), logging.getLogger().handlers[:]
+    root, before, level = logging.getLogger(), logging.getLogger().handlers[:], logging.getLogger().level
     arguments = ["--train-data", str(table), "--dataset-type", "csv", "--batch-size", "8", "--workers", "0", "--epochs", "1"]
     arguments += ["--warmup", "1", "--lr", "1e-2", "--logs", str(folder), "--name", "run", "--device", "cpu"]
     arguments += ["--model", model, "--precision", "fp32", *flags]
     try:
         main(arguments)
     finally:
+        root.setLevel(level)
         for handler in set(root.handlers) - set(before):
             root.removeHandler(handler)
             handler.close()
