@@ -113,9 +113,9 @@ def test_an_empty_store_says_so(tmp_path):
             SpectrumStore.open(tmp_path / "a.h5").to_xarray()
 
 
-def test_without_xarray_the_extra_to_install_is_named(stored, monkeypatch):
+def test_without_xarray_the_package_to_install_is_named(stored, monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
-    with pytest.raises(MissingDependencyError, match=r"landscape\[analysis\]"):
+    with pytest.raises(MissingDependencyError, match="pip install xarray"):
         SpectrumStore.open(stored[0]).to_xarray()
 
 
