@@ -306,9 +306,11 @@ def test_parts_of_another_function_are_not_merged(run, tmp_path):
     manifest = Manifest.load(write())
     with SpectrumStore.prepare(output, manifest) as writer:
         plain = writer.plan.protocol_sha256_of("s")
+        assert plain == writer.plan.protocol_sha256 == manifest.protocol_digest()
     write_params(folder, force_quick_gelu=True)
-    with SpectrumStore.prepare(tmp_path / "t.h5", Manifest.load(write())) as writer:
-        assert writer.plan.protocol_sha256_of("s") != plain == writer.plan.protocol_sha256
+    changed = Manifest.load(write())
+    with SpectrumStore.prepare(tmp_path / "t.h5", changed) as writer:
+        assert writer.plan.protocol_sha256_of("s") != plain != writer.plan.protocol_sha256 == changed.protocol_digest()
 
 
 def test_the_smoothed_loss_is_that_of_torch_and_convex_at_its_logits():

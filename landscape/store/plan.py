@@ -64,14 +64,15 @@ class Plan:
 
     @property
     def protocol_sha256(self) -> str:
-        return json_sha256(self.protocol)
+        """Digest of the protocol and of how models were trained where that is not their default; see Manifest.protocol_digest."""
+        trained = {one.name: one.trained for one in self.series if one.trained}
+        return json_sha256(self.protocol | ({"trained": trained} if trained else {}))
 
     def protocol_sha256_of(self, series: str) -> str:
-        """Digest of the protocol and of how the model of a series was trained, where that is not the model's default."""
+        """The same of one series alone, which stays when others join."""
         planned = self.named(series)
-        if planned is None or not planned.trained:
-            return self.protocol_sha256
-        return json_sha256(self.protocol | {"trained": planned.trained})
+        trained = {} if planned is None else planned.trained
+        return json_sha256(self.protocol | ({"trained": trained} if trained else {}))
 
     def keys(self) -> list[str]:
         """Of every measurement, in the order of series, epochs and batches."""
