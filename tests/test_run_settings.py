@@ -170,4 +170,4 @@ def test_a_run_of_an_own_architecture_is_measured_from_its_file(table, tmp_path)
         if exact is None:
             exact = true_eigenvalues(checkpoints / "epoch_1.pt", Manifest.load(manifest).data, {}, model="own_tiny_vit")
         np.testing.assert_allclose(values, exact, rtol=1e-5)
-        assert used["activation"] == ["QuickGELU", "manifest"]
+        assert used["activation"] == ["QuickGELU", "open_clip_config.json" if "local-dir" in model else "own_tiny_vit.json"]

@@ -15,10 +15,12 @@ from landscape.containers.outline import outline
 from landscape.curvature import Objective, Params
 from landscape.errors import CheckpointError, ModelError
 from landscape.manifest import CheckpointSeries, HessianSettings, TrainedAs
+from landscape.manifest.trained import ARCHITECTURE, MANIFEST
 
 # The bias that open_clip_train --siglip begins with; a checkpoint replaces it.
 _SIGLIP_BIAS = -10
 _QUICK_GELU = "model_args.force_quick_gelu"
+_DEFAULTS: dict[str, Any] = {"vision_cfg": open_clip.CLIPVisionCfg(), "text_cfg": open_clip.CLIPTextCfg()}
 
 
 def build_as_trained(
@@ -33,14 +35,15 @@ def build_as_trained(
     for key, why in trained.doubts.items():
         raise ModelError(f"series {series.name!r}: {why}. [{key}]")
     if series.config is not None:
-        check_same_architecture(series.model, series.config)
+        for name in dict.fromkeys((series.model, trained.get("run_model", series.model))):
+            check_same_architecture(name, series.config)
     model_args = trained.section("model_args")
     if trained.get("loss") == "siglip":
         model_args.setdefault("init_logit_bias", _SIGLIP_BIAS)
     num_classes = None
     if is_classifier(series.model):
         num_classes = trained.get("num_classes") or _classes_of(series)
-    return build_model(
+    model = build_model(
         series.model,
         config=series.config,
         num_classes=num_classes,
@@ -50,6 +53,35 @@ def build_as_trained(
         dtype=dtype,
         device=device,
     )
+    _check_facts(series, model)
+    return model
+
+
+def _check_facts(series: CheckpointSeries, model: nn.Module) -> None:
+    """Refuse a model that is not what the run says of its architecture, by the names of open_clip's configuration."""
+    config: dict[str, Any] = getattr(model, "landscape_config", {})
+    if not config:
+        return
+    facts = series.trained.facts()
+    if series.trained.get(_QUICK_GELU) is False and series.trained.source(_QUICK_GELU) == MANIFEST:
+        facts.setdefault("quick_gelu", False)
+    for key, expected in facts.items():
+        section, _, name = key.rpartition(".")
+        default = getattr(_DEFAULTS.get(section), name, False if name == "quick_gelu" else None)
+        used = (config.get(section, {}) if section else config).get(name, default)
+        if _plain(used) != _plain(expected):
+            source = series.trained.source(f"{ARCHITECTURE}.{key}")
+            raise ModelError(
+                f"series {series.name!r}: {key} is {used} in the model that is built ({series.model}), but {expected} by "
+                f"{MANIFEST if source == 'default' else source}: the same tensors may fit both, and mean another function. Give "
+                "the architecture with `config: file.json`, or say `run_files: ignore` for the series if the run's file is wrong."
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and len(set(value)) == 1:
+        return value[0]
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _classes_of(series: CheckpointSeries) -> int | None:
@@ -106,14 +138,23 @@ def as_trained(model: nn.Module, trained: TrainedAs, hessian: HessianSettings) -
         used["label_smoothing"] = [trained.get("label_smoothing", 0.0), trained.source("label_smoothing")]
     size_from = _first(trained, "preprocess.size", "model_args.force_image_size", "config_sha256")
     used["picture_size"] = [list(pictures.size), size_from]
+    of_tag = _of_tag(model, trained)
     for name, value in {**of_pictures, **pictures.fitting}.items():
-        used[name] = [value, _first(trained, f"preprocess.{name}", "pretrained")]
+        used[name] = [value, _first(trained, f"preprocess.{name}", *(["pretrained"] if name in of_tag else []))]
     used["weights"] = [trained.get("weights", "online"), trained.source("weights")]
     shown = {"force_quick_gelu", "force_image_size", "force_context_length", "force_custom_text", "init_logit_bias"}
     for name, value in trained.section("model_args").items():
         if name not in shown:
             used[f"model_args.{name}"] = [value, trained.source(f"model_args.{name}")]
     return used
+
+
+def _of_tag(model: nn.Module, trained: TrainedAs) -> set[str]:
+    """The names of what the tag of the weights that training began with brings of the preprocessing."""
+    architecture, tag = getattr(model, "landscape_architecture", None), trained.get("pretrained")
+    if architecture is None or tag is None:
+        return set()
+    return set(open_clip.get_pretrained_cfg(architecture.name.replace("/", "-"), str(tag)))
 
 
 def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]:
@@ -135,8 +176,8 @@ def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]
             _first(trained, "model_args.force_context_length", where),
         ],
         "text_tower": [text.get("hf_model_name", tower), _first(trained, "model_args.force_custom_text", where)],
-        "logit_bias": [has_bias, _first(trained, "model_args.init_logit_bias", "loss", where)],
-        "loss": [trained.get("loss", default), _first(trained, "loss", where)],
+        "logit_bias": [has_bias, _first(trained, "model_args.init_logit_bias", *([where] if default == "siglip" else []))],
+        "loss": [trained.get("loss", default), _first(trained, "loss", *([where] if default == "siglip" else []))],
     }
 
 

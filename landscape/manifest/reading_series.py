@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from landscape.manifest.document import Located, Section, kind
 from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
 from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.settings import LARGEST_INTEGER, Checkpoint, CheckpointSeries
-from landscape.manifest.trained import MANIFEST, Disagreement, Setting, TrainedAs, check_values, joined
+from landscape.manifest.trained import MANIFEST, PREPROCESS, Disagreement, Setting, TrainedAs, check_values, joined
 
 Settings = TypeVar("Settings")
 Include = Callable[[Section, str, str | None], CheckpointSeries]
@@ -22,6 +23,8 @@ Include = Callable[[Section, str, str | None], CheckpointSeries]
 _TEXTS = {"name": str, "model": str, "label": str, "from": str, "config": str, "run_files": str}
 _STATED = {"num_classes": int, "label_smoothing": float, "loss": str, "weights": str}
 _SECTIONS = ("model_args", "preprocess")
+# open_clip has two arguments for one thing.
+_SYNONYMS = {"quick_gelu": "force_quick_gelu"}
 _LOCAL_DIR = "local-dir:"
 HUB_CONFIG = "open_clip_config.json"
 _EPOCH_FILE = re.compile(r"epoch_([0-9]+)\.pth?")
@@ -49,20 +52,26 @@ def read_series(section: Section, *, include: Include | None, files_exist: bool)
     if include is None and source is not None:
         section.refuse("a manifest that `from` names may not use `from` itself; list its checkpoints.", key="from")
     values, path = _architecture(section, values, config)
-    stated = _stated(section, path)
+    stated = _stated(section)
     if source is not None:
         assert include is not None
         run = include(section, source, values.get("model"))
+        if ignore:
+            run = replace(run, trained=run.trained.stated_by(MANIFEST))
         values, path, stated, checkpoints = _included(section, values, path, stated, run)
     else:
         checkpoints = _read_checkpoints(section, files_exist=files_exist)
         files = [] if ignore else _files_of_run(checkpoints)
         values, path, stated = _with_run(section, values, path, stated, files)
+    if path is not None:
+        stated = _with_config(section, stated, path)
+        values = {"model": path.parent.name if path.name == HUB_CONFIG else path.stem} | values
     if "model" not in values:
         section.refuse("model is missing; add `model: ...`.")
     if "epochs" in section.mapping:
         checkpoints = _only_epochs(section, checkpoints)
     everything = {"label": values["name"]} | values | {"checkpoints": checkpoints, "config": path, "trained": stated}
+    everything["reads_runs"] = not ignore
     return build(section, CheckpointSeries, everything)
 
 
@@ -107,7 +116,7 @@ def _architecture(section: Section, values: dict[str, Any], config: str | None) 
     return ({"model": name} | values if config is not None else values | {"model": name}), path
 
 
-def _stated(section: Section, config: Path | None) -> TrainedAs:
+def _stated(section: Section) -> TrainedAs:
     """What the manifest itself says of the model as it was trained."""
     values: dict[str, Any] = section.take(_STATED)
     for name in _SECTIONS:
@@ -116,17 +125,29 @@ def _stated(section: Section, config: Path | None) -> TrainedAs:
             for key, value in inner.items():
                 if isinstance(value, Located):
                     section.refuse(f"{name}: {key} is a mapping, but a plain value is expected.", key=name)
-                values[f"{name}.{key}"] = value
+                values[f"{name}.{_SYNONYMS.get(key, key)}"] = value
     try:
         check_values(values)
     except SettingError as error:
         section.refuse(str(error), key=error.key)
-    trained = TrainedAs.stated(values, MANIFEST)
-    return trained if config is None else trained.joined(_digest_of(config, MANIFEST))
+    return TrainedAs.stated(values, MANIFEST)
 
 
-def _digest_of(config: Path, source: str) -> TrainedAs:
-    """The digest of an architecture's configuration by its content: spaces and order do not count."""
+def _with_config(section: Section, stated: TrainedAs, config: Path) -> TrainedAs:
+    """What is stated, and what a configuration file says of the architecture and the pictures where nobody says otherwise."""
+    architecture, preprocess = _contents_of(config)
+    text = json.dumps(architecture, sort_keys=True, separators=(",", ":"))
+    digest = TrainedAs.stated({"config_sha256": hashlib.sha256(text.encode()).hexdigest()}, config.name)
+    pictures = {f"preprocess.{key}": value for key, value in preprocess.items() if key in PREPROCESS and key != "size"}
+    try:
+        check_values(pictures)
+    except SettingError as error:
+        raise ManifestError(f"{config}: {error}") from None
+    return _agreed(section, [stated, digest]).filled(TrainedAs.stated(pictures, config.name))
+
+
+def _contents_of(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Architecture and preprocessing in a configuration file of open_clip."""
     try:
         contents = json.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
@@ -137,8 +158,8 @@ def _digest_of(config: Path, source: str) -> TrainedAs:
     architecture = contents.get("model_cfg", contents) if isinstance(contents, dict) else None
     if not isinstance(architecture, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(architecture):
         raise ManifestError(f"{config}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg.")
-    text = json.dumps(architecture, sort_keys=True, separators=(",", ":"))
-    return TrainedAs.stated({"config_sha256": hashlib.sha256(text.encode()).hexdigest()}, source)
+    preprocess = contents.get("preprocess_cfg")
+    return architecture, preprocess if isinstance(preprocess, dict) else {}
 
 
 def _included(
@@ -182,25 +203,48 @@ def _with_run(
     together = _agreed(section, [stated, *(file.trained for file in files)])
     for file in files:
         if file.config is not None:
-            together = _agreed(section, [together, _digest_of(file.config, file.path.name)])
-            path = path or file.config
-        if file.model is not None:
-            values = {"model": file.model} | values
-            if not _same_model(values["model"], file.model) and stated.get("config_sha256") is None:
-                section.refuse(
-                    f"model is {shown(values['model'])}, but {file.path} says that the run trained {shown(file.model)}: other "
-                    f"weights may fit both, and mean another function; {_IGNORE}.",
-                    key="model",
-                )
+            path = _same_config(section, path, file.config, file.path)
+        if file.model is None:
+            continue
+        if file.model.startswith(_LOCAL_DIR):
+            hub = absolute(section.path, file.model.removeprefix(_LOCAL_DIR)) / HUB_CONFIG
+            if hub.is_file():
+                path = _same_config(section, path, hub, file.path)
+            else:
+                note = f"{file.path} names the model {file.model}, which is not here; it was not compared with the manifest's."
+                together = TrainedAs(together.settings, (*together.notes, note), together.doubts)
+            continue
+        values = {"model": file.model} | values
+        same = _same_model(values["model"], file.model)
+        if not same and path is None:
+            section.refuse(
+                f"model is {shown(values['model'])}, but {file.path} says that the run trained {shown(file.model)}: other "
+                f"weights may fit both, and mean another function; {_IGNORE}.",
+                key="model",
+            )
+        # timm's tag, after the dot, brings a preprocessing of its own.
+        values["model"] = values["model"] if path is not None or "." in values["model"] else same or values["model"]
+        together = together.filled(TrainedAs.stated({"run_model": file.model}, file.path.name))
     return values, path, together
 
 
-def _same_model(one: str, other: str) -> bool:
-    """Names of one architecture: open_clip writes / as -, and timm's tag after the dot names pretrained weights."""
-    plain = [name.replace("timm/", "timm:", 1).replace("/", "-") for name in (one, other)]
-    if all(name.startswith("timm:") for name in plain):
-        plain = [name.partition(".")[0] for name in plain]
-    return plain[0] == plain[1] or other.startswith(_LOCAL_DIR)
+def _same_config(section: Section, config: Path | None, of_run: Path, file: Path) -> Path:
+    """The configuration file of the run, which must be that of the manifest where that names one."""
+    if config is not None and _contents_of(config) != _contents_of(of_run):
+        section.refuse(
+            f"config is {config}, but {file} means {of_run}, which describes another architecture or other pictures; {_IGNORE}.",
+            key="config" if "config" in section.mapping else "model",
+        )
+    return config or of_run
+
+
+def _same_model(one: str, other: str) -> str | None:
+    """The fuller of two names of one architecture: open_clip writes / as -, and timm's names may end in a tag."""
+    plain = [name.replace("timm/", "timm:", 1) for name in (one, other)]
+    if plain[0].startswith("timm:") and plain[1].startswith("timm:"):
+        (first, _, tag), (second, _, other_tag) = (name.partition(".") for name in plain)
+        return max(plain, key=len) if first == second and (not tag or not other_tag or tag == other_tag) else None
+    return one if plain[0].replace("/", "-") == plain[1].replace("/", "-") else None
 
 
 def _agreed(section: Section, all_of_them: list[TrainedAs]) -> TrainedAs:

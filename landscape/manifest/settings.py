@@ -241,6 +241,7 @@ class CheckpointSeries:
         label: For tables and figures.
         config: Absolute path of an open_clip configuration (JSON), which then is the architecture; None for that of `model`.
         trained: What is known of the model as it was trained.
+        reads_runs: Whether files of the run count, and what its checkpoints hold about it.
     """
 
     name: str
@@ -249,6 +250,7 @@ class CheckpointSeries:
     checkpoints: tuple[Checkpoint, ...]
     config: Path | None = None
     trained: TrainedAs = field(default_factory=TrainedAs)
+    reads_runs: bool = True
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

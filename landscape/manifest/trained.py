@@ -44,8 +44,11 @@ PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color
 # does not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"pretrained": ("",), "weights": ("online",), "label_smoothing": (0,)}
 _FORCE = "model_args.force_"
-# They are parameters, which a checkpoint replaces.
-_INITIAL = ("model_args.init_logit_bias", "model_args.init_logit_scale")
+# What the checkpoint decides: parameters that it replaces, and shapes that must fit it.
+_CHECKED = ("num_classes", "run_model", "model_args.init_logit_bias", "model_args.init_logit_scale")
+# Facts that are compared with the model once it is built, by the names of open_clip's configuration.
+ARCHITECTURE = "architecture"
+_PATHS = ("/", "\\", ".pt", ".pth", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class TrainedAs:
     Args:
         settings: By name: `model_args.NAME` (an argument of open_clip.create_model or timm.create_model),
             `preprocess.NAME` (of the pictures), `num_classes`, `loss`, `label_smoothing`, `weights`, `pretrained` (the tag of
-            the weights that training began with), `config_sha256` (of the architecture's configuration file).
+            the weights that training began with), `config_sha256` (of the architecture's configuration file), `run_model` (the
+            name by which the run knows its model), `architecture.KEY` (facts to be compared with the model that is built).
         notes: What was read and does not change the function, one sentence each.
         doubts: By setting: why the run's value is not known or not supported, a sentence each. Whoever builds
             the model refuses them unless the manifest states the setting.
@@ -100,6 +104,15 @@ class TrainedAs:
         doubts = {key: why for key, why in {**other.doubts, **self.doubts}.items() if key not in settings}
         return TrainedAs(settings, tuple(dict.fromkeys((*self.notes, *other.notes))), doubts)
 
+    def filled(self, other: "TrainedAs") -> "TrainedAs":
+        """The same with what `other` states where nobody here states anything but the model's own."""
+        missing = {key: one for key, one in other.settings.items() if not self.changes_model(key)}
+        return TrainedAs({**self.settings, **missing}, self.notes, self.doubts)
+
+    def stated_by(self, source: str) -> "TrainedAs":
+        """What one source states."""
+        return TrainedAs({key: setting for key, setting in self.settings.items() if setting.source == source})
+
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a setting, `default` where nobody states it."""
         setting = self.settings.get(key)
@@ -118,6 +131,11 @@ class TrainedAs:
         """The values of `name.KEY` by KEY, without those that leave the default."""
         return {key.partition(".")[2]: one.value for key, one in self._meant() if key.startswith(f"{name}.")}
 
+    def facts(self) -> dict[str, Any]:
+        """What the run says of the architecture, by the dotted names of open_clip's configuration."""
+        prefix = f"{ARCHITECTURE}."
+        return {key.removeprefix(prefix): one.value for key, one in self.settings.items() if key.startswith(prefix)}
+
     def changes(self) -> dict[str, Any]:
         """The values by which the same weights mean another function than by default: JSON values, for digests and stores.
 
@@ -125,11 +143,16 @@ class TrainedAs:
         """
         ordinary = (("loss", "clip"), ("loss", "cross_entropy"))
         meant = sorted(self._meant(), key=lambda pair: pair[0])
-        left_out = ("num_classes", *_INITIAL)
-        return {key: one.value for key, one in meant if (key, one.value) not in ordinary and key not in left_out}
+        kept = [(key, setting.value) for key, setting in meant if key not in _CHECKED and (key, setting.value) not in ordinary]
+        return {key: _plainest(value) for key, value in kept if not (key == "pretrained" and _is_path(value))}
 
     def _meant(self) -> Iterator[tuple[str, Setting]]:
-        return ((key, one) for key, one in self.settings.items() if not _is_neutral(key, one.value))
+        facts = f"{ARCHITECTURE}."
+        return (
+            (key, setting)
+            for key, setting in self.settings.items()
+            if not _is_neutral(key, setting.value) and not key.startswith(facts)
+        )
 
     def describe(self) -> list[str]:
         """A line per setting that somebody states otherwise than the model has it, with its source, and the notes."""
@@ -200,10 +223,24 @@ def _is_neutral(key: str, value: Any) -> bool:
     return not isinstance(value, (list, tuple)) and value in _NEUTRAL.get(key, ())
 
 
+def _is_path(value: Any) -> bool:
+    """Whether `pretrained` names a file of weights, which brings no preprocessing, and not a tag."""
+    return any(part in str(value) for part in _PATHS)
+
+
+def _plainest(value: Any) -> Any:
+    """One spelling of equal values: lists for tuples, floats in lists of numbers, 64 for [64, 64]."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    if len(value) == 2 and value[0] == value[1] and type(value[0]) is int:
+        return value[0]
+    return [float(item) if type(item) in (int, float) else item for item in value]
+
+
 def _agree(key: str, one: Any, other: Any) -> bool:
     """Lists and tuples alike, and all values alike that leave the model as it is."""
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return list(one) == list(other)
+    if _plainest(one) == _plainest(other):
+        return True
     return bool(one == other) or (_is_neutral(key, one) and _is_neutral(key, other))
 
 

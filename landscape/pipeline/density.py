@@ -114,6 +114,8 @@ class _Job:
     facts: dict[str, Any]
     check: Callable[[], tuple[str, ...]]
     prepare: "Callable[[Sequence[int]], tuple[bool, Iterable[SymmetricOperator]]]"
+    # What was used of how the model was trained, known once it was checked.
+    used: Callable[[], dict[str, Any]] = dict
 
     @property
     def key(self) -> Key:
@@ -203,13 +205,13 @@ def _measure(
             failures.append(f"{job} batch {index}: {one}")
         else:
             measured[index] = one
-            keep(_record(job, num_batches, measured, audited=audited))
+            keep(_record(job, num_batches, measured, audited=audited, used=job.used()))
         show("", 1)
     if measured and (failures or not todo):
         # With what is missing now, and a new verdict.
         nothing_new = len(failures) == len(todo)
         audited = audited or (nothing_new and known is not None and known.audited)
-        keep(_record(job, num_batches, measured, audited=audited))
+        keep(_record(job, num_batches, measured, audited=audited, used=job.used()))
     # Asked once more, it takes note of the way that the last operator has come to, for the next checkpoint.
     next(operators, None)
     return failures
@@ -226,10 +228,13 @@ def _first_batches(job: _Job, record: DensityRecord, settings: DensitySettings) 
     if record.settings["num_batches"] <= settings.num_batches:
         return record
     wanted = {i: one for i, one in zip(record.batches, _batches_of(record)) if i < settings.num_batches}
-    return _record(job, settings.num_batches, wanted, audited=record.audited) if wanted else None
+    used = record.settings.get("as_trained", {})
+    return _record(job, settings.num_batches, wanted, audited=record.audited, used=used) if wanted else None
 
 
-def _record(job: _Job, num_batches: int, measured: dict[int, _Batch], *, audited: bool) -> DensityRecord:
+def _record(
+    job: _Job, num_batches: int, measured: dict[int, _Batch], *, audited: bool, used: dict[str, Any]
+) -> DensityRecord:
     """The batches that are measured, of the first so many, as one record."""
     from landscape.linalg import SpectralDensity
 
@@ -237,7 +242,8 @@ def _record(job: _Job, num_batches: int, measured: dict[int, _Batch], *, audited
     together = SpectralDensity.pooled([one.density for one in batches])
     dense = [one.dense for one in batches if one.dense is not None]
     missing = [index for index in range(num_batches) if index not in measured]
-    which = {"num_batches": num_batches} | ({"missing_batches": missing} if missing else {})
+    which: dict[str, Any] = {"num_batches": num_batches} | ({"missing_batches": missing} if missing else {})
+    which |= {"as_trained": used} if used else {}
     return density_record(
         together,
         **job.facts | {"settings": job.facts["settings"] | which},
@@ -287,7 +293,7 @@ def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[
                     "checkpoint_sha256": checkpoint.verify(),
                     "settings": settings.facts(manifest),
                 }
-                yield _Job(facts, partial(one.check, checkpoint), partial(one.operators, checkpoint))
+                yield _Job(facts, partial(one.check, checkpoint), partial(one.operators, checkpoint), one.what_was_used)
 
 
 class _OneSubject:
@@ -315,6 +321,7 @@ class _Series:
     def __init__(self, subject: _OneSubject, series: CheckpointSeries, settings: DensitySettings, *, unaudited: bool) -> None:
         self.subject, self.series, self.unaudited = subject, series, unaudited
         self.products = SeriesProducts(settings.products)
+        self.used: dict[str, Any] = {}
         self._audited: bool | None = None
 
     def check(self, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -327,6 +334,7 @@ class _Series:
             LandscapeError: If the model, the data or the checkpoint is wrong, the audit failed, or products do not fit in memory.
         """
         subject = self.subject.of(self.series)
+        self.used = subject.used
         if self._audited is None:
             manifest = self.subject.manifest
             verdict = verdict_of(subject, manifest, self.series, unaudited=self.unaudited, hvp="double-backward")
@@ -335,6 +343,10 @@ class _Series:
         if self.products.choice is None:
             self.products.choose(subject.objective, subject.params, subject.first_batch)
         return self.subject.notes.said
+
+    def what_was_used(self) -> dict[str, Any]:
+        """What was used of how the model was trained; empty before it was checked."""
+        return self.used
 
     def operators(self, checkpoint: Checkpoint, indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
         """The verdict, and the Hessians of some batches with the weights of a checkpoint."""

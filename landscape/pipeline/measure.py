@@ -14,14 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from landscape.errors import LandscapeError, ManifestError, MemoryLimitError, NumericalError, ObjectiveError, PictureError
-from landscape.manifest import HessianSettings, Manifest
+from landscape.errors import (
+    LandscapeError,
+    ManifestError,
+    MemoryLimitError,
+    NumericalError,
+    ObjectiveError,
+    PictureError,
+    StoreError,
+)
+from landscape.manifest import HessianSettings, Manifest, canonical_json
 from landscape.pipeline.audit import check_hvp, stored_verdicts, verdict_of
 from landscape.pipeline.forecast import forecast
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.pipeline.solve import Solver, SolverSettings
-from landscape.store import Record, SpectrumStore, SpectrumWriter
+from landscape.store import Record, SpectrumStore, SpectrumWriter, models_as_trained, value_text
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +102,7 @@ def run(
     if tasks:
         audits = {} if hvp == "finite-difference" else stored_verdicts(output, manifest)
         how = How(hvp, audits, solver=Solver(solver))
-        notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
+        notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products, output=output)
         show_notes(notes, shown=progress)
     with SpectrumStore.prepare(output, manifest) as writer:
         # Another run may have finished since.
@@ -116,13 +124,21 @@ def _with_method(manifest: Manifest, method: str | None) -> Manifest:
 
 
 def check_everything(
-    manifest: Manifest, tasks: list[Task], device: str | None, how: How, *, unaudited: bool, products: ProductSettings
+    manifest: Manifest,
+    tasks: list[Task],
+    device: str | None,
+    how: How,
+    *,
+    unaudited: bool,
+    products: ProductSettings,
+    output: Path,
 ) -> tuple[str, ...]:
     """Build every model, audit it and load every checkpoint once, so that a wrong one is refused before any work is done.
 
     Args:
         how: Gets the verdict and the way of products of every series that has something to measure. Verdicts that it has are
             not repeated.
+        output: Whose records must be of the same functions.
 
     Returns:
         What is to be known of the data, the runs and the checkpoints, a sentence each.
@@ -134,6 +150,8 @@ def check_everything(
         import_pyhessian()
     for task, subject in subjects(manifest, tasks, device):
         name = task.series.name
+        if name not in how.products:
+            check_same_function(output, name, subject)
         if name not in how.audits:
             how.audits[name] = verdict_of(subject, manifest, task.series, unaudited=unaudited, hvp=how.hvp)
         info = subject.load(task.checkpoint)
@@ -173,6 +191,33 @@ def show_notes(notes: Iterable[str], *, shown: bool | None) -> None:
     """Write notes to stderr, a line each, unless progress is silent."""
     for note in notes if shown is not False else ():
         print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def check_same_function(output: Path, series: str, subject: "Subject") -> None:
+    """Refuse to add to records of a model that was prepared otherwise than this one is.
+
+    The plan of an output knows what was stated of a run; this looks at what came of it.
+
+    Raises:
+        StoreError: If so; names what differs.
+    """
+    try:
+        store = SpectrumStore.open(output)
+    except LandscapeError:
+        return
+    with store:
+        epochs = store.epochs(series) if series in store.series() else ()
+        models = [used for epoch in epochs for used in models_as_trained(store.records(series, epoch).settings)]
+    for used in models:
+        for name, (value, source) in used.items():
+            now = subject.used.get(name, [value])
+            if canonical_json(now[0]) != canonical_json(value):
+                setting = name.replace("_", " ")
+                raise StoreError(
+                    f"{output}: series {series!r} was measured with {setting} {value_text(value)} ({source}), but now it is "
+                    f"{value_text(now[0])} ({now[1]}), which is another function. Name another output with -o, or go back to the "
+                    "files that were there."
+                )
 
 
 def subjects(manifest: Manifest, tasks: list[Task], device: str | None) -> Iterator[tuple[Task, "Subject"]]:

@@ -108,7 +108,7 @@ def run_modules(
         report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored, what="modules")
         if tasks:
             how = How("double-backward", stored_verdicts(output, manifest), solver=Solver(solver))
-            notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products)
+            notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products, output=output)
             show_notes(notes, shown=progress)
             with progress_shown(num_planned, num_stored, shown=progress) as show:
                 report = _measure_all(manifest, tasks, writer, report, modules, how=how, device=device, show=show)

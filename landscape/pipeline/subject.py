@@ -1,6 +1,6 @@
 """What is measured: a model of a series, its objective, and the batches; ready to take the weights of any epoch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ from landscape.clip.trained import as_trained, build_as_trained, objective_as_tr
 from landscape.curvature import Batch, Objective, Params, check_twice_differentiable
 from landscape.errors import CheckpointError, DataError, ManifestError, PictureError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, Manifest, TrainedAs
+from landscape.manifest.run_files import inside_checkpoint
+from landscape.manifest.trained import Disagreement
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -28,6 +30,7 @@ class Subject:
         params: The parameters under study, the model's own: they follow every `load`.
         trained: What is known of the model as it was trained.
         used: All that was used of it, with who states it; see `as_trained`.
+        reads_runs: Whether what a checkpoint holds about its run counts.
     """
 
     model: torch.nn.Module
@@ -37,6 +40,7 @@ class Subject:
     device: torch.device
     trained: TrainedAs = field(default_factory=TrainedAs)
     used: dict[str, list[Any]] = field(default_factory=dict)
+    reads_runs: bool = True
 
     @classmethod
     def of(cls, manifest: Manifest, series: CheckpointSeries, pairs: Pairs, *, device: torch.device) -> "Subject":
@@ -68,6 +72,7 @@ class Subject:
             device=device,
             trained=series.trained,
             used=as_trained(model, series.trained, hessian),
+            reads_runs=series.reads_runs,
         )
 
     def objective_on(self, model: torch.nn.Module, hessian: HessianSettings) -> tuple[Objective, Params]:
@@ -82,8 +87,22 @@ class Subject:
         """
         weights = self.trained.get("weights", "online")
         info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=weights)
+        self._check_settings(checkpoint, info.settings)
         _check_epoch(checkpoint, info.epoch, info.stored_epoch)
         return info
+
+    def _check_settings(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+        """Compare what a checkpoint holds about its run with what the model was built by: a series is of one run."""
+        if not self.reads_runs:
+            return
+        for file in inside_checkpoint(settings, checkpoint.path):
+            try:
+                file.trained.joined(self.trained)
+            except Disagreement as error:
+                raise CheckpointError(
+                    f"{checkpoint.path}: {error}, so its weights mean another function than the rest of its series. Make two "
+                    "series of the two runs, or say `run_files: ignore` for the series."
+                ) from None
 
     def notes_on(self, info: CheckpointInfo) -> dict[str, list[str]]:
         """What is to be known of the run, a checkpoint and the data, to be stored with records; nothing where there is none."""
@@ -97,6 +116,7 @@ class Subject:
             CheckpointError: As `load`, short of what needs the numbers.
         """
         contents = check_fit(self.model, checkpoint.path, weights=self.trained.get("weights", "online"))
+        self._check_settings(checkpoint, contents.settings)
         _check_epoch(checkpoint, contents.epoch, contents.stored_epoch)
 
     def batch(self, index: int) -> Batch:

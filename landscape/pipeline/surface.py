@@ -131,7 +131,12 @@ def _compute(
 
     slice_ = open_slice(manifest, plan, parts_folder(data), device=device)
     if stored is None:
-        stored = StoredSurface(result=slice_.empty(), request=plan.request, directions_sha256=slice_.directions_sha256)
+        stored = StoredSurface(
+            result=slice_.empty(),
+            request=plan.request,
+            directions_sha256=slice_.directions_sha256,
+            as_trained=slice_.used,
+        )
     elif stored.directions_sha256 != slice_.directions_sha256:
         raise StoreError(
             f"{data}: the directions of its points are lost (sha256 expected {stored.directions_sha256}, got "

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,13 @@ class Slice:
     Attributes:
         empty: Makes the picture before its first point: axes, certificates, the local quadratic.
         directions_sha256: Of the directions; "" for a line, whose ends decide it.
+        used: What was used of how the model was trained; see `as_trained`.
     """
 
     loss_at: "LossAt"
     empty: "Callable[[], LossSlice | LossSurface]"
     directions_sha256: str = ""
+    used: dict[str, Any] = field(default_factory=dict)
 
 
 def open_slice(manifest: Manifest, plan: SurfacePlan, folder: Path, *, device: str | None) -> Slice:
@@ -80,7 +82,7 @@ def _line(
         return LossSlice(axis=axis, losses=np.full(t.shape, np.nan), computed=np.zeros(t.shape, dtype=bool))
 
     loss_at = line_losses(lambda model: subject.objective_on(model, hessian), subject.model, end, batches)
-    return Slice(loss_at=_guarded(loss_at), empty=empty)
+    return Slice(loss_at=_guarded(loss_at), empty=empty, used=subject.used)
 
 
 def _plane(
@@ -97,6 +99,7 @@ def _plane(
         loss_at=loss_at,
         empty=lambda: _empty_plane(subject, batches, plan, directions, loss_at),
         directions_sha256=hashlib.sha256(vectors.cpu().contiguous().numpy().tobytes()).hexdigest(),
+        used=subject.used,
     )
 
 

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from landscape.errors import StoreError
 from landscape.files import write_atomically
 from landscape.manifest import canonical_json
+from landscape.store.as_trained import described_as_trained
 from landscape.store.table import UNIT
 from landscape.version import VERSION
 
@@ -95,8 +96,12 @@ class DensityRecord:
         return _but_batches(self.settings) == _but_batches(settings)
 
 
+# What says how far a record is, and what it was found to be of.
+_NOT_ASKED = ("num_batches", "missing_batches", "as_trained")
+
+
 def _but_batches(settings: Mapping[str, Any]) -> str:
-    return canonical_json({name: value for name, value in settings.items() if name not in ("num_batches", "missing_batches")})
+    return canonical_json({name: value for name, value in settings.items() if name not in _NOT_ASKED})
 
 
 def is_density_file(path: Path) -> bool:
@@ -176,6 +181,7 @@ def describe_densities(path: Path) -> list[str]:
             f"{one.series} epoch {one.epoch} ({one.model}, {one.n} parameters): {one.num_batches_in_words()}, "
             f"{len(one.nodes)} probes, {one.num_matvecs} products{exact}, {'audited' if one.audited else 'not audited'}"
         )
+        lines += [f"{one.series} epoch {one.epoch} {line}" for line in described_as_trained(one.settings)]
     return lines
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json, write_atomically
+from landscape.store.as_trained import described_as_trained
 from landscape.store.plan import check_schema_version
 from landscape.version import VERSION
 
@@ -40,11 +41,13 @@ class StoredSurface:
     Attributes:
         request: Everything that decides its numbers, as JSON values; two runs of equal requests may share a file.
         directions_sha256: Digest of the directions; "" where the request decides them.
+        as_trained: What was used of how the model was trained, with who states it; empty in older files.
     """
 
     result: "LossSlice | LossSurface"
     request: Mapping[str, Any]
     directions_sha256: str = ""
+    as_trained: Mapping[str, Any] = field(default_factory=dict)
     landscape_version: str = field(default=VERSION)
 
     @property
@@ -69,6 +72,7 @@ def write_surface(path: Path, stored: StoredSurface) -> None:
         file.attrs["landscape_version"] = VERSION
         file.attrs["request"] = canonical_json(stored.request)
         file.attrs["directions_sha256"] = stored.directions_sha256
+        file.attrs["as_trained"] = canonical_json(stored.as_trained)
         file.attrs["unit"] = "nat"
         _write_result(file, stored.result)
     try:
@@ -130,6 +134,7 @@ def read_surface(path: Path) -> StoredSurface | None:
                 result=_read_result(file),
                 request=json.loads(file.attrs["request"]),
                 directions_sha256=str(file.attrs["directions_sha256"]),
+                as_trained=json.loads(file.attrs.get("as_trained", "{}")),
                 landscape_version=str(file.attrs["landscape_version"]),
             )
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -209,4 +214,4 @@ def describe_surface(path: Path) -> list[str]:
         certificate = "" if math.isnan(axis.eigenvalue) else f", eigenvalue {axis.eigenvalue:.6g} ± {axis.bound:.1g}"
         fit = "" if axis.fit is None else f", curvature by differences {axis.fit.value:.6g} ± {axis.fit.error:.1g}"
         lines.append(f"{axis.name}: {axis.coordinates[0]:g} to {axis.coordinates[-1]:g} {axis.unit}{certificate}{fit}")
-    return lines
+    return [*lines, *(described_as_trained({"as_trained": stored.as_trained}) if stored.as_trained else [])]
