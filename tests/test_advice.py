@@ -292,7 +292,7 @@ def a_local_folder_with_a_configuration_of_another_name(desk):
 @follows("config: file.json")
 def an_architecture_that_is_not_the_runs(desk):
     (desk.folder / "quick.json").write_text(json.dumps({**TINY, "quick_gelu": True}))
-    desk.series.update({"config": "quick.json", "model_args": {"force_quick_gelu": False}})
+    desk.series.update({"model": "mine", "config": "quick.json", "model_args": {"force_quick_gelu": False}})
     _, message = desk.spectra()
     (desk.folder / "file.json").write_text(json.dumps(TINY))
     desk.say(quoted(message, "config: file.json"))
