@@ -150,6 +150,52 @@ def test_several_sets_of_weights_are_listed_and_the_line_to_choose_works(tmp_pat
     assert model.bias.item() == 1.0
 
 
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ({0: torch.ones(2), 1: torch.ones(2)}, "holds a dict whose keys are numbers, but a checkpoint is a dict by name"),
+        ({0: torch.ones(2), "a": torch.ones(2)}, "holds a dict whose keys are not all names, but"),
+        ([torch.ones(2)], "holds a list, but a checkpoint is a dict by name"),
+    ],
+)
+def test_what_is_no_dict_by_name_is_called_what_it_is(tmp_path, stored, words):
+    torch.save(stored, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words):
+        describe_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["deit", "torchvision"])
+def test_scripts_that_write_the_same_entries_are_named_as_a_family(tmp_path, name):
+    torch.save(FILES[name][0], tmp_path / "x.pth")
+    info = describe_checkpoint(tmp_path / "x.pth")
+    said = "A training script of the DeiT family (DeiT, torchvision's references, MAE) counts epochs from 0: its epoch"
+    assert info.layout == "DeiT family" and any(note.startswith(said) for note in info.notes)
+
+
+def averaging(updates, trained):
+    """As Lightning's WeightAveraging writes a file."""
+    state = {"state_dict": AVERAGE, "current_model_state": trained, "averaging_state": {"n_averaged": torch.tensor(updates)}}
+    return LIGHTNING | state
+
+
+def test_a_file_after_fit_that_holds_the_average_twice_has_no_trained_weights(tmp_path):
+    torch.save(averaging(6, weights(0.5)), tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"holds the average twice \(6 updates, all 2 tensors of both copies equal\)"):
+        load_checkpoint(nn.Linear(4, 1), tmp_path / "x.ckpt")
+    model = nn.Linear(4, 1)
+    load_checkpoint(model, tmp_path / "x.ckpt", weights="ema")
+    assert model.bias.item() == 0.5
+    assert any("both copies are the average" in note for note in describe_checkpoint(tmp_path / "x.ckpt").notes)
+
+
+def test_the_first_average_equals_what_was_trained_and_is_only_noted(tmp_path):
+    torch.save(averaging(1, weights(0.5)), tmp_path / "x.ckpt")
+    info = load_checkpoint(nn.Linear(4, 1), tmp_path / "x.ckpt")
+    assert any("Both copies are equal after one update of the average" in note for note in info.notes)
+    torch.save(averaging(6, TRAINED | {"bias": torch.full((1,), 0.5)}), tmp_path / "y.ckpt")
+    assert not any("copies are" in note for note in load_checkpoint(nn.Linear(4, 1), tmp_path / "y.ckpt").notes)
+
+
 def test_settings_are_plain_values_under_the_files_own_keys(tmp_path):
     args = argparse.Namespace(lr=np.float64(0.1), out=pathlib.PurePosixPath("/a/b"), sizes=(1, 2), when=datetime.timedelta(1))
     torch.save({"model": TRAINED, "epoch": 0, "args": args, "config": CfgNode(MODEL=CfgNode(CLASSES=6))}, tmp_path / "x.pt")
