@@ -16,6 +16,7 @@ from torch import nn
 from landscape.clip.checkpoint import describe_checkpoint, load_checkpoint
 from landscape.containers.outline import outline
 from landscape.errors import CheckpointError
+from landscape.pipeline.describe import describe
 
 
 def weights(value):
@@ -207,6 +208,29 @@ def test_settings_are_plain_values_under_the_files_own_keys(tmp_path):
     assert describe_checkpoint(tmp_path / "x.pt").settings == settings == outline(tmp_path / "x.pt").settings
     torch.save(LIGHTNING | {"hyper_parameters": {"lr": 0.1, "num_classes": 6}}, tmp_path / "l.ckpt")
     assert outline(tmp_path / "l.ckpt").settings == {"hyper_parameters": {"lr": 0.1, "num_classes": 6}}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_info_prints_the_arguments_of_a_run_once_and_then_what_is_taken_from_them(tmp_path, beside):
+    args = {"model": "test_vit", "num_classes": 6, "smoothing": 0.1, "data_dir": "/data", "aa": "rand-m9-mstd0.5-inc1" * 3}
+    contents = {"epoch": 4, "arch": "test_vit", "version": 2, "state_dict": TRAINED, "args": argparse.Namespace(**args)}
+    torch.save(contents, tmp_path / "x.pth.tar")
+    if beside:
+        (tmp_path / "args.yaml").write_text("".join(f"{key}: {value}\n" for key, value in args.items()))
+    lines = describe(tmp_path / "x.pth.tar")
+    sources = f"{tmp_path / 'args.yaml'} (timm) and " if beside else ""
+    start = lines.index("args in the file, less what is off or empty:")
+    taken = lines.index(f"Taken from {sources}args in the file (timm):")
+    settings = "".join(lines[start + 1 : taken])
+    assert all(settings.count(f"{key} {value!r}") == 1 for key, value in args.items())
+    assert all(line.startswith("  ") and len(line) <= 100 for line in lines[start + 1 : taken])
+    assert lines[taken + 1 : taken + 5] == [
+        "  model: timm:test_vit",
+        "  label_smoothing: 0.1",
+        "  loss: 'cross_entropy'",
+        "  num_classes: 6",
+    ]
+    assert "test_vit" not in "".join(lines[taken + 5 :])
 
 
 def test_a_whole_model_gives_its_state_dict_without_buffers_that_are_not_saved(tmp_path):
