@@ -1,12 +1,18 @@
 """Names and shapes: what is made to fit, and what the message says where nothing does. Models are open_clip's and timm's."""
 
+import json
+import re
+
 import open_clip
 import pytest
 import timm
 import torch
+import yaml
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
-from landscape.clip.checkpoint import load_checkpoint
+from landscape.clip.checkpoint import describe_checkpoint, load_checkpoint
+from landscape.clip.model import build_model
 from landscape.errors import CheckpointError
 
 VISION = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
@@ -52,8 +58,81 @@ def test_two_models_under_two_prefixes_are_not_guessed_between(tmp_path):
     state = make_clip().state_dict()
     both = {f"{prefix}.{name}": tensor for prefix in ("student", "teacher") for name, tensor in state.items()}
     message = refusal(tmp_path, both, make_clip())
-    assert f"{len(state)} of {2 * len(state)} names begin with 'student.' and hold this model" in message
+    assert "The names under 'student.' and under 'teacher.' hold this model each" in message
     assert "Name the model" not in message
+
+
+class Training(nn.Module):
+    """As a LightningModule: the model as an attribute, and what the run needs beside it."""
+
+    def __init__(self, model, **beside):
+        super().__init__()
+        self.model = model
+        for name, module in beside.items():
+            setattr(self, name, module)
+
+
+def test_class_weights_of_the_loss_are_refused_and_the_model_alone_is_taken(tmp_path):
+    source = timm.create_model("test_resnet", num_classes=3)
+    state = Training(source, loss=nn.CrossEntropyLoss(weight=torch.ones(3))).state_dict()
+    message = refusal(tmp_path, state, timm.create_model("test_resnet", num_classes=3))
+    assert f"{len(state) - 1} of {len(state)} names begin with 'model.' and hold this model" in message
+    assert "beside them stands 'loss.weight'" in message
+    assert "the run's loss weighs the classes" in message and "Name the model" not in message
+    prefix = re.search(r"save the tensors under '(.*?)' alone, that prefix removed", message)[1]
+    alone = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    model = timm.create_model("test_resnet", num_classes=3)
+    load_checkpoint(model, saved(tmp_path, alone))
+    assert same(model, source.state_dict())
+
+
+def test_a_layer_beside_the_model_is_not_called_a_loss(tmp_path):
+    state = Training(timm.create_model("test_resnet"), loss=nn.Linear(3, 2, bias=False)).state_dict()
+    message = refusal(tmp_path, state, timm.create_model("test_resnet"))
+    assert "beside them stands 'loss.weight': this may change the loss. If it does not, save the tensors under" in message
+
+
+def test_counts_of_metrics_beside_the_model_are_left_out_with_a_note(tmp_path):
+    source, metric = timm.create_model("test_resnet"), nn.Module()
+    for name in ("tp", "fp", "tn", "fn"):
+        metric.register_buffer(name, torch.zeros(3, dtype=torch.int64))
+    model = timm.create_model("test_resnet")
+    state = Training(source, accuracy=metric).state_dict()
+    info = load_checkpoint(model, saved(tmp_path, state))
+    assert same(model, source.state_dict())
+    assert "Left out 'accuracy.tp', 'accuracy.fp', 'accuracy.tn' and 1 more: counts of metrics" in info.notes[1]
+    assert "'accuracy.tp'" in refusal(tmp_path, state | {"accuracy.tp": torch.zeros(3)}, timm.create_model("test_resnet"))
+
+
+@pytest.mark.parametrize("average", [torch.optim.swa_utils.AveragedModel, timm.utils.ModelEmaV2, lambda model: model])
+@pytest.mark.parametrize("name", ["ema", "model_ema", "swa_model", "averaged"])
+def test_the_average_that_a_module_keeps_is_the_other_copy(tmp_path, average, name):
+    trained, mean = timm.create_model("test_resnet"), timm.create_model("test_resnet")
+    nn.init.ones_(mean.fc.weight)
+    path = saved(tmp_path, Training(trained, **{name: average(mean)}).state_dict())
+    assert describe_checkpoint(path).available == ("online", "ema")
+    for weights, source in (("online", trained), ("ema", mean)):
+        model = timm.create_model("test_resnet")
+        info = load_checkpoint(model, path, weights=weights)
+        assert same(model, source.state_dict())
+        assert f"The module holds 'model.' and its average '{name}.'." in info.notes
+    assert not any("Left out" in note for note in info.notes)
+    assert f"under '{name}.', the average of 'model.'" in load_checkpoint(model, path).notes[1]
+
+
+def test_an_average_of_which_of_two_models_is_not_guessed(tmp_path):
+    models = [timm.create_model("test_resnet") for _ in range(3)]
+    path = saved(tmp_path, Training(models[0], other=models[1], ema=models[2]).state_dict())
+    with pytest.raises(CheckpointError, match="under 'ema.' and under 'model.' and under 'other.' hold this model each"):
+        load_checkpoint(timm.create_model("test_resnet"), path)
+    with pytest.raises(CheckpointError, match="has no averaged weights"):
+        load_checkpoint(timm.create_model("test_resnet"), path, weights="ema")
+
+
+def test_a_model_that_owns_its_average_gets_both(tmp_path):
+    source, model = (Training(nn.Linear(2, 1), ema=nn.Linear(2, 1)) for _ in range(2))
+    load_checkpoint(model, saved(tmp_path, source.state_dict()))
+    assert same(model, source.state_dict())
 
 
 def test_constants_that_come_and_go_are_noted_and_weights_never_filled_in(tmp_path):
@@ -167,29 +246,127 @@ def test_the_sigmoid_loss_is_named_by_its_bias(tmp_path):
     assert "do not say loss: siglip" in refusal(tmp_path, make_clip().state_dict(), siglip)
 
 
+def configuration(tmp_path, name, *, vision=None, text=None):
+    """An open_clip configuration file of the small model."""
+    path = tmp_path / f"{name}.json"
+    described = {"embed_dim": 24, "vision_cfg": VISION | (vision or {}), "text_cfg": TEXT | (text or {})}
+    path.write_text(json.dumps(described))
+    return path
+
+
+def arguments_in(message):
+    return yaml.safe_load(re.search(r"say (model_args: \{.*?\})\.$", message)[1])["model_args"]
+
+
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("other", "model_args", "words"),
     [
-        (
-            lambda: make_clip(text={"context_length": 20}),
-            "Its texts have 20 tokens: say model_args: {force_context_length: 20}.",
-        ),
-        (lambda: make_clip(vision={"layers": 3}), "3 blocks under 'visual.transformer.resblocks' (the model 2)"),
-        (lambda: make_clip(vision={"width": 64, "head_width": 16}), "the same kind of model in another size"),
-        (lambda: make_clip(vision={"patch_size": 4}), "Its patches are 4 pixels wide, the model's 8"),
-        (lambda: make_clip(custom=True), "say model_args: {force_custom_text: true}."),
+        ({"text": {"context_length": 20}}, {}, "Its texts have 20 tokens"),
+        ({"vision": {"image_size": 96}}, {}, "Its position embedding is that of 96 x 96 pixels at patch 8"),
+        ({}, {"force_custom_text": True}, "Its text tower stands under 'text.'"),
     ],
 )
-def test_the_difference_of_two_models_is_named(tmp_path, source, words):
-    message = refusal(tmp_path, source().state_dict(), make_clip())
-    assert words in message and "Name the model that wrote" not in message
+def test_the_arguments_that_a_message_says_make_the_checkpoint_fit(tmp_path, other, model_args, words):
+    base = str(configuration(tmp_path, "base"))
+    source = build_model(str(configuration(tmp_path, "other", **other)), model_args=model_args)
+    message = refusal(tmp_path, source.state_dict(), build_model(base))
+    assert words in message
+    model = build_model(base, model_args=arguments_in(message))
+    load_checkpoint(model, saved(tmp_path, source.state_dict()))
+    assert same(model, source.state_dict())
 
 
-def test_adapters_and_norms_are_called_what_they_are(tmp_path):
-    state = {"base_model.model.proj.lora_A.weight": torch.ones(2, 2)}
-    assert "merge_and_unload" in refusal(tmp_path, state, make_clip())
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
-    assert "Remove the norm" in refusal(tmp_path, model.state_dict(), nn.Sequential(nn.Linear(2, 2)))
+def test_the_picture_size_that_a_message_says_makes_a_classifier_fit(tmp_path):
+    source = timm.create_model("test_vit", img_size=32)
+    message = refusal(tmp_path, source.state_dict(), build_model("timm:test_vit"))
+    model = build_model("timm:test_vit", model_args=arguments_in(message))
+    load_checkpoint(model, saved(tmp_path, source.state_dict()))
+    assert same(model, source.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"vision": {"layers": 3}}, "3 blocks under 'visual.transformer.resblocks' (the model 2): name the model of that depth"),
+        ({"vision": {"width": 64}}, "the same kind of model in another size. Name the model of that size"),
+        ({"vision": {"patch_size": 4}}, "Its patches are 4 pixels wide, the model's 8: name the model with these patches"),
+    ],
+)
+def test_a_model_of_another_size_fits_by_its_configuration(tmp_path, other, words):
+    path = configuration(tmp_path, "other", **other)
+    source = build_model(str(path))
+    message = refusal(tmp_path, source.state_dict(), make_clip())
+    assert f"{words}, or give its configuration with config:." in message and "Name the model that wrote" not in message
+    model = build_model("base", config=path)
+    load_checkpoint(model, saved(tmp_path, source.state_dict()))
+    assert same(model, source.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("model_args", "words"),
+    [
+        ({"depth": 3}, "3 blocks under 'blocks'"),
+        ({"embed_dim": 128}, "in another size"),
+        ({"patch_size": 8}, "Its patches are 8 pixels wide, the model's 16"),
+    ],
+)
+def test_a_classifier_of_another_size_fits_by_its_arguments(tmp_path, model_args, words):
+    source = timm.create_model("test_vit", **model_args)
+    message = refusal(tmp_path, source.state_dict(), build_model("timm:test_vit"))
+    assert words in message and message.endswith("or give its arguments with model_args:.")
+    model = build_model("timm:test_vit", model_args=model_args)
+    load_checkpoint(model, saved(tmp_path, source.state_dict()))
+    assert same(model, source.state_dict())
+
+
+class Adapted(nn.Module):
+    """A linear layer with a LoRA adapter, by peft's names."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(layer.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, layer.out_features, bias=False)})
+
+    def merged(self):
+        with torch.no_grad():
+            self.base_layer.weight += self.lora_B["default"].weight @ self.lora_A["default"].weight
+        return self.base_layer
+
+
+def test_adapters_fit_when_they_are_merged(tmp_path):
+    source = timm.create_model("test_vit")
+    source.head = Adapted(source.head)
+    state = {f"base_model.model.{name}": tensor for name, tensor in source.state_dict().items()}
+    message = refusal(tmp_path, state, timm.create_model("test_vit"))
+    assert "LoRA adapters. Merge them first, with peft's model.merge_and_unload(), and save its state_dict()." in message
+    source.head = source.head.merged()
+    model = timm.create_model("test_vit")
+    load_checkpoint(model, saved(tmp_path, source.state_dict()))
+    assert same(model, source.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (parametrizations.weight_norm, "a parametrization, such as a norm"),
+        (parametrizations.spectral_norm, "a parametrization, such as a norm"),
+        (nn.utils.weight_norm, "a weight norm"),
+        (nn.utils.spectral_norm, "a spectral norm"),
+        (lambda module: prune.l1_unstructured(module, "weight", 2), "a pruned weight"),
+    ],
+)
+def test_weights_in_parts_fit_when_they_are_put_together_as_the_message_says(tmp_path, make, what):
+    source = nn.Sequential(nn.Linear(4, 3))
+    make(source[0])
+    message = refusal(tmp_path, source.state_dict(), nn.Sequential(nn.Linear(4, 3)))
+    assert f"The weights are stored in the parts of {what}." in message
+    for module in source:
+        eval(re.search(r"with (torch\.nn\.utils\..*?\)), then", message)[1], {"torch": torch, "module": module})
+    model = nn.Sequential(nn.Linear(4, 3))
+    load_checkpoint(model, saved(tmp_path, source.state_dict()))
+    assert same(model, source.state_dict())
 
 
 def test_names_that_nothing_explains_are_grouped(tmp_path):

@@ -16,6 +16,7 @@ from torch import nn
 from landscape.clip.checkpoint import describe_checkpoint, load_checkpoint
 from landscape.containers.outline import outline
 from landscape.errors import CheckpointError
+from landscape.pipeline.describe import describe
 
 
 def weights(value):
@@ -150,6 +151,52 @@ def test_several_sets_of_weights_are_listed_and_the_line_to_choose_works(tmp_pat
     assert model.bias.item() == 1.0
 
 
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ({0: torch.ones(2), 1: torch.ones(2)}, "holds a dict whose keys are numbers, but a checkpoint is a dict by name"),
+        ({0: torch.ones(2), "a": torch.ones(2)}, "holds a dict whose keys are not all names, but"),
+        ([torch.ones(2)], "holds a list, but a checkpoint is a dict by name"),
+    ],
+)
+def test_what_is_no_dict_by_name_is_called_what_it_is(tmp_path, stored, words):
+    torch.save(stored, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words):
+        describe_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["deit", "torchvision"])
+def test_scripts_that_write_the_same_entries_are_named_as_a_family(tmp_path, name):
+    torch.save(FILES[name][0], tmp_path / "x.pth")
+    info = describe_checkpoint(tmp_path / "x.pth")
+    said = "A training script of the DeiT family (DeiT, torchvision's references, MAE) counts epochs from 0: its epoch"
+    assert info.layout == "DeiT family" and any(note.startswith(said) for note in info.notes)
+
+
+def averaging(updates, trained):
+    """As Lightning's WeightAveraging writes a file."""
+    state = {"state_dict": AVERAGE, "current_model_state": trained, "averaging_state": {"n_averaged": torch.tensor(updates)}}
+    return LIGHTNING | state
+
+
+def test_a_file_after_fit_that_holds_the_average_twice_has_no_trained_weights(tmp_path):
+    torch.save(averaging(6, weights(0.5)), tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"holds the average twice \(6 updates, all 2 tensors of both copies equal\)"):
+        load_checkpoint(nn.Linear(4, 1), tmp_path / "x.ckpt")
+    model = nn.Linear(4, 1)
+    load_checkpoint(model, tmp_path / "x.ckpt", weights="ema")
+    assert model.bias.item() == 0.5
+    assert any("both copies are the average" in note for note in describe_checkpoint(tmp_path / "x.ckpt").notes)
+
+
+def test_the_first_average_equals_what_was_trained_and_is_only_noted(tmp_path):
+    torch.save(averaging(1, weights(0.5)), tmp_path / "x.ckpt")
+    info = load_checkpoint(nn.Linear(4, 1), tmp_path / "x.ckpt")
+    assert any("Both copies are equal after one update of the average" in note for note in info.notes)
+    torch.save(averaging(6, TRAINED | {"bias": torch.full((1,), 0.5)}), tmp_path / "y.ckpt")
+    assert not any("copies are" in note for note in load_checkpoint(nn.Linear(4, 1), tmp_path / "y.ckpt").notes)
+
+
 def test_settings_are_plain_values_under_the_files_own_keys(tmp_path):
     args = argparse.Namespace(lr=np.float64(0.1), out=pathlib.PurePosixPath("/a/b"), sizes=(1, 2), when=datetime.timedelta(1))
     torch.save({"model": TRAINED, "epoch": 0, "args": args, "config": CfgNode(MODEL=CfgNode(CLASSES=6))}, tmp_path / "x.pt")
@@ -161,6 +208,29 @@ def test_settings_are_plain_values_under_the_files_own_keys(tmp_path):
     assert describe_checkpoint(tmp_path / "x.pt").settings == settings == outline(tmp_path / "x.pt").settings
     torch.save(LIGHTNING | {"hyper_parameters": {"lr": 0.1, "num_classes": 6}}, tmp_path / "l.ckpt")
     assert outline(tmp_path / "l.ckpt").settings == {"hyper_parameters": {"lr": 0.1, "num_classes": 6}}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_info_prints_the_arguments_of_a_run_once_and_then_what_is_taken_from_them(tmp_path, beside):
+    args = {"model": "test_vit", "num_classes": 6, "smoothing": 0.1, "data_dir": "/data", "aa": "rand-m9-mstd0.5-inc1" * 3}
+    contents = {"epoch": 4, "arch": "test_vit", "version": 2, "state_dict": TRAINED, "args": argparse.Namespace(**args)}
+    torch.save(contents, tmp_path / "x.pth.tar")
+    if beside:
+        (tmp_path / "args.yaml").write_text("".join(f"{key}: {value}\n" for key, value in args.items()))
+    lines = describe(tmp_path / "x.pth.tar")
+    sources = f"{tmp_path / 'args.yaml'} (timm) and " if beside else ""
+    start = lines.index("args in the file, less what is off or empty:")
+    taken = lines.index(f"Taken from {sources}args in the file (timm):")
+    settings = "".join(lines[start + 1 : taken])
+    assert all(settings.count(f"{key} {value!r}") == 1 for key, value in args.items())
+    assert all(line.startswith("  ") and len(line) <= 100 for line in lines[start + 1 : taken])
+    assert lines[taken + 1 : taken + 5] == [
+        "  model: timm:test_vit",
+        "  label_smoothing: 0.1",
+        "  loss: 'cross_entropy'",
+        "  num_classes: 6",
+    ]
+    assert "test_vit" not in "".join(lines[taken + 5 :])
 
 
 def test_a_whole_model_gives_its_state_dict_without_buffers_that_are_not_saved(tmp_path):

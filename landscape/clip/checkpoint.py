@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.clip.fit import fit_to_model, is_constant
+from landscape.clip.fit import fit_to_model
 from landscape.clip.hf_names import hf_clip_state_dict, is_hf_clip
+from landscape.clip.misfit import is_constant
 from landscape.clip.published import is_published, published_state_dict
 from landscape.clip.stored_tensors import StoredTensors
 from landscape.containers.folders import digest_of_checkpoint, read_weights
-from landscape.containers.layouts import Contents, interpret
+from landscape.containers.layouts import Contents, entry, interpret, kind_of_entries
 from landscape.containers.names import without_wrappers
+from landscape.containers.plain import whole_number
 from landscape.containers.weight_files import WeightFile, note_of_stand_ins, one_line
 from landscape.errors import CheckpointError
 from landscape.manifest import sha256_of_file, sync_folder
@@ -83,7 +85,8 @@ def read_checkpoint(path: Path, *, expected_sha256: str | None = None) -> dict[s
     file = _read(path, expected_sha256)[1]
     if not isinstance(file.stored, dict):
         raise CheckpointError(
-            f"{path}: holds a {type(file.stored).__name__}, but a checkpoint is a dict by name. Save model.state_dict() instead."
+            f"{path}: holds a {kind_of_entries(file.stored)}, but a checkpoint is a dict by name. Save model.state_dict() "
+            "instead."
         )
     stored: dict[str, Any] = StoredTensors().tree(file.stored)
     return stored
@@ -97,6 +100,7 @@ def describe_checkpoint(path: Path, *, weights: str = "online", expected_sha256:
     """
     sha256, file, contents = _look_into(path, weights, expected_sha256)
     state, notes = _state_of(file, contents, weights)
+    notes += _notes_of_equal_copies(file, contents)
     return _describe(path, sha256, file, contents, state, weights, notes=tuple(notes))
 
 
@@ -119,6 +123,7 @@ def load_checkpoint(
     """
     sha256, file, contents = _look_into(path, weights, expected_sha256)
     stored, notes = _state_of(file, contents, weights)
+    notes += _notes_of_equal_copies(file, contents, asked=weights)
     state, said = fit_to_model(path, stored, model, aliases=file.aliases)
     expected = model.state_dict()
     converted = {name: _convert(path, name, tensor, expected[name].dtype) for name, tensor in state.items()}
@@ -235,6 +240,29 @@ def _state_of(file: WeightFile, contents: Contents, weights: str) -> tuple[State
     if is_hf_clip(state):
         return hf_clip_state_dict(state), [*notes, "Renamed from transformers' CLIP to open_clip's names; q, k and v joined."]
     return state, notes
+
+
+def _notes_of_equal_copies(file: WeightFile, contents: Contents, *, asked: str | None = None) -> list[str]:
+    """Tell a file of Lightning's averaging that was saved after `fit`, which has put the average into the model.
+
+    The first average is a copy of what was trained, so two equal copies are then no sign of it.
+    """
+    averaged = whole_number(entry(file.stored, "averaging_state.n_averaged")) or 0
+    online, ema = contents.copies.get("online", {}), contents.copies.get("ema", {})
+    reader = StoredTensors()
+    if not averaged or online.keys() != ema.keys():
+        return []
+    if not all(torch.equal(reader.read(online[name]), reader.read(ema[name])) for name in online):
+        return []
+    if averaged == 1:
+        return ["Both copies are equal after one update of the average: saved right then, or after `fit`, which replaces one."]
+    if asked == "online":
+        raise CheckpointError(
+            f"{file.path}: holds the average twice ({averaged} updates, all {len(online)} tensors of both copies equal), and no "
+            "trained weights: at the end of `fit` Lightning puts the average into the model. Load it with "
+            'weights="ema", in a manifest weights: ema, or take a file that ModelCheckpoint wrote.'
+        )
+    return ["In this file both copies are the average: `fit` puts it into the model at its end, so no trained weights are left."]
 
 
 def _from_published(path: Path, state: State, weights: str) -> tuple[State, list[str]]:

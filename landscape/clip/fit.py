@@ -11,17 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from landscape.clip.misfit import explain_misfit
+from landscape.clip.misfit import explain_misfit, is_constant
+from landscape.containers.averages import average_inside
 from landscape.errors import CheckpointError
 
 State = dict[str, Tensor]
 
-# Tensors that the architecture alone determines, or that eval mode does not read: some releases of libraries store them.
-_CONSTANTS = re.compile(
-    r"(.*\.)?(position_ids|num_batches_tracked|attn_mask|token_type_ids|relative_position_index|relative_coords_table|inv_freq)"
-)
 # OpenAI's archives.
 _ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+# What torchmetrics counts, in metrics that were made persistent. A weight is no whole number.
+_METRIC_STATES = re.compile(r"(.*\.)?(tp|fp|tn|fn|confmat|correct|total)")
 
 
 def fit_to_model(
@@ -44,8 +43,10 @@ def fit_to_model(
     fitted, said = _without_prefix(aliased, expected)
     notes += said
     fitted = _with_scalars_of(fitted, expected)
-    notes += _leave_out_constants(fitted, expected)
-    notes += _fill_constants(fitted, expected, parameters)
+    # Where no name fits, constants that come or go would only hide the reason.
+    if fitted.keys() & expected.keys():
+        notes += _leave_out_constants(fitted, expected)
+        notes += _fill_constants(fitted, expected, parameters)
     notes += _fill_ties(fitted, expected)
     if expected.keys() != fitted.keys() or any(fitted[name].shape != expected[name].shape for name in expected):
         raise CheckpointError(f"{path}: {explain_misfit(fitted, expected)}")
@@ -53,24 +54,36 @@ def fit_to_model(
     return {name: fitted[name] for name in expected}, notes
 
 
-def is_constant(name: str) -> bool:
-    """Whether a tensor of this name is determined by the architecture."""
-    return _CONSTANTS.fullmatch(name) is not None
-
-
 def _without_prefix(state: State, expected: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """Take off the one prefix under which every name is the model's."""
+    """Take off the one prefix that all names have, but for the counts of metrics."""
     wanted = {name for name in expected if not is_constant(name)}
     if not wanted or wanted & state.keys():
         return dict(state), []
+    state, left_out = _without_average(state)
     first = min(wanted, key=len)
     prefixes = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
     for prefix in prefixes:
-        if all(name.startswith(prefix) for name in state):
-            return {name.removeprefix(prefix): tensor for name, tensor in state.items()}, [
-                f"Took the prefix {prefix!r} off all {len(state)} names."
-            ]
-    return dict(state), []
+        inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        beside = [name for name in state if not name.startswith(prefix)]
+        if all(_is_metric_state(name, state[name]) for name in beside):
+            notes = [*left_out, f"Took the prefix {prefix!r} off {'its' if beside else 'all'} {len(inside)} names."]
+            counts = f"Left out {_listed(beside)}: counts of metrics, which the model does not read."
+            return inside, [*notes, counts] if beside else notes
+    return dict(state), left_out
+
+
+def _without_average(state: State) -> tuple[State, list[str]]:
+    """Of a network and its average, the network; whoever wants the average says weights: ema."""
+    pair = average_inside(state)
+    if pair is None:
+        return state, []
+    online, average = pair
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(average)}
+    return kept, [f"Left out the {len(state) - len(kept)} tensors under {average!r}, the average of {online!r}."]
+
+
+def _is_metric_state(name: str, tensor: Tensor) -> bool:
+    return _METRIC_STATES.fullmatch(name) is not None and not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def _with_scalars_of(state: State, expected: Mapping[str, Tensor]) -> State:

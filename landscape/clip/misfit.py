@@ -9,6 +9,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 _NUM_SHOWN = 3
+# Tensors that the architecture alone determines, or that eval mode does not read: some releases of libraries store them.
+_CONSTANTS = re.compile(
+    r"(.*\.)?(position_ids|num_batches_tracked|attn_mask|token_type_ids|relative_position_index|relative_coords_table|inv_freq)"
+)
+_LOSS_WEIGHTS = re.compile(r"(.*\.)?(\w*(loss|criterion|entropy|objective)\w*|b?ce)\.(pos_)?weight", re.IGNORECASE)
+# A sign in the names -> what keeps a weight in parts, and the function of torch.nn.utils that puts it together again.
+_PARTS = {
+    "parametrizations.": ("a parametrization, such as a norm", "parametrize.remove_parametrizations(module, 'weight')"),
+    "weight_mask": ("a pruned weight", "prune.remove(module, 'weight')"),
+    "weight_g": ("a weight norm", "remove_weight_norm(module)"),
+    "weight_orig": ("a spectral norm", "remove_spectral_norm(module)"),
+}
 _BLOCK = re.compile(r"(.*?(?:resblocks|blocks|layers|layer\d*|stages|h))\.(\d+)\.")
 
 
@@ -33,6 +45,11 @@ class _Misfit:
     def reshaped(self) -> list[str]:
         """Names of both, with two shapes."""
         return [name for name, shape in self.stored.items() if self.expected.get(name, shape) != shape]
+
+
+def is_constant(name: str) -> bool:
+    """Whether a tensor of this name is determined by the architecture."""
+    return _CONSTANTS.fullmatch(name) is not None
 
 
 def explain_misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -76,29 +93,57 @@ def _prefix(misfit: _Misfit) -> str | None:
     """An enclosing module's name before every name, with more beside them."""
     if any(name in misfit.stored for name in misfit.expected):
         return None
-    first = next(iter(misfit.expected))
-    for prefix in sorted({name.removesuffix(first) for name in misfit.stored if name.endswith(f".{first}")}):
-        inside = [name for name in misfit.stored if name.startswith(prefix)]
-        others = [name for name in misfit.stored if not name.startswith(prefix)]
-        if all(f"{prefix}{name}" in misfit.stored for name in misfit.expected):
-            return (
-                f"{len(inside)} of {len(misfit.stored)} names begin with {prefix!r} and hold this model; beside them "
-                f"stand {_shown(map(repr, others or inside))}, which may change the loss. Save the tensors under {prefix!r} "
-                "alone, that prefix removed."
-            )
+    wanted = {name: shape for name, shape in misfit.expected.items() if not is_constant(name)}
+    first = min(wanted, key=len, default="")
+    prefixes = sorted({name.removesuffix(first) for name in misfit.stored if name.endswith(f".{first}")})
+    whole = [prefix for prefix in prefixes if all(misfit.stored.get(f"{prefix}{name}") == wanted[name] for name in wanted)]
+    if len(whole) > 1:
         return (
-            f"{len(inside)} of {len(misfit.stored)} names begin with {prefix!r}, as Lightning writes the attribute that holds "
-            "the model, and do not fit without it either. Name the model that this attribute holds."
+            f"The names under {' and under '.join(map(repr, whole))} hold this model each, and nothing says which of them is "
+            "meant. Save the tensors under the right one alone, that prefix removed."
         )
-    return None
+    if whole:
+        return _beside(misfit, whole[0])
+    if not prefixes:
+        return None
+    counts = {prefix: sum(name.startswith(prefix) for name in misfit.stored) for prefix in prefixes}
+    prefix = max(prefixes, key=counts.__getitem__)
+    return (
+        f"{counts[prefix]} of {len(misfit.stored)} names begin with {prefix!r}, as Lightning writes the attribute that holds "
+        "the model, and do not fit without it either. Name the model that this attribute holds."
+    )
+
+
+def _beside(misfit: _Misfit, prefix: str) -> str:
+    """What stands beside the one prefix that holds the model; the class weights of a loss are the likeliest."""
+    inside = [name for name in misfit.stored if name.startswith(prefix)]
+    others = [name for name in misfit.stored if not name.startswith(prefix)]
+    weighted = [name for name in others if _LOSS_WEIGHTS.fullmatch(name) and len(misfit.stored[name]) == 1]
+    if weighted:
+        why = (
+            f"{'it says' if len(others) == 1 else f'{weighted[0]!r} says'} that the run's loss weighs the classes, and "
+            "landscape's losses do not. To measure the unweighted loss of the same weights, save"
+        )
+    else:
+        why = "this may change the loss. If it does not, save"
+    return (
+        f"{len(inside)} of {len(misfit.stored)} names begin with {prefix!r} and hold this model; beside them "
+        f"{'stands' if len(others) == 1 else 'stand'} {_shown(map(repr, others))}: {why} the tensors under {prefix!r} alone, "
+        "that prefix removed."
+    )
 
 
 def _adapter(misfit: _Misfit) -> str | None:
     if any(".lora_" in name for name in misfit.surplus):
         return "These are LoRA adapters. Merge them first, with peft's model.merge_and_unload(), and save its state_dict()."
-    if any("parametrizations." in name or name.endswith(("weight_orig", "weight_g")) for name in misfit.surplus):
-        return "The weights are stored in the parts of a weight or spectral norm. Remove the norm, then save the state_dict()."
-    return None
+    parts = next((parts for parts in _PARTS if any(parts in name for name in misfit.surplus)), None)
+    if parts is None:
+        return None
+    what, remove = _PARTS[parts]
+    return (
+        f"The weights are stored in the parts of {what}. Remove it from each such module, with torch.nn.utils.{remove}, then "
+        "save the state_dict()."
+    )
 
 
 def _custom_text(misfit: _Misfit) -> str | None:
@@ -177,8 +222,8 @@ def _patch(misfit: _Misfit) -> str | None:
     if stored is None or expected is None or stored[1] == expected[1]:
         return None
     return (
-        f"Its patches are {stored[1]} pixels wide, the model's {expected[1]}: name the model with these patches, or give "
-        "its configuration with config:."
+        f"Its patches are {stored[1]} pixels wide, the model's {expected[1]}: name the model with these patches, or "
+        f"give {_given(misfit)}."
     )
 
 
@@ -198,7 +243,7 @@ def _depth(misfit: _Misfit) -> str | None:
     if not other or not inside:
         return None
     said = ", ".join(f"{count} blocks under {key!r} (the model {wanted})" for key, (count, wanted) in other.items())
-    return f"The checkpoint has {said}: name the model of that depth, or give its configuration with config:."
+    return f"The checkpoint has {said}: name the model of that depth, or give {_given(misfit)}."
 
 
 def _width(misfit: _Misfit) -> str | None:
@@ -206,8 +251,14 @@ def _width(misfit: _Misfit) -> str | None:
         return None
     return (
         f"All names fit, {len(misfit.reshaped)} shapes do not: the same kind of model in another size. Name the model of that "
-        "size, or give its configuration with config:."
+        f"size, or give {_given(misfit)}."
     )
+
+
+def _given(misfit: _Misfit) -> str:
+    """The key of a manifest that describes a model which no name stands for."""
+    is_clip = any(name.startswith("visual.") for name in misfit.expected)
+    return "its configuration with config:" if is_clip else "its arguments with model_args:"
 
 
 def _shown(items: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from landscape.containers.averages import averaged, with_average_inside, with_twins
 from landscape.containers.plain import is_tensors, plain, whole_number
 from landscape.containers.stand_ins import Inert, Stub
 from landscape.containers.whole_modules import is_module, state_of_module
@@ -29,6 +30,7 @@ class Rule:
 
     Attributes:
         layout: Name of the trainer.
+        writer: What is known of it, as the subject of a sentence; the layout's name if empty.
         signs: Entries that are all there, and none of them False.
         absent: Entries that are not there.
         online, ema: Where the trained and the averaged weights are: the first entry that holds tensors.
@@ -51,6 +53,7 @@ class Rule:
     settings: tuple[str, ...] = ("args", "config", "hyper_parameters")
     notes: tuple[str, ...] = ()
     finished: Callable[[dict[str, Any]], int | None] | None = None
+    writer: str = ""
 
     def matches(self, stored: dict[str, Any]) -> bool:
         """Whether a file has the signs of this rule."""
@@ -110,6 +113,8 @@ _TIMM_NOTE = (
     "Both copies are in the file: {taken} weights were taken. timm's own load_checkpoint and create_model(checkpoint_path=...) "
     "take the averaged weights."
 )
+# Their signs do not tell which of them it was.
+_DEIT = "a training script of the DeiT family (DeiT, torchvision's references, MAE)"
 RULES = (
     Rule(layout="landscape", signs=("landscape_version", "state_dict")),
     Rule(
@@ -190,9 +195,9 @@ RULES = (
     Rule(layout="training run", signs=("arch", "state_dict"), counts="unknown", name="arch"),
     Rule(layout="detectron2", signs=("model", "iteration"), counts="unknown", epoch="", settings=()),
     Rule(layout="swin", signs=("model", "config", "epoch"), counts="last"),
-    Rule(layout="deit", signs=("model", "args", "epoch"), counts="last"),
-    Rule(layout="deit", signs=("model", "lr_scheduler", "epoch"), counts="last"),
-    Rule(layout="deit", signs=("model", "model_ema", "epoch"), counts="last"),
+    Rule(layout="DeiT family", signs=("model", "args", "epoch"), counts="last", writer=_DEIT),
+    Rule(layout="DeiT family", signs=("model", "lr_scheduler", "epoch"), counts="last", writer=_DEIT),
+    Rule(layout="DeiT family", signs=("model", "model_ema", "epoch"), counts="last", writer=_DEIT),
     Rule(layout="pytorch-cifar", signs=("net", "acc", "epoch"), counts="last"),
     Rule(layout="deepspeed", signs=("module", "ds_*"), online=("module",), counts="unknown", settings=("ds_config",)),
     Rule(layout="fastai", signs=("model", "opt"), absent=("epoch",), settings=()),
@@ -239,16 +244,15 @@ def interpret(path: Path, stored: Any, *, metadata: dict[str, Any] | None = None
         note = f"The file holds a whole pickled model ({stored.name}): its tensors were read, its class was not imported."
         return _bare(state_of_module(path, stored), settings, (note,))
     if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored):
-        kind = stored.name if isinstance(stored, Inert) else type(stored).__name__
         raise CheckpointError(
-            f"{path}: holds a {kind}, but a checkpoint is a dict by name. Save model.state_dict() instead."
+            f"{path}: holds a {kind_of_entries(stored)}, but a checkpoint is a dict by name. Save model.state_dict() instead."
         )
     if is_tensors(stored):
         return _bare(stored, settings, ())
     rule = next((rule for rule in RULES if rule.matches(stored)), _UNKNOWN)
-    copies = _copies(path, rule, stored)
+    copies, said = with_average_inside(_copies(path, rule, stored))
     epoch, stored_epoch, notes = _epoch(rule, stored)
-    both = [note.format(taken="{taken}") for note in rule.notes if len(copies) == 2]
+    both = said or (rule.notes if len(copies) == 2 else ())
     found = {key: entry(stored, key) for key in rule.settings}
     settings |= {key.rpartition(".")[2]: plain(value) for key, value in found.items() if value is not None}
     name = entry(stored, rule.name)
@@ -266,18 +270,10 @@ def interpret(path: Path, stored: Any, *, metadata: dict[str, Any] | None = None
 def _bare(state: State, settings: dict[str, Any], notes: tuple[str, ...]) -> Contents:
     """Weights alone; those of torch's AveragedModel count what they average."""
     copy = "ema" if "n_averaged" in state else "online"
-    copies = _with_twins({copy: _averaged(state)})
+    copies, said = with_average_inside(with_twins({copy: averaged(state)}))
     return Contents(
-        layout=_BARE, epoch=None, stored_epoch=None, name=None, copies=copies, settings=settings, notes=notes
+        layout=_BARE, epoch=None, stored_epoch=None, name=None, copies=copies, settings=settings, notes=(*said, *notes)
     )
-
-
-def _averaged(state: State) -> State:
-    """The weights of an AveragedModel, or of MMEngine's copy, without their counter."""
-    counters = {"n_averaged", "steps"}.intersection(state)
-    if counters and all(name.startswith("module.") or name in counters for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items() if name not in counters}
-    return state
 
 
 def _state_at(path: Path, stored: dict[str, Any], key: str) -> State | None:
@@ -288,7 +284,7 @@ def _state_at(path: Path, stored: dict[str, Any], key: str) -> State | None:
         # composer's copy; its counters of batch norm are plain numbers.
         parts = (value["named_parameters_dict"], value.get("named_buffers_dict"))
         value = {name: item for part in parts if isinstance(part, dict) for name, item in part.items() if isinstance(item, Stub)}
-    return _averaged(value) if is_tensors(value) else None
+    return averaged(value) if is_tensors(value) else None
 
 
 def _copies(path: Path, rule: Rule, stored: dict[str, Any]) -> dict[str, State]:
@@ -306,14 +302,7 @@ def _copies(path: Path, rule: Rule, stored: dict[str, Any]) -> dict[str, State]:
     if not online and not ema:
         raise _no_weights(path, stored)
     copies = {"online": next(iter(online.values()), None), "ema": next(iter(ema.values()), None)}
-    return _with_twins({copy: state for copy, state in copies.items() if state is not None})
-
-
-def _with_twins(copies: dict[str, State]) -> dict[str, State]:
-    """mamba-clip keeps its averages in the same dictionary, as twins: both copies are the whole of it."""
-    online = copies.get("online", {})
-    twins = any(name.removeprefix("module.") == "image_projection_e" for name in online)
-    return copies | {"ema": online} if twins else copies
+    return with_twins({copy: state for copy, state in copies.items() if state is not None})
 
 
 def _several(path: Path, states: dict[str, State]) -> CheckpointError:
@@ -345,6 +334,14 @@ def _no_weights(path: Path, stored: dict[str, Any]) -> CheckpointError:
     )
 
 
+def kind_of_entries(value: Any) -> str:
+    """What a file holds in place of a dict by name."""
+    if not isinstance(value, dict):
+        return _kind_of(value)
+    numbers = all(type(key) in (int, float) for key in value)
+    return f"dict whose keys are {'numbers' if numbers else 'not all names'}"
+
+
 def _kind_of(value: Any) -> str:
     return value.name if isinstance(value, Inert) else type(value).__name__
 
@@ -368,7 +365,9 @@ def _epoch(rule: Rule, stored: dict[str, Any]) -> tuple[int | None, int | float 
         said = f"The file says epoch {number}, but not whether that counts finished epochs or starts at 0; it is not compared."
         return None, number, [said]
     if rule.counts == "last":
-        said = f"{rule.layout} counts epochs from 0: its epoch {number} is {_epochs(number + 1)}."
+        writer = rule.writer or rule.layout
+        said = f"{writer[:1].upper() if rule.writer else writer[:1]}{writer[1:]} counts epochs from 0: "
+        said += f"its epoch {number} is {_epochs(number + 1)}."
         return number + 1, number, [said]
     if number == 0 and (steps := _steps(stored)):
         return None, 0, [f"The file says epoch 0 after {steps} steps, so it is not the initialisation."]

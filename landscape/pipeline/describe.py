@@ -1,5 +1,6 @@
 """What is inside a file: a store, a loss surface, a manifest or a checkpoint."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from landscape.errors import LandscapeError
 from landscape.manifest import Manifest
 from landscape.manifest.reading_series import may_be_checkpoint
-from landscape.manifest.run_files import inside_checkpoint, run_files
+from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
 from landscape.manifest.setting_error import shown
 from landscape.store import describe as describe_store
 from landscape.store import describe_densities, describe_surface, is_density_file, is_store, is_surface
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 # Dtypes that no product is computed in.
 _CONVERTED = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+_WIDTH = 100
 
 
 def describe(path: Path) -> list[str]:
@@ -58,14 +60,49 @@ def _describe_checkpoint(path: Path) -> list[str]:
         lines.append("copies of the weights: online and averaged; say `weights: ema` in a manifest for the averaged ones")
     lines.append(f"sha256 {info.sha256}")
     for entry, values in info.settings.items():
-        lines.append(f"{entry} in the file: {_joined(values)}")
-    for file in [*run_files(path), *inside_checkpoint(info.settings, path)]:
-        model = [] if file.model is None else [f"model: {file.model}"]
-        where = "" if file.path == path else f"{file.path} "
-        said = "; ".join([*model, *file.trained.describe()]) or "nothing that is known here"
-        lines.append(f"{where}({file.program}) says: {said}")
-        lines += [f"not known: {why}" for why in file.trained.doubts.values()]
+        lines += [f"{entry} in the file, less what is off or empty:", *_indented(_pairs(values))]
+    lines += _taken([*run_files(path), *inside_checkpoint(info.settings, path)], info)
     return [*lines, *info.notes]
+
+
+def _taken(files: list[RunFile], info: "CheckpointInfo") -> list[str]:
+    """What landscape takes from each account of the run; accounts that say the same are told once."""
+    sources: dict[tuple[str, ...], list[str]] = {}
+    doubts: dict[str, None] = {}
+    for file in files:
+        model = [] if file.model is None else [f"model: {file.model}"]
+        facts = (*model, *_without_sources(file))
+        sources.setdefault(facts, []).append(f"{_place(file, info)} ({file.program})")
+        doubts.update(dict.fromkeys(file.trained.doubts.values()))
+    lines = []
+    for facts, places in sources.items():
+        verb = "Taken" if facts else "Nothing is taken"
+        lines.append(f"{verb} from {' and '.join(places)}{':' if facts else ''}")
+        lines += [line for fact in facts for line in _indented([fact])]
+    return [*lines, *(f"not known: {why}" for why in doubts)]
+
+
+def _without_sources(file: RunFile) -> list[str]:
+    """What the file says of the model; the heading names the file."""
+    endings = {f" ({setting.source})" for setting in file.trained.settings.values()}
+    return [
+        next((line.removesuffix(ending) for ending in endings if line.endswith(ending)), line) for line in file.trained.describe()
+    ]
+
+
+def _place(file: RunFile, info: "CheckpointInfo") -> str:
+    inside = (f"{entry} in the file" for entry, values in info.settings.items() if values is file.values)
+    return next(inside, str(file.path))
+
+
+def _indented(items: list[str]) -> list[str]:
+    """Lines of items; of several, none is broken at a space within it."""
+    space = " " if len(items) == 1 else "\0"
+    text = ", ".join(item.replace(" ", space) for item in items)
+    lines = textwrap.wrap(
+        text, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace("\0", " ") for line in lines]
 
 
 def _epoch(info: "CheckpointInfo") -> str:
@@ -77,8 +114,8 @@ def _epoch(info: "CheckpointInfo") -> str:
     return f"epoch {info.epoch}{stored}"
 
 
-def _joined(values: Any) -> str:
-    """Settings on one line, without those that are off or empty."""
+def _pairs(values: Any) -> list[str]:
+    """Settings by name, without those that are off or empty; a text as it is, in one piece."""
     if not isinstance(values, Mapping):
-        return " ".join(str(values).split())[:2000]
-    return ", ".join(f"{key} {shown(value)}" for key, value in values.items() if value not in (None, False, "", [], {}))
+        return [" ".join(str(values).split())[:2000]]
+    return [f"{key} {shown(value)}" for key, value in values.items() if value not in (None, False, "", [], {})]
