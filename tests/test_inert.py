@@ -14,7 +14,7 @@ from torch import nn
 from landscape.clip.checkpoint import describe_checkpoint, load_checkpoint, read_checkpoint
 from landscape.containers.inert import InertUnpickler
 from landscape.containers.outline import outline
-from landscape.containers.plain import plain
+from landscape.containers.plain import TOO_LONG, plain
 from landscape.containers.stand_ins import Global, Inert, NeedsCode, TooLarge
 from landscape.errors import CheckpointError
 
@@ -151,9 +151,9 @@ def test_settings_that_refer_to_one_part_again_and_again_are_cut_off():
     value = ["x"]
     for _ in range(60):
         value = [value] * 3
-    # Twelve levels of three would be 265,720 lists.
-    text = str(plain({"args": value}))
-    assert 5_000 < text.count("[") <= 20_000
+    # Twenty-four levels of three would be 4 * 10**11 lists.
+    assert plain({"args": value, "epochs": 3}) == {"args": TOO_LONG, "epochs": 3}
+    assert str(plain([value])) == TOO_LONG
 
 
 @pytest.mark.parametrize(

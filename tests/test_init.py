@@ -73,7 +73,7 @@ def open_clip_run(folder: Path, epochs=(1, 2), **params: object) -> Path:
         )
     values = {**PARAMS, **params}
     (folder / "params.txt").write_text(
-        "".join(f"{key}: {value}\n" for key, value in values.items())
+        "".join(f"{key}: {value}\n" for key, value in sorted(values.items()))
     )
     return folder
 

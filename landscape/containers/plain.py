@@ -7,8 +7,12 @@ from typing import Any
 
 from landscape.containers.stand_ins import ITEM_SIZES, Global, Inert, Stub, TensorStub
 
+# Stands where a value was not copied because it is too long.
+TOO_LONG = "... (too long to be read)"
 _MAX_VALUES = 20_000
-_MAX_DEPTH = 12
+# Of all that a mapping holds by name. A pickle can refer to one part many times, under every name again.
+_MAX_IN_ALL = 500_000
+_MAX_DEPTH = 24
 _SCALAR = re.compile(r"numpy\.(_?core)\.multiarray\.scalar")
 _FORMATS = {
     "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
@@ -22,29 +26,48 @@ _TENSOR_FORMATS = {
 def plain(value: Any) -> Any:
     """Copy a value as dicts, lists, text and numbers; what is neither is named as "<module.class>".
 
-    Namespaces and objects become dicts of their attributes. At most 20,000 values are copied, since a pickle can refer to
-    one part many times; the rest is "...".
+    Namespaces and objects become dicts of their attributes. At most 20,000 values are copied by each name, since a pickle
+    can refer to one part many times; what has more of them is `TOO_LONG`, and what lies deeper than 24 levels is "...".
     """
-    return _Copy().copy(value, _MAX_DEPTH)
+    return _Copy().top(value)
 
 
 class _Copy:
-    """One copy, with its budget."""
+    """A copy, with its budget."""
 
     def __init__(self) -> None:
         self.left = _MAX_VALUES
+        self.in_all = _MAX_IN_ALL
+
+    def top(self, value: Any) -> Any:
+        """Copy a value; where it is a mapping, each item with a budget of its own."""
+        inner = value
+        for _ in range(_MAX_DEPTH):
+            wrapped = _wrapped(inner) if isinstance(inner, Inert) else None
+            if wrapped is None:
+                break
+            inner = wrapped[0]
+        if not isinstance(inner, dict):
+            return self._budgeted(value, _MAX_DEPTH)
+        return {_text(key): self._budgeted(item, _MAX_DEPTH) for key, item in inner.items()}
+
+    def _budgeted(self, value: Any, depth: int) -> Any:
+        self.left = budget = min(_MAX_VALUES, self.in_all)
+        copied = self.copy(value, depth) if budget > 0 else TOO_LONG
+        self.in_all -= budget - max(self.left, 0)
+        return TOO_LONG if self.left < 0 else copied
 
     def copy(self, value: Any, depth: int) -> Any:
-        """Copy one value."""
+        """Copy a part; `left` is negative afterwards where it is too long."""
         self.left -= 1
         if self.left < 0 or depth < 0:
             return "..."
         if value is None or type(value) in (str, int, float, bool):
             return value
         if isinstance(value, dict):
-            return {_text(key): self.copy(item, depth - 1) for key, item in value.items() if self.left > 0}
+            return {_text(key): self.copy(item, depth - 1) for key, item in value.items() if self.left >= 0}
         if isinstance(value, (list, tuple, set, frozenset)):
-            return [self.copy(item, depth - 1) for item in value if self.left > 0]
+            return [self.copy(item, depth - 1) for item in value if self.left >= 0]
         if isinstance(value, Inert):
             return self._object(value, depth)
         number = number_in(value)
@@ -56,23 +79,28 @@ class _Copy:
         number = number_in(value)
         if number is not None:
             return number
-        # OmegaConf wraps every value in a node.
-        state = value.state
-        if isinstance(state, dict):
-            for wrapped in ("_content", "_val"):
-                if wrapped in state:
-                    return self.copy(state[wrapped], depth)
         if value.name.startswith("pathlib.") and all(type(part) is str for part in value.args):
             return "/".join(value.args).replace("//", "/")
-        if value.entries:
-            return self.copy(value.entries, depth)
-        if value.items:
-            return self.copy(value.items, depth)
-        if isinstance(state, dict) and state:
-            return self.copy(state, depth)
+        wrapped = _wrapped(value)
+        if wrapped is not None:
+            return self.copy(wrapped[0], depth - 1)
         if len(value.args) == 1 and type(value.args[0]) in (str, int, float):
             return value.args[0]
         return f"<{value.name}>"
+
+
+def _wrapped(value: Inert) -> tuple[Any] | None:
+    """What an object holds, in a tuple; None where it holds nothing."""
+    state = value.state
+    if isinstance(state, dict):
+        # OmegaConf wraps every value in a node.
+        for key in ("_content", "_val"):
+            if key in state:
+                return (state[key],)
+    for content in (value.entries, value.items, state if isinstance(state, dict) else None):
+        if content:
+            return (content,)
+    return None
 
 
 def _text(key: Any) -> str:
