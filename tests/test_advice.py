@@ -39,6 +39,7 @@ TINY = {
 
 # Words in backticks that name a thing and ask for nothing.
 NAMES_ONLY = {
+    "fit": "a method of Lightning's trainer",
     "{}": "a key whose value only the user knows",
     "batches": "an argument",
     "caption_key": "followed where its value is told",
@@ -296,6 +297,24 @@ def an_architecture_that_is_not_the_runs(desk):
     _, message = desk.spectra()
     (desk.folder / "file.json").write_text(json.dumps(TINY))
     desk.say(quoted(message, "config: file.json"))
+    return message, desk.spectra()
+
+
+@follows("preprocess: {...}")
+def pictures_that_transformers_prepared_in_a_way_of_its_own(desk):
+    vision = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64, "hidden_act": "gelu"}
+    text = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 32, "hidden_act": "gelu"}
+    config = {
+        "model_type": "clip",
+        "projection_dim": 8,
+        "vision_config": {**vision, "image_size": 16, "patch_size": 4},
+        "text_config": {**text, "max_position_embeddings": 8},
+    }
+    folder = desk.run / "checkpoints"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_rescale": False, "size": 16, "crop_size": 16}))
+    _, message = desk.spectra()
+    desk.say(quoted(message, "preprocess: {...}").replace("...", "mean: [0, 0, 0], std: [0.004, 0.004, 0.004]"))
     return message, desk.spectra()
 
 

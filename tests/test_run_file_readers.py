@@ -88,7 +88,7 @@ def inside(values: object, entry: str = "hyper_parameters") -> TrainedAs:
 
 
 def test_the_configuration_of_transformers_is_stated_in_open_clips_names(tmp_path):
-    facts = of_clip(tmp_path).section("architecture")
+    facts = of_clip(tmp_path).facts()
     assert facts == {
         "quick_gelu": True,
         "embed_dim": 32,
@@ -112,7 +112,7 @@ def test_what_transformers_leaves_out_is_its_default_which_is_vit_b_32(tmp_path)
     trained = of_clip(tmp_path, text={}, vision={}, projection_dim=None)
     config = open_clip.get_model_config("ViT-B-32")
     vision, text = open_clip.CLIPVisionCfg(**config["vision_cfg"]), open_clip.CLIPTextCfg(**config["text_cfg"])
-    for key, value in trained.section("architecture").items():
+    for key, value in trained.facts().items():
         tower, _, name = key.rpartition(".")
         if tower:
             assert getattr(vision if tower == "vision_cfg" else text, name) == value, key

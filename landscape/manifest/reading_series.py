@@ -15,7 +15,7 @@ from landscape.manifest.document import Located, Section, kind
 from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
 from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.settings import LARGEST_INTEGER, Checkpoint, CheckpointSeries
-from landscape.manifest.trained import MANIFEST, PREPROCESS, Disagreement, Setting, TrainedAs, check_values, joined
+from landscape.manifest.trained import BY_HAND, MANIFEST, PREPROCESS, Disagreement, Setting, TrainedAs, check_values, joined
 
 Settings = TypeVar("Settings")
 Include = Callable[[Section, str, str | None], CheckpointSeries]
@@ -169,7 +169,7 @@ def _included(
     if values.get("model", run.model) != run.model:
         section.refuse(f"model is {shown(values['model'])}, but the run trained {run.model!r}; remove one.", key="model")
     settings = {
-        key: Setting(one.value, "the run's manifest") if one.source == MANIFEST else one
+        key: Setting(one.value, BY_HAND[1]) if one.source == MANIFEST else one
         for key, one in run.trained.settings.items()
     }
     theirs = TrainedAs(settings, run.trained.notes, run.trained.doubts)

@@ -11,6 +11,7 @@ from typing import Any
 from landscape.manifest.setting_error import SettingError, shown
 
 MANIFEST = "manifest"
+BY_HAND = (MANIFEST, "the run's manifest")
 DEFAULT = "default"
 LOSSES = ("clip", "siglip", "cross_entropy")
 WEIGHTS = ("online", "ema")
@@ -101,7 +102,11 @@ class TrainedAs:
             if key in other.settings and not _agree(key, self.settings[key].value, other.settings[key].value):
                 raise Disagreement(key, self.settings[key], other.settings[key])
         settings = {**other.settings, **self.settings}
-        doubts = {key: why for key, why in {**other.doubts, **self.doubts}.items() if key not in settings}
+        everything = {**other.doubts, **self.doubts}
+        # How pictures were prepared has many keys: a doubt about it is settled by any that the user states.
+        pictures = any(key.startswith("preprocess.") and one.source in BY_HAND for key, one in settings.items())
+        settled = {*settings, *(["preprocess"] if pictures else [])}
+        doubts = {key: why for key, why in everything.items() if key not in settled}
         return TrainedAs(settings, tuple(dict.fromkeys((*self.notes, *other.notes))), doubts)
 
     def filled(self, other: "TrainedAs") -> "TrainedAs":
