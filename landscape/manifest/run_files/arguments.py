@@ -111,6 +111,9 @@ def _timm_trained(path: Path, values: Mapping[str, Any], source: str) -> Trained
     channels = values.get("in_chans") or (size[0] if isinstance(size, (list, tuple)) and len(size) == 3 else 3)
     if channels != 3:
         doubt_channels(source, _short(channels), doubts)
+    if (mode := values.get("input_img_mode")) not in (None, "", "RGB"):
+        why = f"{source} says input_img_mode: {_short(mode)}, but pictures are read in RGB here"
+        doubt(doubts, "preprocess", f"{why}; say in `preprocess: {{...}}` what they went through")
     for name in _OTHER_LOSSES:
         if values.get(name) not in (None, False, "", "none"):
             why = f"{source} says {name}: {_short(values[name])}, a loss that is not known here; {_SAY_CROSS_ENTROPY}"

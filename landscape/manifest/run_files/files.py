@@ -67,8 +67,9 @@ def read_json(path: Path) -> Any:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a mapping of plain values; Python objects that it asks for are not built."""
-    loader = _PlainLoader(read_text(path))
+    text = read_text(path)
     try:
+        loader = _PlainLoader(text)
         node = loader.get_single_node()
         if node is None:
             return {}
@@ -77,8 +78,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = loader.construct_document(node)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise unreadable(path, getattr(error, "problem", None) or error) from error
-    finally:
-        loader.dispose()
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
@@ -195,6 +194,12 @@ def _shown(value: Any) -> str:
 
 
 _Shape = tuple[Callable[[Any], bool], str]
+
+
+def _choice(*names: str) -> _Shape:
+    return (lambda value: isinstance(value, str) and value in names), f"one of {', '.join(names)}"
+
+
 _FLAG: _Shape = (lambda value: isinstance(value, bool), "true or false")
 _COUNT: _Shape = (is_count, "a whole number from 1")
 _SIZE: _Shape = (is_size, "a number of pixels, or [height, width]")
@@ -214,10 +219,10 @@ _SHAPES: dict[str, _Shape] = {
     "preprocess.size": _SIZE,
     "preprocess.mean": _COLOURS,
     "preprocess.std": _COLOURS,
-    "preprocess.interpolation": _TEXT,
-    "preprocess.resize_mode": (lambda value: value in ("shortest", "longest", "squash"), "shortest, longest or squash"),
+    "preprocess.interpolation": _choice("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+    "preprocess.resize_mode": _choice("shortest", "longest", "squash"),
     "preprocess.crop_pct": _POSITIVE,
-    "preprocess.crop_mode": _TEXT,
+    "preprocess.crop_mode": _choice("center", "squash", "border"),
     "num_classes": _COUNT,
     "label_smoothing": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     "pretrained": (lambda value: isinstance(value, str), "the tag of weights"),

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import warnings
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import replace
@@ -114,7 +115,10 @@ def _longest_sorted(names: list[str]) -> list[int]:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text.strip())
+        with warnings.catch_warnings():
+            # Such as of a path that begins with a number.
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return text.strip()
 
