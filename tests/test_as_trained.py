@@ -228,3 +228,15 @@ def test_what_nobody_stated_is_called_a_default(tmp_path):
     with SpectrumStore.prepare(tmp_path / "s.h5", Manifest.load(tmp_path / "checkpoints.yaml")) as writer:
         assert writer.plan.named("one").trained == {}
     assert PARAMS["model"] == MODEL
+
+
+def test_a_link_to_a_checkpoint_finds_the_run_of_what_it_leads_to(own):
+    folder, write = own
+    write_params(folder, model="tiny", force_quick_gelu=True)
+    (folder.parent / "latest").mkdir()
+    (folder.parent / "latest" / "epoch_1.pt").symlink_to(folder / "checkpoints" / "epoch_1.pt")
+    (series,) = Manifest.load(write(checkpoints="latest")).series
+    assert series.trained.get("model_args.force_quick_gelu") is True
+    (folder / "checkpoints").rename(folder / "ckpt")
+    (series,) = Manifest.load(write(checkpoints="run/ckpt")).series
+    assert series.trained.get("model_args.force_quick_gelu") is True

@@ -42,6 +42,9 @@ def build_as_trained(
         model_args.setdefault("init_logit_bias", _SIGLIP_BIAS)
     num_classes = None
     if is_classifier(series.model):
+        # A script may list open_clip's flags for classifiers too, which have none of them.
+        foreign = {name for name in model_args if name.startswith("force_") and trained.source(f"model_args.{name}") != MANIFEST}
+        model_args = {name: value for name, value in model_args.items() if name not in foreign}
         num_classes = trained.get("num_classes") or _classes_of(series)
     model = build_model(
         series.model,

@@ -182,8 +182,10 @@ def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
     if not checkpoints:
         return []
     files: dict[Path, RunFile] = {}
-    for folder in dict.fromkeys(one.path if one.path.is_dir() else one.path.parent for one in checkpoints):
-        files |= {file.path: file for file in run_files(folder)}
+    # One of each folder will do, and of each folder that a link leads to.
+    places = {(one.path.parent, one.path.resolve().parent, one.path.is_dir() and one.path): one.path for one in checkpoints}
+    for path in places.values():
+        files |= {file.path: file for file in run_files(path)}
     last = max(checkpoints, key=lambda checkpoint: checkpoint.epoch).path
     return [*files.values(), *(inside_checkpoint(dict(look.settings), last) if (look := _look(last)) else [])]
 
