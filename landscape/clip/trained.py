@@ -1,4 +1,4 @@
-"""From what is known of a series' model as it was trained to the model, its loss, and a list of all that was used."""
+"""Build the model of a series as it was trained, with its loss, and list what was used."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -98,7 +98,7 @@ def _classes_of(series: CheckpointSeries) -> int | None:
     widths = {
         shape[0]
         for name, shape in shapes.items()
-        if shape and any(name == f"{one}.weight" or name.endswith(f".{one}.weight") for one in heads)
+        if shape and any(name == f"{layer}.weight" or name.endswith(f".{layer}.weight") for layer in heads)
     }
     return widths.pop() if len(widths) == 1 else None
 
@@ -185,6 +185,6 @@ def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]
 
 
 def _first(trained: TrainedAs, *keys: str) -> str:
-    """Who states the first of these settings that changes the model; else who states that it was left as it is."""
+    """Name the source of the first setting that changes the model, else of one that is stated."""
     meant = [trained.source(key) for key in keys if trained.changes_model(key)]
     return (meant or [trained.source(key) for key in keys if trained.get(key) is not None] or ["default"])[0]

@@ -169,8 +169,8 @@ def _included(
     if values.get("model", run.model) != run.model:
         section.refuse(f"model is {shown(values['model'])}, but the run trained {run.model!r}; remove one.", key="model")
     settings = {
-        key: Setting(one.value, BY_HAND[1]) if one.source == MANIFEST else one
-        for key, one in run.trained.settings.items()
+        key: Setting(setting.value, BY_HAND[1]) if setting.source == MANIFEST else setting
+        for key, setting in run.trained.settings.items()
     }
     theirs = TrainedAs(settings, run.trained.notes, run.trained.doubts)
     together = _agreed(section, [stated, theirs])
@@ -183,7 +183,8 @@ def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
         return []
     files: dict[Path, RunFile] = {}
     # One of each folder will do, and of each folder that a link leads to.
-    places = {(one.path.parent, one.path.resolve().parent, one.path.is_dir() and one.path): one.path for one in checkpoints}
+    paths = [checkpoint.path for checkpoint in checkpoints]
+    places = {(path.parent, path.resolve().parent, path.is_dir() and path): path for path in paths}
     for path in places.values():
         files |= {file.path: file for file in run_files(path)}
     last = max(checkpoints, key=lambda checkpoint: checkpoint.epoch).path

@@ -64,7 +64,7 @@ class Disagreement(ValueError):
     """Two sources state different values of one setting; the message names both."""
 
     def __init__(self, key: str, first: Setting, second: Setting) -> None:
-        values = [f"{_said(one.value)} in {one.source}" for one in (first, second)]
+        values = [f"{_said(setting.value)} in {setting.source}" for setting in (first, second)]
         super().__init__(f"{key} is {values[0]}, but {values[1]}")
         self.key = key
 
@@ -89,11 +89,11 @@ class TrainedAs:
 
     @classmethod
     def stated(cls, values: Mapping[str, Any], source: str, **more: Any) -> "TrainedAs":
-        """Plain values that one source states."""
+        """Build a description from plain values of one source."""
         return cls({key: Setting(value, source) for key, value in values.items()}, **more)
 
     def joined(self, other: "TrainedAs") -> "TrainedAs":
-        """Both; what the first states settles the doubts of the other.
+        """Join two descriptions; what the first states settles the doubts of the other.
 
         Raises:
             Disagreement: If they state different values of one setting.
@@ -104,45 +104,45 @@ class TrainedAs:
         settings = {**other.settings, **self.settings}
         everything = {**other.doubts, **self.doubts}
         # How pictures were prepared has many keys: a doubt about it is settled by any that the user states.
-        pictures = any(key.startswith("preprocess.") and one.source in BY_HAND for key, one in settings.items())
+        pictures = any(key.startswith("preprocess.") and setting.source in BY_HAND for key, setting in settings.items())
         settled = {*settings, *(["preprocess"] if pictures else [])}
         doubts = {key: why for key, why in everything.items() if key not in settled}
         return TrainedAs(settings, tuple(dict.fromkeys((*self.notes, *other.notes))), doubts)
 
     def filled(self, other: "TrainedAs") -> "TrainedAs":
-        """The same with what `other` states where nobody here states anything but the model's own."""
-        missing = {key: one for key, one in other.settings.items() if not self.changes_model(key)}
+        """Fill in what `other` states where nothing but the model's own is stated here."""
+        missing = {key: setting for key, setting in other.settings.items() if not self.changes_model(key)}
         return TrainedAs({**self.settings, **missing}, self.notes, self.doubts)
 
     def stated_by(self, source: str) -> "TrainedAs":
-        """What one source states."""
+        """Keep what one source states."""
         return TrainedAs({key: setting for key, setting in self.settings.items() if setting.source == source})
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a setting, `default` where nobody states it."""
+        """Return the value of a setting, `default` where nobody states it."""
         setting = self.settings.get(key)
         return default if setting is None or setting.value is None else setting.value
 
     def source(self, key: str) -> str:
-        """Who states a setting; "default" where nobody does."""
+        """Name the source of a setting, "default" where nobody states it."""
         setting = self.settings.get(key)
         return DEFAULT if setting is None or setting.value is None else setting.source
 
     def changes_model(self, key: str) -> bool:
-        """Whether somebody states a value for it other than the model's own."""
+        """Tell whether a setting has a value other than the model's own."""
         return key in self.settings and not _is_neutral(key, self.settings[key].value)
 
     def section(self, name: str) -> dict[str, Any]:
-        """The values of `name.KEY` by KEY, without those that leave the default."""
-        return {key.partition(".")[2]: one.value for key, one in self._meant() if key.startswith(f"{name}.")}
+        """Return the values of `name.KEY` by KEY, without those that leave the default."""
+        return {key.partition(".")[2]: setting.value for key, setting in self._meant() if key.startswith(f"{name}.")}
 
     def facts(self) -> dict[str, Any]:
-        """What the run says of the architecture, by the dotted names of open_clip's configuration."""
+        """Return the run's facts about the architecture, by open_clip's dotted names."""
         prefix = f"{ARCHITECTURE}."
-        return {key.removeprefix(prefix): one.value for key, one in self.settings.items() if key.startswith(prefix)}
+        return {key.removeprefix(prefix): setting.value for key, setting in self.settings.items() if key.startswith(prefix)}
 
     def changes(self) -> dict[str, Any]:
-        """The values by which the same weights mean another function than by default: JSON values, for digests and stores.
+        """List the values by which the same weights mean another function than by default, as JSON values.
 
         Not among them are the number of classes, without which weights do not fit, and what weights replace.
         """
@@ -160,8 +160,9 @@ class TrainedAs:
         )
 
     def describe(self) -> list[str]:
-        """A line per setting that somebody states otherwise than the model has it, with its source, and the notes."""
-        lines = [f"{key}: {_said(one.value)} ({one.source})" for key, one in sorted(self._meant(), key=lambda pair: pair[0])]
+        """Describe each setting that differs from the model's own, with its source; then the notes."""
+        meant = sorted(self._meant(), key=lambda pair: pair[0])
+        lines = [f"{key}: {_said(setting.value)} ({setting.source})" for key, setting in meant]
         return [*lines, *self.notes]
 
 
@@ -197,9 +198,9 @@ def _check_argument(name: str, value: Any) -> None:
 def _check_preprocess(name: str, value: Any) -> None:
     if name not in PREPROCESS:
         raise SettingError("preprocess", f"preprocess: {name} is not known; it must be one of {', '.join(PREPROCESS)}.")
-    numbers = isinstance(value, (list, tuple)) and all(type(one) in (int, float) for one in value)
+    numbers = isinstance(value, (list, tuple)) and all(type(item) in (int, float) for item in value)
     whole = type(value) is int and value >= 1
-    pair = numbers and len(value) == 2 and all(type(one) is int and one >= 1 for one in value)
+    pair = numbers and len(value) == 2 and all(type(item) is int and item >= 1 for item in value)
     fits = {
         "size": whole or pair,
         "mean": numbers and len(value) == 3,
@@ -219,7 +220,7 @@ def _check_preprocess(name: str, value: Any) -> None:
 
 
 def _is_list_of_plain(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(one, (bool, int, float, str)) for one in value)
+    return isinstance(value, (list, tuple)) and all(isinstance(item, (bool, int, float, str)) for item in value)
 
 
 def _is_neutral(key: str, value: Any) -> bool:
@@ -242,11 +243,11 @@ def _plainest(value: Any) -> Any:
     return [float(item) if type(item) in (int, float) else item for item in value]
 
 
-def _agree(key: str, one: Any, other: Any) -> bool:
+def _agree(key: str, first: Any, second: Any) -> bool:
     """Lists and tuples alike, and all values alike that leave the model as it is."""
-    if _plainest(one) == _plainest(other):
+    if _plainest(first) == _plainest(second):
         return True
-    return bool(one == other) or (_is_neutral(key, one) and _is_neutral(key, other))
+    return bool(first == second) or (_is_neutral(key, first) and _is_neutral(key, second))
 
 
 def _said(value: Any) -> str:
