@@ -60,6 +60,32 @@ def test_equal_batches_of_a_mean_over_rows_average_to_the_hessian_of_all_rows(ml
     assert relative_error(H @ V, whole @ V) < EXACT
 
 
+@pytest.mark.parametrize("sizes", [(10, 10, 5), (32, 1), (1, 2, 3, 4)])
+def test_batches_of_unequal_size_count_by_their_rows_and_give_the_hessian_of_all_rows(mlp_problem, sizes):
+    rows = normal(sum(sizes), 4, seed=5), torch.arange(sum(sizes)) % 3
+    batches = list(zip(*(part.split(sizes) for part in rows)))
+    H = landscape.hessian_of_batches(mlp_problem.model, cross_entropy, batches)
+    objective = Objective.from_closure(mlp_problem.model, cross_entropy)
+    truth = dense_hessian(objective, mlp_problem.params, rows)
+    assert relative_error(H @ torch.eye(H.n, dtype=torch.float64), truth) < EXACT
+    assert H.weights == pytest.approx([size / sum(sizes) for size in sizes])
+    equally = landscape.hessian_of_batches(mlp_problem.model, cross_entropy, batches, weights=[1.0] * len(sizes))
+    assert relative_error(equally @ torch.eye(H.n, dtype=torch.float64), truth) > 0.05
+
+
+def test_batches_whose_rows_cannot_be_counted_ask_for_weights_where_they_differ(mlp_problem):
+    def loss(model, batch):
+        return cross_entropy(model, batch[:2]) * batch[2]
+
+    def batch(size):
+        return normal(size, 4, seed=size), torch.arange(size) % 3, torch.tensor(2.0, dtype=torch.float64)
+
+    assert landscape.hessian_of_batches(mlp_problem.model, loss, [batch(3), batch(3)]).weights == (0.5, 0.5)
+    with pytest.raises(ValueError, match=r"rows cannot be counted .*batch 1 is .*Pass weights="):
+        landscape.hessian_of_batches(mlp_problem.model, loss, [batch(3), batch(4)])
+    assert landscape.hessian_of_batches(mlp_problem.model, loss, [batch(3), batch(4)], weights=[3, 4]).num_batches == 2
+
+
 def test_of_a_contrastive_loss_it_equals_the_average_of_operators_and_unites_their_supports(clip_problem):
     batch = clip_problem.batch
     batches = [{key: value[rows] for key, value in batch.items()} for rows in (slice(0, 3), slice(3, 6), slice(1, 5))]

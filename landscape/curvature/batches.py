@@ -17,7 +17,7 @@ from landscape.curvature.objective import Batch, Objective, Params, select_param
 from landscape.curvature.preconditions import check_batch, describe_batch
 from landscape.curvature.products import Product, RetainedGraph
 from landscape.curvature.rounding import product_errors
-from landscape.curvature.row_chunks import RowChunks
+from landscape.curvature.row_chunks import RowChunks, count_rows
 from landscape.errors import ObjectiveError
 from landscape.linalg.combine import normalized_weights, union_of_supports
 from landscape.linalg.operator import SymmetricOperator
@@ -182,6 +182,22 @@ def _listed(batches: Iterable[Batch]) -> list[Batch]:
     return listed
 
 
+def _numbers_of_rows(batches: Sequence[Batch]) -> list[int] | None:
+    """Count the rows of each batch; None for batches of equal shapes without a common first dimension."""
+    try:
+        return [count_rows(batch) for batch in batches]
+    except ObjectiveError:
+        pass
+    shapes = [describe_batch(batch) for batch in batches]
+    other = next((index for index, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is None:
+        return None
+    raise ValueError(
+        f"batches: their rows cannot be counted (batch 0 is {shapes[0]}, batch {other} is {shapes[other]}), so how much each "
+        "counts in the average is open. Pass weights=[...], one number per batch: the rows that its loss is the mean of."
+    )
+
+
 def hessian_of_batches(
     model: nn.Module,
     loss: Callable[[Any, Batch], Tensor],
@@ -192,17 +208,21 @@ def hessian_of_batches(
     weights: Sequence[float] | None = None,
     keep_graphs: bool = False,
 ) -> HessianOfBatches:
-    """The average of the Hessians of `loss(model, batch)` over batches, by the model's parameters.
+    """Average the Hessians of `loss(model, batch)` over batches, by the model's parameters.
 
     Args:
         model, loss, parameters, weight_decay: As for `hessian`.
-        batches: What `loss` takes, several times; any iterable, such as a DataLoader.
-        weights, keep_graphs: As for HessianOfBatches.
+        batches: What `loss` takes, several times; any iterable, such as a DataLoader, whose last batch may be smaller.
+        weights: One number >= 0 per batch. By default the number of its rows, so that for a loss that is a mean over rows the
+            average is the Hessian of all rows, as in PyHessian.
+        keep_graphs: As for HessianOfBatches.
 
     Raises:
         ObjectiveError: If the loss has no Hessian that could be trusted; the message names the batch and says why.
-        ValueError: As HessianOfBatches.
+        ValueError: As HessianOfBatches; and if no weights are given, the batches differ, and their rows cannot be counted.
     """
+    batches = _listed(batches)
+    weights = _numbers_of_rows(batches) if weights is None else weights
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     chosen = select_parameters(model, parameters)
     return HessianOfBatches(objective, chosen, batches, weights=weights, keep_graphs=keep_graphs)
