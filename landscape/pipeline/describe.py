@@ -91,8 +91,11 @@ def _without_sources(file: RunFile) -> list[str]:
 
 
 def _place(file: RunFile, info: "CheckpointInfo") -> str:
-    inside = (f"{entry} in the file" for entry, values in info.settings.items() if values is file.values)
-    return next(inside, str(file.path))
+    if file.path != info.path:
+        return str(file.path)
+    sources = {setting.source for setting in file.trained.settings.values()}
+    inside = (f"{entry} in the file" for entry in info.settings if f"{entry} in {info.path.name}" in sources)
+    return next(inside, "the file")
 
 
 def _indented(items: list[str]) -> list[str]:
