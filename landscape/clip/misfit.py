@@ -58,7 +58,8 @@ def explain_misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         {name: tuple(tensor.shape) for name, tensor in state.items()},
         {name: tuple(tensor.shape) for name, tensor in expected.items()},
     )
-    rules = (_prefix, _adapter, _custom_text, _logit_bias, _classes, _picture, _context, _patch, _depth, _width)
+    # What no removed prefix makes fit comes first.
+    rules = (_adapter, _prefix, _custom_text, _logit_bias, _classes, _picture, _context, _patch, _depth, _width)
     reason = next((said for rule in rules if (said := rule(misfit))), "Name the model that wrote this checkpoint.")
     return (
         f"does not fit the model: {_faults(misfit)}. Nothing is loaded in part, and no position embedding is resized. {reason}"
