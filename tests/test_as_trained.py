@@ -16,7 +16,7 @@ from test_run_files import PARAMS, TIMM, classifier_study, run, write_params  # 
 from landscape import pipeline
 from landscape.cli import main
 from landscape.clip.checkpoint import save_checkpoint
-from landscape.clip.model import build_model
+from landscape.clip.model import build_model, tokenizer_for
 from landscape.clip.trained import as_trained, build_as_trained
 from landscape.errors import CheckpointError, ManifestError, ModelError, StoreError
 from landscape.manifest import HessianSettings, Manifest, TrainedAs
@@ -240,3 +240,23 @@ def test_a_link_to_a_checkpoint_finds_the_run_of_what_it_leads_to(own):
     (folder / "checkpoints").rename(folder / "ckpt")
     (series,) = Manifest.load(write(checkpoints="run/ckpt")).series
     assert series.trained.get("model_args.force_quick_gelu") is True
+
+
+def test_a_tokenizer_is_looked_for_where_its_configuration_says(tmp_path, monkeypatch):
+    """open_clip.get_tokenizer looks into the folder of the configuration alone; transformers is not needed to see where we do."""
+    made = []
+    monkeypatch.setattr("landscape.clip.model.HFTokenizer", lambda source, **options: made.append((source, options)))
+    (tmp_path / "words").mkdir()
+    text = {**TINY["text_cfg"], "hf_tokenizer_name": "../words", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    config = write_config(tmp_path / "cfg" / "mine.json", text_cfg=text)
+    tokenizer_for(str(config))
+    assert made.pop() == (
+        str(tmp_path / "words"),
+        {"context_length": 8, "tokenizer_mode": None, "clean": "canonicalize"},
+    )
+    hub = write_config(tmp_path / "hub" / "open_clip_config.json", text_cfg={**text, "hf_tokenizer_name": "bert-base-uncased"})
+    with pytest.raises(ModelError, match="nothing is downloaded"):
+        tokenizer_for(f"local-dir:{hub.parent}")
+    (hub.parent / "tokenizer_config.json").write_text("{}")
+    tokenizer_for(f"local-dir:{hub.parent}")
+    assert made.pop()[0] == str(hub.parent)

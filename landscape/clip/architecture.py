@@ -46,12 +46,14 @@ class Architecture:
         config: open_clip's `model_cfg`, paths of local towers absolute.
         preprocess: What differs from open_clip's defaults.
         is_registered: Whether open_clip knows the configuration by `name`.
+        folder: Where its file lies; None for a registered one.
     """
 
     name: str
     config: dict[str, Any]
     preprocess: dict[str, Any] = field(default_factory=dict)
     is_registered: bool = True
+    folder: Path | None = None
 
     def with_arguments(self, model_args: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration as open_clip.create_model changes it, argument by argument."""
@@ -166,9 +168,9 @@ def _of_file(name: str, path: Path) -> Architecture:
     for key in ("hf_model_name", "hf_tokenizer_name"):
         local = path.parent / str(config["text_cfg"].get(key, "\0"))
         if "\0" not in str(local) and local.is_dir():
-            config["text_cfg"][key] = str(local.absolute())
+            config["text_cfg"][key] = str(local.resolve())
     preprocess = {key: value for key, value in (hub.get("preprocess_cfg") or {}).items() if key in _PREPROCESS}
-    return Architecture(name, config, preprocess, is_registered=False)
+    return Architecture(name, config, preprocess, is_registered=False, folder=path.parent)
 
 
 def create_clip(

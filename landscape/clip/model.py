@@ -15,6 +15,7 @@ import open_clip
 import timm
 import torch
 from jaxtyping import Float, Int
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
@@ -198,6 +199,9 @@ def tokenizer_for(model: str | nn.Module) -> Tokenizer:
     if architecture is None:
         raise ModelError(f"{name}: is a classifier and reads no captions. Choose a CLIP model, or objective: cross_entropy.")
     vocabulary = config["text_cfg"].get("hf_tokenizer_name")
+    # A hub folder holds its tokenizer itself, whatever name it had on the hub.
+    if vocabulary and architecture.folder is not None and (architecture.folder / "tokenizer_config.json").is_file():
+        vocabulary = str(architecture.folder)
     if vocabulary and not Path(vocabulary).is_dir():
         raise ModelError(
             f"{name}: its vocabulary is {vocabulary!r} on the Hugging Face hub, and nothing is downloaded here. Save it with "
@@ -205,6 +209,12 @@ def tokenizer_for(model: str | nn.Module) -> Tokenizer:
         )
     length = config["text_cfg"].get("context_length", open_clip.CLIPTextCfg.context_length)
     try:
+        if vocabulary and architecture.folder is not None:
+            # open_clip.get_tokenizer looks into the folder of the configuration alone, not where hf_tokenizer_name leads.
+            text = config["text_cfg"]
+            options = {"tokenizer_mode": text.get("tokenizer_mode"), **text.get("tokenizer_kwargs", {})}
+            with silent_log():
+                return HFTokenizer(vocabulary, context_length=length, **options)
         with silent_log(), architecture.schema() as schema:
             registered = schema.replace("/", "-") if architecture.is_registered else schema
             return open_clip.get_tokenizer(registered, context_length=length)

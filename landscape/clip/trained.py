@@ -1,6 +1,8 @@
 """Build the model of a series as it was trained, with its loss, and list what was used."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -152,6 +154,13 @@ def as_trained(model: nn.Module, trained: TrainedAs, hessian: HessianSettings) -
     return used
 
 
+def _tower_of_hub(path: str) -> str:
+    """Name a tower of transformers by its folder and the digest of its configuration, which holds its activation."""
+    config = Path(path) / "config.json"
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:12] if config.is_file() else "no config.json"
+    return f"{Path(path).name} ({digest})"
+
+
 def _of_tag(model: nn.Module, trained: TrainedAs) -> set[str]:
     """The names of what the tag of the weights that training began with brings of the preprocessing."""
     architecture, tag = getattr(model, "landscape_architecture", None), trained.get("pretrained")
@@ -166,6 +175,8 @@ def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]
     default = "siglip" if config.get("init_logit_bias") is not None else "clip"
     text = config.get("text_cfg", {})
     tower = "CustomTextCLIP" if isinstance(model, open_clip.CustomTextCLIP) else "CLIP"
+    if "hf_model_name" in text:
+        tower = _tower_of_hub(text["hf_model_name"])
     where = "config_sha256"
     # --force-quick-gelu switches it on only: where it is off, a QuickGELU is the architecture's own.
     forced = [] if config.get("quick_gelu") and not trained.get(_QUICK_GELU) else [_QUICK_GELU]
@@ -178,7 +189,7 @@ def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]
             text.get("context_length", open_clip.CLIPTextCfg.context_length),
             _first(trained, "model_args.force_context_length", where),
         ],
-        "text_tower": [text.get("hf_model_name", tower), _first(trained, "model_args.force_custom_text", where)],
+        "text_tower": [tower, _first(trained, "model_args.force_custom_text", where)],
         "logit_bias": [has_bias, _first(trained, "model_args.init_logit_bias", *([where] if default == "siglip" else []))],
         "loss": [trained.get("loss", default), _first(trained, "loss", *([where] if default == "siglip" else []))],
     }
