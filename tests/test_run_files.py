@@ -344,26 +344,7 @@ def test_timm_args_inside_a_checkpoint_are_read_from_the_command_line(tmp_path):
     arguments = argparse.Namespace(**TIMM)
     stored = {"epoch": 0, "arch": "test_resnet", "state_dict": model.state_dict(), "version": 2, "args": arguments}
     torch.save(stored, tmp_path / "checkpoint-0.pth.tar")
-    rng = np.random.default_rng(0)
-    rows = ["filepath,label"]
-    for i in range(6):
-        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-        rows.append(f"{i}.png,{i}")
-    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
-    columns = {"source": "labels.csv", "separator": ",", "caption_key": "label"}
-    document = {
-        "version": 1,
-        "epoch_zero": "optional",
-        "data": {**columns, "split": "all", "num_samples": 6, "batch_size": 3},
-        "hessian": {"objective": "cross_entropy", "parameters": ["fc.*"], "k": 2},
-        "series": [{"name": "r", "model": "timm:test_resnet", "checkpoints": [{"epoch": 1, "path": "checkpoint-0.pth.tar"}]}],
-    }
-    (tmp_path / "m.yaml").write_text(yaml.safe_dump(document))
-    output = tmp_path / "s.h5"
-    result = CliRunner().invoke(main, ["spectra", str(tmp_path / "m.yaml"), "-o", str(output), "--unaudited"])
-    assert result.exit_code == 0, result.output
-    with SpectrumStore.open(output) as store:
-        used = store.records("r", 1).settings["as_trained"]
+    used, _ = used_in(classifier_study(tmp_path, "checkpoint-0.pth.tar"))
     assert used["num_classes"] == [6, "args in checkpoint-0.pth.tar"]
     assert used["label_smoothing"] == [0.1, "args in checkpoint-0.pth.tar"]
 

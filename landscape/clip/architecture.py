@@ -18,6 +18,7 @@ import open_clip
 from torch import nn
 
 from landscape.errors import ModelError
+from landscape.manifest.trained import CLIP_PREPROCESS, HUB_CONFIG, LOCAL_DIR
 
 _CONFIGS = Path(__file__).parent / "configs"
 OWN_NAMES = tuple(sorted(path.stem for path in _CONFIGS.glob("*.json")))
@@ -29,9 +30,7 @@ _PUBLISHED_PREPROCESSING = {
     "std": (0.229, 0.224, 0.225),
     "interpolation": "bilinear",
 }
-HUB_CONFIG = "open_clip_config.json"
-_PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
-_LOCAL_DIR, _HUB = "local-dir:", "hf-hub:"
+_HUB = "hf-hub:"
 
 if not set(OWN_NAMES) <= set(open_clip.list_models()):
     open_clip.add_model_config(_CONFIGS)
@@ -85,7 +84,7 @@ class Architecture:
             return
         with tempfile.TemporaryDirectory(prefix="landscape-") as folder:
             (Path(folder) / HUB_CONFIG).write_text(json.dumps(self.as_file()))
-            yield f"{_LOCAL_DIR}{folder}"
+            yield f"{LOCAL_DIR}{folder}"
 
 
 def model_names() -> list[str]:
@@ -103,9 +102,9 @@ def architecture_of(name: str, *, config: Path | None = None) -> Architecture:
     Raises:
         ModelError: If there is none, or one of its towers would have to be fetched.
     """
-    if config is None and (name.endswith(".json") or name.startswith(_LOCAL_DIR)):
-        config = Path(name.removeprefix(_LOCAL_DIR)).expanduser()
-        config = config / HUB_CONFIG if name.startswith(_LOCAL_DIR) else config
+    if config is None and (name.endswith(".json") or name.startswith(LOCAL_DIR)):
+        config = Path(name.removeprefix(LOCAL_DIR)).expanduser()
+        config = config / HUB_CONFIG if name.startswith(LOCAL_DIR) else config
         name = config.parent.name if config.name == HUB_CONFIG else config.stem
     if config is not None:
         architecture = _of_file(name, config)
@@ -125,7 +124,7 @@ def check_same_architecture(name: str, config: Path) -> None:
     Raises:
         ModelError: If so; names the first key that differs.
     """
-    known = open_clip.get_model_config(name.replace("/", "-")) if not name.startswith((_HUB, _LOCAL_DIR)) else None
+    known = open_clip.get_model_config(name.replace("/", "-")) if not name.startswith((_HUB, LOCAL_DIR)) else None
     if known is None or config.stem == name:
         return
     theirs = _of_file(name, config).config
@@ -169,7 +168,7 @@ def _of_file(name: str, path: Path) -> Architecture:
         local = path.parent / str(config["text_cfg"].get(key, "\0"))
         if "\0" not in str(local) and local.is_dir():
             config["text_cfg"][key] = str(local.resolve())
-    preprocess = {key: value for key, value in (hub.get("preprocess_cfg") or {}).items() if key in _PREPROCESS}
+    preprocess = {key: value for key, value in (hub.get("preprocess_cfg") or {}).items() if key in CLIP_PREPROCESS}
     return Architecture(name, config, preprocess, is_registered=False, folder=path.parent)
 
 
@@ -183,13 +182,13 @@ def create_clip(
         preprocess: Of the pictures, instead of the architecture's.
         pretrained: The tag of the weights that training began with, which brings its own preprocessing.
     """
-    if foreign := sorted(set(preprocess) - set(_PREPROCESS)):
+    if foreign := sorted(set(preprocess) - set(CLIP_PREPROCESS)):
         raise ModelError(
             f"{architecture.name}: preprocess.{foreign[0]} belongs to timm's classifiers; a CLIP model has "
-            f"{', '.join(_PREPROCESS)}."
+            f"{', '.join(CLIP_PREPROCESS)}."
         )
     of_tag = open_clip.get_pretrained_cfg(architecture.name.replace("/", "-"), pretrained) if pretrained else {}
-    of_tag = {key: value for key, value in of_tag.items() if key in _PREPROCESS}
+    of_tag = {key: value for key, value in of_tag.items() if key in CLIP_PREPROCESS}
     with architecture.schema() as name:
         model = open_clip.create_model(
             name,

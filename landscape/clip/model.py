@@ -25,6 +25,7 @@ from landscape.clip.architecture import OWN_NAMES, Architecture, architecture_of
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
 from landscape.clip.seeding import seeded_globals
 from landscape.errors import ModelError
+from landscape.manifest.trained import TIMM_PREPROCESS
 
 __all__ = [
     "OWN_NAMES",
@@ -41,7 +42,6 @@ __all__ = [
 Tokenizer = Callable[[str | Sequence[str]], Int[Tensor, "b l"]]
 
 _TIMM = ("timm:", "timm/")
-_TIMM_PREPROCESS = ("size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,8 @@ def _clip_preprocessing(settings: dict[str, Any]) -> Preprocessing:
 
 
 def _timm_preprocessing(pretrained_cfg: dict[str, Any], changed: Mapping[str, Any]) -> Preprocessing:
-    if foreign := sorted(set(changed) - set(_TIMM_PREPROCESS)):
-        raise ModelError(f"preprocess.{foreign[0]} belongs to CLIP models; a timm classifier has {', '.join(_TIMM_PREPROCESS)}.")
+    if foreign := sorted(set(changed) - set(TIMM_PREPROCESS)):
+        raise ModelError(f"preprocess.{foreign[0]} belongs to CLIP models; a timm classifier has {', '.join(TIMM_PREPROCESS)}.")
     arguments = {name: value for name, value in changed.items() if name != "size" and value is not None}
     if (size := changed.get("size")) is not None:
         arguments["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size)

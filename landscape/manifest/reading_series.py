@@ -15,7 +15,18 @@ from landscape.manifest.document import Located, Section, kind
 from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
 from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.settings import LARGEST_INTEGER, Checkpoint, CheckpointSeries
-from landscape.manifest.trained import BY_HAND, MANIFEST, PREPROCESS, Disagreement, Setting, TrainedAs, check_values, joined
+from landscape.manifest.trained import (
+    BY_HAND,
+    HUB_CONFIG,
+    LOCAL_DIR,
+    MANIFEST,
+    PREPROCESS,
+    Disagreement,
+    Setting,
+    TrainedAs,
+    check_values,
+    joined,
+)
 
 Settings = TypeVar("Settings")
 Include = Callable[[Section, str, str | None], CheckpointSeries]
@@ -25,8 +36,6 @@ _STATED = {"num_classes": int, "label_smoothing": float, "loss": str, "weights":
 _SECTIONS = ("model_args", "preprocess")
 # open_clip has two arguments for one thing.
 _SYNONYMS = {"quick_gelu": "force_quick_gelu"}
-_LOCAL_DIR = "local-dir:"
-HUB_CONFIG = "open_clip_config.json"
 _EPOCH_FILE = re.compile(r"epoch_([0-9]+)\.pth?")
 _LATEST = "epoch_latest.pt"
 _FOLDER_SIGNS = (".metadata", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -99,14 +108,14 @@ def _architecture(section: Section, values: dict[str, Any], config: str | None) 
     """Where `model` or `config` names a configuration file: the name of the model, and the file."""
     key = "config" if config is not None else "model"
     written = values.get("model", "") if config is None else config
-    if config is None and not written.endswith(".json") and not written.startswith(_LOCAL_DIR):
+    if config is None and not written.endswith(".json") and not written.startswith(LOCAL_DIR):
         return values, None
-    path = absolute(section.path, written.removeprefix(_LOCAL_DIR))
-    if written.startswith(_LOCAL_DIR) or path.is_dir():
+    path = absolute(section.path, written.removeprefix(LOCAL_DIR))
+    if written.startswith(LOCAL_DIR) or path.is_dir():
         name, folder, path = path.name, path, path / HUB_CONFIG
         if not path.is_file():
             others = sorted(entry.name for entry in folder.glob("*.json")) if folder.is_dir() else []
-            written = written.removeprefix(_LOCAL_DIR)
+            written = written.removeprefix(LOCAL_DIR)
             advice = f"name the file itself, `{key}: {written}/{others[0]}`" if others else "check the path"
             section.refuse(f"{key}: there is no {HUB_CONFIG} in {folder}; {advice}.", key=key)
     else:
@@ -209,8 +218,8 @@ def _with_run(
             path = _same_config(section, path, file.config, file.path)
         if file.model is None:
             continue
-        if file.model.startswith(_LOCAL_DIR):
-            hub = absolute(section.path, file.model.removeprefix(_LOCAL_DIR)) / HUB_CONFIG
+        if file.model.startswith(LOCAL_DIR):
+            hub = absolute(section.path, file.model.removeprefix(LOCAL_DIR)) / HUB_CONFIG
             if hub.is_file():
                 path = _same_config(section, path, hub, file.path)
             else:

@@ -40,7 +40,12 @@ _RESERVED = {
     "require_pretrained",
     "weights_only",
 }
-PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color", "crop_pct", "crop_mode")
+# What prepares the pictures of open_clip's models, and of timm's.
+CLIP_PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
+TIMM_PREPROCESS = ("size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+PREPROCESS = tuple(dict.fromkeys((*CLIP_PREPROCESS, *TIMM_PREPROCESS)))
+# How open_clip names a model that a folder describes, and the file there that does.
+LOCAL_DIR, HUB_CONFIG = "local-dir:", "open_clip_config.json"
 # Values beside None that leave a model as it is by default. open_clip's `force_...: False` does, timm's `qkv_bias: False`
 # does not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"pretrained": ("",), "weights": ("online",), "label_smoothing": (0,)}

@@ -13,6 +13,7 @@ import numpy as np
 
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError, StoreError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
+from landscape.manifest.trained import LOCAL_DIR
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
 from landscape.pipeline.density_record import density_record, density_sample, spectral_density, stored_densities
 from landscape.pipeline.density_shelf import DensityShelf, Key
@@ -101,7 +102,7 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
         return _measured(_manifest_jobs(Manifest.load(path), settings, options), output, settings, options)
     if is_density_file(path):
         return DensityReport(tuple(_drawn(read_densities(path), output, options)))
-    names_architecture = source.startswith("local-dir:") or path.suffix.lower() == ".json"
+    names_architecture = source.startswith(LOCAL_DIR) or path.suffix.lower() == ".json"
     if (path.suffix or path.exists()) and not names_architecture:
         raise LandscapeError(f"{source}: not a store, a file of densities, a manifest or a model's name, so it has no density.")
     return _measured(_model_job(source, settings, options), output, settings, options)
@@ -383,8 +384,8 @@ def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) ->
         audited, products, objective, params, batches = built
         return audited, products.operators(objective, params, [batches[i] for i in indices])
 
-    is_path = name.startswith("local-dir:") or name.endswith(".json")
-    series = Path(name.removeprefix("local-dir:")).stem if is_path else name.replace("/", "-")
+    is_path = name.startswith(LOCAL_DIR) or name.endswith(".json")
+    series = Path(name.removeprefix(LOCAL_DIR)).stem if is_path else name.replace("/", "-")
     facts = {"series": series, "label": name, "model": name, "epoch": 0, "checkpoint_sha256": ""}
     yield _Job(facts | {"settings": settings.facts(None)}, check, prepare)
 
