@@ -292,7 +292,7 @@ def audit(target: str, device: str | None) -> None:
     Of a manifest, every series at its last checkpoint, on the first batch: what a wrong operator drops grows with training.
     Of a model by name (open_clip's or this project's), random weights on OpenMoji pictures.
 
-    Exit status: 0 passed, 1 failed, 2 wrong input.
+    Exit status: 0 passed, 1 failed or undecided, 2 wrong input.
     """
     from rich.console import Console
     from rich.table import Table
