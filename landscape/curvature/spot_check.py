@@ -218,6 +218,11 @@ def _point(first: FirstProduct) -> Point:
 _by_model: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, SpotCheck]]" = weakref.WeakKeyDictionary()
 
 
+def forget(module: nn.Module) -> None:
+    """Drop what was found of a model, so that its next operator is checked again."""
+    _by_model.pop(module, None)
+
+
 def _remembered(problem: Problem) -> dict[Hashable, SpotCheck]:
     """The checks of the problem's model; those of an objective without a model are not remembered."""
     module = problem.objective.module
