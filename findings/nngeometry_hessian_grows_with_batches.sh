@@ -10,7 +10,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 if [ -z "$PYTHON" ]; then
     python3 -m venv "$folder/venv"
-    "$folder/venv/bin/pip" install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.14.1 torchvision numpy
+    "$folder/venv/bin/pip" install --quiet ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.14.1 numpy
     PYTHON="$folder/venv/bin/python"
 fi
 "$PYTHON" -m pip install --quiet --no-deps --target "$folder/site" nngeometry==0.4
