@@ -157,6 +157,9 @@ _SHORT = {
     "Cannot access data pointer": "needs a data pointer",
     "doesn't have storage": "needs a data pointer",
     "does not require grad": "does not require grad",
+    "differentiate twice a function that was marked": "marked once_differentiable",
+    "could not find kernel for HigherOrderOperator": "no kernel of the higher-order operator",
+    "(self, *extra_args) is not possible": "writes in place under vmap",
 }
 
 
@@ -216,13 +219,13 @@ def judged(report: AuditReport) -> str:
 
 
 def main(key: str) -> None:
-    from operations import OPERATIONS
+    from operations import load_operations
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     # Packages print while they are imported and run.
     with contextlib.redirect_stdout(io.StringIO()):
-        case = OPERATIONS[key]()
+        case = load_operations()[key]()
         row = {"key": key, "how": case.how, "dtype": str(case.dtype).removeprefix("torch.")}
         row |= _Measurement(case).columns()
         row["audit"] = audited(case)

@@ -30,6 +30,7 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
         | _ATTENTION,
     ),
     "Rwkv": ("Rwkv", {"attention_hidden_size": 16, "context_length": 16}),
+    "Rwkv, rescale_every=0": ("Rwkv", {"attention_hidden_size": 16, "context_length": 16, "rescale_every": 0}),
     "Qwen3Next": (
         "Qwen3Next",
         {"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}

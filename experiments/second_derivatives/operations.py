@@ -1,5 +1,9 @@
-"""The operations that are measured: each imports its package when it is called, and gives a Case."""
+"""The operations that are measured: each imports its package when it is called, and gives a Case.
 
+The registry, and what is plain PyTorch; fused_operations.py holds the rest.
+"""
+
+import importlib
 import importlib.util
 import sys
 import types
@@ -11,9 +15,8 @@ from measure import Case
 from torch import Tensor
 
 OPERATIONS: dict[str, Callable[[], Case]] = {}
-_INTERPRETER = "Triton interpreter"
-_SEQUENCE = {"a": (2, 7, 3), "x": (2, 7, 3)}
-_HEADS = {"q": (1, 8, 2, 4), "k": (1, 8, 2, 4), "v": (1, 8, 2, 4)}
+INTERPRETER = "Triton interpreter"
+SEQUENCE = {"a": (2, 7, 3), "x": (2, 7, 3)}
 
 
 def operation(key: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
@@ -22,6 +25,13 @@ def operation(key: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
         return make
 
     return register
+
+
+def load_operations() -> dict[str, Callable[[], Case]]:
+    """All operations by PACKAGE/NAME, those of one package together."""
+    importlib.import_module("fused_operations")
+    packages = list(dict.fromkeys(key.partition("/")[0] for key in OPERATIONS))
+    return dict(sorted(OPERATIONS.items(), key=lambda item: packages.index(item[0].partition("/")[0])))
 
 
 def without_init(package: str) -> None:
@@ -44,7 +54,7 @@ def interpreted(package: str) -> None:
 def gated(scan: Callable[[Tensor, Tensor], Tensor]) -> Case:
     """A scan h_t = sigmoid(a_t) h_{t-1} + x_t along dimension 1 of (b, l, d)."""
     return Case(
-        lambda a, x: scan(a.sigmoid(), x), lambda a, x: references.linear_recurrence(a.sigmoid(), x), shapes=_SEQUENCE
+        lambda a, x: scan(a.sigmoid(), x), lambda a, x: references.linear_recurrence(a.sigmoid(), x), shapes=SEQUENCE
     )
 
 
@@ -129,7 +139,7 @@ def mingru() -> Case:
     return Case(
         lambda a, x: heinsen_associative_scan_log(torch.nn.functional.logsigmoid(a), x),
         lambda a, x: references.linear_recurrence(a.sigmoid(), x.exp()),
-        shapes=_SEQUENCE,
+        shapes=SEQUENCE,
     )
 
 
@@ -171,7 +181,7 @@ def mamba_macos() -> Case:
 _DUAL = {"x": (1, 8, 2, 4), "dt": (1, 8, 2), "A": (2,), "B": (1, 8, 1, 4), "C": (1, 8, 1, 4)}
 
 
-def _dual(scan: Callable[..., Tensor], *, dtype: torch.dtype, how: str) -> Case:
+def dual(scan: Callable[..., Tensor], *, dtype: torch.dtype, how: str) -> Case:
     def positive(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda x, dt, A, B, C: function(x, torch.nn.functional.softplus(dt), -A.exp(), B, C)
 
@@ -190,160 +200,7 @@ def ssd_minimal() -> Case:
         B, C = (M.expand(*x.shape[:3], M.shape[-1]) for M in (B, C))
         return ssd_minimal_discrete(x * dt[..., None], dt * A, B, C, block_len=4)[0]
 
-    return _dual(scan, dtype=torch.float64, how="CPU")
-
-
-@operation("mamba-ssm/mamba_chunk_scan_combined")
-def mamba_chunk_scan() -> Case:
-    interpreted("mamba_ssm")
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
-    return _dual(
-        lambda *inputs: mamba_chunk_scan_combined(*inputs, chunk_size=16), dtype=torch.float32, how=_INTERPRETER
-    )
-
-
-def _rows(function: Callable[..., Tensor], reference: Callable[..., Tensor], *rows: str, weights: str = "") -> Case:
-    """Something that works on rows (5, 8), with weights (8,)."""
-    shapes = {name: (5, 8) for name in rows} | {name: (8,) for name in weights.split()}
-    return Case(function, reference, shapes=shapes, dtype=torch.float32, how=_INTERPRETER)
-
-
-@operation("mamba-ssm/rms_norm_fn")
-def mamba_rms_norm() -> Case:
-    interpreted("mamba_ssm")
-    from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
-
-    return _rows(lambda x, weight: rms_norm_fn(x, weight, None, eps=1e-6), references.rms_norm, "x", weights="weight")
-
-
-@operation("mamba-ssm/layer_norm_fn")
-def mamba_layer_norm() -> Case:
-    interpreted("mamba_ssm")
-    from mamba_ssm.ops.triton.layer_norm import layer_norm_fn
-
-    return _rows(layer_norm_fn, references.layer_norm, "x", weights="weight bias")
-
-
-@operation("mamba-ssm/layernorm_gated.rmsnorm_fn")
-def mamba_gated_norm() -> Case:
-    interpreted("mamba_ssm")
-    from mamba_ssm.ops.triton.layernorm_gated import rmsnorm_fn
-
-    return _rows(
-        lambda x, z, weight: rmsnorm_fn(x, weight, None, z=z, eps=1e-6),
-        lambda x, z, weight: references.rms_norm(x, weight) * torch.nn.functional.silu(z),
-        "x",
-        "z",
-        weights="weight",
-    )
-
-
-@operation("mamba-ssm/k_activations.swiglu")
-def mamba_swiglu() -> Case:
-    interpreted("mamba_ssm")
-    from mamba_ssm.ops.triton.k_activations import swiglu
-
-    return _rows(lambda x, y: swiglu(torch.cat([x, y], -1)), references.swiglu, "x", "y")
-
-
-@operation("fla-core/modules.rms_norm")
-def fla_rms_norm() -> Case:
-    interpreted("fla")
-    from fla.modules.norm.layernorm import rms_norm
-
-    return _rows(lambda x, weight: rms_norm(x, weight, None, eps=1e-6), references.rms_norm, "x", weights="weight")
-
-
-@operation("fla-core/modules.swiglu")
-def fla_swiglu() -> Case:
-    interpreted("fla")
-    from fla.modules.activations.ops import swiglu
-
-    return _rows(lambda x, y: swiglu(x, y), references.swiglu, "x", "y")
-
-
-@operation("fla-core/modules.causal_conv1d")
-def fla_convolution() -> Case:
-    interpreted("fla")
-    from fla.modules.causal_conv1d.ops import causal_conv1d
-
-    return Case(
-        lambda x, weight: causal_conv1d(x, weight)[0],
-        references.causal_convolution,
-        shapes={"x": (1, 8, 4), "weight": (4, 3)},
-        dtype=torch.float32,
-        how=_INTERPRETER,
-    )
-
-
-def _of_heads(function: Callable[..., Tensor], reference: Callable[..., Tensor], **more: tuple[int, ...]) -> Case:
-    from interpreter import with_loop_index
-
-    with_loop_index("fla.")
-    return Case(function, reference, shapes=_HEADS | more, dtype=torch.float32, how=_INTERPRETER)
-
-
-@operation("fla-core/chunk_gla")
-def fla_gla() -> Case:
-    interpreted("fla")
-    from fla.ops.gla import chunk_gla
-
-    log_gate = torch.nn.functional.logsigmoid
-    return _of_heads(
-        lambda q, k, v, g: chunk_gla(q, k, v, log_gate(g), scale=0.5)[0],
-        lambda q, k, v, g: references.linear_attention(q, k, v, g.sigmoid(), scale=0.5),
-        g=(1, 8, 2, 4),
-    )
-
-
-@operation("fla-core/chunk_gated_delta_rule")
-def fla_gated_delta_rule() -> Case:
-    interpreted("fla")
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-
-    def unit(k: Tensor) -> Tensor:
-        return k / (k.square().sum(-1, keepdim=True) + 1e-3).sqrt()
-
-    log_gate = torch.nn.functional.logsigmoid
-    return _of_heads(
-        lambda q, k, v, g, beta: chunk_gated_delta_rule(q, unit(k), v, log_gate(g), beta.sigmoid(), scale=0.5)[0],
-        lambda q, k, v, g, beta: references.delta_rule(q, unit(k), v, beta.sigmoid(), g.sigmoid(), scale=0.5),
-        g=(1, 8, 2),
-        beta=(1, 8, 2),
-    )
-
-
-@operation("fla-core/fused_recurrent_gla")
-def fla_recurrent_gla() -> Case:
-    interpreted("fla")
-    from fla.ops.gla import fused_recurrent_gla
-
-    log_gate = torch.nn.functional.logsigmoid
-    return _of_heads(
-        lambda q, k, v, g: fused_recurrent_gla(q, k, v, log_gate(g), scale=0.5)[0],
-        lambda q, k, v, g: references.linear_attention(q, k, v, g.sigmoid(), scale=0.5),
-        g=(1, 8, 2, 4),
-    )
-
-
-@operation("fla-core/fused_recurrent_rwkv4")
-def fla_rwkv4() -> Case:
-    interpreted("fla")
-    from fla.ops.rwkv4.fused_recurrent import fused_recurrent_rwkv4
-
-    def wkv(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        state = k.new_zeros(k.shape[0], 3, 1, k.shape[2])
-        state[:, 2] = -1e30
-        return fused_recurrent_rwkv4(w, u, k, v, state)[0]
-
-    return Case(
-        wkv,
-        lambda w, u, k, v: references.rwkv4(-w.exp(), u, k, v),
-        shapes={"w": (4,), "u": (4,), "k": (1, 6, 4), "v": (1, 6, 4)},
-        dtype=torch.float32,
-        how=_INTERPRETER,
-    )
+    return dual(scan, dtype=torch.float64, how="CPU")
 
 
 _MLSTM = {"q": (1, 2, 8, 4), "k": (1, 2, 8, 4), "v": (1, 2, 8, 4), "i": (1, 2, 8), "f": (1, 2, 8)}
