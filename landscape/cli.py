@@ -142,6 +142,13 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that load pictures.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@click.option(
+    "--scan",
+    default="landscape",
+    show_default=True,
+    type=click.Choice(["landscape", "mamba-ssm"]),
+    help="Kernel that trains Mamba towers. mamba-ssm's needs CUDA, has first derivatives only, and is never measured with.",
+)
 @click.option("--name", help="Of the series in the manifest; default: the folder's name.")
 @click.option("--label", help="What figures call the series; default: its name.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, then stop.")

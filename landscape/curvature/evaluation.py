@@ -27,6 +27,7 @@ from landscape.curvature.graph import (
 from landscape.curvature.objective import Batch, Objective, Params
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.errors import ObjectiveError
+from landscape.kernels.first_order import second_order
 from landscape.threads import single_openmp_thread
 
 # Multiplications of a forward pass that take one core some milliseconds.
@@ -96,7 +97,7 @@ class Evaluated:
 
 @contextmanager
 def plain_arithmetic(*, allow_tf32: bool = False) -> Iterator[None]:
-    """Attention that can be differentiated twice (SDPBackend.MATH), and all bits of float32 in every product.
+    """Attention and scans that can be differentiated twice, and all bits of float32 in every product.
 
     PyTorch lets cuDNN's convolutions use TF32 by default. The switches belong to the process; they are put back.
     """
@@ -113,7 +114,7 @@ def plain_arithmetic(*, allow_tf32: bool = False) -> Iterator[None]:
             switch.fp32_precision = "tf32" if allow_tf32 else "ieee"
         for switch in cpu:
             switch.fp32_precision = "ieee"
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), second_order():
             yield
     finally:
         torch.set_float32_matmul_precision(legacy)

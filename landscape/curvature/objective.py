@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from landscape.errors import ObjectiveError
+from landscape.kernels.first_order import second_order
 
 Params = dict[str, Tensor]
 Batch = Any
@@ -118,8 +119,9 @@ class Objective:
         return cls(forward, loss, weight_decay=weight_decay, module=model, rowwise=False, cut=cut, rebound=rebound)
 
     def data_term(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
-        """The loss without the L2 term."""
-        return self.loss(self.forward(params, batch), batch)
+        """The loss without the L2 term, on kernels that can be differentiated twice."""
+        with second_order():
+            return self.loss(self.forward(params, batch), batch)
 
     def holding(self, held: Params) -> "Objective":
         """The same loss as a function of the other parameters: those of `held` stay as they are, and have no L2 term."""
