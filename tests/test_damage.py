@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import h5py
@@ -150,7 +152,7 @@ DAMAGE = {
     "a link to another file": member(
         f"{TABLE}/loss", lambda file: file[TABLE].__setitem__("loss", h5py.ExternalLink("other.h5", "x"))
     ),
-    "a link": member(f"{TABLE}/loss", lambda file: file[TABLE].__setitem__("loss", h5py.SoftLink("/plan/epoch"))),
+    "a link": member(f"{TABLE}/loss", lambda file: file[TABLE].__setitem__("loss", h5py.SoftLink("/spectra/wide/2/loss"))),
     "numbers in another file": member(
         f"{TABLE}/loss",
         lambda file: file.create_dataset(f"{TABLE}/loss", shape=(2,), dtype="f8", external=[("/dev/zero", 0, 16)]),
@@ -184,16 +186,23 @@ def damaged_copy(intact: Path, folder: Path, change) -> Path:
     return path
 
 
-@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_store_is_one_line_and_takes_no_memory(intact, tmp_path, change):
-    path = damaged_copy(intact, tmp_path, change)
+@contextmanager
+def little_memory() -> Iterator[None]:
     tracemalloc.start()
     try:
-        with pytest.raises(StoreError) as refused:
-            read_all(path)
+        yield
         assert tracemalloc.get_traced_memory()[1] < 2**25
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_store_is_one_line_and_takes_no_memory(intact, tmp_path, name):
+    path = damaged_copy(intact, tmp_path, DAMAGE[name])
+    # Tracing is slow.
+    of_size = any(word in name for word in ("sparse", "huge", "never"))
+    with little_memory() if of_size else nullcontext(), pytest.raises(StoreError) as refused:
+        read_all(path)
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
     assert len(str(refused.value)) < 600
 

@@ -5,14 +5,13 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from spectra_by_hand import manifest_of, record_of
 from spectra_study import make_study, stored
 
-from landscape import cli, files, pipeline
+from landscape import files, pipeline
 from landscape.cli import main
 from landscape.clip import checkpoint as checkpoints
 from landscape.clip.checkpoint import write_checkpoint
@@ -45,17 +44,17 @@ def test_a_request_to_stop_waits_for_the_end_of_a_save(tmp_path):
 
 
 def test_a_second_request_to_stop_is_obeyed_at_once(tmp_path):
-    path = tmp_path / "file"
+    path, went_on = tmp_path / "file", []
     path.write_bytes(b"old")
 
     def write(stream):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        raise AssertionError("it went on")
+        went_on.append(True)
 
     with pytest.raises(KeyboardInterrupt):
         save_atomically(path, write)
-    assert path.read_bytes() == b"old" and not left_over(tmp_path)
+    assert not went_on and path.read_bytes() == b"old" and not left_over(tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -98,8 +97,6 @@ def test_a_request_at_any_moment_of_a_checkpoint_leaves_a_whole_file_and_is_a_re
             return real(self, content)
 
         monkeypatch.setattr(checkpoints._Sink, "write", write)
-        if moment == len(calls) and calls:
-            break
         try:
             with stop_requests():
                 write_checkpoint(path, contents)
@@ -386,4 +383,4 @@ def test_only_regular_files_are_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="named pipe"):
         write_atomically(tmp_path / "pipe", b"new")
-    assert np.array_equal(os.listdir(tmp_path), ["pipe"]) and cli.main is main
+    assert os.listdir(tmp_path) == ["pipe"]
