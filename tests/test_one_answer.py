@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from compare_by_hand import write_store
 
 from landscape.cli import main
 from landscape.compare import compare_stores, summarize_stores, to_csv
@@ -114,3 +115,14 @@ def test_what_is_unknown_has_a_range_and_no_value_and_no_test_is_made_of_it():
 def test_density_prints_the_epochs_that_were_asked_for_alone(tmp_path):
     text = run("density", STORE, "-o", tmp_path / "a.svg", "--series", SERIES, "--epochs", "25")
     assert re.findall(r"^\w+ epoch (\d+)", text, flags=re.MULTILINE) == ["25"] and "1 series, 1 density." in text
+
+
+def test_the_shares_of_figure_3_are_those_compared_where_values_did_not_converge_too(tmp_path):
+    values = np.array([[9.0, -8, 7, -6, 5], [10.0, 4, 3, -2, 1], [7.0, -6, -5, -4, -3]])
+    converged = [np.full(5, True), np.full(5, True), np.array([True, True, False, True, True])]
+    store = write_store(tmp_path / "a.h5", {("vit", 0): values}, changes={("vit", 0): {"converged": converged}})
+    for keep in (False, True):
+        with SpectrumStore.open(store) as opened:
+            (sample,) = eigenvalue_samples(opened)
+        nep = summarize_stores([store], metrics=["nep"], keep_unconverged=keep, num_resamples=99).summary("vit", 0, "nep").value
+        assert sample.negative_share(keep_unconverged=keep) == pytest.approx(nep) == pytest.approx(7 / 15 if keep else 3 / 10)

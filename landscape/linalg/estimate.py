@@ -1,20 +1,20 @@
 """A number that random probes suggest, with the three things that keep it from the truth told apart.
 
-Imports only numpy, scipy and landscape.linalg.rounding. Shapes: g = numbers estimated at once, b = operators.
+Imports only numpy and landscape.linalg.rounding; scipy, which takes a while, where it is used. Shapes: g = numbers estimated at once, b = operators.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
-from scipy import special, stats
 
 from landscape.linalg.rounding import two_digits, unknown, with_error
 
 # Three standard errors of a normal distribution leave out 0.27 %, half of it on either side.
-_TAIL = float(stats.norm.sf(3))
+_TAIL = math.erfc(3 / math.sqrt(2)) / 2
 # As a part of the whole: what nobody asks of a count or a share.
 _NEGLIGIBLE = 1e-3
 Numbers = float | Float[np.ndarray, " g"]
@@ -78,7 +78,7 @@ class Estimate:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """An interval that holds the truth with this confidence: the bracket, and around it the error of sampling."""
-        reach = float(stats.norm.ppf((1 + confidence) / 2) * self.sampling_error)
+        reach = NormalDist().inv_cdf((1 + confidence) / 2) * float(self.sampling_error)
         low, high = float(self.low) - reach, float(self.high) + reach
         return (low, high) if self.whole is None else (max(low, 0.0), min(high, self.whole))
 
@@ -156,6 +156,8 @@ def student_widening(freedom: float) -> float:
 
 
 def _widening(freedom: np.ndarray) -> np.ndarray:
+    from scipy import stats
+
     return np.maximum(stats.t.isf(_TAIL, np.minimum(freedom, 1e6)) / 3, 1.0)
 
 
@@ -186,6 +188,7 @@ def share_error(low: float, high: float, size: float) -> float:
     """
     if size == 0:
         return 0.0
+    from scipy import special
 
     def crossing(tail: Callable[[float], float], start: float, stop: float) -> float:
         for _ in range(60):
