@@ -1,6 +1,7 @@
 """A number that random probes suggest, with the three things that keep it from the truth told apart.
 
-Imports only numpy and landscape.linalg.rounding; scipy, which takes a while, where it is used. Shapes: g = numbers estimated at once, b = operators.
+Imports only numpy and landscape.linalg.rounding; scipy, which takes a while, where it is used.
+Shapes: g = numbers estimated at once, b = operators.
 """
 
 import math
