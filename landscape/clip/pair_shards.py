@@ -16,6 +16,7 @@ from landscape.errors import DataError
 
 _CAPTION_KEY = "caption"
 _READ_SUFFIXES = (*PICTURE_SUFFIXES, "txt", "json", "cls")
+_LARGEST_TEXT = 2**24
 # LAION-5B has 231,349 shards of about 10,000 pairs.
 _MOST_SHARDS = 1_000_000
 
@@ -103,7 +104,8 @@ class _Contents:
                 self._check_end(archive, shard)
                 for key in sorted(members):
                     self._add(archive, shard, key, members[key])
-        except (tarfile.TarError, OSError, EOFError) as error:
+        # Of sizes beyond the file, or beyond any number, tarfile makes errors of several kinds.
+        except (tarfile.TarError, OSError, EOFError, MemoryError, ValueError) as error:
             raise DataError(
                 f"{shard}: the shard cannot be read as an uncompressed tar archive ({' '.join(str(error).split())}). "
                 "Decompress it, or fetch it again."
@@ -174,6 +176,9 @@ class _Contents:
         if any(counts.values()):
             listed = ", ".join(f"{what} ({count})" for what, count in counts.items() if count)
             yield f"{self.pattern}: left out, as by open_clip: {listed}."
+        empty = sum(not file.caption.strip() for file in self.captioned)
+        if empty:
+            yield f"{self.pattern}: {empty} of {len(self.captioned)} captions are empty; they are read as such, as by open_clip."
 
     def why_nothing(self) -> str:
         """The one line that says what is in the shards in place of pairs."""
@@ -228,7 +233,7 @@ def _caption(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, key
 def _label(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, *, required: bool) -> int | None:
     try:
         text = _text(archive, member).strip()
-    except UnicodeError:
+    except ValueError:
         text = ""
     if text.isascii() and text.isdigit() and len(text) < 19:
         return int(text)
@@ -241,6 +246,9 @@ def _label(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, *, re
 
 
 def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    # A sparse member may be any amount of zeros.
+    if member.issparse() or member.size > _LARGEST_TEXT:
+        raise ValueError(f"it is sparse, or larger than {_LARGEST_TEXT} bytes")
     stream = archive.extractfile(member)
     assert stream is not None
     return stream.read().decode()
