@@ -5,7 +5,8 @@ Heavy imports sit inside the commands, so that `--help` is instant and a wrong m
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,28 @@ def _threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
 _some_series = click.option("--series", multiple=True, metavar="NAME", help="One of the series; may be repeated. Default: all.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands; Ctrl-C before one has begun, as while options are read, ends with its status too."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _interrupted_without_work():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _interrupted_without_work():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _interrupted_without_work() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("landscape: interrupted before anything was done.", err=True)
+        sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="landscape")
 def main() -> None:
     """Hessian spectra of contrastive image-text models along their training, every number with its certificate."""

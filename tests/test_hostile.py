@@ -10,9 +10,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hostile_files import CANARY
 from hostile_grammar import KINDS, Hostile, hostile_input
 from hostile_judge import BYTES, Outcome, judge, snapshot
+
+from landscape import cli
 
 # Every fourth of the 400, so that each kind is there nine times or more.
 STRIDE = 4
@@ -135,3 +138,12 @@ def test_a_figure_has_no_part_that_may_fail(judged):
 )
 def test_what_a_command_may_not_leave_behind_is_a_fault(said, status, change, judged):
     assert said in judged(SPECTRA, status, stderr=REFUSED if status else "", change=change)
+
+
+def test_ctrl_c_before_a_command_has_begun_is_ctrl_c_too(monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.threads, "prepare", interrupted)
+    result = CliRunner().invoke(cli.main, ["info", "x"])
+    assert (result.exit_code, result.stderr) == (130, "landscape: interrupted before anything was done.\n")
