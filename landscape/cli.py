@@ -178,6 +178,13 @@ def main() -> None:
     help="Processes that load pictures.",
 )
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@click.option(
+    "--scan",
+    default="landscape",
+    show_default=True,
+    type=click.Choice(["landscape", "mamba-ssm"]),
+    help="Kernel that trains Mamba towers. mamba-ssm's needs CUDA, has first derivatives only, and is never measured with.",
+)
 @click.option("--name", help="Of the series in the manifest; default: the folder's name.")
 @click.option("--label", help="What figures call the series; default: its name.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, then stop.")
@@ -339,7 +346,7 @@ def audit(target: str, device: str | None) -> None:
     Of a manifest, every series at its last checkpoint, on the first batch: what a wrong operator drops grows with training.
     Of a model by name (open_clip's or this project's), random weights on OpenMoji pictures.
 
-    Exit status: 0 passed, 1 failed, 2 wrong input.
+    Exit status: 0 passed, 1 failed or undecided, 2 wrong input.
     """
     from rich.console import Console
     from rich.table import Table

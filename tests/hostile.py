@@ -40,6 +40,7 @@ def _run_command(argv: tuple[str, ...]) -> int:
     """What the interpreter would do with `landscape ARGV`."""
     status: Any = 0
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         landscape(args=list(argv), prog_name="landscape")
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
@@ -57,7 +58,8 @@ def _prepare_child(hostile: Hostile, folder: Path) -> None:
     """Give a child its folder, streams, environment and limits, as a shell would."""
     os.setpgid(0, 0)
     os.chdir(folder / "study")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Until the command begins, Ctrl-C would meet this program.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     files = [os.open("/dev/null", os.O_RDONLY)]
     files += [os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) for name in ("stdout", "stderr")]
     for number, file in enumerate(files):
@@ -105,6 +107,7 @@ def execute(hostile: Hostile, folder: Path) -> Outcome:
     def work() -> int:
         _prepare_child(hostile, folder)
         if hostile.fresh:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             if hostile.streams:
                 _redirect(hostile.streams)
             os.execv(sys.executable, [sys.executable, "-c", _PROGRAM, *hostile.argv])

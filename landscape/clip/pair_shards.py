@@ -16,6 +16,7 @@ from landscape.errors import DataError
 
 _CAPTION_KEY = "caption"
 _READ_SUFFIXES = (*PICTURE_SUFFIXES, "txt", "json", "cls")
+_LONGEST_PADDING = 2**20
 _LARGEST_TEXT = 2**24
 # LAION-5B has 231,349 shards of about 10,000 pairs.
 _MOST_SHARDS = 1_000_000
@@ -125,7 +126,8 @@ class _Contents:
                     f"{shard}: the header at byte {archive.offset} is damaged, so the members after it "
                     "would be lost without a word. Fetch the shard again."
                 )
-            rest = next((chunk for chunk in iter(lambda: file.read(2**20), b"") if chunk.strip(b"\0")), b"")
+            # Padding has 10 kB; a file that was grown has any amount of zeros.
+            rest = file.read(_LONGEST_PADDING).strip(b"\0") or file.read(1)
         if not block:
             self.ends.append(f"{shard}: the archive has no end, so it may have been cut off between two members.")
         elif rest:

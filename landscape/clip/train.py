@@ -31,6 +31,7 @@ from landscape.clip.recipes import Recipe, get_recipe, training_transform
 from landscape.clip.train_folder import RunFolder
 from landscape.clip.train_loop import Process, from_first_process, loop_arguments, open_clip_log
 from landscape.clip.train_progress import reporter
+from landscape.kernels.first_order import first_order_kernels
 from landscape.limits import MAX_NUMPY_SEED
 from landscape.manifest import Checkpoint, DataSettings
 from landscape.version import VERSION
@@ -81,6 +82,7 @@ def train(
     batch_size: int | None = None,
     workers: int = 0,
     device: str | None = None,
+    scan: str = "landscape",
     name: str | None = None,
     label: str | None = None,
     pairs: Pairs | None = None,
@@ -102,6 +104,7 @@ def train(
         batch_size: Pairs per step over all processes, instead of the recipe's.
         workers: Processes that read and augment pictures; the result does not depend on it.
         device: "cpu", "cuda" or "cuda:N"; by default CUDA where there is one. A CPU trains in fp32 whatever the recipe says.
+        scan: "mamba-ssm" trains Mamba towers on that package's CUDA kernel; measuring takes this project's scan all the same.
         name: Of the series in the manifest; by default that of the folder.
         label: Of the series, for tables and figures.
         pairs: Used in place of those that `data` names, for data that no source describes.
@@ -125,6 +128,10 @@ def train(
         if args.distributed:
             stack.callback(torch.distributed.destroy_process_group)
         resolved = dataclasses.replace(resolved, precision=args.precision)
+        if scan not in ("landscape", "mamba-ssm"):
+            raise ValueError(f"scan must be landscape or mamba-ssm, got {scan!r}.")
+        if scan == "mamba-ssm":
+            stack.enter_context(first_order_kernels(torch.device(args.device)))
         network = build_model(model, seed=seed)
         threads.fit(network)
         pairs = open_pairs(data, progress=progress if args.rank == 0 else False) if pairs is None else pairs
@@ -136,7 +143,7 @@ def train(
             label=label,
             data=data,
             architecture=None if architecture is None else architecture.as_file(),
-            settings=_settings(network, pairs, data, resolved, args),
+            settings=_settings(network, pairs, data, resolved, args) | ({} if scan == "landscape" else {"scan": scan}),
         )
         done = from_first_process(args, folder.checkpoints_done)
         left = tuple(range(len(done), resolved.epochs + 1))

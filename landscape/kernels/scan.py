@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscape.kernels import reference
 from landscape.kernels.backends import Backend, resolve_backend
+from landscape.kernels.first_order import training_scan
 from landscape.kernels.linear import linear_scan
 from landscape.kernels.selective import fused
 
@@ -125,7 +126,8 @@ def selective_scan(
         delta_softplus: Whether softplus follows.
         return_last_state: Also return h_{l-1}.
         backend: See `landscape.kernels.backends`. "cpu" keeps no states in memory, unless the last state is asked for
-            or B or C is constant. float16 and bfloat16 are computed in float32.
+            or B or C is constant. float16 and bfloat16 are computed in float32. "auto" takes mamba-ssm's kernel inside
+            `landscape.kernels.first_order.first_order_kernels`.
 
     Returns:
         out in the dtype of `u`, or (out, last state).
@@ -144,6 +146,8 @@ def selective_scan(
     D, z, delta_bias = (None if tensor is None else tensor.to(dtype) for tensor in (D, z, delta_bias))
     if not delta_softplus:
         _refuse_negative_steps(reference.step_sizes(delta, delta_bias, False))
+    if backend == "auto" and not return_last_state and (first_order := training_scan(x)) is not None:
+        return first_order(x, delta, A, B, C, D, z, delta_bias, delta_softplus).to(u.dtype)
     if chosen == "cpu" and not return_last_state and B.dim() > 2 and C.dim() > 2:
         y = fused(x, delta, A, B, C, D, delta_bias, delta_softplus)
         return reference.finish(y, x, None, z).to(u.dtype)

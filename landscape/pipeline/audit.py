@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape import threads
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
-from landscape.manifest import CheckpointSeries, DataSettings, Manifest
+from landscape.manifest import Checkpoint, CheckpointSeries, DataSettings, Manifest
 from landscape.store import SpectrumStore, verdicts
 
 if TYPE_CHECKING:
@@ -109,28 +109,44 @@ def verdict_of(
 ) -> dict[str, Any]:
     """What is stored with every record of a series: JSON values.
 
+    Where gradient and Hessian of every checkpoint that was tried are zero to rounding, as at perfect fits, nothing can be
+    decided; the series is then measured, and marked so.
+
     Raises:
         ObjectiveError: If the audit fails and `unaudited` is not given; names the module.
     """
+    from landscape.curvature.audit import ZERO_TO_ROUNDING
+
     if hvp == "finite-difference":
         return {"passed": True, "product": hvp, "reason": _PROMISED}
     if unaudited:
         return {"passed": False, "reason": "not audited, by --unaudited"}
-    info = subject.load(series.checkpoints[-1])
-    report = audit_subject(subject, manifest.hessian)
+    for checkpoint in _audited_in_turn(series):
+        info = subject.load(checkpoint)
+        report = audit_subject(subject, manifest.hessian)
+        if not report.is_zero_to_rounding:
+            break
+    facts = {
+        "worst_error": report.worst_error,
+        "dtype": str(report.dtype).removeprefix("torch."),
+        "epoch": checkpoint.epoch,
+        "checkpoint_sha256": info.sha256,
+    }
+    if report.is_zero_to_rounding:
+        return {"passed": False, "reason": f"undecided: {ZERO_TO_ROUNDING}", **facts}
     if not report.passed:
         raise ObjectiveError(
             f"series {series.name!r} ({series.model}): the audit failed for {', '.join(report.blamed[:3])}, so its eigenvalues "
             f"would not be those of the Hessian. See `landscape audit {manifest.path}`; measure with --hvp finite-difference, or "
             "anyway, and marked so, with --unaudited."
         )
-    return {
-        "passed": True,
-        "worst_error": report.worst_error,
-        "dtype": str(report.dtype).removeprefix("torch."),
-        "epoch": series.checkpoints[-1].epoch,
-        "checkpoint_sha256": info.sha256,
-    }
+    return {"passed": True, **facts}
+
+
+def _audited_in_turn(series: CheckpointSeries) -> list[Checkpoint]:
+    """The last checkpoint, and those to turn to where its loss is fitted so well that nothing can be decided."""
+    last, middle, first = series.checkpoints[-1], series.checkpoints[len(series.checkpoints) // 2], series.checkpoints[0]
+    return [last, *(one for one in dict.fromkeys((middle, first)) if one is not last)]
 
 
 def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:

@@ -334,7 +334,7 @@ def _measure(
         num_unused=operator.num_unused,
         seconds=time.process_time() - begun,
         settings=settings_of(subject, hessian, product=_PRODUCTS[how.hvp]) | products.settings() | how.solver.facts(),
-        extras={"audit": how.audits[task.series.name]} | subject.notes_on(info),
+        extras={"audit": how.audits[task.series.name], "operator": pairs.checked} | subject.notes_on(info),
     )
 
 

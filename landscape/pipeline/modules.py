@@ -222,7 +222,7 @@ def _measure(
         settings=settings_of(subject, hessian, product=f"{blocks.choice.title}, block by block")
         | {"product_choice": blocks.choice.as_settings()}
         | how.solver.settings.room(),
-        extras={"audit": how.audits[task.series.name]} | subject.notes_on(info),
+        extras={"audit": how.audits[task.series.name], "operator": blocks.checked} | subject.notes_on(info),
     )
 
 
