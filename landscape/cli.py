@@ -6,14 +6,15 @@ Heavy imports sit inside the commands, so that `--help` is instant and a wrong m
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from landscape import threads
+from landscape import limits, threads
 from landscape.errors import LandscapeError
 from landscape.signals import stop_requests
 from landscape.terminal import TextTable, terminal_width, wrapped
@@ -34,6 +35,9 @@ class _Path(click.Path):
 
 _FILE = _Path(dir_okay=False, path_type=Path)
 _FOLDER = _Path(file_okay=False, path_type=Path)
+_SEED = click.IntRange(0, limits.MAX_INTEGER)
+_PROBES = click.IntRange(1, limits.MAX_PROBES)
+_RESAMPLES = click.IntRange(99, limits.MAX_RESAMPLES)
 
 
 def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,8 +81,8 @@ class _Epochs(click.ParamType):
             epochs = tuple(int(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of epochs such as 0,5,10.", param, ctx)
-        if min(epochs) < 0:
-            self.fail("epochs count from 0, the initialisation.", param, ctx)
+        if min(epochs) < 0 or max(epochs) > limits.MAX_EPOCH:
+            self.fail(f"epochs count from 0, the initialisation, to at most {limits.MAX_EPOCH}.", param, ctx)
         return epochs
 
 
@@ -92,9 +96,10 @@ class _Size(click.ParamType):
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", value.strip(), re.IGNORECASE)
-        if found is None or (size := int(float(found[1]) * self._UNITS[found[2].lower()])) < 1:
+        size = 0.0 if found is None else float(found[1]) * self._UNITS[found[2].lower()]
+        if not 1 <= size <= limits.MAX_INTEGER:
             self.fail(f"{value!r} is not an amount of memory such as 500MB, 1.5GiB or 2000000000.", param, ctx)
-        return size
+        return int(size)
 
 
 def _product_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,7 +140,7 @@ def _threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--threads",
         "num_threads",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, limits.MAX_THREADS),
         help="CPU threads of torch. Default: OMP_NUM_THREADS where it is set; else 1 for networks of less than 10 million "
         "parameters outside of embedding tables, all cores for larger ones.",
     )(run)
@@ -144,7 +149,28 @@ def _threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
 _some_series = click.option("--series", multiple=True, metavar="NAME", help="One of the series; may be repeated. Default: all.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands; Ctrl-C before one has begun, as while options are read, ends with its status too."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _interrupted_without_work():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _interrupted_without_work():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _interrupted_without_work() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("landscape: interrupted before anything was done.", err=True)
+        sys.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="landscape")
 def main() -> None:
     """Hessian spectra of contrastive image-text models along their training, every number with its certificate."""
@@ -161,11 +187,21 @@ def main() -> None:
     "--data", "source", default="openmoji", show_default=True, help="openmoji, a CSV/TSV file, or a pattern of tar shards."
 )
 @click.option("--split", default="train", show_default=True, type=click.Choice(["train", "held_out", "all"]))
-@click.option("--image-size", type=click.IntRange(min=1), help="Side of the pictures; default: the model's.")
-@click.option("--epochs", type=click.IntRange(min=0), help="Default: the recipe's. 0 writes the initialisation only.")
+@click.option("--image-size", type=click.IntRange(1, limits.MAX_SIDE), help="Side of the pictures; default: the model's.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(0, limits.MAX_TRAINED_EPOCHS),
+    help="Default: the recipe's. 0 writes the initialisation only.",
+)
 @click.option("--batch-size", type=click.IntRange(min=2), help="Pairs per step, over all processes. Default: the recipe's.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Processes that load pictures.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, limits.MAX_NUMPY_SEED))
+@click.option(
+    "--workers",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, limits.MAX_WORKERS),
+    help="Processes that load pictures.",
+)
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option(
     "--scan",
@@ -282,12 +318,23 @@ def spectra(
 @_some_series
 @click.option("--epochs", type=_Epochs(), help="Panels, and what is measured of a manifest; default: all, and six of them drawn.")
 @click.option("--batches", "num_batches", default=1, show_default=True, type=click.IntRange(min=1), help="Mini-batches measured.")
-@click.option("--probes", "num_probes", default=2, show_default=True, type=click.IntRange(min=1), help="Random vectors a batch.")
-@click.option("--matvecs", "num_matvecs", default=64, show_default=True, type=click.IntRange(min=4), help="Products a probe.")
+@click.option("--probes", "num_probes", default=2, show_default=True, type=_PROBES, help="Random vectors a batch.")
 @click.option(
-    "--dense-limit", default=3000, show_default=True, type=click.IntRange(min=0), help="Parameters up to which it is exact too."
+    "--matvecs",
+    "num_matvecs",
+    default=64,
+    show_default=True,
+    type=click.IntRange(4, limits.MAX_PROBES),
+    help="Products a probe.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the random vectors.")
+@click.option(
+    "--dense-limit",
+    default=3000,
+    show_default=True,
+    type=click.IntRange(0, limits.MAX_DENSE),
+    help="Parameters up to which it is exact too.",
+)
+@click.option("--seed", default=0, show_default=True, type=_SEED, help="Of the random vectors.")
 @_product_options
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the record and the figure are marked so.")
@@ -372,8 +419,8 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
 @_some_series
 @click.option("--unpaired", is_flag=True, help="Allow series that were measured on different batches.")
 @click.option("--keep-unconverged", is_flag=True, help="Count records without a certificate too, and say how many.")
-@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=click.IntRange(min=99))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of resampling and permuting.")
+@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=_RESAMPLES)
+@click.option("--seed", default=0, show_default=True, type=_SEED, help="Of resampling and permuting.")
 @_one_line_errors
 def compare(stores: tuple[Path, ...], **options: Any) -> None:
     """Say which series of the STOREs is sharper and which is less convex, and how sure that is.
@@ -389,7 +436,7 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
 @click.argument("manifest", type=_FILE)
 @click.option("-o", "--output", required=True, type=_FILE, help="The figure: a .png, .pdf or .svg file.")
 @click.option("--series", help="Which series of the manifest; may be left out where there is one.")
-@click.option("--epoch", type=click.IntRange(min=0), help="Default: the last one; of a line, the first.")
+@click.option("--epoch", type=click.IntRange(0, limits.MAX_EPOCH), help="Default: the last one; of a line, the first.")
 @click.option(
     "--directions",
     default="random",
@@ -399,14 +446,14 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
 )
 @click.option("--to", metavar="[SERIES:]EPOCH", help="The other end of a line; default: the last epoch of the series.")
 @click.option("--dimensions", type=click.IntRange(1, 2), help="Default: 2; a line has 1.")
-@click.option("--points", default=31, show_default=True, type=int, help="Of an axis; odd.")
+@click.option("--points", default=31, show_default=True, type=click.IntRange(5, limits.MAX_POINTS), help="Of an axis; odd.")
 @click.option(
     "--span",
     type=float,
     help="To either side. Random: in filter norms, default 1. Eigenvectors: length, default where 1 nat is predicted.",
 )
 @click.option("--batches", default=1, show_default=True, type=click.IntRange(min=1), help="The loss is the mean of so many.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of random directions.")
+@click.option("--seed", default=0, show_default=True, type=_SEED, help="Of random directions.")
 @click.option("--view", type=click.Choice(["contour", "3d"]), help="Of two dimensions; default: contour.")
 @click.option("--data", type=_FILE, help="HDF5 file of the points, resumed if unfinished; default: beside the figure.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
@@ -442,7 +489,7 @@ def surface(
 @_some_series
 @click.option("--title", help="Heading of the page; default: the name of the store.")
 @click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
-@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=click.IntRange(min=99))
+@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=_RESAMPLES)
 @_one_line_errors
 def report(store: Path, output: Path, **options: Any) -> None:
     """Write all of STORE as one HTML page: spectra by epoch, comparison, certificates, provenance.

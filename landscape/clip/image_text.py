@@ -20,7 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 from landscape.clip.openmoji import load_openmoji
 from landscape.clip.pair_shards import open_shards
 from landscape.clip.pair_tables import open_csv
-from landscape.clip.pairs import ArrayPairs, Pair, Pairs, PairsFromDataset, pair_digest, split_of
+from landscape.clip.pairs import ArrayPairs, Pairs, PairsFromDataset, Picture, pair_digest, split_of
 from landscape.clip.seeding import call_plainly, derive_seed, draw_without_replacement, seeded_globals
 from landscape.errors import DataError
 from landscape.linalg.operator import seeded
@@ -99,18 +99,19 @@ class CurvatureBatches:
     on_bad_picture: str = "fail"
     replaced: tuple[tuple[int, str], ...] = ()
 
-    @property
+    @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What was left out, a sentence each: that of the pairs, and the pictures that others stand in for."""
+        """What was left out or is read otherwise than it looks, a sentence each: of the pairs, and of the drawn pictures."""
+        drawn = (*self.pairs.notes, *self.pairs.notes_on(self.indices, getattr(self.transform, "size", None)))
         if not self.replaced:
-            return self.pairs.notes
+            return drawn
         shown = " ".join(problem for _, problem in self.replaced[:3])
         more = f" And {len(self.replaced) - 3} more." if len(self.replaced) > 3 else ""
         skipped = (
             f"{self.pairs.name}: of {len(self.indices)} drawn pictures {len(self.replaced)} cannot be read; the next pairs "
             f"of the draw stand in for them. {shown}{more}"
         )
-        return (*self.pairs.notes, skipped)
+        return (*drawn, skipped)
 
     def __len__(self) -> int:
         return len(self.indices) // self.batch_size
@@ -126,29 +127,33 @@ class CurvatureBatches:
             DataError: If a picture cannot be read, or the pictures of the batch differ in size.
         """
         indices = self._batch_indices(i)
-        raw = [self.pairs[index] for index in indices]
-        images = [self._image(index, pair) for index, pair in zip(indices, raw)]
+        images, targets = [], []
+        # One picture at a time: before the transform they can be far larger.
+        for index in indices:
+            picture, target = self.pairs[index]
+            images.append(self._image(index, picture))
+            targets.append(target)
         if len({image.shape for image in images}) != 1:
             shapes = ", ".join(sorted({str(tuple(image.shape)) for image in images}))
             raise DataError(
                 f"{self.pairs.name}, batch {i}: the pictures differ in size ({shapes}), so they make no batch. "
                 "Give a transform that resizes them."
             )
-        return {"image": torch.stack(images), **_targets(raw, self.tokenizer, self.pairs.name)}
+        return {"image": torch.stack(images), **_targets(targets, self.tokenizer, self.pairs.name)}
 
     def _batch_indices(self, i: int) -> tuple[int, ...]:
         position = range(len(self))[i]
         return self.indices[position * self.batch_size : (position + 1) * self.batch_size]
 
-    def _image(self, index: int, pair: Pair) -> Tensor:
+    def _image(self, index: int, picture: Picture) -> Tensor:
         if self.transform is None:
-            if not isinstance(pair[0], Tensor):
+            if not isinstance(picture, Tensor):
                 raise ValueError(f"{self.pairs.name}: the pictures are PIL images, so a transform to tensors is needed.")
-            return pair[0]
+            return picture
         if self.augmentation_seed is None:
-            return call_plainly(self.transform, pair[0])
+            return call_plainly(self.transform, picture)
         with seeded_globals(derive_seed("augmentation", self.augmentation_seed, index)):
-            return self.transform(pair[0])
+            return self.transform(picture)
 
     def digest(self, i: int) -> str:
         """sha256 of what batch i is made of: the pairs before the model's transform, and how they are augmented.
@@ -183,8 +188,7 @@ class CurvatureBatches:
         return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
-def _targets(pairs: Sequence[Pair], tokenizer: Tokenizer | None, name: str) -> dict[str, Tensor]:
-    targets = [target for _, target in pairs]
+def _targets(targets: Sequence[str | int], tokenizer: Tokenizer | None, name: str) -> dict[str, Tensor]:
     captions = [target for target in targets if isinstance(target, str)]
     if tokenizer is not None and len(captions) == len(targets):
         return {"text": tokenizer(captions).long()}
@@ -317,10 +321,10 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor | int]]):
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, Tensor | int]:
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        pair = self.pairs[index]
+        picture, target = self.pairs[index]
         with seeded_globals(derive_seed("training", self._seed, epoch, index)):
-            image = self._transform(pair[0])
-        targets = _targets([pair], self._tokenizer, self.pairs.name)
+            image = self._transform(picture)
+        targets = _targets([target], self._tokenizer, self.pairs.name)
         return image, targets["text"][0] if "text" in targets else int(targets["label"])
 
 

@@ -24,6 +24,7 @@ import landscape.towers  # noqa: F401
 from landscape.clip.architecture import OWN_NAMES, Architecture, architecture_of, create_clip, model_names, silent_log, unknown
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
 from landscape.clip.seeding import seeded_globals
+from landscape.curvature.memory import MemoryWatch, free_memory, is_out_of_memory
 from landscape.errors import ModelError
 from landscape.manifest.trained import TIMM_PREPROCESS
 
@@ -93,6 +94,7 @@ def build_model(
     pretrained: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    max_bytes: int | None = None,
 ) -> nn.Module:
     """Build a model with new weights, in eval mode.
 
@@ -107,6 +109,7 @@ def build_model(
         preprocess: How pictures are prepared where that differs from the model's own way: `mean`, `std`, `interpolation`,
             `size`, and `resize_mode`, `fill_color` (CLIP) or `crop_pct`, `crop_mode` (timm).
         pretrained: The tag of open_clip's weights that training began with: no weights are loaded, but their preprocessing holds.
+        max_bytes: What its tensors may take while it is built, in float32; by default the memory that is free.
 
     Raises:
         ModelError: If the name is unknown, needs the network, or cannot be built with the installed packages.
@@ -117,8 +120,9 @@ def build_model(
         raise ValueError(f"{name}: num_classes is for classifiers; a CLIP model has none.")
     architecture = architecture_of(name, config=config) if classifier is None else None
     model_args, preprocess = dict(model_args or {}), dict(preprocess or {})
+    limit = free_memory(torch.device("cpu")) if max_bytes is None else max_bytes
     try:
-        with seeded_globals(secrets.randbits(63) if seed is None else seed), silent_log():
+        with seeded_globals(secrets.randbits(63) if seed is None else seed), silent_log(), MemoryWatch(limit):
             if classifier is not None:
                 classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
                 model = timm.create_model(classifier, pretrained=False, **classes, **model_args)
@@ -129,17 +133,28 @@ def build_model(
         raise
     # timm and open_clip raise whatever their constructors meet.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        given = f" with {model_args}" if model_args else ""
-        raise ModelError(
-            f"{name}: cannot be built{given} by open_clip {open_clip.__version__} and timm {timm.__version__} "
-            f"({type(error).__name__}: {reason}). Install what it asks for, correct model_args, or choose another model."
-        ) from error
+        raise _not_built(name, model_args, error, limited=max_bytes is not None) from error
     # contrastive_objective reads from it which loss the model was made for; preprocess_for and tokenizer_for read the rest.
     model.landscape_config = {} if architecture is None else architecture.with_arguments(model_args)  # type: ignore[assignment]
     model.landscape_architecture = architecture  # type: ignore[assignment]
     model.landscape_preprocess = preprocess  # type: ignore[assignment]
     return model.to(device=device, dtype=dtype).eval()
+
+
+def _not_built(name: str, model_args: Mapping[str, Any], error: Exception, *, limited: bool) -> ModelError:
+    """Say why the constructor of a model failed."""
+    reason = " ".join(str(error).split())[:200]
+    if is_out_of_memory(error):
+        whose = "what its checkpoint can fill" if limited else "the memory that is free"
+        return ModelError(
+            f"{name}: is larger than {whose} ({reason}). Check widths, sizes and numbers of classes in its configuration and in "
+            "model_args."
+        )
+    given = f" with {dict(model_args)}" if model_args else ""
+    return ModelError(
+        f"{name}: cannot be built{given} by open_clip {open_clip.__version__} and timm {timm.__version__} "
+        f"({type(error).__name__}: {reason}). Install what it asks for, correct model_args, or choose another model."
+    )
 
 
 def image_size_of(model: str | nn.Module) -> tuple[int, int]:

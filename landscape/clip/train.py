@@ -32,11 +32,9 @@ from landscape.clip.train_folder import RunFolder
 from landscape.clip.train_loop import Process, from_first_process, loop_arguments, open_clip_log
 from landscape.clip.train_progress import reporter
 from landscape.kernels.first_order import first_order_kernels
+from landscape.limits import MAX_NUMPY_SEED
 from landscape.manifest import Checkpoint, DataSettings
 from landscape.version import VERSION
-
-# np.random.seed, which open_clip_train calls, takes no more.
-_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +167,8 @@ def _check_numbers(epochs: int | None, batch_size: int | None, seed: int, worker
     for what, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 2), ("workers", workers, 0), ("seed", seed, 0)):
         if value is not None and value < least:
             raise ValueError(f"{what} must be {least} or more, got {value}.")
-    if seed > _LARGEST_SEED:
-        raise ValueError(f"seed must be {_LARGEST_SEED} or less, got {seed}.")
+    if seed > MAX_NUMPY_SEED:
+        raise ValueError(f"seed must be {MAX_NUMPY_SEED} or less, got {seed}.")
 
 
 def _resolve(recipe: str | Recipe, model: str, *, epochs: int | None, batch_size: int | None) -> Recipe:

@@ -21,6 +21,10 @@ from landscape.manifest.trained import ARCHITECTURE, MANIFEST
 
 # The bias that open_clip_train --siglip begins with; a checkpoint replaces it.
 _SIGLIP_BIAS = -10
+# Bytes of a model in float32 by those of its checkpoint, which may hold 8 bits a weight; constructors draw some weights twice.
+_EXPANSION = 8
+# For what is made beside the weights, such as masks.
+_ROOM = 2**30
 _QUICK_GELU = "model_args.force_quick_gelu"
 _DEFAULTS: dict[str, Any] = {"vision_cfg": open_clip.CLIPVisionCfg(), "text_cfg": open_clip.CLIPTextCfg()}
 
@@ -57,9 +61,21 @@ def build_as_trained(
         pretrained=trained.get("pretrained"),
         dtype=dtype,
         device=device,
+        max_bytes=_most_bytes(series),
     )
     _check_facts(series, model)
     return model
+
+
+def _most_bytes(series: CheckpointSeries) -> int | None:
+    """What a model that fits the last checkpoint can take while it is built; None where that has no size."""
+    path = series.checkpoints[-1].path
+    # A folder, or an index of shards beside it, is at most all that lies there.
+    files = path.iterdir() if path.is_dir() else path.parent.iterdir() if path.suffix == ".json" else [path]
+    try:
+        return _ROOM + _EXPANSION * sum(file.stat().st_size for file in files)
+    except OSError:
+        return None
 
 
 def _check_facts(series: CheckpointSeries, model: nn.Module) -> None:

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 import yaml
 
 from landscape.errors import ManifestError
-from landscape.manifest.settings import LARGEST_INTEGER, shown
+from landscape.limits import MAX_INTEGER
+from landscape.manifest.settings import shown
 
 # A thousand checkpoints take about 120 kB.
 LARGEST_FILE = 2**19
@@ -208,7 +209,7 @@ class Section:
             if not math.isfinite(value):
                 self.refuse(f"{key} is {value}, but it must be finite.", key=key)
             return float(value)
-        if expected is int and type(value) is float and value.is_integer() and abs(value) <= LARGEST_INTEGER:
+        if expected is int and type(value) is float and value.is_integer() and abs(value) <= MAX_INTEGER:
             self.refuse(f"{key}: expected a whole number, got {value}; write {int(value)}.", key=key)
         if expected in (str, int, list) and type(value) is expected:
             return value

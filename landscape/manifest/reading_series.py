@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from landscape.containers.outline import Outline, outline
 from landscape.errors import CheckpointError, ManifestError
+from landscape.limits import MAX_INTEGER
 from landscape.manifest.document import Located, Section, kind
 from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
 from landscape.manifest.setting_error import SettingError, shown
-from landscape.manifest.settings import LARGEST_INTEGER, Checkpoint, CheckpointSeries
+from landscape.manifest.settings import Checkpoint, CheckpointSeries
 from landscape.manifest.trained import (
     BY_HAND,
     HUB_CONFIG,
@@ -323,7 +324,7 @@ def _only_epochs(section: Section, checkpoints: tuple[Checkpoint, ...]) -> tuple
     wanted = section.value("epochs", list)
     there = {checkpoint.epoch: checkpoint for checkpoint in checkpoints}
     for epoch in wanted:
-        if type(epoch) is not int or not 0 <= epoch <= LARGEST_INTEGER:
+        if type(epoch) is not int or not 0 <= epoch <= MAX_INTEGER:
             section.refuse(f"epochs: expected a list of epochs, got {kind(epoch)} in it.", key="epochs")
         if epoch not in there:
             listed = shown(sorted(there))

@@ -12,6 +12,15 @@ from typing import NoReturn
 
 from landscape.containers.folders import digest_of_checkpoint
 from landscape.errors import CheckpointError
+from landscape.limits import (
+    MAX_BATCHES,
+    MAX_EIGENVALUES,
+    MAX_EPOCH,
+    MAX_INTEGER,
+    MAX_MATVECS,
+    MAX_SIDE,
+    MAX_WEIGHT_DECAY,
+)
 from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.trained import TrainedAs
 
@@ -25,7 +34,6 @@ DTYPES = ("float32", "float64")
 QUOTING = ("minimal", "none")
 ON_BAD_PICTURE = ("fail", "skip")
 
-LARGEST_INTEGER = 2**63 - 1
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -39,9 +47,11 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         _refuse(key, value, f"it must be one of {', '.join(choices)}.")
 
 
-def _check_count(key: str, value: int, least: int, reason: str) -> None:
-    if not least <= value <= LARGEST_INTEGER:
+def _check_count(key: str, value: int, least: int, reason: str, *, most: int = MAX_INTEGER) -> None:
+    if value < least:
         _refuse(key, value, reason)
+    if value > most:
+        _refuse(key, value, f"it must be at most {most}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +102,16 @@ class DataSettings:
             sentence = "image_size is missing, but openmoji pictures are drawn at a size; add `image_size: 64`."
             raise SettingError("image_size", sentence)
         if self.image_size is not None:
-            _check_count("image_size", self.image_size, 1, "a picture has at least one pixel.")
+            _check_count("image_size", self.image_size, 1, "a picture has at least one pixel.", most=MAX_SIDE)
         _check_count("batch_size", self.batch_size, 1, "a batch holds at least one pair.")
         reason = f"one batch alone takes batch_size = {self.batch_size} pairs."
         _check_count("num_samples", self.num_samples, self.batch_size, reason)
         if self.num_samples % self.batch_size:
             nearest = self.num_samples - self.num_samples % self.batch_size
             _refuse("num_samples", self.num_samples, f"it must be a multiple of batch_size = {self.batch_size}; try {nearest}.")
+        if self.num_batches > MAX_BATCHES:
+            reason = f"that makes {self.num_batches} batches of {self.batch_size} pairs, and at most {MAX_BATCHES} are measured."
+            _refuse("num_samples", self.num_samples, reason)
         _check_count("seed", self.seed, 0, "a seed is an integer from 0 to 2^63 - 1.")
         if not NAME.fullmatch(self.augmentation):
             _refuse("augmentation", self.augmentation, "it must be none or the name of a training recipe.")
@@ -173,13 +186,14 @@ class HessianSettings:
         for key, choices in {"objective": OBJECTIVES, "method": METHODS, "which": WHICH, "dtype": DTYPES}.items():
             _check_choice(key, getattr(self, key), choices)
         self._check_parameters()
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            _refuse("weight_decay", self.weight_decay, "it must be finite and not negative.")
-        _check_count("k", self.k, 1, "at least one eigenvalue must be asked for.")
+        if not 0 <= self.weight_decay <= MAX_WEIGHT_DECAY:
+            reason = f"it must be a number from 0 to {MAX_WEIGHT_DECAY:.0e}; 0.1 and 0.2 are usual."
+            _refuse("weight_decay", self.weight_decay, reason)
+        _check_count("k", self.k, 1, "at least one eigenvalue must be asked for.", most=MAX_EIGENVALUES)
         if not (math.isfinite(self.tol) and 0 < self.tol < 1):
             _refuse("tol", self.tol, "a relative residual to reach lies between 0 and 1; 0.001 is usual.")
         reason = f"k = {self.k} eigenvalues take at least as many products."
-        _check_count("max_matvecs", self.max_matvecs, self.k, reason)
+        _check_count("max_matvecs", self.max_matvecs, self.k, reason, most=MAX_MATVECS)
         _check_count("seed", self.seed, 0, "a seed is an integer from 0 to 2^63 - 1.")
         if self.method != "lanczos" and self.which != "LM":
             reason = f"method {self.method} finds the largest by magnitude only; use which: LM or method: lanczos."
@@ -209,7 +223,7 @@ class Checkpoint:
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        _check_count("epoch", self.epoch, 0, "epochs count from 0, the initialisation.")
+        _check_count("epoch", self.epoch, 0, "epochs count from 0, the initialisation.", most=MAX_EPOCH)
         if self.sha256 is not None and not SHA256.fullmatch(self.sha256):
             _refuse("sha256", self.sha256, "a SHA-256 digest has 64 hexadecimal digits; take it from `sha256sum`.")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from landscape.limits import MAX_CLASSES, MAX_SIDE
 from landscape.manifest.setting_error import SettingError, shown
 
 MANIFEST = "manifest"
@@ -50,6 +51,8 @@ LOCAL_DIR, HUB_CONFIG = "local-dir:", "open_clip_config.json"
 # does not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"pretrained": ("",), "weights": ("online",), "label_smoothing": (0,)}
 _FORCE = "model_args.force_"
+# Normalisations are of pixels from 0 to 1, or from 0 to 255.
+_MAX_OF_PIXELS = 1000
 # What the checkpoint decides: parameters that it replaces, and shapes that must fit it.
 _CHECKED = ("num_classes", "run_model", "model_args.init_logit_bias", "model_args.init_logit_scale")
 # Facts that are compared with the model once it is built, by the names of open_clip's configuration.
@@ -183,8 +186,8 @@ def check_values(values: Mapping[str, Any]) -> None:
             _check_argument(name, value)
         elif section == "preprocess":
             _check_preprocess(name, value)
-        elif key == "num_classes" and not 1 <= value <= 10**7:
-            raise SettingError(key, f"num_classes is {value}, but a classifier has at least one class.")
+        elif key == "num_classes" and not 1 <= value <= MAX_CLASSES:
+            raise SettingError(key, f"num_classes is {value}, but a classifier has 1 to {MAX_CLASSES} classes.")
         elif key == "label_smoothing" and not 0 <= value < 1:
             raise SettingError(key, f"label_smoothing is {value}, but it lies from 0 to below 1.")
         elif key in _CHOICES and value not in _CHOICES[key]:
@@ -203,22 +206,22 @@ def _check_argument(name: str, value: Any) -> None:
 def _check_preprocess(name: str, value: Any) -> None:
     if name not in PREPROCESS:
         raise SettingError("preprocess", f"preprocess: {name} is not known; it must be one of {', '.join(PREPROCESS)}.")
-    numbers = isinstance(value, (list, tuple)) and all(type(item) in (int, float) for item in value)
-    whole = type(value) is int and value >= 1
-    pair = numbers and len(value) == 2 and all(type(item) is int and item >= 1 for item in value)
+    values = value if isinstance(value, (list, tuple)) else [value]
+    numbers = all(type(item) in (int, float) and abs(item) <= _MAX_OF_PIXELS for item in values)
+    sides = all(type(item) is int and 1 <= item <= MAX_SIDE for item in values)
     fits = {
-        "size": whole or pair,
-        "mean": numbers and len(value) == 3,
-        "std": numbers and len(value) == 3 and min(value) > 0,
-        "fill_color": type(value) is int,
-        "crop_pct": type(value) in (int, float) and value > 0,
+        "size": sides and (values is not value or len(values) == 2),
+        "mean": numbers and values is value and len(values) == 3,
+        "std": numbers and values is value and len(values) == 3 and min(values) > 0,
+        "fill_color": type(value) is int and 0 <= value <= 255,
+        "crop_pct": numbers and values is not value and value > 0,
     }.get(name, isinstance(value, str))
     if not fits:
         wanted = {
-            "size": "a number of pixels, or [height, width]",
+            "size": f"a number of pixels up to {MAX_SIDE}, or [height, width]",
             "mean": "a list of three numbers",
             "std": "a list of three positive numbers",
-            "fill_color": "a whole number",
+            "fill_color": "a whole number from 0 to 255",
             "crop_pct": "a positive number",
         }.get(name, "a text")
         raise SettingError("preprocess", f"preprocess: {name} is {shown(value)}, but {wanted} is expected.")
