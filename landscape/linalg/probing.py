@@ -137,6 +137,7 @@ def _assemble(A: SymmetricOperator, supported: int, exact: _Exact, rules: list[_
         rounding=float(torch.finfo(A.dtype).eps),
         num_matvecs=sum(cost.num_matvecs for cost in costs),
         orthogonality_defect=max(cost.defect for cost in costs),
+        checked=A.checked,
     )
 
 

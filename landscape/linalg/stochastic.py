@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from landscape.linalg.estimate import Estimate
-from landscape.linalg.operator import EigenPairs, Quadrature
+from landscape.linalg.operator import EigenPairs, Quadrature, said_once
 from landscape.linalg.probed import ProbedSpectrum
 
 _ARRAYS = ("nodes", "weights", "operators", "remainders", "exact", "exact_residuals", "num_zeros")
@@ -45,6 +45,7 @@ class SpectralDensity:
         num_matvecs: Products spent, where that was counted.
         orthogonality_defect: The largest |v_i^T v_j - delta_ij| in any Krylov basis, where it was measured; at the level of
             rounding there can be no ghosts.
+        checked: What the operators say of their products; see `SymmetricOperator.checked`.
     """
 
     nodes: Float[Tensor, "p m"]
@@ -59,6 +60,7 @@ class SpectralDensity:
     rounding: float = float(np.finfo(np.float64).eps)
     num_matvecs: int | None = None
     orthogonality_defect: float | None = None
+    checked: str = ""
 
     @classmethod
     def from_quadratures(
@@ -111,6 +113,7 @@ class SpectralDensity:
             rounding=max(one.rounding for one in densities),
             num_matvecs=sum(products) if len(products) == len(densities) else None,
             orthogonality_defect=max(defects) if len(defects) == len(densities) else None,
+            checked=said_once(one.checked for one in densities),
         )
 
     def by_operator(self) -> list["SpectralDensity"]:
@@ -148,7 +151,8 @@ class SpectralDensity:
     def __repr__(self) -> str:
         operators = "" if self.num_operators == 1 else f" of {self.num_operators} operators"
         counts = f"{self.num_probes} probes{operators}, {int(torch.isfinite(self.exact).sum())} exact eigenvalues"
-        return f"SpectralDensity(n={self.n}, {counts}, trace {self.trace()}, negative share {self.negative_share()})"
+        checked = f", {self.checked}" if self.checked else ""
+        return f"SpectralDensity(n={self.n}, {counts}, trace {self.trace()}, negative share {self.negative_share()}{checked})"
 
     @cached_property
     def probed(self) -> ProbedSpectrum:

@@ -199,6 +199,7 @@ def _record(
     missing = [index for index in range(num_batches) if index not in measured]
     which: dict[str, Any] = {"num_batches": num_batches} | ({"missing_batches": missing} if missing else {})
     which |= {"as_trained": used} if used else {}
+    which |= {"operator": together.checked} if together.checked else {}
     return density_record(
         together,
         **job.facts | {"settings": job.facts["settings"] | which},

@@ -31,6 +31,7 @@ def spectral_density(record: DensityRecord) -> "SpectralDensity":
     from landscape.linalg import SpectralDensity
 
     facts: dict[str, Any] = {name: torch.from_numpy(np.asarray(getattr(record, name))) for name in _ARRAYS}
+    facts |= {"checked": str(record.settings.get("operator", ""))}
     return SpectralDensity(**facts, **{name: getattr(record, name) for name in _NUMBERS})
 
 
