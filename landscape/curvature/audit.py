@@ -5,14 +5,12 @@ against differences of the loss, and both against symmetry and repetition. They 
 converted, a little off the parameters under study (see `displaced`), and never on the model itself.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from landscape.curvature.blame import Suspect, blamed
 from landscape.curvature.differences import (
@@ -32,6 +30,7 @@ from landscape.curvature.hessian import HessianOperator
 from landscape.curvature.memory import is_out_of_memory
 from landscape.curvature.objective import Batch, Objective, flatten, select_parameters, unflatten
 from landscape.curvature.preconditions import check_autocast, check_batch, check_parameters
+from landscape.curvature.promotion import promoted
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 
@@ -332,26 +331,16 @@ def _search(examination: _Examination) -> list[Suspect]:
 
 def _promoted(objective: Objective, batch: Batch, plain: _Examination, *, seed: int) -> _Examination | None:
     """The examination in float64, of a copy where there is a module; None if something in the loss does not follow."""
-    if plain.point.dtype == torch.float64:
+    point = None if plain.point.dtype == torch.float64 else promoted(objective, plain.point.params, batch)
+    if point is None:
         return None
+    examination = _Examination(point.objective, point.params, point.batch, seed=seed)
+    # It may compute in fewer digits in its backward pass alone, or refuse the type there.
     try:
-        wide = objective
-        if objective.module is not None and objective.rebound is not None:
-            wide = objective.rebound(copy.deepcopy(objective.module).to(torch.float64))
-        same = {name: tensor.double() for name, tensor in plain.point.params.items()}
-        moved = tree_map(lambda leaf: leaf.double() if _is_real(leaf) else leaf, batch)
-        examination = _Examination(wide, same, moved, seed=seed)
-        if examination.point.digits != torch.float64:
-            return None
         refusal = examination.guard()
-    # What a kernel or a loss raises when it meets another type is not known; the model is then judged as it is.
     except Exception:
         return None
     return None if refusal and _FEWER_BITS in refusal else examination
-
-
-def _is_real(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def _without_decay(objective: Objective) -> Objective:

@@ -2,8 +2,9 @@
 
 The graph of a loss shows backward passes that cannot be differentiated again; one that can, and is wrong, only differences of
 gradients show (torch's `scan`), and a gradient that is wrong itself only differences of the loss (straight-through rounding).
-Two gradients next to the parameters, along the vector that was multiplied, tell both. Where they disagree, the audit decides,
-a little off the parameters and in float64, because a loss may have a kink exactly at them.
+Two gradients next to the parameters, along the vector that was multiplied, tell both. Where float32 has too few digits, as for
+networks with kinks, two in float64. Where they disagree, the audit decides, a little off the parameters, because a loss may
+have a kink exactly at them.
 Shapes: n = total size of the parameters, k = number of vectors.
 """
 
@@ -20,15 +21,18 @@ from torch.utils._pytree import tree_flatten
 from landscape.curvature.differences import PRECISION, Outcome, Params, Point, judge_derivatives, judge_number
 from landscape.curvature.evaluation import Problem
 from landscape.curvature.objective import Batch, flatten, unflatten
+from landscape.curvature.promotion import promoted
 from landscape.curvature.row_chunks import RowChunks
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 
-# Stricter in float32 than the audit, which takes the doubtful cases in float64: smooth networks reach 3e-3, and ReLUs nothing.
+# Stricter in float32 than the audit, as what is doubtful goes on in float64: smooth networks reach 3e-3, and ReLUs nothing.
 _PRECISION = {
     torch.float64: PRECISION[torch.float64],
-    torch.float32: replace(PRECISION[torch.float32], steps=(1e-2, 3e-3), tolerance=2e-2),
+    torch.float32: replace(PRECISION[torch.float32], steps=(1e-2,), tolerance=2e-2),
 }
+# Numbers of float32 against differences in float64, whose steps are so small that few units come by a kink.
+_WIDE = replace(PRECISION[torch.float64], steps=(1e-7, 1e-9, 1e-5), tolerance=2e-2)
 # Of float32: at its usual step a difference runs smoothly over the stairs of a fine rounding.
 _FINE_STEP = 1e-4
 _FINE_ROUNDINGS = 20
@@ -61,7 +65,7 @@ class SpotCheck:
             return f"operator checked: {self.reason}"
         return (
             f"operator checked: product within {self.product_error:.1e} and gradient within {self.gradient_error:.1e} of central "
-            "differences"
+            f"differences{self.reason and ' '}{self.reason}"
         )
 
 
@@ -117,6 +121,28 @@ def _compared(first: FirstProduct) -> SpotCheck | None:
     """The comparison at the parameters themselves; None where it does not agree, for any reason."""
     problem = first.problem
     point = _point(first)
+    pair = _direction_and_product(first, point)
+    slope = _slope(point, first)
+    outcomes = _judged(point, *pair, slope)
+    if outcomes is not None or problem.like.dtype == torch.float64:
+        return None if outcomes is None else SpotCheck("passed", *outcomes)
+    wide = promoted(problem.objective, point.params, problem.batch, precision=_WIDE)
+    if wide is not None:
+        outcomes = _judged(wide, *(_widened(vector) for vector in (*pair, slope)))
+    return None if outcomes is None else SpotCheck("passed", *outcomes, reason="in float64")
+
+
+def _judged(point: Point, direction: Params, product: Params, slope: Params) -> tuple[float, float] | None:
+    """The errors of product and gradient; None where they do not agree with differences."""
+    gradient, second = judge_derivatives(point, direction, slope, product)
+    assert second is not None
+    agrees = gradient.verdict == second.verdict == "passed" and _agrees_closely(point, direction, slope)
+    return (second.error, gradient.error) if agrees else None
+
+
+def _direction_and_product(first: FirstProduct, point: Point) -> tuple[Params, Params]:
+    """A direction through the vectors that were multiplied, and its product, in scaled coordinates."""
+    problem = first.problem
     # Of several vectors a random combination, which says something of every one.
     mixed = torch.randn(len(first.rows), generator=seeded(0), dtype=torch.float64).to(first.rows)
     mixed = mixed if len(mixed) > 1 else torch.ones_like(mixed)
@@ -125,13 +151,11 @@ def _compared(first: FirstProduct) -> SpotCheck | None:
     # A step then moves the parameters by that fraction of their size, in the mean square.
     size = float(torch.linalg.vector_norm(flatten(direction), dtype=torch.float64)) / flatten(direction).numel() ** 0.5
     direction = {name: piece / size for name, piece in direction.items()}
-    product = point.scaled(unflatten(mixed @ first.products / size, problem.leaves))
-    slope = _slope(point, first)
-    gradient, second = judge_derivatives(point, direction, slope, product)
-    assert second is not None
-    if gradient.verdict == second.verdict == "passed" and _agrees_closely(point, direction, slope):
-        return SpotCheck("passed", second.error, gradient.error)
-    return None
+    return direction, point.scaled(unflatten(mixed @ first.products / size, problem.leaves))
+
+
+def _widened(vector: Params) -> Params:
+    return {name: piece.double() for name, piece in vector.items()}
 
 
 def _slope(point: Point, first: FirstProduct) -> Params:
