@@ -4,6 +4,7 @@ Heavy imports sit inside the commands, so that `--help` is instant and a wrong m
 """
 
 import re
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -14,13 +15,24 @@ import click
 
 from landscape import threads
 from landscape.errors import LandscapeError
+from landscape.signals import stop_requests
 from landscape.version import VERSION
 
 if TYPE_CHECKING:
     from landscape.pipeline import ProductSettings
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+class _Path(click.Path):
+    """A path; the empty text, which means the current folder to Python, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty; name a file or a folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_FILE = _Path(dir_okay=False, path_type=Path)
+_FOLDER = _Path(file_okay=False, path_type=Path)
 
 
 def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,14 +40,21 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> Any:
-        try:
-            return command(*args, **options)
-        except LandscapeError as error:
-            click.echo(f"landscape: {' '.join(str(error).split())}", err=True)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("landscape: interrupted; everything measured so far is kept, the same command goes on.", err=True)
-            sys.exit(130)
+        with stop_requests() as came:
+            try:
+                return command(*args, **options)
+            except LandscapeError as error:
+                if not came:
+                    click.echo(f"landscape: {' '.join(str(error).split())}", err=True)
+                    sys.exit(error.exit_code)
+            except (KeyboardInterrupt, Exception) as error:
+                # Within C++ code, a request to stop comes out as an error of any kind.
+                if not came and not isinstance(error, KeyboardInterrupt):
+                    raise
+        number = came[0] if came else signal.SIGINT
+        what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        click.echo(f"landscape: {what}; everything measured so far is kept, the same command goes on.", err=True)
+        sys.exit(128 + number)
 
     return run
 
@@ -165,9 +184,9 @@ def train(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("run_folder", type=click.Path(path_type=Path))
+@click.argument("run_folder", type=_Path(path_type=Path))
 @click.option(
-    "-o", "--output", default="checkpoints.yaml", show_default=True, type=click.Path(path_type=Path), help="The manifest."
+    "-o", "--output", default="checkpoints.yaml", show_default=True, type=_Path(path_type=Path), help="The manifest."
 )
 @click.option("--data", metavar="SOURCE", help="openmoji, a CSV/TSV file, or a pattern of tar shards. Default: the run's own.")
 @click.option("--name", help="Of the series; default: the folder's name.")
@@ -238,7 +257,7 @@ def spectra(
     if not per_module and (modules or module_batches):
         raise click.UsageError("--modules and --module-batches say what --per-module measures; add it.")
     solver = pipeline.SolverSettings(recycle=recycle, max_basis_memory=max_basis_memory)
-    loaded, options = Manifest.load(manifest), {"products": products, "solver": solver, **options}
+    loaded, options = Manifest.load(manifest, checkpoints_exist=False), {"products": products, "solver": solver, **options}
     reports: tuple[pipeline.RunReport, ...]
     if per_module:
         reports = pipeline.run_with_modules(loaded, output, modules=modules, module_batches=module_batches, **options)
@@ -299,7 +318,7 @@ def audit(target: str, device: str | None) -> None:
     Of a manifest, every series at its last checkpoint, on the first batch: what a wrong operator drops grows with training.
     Of a model by name (open_clip's or this project's), random weights on OpenMoji pictures.
 
-    Exit status: 0 passed, 1 failed, 2 wrong input.
+    Exit status: 0 passed, 1 failed or undecided, 2 wrong input.
     """
     from rich.console import Console
     from rich.table import Table
@@ -404,7 +423,7 @@ def surface(
     from landscape.manifest import Manifest
 
     report = pipeline.run_surface(
-        Manifest.load(manifest),
+        Manifest.load(manifest, checkpoints_exist=False),
         output,
         pipeline.SurfaceRequest(**request),
         data=data,
@@ -434,7 +453,7 @@ def report(store: Path, output: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=_Path(path_type=Path))
 @_one_line_errors
 def info(file: Path) -> None:
     """Say what is inside FILE: a store, a loss surface, a manifest or a checkpoint."""

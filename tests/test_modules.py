@@ -252,6 +252,8 @@ def test_the_bound_of_a_small_block_holds_the_rounding_of_the_whole_network_in_e
     truth = HessianBlocks(objective_of(exactly), select_parameters(exactly), batch, {"bias": ("8.bias",)}).block("bias")
     v = normal(3)
     for options in ({"product": "retained"}, {"product": "rebuilt"}, {"product": "jvp"}, {"rows": 4}):
+        # In float32 its products are 5 % off, which the check refuses.
+        options = options | {"check": False}
         blocks = HessianBlocks(objective_of(model), select_parameters(model), batch, {"bias": ("8.bias",)}, **options)
         block = blocks.block("bias")
         error = (block @ v.float()).double() - truth @ v
@@ -388,7 +390,7 @@ def test_two_evaluations_serve_the_spectra_of_all_modules(clip_problem):
         return contrastive_loss(model, batch)
 
     big = ["visual.*resblocks.0", "transformer.resblocks.0"]
-    per_module_spectra(clip_problem.model, loss, clip_problem.batch, k=1, modules=big)
+    per_module_spectra(clip_problem.model, loss, clip_problem.batch, k=1, modules=big, check=False)
     # Evaluated twice, to see that the loss is not random. No product evaluates it again; the rounding of a small block would.
     assert len(evaluations) == 2
 

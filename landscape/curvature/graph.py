@@ -45,6 +45,7 @@ _REFUSED_NODES = {
     ),
 }
 _SAVED_TENSOR_HOOKS = "saved tensor hooks are not allowed in the loss"
+_IN_PLACE = "modified by an inplace operation"
 _NO_INPUT_REQUIRES_GRAD = "None of the inputs have requires_grad=True"
 
 
@@ -212,6 +213,47 @@ def _nodes(*outputs: Tensor) -> Iterator[Node]:
             yield node
 
 
+def coarsest_type(loss: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The floating-point type with the fewest digits among `dtype` and those of the operations behind a loss."""
+    found = {dtype, loss.dtype}
+    for node in _nodes(loss):
+        found.update(made.dtype for made in node._input_metadata)
+    return max((one for one in found if one.is_floating_point), key=lambda one: torch.finfo(one).eps)
+
+
+def operations_behind(loss: Tensor) -> int:
+    """A hash of the operations in the graph of a loss, in order: that of another computation differs."""
+    return hash(tuple(node.name() for node in _nodes(loss)))
+
+
+def overwritten_in_backward(gradients: Sequence[Tensor | None], timeline: ModuleTimeline) -> str | None:
+    """The operation whose backward pass overwrites what its own derivative needs, and its module; None if there is none.
+
+    Args:
+        gradients: Made with create_graph=True in torch's anomaly mode, which notes who made which node.
+    """
+    for node in _nodes(*(gradient for gradient in gradients if gradient is not None)):
+        metadata: Any = node.metadata
+        parent = metadata.get("parent_")
+        if parent is not None and _reads_what_was_overwritten(node):
+            return (
+                f"{timeline.name_of(parent)}: the backward pass of {parent.name()} overwrites a tensor that its own derivative "
+                "needs, so PyTorch refuses to differentiate it again. Use an implementation whose backward works out of place."
+            )
+    return None
+
+
+def _reads_what_was_overwritten(node: Node) -> bool:
+    for name in dir(node):
+        if name.startswith("_saved_") or name == "saved_tensors":
+            try:
+                getattr(node, name)
+            except RuntimeError as error:
+                if _IN_PLACE in str(error):
+                    return True
+    return False
+
+
 def _refuse_known_nodes(nodes: list[Node], timeline: ModuleTimeline) -> None:
     for node in nodes:
         if reason := _REFUSED_NODES.get(node.name()):
@@ -292,7 +334,10 @@ def no_checkpointing() -> Iterator[None]:
 _EXPLANATIONS = {
     "derivative for": "an operation of the loss has no second derivative in PyTorch. Replace it by one that has",
     "double backward": "an operation of the loss has no second derivative. Replace it, or do not compile the model",
-    "modified by an inplace operation": (
+    "inside of a function being transformed": (
+        "it takes a derivative of its own, which forward mode cannot be taken through. Leave product='jvp' out"
+    ),
+    _IN_PLACE: (
         "a tensor that the loss was computed from, such as the batch, was changed in place after the operator was built. "
         "Build it on a copy"
     ),
@@ -300,11 +345,17 @@ _EXPLANATIONS = {
 
 
 @contextmanager
-def explained_errors() -> Iterator[None]:
-    """Turn PyTorch's errors about second derivatives into an ObjectiveError that says what to do; let others pass."""
+def explained_errors(find_culprit: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Turn PyTorch's errors about second derivatives into an ObjectiveError that says what to do; let others pass.
+
+    Args:
+        find_culprit: Looks for a backward pass that works in place, where PyTorch complains of something overwritten.
+    """
     try:
         yield
     except RuntimeError as error:
+        if _IN_PLACE in str(error) and (culprit := find_culprit()):
+            raise ObjectiveError(culprit) from error
         for fragment, meaning in _EXPLANATIONS.items():
             if fragment in str(error):
                 first_line = str(error).partition("\n")[0]

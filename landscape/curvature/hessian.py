@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from landscape.curvature.choice import Multiplier, ProductChoice
-from landscape.curvature.evaluation import Problem, evaluate
+from landscape.curvature.evaluation import Problem, as_differentiated
 from landscape.curvature.graph import module_timeline, refuse_edited_gradients
 from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import (
@@ -24,8 +24,9 @@ from landscape.curvature.preconditions import (
     reading_only,
 )
 from landscape.curvature.rounding import product_errors
+from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, is_general, spot_checked
 from landscape.errors import ObjectiveError
-from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.operator import SymmetricOperator, seeded
 
 
 class HessianOperator(SymmetricOperator):
@@ -56,6 +57,8 @@ class HessianOperator(SymmetricOperator):
         max_memory: Bytes that evaluations and products may take beside the parameters; None is what is free. On a CPU tensors
             get two fifths of it, because the heap that they live in may need the rest.
         allow_tf32: Round the factors of matrix products and convolutions to 10 bits on a GPU that can.
+        check: Hold the first product against differences of gradients, and the gradient against differences of the loss, once
+            per model, loss and structure of the batch, at two gradients; see `landscape.curvature.spot_check`.
 
     Attributes:
         support: Flat indices of the entries that the loss depends on: all but unused parameters and the rows of embedding
@@ -63,6 +66,7 @@ class HessianOperator(SymmetricOperator):
         loss: Value of the objective, the L2 term included, in nats.
         params: The copies, without gradients.
         num_params: n, the number of entries of the parameters.
+        spot_check: What the check of the first product said; None before it.
 
     Raises:
         ObjectiveError: If the loss is not one finite, deterministic, twice differentiable number; see
@@ -83,6 +87,7 @@ class HessianOperator(SymmetricOperator):
         columns: int | None = None,
         max_memory: int | None = None,
         allow_tf32: bool = False,
+        check: bool = True,
     ) -> None:
         leaves = _leaves(objective, params, batch, copy=True)
         first = next(iter(leaves.values()))
@@ -98,6 +103,10 @@ class HessianOperator(SymmetricOperator):
             self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
         self._looked_up = evaluated.looked_up
         self._unused = _unused(leaves, evaluated.gradients)
+        self.spot_check: SpotCheck | None = None if check else NOT_ASKED
+        # Without their graph they share the memory of those that are kept.
+        self._gradients = tuple(None if g is None else g.detach() for g in evaluated.gradients) if check else ()
+        self._operations = evaluated.operations
         self.support = self.support_of(tuple(leaves))
 
     def choose(self) -> ProductChoice:
@@ -107,6 +116,34 @@ class HessianOperator(SymmetricOperator):
             ObjectiveError, MemoryLimitError: As `matmat`.
         """
         return self._multiplier.choose()
+
+    def check(self) -> SpotCheck:
+        """Hold a product against differences, unless that was done.
+
+        Raises:
+            ObjectiveError: If it is no second derivative of the loss, or the gradient no first one.
+            MemoryLimitError: As `matmat`.
+        """
+        if self.spot_check is None:
+            rows = torch.randn(1, self.n, generator=seeded(0), dtype=torch.float64).to(self.device, self.dtype)
+            products = torch.empty_like(rows)
+            self._multiplier.multiply(rows, products)
+            self._check(rows, products)
+        assert self.spot_check is not None
+        return self.spot_check
+
+    def _check(self, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
+        choice = self._multiplier.choice
+        assert choice is not None
+        way = (choice.product, choice.rows)
+        self.spot_check = spot_checked(
+            FirstProduct(self._problem, self._gradients, rows, products, way=way, operations=self._operations)
+        )
+        self._gradients = ()
+
+    @property
+    def checked(self) -> str:
+        return "" if self.spot_check is None else str(self.spot_check)
 
     def support_of(self, names: Sequence[str]) -> Int64[Tensor, " s"] | None:
         """The `support` of the diagonal block of some parameters, as indices of their entries in that order."""
@@ -146,7 +183,8 @@ class HessianOperator(SymmetricOperator):
         """Multiply k vectors, the columns of V, `columns` at a time.
 
         Raises:
-            ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite.
+            ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite; the first time
+                also if the product is not the derivative of the gradient, or the gradient not that of the loss.
             MemoryLimitError: If memory ran out, and no other way fits.
         """
         with torch.inference_mode(False):
@@ -154,10 +192,15 @@ class HessianOperator(SymmetricOperator):
             rows = (V.clone() if V.is_inference() else V.detach()).T
             products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
             self._multiplier.multiply(rows, products)
-        if self.weight_decay:
-            products.add_(rows, alpha=self.weight_decay)
         if not torch.isfinite(products).all():
             raise ObjectiveError(_not_finite(rows, unflatten(products.sum(0), self.params)))
+        if self.spot_check is None and rows.any():
+            if is_general(rows):
+                self._check(rows, products)
+            else:
+                self.check()
+        if self.weight_decay:
+            products.add_(rows, alpha=self.weight_decay)
         return products.T
 
     def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -166,7 +209,8 @@ class HessianOperator(SymmetricOperator):
     def _at(self, params: Params) -> "HessianOperator":
         problem = self._problem
         product = self.choice or "auto"
-        return HessianOperator(problem.objective, params, problem.batch, product=product, allow_tf32=problem.allow_tf32)
+        options = {"allow_tf32": problem.allow_tf32, "check": False}
+        return HessianOperator(problem.objective, params, problem.batch, product=product, **options)
 
 
 def hessian(
@@ -178,6 +222,7 @@ def hessian(
     weight_decay: float = 0.0,
     product: str | ProductChoice = "auto",
     max_memory: int | None = None,
+    check: bool = True,
 ) -> HessianOperator:
     """The Hessian of `loss(model, batch)` by the model's parameters.
 
@@ -189,13 +234,16 @@ def hessian(
             The flat order is that of model.named_parameters().
         weight_decay: Adds weight_decay / 2 * |parameters|^2 to the loss.
         product, max_memory: As for HessianOperator. Row chunks need the network and the loss apart, so an Objective.
+        check: Hold the first product against differences, and refuse one that is no second derivative of the loss. False turns
+            that off; results say which it was.
 
     Raises:
-        ObjectiveError: If the loss has no Hessian that could be trusted; the message says why and what to do.
+        ObjectiveError: If the loss has no Hessian that could be trusted; the message says why and what to do. What the first
+            product shows is raised by that.
     """
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     return HessianOperator(
-        objective, select_parameters(model, parameters), batch, product=product, max_memory=max_memory
+        objective, select_parameters(model, parameters), batch, product=product, max_memory=max_memory, check=check
     )
 
 
@@ -209,9 +257,9 @@ def gradient(objective: Objective, params: Params, batch: Batch) -> Float[Tensor
             embedding edits its gradient.
     """
     leaves = _leaves(objective, params, batch, copy=False)
-    with torch.inference_mode(False), torch.enable_grad():
+    with as_differentiated():
         with module_timeline(objective.module) as timeline, reading_only(leaves):
-            loss = evaluate(objective, leaves, batch)
+            loss = objective.data_term(leaves, batch)
         check_loss(loss, batch, dtype=loss.dtype)
         refuse_edited_gradients([loss], leaves, timeline)
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # Fragments of what allocators say: torch's on a CPU, on a GPU, C++'s.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
@@ -111,7 +112,8 @@ class MemoryWatch(TorchDispatchMode):
 
     May be entered again; what was made before still counts while it lives. Costs some 10 microseconds per operation.
     What a kernel takes for itself and gives back is not seen, nor what the heap wastes: the process took 1.06 to 1.1 times
-    the count where every tensor was mapped for itself, and up to 2.4 times with the C library's usual heap.
+    the count where every tensor was mapped for itself, and up to 2.4 times with the C library's usual heap. Of a higher-order
+    operator (torch's `scan`, `associative_scan`, `cond`) the results are counted, and not what its body takes meanwhile.
 
     Args:
         limit: Bytes.
@@ -123,6 +125,9 @@ class MemoryWatch(TorchDispatchMode):
     Raises:
         MemoryError: In the middle of the operation that goes beyond the limit.
     """
+
+    # Else PyTorch refuses to run a higher-order operator under this mode, with a message about classes of its own.
+    supports_higher_order_operators = True
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -137,7 +142,8 @@ class MemoryWatch(TorchDispatchMode):
         # Views and in-place results live in memory that is counted, or that was there before.
         schema = getattr(function, "_schema", None)
         if schema is None or not any(returned.alias_info is not None for returned in schema.returns):
-            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            flat = result if isinstance(result, (tuple, list)) else (result,)
+            for tensor in tree_leaves(result) if schema is None else flat:
                 if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                     self._count(tensor)
         if self.live > self.limit:

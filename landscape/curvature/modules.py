@@ -17,6 +17,7 @@ from landscape.curvature.choice import ProductChoice
 from landscape.curvature.hessian import HessianOperator
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters
 from landscape.curvature.rounding import product_errors
+from landscape.curvature.spot_check import SpotCheck
 from landscape.errors import MemoryLimitError, ObjectiveError
 from landscape.linalg.lanczos import LEAST_ROOM, Which, eigsh, num_vectors_in
 from landscape.linalg.operator import EigenPairs, SymmetricOperator
@@ -60,6 +61,10 @@ class HessianBlock(SymmetricOperator):
         # A solver needs one coordinate at least.
         self.support = None if support is not None and len(support) == 0 else support
 
+    @property
+    def checked(self) -> str:
+        return self._blocks.checked
+
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Multiply k vectors, one by one.
 
@@ -67,6 +72,7 @@ class HessianBlock(SymmetricOperator):
             ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite.
             MemoryLimitError: If memory ran out, and no other way fits.
         """
+        self._blocks.check()
         with torch.inference_mode(False):
             rows = (V.clone() if V.is_inference() else V.detach()).T
             products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
@@ -97,7 +103,7 @@ class HessianBlocks:
     Args:
         objective, params, batch: As for HessianOperator, with all that it refuses.
         modules: Names of the chosen parameters of each module, as from `modules_of`; no parameter twice.
-        product, rows, max_memory, allow_tf32: As for HessianOperator; `product` may be the `choice` of earlier blocks.
+        product, rows, max_memory, allow_tf32, check: As for HessianOperator; `product` may be the `choice` of earlier blocks.
 
     Attributes:
         loss: Value of the objective, the L2 term of all parameters included, in nats.
@@ -118,18 +124,36 @@ class HessianBlocks:
         rows: int | None = None,
         max_memory: int | None = None,
         allow_tf32: bool = False,
+        check: bool = True,
     ) -> None:
         for module, names in modules.items():
             if not names or any(name not in params for name in names):
                 raise ValueError(f"module {module!r} must hold some of the chosen parameters and no others, got {list(names)}.")
         self.modules = modules
         self._objective, self._batch = objective, batch
-        self._options: dict[str, Any] = {"max_memory": max_memory, "allow_tf32": allow_tf32}
+        self._options: dict[str, Any] = {"max_memory": max_memory, "allow_tf32": allow_tf32, "check": check}
         self._whole: HessianOperator | None = HessianOperator(
             objective, params, batch, product=product, rows=rows, **self._options
         )
+        # Made anew it is the same.
+        self._options["check"] = False
         self.params, self.loss, self.weight_decay = self._whole.params, self._whole.loss, objective.weight_decay
         self._choice: ProductChoice | None = None
+        self._check: SpotCheck | None = None
+
+    def check(self) -> None:
+        """Hold a product of the whole against differences, unless that was done.
+
+        Raises:
+            ObjectiveError, MemoryLimitError: As `HessianOperator.check`.
+        """
+        if self._check is None:
+            self._check = self.whole.check()
+
+    @property
+    def checked(self) -> str:
+        """What the check of the whole says; "" before the first product."""
+        return "" if self._check is None else str(self._check)
 
     @property
     def whole(self) -> HessianOperator:
@@ -146,6 +170,8 @@ class HessianBlocks:
             ObjectiveError, MemoryLimitError: As HessianOperator, for its first product.
         """
         if self._whole is not None:
+            # Blocks multiply through parts of its graph, so the whole is checked for all of them.
+            self.check()
             self._choice = self._whole.choose()
         assert self._choice is not None, "let_go keeps it"
         return self._choice
@@ -190,6 +216,7 @@ def per_module_spectra(
     product: str | ProductChoice = "auto",
     max_memory: int | None = None,
     max_basis_memory: int | None = None,
+    check: bool = True,
 ) -> tuple[ModuleSpectrum, ...]:
     """The k extreme eigenpairs of each module's diagonal block of the Hessian of `loss(model, batch)`.
 
@@ -198,7 +225,7 @@ def per_module_spectra(
         k: Of each block; all of a smaller one.
         which, tol, max_matvecs, seed: As for `eigsh`; the same seed for every block.
         modules: Shell patterns of module names; by default every block of the network and what is left; see `modules_of`.
-        product, max_memory: As for `hessian`; a loss of this kind cannot be taken in chunks of rows.
+        product, max_memory, check: As for `hessian`; a loss of this kind cannot be taken in chunks of rows.
         max_basis_memory: Bytes that the Krylov vectors of one block may take; by default as many as its products bring.
 
     Returns:
@@ -211,7 +238,7 @@ def per_module_spectra(
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     params = select_parameters(model, parameters)
     blocks = HessianBlocks(
-        objective, params, batch, modules_of(model, params, modules), product=product, max_memory=max_memory
+        objective, params, batch, modules_of(model, params, modules), product=product, max_memory=max_memory, check=check
     )
     options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "seed": seed, "max_basis_memory": max_basis_memory}
     return spectra_of(blocks, k=k, which=which, **options)

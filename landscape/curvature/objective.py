@@ -52,6 +52,8 @@ class Objective:
             its parts. It is never modified.
         rowwise: Whether row i of the features depends on row i of the batch alone. False for an opaque closure.
         cut: Where the loss is a convex function of something, for a Gauss-Newton matrix; None where that is not known.
+        rebound: Makes the same objective of another module of the same kind, such as a copy of `module` in float64; None where
+            nobody said how.
 
     Raises:
         ValueError: If `weight_decay` is negative or not finite.
@@ -63,6 +65,7 @@ class Objective:
     module: nn.Module | None = None
     rowwise: bool = True
     cut: ConvexCut | None = None
+    rebound: "Callable[[nn.Module], Objective] | None" = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -83,7 +86,12 @@ class Objective:
         def forward(params: Params, batch: Batch) -> Features:
             return call_with_parameters(model, params, loss, batch)
 
-        return cls(forward, lambda value, batch: value, weight_decay=weight_decay, module=model, rowwise=False)
+        def rebound(other: nn.Module) -> Objective:
+            return cls.from_closure(other, loss, weight_decay=weight_decay)
+
+        return cls(
+            forward, lambda value, batch: value, weight_decay=weight_decay, module=model, rowwise=False, rebound=rebound
+        )
 
     @classmethod
     def from_outputs(
@@ -104,8 +112,11 @@ class Objective:
         def forward(params: Params, batch: Batch) -> Features:
             return call_with_parameters(model, params, outputs, batch)
 
+        def rebound(other: nn.Module) -> Objective:
+            return cls.from_outputs(other, outputs, loss, weight_decay=weight_decay)
+
         cut = ConvexCut(outputs=lambda features, batch: features, convex=loss)
-        return cls(forward, loss, weight_decay=weight_decay, module=model, rowwise=False, cut=cut)
+        return cls(forward, loss, weight_decay=weight_decay, module=model, rowwise=False, cut=cut, rebound=rebound)
 
     def data_term(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
         """The loss without the L2 term, on kernels that can be differentiated twice."""
@@ -114,7 +125,7 @@ class Objective:
 
     def holding(self, held: Params) -> "Objective":
         """The same loss as a function of the other parameters: those of `held` stay as they are, and have no L2 term."""
-        return replace(self, forward=lambda params, batch: self.forward({**held, **params}, batch))
+        return replace(self, forward=lambda params, batch: self.forward({**held, **params}, batch), rebound=None)
 
     def __call__(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
         value = self.data_term(params, batch)

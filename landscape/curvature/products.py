@@ -8,6 +8,7 @@ Shapes: n = total size of the parameters, c = vectors multiplied at once.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from landscape.curvature.evaluation import Problem
+from landscape.curvature.evaluation import Problem, backward_in_place
 from landscape.curvature.graph import explained_errors
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
@@ -42,7 +43,7 @@ class Product(ABC):
         Raises:
             ObjectiveError: If an operation turns out to have no second derivative.
         """
-        with self.problem.differentiating(), explained_errors():
+        with self.problem.differentiating(), explained_errors(partial(backward_in_place, self.problem)):
             self._multiply(rows, out)
 
     @abstractmethod

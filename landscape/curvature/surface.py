@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from landscape.curvature.evaluation import evaluate
+from landscape.curvature.evaluation import value_of
 from landscape.curvature.objective import Batch, Objective, Params, flatten, squared_norm, unflatten
 from landscape.curvature.quadratic import CurvatureFit, LocalModel, extrapolate
 from landscape.errors import ObjectiveError
@@ -204,7 +204,8 @@ def losses_along(
 ) -> LossAt:
     """The mean loss over batches at params + vectors @ coordinates, L2 term included, as a function of d coordinates.
 
-    The parameters are copied. No derivative is taken, and attention runs in the plain form that the Hessian is taken of.
+    The parameters are copied. The loss is evaluated as the Hessian's is, attention in its plain form and gradients enabled, so
+    one evaluation takes the memory of a forward pass with its graph.
 
     Raises:
         ValueError: If there is no batch, or the vectors have another length than the parameters.
@@ -215,10 +216,11 @@ def losses_along(
         raise ValueError(f"directions of {len(base)} parameters have the shape ({len(base)}, d), got {tuple(vectors.shape)}.")
     like = {name: tensor.detach() for name, tensor in params.items()}
 
-    @torch.no_grad()
     def loss_at(*coordinates: float) -> float:
-        steps = torch.tensor(coordinates, dtype=base.dtype, device=base.device)
-        return _mean_loss(objective, unflatten(base + vectors @ steps, like), batches)
+        with torch.no_grad():
+            steps = torch.tensor(coordinates, dtype=base.dtype, device=base.device)
+            moved = base + vectors @ steps
+        return _mean_loss(objective, unflatten(moved, like), batches)
 
     return loss_at
 
@@ -249,12 +251,12 @@ def line_losses(
     objective, params = make(moving)
     start = {name: tensor.detach().clone() for name, tensor in moving.state_dict().items()}
 
-    @torch.no_grad()
     def loss_at(t: float) -> float:
-        for name, tensor in moving.state_dict().items():
-            if tensor.is_floating_point():
-                # Exact at both ends, which start + t (end - start) is not.
-                tensor.copy_((1 - t) * start[name].double() + t * end[name].to(tensor.device, torch.float64))
+        with torch.no_grad():
+            for name, tensor in moving.state_dict().items():
+                if tensor.is_floating_point():
+                    # Exact at both ends, which start + t (end - start) is not.
+                    tensor.copy_((1 - t) * start[name].double() + t * end[name].to(tensor.device, torch.float64))
         return _mean_loss(objective, params, batches)
 
     return loss_at
@@ -277,7 +279,7 @@ def _check_same_shapes(start: dict[str, Tensor], end: dict[str, Tensor]) -> None
 
 def _mean_loss(objective: Objective, params: Params, batches: Sequence[Batch]) -> float:
     """Summed in float64, whatever the dtype; a loss that is not finite is passed on."""
-    total = sum(float(evaluate(objective, params, batch)) for batch in batches) / len(batches)
+    total = sum(float(value_of(objective, params, batch)) for batch in batches) / len(batches)
     if objective.weight_decay:
         total += 0.5 * objective.weight_decay * float(squared_norm({name: t.double() for name, t in params.items()}))
     return float(total)

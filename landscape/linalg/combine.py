@@ -66,6 +66,11 @@ class Combination(SymmetricOperator):
         self.error_estimate = sum(abs(coefficient) * term.error_estimate for term, coefficient in kept)
         self.support = None if self.shift else union_of_supports([term.support for term in self.terms])
 
+    @property
+    def checked(self) -> str:
+        """What the terms say, each sentence once."""
+        return "; ".join(dict.fromkeys(term.checked for term in self.terms if term.checked))
+
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         products = self.shift * V
         for term, coefficient in zip(self.terms, self.coefficients):
@@ -112,6 +117,11 @@ class Restriction(SymmetricOperator):
             inside = torch.isin(self.rows, A.support)
             # Where nothing is inside all is zero, but a solver needs a coordinate to begin with.
             self.support = inside.nonzero()[:, 0] if bool(inside.any()) and not bool(inside.all()) else None
+
+    @property
+    def checked(self) -> str:
+        """What the whole operator says."""
+        return self.whole.checked
 
     def matmat(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
         return (self.whole @ self.extend(V)).index_select(0, self.rows)

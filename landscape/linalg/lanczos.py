@@ -301,6 +301,7 @@ def _pairs(
         ),
         copies_checked=copies_checked,
         settled=wanted.settled(ritz, basis.error),
+        checked=basis.A.checked,
     )
 
 

@@ -67,7 +67,8 @@ def power_iteration(
         products += spent
     V = torch.stack(vectors, dim=1)
     residuals = torch.tensor([_residual(A, value, vector) for value, vector in zip(values, vectors)], dtype=torch.float64)
-    return EigenPairs(torch.tensor(values, dtype=torch.float64), V, residuals, residuals <= tol, products + k)
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return EigenPairs(numbers, V, residuals, residuals <= tol, products + k, checked=A.checked)
 
 
 def _dominant_pair(

@@ -43,6 +43,7 @@ class SupportedPart(Restriction):
             quadrature=Quadrature(nodes=none, weights=none),
             ritz=RitzValues(values=none, norms=none, rounding=0.0, orthogonality_defect=0.0),
             settled=True,
+            checked=self.checked,
         )
 
     def whole_pairs(self, pairs: EigenPairs, k: int, which: str) -> EigenPairs:
@@ -74,6 +75,7 @@ class SupportedPart(Restriction):
             ritz=None if pairs.ritz is None else self._whole_ritz(pairs.ritz, num_zeros),
             copies_checked=pairs.copies_checked,
             settled=pairs.settled,
+            checked=pairs.checked,
         )
 
     def _whole_ritz(self, part: RitzValues, num_zeros: int) -> RitzValues:

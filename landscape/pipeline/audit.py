@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from landscape import threads
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
-from landscape.manifest import CheckpointSeries, DataSettings, Manifest
+from landscape.manifest import Checkpoint, CheckpointSeries, DataSettings, Manifest
+from landscape.pipeline.weights import digest_of, is_gone
 from landscape.store import SpectrumStore, verdicts
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]
     if Path(target).suffix.lower() not in (".yaml", ".yml"):
         yield _audit_model(target, device_of(device))
         return
-    manifest = Manifest.load(Path(target))
+    manifest = Manifest.load(Path(target), checkpoints_exist=False)
     pairs = open_pairs(manifest.data)
     for series in manifest.series:
         subject = Subject.of(manifest, series, pairs, device=device_of(device))
@@ -109,28 +110,44 @@ def verdict_of(
 ) -> dict[str, Any]:
     """What is stored with every record of a series: JSON values.
 
+    Where gradient and Hessian of every checkpoint that was tried are zero to rounding, as at perfect fits, nothing can be
+    decided; the series is then measured, and marked so.
+
     Raises:
         ObjectiveError: If the audit fails and `unaudited` is not given; names the module.
     """
+    from landscape.curvature.audit import ZERO_TO_ROUNDING
+
     if hvp == "finite-difference":
         return {"passed": True, "product": hvp, "reason": _PROMISED}
     if unaudited:
         return {"passed": False, "reason": "not audited, by --unaudited"}
-    info = subject.load(series.checkpoints[-1])
-    report = audit_subject(subject, manifest.hessian)
+    for checkpoint in _audited_in_turn(series):
+        info = subject.load(checkpoint)
+        report = audit_subject(subject, manifest.hessian)
+        if not report.is_zero_to_rounding:
+            break
+    facts = {
+        "worst_error": report.worst_error,
+        "dtype": str(report.dtype).removeprefix("torch."),
+        "epoch": checkpoint.epoch,
+        "checkpoint_sha256": info.sha256,
+    }
+    if report.is_zero_to_rounding:
+        return {"passed": False, "reason": f"undecided: {ZERO_TO_ROUNDING}", **facts}
     if not report.passed:
         raise ObjectiveError(
             f"series {series.name!r} ({series.model}): the audit failed for {', '.join(report.blamed[:3])}, so its eigenvalues "
             f"would not be those of the Hessian. See `landscape audit {manifest.path}`; measure with --hvp finite-difference, or "
             "anyway, and marked so, with --unaudited."
         )
-    return {
-        "passed": True,
-        "worst_error": report.worst_error,
-        "dtype": str(report.dtype).removeprefix("torch."),
-        "epoch": series.checkpoints[-1].epoch,
-        "checkpoint_sha256": info.sha256,
-    }
+    return {"passed": True, **facts}
+
+
+def _audited_in_turn(series: CheckpointSeries) -> list[Checkpoint]:
+    """The last checkpoint that is there, and those to turn to where its loss is fitted so well that nothing can be decided."""
+    there = [one for one in series.checkpoints if not is_gone(one)] or list(series.checkpoints)
+    return list(dict.fromkeys((there[-1], there[len(there) // 2], there[0])))
 
 
 def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
@@ -145,7 +162,10 @@ def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any
             last = series.checkpoints[-1]
             for epoch in store.epochs(series.name) if series.name in store.series() else ():
                 for verdict in verdicts(store.records(series.name, epoch).extras):
-                    if verdict.get("passed") and verdict.get("checkpoint_sha256") == (last.sha256 or last.verify()):
+                    # Of a file that is gone, its records know the digest.
+                    stored = store.stored().get((series.name, last.epoch))
+                    digest = last.sha256 or digest_of(last, stored=stored)
+                    if verdict.get("passed") and verdict.get("checkpoint_sha256") == digest:
                         found[series.name] = dict(verdict)
     return found
 

@@ -151,6 +151,10 @@ def _certain_negatives(table: SpectraTable) -> str:
     return f"{np.median(counts):g}" + (f" ({low}\N{EN DASH}{high})" if low < high else "")
 
 
+def _not_passed(reason: str) -> str:
+    return next((word for word in ("failed", "undecided") if word in reason), "not audited")
+
+
 def audit_table(study: Study) -> Table:
     """The verdict on the products of every series; several rows where its runs disagree."""
     rows = []
@@ -162,7 +166,7 @@ def audit_table(study: Study) -> Table:
                 (
                     study.labels[series],
                     next(table.model for (name, _), table in study.tables.items() if name == series),
-                    "passed" if passed else "not audited" if "failed" not in str(verdict.get("reason", "")) else "failed",
+                    "passed" if passed else _not_passed(str(verdict.get("reason", ""))),
                     number(error, ".1e") if isinstance(error, float) else NOTHING,
                     str(verdict.get("epoch", NOTHING)),
                     str(verdict.get("dtype", NOTHING)),

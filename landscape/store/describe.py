@@ -10,6 +10,7 @@ from landscape.store.as_trained import described_as_trained, notes_of
 from landscape.store.parts import parts_folder
 from landscape.store.store import SpectrumStore
 from landscape.store.table import UNIT, combined
+from landscape.store.verdicts import operator_checks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def describe(path: str | Path) -> list[str]:
     """
     with SpectrumStore.open(path) as store:
         data, hessian = store.plan.protocol["data"], store.plan.protocol["hessian"]
-        num_planned = len(store.plan.keys())
+        num_planned = store.plan.num_records
         num_stored = len(store.completed_keys())
         state = "complete" if num_stored == num_planned else "unfinished"
         lines = [
@@ -115,6 +116,7 @@ def describe(path: str | Path) -> list[str]:
             lines += [f"{series} {line}" for line in described_as_trained(settings)]
             extras = combined(store.records(series, epoch).extras for epoch in store.epochs(series))
             lines += [f"{series} note: {note}" for note in notes_of(extras)]
+            lines += [f"{series} {said}" for said in operator_checks(extras)]
         for series, epoch in store.module_identities:
             modules, batches = store.module_names(series), store.module_batches(series, epoch)
             lines.append(f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches")

@@ -1,0 +1,248 @@
+"""The check of an operator's first product: what it catches, what it lets pass, what it costs, and what it remembers."""
+
+import pytest
+import torch
+from random_models import random_model
+from torch import nn
+from torch.nn import functional as F
+from wrong_derivatives import FAULTS, ConstantSlope, faulty
+
+import landscape
+from landscape.curvature import HessianOperator, Objective, select_parameters
+from landscape.curvature.modules import per_module_spectra
+from landscape.errors import ObjectiveError
+from landscape.linalg import DenseOperator, average, power_iteration, restricted, shifted
+from landscape.linalg.operator import seeded
+
+SLOW = ("torch's scan", torch.float32)
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+
+
+def mean_square(model, batch):
+    return model(batch).square().mean()
+
+
+def tanh_network(dtype=torch.float64):
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+
+
+# --- what it catches and what not -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name in FAULTS for dtype in (torch.float32, torch.float64) if (name, dtype) != SLOW],
+)
+def test_wrong_derivatives_are_refused_by_the_first_product(name, dtype):
+    # Each evaluation of torch's scan takes a second, since it is traced anew.
+    for seed in range(1 if name == "torch's scan" else 3):
+        model, loss, batch = faulty(name, seed, dtype)
+        H = landscape.hessian(model, loss, batch)
+        with pytest.raises(ObjectiveError, match=r"^1 \(.*landscape\.audit.*check=False"):
+            landscape.eigsh(H, k=1, seed=seed)
+
+
+def test_what_is_refused_stays_refused():
+    model, loss, batch = faulty("a backward that is off by a factor", 0, torch.float64)
+    H = landscape.hessian(model, loss, batch)
+    for _ in range(2):
+        with pytest.raises(ObjectiveError, match="landscape.audit"):
+            H @ normal(H.n)
+
+
+def test_what_is_refused_is_measured_and_marked_when_the_check_is_turned_off():
+    model, loss, batch = faulty("a straight-through estimator", 0, torch.float64)
+    pairs = landscape.eigsh(landscape.hessian(model, loss, batch, check=False), k=1)
+    assert pairs.checked == "operator not checked: check=False"
+    assert "operator not checked" in repr(pairs)
+
+
+def test_random_healthy_models_pass():
+    for seed in range(16):
+        model, batch = random_model(seed)
+        pairs = landscape.eigsh(landscape.hessian(model, mean_square, batch), k=1, seed=seed)
+        assert pairs.checked.startswith("operator checked: "), (seed, pairs.checked)
+
+
+def test_a_kink_exactly_at_the_parameters_is_left_to_the_audit():
+    # A residual branch that is initialised to zero: what comes in is zero in half of the units, and so is the branch.
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Linear(8, 8)
+            nn.init.zeros_(self.branch.weight), nn.init.zeros_(self.branch.bias)
+
+        def forward(self, x):
+            return (x.relu() + self.branch(x)).relu()
+
+    model = nn.Sequential(nn.Linear(4, 8), Block(), nn.Linear(8, 2)).double()
+    pairs = landscape.eigsh(landscape.hessian(model, mean_square, normal(6, 4)), k=1)
+    assert pairs.checked.startswith("operator checked: by the audit a little off the parameters")
+
+
+def test_a_perfect_fit_is_undecided_and_measured():
+    model, x = nn.Linear(20, 3).double(), normal(64, 20)
+    with torch.no_grad():
+        model.weight.mul_(300)
+        top = model(x).topk(2).values
+        x = x[top[:, 0] - top[:, 1] > 40]
+        batch = x, model(x).argmax(1)
+    pairs = landscape.eigsh(landscape.hessian(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), batch), k=1)
+    assert pairs.checked == "operator check undecided: gradient and Hessian are zero to rounding"
+
+
+# --- what it costs and remembers --------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A loss that counts how often it is evaluated."""
+
+    def __init__(self, value=mean_square):
+        self.value, self.count = value, 0
+
+    def __call__(self, model, batch):
+        self.count += 1
+        return self.value(model, batch)
+
+
+@pytest.mark.parametrize("dtype,evaluations", [(torch.float64, 2), (torch.float32, 4)], ids=["float64", "float32"])
+def test_it_costs_two_gradients_and_in_float32_two_losses(dtype, evaluations):
+    loss = Counted()
+    H = landscape.hessian(tanh_network(dtype), loss, normal(5, 4, dtype=dtype))
+    built = loss.count
+    for seed in range(2):
+        H @ normal(H.n, seed=seed, dtype=dtype)
+    assert loss.count == built + evaluations
+
+
+def spent(model, loss, batch):
+    """Evaluations that a first product causes."""
+    counted = Counted(loss)
+    # The counter is another object each time; what it counts for is the same.
+    H = landscape.hessian(model, lambda model, batch: counted(model, batch), batch)
+    before = counted.count
+    H @ normal(H.n, seed=5)
+    return counted.count - before
+
+
+def test_the_same_model_loss_and_structure_is_checked_once():
+    model = tanh_network()
+    assert [spent(model, mean_square, normal(rows, 4, seed=rows)) for rows in (5, 7, 9)] == [2, 0, 0]
+    assert spent(tanh_network(), mean_square, normal(5, 4)) == 2
+
+
+def test_another_loss_batch_or_graph_is_checked_again():
+    model = tanh_network()
+    assert spent(model, mean_square, normal(5, 4)) == 2
+    assert spent(model, lambda model, batch: model(batch).abs().pow(3).mean(), normal(5, 4)) == 2
+    assert spent(model, mean_square, normal(2, 5, 4)) == 2
+    model[1] = nn.GELU()
+    assert spent(model, mean_square, normal(5, 4)) == 2
+
+
+def test_a_gain_that_was_zero_hides_a_fault_only_as_long_as_it_is_zero():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.inner = nn.Parameter(torch.zeros(6)), ConstantSlope()
+
+        def forward(self, x):
+            return x + self.gain * self.inner(self.gain * x)
+
+    model = nn.Sequential(nn.Linear(4, 6), Gated(), nn.Linear(6, 2)).double()
+    H = landscape.hessian(model, mean_square, normal(5, 4))
+    assert landscape.eigsh(H, k=1).checked.startswith("operator checked")
+    with torch.no_grad():
+        model[1].gain.fill_(0.7)
+    with pytest.raises(ObjectiveError, match="landscape.audit"):
+        landscape.eigsh(landscape.hessian(model, mean_square, normal(5, 4)), k=1)
+
+
+def test_unit_vectors_say_too_little_and_a_block_of_them_enough():
+    model, loss, batch = faulty("an opaque function that drops terms", 1, torch.float64)
+    for vectors in (torch.eye(146, dtype=torch.float64)[:, :1], torch.eye(146, dtype=torch.float64)):
+        H = landscape.hessian(model, loss, batch)
+        assert H.n == 146
+        with pytest.raises(ObjectiveError, match="landscape.audit"):
+            H @ vectors
+    healthy = landscape.hessian(tanh_network(), mean_square, normal(5, 4))
+    healthy @ torch.zeros(healthy.n, dtype=torch.float64)
+    assert healthy.checked == "", "a product with zero tells nothing"
+    healthy @ torch.eye(healthy.n, dtype=torch.float64)[:, 3]
+    assert healthy.checked.startswith("operator checked")
+
+
+# --- every path -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp"])
+def test_every_way_of_multiplying_is_checked(product):
+    H = landscape.hessian(tanh_network(), mean_square, normal(5, 4), product=product)
+    assert landscape.eigsh(H, k=1).checked.startswith("operator checked: product within ")
+
+
+def rowwise_objective(model):
+    def forward(params, batch):
+        return torch.func.functional_call(model, params, (batch,))
+
+    return Objective(forward, lambda features, batch: features.square().mean(), module=model)
+
+
+def test_row_chunks_are_checked_chunk_by_chunk():
+    model = tanh_network()
+    H = HessianOperator(rowwise_objective(model), select_parameters(model), normal(8, 4), rows=3)
+    assert landscape.eigsh(H, k=1).checked.startswith("operator checked: product within ")
+    broken = nn.Sequential(nn.Linear(4, 6), ConstantSlope(), nn.Linear(6, 3)).double()
+    H = HessianOperator(rowwise_objective(broken), select_parameters(broken), normal(8, 4), rows=3)
+    with pytest.raises(ObjectiveError, match="product failed"):
+        landscape.eigsh(H, k=1)
+
+
+def test_batches_are_checked_and_those_of_one_structure_once():
+    loss = Counted()
+    H = landscape.hessian_of_batches(tanh_network(), loss, [normal(5, 4, seed=seed) for seed in range(3)])
+    before = loss.count
+    for seed in range(2):
+        H @ normal(H.n, seed=seed)
+    # Graphs are rebuilt for every product; the check takes a gradient of its own beside the two.
+    assert loss.count - before == 2 * 3 + 3
+    assert H.checked.startswith("operator checked: product within ")
+    model, loss, batch = faulty("an opaque function that drops terms", 0, torch.float64)
+    with pytest.raises(ObjectiveError, match="^batch 0 of 2: 1 .*landscape.audit"):
+        landscape.eigsh(landscape.hessian_of_batches(model, loss, [batch, batch]), k=1)
+
+
+def test_blocks_of_modules_are_checked_as_a_whole():
+    (first, *_) = per_module_spectra(tanh_network(), mean_square, normal(5, 4), k=1)
+    assert first.pairs.checked.startswith("operator checked: product within ")
+    model, loss, batch = faulty("an opaque function that drops terms", 0, torch.float64)
+    with pytest.raises(ObjectiveError, match="landscape.audit"):
+        per_module_spectra(model, loss, batch, k=1)
+
+
+def test_combinations_say_what_their_parts_say():
+    H = landscape.hessian(tanh_network(), mean_square, normal(5, 4))
+    combined = average([shifted(H, 0.5), 2 * H])
+    said = landscape.eigsh(combined, k=1).checked
+    assert said.startswith("operator checked") and ";" not in said
+    assert landscape.eigsh(restricted(H, torch.arange(10)), k=1).checked == said
+    assert power_iteration(H, 1).checked == said
+    assert landscape.eigsh(DenseOperator(torch.eye(3, dtype=torch.float64)), k=1).checked == ""
+
+
+def test_a_loss_with_an_embedding_keeps_to_its_support():
+    model = nn.Sequential(nn.Embedding(30, 4), nn.Flatten(), nn.Linear(8, 3)).double()
+    pairs = landscape.eigsh(landscape.hessian(model, mean_square, torch.tensor([[1, 2], [3, 4]])), k=1)
+    assert pairs.checked.startswith("operator checked: product within ")
+
+
+def test_the_random_state_and_the_model_are_left_alone():
+    model, before = tanh_network(), torch.get_rng_state()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    H = landscape.hessian(model, mean_square, normal(5, 4))
+    landscape.eigsh(H, k=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
