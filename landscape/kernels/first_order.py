@@ -50,7 +50,7 @@ def second_order() -> AbstractContextManager[None]:
 
 
 def training_scan(x: Tensor) -> Callable[..., Tensor] | None:
-    """mamba-ssm's `selective_scan_fn` where it may compute the scan of `x`."""
+    """Return mamba-ssm's `selective_scan_fn` if it may compute the scan of `x`."""
     if not _open["first"] or _open["second"] or x.device.type != _DEVICE or x.dtype != torch.float32:
         return None
     return _kernel()
