@@ -17,7 +17,8 @@ _WIDTH = 120
 # Between the columns of a table stand a line and two spaces.
 _BETWEEN = 3
 _GLUE = "\0"
-_TOGETHER = re.compile("(?<=[\\d)]) (?=[±%])|(?<=±) ")
+# Blanks between a number, its error and its unit.
+TOGETHER = re.compile("(?<=[\\d)]) (?=[±%])|(?<=±) ")
 
 
 def terminal_width() -> int | None:
@@ -36,7 +37,7 @@ def _wrapped_line(line: str, width: int) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
     hanging = indent + "  " if len(indent) + 2 < width // 2 else ""
     # A number and its error stay together; textwrap breaks at ASCII blanks alone.
-    text = _TOGETHER.sub("\N{NO-BREAK SPACE}", line)
+    text = TOGETHER.sub("\N{NO-BREAK SPACE}", line)
     lines = textwrap.wrap(text, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
     return [part.replace("\N{NO-BREAK SPACE}", " ") for part in lines] or [""]
 
@@ -133,7 +134,7 @@ class TextTable:
 
 def _pieces(cell: str, *, glued: bool) -> list[str]:
     """What stays on one line: a number with its error and unit; an interval too, where it is glued."""
-    text = _TOGETHER.sub(_GLUE, cell)
+    text = TOGETHER.sub(_GLUE, cell)
     if glued:
         text = re.sub(r"\[[^\]]*\]", lambda interval: interval.group().replace(" ", _GLUE), text)
     return [piece.replace(_GLUE, " ") for line in text.split("\n") for piece in line.split(" ")]

@@ -102,7 +102,7 @@ def single_blas_thread() -> Iterator[None]:
 
     For matrices of up to some hundred rows. Entering takes 20 microseconds.
     """
-    with _blas_lock, _pools("blas").limit(limits=1):
+    with _blas_lock, _pools("blas", "torch" in sys.modules).limit(limits=1):
         yield
 
 
@@ -113,14 +113,16 @@ def single_openmp_thread() -> Iterator[None]:
     Not by `torch.set_num_threads`: it sets a number of the process, which a Python thread that first uses torch during the
     section would keep for good. Where the user has called that function, MKL's matrix products keep the user's number.
     """
-    with _pools("openmp").limit(limits=1):
+    with _pools("openmp", True).limit(limits=1):
         yield
 
 
 @cache
-def _pools(kind: str) -> Any:
-    # Kept, since finding the libraries takes 2 ms.
-    import torch  # noqa: F401  (so that its libraries, and NumPy's, are there to be found)
+def _pools(kind: str, with_torch: bool) -> Any:
+    # Kept, since finding the libraries takes 2 ms; found again once torch, which not every command loads, has brought its own.
+    if with_torch:
+        import torch  # noqa: F401  (so that its libraries, and NumPy's, are there to be found)
+    import numpy  # noqa: F401
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api=kind)

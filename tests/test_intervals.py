@@ -118,3 +118,11 @@ def test_a_share_is_the_count_over_the_dimension_and_a_mean_the_trace_over_it():
         ends = [(one.value, one.probe_error, one.batch_error, one.low, one.high) for one in (part, whole)]
         np.testing.assert_allclose(np.array(ends[0]) * SIZE, ends[1], rtol=1e-12)
         assert part.is_known == whole.is_known
+
+
+def test_where_a_probe_meets_nothing_but_zero_everything_is_zero_and_known():
+    found = ProbedSpectrum.from_rules([(np.zeros(1), np.ones(1))] * 2, 30, rounding=1e-7)
+    for name, estimate in found.estimates().items():
+        if name != "negative mass":
+            assert estimate.is_known and (estimate.value, estimate.standard_error) == (0, 0), name
+    assert str(found.negative_share()) == "0 ± 0 %" and str(found.negative_mass()) == "unknown"

@@ -185,10 +185,10 @@ class ProbedSpectrum:
         return {
             "trace": self.trace(),
             "trace per parameter": self.trace_per_parameter(),
-            "sum of squares": self.sum_of_squares(),
-            "negative eigenvalues": self.num_negative(),
             "negative share": self.negative_share(),
+            "negative eigenvalues": self.num_negative(),
             "negative mass": self.negative_mass(),
+            "sum of squares": self.sum_of_squares(),
         }
 
     def cumulative(self, grid: Float[np.ndarray, " g"]) -> Estimate:

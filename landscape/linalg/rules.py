@@ -24,9 +24,12 @@ def without_zero_block(rule: Rule, n: int) -> tuple[Float[np.ndarray, " m"], Flo
     """Nodes and weights of the support alone, ascending, and how many eigenvalues lie outside of it.
 
     `SupportedPart` adds them as a node of exactly 0 whose weight is a whole number of n-ths; no probe is needed to know them.
+    Where a random probe meets nothing but 0, the matrix is 0.
     """
     order = np.argsort(rule[0], kind="stable")
     nodes, weights = np.asarray(rule[0], dtype=np.float64)[order], np.asarray(rule[1], dtype=np.float64)[order]
+    if not nodes.any():
+        return np.zeros(1), np.ones(1), n
     at_zero = np.flatnonzero(nodes == 0)
     if len(at_zero) and len(nodes) > 1:
         block = int(at_zero[-1])

@@ -14,6 +14,7 @@ from landscape.linalg.rounding import short as comparable
 from landscape.report.study import Study
 from landscape.store import SpectraTable, models_as_trained, value_text
 from landscape.store.table import combined
+from landscape.terminal import TOGETHER
 
 # Columns of the table of numbers, where the comparison has them, in this order.
 _CERTAIN = ("lambda_max", "nep", "ape", "num_negative_at_least")
@@ -42,8 +43,9 @@ def number(value: float, spec: str | None = None) -> str:
 
 
 def printed(text: str) -> str:
-    """Numbers with the signs of print: a minus for a hyphen, and exponents without zeros or plus signs."""
-    return re.sub(r"(?<=[\d)])e([+-]\d+)", lambda found: f"e{int(found[1])}", text).replace("-", _MINUS)
+    """Numbers with the signs of print: a minus, short exponents, and no break before an error or a unit."""
+    short = re.sub(r"(?<=[\d)])e([+-]\d+)", lambda found: f"e{int(found[1])}", text)
+    return TOGETHER.sub("\N{NO-BREAK SPACE}", short).replace("-", _MINUS)
 
 
 def interval(value: float, low: float, high: float) -> str:
