@@ -3,7 +3,10 @@
 Heavy imports sit inside the commands, so that `--help` is instant and a wrong manifest is refused before torch is loaded.
 """
 
+import errno
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,16 +18,32 @@ import click
 
 from landscape import limits, threads
 from landscape.errors import LandscapeError
+from landscape.signals import stop_requests
 from landscape.version import VERSION
 
 if TYPE_CHECKING:
     from landscape.pipeline import ProductSettings
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+
+class _Path(click.Path):
+    """A path; the empty text, which means the current folder to Python, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the name is empty; name a file or a folder.", param, ctx)
+        try:
+            os.lstat(value)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(f"the name has {len(str(value))} characters, more than a file's can; shorten it.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_FILE = _Path(dir_okay=False, path_type=Path)
+_FOLDER = _Path(file_okay=False, path_type=Path)
 _SEED = click.IntRange(0, limits.MAX_INTEGER)
 _PROBES = click.IntRange(1, limits.MAX_PROBES)
 _RESAMPLES = click.IntRange(99, limits.MAX_RESAMPLES)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,14 +51,21 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> Any:
-        try:
-            return command(*args, **options)
-        except LandscapeError as error:
-            click.echo(f"landscape: {' '.join(str(error).split())}", err=True)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("landscape: interrupted; everything measured so far is kept, the same command goes on.", err=True)
-            sys.exit(130)
+        with stop_requests() as came:
+            try:
+                return command(*args, **options)
+            except LandscapeError as error:
+                if not came:
+                    click.echo(f"landscape: {' '.join(str(error).split())}", err=True)
+                    sys.exit(error.exit_code)
+            except (KeyboardInterrupt, Exception) as error:
+                # Within C++ code, a request to stop comes out as an error of any kind.
+                if not came and not isinstance(error, KeyboardInterrupt):
+                    raise
+        number = came[0] if came else signal.SIGINT
+        what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        click.echo(f"landscape: {what}; everything measured so far is kept, the same command goes on.", err=True)
+        sys.exit(128 + number)
 
     return run
 
@@ -201,9 +227,9 @@ def train(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("run_folder", type=click.Path(path_type=Path))
+@click.argument("run_folder", type=_Path(path_type=Path))
 @click.option(
-    "-o", "--output", default="checkpoints.yaml", show_default=True, type=click.Path(path_type=Path), help="The manifest."
+    "-o", "--output", default="checkpoints.yaml", show_default=True, type=_Path(path_type=Path), help="The manifest."
 )
 @click.option("--data", metavar="SOURCE", help="openmoji, a CSV/TSV file, or a pattern of tar shards. Default: the run's own.")
 @click.option("--name", help="Of the series; default: the folder's name.")
@@ -274,7 +300,7 @@ def spectra(
     if not per_module and (modules or module_batches):
         raise click.UsageError("--modules and --module-batches say what --per-module measures; add it.")
     solver = pipeline.SolverSettings(recycle=recycle, max_basis_memory=max_basis_memory)
-    loaded, options = Manifest.load(manifest), {"products": products, "solver": solver, **options}
+    loaded, options = Manifest.load(manifest, checkpoints_exist=False), {"products": products, "solver": solver, **options}
     reports: tuple[pipeline.RunReport, ...]
     if per_module:
         reports = pipeline.run_with_modules(loaded, output, modules=modules, module_batches=module_batches, **options)
@@ -451,7 +477,7 @@ def surface(
     from landscape.manifest import Manifest
 
     report = pipeline.run_surface(
-        Manifest.load(manifest),
+        Manifest.load(manifest, checkpoints_exist=False),
         output,
         pipeline.SurfaceRequest(**request),
         data=data,
@@ -481,7 +507,7 @@ def report(store: Path, output: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=_Path(path_type=Path))
 @_one_line_errors
 def info(file: Path) -> None:
     """Say what is inside FILE: a store, a loss surface, a manifest or a checkpoint."""

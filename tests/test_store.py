@@ -332,7 +332,7 @@ def test_a_full_disk_loses_nothing_and_says_so(tmp_path, output, monkeypatch):
             refusal(lambda: writer.add(record_of("wide/0/1")), "No space left on device", "safe")
         assert writer.completed_keys() == {"wide/0/0"}
         with monkeypatch.context() as patched:
-            patched.setattr(schema.os, "fsync", full_disk)
+            patched.setattr(files.os, "fsync", full_disk)
             refusal(writer.merge, "No space left on device", "safe")
         assert not output.exists()
     with SpectrumStore.open(output) as store:
@@ -345,12 +345,12 @@ def test_a_merged_file_that_cannot_be_read_back_replaces_nothing(tmp_path, outpu
     first = write(output, manifest, keys=["wide/0/0"])
     whole = output.read_bytes()
 
-    def cut_short(path, *arguments, real=schema.write_file):
-        real(path, *arguments)
-        os.truncate(path, path.stat().st_size // 2)
+    def cut_short(write, real=schema.file_image):
+        image = real(write)
+        return image[: len(image) // 2]
 
     with monkeypatch.context() as patched:
-        patched.setattr(schema, "write_file", cut_short)
+        patched.setattr(schema, "file_image", cut_short)
         with pytest.raises(StoreError):
             write(output, manifest, keys=["wide/0/1"])
     assert output.read_bytes() == whole

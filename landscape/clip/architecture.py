@@ -18,6 +18,7 @@ import open_clip
 from torch import nn
 
 from landscape.errors import ModelError
+from landscape.files import check_regular
 from landscape.manifest.trained import CLIP_PREPROCESS, HUB_CONFIG, LOCAL_DIR
 
 _CONFIGS = Path(__file__).parent / "configs"
@@ -153,6 +154,7 @@ def _of_name(name: str) -> Architecture:
 
 def _of_file(name: str, path: Path) -> Architecture:
     try:
+        check_regular(path)
         contents = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         there = sorted(entry.name for entry in path.parent.glob("*.json")) if path.parent.is_dir() else []

@@ -4,14 +4,12 @@ What the trainers write is in the table of landscape.containers.layouts. Nothing
 silence, and nothing in a file is run.
 """
 
-import contextlib
-import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +25,7 @@ from landscape.containers.names import without_wrappers
 from landscape.containers.plain import whole_number
 from landscape.containers.weight_files import WeightFile, note_of_stand_ins, one_line
 from landscape.errors import CheckpointError
-from landscape.manifest import sha256_of_file, sync_folder
+from landscape.files import save_atomically, sha256_of_file
 from landscape.version import VERSION
 
 State = dict[str, Tensor]
@@ -374,18 +372,44 @@ def _check_plain(value: Any, where: str) -> None:
         raise ValueError(f"{where} is a {kind}, which cannot be read back without running code.")
 
 
+class _Sink:
+    """What torch.save writes to: the disk's error waits until it is through.
+
+    Raised inside torch's C++ code, it would come out as another error, or end the process.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write, or pretend to after the first error."""
+        if self.error is None:
+            try:
+                self.stream.write(content)
+            except OSError as error:
+                self.error = error
+        return memoryview(content).nbytes
+
+    def flush(self) -> None:
+        """Do nothing: the file is flushed when it is whole."""
+
+
 def _write_whole(path: Path, contents: Mapping[str, Any]) -> None:
-    """Through a hidden file in the same folder, synced and renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        # An open file, because torch.save puts a path's own name into the archive, and so into its sha256.
-        with temporary.open("wb") as file:
-            torch.save(contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
+    def write(stream: BinaryIO) -> None:
+        # Not a path, because torch.save puts its name into the archive, and so into its sha256.
+        sink = _Sink(stream)
+        torch.save(contents, sink)  # type: ignore[arg-type]
+        if sink.error is not None:
+            raise sink.error
+
+    save_atomically(path, write, num_bytes=_num_bytes(contents))
+
+
+def _num_bytes(value: Any) -> int:
+    """Bytes of the tensors in plain containers."""
+    if isinstance(value, Mapping):
+        return sum(map(_num_bytes, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_num_bytes, value))
+    return value.nbytes if isinstance(value, Tensor) else 0

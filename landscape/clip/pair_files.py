@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from landscape.clip.pairs import Pair, Pairs, select_split
 from landscape.clip.pictures import FORMATS, LARGEST_FILE, Header, decode, header_of, remarks
 from landscape.errors import DataError, PictureError
+from landscape.files import open_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +151,11 @@ def _missing(where: str, path: str) -> PictureError:
 
 
 def _decode(file: PictureFile) -> Image.Image:
-    # A pipe would wait for its writer.
-    if not is_file(file.path):
-        raise _missing(file.where, file.path)
     try:
         size = os.path.getsize(file.path) if file.size is None else file.size
         if size > LARGEST_FILE:
             raise OSError(f"it has {size} bytes, more than any picture of at most {LARGEST_FILE}")
-        with open(file.path, "rb") as stream:
+        with open_regular(Path(file.path)) as stream:
             stream.seek(file.offset)
             content = stream.read(size)
         if not content:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from landscape.clip.pair_files import FilePairs, PictureFile, in_one_line
 from landscape.clip.table_text import PICTURE_SUFFIXES
 from landscape.errors import DataError
+from landscape.files import check_regular
 
 _CAPTION_KEY = "caption"
 _READ_SUFFIXES = (*PICTURE_SUFFIXES, "txt", "json", "cls")
@@ -98,6 +99,7 @@ class _Contents:
         """
         members: dict[str, dict[str, tarfile.TarInfo]] = {}
         try:
+            check_regular(shard)
             with tarfile.open(shard, "r:") as archive:
                 for member in archive:
                     if member.isfile():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from landscape.errors import DataError
+from landscape.files import open_regular
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 # UTF-32's mark starts with that of UTF-16.
@@ -54,7 +55,8 @@ def read_text(path: Path, encoding: str) -> str:
         DataError: If the file cannot be read or has another encoding; names the row and an encoding that fits.
     """
     try:
-        content = path.read_bytes()
+        with open_regular(path) as stream:
+            content = stream.read()
     except OSError as error:
         raise DataError(f"{path}: the table of pairs cannot be read ({error.strerror or error}). Check `source`.") from error
     for start, kind in _OTHER_FILES.items():

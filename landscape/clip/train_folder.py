@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import CheckpointError, LandscapeError, ManifestError, StoreError
+from landscape.files import read_regular, write_atomically
 from landscape.manifest import (
     Checkpoint,
     CheckpointSeries,
     DataSettings,
     Manifest,
     extend_run_manifest,
-    write_atomically,
 )
+
+# Settings take a few kB, and so does the log of a hundred epochs.
+_LARGEST_FILE = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +78,13 @@ class RunFolder:
         """
         self._check_name()
         try:
-            stored = json.loads((self.path / "settings.json").read_text())
+            stored = json.loads(read_regular(self.path / "settings.json", largest=_LARGEST_FILE))
         except FileNotFoundError:
             self._check_empty()
             return ()
         except NotADirectoryError as error:
             raise _unwritable(self.path, error) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(
                 f"{self.path / 'settings.json'}: cannot be read ({error}), so nobody can tell whether this run may go on. "
                 "Restore it, or train into another folder."
@@ -144,8 +147,10 @@ class RunFolder:
             write_atomically(self.path / "settings.json", (json.dumps(self.settings, indent=1) + "\n").encode())
             if self.architecture is not None:
                 write_atomically(self.config, (json.dumps(self.architecture, indent=1) + "\n").encode())
-            for leftover in (self.path / "checkpoints").glob(".epoch_*.pt.*.part"):
-                leftover.unlink()
+            # What a killed run left behind; a run of an older landscape calls it .part.
+            for pattern in (".epoch_*.pt.tmp", ".epoch_*.pt.*.part"):
+                for leftover in (self.path / "checkpoints").glob(pattern):
+                    leftover.unlink()
             free = shutil.disk_usage(self.path).free
         except OSError as error:
             raise _unwritable(self.path, error) from error
@@ -202,15 +207,16 @@ class RunFolder:
 
     def losses(self) -> dict[int, float]:
         """Mean training loss of every epoch done, in nats; epoch 0 has none."""
-        return {entry["epoch"]: entry["loss"] for entry in self._entries_before(math.inf) if entry.get("loss") is not None}
+        return {entry["epoch"]: entry["loss"] for entry in self._entries_before(math.inf) if type(entry.get("loss")) is float}
 
     def _entries_before(self, epoch: float) -> list[dict[str, Any]]:
         try:
-            entries = [json.loads(line) for line in self.log.read_text().splitlines()]
+            entries = [json.loads(line) for line in read_regular(self.log, largest=_LARGEST_FILE).splitlines()]
         # A log is for reading only: one that is lost or was edited must not stop a run.
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return []
-        return [entry for entry in entries if isinstance(entry, dict) and entry.get("epoch", math.inf) < epoch]
+        entries = [entry for entry in entries if isinstance(entry, dict) and type(entry.get("epoch")) is int]
+        return [entry for entry in entries if entry["epoch"] < epoch]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from landscape.clip.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from landscape.clip.recipes import Recipe, learning_rate
 from landscape.clip.seeding import derive_seed, seeded_globals
-from landscape.errors import LandscapeError, NumericalError, PictureError
+from landscape.containers.weight_files import one_line
+from landscape.errors import CheckpointError, LandscapeError, NumericalError, PictureError
 from landscape.manifest import Checkpoint
 
 T = TypeVar("T")
@@ -146,9 +147,15 @@ class Process:
         """
         load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256)
         state = read_checkpoint(checkpoint.path, expected_sha256=checkpoint.sha256)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: holds no state of the optimizer that training could go on with ({one_line(error)}). "
+                "Restore the file, or train into another folder."
+            ) from error
 
     def train_epoch(self, epoch: int, *, epochs: int, on_step: OnStep) -> float:
         """Take the steps of one epoch (0 is the first) out of `epochs`.

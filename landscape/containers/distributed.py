@@ -13,6 +13,7 @@ from landscape.containers.inert import InertUnpickler
 from landscape.containers.stand_ins import ChunkedStub, Inert, TensorStub
 from landscape.containers.weight_files import LARGEST_PICKLE, WeightFile, read_archive, refusal
 from landscape.errors import CheckpointError
+from landscape.files import open_regular
 
 METADATA = ".metadata"
 DISTRIBUTED = "distributed"
@@ -92,7 +93,7 @@ class _Shards:
         if place.get("transform_descriptors"):
             raise _Unreadable("its pieces are compressed")
         if name not in self.open:
-            self.open[name] = (self.folder / name).open("rb")
+            self.open[name] = open_regular(self.folder / name)
         file = self.open[name]
         if min(offset, length) < 0 or offset + length > (self.folder / name).stat().st_size:
             raise CheckpointError(

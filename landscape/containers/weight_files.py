@@ -6,6 +6,7 @@ than it holds is a bomb. Tensors become stubs that say where in the file their n
 """
 
 import io
+import os
 import re
 import struct
 import zipfile
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from landscape.containers.inert import InertUnpickler
 from landscape.containers.stand_ins import ITEM_SIZES, NamedStub, NeedsCode, Span, Storage, TooLarge
 from landscape.errors import CheckpointError
+from landscape.files import open_regular
 
 TORCH, TORCH_LEGACY, SAFETENSORS, TORCHSCRIPT = "torch", "torch before 1.6", "safetensors", "TorchScript"
 
@@ -95,7 +97,7 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
         return CheckpointError(f"{path}: there is no such file. Correct the path, or write it with `landscape train`.")
     if isinstance(error, IsADirectoryError):
         return CheckpointError(f"{path}: is a folder, but a checkpoint is one file. Give the file inside it.")
-    return CheckpointError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.")
+    return CheckpointError(f"{path}: cannot be read ({error.strerror or error}). Check its name and its permissions.")
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
@@ -121,8 +123,8 @@ def read_weight_file(path: Path, *, verified: bool = True) -> WeightFile:
             declares more data than it holds.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             kind = _kind(path, file, size)
             if kind == SAFETENSORS:
                 return _read_safetensors(path)

@@ -1,7 +1,6 @@
 """The one style file, and writing a figure to disk."""
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from landscape.errors import StoreError
 from landscape.figures.fonts import font_families, font_warnings_off, tell_missing
+from landscape.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,18 +79,11 @@ def save_figure(fig: "Figure", path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: a figure cannot be written as {suffix!r}, the suffix must be one of {', '.join(SUFFIXES)}.")
-    kind = suffix[1:]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    stream = io.BytesIO()
+    _write(fig, stream, suffix[1:])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as stream:
-                _write(fig, stream, kind)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, stream.getvalue())
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be written ({error.strerror}) - the figure is not saved - choose a folder that is writable."

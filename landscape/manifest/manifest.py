@@ -56,15 +56,18 @@ class Manifest:
         check_manifest(self.data, self.hessian, self.series, epoch_zero=self.epoch_zero)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Manifest":
+    def load(cls, path: str | Path, *, checkpoints_exist: bool = True) -> "Manifest":
         """Read a manifest and everything it includes; every file it names must exist, none is opened but manifests.
+
+        Args:
+            checkpoints_exist: False for those who may not need all of them: what was measured on a deleted one stands.
 
         Raises:
             ManifestError: Where (file, line, key), what (expected, got), why, and what to do.
         """
         absolute = Path(os.path.abspath(path))
         try:
-            contents = read_manifest(absolute)
+            contents = read_manifest(absolute, checkpoints_exist=checkpoints_exist)
         except ManifestError as error:
             # The user knows the file by the name they gave.
             raise ManifestError(str(error).replace(str(absolute), str(path), 1)) from None

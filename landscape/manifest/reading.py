@@ -57,13 +57,16 @@ class Contents:
     epoch_zero: str
 
 
-def read_manifest(path: Path, *, included: bool = False, files_exist: bool = True) -> Contents:
+def read_manifest(
+    path: Path, *, included: bool = False, files_exist: bool = True, checkpoints_exist: bool | None = None
+) -> Contents:
     """Read and check a manifest of version 1.
 
     Args:
         included: The file is named by `from:` in another manifest: it lists one series, by itself, which need not
             start at epoch 0.
         files_exist: Refuse checkpoints and data files that are not there.
+        checkpoints_exist: The same of checkpoints alone; None for the same as `files_exist`.
 
     Raises:
         ManifestError: Where, what, why, and what to do.
@@ -80,6 +83,7 @@ def read_manifest(path: Path, *, included: bool = False, files_exist: bool = Tru
     sections = top.items("series")
     if included and len(sections) != 1:
         top.refuse(f"series: a manifest that `from` names lists one series, got {len(sections)}.", key="series")
+    files_exist = files_exist if checkpoints_exist is None else checkpoints_exist
     include = partial(_included_series, files_exist=files_exist)
     series = tuple(read_series(section, include=None if included else include, files_exist=files_exist) for section in sections)
     try:

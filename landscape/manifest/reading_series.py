@@ -188,7 +188,7 @@ def _included(
 
 
 def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
-    """What the run's own files say, each once; and what the last checkpoint holds."""
+    """What the run's own files say, each once; and what the last checkpoint that is there holds."""
     if not checkpoints:
         return []
     files: dict[Path, RunFile] = {}
@@ -197,7 +197,8 @@ def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
     places = {(path.parent, path.resolve().parent, path.is_dir() and path): path for path in paths}
     for path in places.values():
         files |= {file.path: file for file in run_files(path)}
-    last = max(checkpoints, key=lambda checkpoint: checkpoint.epoch).path
+    there = [checkpoint for checkpoint in checkpoints if may_be_checkpoint(checkpoint.path)] or checkpoints
+    last = max(there, key=lambda checkpoint: checkpoint.epoch).path
     return [*files.values(), *(inside_checkpoint(dict(look.settings), last) if (look := _look(last)) else [])]
 
 

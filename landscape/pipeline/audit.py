@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from landscape import threads
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import Checkpoint, CheckpointSeries, DataSettings, Manifest
+from landscape.pipeline.weights import digest_of, is_gone
 from landscape.store import SpectrumStore, verdicts
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]
     if Path(target).suffix.lower() not in (".yaml", ".yml"):
         yield _audit_model(target, device_of(device))
         return
-    manifest = Manifest.load(Path(target))
+    manifest = Manifest.load(Path(target), checkpoints_exist=False)
     pairs = open_pairs(manifest.data)
     for series in manifest.series:
         subject = Subject.of(manifest, series, pairs, device=device_of(device))
@@ -144,9 +145,9 @@ def verdict_of(
 
 
 def _audited_in_turn(series: CheckpointSeries) -> list[Checkpoint]:
-    """The last checkpoint, and those to turn to where its loss is fitted so well that nothing can be decided."""
-    last, middle, first = series.checkpoints[-1], series.checkpoints[len(series.checkpoints) // 2], series.checkpoints[0]
-    return [last, *(one for one in dict.fromkeys((middle, first)) if one is not last)]
+    """The last checkpoint that is there, and those to turn to where its loss is fitted so well that nothing can be decided."""
+    there = [one for one in series.checkpoints if not is_gone(one)] or list(series.checkpoints)
+    return list(dict.fromkeys((there[-1], there[len(there) // 2], there[0])))
 
 
 def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
@@ -161,7 +162,10 @@ def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any
             last = series.checkpoints[-1]
             for epoch in store.epochs(series.name) if series.name in store.series() else ():
                 for verdict in verdicts(store.records(series.name, epoch).extras):
-                    if verdict.get("passed") and verdict.get("checkpoint_sha256") == (last.sha256 or last.verify()):
+                    # Of a file that is gone, its records know the digest.
+                    stored = store.stored().get((series.name, last.epoch))
+                    digest = last.sha256 or digest_of(last, stored=stored)
+                    if verdict.get("passed") and verdict.get("checkpoint_sha256") == digest:
                         found[series.name] = dict(verdict)
     return found
 

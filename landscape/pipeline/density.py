@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.errors import LandscapeError, ManifestError, ObjectiveError, StoreError
+from landscape.errors import LandscapeError, ManifestError, NumericalError, ObjectiveError, StoreError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.manifest.trained import LOCAL_DIR
 from landscape.pipeline.audit import model_on_openmoji, verdict_of
 from landscape.pipeline.density_record import density_record, density_sample, spectral_density, stored_densities
-from landscape.pipeline.density_shelf import DensityShelf, Key
+from landscape.pipeline.density_shelf import DensityShelf, Key, stored_digests
 from landscape.pipeline.draw import check_figure_name
 from landscape.pipeline.measure import Notes, Show, attempted, device_of, progress_shown, show_notes
 from landscape.pipeline.products import ProductSettings, SeriesProducts
-from landscape.store import DensityRecord, is_density_file, is_store, parts_folder, read_densities
+from landscape.pipeline.weights import digest_of
+from landscape.store import LARGEST_VALUE, DensityRecord, is_density_file, is_store, parts_folder, read_densities
 from landscape.store.lock import FolderLock
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
     if options.get("series"):
         raise LandscapeError(f"{source}: --series chooses among the series of a store, and this is none; leave it out.")
     if path.suffix.lower() in (".yaml", ".yml"):
-        return _measured(_manifest_jobs(Manifest.load(path), settings, options), output, settings, options)
+        manifest = Manifest.load(path, checkpoints_exist=False)
+        jobs = _manifest_jobs(manifest, settings, options | {"target": output.with_suffix(".h5")})
+        return _measured(jobs, output, settings, options)
     if is_density_file(path):
         return DensityReport(tuple(_drawn(read_densities(path), output, options)))
     names_architecture = source.startswith(LOCAL_DIR) or path.suffix.lower() == ".json"
@@ -267,6 +270,8 @@ def _measure_batch(operators: "Iterator[SymmetricOperator]", index: int, setting
     found = density(
         operator, num_probes=settings.num_probes, num_matvecs=settings.num_matvecs, seed=settings.seed + 7919 * index
     )
+    if float(found.nodes.abs().nan_to_num().max()) > LARGEST_VALUE:
+        raise NumericalError(f"batch {index} has a Ritz value beyond {LARGEST_VALUE:.3g}: products overflowed. Scale the loss.")
     small = operator.n - operator.num_unused <= settings.dense_limit
     return _Batch(found, dense_spectrum(operator).numpy() if small else None)
 
@@ -281,6 +286,7 @@ def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[
     known = sorted({one.epoch for series in manifest.series for one in series.checkpoints})
     if wanted is not None and not set(wanted) <= set(known):
         raise ManifestError(f"{manifest.path}: no series has an epoch {sorted(set(wanted) - set(known))[0]}; it has {known}.")
+    stored = stored_digests(options["target"])
     subject = _OneSubject(manifest, options.get("device"))
     for series in manifest.series:
         one = _Series(subject, series, settings, unaudited=bool(options.get("unaudited")))
@@ -291,7 +297,7 @@ def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[
                     "label": series.label,
                     "model": series.model,
                     "epoch": checkpoint.epoch,
-                    "checkpoint_sha256": checkpoint.verify(),
+                    "checkpoint_sha256": digest_of(checkpoint, stored=stored.get((series.name, checkpoint.epoch))),
                     "settings": settings.facts(manifest),
                 }
                 yield _Job(facts, partial(one.check, checkpoint), partial(one.operators, checkpoint), one.what_was_used)

@@ -20,6 +20,16 @@ class Job(Protocol):
     def key(self) -> Key: ...
 
 
+def stored_digests(target: Path) -> dict[Key, str]:
+    """Digest of the weights of each checkpoint in a file of densities; empty if there is no such file.
+
+    Raises:
+        StoreError: If the file is damaged.
+    """
+    records = read_densities(target) if is_density_file(target) else []
+    return {(record.series, record.epoch): record.checkpoint_sha256 for record in records}
+
+
 class DensityShelf:
     """The records of a file that count.
 

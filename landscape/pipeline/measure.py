@@ -29,6 +29,7 @@ from landscape.pipeline.forecast import forecast
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.pipeline.solve import Solver, SolverSettings
+from landscape.pipeline.weights import check_weights
 from landscape.store import Record, SpectrumStore, SpectrumWriter, models_as_trained, value_text
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def run(
     num_planned = sum(len(one.checkpoints) for one in manifest.series) * manifest.data.num_batches
     num_stored = num_planned - sum(len(task.batches) for task in tasks)
     report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored)
+    show_notes(check_weights(manifest, tasks), shown=progress)
     if dry_run:
         audited = hvp != "finite-difference" and not unaudited
         place = device_of(device)
@@ -315,7 +317,8 @@ def _measure(
     if pairs.quadrature is not None:
         nodes, weights = pairs.quadrature.nodes.numpy(), pairs.quadrature.weights.numpy()
     ends: dict[str, Any] = {} if pairs.ritz is None else _ends(pairs.ritz, hessian.k)
-    return Record(
+    return kept(
+        Record,
         series=task.series.name,
         epoch=task.checkpoint.epoch,
         batch=batch,
@@ -336,6 +339,18 @@ def _measure(
         settings=settings_of(subject, hessian, product=_PRODUCTS[how.hvp]) | products.settings() | how.solver.facts(),
         extras={"audit": how.audits[task.series.name], "operator": pairs.checked} | subject.notes_on(info),
     )
+
+
+def kept(kind: Callable[..., _Result], **columns: Any) -> _Result:
+    """The record of these columns.
+
+    Raises:
+        NumericalError: If one holds a value that cannot be stored, as after an overflow.
+    """
+    try:
+        return kind(**columns)
+    except ValueError as error:
+        raise NumericalError(f"{error} The loss or its products overflowed; scale the loss, or use dtype float64.") from error
 
 
 def _ends(ritz: "RitzValues", k: int) -> dict[str, Any]:

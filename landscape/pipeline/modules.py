@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.pipeline.audit import stored_verdicts
-from landscape.pipeline.measure import How, Show, attempted, check_everything, progress_shown, run, show_notes, subjects
+from landscape.pipeline.measure import How, Show, attempted, check_everything, kept, progress_shown, run, show_notes, subjects
 from landscape.pipeline.plan import RunReport, Task, plan
 from landscape.pipeline.products import ProductSettings
 from landscape.pipeline.solve import Solver, SolverSettings
+from landscape.pipeline.weights import check_weights
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def run_with_modules(
             f"{manifest.path}: it has {manifest.data.num_batches} batches, so modules cannot be measured on {module_batches}. "
             "Lower --module-batches."
         )
+    most = manifest.data.num_batches if module_batches is None else module_batches
+    check_weights(manifest, _tasks(manifest, _completed(output, manifest), most))
     for task, subject in subjects(manifest, plan(manifest, frozenset()), device) if modules else ():
         _modules_of(subject, task, modules)
     options: dict[str, Any] = {"device": device, "unaudited": unaudited, "dry_run": dry_run, "progress": progress}
@@ -208,7 +211,8 @@ def _measure(
         max_basis_memory=how.solver.settings.max_basis_memory,
     )
     products.keep(blocks)
-    return ModuleRecord(
+    return kept(
+        ModuleRecord,
         series=task.series.name,
         epoch=task.checkpoint.epoch,
         batch=batch,

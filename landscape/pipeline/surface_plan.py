@@ -6,6 +6,7 @@ from typing import Any
 from landscape.errors import LandscapeError, ManifestError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest, json_sha256
 from landscape.manifest.document import nearest
+from landscape.pipeline.weights import digest_of
 
 DIRECTIONS = ("random", "eigenvectors", "line")
 
@@ -187,9 +188,9 @@ def _decisive(manifest: Manifest, plan: SurfacePlan, end_series: CheckpointSerie
         "series": plan.series.name,
         "model": plan.series.model,
         "epoch": plan.checkpoint.epoch,
-        "checkpoint_sha256": plan.checkpoint.verify(),
+        "checkpoint_sha256": digest_of(plan.checkpoint),
         "directions": plan.directions,
-        "to": None if end is None else {"series": end_series.name, "epoch": end.epoch, "checkpoint_sha256": end.verify()},
+        "to": None if end is None else {"series": end_series.name, "epoch": end.epoch, "checkpoint_sha256": digest_of(end)},
         "dimensions": plan.dimensions,
         "points": plan.points,
         "span": plan.span,

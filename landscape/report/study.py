@@ -78,7 +78,7 @@ class Study:
 
     @property
     def num_planned(self) -> int:
-        return len(self.plan.keys())
+        return self.plan.num_records
 
     @property
     def num_values(self) -> int:

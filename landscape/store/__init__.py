@@ -3,6 +3,7 @@
 from landscape.store.as_trained import described_as_trained, models_as_trained, value_text
 from landscape.store.densities import DensityRecord, describe_densities, is_density_file, read_densities, write_densities
 from landscape.store.describe import CheckpointSummary, describe, is_store, summarize
+from landscape.store.hdf5 import LARGEST_VALUE
 from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
 from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries, differing_setting
@@ -24,6 +25,7 @@ from landscape.store.writer import SpectrumWriter
 __all__ = [
     "CheckpointSummary",
     "DensityRecord",
+    "LARGEST_VALUE",
     "ModuleRecord",
     "ModuleTable",
     "Plan",

@@ -7,7 +7,6 @@
 Shapes: b = mini-batches, p = probes over all of them, m = nodes, c = eigenvalues known one by one, n = parameters.
 """
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,7 +21,17 @@ from landscape.errors import StoreError
 from landscape.files import write_atomically
 from landscape.manifest import canonical_json
 from landscape.store.as_trained import described_as_trained
-from landscape.store.table import UNIT
+from landscape.store.hdf5 import (
+    LARGEST_VALUE,
+    check_mapping,
+    corrupt_file_errors,
+    file_image,
+    groups_in,
+    has_attribute,
+    open_hdf5,
+    read_array,
+)
+from landscape.store.table import UNIT, check_facts, ends_in_nan
 from landscape.version import VERSION
 
 DENSITY_SCHEMA_VERSION = 1
@@ -106,13 +115,7 @@ def _but_batches(settings: Mapping[str, Any]) -> str:
 
 def is_density_file(path: Path) -> bool:
     """Whether a path is a file of densities that can be opened, from its attributes."""
-    if not (path.is_file() and h5py.is_hdf5(path)):
-        return False
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return "density_schema_version" in file.attrs
-    except OSError:
-        return False
+    return has_attribute(path, "density_schema_version")
 
 
 def write_densities(path: Path, records: Sequence[DensityRecord]) -> None:
@@ -121,8 +124,8 @@ def write_densities(path: Path, records: Sequence[DensityRecord]) -> None:
     Raises:
         StoreError: If the disk does not take it.
     """
-    stream = io.BytesIO()
-    with h5py.File(stream, "w", track_order=True) as file:
+
+    def write(file: h5py.File) -> None:
         file.attrs["density_schema_version"] = DENSITY_SCHEMA_VERSION
         file.attrs["landscape_version"] = VERSION
         file.attrs["unit"] = UNIT
@@ -136,9 +139,11 @@ def write_densities(path: Path, records: Sequence[DensityRecord]) -> None:
                     group.create_dataset(one.name, data=value, fletcher32=value.size > 0, compression=packed)
                 elif one.name not in ("series", "epoch"):
                     group.attrs[one.name] = canonical_json(value) if one.name == "settings" else value
+
+    content = file_image(write)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, stream.getvalue())
+        write_atomically(path, content)
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be written ({error.strerror}) - the density is not stored - choose a folder that is writable."
@@ -153,19 +158,15 @@ def read_densities(path: Path) -> list[DensityRecord]:
     """
     if not is_density_file(path):
         raise StoreError(f"{path}: not a file of densities; `landscape density` writes one beside its figure.")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            version = int(file.attrs["density_schema_version"])
-            if version != DENSITY_SCHEMA_VERSION:
-                raise StoreError(
-                    f"{path}: density schema version {version}, but this landscape reads {DENSITY_SCHEMA_VERSION}. "
-                    f"Read it with landscape {file.attrs['landscape_version']}, which wrote it."
-                )
-            groups = file.get("density", {})
-            return [_read(series, int(epoch), group) for series, one in groups.items() for epoch, group in one.items()]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(f"{path}: damaged, or not written by landscape ({reason}). Measure again into another file.") from error
+    with corrupt_file_errors(path, advice="Measure again into another file."), open_hdf5(path) as file:
+        version = int(file.attrs["density_schema_version"])
+        if version != DENSITY_SCHEMA_VERSION:
+            raise StoreError(
+                f"{path}: density schema version {version}, but this landscape reads {DENSITY_SCHEMA_VERSION}. "
+                f"Read it with landscape {file.attrs['landscape_version']}, which wrote it."
+            )
+        series = groups_in(file["density"]) if "density" in file else ()
+        return [_read(name, int(epoch), group) for name, epochs in series for epoch, group in groups_in(epochs)]
 
 
 def describe_densities(path: Path) -> list[str]:
@@ -186,12 +187,60 @@ def describe_densities(path: Path) -> list[str]:
 
 
 def _read(series: str, epoch: int, group: h5py.Group) -> DensityRecord:
-    arrays: dict[str, Any] = {name: group[name][()] for name in ARRAYS}
     facts: dict[str, Any] = {name: str(group.attrs[name]) for name in ("label", "model", "checkpoint_sha256")}
     facts |= {name: int(group.attrs[name]) for name in ("n", "num_matvecs")}
     facts |= {name: float(group.attrs[name]) for name in ("resolution", "rounding", "orthogonality_defect")}
     settings, audited = json.loads(group.attrs["settings"]), bool(group.attrs["audited"])
+    check_facts(check_mapping(settings, "settings"), {})
+    arrays = _arrays(group, facts["n"])
     record = DensityRecord(series=series, epoch=epoch, settings=settings, audited=audited, **facts, **arrays)
-    if "num_batches" in settings and len(record.batches) != len(record.num_zeros):
-        raise ValueError(f"{series} epoch {epoch} has {len(record.num_zeros)} batches and names {len(record.batches)}")
+    _check_batches(record)
+    _check_numbers(record)
     return record
+
+
+def _arrays(group: h5py.Group, n: int) -> dict[str, Any]:
+    """The datasets of a record, of the shapes that they must have together."""
+    nodes = read_array(group, "nodes", dtype="<f8", shape=(None, None))
+    num_zeros = read_array(group, "num_zeros", dtype="<i8", shape=(None,))
+    exact = read_array(group, "exact", dtype="<f8", shape=(len(num_zeros), None))
+    arrays = {"nodes": nodes, "num_zeros": num_zeros, "exact": exact}
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "weights": nodes.shape,
+        "operators": nodes.shape[:1],
+        "remainders": nodes.shape[:1],
+        "exact_residuals": exact.shape,
+        "dense_eigenvalues": (len(num_zeros), n) if group["dense_eigenvalues"].size else (0, 0),
+        "num_negative": num_zeros.shape if group["num_negative"].size else (0,),
+    }
+    for name, shape in shapes.items():
+        arrays[name] = read_array(group, name, dtype="<i8" if name in ("operators", "num_negative") else "<f8", shape=shape)
+    return arrays
+
+
+def _check_batches(record: DensityRecord) -> None:
+    """Raise ValueError where a record is not of the batches that it names."""
+    count, missing = record.settings.get("num_batches"), record.missing_batches
+    place = f"{record.series} epoch {record.epoch}"
+    if count is not None:
+        if type(count) is not int or not len(missing) <= count == len(record.num_zeros) + len(missing):
+            raise ValueError(f"{place} has {len(record.num_zeros)} batches and names {count!r}, {len(missing)} of them missing")
+        if not all(type(batch) is int and 0 <= batch < count for batch in missing):
+            raise ValueError(f"{place} names missing batches {missing!r:.80}")
+    if record.operators.size and not 0 <= record.operators.min() <= record.operators.max() < len(record.num_zeros):
+        raise ValueError(f"{place} has probes of batches that it does not have")
+
+
+def _check_numbers(record: DensityRecord) -> None:
+    """Raise ValueError where a record holds a number that no measurement gives."""
+    place = f"{record.series} epoch {record.epoch}"
+    if record.n < 1 or record.num_matvecs < 0:
+        raise ValueError(f"{place} has {record.n} parameters and {record.num_matvecs} products")
+    for name in ("nodes", "weights", "remainders", "exact", "dense_eigenvalues"):
+        values = getattr(record, name)
+        wrong = values[np.abs(values) > LARGEST_VALUE]
+        if wrong.size or (name == "dense_eigenvalues" and np.isnan(values).any()):
+            raise ValueError(f"{name} of {place} is {wrong[0] if wrong.size else np.nan}, which no measurement gives")
+    for values, others in ((record.nodes, record.weights), (record.exact, record.exact_residuals)):
+        if not (ends_in_nan(values).all() and (np.isnan(values) == np.isnan(others)).all()):
+            raise ValueError(f"{place} has a NaN among its nodes, weights or exact eigenvalues")

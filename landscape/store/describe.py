@@ -93,7 +93,7 @@ def describe(path: str | Path) -> list[str]:
     """
     with SpectrumStore.open(path) as store:
         data, hessian = store.plan.protocol["data"], store.plan.protocol["hessian"]
-        num_planned = len(store.plan.keys())
+        num_planned = store.plan.num_records
         num_stored = len(store.completed_keys())
         state = "complete" if num_stored == num_planned else "unfinished"
         lines = [

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from landscape.store.table import CheckpointTable, facts_of, is_digest, stacked, task_key
+from landscape.store.hdf5 import LARGEST_VALUE
+from landscape.store.table import (
+    CheckpointTable,
+    check_columns,
+    check_each,
+    check_facts,
+    facts_of,
+    is_digest,
+    stacked,
+    task_key,
+)
 
 # The datasets of a checkpoint's group with one row per batch, each with its type in the file.
 MODULE_COLUMNS: dict[str, str] = {
@@ -103,6 +113,8 @@ class ModuleRecord:
         there = np.arange(self.k) < self.module_params[:, None]
         if not np.isfinite(self.eigenvalues[there]).all() or np.isfinite(self.eigenvalues[~there]).any():
             raise ValueError(f"{self.key}: a block has as many finite eigenvalues as its size allows, got {self.eigenvalues}.")
+        if (np.abs(self.eigenvalues[there]) > LARGEST_VALUE).any():
+            raise ValueError(f"{self.key}: eigenvalues must be at most {LARGEST_VALUE:.3g} in magnitude, got {self.eigenvalues}.")
         if not np.isfinite(self.residuals[self.converged]).all():
             raise ValueError(f"{self.key}: a pair without a finite residual cannot count as converged.")
         if not (np.isfinite(self.loss) and self.seconds >= 0 and min(self.epoch, self.batch, self.num_params) >= 0):
@@ -110,6 +122,10 @@ class ModuleRecord:
         for name in ("batch_sha256", "checkpoint_sha256"):
             if not is_digest(getattr(self, name)):
                 raise ValueError(f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}.")
+
+        if not (isinstance(self.settings, Mapping) and isinstance(self.extras, Mapping)):
+            raise ValueError(f"{self.key}: settings and extras must be mappings.")
+        check_facts(self.settings, self.extras)
 
     @property
     def key(self) -> str:
@@ -158,3 +174,19 @@ def module_table_of(
     facts = facts_of(rows, (versions for _, versions in pairs))
     columns: dict[str, Any] = stacked(rows, MODULE_COLUMNS)
     return ModuleTable(model=model, label=label, num_planned=num_planned, **modules, **facts, **columns)
+
+
+def check_module_table(table: ModuleTable) -> None:
+    """Whether a table holds what records hold, as `ModuleRecord` checks them.
+
+    Raises:
+        ValueError: If not; names the first record and column that are wrong.
+    """
+    check_columns(table)
+    if not table.modules or len(set(table.modules)) < len(table.modules):
+        raise ValueError(f"{table.series}/{table.epoch} names no modules, or one twice")
+    there = np.arange(table.eigenvalues.shape[2]) < table.module_params[:, None]
+    check_each(table, "eigenvalues", np.where(there, np.abs(table.eigenvalues) <= LARGEST_VALUE, np.isnan(table.eigenvalues)))
+    for name in ("smallest", "largest"):
+        check_each(table, name, ~(np.abs(getattr(table, name)) > LARGEST_VALUE))
+    check_each(table, "residuals", ~table.converged | np.isfinite(table.residuals))

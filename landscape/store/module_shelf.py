@@ -4,7 +4,6 @@ modules, module_params      coordinates: one per module, in the order of the net
 datasets of `MODULE_COLUMNS` one row per batch, then per module; attributes as in /spectra/<series>/<epoch>
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from landscape.store.damage import damage_named
+from landscape.store.hdf5 import corrupt_file_errors, groups_in, read_array, read_texts
 from landscape.store.module_record import (
     MATRICES,
     MODULE_COLUMNS,
     VECTORS,
     ModuleRecord,
     ModuleTable,
+    check_module_table,
     module_table_of,
 )
-from landscape.store.table import joined, write_attributes
+from landscape.store.table import batches_in, joined, read_facts, write_attributes
 
 _GROUP = "modules"
 Key = tuple[str, int]
@@ -48,9 +48,9 @@ class ModuleShelf:
         self._groups: dict[Key, h5py.Group] = {}
         self._records: dict[Key, list[tuple[ModuleRecord, Mapping[str, Any]]]] = {}
         self.identities: dict[Key, tuple[str, int]] = {}
-        with damage_named(path):
-            for series, epochs in file[_GROUP].items() if file is not None and _GROUP in file else ():
-                for epoch, group in epochs.items():
+        with corrupt_file_errors(path):
+            for series, epochs in groups_in(file[_GROUP]) if file is not None and _GROUP in file else ():
+                for epoch, group in groups_in(epochs):
                     self._groups[series, int(epoch)] = group
                     identity = (str(group.attrs["checkpoint_sha256"]), int(group.attrs["num_params"]))
                     self.identities[series, int(epoch)] = identity
@@ -63,10 +63,8 @@ class ModuleShelf:
         """Digest of the pairs of each batch that is stored of one checkpoint; empty if none is."""
         found = {record.batch: record.batch_sha256 for record, _ in self._records.get(key, [])}
         if key in self._groups:
-            with damage_named(self._path):
-                group = self._groups[key]
-                digests = [digest.decode() for digest in group["batch_sha256"][()]]
-                found |= dict(zip(map(int, group["batch"][()]), digests, strict=True))
+            with corrupt_file_errors(self._path):
+                found |= batches_in(self._groups[key])
         return found
 
     def modules(self, series: str) -> tuple[str, ...] | None:
@@ -75,7 +73,7 @@ class ModuleShelf:
             if key[0] == series and key in self._records:
                 return self._records[key][0][0].modules
             if key[0] == series:
-                with damage_named(self._path):
+                with corrupt_file_errors(self._path):
                     return _names(self._groups[key])
         return None
 
@@ -84,7 +82,7 @@ class ModuleShelf:
         facts: dict[str, Any] = {"model": model, "label": label, "num_planned": num_planned}
         tables = []
         if key in self._groups:
-            with damage_named(self._path):
+            with corrupt_file_errors(self._path):
                 tables.append(_read(self._groups[key], key, facts))
         if key in self._records:
             tables.append(module_table_of(self._records[key], **facts))
@@ -109,28 +107,28 @@ def _write(group: h5py.Group, table: ModuleTable) -> None:
 
 
 def _names(group: h5py.Group) -> tuple[str, ...]:
-    return tuple(group["modules"].asstr()[()])
+    return tuple(read_texts(group, "modules"))
 
 
 def _read(group: h5py.Group, key: Key, facts: Mapping[str, Any]) -> ModuleTable:
     """The table of a group of the merged file."""
-    columns: dict[str, Any] = {name: np.asarray(group[name][()]) for name in MODULE_COLUMNS}
-    modules, module_params = _names(group), group["module_params"][()]
-    shape = (len(columns["batch"]), len(modules), columns["eigenvalues"].shape[2])
-    for name, array in columns.items():
+    modules = _names(group)
+    batch, _, k = group["eigenvalues"].shape
+    shape = (batch, len(modules), k)
+    columns: dict[str, Any] = {}
+    for name, dtype in MODULE_COLUMNS.items():
         wanted = shape if name in MATRICES else shape[:2] if name in VECTORS else shape[:1]
-        if array.shape != wanted or len(module_params) != len(modules):
-            raise ValueError(f"{name} of {key[0]}/{key[1]} has shape {array.shape}")
+        columns[name] = read_array(group, name, dtype=dtype, shape=wanted)
     columns["batch_sha256"] = tuple(digest.decode() for digest in columns["batch_sha256"])
-    attributes: dict[str, Any] = {name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")}
-    return ModuleTable(
+    module_params = read_array(group, "module_params", dtype="<i8", shape=(len(modules),))
+    table = ModuleTable(
         series=key[0],
         epoch=key[1],
-        checkpoint_sha256=str(group.attrs["checkpoint_sha256"]),
-        num_params=int(group.attrs["num_params"]),
         modules=modules,
         module_params=module_params,
-        **attributes,
+        **read_facts(group),
         **facts,
         **columns,
     )
+    check_module_table(table)
+    return table

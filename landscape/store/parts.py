@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from landscape.errors import StoreError
-from landscape.manifest import write_atomically
+from landscape.files import read_regular, write_atomically
+from landscape.store.hdf5 import CORRUPT, check_mapping
 from landscape.store.module_record import ModuleRecord
 from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
 from landscape.store.record import Record
@@ -23,6 +24,8 @@ _SUFFIX = ".jsonl"
 _MODULES = ".modules"
 _PLAN = "plan.json"
 _LOCK = "lock"
+# A record of a thousand modules takes about 10 MB.
+_LARGEST_PART = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +42,11 @@ class Part:
 
     record: Record | ModuleRecord
     protocol_sha256: str
-    versions: Mapping[str, str]
+    versions: Mapping[str, Any]
 
 
 def parts_folder(output: Path) -> Path:
-    return output.with_name(output.name + ".parts")
+    return output.parent / f"{output.name}.parts"
 
 
 def part_name(record: Record | ModuleRecord) -> str:
@@ -79,10 +82,10 @@ def read_plan(folder: Path) -> Plan | RejectedPart | None:
     """
     path = folder / _PLAN
     try:
-        return Plan.from_json(_decode("plan", path.read_bytes(), path=path))
+        return Plan.from_json(_decode("plan", path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except CORRUPT as error:
         return RejectedPart(path=path, reason=_reason(error))
 
 
@@ -103,14 +106,15 @@ def read_parts(folder: Path) -> tuple[list[Part], list[RejectedPart]]:
             continue
         try:
             of_modules = path.name.endswith(_MODULES + _SUFFIX)
-            content = _decode("modules" if of_modules else "record", path.read_bytes(), path=path)
+            content = _decode("modules" if of_modules else "record", path)
             record = ModuleRecord(**content["record"]) if of_modules else Record(**content["record"])
             if path.name != part_name(record):
                 raise ValueError(f"it holds {record.key}, which its name does not say")
-            parts.append(Part(record=record, protocol_sha256=content["protocol_sha256"], versions=dict(content["versions"])))
+            versions = check_mapping(content["versions"], "versions")
+            parts.append(Part(record=record, protocol_sha256=str(content["protocol_sha256"]), versions=dict(versions)))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, StoreError) as error:
+        except (*CORRUPT, StoreError) as error:
             rejected.append(RejectedPart(path=path, reason=_reason(error)))
     return parts, rejected
 
@@ -178,8 +182,8 @@ def _encode(kind: str, content: Mapping[str, Any]) -> bytes:
     return json.dumps(header).encode() + b"\n" + body + b"\n"
 
 
-def _decode(kind: str, file: bytes, *, path: Path) -> Any:
-    lines = file.split(b"\n")
+def _decode(kind: str, path: Path) -> Any:
+    lines = read_regular(path, largest=_LARGEST_PART).split(b"\n")
     if len(lines) != 3 or lines[2]:
         raise ValueError("it is truncated, or no part")
     header = json.loads(lines[0])
@@ -187,7 +191,7 @@ def _decode(kind: str, file: bytes, *, path: Path) -> Any:
         raise ValueError(f"it is not a {kind}")
     if header["sha256"] != hashlib.sha256(lines[1]).hexdigest():
         raise ValueError("it is damaged: its digest is wrong")
-    content = json.loads(lines[1])
+    content = check_mapping(json.loads(lines[1]), "its content")
     check_schema_version(path, header["schema_version"], written_by=content.get("landscape_version"))
     return content
 

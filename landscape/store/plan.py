@@ -1,13 +1,13 @@
 """What an output is going to hold, and whether a manifest may go on with it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from landscape.errors import StoreError
 from landscape.manifest import Manifest, canonical_json, json_sha256
-from landscape.manifest.settings import NAME
+from landscape.manifest.settings import NAME, DataSettings, HessianSettings
 from landscape.store.table import is_digest, task_key
 from landscape.version import VERSION
 
@@ -79,6 +79,11 @@ class Plan:
         batches = range(self.num_batches)
         return [task_key(one.name, epoch, batch) for one in self.series for epoch in one.epochs for batch in batches]
 
+    @property
+    def num_records(self) -> int:
+        """Number of measurements over all series, epochs and batches."""
+        return sum(len(one.epochs) for one in self.series) * self.num_batches
+
     def named(self, series: str) -> PlannedSeries | None:
         return next((one for one in self.series if one.name == series), None)
 
@@ -109,11 +114,40 @@ class Plan:
             series=series,
             landscape_version=str(value["landscape_version"]),
         )
-        if not (is_digest(plan.manifest_sha256) and plan.k > 0 and plan.num_batches > 0):
-            raise ValueError("no digest, or nothing to measure")
+        if not is_digest(plan.manifest_sha256):
+            raise ValueError(f"the digest of its manifest is {plan.manifest_sha256!r:.80}")
+        _check_protocol(plan.protocol)
         if not all(NAME.fullmatch(one.name) and one.epochs and min(one.epochs) >= 0 for one in series):
             raise ValueError("a series has no name or no epochs")
         return plan
+
+
+def _check_protocol(protocol: Mapping[str, Mapping[str, Any]]) -> None:
+    """Whether a stored protocol holds settings that a manifest could have.
+
+    Raises:
+        ValueError, TypeError, KeyError: If not.
+    """
+    for section, settings in (("data", DataSettings), ("hessian", HessianSettings)):
+        names = {field.name: field for field in fields(settings)}
+        values = dict(protocol[section])
+        for name in ("num_samples", "batch_size", "k", "max_matvecs", "seed"):
+            if name in names and type(values[name]) is not int:
+                raise ValueError(f"{section}.{name} is {values[name]!r:.80}, not a whole number")
+        if section == "hessian":
+            parameters = values["parameters"]
+            values["parameters"] = tuple(map(str, parameters)) if isinstance(parameters, list) else parameters
+        for name in _ALWAYS[section]:
+            values[name]
+        # Keys of a later landscape are none of ours to judge.
+        settings(**{name: value for name, value in values.items() if name in names})
+
+
+# What commands read of a stored protocol.
+_ALWAYS = {
+    "data": ("source", "split", "num_samples", "batch_size", "augmentation", "seed"),
+    "hessian": ("objective", "parameters", "method", "k", "which", "tol", "dtype"),
+}
 
 
 def check_schema_version(path: Path, found: object, *, written_by: object) -> None:
@@ -188,7 +222,8 @@ def _differing_checkpoint(plan: Plan, name: str, epoch: int, digest: str, manife
             "weights mean another function."
         )
     checkpoint = series.checkpoints[series.epochs.index(epoch)]
-    now = checkpoint.sha256 or checkpoint.verify()
+    # Of a file that is gone and has no digest in the manifest, only the stored one is known.
+    now = checkpoint.sha256 or (checkpoint.verify() if checkpoint.path.exists() else digest)
     if now != digest:
         return (
             f"epoch {epoch} of series {name!r} was measured on weights with sha256 {digest}, but now {checkpoint.path} "

@@ -11,10 +11,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from landscape.store.table import CheckpointTable, facts_of, is_digest, padded, stacked, task_key
+from landscape.store.hdf5 import LARGEST_VALUE
+from landscape.store.table import (
+    CheckpointTable,
+    check_columns,
+    check_each,
+    check_facts,
+    ends_in_nan,
+    facts_of,
+    is_digest,
+    padded,
+    stacked,
+    task_key,
+)
 
 # Both ends of the spectrum, which only the Krylov methods give.
 ENDS = ("smallest", "smallest_residuals", "largest", "largest_residuals")
+RITZ = ("ritz_values", "ritz_weights")
 # Columns that the first files of this schema lack.
 LATER = (*ENDS, "num_negative", "num_positive", "orthogonality_defect", "parameter_norm", "num_unused")
 
@@ -46,7 +59,8 @@ class Record:
         extras: Further facts about the checkpoint, such as the verdict of an audit; plain JSON values.
 
     Raises:
-        ValueError: If shapes disagree, a number is not finite, or a pair without a finite residual counts as converged.
+        ValueError: If shapes disagree, a number is not finite or too large for a float32, or a pair without a finite
+            residual counts as converged.
     """
 
     series: str
@@ -102,6 +116,9 @@ class Record:
         for name in ("values", "ritz_values", "ritz_weights", "loss", "seconds"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{self.key}: {name} must be finite, got {getattr(self, name)}.")
+        for name in ("values", "ritz_values", "smallest", "largest"):
+            if (np.abs(getattr(self, name)) > LARGEST_VALUE).any():
+                raise ValueError(f"{self.key}: {name} must be at most {LARGEST_VALUE:.3g} in size, got {getattr(self, name)}.")
         if not np.isfinite(self.residuals[self.converged]).all():
             raise ValueError(f"{self.key}: a pair without a finite residual cannot count as converged, got {self.residuals}.")
         for name in ("epoch", "batch", "num_matvecs", "num_params", "seconds"):
@@ -110,6 +127,10 @@ class Record:
         for name in ("batch_sha256", "checkpoint_sha256"):
             if not is_digest(getattr(self, name)):
                 raise ValueError(f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}.")
+
+        if not (isinstance(self.settings, Mapping) and isinstance(self.extras, Mapping)):
+            raise ValueError(f"{self.key}: settings and extras must be mappings.")
+        check_facts(self.settings, self.extras)
 
     @property
     def key(self) -> str:
@@ -174,6 +195,26 @@ def table_of(
     facts = facts_of(rows, (versions for _, versions in pairs))
     columns: dict[str, Any] = stacked(rows, COLUMNS, eigenvalues="values")
     return SpectraTable(model=model, label=label, num_planned=num_planned, **facts, **columns)
+
+
+def check_table(table: SpectraTable) -> None:
+    """Whether a table holds what records hold, as `Record` checks them.
+
+    Raises:
+        ValueError: If not; names the first record and column that are wrong.
+    """
+    check_columns(table)
+    check_each(table, "eigenvalues", np.abs(table.eigenvalues) <= LARGEST_VALUE)
+    for name in ("ritz_values", "smallest", "largest"):
+        # NaN stands for what is not there.
+        check_each(table, name, ~(np.abs(getattr(table, name)) > LARGEST_VALUE))
+    if table.ritz_values.shape != table.ritz_weights.shape:
+        raise ValueError(f"the quadratures of {table.series}/{table.epoch} have shapes that differ")
+    check_each(table, "ritz_values", ends_in_nan(table.ritz_values)[:, None] | ~np.isnan(table.ritz_values))
+    check_each(table, "ritz_weights", ~(np.abs(table.ritz_weights) > LARGEST_VALUE))
+    check_each(table, "ritz_weights", np.isnan(table.ritz_weights) == np.isnan(table.ritz_values))
+    check_each(table, "residuals", ~table.converged | np.isfinite(table.residuals))
+    check_each(table, "num_matvecs", table.num_matvecs >= 0)
 
 
 # The datasets of a checkpoint's group, each with its type in the file.

@@ -10,8 +10,7 @@
 """
 
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,42 @@ import h5py
 import numpy as np
 
 from landscape.errors import StoreError
+from landscape.files import write_atomically
 from landscape.manifest import canonical_json
-from landscape.store.damage import damage_named
+from landscape.store.hdf5 import (
+    corrupt_file_errors,
+    file_image,
+    groups_in,
+    open_hdf5,
+    read_array,
+    read_texts,
+)
 from landscape.store.module_record import ModuleTable
 from landscape.store.module_shelf import write_module_tables
 from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
-from landscape.store.record import COLUMNS, ENDS, LATER, SpectraTable
-from landscape.store.table import UNIT, write_attributes
+from landscape.store.record import COLUMNS, ENDS, LATER, RITZ, SpectraTable, check_table
+from landscape.store.table import UNIT, batches_in, read_facts, write_attributes
 
 
-def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable], module_tables: Iterable[ModuleTable] = ()) -> None:
-    """Write a whole file and bring it to the disk.
+def write_file(
+    path: Path,
+    plan: Plan,
+    tables: Iterable[SpectraTable],
+    module_tables: Iterable[ModuleTable] = (),
+    *,
+    temporary: Path | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a whole file and bring it to the disk, or leave what was there.
+
+    Args:
+        temporary, check: As in `write_atomically`.
 
     Raises:
         OSError: If the disk does not take it.
     """
-    # Tracked order lets readers see series and epochs in the order of the plan, and attributes exceed 64 KiB (HDF5 1).
-    with h5py.File(path, "w", track_order=True) as file:
+
+    def write(file: h5py.File) -> None:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["landscape_version"] = plan.landscape_version
         file.attrs["manifest_sha256"] = plan.manifest_sha256
@@ -51,11 +69,8 @@ def write_file(path: Path, plan: Plan, tables: Iterable[SpectraTable], module_ta
                 series = spectra.create_group(table.series, track_order=True)
             _write_table(series.create_group(str(table.epoch), track_order=True), table)
         write_module_tables(file, module_tables)
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+    write_atomically(path, file_image(write), temporary=temporary, check=check)
 
 
 def _write_plan(group: h5py.Group, plan: Plan) -> None:
@@ -84,20 +99,21 @@ def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
     Raises:
         StoreError: If it is no HDF5 file, no store, or of another version of the schema.
     """
-    # A merged file is never written in place, so no lock is needed to read it.
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = open_hdf5(path)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if not os.access(path, os.R_OK) or path.is_dir():
-            raise StoreError(f"{path}: cannot be read as a file; check its name and its permissions.") from error
+        # What h5py says of a file that is no HDF5 has no errno.
+        if error.errno is not None:
+            reason = f"{path}: cannot be read ({error.strerror or error}); check its name and its permissions."
+            raise StoreError(reason) from error
         reason = "landscape would overwrite it. Name another output, or remove it."
         if not to_write:
             reason = "so it is no store, or one that was cut short. Name a file that `landscape spectra` wrote."
         raise StoreError(f"{path}: not an HDF5 file; {reason}") from error
     try:
-        with damage_named(path):
+        with corrupt_file_errors(path):
             version = file.attrs.get("schema_version")
             written_by = file.attrs.get("landscape_version")
             if version is None or written_by is None:
@@ -115,13 +131,14 @@ def read_plan_of_file(file: h5py.File, path: Path) -> Plan:
     Raises:
         StoreError: If the file is damaged.
     """
-    with damage_named(path):
+    with corrupt_file_errors(path):
         group = file["plan"]
-        columns = [group[name].asstr()[()] for name in ("series", "model", "label")]
+        columns = [read_texts(group, name) for name in ("series", "model", "label")]
+        epochs = read_array(group, "epoch", dtype="<i8", shape=(len(columns[0]),))
         # Files that were written before models knew how they were trained lack it.
         trained = json.loads(file.attrs.get("trained", "{}"))
         series: dict[str, dict[str, Any]] = {}
-        for name, model, label, epoch in zip(*columns, group["epoch"][()], strict=True):
+        for name, model, label, epoch in zip(*columns, epochs, strict=True):
             series.setdefault(name, _planned(name, model, label, trained))["epochs"].append(epoch)
         return Plan.from_json(
             {
@@ -143,11 +160,11 @@ def stored_checkpoints(file: h5py.File, path: Path) -> dict[tuple[str, int], tup
     Raises:
         StoreError: If the file is damaged.
     """
-    with damage_named(path):
+    with corrupt_file_errors(path):
         return {
             (series, int(epoch)): (str(table.attrs["checkpoint_sha256"]), int(table.attrs["num_params"]))
-            for series, epochs in file["spectra"].items()
-            for epoch, table in epochs.items()
+            for series, epochs in groups_in(file["spectra"])
+            for epoch, table in groups_in(epochs)
         }
 
 
@@ -157,34 +174,34 @@ def stored_batches(file: h5py.File, path: Path, series: str, epoch: int) -> dict
     Raises:
         StoreError: If the file is damaged.
     """
-    with damage_named(path):
+    with corrupt_file_errors(path):
         group = file[f"spectra/{series}/{epoch}"]
-        digests = group["batch_sha256"][()]
-        return {int(batch): digest.decode() for batch, digest in zip(group["batch"][()], digests, strict=True)}
+        return batches_in(group)
 
 
 def _read_column(group: h5py.Group, name: str, shape: tuple[int, int]) -> np.ndarray:
     """A dataset of a table; unknown values where the file is older than the column."""
+    num_rows, k = shape
     if name in LATER and name not in group:
         return np.full(shape if name in ENDS else shape[:1], -1 if COLUMNS[name] == "<i8" else np.nan, dtype=COLUMNS[name])
-    return np.asarray(group[name][()])
+    wide = name in ("eigenvalues", "residuals", "converged", *ENDS)
+    length = (num_rows, k) if wide else (num_rows, None) if name in RITZ else (num_rows,)
+    return read_array(group, name, dtype=COLUMNS[name], shape=length)
 
 
 def read_table(file: h5py.File, path: Path, series: str, epoch: int) -> SpectraTable:
     """The table of one checkpoint.
 
     Raises:
-        StoreError: If the file is damaged.
+        StoreError: If the file is damaged, or holds a value that no measurement gives.
     """
-    with damage_named(path):
+    with corrupt_file_errors(path):
         group = file[f"spectra/{series}/{epoch}"]
         num_rows, k = group["eigenvalues"].shape
         columns: dict[str, Any] = {name: _read_column(group, name, (num_rows, k)) for name in COLUMNS}
-        for name, array in columns.items():
-            if len(array) != num_rows or (name in ("residuals", "converged", *ENDS) and array.shape[1] != k):
-                raise ValueError(f"{name} of {series}/{epoch} has shape {array.shape}")
         columns["batch_sha256"] = tuple(digest.decode() for digest in columns["batch_sha256"])
-        facts: dict[str, Any] = {name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")}
-        facts |= {name: str(group.attrs[name]) for name in ("model", "label", "checkpoint_sha256")}
-        facts |= {name: int(group.attrs[name]) for name in ("num_params", "num_planned")}
-        return SpectraTable(series=series, epoch=epoch, **facts, **columns)
+        facts = read_facts(group)
+        facts |= {name: str(group.attrs[name]) for name in ("model", "label")} | {"num_planned": int(group.attrs["num_planned"])}
+        table = SpectraTable(series=series, epoch=epoch, **facts, **columns)
+        check_table(table)
+        return table

@@ -59,7 +59,7 @@ class SpectrumStore:
         self._close = weakref.finalize(self, file.close) if file is not None else lambda: None
         self.identities = {} if file is None else schema.stored_checkpoints(file, path)
         self._merged = {key: schema.stored_batches(file, path, *key) for key in self.identities} if file is not None else {}
-        self._parts: dict[tuple[str, int], list[tuple[Record, Mapping[str, str]]]] = {}
+        self._parts: dict[tuple[str, int], list[tuple[Record, Mapping[str, Any]]]] = {}
         of_modules = []
         for part in parts:
             if isinstance(part.record, ModuleRecord):
@@ -85,7 +85,7 @@ class SpectrumStore:
             StoreError: If nothing is there, it is no store, of another version of the schema, or damaged, or a series is not
                 planned.
         """
-        store = cls._read(Path(path).resolve(), fallback=None)
+        store = cls._read(Path(os.path.realpath(path)), fallback=None)
         if store is None:
             raise StoreError(f"{path}: there is no such store; `landscape spectra` writes one.")
         if series:

@@ -9,7 +9,6 @@
 The file is small and is written anew, whole or not at all, after every point.
 """
 
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -21,9 +20,20 @@ import h5py
 import numpy as np
 
 from landscape.errors import StoreError
-from landscape.manifest import canonical_json, write_atomically
+from landscape.files import write_atomically
+from landscape.manifest import canonical_json
 from landscape.store.as_trained import described_as_trained
+from landscape.store.hdf5 import (
+    check_mapping,
+    corrupt_file_errors,
+    file_image,
+    groups_in,
+    has_attribute,
+    open_hdf5,
+    read_array,
+)
 from landscape.store.plan import check_schema_version
+from landscape.store.table import check_facts
 from landscape.version import VERSION
 
 if TYPE_CHECKING:
@@ -65,8 +75,8 @@ def write_surface(path: Path, stored: StoredSurface) -> None:
     Raises:
         StoreError: If the disk does not take it.
     """
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
+
+    def write(file: h5py.File) -> None:
         file.attrs["schema_version"] = _SCHEMA_VERSION
         file.attrs["kind"] = _KIND
         file.attrs["landscape_version"] = VERSION
@@ -75,8 +85,10 @@ def write_surface(path: Path, stored: StoredSurface) -> None:
         file.attrs["as_trained"] = canonical_json(stored.as_trained)
         file.attrs["unit"] = "nat"
         _write_result(file, stored.result)
+
+    content = file_image(write)
     try:
-        write_atomically(path, content.getvalue())
+        write_atomically(path, content)
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be written ({error.strerror or error}). What it held before is safe: mend the disk, then run the "
@@ -110,11 +122,7 @@ def axes_of(result: "LossSlice | LossSurface") -> tuple["Axis", ...]:
 
 def is_surface(path: Path) -> bool:
     """Whether a file says that it is one of these."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return bool(file.attrs.get("kind") == _KIND)
-    except OSError:
-        return False
+    return has_attribute(path, "kind", value=_KIND)
 
 
 def read_surface(path: Path) -> StoredSurface | None:
@@ -127,29 +135,32 @@ def read_surface(path: Path) -> StoredSurface | None:
         return None
     if not is_surface(path):
         raise StoreError(f"{path}: not a loss surface of landscape, which would overwrite it. Name another file with --data.")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            check_schema_version(path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"])
-            return StoredSurface(
-                result=_read_result(file),
-                request=json.loads(file.attrs["request"]),
-                directions_sha256=str(file.attrs["directions_sha256"]),
-                as_trained=json.loads(file.attrs.get("as_trained", "{}")),
-                landscape_version=str(file.attrs["landscape_version"]),
-            )
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(f"{path}: damaged ({reason}). Restore it from a copy, or remove it to compute it anew.") from error
+    advice = "Restore it from a copy, or remove it to compute it anew."
+    with corrupt_file_errors(path, advice=advice), open_hdf5(path) as file:
+        check_schema_version(path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"])
+        as_trained = check_mapping(json.loads(file.attrs.get("as_trained", "{}")), "as_trained")
+        check_facts({"as_trained": as_trained} if as_trained else {}, {})
+        return StoredSurface(
+            result=_read_result(file),
+            request=check_mapping(json.loads(file.attrs["request"]), "request"),
+            directions_sha256=str(file.attrs["directions_sha256"]),
+            as_trained=as_trained,
+            landscape_version=str(file.attrs["landscape_version"]),
+        )
 
 
 def _read_result(file: h5py.File) -> "LossSlice | LossSurface":
     from landscape.curvature import LossSlice, LossSurface
 
-    axes = [_read_axis(file[f"axes/{number}"]) for number in range(len(file["axes"]))]
+    groups = dict(groups_in(file["axes"]))
+    if sorted(groups) not in (["0"], ["0", "1"]):
+        raise ValueError(f"it has {len(groups)} axes, not one or two")
+    axes = [_read_axis(groups[str(number)]) for number in range(len(groups))]
+    shape = tuple(len(axis.coordinates) for axis in axes)
     common: dict[str, Any] = {
-        "losses": file["losses"][()],
-        "computed": file["computed"][()],
-        "local": _read_local(file["local"]) if "local" in file else None,
+        "losses": read_array(file, "losses", dtype="<f8", shape=shape),
+        "computed": read_array(file, "computed", dtype="?", shape=shape),
+        "local": _read_local(file["local"], len(axes)) if "local" in file else None,
     }
     if len(axes) == 1:
         return LossSlice(axis=axes[0], **common)
@@ -162,10 +173,13 @@ def _read_axis(group: h5py.Group) -> "Axis":
     attributes = group.attrs
     fit = CurvatureFit(**{name: float(attributes[f"fit_{name}"]) for name in ("value", "error", "step")})
     converged = int(attributes["converged"])
+    coordinates = read_array(group, "coordinates", dtype="<f8", shape=(None,))
+    if len(coordinates) < 2 or not (np.diff(coordinates) > 0).all() or not np.isfinite(coordinates).all():
+        raise ValueError(f"the coordinates of {group.name} do not ascend")
     return Axis(
         name=str(attributes["name"]),
         unit=str(attributes["unit"]),
-        coordinates=group["coordinates"][()],
+        coordinates=coordinates,
         converged=None if converged < 0 else bool(converged),
         # A fit that failed has an infinite error; one that was not made has none.
         fit=None if math.isnan(fit.error) else fit,
@@ -173,10 +187,14 @@ def _read_axis(group: h5py.Group) -> "Axis":
     )
 
 
-def _read_local(group: h5py.Group) -> "LocalModel":
+def _read_local(group: h5py.Group, num_axes: int) -> "LocalModel":
     from landscape.curvature import LocalModel
 
-    return LocalModel(loss=float(group.attrs["loss"]), slopes=group["slopes"][()], hessian=group["hessian"][()])
+    return LocalModel(
+        loss=float(group.attrs["loss"]),
+        slopes=read_array(group, "slopes", dtype="<f8", shape=(num_axes,)),
+        hessian=read_array(group, "hessian", dtype="<f8", shape=(num_axes, num_axes)),
+    )
 
 
 def check_same_request(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 Shapes: batch = records of a checkpoint.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,9 @@ from jaxtyping import Float, Int
 
 from landscape.manifest import canonical_json
 from landscape.manifest.settings import SHA256
+from landscape.store.as_trained import models_as_trained, notes_of
+from landscape.store.hdf5 import check_mapping, read_array
+from landscape.store.verdicts import verdicts
 
 if TYPE_CHECKING:
     import h5py
@@ -120,6 +124,75 @@ def write_attributes(group: "h5py.Group", table: CheckpointTable, *, num_not_con
         group.attrs[name] = getattr(table, name)
     group.attrs["num_not_converged"] = num_not_converged
     group.attrs["unit"] = UNIT
+
+
+def read_facts(group: "h5py.Group") -> dict[str, Any]:
+    """The attributes of a table's group that say how and on which weights it was measured.
+
+    Raises:
+        ValueError, TypeError, KeyError: If one is missing or has another form.
+    """
+    facts: dict[str, Any] = {name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")}
+    for name, value in facts.items():
+        check_mapping(value, f"{name} of {group.name}")
+    check_facts(facts["settings"], facts["extras"])
+    facts |= {"checkpoint_sha256": str(group.attrs["checkpoint_sha256"]), "num_params": int(group.attrs["num_params"])}
+    if not is_digest(facts["checkpoint_sha256"]) or facts["num_params"] < 0:
+        raise ValueError(f"{group.name} has a wrong digest or number of parameters")
+    return facts
+
+
+def check_facts(settings: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
+    """Whether everything in these facts that landscape interprets has its form.
+
+    Raises:
+        ValueError, TypeError, AttributeError: If not.
+    """
+    models_as_trained(settings)
+    notes_of(extras)
+    for verdict in verdicts(extras):
+        check_mapping(verdict, "the verdict of an audit")
+
+
+def batches_in(group: "h5py.Group") -> dict[int, str]:
+    """Digest of the pairs of each batch in a table's group.
+
+    Raises:
+        ValueError: If a dataset has another form.
+    """
+    batches = read_array(group, "batch", dtype="<i8", shape=(None,))
+    digests = read_array(group, "batch_sha256", dtype="S64", shape=batches.shape)
+    return {int(batch): digest.decode() for batch, digest in zip(batches, digests)}
+
+
+def check_columns(table: CheckpointTable) -> None:
+    """Whether the columns that all tables have hold what a measurement gives.
+
+    Raises:
+        ValueError: If not; names the record.
+    """
+    check_each(table, "batch", table.batch >= 0)
+    check_each(table, "seconds", np.isfinite(table.seconds) & (table.seconds >= 0))
+    check_each(table, "loss", np.isfinite(table.loss))
+    check_each(table, "batch_sha256", np.array([is_digest(digest) for digest in table.batch_sha256], dtype=bool))
+    if len(set(table.keys)) < table.num_records:
+        raise ValueError(f"{table.series}/{table.epoch} holds a batch twice")
+
+
+def check_each(table: CheckpointTable, name: str, good: np.ndarray) -> None:
+    """Raise ValueError for the first record of a table whose column `name` is wrong somewhere."""
+    wrong = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))
+    if wrong.size:
+        row = int(wrong[0])
+        value = np.asarray(getattr(table, name))[row]
+        value = value[~good[row]].flat[0] if np.ndim(value) else value
+        raise ValueError(f"{name} of {table.keys[row]} is {value}, which no measurement gives")
+
+
+def ends_in_nan(rows: np.ndarray) -> np.ndarray:
+    """Of each row, whether NaN stands at its end only, as padding."""
+    missing = np.isnan(rows)
+    return np.asarray((missing[:, 1:] >= missing[:, :-1]).all(axis=1))
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:

@@ -1,15 +1,15 @@
 """The one writer of an output: parts as records come, then one file by one rename."""
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, Self
 
 from landscape.errors import StoreError
-from landscape.manifest import Manifest, sync_folder
+from landscape.manifest import Manifest
 from landscape.store import schema
 from landscape.store.lock import FolderLock
 from landscape.store.module_record import ModuleRecord
@@ -173,17 +173,10 @@ class SpectrumWriter:
             )
 
     def _write_merged(self, store: SpectrumStore, expected: frozenset[str], expected_modules: frozenset[str]) -> None:
-        temporary = merged_temporary(self._folder)
         tables = (store.records(*key) for key in store.identities)
         module_tables = (store.modules(*key) for key in store.module_identities)
-        try:
-            schema.write_file(temporary, self.plan, tables, module_tables)
-            _check_written(temporary, expected, expected_modules)
-            os.replace(temporary, self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(self.path.parent)
+        temporary, check = merged_temporary(self._folder), partial(_check_written, expected, expected_modules)
+        schema.write_file(self.path, self.plan, tables, module_tables, temporary=temporary, check=check)
 
     def _leave(self, *, remove_folder: bool) -> None:
         if not self._lock.held:
@@ -209,7 +202,7 @@ class SpectrumWriter:
         self.close()
 
 
-def _check_written(path: Path, expected: frozenset[str], expected_modules: frozenset[str]) -> None:
+def _check_written(expected: frozenset[str], expected_modules: frozenset[str], path: Path) -> None:
     """Read a new file back, checksums included, before it takes the place of anything."""
     file = schema.open_file(path)
     assert file is not None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from landscape.errors import ManifestError
+from landscape.files import check_regular
 from landscape.manifest.init.lines import Line, missing, setting
 from landscape.manifest.run_files import RunFile
 from landscape.manifest.settings import OPENMOJI
@@ -225,6 +226,7 @@ def _columns(stated: _Stated, objective: str | None) -> tuple[list[Line], int | 
 
 def _look_into_table(path: str, separator: str) -> tuple[list[str], str, int]:
     """Columns, separator and number of rows of a table; rows beyond what is measured are not counted."""
+    check_regular(Path(path))
     with open(path, encoding="utf-8", errors="replace", newline="") as stream:
         first = stream.readline()
         separator = separator if len(separator) == 1 else max("\t,;|", key=first.count)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from landscape.containers.outline import Outline, outline
 from landscape.errors import CheckpointError, ManifestError
+from landscape.files import check_regular
 from landscape.manifest.init.folders import natural_order
 
 _COPY = re.compile(
@@ -132,6 +133,7 @@ def _epoch_of_trainer(path: Path) -> int | None:
 def _trainer_epoch(path: Path) -> float | None:
     state = (path if path.is_dir() else path.parent) / "trainer_state.json"
     try:
+        check_regular(state)
         value = json.loads(state.read_text(encoding="utf-8")).get("epoch")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from landscape.errors import ManifestError
+from landscape.files import open_regular
 
 RUN_MANIFEST = "checkpoints.yaml"
 _RUN_HEADER = b"# Written by `landscape train`"
@@ -102,7 +103,7 @@ def _check_folder(folder: Path) -> None:
 
 def _is_run_of_ours(path: Path) -> bool:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return stream.read(len(_RUN_HEADER)) == _RUN_HEADER
     except OSError:
         return False

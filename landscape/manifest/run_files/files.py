@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from landscape.errors import ManifestError
+from landscape.files import check_regular
 from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.trained import TrainedAs, check_values
 
@@ -49,6 +50,7 @@ def unreadable(path: Path, reason: object) -> ManifestError:
 def read_text(path: Path, *, largest: int = _LARGEST_FILE, cut: bool = False) -> str:
     """Read a text file; one that is larger than `largest` bytes is refused, or `cut`."""
     try:
+        check_regular(path)
         if not cut and path.stat().st_size > largest:
             raise unreadable(path, f"{path.stat().st_size} bytes, at most {largest} are expected")
         with path.open(encoding="utf-8-sig", errors="replace") as stream:

@@ -1,0 +1,192 @@
+"""HDF5 files that anybody may have written: what they declare is compared with what they hold before it is allocated.
+
+All readers and writers of HDF5 in landscape.store go through this module.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from landscape.errors import StoreError
+from landscape.files import check_regular
+
+# What h5py, JSON and our own checks raise on a file that is not as it was written.
+CORRUPT = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+)
+# The largest magnitude of a stored eigenvalue: that of a float32, whose square is still a float64.
+LARGEST_VALUE = float(np.finfo(np.float32).max)
+# Deflate cannot pack more bytes into one.
+_MOST_PACKED = 1032
+_RESTORE = "Restore it from a copy, or name another output."
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MOST_BEHIND = 2**20
+_names = itertools.count()
+
+
+@contextmanager
+def corrupt_file_errors(path: Path, *, advice: str = _RESTORE) -> Iterator[None]:
+    """Turn what is raised on a corrupt file into one line.
+
+    Raises:
+        StoreError: In place of the errors in `CORRUPT`.
+    """
+    try:
+        yield
+    except CORRUPT as error:
+        # A KeyError shows its message as Python would write it.
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        reason = " ".join(str(said).split()).rstrip(".")[:200] or type(error).__name__
+        raise StoreError(f"{path}: damaged, or not written by landscape ({reason}). {advice}") from error
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open a regular file for reading. Files are never written in place, so no lock is needed.
+
+    Raises:
+        OSError: If there is none, or it is something else.
+    """
+    check_regular(path)
+    _check_end(path)
+    return h5py.File(path, "r", locking=False)
+
+
+def _check_end(path: Path) -> None:
+    """Refuse a file that is far longer than HDF5 says in its first block, which HDF5 itself does not look at."""
+    with open(path, "rb") as file:
+        head, size = file.read(48), os.fstat(file.fileno()).st_size
+    # By the version of the block.
+    start = 40 if head[8:9] < b"\2" else 28
+    end = int.from_bytes(head[start : start + 8], "little")
+    if head.startswith(_SIGNATURE) and size > end + _MOST_BEHIND:
+        raise OSError(f"it has {size} bytes, but its own end is at {end}")
+
+
+def has_attribute(path: Path, name: str, *, value: str | None = None) -> bool:
+    """Whether a path is an HDF5 file with this attribute, and, where `value` is given, that value of it."""
+    try:
+        with open_hdf5(path) as file:
+            return bool(name in file.attrs and (value is None or file.attrs[name] == value))
+    except CORRUPT:
+        return False
+
+
+def file_image(write: Callable[[h5py.File], object]) -> bytes:
+    """The bytes of an HDF5 file, made in memory: HDF5 may end the process when the disk fails in the middle."""
+    # Tracked order lets readers see groups in the order of writing, and attributes exceed 64 KiB (HDF5 1).
+    name = f"landscape-{next(_names)}"
+    with h5py.File(name, "w", driver="core", backing_store=False, track_order=True) as file:
+        write(file)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+        return image
+
+
+def groups_in(group: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
+    """The groups in a group by name, in their order.
+
+    Raises:
+        ValueError: If there is something else.
+    """
+    for name in group:
+        yield name, _member(group, name, h5py.Group)
+
+
+def read_array(group: h5py.Group, name: str, *, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """A dataset of numbers, truth values or texts of a fixed length.
+
+    Args:
+        dtype: The result has it; the dataset must be of the same kind.
+        shape: None stands for any length.
+
+    Raises:
+        ValueError: If it is something else, or larger than what is stored of it.
+    """
+    dataset = _dataset(group, name)
+    wanted = np.dtype(dtype)
+    if dataset.dtype.kind != wanted.kind:
+        raise ValueError(f"{dataset.name} holds {dataset.dtype}, not {wanted}")
+    fits = len(dataset.shape) == len(shape) and all(a is None or a == b for a, b in zip(shape, dataset.shape))
+    if not fits:
+        expected = ", ".join("any" if length is None else str(length) for length in shape)
+        raise ValueError(f"{dataset.name} has shape {dataset.shape}, not ({expected})")
+    _check_size(dataset)
+    return np.asarray(dataset[()]).astype(wanted, copy=False)
+
+
+def read_texts(group: h5py.Group, name: str) -> list[str]:
+    """A dataset with one axis of texts of any length.
+
+    Raises:
+        ValueError: If it is something else, or larger than what is stored of it.
+    """
+    dataset = _dataset(group, name)
+    if h5py.check_string_dtype(dataset.dtype) is None or len(dataset.shape) != 1:
+        raise ValueError(f"{dataset.name} holds {dataset.dtype} of shape {dataset.shape}, not a list of texts")
+    _check_size(dataset)
+    texts, left = [], dataset.file.id.get_filesize()
+    view = dataset.asstr()
+    # Many entries may share one text in the file, and would be a copy each in memory.
+    for row in range(dataset.shape[0]):
+        texts.append(str(view[row]))
+        left -= len(texts[-1])
+        if left < 0:
+            raise ValueError(f"{dataset.name} holds more text than the file has bytes")
+    return texts
+
+
+def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    dataset = _member(group, name, h5py.Dataset)
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(f"{dataset.name} lies in another file")
+    if dataset.shape is None:
+        raise ValueError(f"{dataset.name} is empty")
+    return dataset
+
+
+def _member(group: h5py.Group, name: str, kind: type) -> h5py.Group | h5py.Dataset:
+    """A member that lies in the same file: links may lead to others, and to pipes."""
+    link = group.get(name, getlink=True)
+    if link is None:
+        raise ValueError(f"{group.name} has no {name}")
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{group.name}/{name} is a link")
+    member = group[name]
+    if not isinstance(member, kind):
+        raise ValueError(f"{member.name} is no {kind.__name__.lower()}")
+    return member
+
+
+def _check_size(dataset: h5py.Dataset) -> None:
+    """Refuse a dataset that declares more than is stored of it, before it is allocated."""
+    item = dataset.dtype.itemsize
+    chunk = int(np.prod([float(length) for length in dataset.chunks])) if dataset.chunks and dataset.size else 0
+    declared = item * max(dataset.size, chunk)
+    stored = dataset.id.get_storage_size()
+    most = stored * (_MOST_PACKED if dataset.compression else 1)
+    if declared > most or stored > dataset.file.id.get_filesize():
+        raise ValueError(f"{dataset.name} declares {declared:,} bytes in shape {dataset.shape}, and {stored:,} are stored")
+
+
+def check_mapping(value: object, name: str) -> Mapping[str, object]:
+    """A JSON object.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r:.50}, not a mapping")
+    return value
