@@ -218,3 +218,21 @@ def test_a_store_far_longer_than_its_own_end_is_refused(tmp_path):
 def test_the_name_of_an_output_that_no_file_can_have_is_refused():
     result = CliRunner().invoke(main, ["figure", "a.h5", "-o", "x" * 300 + ".png"])
     assert result.exit_code == 2 and "the name has 304 characters, more than a file's can" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text_cfg": None}, "text_cfg is None, but a mapping is expected"),
+        ({"vision_cfg": [1]}, r"vision_cfg is \[1\], but a mapping"),
+        ({"text_cfg": {"hf_model_name": 3}}, "text_cfg.hf_model_name is 3, but a text is expected"),
+    ],
+)
+def test_a_configuration_whose_sections_are_something_else_is_refused(changes, said, tmp_path):
+    from landscape.clip.architecture import architecture_of
+    from landscape.errors import ModelError
+
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}} | changes))
+    with pytest.raises(ModelError, match=f"mine.json: {said}"):
+        architecture_of(str(path))
