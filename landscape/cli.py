@@ -19,6 +19,7 @@ import click
 from landscape import limits, threads
 from landscape.errors import LandscapeError
 from landscape.signals import stop_requests
+from landscape.terminal import TextTable, terminal_width, wrapped
 from landscape.version import VERSION
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         sys.exit(128 + number)
 
     return run
+
+
+def _say(text: str) -> None:
+    """Print lines that fit the terminal without breaking words."""
+    click.echo(wrapped(text, terminal_width()))
 
 
 class _Epochs(click.ParamType):
@@ -223,7 +229,7 @@ def train(**options: Any) -> None:
     """
     from landscape.pipeline import train_run
 
-    click.echo(train_run(**options).summary())
+    _say(train_run(**options).summary())
 
 
 @main.command()
@@ -249,7 +255,7 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
     """
     from landscape.manifest.init import init_manifest
 
-    click.echo(init_manifest(run_folder, output, **options).summary())
+    _say(init_manifest(run_folder, output, **options).summary())
 
 
 @main.command()
@@ -307,7 +313,7 @@ def spectra(
     else:
         reports = (pipeline.run(loaded, output, **options),)
     for report in reports:
-        click.echo(report.summary())
+        _say(report.summary())
     if options["dry_run"]:
         sys.exit(2 if any(report.num_refused for report in reports) else 0)
     sys.exit(0 if all(report.complete for report in reports) else 1)
@@ -357,7 +363,7 @@ def density(source: str, output: Path, products: "ProductSettings", **options: A
     names = ("num_batches", "num_probes", "num_matvecs", "dense_limit", "seed")
     settings = pipeline.DensitySettings(**{name: options.pop(name) for name in names}, products=products)
     report = pipeline.density_of(source, output, settings, **options)
-    click.echo(report.summary())
+    _say(report.summary())
     sys.exit(0 if report.complete else 1)
 
 
@@ -374,18 +380,14 @@ def audit(target: str, device: str | None) -> None:
 
     Exit status: 0 passed, 1 failed or undecided, 2 wrong input.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from landscape import pipeline
 
     passed = True
     for one in pipeline.audit_target(target, device=device):
-        table = Table("module", "test", "error", "verdict", "why", title=one.title, title_justify="left")
-        for row in one.report.rows:
-            error = "" if row.error is None else f"{row.error:.1e}"
-            table.add_row(row.name, row.test, error, row.verdict, row.reason)
-        Console().print(table, markup=False)
+        errors = ("" if row.error is None else f"{row.error:.1e}" for row in one.report.rows)
+        rows = tuple((row.name, row.test, error, row.verdict, row.reason) for row, error in zip(one.report.rows, errors))
+        table = TextTable(title=one.title, header=("module", "test", "error", "verdict", "why"), rows=rows, num_left=5)
+        click.echo(table.text(terminal_width()))
         passed = passed and one.report.passed
     sys.exit(0 if passed else 1)
 
@@ -410,7 +412,7 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
     from landscape import pipeline
 
     draw = {"figure3": pipeline.draw_figure3, "sharpness": pipeline.draw_sharpness, "modules": pipeline.draw_modules}[kind]
-    click.echo(draw(store, output, **options))
+    _say(draw(store, output, **options))
 
 
 @main.command()
@@ -485,7 +487,7 @@ def surface(
         device=device,
         dry_run=dry_run,
     )
-    click.echo(report.summary())
+    _say(report.summary())
 
 
 @main.command()
@@ -503,7 +505,7 @@ def report(store: Path, output: Path, **options: Any) -> None:
     """
     from landscape import pipeline
 
-    click.echo(pipeline.write_report(store, output, **options))
+    _say(pipeline.write_report(store, output, **options))
 
 
 @main.command()
@@ -514,4 +516,4 @@ def info(file: Path) -> None:
     from landscape import pipeline
 
     for line in pipeline.describe(file):
-        click.echo(line)
+        _say(line)

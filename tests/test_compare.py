@@ -18,8 +18,11 @@ from rich.console import Console
 
 from landscape.cli import main
 from landscape.compare import METRICS, compare_stores, sentence, summarize_stores, to_csv, to_json, to_latex, to_terminal
+from landscape.compare.estimated import least_different, widened, widened_quotient
+from landscape.compare.statistics import Interval, Resampling, Sample
 from landscape.compare.tables import Grid, _latex_rows, grids
 from landscape.errors import StoreError
+from landscape.linalg import Estimate
 from landscape.store import SpectrumStore
 
 FEW = {"num_resamples": 199}
@@ -45,11 +48,11 @@ TOP = np.array([[9.0, -8.0, 7.0, -6.0, 5.0], [10.0, 4.0, 3.0, -2.0, 1.0], [-7.0,
 
 
 def test_metrics_are_those_of_the_papers_by_hand(tmp_path):
-    spectrum = np.array([4.0, 1.0, 0.0, -2.0])
+    # Five nodes that are the whole spectrum, since all weights are those of one eigenvalue of five.
     changes = {
-        "ritz_values": spectrum,
-        "ritz_weights": np.full(4, 0.25),
-        "num_params": 400,
+        "ritz_values": np.array([4.0, 1.0, 0.5, 0.5 + 1e-9, -2.0]),
+        "ritz_weights": np.full(5, 0.2),
+        "num_params": 5,
         "loss": [2.0, 1.0, 4.0],
         "parameter_norm": 3.0,
         "num_negative": [2, 7, 5],
@@ -63,9 +66,10 @@ def test_metrics_are_those_of_the_papers_by_hand(tmp_path):
     # Negative: 2 of 5, 1 of 5, 4 of 5. Positive: 9 + 7 + 5, 10 + 4 + 3 + 1, 6.
     assert value["nep"] == pytest.approx(7 / 15) and value["ape"] == pytest.approx(45 / 8)
     assert value["num_negative_at_least"] == 5 and value["lambda_min"] == -8.5
-    assert value["negative_share"] == 0.25 and value["num_negative_estimate"] == 100
-    assert value["negative_mass"] == pytest.approx(2 / 7) and value["trace_per_parameter"] == pytest.approx(0.75)
-    assert value["lambda_max_per_loss"] == 4.5 and value["lambda_max_equal_rms"] == 9.0 * 400
+    assert value["negative_share"] == pytest.approx(0.2) and value["num_negative_estimate"] == pytest.approx(1)
+    assert value["negative_mass"] == pytest.approx(2 / 8) and value["trace"] == pytest.approx(4)
+    assert value["trace_per_parameter"] == pytest.approx(0.8)
+    assert value["lambda_max_per_loss"] == 4.5 and value["lambda_max_equal_rms"] == 9.0 * 5
     assert value["spherical_sharpness"] == 81.0 and value["loss"] == pytest.approx(7 / 3)
     row = found.summary("vit", 0, "lambda_max")
     assert (row.mean, row.q25, row.q75) == (25 / 3, 7.5, 9.5)
@@ -87,10 +91,38 @@ def test_estimates_from_random_starts_find_the_spectrum_that_was_prescribed(tmp_
     assert found.summary("vit", 0, "negative_mass").value == pytest.approx(mass, rel=0.05)
 
 
-def test_nodes_that_are_zero_up_to_rounding_are_not_negative(tmp_path):
-    changes = {"ritz_values": np.array([-1e-7, 0.5]), "ritz_weights": np.array([0.9, 0.1])}
+def test_nodes_that_are_zero_up_to_rounding_are_not_negative_and_yet_part_of_the_trace(tmp_path):
+    nodes, weights = np.array([-1e-7, 0.4, 0.5, 0.6]), np.array([0.7, 0.1, 0.1, 0.1])
+    changes = {"ritz_values": nodes, "ritz_weights": weights, "num_params": 4}
     path = write_store(tmp_path / "a.h5", {("vit", 0): np.ones((2, K))}, changes={("vit", 0): changes})
-    assert summarize_stores([path], **FEW).summary("vit", 0, "negative_share").value == 0.0
+    found = summarize_stores([path], **FEW)
+    assert found.summary("vit", 0, "negative_share").value == pytest.approx(0.0, abs=1e-9)
+    assert found.summary("vit", 0, "trace").value == pytest.approx(4 * float(weights @ nodes), rel=1e-12)
+
+
+def test_a_difference_of_estimates_is_no_larger_than_their_brackets_leave_it():
+    def sample(values):
+        return Sample("mean", np.array(values), np.ones(len(values)))
+
+    first, second = sample([5.0, 5.2, 5.1, 4.9, 5.05, 4.95]), sample([4.0, 4.1, 3.9, 4.05, 3.95, 4.0])
+
+    def brackets(half):
+        means = (one.numerator.mean() for one in (first, second))
+        return tuple(Estimate(mean, 0.1, None, mean - half, mean + half) for mean in means)
+
+    paired = Resampling(num_resamples=199).p_value
+    # The means are 1.03 apart: brackets of half a width of 0.4 leave 0.23, those of 0.6 leave nothing.
+    apart, touching = (least_different(first, second, brackets(half)) for half in (0.4, 0.6))
+    assert (apart.numerator - second.numerator).mean() == pytest.approx(0.2333, abs=1e-3)
+    assert paired(apart, second, paired=True) == pytest.approx(2 / 64) and paired(touching, second, paired=True) > 0.9
+    # The other way round it is the same.
+    turned = least_different(second, first, brackets(0.4)[::-1])
+    assert (turned.numerator - first.numerator).mean() == pytest.approx(-0.2333, abs=1e-3)
+    wide = widened(Interval(1.0333, 0.9, 1.2), brackets(0.4))
+    assert (wide.low, wide.high) == pytest.approx((0.1, 2.0))
+    times = widened_quotient(Interval(1.26, 1.2, 1.3), brackets(0.4))
+    assert times.low == pytest.approx(1.2 * 4.6333 / 5.0333 * 4 / 4.4, rel=1e-3)
+    assert math.isnan(widened_quotient(Interval(1.26, 1.2, 1.3), brackets(4.5)).low)
 
 
 def test_the_largest_value_is_unknown_where_the_largest_magnitudes_are_all_negative_and_no_end_is_certified(tmp_path):
@@ -540,6 +572,12 @@ def test_the_terminal_table_fits_its_width_and_says_what_to_quote(comparison, wi
     for words in ("To quote:", "What these numbers do not show:", "Each series over its batches", "Holm p"):
         assert words in text
     assert comparison.sentences[0].split(":")[0][:40] in text
+
+
+def test_a_format_against_the_suffix_is_refused_before_anything_is_read(tmp_path):
+    result = run(tmp_path / "none.h5", "-o", tmp_path / "a.csv", "--format", "json")
+    assert result.exit_code == 2 and "says csv, but --format says json" in result.stderr and ".json" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "a.csv").exists()
 
 
 def test_the_command_writes_by_suffix_and_prints_by_format(study, tmp_path):

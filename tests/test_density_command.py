@@ -332,7 +332,7 @@ def test_what_is_known_stays_in_the_file_when_an_earlier_epoch_is_measured(study
     output, target = tmp_path / "density.svg", tmp_path / "density.h5"
     assert invoke("density", study, "-o", output, *PLAIN, "--epochs", 1).exit_code == 0
     result = invoke("density", study, "-o", output, *PLAIN, "--epochs", 0)
-    assert result.exit_code == 0 and "1 series, 1 densities" in result.stdout
+    assert result.exit_code == 0 and "1 series, 1 density." in result.stdout
     assert [one.epoch for one in read_densities(target)] == [0, 1]
     assert invoke("density", study, "-o", output, *PLAIN).exit_code == 0
     assert [one.epoch for one in read_densities(target)] == [0, 1]

@@ -37,11 +37,19 @@ def test_a_share_has_the_whole_error_that_the_terminal_prints_spread_over_batche
         value, error = (float(part) for part in re.fullmatch(r"([\d.]+) ± ([\d.]+) %", remark).groups())
         assert error == pytest.approx(100 * share.standard_error, rel=0.05)
         assert value == pytest.approx(100 * share.value, abs=error / 10)
-        assert f"± {error / 100:.2g} " in repr(share)
+        assert repr(share).startswith(f"{remark} (")
         # The truth, which the batches were given.
         assert abs(value - 30) <= 3 * error
     # Shares with the sample standard deviation 0.183: the mean of four batches cannot be known better than half of that.
     assert float(found[1].split()[2]) > 9 > 3 * float(found[0].split()[2])
+
+
+def test_a_share_that_the_quadratures_leave_open_is_unknown_in_its_panel():
+    values = np.r_[np.linspace(1, 5, 8), 1e-6 * np.random.default_rng(0).standard_normal(200)]
+    open_ = density(DenseOperator(torch.diag(torch.from_numpy(values))), num_probes=2, num_matvecs=8)
+    fig = density_figure([DensitySample("a", "A", 0, open_)])
+    assert re.fullmatch(r"unknown \([\d.e-]+ to [\d.]+ %\)", remarks(fig.axes[0])[0])
+    assert "unknown where that tells no digit" in "".join(text.get_text() for text in fig.texts).replace("\n", " ")
 
 
 def test_a_missing_epoch_is_said_in_its_panel_and_equal_labels_get_the_name_of_their_series():

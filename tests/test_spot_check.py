@@ -11,7 +11,7 @@ import landscape
 from landscape.curvature import HessianOperator, Objective, select_parameters
 from landscape.curvature.modules import per_module_spectra
 from landscape.errors import ObjectiveError
-from landscape.linalg import DenseOperator, average, power_iteration, restricted, shifted
+from landscape.linalg import DenseOperator, SpectralDensity, average, power_iteration, restricted, shifted
 from landscape.linalg.operator import seeded
 
 SLOW = ("torch's scan", torch.float32)
@@ -246,3 +246,11 @@ def test_the_random_state_and_the_model_are_left_alone():
     landscape.eigsh(H, k=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_density_says_what_its_operators_say():
+    H = landscape.hessian(tanh_network(), mean_square, normal(5, 4))
+    found = landscape.density(H, num_probes=2, num_matvecs=8)
+    assert found.checked == H.checked and H.checked in repr(found)
+    pooled = SpectralDensity.pooled([found, found])
+    assert pooled.checked == H.checked and [one.checked for one in pooled.by_operator()] == [H.checked] * 2

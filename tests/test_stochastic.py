@@ -30,6 +30,7 @@ from landscape.linalg import (
 from landscape.linalg.bounds import cumulative_bounds, mass_below, negative_part
 from landscape.linalg.krylov import KrylovBasis
 from landscape.linalg.operator import seeded
+from landscape.linalg.rounding import unknown, with_error
 
 RNG = np.random.default_rng(3)
 SPECTRA = {
@@ -382,11 +383,56 @@ def test_certified_and_estimated_counts_stand_side_by_side_under_their_names():
 
 
 def test_an_estimate_says_which_error_is_which():
-    one = Estimate(10.0, 3.0, 4.0, 7.0, 16.0)
-    assert one.standard_error == pytest.approx(5 + 6 / 3)
+    one = Estimate(10.0, 3.0, 4.0, 8.0, 14.0)
+    assert one.standard_error == pytest.approx(5 + 4 / 2)
     text = repr(one * 2)
-    assert "20 ± 14" in text and "probes 6" in text and "batches 8" in text and "quadrature 14 to 32" in text
+    assert "20 ± 14" in text and "probes 6" in text and "batches 8" in text and "quadrature 16 to 28" in text
     assert "batches" not in repr(Estimate(1.0, 0.1, None, 1.0, 1.0))
+
+
+def test_an_estimate_is_unknown_where_its_bracket_says_all_that_is_known():
+    share = Estimate(0.4979, 1e-5, 1e-4, 0.000573, 0.9953, whole=1.0)
+    assert not share.is_known and str(share) == "unknown (0.06 to 99.5 %)"
+    # Between an end and three times it, a first digit is known; beyond, none is.
+    assert Estimate(0.2, 0.001, None, 0.101, 0.299).is_known and not Estimate(0.2, 0.001, None, 0.099, 0.301).is_known
+    # What may be nothing, and is at most a thousandth of the whole, is known.
+    assert Estimate(0.0, 0.0, None, 0.0, 9e-4, whole=1.0).is_known and not Estimate(0.0, 0.0, None, 0.0, 2e-3, whole=1.0).is_known
+    # A sum near zero that probes leave open more than rounding does is a number with an error.
+    assert str(Estimate(0.3, 70.0, None, -1.4, 2.0)) == "0 ± 71"
+    assert str(Estimate(math.nan, 0.0, None, math.nan, math.nan)) == "unknown"
+
+
+def test_an_interval_holds_the_bracket_and_around_it_the_error_of_sampling():
+    low, high = Estimate(0.05, 0.02, None, 0.03, 0.07).interval(0.95)
+    assert (low, high) == pytest.approx((0.03 - 1.96 * 0.02, 0.07 + 1.96 * 0.02), abs=1e-4)
+    assert Estimate(0.05, 0.02, None, 0.03, 0.07, whole=1.0).interval(0.95)[0] == 0
+    assert Estimate(5.0, 3.0, 4.0, 5.0, 5.0).interval(0.6827) == pytest.approx((0, 10), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "value, error, text",
+    [
+        (627.162, 184.0, "630 ± 180"),
+        (0.383, 0.14, "0.38 ± 0.14"),
+        (3.5e-4, 1.02e-4, "(3.5 ± 1.0)e-04"),
+        (-3.6e-4, 1.02e-3, "-0.0004 ± 0.0010"),
+        (1234567.0, 18000.0, "(1.235 ± 0.018)e+06"),
+        (-0.2, 70.0, "0 ± 70"),
+        (9.96, 0.0996, "9.96 ± 0.10"),
+        (2.5, 0.0, "2.5 ± 0"),
+        (0.0, 0.0, "0 ± 0"),
+        (math.nan, 1.0, "unknown"),
+        (2.5, math.inf, "2.50 ± unknown"),
+    ],
+)
+def test_a_number_is_rounded_to_its_error(value, error, text):
+    assert with_error(value, error) == text
+
+
+def test_a_share_is_written_in_percent():
+    assert with_error(0.383, 0.14, percent=True) == "38 ± 14 %"
+    assert unknown(2.646e-05, 0.7656, percent=True) == "unknown (0.003 to 76.6 %)"
+    assert unknown(1033.2, 1.7934e6) == "unknown (1033 to 1.79e+06)"
 
 
 def test_single_precision_keeps_the_law():

@@ -3,11 +3,13 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from landscape.compare.estimated import least_different, widened, widened_quotient
 from landscape.compare.metrics import METRICS, QUOTED, Metric
 from landscape.compare.remarks import caveats, notes
 from landscape.compare.result import Comparison, Difference, Summary
@@ -15,6 +17,7 @@ from landscape.compare.sentences import sentence
 from landscape.compare.series import Asked, Observed, Pairing, Series, check_same_batches, check_same_loss, read_series
 from landscape.compare.statistics import Resampling, effect_size, holm
 from landscape.errors import StoreError
+from landscape.linalg import Estimate
 
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
@@ -138,11 +141,16 @@ def _epochs(series: Sequence[Series], wanted: Sequence[int] | None) -> tuple[int
 def _summary(key: tuple[str, int, str], found: Observed, series: Sequence[Series], resampling: Resampling) -> Summary:
     name, epoch, metric = key
     table = next(one for one in series if one.info.name == name).tables[epoch]
-    sample = found.counted
+    sample, estimate = found.counted, found.counted_estimate
     values = sample.per_batch[np.isfinite(sample.per_batch)]
-    estimate = resampling.location(sample)
-    spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    if estimate is None:
+        spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        told: dict[str, Any] = asdict(resampling.location(sample)) | {"standard_error": spread}
+    else:
+        told = _estimated(estimate, resampling.confidence)
+        values = values if estimate.is_known else values[:0]
     quantiles = np.quantile(values, list(_QUANTILES.values())) if len(values) else np.full(len(_QUANTILES), math.nan)
+    told |= dict(zip(_QUANTILES, map(float, quantiles), strict=True))
     return Summary(
         series=name,
         epoch=epoch,
@@ -150,13 +158,17 @@ def _summary(key: tuple[str, int, str], found: Observed, series: Sequence[Series
         num_batches=sample.size,
         num_left_out=found.num_left_out,
         num_planned=table.num_planned,
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
         mean=float(values.mean()) if len(values) else math.nan,
-        standard_error=spread,
-        **dict(zip(_QUANTILES, map(float, quantiles), strict=True)),
+        **told,
     )
+
+
+def _estimated(estimate: Estimate, confidence: float) -> dict[str, Any]:
+    """Fields of a summary; an unknown number has a bracket and no value."""
+    low, high = estimate.interval(confidence)
+    value, error = (float(number) if estimate.is_known else math.nan for number in (estimate.value, estimate.standard_error))
+    bracket = {"open_low": float(estimate.low), "open_high": float(estimate.high)}
+    return {"value": value, "low": low, "high": high, "standard_error": error, "known": estimate.is_known, **bracket}
 
 
 def _differences(
@@ -168,7 +180,7 @@ def _differences(
     *,
     paired: bool,
 ) -> tuple[Difference, ...]:
-    """Every pair at every epoch that both have; Holm's correction takes all tests of one metric together."""
+    """Every pair at every epoch that both have and of which both are known; Holm's correction takes all tests of one metric."""
     differences: list[Difference] = []
     for metric in metrics:
         rows = []
@@ -176,7 +188,7 @@ def _differences(
             first, second = (seen.get((which.info.name, epoch, metric.name)) for which in (one, other))
             if first is not None and second is not None:
                 pairing = Pairing.of(first, second, paired=paired)
-                if pairing.num_batches:
+                if pairing.num_batches and pairing.is_known:
                     rows.append(_difference((one, other), epoch, metric, pairing, resampling, paired=paired))
         corrected = holm(np.array([row.p_value for row in rows]))
         differences += [replace(row, p_holm=float(p)) for row, p in zip(rows, corrected, strict=True)]
@@ -188,6 +200,12 @@ def _difference(
 ) -> Difference:
     first, second = pairing.first, pairing.second
     by, times = resampling.difference(first, second, paired=paired), resampling.quotient(first, second, paired=paired)
+    tested, errors = first, {}
+    if pairing.estimates is not None:
+        by, times = widened(by, pairing.estimates), widened_quotient(times, pairing.estimates)
+        tested = least_different(first, second, pairing.estimates)
+        first_error, second_error = (float(one.standard_error) for one in pairing.estimates)
+        errors = {"first_error": first_error, "second_error": second_error}
     return Difference(
         first=pair[0].info.name,
         second=pair[1].info.name,
@@ -206,10 +224,11 @@ def _difference(
         ratio=times.value,
         ratio_low=times.low,
         ratio_high=times.high,
-        effect=effect_size(first, second, paired=paired),
-        p_value=resampling.p_value(first, second, paired=paired),
+        effect=effect_size(tested, second, paired=paired),
+        p_value=resampling.p_value(tested, second, paired=paired),
         smallest_p=resampling.smallest_p(first.size, None if paired else second.size),
         p_holm=math.nan,
+        **errors,
     )
 
 

@@ -7,12 +7,15 @@ record does not say it. Shapes: batch = records of a checkpoint, k = eigenvalues
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from landscape.compare.statistics import Location
+from landscape.compare.whole_spectrum import probed_rows, probed_spectrum
+from landscape.linalg import Estimate, ProbedSpectrum
 from landscape.store import UNIT, SpectraTable
 
 _Column = Float[np.ndarray, " batch"]
@@ -63,18 +66,29 @@ class Measured:
             return self.unknown
         return np.where(residuals[:, 0] <= self.hessian["tol"], values[:, 0], math.nan)
 
-    def over_spectrum(self, function: Callable[[np.ndarray], np.ndarray]) -> _Column:
-        """The mean of a function over all n eigenvalues, by the quadrature of each record; NaN where it has none.
+    @cached_property
+    def probed(self) -> ProbedSpectrum | None:
+        """What the quadratures of the records say of the whole spectrum; None where no record has any."""
+        rows = self._probed_rows
+        return probed_spectrum(self.table, self.hessian["dtype"], rows.tolist()) if len(rows) else None
 
-        Nodes nearer to zero than 64 units in the last place of the largest count as zero: their sign is rounding.
-        """
-        nodes, weights = self.table.ritz_values, self.table.ritz_weights
-        stored = np.isfinite(nodes)
-        nodes = np.where(stored, nodes, 0.0)
-        size = np.abs(nodes).max(axis=1, initial=0.0, keepdims=True)
-        nodes = np.where(np.abs(nodes) > 64 * np.finfo(self.hessian["dtype"]).eps * size, nodes, 0.0)
-        means = (function(nodes) * np.where(stored, weights, 0.0)).sum(axis=1)
-        return np.where(stored.any(axis=1), means, math.nan)
+    @cached_property
+    def _probed_rows(self) -> Int[np.ndarray, " r"]:
+        return probed_rows(self.table)
+
+    def of_each(self, function: Callable[[ProbedSpectrum], np.ndarray]) -> _Column:
+        """A number of each record's spectrum by its quadrature; NaN where it has none."""
+        column = self.unknown
+        if self.probed is not None:
+            column[self._probed_rows] = function(self.probed)
+        return column
+
+    def of_all(self, function: Callable[[ProbedSpectrum], Estimate], rows: Int[np.ndarray, " r"]) -> Estimate:
+        """What these records together say of their spectra, with its error; each has a quadrature."""
+        assert self.probed is not None, "rows without a quadrature say nothing of the spectrum"
+        if len(rows) == len(self._probed_rows):
+            return function(self.probed)
+        return function(self.probed.of_operators(np.searchsorted(self._probed_rows, rows).tolist()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +103,9 @@ class Metric:
         of: The number of each batch; a pair of columns where the location is "ratio".
         location: What stands for all batches; see `statistics.Sample`.
         certified: Whether it is made of eigenvalues, so that records that did not converge are left out.
+        estimate: Of all batches together with its errors, for what quadratures say; `of` are the parts that it is the mean, or
+            the ratio, of.
+        is_share: Whether it is written in percent.
         compared: Whether a difference between two series means something.
     """
 
@@ -101,6 +118,8 @@ class Metric:
     location: Location = "median"
     certified: bool = False
     compared: bool = True
+    estimate: Callable[[ProbedSpectrum], Estimate] | None = field(default=None, repr=False, compare=False)
+    is_share: bool = False
 
     def columns(self, measured: Measured) -> tuple[_Column, _Column]:
         """Numerator and denominator of each batch."""
@@ -151,8 +170,11 @@ def _num_negative(measured: Measured) -> _Column:
     return np.where(counts < 0, math.nan, counts)
 
 
-def _negative_share(measured: Measured) -> _Column:
-    return measured.over_spectrum(lambda x: (x < 0).astype(float))
+def _negative_mass(measured: Measured) -> tuple[_Column, _Column]:
+    return (
+        measured.of_each(lambda probed: probed.negative_mass_of_each()[0]),
+        measured.of_each(lambda probed: probed.negative_mass_of_each()[1]),
+    )
 
 
 def _per_loss(measured: Measured) -> _Column:
@@ -225,7 +247,8 @@ _ALL = (
         location="mean",
         meaning="estimated number of negative eigenvalues, by the quadrature of the Krylov space",
         source=_QUADRATURE,
-        of=lambda measured: _negative_share(measured) * measured.table.num_params,
+        of=lambda measured: measured.of_each(ProbedSpectrum.num_negative_of_each),
+        estimate=ProbedSpectrum.num_negative,
     ),
     Metric(
         name="negative_share",
@@ -234,7 +257,9 @@ _ALL = (
         location="mean",
         meaning="estimated share of negative values among all eigenvalues: the number of them per parameter",
         source=_QUADRATURE,
-        of=_negative_share,
+        of=lambda measured: measured.of_each(ProbedSpectrum.num_negative_of_each) / measured.table.num_params,
+        estimate=ProbedSpectrum.negative_share,
+        is_share=True,
     ),
     Metric(
         name="negative_mass",
@@ -243,7 +268,19 @@ _ALL = (
         location="ratio",
         meaning="estimated sum of |lambda| over negative eigenvalues as a share of the sum over all",
         source=_GHORBANI,
-        of=lambda measured: (measured.over_spectrum(lambda x: np.maximum(-x, 0.0)), measured.over_spectrum(np.abs)),
+        of=_negative_mass,
+        estimate=ProbedSpectrum.negative_mass,
+        is_share=True,
+    ),
+    Metric(
+        name="trace",
+        label="trace",
+        unit=UNIT,
+        location="mean",
+        meaning="estimated sum of all eigenvalues",
+        source=_QUADRATURE,
+        of=lambda measured: measured.of_each(ProbedSpectrum.trace_of_each),
+        estimate=ProbedSpectrum.trace,
     ),
     Metric(
         name="trace_per_parameter",
@@ -253,7 +290,8 @@ _ALL = (
         meaning="estimated mean eigenvalue: twice the mean rise of the loss, per parameter, when all change independently with "
         "variance 1",
         source=f"average-case sharpness of {_MODERN_LOOK}",
-        of=lambda measured: measured.over_spectrum(lambda x: x),
+        of=lambda measured: measured.of_each(ProbedSpectrum.trace_of_each) / measured.table.num_params,
+        estimate=ProbedSpectrum.trace_per_parameter,
     ),
     Metric(
         name="lambda_max_per_loss",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from landscape.compare.conditions import conditions, same_weights
-from landscape.compare.metrics import METRICS, NORMALISED, Measured
+from landscape.compare.metrics import METRICS, NORMALISED
 from landscape.compare.result import Comparison
 from landscape.compare.sentences import counted, epoch_text
 from landscape.compare.series import Asked, Observed, Series
@@ -24,8 +24,8 @@ def caveats(comparison: Comparison) -> tuple[str, ...]:
         "Eigenvalues change when parameters are rescaled so that the function stays (Dinh et al., arXiv 1703.04933), and a "
         "sharper minimum need not generalise worse; each normalised metric removes one such freedom, none removes all.",
         f"NEP and APE speak of the {counted(hessian['k'], 'eigenvalue', 'eigenvalues')} of largest magnitude per batch, not of "
-        "the whole spectrum. Numbers of negative eigenvalues are a lower bound (at least) or an estimate (about), whose bias the "
-        "intervals do not hold.",
+        "the whole spectrum. Numbers of negative eigenvalues are a lower bound (at least), or an estimate (about) whose interval "
+        "holds what the quadratures leave open.",
         f"Intervals hold {100 * comparison.confidence:g} % one at a time. Holm's correction covers the epochs and pairs of one "
         f"metric, not {choice}.",
     ]
@@ -61,7 +61,29 @@ def notes(
             f"Some intervals and tests rest on {counted(few, 'batch', 'batches')} only; how well they cover was measured from "
             f"{FEWEST_BATCHES} on."
         )
+    said += _of_unknown(comparison, with_pairs=asked.with_pairs)
     return tuple(said + _without_interval(comparison) + _of_power(comparison) + _of_normalised(comparison, asked))
+
+
+def _of_unknown(comparison: Comparison, *, with_pairs: bool) -> list[str]:
+    """What the quadratures leave so open that there is no number, and so no test; metrics open in the same places together."""
+    places: dict[str, tuple[str, ...]] = {}
+    for metric in comparison.metrics:
+        epochs: dict[str, list[int]] = {}
+        for row in comparison.summaries:
+            if row.metric == metric.name and not row.known:
+                epochs.setdefault(comparison.label(row.series), []).append(row.epoch)
+        if epochs:
+            places[metric.label] = tuple(f"{label}, {_epochs(at)}" for label, at in epochs.items())
+    said = []
+    for where in dict.fromkeys(places.values()):
+        labels = ", ".join(label for label, other in places.items() if other == where)
+        untested = " and no test is made of it" if with_pairs and len(comparison.series) > 1 else ""
+        said.append(
+            f"Unknown, since quadratures of so few products leave it open{untested}: {labels} ({'; '.join(where)}). "
+            "More products tell more: give the manifest to `landscape density` and raise --matvecs."
+        )
+    return said
 
 
 def _without_interval(comparison: Comparison) -> list[str]:
@@ -115,7 +137,7 @@ def _of_series(comparison: Comparison, one: Series, *, keep_unconverged: bool) -
     if unfinished:
         parts = ", ".join(f"{table.num_records} of {table.num_planned} at epoch {e}" for e, table in unfinished.items())
         said.append(f"{label}: unfinished, batches measured: {parts}.")
-    loose = {e: int((~Measured(one.tables[e], one.hessian).certified).sum()) for e in measured}
+    loose = {e: int((~one.measured[e].certified).sum()) for e in measured}
     loose = {e: count for e, count in loose.items() if count}
     if loose:
         parts = ", ".join(f"{count} of {one.tables[e].num_records} at epoch {e}" for e, count in loose.items())
@@ -140,11 +162,11 @@ def _of_metrics(
     for metric in comparison.metrics:
         unknown: dict[str, dict[int, int]] = {}
         for one in series:
-            for epoch, table in one.tables.items():
+            for epoch in one.tables:
                 found = seen.get((one.info.name, epoch, metric.name))
                 if found is None:
                     continue
-                measured = Measured(table, one.hessian)
+                measured = one.measured[epoch]
                 usable = measured.finite if asked.keep_unconverged else measured.certified
                 count = found.num_left_out - (int((~usable).sum()) if metric.certified else 0)
                 if count:

@@ -33,9 +33,13 @@ class Summary:
         num_batches: Batches that count.
         num_left_out: Batches that were measured but do not count: no certificate, or the record does not say this number.
         num_planned: Batches that the manifest asks for.
-        value: What stands for all batches, by the location of the metric.
-        low, high: Ends of the bootstrap interval of `value`; NaN for fewer than two batches, or where all say the same.
-        mean, standard_error, q05, q25, median, q75, q95: Of the values of single batches.
+        value: What stands for all batches, by the location of the metric; NaN where it is unknown.
+        low, high: Ends of the interval of `value`: of the bootstrap, NaN for fewer than two batches, or where all say the same;
+            for what quadratures estimate, `Estimate.interval`.
+        mean, standard_error, q05, q25, median, q75, q95: Of the values of single batches; for what quadratures estimate, the
+            standard error is that of `Estimate`.
+        known: Whether the quadratures tell it; True for what is not estimated.
+        open_low, open_high: The bracket that the quadratures leave; NaN for what is not estimated.
     """
 
     series: str
@@ -54,6 +58,9 @@ class Summary:
     median: float
     q75: float
     q95: float
+    known: bool = True
+    open_low: float = math.nan
+    open_high: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +76,13 @@ class Difference:
             what is not made of eigenvalues.
         audited: Whether all products behind both series at this epoch passed an audit.
         first_value, second_value: The location of each over the batches that count.
-        difference, low, high: With its bootstrap interval. Paired medians: the median of the differences batch by batch.
+        first_error, second_error: Their standard errors, for what quadratures estimate; NaN otherwise.
+        difference, low, high: With its bootstrap interval, widened by what quadratures leave open. Paired medians: the median of
+            the differences batch by batch.
         ratio, ratio_low, ratio_high: first / second likewise; NaN where not both are positive.
         effect: Matched-pairs rank-biserial correlation, or Cliff's delta if unpaired; -1 to 1.
-        p_value: Of the permutation test.
+        p_value: Of the permutation test. Where quadratures leave a difference open, this and the effect are those of its end
+            that is nearest to 0.
         smallest_p: The smallest that the test could have given with so many batches and resamples; NaN where there is none.
         p_holm: Corrected for all epochs and pairs of series of this metric.
     """
@@ -98,6 +108,8 @@ class Difference:
     p_value: float
     smallest_p: float
     p_holm: float
+    first_error: float = math.nan
+    second_error: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +160,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Plain values; null for what is unknown."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
-        named = [one.name for one in fields(Metric) if one.name != "of"]
+        named = [one.name for one in fields(Metric) if one.name not in ("of", "estimate")]
         found["metrics"] = [{name: getattr(metric, name) for name in named} for metric in self.metrics]
         for name in ("series", "summaries", "differences"):
             found[name] = [{key: plain(value) for key, value in asdict(row).items()} for row in getattr(self, name)]

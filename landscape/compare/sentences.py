@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from landscape.compare.metrics import METRICS, NORMALISED, Metric
-from landscape.compare.result import Comparison, Difference
+from landscape.compare.result import Comparison, Difference, Summary
 from landscape.compare.statistics import holm
+from landscape.linalg.rounding import short as number
+from landscape.linalg.rounding import unknown, with_error
 
 # How a difference in a metric is put into words; the rest "have the higher ...".
 _MORE = {"lambda_max": "is sharper", "nep": "is less convex"}
@@ -29,7 +31,7 @@ def sentence(comparison: Comparison, row: Difference) -> str:
     batches = counted(row.num_batches, "batch", "batches")
     on = f"On the same {batches}" if row.paired else f"On at least {batches} each, not compared batch by batch"
     what = f"{'paired ' if row.paired else ''}difference {with_interval(row.difference, row.low, row.high)}"
-    numbers = f"{_naming(metric)} {_both(row)}, {what}, Holm p = {p_text(row.p_holm)}"
+    numbers = f"{_naming(metric)} {' vs '.join(sides_text(row))}, {what}, Holm p = {p_text(row.p_holm)}"
     return "; ".join([f"{on}, {claim}: {numbers}", *objections, *_doubts(row)]) + "."
 
 
@@ -41,14 +43,21 @@ def _turned(row: Difference) -> Difference:
         second=row.first,
         first_value=row.second_value,
         second_value=row.first_value,
+        first_error=row.second_error,
+        second_error=row.first_error,
         difference=-row.difference,
         low=-row.high,
         high=-row.low,
     )
 
 
-def _both(row: Difference) -> str:
-    return f"{number(row.first_value)} vs {number(row.second_value)}"
+def sides_text(row: Difference) -> tuple[str, str]:
+    """The two numbers of a difference; estimates with their errors."""
+    metric = METRICS[row.metric]
+    if metric.estimate is None:
+        return number(row.first_value), number(row.second_value)
+    first, second = (row.first_value, row.first_error), (row.second_value, row.second_error)
+    return with_error(*first, percent=metric.is_share), with_error(*second, percent=metric.is_share)
 
 
 def direction(comparison: Comparison, row: Difference) -> int:
@@ -90,7 +99,7 @@ def _objections(comparison: Comparison, row: Difference, larger: int) -> list[st
             winner = comparison.label(row.first if found > 0 else row.second)
             verdict = f"but {winner} {_more(METRICS[row.metric])}" if found else "left open"
             # The series stand in the order of the sentence.
-            values = _both(_turned(other) if larger < 0 else other)
+            values = " vs ".join(sides_text(_turned(other) if larger < 0 else other))
             said.setdefault(verdict, []).append(f"{how} ({values}, Holm p = {p_text(other.p_holm)})")
     return [f"{verdict} {', '.join(hows)}" for verdict, hows in said.items()]
 
@@ -113,14 +122,14 @@ def _naming(metric: Metric) -> str:
     return name if metric.location == "ratio" or metric.name == "nep" else f"{metric.location} {name}"
 
 
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where it can be read without."""
-    if not math.isfinite(value):
-        return "?"
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        digits = 3 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-        return f"{value:.{min(digits, 5)}f}" if value else "0"
-    return f"{value:.2e}"
+def summary_text(row: Summary) -> str:
+    """What stands for all batches: an estimate rounded to its error, or "unknown"; other numbers in three digits."""
+    metric = METRICS[row.metric]
+    if not row.known:
+        return unknown(row.open_low, row.open_high, percent=metric.is_share)
+    if metric.estimate is None:
+        return number(row.value)
+    return with_error(row.value, row.standard_error, percent=metric.is_share)
 
 
 def with_interval(value: float, low: float, high: float) -> str:

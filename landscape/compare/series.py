@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from landscape.compare.metrics import Measured, Metric
 from landscape.compare.result import SeriesInfo
 from landscape.compare.statistics import Sample
 from landscape.errors import StoreError
+from landscape.linalg import Estimate
 from landscape.store import SpectraTable, SpectrumStore, differing_setting, is_audited, models_as_trained
 
 
@@ -35,18 +37,24 @@ class Series:
     tables: dict[int, SpectraTable]
     hessian: Mapping[str, Any]
 
+    @cached_property
+    def measured(self) -> dict[int, Measured]:
+        """The tables with what the protocol says of them."""
+        return {epoch: Measured(table, self.hessian) for epoch, table in self.tables.items()}
+
     def observed(self, epoch: int, metric: Metric, *, keep_unconverged: bool) -> "Observed | None":
         """A metric over the batches of an epoch; None where the epoch was not measured."""
         table = self.tables.get(epoch)
         if table is None:
             return None
-        measured = Measured(table, self.hessian)
+        measured = self.measured[epoch]
         loose = ~measured.certified if metric.certified else np.zeros(table.num_records, dtype=bool)
         numerator, denominator = (np.asarray(column, dtype=np.float64) for column in metric.columns(measured))
         counts = np.isfinite(numerator) & np.isfinite(denominator)
         if metric.certified:
             counts &= measured.finite if keep_unconverged else measured.certified
-        return Observed(table.batch, counts, loose, Sample(metric.location, numerator, denominator))
+        estimate = None if metric.estimate is None else partial(measured.of_all, metric.estimate)
+        return Observed(table.batch, counts, loose, Sample(metric.location, numerator, denominator), estimate)
 
     def audited(self, epoch: int) -> bool:
         """Whether every record of an epoch was made by a product that passed an audit."""
@@ -55,12 +63,22 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """A number per batch, the index of the batch, whether it counts, and whether it is made of what is not certified."""
+    """A number per batch, the index of the batch, whether it counts, and whether it is made of what is not certified.
+
+    Args:
+        estimate: What some rows together say, for what quadratures estimate.
+    """
 
     batch: np.ndarray
     counts: np.ndarray
     loose: np.ndarray
     sample: Sample
+    estimate: Callable[[np.ndarray], Estimate] | None = None
+
+    @property
+    def counted_estimate(self) -> Estimate | None:
+        """The estimate of all batches that count; None for what is none."""
+        return None if self.estimate is None or not self.counts.any() else self.estimate(np.flatnonzero(self.counts))
 
     @property
     def counted(self) -> Sample:
@@ -73,27 +91,43 @@ class Observed:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Two observed samples made ready to be compared."""
+    """Two observed samples made ready to be compared.
+
+    Args:
+        estimates: Of the two over these batches, for what quadratures estimate.
+    """
 
     first: Sample
     second: Sample
     num_left_out: int
     num_uncertified: int
+    estimates: tuple[Estimate, Estimate] | None = None
 
     @classmethod
     def of(cls, one: Observed, other: Observed, *, paired: bool) -> "Pairing":
         """Paired: row i of both is the same batch, one that counts in both. Unpaired: every batch that counts."""
         if not paired:
+            rows, other_rows = np.flatnonzero(one.counts), np.flatnonzero(other.counts)
             loose = sum(int((which.loose & which.counts).sum()) for which in (one, other))
-            return cls(one.counted, other.counted, one.num_left_out + other.num_left_out, loose)
-        _, rows, other_rows = np.intersect1d(one.batch, other.batch, return_indices=True)
-        both = one.counts[rows] & other.counts[other_rows]
-        loose = int(((one.loose[rows] | other.loose[other_rows]) & both).sum())
-        return cls(one.sample.take(rows[both]), other.sample.take(other_rows[both]), int((~both).sum()), loose)
+            num_left_out = one.num_left_out + other.num_left_out
+        else:
+            _, rows, other_rows = np.intersect1d(one.batch, other.batch, return_indices=True)
+            both = one.counts[rows] & other.counts[other_rows]
+            rows, other_rows, num_left_out = rows[both], other_rows[both], int((~both).sum())
+            loose = int((one.loose[rows] | other.loose[other_rows]).sum())
+        estimates = None
+        if one.estimate is not None and other.estimate is not None and min(len(rows), len(other_rows)):
+            estimates = one.estimate(rows), other.estimate(other_rows)
+        return cls(one.sample.take(rows), other.sample.take(other_rows), num_left_out, loose, estimates)
 
     @property
     def num_batches(self) -> int:
         return min(self.first.size, self.second.size)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to test: numbers, and no two brackets."""
+        return self.estimates is None or all(one.is_known for one in self.estimates)
 
 
 def read_series(

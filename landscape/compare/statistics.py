@@ -77,7 +77,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A number and the ends of its interval, which are NaN where batches say nothing of one: too few, or all the same."""
 
     value: float
@@ -122,11 +122,11 @@ class Resampling:
         permutations = 2.0**first if second is None else math.comb(first + second, first)
         return 2 / min(permutations, self.num_resamples + 1)
 
-    def location(self, sample: Sample) -> Estimate:
+    def location(self, sample: Sample) -> Interval:
         """The location of one sample."""
         return self._interval([np.arange(sample.size)], sample.at)
 
-    def difference(self, first: Sample, second: Sample, *, paired: bool) -> Estimate:
+    def difference(self, first: Sample, second: Sample, *, paired: bool) -> Interval:
         """By how much `first` is larger.
 
         Paired medians: the median of the differences batch by batch. Otherwise the difference of the two locations, which
@@ -134,25 +134,25 @@ class Resampling:
         """
         return self._of_two(first, second, np.subtract, paired=paired)
 
-    def quotient(self, first: Sample, second: Sample, *, paired: bool) -> Estimate:
+    def quotient(self, first: Sample, second: Sample, *, paired: bool) -> Interval:
         """How many times the second the first is; NaN where not both are positive.
 
         Paired medians: the median of the quotients batch by batch. Otherwise the quotient of the two locations.
         """
         if not (first.is_positive and second.is_positive):
-            return Estimate(math.nan)
+            return Interval(math.nan)
         return self._of_two(first, second, _quotient, paired=paired)
 
-    def _of_two(self, first: Sample, second: Sample, combine: _Combine, *, paired: bool) -> Estimate:
+    def _of_two(self, first: Sample, second: Sample, combine: _Combine, *, paired: bool) -> Interval:
         contrast = _contrast(first.joined(second), combine, paired=paired)
         one, other = np.arange(first.size), first.size + np.arange(second.size)
         if paired:
             # A batch is drawn with both of its numbers.
             return self._interval([one], lambda i, axis=-1: contrast(i, i + first.size, axis))
         found = self._interval([one, other], contrast)
-        return Estimate(found.value) if first.is_constant or second.is_constant else found
+        return Interval(found.value) if first.is_constant or second.is_constant else found
 
-    def _interval(self, batches: Sequence[Int[np.ndarray, " n"]], statistic: Callable[..., Any]) -> Estimate:
+    def _interval(self, batches: Sequence[Int[np.ndarray, " n"]], statistic: Callable[..., Any]) -> Interval:
         """The percentile interval of a statistic of batches, at a level that makes up for small samples.
 
         The bootstrap's spread is too small by sqrt((n - 1) / n), and it knows no heavier tail than the normal one; at this
@@ -174,7 +174,7 @@ class Resampling:
         value = float(statistic(*batches))
         n = min(len(one) for one in batches)
         if n < 2 or not math.isfinite(value):
-            return Estimate(value)
+            return Interval(value)
         quantile = stats.t.ppf((1 + self.confidence) / 2, n - 1) * math.sqrt(n / (n - 1))
         with warnings.catch_warnings():
             # Of resamples without a value, such as one without a positive eigenvalue; the ends are NaN then.
@@ -190,8 +190,8 @@ class Resampling:
                 rng=np.random.default_rng(self.seed),
             )
         if np.ptp(resampled.bootstrap_distribution) <= _ROUNDING * abs(value):
-            return Estimate(value)
-        return Estimate(value, float(resampled.confidence_interval.low), float(resampled.confidence_interval.high))
+            return Interval(value)
+        return Interval(value, float(resampled.confidence_interval.low), float(resampled.confidence_interval.high))
 
     def p_value(self, first: Sample, second: Sample, *, paired: bool) -> float:
         """Of the two-sided permutation test that the two series are exchangeable.

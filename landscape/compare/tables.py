@@ -12,14 +12,16 @@ from typing import Literal
 
 from landscape.compare.metrics import HEADLINES, METRICS, NORMALISED, QUOTED, Metric
 from landscape.compare.result import Comparison, Difference, plain
-from landscape.compare.sentences import number, p_text, with_interval
+from landscape.compare.sentences import p_text, sides_text, summary_text, with_interval
 from landscape.errors import StoreError
 from landscape.manifest import write_atomically
+from landscape.terminal import TextTable, terminal_width, wrapped
 
 # Columns of the CSV file; `value` is the difference in the rows of a pair.
 CSV_COLUMNS = (
     "kind metric unit epoch first second paired num_batches num_left_out num_planned num_uncertified audited value low high mean "
-    "standard_error q05 q25 median q75 q95 first_value second_value ratio ratio_low ratio_high effect p_value smallest_p p_holm"
+    "standard_error q05 q25 median q75 q95 first_value second_value ratio ratio_low ratio_high effect p_value smallest_p p_holm "
+    "known open_low open_high first_error second_error"
 ).split()
 
 
@@ -67,7 +69,7 @@ def _series_grid(comparison: Comparison, metrics: Sequence[Metric]) -> Grid:
             found = [comparison.summary(one.name, epoch, metric.name) for metric in metrics]
             counted = {summary.num_batches for summary in found if summary is not None}
             batches = "-".join(map(str, sorted({min(counted), max(counted)}))) if counted else "none"
-            values = [number(summary.value) if summary is not None else "" for summary in found]
+            values = [summary_text(summary) if summary is not None else "" for summary in found]
             rows.append((str(epoch), comparison.label(one.name), batches, *values))
     header = ("epoch", "series", "batches", *(f"{metric.label}, {_located(metric)}" for metric in metrics))
     return Grid("Each series over its batches", header, tuple(rows))
@@ -76,13 +78,14 @@ def _series_grid(comparison: Comparison, metrics: Sequence[Metric]) -> Grid:
 def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
     found = [row for row in comparison.differences if row.metric == metric.name]
     names = list(dict.fromkeys((row.first, row.second) for row in found))
+    scale = 100 if metric.is_share else 1
     rows = [
         (
             f"{comparison.label(row.first)} \N{MINUS SIGN} {comparison.label(row.second)}",
             str(row.epoch),
             str(row.num_batches),
-            f"{number(row.first_value)} vs {number(row.second_value)}",
-            with_interval(row.difference, row.low, row.high),
+            " vs ".join(sides_text(row)),
+            with_interval(*(scale * number for number in (row.difference, row.low, row.high))),
             with_interval(row.ratio, row.ratio_low, row.ratio_high) if math.isfinite(row.ratio) else "",
             f"{row.effect:+.2f}" if math.isfinite(row.effect) else "",
             p_text(row.p_holm),
@@ -91,6 +94,7 @@ def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
     ]
     header = ("pair", "epoch", "batches", _located(metric), "difference", "ratio", "effect", "Holm p")
     unit = "" if metric.unit == "1" else f", {metric.unit}"
+    unit = ", %" if metric.is_share else unit
     title = f"{metric.label}{unit}: {'paired ' if comparison.paired else ''}differences [{100 * comparison.confidence:g} %]"
     return Grid(title, header, tuple(rows)) if rows else None
 
@@ -128,27 +132,17 @@ def to_terminal(comparison: Comparison, metrics: Sequence[str] | None = None, *,
     Args:
         width: Columns of the terminal; by default as many as it has, or 120 where there is none.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    stream = io.StringIO()
-    real = Console()
-    console = Console(file=stream, width=width or (real.width if real.is_terminal else 120), highlight=False)
-    for grid in grids(comparison, metrics):
-        table = Table(title=grid.title, title_justify="left")
-        for name, justify in zip(grid.header, grid.justified, strict=True):
-            table.add_column(name, justify=justify, overflow="fold")
-        for index, row in enumerate(grid.rows):
-            if grid.begins_section(index):
-                table.add_section()
-            table.add_row(*row)
-        console.print(table, markup=False)
+    width = width if width is not None else terminal_width() or 120
+    parts = [_text_table(grid).text(width) for grid in grids(comparison, metrics)]
     for heading, lines in _texts(comparison):
         if lines:
-            console.print(f"\n{heading}", markup=False)
-            for line in lines:
-                console.print(f"- {line}", markup=False)
-    return stream.getvalue().rstrip()
+            parts += ["", wrapped(heading, width), *(wrapped(f"- {line}", width) for line in lines)]
+    return "\n".join(parts)
+
+
+def _text_table(grid: Grid) -> TextTable:
+    sections = [index for index in range(len(grid.rows)) if grid.begins_section(index)]
+    return TextTable(title=grid.title, header=grid.header, rows=grid.rows, num_names=2, num_left=2, sections=sections)
 
 
 def _texts(comparison: Comparison) -> list[tuple[str, tuple[str, ...]]]:
@@ -216,7 +210,7 @@ def _latex_rows(grid: Grid) -> list[str]:
 
 def _escaped(text: str) -> str:
     escaped = re.sub(r"[\\^~\u2212<>|&%$#_{}]", lambda found: _LATEX[found.group()], text)
-    powers = re.sub(r"(?<=\d)e([+-]\d+)\b", lambda found: rf"$\times10^{{{int(found[1])}}}$", escaped)
+    powers = re.sub(r"(?<=[\d)])e([+-]\d+)\b", lambda found: rf"$\times10^{{{int(found[1])}}}$", escaped)
     return re.sub(r"(?<![\w.{])-(?=[\d.])", "$-$", powers)
 
 
@@ -228,14 +222,18 @@ def format_of(path: Path | None, *, kind: str | None = None) -> str:
     """The name of a format in `FORMATS`: `kind`, or what the suffix says, or a table where there is no file.
 
     Raises:
-        ValueError: If the suffix says nothing.
+        ValueError: If neither says anything, or they say different things: whoever reads the file goes by its name.
     """
-    if kind is None and path is not None:
-        kind = SUFFIXES.get(path.suffix.lower())
-        if kind is None:
-            known = ", ".join(SUFFIXES)
-            raise ValueError(f"{path}: a comparison cannot be written as {path.suffix!r}; the suffix must be one of {known}.")
-    return kind or "table"
+    told = None if path is None else SUFFIXES.get(path.suffix.lower())
+    if path is not None and kind is None and told is None:
+        known = ", ".join(SUFFIXES)
+        raise ValueError(f"{path}: a comparison cannot be written as {path.suffix!r}; the suffix must be one of {known}.")
+    if kind is not None and told is not None and kind != told:
+        suffix = next(suffix for suffix, other in SUFFIXES.items() if other == kind)
+        raise ValueError(
+            f"{path}: its name says {told}, but --format says {kind}; leave out --format, or name a file that ends in {suffix}."
+        )
+    return kind or told or "table"
 
 
 def write_comparison(

@@ -155,7 +155,8 @@ def _draw_panel(ax: "Axes", plan: DensityPlan, epoch: int, styles: Styles) -> No
             ax.plot(x, plan.above_floor(curve.value), zorder=3 + row, label=plan.labels[series], **style)
         if curve is None or _says_shares(plan):
             remarks[series] = plan.remark(series, epoch)
-    draw_remarks(ax, remarks, styles, title="share of $\\lambda$ < 0" if _says_shares(plan) else None, corner="upper left")
+    title = "share of $\\lambda$ < 0" if _says_shares(plan) else None
+    draw_remarks(ax, remarks, styles, title=title, corner="upper left", opaque=True)
 
 
 def _set_axes(first: "Axes", plan: DensityPlan, page: _Page) -> None:

@@ -44,8 +44,8 @@ class DensitySample:
 
     @property
     def remark(self) -> str:
-        """The share of negative eigenvalues in percent, with the whole standard error that the terminal prints."""
-        return percent_of(self.density.negative_share())
+        """The share of negative eigenvalues as the terminal prints it: in percent with its whole standard error, or unknown."""
+        return str(self.density.negative_share())
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,13 +210,6 @@ def _neighbours(density: "SpectralDensity", axis: AsinhAxis) -> tuple[np.ndarray
     return np.concatenate(nodes)[order], np.concatenate(left)[order], np.concatenate(right)[order]
 
 
-def percent_of(share: "Estimate") -> str:
-    """An estimated share in percent with its standard error, which keeps two digits."""
-    value, error = 100 * float(share.value), 100 * float(share.standard_error)
-    digits = min(max(1 - math.floor(math.log10(error)), 0), 6) if error > 0 else 2
-    return f"{value:.{digits}f} ± {error:.{digits}f} %"
-
-
 def footnote(plan: DensityPlan, *, shares: bool) -> str:
     """The numbers behind the curves and what they do not show, as one paragraph.
 
@@ -237,7 +230,10 @@ def footnote(plan: DensityPlan, *, shares: bool) -> str:
         f"Band: {_BAND} standard errors over {over}; what lies between nodes is not in it.",
     ]
     if shares:
-        sentences.append(f"Shares below zero: ± one standard error, of {over} and a third of what the quadratures leave open.")
+        sentences.append(
+            f"Shares below zero: ± one standard error, of {over} and half of what the quadratures leave open; unknown where that "
+            "tells no digit."
+        )
     zeros = [float(one.num_zeros.double().mean()) / one.n for one in densities]
     if max(zeros) > 0:
         sentences.append(f"{span([100 * share for share in zeros], '.3g')} % are zero by structure: rows that no batch uses.")

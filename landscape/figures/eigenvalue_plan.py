@@ -32,18 +32,20 @@ class Curve:
         density: On the grid of the plan, per unit of u; zero when there are no values.
         width: Standard deviation of the kernel in u.
         sample: Where the values come from.
+        share: Of negative values (NEP of Park & Kim 2022, arXiv 2202.06709); NaN where no batch counts.
     """
 
     drawn: Float[np.ndarray, " n"]
     density: Float[np.ndarray, " m"]
     width: float
     sample: EigenvalueSample
+    share: float
 
     @property
     def remark(self) -> str:
-        """Share of negative values (NEP of Park & Kim 2022, arXiv 2202.06709), or why there is no curve."""
+        """The share of negative values, or why there is no curve."""
         if self.drawn.size:
-            return percent(float(np.mean(self.drawn < 0)))
+            return "unknown" if math.isnan(self.share) else percent(self.share)
         return "none converged" if self.sample.finite.any() else "no finite value"
 
 
@@ -94,7 +96,8 @@ def make_plan(
     curves = {}
     for key, u in drawn.items():
         density = kernel_density(u, grid, width=widths[key]) if u.size else np.zeros_like(grid)
-        curves[key] = Curve(drawn=u, density=density, width=widths[key], sample=shown[key])
+        share = shown[key].negative_share(keep_unconverged=keep_unconverged)
+        curves[key] = Curve(drawn=u, density=density, width=widths[key], sample=shown[key], share=share)
     return Plan(epochs, labels, axis, limits, grid, curves, keep_unconverged)
 
 
@@ -163,6 +166,8 @@ def footnote(plan: Plan) -> str:
         sentences.append(f"Left out: {infinite} values that are not finite.")
     if loose:
         sentences.append(f"{'Drawn' if plan.keep_unconverged else 'Left out'}: {loose} values that did not converge.")
+    if loose and not plan.keep_unconverged:
+        sentences.append("Shares: of the batches of which all values converged.")
     if beyond:
         sentences.append(f"Beyond the axis, but part of the curves: {beyond} values.")
     return " ".join(sentences + _unfinished(plan))

@@ -81,8 +81,14 @@ class Legend:
             entry.set(text=text, parse_math=False)
 
 
-def draw_remarks(ax: "Axes", remarks: Mapping[str, str], styles: Styles, *, title: str | None, corner: Corner) -> None:
-    """What is said of each series in a panel, such as its share of negative values, beside a piece of its line."""
+def draw_remarks(
+    ax: "Axes", remarks: Mapping[str, str], styles: Styles, *, title: str | None, corner: Corner, opaque: bool = False
+) -> None:
+    """What is said of each series in a panel, such as its share of negative values, beside a piece of its line.
+
+    Args:
+        opaque: Hide what lies below, so that no line runs through a number.
+    """
     from matplotlib.lines import Line2D
 
     if not remarks:
@@ -99,5 +105,9 @@ def draw_remarks(ax: "Axes", remarks: Mapping[str, str], styles: Styles, *, titl
         borderaxespad=0.3,
         labelspacing=0.2,
         handletextpad=0.5,
+        frameon=opaque,
+        facecolor="white",
+        edgecolor="none",
+        framealpha=1.0,
     )
     legend.set_zorder(20)

@@ -58,6 +58,15 @@ class EigenvalueSample:
         """Which values are numbers."""
         return np.isfinite(self.values)
 
+    def negative_share(self, *, keep_unconverged: bool) -> float:
+        """NEP as the comparison computes it: over the batches of which every value is finite and converged; NaN without any.
+
+        Args:
+            keep_unconverged: Count batches with values that did not converge too.
+        """
+        batches = (self.finite & (self.converged | keep_unconverged)).all(axis=1)
+        return float(np.mean(self.values[batches] < 0)) if batches.any() else float("nan")
+
 
 def epochs_to_draw(available: Iterable[int], *, num_panels: int = 6) -> tuple[int, ...]:
     """Choose the epochs that get a panel.

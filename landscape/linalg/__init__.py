@@ -1,13 +1,46 @@
-"""Algorithms on a symmetric operator; has never heard of a network."""
+"""Algorithms on a symmetric operator; has never heard of a network.
 
-from landscape.linalg.check import OperatorCheck, check_operator
-from landscape.linalg.combine import Combination, Restriction, average, restricted, shifted
-from landscape.linalg.estimate import Estimate
-from landscape.linalg.lanczos import eigsh
-from landscape.linalg.operator import DenseOperator, EigenPairs, Quadrature, RitzValues, SymmetricOperator, seeded
-from landscape.linalg.power import power_iteration
-from landscape.linalg.probing import dense_spectrum, density, trace
-from landscape.linalg.stochastic import NegativeCounts, SpectralDensity
+`import landscape.linalg` is instant: the names below are loaded on first use, and those that need no torch do not load it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from landscape.linalg.check import OperatorCheck, check_operator
+    from landscape.linalg.combine import Combination, Restriction, average, restricted, shifted
+    from landscape.linalg.estimate import Estimate
+    from landscape.linalg.lanczos import eigsh
+    from landscape.linalg.operator import DenseOperator, EigenPairs, Quadrature, RitzValues, SymmetricOperator, seeded
+    from landscape.linalg.power import power_iteration
+    from landscape.linalg.probed import ProbedSpectrum
+    from landscape.linalg.probing import dense_spectrum, density, trace
+    from landscape.linalg.stochastic import NegativeCounts, SpectralDensity
+
+_MODULES = {
+    "Combination": "combine",
+    "DenseOperator": "operator",
+    "EigenPairs": "operator",
+    "Estimate": "estimate",
+    "NegativeCounts": "stochastic",
+    "OperatorCheck": "check",
+    "ProbedSpectrum": "probed",
+    "Quadrature": "operator",
+    "Restriction": "combine",
+    "RitzValues": "operator",
+    "SpectralDensity": "stochastic",
+    "SymmetricOperator": "operator",
+    "average": "combine",
+    "check_operator": "check",
+    "dense_spectrum": "probing",
+    "density": "probing",
+    "eigsh": "lanczos",
+    "power_iteration": "power",
+    "restricted": "combine",
+    "seeded": "operator",
+    "shifted": "combine",
+    "trace": "probing",
+}
 
 __all__ = [
     "Combination",
@@ -16,6 +49,7 @@ __all__ = [
     "Estimate",
     "NegativeCounts",
     "OperatorCheck",
+    "ProbedSpectrum",
     "Quadrature",
     "Restriction",
     "RitzValues",
@@ -32,3 +66,9 @@ __all__ = [
     "shifted",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

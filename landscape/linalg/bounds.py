@@ -3,7 +3,7 @@ r"""What the nodes and weights of one Gauss quadrature prove about the measure b
 A probe v sees the measure that puts (v^T q_i)^2 at each eigenvalue lambda_i. Its quadrature has the same first 2m moments,
 so it is exact for polynomials up to degree 2m - 1; of a step, such as the share of negative eigenvalues, it proves an interval
 only, and that is given here. Where much of the measure sits at the step, the interval is wide, as it must be.
-Knows numbers, not operators: imports only numpy and landscape.threads. Shapes: m = nodes, g = grid points.
+Knows numbers, not operators: imports only numpy. Shapes: m = nodes, g = grid points.
 
 Source: Karlin & Studden, Tchebycheff Systems (1966), chapter IV (Chebyshev-Markov-Stieltjes inequalities, canonical
 representations); Golub & Meurant, Matrices, Moments and Quadrature (2010), sections 6.2 and 10.1.
@@ -11,8 +11,6 @@ representations); Golub & Meurant, Matrices, Moments and Quadrature (2010), sect
 
 import numpy as np
 from jaxtyping import Float
-
-from landscape.threads import single_blas_thread
 
 # What the weights of a rule may be off by: they come from dense eigensolvers in float64.
 _WEIGHT_ROUNDING = 1e-13
@@ -67,9 +65,8 @@ def radau_rule(
         # The point is a node already, to rounding; the entry at infinity carries no weight.
         if not np.isfinite(matrix).all():
             return theta, first[:-1] ** 2
-    with single_blas_thread():
-        values, vectors = np.linalg.eigh(matrix)
-        return values, (first @ vectors) ** 2
+    values, vectors = np.linalg.eigh(matrix)
+    return values, (first @ vectors) ** 2
 
 
 def _determined(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from landscape.linalg.operator import SymmetricOperator, check_is_operator
+from landscape.linalg.operator import SymmetricOperator, check_is_operator, said_once
 
 
 class Combination(SymmetricOperator):
@@ -69,7 +69,7 @@ class Combination(SymmetricOperator):
     @property
     def checked(self) -> str:
         """What the terms say, each sentence once."""
-        return "; ".join(dict.fromkeys(term.checked for term in self.terms if term.checked))
+        return said_once(term.checked for term in self.terms)
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         products = self.shift * V

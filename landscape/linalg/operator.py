@@ -6,6 +6,7 @@ Shapes: n = dimension of the operator, k = number of vectors or of eigenpairs.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
@@ -156,6 +157,11 @@ class DenseOperator(SymmetricOperator):
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         return self.matrix @ V
+
+
+def said_once(texts: Iterable[str]) -> str:
+    """What several operators or results say in `checked`, each sentence once."""
+    return "; ".join(dict.fromkeys(said for text in texts for said in text.split("; ") if said))
 
 
 def check_is_operator(A: object) -> None:

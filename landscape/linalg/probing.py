@@ -18,7 +18,8 @@ from landscape.errors import NumericalError
 from landscape.linalg.estimate import Estimate, student_widening
 from landscape.linalg.krylov import KrylovBasis, inner, norm
 from landscape.linalg.operator import SymmetricOperator, check_is_operator, seeded
-from landscape.linalg.stochastic import FEWEST_NODES, SpectralDensity, pad
+from landscape.linalg.probed import FEWEST_NODES
+from landscape.linalg.stochastic import SpectralDensity, pad
 from landscape.linalg.support import SupportedPart
 from landscape.threads import single_blas_thread
 
@@ -136,6 +137,7 @@ def _assemble(A: SymmetricOperator, supported: int, exact: _Exact, rules: list[_
         rounding=float(torch.finfo(A.dtype).eps),
         num_matvecs=sum(cost.num_matvecs for cost in costs),
         orthogonality_defect=max(cost.defect for cost in costs),
+        checked=A.checked,
     )
 
 

@@ -3,7 +3,7 @@
 What is measured goes to an HDF5 file beside the figure, batch by batch, and is not measured again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,50 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.errors import LandscapeError, ManifestError, NumericalError, ObjectiveError, StoreError
-from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
+from landscape.errors import LandscapeError, NumericalError, StoreError
+from landscape.manifest import Manifest
 from landscape.manifest.trained import LOCAL_DIR
-from landscape.pipeline.audit import model_on_openmoji, verdict_of
+from landscape.pipeline.density_jobs import DensityJob, DensitySettings, manifest_jobs, model_job
 from landscape.pipeline.density_record import density_record, density_sample, spectral_density, stored_densities
-from landscape.pipeline.density_shelf import DensityShelf, Key, stored_digests
+from landscape.pipeline.density_shelf import DensityShelf
 from landscape.pipeline.draw import check_figure_name
-from landscape.pipeline.measure import Notes, Show, attempted, device_of, progress_shown, show_notes
-from landscape.pipeline.products import ProductSettings, SeriesProducts
-from landscape.pipeline.weights import digest_of
+from landscape.pipeline.measure import Show, attempted, progress_shown, show_notes
 from landscape.store import LARGEST_VALUE, DensityRecord, is_density_file, is_store, parts_folder, read_densities
 from landscape.store.lock import FolderLock
 
 if TYPE_CHECKING:
     from landscape.linalg import SpectralDensity, SymmetricOperator
-    from landscape.pipeline.subject import Subject
-
-
-@dataclass(frozen=True, kw_only=True)
-class DensitySettings:
-    """How densities are measured.
-
-    Args:
-        num_batches: Mini-batches of each checkpoint, the first of the protocol.
-        num_probes, num_matvecs: As `landscape.density` takes them.
-        dense_limit: Up to so many parameters that a batch uses, the exact spectrum is measured too.
-        seed: Of the random vectors.
-        products: How they are computed, and in how much memory.
-    """
-
-    num_batches: int = 1
-    num_probes: int = 2
-    num_matvecs: int = 64
-    dense_limit: int = 3000
-    seed: int = 0
-    products: ProductSettings = ProductSettings()
-
-    def facts(self, manifest: Manifest | None) -> dict[str, Any]:
-        """What a stored record must agree with to be taken as it is."""
-        numbers = ("num_batches", "num_probes", "num_matvecs", "dense_limit", "seed")
-        facts = {name: getattr(self, name) for name in numbers}
-        facts["protocol_sha256"] = None if manifest is None else manifest.protocol_digest()
-        # All ways of a product compute the same matrix, but for what this rounds off.
-        return facts | ({"allow_tf32": True} if self.products.allow_tf32 else {})
 
 
 @dataclass(frozen=True)
@@ -101,35 +70,17 @@ def density_of(source: str, output: Path, settings: DensitySettings, **options: 
         raise LandscapeError(f"{source}: --series chooses among the series of a store, and this is none; leave it out.")
     if path.suffix.lower() in (".yaml", ".yml"):
         manifest = Manifest.load(path, checkpoints_exist=False)
-        jobs = _manifest_jobs(manifest, settings, options | {"target": output.with_suffix(".h5")})
+        jobs = manifest_jobs(manifest, settings, options | {"target": output.with_suffix(".h5")})
         return _measured(jobs, output, settings, options)
     if is_density_file(path):
         return DensityReport(tuple(_drawn(read_densities(path), output, options)))
     names_architecture = source.startswith(LOCAL_DIR) or path.suffix.lower() == ".json"
     if (path.suffix or path.exists()) and not names_architecture:
         raise LandscapeError(f"{source}: not a store, a file of densities, a manifest or a model's name, so it has no density.")
-    return _measured(_model_job(source, settings, options), output, settings, options)
+    return _measured(model_job(source, settings, options), output, settings, options)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One checkpoint: what identifies it, how to check it (which gives notes), and how to get its audit and its operators."""
-
-    facts: dict[str, Any]
-    check: Callable[[], tuple[str, ...]]
-    prepare: "Callable[[Sequence[int]], tuple[bool, Iterable[SymmetricOperator]]]"
-    # What was used of how the model was trained, known once it was checked.
-    used: Callable[[], dict[str, Any]] = dict
-
-    @property
-    def key(self) -> Key:
-        return self.facts["series"], self.facts["epoch"]
-
-    def __str__(self) -> str:
-        return f"{self.facts['series']} epoch {self.facts['epoch']}"
-
-
-def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, options: dict[str, Any]) -> DensityReport:
+def _measured(jobs: Iterator[DensityJob], output: Path, settings: DensitySettings, options: dict[str, Any]) -> DensityReport:
     target = output.with_suffix(".h5")
     asked, failures = list(jobs), []
     look = partial(
@@ -156,7 +107,7 @@ def _measured(jobs: Iterator[_Job], output: Path, settings: DensitySettings, opt
     return DensityReport((*lines, f"{target}: the densities themselves."), tuple(failures))
 
 
-def _measure_all(jobs: Sequence[_Job], shelf: DensityShelf, settings: DensitySettings) -> list[str]:
+def _measure_all(jobs: Sequence[DensityJob], shelf: DensityShelf, settings: DensitySettings) -> list[str]:
     """Measure what is left to do; a line for each batch that failed."""
     todo = [jobs[index] for index in shelf.todo]
     show_notes(dict.fromkeys(note for job in todo for note in job.check()), shown=None)
@@ -178,7 +129,7 @@ class _Batch:
 
 
 def _measure(
-    job: _Job,
+    job: DensityJob,
     settings: DensitySettings,
     known: DensityRecord | None,
     keep: Callable[[DensityRecord], None],
@@ -227,7 +178,7 @@ def _batches_of(record: DensityRecord) -> list[_Batch]:
     return [_Batch(density, values) for density, values in zip(parts, dense)]
 
 
-def _first_batches(job: _Job, record: DensityRecord, settings: DensitySettings) -> DensityRecord | None:
+def _first_batches(job: DensityJob, record: DensityRecord, settings: DensitySettings) -> DensityRecord | None:
     """The part of a record that is asked for; None where that is none of it."""
     if record.settings["num_batches"] <= settings.num_batches:
         return record
@@ -237,7 +188,7 @@ def _first_batches(job: _Job, record: DensityRecord, settings: DensitySettings) 
 
 
 def _record(
-    job: _Job, num_batches: int, measured: dict[int, _Batch], *, audited: bool, used: dict[str, Any]
+    job: DensityJob, num_batches: int, measured: dict[int, _Batch], *, audited: bool, used: dict[str, Any]
 ) -> DensityRecord:
     """The batches that are measured, of the first so many, as one record."""
     from landscape.linalg import SpectralDensity
@@ -248,6 +199,7 @@ def _record(
     missing = [index for index in range(num_batches) if index not in measured]
     which: dict[str, Any] = {"num_batches": num_batches} | ({"missing_batches": missing} if missing else {})
     which |= {"as_trained": used} if used else {}
+    which |= {"operator": together.checked} if together.checked else {}
     return density_record(
         together,
         **job.facts | {"settings": job.facts["settings"] | which},
@@ -276,126 +228,6 @@ def _measure_batch(operators: "Iterator[SymmetricOperator]", index: int, setting
     return _Batch(found, dense_spectrum(operator).numpy() if small else None)
 
 
-def _manifest_jobs(manifest: Manifest, settings: DensitySettings, options: dict[str, Any]) -> Iterator[_Job]:
-    wanted = options.get("epochs")
-    if settings.num_batches > manifest.data.num_batches:
-        raise ManifestError(
-            f"{manifest.path}: has {manifest.data.num_batches} batches, but a density over {settings.num_batches} was asked for. "
-            "Lower --batches, or raise num_samples."
-        )
-    known = sorted({one.epoch for series in manifest.series for one in series.checkpoints})
-    if wanted is not None and not set(wanted) <= set(known):
-        raise ManifestError(f"{manifest.path}: no series has an epoch {sorted(set(wanted) - set(known))[0]}; it has {known}.")
-    stored = stored_digests(options["target"])
-    subject = _OneSubject(manifest, options.get("device"))
-    for series in manifest.series:
-        one = _Series(subject, series, settings, unaudited=bool(options.get("unaudited")))
-        for checkpoint in series.checkpoints:
-            if wanted is None or checkpoint.epoch in wanted:
-                facts = {
-                    "series": series.name,
-                    "label": series.label,
-                    "model": series.model,
-                    "epoch": checkpoint.epoch,
-                    "checkpoint_sha256": digest_of(checkpoint, stored=stored.get((series.name, checkpoint.epoch))),
-                    "settings": settings.facts(manifest),
-                }
-                yield _Job(facts, partial(one.check, checkpoint), partial(one.operators, checkpoint), one.what_was_used)
-
-
-class _OneSubject:
-    """The model of the series that is worked on; that of the one before is let go of."""
-
-    def __init__(self, manifest: Manifest, device: str | None) -> None:
-        self.manifest, self.device, self.notes = manifest, device, Notes()
-        self._series: CheckpointSeries | None = None
-        self._subject: Any = None
-
-    def of(self, series: CheckpointSeries) -> "Subject":
-        from landscape.clip.image_text import open_pairs
-        from landscape.pipeline.subject import Subject
-
-        if self._series is not series:
-            self._series = self._subject = None
-            self._subject = Subject.of(self.manifest, series, open_pairs(self.manifest.data), device=device_of(self.device))
-            self._series = series
-        return self._subject
-
-
-class _Series:
-    """The checkpoints of a series: to be checked first, and then measured."""
-
-    def __init__(self, subject: _OneSubject, series: CheckpointSeries, settings: DensitySettings, *, unaudited: bool) -> None:
-        self.subject, self.series, self.unaudited = subject, series, unaudited
-        self.products = SeriesProducts(settings.products)
-        self.used: dict[str, Any] = {}
-        self._audited: bool | None = None
-
-    def check(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """Load a checkpoint once, so that a wrong one is refused before anything is measured; the first time audit the model.
-
-        Returns:
-            What is to be known of the data and the checkpoints so far.
-
-        Raises:
-            LandscapeError: If the model, the data or the checkpoint is wrong, the audit failed, or products do not fit in memory.
-        """
-        subject = self.subject.of(self.series)
-        self.used = subject.used
-        if self._audited is None:
-            manifest = self.subject.manifest
-            verdict = verdict_of(subject, manifest, self.series, unaudited=self.unaudited, hvp="double-backward")
-            self._audited = bool(verdict["passed"])
-        self.subject.notes.add(subject, subject.load(checkpoint), series=self.series.name)
-        if self.products.choice is None:
-            self.products.choose(subject.objective, subject.params, subject.first_batch)
-        return self.subject.notes.said
-
-    def what_was_used(self) -> dict[str, Any]:
-        """What was used of how the model was trained; empty before it was checked."""
-        return self.used
-
-    def operators(self, checkpoint: Checkpoint, indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
-        """The verdict, and the Hessians of some batches with the weights of a checkpoint."""
-        assert self._audited is not None, "check comes first"
-        subject = self.subject.of(self.series)
-        subject.load(checkpoint)
-        return self._audited, self.products.operators(subject.objective, subject.params, map(subject.batch, indices))
-
-
-def _model_job(name: str, settings: DensitySettings, options: dict[str, Any]) -> Iterator[_Job]:
-    built: list[Any] = []
-
-    def check() -> tuple[str, ...]:
-        from landscape.clip.objectives import contrastive_objective
-        from landscape.curvature import audit_objective
-
-        model, batches = model_on_openmoji(name, device_of(options.get("device")), num_batches=settings.num_batches)
-        audited = False
-        if not options.get("unaudited"):
-            report = audit_objective(contrastive_objective, model, batches[0])
-            audited = report.passed
-            if not audited:
-                raise ObjectiveError(
-                    f"{name}: the audit failed for {', '.join(report.blamed[:3])}, so the density would not be the Hessian's. "
-                    f"See `landscape audit {name}`, or measure anyway, and marked so, with --unaudited."
-                )
-        objective, params = contrastive_objective(model)
-        products = SeriesProducts(settings.products)
-        products.choose(objective, params, lambda: batches[0])
-        built[:] = [audited, products, objective, params, batches]
-        return ()
-
-    def prepare(indices: Sequence[int]) -> "tuple[bool, Iterable[SymmetricOperator]]":
-        audited, products, objective, params, batches = built
-        return audited, products.operators(objective, params, [batches[i] for i in indices])
-
-    is_path = name.startswith(LOCAL_DIR) or name.endswith(".json")
-    series = Path(name.removeprefix(LOCAL_DIR)).stem if is_path else name.replace("/", "-")
-    facts = {"series": series, "label": name, "model": name, "epoch": 0, "checkpoint_sha256": ""}
-    yield _Job(facts | {"settings": settings.facts(None)}, check, prepare)
-
-
 def _drawn(records: Sequence[DensityRecord], output: Path, options: dict[str, Any]) -> list[str]:
     from landscape.figures import density_figure, save_figure
 
@@ -406,8 +238,11 @@ def _drawn(records: Sequence[DensityRecord], output: Path, options: dict[str, An
         save_figure(drawn, output)
     except ValueError as error:
         raise StoreError(f"{output}: {error}") from error
-    lines = [line for record, sample in zip(records, samples) for line in _summary(record, sample.density)]
-    return [*lines, f"{output}: {len({one.series for one in records})} series, {len(records)} densities."]
+    wanted = options.get("epochs")
+    told = [(record, one.density) for record, one in zip(records, samples) if wanted is None or record.epoch in wanted]
+    lines = [line for record, density in told for line in _summary(record, density)]
+    count = f"{len(told)} densit{'y' if len(told) == 1 else 'ies'}"
+    return [*lines, f"{output}: {len({record.series for record, _ in told})} series, {count}."]
 
 
 def _summary(record: DensityRecord, density: "SpectralDensity") -> list[str]:
@@ -416,15 +251,9 @@ def _summary(record: DensityRecord, density: "SpectralDensity") -> list[str]:
         f"{record.series} epoch {record.epoch}: {record.n:,} eigenvalues, {record.num_batches_in_words()}, "
         f"{density.num_probes} probes, {record.num_matvecs} products"
     ]
-    for name, estimate in (
-        ("trace", density.trace()),
-        ("sum of squares", density.sum_of_squares()),
-        ("negative share", density.negative_share()),
-        ("negative mass", density.negative_mass()),
-    ):
-        lines.append(f"  estimated {name}: {estimate}")
+    lines += [f"  estimated {name}: {estimate!r}" for name, estimate in density.probed.estimates().items()]
     proved = record.num_negative[record.num_negative >= 0]
     if proved.size:
-        several = "" if proved.min() == proved.max() else f" to {proved.max()}, by batch"
-        lines.append(f"  certified: at least {proved.min()}{several} negative eigenvalues")
+        most, by_batch = ("", "") if proved.min() == proved.max() else (f" to {proved.max()}", ", by batch")
+        lines.append(f"  certified: at least {proved.min()}{most} negative eigenvalues{by_batch}")
     return lines

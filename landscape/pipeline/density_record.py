@@ -1,18 +1,18 @@
 """Densities as they are stored: from the numbers of a `SpectralDensity` and back, and from the quadratures of a store."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from landscape.compare.whole_spectrum import probed_spectrum
 from landscape.errors import StoreError
 from landscape.store import DensityRecord, SpectraTable, SpectrumStore, is_audited
 
 if TYPE_CHECKING:
     from landscape.figures import DensitySample
-    from landscape.linalg import Quadrature, SpectralDensity
+    from landscape.linalg import SpectralDensity
 
 _ARRAYS = ("nodes", "weights", "operators", "remainders", "exact", "exact_residuals", "num_zeros")
 _NUMBERS = ("n", "resolution", "rounding", "num_matvecs", "orthogonality_defect")
@@ -31,6 +31,7 @@ def spectral_density(record: DensityRecord) -> "SpectralDensity":
     from landscape.linalg import SpectralDensity
 
     facts: dict[str, Any] = {name: torch.from_numpy(np.asarray(getattr(record, name))) for name in _ARRAYS}
+    facts |= {"checked": str(record.settings.get("operator", ""))}
     return SpectralDensity(**facts, **{name: getattr(record, name) for name in _NUMBERS})
 
 
@@ -70,19 +71,19 @@ def record_of_table(table: SpectraTable, path: Path, dtype: str) -> DensityRecor
     Raises:
         StoreError: If a batch has no quadrature, or one that does not know its own error.
     """
-    from landscape.linalg import SpectralDensity
-    from landscape.pipeline.subject import DTYPES
-
     place = f"{path}: {table.series} epoch {table.epoch}"
-    rules = _quadratures_of(table, place)
+    _check_quadratures(table, place)
     try:
-        one = SpectralDensity.from_quadratures(rules, table.num_params, dtype=DTYPES[dtype])
+        probed = probed_spectrum(table, dtype)
     except ValueError as error:
         raise StoreError(
             f"{place}: {error} Raise max_matvecs or lower tol in the manifest, or give the manifest to `landscape density`."
         ) from error
-    return density_record(
-        replace(one, num_matvecs=int(table.num_matvecs.sum()), orthogonality_defect=float(np.max(table.orthogonality_defect))),
+    return DensityRecord(
+        **{name: getattr(probed, name) for name in (*_ARRAYS, "n", "resolution", "rounding")},
+        num_matvecs=int(table.num_matvecs.sum()),
+        orthogonality_defect=float(np.max(table.orthogonality_defect)),
+        dense_eigenvalues=np.zeros((0, 0)),
         series=table.series,
         label=table.label,
         model=table.model,
@@ -94,18 +95,13 @@ def record_of_table(table: SpectraTable, path: Path, dtype: str) -> DensityRecor
     )
 
 
-def _quadratures_of(table: SpectraTable, place: str) -> "list[Quadrature]":
-    """The quadrature of every batch.
+def _check_quadratures(table: SpectraTable, place: str) -> None:
+    """Refuse a checkpoint of which a batch has no quadrature.
 
     Raises:
-        StoreError: If a batch has none; says why.
+        StoreError: If so; says why.
     """
-    import torch
-
-    from landscape.linalg import Quadrature
-
-    rows = [(x[~np.isnan(x)], w[~np.isnan(w)]) for x, w in zip(table.ritz_values, table.ritz_weights)]
-    missing = [int(batch) for batch, (nodes, _) in zip(table.batch, rows) if not nodes.size]
+    missing = [int(batch) for batch, nodes in zip(table.batch, table.ritz_values) if np.isnan(nodes).all()]
     if missing:
         recycled = "start" in table.settings
         why = "a start from recycled eigenvectors is no random probe" if recycled else "power iteration leaves none"
@@ -114,4 +110,3 @@ def _quadratures_of(table: SpectraTable, place: str) -> "list[Quadrature]":
             f"{'without --recycle' if recycled else 'with the method lanczos'} into another file, or give the manifest to "
             "`landscape density`."
         )
-    return [Quadrature(torch.from_numpy(nodes), torch.from_numpy(weights)) for nodes, weights in rows]

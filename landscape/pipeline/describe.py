@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.compare.whole_spectrum import probed_rows, probed_spectrum
 from landscape.errors import LandscapeError
+from landscape.linalg import ProbedSpectrum
 from landscape.manifest import Manifest
 from landscape.manifest.reading_series import may_be_checkpoint
 from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
 from landscape.manifest.setting_error import shown
+from landscape.store import (
+    SpectrumStore,
+)
 from landscape.store import describe as describe_store
-from landscape.store import describe_densities, describe_surface, is_density_file, is_store, is_surface
+from landscape.store import describe_densities, describe_surface, is_density_file, is_store, is_surface, read_densities
 
 if TYPE_CHECKING:
     from landscape.clip.checkpoint import CheckpointInfo
@@ -32,14 +37,38 @@ def describe(path: Path) -> list[str]:
     if path.is_file() and is_surface(path):
         return describe_surface(path)
     if is_density_file(path):
-        return describe_densities(path)
+        return [*describe_densities(path), *_of_densities(path)]
     if is_store(path):
-        return describe_store(path)
+        return [*describe_store(path), *_of_store(path)]
     if path.is_dir() and not may_be_checkpoint(path):
         raise LandscapeError(f"{path}: is a folder. Name a store (.h5), a manifest (.yaml) or a checkpoint in it.")
     if not path.exists():
         raise LandscapeError(f"{path}: there is no such file. Name a store (.h5), a manifest (.yaml) or a checkpoint.")
     return _describe_checkpoint(path)
+
+
+def _of_store(path: Path) -> list[str]:
+    """What the quadratures of each checkpoint's records say of its whole spectrum; nothing where there are none."""
+    lines = []
+    with SpectrumStore.open(path) as store:
+        dtype = store.plan.protocol["hessian"]["dtype"]
+        for table in (store.records(series, epoch) for series in store.series() for epoch in store.epochs(series)):
+            rows = probed_rows(table).tolist()
+            left_out = f" ({len(rows)} of {table.num_records} batches)" if len(rows) < table.num_records else ""
+            if rows:
+                lines.append(f"{table.series} epoch {table.epoch}{left_out}: {_said(probed_spectrum(table, dtype, rows))}")
+    return lines
+
+
+def _of_densities(path: Path) -> list[str]:
+    # Their numbers travel through torch.
+    from landscape.pipeline.density_record import spectral_density
+
+    return [f"{one.series} epoch {one.epoch}: {_said(spectral_density(one).probed)}" for one in read_densities(path)]
+
+
+def _said(spectrum: ProbedSpectrum) -> str:
+    return "estimated " + ", ".join(f"{name} {estimate}" for name, estimate in spectrum.estimates().items())
 
 
 def _describe_checkpoint(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from landscape.linalg.rounding import with_error
 from landscape.store import axes_of
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ def check(result: "LossSlice | LossSurface", number: int) -> str:
     predicted = float(result.local.hessian[number, number])
     known = f"curvature {predicted:.5g} predicted"
     if not math.isnan(axis.eigenvalue):
-        known = f"eigenvalue {predicted:.5g} ± {axis.bound:.1g}{'' if axis.converged else ' (not converged)'}"
+        known = f"eigenvalue {with_error(predicted, axis.bound)}{'' if axis.converged else ' (not converged)'}"
     if axis.fit is None:
         return f"{axis.name}: {known}."
-    measured = f"{axis.fit.value:.5g} ± {axis.fit.error:.1g} by differences of losses"
+    measured = f"{with_error(axis.fit.value, axis.fit.error)} by differences of losses"
     return f"{axis.name}: {known}, {measured}: {_verdict(axis, predicted)}."
 
 

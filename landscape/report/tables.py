@@ -1,21 +1,24 @@
 """The tables of a page, as texts: what was measured, how it compares, what certifies it."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from landscape.compare import Comparison, Difference, Metric
-from landscape.compare.sentences import number as comparable
+from landscape.compare import METRICS, Comparison, Difference, Metric, Summary
+from landscape.compare.sentences import sides_text, summary_text
+from landscape.linalg.rounding import short as comparable
 from landscape.report.study import Study
 from landscape.store import SpectraTable, models_as_trained, value_text
 from landscape.store.table import combined
 
 # Columns of the table of numbers, where the comparison has them, in this order.
 _CERTAIN = ("lambda_max", "nep", "ape", "num_negative_at_least")
-_NUMBERS = (*_CERTAIN, "num_negative_estimate", "negative_mass", "trace_per_parameter", "loss")
+_ESTIMATED = ("num_negative_estimate", "negative_share", "negative_mass", "trace", "trace_per_parameter")
+_NUMBERS = (*_CERTAIN, *_ESTIMATED, "loss")
 NOTHING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 
@@ -35,16 +38,23 @@ def number(value: float, spec: str | None = None) -> str:
     """A number as the comparison writes it, or by `spec`, with the signs of print; a dash where there is none."""
     if not math.isfinite(value):
         return NOTHING
-    text = comparable(value) if spec is None else format(value, spec)
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return text.replace("-", _MINUS)
+    return printed(comparable(value) if spec is None else format(value, spec))
+
+
+def printed(text: str) -> str:
+    """Numbers with the signs of print: a minus for a hyphen, and exponents without zeros or plus signs."""
+    return re.sub(r"(?<=[\d)])e([+-]\d+)", lambda found: f"e{int(found[1])}", text).replace("-", _MINUS)
 
 
 def interval(value: float, low: float, high: float) -> str:
     """A number with its interval in brackets, which do not break."""
     return number(value) if number(low) == NOTHING else f"{number(value)} [{number(low)},\N{NO-BREAK SPACE}{number(high)}]"
+
+
+def summary_cell(row: Summary) -> str:
+    """An estimate with its error, or "unknown"; any other number with its interval."""
+    metric = METRICS[row.metric]
+    return interval(row.value, row.low, row.high) if metric.estimate is None else printed(summary_text(row))
 
 
 def numbers_table(study: Study) -> Table | None:
@@ -57,10 +67,14 @@ def numbers_table(study: Study) -> Table | None:
     for planned in study.plan.series:
         for epoch in planned.epochs:
             found = [comparison.summary(planned.name, epoch, metric.name) for metric in metrics]
-            cells = [NOTHING if one is None else interval(one.value, one.low, one.high) for one in found]
+            cells = [NOTHING if one is None else summary_cell(one) for one in found]
             rows.append((_label(study, planned.name), str(epoch), _batches(study, planned.name, epoch), *cells))
     header = ("series", "epoch", "batches", *(_with_unit(metric) for metric in metrics))
-    caption = f"In brackets: {100 * comparison.confidence:g} % bootstrap intervals over mini-batches."
+    caption = (
+        f"In brackets: {100 * comparison.confidence:g} % bootstrap intervals over mini-batches. After \N{PLUS-MINUS SIGN}: one "
+        "standard error, of random probes and mini-batches and half of what the quadratures leave open; unknown where that tells "
+        "no digit."
+    )
     return Table(caption=caption, header=header, rows=tuple(rows))
 
 
@@ -97,12 +111,13 @@ def difference_tables(comparison: Comparison) -> list[tuple[Metric, Table]]:
 
 
 def _difference_row(comparison: Comparison, one: Difference) -> tuple[str, ...]:
+    # Where shares stand in percent, so do their differences.
+    scale = 100 if METRICS[one.metric].is_share else 1
     return (
         f"{comparison.label(one.first)} against {comparison.label(one.second)}",
         str(one.epoch),
-        number(one.first_value),
-        number(one.second_value),
-        interval(one.difference, one.low, one.high),
+        *map(printed, sides_text(one)),
+        interval(*(scale * number for number in (one.difference, one.low, one.high))),
         interval(one.ratio, one.ratio_low, one.ratio_high),
         number(one.effect, "+.2f"),
         number(one.p_holm, ".2g"),

@@ -55,7 +55,7 @@ class DensityRecord:
     Args:
         checkpoint_sha256: Digest of the weights' file; empty for random weights.
         settings: How it was measured; plain JSON values. `num_batches` and `missing_batches` (absent where there are none) say
-            which batches it is of: those from 0 that are not missing.
+            which batches it is of: those from 0 that are not missing; `operator` what the check of the first products said.
         audited: Whether the products passed an audit.
         dense_eigenvalues: (b, n) all eigenvalues, from the assembled matrix; (0, 0) where it is too large.
         num_negative: (b,) certified lower bounds of the number of negative eigenvalues; -1 where there is none.
@@ -106,7 +106,7 @@ class DensityRecord:
 
 
 # What says how far a record is, and what it was found to be of.
-_NOT_ASKED = ("num_batches", "missing_batches", "as_trained")
+_NOT_ASKED = ("num_batches", "missing_batches", "as_trained", "operator")
 
 
 def _but_batches(settings: Mapping[str, Any]) -> str:
@@ -183,6 +183,7 @@ def describe_densities(path: Path) -> list[str]:
             f"{len(one.nodes)} probes, {one.num_matvecs} products{exact}, {'audited' if one.audited else 'not audited'}"
         )
         lines += [f"{one.series} epoch {one.epoch} {line}" for line in described_as_trained(one.settings)]
+        lines += [f"{one.series} epoch {one.epoch} {said}" for said in str(one.settings.get("operator", "")).split("; ") if said]
     return lines
 
 
