@@ -3,6 +3,8 @@
 Heavy imports sit inside the commands, so that `--help` is instant and a wrong manifest is refused before torch is loaded.
 """
 
+import errno
+import os
 import re
 import signal
 import sys
@@ -30,6 +32,11 @@ class _Path(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("the name is empty; name a file or a folder.", param, ctx)
+        try:
+            os.lstat(value)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail(f"the name has {len(str(value))} characters, more than a file's can; shorten it.", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -1,5 +1,6 @@
 """Ways to spoil the texts of the study: manifests, the configuration of the model, the table of pairs."""
 
+import json
 import random
 import re
 from pathlib import Path
@@ -71,9 +72,7 @@ def yaml_text(path: Path, rng: random.Random) -> None:
             text.replace("  ", "\t").encode(),
             (text + lines[rng.randrange(len(lines))]).encode(),
             "".join(line for line in lines if line != rng.choice(lines)).encode(),
-            (
-                "a: &a [x]\n" + "".join(f"{c}: &{c} [*{b},*{b}]\n" for b, c in zip("abcdefgh", "bcdefghi")) + text
-            ).encode(),
+            ("a: &a [x]\n" + "".join(f"{c}: &{c} [*{b},*{b}]\n" for b, c in zip("abcdefgh", "bcdefghi")) + text).encode(),
             b"{" * 3000,
             b"- " * 3000,
             b"? " * 3000,
@@ -88,18 +87,39 @@ def yaml_text(path: Path, rng: random.Random) -> None:
 
 
 def config_text(path: Path, rng: random.Random) -> None:
+    config = json.loads(path.read_text())
+    section = rng.choice([config, config, config["vision_cfg"], config["text_cfg"]])
     key = rng.choice(
-        [
-            "embed_dim", "image_size", "patch_size", "width", "layers", "head_width", "context_length", "vocab_size",
-            "heads",
-        ]  # fmt: skip
+        [*section, "hf_model_name", "hf_tokenizer_name", "timm_model_name", "custom_text", "quick_gelu", "extra"]
     )
-    values = [
-        "-1", "0", "1e9", "100000", "2000000000", "10000000000000000000000", "null", '"x"', "[]", "NaN", "Infinity", "true",
-        "{}", "3",
-    ]  # fmt: skip
-    text = re.sub(rf'"{key}": \d+', f'"{key}": {rng.choice(values)}', path.read_text())
-    path.write_text(rng.choice([text, text, text, text, "[" * 50_000, "{}", "null", text + text]))
+    section[key] = rng.choice(
+        [
+            -1,
+            0,
+            1e9,
+            3,
+            100_000,
+            2_000_000_000,
+            10**22,
+            None,
+            "x",
+            [],
+            [1, 2],
+            float("nan"),
+            True,
+            {},
+            {"a": 1},
+            "../run",
+            ".",
+        ]
+    )
+    if rng.random() < 0.2:
+        config = {
+            "model_cfg": config,
+            "preprocess_cfg": rng.choice([3, [], "x", None, {"mean": 1}, {"size": 10**9}, {"std": [0, 0, 0]}]),
+        }
+    text = json.dumps(config)
+    path.write_text(rng.choice([text] * 6 + ["[" * 50_000, "{}", "null", text + text]))
 
 
 def table_text(path: Path, rng: random.Random) -> None:
@@ -143,6 +163,4 @@ def table_text(path: Path, rng: random.Random) -> None:
             "\n" * 1000,
         ]
     )
-    path.write_bytes(
-        rng.choice([changed.encode()] * 6 + [changed.encode("utf-16"), changed.encode().replace(b"a", b"\xff")])
-    )
+    path.write_bytes(rng.choice([changed.encode()] * 6 + [changed.encode("utf-16"), changed.encode().replace(b"a", b"\xff")]))

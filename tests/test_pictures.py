@@ -123,7 +123,7 @@ def test_a_pipe_in_place_of_a_picture_is_refused_and_not_waited_for(table, tmp_p
     (tmp_path / "0.png").unlink()
     os.mkfifo(tmp_path / "0.png")
     pairs = pairs_of(path)
-    assert "there is no file" in pairs.problem(0) and pairs.notes_on([0], (64, 64)) == ()
+    assert "named pipe" in pairs.problem(0) and pairs.notes_on([0], (64, 64)) == ()
 
 
 def test_a_picture_file_larger_than_any_picture_is_not_read(table, tmp_path):
@@ -197,3 +197,42 @@ def test_a_model_larger_than_its_checkpoint_can_fill_is_not_built(vocabulary, ta
     )
     result = CliRunner().invoke(main, ["spectra", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "a.h5")])
     assert result.exit_code == 2 and "is larger than what its checkpoint can fill" in result.stderr
+
+
+def test_a_store_far_longer_than_its_own_end_is_refused(tmp_path):
+    import h5py
+
+    from landscape.store.hdf5 import open_hdf5
+
+    path = tmp_path / "a.h5"
+    for version in ("earliest", "latest"):
+        with h5py.File(path, "w", libver=version) as file:
+            file["a"] = 1
+        open_hdf5(path).close()
+        with open(path, "r+b") as file:
+            file.truncate(10**12)
+        with pytest.raises(OSError, match="1000000000000 bytes, but its own end"):
+            open_hdf5(path)
+
+
+def test_the_name_of_an_output_that_no_file_can_have_is_refused():
+    result = CliRunner().invoke(main, ["figure", "a.h5", "-o", "x" * 300 + ".png"])
+    assert result.exit_code == 2 and "the name has 304 characters, more than a file's can" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"text_cfg": None}, "text_cfg is None, but a mapping is expected"),
+        ({"vision_cfg": [1]}, r"vision_cfg is \[1\], but a mapping"),
+        ({"text_cfg": {"hf_model_name": 3}}, "text_cfg.hf_model_name is 3, but a text is expected"),
+    ],
+)
+def test_a_configuration_whose_sections_are_something_else_is_refused(changes, said, tmp_path):
+    from landscape.clip.architecture import architecture_of
+    from landscape.errors import ModelError
+
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}} | changes))
+    with pytest.raises(ModelError, match=f"mine.json: {said}"):
+        architecture_of(str(path))

@@ -19,6 +19,7 @@ from torch import nn
 
 from landscape.errors import ModelError
 from landscape.files import check_regular
+from landscape.manifest.setting_error import shown
 from landscape.manifest.trained import CLIP_PREPROCESS, HUB_CONFIG, LOCAL_DIR
 
 _CONFIGS = Path(__file__).parent / "configs"
@@ -166,12 +167,25 @@ def _of_file(name: str, path: Path) -> Architecture:
     config = hub["model_cfg"]
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
         raise ModelError(f"{path}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg.")
+    _check_sections(path, config, hub.get("preprocess_cfg"))
     for key in ("hf_model_name", "hf_tokenizer_name"):
         local = path.parent / str(config["text_cfg"].get(key, "\0"))
         if "\0" not in str(local) and local.is_dir():
             config["text_cfg"][key] = str(local.resolve())
     preprocess = {key: value for key, value in (hub.get("preprocess_cfg") or {}).items() if key in CLIP_PREPROCESS}
     return Architecture(name, config, preprocess, is_registered=False, folder=path.parent)
+
+
+def _check_sections(path: Path, config: Mapping[str, Any], preprocess: Any) -> None:
+    """Refuse what is no mapping, or no text, where open_clip takes one for granted."""
+    sections = {"vision_cfg": config["vision_cfg"], "text_cfg": config["text_cfg"], "preprocess_cfg": preprocess or {}}
+    for key, value in sections.items():
+        if not isinstance(value, dict):
+            raise ModelError(f"{path}: {key} is {shown(value)}, but a mapping is expected. Correct it.")
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        value = config["text_cfg"].get(key)
+        if not isinstance(value, str | None):
+            raise ModelError(f"{path}: text_cfg.{key} is {shown(value)}, but a text is expected. Correct it.")
 
 
 def create_clip(

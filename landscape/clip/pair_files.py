@@ -151,9 +151,6 @@ def _missing(where: str, path: str) -> PictureError:
 
 
 def _decode(file: PictureFile) -> Image.Image:
-    # A pipe would wait for its writer.
-    if not is_file(file.path):
-        raise _missing(file.where, file.path)
     try:
         size = os.path.getsize(file.path) if file.size is None else file.size
         if size > LARGEST_FILE:

@@ -1,5 +1,6 @@
 """Series of checkpoints out of one or several stores, and whether they may be compared at all."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -143,7 +144,7 @@ def read_series(
     found: list[Series] = []
     protocols: list[tuple[Path, dict[str, dict[str, Any]]]] = []
     for path in map(Path, paths):
-        if any(path.resolve() == other.resolve() for other, _ in protocols):
+        if any(os.path.realpath(path) == os.path.realpath(other) for other, _ in protocols):
             raise StoreError(f"{path}: named twice, and a series does not differ from itself; name each store once.")
         with SpectrumStore.open(path, series=wanted) as store:
             if protocols:

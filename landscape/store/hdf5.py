@@ -4,6 +4,7 @@ All readers and writers of HDF5 in landscape.store go through this module.
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ LARGEST_VALUE = float(np.finfo(np.float32).max)
 # Deflate cannot pack more bytes into one.
 _MOST_PACKED = 1032
 _RESTORE = "Restore it from a copy, or name another output."
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MOST_BEHIND = 2**20
 _names = itertools.count()
 
 
@@ -57,7 +60,19 @@ def open_hdf5(path: Path) -> h5py.File:
         OSError: If there is none, or it is something else.
     """
     check_regular(path)
+    _check_end(path)
     return h5py.File(path, "r", locking=False)
+
+
+def _check_end(path: Path) -> None:
+    """Refuse a file that is far longer than HDF5 says in its first block, which HDF5 itself does not look at."""
+    with open(path, "rb") as file:
+        head, size = file.read(48), os.fstat(file.fileno()).st_size
+    # By the version of the block.
+    start = 40 if head[8:9] < b"\2" else 28
+    end = int.from_bytes(head[start : start + 8], "little")
+    if head.startswith(_SIGNATURE) and size > end + _MOST_BEHIND:
+        raise OSError(f"it has {size} bytes, but its own end is at {end}")
 
 
 def has_attribute(path: Path, name: str, *, value: str | None = None) -> bool:

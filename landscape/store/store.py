@@ -85,7 +85,7 @@ class SpectrumStore:
             StoreError: If nothing is there, it is no store, of another version of the schema, or damaged, or a series is not
                 planned.
         """
-        store = cls._read(Path(path).resolve(), fallback=None)
+        store = cls._read(Path(os.path.realpath(path)), fallback=None)
         if store is None:
             raise StoreError(f"{path}: there is no such store; `landscape spectra` writes one.")
         if series:
