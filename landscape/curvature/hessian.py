@@ -58,8 +58,8 @@ class HessianOperator(SymmetricOperator):
             get two fifths of it, because the heap that they live in may need the rest.
         allow_tf32: Round the factors of matrix products and convolutions to 10 bits on a GPU that can.
         check: Hold the first product against differences of gradients, and the gradient against differences of the loss, once
-            per model, loss and structure of the batch, at two gradients (in float32 four times that for a network with kinks, such
-            as ReLUs, which are taken to float64); see `landscape.curvature.spot_check`.
+            per model, loss and structure of the batch, at two gradients, or some eight where a network in float32 has kinks, as
+            ReLUs do, and is taken to float64; see `landscape.curvature.spot_check`.
 
     Attributes:
         support: Flat indices of the entries that the loss depends on: all but unused parameters and the rows of embedding
