@@ -200,10 +200,11 @@ def test_no_perfect_fit_is_accused(dtype):
     assert found == {True, False}
 
 
-def test_identical_pairs_have_nothing_to_test():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_identical_pairs_have_nothing_to_test(dtype):
     # All logits are equal whatever the weights: the loss is a constant, and rounding is all that is left of its derivatives.
-    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).double()
-    same = normal(1, 5).expand(6, 5)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
+    same = normal(1, 5, dtype=dtype).expand(6, 5)
 
     def contrastive(model, batch):
         features = F.normalize(model(batch), dim=-1)

@@ -188,6 +188,7 @@ class _Examination:
         self._operator: HessianOperator | None = None
         self._refusal: str | None = None
         self._products: list[Params] = []
+        self._is_zero = False
 
     def check_loss(self) -> None:
         """The loss is one number; anything else that is wrong with it is for the tests to say."""
@@ -283,6 +284,7 @@ class _Examination:
         visible = smallest_visible(self.point, size)
         if any(float(flatten(vector).norm()) > visible for vector in (slope, *self._products)):
             return again
+        self._is_zero = True
         return [
             row if row.verdict != "passed" or before.verdict == "passed"
             else replace(row, verdict="undecided", reason=ZERO_TO_ROUNDING)
@@ -313,7 +315,7 @@ class _Examination:
         self.num_products += 1
         size = float(flatten(theirs).norm())
         error = float((flatten(mine).double() - flatten(theirs)).norm()) / size if size > 0 else 0.0
-        if error > _OWN_PRECISION_TOLERANCE and self._fits_perfectly(other):
+        if error > _OWN_PRECISION_TOLERANCE and (other._is_zero or self._fits_perfectly(other)):
             return AuditRow(WHOLE, "precision", error, "undecided", ZERO_TO_ROUNDING)
         reason = f"the product in {self.point.dtype} is not that in {other.point.dtype}"
         return AuditRow(WHOLE, "precision", error, *_verdict(error <= _OWN_PRECISION_TOLERANCE, reason))
