@@ -130,7 +130,7 @@ def execute(hostile: Hostile, folder: Path) -> Outcome:
             _, _, usage = _kill(child)
             code = None
             break
-        time.sleep(0.002)
+        time.sleep(0.005)
     out, err = (
         (folder / name).read_text(errors="replace") if (folder / name).exists() else "" for name in ("stdout", "stderr")
     )

@@ -236,3 +236,23 @@ def test_a_configuration_whose_sections_are_something_else_is_refused(changes, s
     path.write_text(json.dumps({"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}} | changes))
     with pytest.raises(ModelError, match=f"mine.json: {said}"):
         architecture_of(str(path))
+
+
+def test_ctrl_c_while_a_temporary_folder_is_removed_leaves_none(tmp_path, monkeypatch):
+    import signal
+    import tempfile
+
+    from landscape.clip import architecture
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    remove = os.rmdir
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        remove(*arguments, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        with architecture._temporary_folder() as folder:
+            assert folder.is_dir()
+            monkeypatch.setattr(os, "rmdir", interrupted)
+    assert not list(tmp_path.iterdir())

@@ -21,6 +21,7 @@ from landscape.errors import ModelError
 from landscape.files import check_regular
 from landscape.manifest.setting_error import shown
 from landscape.manifest.trained import CLIP_PREPROCESS, HUB_CONFIG, LOCAL_DIR
+from landscape.signals import stopping_later
 
 _CONFIGS = Path(__file__).parent / "configs"
 OWN_NAMES = tuple(sorted(path.stem for path in _CONFIGS.glob("*.json")))
@@ -84,9 +85,21 @@ class Architecture:
         if self.is_registered:
             yield self.name
             return
-        with tempfile.TemporaryDirectory(prefix="landscape-") as folder:
-            (Path(folder) / HUB_CONFIG).write_text(json.dumps(self.as_file()))
+        with _temporary_folder() as folder:
+            (folder / HUB_CONFIG).write_text(json.dumps(self.as_file()))
             yield f"{LOCAL_DIR}{folder}"
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that is removed whenever Ctrl-C comes, also while it is made or removed."""
+    with stopping_later():
+        folder = tempfile.TemporaryDirectory(prefix="landscape-")
+    try:
+        yield Path(folder.name)
+    finally:
+        with stopping_later():
+            folder.cleanup()
 
 
 def model_names() -> list[str]:
