@@ -20,6 +20,8 @@ MAX_CLASSES = 10**7
 # The number of an epoch in a manifest, where some write steps, and of those that a run is asked for.
 MAX_EPOCH = 10**9
 MAX_TRAINED_EPOCHS = 100_000
+# Blocks of a tower; building more takes minutes before memory runs out.
+MAX_LAYERS = 4096
 # Along an axis of a loss surface.
 MAX_POINTS = 1001
 # A dense matrix of so many rows takes 0.8 GB in double precision, and its eigenvalues twice that.

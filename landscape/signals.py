@@ -1,12 +1,17 @@
 """Requests to stop (Ctrl-C, SIGTERM, SIGHUP): one exception each, and never in the middle of a save."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
+# Seconds.
+_A_MOMENT = 0.02
 _Handler = Callable[[int, FrameType | None], object]
 
 
@@ -28,6 +33,8 @@ def stop_requests() -> Iterator[list[int]]:
 
     Signals that the caller ignores, as under nohup, stay ignored.
 
+    A signal that comes while Python runs a callback of a weak reference or a `__del__`, which no exception leaves, is sent again.
+
     Yields:
         The numbers of the signals that came. C++ code may turn the exception into one of its own; this list tells.
     """
@@ -37,7 +44,7 @@ def stop_requests() -> Iterator[list[int]]:
         came.append(number)
         raise Stopped(number)
 
-    with _handling(stop):
+    with _handling(stop), _sent_again_where_lost():
         yield came
 
 
@@ -63,6 +70,25 @@ def stopping_later() -> Iterator[None]:
     finally:
         if came:
             signal.raise_signal(came[0])
+
+
+@contextmanager
+def _sent_again_where_lost() -> Iterator[None]:
+    """Send a signal again whose exception Python could only report, and not raise."""
+    before = sys.unraisablehook
+
+    def report(lost: Any) -> None:
+        if isinstance(lost.exc_value, Stopped):
+            # A moment later, when the callback is over.
+            threading.Timer(_A_MOMENT, os.kill, (os.getpid(), lost.exc_value.number)).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

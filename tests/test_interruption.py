@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_a_second_request_to_stop_is_obeyed_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         save_atomically(path, write)
     assert not went_on and path.read_bytes() == b"old" and not left_over(tmp_path)
+
+
+def test_a_request_that_comes_in_a_finalizer_is_not_lost(capfd):
+    class Noisy:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with stop_requests() as came:
+        with pytest.raises(Stopped):
+            Noisy()
+            time.sleep(5)
+        assert set(came) == {signal.SIGTERM}
+    assert "Exception ignored" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -446,3 +446,11 @@ def test_cross_entropy_refuses_a_clip_model_and_its_towers(tiny):
     assert list(params) == ["fc.weight", "fc.bias"]
     with pytest.raises(ObjectiveError, match="uint8"):
         objective(params, {"image": torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "label": torch.tensor([0, 1])})
+
+
+@pytest.mark.parametrize("layers", [10**6, [2, 10**9]])
+def test_a_configuration_with_more_layers_than_anybody_builds_is_refused_before_it_is_built(tmp_path, layers):
+    config = {"embed_dim": 8, "vision_cfg": {"layers": layers, "width": 8}, "text_cfg": {}}
+    (tmp_path / "deep.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="vision_cfg.layers is .* at most 4096"):
+        build_model(str(tmp_path / "deep.json"))

@@ -19,6 +19,7 @@ from torch import nn
 
 from landscape.errors import ModelError
 from landscape.files import check_regular
+from landscape.limits import MAX_LAYERS
 from landscape.manifest.setting_error import shown
 from landscape.manifest.trained import CLIP_PREPROCESS, HUB_CONFIG, LOCAL_DIR
 from landscape.signals import stopping_later
@@ -195,6 +196,11 @@ def _check_sections(path: Path, config: Mapping[str, Any], preprocess: Any) -> N
     for key, value in sections.items():
         if not isinstance(value, dict):
             raise ModelError(f"{path}: {key} is {shown(value)}, but a mapping is expected. Correct it.")
+    for key in ("vision_cfg", "text_cfg"):
+        layers = config[key].get("layers", 0)
+        most = max((one for one in (layers if isinstance(layers, list) else [layers]) if isinstance(one, int)), default=0)
+        if most > MAX_LAYERS:
+            raise ModelError(f"{path}: {key}.layers is {shown(layers)}, but a tower has at most {MAX_LAYERS}. Correct it.")
     for key in ("hf_model_name", "hf_tokenizer_name"):
         value = config["text_cfg"].get(key)
         if not isinstance(value, str | None):
