@@ -223,6 +223,24 @@ def test_blocks_of_modules_are_checked_as_a_whole():
         per_module_spectra(model, loss, batch, k=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_gauss_newton_products_are_held_against_differences_of_the_outputs(dtype):
+    def outputs(model, batch):
+        return model(batch)
+
+    def squared(z, batch):
+        return z.square().mean()
+
+    G = landscape.gauss_newton(tanh_network(dtype), outputs, squared, normal(5, 4, dtype=dtype))
+    assert landscape.eigsh(G, k=1).checked.startswith("operator checked: curvature within ")
+    for name in ("a straight-through estimator", "a backward that is off by a factor"):
+        model, _, batch = faulty(name, 0, dtype)
+        with pytest.raises(ObjectiveError, match="landscape.audit.*check=False"):
+            landscape.eigsh(landscape.gauss_newton(model, outputs, squared, batch), k=1)
+        unchecked = landscape.gauss_newton(model, outputs, squared, batch, check=False)
+        assert "not checked" in landscape.eigsh(unchecked, k=1).checked
+
+
 def test_combinations_say_what_their_parts_say():
     H = landscape.hessian(tanh_network(), mean_square, normal(5, 4))
     combined = average([shifted(H, 0.5), 2 * H])

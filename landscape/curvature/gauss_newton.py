@@ -7,6 +7,7 @@ Shapes: n = total size of the parameters, q = total size of the outputs, c = vec
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from landscape.curvature.differences import judge_number
 from landscape.curvature.evaluation import Problem
 from landscape.curvature.graph import (
     _nodes,
@@ -28,12 +30,16 @@ from landscape.curvature.hessian import HessianOperator, _leaves, _support, _unu
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.curvature.rounding import product_errors
+from landscape.curvature.spot_check import NOT_ASKED, SpotCheck, audited
 from landscape.errors import ObjectiveError
 from landscape.linalg.lanczos import eigsh
 from landscape.linalg.operator import SymmetricOperator, seeded
 
 # Products with the Hessian by the outputs, of which a direction of negative curvature is looked for. They touch no network.
 _CONVEXITY_PRODUCTS = 20
+# Of the first product against differences of the outputs: steps as fractions of the length of the parameters.
+_STEPS = {torch.float32: (1e-3, 3e-4, 3e-3), torch.float64: (1e-5, 1e-7, 1e-6)}
+_TOLERANCE = {torch.float32: 2e-2, torch.float64: 1e-4}
 # Units of rounding below which curvature along a direction counts as zero.
 _ROUNDINGS = 1000
 
@@ -54,10 +60,12 @@ class GaussNewtonOperator(SymmetricOperator):
         params: Where to take the matrix: float32 or float64, on one device. Their order is the flat order.
         batch: Any nest of tensors that the objective takes, on the device of the parameters.
         columns: Vectors multiplied by one batched pass, as in HessianOperator.
+        check: Hold the first product against a central difference of the outputs, at two evaluations.
 
     Attributes:
         support, loss, params, num_params: As in HessianOperator.
         num_outputs: q, the number of entries of the outputs that depend on the parameters.
+        spot_check: What the check of the first product said; None before it.
 
     Raises:
         ObjectiveError: If the objective has no cut, or one that is not its loss; if the loss is not convex in the outputs
@@ -67,10 +75,13 @@ class GaussNewtonOperator(SymmetricOperator):
     Source: Schraudolph, Fast curvature matrix-vector products for second-order gradient descent (2002), section 3.
     """
 
-    def __init__(self, objective: Objective, params: Params, batch: Batch, *, columns: int = 1) -> None:
+    def __init__(
+        self, objective: Objective, params: Params, batch: Batch, *, columns: int = 1, check: bool = True
+    ) -> None:
         if columns < 1:
             raise ValueError(f"columns must be at least 1, got {columns}.")
         self.columns = columns
+        self.spot_check: SpotCheck | None = None if check else NOT_ASKED
         leaves = _leaves(objective, params, batch, copy=True)
         self._problem = Problem(objective=objective, leaves=leaves, batch=batch)
         self.dtype, self.device = self._problem.like.dtype, self._problem.like.device
@@ -122,7 +133,8 @@ class GaussNewtonOperator(SymmetricOperator):
         """Multiply k vectors, the columns of V, `columns` at a time.
 
         Raises:
-            ObjectiveError: If the loss turns out not to be convex in its outputs, or a product is not finite.
+            ObjectiveError: If the loss turns out not to be convex in its outputs, or a product is not finite; the first time also
+                if it is not what differences of the outputs make of it.
         """
         with torch.inference_mode(False):
             # An inference tensor cannot take part in what is differentiated.
@@ -132,6 +144,8 @@ class GaussNewtonOperator(SymmetricOperator):
             part = slice(start, start + self.columns)
             with self._problem.differentiating(), explained_errors():
                 products[part] = self._pulled_back(self._curved(self._pushed_forward(rows[part])))
+        if self.spot_check is None and rows.any() and torch.isfinite(products).all():
+            self.spot_check = self._checked(rows, products)
         if self.weight_decay:
             products.add_(rows, alpha=self.weight_decay)
         if not torch.isfinite(products).all():
@@ -145,7 +159,49 @@ class GaussNewtonOperator(SymmetricOperator):
         return product_errors(self, self._at, self.params, v)
 
     def _at(self, params: Params) -> "GaussNewtonOperator":
-        return GaussNewtonOperator(self._problem.objective, params, self._problem.batch)
+        return GaussNewtonOperator(self._problem.objective, params, self._problem.batch, check=False)
+
+    @property
+    def checked(self) -> str:
+        return "" if self.spot_check is None else str(self.spot_check)
+
+    def _checked(self, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> SpotCheck:
+        """Hold v.(G v) against d.(H d), d being a central difference of the outputs along v.
+
+        Raises:
+            ObjectiveError: If they differ at every step, and the steps agree.
+        """
+        mixed = torch.randn(len(rows), generator=seeded(0), dtype=torch.float64).to(rows)
+        v, product = mixed @ rows, mixed @ products
+        value, size = float(v.double() @ product.double()), float(torch.linalg.vector_norm(v, dtype=torch.float64))
+        curvatures: list[float] = []
+        length = float(torch.linalg.vector_norm(torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves]))) or 1.0
+        for step in _STEPS[self.dtype]:
+            tangent = self._outputs_at(v, step * length / size) - self._outputs_at(v, -step * length / size)
+            tangent = tangent / (2 * step * length / size)
+            curvatures.append(float(tangent.double() @ (self._head @ tangent).double()))
+            largest = max(abs(value), *map(abs, curvatures))
+            outcome = judge_number(value, curvatures, size=largest, tolerance=_TOLERANCE[self.dtype])
+            if outcome.verdict == "passed":
+                return SpotCheck("passed", reason=f"curvature within {outcome.error:.1e} of differences of the outputs")
+        # Stairs, which rounding makes, are told from kinks by the audit, in float64.
+        said = audited(self._problem)
+        if outcome.verdict == "undecided":
+            return said
+        raise ObjectiveError(
+            f"The Gauss-Newton matrix is not that of the outputs: along the first vector its curvature is {value:.3g}, but "
+            f"differences of the outputs give {curvatures[0]:.3g}. Look for detach, rounding or a wrong backward in the network; "
+            "landscape.audit(model, loss, batch) names the module, and check=False measures anyway."
+        )
+
+    def _outputs_at(self, v: Float[Tensor, " n"], step: float) -> Float[Tensor, " q"]:
+        """The outputs at `step` times v from the parameters, as one vector."""
+        with self._problem.differentiating(), torch.no_grad():
+            moved = [(leaf + step * piece.view_as(leaf)) for leaf, piece in zip(self._leaves, v.split(self._sizes))]
+        with self._problem.differentiating():
+            leaves = {name: leaf.requires_grad_() for name, leaf in zip(self._problem.leaves, moved)}
+            outputs = _Nest(_cut_in_two(replace(self._problem, leaves=leaves))[0]).differentiable
+            return torch.cat([output.detach().reshape(-1).to(self.dtype) for output in outputs])
 
     def _pushed_forward(self, rows: Float[Tensor, "c n"]) -> Float[Tensor, "c q"]:
         """J v of every row v."""
@@ -187,6 +243,7 @@ def gauss_newton(
     *,
     parameters: str | Sequence[str] = "all",
     weight_decay: float = 0.0,
+    check: bool = True,
 ) -> GaussNewtonOperator:
     """The Gauss-Newton matrix of `loss(outputs(model, batch), batch)` by the model's parameters.
 
@@ -195,13 +252,13 @@ def gauss_newton(
         outputs: Returns a tensor or a nest of tensors; may use the model in any way.
         loss: Returns one number, in nats by convention, convex in the outputs: cross-entropy of logits, squared error.
         batch: What `outputs` and `loss` take: any nest of tensors.
-        parameters, weight_decay: As for `hessian`.
+        parameters, weight_decay, check: As for `hessian`.
 
     Raises:
         ObjectiveError: If there is no such matrix, or none that could be trusted; the message says why and what to do.
     """
     objective = Objective.from_outputs(model, outputs, loss, weight_decay=weight_decay)
-    return GaussNewtonOperator(objective, select_parameters(model, parameters), batch)
+    return GaussNewtonOperator(objective, select_parameters(model, parameters), batch, check=check)
 
 
 class _Nest:

@@ -110,7 +110,7 @@ def spot_checked(first: FirstProduct) -> SpotCheck:
     known, key = _remembered(first.problem), _key(first)
     if key not in known:
         with first.problem.differentiating():
-            made = _compared(first) or _audited(first.problem)
+            made = _compared(first) or audited(first.problem)
         if len(known) >= _MOST_REMEMBERED:
             known.clear()
         known[key] = made
@@ -179,7 +179,7 @@ def _agrees_closely(point: Point, direction: Params, slope: Params) -> bool:
     return outcome.verdict == "passed"
 
 
-def _audited(problem: Problem) -> SpotCheck:
+def audited(problem: Problem) -> SpotCheck:
     """What the audit says of the problem.
 
     Raises:
