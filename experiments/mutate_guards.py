@@ -14,8 +14,10 @@ notice; and SURVIVED otherwise. `--keep` holds measurements and results, so that
 import argparse
 import ast
 import contextlib
+import hashlib
 import importlib
 import inspect
+import io
 import json
 import os
 import shutil
@@ -59,8 +61,8 @@ GUARDED: dict[str, tuple[str, ...] | None] = {
     ),
 }
 TESTS = (
-    "audit_guards", "audit_bounds", "audit_conditions", "graph", "preconditions", "spot_check", "audit", "finite_difference",
-    "embedding_guards", "first_order", "objective", "audit_command", "gone_checkpoints",
+    "audit_guards", "audit_bounds", "audit_outcomes", "guard_edges", "audit_conditions", "graph", "preconditions", "spot_check",
+    "audit", "finite_difference", "embedding_guards", "objective", "audit_command", "gone_checkpoints",
 )  # fmt: skip
 # They take minutes and execute what quicker ones execute as well.
 _TOO_SLOW = "torch's scan", "compiled_model", "towers_pass"
@@ -435,7 +437,9 @@ def main() -> None:
         kept = json.loads(options.keep.read_text())
     server = Server(lambda server: _serve(server, chosen, kept, options))
     files = [f"tests/test_{name}.py" for name in options.tests]
-    pytest.main([*files, "-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout"], plugins=[server])
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main([*files, "-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout"], plugins=[server])
+    _print_table(chosen, kept["results"])
 
 
 def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options: argparse.Namespace) -> None:
@@ -446,6 +450,10 @@ def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options
 
     for file in GUARDED:
         importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    # Lines that were measured mean nothing in other files.
+    digest = hashlib.sha256(b"".join((ROOT / file).read_bytes() for file in GUARDED)).hexdigest()
+    if kept.get("guards") != digest:
+        kept |= {"guards": digest, "tests": {}}
     known = {name.partition("::")[0] for name in kept["tests"]}
     files = [f"tests/test_{name}.py" for name in options.tests]
     again = [file for file in files if file not in known or file[11:-3] in options.measure]
@@ -465,8 +473,6 @@ def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options
         killed = f"out of time ({options.timeout:.0f} s)" if killer is None else killer
         results[name.partition(" ")[2]]["killed"] = killed
         say(f"{name}: {killed or 'SURVIVED'} ({seconds:.0f} s)")
-    with contextlib.redirect_stdout(sys.__stdout__):
-        _print_table(chosen, results)
 
 
 def _print_table(chosen: list[Mutation], results: dict[str, Any]) -> None:

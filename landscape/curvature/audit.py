@@ -204,8 +204,10 @@ class _Examination:
                 self._operator = HessianOperator(
                     _without_decay(self.objective), self.point.params, self.batch, check=False
                 )
-            except ObjectiveError as error:
-                self._refusal = str(error)
+            except (ObjectiveError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                self._refusal = _said(error)
             self.point.num_gradients += 1
         return self._refusal
 
@@ -250,7 +252,7 @@ class _Examination:
         except (ObjectiveError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            self._products, trouble = [], str(error).partition("\n")[0]
+            self._products, trouble = [], _said(error)
         if trouble:
             yield AuditRow(_named(trouble), "product", None, "failed", trouble)
         rows = self._compared(directions, slope)
@@ -296,7 +298,9 @@ class _Examination:
         try:
             return PlainProduct(self.point), ""
         except RuntimeError as error:
-            return None, str(error).partition("\n")[0]
+            if is_out_of_memory(error):
+                raise
+            return None, _said(error)
 
     def _guarded(self, direction: Params) -> Params:
         assert self._operator is not None
@@ -309,8 +313,10 @@ class _Examination:
             return AuditRow(_named(refusal), "graph", None, "failed", refusal)
         try:
             mine, theirs = self._guarded(self.directions()[0]), other._products[0]
-        except ObjectiveError as refused:
-            return AuditRow(_named(str(refused)), "product", None, "failed", str(refused))
+        except (ObjectiveError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return AuditRow(_named(_said(error)), "product", None, "failed", _said(error))
         self.num_products += 1
         size = float(flatten(theirs).norm())
         error = float((flatten(mine).double() - flatten(theirs)).norm()) / size if size > 0 else 0.0
@@ -362,6 +368,14 @@ def _named(refusal: str | None) -> str:
     """The part of the model that a message begins with, as in "blocks.1 (Scan): ..."."""
     where, colon, _ = (refusal or "").partition(": ")
     return where if colon and not where.startswith("The loss") else WHOLE
+
+
+def _said(error: Exception) -> str:
+    """The message of a refusal, or that of a kernel's own error as one about the loss: it names no module."""
+    if isinstance(error, ObjectiveError):
+        return str(error)
+    first_line, *_ = str(error).splitlines() or [type(error).__name__]
+    return f"The loss cannot be differentiated: {first_line}"
 
 
 def _verdict(passed: bool, reason: str) -> tuple[str, str]:
