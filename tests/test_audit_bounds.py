@@ -10,7 +10,8 @@ from test_audit_guards import InFloat32, Reordered, double, point_of, verdicts
 from torch import nn
 
 from landscape import audit
-from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow
+from landscape.curvature import Objective, differences
+from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow, audit_at
 from landscape.curvature.differences import judge_blocks, judge_derivatives
 from landscape.errors import ObjectiveError
 
@@ -141,6 +142,28 @@ def test_a_tensor_of_zeros_is_moved_by_a_hundredth_of_a_step():
     zero = single(0.0)
     assert judged(lambda w: torch.sin(1000 * w) / 1000 + w.square(), zero)[:2] == ("passed", "passed")
     assert judged(lambda w: 1 + w, zero, factor=1.5)[0] == "failed"
+
+
+@pytest.mark.parametrize("value, difference", [(3.0, 0.0), (0.0, 3.0), (3.0, -3.0)])
+def test_errors_are_relative_to_the_larger_of_a_product_and_its_differences(value, difference):
+    outcome = judge_blocks({"w": double(value)}, [{"w": double(difference)}] * 2, rounding={"w": 0.0}, tolerance=1e-4)
+    assert outcome.error == pytest.approx(abs(value - difference) / 3, rel=1e-5)
+
+
+def test_the_digits_of_a_loss_are_looked_for_once(monkeypatch):
+    looked = []
+    monkeypatch.setattr(differences, "coarsest_type", lambda loss, dtype: looked.append(0) or dtype)
+    audit(network(torch.sin).double(), mean_square, normal(9, 4))
+    assert len(looked) == 1
+
+
+def test_a_loss_that_is_huge_far_away_excuses_no_fault():
+    def loss(w):
+        return scaled_sine(1.5)(w) + 1e12 * torch.relu((w - 1).abs() - 0.1)
+
+    objective = Objective(lambda params, batch: params["w"], lambda w, batch: loss(w).sum(), rowwise=False)
+    report = audit_at(objective, {"w": double(1.0)}, None)
+    assert verdicts(report)["gradient"] == "failed", str(report)
 
 
 @pytest.mark.parametrize("second, verdict", [(2.1, "failed"), (2.5, "undecided")])

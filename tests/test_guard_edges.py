@@ -78,10 +78,32 @@ def test_a_part_that_is_not_called_or_called_in_two_places_is_tested_never_or_on
         def forward(self, x):
             return self.fault(self.shared(x))
 
+    # What fails is examined once more, next to its inputs.
+    examined = []
+    examine = blame._examined
+    monkeypatch.setattr(blame, "_examined", lambda title, *args, **how: examined.append(title) or examine(title, *args, **how))
     shared = nn.Linear(6, 6)
     model = nn.Sequential(nn.Linear(4, 6), Twice(shared), Twice(shared), nn.Linear(6, 2)).double()
     assert not audit(model, mean_square, normal(9, 4)).passed
+    expected = ["0", "1", "1", "1.shared", "1.fault", "1.fault", "2", "2", "2.fault", "2.fault", "3"]
+    assert [title.split()[0] for title in examined] == expected
     assert tested == ["0", "1", "1.shared", "1.fault", "2", "2.fault", "3"]
+
+
+class Table(nn.Module):
+    """A faulty function of its own parameters: what comes in is no number that can be differentiated."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(normal(5, 4))
+
+    def forward(self, rows):
+        return FrozenSlopeSine.apply(self.weight)[rows]
+
+
+def test_a_fault_in_a_function_of_parameters_alone_is_named():
+    model = nn.Sequential(Table(), nn.Linear(4, 2)).double()
+    assert audit(model, mean_square, torch.tensor([3, 0, 1])).blamed == ("0 (Table)", WHOLE)
 
 
 # --- what is raised in a second backward pass -------------------------------------------------------------------------
@@ -238,6 +260,28 @@ def test_what_was_checked_is_remembered_up_to_a_number(monkeypatch):
     assert len(spot_check_module._by_model[model]) == 1
 
 
+def test_what_was_forgotten_is_checked_again(monkeypatch):
+    model, made = network(nn.Tanh()), []
+    compared = spot_check_module._compared
+    monkeypatch.setattr(spot_check_module, "_compared", lambda first: made.append(0) or compared(first))
+    for again in (False, False, True):
+        if again:
+            spot_check_module.forget(model)
+        H = landscape.hessian(model, mean_square, normal(9, 4))
+        H @ normal(H.n)
+    assert len(made) == 2
+
+
+def test_in_float32_the_finest_stairs_are_seen():
+    class FineStairs(nn.Module):
+        def forward(self, x):
+            return x + ((1024 * x).round() / 1024 - x).detach()
+
+    H = landscape.hessian(network(FineStairs()).float(), mean_square, normal(9, 4, dtype=torch.float32))
+    with pytest.raises(ObjectiveError, match=r"^1 \(FineStairs\): gradient failed"):
+        H @ normal(H.n, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_chunks_are_checked_without_an_evaluation_of_the_whole_batch(dtype):
     rows = []
@@ -247,6 +291,7 @@ def test_chunks_are_checked_without_an_evaluation_of_the_whole_batch(dtype):
         return torch.func.functional_call(model, params, (batch,))
 
     model = network(nn.Tanh()).to(dtype)
+    model[1].unused = nn.Parameter(torch.ones(1, dtype=dtype))
     objective = Objective(forward, lambda features, batch: features.square().mean(), module=model)
     H = HessianOperator(objective, select_parameters(model), normal(8, 4, dtype=dtype), rows=3)
     rows.clear()

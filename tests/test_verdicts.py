@@ -103,3 +103,62 @@ def test_only_pyhessian_refuses_products_by_differences():
         audit.check_hvp(pyhessian, "finite-difference")
     audit.check_hvp(pyhessian, "double-backward")
     audit.check_hvp(MANIFEST, "finite-difference")
+
+
+def test_a_manifest_is_audited_with_the_weights_of_its_last_checkpoints(monkeypatch):
+    from landscape.clip import image_text
+    from landscape.pipeline import measure
+    from landscape.pipeline import subject as subject_module
+
+    subject = Subject(report=PASSED)
+    checkpoints = [Checkpoint(epoch=epoch, path=Path(f"{epoch}.pt")) for epoch in (0, 7)]
+    series = [SimpleNamespace(name=name, model="tiny", checkpoints=checkpoints) for name in ("one", "two")]
+    manifest = SimpleNamespace(data=None, hessian=None, series=series)
+    monkeypatch.setattr(audit.Manifest, "load", lambda path, **options: manifest)
+    monkeypatch.setattr(image_text, "open_pairs", lambda data: None)
+    monkeypatch.setattr(measure, "device_of", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(subject_module.Subject, "of", lambda *args, **options: subject)
+    assert [audited.title for audited in audit.audit_target("study.YML")] == ["one (tiny), epoch 7", "two (tiny), epoch 7"]
+    assert subject.loaded == [7, 7]
+    monkeypatch.setattr(audit, "_audit_model", lambda name, device: (name, device))
+    assert list(audit.audit_target("tiny")) == [("tiny", torch.device("cpu"))]
+
+
+class Store:
+    """The verdicts of epochs of one series, without a file."""
+
+    def __init__(self, **verdicts):
+        self.verdicts = verdicts
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def series(self):
+        return ["one"]
+
+    def epochs(self, name):
+        return range(len(self.verdicts[name]))
+
+    def records(self, name, epoch):
+        return SimpleNamespace(extras={"audit": self.verdicts[name][epoch]})
+
+    def stored(self):
+        return {("one", 3): "b" * 64}
+
+
+@pytest.mark.parametrize("sha256, digest", [("a" * 64, "a" * 64), (None, "b" * 64)], ids=["listed", "stored"])
+def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(sha256, digest, monkeypatch):
+    last = Checkpoint(epoch=3, path=Path("gone.pt"), sha256=sha256)
+    manifest = SimpleNamespace(series=[SimpleNamespace(name=name, checkpoints=[last]) for name in ("none", "one")])
+    passed, other = ({"passed": True, "checkpoint_sha256": one} for one in (digest, "c" * 64))
+
+    def known(*verdicts):
+        monkeypatch.setattr(audit.SpectrumStore, "open", lambda output: Store(one=verdicts))
+        return audit.stored_verdicts(Path("out.h5"), manifest)
+
+    assert known(passed, other) == {"one": passed}
+    assert known(other) == {}
+    assert known({**passed, "passed": False}, {"passed": True, "product": "finite-difference"}) == {}
