@@ -1,6 +1,6 @@
 """Whether the tests notice when a guard against wrong second derivatives is weakened.
 
-Usage: python experiments/mutate_guards.py [--list] [--only 17 30-40] [--keep FILE.json] [--timeout 120] [--budget 60]
+Usage: python experiments/mutate_guards.py [--list] [--table] [--only 17 30-40] [--keep FILE.json] [--timeout 120] [--budget 60]
 
 Each mutation changes one place of the guards (`GUARDED`): a condition, a bound, a tolerance, a refusal, an early return.
 The tests that execute that place are then run, the quickest first, until one fails. pytest collects once; every mutation is
@@ -27,7 +27,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -39,27 +38,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
-from mutate_guards_equivalent import EQUIVALENT  # noqa: E402
+from guard_mutations import GUARDED, ROOT, Mutation, heads, lines_of, mutations, statements  # noqa: E402
+from guard_mutations_equivalent import EQUIVALENT  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
-# The files of the guards, and of those that are more than guards the functions.
-GUARDED: dict[str, tuple[str, ...] | None] = {
-    "landscape/curvature/audit.py": None,
-    "landscape/curvature/blame.py": None,
-    "landscape/curvature/differences.py": None,
-    "landscape/curvature/graph.py": None,
-    "landscape/curvature/preconditions.py": None,
-    "landscape/curvature/spot_check.py": None,
-    "landscape/curvature/evaluation.py": (
-        "as_differentiated", "value_of", "twice_evaluated", "backward_in_place", "check_gradients",
-    ),
-    "landscape/curvature/finite_difference.py": (
-        "module", "__init__", "matmat", "_loss_and_gradient", "_check_slope", "_estimated_error",
-    ),
-    "landscape/pipeline/audit.py": (
-        "audit_target", "audit_subject", "verdict_of", "_audited_in_turn", "stored_verdicts", "check_hvp",
-    ),
-}
 TESTS = (
     "audit_guards", "audit_bounds", "audit_outcomes", "guard_edges", "audit_conditions", "graph", "preconditions", "spot_check",
     "audit", "finite_difference", "embedding_guards", "objective", "verdicts", "audit_command",
@@ -69,171 +50,6 @@ _SHARP = tuple(f"tests/test_{name}.py" for name in ("audit_bounds", "audit_outco
 # They take minutes and execute what quicker ones execute as well.
 _TOO_SLOW = "torch's scan", "compiled_model", "towers_pass"
 _CHILDREN = 2
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """One change of one place.
-
-    Attributes:
-        file: Below the root of the repository.
-        lines: That are executed whenever the place is.
-        names: Of a constant of the module; whatever mentions it executes it.
-        key: What was changed, in words that stay the same when other lines come and go.
-        source: The whole file, changed.
-    """
-
-    number: int
-    file: str
-    lines: tuple[int, ...]
-    names: tuple[str, ...]
-    key: str
-    source: bytes
-
-    @property
-    def place(self) -> str:
-        return f"{self.file.removeprefix('landscape/')}:{self.lines[0]}"
-
-
-# --- mutations --------------------------------------------------------------------------------------------------------
-
-_ORDERED = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-
-
-def mutations() -> list[Mutation]:
-    """All of them, numbered in the order of the files and their lines."""
-    made: list[Mutation] = []
-    for file, functions in GUARDED.items():
-        source = (ROOT / file).read_bytes()
-        starts = [0]
-        for line in source.splitlines(keepends=True):
-            starts.append(starts[-1] + len(line))
-        for function, statement, node, text in _changes(ast.parse(source), functions):
-            begin, end = (starts[line - 1] + column for line, column in _ends(node))
-            changed = source[:begin] + text.encode() + source[end:]
-            key = f"{Path(file).stem}.{function}: {_short(source[begin:end].decode())} -> {_short(text)}"
-            if again := sum(one.key.partition(" #")[0] == key for one in made):
-                key += f" #{again + 1}"
-            names: tuple[str, ...] = ()
-            if function == "module" and isinstance(statement, ast.Assign):
-                names = tuple(target.id for target in statement.targets if isinstance(target, ast.Name))
-            made.append(Mutation(len(made) + 1, file, _lines(statement), names, key, changed))
-    return made
-
-
-def _ends(node: ast.expr | ast.stmt) -> tuple[tuple[int, int], tuple[int, int]]:
-    assert node.end_lineno is not None and node.end_col_offset is not None
-    return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _lines(statement: ast.stmt) -> tuple[int, ...]:
-    """Of a compound statement those of its head."""
-    body = getattr(statement, "body", None)
-    last = body[0].lineno - 1 if body else statement.end_lineno
-    return tuple(range(statement.lineno, max(last or 0, statement.lineno) + 1))
-
-
-Change = tuple[str, ast.stmt, ast.expr | ast.stmt, str]
-
-
-def _changes(tree: ast.Module, functions: tuple[str, ...] | None) -> Iterator[Change]:
-    """Name of the function, the statement around, what is replaced and by what text."""
-    for function, statement in _statements(tree.body, "module"):
-        leaf = function.rpartition(".")[2]
-        chosen = functions is None or bool(set(function.split(".")) & set(functions))
-        if leaf in ("__str__", "name_of", "describe_batch") or not chosen:
-            continue
-        for node, text in [*_of_statement(statement), *_of_expressions(statement)]:
-            yield function, statement, node, text
-
-
-def _statements(body: list[ast.stmt], function: str) -> Iterator[tuple[str, ast.stmt]]:
-    for statement in body:
-        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-            name = statement.name if function == "module" else f"{function}.{statement.name}"
-            if not any(isinstance(one, ast.Name) and one.id == "property" for one in statement.decorator_list) or name.count("."):
-                yield from _statements(statement.body, name)
-            continue
-        if function == "module" and not isinstance(statement, ast.Assign):
-            continue
-        yield function, statement
-        for part in ("body", "orelse", "finalbody"):
-            yield from _statements(getattr(statement, part, []), function)
-        for handler in getattr(statement, "handlers", []):
-            yield from _statements(handler.body, function)
-
-
-def _of_statement(statement: ast.stmt) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
-    """Results and checks left out; conditions that never or always hold.
-
-    Left out is what another mutation includes: a refusal or an early return that is all of a condition's body, and a refusal
-    that always happens, which every test sees.
-    """
-    if isinstance(statement, ast.Expr):
-        if isinstance(statement.value, (ast.Yield, ast.YieldFrom)) and ast.unparse(statement) not in ("yield", "yield timeline"):
-            yield statement, "pass"
-        if isinstance(statement.value, ast.Call) and "super()" not in ast.unparse(statement):
-            yield statement, "pass"
-    if isinstance(statement, ast.If):
-        last = statement.body[-1]
-        if not isinstance(last, ast.Raise):
-            yield statement.test, "True"
-        yield statement.test, "False"
-        if isinstance(last, (ast.Return, ast.Continue, ast.Break)) and len(statement.body) > 1:
-            yield last, "pass"
-
-
-def _heads(statement: ast.stmt) -> Iterator[ast.expr]:
-    """The expressions of a statement that are not in statements of their own."""
-    for _, value in ast.iter_fields(statement):
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, ast.expr):
-                yield one
-            elif isinstance(one, ast.withitem):
-                yield one.context_expr
-
-
-def _of_expressions(statement: ast.stmt) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
-    whole = statement.test if isinstance(statement, ast.If) else None
-    for head in [] if isinstance(statement, (ast.While, ast.Assert)) else _heads(statement):
-        operands = [value for node in ast.walk(head) if isinstance(node, ast.BoolOp) for value in node.values]
-        for node in ast.walk(head):
-            if isinstance(node, ast.Compare) and len(node.ops) == 1:
-                yield from _of_comparison(node)
-            elif isinstance(node, ast.BoolOp) and not isinstance(node.values[-1], ast.Constant):
-                for dropped in node.values:
-                    word = " and " if isinstance(node.op, ast.And) else " or "
-                    yield node, "(" + word.join(ast.unparse(value) for value in node.values if value is not dropped) + ")"
-            elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) and node not in [whole, *operands]:
-                yield node, f"bool({ast.unparse(node.operand)})"
-            elif isinstance(node, ast.IfExp) and "cuda" not in ast.unparse(node) and "'" not in ast.unparse(node.body):
-                yield node, f"({ast.unparse(node.body)})"
-                yield node, f"({ast.unparse(node.orelse)})"
-            elif isinstance(node, ast.comprehension):
-                for condition in node.ifs:
-                    yield condition, "True"
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("max", "min") and len(node.args) > 1:
-                for value in node.args:
-                    yield node, f"({ast.unparse(value)})"
-            elif isinstance(node, ast.Constant) and type(node.value) is float and node.value not in (0.0, 0.5, 1.0):
-                yield node, f"{node.value * 100:.6g}"
-                yield node, f"{node.value / 100:.6g}"
-
-
-def _of_comparison(node: ast.Compare) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
-    """The bound moved both ways, where it is a size and no count."""
-    left, right = ast.unparse(node.left), ast.unparse(node.comparators[0])
-    bound = node.comparators[0]
-    counted = isinstance(bound, ast.Constant) or "len(" in right + left or "argsize" in right
-    if isinstance(node.ops[0], _ORDERED) and not counted:
-        sign = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}[type(node.ops[0])]
-        yield node, f"(({left}) {sign} 100 * ({right}))"
-        yield node, f"(({left}) {sign} ({right}) / 100)"
 
 
 # --- children ---------------------------------------------------------------------------------------------------------
@@ -399,16 +215,17 @@ def _mentions(name: str) -> set[tuple[str, int]]:
     """Where the guards use a constant of a module."""
     places = set()
     for file in GUARDED:
-        for function, statement in _statements(ast.parse((ROOT / file).read_bytes()).body, "module"):
-            heads = [part for head in _heads(statement) for part in ast.walk(head)]
-            if function != "module" and any(isinstance(part, ast.Name) and part.id == name for part in heads):
-                places |= {(file, line) for line in _lines(statement)}
+        for function, statement in statements(ast.parse((ROOT / file).read_bytes()).body, "module"):
+            parts = [part for head in heads(statement) for part in ast.walk(head)]
+            if function != "module" and any(isinstance(part, ast.Name) and part.id == name for part in parts):
+                places |= {(file, line) for line in lines_of(statement)}
     return places
 
 
 def _asked() -> argparse.Namespace:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--list", action="store_true", help="print the mutations and stop")
+    asked.add_argument("--table", action="store_true", help="print what --keep holds and run nothing")
     asked.add_argument("--only", nargs="*", default=[], help="numbers, or ranges of them")
     asked.add_argument("--keep", type=Path, help="JSON of what was measured and seen, read and written")
     asked.add_argument("--tests", nargs="*", default=list(TESTS), help="test files to use, by the names in TESTS")
@@ -437,6 +254,9 @@ def main() -> None:
     kept: dict[str, Any] = {"tests": {}, "results": {}}
     if options.keep and options.keep.exists():
         kept = json.loads(options.keep.read_text())
+    if options.table:
+        _print_table(chosen, kept["results"])
+        return
     server = Server(lambda server: _serve(server, chosen, kept, options))
     files = [f"tests/test_{name}.py" for name in options.tests]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -462,7 +282,7 @@ def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options
     for file, tests, seconds in in_children([(file, partial(server.measured, file)) for file in again], timeout=1800):
         kept["tests"] = {name: test for name, test in kept["tests"].items() if name.partition("::")[0] != file} | (tests or {})
         say(f"{file}: {len(tests or ())} tests, {seconds:.0f} s")
-    results, jobs = kept["results"], []
+    results, jobs, spent = kept["results"], [], {}
     for one in chosen:
         if one.key in EQUIVALENT or (not options.only and results.get(one.key, {}).get("killed")):
             continue
@@ -471,6 +291,8 @@ def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options
         results[one.key] = {"killed": "", "tests": len(names)}
         if names:
             jobs.append((f"{one.number} {one.key}", partial(server.killer, one, names)))
+            spent[jobs[-1][0]] = sum(measured[name]["seconds"] for name in names)
+    jobs.sort(key=lambda job: spent[job[0]])
     for name, killer, seconds in in_children(jobs, timeout=options.timeout):
         killed = f"out of time ({options.timeout:.0f} s)" if killer is None else killer
         results[name.partition(" ")[2]]["killed"] = killed
@@ -484,7 +306,7 @@ def _print_table(chosen: list[Mutation], results: dict[str, Any]) -> None:
         killed = results.get(one.key, {}).get("killed", "")
         word = "equivalent" if one.key in EQUIVALENT else "killed" if killed else "SURVIVED"
         told[word] += 1
-        by = EQUIVALENT.get(one.key) or killed.replace("tests/", "") or f"{results[one.key]['tests']} tests passed"
+        by = EQUIVALENT.get(one.key) or killed.replace("tests/", "") or f"{results.get(one.key, {}).get('tests', 0)} tests passed"
         print(f"{one.number:4}  {one.place:34}  {one.key}\n      {word}: {by}")
     print(f"{len(chosen)} mutations: " + ", ".join(f"{count} {word}" for word, count in told.most_common()))
 

@@ -79,6 +79,13 @@ def test_a_kernel_that_fails_in_the_models_own_type_alone_is_a_row(when):
     assert failed[0].name == WHOLE and failed[0].reason == "The loss cannot be differentiated: kernel failed", str(report)
 
 
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
+def test_a_backward_that_does_not_take_float64_leaves_the_model_to_be_judged_in_float32(error):
+    function = failing_sine("float32 alone", when="first", error=error, dtype=torch.float64)
+    report = audit(network(Applies(function), torch.float32), mean_square, single(9, 4))
+    assert report.passed and report.dtype == torch.float32, str(report)
+
+
 @pytest.mark.parametrize("when", ["first", "with a graph", "second"])
 def test_memory_that_runs_out_is_no_fault_of_the_model(when):
     function = failing_sine("no memory left", when=when, error=torch.OutOfMemoryError)

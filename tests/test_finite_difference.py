@@ -144,6 +144,8 @@ def test_an_objective_without_a_module_and_a_block_without_vectors_are_taken():
     operator = FiniteDifferenceOperator(plain(lambda w: (w**3).sum()), at(1.0, 2.0), None)
     exact = torch.diag(torch.tensor([6.0, 12.0], dtype=torch.float64))
     assert relative_error(operator @ torch.eye(2, dtype=torch.float64), exact) < 1e-6
+    with_zero = torch.tensor([[0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    assert relative_error(operator @ with_zero, exact @ with_zero) < 1e-6
     assert (operator @ torch.zeros(2, 0, dtype=torch.float64)).shape == (2, 0)
 
 
@@ -191,3 +193,20 @@ def test_the_estimate_knows_the_error_along_the_gradient():
     along = torch.zeros(10_000, dtype=torch.float64)
     along[0] = 1.0
     assert coarse.error_estimate >= 0.99 * float((coarse @ along - fine @ along).norm()) > 0
+
+
+def test_the_loss_has_its_l2_term_and_is_one_number():
+    objective, params = problem(torch.sin, weight_decay=0.1)
+    plain_loss = FiniteDifferenceOperator(*problem(torch.sin), normal(9, 4)).loss
+    squares = sum(float(tensor.detach().square().sum()) for tensor in params.values())
+    assert FiniteDifferenceOperator(objective, params, normal(9, 4)).loss == pytest.approx(plain_loss + 0.05 * squares)
+    with pytest.raises(ObjectiveError, match="must be one real number"):
+        FiniteDifferenceOperator(plain(lambda w: w.sin()[:1]), at(1.0, 2.0), None)
+
+
+def test_parameters_captured_outside_the_model_are_refused_by_name():
+    model = chain(torch.sin)
+    captured = model[0].bias
+    objective = Objective.from_closure(model, lambda model, batch: mean_square(model, batch) + captured.square().sum())
+    with pytest.raises(ObjectiveError, match=r"^0\.bias: the loss uses this parameter other than through"):
+        FiniteDifferenceOperator(objective, select_parameters(model), normal(9, 4))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_audit import Applies, FrozenSlopeSine, OpaqueSine, mean_square, normal
 from test_audit_conditions import Mixer
+from test_audit_guards import TakesIndices
 from torch import nn
 from torch.nn.modules import module as modules
 
@@ -88,6 +89,26 @@ def test_a_part_that_is_not_called_or_called_in_two_places_is_tested_never_or_on
     expected = ["0", "1", "1", "1.shared", "1.fault", "1.fault", "2", "2", "2.fault", "2.fault", "3"]
     assert [title.split()[0] for title in examined] == expected
     assert tested == ["0", "1", "1.shared", "1.fault", "2", "2.fault", "3"]
+
+
+class FaultyTimes(nn.Module):
+    def forward(self, x, factor):
+        return factor * FrozenSlopeSine.apply(x)
+
+
+class Chooses(nn.Module):
+    """A part that writes into the indices it gets, and a faulty one that gets a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.take, self.fault = TakesIndices(), FaultyTimes()
+
+    def forward(self, x):
+        return self.fault(self.take(x, torch.tensor([0, 2, 4, 1, 3, 5])), 2)
+
+
+def test_numbers_and_indices_are_handed_to_a_part_as_they_were():
+    assert audit(network(Chooses()), mean_square, normal(9, 4)).blamed == ("1.fault (FaultyTimes)", WHOLE)
 
 
 class Table(nn.Module):
@@ -185,6 +206,13 @@ def test_a_gradient_of_zeros_may_be_detached():
     assert H.checked.startswith("operator checked: product within ")
 
 
+def test_the_rows_of_a_table_are_those_that_all_outputs_look_up():
+    table, other = torch.ones(6, 2, requires_grad=True), torch.ones(6, 2, requires_grad=True)
+    first, second = (nn.functional.embedding(torch.tensor(rows), table) for rows in ([4, 1], [1, 2]))
+    looked_up = graph.rows_looked_up([first, second * other[:2]], {"table": table, "other": other})
+    assert {name: rows.tolist() for name, rows in looked_up.items()} == {"table": [1, 2, 4]}
+
+
 def test_no_hooks_are_left_whatever_happens():
     for function in (torch.sin, OpaqueSine.apply, FrozenSlopeSine.apply):
         audit(network(Applies(function)), mean_square, normal(9, 4))
@@ -275,7 +303,7 @@ def test_what_was_forgotten_is_checked_again(monkeypatch):
 def test_in_float32_the_finest_stairs_are_seen():
     class FineStairs(nn.Module):
         def forward(self, x):
-            return x + ((1024 * x).round() / 1024 - x).detach()
+            return x + ((4096 * x).round() / 4096 - x).detach()
 
     H = landscape.hessian(network(FineStairs()).float(), mean_square, normal(9, 4, dtype=torch.float32))
     with pytest.raises(ObjectiveError, match=r"^1 \(FineStairs\): gradient failed"):

@@ -150,8 +150,12 @@ class Store:
 
 
 @pytest.mark.parametrize("sha256, digest", [("a" * 64, "a" * 64), (None, "b" * 64)], ids=["listed", "stored"])
-def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(sha256, digest, monkeypatch):
-    last = Checkpoint(epoch=3, path=Path("gone.pt"), sha256=sha256)
+def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(sha256, digest, monkeypatch, tmp_path):
+    # A digest that is listed is believed here: the file is read when it is loaded.
+    path = tmp_path / "3.pt"
+    if sha256:
+        path.write_bytes(b"other weights")
+    last = Checkpoint(epoch=3, path=path, sha256=sha256)
     manifest = SimpleNamespace(series=[SimpleNamespace(name=name, checkpoints=[last]) for name in ("none", "one")])
     passed, other = ({"passed": True, "checkpoint_sha256": one} for one in (digest, "c" * 64))
 

@@ -196,15 +196,15 @@ class _Examination:
             got = f"a tensor of shape {tuple(loss.shape)} in {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ObjectiveError(f"The loss must be one real number, a tensor of shape (), got {got}.")
 
-    def guard(self) -> str | None:
-        """What HessianOperator says against the loss, or None."""
+    def guard(self, *, kernels_may_fail: bool = True) -> str | None:
+        """What HessianOperator says against the loss, or None; what a kernel raises is said likewise, or raised."""
         if self._operator is None and self._refusal is None:
             try:
                 self._operator = HessianOperator(
                     _without_decay(self.objective), self.point.params, self.batch, check=False
                 )
             except (ObjectiveError, RuntimeError) as error:
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) or not (kernels_may_fail or isinstance(error, ObjectiveError)):
                     raise
                 self._refusal = _said(error)
             self.point.num_gradients += 1
@@ -348,7 +348,7 @@ def _promoted(objective: Objective, batch: Batch, plain: _Examination, *, seed: 
         examination = _Examination(wide, same, moved, seed=seed)
         if examination.point.digits != torch.float64:
             return None
-        examination.guard()
+        examination.guard(kernels_may_fail=False)
     # What a kernel or a loss raises when it meets another type is not known; the model is then judged as it is.
     except Exception:
         return None

@@ -31,6 +31,14 @@ EQUIVALENT: dict[str, str] = {
     'graph._reads_what_was_overwritten: name.startswith("_saved_") or name == "saved_tensors" -> True': (
         "no other attribute of a node reads a saved tensor; takes longer"
     ),
+    "graph._edited_gradient: row >= saved._saved_weight_sym_argsize_0 or not _made_of(node.next_functions[0][0], params) -> "
+    "(not _made_of(node.next_functions[0][0], params))": "no index is the number that stands for no padding row",
+    "evaluation.backward_in_place: warnings.simplefilter(\"ignore\") -> pass": (
+        "the loss has given its warnings in the evaluations before"
+    ),
+    "finite_difference.module: 0.1 -> 0.001": (
+        "the ladder may only go on longer; the step at which differences move least stays the best"
+    ),
     "graph._inspect: torch.finfo(gradient.dtype).eps > torch.finfo(dtype).eps -> "
     "((torch.finfo(gradient.dtype).eps) > 100 * (torch.finfo(dtype).eps))": _TYPES,
     "preconditions.check_loss: torch.finfo(loss.dtype).eps > torch.finfo(dtype).eps -> "
