@@ -15,6 +15,7 @@ EQUIVALENT: dict[str, str] = {
     'blame._compared: second is not None and second.verdict == "failed" -> (second.verdict == \'failed\')': (
         "there is no outcome only where the product was refused, which was returned before"
     ),
+    'blame._scalarised.forward: key.startswith("own ") -> True': "functional_call ignores names that a part does not have",
     "blame._scalarised.loss: not sizes -> True": "sizes that are appended later pair with no output",
     "blame._scalarised.loss: 1e-6 -> 0.0001": _FLOOR,
     "blame._scalarised.loss: 1e-6 -> 1e-08": _FLOOR,

@@ -93,18 +93,19 @@ def test_a_part_that_is_not_called_or_called_in_two_places_is_tested_never_or_on
 
 class FaultyTimes(nn.Module):
     def forward(self, x, factor):
-        return factor * FrozenSlopeSine.apply(x)
+        return factor * FrozenSlopeSine.apply(x), torch.arange(3), "no tensor"
 
 
 class Chooses(nn.Module):
-    """A part that writes into the indices it gets, and a faulty one that gets a number."""
+    """A part that writes into the indices it gets, one that gets a number alone, and a faulty one with outputs of all kinds."""
 
     def __init__(self):
         super().__init__()
         self.take, self.fault = TakesIndices(), FaultyTimes()
+        self.count = Applies(lambda count: torch.arange(count, dtype=torch.float64))
 
     def forward(self, x):
-        return self.fault(self.take(x, torch.tensor([0, 2, 4, 1, 3, 5])), 2)
+        return self.fault(self.take(x, torch.tensor([0, 2, 4, 1, 3, 5])), 2)[0] * self.count(6)
 
 
 def test_numbers_and_indices_are_handed_to_a_part_as_they_were():
@@ -211,6 +212,12 @@ def test_the_rows_of_a_table_are_those_that_all_outputs_look_up():
     first, second = (nn.functional.embedding(torch.tensor(rows), table) for rows in ([4, 1], [1, 2]))
     looked_up = graph.rows_looked_up([first, second * other[:2]], {"table": table, "other": other})
     assert {name: rows.tolist() for name, rows in looked_up.items()} == {"table": [1, 2, 4]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_digits_of_complex_numbers_are_those_of_their_parts(dtype):
+    w = torch.ones(2, dtype=dtype, requires_grad=True)
+    assert graph.coarsest_type(torch.complex(w, w).abs().sum(), dtype) == dtype
 
 
 def test_no_hooks_are_left_whatever_happens():
