@@ -261,7 +261,7 @@ class HalfDead(nn.Module):
 
 @pytest.mark.parametrize(
     "part",
-    [nn.ReLU(inplace=True), Counting(), GivesIndices(), Rotates(), Attends(), ByCount(), HalfDead()],
+    [nn.ReLU(inplace=True), Counting(), GivesIndices(), Rotates(), Attends(), ByCount(), HalfDead(), Reordered(3e-11)],
     ids=lambda part: type(part).__name__,
 )
 def test_healthy_parts_are_not_accused(part):

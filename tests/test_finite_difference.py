@@ -101,7 +101,7 @@ def test_a_step_of_ones_own_is_kept_and_a_useless_one_shows_in_the_estimate():
     operators = {step: FiniteDifferenceOperator(objective, params, normal(9, 4), step=step) for step in (1e-4, 1e-11)}
     assert operators[1e-4].step == 1e-4
     assert operators[1e-11].error_estimate > 1e3 * operators[1e-4].error_estimate
-    for step in (0.0, -1.0, float("nan")):
+    for step in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="step must be positive"):
             FiniteDifferenceOperator(objective, params, normal(9, 4), step=step)
 
@@ -126,3 +126,87 @@ def test_the_operator_does_not_follow_the_model_and_refuses_random_losses():
     assert torch.equal(operator @ v, before)
     with pytest.raises(ObjectiveError, match="random"):
         FiniteDifferenceOperator(*problem(lambda x: x + torch.randn_like(x)), normal(9, 4))
+
+
+# --- edges ------------------------------------------------------------------------------------------------------------
+
+
+def plain(loss):
+    """A loss of a vector, without a module."""
+    return Objective(lambda params, batch: params["w"], lambda w, batch: loss(w), rowwise=False)
+
+
+def at(*values, dtype=torch.float64):
+    return {"w": torch.tensor(values, dtype=dtype)}
+
+
+def test_an_objective_without_a_module_and_a_block_without_vectors_are_taken():
+    operator = FiniteDifferenceOperator(plain(lambda w: (w**3).sum()), at(1.0, 2.0), None)
+    exact = torch.diag(torch.tensor([6.0, 12.0], dtype=torch.float64))
+    assert relative_error(operator @ torch.eye(2, dtype=torch.float64), exact) < 1e-6
+    with_zero = torch.tensor([[0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    assert relative_error(operator @ with_zero, exact @ with_zero) < 1e-6
+    assert (operator @ torch.zeros(2, 0, dtype=torch.float64)).shape == (2, 0)
+
+
+def test_a_loss_without_curvature_has_products_of_zero_and_one_without_a_slope_is_refused():
+    operator = FiniteDifferenceOperator(plain(lambda w: (3 * w).sum()), at(1.0, 2.0), None)
+    assert not (operator @ torch.ones(2, dtype=torch.float64)).any()
+    with pytest.raises(ObjectiveError, match="gradient is exactly zero"):
+        FiniteDifferenceOperator(plain(lambda w: (w - w.detach()).square().sum()), at(1.0, 2.0), None)
+
+
+class Off(torch.autograd.Function):
+    """The identity with a gradient that is off by a fraction."""
+
+    @staticmethod
+    def forward(ctx, w, fraction):
+        ctx.fraction = fraction
+        return w.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return (1 + ctx.fraction) * g, None
+
+
+@pytest.mark.parametrize(
+    "dtype, small, large", [(torch.float64, 1e-4, 1e-2), (torch.float32, 2e-3, 0.2)], ids=["float64", "float32"]
+)
+def test_a_gradient_may_miss_the_slope_by_what_differences_cannot_tell(dtype, small, large):
+    params = at(0.5, 1.0, dtype=dtype)
+    FiniteDifferenceOperator(plain(lambda w: Off.apply(w, small).sin().sum()), params, None)
+    with pytest.raises(ObjectiveError, match="not the derivative of the loss"):
+        FiniteDifferenceOperator(plain(lambda w: Off.apply(w, large).sin().sum()), params, None)
+
+
+def test_a_product_that_is_not_finite_is_refused():
+    operator = FiniteDifferenceOperator(plain(lambda w: 1e3 * w[0] + 1e-3 * w[1].sqrt()), at(1.0, 1e-3), None, step=1e-2)
+    with pytest.raises(ObjectiveError, match="A difference of gradients is not finite"):
+        operator @ torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+
+def test_the_estimate_knows_the_error_along_the_gradient():
+    # Curved along the gradient alone, of which a random direction has a hundredth.
+    objective, params = plain(lambda w: w[0] ** 5 + w[1:].square().sum()), {"w": torch.zeros(10_000, dtype=torch.float64)}
+    params["w"][0] = 1.0
+    coarse, fine = (FiniteDifferenceOperator(objective, params, None, step=step) for step in (0.02, 0.01))
+    along = torch.zeros(10_000, dtype=torch.float64)
+    along[0] = 1.0
+    assert coarse.error_estimate >= 0.99 * float((coarse @ along - fine @ along).norm()) > 0
+
+
+def test_the_loss_has_its_l2_term_and_is_one_number():
+    objective, params = problem(torch.sin, weight_decay=0.1)
+    plain_loss = FiniteDifferenceOperator(*problem(torch.sin), normal(9, 4)).loss
+    squares = sum(float(tensor.detach().square().sum()) for tensor in params.values())
+    assert FiniteDifferenceOperator(objective, params, normal(9, 4)).loss == pytest.approx(plain_loss + 0.05 * squares)
+    with pytest.raises(ObjectiveError, match="must be one real number"):
+        FiniteDifferenceOperator(plain(lambda w: w.sin()[:1]), at(1.0, 2.0), None)
+
+
+def test_parameters_captured_outside_the_model_are_refused_by_name():
+    model = chain(torch.sin)
+    captured = model[0].bias
+    objective = Objective.from_closure(model, lambda model, batch: mean_square(model, batch) + captured.square().sum())
+    with pytest.raises(ObjectiveError, match=r"^0\.bias: the loss uses this parameter other than through"):
+        FiniteDifferenceOperator(objective, select_parameters(model), normal(9, 4))

@@ -197,15 +197,17 @@ class _Examination:
             got = f"a tensor of shape {tuple(loss.shape)} in {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ObjectiveError(f"The loss must be one real number, a tensor of shape (), got {got}.")
 
-    def guard(self) -> str | None:
-        """What HessianOperator says against the loss, or None."""
+    def guard(self, *, kernels_may_fail: bool = True) -> str | None:
+        """What HessianOperator says against the loss, or None; what a kernel raises is said likewise, or raised."""
         if self._operator is None and self._refusal is None:
             try:
                 self._operator = HessianOperator(
                     _without_decay(self.objective), self.point.params, self.batch, check=False
                 )
-            except ObjectiveError as error:
-                self._refusal = str(error)
+            except (ObjectiveError, RuntimeError) as error:
+                if is_out_of_memory(error) or not (kernels_may_fail or isinstance(error, ObjectiveError)):
+                    raise
+                self._refusal = _said(error)
             self.point.num_gradients += 1
         return self._refusal
 
@@ -250,7 +252,7 @@ class _Examination:
         except (ObjectiveError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            self._products, trouble = [], str(error).partition("\n")[0]
+            self._products, trouble = [], _said(error)
         if trouble:
             yield AuditRow(_named(trouble), "product", None, "failed", trouble)
         rows = self._compared(directions, slope)
@@ -297,7 +299,9 @@ class _Examination:
         try:
             return PlainProduct(self.point), ""
         except RuntimeError as error:
-            return None, str(error).partition("\n")[0]
+            if is_out_of_memory(error):
+                raise
+            return None, _said(error)
 
     def _guarded(self, direction: Params) -> Params:
         assert self._operator is not None
@@ -310,8 +314,10 @@ class _Examination:
             return AuditRow(_named(refusal), "graph", None, "failed", refusal)
         try:
             mine, theirs = self._guarded(self.directions()[0]), other._products[0]
-        except ObjectiveError as refused:
-            return AuditRow(_named(str(refused)), "product", None, "failed", str(refused))
+        except (ObjectiveError, RuntimeError) as refused:
+            if is_out_of_memory(refused):
+                raise
+            return AuditRow(_named(_said(refused)), "product", None, "failed", _said(refused))
         self.num_products += 1
         size = float(flatten(theirs).norm())
         error = float((flatten(mine).double() - flatten(theirs)).norm()) / size if size > 0 else 0.0
@@ -339,7 +345,7 @@ def _promoted(objective: Objective, batch: Batch, plain: _Examination, *, seed: 
     examination = _Examination(point.objective, point.params, point.batch, seed=seed)
     # It may compute in fewer digits in its backward pass alone, or refuse the type there.
     try:
-        refusal = examination.guard()
+        refusal = examination.guard(kernels_may_fail=False)
     except Exception:
         return None
     return None if refusal and _FEWER_BITS in refusal else examination
@@ -353,6 +359,14 @@ def _named(refusal: str | None) -> str:
     """The part of the model that a message begins with, as in "blocks.1 (Scan): ..."."""
     where, colon, _ = (refusal or "").partition(": ")
     return where if colon and not where.startswith("The loss") else WHOLE
+
+
+def _said(error: Exception) -> str:
+    """The message of a refusal, or that of a kernel's own error as one about the loss: it names no module."""
+    if isinstance(error, ObjectiveError):
+        return str(error)
+    first_line, *_ = str(error).splitlines() or [type(error).__name__]
+    return f"The loss cannot be differentiated: {first_line}"
 
 
 def _verdict(passed: bool, reason: str) -> tuple[str, str]:

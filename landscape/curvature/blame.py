@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from landscape.curvature.differences import PRECISION, Outcome, Params, PlainProduct, Point, judge_derivatives
+from landscape.curvature.differences import PRECISION, Outcome, Params, PlainProduct, Point, displaced, judge_derivatives
 from landscape.curvature.objective import Objective, flatten
 from landscape.linalg.operator import seeded
 
@@ -116,6 +116,19 @@ def _test(name: str, part: nn.Module, params: Params, call: _Call, *, seed: int)
     # What a part raises that works only inside its model is not known; it is judged with the part around it.
     except Exception:
         return None
+    suspect = _examined(title, point, seed=seed)
+    if suspect is None:
+        return None
+    # Inputs may lie exactly on a kink, as the zeros behind a ReLU do for the maximum of a window; a fault is next to them too.
+    beside = Point(point.objective, displaced(variables, seeded(seed + 4)), None)
+    with contextlib.suppress(Exception):
+        if math.isfinite(beside.loss_and_gradient()[0]):
+            return _examined(title, beside, seed=seed)
+    # Next to its inputs the part cannot be run: a root or a logarithm, say.
+    return suspect
+
+
+def _examined(title: str, point: Point, *, seed: int) -> Suspect | None:
     try:
         slope, again = (point.loss_and_gradient()[1] for _ in range(2))
     except RuntimeError:
