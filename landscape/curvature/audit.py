@@ -160,8 +160,10 @@ def audit_at(objective: Objective, params: Params, batch: Batch, *, seed: int = 
         is_doubtful = any(row.verdict != "passed" and row.reason != ZERO_TO_ROUNDING for row in rows)
         if is_doubtful and examination.objective.module is not None:
             known = {(row.name, row.test) for row in rows}
+            # Where the whole is only in doubt, a part that fails by itself is a hint, and no proof.
+            verdict = "failed" if any(row.verdict == "failed" for row in rows) else "undecided"
             rows += [
-                AuditRow(one.name, one.test, one.outcome.error, "failed", _REASONS.get(one.test, ""))
+                AuditRow(one.name, one.test, one.outcome.error, verdict, _REASONS.get(one.test, ""))
                 for one in _search(examination)
                 if (one.name, one.test) not in known
             ]
@@ -204,7 +206,8 @@ class _Examination:
                 self._operator = HessianOperator(
                     _without_decay(self.objective), self.point.params, self.batch, check=False
                 )
-            except (ObjectiveError, RuntimeError) as error:
+            # A kernel's backward may raise anything.
+            except Exception as error:
                 if is_out_of_memory(error) or not (kernels_may_fail or isinstance(error, ObjectiveError)):
                     raise
                 self._refusal = _said(error)
@@ -218,7 +221,8 @@ class _Examination:
     def rows(self) -> Iterator[AuditRow]:
         try:
             (loss, slope), (again, slope_again) = (self.point.loss_and_gradient() for _ in range(2))
-        except RuntimeError as error:
+        # The loss was evaluated before; what is raised now comes from a backward pass.
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
             refusal = self.guard()

@@ -142,7 +142,7 @@ class HessianOfBatches(SymmetricOperator):
             way = self._kept[index] or self._rebuilt(index)
             for row, product in zip(rows.split(1), products.split(1)):
                 way.multiply(row, product)
-            if index in self._unchecked and is_general(rows):
+            if index in self._unchecked and is_general(rows, self.support):
                 self._check(index, rows, products, way.name)
             if not torch.isfinite(products).all():
                 raise ObjectiveError("a product with the Hessian is not finite: the vector or a second derivative is not.")

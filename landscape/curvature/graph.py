@@ -223,7 +223,7 @@ def coarsest_type(loss: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 def operations_behind(loss: Tensor) -> int:
     """A hash of the operations in the graph of a loss, in order: that of another computation differs."""
-    return hash(tuple(node.name() for node in _nodes(loss)))
+    return hash(tuple((type(node), node.name()) for node in _nodes(loss)))
 
 
 def overwritten_in_backward(gradients: Sequence[Tensor | None], timeline: ModuleTimeline) -> str | None:
@@ -334,6 +334,10 @@ def no_checkpointing() -> Iterator[None]:
 _EXPLANATIONS = {
     "derivative for": "an operation of the loss has no second derivative in PyTorch. Replace it by one that has",
     "double backward": "an operation of the loss has no second derivative. Replace it, or do not compile the model",
+    "Can't call numpy()": (
+        "the backward pass of an operation hands its tensors to NumPy, and no derivative leads through that. Use an "
+        "implementation whose backward is made of differentiable operations"
+    ),
     "inside of a function being transformed": (
         "it takes a derivative of its own, which forward mode cannot be taken through. Leave product='jvp' out"
     ),

@@ -196,7 +196,7 @@ class HessianOperator(SymmetricOperator):
         if not torch.isfinite(products).all():
             raise ObjectiveError(_not_finite(rows, unflatten(products.sum(0), self.params)))
         if self.spot_check is None and rows.any():
-            if is_general(rows):
+            if is_general(rows, self.support):
                 self._check(rows, products)
             else:
                 self.check()

@@ -1,10 +1,15 @@
 """The same loss in float64, for differences that float32 has too few digits for."""
 
 import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import wraps
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from landscape.curvature.differences import Point, Precision
 from landscape.curvature.objective import Batch, Objective, Params
@@ -15,7 +20,8 @@ def promoted(objective: Objective, params: Params, batch: Batch, *, precision: P
     try:
         wide = objective
         if objective.module is not None and objective.rebound is not None:
-            wide = objective.rebound(copy.deepcopy(objective.module).to(torch.float64))
+            wide = objective.rebound(_copied(objective.module))
+        wide = replace(wide, forward=_widening(wide.forward), loss=_widening(wide.loss))
         same = {name: tensor.detach().double() for name, tensor in params.items()}
         point = Point(wide, same, tree_map(_widened, batch), precision=precision)
         return point if point.digits == torch.float64 else None
@@ -24,5 +30,44 @@ def promoted(objective: Objective, params: Params, batch: Batch, *, precision: P
         return None
 
 
-def _widened(leaf: object) -> object:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy in float64 that is the same function."""
+    wide = copy.deepcopy(module)
+    for part, own in zip(wide.modules(), module.modules()):
+        # Its default is the rounding of the type that it is given.
+        if isinstance(part, nn.RMSNorm) and part.eps is None:
+            weight = own.weight if isinstance(own, nn.RMSNorm) else None
+            part.eps = torch.finfo(torch.float32 if weight is None else weight.dtype).eps
+    return wide.to(torch.float64)
+
+
+def _widened(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return leaf
+    return leaf.detach().double().requires_grad_(leaf.requires_grad)
+
+
+def _widening(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def widened(*args: Any) -> Any:
+        with _Widening():
+            return function(*args)
+
+    return widened
+
+
+class _Widening(TorchFunctionMode):
+    """Takes the tensors of float32 that a loss captured, such as class weights, along into operations in float64."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if {torch.float32, torch.float64} <= {leaf.dtype for leaf in given}:
+            args, kwargs = tree_map(_in_float64, (args, kwargs))
+        return function(*args, **kwargs)
+
+
+def _in_float64(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype == torch.float32 else leaf

@@ -11,14 +11,15 @@ Shapes: n = total size of the parameters, k = number of vectors.
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from landscape.curvature.differences import PRECISION, Outcome, Params, Point, judge_derivatives, judge_number
+from landscape.curvature.differences import PRECISION, Params, Point, judge_derivatives
 from landscape.curvature.evaluation import Problem
 from landscape.curvature.objective import Batch, flatten, unflatten
 from landscape.curvature.promotion import promoted
@@ -33,9 +34,9 @@ _PRECISION = {
 }
 # Numbers of float32 against differences in float64, whose steps are so small that few units come by a kink.
 _WIDE = replace(PRECISION[torch.float64], steps=(1e-7, 1e-9, 1e-5), tolerance=2e-2)
-# Of float32: at its usual step a difference runs smoothly over the stairs of a fine rounding.
-_FINE_STEP = 1e-4
-_FINE_ROUNDINGS = 20
+# Of the difference of the loss along the gradient, and units of rounding that a loss may be off by.
+_SMALL_STEPS = {torch.float32: 1e-4, torch.float64: 1e-7}
+_ROUNDINGS = 20
 # What is remembered of one model; a training loop makes one entry.
 _MOST_REMEMBERED = 64
 
@@ -47,7 +48,8 @@ class SpotCheck:
     Attributes:
         verdict: "passed", "undecided", or "not made".
         product_error: Of the product against a central difference of gradients, relative, the largest over the parameters.
-        gradient_error: Of the gradient along the same vector against a central difference of the loss, relative.
+        gradient_error: Of the gradient, along that vector and along itself, against central differences of the loss, relative.
+            None where rounding hides it, as behind a large constant in the loss.
         reason: Why it is undecided or was not made, or how it passed other than at first sight.
     """
 
@@ -63,12 +65,13 @@ class SpotCheck:
             return f"operator check undecided: {self.reason}"
         if self.product_error is None:
             return f"operator checked: {self.reason}"
-        return (
-            f"operator checked: product within {self.product_error:.1e} and gradient within {self.gradient_error:.1e} of central "
-            f"differences{self.reason and ' '}{self.reason}"
-        )
+        gradient = "" if self.gradient_error is None else f" and gradient within {self.gradient_error:.1e}"
+        hidden = ", the gradient hidden by the rounding of the loss" if self.gradient_error is None else ""
+        reason = self.reason and f" {self.reason}"
+        return f"operator checked: product within {self.product_error:.1e}{gradient} of central differences{reason}{hidden}"
 
 
+_EARLIER = "on an earlier batch"
 NOT_ASKED = SpotCheck("not made", reason="check=False")
 
 
@@ -92,17 +95,17 @@ class FirstProduct:
     operations: int = 0
 
 
-def is_general(rows: Float[Tensor, "k n"]) -> bool:
-    """Whether a random combination of the vectors says something of all parameters that they touch: unit vectors do not."""
-    touched = int((rows != 0).any(0).sum())
-    return 2 * touched >= rows.shape[1] or touched >= 1000
+def is_general(rows: Float[Tensor, "k n"], support: Int64[Tensor, " s"] | None) -> bool:
+    """Whether a random combination of the vectors says something of all that the loss depends on: unit vectors do not."""
+    size = rows.shape[1] if support is None else len(support)
+    return 2 * int((rows != 0).any(0).sum()) >= size
 
 
 def spot_checked(first: FirstProduct) -> SpotCheck:
-    """Check a product, once per model, loss, structure of the batch and way of products.
+    """Check a product, once per model, weights, loss, structure of the batch and way of products.
 
-    Costs two gradients where it passes at once; nothing where the same was checked before, unless a tensor of the parameters
-    that was all zero then, such as a gain that hides what is behind it, is no longer.
+    Costs two gradients and two losses where it passes at once, and nothing where the same was checked before. Faults that only
+    other rows show, as behind a threshold, are not looked for again.
 
     Raises:
         ObjectiveError: If it is not the second derivative of the loss; names the module where the audit finds it.
@@ -113,7 +116,8 @@ def spot_checked(first: FirstProduct) -> SpotCheck:
             made = _compared(first) or audited(first.problem)
         if len(known) >= _MOST_REMEMBERED:
             known.clear()
-        known[key] = made
+        known[key] = replace(made, reason=f"{made.reason}{made.reason and ', '}{_EARLIER}")
+        return made
     return known[key]
 
 
@@ -132,12 +136,36 @@ def _compared(first: FirstProduct) -> SpotCheck | None:
     return None if outcomes is None else SpotCheck("passed", *outcomes, reason="in float64")
 
 
-def _judged(point: Point, direction: Params, product: Params, slope: Params) -> tuple[float, float] | None:
-    """The errors of product and gradient; None where they do not agree with differences."""
+def _judged(point: Point, direction: Params, product: Params, slope: Params) -> tuple[float, float | None] | None:
+    """The errors of product and gradient, that of the gradient None where rounding hides it; None where differences disagree."""
     gradient, second = judge_derivatives(point, direction, slope, product)
     assert second is not None
-    agrees = gradient.verdict == second.verdict == "passed" and _agrees_closely(point, direction, slope)
-    return (second.error, gradient.error) if agrees else None
+    if not gradient.verdict == second.verdict == "passed":
+        return None
+    along = _error_along_the_gradient(point, slope)
+    if along is None:
+        return second.error, None
+    return (second.error, max(along, gradient.error)) if along <= point.precision.tolerance else None
+
+
+def _error_along_the_gradient(point: Point, slope: Params) -> float | None:
+    """That of the gradient's length against a difference of the loss along it, relative; None where rounding hides so much.
+
+    Along a random vector the parts of a gradient cancel, and with them a factor by which all of it is off. The step is so small
+    that stairs show, which rounding makes of a loss.
+    """
+    length = float(torch.linalg.vector_norm(flatten(slope), dtype=torch.float64))
+    if length == 0:
+        return None
+    step = _SMALL_STEPS[point.digits]
+    scale = flatten(slope).numel() ** 0.5 / length
+    direction = {name: piece * scale for name, piece in slope.items()}
+    ahead, behind = point.loss(direction, step), point.loss(direction, -step)
+    expected = length * length * scale
+    rounding = _ROUNDINGS * torch.finfo(point.digits).eps * abs(ahead) / step
+    if rounding > point.precision.tolerance * expected:
+        return None
+    return abs((ahead - behind) / (2 * step) - expected) / expected
 
 
 def _direction_and_product(first: FirstProduct, point: Point) -> tuple[Params, Params]:
@@ -164,19 +192,6 @@ def _slope(point: Point, first: FirstProduct) -> Params:
         return point.loss_and_gradient()[1]
     pairs = zip(first.problem.leaves.items(), first.gradients)
     return point.scaled({name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in pairs})
-
-
-def _agrees_closely(point: Point, direction: Params, slope: Params) -> bool:
-    """In float32 the gradient against a difference of the loss at a step so small that stairs show; elsewhere nothing."""
-    if point.digits != torch.float32 or isinstance(point, _PointInChunks):
-        return True
-    terms = torch.stack([(slope[name] * direction[name]).sum() for name in slope])
-    ahead, behind = point.loss(direction, _FINE_STEP), point.loss(direction, -_FINE_STEP)
-    tolerance = point.precision.tolerance
-    rounding = _FINE_ROUNDINGS * torch.finfo(torch.float32).eps * abs(ahead) / (_FINE_STEP * tolerance)
-    size = float(terms.norm()) + rounding
-    outcome: Outcome = judge_number(float(terms.sum()), [(ahead - behind) / (2 * _FINE_STEP)], size=size, tolerance=tolerance)
-    return outcome.verdict == "passed"
 
 
 def audited(problem: Problem) -> SpotCheck:
@@ -217,6 +232,9 @@ class _PointInChunks(Point):
         super().__init__(problem.objective, params, problem.batch, digits=dtype, precision=_PRECISION[dtype])
         self._problem, self._rows = problem, rows
 
+    def loss(self, direction: Params, step: float) -> float:
+        return self.loss_and_gradient(direction, step)[0]
+
     def loss_and_gradient(self, direction: Params | None = None, step: float = 0.0) -> tuple[float, Params]:
         self.num_gradients += 1
         problem = replace(self._problem, leaves=self.moved(direction, step))
@@ -239,22 +257,29 @@ def _point(first: FirstProduct) -> Point:
 
 # --- what was checked before ------------------------------------------------------------------------------------------
 
-_by_model: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, SpotCheck]]" = weakref.WeakKeyDictionary()
+# By identity, since equal models need not do the same.
+_by_model: "dict[int, tuple[weakref.ref[nn.Module], dict[Hashable, SpotCheck]]]" = {}
 
 
 def forget(module: nn.Module) -> None:
     """Drop what was found of a model, so that its next operator is checked again."""
-    _by_model.pop(module, None)
+    _by_model.pop(id(module), None)
 
 
 def _remembered(problem: Problem) -> dict[Hashable, SpotCheck]:
     """The checks of the problem's model; those of an objective without a model are not remembered."""
     module = problem.objective.module
-    return {} if module is None else _by_model.setdefault(module, {})
+    if module is None:
+        return {}
+    key = id(module)
+    there = _by_model.get(key)
+    if there is None or there[0]() is not module:
+        there = _by_model[key] = (weakref.ref(module, lambda _: _by_model.pop(key, None)), {})
+    return there[1]
 
 
 def _key(first: FirstProduct) -> Hashable:
-    objective, leaves = first.problem.objective, first.problem.leaves
+    objective = first.problem.objective
     return (
         *(_signature(function) for function in (objective.forward, objective.loss)),
         first.operations,
@@ -263,8 +288,37 @@ def _key(first: FirstProduct) -> Hashable:
         _structure(first.problem.batch),
         first.problem.like.dtype,
         str(first.problem.like.device),
-        tuple((name, bool(leaf.any())) for name, leaf in leaves.items()),
+        tuple(first.problem.leaves),
+        _contents([*first.problem.leaves.values(), *_state(objective.module)]),
+        () if objective.module is None else tuple(_attributes(part) for part in objective.module.modules()),
     )
+
+
+def _state(module: nn.Module | None) -> list[Tensor]:
+    return [] if module is None else [*module.parameters(), *module.buffers()]
+
+
+def _contents(tensors: Sequence[Tensor]) -> tuple[float, ...]:
+    """A number for each tensor that changes with its values."""
+    real = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.layout == torch.strided]
+    return tuple(torch.stack([tensor.sum(dtype=torch.float64) for tensor in real]).tolist()) if real else ()
+
+
+def _attributes(part: Any, depth: int = 0) -> Hashable:
+    """The class of an object, its plain values and its functions."""
+    own = getattr(part, "__dict__", {})
+    plain = {name: value for name, value in own.items() if _is_plain(value)}
+    called = [value for value in own.values() if callable(value) and not isinstance(value, (type, nn.Module))]
+    return type(part), repr(sorted(plain.items())), tuple(_signature(one, depth + 1) for one in called)
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return True
+    if depth > 2 or not isinstance(value, (dict, list, tuple)) or len(value) > 100:
+        return False
+    inner = value.items() if isinstance(value, dict) else value
+    return all(_is_plain(one, depth + 1) for one in inner)
 
 
 def _structure(batch: Batch) -> Hashable:
@@ -275,13 +329,18 @@ def _structure(batch: Batch) -> Hashable:
 
 def _signature(value: Any, depth: int = 0) -> Hashable:
     """What a function does, as far as its code and plain values tell: a lambda that is written anew in a loop is the same."""
-    code: Hashable = getattr(value, "__code__", None)
-    if code is None:
-        return (type(value), value if isinstance(value, (bool, int, float, str)) else None)
     if depth == 8:
-        return code
+        return (type(value),)
+    if isinstance(value, partial):
+        inner = [value.func, *value.args, *(one for _, one in sorted(value.keywords.items()))]
+        return tuple(_signature(one, depth + 1) for one in inner)
+    code: Any = getattr(value, "__code__", None)
+    if code is None:
+        return repr(value) if _is_plain(value) else _attributes(value, depth)
     inner = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
     inner += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    inner += [value.__globals__.get(name) for name in code.co_names if _is_plain(value.__globals__.get(name))]
+    inner += [value.__self__] if hasattr(value, "__self__") else []
     return code, tuple(_signature(one, depth + 1) for one in inner)
 
 
