@@ -312,10 +312,10 @@ class _Examination:
             return AuditRow(_named(refusal), "graph", None, "failed", refusal)
         try:
             mine, theirs = self._guarded(self.directions()[0]), other._products[0]
-        except (ObjectiveError, RuntimeError) as error:
-            if is_out_of_memory(error):
+        except (ObjectiveError, RuntimeError) as refused:
+            if is_out_of_memory(refused):
                 raise
-            return AuditRow(_named(_said(error)), "product", None, "failed", _said(error))
+            return AuditRow(_named(_said(refused)), "product", None, "failed", _said(refused))
         self.num_products += 1
         size = float(flatten(theirs).norm())
         error = float((flatten(mine).double() - flatten(theirs)).norm()) / size if size > 0 else 0.0
