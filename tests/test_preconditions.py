@@ -394,7 +394,7 @@ def test_fused_weight_norm_still_needs_to_be_refused(monkeypatch):
     monkeypatch.delitem(_REFUSED_NODES, "WeightNormInterfaceBackward0")
     model = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)).double()
     objective, params, batch = Objective.from_closure(model, mean_square), select_parameters(model), normal(5, 3)
-    operator = HessianOperator(objective, params, batch)
+    operator = HessianOperator(objective, params, batch, check=False)
     v = F.normalize(normal(operator.n), dim=0)
     if relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES:
         pytest.skip(f"torch {torch.__version__} differentiates fused weight normalisation rightly: drop the refusal")
