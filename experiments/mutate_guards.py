@@ -43,10 +43,13 @@ from guard_mutations_equivalent import EQUIVALENT  # noqa: E402
 
 TESTS = (
     "audit_guards", "audit_bounds", "audit_outcomes", "guard_edges", "audit_conditions", "graph", "preconditions", "spot_check",
-    "audit", "finite_difference", "embedding_guards", "objective", "verdicts", "audit_command",
+    "audit", "finite_difference", "embedding_guards", "objective", "verdicts",
+    "spot_check_memory", "audit_command",
 )  # fmt: skip
 # Written for mutations that had survived, and so run first.
-_SHARP = tuple(f"tests/test_{name}.py" for name in ("audit_bounds", "audit_outcomes", "guard_edges", "verdicts"))
+_SHARP = tuple(
+    f"tests/test_{name}.py" for name in ("audit_bounds", "audit_outcomes", "guard_edges", "verdicts", "spot_check_memory")
+)
 # They take minutes and execute what quicker ones execute as well.
 _TOO_SLOW = "torch's scan", "compiled_model", "towers_pass"
 _CHILDREN = 2
