@@ -37,6 +37,9 @@ EQUIVALENT: dict[str, str] = {
     "evaluation.backward_in_place: warnings.simplefilter(\"ignore\") -> pass": (
         "the loss has given its warnings in the evaluations before"
     ),
+    "spot_check._compared: mixed if len(mixed) > 1 else torch.ones_like(mixed) -> (mixed)": (
+        "a single vector is normalised afterwards, so only its sign may change"
+    ),
     "finite_difference.module: 0.1 -> 0.001": (
         "the ladder may only go on longer; the step at which differences move least stays the best"
     ),

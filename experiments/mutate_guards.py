@@ -43,10 +43,13 @@ from guard_mutations_equivalent import EQUIVALENT  # noqa: E402
 
 TESTS = (
     "audit_guards", "audit_bounds", "audit_outcomes", "guard_edges", "audit_conditions", "graph", "preconditions", "spot_check",
-    "audit", "finite_difference", "embedding_guards", "objective", "verdicts", "audit_command",
+    "audit", "finite_difference", "embedding_guards", "objective", "verdicts",
+    "spot_check_memory", "audit_command",
 )  # fmt: skip
 # Written for mutations that had survived, and so run first.
-_SHARP = tuple(f"tests/test_{name}.py" for name in ("audit_bounds", "audit_outcomes", "guard_edges", "verdicts"))
+_SHARP = tuple(
+    f"tests/test_{name}.py" for name in ("audit_bounds", "audit_outcomes", "guard_edges", "verdicts", "spot_check_memory")
+)
 # They take minutes and execute what quicker ones execute as well.
 _TOO_SLOW = "torch's scan", "compiled_model", "towers_pass"
 _CHILDREN = 2
@@ -111,9 +114,10 @@ class Server:
         if report.failed and not self.failed:
             self.failed = report.nodeid
 
-    def killer(self, mutation: Mutation, names: list[str]) -> str:
+    def killer(self, mutation: Mutation | None, names: list[str]) -> str:
         """The first of the named tests that fails under a mutation, or nothing."""
-        apply(mutation)
+        if mutation is not None:
+            apply(mutation)
         for name, following in zip(names, [*names[1:], None]):
             self._run(name, following)
             if self.failed:
@@ -203,8 +207,13 @@ def tests_of(mutation: Mutation, measured: dict[str, Any], *, budget: float) -> 
         for name, test in measured.items()
         if not test.get("failed") and any((file, line) in places for file, lines in test["lines"].items() for line in lines)
     ]
+    return within(budget, [(seconds, name) for _, seconds, name in sorted(hitting)])
+
+
+def within(budget: float, tests: list[tuple[float, str]]) -> list[str]:
+    """The names of tests, in their order, as long as their seconds are within the budget."""
     spent, chosen = 0.0, []
-    for _, seconds, name in sorted(hitting):
+    for seconds, name in tests:
         spent += seconds
         if spent <= budget:
             chosen.append(name)
@@ -225,6 +234,7 @@ def _mentions(name: str) -> set[tuple[str, int]]:
 def _asked() -> argparse.Namespace:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--list", action="store_true", help="print the mutations and stop")
+    asked.add_argument("--control", action="store_true", help="also run the tests without a mutation, in the same way")
     asked.add_argument("--table", action="store_true", help="print what --keep holds and run nothing")
     asked.add_argument("--only", nargs="*", default=[], help="numbers, or ranges of them")
     asked.add_argument("--keep", type=Path, help="JSON of what was measured and seen, read and written")
@@ -255,13 +265,13 @@ def main() -> None:
     if options.keep and options.keep.exists():
         kept = json.loads(options.keep.read_text())
     if options.table:
-        _print_table(chosen, kept["results"])
+        _print_table(chosen, kept)
         return
     server = Server(lambda server: _serve(server, chosen, kept, options))
     files = [f"tests/test_{name}.py" for name in options.tests]
     with contextlib.redirect_stdout(io.StringIO()):
         pytest.main([*files, "-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout"], plugins=[server])
-    _print_table(chosen, kept["results"])
+    _print_table(chosen, kept)
 
 
 def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options: argparse.Namespace) -> None:
@@ -293,14 +303,22 @@ def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options
             jobs.append((f"{one.number} {one.key}", partial(server.killer, one, names)))
             spent[jobs[-1][0]] = sum(measured[name]["seconds"] for name in names)
     jobs.sort(key=lambda job: spent[job[0]])
+    if options.control:
+        tests = sorted((kept["tests"][name]["seconds"], name) for name in server.items if name in kept["tests"])
+        names = within(options.budget, tests)
+        for _, killer, seconds in in_children([("control", partial(server.killer, None, names))], timeout=1800):
+            kept["control"] = f"{date.today()}: without a mutation {killer or 'all ' + str(len(names)) + ' tests passed'}"
+            say(f"{kept['control']} ({seconds:.0f} s)")
     for name, killer, seconds in in_children(jobs, timeout=options.timeout):
         killed = f"out of time ({options.timeout:.0f} s)" if killer is None else killer
         results[name.partition(" ")[2]]["killed"] = killed
         say(f"{name}: {killed or 'SURVIVED'} ({seconds:.0f} s)")
 
 
-def _print_table(chosen: list[Mutation], results: dict[str, Any]) -> None:
+def _print_table(chosen: list[Mutation], kept: dict[str, Any]) -> None:
+    results = kept["results"]
     print(f"{date.today()}, torch {torch.__version__}, timm {timm.__version__}, pytest {pytest.__version__}")
+    print(kept.get("control", "no control was run"))
     told: Counter[str] = Counter()
     for one in chosen:
         killed = results.get(one.key, {}).get("killed", "")

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from test_audit import Applies, FrozenSlopeSine, OpaqueSine, mean_square, normal
+from test_audit_bounds import scaled_sine
 from test_audit_conditions import Mixer
 from test_audit_guards import TakesIndices
 from torch import nn
@@ -93,7 +94,7 @@ def test_a_part_that_is_not_called_or_called_in_two_places_is_tested_never_or_on
 
 class FaultyTimes(nn.Module):
     def forward(self, x, factor):
-        return factor * FrozenSlopeSine.apply(x), torch.arange(3), "no tensor"
+        return factor * FrozenSlopeSine.apply(x), 0 * x, torch.arange(3), "no tensor"
 
 
 class Chooses(nn.Module):
@@ -110,6 +111,18 @@ class Chooses(nn.Module):
 
 def test_numbers_and_indices_are_handed_to_a_part_as_they_were():
     assert audit(network(Chooses()), mean_square, normal(9, 4)).blamed == ("1.fault (FaultyTimes)", WHOLE)
+
+
+def test_a_part_that_takes_complex_numbers_gets_them():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = Applies(lambda z: torch.view_as_real(z) * torch.view_as_real(z).detach())
+
+        def forward(self, x):
+            return self.parts(torch.complex(x, x.square())).sum(-1)
+
+    assert audit(network(Turned()), mean_square, normal(9, 4)).blamed[0] == "1.parts (Applies)"
 
 
 class Table(nn.Module):
@@ -305,6 +318,12 @@ def test_what_was_forgotten_is_checked_again(monkeypatch):
         H = landscape.hessian(model, mean_square, normal(9, 4))
         H @ normal(H.n)
     assert len(made) == 2
+
+
+def test_in_float32_a_twentieth_is_too_much():
+    H = landscape.hessian(network(Applies(scaled_sine(1.05))).float(), mean_square, normal(9, 4, dtype=torch.float32))
+    with pytest.raises(ObjectiveError, match=r"^1 \(Applies\): gradient failed"):
+        H @ normal(H.n, dtype=torch.float32)
 
 
 def test_in_float32_the_finest_stairs_are_seen():
