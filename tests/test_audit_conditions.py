@@ -224,3 +224,37 @@ def test_a_wrong_backward_is_no_perfect_fit_whatever_the_size_of_the_loss(factor
         model, loss, batch = faulty(name, 0, torch.float64)
         report = audit(model, lambda model, batch: factor * loss(model, batch), batch)
         assert report.blamed[0].startswith("1 ("), (name, str(report))
+
+
+class _Sine(torch.autograd.Function):
+    """sin, whose backward hands what comes in to NumPy: fine for a first derivative, where nothing requires one of it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return torch.from_numpy(g.numpy() * ctx.saved_tensors[0].detach().cos().numpy())
+
+
+class _Broken(_Sine):
+    @staticmethod
+    def backward(ctx, g):
+        raise ValueError("this kernel has no backward pass")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_whatever_a_backward_raises_is_a_row_and_not_an_exception(dtype):
+    class Layer(nn.Module):
+        def forward(self, x):
+            return function.apply(x)
+
+    model, batch = nn.Sequential(nn.Linear(4, 4), Layer(), nn.Linear(4, 1)).to(dtype), normal(3, 4, dtype=dtype)
+    for function, said in ((_Sine, "hands its tensors to NumPy"), (_Broken, "no backward pass")):
+        report = audit(model, lambda model, batch: model(batch).square().mean(), batch)
+        assert not report.passed and any(said in row.reason for row in report.rows), str(report)
+    function = _Sine
+    with pytest.raises(ObjectiveError, match="hands its tensors to NumPy"):
+        landscape.hessian(model, lambda model, batch: model(batch).square().mean(), batch)

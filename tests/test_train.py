@@ -30,6 +30,7 @@ from landscape.clip import train_folder
 from landscape.clip.image_text import epoch_loader, open_pairs
 from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.clip.recipes import learning_rate, training_transform
+from landscape.clip.train import _measurable
 from landscape.clip.train_folder import RunFolder
 from landscape.clip.train_loop import Process, loop_arguments, parameter_groups
 from landscape.errors import CheckpointError, DataError, LandscapeError, ManifestError, ModelError, NumericalError, StoreError
@@ -661,3 +662,10 @@ def test_a_run_over_two_processes_resumes_and_refuses_in_both(tmp_path, table, c
     for error in run_in_two_processes(context, tmp_path / "whole", table, seed=1):
         assert "seed was 0" in error
     assert snapshot(tmp_path / "whole" / "checkpoints") == before
+
+
+@pytest.mark.parametrize("pairs,samples,batch", [(50, 45, 15), (15, 15, 15), (12, 12, 12), (5000, 3000, 15)])
+def test_the_protocol_of_a_run_asks_for_no_more_pairs_than_there_are(pairs, samples, batch):
+    published = DataSettings(source="pairs.tsv", num_samples=3000, batch_size=15)
+    asked = _measurable(published, pairs)
+    assert (asked.num_samples, asked.batch_size) == (samples, batch)

@@ -141,7 +141,7 @@ def train(
             name=output.absolute().name if name is None else name,
             model=args.model,
             label=label,
-            data=data,
+            data=_measurable(data, len(pairs)),
             architecture=None if architecture is None else architecture.as_file(),
             settings=_settings(network, pairs, data, resolved, args) | ({} if scan == "landscape" else {"scan": scan}),
         )
@@ -218,6 +218,13 @@ def _settings(network: nn.Module, pairs: Pairs, data: DataSettings, recipe: Reci
         },
         "normalisation": {"mean": pictures.mean, "std": pictures.std},
     }
+
+
+def _measurable(data: DataSettings, num_pairs: int) -> DataSettings:
+    """The protocol of the run's manifest, of no more pairs than there are, in whole batches."""
+    batch_size = max(1, min(data.batch_size, num_pairs))
+    num_samples = min(data.num_samples, num_pairs - num_pairs % batch_size)
+    return dataclasses.replace(data, batch_size=batch_size, num_samples=max(num_samples, batch_size))
 
 
 def _train_rest(

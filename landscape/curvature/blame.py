@@ -131,7 +131,8 @@ def _test(name: str, part: nn.Module, params: Params, call: _Call, *, seed: int)
 def _examined(title: str, point: Point, *, seed: int) -> Suspect | None:
     try:
         slope, again = (point.loss_and_gradient()[1] for _ in range(2))
-    except RuntimeError:
+    # It was evaluated before, so what is raised now comes from a backward pass.
+    except Exception:
         return Suspect(title, "gradient", Outcome(math.inf, "failed", ""))
     size = max(float(flatten(slope).norm()), torch.finfo(torch.float64).tiny)
     change = float((flatten(slope) - flatten(again)).norm()) / size
@@ -149,7 +150,7 @@ def _compared(title: str, point: Point, direction: Params, slope: Params) -> Sus
     refused = False
     try:
         product = PlainProduct(point)(direction)
-    except RuntimeError:
+    except Exception:
         refused = True
     first, second = judge_derivatives(point, direction, slope, product)
     if first.verdict == "failed":

@@ -34,9 +34,9 @@ _PRECISION = {
 }
 # Numbers of float32 against differences in float64, whose steps are so small that few units come by a kink.
 _WIDE = replace(PRECISION[torch.float64], steps=(1e-7, 1e-9, 1e-5), tolerance=2e-2)
-# Of the difference of the loss along the gradient, and units of rounding that a loss may be off by.
-_SMALL_STEPS = {torch.float32: 1e-4, torch.float64: 1e-7}
-_ROUNDINGS = 20
+# Of the difference of the loss along the gradient, the second where the first is lost in rounding; and its units.
+_SMALL_STEPS = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-7,)}
+_ROUNDINGS = 4
 # What is remembered of one model; a training loop makes one entry.
 _MOST_REMEMBERED = 64
 
@@ -157,15 +157,15 @@ def _error_along_the_gradient(point: Point, slope: Params) -> float | None:
     length = float(torch.linalg.vector_norm(flatten(slope), dtype=torch.float64))
     if length == 0:
         return None
-    step = _SMALL_STEPS[point.digits]
     scale = flatten(slope).numel() ** 0.5 / length
     direction = {name: piece * scale for name, piece in slope.items()}
-    ahead, behind = point.loss(direction, step), point.loss(direction, -step)
     expected = length * length * scale
-    rounding = _ROUNDINGS * torch.finfo(point.digits).eps * abs(ahead) / step
-    if rounding > point.precision.tolerance * expected:
-        return None
-    return abs((ahead - behind) / (2 * step) - expected) / expected
+    for step in _SMALL_STEPS[point.digits]:
+        ahead, behind = point.loss(direction, step), point.loss(direction, -step)
+        rounding = _ROUNDINGS * torch.finfo(point.digits).eps * abs(ahead) / step
+        if rounding <= point.precision.tolerance * expected:
+            return abs((ahead - behind) / (2 * step) - expected) / expected
+    return None
 
 
 def _direction_and_product(first: FirstProduct, point: Point) -> tuple[Params, Params]:
