@@ -40,7 +40,7 @@ from landscape.clip.image_text import curvature_batches, open_pairs
 from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.clip.objectives import contrastive_objective
 from landscape.curvature import Batch, HessianOperator, Objective, Params, flatten, gradient, unflatten
-from landscape.curvature.hessian import evaluate
+from landscape.curvature.evaluation import as_differentiated
 from landscape.kernels import selective_scan
 from landscape.linalg import SymmetricOperator, eigsh, power_iteration, seeded
 from landscape.linalg.support import SupportedPart
@@ -111,7 +111,8 @@ class PlainHessian(SymmetricOperator):
         self._leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
         first = next(iter(params.values()))
         self.n, self.dtype, self.device = sum(tensor.numel() for tensor in params.values()), first.dtype, first.device
-        loss = evaluate(objective, self._leaves, batch)
+        with as_differentiated():
+            loss = objective.data_term(self._leaves, batch)
         gradients = torch.autograd.grad(loss, list(self._leaves.values()), create_graph=True)
         self._kept = {name: piece for name, piece in zip(params, gradients) if piece.requires_grad}
         self.without_graph = tuple(name for name in params if name not in self._kept)

@@ -453,7 +453,7 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
 )
 @click.option("--to", metavar="[SERIES:]EPOCH", help="The other end of a line; default: the last epoch of the series.")
 @click.option("--dimensions", type=click.IntRange(1, 2), help="Default: 2; a line has 1.")
-@click.option("--points", default=31, show_default=True, type=click.IntRange(5, limits.MAX_POINTS), help="Of an axis; odd.")
+@click.option("--points", default=31, show_default=True, type=click.IntRange(max=limits.MAX_POINTS), help="Of an axis; odd.")
 @click.option(
     "--span",
     type=float,

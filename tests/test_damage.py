@@ -262,7 +262,7 @@ def test_bits_flipped_anywhere_are_refused_or_change_no_eigenvalue(intact, tmp_p
     whole, expected = intact.read_bytes(), read_all(intact, with_xarray=False)
     generator = np.random.default_rng(0)
     path, refused = tmp_path / "s.h5", 0
-    for _ in range(40):
+    for _ in range(20):
         content = bytearray(whole)
         for position in generator.integers(0, len(whole), 3):
             content[position] ^= 1 << int(generator.integers(8))
@@ -273,7 +273,7 @@ def test_bits_flipped_anywhere_are_refused_or_change_no_eigenvalue(intact, tmp_p
             refused += 1
         else:
             assert all(np.array_equal(one, other) for one, other in zip(values, expected, strict=True))
-    assert refused >= 8
+    assert refused >= 4
 
 
 def density() -> DensityRecord:

@@ -246,7 +246,7 @@ def test_a_manifest_that_disagrees_with_its_run_is_refused_and_both_are_named(ru
         ({"model_args": {"force_quick_gelu": {"a": 1}}}, ["is a mapping"]),
         ({"preprocess": {"mean": [0.1]}}, ["mean is [0.1]", "three numbers"]),
         ({"preprocess": {"sharpen": 1}}, ["sharpen is not known"]),
-        ({"num_classes": 0}, ["at least one class"]),
+        ({"num_classes": 0}, ["1 to 10000000 classes"]),
         ({"run_files": "maybe"}, ["read or ignore"]),
         ({"config": "nothing.json"}, ["there is no file 'nothing.json'"]),
     ],

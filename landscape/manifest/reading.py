@@ -31,8 +31,6 @@ _DATA = {
     "quoting": str,
     "on_bad_picture": str,
 }
-# Bytes of a row: a character of a path, a separator, a line end.
-_LEAST_ROW = 3
 _CSV_ONLY = ("separator", "image_key", "encoding", "quoting")
 _HESSIAN = {
     "objective": str,
@@ -162,22 +160,7 @@ def _read_data(section: Section, *, files_exist: bool) -> DataSettings:
             advice = "check the path." if "/" in source or "." in source else nearest(source, [OPENMOJI])
             reason = f"source is {shown(source)}, but there is no such file in {section.path.parent}; {advice}"
             section.refuse(reason, key="source")
-    settings = build(section, DataSettings, values)
-    if files_exist:
-        _check_rows(section, settings)
-    return settings
-
-
-def _check_rows(section: Section, settings: DataSettings) -> None:
-    """Compare what is asked of a table with its size, before anything is made of either."""
-    if settings.source.lower().endswith((".csv", ".tsv")) and os.path.isfile(settings.source):
-        size = os.path.getsize(settings.source)
-        if settings.num_samples > size // _LEAST_ROW:
-            reason = (
-                f"num_samples is {settings.num_samples}, but {settings.source} has {size} bytes, and so at most "
-                f"{size // _LEAST_ROW} rows; pairs are drawn without replacement. Lower num_samples."
-            )
-            section.refuse(reason, key="num_samples")
+    return build(section, DataSettings, values)
 
 
 def _may_be_there(source: str) -> bool:
