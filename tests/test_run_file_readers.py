@@ -391,13 +391,13 @@ def test_a_config_json_that_cannot_be_meant_is_refused(tmp_path, contents):
 def test_aliases_that_stand_for_millions_of_values_are_refused_at_once(tmp_path):
     lines = ["a0: &a0 [lol, lol]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
     (tmp_path / "args.yaml").write_text("\n".join([*lines, "smoothing: 0.1", "model: resnet18", "mean: *a39"]))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ManifestError, match="aliases"):
         run_files(tmp_path)
     (tmp_path / "args.yaml").write_text("a: &a [*a]\n")
     with pytest.raises(ManifestError, match="aliases"):
         run_files(tmp_path)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("text", ["a: \x01", "a: [", "a: &a", "? {}\n: 1", "a: 2020-99-99", "[" * 5000, "<<: 1", "a: !!binary 1"])
@@ -429,9 +429,9 @@ def test_a_part_that_a_pickle_repeats_under_every_name_is_copied_within_a_budget
     bomb: object = ["x"]
     for _ in range(20):
         bomb = [bomb, bomb]
-    start = time.perf_counter()
+    start = time.process_time()
     copied = plain({**{f"k{i}": bomb for i in range(5_000)}, "last": 1})
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert copied["k0"] == copied["last"] == TOO_LONG
 
 
