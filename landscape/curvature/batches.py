@@ -21,7 +21,7 @@ from landscape.curvature.row_chunks import RowChunks, count_rows
 from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, is_general, spot_checked
 from landscape.errors import ObjectiveError
 from landscape.linalg.combine import normalized_weights, union_of_supports
-from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.operator import SymmetricOperator, said_once
 
 # As in check_same_loss: the order of additions on a GPU may vary.
 _ROUNDINGS = 1000
@@ -103,7 +103,7 @@ class HessianOfBatches(SymmetricOperator):
 
     @property
     def checked(self) -> str:
-        return "; ".join(dict.fromkeys(map(str, self._spot_checks)))
+        return said_once(map(str, self._spot_checks))
 
     @property
     def num_batches(self) -> int:

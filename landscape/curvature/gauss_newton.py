@@ -27,11 +27,12 @@ from landscape.curvature.graph import (
     rows_looked_up,
 )
 from landscape.curvature.hessian import HessianOperator, _leaves, _support, _unused
-from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
+from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.curvature.rounding import product_errors
-from landscape.curvature.spot_check import NOT_ASKED, SpotCheck, audited
+from landscape.curvature.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
 from landscape.errors import ObjectiveError
+from landscape.linalg.krylov import norm
 from landscape.linalg.lanczos import eigsh
 from landscape.linalg.operator import SymmetricOperator, seeded
 
@@ -171,14 +172,11 @@ class GaussNewtonOperator(SymmetricOperator):
         Raises:
             ObjectiveError: If they differ at every step, and the steps agree.
         """
-        mixed = torch.randn(len(rows), generator=seeded(0), dtype=torch.float64).to(rows)
-        v, product = mixed @ rows, mixed @ products
-        value, size = float(v.double() @ product.double()), float(torch.linalg.vector_norm(v, dtype=torch.float64))
-        curvatures: list[float] = []
-        length = float(torch.linalg.vector_norm(torch.cat([leaf.detach().reshape(-1) for leaf in self._leaves]))) or 1.0
-        for step in _STEPS[self.dtype]:
-            tangent = self._outputs_at(v, step * length / size) - self._outputs_at(v, -step * length / size)
-            tangent = tangent / (2 * step * length / size)
+        v, product = random_combination(rows, products)
+        value, curvatures = float(v.double() @ product.double()), []
+        scale = (norm(flatten(self.params)) or 1.0) / norm(v)
+        for step in (scale * fraction for fraction in _STEPS[self.dtype]):
+            tangent = (self._outputs_at(v, step) - self._outputs_at(v, -step)) / (2 * step)
             curvatures.append(float(tangent.double() @ (self._head @ tangent).double()))
             largest = max(abs(value), *map(abs, curvatures))
             outcome = judge_number(value, curvatures, size=largest, tolerance=_TOLERANCE[self.dtype])
@@ -196,10 +194,9 @@ class GaussNewtonOperator(SymmetricOperator):
 
     def _outputs_at(self, v: Float[Tensor, " n"], step: float) -> Float[Tensor, " q"]:
         """The outputs at `step` times v from the parameters, as one vector."""
-        with self._problem.differentiating(), torch.no_grad():
-            moved = [(leaf + step * piece.view_as(leaf)) for leaf, piece in zip(self._leaves, v.split(self._sizes))]
         with self._problem.differentiating():
-            leaves = {name: leaf.requires_grad_() for name, leaf in zip(self._problem.leaves, moved)}
+            pieces = self.unflatten(v.detach())
+            leaves = {name: tensor.add(pieces[name], alpha=step).requires_grad_() for name, tensor in self.params.items()}
             outputs = _Nest(_cut_in_two(replace(self._problem, leaves=leaves))[0]).differentiable
             return torch.cat([output.detach().reshape(-1).to(self.dtype) for output in outputs])
 

@@ -22,8 +22,7 @@ def promoted(objective: Objective, params: Params, batch: Batch, *, precision: P
         if objective.module is not None and objective.rebound is not None:
             wide = objective.rebound(_copied(objective.module))
         wide = replace(wide, forward=_widening(wide.forward), loss=_widening(wide.loss))
-        same = {name: tensor.detach().double() for name, tensor in params.items()}
-        point = Point(wide, same, tree_map(_widened, batch), precision=precision)
+        point = Point(wide, widened(params), widened(batch), precision=precision)
         return point if point.digits == torch.float64 else None
     # What a kernel or a loss raises when it meets another type is not known; the model is then judged as it is.
     except Exception:
@@ -39,6 +38,11 @@ def _copied(module: nn.Module) -> nn.Module:
             weight = own.weight if isinstance(own, nn.RMSNorm) else None
             part.eps = torch.finfo(torch.float32 if weight is None else weight.dtype).eps
     return wide.to(torch.float64)
+
+
+def widened(nest: Any) -> Any:
+    """The same nest with every tensor of floating-point numbers in float64, apart from any graph."""
+    return tree_map(_widened, nest)
 
 
 def _widened(leaf: Any) -> Any:

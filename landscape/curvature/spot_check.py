@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_flatten
 from landscape.curvature.differences import PRECISION, Params, Point, judge_derivatives
 from landscape.curvature.evaluation import Problem
 from landscape.curvature.objective import Batch, flatten, unflatten
-from landscape.curvature.promotion import promoted
+from landscape.curvature.promotion import promoted, widened
 from landscape.curvature.row_chunks import RowChunks
 from landscape.errors import ObjectiveError
+from landscape.linalg.krylov import norm
 from landscape.linalg.operator import seeded
 
 # Stricter in float32 than the audit, as what is doubtful goes on in float64: smooth networks reach 3e-3, and ReLUs nothing.
@@ -132,7 +133,7 @@ def _compared(first: FirstProduct) -> SpotCheck | None:
         return None if outcomes is None else SpotCheck("passed", *outcomes)
     wide = promoted(problem.objective, point.params, problem.batch, precision=_WIDE)
     if wide is not None:
-        outcomes = _judged(wide, *(_widened(vector) for vector in (*pair, slope)))
+        outcomes = _judged(wide, *widened((*pair, slope)))
     return None if outcomes is None else SpotCheck("passed", *outcomes, reason="in float64")
 
 
@@ -154,10 +155,11 @@ def _error_along_the_gradient(point: Point, slope: Params) -> float | None:
     Along a random vector the parts of a gradient cancel, and with them a factor by which all of it is off. The step is so small
     that stairs show, which rounding makes of a loss.
     """
-    length = float(torch.linalg.vector_norm(flatten(slope), dtype=torch.float64))
+    flat = flatten(slope)
+    length = norm(flat)
     if length == 0:
         return None
-    scale = flatten(slope).numel() ** 0.5 / length
+    scale = flat.numel() ** 0.5 / length
     direction = {name: piece * scale for name, piece in slope.items()}
     expected = length * length * scale
     for step in _SMALL_STEPS[point.digits]:
@@ -170,28 +172,36 @@ def _error_along_the_gradient(point: Point, slope: Params) -> float | None:
 
 def _direction_and_product(first: FirstProduct, point: Point) -> tuple[Params, Params]:
     """A direction through the vectors that were multiplied, and its product, in scaled coordinates."""
-    problem = first.problem
-    # Of several vectors a random combination, which says something of every one.
-    mixed = torch.randn(len(first.rows), generator=seeded(0), dtype=torch.float64).to(first.rows)
-    mixed = mixed if len(mixed) > 1 else torch.ones_like(mixed)
-    moved = unflatten(mixed @ first.rows, problem.leaves)
-    direction = {name: piece / point.scales[name] for name, piece in moved.items()}
+    leaves = first.problem.leaves
+    vector, product = random_combination(first.rows, first.products)
+    direction = {name: piece / point.scales[name] for name, piece in unflatten(vector, leaves).items()}
     # A step then moves the parameters by that fraction of their size, in the mean square.
-    size = float(torch.linalg.vector_norm(flatten(direction), dtype=torch.float64)) / flatten(direction).numel() ** 0.5
+    size = norm(flatten(direction)) / len(vector) ** 0.5
     direction = {name: piece / size for name, piece in direction.items()}
-    return direction, point.scaled(unflatten(mixed @ first.products / size, problem.leaves))
+    return direction, point.scaled(unflatten(product / size, leaves))
 
 
-def _widened(vector: Params) -> Params:
-    return {name: piece.double() for name, piece in vector.items()}
+def random_combination(
+    rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """A combination of the vectors, and that of their products: it says something of every one. A single vector is itself."""
+    if len(rows) == 1:
+        return rows[0], products[0]
+    mixed = torch.randn(len(rows), generator=seeded(0), dtype=torch.float64).to(rows)
+    return mixed @ rows, mixed @ products
 
 
 def _slope(point: Point, first: FirstProduct) -> Params:
     """The gradient at the point, in scaled coordinates."""
     if first.gradients is None:
         return point.loss_and_gradient()[1]
-    pairs = zip(first.problem.leaves.items(), first.gradients)
-    return point.scaled({name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in pairs})
+    return point.scaled(_by_name(first.problem.leaves, first.gradients))
+
+
+def _by_name(leaves: Params, gradients: Sequence[Tensor | None]) -> Params:
+    """Gradients apart from their graph, zero where the loss does not depend on a parameter."""
+    pairs = zip(leaves.items(), gradients)
+    return {name: torch.zeros_like(leaf) if g is None else g.detach() for (name, leaf), g in pairs}
 
 
 def audited(problem: Problem) -> SpotCheck:
@@ -203,11 +213,11 @@ def audited(problem: Problem) -> SpotCheck:
     # The audit makes operators of its own, whose products nobody checks.
     from landscape.curvature.audit import audit_at
 
-    params = {name: leaf.detach() for name, leaf in problem.leaves.items()}
-    report = audit_at(replace(problem.objective, weight_decay=0.0), params, problem.batch)
+    report = audit_at(replace(problem.objective, weight_decay=0.0), problem.leaves, problem.batch)
     if report.passed:
         worst = "" if report.worst_error is None else f" (worst error {report.worst_error:.1e})"
-        return SpotCheck("passed", reason=f"by the audit a little off the parameters{worst}; at them differences do not settle")
+        # No semicolon: it parts what several operators say.
+        return SpotCheck("passed", reason=f"by the audit a little off the parameters{worst}: at them differences do not settle")
     if report.is_zero_to_rounding:
         return SpotCheck("undecided", reason=next(row.reason for row in report.rows if row.verdict != "passed"))
     failed = [row for row in report.rows if row.verdict == "failed"]
@@ -227,9 +237,8 @@ class _PointInChunks(Point):
     """A point whose gradients are made chunk by chunk, for a batch that does not fit in memory at once."""
 
     def __init__(self, problem: Problem, rows: int) -> None:
-        params = {name: leaf.detach() for name, leaf in problem.leaves.items()}
         dtype = problem.like.dtype
-        super().__init__(problem.objective, params, problem.batch, digits=dtype, precision=_PRECISION[dtype])
+        super().__init__(problem.objective, problem.leaves, problem.batch, digits=dtype, precision=_PRECISION[dtype])
         self._problem, self._rows = problem, rows
 
     def loss(self, direction: Params, step: float) -> float:
@@ -239,9 +248,7 @@ class _PointInChunks(Point):
         self.num_gradients += 1
         problem = replace(self._problem, leaves=self.moved(direction, step))
         evaluated = RowChunks(problem, self._rows).pop_evaluated()
-        pairs = zip(problem.leaves.items(), evaluated.gradients)
-        gradients = {name: torch.zeros_like(leaf) if g is None else g.detach() for (name, leaf), g in pairs}
-        return evaluated.loss, self.scaled(gradients)
+        return evaluated.loss, self.scaled(_by_name(problem.leaves, evaluated.gradients))
 
 
 def _point(first: FirstProduct) -> Point:
@@ -249,10 +256,9 @@ def _point(first: FirstProduct) -> Point:
     if way == "rows":
         assert rows is not None
         return _PointInChunks(problem, rows)
-    params = {name: leaf.detach() for name, leaf in problem.leaves.items()}
     # One that computes in fewer digits than its parameters have is refused when an operator is built.
     dtype = problem.like.dtype
-    return Point(problem.objective, params, problem.batch, digits=dtype, precision=_PRECISION[dtype])
+    return Point(problem.objective, problem.leaves, problem.batch, digits=dtype, precision=_PRECISION[dtype])
 
 
 # --- what was checked before ------------------------------------------------------------------------------------------

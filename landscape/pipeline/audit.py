@@ -156,17 +156,16 @@ def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any
         store = SpectrumStore.open(output)
     except LandscapeError:
         return {}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     with store:
         for series in manifest.series:
-            last = series.checkpoints[-1]
-            for epoch in store.epochs(series.name) if series.name in store.series() else ():
-                for verdict in verdicts(store.records(series.name, epoch).extras):
-                    # Of a file that is gone, its records know the digest.
-                    stored = store.stored().get((series.name, last.epoch))
-                    digest = last.sha256 or digest_of(last, stored=stored)
-                    if verdict.get("passed") and verdict.get("checkpoint_sha256") == digest:
-                        found[series.name] = dict(verdict)
+            epochs = store.epochs(series.name) if series.name in store.series() else ()
+            told = [one for epoch in epochs for one in verdicts(store.records(series.name, epoch).extras) if one.get("passed")]
+            if told:
+                last = series.checkpoints[-1]
+                # A file is read for it once; of one that is gone, its records know the digest.
+                digest = last.sha256 or digest_of(last, stored=store.stored().get((series.name, last.epoch)))
+                found |= {series.name: dict(one) for one in told if one.get("checkpoint_sha256") == digest}
     return found
 
 
