@@ -249,15 +249,13 @@ class _Examination:
     def _numbers(self, slope: Params) -> Iterator[AuditRow]:
         directions = self.directions()
         try:
-            product, trouble = self._product()
-            if product is not None:
-                self._products = [product(direction) for direction in directions]
-                self.num_products += len(directions)
+            product: Product = self._guarded if self._operator is not None else PlainProduct(self.point)
+            self._products = [product(direction) for direction in directions]
+            self.num_products += len(directions)
         except (ObjectiveError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            self._products, trouble = [], _said(error)
-        if trouble:
+            trouble = _said(error)
             yield AuditRow(_named(trouble), "product", None, "failed", trouble)
         rows = self._compared(directions, slope)
         if any(row.verdict != "passed" for row in rows):
@@ -296,16 +294,6 @@ class _Examination:
             else replace(row, verdict="undecided", reason=ZERO_TO_ROUNDING)
             for row, before in zip(again, rows)
         ]
-
-    def _product(self) -> tuple[Product | None, str]:
-        if self._operator is not None:
-            return self._guarded, ""
-        try:
-            return PlainProduct(self.point), ""
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            return None, _said(error)
 
     def _guarded(self, direction: Params) -> Params:
         assert self._operator is not None
