@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from wrong_derivatives import SavedSine
 
 import landscape.towers  # noqa: F401, registers VMamba and Simba with timm
 from landscape import audit
@@ -39,13 +40,8 @@ def pictures(side=32, count=3, dtype=torch.float64, classes=4):
 # --- what must be caught ----------------------------------------------------------------------------------------------
 
 
-class OpaqueSine(torch.autograd.Function):
+class OpaqueSine(SavedSine):
     """sin, whose backward hands its inputs to NumPy, as a compiled kernel does: exact, without a graph."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx, g):
@@ -74,12 +70,7 @@ class FrozenSlopeSine(torch.autograd.Function):
         return g * ctx.slope
 
 
-class WrongSlope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
+class WrongSlope(SavedSine):
     @staticmethod
     def backward(ctx, g):
         (x,) = ctx.saved_tensors

@@ -8,6 +8,7 @@ import torch
 from test_audit import Applies, FrozenSlopeSine, OpaqueSine, mean_square, normal
 from test_audit_guards import InFloat32, Reordered, double, point_of, verdicts
 from torch import nn
+from wrong_derivatives import SavedSine
 
 from landscape import audit
 from landscape.curvature import Objective, differences
@@ -23,12 +24,7 @@ def single(*values):
 def scaled_sine(factor):
     """sin whose backward is off by a factor, and consistently so."""
 
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.sin()
-
+    class Sine(SavedSine):
         @staticmethod
         def backward(ctx, g):
             return factor * g * ctx.saved_tensors[0].cos()

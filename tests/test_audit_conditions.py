@@ -6,6 +6,7 @@ from oracles import dense_hessian
 from torch import nn
 from torch._higher_order_ops.associative_scan import associative_scan
 from torch.nn import functional as F
+from wrong_derivatives import SavedSine, faulty
 
 import landscape
 from landscape import audit
@@ -218,21 +219,14 @@ def test_identical_pairs_have_nothing_to_test(dtype):
 
 @pytest.mark.parametrize("factor", [1e-20, 1.0, 1e6])
 def test_a_wrong_backward_is_no_perfect_fit_whatever_the_size_of_the_loss(factor):
-    from wrong_derivatives import faulty
-
     for name in ("a straight-through estimator", "an opaque function that drops terms", "a backward that is off by a factor"):
         model, loss, batch = faulty(name, 0, torch.float64)
         report = audit(model, lambda model, batch: factor * loss(model, batch), batch)
         assert report.blamed[0].startswith("1 ("), (name, str(report))
 
 
-class _Sine(torch.autograd.Function):
+class _Sine(SavedSine):
     """sin, whose backward hands what comes in to NumPy: fine for a first derivative, where nothing requires one of it."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
 
     @staticmethod
     def backward(ctx, g):

@@ -10,6 +10,7 @@ from test_audit_conditions import Mixer
 from test_audit_guards import double, verdicts
 from torch import nn
 from torch.nn import functional as F
+from wrong_derivatives import SavedSine
 
 from landscape import audit
 from landscape.curvature import Objective, select_parameters
@@ -45,12 +46,7 @@ def failing_sine(message, *, when, error=RuntimeError, dtype=None):
         def backward(ctx, g):
             raise error(message)
 
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.sin()
-
+    class Sine(SavedSine):
         @staticmethod
         def backward(ctx, g):
             if when == "first" or (when == "with a graph" and torch.is_grad_enabled()):
@@ -100,12 +96,7 @@ def test_memory_that_runs_out_is_no_fault_of_the_model(when):
 def test_what_goes_wrong_only_once_is_told_as_it_is(error):
     calls = []
 
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.sin()
-
+    class Sine(SavedSine):
         @staticmethod
         def backward(ctx, g):
             calls.append(0)
@@ -246,12 +237,7 @@ def test_float32_is_excused_by_a_perfect_fit_and_by_nothing_else(size, factor, v
 def half_frozen_sine(share):
     """sin, whose second backward pass forgets a share of what came into the first."""
 
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x.sin()
-
+    class Sine(SavedSine):
         @staticmethod
         def backward(ctx, g):
             return ((1 - share) * g + share * g.detach()) * ctx.saved_tensors[0].cos()

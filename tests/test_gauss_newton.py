@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from toy_clip import make_toy_clip, toy_pictures
+from wrong_derivatives import SavedSine
 
 import landscape
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
@@ -282,12 +283,7 @@ def test_an_objective_without_a_cut_or_with_another_loss_in_it_is_refused():
         GaussNewtonOperator(objective, select_parameters(model), batch)
 
 
-class OpaqueSine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
+class OpaqueSine(SavedSine):
     @staticmethod
     def backward(ctx, gradient):
         return gradient.detach() * ctx.saved_tensors[0].cos().detach()

@@ -10,6 +10,15 @@ from torch._higher_order_ops.scan import scan
 from landscape.linalg.operator import seeded
 
 
+class SavedSine(torch.autograd.Function):
+    """sin that keeps its input for a backward pass, which is left to those that inherit it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+
 class TorchScan(nn.Module):
     """h_t = sigmoid(a_t) h_{t-1} + b_t by torch's scan: right gradients, wrong second derivatives (torch 2.14)."""
 
@@ -48,12 +57,7 @@ class StraightThrough(nn.Module):
         return x + ((16 * x).round() / 16 - x).detach()
 
 
-class _WrongFactor(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
+class _WrongFactor(SavedSine):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         return 1.1 * g * ctx.saved_tensors[0].cos()

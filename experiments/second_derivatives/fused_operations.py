@@ -106,17 +106,20 @@ def _unit(k: Tensor) -> Tensor:
     return k / (k.square().sum(-1, keepdim=True) + 1e-3).sqrt()
 
 
+def _gated_linear_attention(kernel: Callable[..., tuple[Tensor, ...]]) -> Case:
+    return _of_heads(
+        lambda q, k, v, g: kernel(q, k, v, torch.nn.functional.logsigmoid(g), scale=0.5)[0],
+        lambda q, k, v, g: references.linear_attention(q, k, v, g.sigmoid(), scale=0.5),
+        g=(1, 8, 2, 4),
+    )
+
+
 @operation("fla-core/chunk_gla")
 def fla_gla() -> Case:
     interpreted("fla")
     from fla.ops.gla import chunk_gla
 
-    log_gate = torch.nn.functional.logsigmoid
-    return _of_heads(
-        lambda q, k, v, g: chunk_gla(q, k, v, log_gate(g), scale=0.5)[0],
-        lambda q, k, v, g: references.linear_attention(q, k, v, g.sigmoid(), scale=0.5),
-        g=(1, 8, 2, 4),
-    )
+    return _gated_linear_attention(chunk_gla)
 
 
 @operation("fla-core/chunk_gated_delta_rule")
@@ -138,12 +141,7 @@ def fla_recurrent_gla() -> Case:
     interpreted("fla")
     from fla.ops.gla import fused_recurrent_gla
 
-    log_gate = torch.nn.functional.logsigmoid
-    return _of_heads(
-        lambda q, k, v, g: fused_recurrent_gla(q, k, v, log_gate(g), scale=0.5)[0],
-        lambda q, k, v, g: references.linear_attention(q, k, v, g.sigmoid(), scale=0.5),
-        g=(1, 8, 2, 4),
-    )
+    return _gated_linear_attention(fused_recurrent_gla)
 
 
 @operation("fla-core/fused_recurrent_rwkv4")
