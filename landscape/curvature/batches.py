@@ -20,8 +20,7 @@ from landscape.curvature.rounding import product_errors
 from landscape.curvature.row_chunks import RowChunks, count_rows
 from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, is_general, spot_checked
 from landscape.errors import ObjectiveError
-from landscape.linalg.combine import normalized_weights, union_of_supports
-from landscape.linalg.operator import SymmetricOperator, said_once
+from landscape.linalg.operator import SymmetricOperator, normalized_weights, said_once, union_of_supports
 
 # As in check_same_loss: the order of additions on a GPU may vary.
 _ROUNDINGS = 1000

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from landscape.curvature.objective import Params, flatten
 from landscape.errors import ObjectiveError
-from landscape.linalg.operator import EigenPairs
+from landscape.linalg.results import EigenPairs
 
 # Parameters whose outputs are not numbered by the first axis, by the last part of their name.
 _AXES = {"proj": (1,), "text_projection": (1,), "x_proj_weight": (0, 1), "dt_projs_weight": (0, 1)}

@@ -20,7 +20,8 @@ from landscape.curvature.rounding import product_errors
 from landscape.curvature.spot_check import SpotCheck
 from landscape.errors import MemoryLimitError, ObjectiveError
 from landscape.linalg.lanczos import LEAST_ROOM, Which, eigsh, num_vectors_in
-from landscape.linalg.operator import EigenPairs, SymmetricOperator
+from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.results import EigenPairs
 
 Modules = Mapping[str, tuple[str, ...]]
 

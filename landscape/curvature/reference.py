@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from landscape.curvature.hessian import HessianOperator
 from landscape.curvature.objective import Batch, Objective, Params, squared_norm
 from landscape.errors import MissingDependencyError
-from landscape.linalg.operator import EigenPairs
+from landscape.linalg.results import EigenPairs
 
 
 def pyhessian_eigenpairs(

@@ -8,37 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from landscape.linalg.check import OperatorCheck, check_operator
-    from landscape.linalg.combine import Combination, Restriction, average, restricted, shifted
     from landscape.linalg.estimate import Estimate
     from landscape.linalg.lanczos import eigsh
-    from landscape.linalg.operator import DenseOperator, EigenPairs, Quadrature, RitzValues, SymmetricOperator, seeded
+    from landscape.linalg.operator import Combination, DenseOperator, SymmetricOperator, average, seeded, shifted
     from landscape.linalg.power import power_iteration
     from landscape.linalg.probed import ProbedSpectrum
     from landscape.linalg.probing import dense_spectrum, density, trace
+    from landscape.linalg.results import EigenPairs, Quadrature, RitzValues
     from landscape.linalg.stochastic import NegativeCounts, SpectralDensity
+    from landscape.linalg.support import Restriction, restricted
 
 _MODULES = {
-    "Combination": "combine",
+    "Combination": "operator",
     "DenseOperator": "operator",
-    "EigenPairs": "operator",
+    "EigenPairs": "results",
     "Estimate": "estimate",
     "NegativeCounts": "stochastic",
     "OperatorCheck": "check",
     "ProbedSpectrum": "probed",
-    "Quadrature": "operator",
-    "Restriction": "combine",
-    "RitzValues": "operator",
+    "Quadrature": "results",
+    "Restriction": "support",
+    "RitzValues": "results",
     "SpectralDensity": "stochastic",
     "SymmetricOperator": "operator",
-    "average": "combine",
+    "average": "operator",
     "check_operator": "check",
     "dense_spectrum": "probing",
     "density": "probing",
     "eigsh": "lanczos",
     "power_iteration": "power",
-    "restricted": "combine",
+    "restricted": "support",
     "seeded": "operator",
-    "shifted": "combine",
+    "shifted": "operator",
     "trace": "probing",
 }
 

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 
 from landscape.linalg.krylov import KrylovBasis
-from landscape.linalg.operator import EigenPairs, Quadrature, RitzValues, SymmetricOperator, check_num_pairs, seeded
+from landscape.linalg.operator import SymmetricOperator, check_num_pairs, seeded
+from landscape.linalg.results import EigenPairs, Quadrature, RitzValues
 from landscape.linalg.support import SupportedPart
 from landscape.threads import single_blas_thread
 

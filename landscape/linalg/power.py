@@ -12,7 +12,8 @@ from torch import Tensor
 
 from landscape.errors import NumericalError
 from landscape.linalg.krylov import inner, norm
-from landscape.linalg.operator import EigenPairs, SymmetricOperator, check_num_pairs, seeded
+from landscape.linalg.operator import SymmetricOperator, check_num_pairs, seeded
+from landscape.linalg.results import EigenPairs
 
 
 def power_iteration(

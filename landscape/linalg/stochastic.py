@@ -19,8 +19,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from landscape.linalg.estimate import Estimate
-from landscape.linalg.operator import EigenPairs, Quadrature, said_once
+from landscape.linalg.operator import said_once
 from landscape.linalg.probed import ProbedSpectrum
+from landscape.linalg.results import EigenPairs, Quadrature
 
 _ARRAYS = ("nodes", "weights", "operators", "remainders", "exact", "exact_residuals", "num_zeros")
 

@@ -1,18 +1,69 @@
-"""Work on the part of an operator that is not zero, and give back results for the whole of it.
+"""Restrict an operator to some coordinates, and extend results for its support to the whole of it.
 
 A token embedding has one row per word of the vocabulary; the rows that a batch does not use have exactly no curvature
 and can be most of a small model. Vectors that leave them out are shorter, and nothing is approximated.
-Knows matrices, not networks. Shapes: n = dimension of the whole operator, s = size of its support, k = eigenpairs.
+Knows matrices, not networks. Shapes: n = dimension of the whole operator, s = number of chosen coordinates, k = eigenpairs.
 """
 
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from landscape.linalg.combine import Restriction
-from landscape.linalg.operator import EigenPairs, Quadrature, RitzValues, SymmetricOperator
+from landscape.linalg.operator import SymmetricOperator, check_is_operator
+from landscape.linalg.results import EigenPairs, Quadrature, RitzValues
+
+
+class Restriction(SymmetricOperator):
+    """The rows and columns of A in chosen coordinates: the operator seen by vectors that are zero elsewhere.
+
+    The restriction of a Hessian to the coordinates of a module is the Hessian of the loss by that module's parameters.
+
+    Args:
+        A: The whole operator.
+        rows: Indices of the chosen coordinates, each once; their order is that of the restriction.
+
+    Attributes:
+        whole, rows: A and the indices.
+
+    Raises:
+        ValueError: If A is no operator, the indices are no vector of int64, one is out of range, or one is there twice.
+    """
+
+    def __init__(self, A: SymmetricOperator, rows: Int64[Tensor, " s"]) -> None:
+        check_is_operator(A)
+        if rows.ndim != 1 or rows.dtype != torch.int64:
+            raise ValueError(f"The chosen coordinates must be a vector of int64 indices, got {rows.dtype} {tuple(rows.shape)}.")
+        if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < A.n):
+            raise ValueError(f"The chosen coordinates must lie in 0..{A.n - 1}, got {int(rows.min())} to {int(rows.max())}.")
+        # Ascending indices need no sorting to be seen as different.
+        if not bool((rows[1:] > rows[:-1]).all()) and len(rows.unique()) < len(rows):
+            raise ValueError("A coordinate was chosen twice; its row would stand in the restriction twice. Give each index once.")
+        self.whole = A
+        self.rows = rows.to(A.device)
+        self.n, self.dtype, self.device = len(rows), A.dtype, A.device
+        self.error_estimate = A.error_estimate
+        if A.support is not None and A.support is not rows:
+            inside = torch.isin(self.rows, A.support)
+            # Where nothing is inside all is zero, but a solver needs a coordinate to begin with.
+            self.support = inside.nonzero()[:, 0] if bool(inside.any()) and not bool(inside.all()) else None
+
+    @property
+    def checked(self) -> str:
+        """What the whole operator says."""
+        return self.whole.checked
+
+    def matmat(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
+        return (self.whole @ self.extend(V)).index_select(0, self.rows)
+
+    def product_errors(self, v: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
+        return self.whole.product_errors(self.extend(v[:, None])[:, 0]).index_select(0, self.rows)
+
+    def extend(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "n k"]:
+        """The same vectors as vectors of the whole operator, zero in the coordinates that were not chosen."""
+        whole = torch.zeros(self.whole.n, V.shape[1], dtype=V.dtype, device=V.device)
+        return whole.index_copy_(0, self.rows, V)
 
 
 class SupportedPart(Restriction):
@@ -91,3 +142,8 @@ class SupportedPart(Restriction):
         weights = torch.cat([share * part.weights, torch.tensor([1 - share], dtype=torch.float64)])
         order = nodes.argsort(stable=True)
         return replace(part, nodes=nodes[order], weights=weights[order])
+
+
+def restricted(A: SymmetricOperator, rows: Int64[Tensor, " s"]) -> Restriction:
+    """The rows and columns of A in the coordinates `rows`; see `Restriction`."""
+    return Restriction(A, rows)
