@@ -115,16 +115,16 @@ def test_what_goes_wrong_only_once_is_told_as_it_is(error):
 
 @pytest.mark.parametrize("where", ["__init__", "__matmul__"])
 def test_an_operator_that_runs_out_of_memory_ends_the_audit(where, monkeypatch):
-    class Operator(audit_module.HessianOperator):
+    class Operator(audit_module.UncheckedHessian):
         pass
 
     def run_out(self, *args, **options):
         if where == "__init__" or self.dtype == torch.float32:
             raise torch.OutOfMemoryError("no memory left")
-        return audit_module.HessianOperator.__mro__[1].__matmul__(self, *args, **options)
+        return audit_module.UncheckedHessian.__mro__[1].__matmul__(self, *args, **options)
 
     monkeypatch.setattr(Operator, where, run_out)
-    monkeypatch.setattr(audit_module, "HessianOperator", Operator)
+    monkeypatch.setattr(audit_module, "UncheckedHessian", Operator)
     dtype = torch.float64 if where == "__init__" else torch.float32
     with pytest.raises(torch.OutOfMemoryError):
         audit(network(nn.Tanh(), dtype), mean_square, normal(9, 4, dtype=dtype))
@@ -190,8 +190,8 @@ def test_a_loss_without_curvature_passes_in_float32_too():
 @pytest.mark.parametrize("function, operators", [(torch.sin, 2), (OpaqueSine.apply, 1)], ids=["healthy", "refused"])
 def test_an_operator_is_made_once_in_each_type(function, operators, monkeypatch):
     made = []
-    make = audit_module.HessianOperator
-    monkeypatch.setattr(audit_module, "HessianOperator", lambda *args, **options: made.append(0) or make(*args, **options))
+    make = audit_module.UncheckedHessian
+    monkeypatch.setattr(audit_module, "UncheckedHessian", lambda *args, **options: made.append(0) or make(*args, **options))
     audit(network(Applies(function), torch.float32), mean_square, single(9, 4))
     assert len(made) == operators
 

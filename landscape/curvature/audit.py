@@ -26,11 +26,11 @@ from landscape.curvature.differences import (
     natural_size,
     smallest_visible,
 )
-from landscape.curvature.hessian import HessianOperator
 from landscape.curvature.memory import is_out_of_memory
 from landscape.curvature.objective import Batch, Objective, flatten, select_parameters, unflatten
 from landscape.curvature.preconditions import check_autocast, check_batch, check_parameters
 from landscape.curvature.promotion import promoted
+from landscape.curvature.unchecked import UncheckedHessian
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 
@@ -187,7 +187,7 @@ class _Examination:
         self.objective, self.batch, self.seed = objective, batch, seed
         self.point = Point(objective, params, batch)
         self.num_products = 0
-        self._operator: HessianOperator | None = None
+        self._operator: UncheckedHessian | None = None
         self._refusal: str | None = None
         self._products: list[Params] = []
         self._is_zero = False
@@ -203,9 +203,7 @@ class _Examination:
         """What HessianOperator says against the loss, or None; what a kernel raises is said likewise, or raised."""
         if self._operator is None and self._refusal is None:
             try:
-                self._operator = HessianOperator(
-                    _without_decay(self.objective), self.point.params, self.batch, check=False
-                )
+                self._operator = UncheckedHessian(_without_decay(self.objective), self.point.params, self.batch)
             # A kernel's backward may raise anything.
             except Exception as error:
                 if is_out_of_memory(error) or not (kernels_may_fail or isinstance(error, ObjectiveError)):

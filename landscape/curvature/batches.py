@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from landscape.curvature.evaluation import Problem, twice_evaluated
 from landscape.curvature.graph import no_checkpointing
-from landscape.curvature.hessian import _leaves, _support, _unused
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import check_batch, describe_batch
 from landscape.curvature.products import Product, RetainedGraph
 from landscape.curvature.rounding import product_errors
 from landscape.curvature.row_chunks import RowChunks, count_rows
 from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, is_general, spot_checked
+from landscape.curvature.unchecked import checked_leaves, support_indices, unused_parameters
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import SymmetricOperator, normalized_weights, said_once, union_of_supports
 
@@ -77,7 +77,7 @@ class HessianOfBatches(SymmetricOperator):
         batches = _listed(batches)
         self.rows = rows
         self.weights = tuple(normalized_weights(len(batches), weights))
-        leaves = _leaves(objective, params, batches[0], copy=True)
+        leaves = checked_leaves(objective, params, batches[0], copy=True)
         self._problems = [Problem(objective=objective, leaves=leaves, batch=batch) for batch in batches]
         self.dtype, self.device = self._problems[0].like.dtype, self._problems[0].like.device
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
@@ -173,7 +173,7 @@ class HessianOfBatches(SymmetricOperator):
             )
             raise
         self._operations.append(evaluated.operations)
-        support = _support(problem.leaves, _unused(problem.leaves, evaluated.gradients), evaluated.looked_up)
+        support = support_indices(problem.leaves, unused_parameters(problem.leaves, evaluated.gradients), evaluated.looked_up)
         return evaluated.loss, support, chunks or RetainedGraph(problem, evaluated.gradients)
 
     def _rebuilt(self, index: int) -> RetainedGraph:

@@ -18,9 +18,9 @@ from landscape.curvature.graph import (
     no_checkpointing,
     refuse_edited_gradients,
 )
-from landscape.curvature.hessian import _leaves
 from landscape.curvature.objective import Batch, Objective, Params, flatten, squared_norm, unflatten
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
+from landscape.curvature.unchecked import checked_leaves
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import SymmetricOperator, seeded
 
@@ -65,7 +65,7 @@ class FiniteDifferenceOperator(SymmetricOperator):
     def __init__(self, objective: Objective, params: Params, batch: Batch, *, step: float | None = None) -> None:
         if step is not None and not (math.isfinite(step) and step > 0):
             raise ValueError(f"step must be positive and finite, got {step}.")
-        leaves = _leaves(objective, params, batch, copy=True)
+        leaves = checked_leaves(objective, params, batch, copy=True)
         first = next(iter(leaves.values()))
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.dtype, self.device = first.dtype, first.device

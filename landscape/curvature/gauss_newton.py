@@ -26,11 +26,12 @@ from landscape.curvature.graph import (
     no_checkpointing,
     rows_looked_up,
 )
-from landscape.curvature.hessian import HessianOperator, _leaves, _support, _unused
+from landscape.curvature.hessian import HessianOperator
 from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters, squared_norm, unflatten
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.curvature.rounding import product_errors
 from landscape.curvature.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
+from landscape.curvature.unchecked import checked_leaves, support_indices, unused_parameters
 from landscape.errors import ObjectiveError
 from landscape.linalg.krylov import norm
 from landscape.linalg.lanczos import eigsh
@@ -83,7 +84,7 @@ class GaussNewtonOperator(SymmetricOperator):
             raise ValueError(f"columns must be at least 1, got {columns}.")
         self.columns = columns
         self.spot_check: SpotCheck | None = None if check else NOT_ASKED
-        leaves = _leaves(objective, params, batch, copy=True)
+        leaves = checked_leaves(objective, params, batch, copy=True)
         self._problem = Problem(objective=objective, leaves=leaves, batch=batch)
         self.dtype, self.device = self._problem.like.dtype, self._problem.like.device
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
@@ -96,8 +97,8 @@ class GaussNewtonOperator(SymmetricOperator):
         self._sizes = [leaf.numel() for leaf in self._leaves]
         used = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None and gradient.requires_grad}
         self._used, self._gradients = tuple(used), tuple(used.values())
-        unused, looked_up = _unused(leaves, gradients), rows_looked_up(self._outputs, leaves)
-        self.support = None if self.weight_decay else _support(leaves, unused, looked_up)
+        unused, looked_up = unused_parameters(leaves, gradients), rows_looked_up(self._outputs, leaves)
+        self.support = None if self.weight_decay else support_indices(leaves, unused, looked_up)
         assert objective.cut is not None
         self._head = _hessian_by_outputs(objective.cut.convex, nest, self._outputs, batch)
         self.num_outputs = self._head.n

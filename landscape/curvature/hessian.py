@@ -4,32 +4,25 @@ How a product is computed is left to landscape.curvature.choice, which first tri
 Shapes: n = total size of the parameters, k = number of vectors.
 """
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.choice import Multiplier, ProductChoice
-from landscape.curvature.evaluation import Problem, as_differentiated
+from landscape.curvature.choice import ProductChoice
+from landscape.curvature.evaluation import Evaluated, as_differentiated
 from landscape.curvature.graph import module_timeline, refuse_edited_gradients
-from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters, squared_norm, unflatten
-from landscape.curvature.preconditions import (
-    check_autocast,
-    check_batch,
-    check_loss,
-    check_parameters,
-    check_twice_differentiable,
-    reading_only,
-)
+from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters
+from landscape.curvature.preconditions import check_loss, reading_only
 from landscape.curvature.rounding import product_errors
 from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, is_general, spot_checked
-from landscape.errors import ObjectiveError
-from landscape.linalg.operator import SymmetricOperator, seeded
+from landscape.curvature.unchecked import UncheckedHessian, checked_leaves
+from landscape.linalg.operator import seeded
 
 
-class HessianOperator(SymmetricOperator):
+class HessianOperator(UncheckedHessian):
     """The Hessian of `objective` at `params` on `batch`, in nats per squared parameter.
 
     The gradient is built once and its graph kept, if it fits in memory: a product is one more backward pass, at about two
@@ -90,33 +83,20 @@ class HessianOperator(SymmetricOperator):
         allow_tf32: bool = False,
         check: bool = True,
     ) -> None:
-        leaves = _leaves(objective, params, batch, copy=True)
-        first = next(iter(leaves.values()))
-        self.dtype, self.device = first.dtype, first.device
-        self.params = {name: leaf.detach() for name, leaf in leaves.items()}
-        self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
-        self.weight_decay = objective.weight_decay
-        self._problem = Problem(objective=objective, leaves=leaves, batch=batch, allow_tf32=allow_tf32)
-        self._multiplier = Multiplier(self._problem, product=product, rows=rows, columns=columns, max_memory=max_memory)
-        evaluated = self._multiplier.evaluate()
-        self.loss = evaluated.loss
-        if self.weight_decay:
-            self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
-        self._looked_up = evaluated.looked_up
-        self._unused = _unused(leaves, evaluated.gradients)
         self.spot_check: SpotCheck | None = None if check else NOT_ASKED
-        # Without their graph they share the memory of those that are kept.
-        self._gradients = tuple(None if g is None else g.detach() for g in evaluated.gradients) if check else ()
-        self._operations = evaluated.operations
-        self.support = self.support_of(tuple(leaves))
+        # Gradients without their graph, and a hash of it, for the check alone.
+        self._gradients: tuple[Tensor | None, ...] = ()
+        self._operations = 0
+        super().__init__(
+            objective, params, batch, product=product, rows=rows, columns=columns, max_memory=max_memory, allow_tf32=allow_tf32
+        )
 
-    def choose(self) -> ProductChoice:
-        """The `choice`, made now with a product of a random vector if there was none yet.
-
-        Raises:
-            ObjectiveError, MemoryLimitError: As `matmat`.
-        """
-        return self._multiplier.choose()
+    def _describe(self, evaluated: Evaluated) -> None:
+        super()._describe(evaluated)
+        if self.spot_check is None:
+            # They share the memory of those that are kept.
+            self._gradients = tuple(None if g is None else g.detach() for g in evaluated.gradients)
+            self._operations = evaluated.operations
 
     def check(self) -> SpotCheck:
         """Hold a product against differences, unless that was done.
@@ -146,40 +126,6 @@ class HessianOperator(SymmetricOperator):
     def checked(self) -> str:
         return "" if self.spot_check is None else str(self.spot_check)
 
-    def support_of(self, names: Sequence[str]) -> Int64[Tensor, " s"] | None:
-        """The `support` of the diagonal block of some parameters, as indices of their entries in that order."""
-        # The L2 term reaches every row.
-        if self.weight_decay:
-            return None
-        return _support({name: self.params[name] for name in names}, self._unused, self._looked_up)
-
-    def multiply_block(self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]) -> bool:
-        """Write the products of `rows` with the diagonal block of some parameters, without the L2 term.
-
-        Returns:
-            False where no graph is kept, or no longer because memory ran out; `out` is then to be filled in another way.
-
-        Raises:
-            ObjectiveError, MemoryLimitError: As `matmat`.
-        """
-        if self._unused.issuperset(names):
-            out.zero_()
-            return True
-        return self._multiplier.multiply_block(names, rows, out)
-
-    @property
-    def choice(self) -> ProductChoice | None:
-        """How products are computed, and why; None before the first."""
-        return self._multiplier.choice
-
-    @property
-    def parameter_names(self) -> tuple[str, ...]:
-        return tuple(self.params)
-
-    def unflatten(self, vector: Float[Tensor, " n"]) -> Params:
-        """The entries of a vector by parameter name and shape, as views."""
-        return unflatten(vector, self.params)
-
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Multiply k vectors, the columns of V, `columns` at a time.
 
@@ -188,21 +134,15 @@ class HessianOperator(SymmetricOperator):
                 also if the product is not the derivative of the gradient, or the gradient not that of the loss.
             MemoryLimitError: If memory ran out, and no other way fits.
         """
-        with torch.inference_mode(False):
-            # An inference tensor cannot take part in what is differentiated.
-            rows = (V.clone() if V.is_inference() else V.detach()).T
-            products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
-            self._multiplier.multiply(rows, products)
-        if not torch.isfinite(products).all():
-            raise ObjectiveError(_not_finite(rows, unflatten(products.sum(0), self.params)))
+        return super().matmat(V)
+
+    def _judge(self, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
+        super()._judge(rows, products)
         if self.spot_check is None and rows.any():
             if is_general(rows, self.support):
                 self._check(rows, products)
             else:
                 self.check()
-        if self.weight_decay:
-            products.add_(rows, alpha=self.weight_decay)
-        return products.T
 
     def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         return product_errors(self, self._at, self.params, v)
@@ -257,7 +197,7 @@ def gradient(objective: Objective, params: Params, batch: Batch) -> Float[Tensor
         ObjectiveError: If the loss is not one finite number that depends on the parameters and leaves them as they are, or an
             embedding edits its gradient.
     """
-    leaves = _leaves(objective, params, batch, copy=False)
+    leaves = checked_leaves(objective, params, batch, copy=False)
     with as_differentiated():
         with module_timeline(objective.module) as timeline, reading_only(leaves):
             loss = objective.data_term(leaves, batch)
@@ -266,49 +206,3 @@ def gradient(objective: Objective, params: Params, batch: Batch) -> Float[Tensor
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     flat = flatten(dict(zip(leaves, gradients)))
     return flat.add_(flatten(params).detach(), alpha=objective.weight_decay) if objective.weight_decay else flat
-
-
-def _leaves(objective: Objective, params: Params, batch: Batch, *, copy: bool) -> Params:
-    """Leaf tensors with the values of `params`, once everything that can be checked before an evaluation holds."""
-    check_parameters(params)
-    device = next(iter(params.values())).device
-    check_batch(batch, device)
-    check_autocast(device)
-    if objective.module is not None:
-        check_twice_differentiable(objective.module)
-    with torch.inference_mode(False):
-        return {name: _leaf(tensor, copy=copy or tensor.is_inference()) for name, tensor in params.items()}
-
-
-def _leaf(tensor: Tensor, *, copy: bool) -> Tensor:
-    return (tensor.detach().clone() if copy else tensor.detach()).requires_grad_()
-
-
-def _unused(leaves: Params, gradients: tuple[Tensor | None, ...]) -> frozenset[str]:
-    """The parameters that the loss does not depend on."""
-    return frozenset(name for name, gradient in zip(leaves, gradients) if gradient is None)
-
-
-def _support(leaves: Params, unused: Container[str], looked_up: Params) -> Int64[Tensor, " s"] | None:
-    """The flat indices of the entries that the loss depends on; None if that is all of them."""
-    kept, start = [], 0
-    for name, leaf in leaves.items():
-        entries = torch.arange(start, start + leaf.numel(), device=leaf.device)
-        if name in unused:
-            entries = entries[:0]
-        elif name in looked_up:
-            entries = entries.view(leaf.shape[0], -1)[looked_up[name]].reshape(-1)
-        kept.append(entries)
-        start += leaf.numel()
-    support = torch.cat(kept)
-    return None if len(support) == start else support
-
-
-def _not_finite(rows: Tensor, sums: Params) -> str:
-    if not torch.isfinite(rows).all():
-        return "A vector with infinite or NaN entries was multiplied. The Hessian is not to blame; look where it comes from."
-    name = next((name for name, total in sums.items() if not torch.isfinite(total).all()), "one of the parameters")
-    return (
-        f"{name}: a product with the Hessian is not finite although the gradient is. The loss has no second derivative here; "
-        "look for a power below 2, a norm or a square root at zero."
-    )

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from landscape.curvature.audit import audit_at
 from landscape.curvature.differences import PRECISION, Params, Point, judge_derivatives
 from landscape.curvature.evaluation import Problem
 from landscape.curvature.objective import Batch, flatten, unflatten
@@ -210,9 +211,6 @@ def audited(problem: Problem) -> SpotCheck:
     Raises:
         ObjectiveError: If it fails.
     """
-    # The audit makes operators of its own, whose products nobody checks.
-    from landscape.curvature.audit import audit_at
-
     report = audit_at(replace(problem.objective, weight_decay=0.0), problem.leaves, problem.batch)
     if report.passed:
         worst = "" if report.worst_error is None else f" (worst error {report.worst_error:.1e})"
