@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from landscape.curvature import HessianOperator, memory
+from landscape import memory
+from landscape.curvature import HessianOperator
 from landscape.curvature.evaluation import plain_arithmetic
 from landscape.curvature.memory import MemoryWatch, free_memory
 from landscape.curvature.objective import Objective
@@ -82,9 +83,14 @@ def test_free_memory_is_between_nothing_and_what_the_machine_has():
             {"memory/a/memory.limit_in_bytes": "9000", "memory/a/memory.usage_in_bytes": "8000"},
             [1000 + 300],
         ),
+        (
+            "0::/job/step/task",
+            {"job/memory.max": "7000", "job/memory.current": "4000", "job/step/task/memory.max": "max"},
+            [3000 + 300],
+        ),
         ("nonsense", {}, []),
     ],
-    ids=["version 2", "a container's root", "no limit", "version 1", "unreadable"],
+    ids=["version 2", "a container's root", "no limit", "version 1", "a batch system's job", "unreadable"],
 )
 def test_limits_of_control_groups_are_obeyed_and_droppable_cache_counts_as_free(tmp_path, monkeypatch, groups, files, expected):
     (tmp_path / "self").write_text(groups)
@@ -100,6 +106,12 @@ def test_limits_of_control_groups_are_obeyed_and_droppable_cache_counts_as_free(
     assert memory._left_by_control_groups() == expected
     if expected:
         assert free_memory(CPU) == expected[0]
+
+
+def test_free_memory_is_known_without_torch():
+    program = "import sys; from landscape.memory import free_memory; print(free_memory() > 0, 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert result.stdout.split() == ["True", "False"]
 
 
 # --- a process under a real limit -------------------------------------------------------------------------------------

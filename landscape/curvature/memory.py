@@ -2,14 +2,11 @@
 
 On a CPU an allocation hardly ever fails: the kernel gives out more than it has and kills the process that uses it. So
 what a computation takes is counted as it goes, and it is stopped before it has taken too much.
-Imports only torch.
+Imports only torch and landscape.memory.
 """
 
-import os
-import re
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,76 +14,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from landscape import memory
+
 # Fragments of what allocators say: torch's on a CPU, on a GPU, C++'s.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can be taken on `device` without harm.
 
-    On a GPU what its driver and PyTorch's cache have left. On a CPU what the kernel calls available, or what the control
-    group of this process (a container's limit) or its address-space limit leaves, whichever is least.
+    On a GPU what its driver and PyTorch's cache have left; on a CPU see `landscape.memory.free_memory`.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    found = [_available(), *_left_by_control_groups(), *_left_by_resource_limit()]
-    return max(0, min(left for left in found if left is not None))
-
-
-def _available() -> int:
-    """MemAvailable where there is such a thing, else the free pages."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return int(found[1]) * 1024 if found else _pages("SC_AVPHYS_PAGES")
-
-
-def _pages(name: str) -> int:
-    return os.sysconf(name if name in os.sysconf_names else "SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _left_by_control_groups() -> list[int]:
-    """What version 2 and version 1 limits leave, page cache that can be dropped counted as free; none is no limit."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    left = []
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root, names = (
-            (_CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
-            if controllers
-            else (_CGROUPS, ("memory.max", "memory.current", "inactive_file"))
-        )
-        # Inside a container the group is often the root of what is mounted, whatever its path is called outside.
-        for folder in {root / path.lstrip("/"), root}:
-            left += _left_by_control_group(folder, *names)
-    return left
-
-
-def _left_by_control_group(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
-    try:
-        allowed, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
-        found = re.search(rf"^{cache} (\d+)", (folder / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):
-        return []
-    return [int(allowed) - used + (int(found[1]) if found else 0)] if allowed.isdigit() else []
-
-
-def _left_by_resource_limit() -> list[int]:
-    try:
-        import resource
-
-        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (ImportError, OSError, ValueError):
-        return []
-    return [] if soft == resource.RLIM_INFINITY else [soft - size]
+    return memory.free_memory()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
