@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,154 @@ def test_the_quota_of_a_container_limits_the_cores(quota, cores, tmp_path, monke
     monkeypatch.setattr(threads, "_QUOTA", path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert threads.available_cores() == cores
+
+
+# --- cores that are free ----------------------------------------------------------------------------------------------
+
+
+def stat_file(*idle_and_total):
+    """The lines of /proc/stat for cores that were idle for so many of so many units of time."""
+    lines = [f"cpu{core} {total - idle} 0 0 {idle - 1} 1 0 0 0 0 0" for core, (idle, total) in enumerate(idle_and_total)]
+    return "\n".join(["cpu  1 1 1 1 1 1 1 1 0 0", *lines, "intr 5", ""])
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """A machine of four cores whose counters go from one text to another while they are watched for 0.2 s."""
+    clock = {"wall": 0.0, "cpu": 0.0}
+
+    def watch(before, after, *, own_seconds=0.0, allowed=(0, 1, 2, 3)):
+        path = tmp_path / "stat"
+        path.write_text(before)
+
+        def sleep(seconds):
+            path.write_text(after)
+            clock["wall"] += seconds
+            clock["cpu"] += own_seconds
+
+        monkeypatch.setattr(threads, "_STAT", path)
+        monkeypatch.setattr(threads, "_QUOTA", tmp_path / "no quota")
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(allowed), raising=False)
+        monkeypatch.setattr(threads, "time", SimpleNamespace(
+            sleep=sleep, perf_counter=lambda: clock["wall"], process_time=lambda: clock["cpu"]
+        ))
+        return threads.free_cores()
+
+    return watch
+
+
+START = stat_file((500, 1000), (500, 1000), (500, 1000), (500, 1000))
+
+
+@pytest.mark.parametrize(
+    "idle, free",
+    [((20, 20, 20, 20), 4), ((19, 0, 20, 1), 2), ((0, 0, 0, 0), 1), ((8, 8, 8, 8), 2)],
+    ids=["quiet", "two busy processes", "all busy", "much of everything"],
+)
+def test_cores_that_others_leave_idle_are_free_and_at_least_one(idle, free, watched):
+    assert watched(START, stat_file(*((500 + units, 1020) for units in idle))) == free
+
+
+def test_what_the_process_itself_uses_counts_as_free(watched):
+    # Another process on core 0; 0.2 s of CPU time in 0.2 s are our own core 1.
+    after = stat_file((500, 1020), (500, 1020), (520, 1020), (520, 1020))
+    assert watched(START, after) == 2
+    assert watched(START, after, own_seconds=0.2) == 3
+
+
+def test_cores_of_others_are_neither_counted_nor_watched(watched):
+    after = stat_file((520, 1020), (500, 1020), (520, 1020), (520, 1020))
+    assert watched(START, after, allowed=(0, 1)) == 1
+    assert watched(START, after, allowed=(2, 3)) == 2
+
+
+def test_a_quota_limits_the_free_cores(watched, tmp_path, monkeypatch):
+    after = stat_file(*((520, 1020),) * 4)
+    assert watched(START, after) == 4
+    (tmp_path / "no quota").write_text("200000 100000")
+    assert watched(START, after) == 2
+
+
+@pytest.mark.parametrize("stat", [START, "", "cpu 1 2", "cpu0 a b c d e f g h", "cpu9 1 1 1 1 1 1 1 1"])
+def test_all_cores_are_taken_for_free_where_the_system_does_not_say_what_they_do(stat, watched):
+    assert watched(stat, stat) == 4
+
+
+def test_all_cores_are_taken_for_free_where_the_system_has_no_such_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "_STAT", tmp_path / "nowhere")
+    assert threads.free_cores() == threads.available_cores()
+
+
+def test_this_machine_has_a_free_core():
+    assert 1 <= threads.free_cores() <= threads.available_cores()
+
+
+# --- threads that pay -------------------------------------------------------------------------------------------------
+
+
+class TimedProduct:
+    """A product whose wall and CPU seconds depend on torch's number of threads, on a clock of its own."""
+
+    def __init__(self, monkeypatch, **seconds):
+        self.seconds = {int(number.removeprefix("with_")): value for number, value in seconds.items()}
+        self.asked, self.wall, self.cpu = [], 0.0, 0.0
+        clock = SimpleNamespace(perf_counter=lambda: self.wall, process_time=lambda: self.cpu)
+        monkeypatch.setattr(threads, "time", clock)
+
+    def __call__(self):
+        number = torch.get_num_threads()
+        self.asked.append(number)
+        wall, cpu = self.seconds[number]
+        self.wall, self.cpu = self.wall + wall, self.cpu + cpu
+
+
+LARGE = 10_000_000
+
+
+@pytest.mark.parametrize(
+    "wall, chosen",
+    [(5.0, 2), (7.6, 2), (7.8, 1), (8.7, 1), (30.0, 1)],
+    ids=["twice as fast", "clearly faster", "a little too slow", "1.15 times as fast", "slower"],
+)
+def test_more_threads_are_taken_where_they_are_clearly_faster(wall, chosen, monkeypatch):
+    product = TimedProduct(monkeypatch, with_1=(10.0, 10.0), with_2=(wall, 2 * wall))
+    assert threads.faster_with([1, 2], product, num_parameters=LARGE) == chosen
+    assert product.asked == [1, 2]
+
+
+def test_a_larger_number_has_to_pay_beside_the_one_before_it(monkeypatch):
+    product = TimedProduct(monkeypatch, with_1=(10, 10), with_2=(5.5, 11), with_4=(3, 12), with_8=(2.8, 20), with_16=(1, 16))
+    assert threads.faster_with([16, 8, 2, 4], product, num_parameters=LARGE) == 4
+    assert product.asked == [1, 2, 4, 8]
+
+
+def test_time_that_others_took_from_a_single_thread_is_no_gain_of_two(monkeypatch):
+    # Beside busy processes: 20 s of wall time for 10 s of work.
+    product = TimedProduct(monkeypatch, with_1=(20, 10), with_2=(9, 18))
+    assert threads.faster_with([2], product, num_parameters=LARGE) == 1
+
+
+def test_small_networks_have_one_thread_without_a_measurement(monkeypatch):
+    product = TimedProduct(monkeypatch)
+    assert threads.faster_with([2], product, num_parameters=LARGE - 1) == 1
+    assert product.asked == []
+
+
+def test_torch_has_its_number_of_threads_back_after_a_measurement_and_after_an_error(two_threads, monkeypatch):
+    product = TimedProduct(monkeypatch, with_1=(10, 10), with_3=(3, 9))
+    assert threads.faster_with([3], product, num_parameters=LARGE) == 3
+    assert torch.get_num_threads() == 2
+    with pytest.raises(KeyError):
+        threads.faster_with([4], product, num_parameters=LARGE)
+    assert torch.get_num_threads() == 2
+
+
+def test_parameters_of_embedding_tables_are_not_multiplied():
+    network = nn.Sequential(nn.Embedding(100, 10), nn.Linear(10, 3, bias=False))
+    assert threads.num_multiplied(network) == 30
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
 
 
 def test_small_matrices_are_solved_on_one_blas_thread_and_the_users_number_returns(hessian, two_threads, monkeypatch):
