@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from landscape import limits, threads
+from landscape import limits, ranks, threads
 from landscape.errors import LandscapeError
 from landscape.signals import stop_requests
 from landscape.terminal import TextTable, terminal_width, wrapped
@@ -57,18 +57,26 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 return command(*args, **options)
             except LandscapeError as error:
                 if not came:
-                    click.echo(f"landscape: {' '.join(str(error).split())}", err=True)
+                    _say_error(" ".join(str(error).split()))
                     sys.exit(error.exit_code)
             except (KeyboardInterrupt, Exception) as error:
                 # Within C++ code, a request to stop comes out as an error of any kind.
                 if not came and not isinstance(error, KeyboardInterrupt):
-                    raise
+                    if ranks.is_reporter():
+                        raise
+                    sys.exit(1)
         number = came[0] if came else signal.SIGINT
         what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-        click.echo(f"landscape: {what}; everything measured so far is kept, the same command goes on.", err=True)
+        _say_error(f"{what}; everything measured so far is kept, the same command goes on.")
         sys.exit(128 + number)
 
     return run
+
+
+def _say_error(text: str) -> None:
+    """Print one line; of several processes under torchrun, one prints."""
+    if ranks.is_reporter():
+        click.echo(f"landscape: {text}", err=True)
 
 
 def _say(text: str) -> None:
@@ -165,7 +173,12 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         with _interrupted_without_work():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except click.ClickException as error:
+                if ranks.is_reporter():
+                    raise
+                sys.exit(error.exit_code)
 
 
 @contextmanager
@@ -179,8 +192,14 @@ def _interrupted_without_work() -> Iterator[None]:
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="landscape")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Hessian spectra of contrastive image-text models along their training, every number with its certificate."""
+    command = ctx.invoked_subcommand
+    if ranks.rank() > 0 and command != "train":
+        place = f"process {ranks.rank()} of {ranks.world_size()}"
+        click.echo(f"landscape {command}: process 0 does all the work, {place} ends at once.", err=True)
+        sys.exit(0)
     threads.prepare()
 
 
@@ -229,7 +248,9 @@ def train(**options: Any) -> None:
     """
     from landscape.pipeline import train_run
 
-    _say(train_run(**options).summary())
+    report = train_run(**options)
+    if ranks.rank() == 0:
+        _say(report.summary())
 
 
 @main.command()

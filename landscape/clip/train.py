@@ -29,7 +29,7 @@ from landscape.clip.model import build_model, is_classifier, preprocess_for, tok
 from landscape.clip.pairs import Pairs
 from landscape.clip.recipes import Recipe, get_recipe, training_transform
 from landscape.clip.train_folder import RunFolder
-from landscape.clip.train_loop import Process, from_first_process, loop_arguments, open_clip_log
+from landscape.clip.train_loop import Process, from_first_process, loop_arguments, lost_processes, open_clip_log
 from landscape.clip.train_progress import reporter
 from landscape.kernels.first_order import first_order_kernels
 from landscape.limits import MAX_NUMPY_SEED
@@ -126,6 +126,7 @@ def train(
         known_as = model if architecture is None else architecture.name
         args = loop_arguments(model=known_as, recipe=resolved, seed=seed, device=device)
         if args.distributed:
+            stack.enter_context(lost_processes())
             stack.callback(torch.distributed.destroy_process_group)
         resolved = dataclasses.replace(resolved, precision=args.precision)
         if scan not in ("landscape", "mamba-ssm"):

@@ -7,6 +7,7 @@ and a stop at the first loss that is not a number.
 
 import logging
 import math
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from landscape.containers.weight_files import one_line
 from landscape.errors import CheckpointError, LandscapeError, NumericalError, PictureError
 from landscape.manifest import Checkpoint
 
+# Fragments of what gloo says; NCCL's errors have a type of their own.
+_LOST = ("onnection closed by peer", "onnection reset by peer", "roken pipe")
 T = TypeVar("T")
 OnStep = Callable[[float], None]
 
@@ -80,6 +83,24 @@ def from_first_process(args: Namespace, compute: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return cast(T, result)
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """Say in a sentence that another process has ended, where a broken connection to it shows that.
+
+    Raises:
+        LandscapeError: In the place of the connection's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and not any(part in str(error) for part in _LOST):
+            raise
+        raise LandscapeError(
+            f"another process of this training has ended ({one_line(error)}), so this one cannot go on. Every whole epoch is "
+            "kept; look for that process's own error, then start all of them again with the same command."
+        ) from error
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -184,9 +205,10 @@ class Process:
             # Nothing happens where there is no such device.
             torch.cuda.manual_seed(seed)
             try:
-                train_one_epoch(
-                    self.network, data, watched, epoch, self.optimizer, self.scaler, schedule, None, self.args
-                )
+                with _quiet_gathering():
+                    train_one_epoch(
+                        self.network, data, watched, epoch, self.optimizer, self.scaler, schedule, None, self.args
+                    )
             except PictureError as error:
                 # A worker process sends its whole traceback as the message; the last line is the error's own.
                 sentence = str(error).rstrip().splitlines()[-1].removeprefix(f"{PictureError.__module__}.PictureError: ")
@@ -208,6 +230,14 @@ class Process:
         total = torch.tensor(value, dtype=torch.float64, device=self.args.device)
         torch.distributed.all_reduce(total)
         return total.item() / self.args.world_size
+
+
+@contextmanager
+def _quiet_gathering() -> Iterator[None]:
+    """Silence a warning of torch 2.14 that open_clip's loss causes twice a step in each process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated", FutureWarning)
+        yield
 
 
 class _WatchedLoss:

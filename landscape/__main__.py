@@ -1,0 +1,6 @@
+"""The command line as `python -m landscape`, so that torchrun can start it: `torchrun -m landscape train ...`."""
+
+from landscape.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="landscape")
