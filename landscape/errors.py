@@ -51,6 +51,16 @@ class MissingDependencyError(LandscapeError):
     """An optional package is needed for what was asked; the message names the extra to install."""
 
 
+class WorkerError(LandscapeError):
+    """A process that calculates cannot start, does not fit this one, or takes no more work."""
+
+
+class WorkerDied(WorkerError):
+    """A process that calculates ended in the middle of a call; the call may be sent again."""
+
+    exit_code = 1
+
+
 class NumericalError(LandscapeError):
     """A product or a loss overflowed: this task failed, others may go on."""
 
