@@ -214,11 +214,16 @@ def test_an_interrupt_of_the_terminal_reaches_the_parent_alone():
     time.sleep(0.3)
     os.killpg(parent.pid, signal.SIGINT)
     assert int(parent.stdout.readline()) == pid and is_running(pid)
-    os.kill(pid, signal.SIGINT)
-    time.sleep(0.2)
-    assert is_running(pid)
     parent.kill()
     wait_until(lambda: not is_running(pid))
+
+
+def test_an_interrupt_sent_to_the_child_itself_disturbs_nothing(child):
+    pid = child.submit(os.getpid).result()
+    sleeping = child.submit(worker_calls.sleep, "a", (1,))
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGINT)
+    assert sleeping.result() == [1] and child.pid == pid
 
 
 def start_parent(call: str, *, more: str = "") -> Iterator[tuple["subprocess.Popen[str]", int]]:

@@ -1,6 +1,7 @@
 """Functions that worker processes import and call, and a pool whose workers do what a test says."""
 
 import os
+import random
 import signal
 import sys
 import time
@@ -196,3 +197,30 @@ def return_lambda() -> Any:
 def sleep(task: str, items: tuple[int, ...]) -> list[int]:
     time.sleep(1.3)
     return list(items)
+
+
+def seeded_bytes(task: str, items: tuple[int, ...]) -> list[bytes]:
+    """Calculate with seeded global generators, slowly enough for anything else in the process to draw from them."""
+    import torch
+
+    results = []
+    for item in items:
+        random.seed(item)
+        torch.manual_seed(item)
+        matrix = torch.randn(40, 40)
+        time.sleep(0.02)
+        results.append((matrix @ matrix).numpy().tobytes() + random.randbytes(8))
+    return results
+
+
+def pid_slowly(task: str, items: tuple[int, ...]) -> list[int]:
+    time.sleep(0.05)
+    return [os.getpid() for _ in items]
+
+
+def kill_parent_at_poison(task: str, items: tuple[int, ...]) -> list[int]:
+    """End the process that started this one, as a system short of memory may do, and wait for the end."""
+    if POISON in items:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return [item**2 for item in items]

@@ -1,0 +1,338 @@
+"""Pools over Dask: a scheduler that runs already, or jobs of a queue that dask_jobqueue starts.
+
+The coordinator hands out units and retries them; Dask carries them. Each worker calculates in one child process
+(landscape.workers.dask_side), and joins the pool when its versions equal ours.
+
+A call is bound to its worker. When that has gone, the call that it was calculating raises WorkerDied and those that waited are
+cancelled, so that the coordinator knows whom to blame. Dask's own way, `allow_other_workers`, blames all of them, and leaves
+calls lying for good whose worker was the last one, though others join (distributed 2026.8).
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import pickle
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import MissingDependencyError, WorkerDied, WorkerError
+from landscape.workers.cluster_file import ClusterSettings, cluster_class, read_cluster_file
+from landscape.workers.messages import unpack
+from landscape.workers.pools import _Closing
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Seconds: to wait for a scheduler, between looks at its workers, between requests for workers that have gone, and for farewells.
+_CONNECT_TIMEOUT = 8.0
+_INTERVAL = 0.5
+_RENEWAL_INTERVAL = 20.0
+_FAREWELL = 5.0
+# Seconds of a unit: much longer than what Dask takes for it, and short against a job's time.
+_UNIT_SECONDS = 60.0
+# An expression, so that a worker can evaluate it whatever it has installed; it imports nothing heavy.
+_VERSIONS = """{
+    "Python": "%d.%d" % __import__("sys").version_info[:2],
+    "landscape": __import__("landscape").__version__
+        if __import__("importlib.util", fromlist=["util"]).find_spec("landscape") else None,
+    "torch": next((d.version for d in
+        __import__("importlib.metadata", fromlist=["metadata"]).distributions(name="torch")), None),
+}"""
+
+
+class DaskPool(_Closing):
+    """The workers of a Dask scheduler.
+
+    Args:
+        client: Connected to the scheduler; the pool closes it.
+        cluster: What has started the scheduler and is closed with the pool, if we did.
+        num_workers: Workers to ask the cluster for, again when some have gone.
+        num_threads: Threads of torch in each worker's child.
+    """
+
+    window = 2
+    unit_seconds = _UNIT_SECONDS
+
+    def __init__(self, client: "Client", *, cluster: Any = None, num_workers: int = 0, num_threads: int = 1) -> None:
+        from landscape.workers.dask_side import EndWithWorker
+
+        self._client = client
+        self._cluster = cluster
+        self._num_workers = num_workers
+        self._num_threads = num_threads
+        self._address = client.scheduler.address
+        self._workers: tuple[str, ...] = ()
+        self._problem: WorkerError | None = None
+        self._renewed = time.monotonic()
+        self._next_key = 0
+        # In the order of submission, with the worker of each; used in Dask's loop alone.
+        self._pending: dict[asyncio.Task[Any], str] = {}
+        self._blamed: set[asyncio.Task[Any]] = set()
+        self._versions = eval(_VERSIONS)
+        # A scheduler without bokeh has an address and nothing to show there.
+        self.dashboard: str | None = (find_spec("bokeh") and client.dashboard_link) or None
+        client.register_plugin(EndWithWorker(is_ours=cluster is not None))
+        # Dask's loop, which runs in a thread of its own.
+        self._loop: asyncio.AbstractEventLoop = getattr(client.loop, "asyncio_loop")
+        self._watcher = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether no worker is there now, so that calculations wait until one joins."""
+        return not self._workers
+
+    def workers(self) -> tuple[str, ...]:
+        """Addresses of the workers that are there and have our versions.
+
+        Raises:
+            WorkerError: If one has others, or the scheduler has gone.
+        """
+        if self._problem is not None:
+            raise self._problem
+        return self._workers
+
+    def submit(self, worker: str, function: Callable[..., Any], /, *args: Any) -> "Future[Any]":
+        if self._problem is not None:
+            raise self._problem
+        call = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
+        self._next_key += 1
+        key = f"landscape-{self._client.id}-{self._next_key}"
+        return asyncio.run_coroutine_threadsafe(self._calculate(key, worker, call), self._loop)
+
+    def close(self) -> None:
+        """Let go of the workers, and end them if we have started them."""
+        self._watcher.cancel()
+        try:
+            asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(_FAREWELL)
+        # A scheduler or worker that has gone needs no farewell; one that hangs gets none.
+        except Exception:
+            pass
+        for part in (self._client, self._cluster):
+            if part is not None:
+                _close(part)
+
+    async def _calculate(self, key: str, worker: str, call: bytes) -> Any:
+        from distributed import CancelledError, KilledWorker
+
+        from landscape.workers.dask_side import calculate
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._pending[task] = worker
+        future = self._client.submit(calculate, self._num_threads, call, key=key, workers=[worker], pure=False)
+        try:
+            return unpack(await future._result())
+        except KilledWorker as error:
+            raise WorkerDied(f"worker {worker} died again and again with the same work") from error
+        # The scheduler has forgotten it: it has cost nothing.
+        except CancelledError:
+            raise asyncio.CancelledError from None
+        except asyncio.CancelledError:
+            if task not in self._blamed:
+                raise
+            raise WorkerDied(f"worker {worker} has gone in the middle of its work") from None
+        finally:
+            self._pending.pop(task, None)
+            self._blamed.discard(task)
+            # The last reference: the scheduler and the workers forget the call.
+            future.release()
+
+    async def _leave(self) -> None:
+        from landscape.workers.dask_side import close_child
+
+        for task in tuple(self._pending):
+            task.cancel()
+        if self._cluster is None and self._workers:
+            await self._client._run(close_child, workers=list(self._workers), on_error="ignore")
+
+    async def _watch(self) -> None:
+        known: set[str] = set()
+        while self._problem is None:
+            try:
+                there = set(await self._client.scheduler.ncores())
+                known = (known & there) | await self._accept(sorted(there - known))
+                self._workers = tuple(sorted(known))
+                self._give_up_calls_of_gone(there)
+                self._renew()
+            except OSError:
+                self._end_without_scheduler()
+            await asyncio.sleep(_INTERVAL)
+
+    async def _accept(self, joining: list[str]) -> set[str]:
+        """Return the workers whose versions equal ours; note the first that differs."""
+        if not joining:
+            return set()
+        answers = await self._client._run(eval, _VERSIONS, workers=joining, on_error="return")
+        accepted = set()
+        for address, versions in answers.items():
+            # It has gone meanwhile, or is too busy: asked again.
+            if isinstance(versions, OSError):
+                continue
+            if versions == self._versions:
+                accepted.add(address)
+            elif self._problem is None:
+                self._problem = _refusal(address, versions, self._versions)
+        return accepted
+
+    def _give_up_calls_of_gone(self, there: set[str]) -> None:
+        gone: set[str] = set()
+        for task, worker in tuple(self._pending.items()):
+            if worker not in there:
+                # The first is what it calculated, the others waited.
+                if worker not in gone:
+                    self._blamed.add(task)
+                gone.add(worker)
+                task.cancel()
+
+    def _renew(self) -> None:
+        """Ask the queue again for workers that have gone, such as those whose time was over."""
+        if self._cluster is None or len(self._workers) >= self._num_workers:
+            self._renewed = time.monotonic()
+        elif time.monotonic() - self._renewed > _RENEWAL_INTERVAL:
+            self._renewed = time.monotonic()
+            # Submits the jobs that have ended once more.
+            self._cluster.scale(self._num_workers)
+
+    def _end_without_scheduler(self) -> None:
+        self._problem = WorkerError(
+            f"{self._address}: the Dask scheduler has gone, so no worker can be reached. What is done is kept: start it again "
+            "and run the same command."
+        )
+        for task in tuple(self._pending):
+            task.cancel()
+
+
+def connect_scheduler(address_or_file: str, *, num_threads: int = 1, timeout: float = _CONNECT_TIMEOUT) -> DaskPool:
+    """Connect to a Dask scheduler that runs already.
+
+    Args:
+        address_or_file: tcp://host:port, tls://host:port, or the path of a scheduler file.
+        num_threads: Threads of torch in each worker's child.
+        timeout: Seconds to wait for the scheduler.
+
+    Raises:
+        WorkerError: If it is not there.
+        MissingDependencyError: If Dask is not installed.
+    """
+    _require_dask()
+    from distributed import Client
+
+    deadline = time.monotonic() + timeout
+    address = address_or_file if "://" in address_or_file else _address_in(Path(address_or_file), deadline)
+    try:
+        client = Client(address, timeout=max(1.0, deadline - time.monotonic()), set_as_default=False)
+    # ValueError: an unknown protocol; ImportError: the scheduler has a Dask that does not understand ours.
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise WorkerError(
+            f"{address_or_file}: no Dask scheduler answers at {address} ({_one_line(error)}). Start one with "
+            "`dask scheduler`, or check host and port."
+        ) from error
+    return DaskPool(client, num_threads=num_threads)
+
+
+def start_cluster(path: Path, *, num_threads: int = 1) -> DaskPool:
+    """Start workers as jobs of a queue; closing the pool ends them.
+
+    Args:
+        path: A cluster file (landscape.workers.cluster_file).
+        num_threads: Threads of torch in each worker's child.
+
+    Raises:
+        WorkerError: If the file is wrong, or the queue refuses a job.
+        MissingDependencyError: If Dask or dask_jobqueue is not installed.
+    """
+    _require_dask()
+    from distributed import Client
+
+    settings = read_cluster_file(path)
+    try:
+        with warnings.catch_warnings():
+            # The scheduler's page has another port then.
+            warnings.filterwarnings("ignore", message="Port .* is already in use")
+            cluster = cluster_class(settings.kind)(**_options(settings, num_threads))
+    # Whatever a wrong value makes of dask_jobqueue's and Dask's constructors.
+    except Exception as error:
+        raise WorkerError(f"{path}: {settings.kind} cannot start workers: {_one_line(error)}.") from error
+    try:
+        cluster.sync(_submit_jobs, cluster, settings.num_workers)
+        client = Client(cluster, timeout=_CONNECT_TIMEOUT, set_as_default=False)
+    except Exception as error:
+        _close(cluster)
+        raise WorkerError(f"{path}: {settings.kind} has refused a job: {_one_line(error)}.") from error
+    return DaskPool(client, cluster=cluster, num_workers=settings.num_workers, num_threads=num_threads)
+
+
+async def _submit_jobs(cluster: Any, num_workers: int) -> None:
+    """Do what `scale` does, and wait until the jobs are submitted, to raise what the queue says."""
+    num_jobs = math.ceil(num_workers / cluster._dummy_job.worker_processes)
+    while len(cluster.worker_spec) < num_jobs:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    await cluster._correct_state()
+
+
+def _options(settings: ClusterSettings, num_threads: int) -> dict[str, Any]:
+    """Return the file's options, with one worker for each child's threads, and the way to this very package."""
+    options = dict(settings.options)
+    options.setdefault("processes", max(1, options["cores"] // num_threads))
+    root = Path(__file__).resolve().parents[2]
+    if "site-packages" not in root.parts:
+        prologue = list(options.get("job_script_prologue", []))
+        options["job_script_prologue"] = [*prologue, f'export PYTHONPATH="{root}${{PYTHONPATH:+:$PYTHONPATH}}"']
+    return options
+
+
+def _close(part: Any) -> None:
+    try:
+        part.close(timeout=_FAREWELL)
+    # What Dask raises where the other side has gone, or jobs never began, is of no use to anybody.
+    except Exception:
+        pass
+
+
+def _require_dask() -> None:
+    try:
+        import dask_jobqueue  # noqa: F401
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"workers on other machines: {error.name} is needed and not installed. "
+            "Run `pip install 'hessian-landscape[cluster]'`."
+        ) from error
+    # What Dask reports on standard error, such as connections that end, is ours to say on one line.
+    for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _address_in(path: Path, deadline: float) -> str:
+    while True:
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["address"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            # A scheduler that starts at this moment writes it soon.
+            if time.monotonic() < deadline and not path.exists() and os.path.isdir(path.absolute().parent):
+                time.sleep(_INTERVAL)
+                continue
+            raise WorkerError(
+                f"{path}: no scheduler file ({_one_line(error)}), and no address such as tcp://host:8786. Start one with "
+                f"`dask scheduler --scheduler-file {path}`."
+            ) from error
+
+
+def _refusal(address: str, theirs: Any, ours: dict[str, str]) -> WorkerError:
+    if not isinstance(theirs, dict):
+        return WorkerError(f"worker {address}: it cannot say its versions: {_one_line(theirs)}.")
+    differences = [f"{name} {theirs[name] or 'is missing'}, but {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+    return WorkerError(
+        f"worker {address}: {'; '.join(differences)}: numbers could differ. Install the same versions on all machines."
+    )
+
+
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
