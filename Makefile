@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Where the drawn data set is cached; deleting it costs ten seconds of drawing.
 export LANDSCAPE_CACHE ?= $(CURDIR)/.cache/landscape
 
-.PHONY: figure3 test lint smoke notebooks clean
+.PHONY: figure3 test test-slurm lint smoke notebooks clean
 
 figure3: $(VENV)/.installed-demo
 	$(BIN)/landscape train --model vit_tiny_64 --output runs/vit --label ViT
@@ -17,6 +17,11 @@ figure3: $(VENV)/.installed-demo
 # One thread for each of two processes: small problems gain nothing from more.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# On a Slurm of one node, which root can install and start in a container; half a minute.
+test-slurm: $(VENV)/.installed-dev
+	command -v slurmctld munged >/dev/null || apt-get install -y slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/flake8 landscape tests experiments notebooks

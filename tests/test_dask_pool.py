@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import worker_calls
-from test_workers import environment_of_scripts, is_running, run_script, wait_until
+from processes import environment_of_scripts, is_running, results_of, run_script, wait_until
 
 import landscape
 from landscape.errors import MissingDependencyError, WorkerError
@@ -66,15 +66,6 @@ def write(tmp_path: Path) -> Any:
 def pids_of(cluster: Any) -> dict[str, int]:
     with distributed.Client(cluster, set_as_default=False) as client:
         return client.run(os.getpid)
-
-
-def results_of(done: Any) -> dict[Any, Any]:
-    results: dict[Any, Any] = {}
-    for unit in done:
-        for item, result in zip(unit.items, unit.results, strict=True):
-            assert (unit.task, item) not in results
-            results[unit.task, item] = result
-    return results
 
 
 def test_values_are_bit_equal_to_this_process_although_dask_draws_random_numbers(pool):

@@ -7,20 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import worker_calls
+from processes import environment_of_scripts, is_running, run_script, wait_until
 
-import landscape
 from landscape.errors import PictureError, WorkerDied, WorkerError
 from landscape.workers import ChildProcess, ExecutorPool, InlinePool, LocalPool, call_all, dispatch
 
-TESTS = Path(__file__).parent
-ROOT = Path(landscape.__file__).parent.parent
 # Calculates in two children, as a user's script would that knows nothing of guards; prints the sum.
 SCRIPT = """
 from landscape.workers import LocalPool, dispatch
@@ -36,6 +33,7 @@ PARENT = """
 import sys, time
 from landscape.workers import ChildProcess
 import worker_calls
+from processes import environment_of_scripts, is_running, run_script, wait_until
 child = ChildProcess("worker 1")
 print(child.submit(worker_calls.describe_process).result()["pid"], flush=True)
 child.submit({call})
@@ -48,34 +46,6 @@ time.sleep(60)
 def child() -> Iterator[ChildProcess]:
     with ChildProcess("worker 1") as process:
         yield process
-
-
-def environment_of_scripts() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TESTS)))}
-
-
-def run_script(arguments: list[str], **options: Any) -> str:
-    result = subprocess.run(
-        arguments, env=environment_of_scripts(), capture_output=True, text=True, timeout=60, **options
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def is_running(pid: int) -> bool:
-    """Tell whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(400):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("nothing happened in 20 s")
 
 
 def test_a_child_returns_what_the_function_returns_in_the_order_of_the_calls(child):

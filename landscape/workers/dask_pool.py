@@ -262,7 +262,7 @@ def start_cluster(path: Path, *, num_threads: int = 1) -> DaskPool:
         raise WorkerError(f"{path}: {settings.kind} cannot start workers: {_one_line(error)}.") from error
     try:
         cluster.sync(_submit_jobs, cluster, settings.num_workers)
-        client = Client(cluster, timeout=_CONNECT_TIMEOUT, set_as_default=False)
+        client = Client(cluster, timeout=_CONNECT_TIMEOUT, set_as_default=False, direct_to_workers=True)
     except Exception as error:
         _close(cluster)
         raise WorkerError(f"{path}: {settings.kind} has refused a job: {_one_line(error)}.") from error

@@ -1,0 +1,51 @@
+"""What tests of worker processes share: scripts, whether a process runs, and results by item."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import landscape
+from landscape.workers import Done
+
+TESTS = Path(__file__).parent
+ROOT = Path(landscape.__file__).parent.parent
+
+
+def environment_of_scripts() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TESTS)))}
+
+
+def run_script(arguments: list[str], **options: Any) -> str:
+    result = subprocess.run(
+        arguments, env=environment_of_scripts(), capture_output=True, text=True, timeout=60, **options
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing happened in 20 s")
+
+
+def results_of(done: Iterable[Done[Any]]) -> dict[Any, Any]:
+    results: dict[Any, Any] = {}
+    for unit in done:
+        for item, result in zip(unit.items, unit.results, strict=True):
+            assert (unit.task, item) not in results
+            results[unit.task, item] = result
+    return results
