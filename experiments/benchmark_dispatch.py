@@ -4,8 +4,8 @@
     python experiments/benchmark_dispatch.py --units 100000 --workers 2 # one configuration
 
 Scheduler, client and dispatcher live in one process, whose CPU time is divided by the number of units; the workers are
-processes of their own (jobs of `cluster: local`). Every unit has one item, as when items are long. Memory is the resident set of
-the coordinator, before the first unit and at its highest, read every 500 units. Each row is a process of its own.
+processes of their own (jobs of `cluster: local`). Every unit has one item, as when items are long. Memory is the resident set
+of the coordinator, before the first unit, on the way, and at its highest, read every 500 units. Each row is a process of its own.
 """
 
 import argparse
@@ -38,6 +38,7 @@ class Row:
     seconds: float
     before: float
     peak: float
+    after: dict[int, float]
 
 
 def no_op(task: str, items: tuple[int, ...]) -> list[bytes]:
@@ -70,16 +71,20 @@ def measure(kind: str, num_workers: int, num_units: int) -> Row:
         for _ in dispatch({"first": range(8 * num_workers)}, pool, no_op, largest_unit=1):
             pass
         before = peak = resident_mib()
+        after: dict[int, float] = {}
         begun, cpu = time.perf_counter(), time.process_time()
-        for number, unit in enumerate(dispatch(tasks, pool, no_op, largest_unit=1)):
+        for number, unit in enumerate(dispatch(tasks, pool, no_op, largest_unit=1), start=1):
             assert len(unit.results[0]) == RECORD_BYTES
             if number % 500 == 0:
                 peak = max(peak, resident_mib())
+            if number in (1_000, 10_000, 100_000, num_units) or number % 10_000 == 0:
+                after[number] = resident_mib()
+                print(f"{number} units, {after[number]:.0f} MiB", file=sys.stderr, flush=True)
         cpu, seconds = time.process_time() - cpu, time.perf_counter() - begun
         peak = max(peak, resident_mib())
     finally:
         pool.close()
-    return Row(kind, num_workers, num_units, 1000 * cpu / num_units, seconds, before, peak)
+    return Row(kind, num_workers, num_units, 1000 * cpu / num_units, seconds, before, peak, after)
 
 
 def report(kind: str, num_workers: int, num_units: int) -> None:
@@ -97,11 +102,10 @@ def measure_apart(kind: str, num_workers: int, num_units: int) -> Row:
             env=os.environ | {"PYTHONPATH": path},
             cwd=folder,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
         )
     if result.returncode:
-        raise SystemExit(result.stderr)
+        raise SystemExit(result.returncode)
     return Row(**json.loads(result.stdout.splitlines()[-1]))
 
 
@@ -117,11 +121,13 @@ def main() -> None:
         cases = [(arguments.pool, arguments.workers, arguments.units)]
     versions = f"Python {platform.python_version()}, distributed {version('distributed')}"
     print(f"{versions}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"{'pool':6} {'workers':>7} {'units':>7} {'CPU ms a unit':>14} {'seconds':>8} {'MiB before':>11} {'at most':>8}")
+    heads = f"{'CPU ms a unit':>14} {'seconds':>8} {'MiB before':>11} {'at most':>8}  after units"
+    print(f"{'pool':6} {'workers':>7} {'units':>7} {heads}")
     for case in cases:
         row = measure_apart(*case)
         numbers = f"{row.cpu_ms:14.2f} {row.seconds:8.1f} {row.before:11.0f} {row.peak:8.0f}"
-        print(f"{row.pool:6} {row.workers:7} {row.units:7} {numbers}", flush=True)
+        after = ", ".join(f"{number}: {mib:.0f}" for number, mib in row.after.items())
+        print(f"{row.pool:6} {row.workers:7} {row.units:7} {numbers}  {after}", flush=True)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,13 @@ def test_a_killed_child_fails_its_call_by_name_and_the_next_call_has_a_new_proce
     assert queued.result() == child.pid != first
 
 
+def test_a_killed_child_is_noticed_although_a_process_that_it_started_holds_its_pipes_and_that_ends_as_well(child):
+    forked = child.submit(worker_calls.fork_and_go_on).result()
+    with pytest.raises(WorkerDied, match="killed by signal 9"):
+        child.submit(os.kill, child.pid, signal.SIGKILL).result(timeout=20)
+    wait_until(lambda: not is_running(forked))
+
+
 def test_a_child_that_dies_between_calls_costs_nothing(child):
     first = child.submit(os.getpid).result()
     os.kill(first, signal.SIGKILL)

@@ -224,3 +224,17 @@ def kill_parent_at_poison(task: str, items: tuple[int, ...]) -> list[int]:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
     return [item**2 for item in items]
+
+
+def fork_and_go_on() -> int:
+    """Start a process as loaders of pictures do: it has all that this one has open."""
+    forked = os.fork()
+    if not forked:
+        time.sleep(60)
+        os._exit(0)
+    return forked
+
+
+def squares_slowly(task: str, items: tuple[int, ...]) -> list[int]:
+    time.sleep(0.003 * len(items))
+    return [item**2 for item in items]

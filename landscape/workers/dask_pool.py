@@ -35,6 +35,8 @@ _CONNECT_TIMEOUT = 8.0
 _INTERVAL = 0.5
 _RENEWAL_INTERVAL = 20.0
 _FAREWELL = 5.0
+# Messages with each worker that a scheduler keeps for its developers; 1000 if nobody says.
+_LOG_LENGTH = 50
 # Seconds of a unit: much longer than what Dask takes for it, and short against a job's time.
 _UNIT_SECONDS = 60.0
 # An expression, so that a worker can evaluate it whatever it has installed; it imports nothing heavy.
@@ -123,6 +125,10 @@ class DaskPool(_Closing):
 
         from landscape.workers.dask_side import calculate
 
+        # The scheduler is going: `_watch` finds out and says so.
+        if self._client.status != "running":
+            await asyncio.sleep(_INTERVAL)
+            raise asyncio.CancelledError
         task = asyncio.current_task()
         assert task is not None
         self._pending[task] = worker
@@ -131,8 +137,9 @@ class DaskPool(_Closing):
             return unpack(await future._result())
         except KilledWorker as error:
             raise WorkerDied(f"worker {worker} died again and again with the same work") from error
-        # The scheduler has forgotten it: it has cost nothing.
+        # The scheduler has forgotten it, or has gone: it has cost nothing. Sent again at once, it would come back at once.
         except CancelledError:
+            await asyncio.sleep(_INTERVAL)
             raise asyncio.CancelledError from None
         except asyncio.CancelledError:
             if task not in self._blamed:
@@ -221,13 +228,11 @@ def connect_scheduler(address_or_file: str, *, num_threads: int = 1, timeout: fl
         WorkerError: If it is not there.
         MissingDependencyError: If Dask is not installed.
     """
-    _require_dask()
-    from distributed import Client
-
+    client_class = _require_dask()
     deadline = time.monotonic() + timeout
     address = address_or_file if "://" in address_or_file else _address_in(Path(address_or_file), deadline)
     try:
-        client = Client(address, timeout=max(1.0, deadline - time.monotonic()), set_as_default=False)
+        client = client_class(address, timeout=max(1.0, deadline - time.monotonic()), set_as_default=False)
     # ValueError: an unknown protocol; ImportError: the scheduler has a Dask that does not understand ours.
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise WorkerError(
@@ -248,21 +253,24 @@ def start_cluster(path: Path, *, num_threads: int = 1) -> DaskPool:
         WorkerError: If the file is wrong, or the queue refuses a job.
         MissingDependencyError: If Dask or dask_jobqueue is not installed.
     """
-    _require_dask()
-    from distributed import Client
+    client_class = _require_dask()
+    import dask
 
     settings = read_cluster_file(path)
     try:
         with warnings.catch_warnings():
             # The scheduler's page has another port then.
             warnings.filterwarnings("ignore", message="Port .* is already in use")
+            # The scheduler in this process keeps that many messages for every worker.
+            dask.config.set({"distributed.admin.low-level-log-length": _LOG_LENGTH})
             cluster = cluster_class(settings.kind)(**_options(settings, num_threads))
     # Whatever a wrong value makes of dask_jobqueue's and Dask's constructors.
     except Exception as error:
         raise WorkerError(f"{path}: {settings.kind} cannot start workers: {_one_line(error)}.") from error
     try:
         cluster.sync(_submit_jobs, cluster, settings.num_workers)
-        client = Client(cluster, timeout=_CONNECT_TIMEOUT, set_as_default=False, direct_to_workers=True)
+        # The scheduler is here, so that results need not go through it.
+        client = client_class(cluster, timeout=_CONNECT_TIMEOUT, set_as_default=False, direct_to_workers=True)
     except Exception as error:
         _close(cluster)
         raise WorkerError(f"{path}: {settings.kind} has refused a job: {_one_line(error)}.") from error
@@ -296,10 +304,12 @@ def _close(part: Any) -> None:
         pass
 
 
-def _require_dask() -> None:
+def _require_dask() -> "type[Client]":
+    """Return the client to use, once Dask is here and quiet."""
     try:
         import dask_jobqueue  # noqa: F401
-        import distributed  # noqa: F401
+
+        from landscape.workers.dask_side import QuietClient
     except ImportError as error:
         raise MissingDependencyError(
             f"workers on other machines: {error.name} is needed and not installed. "
@@ -308,6 +318,7 @@ def _require_dask() -> None:
     # What Dask reports on standard error, such as connections that end, is ours to say on one line.
     for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    return QuietClient
 
 
 def _address_in(path: Path, deadline: float) -> str:

@@ -1,4 +1,4 @@
-"""What runs inside a Dask worker: one calculating child process, and its end with the worker.
+"""What is Dask's own: the client, and what runs inside a worker: one calculating child process, and its end with the worker.
 
 Dask runs tasks in a thread beside its own, which draw from the global random generator. So the calls go on to a child process, as
 the bytes that came; the worker itself loads no torch, and the death of the child is an exception of one call.
@@ -6,8 +6,9 @@ the bytes that came; the worker itself loads no torch, and the death of the chil
 
 import os
 import threading
+from typing import Any
 
-from distributed import Reschedule, Worker, WorkerPlugin, get_worker
+from distributed import Client, Reschedule, Worker, WorkerPlugin, get_worker
 
 from landscape.workers.child import ChildProcess
 
@@ -81,3 +82,15 @@ class EndWithWorker(WorkerPlugin):
             timer.daemon = True
             timer.start()
         close_child()
+
+
+class QuietClient(Client):
+    """A client whose calls leave nothing behind in the scheduler.
+
+    Dask's own adds an entry for each call to a list of the scheduler's that is never shortened (distributed 2026.8, Span).
+    """
+
+    def _graph_to_futures(self, *args: Any, **options: Any) -> Any:
+        if "span_metadata" in options:
+            options["span_metadata"] = {"collections": []}
+        return super()._graph_to_futures(*args, **options)
