@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev
 
 # On a Slurm of one node, which root can install and start in a container; half a minute.
 test-slurm: $(VENV)/.installed-dev
-	command -v slurmctld munged >/dev/null || apt-get install -y slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
+	command -v slurmctld >/dev/null || apt-get install -y slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 lint: $(VENV)/.installed-dev
