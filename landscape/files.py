@@ -136,6 +136,10 @@ def save_atomically(
         sync_folder(path.parent)
 
 
+def _open_or_make(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
 def _open_alone(path: Path) -> BinaryIO:
     """Open a file for writing, emptied, with a lock that the kernel drops when the process ends.
 
@@ -143,7 +147,7 @@ def _open_alone(path: Path) -> BinaryIO:
         OSError: If it cannot be opened, or another process writes it.
     """
     while True:
-        stream = open(path, "ab")
+        stream = open(path, "r+b", opener=_open_or_make)
         try:
             _lock(stream)
             # Another writer may have renamed it before we locked it: emptied, it would be lost.

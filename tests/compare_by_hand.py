@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from spectra_by_hand import manifest_of, record_of
 
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumWriter
 
 K = 5
 
@@ -49,7 +49,7 @@ def write_store(
         k=K,
         **settings,
     )
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         for (name, epoch), rows in values.items():
             for batch, row in enumerate(rows):
                 salt = (batches or {}).get(name, "")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from spectra_by_hand import manifest_of, record_of
 
-from landscape.store import SpectrumStore, parts_folder
+from landscape.store import SpectrumStore, SpectrumWriter, parts_folder
 
 CALLS = ("replace", "unlink", "fsync", "rmdir", "mkdir", "ftruncate", "pwrite")
 # SIGKILL leaves the same files in memory as on a disk, and there fsync takes no time.
@@ -24,7 +24,7 @@ FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 def write_everything(output, manifest, *, acknowledge=lambda key: None):
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         for key in writer.plan.keys():
             if key not in writer.completed_keys():
                 writer.add(record_of(key))

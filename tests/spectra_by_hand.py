@@ -1,6 +1,7 @@
 """Manifests and records for the tests of the store: no network, every number a pure function of its key."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,15 @@ def record_of(key: str, **changes) -> Record:
         "extras": {"audit": {"passed": True}},
     }
     return Record(**(fields | changes))
+
+
+def as_parts(folder: Path) -> None:
+    """Write the records of all logs in a folder as one file a record, as landscape 0.1 did, and remove the logs."""
+    for log in folder.glob("records.*.log"):
+        lines = log.read_bytes().split(b"\n")
+        for header, body in zip(lines[0:-1:2], lines[1::2], strict=True):
+            record = json.loads(body)["record"]
+            modules = ".modules" if json.loads(header)["landscape"] == "modules" else ""
+            name = f"{record['series']}.{record['epoch']}.{record['batch']}{modules}.jsonl"
+            (folder / name).write_bytes(header + b"\n" + body + b"\n")
+        log.unlink()

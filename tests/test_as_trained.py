@@ -20,7 +20,7 @@ from landscape.clip.model import build_model, tokenizer_for
 from landscape.clip.trained import as_trained, build_as_trained
 from landscape.errors import CheckpointError, ManifestError, ModelError, StoreError
 from landscape.manifest import HessianSettings, Manifest, TrainedAs
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumWriter
 
 TINY = {
     "embed_dim": 8,
@@ -225,7 +225,7 @@ def test_what_nobody_stated_is_called_a_default(tmp_path):
     (series,) = Manifest.load(make_study(tmp_path, names=("one",))).series
     used = as_trained(build_as_trained(series), series.trained, HessianSettings(objective="contrastive"))
     assert {source for _, source in used.values()} == {"default"} and series.model == MODEL
-    with SpectrumStore.prepare(tmp_path / "s.h5", Manifest.load(tmp_path / "checkpoints.yaml")) as writer:
+    with SpectrumWriter(tmp_path / "s.h5", Manifest.load(tmp_path / "checkpoints.yaml")) as writer:
         assert writer.plan.named("one").trained == {}
     assert PARAMS["model"] == MODEL
 

@@ -23,7 +23,7 @@ from landscape.compare.statistics import Interval, Resampling, Sample
 from landscape.compare.tables import Grid, _latex_rows, grids
 from landscape.errors import StoreError
 from landscape.linalg import Estimate
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumStore, SpectrumWriter
 
 FEW = {"num_resamples": 199}
 
@@ -263,7 +263,7 @@ def test_an_empty_store_a_store_twice_and_wrong_names_are_refused_in_one_line(tm
 
     empty = tmp_path / "empty.h5"
     # A run that is going on, before its first record.
-    with SpectrumStore.prepare(empty, manifest_of(tmp_path)):
+    with SpectrumWriter(empty, manifest_of(tmp_path)):
         assert "no eigenvalues yet" in run(empty).stderr
     for args, words in (
         ((tmp_path / "nothing.h5",), "no such store"),

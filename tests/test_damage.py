@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from spectra_by_hand import manifest_of, record_of
+from spectra_by_hand import as_parts, manifest_of, record_of
 
 from landscape.cli import main
 from landscape.errors import DataError, StoreError
@@ -21,6 +21,7 @@ from landscape.store import (
     DensityRecord,
     ModuleRecord,
     SpectrumStore,
+    SpectrumWriter,
     StoredSurface,
     describe,
     describe_densities,
@@ -61,7 +62,7 @@ def module_record(key: str) -> ModuleRecord:
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory):
     folder = tmp_path_factory.mktemp("intact")
-    with SpectrumStore.prepare(folder / "s.h5", manifest_of(folder, num_batches=2)) as writer:
+    with SpectrumWriter(folder / "s.h5", manifest_of(folder, num_batches=2)) as writer:
         for key in writer.plan.keys():
             writer.add(record_of(key))
             writer.add_modules(module_record(key))
@@ -448,10 +449,10 @@ def test_an_empty_name_is_no_path():
         lambda path: path.symlink_to("/dev/zero"),
     ],
 )
-@pytest.mark.parametrize("name", ["wide.0.1.jsonl", "wide.0.1.modules.jsonl", "plan.json"])
+@pytest.mark.parametrize("name", ["wide.0.1.jsonl", "wide.0.1.modules.jsonl", "records.0.log", "plan.json"])
 def test_a_part_that_is_no_part_is_reported_and_never_waited_for(tmp_path, spoil, name):
     output = tmp_path / "s.h5"
-    with SpectrumStore.prepare(output, manifest_of(tmp_path, num_batches=2)) as writer:
+    with SpectrumWriter(output, manifest_of(tmp_path, num_batches=2)) as writer:
         writer.add(record_of("wide/0/0"))
         writer.merge()
         folder = parts_folder(output)
@@ -475,19 +476,23 @@ def test_a_part_that_is_no_part_is_reported_and_never_waited_for(tmp_path, spoil
         {"unknown": 1},
     ],
 )
-def test_a_part_with_a_right_digest_and_wrong_content_is_reported(tmp_path, change):
+@pytest.mark.parametrize("a_file_a_record", [True, False])
+def test_a_part_with_a_right_digest_and_wrong_content_is_reported(tmp_path, change, a_file_a_record):
     import hashlib
 
     output = tmp_path / "s.h5"
-    with SpectrumStore.prepare(output, manifest_of(tmp_path, num_batches=2)) as writer:
+    with SpectrumWriter(output, manifest_of(tmp_path, num_batches=2)) as writer:
         writer.add(record_of("wide/0/0"))
         writer.add(record_of("wide/0/1"))
-        path = parts_folder(output) / "wide.0.1.jsonl"
-        header, body, _ = path.read_bytes().split(b"\n")
+        if a_file_a_record:
+            as_parts(parts_folder(output))
+        path = parts_folder(output) / ("wide.0.1.jsonl" if a_file_a_record else "records.0.log")
+        *before, header, body, _ = path.read_bytes().split(b"\n")
         content = json.loads(body)
         content["record"] |= change
         body = json.dumps(content).encode()
         header = json.dumps(json.loads(header) | {"sha256": hashlib.sha256(body).hexdigest()}).encode()
-        path.write_bytes(header + b"\n" + body + b"\n")
+        path.write_bytes(b"\n".join([*before, header, body, b""]))
         with SpectrumStore.open(output) as store:
-            assert [part.path.name for part in store.rejected] == ["wide.0.1.jsonl"]
+            assert [part.path.name for part in store.rejected] == [path.name]
+            assert store.completed_keys() == {"wide/0/0"}

@@ -12,7 +12,7 @@ from test_pipeline import invoke
 
 from landscape.errors import StoreError
 from landscape.pipeline import draw_modules, module_figure, write_report
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumWriter
 
 BATCHES = 3
 
@@ -23,7 +23,7 @@ def store(tmp_path):
     but that of module 1 in batch 2, and those of module 2 at the last epoch in every batch."""
     manifest = manifest_of(tmp_path, epochs=(0, 2), num_batches=BATCHES)
     path = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         for key in writer.plan.keys():
             _, epoch, batch = key.split("/")
             template = modules_record(key)
@@ -71,7 +71,7 @@ def test_values_without_a_certificate_are_drawn_on_request_and_counted(store, tm
 
 def test_unaudited_spectra_are_stamped(tmp_path, drawn):
     manifest = manifest_of(tmp_path, epochs=(0,), num_batches=1)
-    with SpectrumStore.prepare(tmp_path / "x.h5", manifest) as writer:
+    with SpectrumWriter(tmp_path / "x.h5", manifest) as writer:
         for key in writer.plan.keys():
             facts = {"checkpoint_sha256": digest_of(manifest, key), "extras": {"audit": {"passed": False, "reason": "no"}}}
             values = np.abs(modules_record(key).largest)
@@ -83,7 +83,7 @@ def test_unaudited_spectra_are_stamped(tmp_path, drawn):
 
 def test_a_store_without_spectra_of_modules_says_how_to_get_them(tmp_path):
     manifest = manifest_of(tmp_path)
-    with SpectrumStore.prepare(tmp_path / "x.h5", manifest) as writer:
+    with SpectrumWriter(tmp_path / "x.h5", manifest) as writer:
         fill(writer, manifest, modules=False)
         writer.merge()
     with pytest.raises(StoreError, match="--per-module"):
@@ -105,7 +105,7 @@ def test_the_page_of_a_study_holds_the_same_picture_and_none_without_modules(tmp
     pages = {}
     for modules in (False, True):
         path = tmp_path / f"{modules}.h5"
-        with SpectrumStore.prepare(path, manifest) as writer:
+        with SpectrumWriter(path, manifest) as writer:
             fill(writer, manifest, modules=modules)
             writer.merge()
         write_report(path, tmp_path / f"{modules}.html", keep_unconverged=True, num_resamples=99)
@@ -119,7 +119,7 @@ def test_the_page_of_a_study_holds_the_same_picture_and_none_without_modules(tmp
 @pytest.mark.browser
 def test_a_browser_shows_the_picture_and_a_phone_scrolls_it_alone(tmp_path):
     manifest = manifest_of(tmp_path)
-    with SpectrumStore.prepare(tmp_path / "spectra.h5", manifest) as writer:
+    with SpectrumWriter(tmp_path / "spectra.h5", manifest) as writer:
         fill(writer, manifest)
         writer.merge()
     write_report(tmp_path / "spectra.h5", tmp_path / "page.html", keep_unconverged=True, num_resamples=99)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from oracles import dense_hessian
-from spectra_by_hand import K, manifest_of, record_of
+from spectra_by_hand import K, as_parts, manifest_of, record_of
 from spectra_study import BATCH_SIZE, MODEL, NUM_BATCHES, make_study
 
 from landscape import pipeline
@@ -21,7 +21,7 @@ from landscape.clip.objectives import contrastive_objective
 from landscape.curvature import coordinates_of, modules_of
 from landscape.errors import NumericalError, StoreError
 from landscape.manifest import Manifest
-from landscape.store import ModuleRecord, SpectrumStore, parts_folder
+from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter, parts_folder
 
 MODULES = ("patch", "blocks.0", "scale")
 SIZES = np.array([40, 70, 1])
@@ -94,7 +94,7 @@ def assert_stored(path, manifest):
 
 def test_spectra_of_modules_come_back_from_parts_and_from_the_merged_file(tmp_path, manifest):
     path = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         fill(writer, manifest)
         assert_stored(path, manifest)
         writer.merge()
@@ -109,16 +109,16 @@ def test_spectra_of_modules_come_back_from_parts_and_from_the_merged_file(tmp_pa
 
 def test_modules_are_added_to_a_finished_store_and_to_half_of_one(tmp_path, manifest):
     path = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         fill(writer, manifest, modules=False)
         writer.merge()
     before = path.read_bytes()
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         for key in ("wide/0/1", "wide/0/3", "narrow/2/0"):
             writer.add_modules(modules_record(key, checkpoint_sha256=digest_of(manifest, key)))
         writer.merge()
     assert path.read_bytes() != before
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         assert writer.completed_modules() == {"wide/0/1", "wide/0/3", "narrow/2/0"}
         with pytest.raises(ValueError, match="wide/0/1 is stored already"):
             writer.add_modules(modules_record("wide/0/1", checkpoint_sha256=digest_of(manifest, "wide/0/1")))
@@ -133,13 +133,13 @@ def test_modules_are_added_to_a_finished_store_and_to_half_of_one(tmp_path, mani
 
 def test_modules_alone_make_a_store_too(tmp_path, manifest):
     path = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         fill(writer, manifest, whole=False)
         writer.merge()
     assert_stored(path, manifest)
     with SpectrumStore.open(path) as store:
         assert store.series() == () and not store.completed_keys()
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         fill(writer, manifest)
         writer.merge()
     assert_stored(path, manifest)
@@ -147,7 +147,7 @@ def test_modules_alone_make_a_store_too(tmp_path, manifest):
 
 def test_what_was_not_measured_is_said_with_what_was(tmp_path, manifest):
     path = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         fill(writer, manifest, modules=False)
         writer.merge()
     with SpectrumStore.open(path) as store:
@@ -160,7 +160,7 @@ def test_other_modules_weights_pairs_and_numbers_are_refused(tmp_path, manifest)
     path = tmp_path / "spectra.h5"
     key = "wide/0/0"
     good = modules_record(key, checkpoint_sha256=digest_of(manifest, key))
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         writer.add_modules(good)
         other = {"checkpoint_sha256": digest_of(manifest, "wide/0/1")}
         with pytest.raises(StoreError, match=r"3 modules, and these are 3 others \(blocks\.1\)"):
@@ -176,7 +176,7 @@ def test_other_modules_weights_pairs_and_numbers_are_refused(tmp_path, manifest)
             writer.add_modules(modules_record("wide/0/1", **{**narrow, **other}))
         writer.merge()
     # A series keeps its modules after a merge too.
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         with pytest.raises(StoreError, match="others"):
             writer.add_modules(modules_record("wide/2/0", modules=("a", "b", "c")))
 
@@ -204,17 +204,18 @@ def test_a_record_that_cannot_be_is_refused(changes, message):
 
 def test_damaged_and_foreign_parts_are_left_out_and_said(tmp_path, manifest):
     path = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         fill(writer, manifest, whole=False)
         folder = parts_folder(path)
-        truncated, renamed = folder / "wide.0.1.modules.jsonl", folder / "wide.0.2.modules.jsonl"
-        truncated.write_bytes(truncated.read_bytes()[:-100])
-        renamed.rename(folder / "wide.0.2.jsonl")
-        other = folder / "narrow.2.3.modules.jsonl"
-        header, body, _ = other.read_bytes().split(b"\n")
-        body = body.replace(b"blocks.0", b"blocks.9")
-        header = json.dumps({**json.loads(header), "sha256": hashlib.sha256(body).hexdigest()}).encode()
-        other.write_bytes(header + b"\n" + body + b"\n")
+    as_parts(folder)
+    truncated, renamed = folder / "wide.0.1.modules.jsonl", folder / "wide.0.2.modules.jsonl"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    renamed.rename(folder / "wide.0.2.jsonl")
+    other = folder / "narrow.2.3.modules.jsonl"
+    header, body, _ = other.read_bytes().split(b"\n")
+    body = body.replace(b"blocks.0", b"blocks.9")
+    header = json.dumps({**json.loads(header), "sha256": hashlib.sha256(body).hexdigest()}).encode()
+    other.write_bytes(header + b"\n" + body + b"\n")
     with SpectrumStore.open(path) as store:
         reasons = {part.path.name: part.reason for part in store.rejected}
         assert set(reasons) == {"wide.0.1.modules.jsonl", "wide.0.2.jsonl", "narrow.2.3.modules.jsonl"}
@@ -225,7 +226,7 @@ def test_damaged_and_foreign_parts_are_left_out_and_said(tmp_path, manifest):
 
 def test_a_group_that_lies_about_its_shape_is_damage(tmp_path, manifest):
     path = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(path, manifest) as writer:
+    with SpectrumWriter(path, manifest) as writer:
         fill(writer, manifest)
         writer.merge()
     with h5py.File(path, "r+") as file:

@@ -32,7 +32,7 @@ from landscape.report import render
 from landscape.report.chart import dash_of, from_mathtext, literal
 from landscape.report.page import PLOTLY
 from landscape.report.tables import certificate_table, number
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumStore, SpectrumWriter
 
 NASTY = "<b onclick=\"x\">A</b> & </script><script>alert(1)</script> %{y} {{ 7 * 7 }} 'q'"
 
@@ -374,7 +374,7 @@ def test_numbers_are_written_for_people(value, text):
 def test_a_growing_store_is_reported_as_far_as_it_is(tmp_path):
     manifest = manifest_of(tmp_path)
     output = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         for key in ("wide/0/0", "wide/0/1", "narrow/2/3"):
             writer.add(record_of(key, converged=np.ones(3, bool)))
         result = CliRunner().invoke(main, ["report", str(output), "-o", str(tmp_path / "new" / "page.html")])
@@ -387,7 +387,7 @@ def test_a_growing_store_is_reported_as_far_as_it_is(tmp_path):
 
 def test_an_empty_store_is_one_line(tmp_path):
     output = tmp_path / "spectra.h5"
-    with SpectrumStore.prepare(output, manifest_of(tmp_path)):
+    with SpectrumWriter(output, manifest_of(tmp_path)):
         result = CliRunner().invoke(main, ["report", str(output), "-o", str(tmp_path / "page.html")])
     assert result.exit_code == 2 and "no eigenvalues yet" in result.stderr and "landscape spectra" in result.stderr
     assert result.stderr.count("\n") == 1 and not (tmp_path / "page.html").exists()

@@ -23,7 +23,7 @@ from landscape.errors import ManifestError, ModelError, StoreError
 from landscape.manifest import Manifest, TrainedAs
 from landscape.manifest.run_files import inside_checkpoint, run_files
 from landscape.manifest.trained import Disagreement
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumStore, SpectrumWriter
 
 PARAMS = {
     "model": MODEL,
@@ -304,12 +304,12 @@ def test_parts_of_another_function_are_not_merged(run, tmp_path):
     folder, write = run
     output = tmp_path / "s.h5"
     manifest = Manifest.load(write())
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         plain = writer.plan.protocol_sha256_of("s")
         assert plain == writer.plan.protocol_sha256 == manifest.protocol_digest()
     write_params(folder, force_quick_gelu=True)
     changed = Manifest.load(write())
-    with SpectrumStore.prepare(tmp_path / "t.h5", changed) as writer:
+    with SpectrumWriter(tmp_path / "t.h5", changed) as writer:
         assert writer.plan.protocol_sha256_of("s") != plain != writer.plan.protocol_sha256 == changed.protocol_digest()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from spectra_by_hand import K, manifest_of, record_of
+from spectra_by_hand import K, as_parts, manifest_of, record_of
 
 import landscape.files as files
 import landscape.store.schema as schema
@@ -21,14 +21,14 @@ import landscape.store.store as store_module
 import landscape.store.writer as writer_module
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
-from landscape.store import Record, SpectrumStore, describe, is_store, parts_folder, summarize, task_key
+from landscape.store import Record, SpectrumStore, SpectrumWriter, describe, is_store, parts_folder, summarize, task_key
 from landscape.store.record import LATER
 from landscape.version import VERSION
 
 
 def write(output, manifest, keys=None, *, merge=True):
     """Write records (all of the manifest, or those of `keys`) that are not stored yet; returns the keys written."""
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         wanted = writer.plan.keys() if keys is None else keys
         new = [key for key in wanted if key not in writer.completed_keys()]
         for key in new:
@@ -103,7 +103,7 @@ def test_a_batch_in_which_another_value_may_belong_among_the_eigenvalues_is_told
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=1, which=which)
     ends = {"smallest": smallest, "smallest_residuals": residuals, "largest": largest, "largest_residuals": residuals}
     record = record_of("wide/0/0", checkpoint_sha256=manifest.series[0].checkpoints[0].sha256, values=np.array(values), **ends)
-    with SpectrumStore.prepare(tmp_path / "a.h5", manifest) as writer:
+    with SpectrumWriter(tmp_path / "a.h5", manifest) as writer:
         writer.add(record)
         writer.merge()
     with SpectrumStore.open(tmp_path / "a.h5") as store:
@@ -201,7 +201,7 @@ def test_a_reader_that_knows_only_the_published_schema_finds_everything(tmp_path
 
 def test_records_without_a_quadrature_are_stored_too(tmp_path, output):
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=2, method="power")
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         for key in writer.plan.keys():
             writer.add(record_of(key, ritz_values=[], ritz_weights=[]))
         writer.merge()
@@ -212,7 +212,7 @@ def test_records_without_a_quadrature_are_stored_too(tmp_path, output):
 def test_pairs_that_did_not_converge_are_stored_as_such(tmp_path, output):
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=1)
     residuals = [1e-4, np.inf, np.nan]
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         writer.add(record_of("wide/0/0", residuals=residuals, converged=[True, False, False]))
         writer.merge()
     with SpectrumStore.open(output) as store:
@@ -276,7 +276,7 @@ def test_what_resumed_runs_disagree_on_is_stated_with_all_its_values(tmp_path, o
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=3)
     for batch, threads, version in [(0, 1, "2.13"), (1, 2, "2.15"), (2, 1, "2.15")]:
         monkeypatch.setattr(writer_module, "package_versions", lambda version=version: {"torch": version, "numpy": "2"})
-        with SpectrumStore.prepare(output, manifest) as writer:
+        with SpectrumWriter(output, manifest) as writer:
             writer.add(record_of(f"wide/0/{batch}", settings={"device": "cpu", "threads": threads}))
             writer.merge()
     with SpectrumStore.open(output) as store:
@@ -288,7 +288,7 @@ def test_what_resumed_runs_disagree_on_is_stated_with_all_its_values(tmp_path, o
 def test_facts_larger_than_an_ordinary_attribute_are_stored(tmp_path, output):
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=1)
     extras = {"audit": {f"module {number}": "x" * 100 for number in range(1000)}}
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         writer.add(record_of("wide/0/0", extras=extras))
         writer.merge()
     with SpectrumStore.open(output) as store:
@@ -325,7 +325,7 @@ def test_a_full_disk_loses_nothing_and_says_so(tmp_path, output, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         writer.add(record_of("wide/0/0"))
         with monkeypatch.context() as patched:
             patched.setattr(files.os, "fsync", full_disk)
@@ -337,7 +337,7 @@ def test_a_full_disk_loses_nothing_and_says_so(tmp_path, output, monkeypatch):
         assert not output.exists()
     with SpectrumStore.open(output) as store:
         assert_holds(store, ["wide/0/0"])
-    assert entries(parts_folder(output)) == ["lock", "plan.json", "wide.0.0.jsonl"]
+    assert entries(parts_folder(output)) == ["lock", "plan.json", "records.0.log"]
 
 
 def test_a_merged_file_that_cannot_be_read_back_replaces_nothing(tmp_path, output, monkeypatch):
@@ -345,12 +345,15 @@ def test_a_merged_file_that_cannot_be_read_back_replaces_nothing(tmp_path, outpu
     first = write(output, manifest, keys=["wide/0/0"])
     whole = output.read_bytes()
 
-    def cut_short(write, real=schema.file_image):
-        image = real(write)
-        return image[: len(image) // 2]
+    def cut_short(path, write, *, check, real=schema.save_hdf5, **options):
+        def cut_and_check(written):
+            os.truncate(written, written.stat().st_size // 2)
+            check(written)
+
+        real(path, write, check=cut_and_check, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(schema, "file_image", cut_short)
+        patched.setattr(schema, "save_hdf5", cut_short)
         with pytest.raises(StoreError):
             write(output, manifest, keys=["wide/0/1"])
     assert output.read_bytes() == whole
@@ -360,10 +363,10 @@ def test_a_merged_file_that_cannot_be_read_back_replaces_nothing(tmp_path, outpu
 
 def test_a_part_that_is_damaged_before_the_merge_is_reported_and_the_rest_kept(tmp_path, output):
     manifest = manifest_of(tmp_path)
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         for key in ("wide/0/0", "wide/0/1"):
             writer.add(record_of(key))
-        (parts_folder(output) / "wide.0.1.jsonl").write_text("")
+        flip(parts_folder(output) / "records.0.log", -3)
         refusal(writer.merge, "1 records became unreadable", "wide/0/1", "Run the same command again")
     assert entries(output.parent) == ["spectra.h5"]
     assert len(write(output, manifest)) == 15
@@ -400,6 +403,7 @@ def flip(path, position):
 def test_a_damaged_part_is_reported_never_used_and_measured_again(tmp_path, output, damage):
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,))
     write(output, manifest, keys=["wide/0/0", "wide/0/1", "wide/0/2"], merge=False)
+    as_parts(parts_folder(output))
     path = parts_folder(output) / "wide.0.1.jsonl"
     damage(path)
     with SpectrumStore.open(output) as store:
@@ -409,7 +413,7 @@ def test_a_damaged_part_is_reported_never_used_and_measured_again(tmp_path, outp
     assert "not used: wide.0.1.jsonl" in describe(output)[-1]
     if path.is_dir():
         path.rmdir()
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         assert writer.completed_keys() == {"wide/0/0", "wide/0/2"}
         for key in ("wide/0/1", "wide/0/3"):
             writer.add(record_of(key))
@@ -435,9 +439,10 @@ def test_parts_of_another_run_are_not_mixed_in(tmp_path, output):
     other_series = elsewhere / "series.h5"
     write(other_series, manifest_of(tmp_path, series=("other",), epochs=(0,)), keys=["other/0/0"], merge=False)
     other_weights = elsewhere / "weights.h5"
-    with SpectrumStore.prepare(other_weights, manifest) as writer:
+    with SpectrumWriter(other_weights, manifest) as writer:
         writer.add(record_of("wide/0/3", checkpoint_sha256="0" * 64))
     for source in (other_seed, other_series, other_weights):
+        as_parts(parts_folder(source))
         for part in parts_folder(source).glob("*.jsonl"):
             shutil.copy(part, parts_folder(output))
     with SpectrumStore.open(output) as store:
@@ -454,9 +459,10 @@ def test_parts_of_another_output_beside_a_file_are_refused(tmp_path, output):
     other = output.with_name("other.h5")
     write(other, manifest_of(tmp_path, seed=1), merge=False)
     parts_folder(other).rename(parts_folder(output))
+    log = (parts_folder(output) / "records.0.log").read_bytes()
     refusal(lambda: SpectrumStore.open(output), "were not measured for", "move it away")
-    refusal(lambda: SpectrumStore.prepare(output, manifest_of(tmp_path)), "move it away")
-    assert len(list(parts_folder(output).glob("*.jsonl"))) == 16
+    refusal(lambda: SpectrumWriter(output, manifest_of(tmp_path)), "move it away")
+    assert (parts_folder(output) / "records.0.log").read_bytes() == log and log.count(b"\n") == 2 * 16
 
 
 def test_a_plan_that_is_lost_or_damaged_is_mended_by_the_manifest(tmp_path, output):
@@ -487,9 +493,9 @@ def test_files_of_others_in_the_folder_of_parts_are_left_alone(tmp_path, output)
 
 def test_a_second_writer_is_refused_and_told_who_writes(tmp_path, output):
     manifest = manifest_of(tmp_path)
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         writer.add(record_of("wide/0/0"))
-        refusal(lambda: SpectrumStore.prepare(output, manifest), f"process {os.getpid()}", "is writing it")
+        refusal(lambda: SpectrumWriter(output, manifest), f"process {os.getpid()}", "is writing it")
         writer.add(record_of("wide/0/1"))
     assert len(write(output, manifest)) == 14
 
@@ -497,17 +503,17 @@ def test_a_second_writer_is_refused_and_told_who_writes(tmp_path, output):
 def test_a_lock_on_a_file_that_was_just_removed_guards_nothing(tmp_path, output, monkeypatch):
     """The writer before us removes its lock, and another begins, between our opening of the lock and our locking it."""
     manifest = manifest_of(tmp_path)
-    first = SpectrumStore.prepare(output, manifest)
+    first = SpectrumWriter(output, manifest)
     others = []
 
     def flock(descriptor, operation, *, real=fcntl.flock):
         monkeypatch.setattr(fcntl, "flock", real)
         first.close()
-        others.append(SpectrumStore.prepare(output, manifest))
+        others.append(SpectrumWriter(output, manifest))
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    refusal(lambda: SpectrumStore.prepare(output, manifest), "is writing it")
+    refusal(lambda: SpectrumWriter(output, manifest), "is writing it")
     others[0].close()
     assert entries(output.parent) == []
 
@@ -516,7 +522,7 @@ def test_the_lock_dies_with_a_killed_writer_even_if_its_children_live_on(tmp_pat
     manifest_of(tmp_path)
     code = (
         "import os, sys, time; from pathlib import Path; from spectra_by_hand import *; from landscape.store import *\n"
-        "writer = SpectrumStore.prepare(sys.argv[2], manifest_of(Path(sys.argv[1])))\n"
+        "writer = SpectrumWriter(sys.argv[2], manifest_of(Path(sys.argv[1])))\n"
         "writer.add(record_of('wide/0/0'))\n"
         "child = os.fork()\n"
         "if child == 0:\n    time.sleep(60)\n"
@@ -529,7 +535,7 @@ def test_the_lock_dies_with_a_killed_writer_even_if_its_children_live_on(tmp_pat
         child = int(process.stdout.readline())
         try:
             manifest = manifest_of(tmp_path)
-            refusal(lambda: SpectrumStore.prepare(output, manifest), f"process {process.pid}", "is writing it")
+            refusal(lambda: SpectrumWriter(output, manifest), f"process {process.pid}", "is writing it")
             process.kill()
             process.wait()
             assert len(write(output, manifest)) == 15
@@ -561,7 +567,7 @@ def test_readers_beside_a_writer_always_see_everything_stored_before(tmp_path, o
     reader.start()
     for manifest in steps:
         for keys in (manifest_keys(manifest)[: len(manifest_keys(manifest)) // 2], None):
-            with SpectrumStore.prepare(output, manifest) as writer:
+            with SpectrumWriter(output, manifest) as writer:
                 for key in writer.plan.keys() if keys is None else keys:
                     if key not in writer.completed_keys():
                         writer.add(record_of(key))
@@ -575,7 +581,7 @@ def test_readers_beside_a_writer_always_see_everything_stored_before(tmp_path, o
 def test_a_merge_while_a_reader_opens_hides_nothing(tmp_path, output, monkeypatch):
     """The merge falls between the reader's two looks, at the parts and at the file, whichever comes first."""
     manifest = manifest_of(tmp_path)
-    writer = SpectrumStore.prepare(output, manifest)
+    writer = SpectrumWriter(output, manifest)
     for key in manifest_keys(manifest):
         writer.add(record_of(key))
     looks = []
@@ -617,7 +623,7 @@ def test_an_output_of_another_manifest_is_refused_and_left_as_it_was(tmp_path, o
     write(output, manifest_of(tmp_path), merge=merge)
     before = {path: path.read_bytes() for path in output.parent.rglob("*") if path.is_file()}
     other = manifest_of(tmp_path, **change)
-    refusal(lambda: SpectrumStore.prepare(output, other), str(output), "Name another output", *words)
+    refusal(lambda: SpectrumWriter(output, other), str(output), "Name another output", *words)
     refusal(lambda: SpectrumStore.check(output, other), *words)
     assert {path: path.read_bytes() for path in output.parent.rglob("*") if path.is_file()} == before
 
@@ -630,7 +636,7 @@ def test_a_checkpoint_written_anew_is_not_mixed_with_its_old_measurements(tmp_pa
     assert write(output, manifest_of(tmp_path, with_sha256=with_sha256), keys=keys) == []
     (tmp_path / "wide_2.pt").write_text("trained again")
     changed = manifest_of(tmp_path, with_sha256=with_sha256)
-    refusal(lambda: SpectrumStore.prepare(output, changed), "epoch 2 of series 'wide'", "written anew")
+    refusal(lambda: SpectrumWriter(output, changed), "epoch 2 of series 'wide'", "written anew")
 
 
 def set_attribute(path, name, value):
@@ -643,7 +649,7 @@ def test_another_schema_version_is_refused_with_the_version_that_can_read_it(tmp
     write(output, manifest)
     set_attribute(output, "schema_version", 2)
     set_attribute(output, "landscape_version", "7.5")
-    for call in (lambda: SpectrumStore.open(output), lambda: SpectrumStore.prepare(output, manifest)):
+    for call in (lambda: SpectrumStore.open(output), lambda: SpectrumWriter(output, manifest)):
         refusal(call, "schema version 2", "reads and writes version 1", "landscape 7.5, which wrote it")
     assert entries(output.parent) == ["spectra.h5"]
 
@@ -654,7 +660,7 @@ def test_parts_of_another_schema_version_are_refused(tmp_path, output):
     plan = parts_folder(output) / "plan.json"
     plan.write_bytes(plan.read_bytes().replace(b'"schema_version": 1', b'"schema_version": 2'))
     before = entries(parts_folder(output))
-    refusal(lambda: SpectrumStore.prepare(output, manifest), "schema version 2", f"{VERSION}, which wrote it")
+    refusal(lambda: SpectrumWriter(output, manifest), "schema version 2", f"{VERSION}, which wrote it")
     assert entries(parts_folder(output)) == before
 
 
@@ -671,7 +677,7 @@ def test_parts_of_another_schema_version_are_refused(tmp_path, output):
 )
 def test_what_is_not_a_store_is_never_overwritten(tmp_path, output, make, words):
     make(output)
-    refusal(lambda: SpectrumStore.prepare(output, manifest_of(tmp_path)), str(output), *words)
+    refusal(lambda: SpectrumWriter(output, manifest_of(tmp_path)), str(output), *words)
     assert entries(output.parent) == ["spectra.h5"]
 
 
@@ -714,24 +720,24 @@ def test_a_damaged_store_is_refused_with_a_sentence(tmp_path, output):
 
 def test_a_folder_that_takes_no_files_is_refused_before_any_work(tmp_path):
     manifest = manifest_of(tmp_path)
-    refusal(lambda: SpectrumStore.prepare(tmp_path / "none" / "x.h5", manifest), "there is no folder")
-    refusal(lambda: SpectrumStore.prepare(tmp_path / "wide_0.pt" / "x.h5", manifest), "there is no folder")
+    refusal(lambda: SpectrumWriter(tmp_path / "none" / "x.h5", manifest), "there is no folder")
+    refusal(lambda: SpectrumWriter(tmp_path / "wide_0.pt" / "x.h5", manifest), "there is no folder")
     # Root may write in any ordinary folder, but not here.
-    refusal(lambda: SpectrumStore.prepare("/proc/x.h5", manifest), "writable")
+    refusal(lambda: SpectrumWriter("/proc/x.h5", manifest), "writable")
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(0o555)
     if os.access(locked, os.W_OK):
         return
-    refusal(lambda: SpectrumStore.prepare(locked / "x.h5", manifest), "not writable")
+    refusal(lambda: SpectrumWriter(locked / "x.h5", manifest), "not writable")
 
 
 def test_a_run_without_a_record_leaves_nothing_behind(tmp_path, output):
     manifest = manifest_of(tmp_path)
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         writer.merge()
     assert entries(output.parent) == []
-    with pytest.raises(RuntimeError), SpectrumStore.prepare(output, manifest):
+    with pytest.raises(RuntimeError), SpectrumWriter(output, manifest):
         raise RuntimeError("the model is unknown")
     assert entries(output.parent) == []
     refusal(lambda: SpectrumStore.open(output), "there is no such store")
@@ -744,7 +750,7 @@ def test_looking_at_what_is_left_writes_nothing(tmp_path, output):
 
 
 def test_a_record_that_does_not_belong_is_refused(tmp_path, output):
-    with SpectrumStore.prepare(output, manifest_of(tmp_path)) as writer:
+    with SpectrumWriter(output, manifest_of(tmp_path)) as writer:
         writer.add(record_of("wide/0/0"))
         for key in ("other/0/0", "wide/1/0", "wide/0/4"):
             with pytest.raises(ValueError, match="not a measurement of this manifest"):
@@ -763,7 +769,7 @@ def test_a_record_that_does_not_belong_is_refused(tmp_path, output):
 def test_pairs_that_changed_between_two_runs_are_noticed(tmp_path, output):
     manifest = manifest_of(tmp_path)
     write(output, manifest, keys=["wide/0/0"])
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         refusal(lambda: writer.add(record_of("wide/2/0", batch_sha256="0" * 64)), "pairs are not those", "changed")
 
 

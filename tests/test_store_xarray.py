@@ -12,7 +12,7 @@ from compare_by_hand import K, write_store
 from spectra_by_hand import manifest_of, record_of
 
 from landscape.errors import MissingDependencyError, StoreError
-from landscape.store import UNIT, SpectrumStore
+from landscape.store import UNIT, SpectrumStore, SpectrumWriter
 from landscape.store.record import COLUMNS
 from landscape.store.xarray import VARIABLES
 
@@ -27,7 +27,7 @@ def stored(tmp_path_factory):
     manifest = manifest_of(folder, series=("wide", "narrow"), epochs=(0, 2), num_batches=4)
     keys = [f"wide/{epoch}/{batch}" for epoch in (0, 2) for batch in range(4)] + [f"narrow/2/{batch}" for batch in (0, 2, 3)]
     records = [record_of(key) for key in keys]
-    with SpectrumStore.prepare(folder / "spectra.h5", manifest) as writer:
+    with SpectrumWriter(folder / "spectra.h5", manifest) as writer:
         for record in records:
             writer.add(record)
         writer.merge()
@@ -108,7 +108,7 @@ def test_the_dataset_survives_a_round_trip_through_pandas(stored):
 
 
 def test_an_empty_store_says_so(tmp_path):
-    with SpectrumStore.prepare(tmp_path / "a.h5", manifest_of(tmp_path)):
+    with SpectrumWriter(tmp_path / "a.h5", manifest_of(tmp_path)):
         with pytest.raises(StoreError, match="no eigenvalues yet"):
             SpectrumStore.open(tmp_path / "a.h5").to_xarray()
 

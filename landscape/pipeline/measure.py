@@ -106,7 +106,7 @@ def run(
         how = How(hvp, audits, solver=Solver(solver))
         notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products, output=output)
         show_notes(notes, shown=progress)
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         # Another run may have finished since.
         tasks = plan(manifest, writer.completed_keys())
         if tasks:

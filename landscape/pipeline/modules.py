@@ -105,7 +105,7 @@ def run_modules(
         return RunReport(
             output=output, num_planned=num_planned, num_stored=num_stored, todo=todo, forecast=said, what="modules"
         )
-    with SpectrumStore.prepare(output, manifest) as writer:
+    with SpectrumWriter(output, manifest) as writer:
         tasks = _tasks(manifest, writer.completed_modules(), most)
         num_stored = num_planned - sum(len(task.batches) for task in tasks)
         report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored, what="modules")

@@ -1,4 +1,4 @@
-"""SpectrumStore: HDF5 schema version 1; one atomic part per record; merge; resume; read. Imports no torch."""
+"""SpectrumStore: HDF5 schema version 1; a log while it grows; merge; resume; read. Imports no torch."""
 
 from landscape.store.as_trained import described_as_trained, models_as_trained, value_text
 from landscape.store.densities import DensityRecord, describe_densities, is_density_file, read_densities, write_densities
@@ -8,6 +8,7 @@ from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
 from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries, differing_setting
 from landscape.store.record import Record, SpectraTable
+from landscape.store.run_status import RunStatus, read_status, write_status
 from landscape.store.store import SpectrumStore
 from landscape.store.surfaces import (
     StoredSurface,
@@ -32,6 +33,7 @@ __all__ = [
     "PlannedSeries",
     "Record",
     "RejectedPart",
+    "RunStatus",
     "SCHEMA_VERSION",
     "SpectraTable",
     "SpectrumStore",
@@ -52,11 +54,13 @@ __all__ = [
     "models_as_trained",
     "parts_folder",
     "read_densities",
+    "read_status",
     "read_surface",
     "summarize",
     "task_key",
     "value_text",
     "verdicts",
     "write_densities",
+    "write_status",
     "write_surface",
 ]

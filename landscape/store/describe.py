@@ -1,13 +1,18 @@
 """What is inside an output, in lines for a terminal and as values."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from landscape.store.as_trained import described_as_trained, notes_of
+from landscape.store.lock import lock_owner
 from landscape.store.parts import parts_folder
+from landscape.store.record import SpectraTable
+from landscape.store.run_status import read_status, status_lines
 from landscape.store.store import SpectrumStore
 from landscape.store.table import UNIT, combined
 from landscape.store.verdicts import operator_checks
@@ -46,29 +51,26 @@ def is_store(path: Path) -> bool:
 
 def summarize(store: SpectrumStore) -> list[CheckpointSummary]:
     """One summary per checkpoint that has a record, in the order of the manifest."""
-    summaries = []
+    return [_summary(store.records(*key), store) for key in store.identities]
+
+
+def _summary(table: SpectraTable, store: SpectrumStore) -> CheckpointSummary:
     hessian = store.plan.protocol["hessian"]
-    for series in store.series():
-        for epoch in store.epochs(series):
-            table = store.records(series, epoch)
-            summaries.append(
-                CheckpointSummary(
-                    series=series,
-                    epoch=epoch,
-                    model=table.model,
-                    num_params=table.num_params,
-                    num_unused=None if table.num_unused.min() < 0 else (int(table.num_unused.min()), int(table.num_unused.max())),
-                    num_records=table.num_records,
-                    num_planned=table.num_planned,
-                    num_not_converged=table.num_not_converged,
-                    num_unsettled=int(table.unsettled(which=hessian["which"], tol=hessian["tol"]).sum()),
-                    largest=float(table.eigenvalues.max()),
-                    smallest=float(table.eigenvalues.min()),
-                    worst_residual=float(np.max(table.residuals)),
-                    mean_loss=float(table.loss.mean()),
-                )
-            )
-    return summaries
+    return CheckpointSummary(
+        series=table.series,
+        epoch=table.epoch,
+        model=table.model,
+        num_params=table.num_params,
+        num_unused=None if table.num_unused.min() < 0 else (int(table.num_unused.min()), int(table.num_unused.max())),
+        num_records=table.num_records,
+        num_planned=table.num_planned,
+        num_not_converged=table.num_not_converged,
+        num_unsettled=int(table.unsettled(which=hessian["which"], tol=hessian["tol"]).sum()),
+        largest=float(table.eigenvalues.max()),
+        smallest=float(table.eigenvalues.min()),
+        worst_residual=float(np.max(table.residuals)),
+        mean_loss=float(table.loss.mean()),
+    )
 
 
 def _unused(one: CheckpointSummary) -> str:
@@ -92,33 +94,54 @@ def describe(path: str | Path) -> list[str]:
         StoreError: As `SpectrumStore.open`.
     """
     with SpectrumStore.open(path) as store:
-        data, hessian = store.plan.protocol["data"], store.plan.protocol["hessian"]
-        num_planned = store.plan.num_records
-        num_stored = len(store.completed_keys())
-        state = "complete" if num_stored == num_planned else "unfinished"
-        lines = [
-            f"store, schema version 1, {state}: {num_stored} of {num_planned} records",
-            f"written by landscape {store.plan.landscape_version}, manifest sha256 {store.plan.manifest_sha256}",
-            f"data: {data['source']} ({data['split']}), {data['num_samples']} pairs in batches of {data['batch_size']}, "
-            f"augmentation {data['augmentation']}, seed {data['seed']}",
-            f"eigenvalues: {hessian['k']} {hessian['which']} by {hessian['method']} of the {hessian['objective']} loss, "
-            f"parameters {hessian['parameters']}, tol {hessian['tol']}, {hessian['dtype']}; in {UNIT}",
-        ]
-        for one in summarize(store):
-            lines.append(
-                f"{one.series} epoch {one.epoch} ({one.model}, {one.num_params} parameters{_unused(one)}): "
-                f"{one.num_records} of {one.num_planned} batches, eigenvalues {one.smallest:.4g} to {one.largest:.4g}, "
-                f"{one.num_not_converged} not converged{_unsettled(one)}, worst residual {one.worst_residual:.1e}, "
-                f"mean loss {one.mean_loss:.4f}"
-            )
-        for series in store.series():
-            settings = combined(store.records(series, epoch).settings for epoch in store.epochs(series))
-            lines += [f"{series} {line}" for line in described_as_trained(settings)]
-            extras = combined(store.records(series, epoch).extras for epoch in store.epochs(series))
-            lines += [f"{series} note: {note}" for note in notes_of(extras)]
-            lines += [f"{series} {said}" for said in operator_checks(extras)]
+        lines = [*_head(store), *_running(store)]
+        facts: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+        for key in store.identities:
+            table = store.records(*key)
+            lines.append(_line(_summary(table, store)))
+            settings, extras = facts.setdefault(table.series, ([], []))
+            settings.append(table.settings)
+            extras.append(table.extras)
+        for series, (settings, extras) in facts.items():
+            lines += [f"{series} {line}" for line in described_as_trained(combined(settings))]
+            lines += [f"{series} note: {note}" for note in notes_of(combined(extras))]
+            lines += [f"{series} {said}" for said in operator_checks(combined(extras))]
         for series, epoch in store.module_identities:
             modules, batches = store.module_names(series), store.module_batches(series, epoch)
             lines.append(f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches")
         lines += [f"not used: {part.path.name}: {part.reason}" for part in store.rejected]
     return lines
+
+
+def _head(store: SpectrumStore) -> list[str]:
+    """What was asked for, and how much of it is there."""
+    data, hessian = store.plan.protocol["data"], store.plan.protocol["hessian"]
+    num_planned = store.plan.num_records
+    num_stored = len(store.completed_keys())
+    state = "complete" if num_stored == num_planned else "unfinished"
+    return [
+        f"store, schema version 1, {state}: {num_stored} of {num_planned} records",
+        f"written by landscape {store.plan.landscape_version}, manifest sha256 {store.plan.manifest_sha256}",
+        f"data: {data['source']} ({data['split']}), {data['num_samples']} pairs in batches of {data['batch_size']}, "
+        f"augmentation {data['augmentation']}, seed {data['seed']}",
+        f"eigenvalues: {hessian['k']} {hessian['which']} by {hessian['method']} of the {hessian['objective']} loss, "
+        f"parameters {hessian['parameters']}, tol {hessian['tol']}, {hessian['dtype']}; in {UNIT}",
+    ]
+
+
+def _running(store: SpectrumStore) -> list[str]:
+    """How far the run is that writes the store; nothing where none does, as far as this machine can see."""
+    folder = parts_folder(store.path)
+    status = read_status(folder)
+    if status is None or (status.host == os.uname().nodename and lock_owner(folder) is None):
+        return []
+    return status_lines(status)
+
+
+def _line(summary: CheckpointSummary) -> str:
+    return (
+        f"{summary.series} epoch {summary.epoch} ({summary.model}, {summary.num_params} parameters{_unused(summary)}): "
+        f"{summary.num_records} of {summary.num_planned} batches, eigenvalues {summary.smallest:.4g} to {summary.largest:.4g}, "
+        f"{summary.num_not_converged} not converged{_unsettled(summary)}, worst residual {summary.worst_residual:.1e}, "
+        f"mean loss {summary.mean_loss:.4f}"
+    )

@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
 from landscape.errors import StoreError
-from landscape.files import check_regular
+from landscape.files import check_regular, save_atomically
 
 # What h5py, JSON and our own checks raise on a file that is not as it was written.
 CORRUPT = (
@@ -35,6 +36,7 @@ _RESTORE = "Restore it from a copy, or name another output."
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MOST_BEHIND = 2**20
 _names = itertools.count()
+_PAGE = 2**12
 
 
 @contextmanager
@@ -93,6 +95,132 @@ def file_image(write: Callable[[h5py.File], object]) -> bytes:
         file.flush()
         image: bytes = file.id.get_file_image()
         return image
+
+
+class _DiskFile:
+    """A file for HDF5 to write to and read back, on a disk that may fail.
+
+    HDF5 may end the process when a write fails. So the first error is kept here and HDF5 is not told: from then on,
+    what it writes goes to memory and is read back from there.
+
+    Attributes:
+        error: The first error of the disk.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.error: OSError | None = None
+        self._descriptor = descriptor
+        self._position = 0
+        self._end = 0
+        self._pages: dict[int, bytearray] = {}
+
+    def check(self) -> None:
+        """Raise the error of the disk, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + (self._end if whence == os.SEEK_END else self._position if whence else 0)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def write(self, data: memoryview) -> int:
+        left, position = memoryview(data).cast("B"), self._position
+        size = len(left)
+        try:
+            while left and self.error is None:
+                written = os.pwrite(self._descriptor, left, position)
+                left, position = left[written:], position + written
+        except OSError as error:
+            self.error = error
+        if left:
+            self._keep(bytes(left), position)
+        self._position += size
+        self._end = max(self._end, self._position)
+        return size
+
+    def readinto(self, buffer: memoryview) -> int:
+        into = memoryview(buffer).cast("B")
+        content = self._read(self._position, len(into))
+        into[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def read(self, size: int) -> bytes:
+        content = self._read(self._position, size)
+        self._position += len(content)
+        return content
+
+    def truncate(self, size: int) -> int:
+        try:
+            if self.error is None:
+                os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            self.error = error
+        self._end = size
+        return size
+
+    def flush(self) -> None:
+        """Nothing to do: nothing is buffered."""
+
+    def _keep(self, data: bytes, position: int) -> None:
+        """Keep what the disk does not take."""
+        while data:
+            number, start = divmod(position, _PAGE)
+            if number not in self._pages:
+                self._pages[number] = bytearray(self._read_disk(number * _PAGE, _PAGE))
+            page = self._pages[number]
+            page[start : start + len(data)] = data[: _PAGE - start]
+            data, position = data[_PAGE - start :], position + _PAGE - start
+
+    def _read(self, position: int, size: int) -> bytes:
+        content = bytearray(self._read_disk(position, size))
+        for number in range(position // _PAGE, (position + size - 1) // _PAGE + 1) if self._pages else ():
+            if number in self._pages:
+                first, last = max(position, number * _PAGE), min(position + size, (number + 1) * _PAGE)
+                content[first - position : last - position] = self._pages[number][first - number * _PAGE : last - number * _PAGE]
+        return bytes(content)
+
+    def _read_disk(self, position: int, size: int) -> bytes:
+        """Bytes of the file; zeros where it has none, or the disk fails."""
+        content = b""
+        try:
+            while len(content) < size and (block := os.pread(self._descriptor, size - len(content), position + len(content))):
+                content += block
+        except OSError as error:
+            self.error = self.error or error
+        return content.ljust(size, b"\0")
+
+
+def save_hdf5(
+    path: Path,
+    write: Callable[[h5py.File, Callable[[], None]], object],
+    *,
+    num_bytes: int = 0,
+    temporary: Path | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Let `write` fill an HDF5 file that appears whole or not at all, and is never in memory as a whole.
+
+    Args:
+        write: Gets the file and a function that raises what the disk raised; to be called now and then.
+        num_bytes, temporary, check: As in `save_atomically`.
+
+    Raises:
+        OSError: If the disk does not take it.
+    """
+
+    def fill(stream: BinaryIO) -> None:
+        disk = _DiskFile(stream.fileno())
+        try:
+            with h5py.File(disk, "w", track_order=True) as file:
+                write(file, disk.check)
+        finally:
+            disk.check()
+
+    save_atomically(path, fill, num_bytes=num_bytes, temporary=temporary, check=check)
 
 
 def groups_in(group: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:

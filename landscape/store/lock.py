@@ -8,6 +8,8 @@ from pathlib import Path
 from landscape.errors import StoreError
 
 _NAME = "lock"
+# What flock raises on a file system without locks, as Lustre mounted without -o flock.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[int] = set()
 
 
@@ -19,6 +21,27 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _owner(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+
+
+def lock_owner(folder: Path) -> str | None:
+    """Who holds the lock on a folder, as "process 1 on host"; None if nobody is known to."""
+    try:
+        descriptor = os.open(folder / _NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _owner(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 class FolderLock:
@@ -34,6 +57,11 @@ class FolderLock:
         try:
             self._descriptor = self._acquire(output)
         except OSError as error:
+            if error.errno in _NO_LOCKS:
+                raise StoreError(
+                    f"{output}: its file system has no locks ({error.strerror}), so that two runs could write it at once. "
+                    "Name an output in another folder, or have the file system mounted with locks (Lustre: -o flock)."
+                ) from error
             raise StoreError(f"{output}: cannot be written ({folder}: {error.strerror}); choose a writable folder.") from error
         _held.add(self._descriptor)
         os.ftruncate(self._descriptor, 0)
@@ -56,7 +84,7 @@ class FolderLock:
                 if self._is_current(descriptor):
                     return descriptor
             except BlockingIOError:
-                owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+                owner = _owner(descriptor)
                 os.close(descriptor)
                 raise StoreError(
                     f"{output}: {owner} is writing it. Two runs would do the same work twice; wait for that one, or stop it."

@@ -4,7 +4,7 @@ modules, module_params      coordinates: one per module, in the order of the net
 datasets of `MODULE_COLUMNS` one row per batch, then per module; attributes as in /spectra/<series>/<epoch>
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from landscape.store.hdf5 import corrupt_file_errors, groups_in, read_array, read_texts
+from landscape.store.index import Key, OnError, PartIndex
 from landscape.store.module_record import (
     MATRICES,
     MODULE_COLUMNS,
@@ -24,7 +25,6 @@ from landscape.store.module_record import (
 from landscape.store.table import batches_in, joined, read_facts, write_attributes
 
 _GROUP = "modules"
-Key = tuple[str, int]
 
 
 class ModuleShelf:
@@ -32,69 +32,74 @@ class ModuleShelf:
 
     Args:
         file: The merged file, open; None without one. Files from before there were modules have none.
-        records: Of the parts, each with the versions of the packages that measured it.
+        index: Of the parts.
 
     Attributes:
-        identities: Digest of the weights and number of parameters of each (series, epoch).
+        index: As given.
 
     Raises:
         StoreError: If the file is damaged.
     """
 
-    def __init__(
-        self, path: Path, file: h5py.File | None, records: Iterable[tuple[ModuleRecord, Mapping[str, Any]]]
-    ) -> None:
+    def __init__(self, path: Path, file: h5py.File | None, index: PartIndex[ModuleRecord] | None = None) -> None:
+        self.index: PartIndex[ModuleRecord] = PartIndex() if index is None else index
         self._path = path
         self._groups: dict[Key, h5py.Group] = {}
-        self._records: dict[Key, list[tuple[ModuleRecord, Mapping[str, Any]]]] = {}
-        self.identities: dict[Key, tuple[str, int]] = {}
+        self._identities: dict[Key, tuple[str, int]] = {}
         with corrupt_file_errors(path):
             for series, epochs in groups_in(file[_GROUP]) if file is not None and _GROUP in file else ():
                 for epoch, group in groups_in(epochs):
                     self._groups[series, int(epoch)] = group
                     identity = (str(group.attrs["checkpoint_sha256"]), int(group.attrs["num_params"]))
-                    self.identities[series, int(epoch)] = identity
-        for record, versions in records:
-            key = (record.series, record.epoch)
-            self._records.setdefault(key, []).append((record, versions))
-            self.identities.setdefault(key, (record.checkpoint_sha256, record.num_params))
+                    self._identities[series, int(epoch)] = identity
+
+    @property
+    def identities(self) -> dict[Key, tuple[str, int]]:
+        """Digest of the weights and number of parameters of each (series, epoch)."""
+        return self.index.identities | self._identities
 
     def batches(self, key: Key) -> dict[int, str]:
         """Digest of the pairs of each batch that is stored of one checkpoint; empty if none is."""
-        found = {record.batch: record.batch_sha256 for record, _ in self._records.get(key, [])}
+        batches = self.index.batches(key)
         if key in self._groups:
             with corrupt_file_errors(self._path):
-                found |= batches_in(self._groups[key])
-        return found
+                batches |= batches_in(self._groups[key])
+        return batches
 
     def modules(self, series: str) -> tuple[str, ...] | None:
         """The modules of a series, the same at all its epochs; None if none is stored."""
-        for key in self.identities:
-            if key[0] == series and key in self._records:
-                return self._records[key][0][0].modules
+        for key, group in self._groups.items():
             if key[0] == series:
                 with corrupt_file_errors(self._path):
-                    return _names(self._groups[key])
-        return None
+                    return _names(group)
+        return next((self.index.modules(key) for key in self.index.identities if key[0] == series), None)
 
-    def table(self, key: Key, *, model: str, label: str, num_planned: int) -> ModuleTable:
-        """Everything that is stored of one checkpoint in `identities`."""
-        facts: dict[str, Any] = {"model": model, "label": label, "num_planned": num_planned}
-        tables = []
-        if key in self._groups:
-            with corrupt_file_errors(self._path):
-                tables.append(_read(self._groups[key], key, facts))
-        if key in self._records:
-            tables.append(module_table_of(self._records[key], **facts))
-        return tables[0] if len(tables) == 1 else joined(*tables, columns=MODULE_COLUMNS)
+    def merged_table(self, key: Key, **facts: Any) -> ModuleTable | None:
+        """What the merged file holds of one checkpoint; None if nothing."""
+        if key not in self._groups:
+            return None
+        with corrupt_file_errors(self._path):
+            return _read(self._groups[key], key, facts)
+
+    def table(self, key: Key, *, on_error: OnError = None, **facts: Any) -> ModuleTable | None:
+        """Everything that is stored of one checkpoint; None if nothing is readable.
+
+        Args:
+            on_error: As in `PartIndex.read`.
+            facts: `model`, `label` and `num_planned`.
+        """
+        merged, records = self.merged_table(key, **facts), self.index.read(key, on_error=on_error)
+        if not records:
+            return merged
+        table = module_table_of(records, **facts)
+        return table if merged is None else joined(merged, table, columns=MODULE_COLUMNS)
 
 
-def write_module_tables(file: h5py.File, tables: Iterable[ModuleTable]) -> None:
-    """Write the tables, in the order in which they come, to a file that has none."""
-    for table in tables:
-        shelf = file.get(_GROUP) or file.create_group(_GROUP, track_order=True)
-        series = shelf.get(table.series) or shelf.create_group(table.series, track_order=True)
-        _write(series.create_group(str(table.epoch), track_order=True), table)
+def write_module_table(file: h5py.File, table: ModuleTable) -> None:
+    """Write the table of a checkpoint that the file has none of."""
+    shelf = file.get(_GROUP) or file.create_group(_GROUP, track_order=True)
+    series = shelf.get(table.series) or shelf.create_group(table.series, track_order=True)
+    _write(series.create_group(str(table.epoch), track_order=True), table)
 
 
 def _write(group: h5py.Group, table: ModuleTable) -> None:

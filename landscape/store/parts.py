@@ -1,48 +1,50 @@
-"""The folder <output>.parts: one small file per record while a run goes on, each whole or not there.
+"""The folder <output>.parts: what is measured and not merged yet, in logs, while a run goes on.
 
-A file is two lines of JSON: a header with the SHA-256 digest of the second line, and the content. What does not
-agree with its digest, its name, or the plan is never used; its measurement is made again.
+    plan.json           what the output is going to hold
+    records.<n>.log     the records of one writer, in the order in which they came
+    lock, status.json   who writes, and how far it is
+    <series>.<epoch>.<batch>[.modules].jsonl    one record a file, as landscape 0.1 wrote them
+
+What does not agree with its digest, its name, or the plan is never used; its measurement is made again.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+import errno
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from landscape.errors import StoreError
-from landscape.files import read_regular, write_atomically
-from landscape.store.hdf5 import CORRUPT, check_mapping
+from landscape.files import open_regular, read_regular, write_atomically
+from landscape.store.agreement import differing_field
+from landscape.store.hdf5 import CORRUPT
+from landscape.store.index import Entries, Entry, Key, PartContent
+from landscape.store.lines import LARGEST_RECORD, decode, decode_part, encode, reason_of
+from landscape.store.log import LogFile, Stretch, log_number, scan
 from landscape.store.module_record import ModuleRecord
-from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
+from landscape.store.plan import Plan
 from landscape.store.record import Record
+from landscape.store.run_status import STATUS_FILE
 
 _SUFFIX = ".jsonl"
 _MODULES = ".modules"
 _PLAN = "plan.json"
 _LOCK = "lock"
-# A record of a thousand modules takes about 10 MB.
-_LARGEST_PART = 2**28
+# So many killed writers leave a log each; a process may often open no more than 1024 files.
+_MOST_OPEN = 200
+# What opening a file raises that is gone, a pipe, a folder or a circle of links.
+_NO_FILE = (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedPart:
-    """A file among the parts that is not used, and why."""
+    """A record or a file among the parts that is not used, and why."""
 
     path: Path
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A record as it lies on disk, with the protocol and the package versions that it was measured under."""
-
-    record: Record | ModuleRecord
-    protocol_sha256: str
-    versions: Mapping[str, Any]
+class UnreadableLogError(StoreError):
+    """A log is there and cannot be read, though nothing says that it is damaged."""
 
 
 def parts_folder(output: Path) -> Path:
@@ -50,28 +52,13 @@ def parts_folder(output: Path) -> Path:
 
 
 def part_name(record: Record | ModuleRecord) -> str:
+    """Name of the file of a record that has one of its own."""
     modules = _MODULES if isinstance(record, ModuleRecord) else ""
     return f"{record.series}.{record.epoch}.{record.batch}{modules}{_SUFFIX}"
 
 
-def write_part(folder: Path, part: Part) -> None:
-    """Put a record on disk, whole or not at all.
-
-    Raises:
-        OSError: If the disk does not take it.
-    """
-    record = {key: _plain(value) for key, value in vars(part.record).items()}
-    content = {"protocol_sha256": part.protocol_sha256, "versions": dict(part.versions), "record": record}
-    kind = "modules" if isinstance(part.record, ModuleRecord) else "record"
-    write_atomically(folder / part_name(part.record), _encode(kind, content))
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else dict(value) if isinstance(value, Mapping) else value
-
-
 def write_plan(folder: Path, plan: Plan) -> None:
-    write_atomically(folder / _PLAN, _encode("plan", asdict(plan)))
+    write_atomically(folder / _PLAN, encode("plan", asdict(plan)))
 
 
 def read_plan(folder: Path) -> Plan | RejectedPart | None:
@@ -82,89 +69,157 @@ def read_plan(folder: Path) -> Plan | RejectedPart | None:
     """
     path = folder / _PLAN
     try:
-        return Plan.from_json(_decode("plan", path))
+        _, content = decode(read_regular(path, largest=LARGEST_RECORD), path, kind="plan")
+        return Plan.from_json(content)
     except FileNotFoundError:
         return None
     except CORRUPT as error:
-        return RejectedPart(path=path, reason=_reason(error))
+        return RejectedPart(path=path, reason=reason_of(error))
 
 
-def read_parts(folder: Path) -> tuple[list[Part], list[RejectedPart]]:
-    """Every readable record among the parts, in the order of their names, and what else is there.
+def read_parts(folder: Path) -> tuple[list[Entry], list[RejectedPart]]:
+    """Index every readable record among the parts, each checked once, and say what else is there.
 
-    A part that disappears on the way has been merged: whoever reads the merged file afterwards finds it there.
+    Logs stay open, so that they can be read after a merge has removed them. A part that disappears on the way has been
+    merged: whoever reads the merged file afterwards finds it there.
+
+    Raises:
+        StoreError: If the folder or a log cannot be read.
     """
-    parts, rejected = [], []
     try:
-        paths = sorted(folder.iterdir())
+        paths = sorted(folder.iterdir(), key=lambda path: (log_number(path) or 0, path.name))
     except (FileNotFoundError, NotADirectoryError):
         return [], []
     except OSError as error:
         raise StoreError(f"{folder}: cannot be read ({error.strerror}); mend its permissions.") from error
-    for path in paths:
-        if path.name in (_PLAN, _LOCK) or _is_temporary(path):
+    make = Entries()
+    entries: list[Entry] = []
+    rejected: list[RejectedPart] = []
+    for number, path in enumerate(paths):
+        if path.name in (_PLAN, _LOCK, STATUS_FILE) or _is_temporary(path):
             continue
         try:
-            of_modules = path.name.endswith(_MODULES + _SUFFIX)
-            content = _decode("modules" if of_modules else "record", path)
-            record = ModuleRecord(**content["record"]) if of_modules else Record(**content["record"])
-            if path.name != part_name(record):
-                raise ValueError(f"it holds {record.key}, which its name does not say")
-            versions = check_mapping(content["versions"], "versions")
-            parts.append(Part(record=record, protocol_sha256=str(content["protocol_sha256"]), versions=dict(versions)))
+            if log_number(path) is not None:
+                _read_log(path, make, entries, rejected, stays_open=number < _MOST_OPEN)
+            else:
+                entries.append(_read_part(path, make))
         except FileNotFoundError:
             continue
+        except UnreadableLogError:
+            raise
         except (*CORRUPT, StoreError) as error:
-            rejected.append(RejectedPart(path=path, reason=_reason(error)))
-    return parts, rejected
+            rejected.append(RejectedPart(path=path, reason=reason_of(error)))
+    return entries, rejected
 
 
-def that_fit(
-    parts: Iterable[Part],
+def _read_part(path: Path, make: Entries) -> Entry:
+    content = read_regular(path, largest=LARGEST_RECORD)
+    part = decode_part(content, path, kind="modules" if path.name.endswith(_MODULES + _SUFFIX) else "record")
+    if path.name != part_name(part.record):
+        raise ValueError(f"it holds {part.record.key}, which its name does not say")
+    return make.of(part, PartContent(path, content), 0, len(content))
+
+
+def _read_log(
+    path: Path, make: Entries, entries: list[Entry], rejected: list[RejectedPart], *, stays_open: bool
+) -> None:
+    try:
+        log = LogFile(path, open_regular(path))
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise
+        raise unreadable(path, error) from error
+    for stretch in _stretches(log):
+        if stretch.content is None:
+            rejected.append(RejectedPart(path=path, reason=stretch.reason))
+            continue
+        try:
+            part = decode_part(stretch.content, path)
+            entries.append(make.of(part, log, stretch.offset, stretch.length))
+        except (*CORRUPT, StoreError) as error:
+            rejected.append(RejectedPart(path=path, reason=f"at byte {stretch.offset}: {reason_of(error)}"))
+    if not stays_open:
+        log.close()
+
+
+def _stretches(log: LogFile) -> Iterator[Stretch]:
+    try:
+        yield from scan(log.stream)
+    except OSError as error:
+        raise unreadable(log.path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> UnreadableLogError:
+    """Say that a log cannot be read: to take its records as lost would measure them again and remove them."""
+    return UnreadableLogError(f"{path}: cannot be read ({error.strerror or error}); its records are needed: mend that first.")
+
+
+def split_fitting(
+    entries: Iterable[Entry],
     plan: Plan,
-    folder: Path,
-    established: Mapping[tuple[str, int], tuple[str, int]],
+    established: Mapping[Key, tuple[str, int]],
     established_modules: Mapping[str, tuple[str, ...]],
-) -> tuple[list[Part], list[RejectedPart]]:
-    """Split parts into those that were measured under this plan and the foreign ones.
+) -> tuple[list[Entry], list[RejectedPart]]:
+    """Split records into those that were measured under this plan and the foreign ones.
 
     Args:
         established: The digest of the weights and the number of parameters of each (series, epoch) that is merged.
         established_modules: The modules of each series of which some are merged.
     """
     known, modules = dict(established), dict(established_modules)
-    fitting, foreign = [], []
-    for part in parts:
-        record = part.record
-        identity = (record.checkpoint_sha256, record.num_params)
-        reason = None
-        if part.protocol_sha256 != plan.protocol_sha256_of(record.series):
-            reason = "it was measured under another protocol"
-        elif not plan.holds(record.series, record.epoch) or record.batch >= plan.num_batches:
-            reason = f"{record.key} is not planned"
-        elif record.k != plan.k:
-            reason = f"it holds {record.k} eigenvalues instead of {plan.k}"
-        elif isinstance(record, ModuleRecord) and modules.setdefault(record.series, record.modules) != record.modules:
-            reason = "its modules are not those of the rest of its series"
-        elif known.setdefault((record.series, record.epoch), identity) != identity:
-            reason = "it was measured on other weights than the rest of its checkpoint"
-        if reason is None:
-            fitting.append(part)
-        else:
-            foreign.append(RejectedPart(path=folder / part_name(record), reason=reason))
-    return fitting, foreign
+    protocols = {one.name: plan.protocol_sha256_of(one.name) for one in plan.series}
+    fitting: dict[tuple[str, bool], Entry] = {}
+    foreign = []
+    for entry in entries:
+        reason = _misfit(entry, plan, protocols, known, modules)
+        other = fitting.setdefault((entry.key, entry.origin.modules is None), entry) if reason is None else entry
+        if other is not entry and (field := differing_field(other.read().record, entry.read().record)) is not None:
+            reason = f"{entry.key} is stored with another {field} before it"
+        if reason is not None:
+            named = entry.key in reason or not isinstance(entry.source, LogFile)
+            foreign.append(RejectedPart(path=entry.source.path, reason=reason if named else f"{entry.key}: {reason}"))
+    return list(fitting.values()), foreign
+
+
+def _misfit(
+    entry: Entry,
+    plan: Plan,
+    protocols: Mapping[str, str],
+    known: dict[Key, tuple[str, int]],
+    modules: dict[str, tuple[str, ...]],
+) -> str | None:
+    """Why a record does not belong to a plan; None if it does."""
+    origin = entry.origin
+    identity = (origin.checkpoint_sha256, origin.num_params)
+    if entry.series in protocols and origin.protocol_sha256 != protocols[entry.series]:
+        return "it was measured under another protocol"
+    if not plan.holds(entry.series, entry.epoch) or entry.batch >= plan.num_batches:
+        return f"{entry.key} is not planned"
+    if origin.k != plan.k:
+        return f"it holds {origin.k} eigenvalues instead of {plan.k}"
+    if origin.modules is not None and modules.setdefault(entry.series, origin.modules) != origin.modules:
+        return "its modules are not those of the rest of its series"
+    if known.setdefault((entry.series, entry.epoch), identity) != identity:
+        return "it was measured on other weights than the rest of its checkpoint"
+    return None
 
 
 def remove_parts(folder: Path) -> None:
     """Remove what this module writes, whole or half, the plan last; files of others stay."""
     for path in sorted(folder.iterdir()):
-        if (path.suffix == _SUFFIX or _is_temporary(path)) and not path.is_dir():
+        if (_holds_records(path) or path.name == STATUS_FILE or _is_temporary(path)) and not path.is_dir():
             path.unlink()
     (folder / _PLAN).unlink(missing_ok=True)
 
 
 def has_parts(folder: Path) -> bool:
-    return any(path.suffix == _SUFFIX for path in folder.iterdir())
+    """Whether a folder holds records; a log that nothing was written to does not count."""
+    return any(_holds_records(path) and (log_number(path) is None or path.stat().st_size) for path in folder.iterdir())
+
+
+def num_bytes(folder: Path) -> int:
+    """Bytes of all records in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir() if _holds_records(path))
 
 
 def merged_temporary(folder: Path) -> Path:
@@ -172,31 +227,9 @@ def merged_temporary(folder: Path) -> Path:
     return folder / ".merged.h5.tmp"
 
 
+def _holds_records(path: Path) -> bool:
+    return path.suffix == _SUFFIX or log_number(path) is not None
+
+
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
-
-
-def _encode(kind: str, content: Mapping[str, Any]) -> bytes:
-    body = json.dumps(content).encode()
-    header = {"landscape": kind, "schema_version": SCHEMA_VERSION, "sha256": hashlib.sha256(body).hexdigest()}
-    return json.dumps(header).encode() + b"\n" + body + b"\n"
-
-
-def _decode(kind: str, path: Path) -> Any:
-    lines = read_regular(path, largest=_LARGEST_PART).split(b"\n")
-    if len(lines) != 3 or lines[2]:
-        raise ValueError("it is truncated, or no part")
-    header = json.loads(lines[0])
-    if header["landscape"] != kind:
-        raise ValueError(f"it is not a {kind}")
-    if header["sha256"] != hashlib.sha256(lines[1]).hexdigest():
-        raise ValueError("it is damaged: its digest is wrong")
-    content = check_mapping(json.loads(lines[1]), "its content")
-    check_schema_version(path, header["schema_version"], written_by=content.get("landscape_version"))
-    return content
-
-
-def _reason(error: Exception) -> str:
-    """Why a part cannot be read, on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"{type(error).__name__} on reading: {' '.join(text.split())[:200]}"

@@ -18,18 +18,17 @@ import h5py
 import numpy as np
 
 from landscape.errors import StoreError
-from landscape.files import write_atomically
 from landscape.manifest import canonical_json
 from landscape.store.hdf5 import (
     corrupt_file_errors,
-    file_image,
     groups_in,
     open_hdf5,
     read_array,
     read_texts,
+    save_hdf5,
 )
 from landscape.store.module_record import ModuleTable
-from landscape.store.module_shelf import write_module_tables
+from landscape.store.module_shelf import write_module_table
 from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
 from landscape.store.record import COLUMNS, ENDS, LATER, RITZ, SpectraTable, check_table
 from landscape.store.table import UNIT, batches_in, read_facts, write_attributes
@@ -41,19 +40,21 @@ def write_file(
     tables: Iterable[SpectraTable],
     module_tables: Iterable[ModuleTable] = (),
     *,
+    num_bytes: int = 0,
     temporary: Path | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a whole file and bring it to the disk, or leave what was there.
 
     Args:
-        temporary, check: As in `write_atomically`.
+        tables, module_tables: Taken one after the other, so that one is in memory at a time.
+        num_bytes, temporary, check: As in `save_atomically`.
 
     Raises:
         OSError: If the disk does not take it.
     """
 
-    def write(file: h5py.File) -> None:
+    def write(file: h5py.File, check_disk: Callable[[], None]) -> None:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["landscape_version"] = plan.landscape_version
         file.attrs["manifest_sha256"] = plan.manifest_sha256
@@ -64,13 +65,16 @@ def write_file(
         _write_plan(file.create_group("plan"), plan)
         spectra = file.create_group("spectra", track_order=True)
         for table in tables:
+            check_disk()
             series = spectra.get(table.series)
             if series is None:
                 series = spectra.create_group(table.series, track_order=True)
             _write_table(series.create_group(str(table.epoch), track_order=True), table)
-        write_module_tables(file, module_tables)
+        for module_table in module_tables:
+            check_disk()
+            write_module_table(file, module_table)
 
-    write_atomically(path, file_image(write), temporary=temporary, check=check)
+    save_hdf5(path, write, num_bytes=num_bytes, temporary=temporary, check=check)
 
 
 def _write_plan(group: h5py.Group, plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,32 +13,31 @@ from landscape.errors import StoreError
 from landscape.manifest import Manifest
 from landscape.manifest.document import nearest
 from landscape.store import schema
+from landscape.store.agreement import module_record_of_row, record_of_row
+from landscape.store.index import Entry, Key, OnError, PartIndex
 from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.module_shelf import ModuleShelf
-from landscape.store.parts import Part, RejectedPart, parts_folder, read_parts, read_plan, that_fit
+from landscape.store.parts import RejectedPart, parts_folder, read_parts, read_plan, split_fitting
 from landscape.store.plan import Plan, check_resumable
 from landscape.store.record import COLUMNS, Record, SpectraTable, table_of
 from landscape.store.table import joined, task_key
+from landscape.store.xarray import to_dataset
 
 if TYPE_CHECKING:
     from xarray import Dataset
-
-    from landscape.store.writer import SpectrumWriter
 
 
 class SpectrumStore:
     """A snapshot of an output: the merged file and the parts beside it, as they were when it was opened.
 
-    A run may go on writing meanwhile; open again to see more. Use it as a context manager, or close it.
+    Of the parts it keeps where each record lies; records are read when they are asked for. A run may go on writing
+    meanwhile; open again to see more. Use it as a context manager, or close it.
 
     Attributes:
         path: The merged file, which is not there before the first merge.
         plan: What the output is going to hold.
         merged_plan: What the merged file was going to hold; None without one.
         rejected: Parts that are not used, each with the reason.
-        identities: Digest of the weights and number of parameters of each (series, epoch) that has a record, in the
-            order of the manifest.
-        module_identities: The same of each (series, epoch) of which the spectra of modules are stored.
     """
 
     def __init__(
@@ -46,33 +45,41 @@ class SpectrumStore:
         path: Path,
         plan: Plan,
         *,
-        merged_plan: Plan | None,
-        file: h5py.File | None,
-        parts: list[Part],
-        rejected: list[RejectedPart],
+        merged_plan: Plan | None = None,
+        file: h5py.File | None = None,
+        entries: Iterable[Entry] = (),
+        rejected: Iterable[RejectedPart] = (),
     ) -> None:
+        entries = tuple(entries)
         self.path = path
         self.plan = plan
         self.merged_plan = merged_plan
         self.rejected = tuple(rejected)
         self._file = file
         self._close = weakref.finalize(self, file.close) if file is not None else lambda: None
-        self.identities = {} if file is None else schema.stored_checkpoints(file, path)
-        self._merged = {key: schema.stored_batches(file, path, *key) for key in self.identities} if file is not None else {}
-        self._parts: dict[tuple[str, int], list[tuple[Record, Mapping[str, Any]]]] = {}
-        of_modules = []
-        for part in parts:
-            if isinstance(part.record, ModuleRecord):
-                of_modules.append((part.record, part.versions))
-                continue
-            key = (part.record.series, part.record.epoch)
-            self._parts.setdefault(key, []).append((part.record, part.versions))
-            self.identities.setdefault(key, (part.record.checkpoint_sha256, part.record.num_params))
+        self._merged_identities = {} if file is None else schema.stored_checkpoints(file, path)
+        self._merged = {key: schema.stored_batches(file, path, *key) for key in self._merged_identities} if file else {}
+        self._index = PartIndex[Record](entry for entry in entries if entry.origin.modules is None)
+        of_modules = PartIndex[ModuleRecord](entry for entry in entries if entry.origin.modules is not None)
         self._shelf = ModuleShelf(path, file, of_modules)
-        ordered = [(one.name, epoch) for one in plan.series for epoch in one.epochs]
-        self.identities = {key: self.identities[key] for key in ordered if key in self.identities}
-        shelved = self._shelf.identities
-        self.module_identities = {key: shelved[key] for key in ordered if key in shelved}
+
+    @property
+    def identities(self) -> dict[Key, tuple[str, int]]:
+        """Digest of the weights and number of parameters of each (series, epoch) that has a record, in planned order."""
+        return self._ordered(self._index.identities | self._merged_identities)
+
+    @property
+    def module_identities(self) -> dict[Key, tuple[str, int]]:
+        """The same of each (series, epoch) of which the spectra of modules are stored."""
+        return self._ordered(self._shelf.identities)
+
+    def _ordered(self, identities: dict[Key, tuple[str, int]]) -> dict[Key, tuple[str, int]]:
+        planned = ((series.name, epoch) for series in self.plan.series for epoch in series.epochs)
+        return {key: identities[key] for key in planned if key in identities}
+
+    def _enter(self, entry: Entry) -> None:
+        """Take in a record that the writer of this output has just stored."""
+        (self._index if entry.origin.modules is None else self._shelf.index).add(entry)
 
     @classmethod
     def open(cls, path: str | Path, *, series: Sequence[str] | None = None) -> Self:
@@ -94,14 +101,12 @@ class SpectrumStore:
 
     def _keep(self, series: Sequence[str]) -> None:
         """Forget all other series."""
-        known = [one.name for one in self.plan.series]
+        known = [planned.name for planned in self.plan.series]
         unknown = next((name for name in series if name not in known), None)
         if unknown is not None:
             self.close()
             raise StoreError(f"{self.path}: it has no series {unknown!r}; {nearest(unknown, known)}")
-        self.plan = replace(self.plan, series=tuple(one for one in self.plan.series if one.name in series))
-        self.identities = {key: found for key, found in self.identities.items() if key[0] in series}
-        self.module_identities = {key: found for key, found in self.module_identities.items() if key[0] in series}
+        self.plan = replace(self.plan, series=tuple(planned for planned in self.plan.series if planned.name in series))
 
     @classmethod
     def _read(cls, path: Path, *, fallback: Plan | None) -> Self | None:
@@ -109,7 +114,7 @@ class SpectrumStore:
         folder = parts_folder(path)
         planned = read_plan(folder)
         # Parts first, then the file: a merge in between moves records from what was read to what is read next.
-        parts, rejected = read_parts(folder)
+        entries, rejected = read_parts(folder)
         if isinstance(planned, RejectedPart):
             rejected, planned = [planned, *rejected], None
         file = schema.open_file(path, to_write=fallback is not None)
@@ -117,17 +122,17 @@ class SpectrumStore:
             merged_plan = None if file is None else schema.read_plan_of_file(file, path)
             if planned is not None and merged_plan is not None and planned.protocol != merged_plan.protocol:
                 raise StoreError(f"{folder}: its parts were not measured for {path}, which has other settings; move it away.")
-            shelf = ModuleShelf(path, file, ())
+            shelf = ModuleShelf(path, file)
             identities = shelf.identities | ({} if file is None else schema.stored_checkpoints(file, path))
             plans = (plan for plan in (planned, merged_plan, fallback) if plan is not None)
             plan = next((plan for plan in plans if all(plan.holds(*key) for key in identities)), None)
             if plan is None:
-                if file is None and not parts and not rejected:
+                if file is None and not entries and not rejected:
                     return None
                 raise StoreError(f"{path}: its plan is lost; run `landscape spectra` on its manifest again, which mends it.")
             modules = {name: names for name, _ in identities if (names := shelf.modules(name)) is not None}
-            parts, foreign = that_fit(parts, plan, folder, identities, modules)
-            return cls(path, plan, merged_plan=merged_plan, file=file, parts=parts, rejected=[*rejected, *foreign])
+            entries, foreign = split_fitting(entries, plan, identities, modules)
+            return cls(path, plan, merged_plan=merged_plan, file=file, entries=entries, rejected=[*rejected, *foreign])
         except BaseException:
             if file is not None:
                 file.close()
@@ -135,10 +140,12 @@ class SpectrumStore:
 
     @classmethod
     def check(cls, path: str | Path, manifest: Manifest) -> frozenset[str]:
-        """Whether `prepare` would go through, and the keys it would find stored; writes nothing.
+        """Check that a `SpectrumWriter` would go on with an output, and return the keys it would find stored.
+
+        Writes nothing.
 
         Raises:
-            StoreError: As `prepare`.
+            StoreError: As `SpectrumWriter`.
         """
         path = checked_target(path)
         store = cls._read(path, fallback=Plan.of(manifest))
@@ -147,18 +154,6 @@ class SpectrumStore:
         with store:
             check_resumable(path, store.plan, store.stored(), manifest)
             return store.completed_keys()
-
-    @classmethod
-    def prepare(cls, path: str | Path, manifest: Manifest) -> "SpectrumWriter":
-        """Begin an output, or go on with one, as its only writer.
-
-        Raises:
-            StoreError: If the folder is not writable, another process writes, what is there is no store, of another
-                version of the schema, or of another manifest. Nothing is written then.
-        """
-        from landscape.store.writer import SpectrumWriter
-
-        return SpectrumWriter(checked_target(path), manifest)
 
     def series(self) -> tuple[str, ...]:
         """Names of the series that have a record, in the order of the manifest."""
@@ -184,17 +179,49 @@ class SpectrumStore:
         if epoch not in self.epochs(series):
             found = ", ".join(map(str, self.epochs(series)))
             raise StoreError(f"{self.path}: series {series!r} has no epoch {epoch}; it has {found}.")
-        key = (series, epoch)
+        table = self._table((series, epoch))
+        assert table is not None, "a record that became unreadable is an error here"
+        return table
+
+    def _facts(self, series: str) -> dict[str, Any]:
+        """What the plan says of the tables of a series."""
         planned = self.plan.named(series)
         assert planned is not None, "a plan holds what it was checked against"
-        facts: dict[str, Any] = {"model": planned.model, "label": planned.label, "num_planned": self.plan.num_batches}
-        tables = []
-        if key in self._merged:
-            assert self._file is not None
-            tables.append(schema.read_table(self._file, self.path, series, epoch))
-        if key in self._parts:
-            tables.append(table_of(self._parts[key], **facts))
-        return replace(tables[0] if len(tables) == 1 else joined(*tables, columns=COLUMNS), **facts)
+        return {"model": planned.model, "label": planned.label, "num_planned": self.plan.num_batches}
+
+    def _table(self, key: Key, *, on_error: OnError = None) -> SpectraTable | None:
+        """The spectra of one checkpoint; None if nothing is readable. `on_error` as in `PartIndex.read`."""
+        merged, facts = self._merged_table(key), self._facts(key[0])
+        records = self._index.read(key, on_error=on_error)
+        if not records:
+            return merged
+        table = table_of(records, **facts)
+        return table if merged is None else replace(joined(merged, table, columns=COLUMNS), **facts)
+
+    def _merged_table(self, key: Key) -> SpectraTable | None:
+        if self._file is None or key not in self._merged:
+            return None
+        return replace(schema.read_table(self._file, self.path, *key), **self._facts(key[0]))
+
+    def _module_table(self, key: Key, *, on_error: OnError = None) -> ModuleTable | None:
+        return self._shelf.table(key, on_error=on_error, **self._facts(key[0]))
+
+    def stored_record(self, series: str, epoch: int, batch: int) -> Record | None:
+        """One record; None if it is not stored. Of the merged file, settings and extras are those of its checkpoint."""
+        key = (series, epoch)
+        if (record := self._index.record(key, batch)) is not None or (table := self._merged_table(key)) is None:
+            return record
+        rows = table.batch.tolist()
+        return record_of_row(table, rows.index(batch)) if batch in rows else None
+
+    def stored_module_record(self, series: str, epoch: int, batch: int) -> ModuleRecord | None:
+        """The same of the spectra of the modules of one batch."""
+        key = (series, epoch)
+        if (record := self._shelf.index.record(key, batch)) is not None:
+            return record
+        table = self._shelf.merged_table(key, **self._facts(series))
+        rows = [] if table is None else table.batch.tolist()
+        return module_record_of_row(table, rows.index(batch)) if table is not None and batch in rows else None
 
     def to_xarray(self) -> "Dataset":
         """The spectra of whole models as one xarray.Dataset; docs/xarray.md lists its dimensions and variables.
@@ -205,14 +232,12 @@ class SpectrumStore:
             MissingDependencyError: If xarray is not installed.
             StoreError: If nothing is stored yet, or the file is damaged.
         """
-        from landscape.store.xarray import to_dataset
-
-        return to_dataset(self)
+        tables = [self.records(*key) for key in self.identities]
+        return to_dataset(tables, self.plan, path=self.path)
 
     def batches(self, series: str, epoch: int) -> dict[int, str]:
         """Digest of the pairs of each batch that is stored of one checkpoint; empty if none is."""
-        parts = self._parts.get((series, epoch), [])
-        return {record.batch: record.batch_sha256 for record, _ in parts} | self._merged.get((series, epoch), {})
+        return self._index.batches((series, epoch)) | self._merged.get((series, epoch), {})
 
     def modules(self, series: str, epoch: int) -> ModuleTable:
         """The spectra of all modules that are stored of one checkpoint, with `batch` and `modules` as coordinates.
@@ -220,15 +245,15 @@ class SpectrumStore:
         Raises:
             StoreError: If none is, or the file is damaged.
         """
-        planned = self.plan.named(series)
-        if planned is None or (series, epoch) not in self.module_identities:
-            found = ", ".join(f"{name} epoch {one}" for name, one in self.module_identities) or "none at all"
+        if (series, epoch) not in self.module_identities:
+            stored = ", ".join(f"{name} epoch {number}" for name, number in self.module_identities) or "none at all"
             raise StoreError(
-                f"{self.path}: it has no spectra of modules of {series} epoch {epoch}, but of {found}. "
+                f"{self.path}: it has no spectra of modules of {series} epoch {epoch}, but of {stored}. "
                 "`landscape spectra --per-module` measures them."
             )
-        facts: dict[str, Any] = {"model": planned.model, "label": planned.label, "num_planned": self.plan.num_batches}
-        return self._shelf.table((series, epoch), **facts)
+        table = self._module_table((series, epoch))
+        assert table is not None, "a record that became unreadable is an error here"
+        return table
 
     def module_names(self, series: str) -> tuple[str, ...] | None:
         """The modules of a series of which spectra are stored, in the order of the network; None if none is."""

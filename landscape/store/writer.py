@@ -1,56 +1,77 @@
-"""The one writer of an output: parts as records come, then one file by one rename."""
+"""The one writer of an output: a log as records come, then one file by one rename."""
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
+from landscape.signals import stopping_later
 from landscape.store import schema
+from landscape.store.agreement import differing_field
+from landscape.store.index import Entries, Entry, Key
+from landscape.store.lines import Part, encode_part
 from landscape.store.lock import FolderLock
-from landscape.store.module_record import ModuleRecord
+from landscape.store.log import LogWriter
+from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.module_shelf import ModuleShelf
 from landscape.store.parts import (
-    Part,
     RejectedPart,
     has_parts,
     merged_temporary,
+    num_bytes,
     parts_folder,
     remove_parts,
-    write_part,
     write_plan,
 )
 from landscape.store.plan import Plan, check_resumable
-from landscape.store.record import Record
-from landscape.store.store import SpectrumStore
+from landscape.store.record import Record, SpectraTable
+from landscape.store.store import SpectrumStore, checked_target
 from landscape.version import VERSION
+
+AnyRecord = Record | ModuleRecord
+# Numbers take about 20 bytes of JSON and 8 of HDF5, and a checkpoint at least so many.
+_JSON_TO_HDF5 = 4
+_LEAST_CHECKPOINT = 2**13
 
 
 class SpectrumWriter:
-    """The one writer of an output. Records go to parts; `merge` makes them one file.
+    """The one writer of an output, which it begins or goes on with. Records go to a log; `merge` makes them one file.
 
     Use it as a context manager: leaving it gives the lock back, keeps every record, and removes the folder of parts if
     there is none. It may be killed at any moment: what `add` has returned from is stored. For one thread.
+
+    Attributes:
+        rejected: Parts that are not used, each with the reason.
+        num_duplicates: Records that `add_all` was given again, with equal values.
+
+    Raises:
+        StoreError: If the folder is not writable, another process writes, what is there is no store, of another
+            version of the schema, or of another manifest. Nothing is written then.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, manifest: Manifest) -> None:
+        self.path = checked_target(path)
         self.plan = Plan.of(manifest)
         self.rejected: tuple[RejectedPart, ...] = ()
-        self._folder = parts_folder(path)
+        self.num_duplicates = 0
+        self._folder = parts_folder(self.path)
         self._versions = package_versions()
-        self._checkpoints: dict[tuple[str, int], tuple[str, int]] = {}
+        self._store = SpectrumStore(self.path, self.plan)
+        self._entries = Entries()
+        self._log = LogWriter(self._folder)
+        self._checkpoints: dict[Key, tuple[str, int]] = {}
         self._digests: dict[tuple[str, int], str] = {}
         self._completed: set[str] = set()
         self._completed_modules: set[str] = set()
         self._modules: dict[str, tuple[str, ...]] = {}
-        self._lock = FolderLock(self._folder, output=path)
+        self._lock = FolderLock(self._folder, output=self.path)
         try:
-            with _disk_trouble_named(path):
+            with disk_trouble_named(self.path):
                 self._begin(manifest)
         except BaseException:
             self._leave(remove_folder=self._lock.made_folder)
@@ -59,17 +80,18 @@ class SpectrumWriter:
     def _begin(self, manifest: Manifest) -> None:
         store = SpectrumStore._read(self.path, fallback=self.plan)
         if store is not None:
-            with store:
-                check_resumable(self.path, store.plan, store.stored(), manifest)
-                self.rejected = store.rejected
-                self._completed |= store.completed_keys()
-                self._completed_modules |= store.completed_modules()
-                self._checkpoints |= store.module_identities | store.identities
-                for name, epoch in self._checkpoints:
-                    batches = store.module_batches(name, epoch) | store.batches(name, epoch)
-                    self._digests |= {(name, batch): digest for batch, digest in batches.items()}
-                    if (modules := store.module_names(name)) is not None:
-                        self._modules[name] = modules
+            self._store = store
+            check_resumable(self.path, store.plan, store.stored(), manifest)
+            store.plan = self.plan
+            self.rejected = store.rejected
+            self._completed |= store.completed_keys()
+            self._completed_modules |= store.completed_modules()
+            self._checkpoints |= store.module_identities | store.identities
+            for name, epoch in self._checkpoints:
+                batches = store.module_batches(name, epoch) | store.batches(name, epoch)
+                self._digests |= {(name, batch): digest for batch, digest in batches.items()}
+                if (modules := store.module_names(name)) is not None:
+                    self._modules[name] = modules
         write_plan(self._folder, self.plan)
 
     def completed_keys(self) -> frozenset[str]:
@@ -87,7 +109,9 @@ class SpectrumWriter:
             ValueError: If the record is stored already, not planned, or of another k, or the writer is closed.
             StoreError: If its weights or its pairs are not those of the records beside it, or the disk is full.
         """
-        self._add(record, self._completed)
+        self._check_open()
+        self._check_new(record)
+        self.add_all([record])
 
     def add_modules(self, record: ModuleRecord) -> None:
         """Store the spectra of the modules of one batch; they are safe on disk when this returns.
@@ -98,8 +122,25 @@ class SpectrumWriter:
         """
         self._check_open()
         self.check_modules(record.series, record.modules)
-        self._add(record, self._completed_modules)
-        self._modules[record.series] = record.modules
+        self._check_new(record)
+        self.add_all([record])
+
+    def add_all(self, records: Iterable[AnyRecord]) -> None:
+        """Store many records at once; all are safe on disk when this returns, and none is stored where it raises.
+
+        One that is stored already, with equal values, is dropped and counted: two workers may compute one batch.
+
+        Raises:
+            ValueError: If one is not planned, or of another k, or the writer is closed.
+            StoreError: If one is stored already with other values, its weights, pairs or modules are not those of the
+                records beside it, or the disk is full.
+        """
+        self._check_open()
+        given = list(records)
+        new = self._checked(given)
+        if new:
+            self._append(new)
+        self.num_duplicates += len(given) - len(new)
 
     def check_modules(self, series: str, modules: tuple[str, ...]) -> None:
         """Refuse modules other than those that are stored of a series, which could not stand in one table.
@@ -107,76 +148,117 @@ class SpectrumWriter:
         Raises:
             StoreError: If they differ.
         """
-        known = self._modules.get(series, modules)
+        self._check_modules(series, modules, ChainMap({}, self._modules))
+
+    def _check_modules(self, series: str, modules: tuple[str, ...], stored: MutableMapping[str, tuple[str, ...]]) -> None:
+        known = stored.setdefault(series, modules)
         if known != modules:
-            other = next((one for one in (*modules, *known) if (one in known) != (one in modules)), "their order")
+            other = next((name for name in (*modules, *known) if (name in known) != (name in modules)), "their order")
             raise StoreError(
                 f"{self.path}: series {series!r} has the spectra of {len(known)} modules, and these are {len(modules)} others "
                 f"({other}). Ask for the same modules, or name another output with -o."
             )
 
-    def _add(self, record: Record | ModuleRecord, completed: set[str]) -> None:
-        self._check_open()
-        if record.key in completed:
+    def _completed_of(self, record: AnyRecord) -> set[str]:
+        return self._completed_modules if isinstance(record, ModuleRecord) else self._completed
+
+    def _check_new(self, record: AnyRecord) -> None:
+        if record.key in self._completed_of(record):
             raise ValueError(f"{record.key} is stored already.")
+
+    def _checked(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
+        """Check every record against what is stored and against the others; those that are new."""
+        checkpoints, digests = ChainMap({}, self._checkpoints), ChainMap({}, self._digests)
+        modules = ChainMap({}, self._modules)
+        new: dict[tuple[str, bool], AnyRecord] = {}
+        for record in records:
+            self._check_planned(record)
+            if isinstance(record, ModuleRecord):
+                self._check_modules(record.series, record.modules, modules)
+            identity = (record.checkpoint_sha256, record.num_params)
+            known = checkpoints.setdefault((record.series, record.epoch), identity)
+            if known != identity:
+                self._refuse(record, "its weights are not those of the records beside it", known[0], identity[0])
+            digest = digests.setdefault((record.series, record.batch), record.batch_sha256)
+            if digest != record.batch_sha256:
+                self._refuse(record, "its pairs are not those of the same batch at other epochs", digest, record.batch_sha256)
+            slot = (record.key, isinstance(record, ModuleRecord))
+            other = self._stored(record) if record.key in self._completed_of(record) else new.get(slot)
+            if other is None:
+                new[slot] = record
+            else:
+                self._check_equal(other, record)
+        return list(new.values())
+
+    def _check_planned(self, record: AnyRecord) -> None:
         if not self.plan.holds(record.series, record.epoch) or record.batch >= self.plan.num_batches:
             raise ValueError(f"{record.key} is not a measurement of this manifest.")
         if record.k != self.plan.k:
             raise ValueError(f"{record.key} has {record.k} eigenvalues, but the manifest asks for {self.plan.k}.")
-        checkpoint, identity = (record.series, record.epoch), (record.checkpoint_sha256, record.num_params)
-        known = self._checkpoints.get(checkpoint, identity)
-        if known != identity:
-            self._refuse(record, "its weights are not those of the records beside it", known[0], identity[0])
-        batch = (record.series, record.batch)
-        digest = self._digests.get(batch, record.batch_sha256)
-        if digest != record.batch_sha256:
-            self._refuse(record, "its pairs are not those of the same batch at other epochs", digest, record.batch_sha256)
-        with _disk_trouble_named(self.path):
-            protocol_sha256 = self.plan.protocol_sha256_of(record.series)
-            part = Part(record=record, protocol_sha256=protocol_sha256, versions=self._versions)
-            write_part(self._folder, part)
-        completed.add(record.key)
-        self._checkpoints[checkpoint] = identity
-        self._digests[batch] = digest
 
-    def _refuse(self, record: Record | ModuleRecord, what: str, expected: str, found: str) -> NoReturn:
+    def _stored(self, record: AnyRecord) -> AnyRecord | None:
+        find = self._store.stored_module_record if isinstance(record, ModuleRecord) else self._store.stored_record
+        return find(record.series, record.epoch, record.batch)
+
+    def _check_equal(self, stored: AnyRecord, record: AnyRecord) -> None:
+        field = differing_field(stored, record)
+        if field is not None:
+            raise StoreError(
+                f"{self.path}: {record.key} was computed twice, with different {field}, so one of the two is wrong or was "
+                "computed in another way. Compute all batches with the same device, threads and packages, or name another output."
+            )
+
+    def _refuse(self, record: AnyRecord, what: str, expected: str, actual: str) -> NoReturn:
         raise StoreError(
-            f"{self.path}: {record.key}: {what} (sha256 expected {expected}, got {found}). They changed since this output was "
+            f"{self.path}: {record.key}: {what} (sha256 expected {expected}, got {actual}). They changed since this output was "
             "begun; name another output with -o, or restore them."
         )
+
+    def _append(self, records: Sequence[AnyRecord]) -> None:
+        """Bring records to the log, and enter where they lie."""
+        parts = [
+            Part(record=record, protocol_sha256=self.plan.protocol_sha256_of(record.series), versions=self._versions)
+            for record in records
+        ]
+        lines = [encode_part(part) for part in parts]
+        # A record that is in the log and not entered would be removed by a merge.
+        with stopping_later():
+            with disk_trouble_named(self.path):
+                log, offset = self._log.append(b"".join(lines))
+            for part, line in zip(parts, lines):
+                self._enter(part.record, self._entries.of(part, log, offset, len(line)))
+                offset += len(line)
+
+    def _enter(self, record: AnyRecord, entry: Entry) -> None:
+        self._store._enter(entry)
+        self._completed_of(record).add(record.key)
+        self._checkpoints.setdefault((record.series, record.epoch), (record.checkpoint_sha256, record.num_params))
+        self._digests.setdefault((record.series, record.batch), record.batch_sha256)
+        if isinstance(record, ModuleRecord):
+            self._modules.setdefault(record.series, record.modules)
 
     def merge(self) -> None:
         """Make one file of everything stored, then remove the parts and give the lock back.
 
         The file appears by one rename: at every moment either it or the parts hold each record. Without any record
-        there will be no file.
+        there will be no file. One checkpoint is in memory at a time.
 
         Raises:
             ValueError: If the writer is closed.
             StoreError: If the disk does not take it, or a part became unreadable. The readable ones are kept.
         """
         self._check_open()
-        found = found_modules = frozenset[str]()
-        with _disk_trouble_named(self.path):
-            store = SpectrumStore._read(self.path, fallback=self.plan)
-            if store is not None:
-                with store:
-                    found, found_modules = store.completed_keys(), store.completed_modules()
-                    if (found or found_modules) and (has_parts(self._folder) or store.merged_plan != self.plan):
-                        self._write_merged(store, found, found_modules)
+        lost: list[str] = []
+        with disk_trouble_named(self.path):
+            stored = bool(self._completed or self._completed_modules)
+            if stored and (has_parts(self._folder) or self._store.merged_plan != self.plan):
+                lost = write_merged(self._store, self._folder)
             self._leave(remove_folder=True)
-        lost = sorted([*(self._completed - found), *(f"modules of {key}" for key in self._completed_modules - found_modules)])
         if lost:
             raise StoreError(
                 f"{self.path}: {len(lost)} records became unreadable on disk ({', '.join(lost[:5])}); the others are merged. "
                 "Run the same command again to measure them anew."
             )
-
-    def _write_merged(self, store: SpectrumStore, expected: frozenset[str], expected_modules: frozenset[str]) -> None:
-        tables = (store.records(*key) for key in store.identities)
-        module_tables = (store.modules(*key) for key in store.module_identities)
-        temporary, check = merged_temporary(self._folder), partial(_check_written, expected, expected_modules)
-        schema.write_file(self.path, self.plan, tables, module_tables, temporary=temporary, check=check)
 
     def _leave(self, *, remove_folder: bool) -> None:
         if not self._lock.held:
@@ -185,7 +267,9 @@ class SpectrumWriter:
             if remove_folder:
                 remove_parts(self._folder)
         finally:
+            self._log.close()
             self._lock.release(remove_folder=remove_folder)
+        self._store.close()
 
     def close(self) -> None:
         """Give the lock back. Records stay where they are; a folder without any is removed. May be called twice."""
@@ -193,7 +277,7 @@ class SpectrumWriter:
 
     def _check_open(self) -> None:
         if not self._lock.held:
-            raise ValueError(f"{self.path}: this writer is closed; prepare another one.")
+            raise ValueError(f"{self.path}: this writer is closed; make another one.")
 
     def __enter__(self) -> Self:
         return self
@@ -202,16 +286,72 @@ class SpectrumWriter:
         self.close()
 
 
-def _check_written(expected: frozenset[str], expected_modules: frozenset[str], path: Path) -> None:
-    """Read a new file back, checksums included, before it takes the place of anything."""
+def write_merged(store: SpectrumStore, folder: Path) -> list[str]:
+    """Write everything stored into one file, a checkpoint at a time, and check it before it takes its place.
+
+    Args:
+        folder: Of the parts, where the file grows.
+
+    Returns:
+        Keys of records that became unreadable.
+
+    Raises:
+        OSError: If the disk does not take it.
+    """
+    lost: list[str] = []
+    written: list[str] = []
+
+    def note(entry: Entry) -> None:
+        lost.append(entry.key if entry.origin.modules is None else f"modules of {entry.key}")
+
+    def tables() -> Iterator[SpectraTable]:
+        for key in store.identities:
+            if (table := store._table(key, on_error=note)) is not None:
+                written.extend(table.keys)
+                yield table
+
+    def module_tables() -> Iterator[ModuleTable]:
+        for key in store.module_identities:
+            if (table := store._module_table(key, on_error=note)) is not None:
+                written.extend(f"modules of {one}" for one in table.keys)
+                yield table
+
+    old = store.path.stat().st_size if store.path.exists() else 0
+    checkpoints = len(store.identities) + len(store.module_identities)
+    size = old + num_bytes(folder) // _JSON_TO_HDF5 + (0 if old else checkpoints * _LEAST_CHECKPOINT)
+
+    def check(path: Path) -> None:
+        if not written:
+            raise _NothingWritten
+        check_written(written, path)
+
+    options: dict[str, Any] = {"num_bytes": size, "temporary": merged_temporary(folder), "check": check}
+    with suppress(_NothingWritten):
+        schema.write_file(store.path, store.plan, tables(), module_tables(), **options)
+    return sorted(lost)
+
+
+class _NothingWritten(Exception):
+    """A merged file would hold no record."""
+
+
+def check_written(expected: Iterable[str], path: Path) -> None:
+    """Read a new file back, checksums included, before it takes the place of anything; one checkpoint at a time.
+
+    Args:
+        expected: Keys of its records, those of modules as "modules of KEY"; looked at when the file is there.
+    """
+    keys: list[str] = []
     file = schema.open_file(path)
     assert file is not None
     with file:
-        tables = [schema.read_table(file, path, *key) for key in schema.stored_checkpoints(file, path)]
-        shelf = ModuleShelf(path, file, ())
-        module_tables = [shelf.table(key, model="", label="", num_planned=0) for key in shelf.identities]
-    for found, wanted in ((tables, expected), (module_tables, expected_modules)):
-        assert sorted(key for table in found for key in table.keys) == sorted(wanted), "a merge neither loses nor invents records"
+        for key in schema.stored_checkpoints(file, path):
+            keys += schema.read_table(file, path, *key).keys
+        shelf = ModuleShelf(path, file)
+        for key in shelf.identities:
+            table = shelf.merged_table(key, model="", label="", num_planned=0)
+            keys += [] if table is None else [f"modules of {name}" for name in table.keys]
+    assert sorted(keys) == sorted(expected), "a merge neither loses nor invents records"
 
 
 def package_versions() -> dict[str, str]:
@@ -226,7 +366,12 @@ def package_versions() -> dict[str, str]:
 
 
 @contextmanager
-def _disk_trouble_named(path: Path) -> Iterator[None]:
+def disk_trouble_named(path: Path) -> Iterator[None]:
+    """Turn what the disk raises into one line.
+
+    Raises:
+        StoreError: In place of an OSError.
+    """
     try:
         yield
     except OSError as error:

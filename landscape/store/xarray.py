@@ -4,19 +4,19 @@ Shapes: series, epoch, batch = all that any checkpoint has; eigenvalue = k; ritz
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from landscape.errors import MissingDependencyError, StoreError
 from landscape.manifest import canonical_json
+from landscape.store.plan import Plan
 from landscape.store.record import SpectraTable
 from landscape.store.table import UNIT
 
 if TYPE_CHECKING:
     from xarray import Dataset
-
-    from landscape.store.store import SpectrumStore
 
 _TOP, _RITZ, _BATCH = ("batch", "eigenvalue"), ("batch", "ritz"), ("batch",)
 _RELATIVE = "|Hv - lambda v| / |lambda|"
@@ -64,13 +64,17 @@ COORDINATES: dict[str, tuple[str, str, str]] = {
 _DIGESTS = "SHA-256 digest of the pairs of the batch"
 
 
-def to_dataset(store: "SpectrumStore") -> "Dataset":
+def to_dataset(tables: Sequence[SpectraTable], plan: Plan, *, path: Path) -> "Dataset":
     """The spectra of whole models, with the dimensions (series, epoch, batch, eigenvalue, ritz).
 
     What was not measured is NaN, so every number is a float64; texts are empty there. `VARIABLES`, `CHECKPOINTS`,
     `COORDINATES` and `batch_sha256` are all that it holds; each has the attributes `long_name` and, for numbers, `units`. The
     dataset has the protocol (JSON), digests and the version of landscape as attributes. Spectra of modules are no part of it:
     see `SpectrumStore.modules`.
+
+    Args:
+        tables: One per checkpoint, in the order of the plan.
+        path: Of the store, for messages.
 
     Raises:
         MissingDependencyError: If xarray is not installed.
@@ -82,9 +86,8 @@ def to_dataset(store: "SpectrumStore") -> "Dataset":
         raise MissingDependencyError(
             "to_xarray needs xarray, which is not installed; install it with `pip install xarray`."
         ) from error
-    tables = [store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)]
     if not tables:
-        raise StoreError(f"{store.path}: it holds no eigenvalues yet. Run `landscape spectra` first.")
+        raise StoreError(f"{path}: it holds no eigenvalues yet. Run `landscape spectra` first.")
     coordinates = _coordinates(tables)
     sizes = {name: len(values) for name, values in coordinates.items()}
     variables = {
@@ -94,7 +97,7 @@ def to_dataset(store: "SpectrumStore") -> "Dataset":
     texts = {"batch_sha256": _digests(tables, coordinates, sizes), **_of_checkpoints(tables, coordinates, sizes)}
     values = {**coordinates, **_of_series(tables)}
     described = {name: (dim, values[name], _attributes_of(unit, meaning)) for name, (dim, unit, meaning) in COORDINATES.items()}
-    return xarray.Dataset({**variables, **texts}, coords=described, attrs=_attributes(store))
+    return xarray.Dataset({**variables, **texts}, coords=described, attrs=_attributes(plan))
 
 
 def _coordinates(tables: Sequence[SpectraTable]) -> dict[str, Any]:
@@ -159,10 +162,10 @@ def _attributes_of(unit: str, meaning: str) -> dict[str, str]:
     return {"long_name": meaning, **({"units": unit} if unit else {})}
 
 
-def _attributes(store: "SpectrumStore") -> dict[str, Any]:
+def _attributes(plan: Plan) -> dict[str, Any]:
     return {
-        "protocol": canonical_json(store.plan.protocol),
-        "protocol_sha256": store.plan.protocol_sha256,
-        "manifest_sha256": store.plan.manifest_sha256,
-        "landscape_version": store.plan.landscape_version,
+        "protocol": canonical_json(plan.protocol),
+        "protocol_sha256": plan.protocol_sha256,
+        "manifest_sha256": plan.manifest_sha256,
+        "landscape_version": plan.landscape_version,
     }

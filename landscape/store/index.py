@@ -1,0 +1,179 @@
+"""Where each record that is not merged yet lies: an index in place of the records themselves."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
+
+from landscape.errors import StoreError
+from landscape.store.hdf5 import CORRUPT
+from landscape.store.lines import Part, decode_part, reason_of
+from landscape.store.module_record import ModuleRecord
+from landscape.store.record import Record
+from landscape.store.table import task_key
+
+Key = tuple[str, int]
+_Record = TypeVar("_Record", Record, ModuleRecord)
+
+
+class DamagedRecordError(StoreError):
+    """A record is not any more what it was when it was indexed."""
+
+
+class Source(Protocol):
+    """A log, or a part in memory."""
+
+    path: Path
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
+
+class PartContent:
+    """The lines of a part, kept in memory: a merge removes the file under a reader."""
+
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path = path
+        self._content = content
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._content[offset : offset + length]
+
+
+class Origin(NamedTuple):
+    """What a record shares with others of its checkpoint.
+
+    Args:
+        modules: Names of the modules; None for the spectrum of the whole model.
+    """
+
+    protocol_sha256: str
+    checkpoint_sha256: str
+    num_params: int
+    k: int
+    modules: tuple[str, ...] | None
+
+
+class Entry(NamedTuple):
+    """Where a record lies, and what must be known of it without reading it."""
+
+    series: str
+    epoch: int
+    batch: int
+    batch_sha256: str
+    origin: Origin
+    source: Source
+    offset: int
+    length: int
+
+    @property
+    def key(self) -> str:
+        return task_key(self.series, self.epoch, self.batch)
+
+    def read(self) -> Part:
+        """Read the record again.
+
+        Raises:
+            DamagedRecordError: If it is not any more what it was.
+            StoreError: If the disk does not give it.
+        """
+        path = self.source.path
+        try:
+            content = self.source.read(self.offset, self.length)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror or error}); mend the disk.") from error
+        try:
+            part = decode_part(content, path)
+        except (*CORRUPT, StoreError) as error:
+            raise DamagedRecordError(f"{path}: {self.key} became unreadable ({reason_of(error)}).") from error
+        if (part.record.key, part.record.batch_sha256) != (self.key, self.batch_sha256):
+            raise DamagedRecordError(f"{path}: {self.key} became another record, {part.record.key}.")
+        return part
+
+
+class Entries:
+    """Makes entries; equal texts and origins are kept once, however many records share them."""
+
+    def __init__(self) -> None:
+        self._pool: dict[Any, Any] = {}
+
+    def _shared(self, value: Any) -> Any:
+        return self._pool.setdefault(value, value)
+
+    def of(self, part: Part, source: Source, offset: int, length: int) -> Entry:
+        """The entry of a record that lies at `offset` of a source."""
+        record = part.record
+        modules = record.modules if isinstance(record, ModuleRecord) else None
+        origin = Origin(part.protocol_sha256, record.checkpoint_sha256, record.num_params, record.k, modules)
+        return Entry(
+            self._shared(record.series),
+            record.epoch,
+            record.batch,
+            self._shared(record.batch_sha256),
+            self._shared(origin),
+            source,
+            offset,
+            length,
+        )
+
+
+# What is done about a record that was damaged since it was indexed; None: raise the error.
+OnError = Callable[[Entry], object] | None
+
+
+class PartIndex(Generic[_Record]):
+    """The records of one kind that lie among the parts of an output, by checkpoint and batch.
+
+    Attributes:
+        identities: Digest of the weights and number of parameters of each (series, epoch).
+    """
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self.identities: dict[Key, tuple[str, int]] = {}
+        self._entries: dict[Key, dict[int, Entry]] = {}
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Enter a record; of two of one batch the first stays."""
+        key = (entry.series, entry.epoch)
+        self.identities.setdefault(key, (entry.origin.checkpoint_sha256, entry.origin.num_params))
+        self._entries.setdefault(key, {}).setdefault(entry.batch, entry)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (entry for entries in self._entries.values() for entry in entries.values())
+
+    def batches(self, key: Key) -> dict[int, str]:
+        """Digest of the pairs of each batch of one checkpoint; empty if there is none."""
+        return {batch: entry.batch_sha256 for batch, entry in self._entries.get(key, {}).items()}
+
+    def modules(self, key: Key) -> tuple[str, ...] | None:
+        """Names of the modules of a checkpoint in the index."""
+        return next(iter(self._entries[key].values())).origin.modules
+
+    def record(self, key: Key, batch: int) -> _Record | None:
+        """One record; None if it is not here. Raises as `Entry.read`."""
+        entry = self._entries.get(key, {}).get(batch)
+        return None if entry is None else cast(_Record, entry.read().record)
+
+    def read(self, key: Key, *, on_error: OnError = None) -> list[tuple[_Record, Mapping[str, Any]]]:
+        """The records of one checkpoint, each with the versions of the packages that measured it.
+
+        Args:
+            on_error: Called for a record that was damaged since it was indexed, which is left out then.
+
+        Raises:
+            StoreError: As `Entry.read`, without `on_error`.
+        """
+        records = []
+        for entry in self._entries.get(key, {}).values():
+            try:
+                part = entry.read()
+            except DamagedRecordError:
+                if on_error is None:
+                    raise
+                on_error(entry)
+                continue
+            records.append((cast(_Record, part.record), part.versions))
+        return records
