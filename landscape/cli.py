@@ -530,6 +530,21 @@ def report(store: Path, output: Path, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_FILE)
+@click.option("-o", "--output", required=True, type=_FILE, help="A new .h5 file, or a store that takes the records in.")
+@_one_line_errors
+def merge(stores: tuple[Path, ...], output: Path) -> None:
+    """Put the records of the STOREs, measured in shards of one manifest, into one store.
+
+    The STOREs stay as they are. A record that several have is taken once; values that differ by more than their residuals
+    allow are refused.
+    """
+    from landscape.store import merge_stores
+
+    _say(merge_stores(stores, output).summary())
+
+
+@main.command()
 @click.argument("file", type=_Path(path_type=Path))
 @_one_line_errors
 def info(file: Path) -> None:

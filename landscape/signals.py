@@ -49,11 +49,14 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 @contextmanager
-def stopping_later() -> Iterator[None]:
+def stopping_later() -> Iterator[list[int]]:
     """Put off requests to stop until the block ends, which must be short; a second one is obeyed at once.
 
     For saves: in the middle of one, C++ code would turn the exception into an error of its own or end the process.
     Whatever the block raises, a request that came meanwhile is obeyed instead.
+
+    Yields:
+        The numbers of the signals that came, so that a long block can end early.
     """
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in _STOPPING}
@@ -66,7 +69,7 @@ def stopping_later() -> Iterator[None]:
 
     try:
         with _handling(note):
-            yield
+            yield came
     finally:
         if came:
             signal.raise_signal(came[0])

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,24 @@ from spectra_by_hand import manifest_of, record_of
 
 from landscape.store import SpectrumStore, SpectrumWriter, parts_folder
 
-CALLS = ("replace", "unlink", "fsync", "rmdir", "mkdir", "ftruncate", "pwrite")
+CALLS = ("replace", "unlink", "fsync", "rmdir", "mkdir", "ftruncate", "write", "pwrite")
+# Calls that may be cut off in the middle, by the number of bytes.
+WRITES = ("write", "pwrite")
 # SIGKILL leaves the same files in memory as on a disk, and there fsync takes no time.
 FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
-def write_everything(output, manifest, *, acknowledge=lambda key: None):
+def write_everything(output, manifest, *, unit=1, acknowledge=lambda key: None):
+    """Write what is missing, `unit` records at once, and merge; the first of every unit is given twice."""
     with SpectrumWriter(output, manifest) as writer:
-        for key in writer.plan.keys():
-            if key not in writer.completed_keys():
-                writer.add(record_of(key))
+        new = [key for key in writer.plan.keys() if key not in writer.completed_keys()]
+        for start in range(0, len(new), unit):
+            keys = new[start : start + unit]
+            if unit == 1:
+                writer.add(record_of(keys[0]))
+            else:
+                writer.add_all([record_of(key) for key in [keys[0], *keys]])
+            for key in keys:
                 acknowledge(key)
         writer.merge()
 
@@ -46,21 +55,28 @@ def in_child(work):
 
 
 def die_at_call(number):
-    """Kill this process just before its `number`-th call of one that changes files or brings them to the disk."""
+    """Kill this process just before its `number`-th call of one that changes files or brings them to the disk.
+
+    A call that writes counts twice: before it, and after it has written half.
+    """
     count = 0
 
-    def wrapped(call):
+    def wrapped(call, *, writes):
         def call_or_die(*arguments, **options):
             nonlocal count
-            count += 1
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+            for half in (False, True)[: 1 + writes]:
+                count += 1
+                if count == number:
+                    if half:
+                        target, content, *offset = arguments
+                        call(target, memoryview(content).cast("B")[: len(content) // 2], *offset)
+                    os.kill(os.getpid(), signal.SIGKILL)
             return call(*arguments, **options)
 
         return call_or_die
 
     for name in CALLS:
-        setattr(os, name, wrapped(getattr(os, name)))
+        setattr(os, name, wrapped(getattr(os, name), writes=name in WRITES))
 
 
 def check_finished(output, manifest):
@@ -89,32 +105,44 @@ def stored_keys(output):
         return store.completed_keys()
 
 
-def at_every_call(folder):
-    """Kill before each file operation of a run that resumes an older output, then finish it."""
+def at_every_call(folder, unit):
+    """Kill before and within each file operation of a run that resumes an older output, then finish it.
+
+    A merge takes hundreds of operations and does not depend on `unit`: of units of several records its first 20 are enough.
+    """
     template = folder / "template"
     template.mkdir()
-    first, both = manifest_of(template, epochs=(0,), num_batches=2), manifest_of(template, epochs=(0, 2), num_batches=2)
+    first, both = (manifest_of(template, series=("wide",), epochs=epochs, num_batches=4) for epochs in [(0,), (0, 2)])
     write_everything(template / "x.h5", first)
-    kills = 0
+    kills = torn = unmerged = 0
+    # Not counted among the calls that kill.
+    write = os.write
     for number in range(1, 100_000):
         output = folder / f"run{number}" / "x.h5"
         output.parent.mkdir()
         shutil.copy(template / "x.h5", output)
         before = stored_keys(output)
 
-        def killed_run(number=number, output=output):
+        reading, writing = os.pipe()
+
+        def killed_run(number=number, output=output, writing=writing):
             die_at_call(number)
-            write_everything(output, both)
+            acknowledge = partial(lambda to, key: write(to, f"{key}\n".encode()), writing)
+            write_everything(output, both, unit=unit, acknowledge=acknowledge)
 
         _, status = os.waitpid(in_child(killed_run), 0)
-        after = stored_keys(output)
-        assert before <= after, "a record of the first run is lost"
+        os.close(writing)
+        with open(reading) as pipe:
+            acknowledged = frozenset(pipe.read().split())
+        assert before | acknowledged <= stored_keys(output), "a record that was stored is lost"
+        torn += any(not log.read_bytes().endswith(b"\n") for log in parts_folder(output).glob("*.log") if log.stat().st_size)
+        unmerged += any(file.stat().st_size for file in parts_folder(output).glob(".merged*"))
         _, again = os.waitpid(in_child(lambda output=output: write_everything(output, both)), 0)
         assert again == 0, "the second run failed"
         check_finished(output, both)
         shutil.rmtree(output.parent)
-        if status == 0:
-            return {"kills": kills}
+        if status == 0 or (unit > 1 and unmerged == 20):
+            return {"kills": kills, "torn": torn, "unmerged": unmerged}
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
         kills += 1
     raise AssertionError("it never ran through")
@@ -134,7 +162,10 @@ def at_random_moments(folder, num_kills, seed):
             reading, writing = os.pipe()
 
             def run(writing=writing, output=output, manifest=manifest):
-                write_everything(output, manifest, acknowledge=lambda key: os.write(writing, f"{key}\n".encode()))
+                def acknowledge(key):
+                    os.write(writing, f"{key}\n".encode())
+
+                write_everything(output, manifest, unit=1 + finished % 3, acknowledge=acknowledge)
 
             started = time.monotonic()
             child = in_child(run)
@@ -159,6 +190,6 @@ def at_random_moments(folder, num_kills, seed):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=FOLDER) as name:
         if sys.argv[1] == "every_call":
-            print(json.dumps(at_every_call(Path(name))))
+            print(json.dumps(at_every_call(Path(name), int(sys.argv[2]))))
         else:
             print(json.dumps(at_random_moments(Path(name), int(sys.argv[2]), int(sys.argv[3]))))

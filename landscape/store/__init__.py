@@ -4,6 +4,7 @@ from landscape.store.as_trained import described_as_trained, models_as_trained, 
 from landscape.store.densities import DensityRecord, describe_densities, is_density_file, read_densities, write_densities
 from landscape.store.describe import CheckpointSummary, describe, is_store, summarize
 from landscape.store.hdf5 import LARGEST_VALUE
+from landscape.store.merge import MergeReport, merge_stores
 from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
 from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries, differing_setting
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointSummary",
     "DensityRecord",
     "LARGEST_VALUE",
+    "MergeReport",
     "ModuleRecord",
     "ModuleTable",
     "Plan",
@@ -51,6 +53,7 @@ __all__ = [
     "is_density_file",
     "is_store",
     "is_surface",
+    "merge_stores",
     "models_as_trained",
     "parts_folder",
     "read_densities",

@@ -15,6 +15,7 @@ import numpy as np
 
 from landscape.errors import StoreError
 from landscape.files import check_regular, save_atomically
+from landscape.signals import Stopped, stopping_later
 
 # What h5py, JSON and our own checks raise on a file that is not as it was written.
 CORRUPT = (
@@ -205,7 +206,8 @@ def save_hdf5(
     """Let `write` fill an HDF5 file that appears whole or not at all, and is never in memory as a whole.
 
     Args:
-        write: Gets the file and a function that raises what the disk raised; to be called now and then.
+        write: Gets the file and a function to be called now and then, which raises if the disk failed or a request to
+            stop came.
         num_bytes, temporary, check: As in `save_atomically`.
 
     Raises:
@@ -214,11 +216,20 @@ def save_hdf5(
 
     def fill(stream: BinaryIO) -> None:
         disk = _DiskFile(stream.fileno())
-        try:
-            with h5py.File(disk, "w", track_order=True) as file:
-                write(file, disk.check)
-        finally:
-            disk.check()
+        # An exception within a call from HDF5 would be a failed write to it.
+        with stopping_later() as came:
+
+            def go_on() -> None:
+                disk.check()
+                if came:
+                    raise Stopped(came[0])
+
+            try:
+                # Tracked order lets readers see groups in the order of writing, and attributes exceed 64 KiB (HDF5 1).
+                with h5py.File(disk, "w", track_order=True) as file:
+                    write(file, go_on)
+            finally:
+                disk.check()
 
     save_atomically(path, fill, num_bytes=num_bytes, temporary=temporary, check=check)
 

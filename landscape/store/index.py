@@ -1,6 +1,6 @@
 """Where each record that is not merged yet lies: an index in place of the records themselves."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
@@ -26,6 +26,8 @@ class Source(Protocol):
 
     def read(self, offset: int, length: int) -> bytes: ...
 
+    def close(self) -> None: ...
+
 
 class PartContent:
     """The lines of a part, kept in memory: a merge removes the file under a reader."""
@@ -36,6 +38,9 @@ class PartContent:
 
     def read(self, offset: int, length: int) -> bytes:
         return self._content[offset : offset + length]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Origin(NamedTuple):
@@ -141,8 +146,10 @@ class PartIndex(Generic[_Record]):
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 
-    def __iter__(self) -> Iterator[Entry]:
-        return (entry for entries in self._entries.values() for entry in entries.values())
+    def close(self) -> None:
+        """Close the files that records lie in."""
+        for source in {entry.source for entries in self._entries.values() for entry in entries.values()}:
+            source.close()
 
     def batches(self, key: Key) -> dict[int, str]:
         """Digest of the pairs of each batch of one checkpoint; empty if there is none."""

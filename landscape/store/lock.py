@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from landscape.errors import StoreError
@@ -64,8 +65,10 @@ class FolderLock:
                 ) from error
             raise StoreError(f"{output}: cannot be written ({folder}: {error.strerror}); choose a writable folder.") from error
         _held.add(self._descriptor)
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+        # A full disk takes no name, and the lock holds all the same.
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
 
     def _acquire(self, output: Path) -> int:
         for _ in range(1000):

@@ -217,6 +217,11 @@ def has_parts(folder: Path) -> bool:
     return any(_holds_records(path) and (log_number(path) is None or path.stat().st_size) for path in folder.iterdir())
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a run has begun to write in a folder of parts."""
+    return (folder / _PLAN).exists() or has_parts(folder)
+
+
 def num_bytes(folder: Path) -> int:
     """Bytes of all records in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir() if _holds_records(path))

@@ -54,7 +54,7 @@ def write_file(
         OSError: If the disk does not take it.
     """
 
-    def write(file: h5py.File, check_disk: Callable[[], None]) -> None:
+    def write(file: h5py.File, go_on: Callable[[], None]) -> None:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["landscape_version"] = plan.landscape_version
         file.attrs["manifest_sha256"] = plan.manifest_sha256
@@ -65,13 +65,13 @@ def write_file(
         _write_plan(file.create_group("plan"), plan)
         spectra = file.create_group("spectra", track_order=True)
         for table in tables:
-            check_disk()
+            go_on()
             series = spectra.get(table.series)
             if series is None:
                 series = spectra.create_group(table.series, track_order=True)
             _write_table(series.create_group(str(table.epoch), track_order=True), table)
         for module_table in module_tables:
-            check_disk()
+            go_on()
             write_module_table(file, module_table)
 
     save_hdf5(path, write, num_bytes=num_bytes, temporary=temporary, check=check)

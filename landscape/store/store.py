@@ -277,6 +277,8 @@ class SpectrumStore:
 
     def close(self) -> None:
         self._close()
+        self._index.close()
+        self._shelf.index.close()
 
     def __enter__(self) -> Self:
         return self
