@@ -308,7 +308,7 @@ def laboratory(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("unit", "kills"), [(1, 300), (3, 40)])
+@pytest.mark.parametrize(("unit", "kills"), [(1, 80), (3, 30)])
 def test_a_writer_killed_before_or_within_any_file_operation_loses_nothing(unit, kills):
     result = laboratory("every_call", unit)
     # Torn ends of logs, and merged files that were not whole yet.
