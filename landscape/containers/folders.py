@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from landscape.errors import CheckpointError
 from landscape.files import sha256_of_file
 
 SHARDED = "sharded"
+# Name, bytes, time of change and inode of each file of a checkpoint.
+Stamps = tuple[tuple[str, int, int, int], ...]
+# Digests of checkpoints as their files were when they were digested.
+_digests: dict[Stamps, str] = {}
 _INDEX = "*.index.json"
 # In the order in which transformers and huggingface_hub look for them.
 _WHOLE = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -97,6 +101,8 @@ def _read_index(path: Path, verified: bool) -> WeightFile:
 def digest_of_checkpoint(path: Path, files: Sequence[Path] | None = None) -> str:
     """The sha256 of a checkpoint: of its file, or of the names and digests of all its files.
 
+    A process reads files once: while their sizes and times of change stay, so does the digest.
+
     Args:
         files: What `read_weights` says belongs to it, where that is known.
 
@@ -106,9 +112,32 @@ def digest_of_checkpoint(path: Path, files: Sequence[Path] | None = None) -> str
     if files is None:
         files = read_weights(path).files if path.is_dir() or path.suffix == ".json" else (path,)
     try:
-        if len(files) == 1:
-            return sha256_of_file(files[0])
-        listed = "".join(f"{file.name} {sha256_of_file(file)}\n" for file in sorted(files))
+        # Taken first, so that a file that changes meanwhile is digested again.
+        stamps = _stamps(files)
+        if stamps not in _digests:
+            _digests[stamps] = _digest(files)
+        return _digests[stamps]
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def known_digests() -> dict[Stamps, str]:
+    """All digests that this process has taken, for `remember_digests` in another."""
+    return dict(_digests)
+
+
+def remember_digests(digests: Mapping[Stamps, str]) -> None:
+    """Take digests that another process has taken of the same files."""
+    _digests.update(digests)
+
+
+def _stamps(files: Sequence[Path]) -> Stamps:
+    found = [(file, file.stat()) for file in sorted(files)]
+    return tuple((str(file), status.st_size, status.st_mtime_ns, status.st_ino) for file, status in found)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    if len(files) == 1:
+        return sha256_of_file(files[0])
+    listed = "".join(f"{file.name} {sha256_of_file(file)}\n" for file in sorted(files))
     return hashlib.sha256(listed.encode()).hexdigest()
