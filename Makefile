@@ -16,12 +16,12 @@ figure3: $(VENV)/.installed-demo
 
 # One thread for each of two processes: small problems gain nothing from more.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/test_slurm_jobs.py
 
-# On a Slurm of one node, which root can install and start in a container; half a minute.
+# On a Slurm of one node, which root can install and start in a container; two minutes.
 test-slurm: $(VENV)/.installed-dev
 	command -v slurmctld >/dev/null || apt-get install -y slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/test_slurm.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/test_slurm.py tests/test_slurm_jobs.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/flake8 landscape tests experiments notebooks

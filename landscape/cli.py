@@ -3,9 +3,6 @@
 Heavy imports sit inside the commands, so that `--help` is instant and a wrong manifest is refused before torch is loaded.
 """
 
-import errno
-import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,33 +15,27 @@ import click
 
 from landscape import limits, ranks, threads
 from landscape.errors import LandscapeError
+from landscape.options import (
+    FILE,
+    FOLDER,
+    PROBES,
+    RESAMPLES,
+    SEED,
+    Epochs,
+    PathType,
+    Shard,
+    Size,
+    product_options,
+    some_series,
+    threads_option,
+    worker_options,
+)
 from landscape.signals import stop_requests
 from landscape.terminal import TextTable, terminal_width, wrapped
 from landscape.version import VERSION
 
 if TYPE_CHECKING:
-    from landscape.pipeline import ProductSettings
-
-
-class _Path(click.Path):
-    """A path; the empty text, which means the current folder to Python, is none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("the name is empty; name a file or a folder.", param, ctx)
-        try:
-            os.lstat(value)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                self.fail(f"the name has {len(str(value))} characters, more than a file's can; shorten it.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-_FILE = _Path(dir_okay=False, path_type=Path)
-_FOLDER = _Path(file_okay=False, path_type=Path)
-_SEED = click.IntRange(0, limits.MAX_INTEGER)
-_PROBES = click.IntRange(1, limits.MAX_PROBES)
-_RESAMPLES = click.IntRange(99, limits.MAX_RESAMPLES)
+    from landscape.pipeline import ProductSettings, WorkerSettings
 
 
 def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,86 +73,6 @@ def _say_error(text: str) -> None:
 def _say(text: str) -> None:
     """Print lines that fit the terminal without breaking words."""
     click.echo(wrapped(text, terminal_width()))
-
-
-class _Epochs(click.ParamType):
-    """A comma-separated list of epochs."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            epochs = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of epochs such as 0,5,10.", param, ctx)
-        if min(epochs) < 0 or max(epochs) > limits.MAX_EPOCH:
-            self.fail(f"epochs count from 0, the initialisation, to at most {limits.MAX_EPOCH}.", param, ctx)
-        return epochs
-
-
-class _Size(click.ParamType):
-    """An amount of memory, in bytes."""
-
-    name = "SIZE"
-    _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", value.strip(), re.IGNORECASE)
-        size = 0.0 if found is None else float(found[1]) * self._UNITS[found[2].lower()]
-        if not 1 <= size <= limits.MAX_INTEGER:
-            self.fail(f"{value!r} is not an amount of memory such as 500MB, 1.5GiB or 2000000000.", param, ctx)
-        return int(size)
-
-
-def _product_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say how products are computed, which the command takes as one `products`."""
-
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> Any:
-        from landscape.pipeline import ProductSettings
-
-        asked = {name: options.pop(name) for name in ("product", "rows", "max_memory", "allow_tf32")}
-        return command(*args, products=ProductSettings(**asked), **options)
-
-    for option in (
-        click.option("--tf32", "allow_tf32", is_flag=True, help="Let a GPU round factors to 10 bits; recorded."),
-        click.option("--max-memory", type=_Size(), help="What products may take, such as 4GiB. Default: what is free."),
-        click.option("--rows", type=click.IntRange(min=1), help="Rows of a batch that the network sees at once; exact."),
-        click.option(
-            "--product",
-            default="auto",
-            show_default=True,
-            type=click.Choice(["auto", "retained", "rebuilt", "jvp", "rows"]),
-            help="How a product is computed: a graph that is kept, or rebuilt each time, jvp of the gradient, exact chunks of "
-            "rows. auto: the fastest that fits in memory. Where the way asked for does not fit, a leaner one is taken.",
-        ),
-    ):
-        run = option(run)
-    return run
-
-
-def _threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The number of threads, which is set before the command runs and does not reach it."""
-
-    @wraps(command)
-    def run(*args: Any, num_threads: int | None, **options: Any) -> Any:
-        threads.prepare(num_threads)
-        return command(*args, **options)
-
-    return click.option(
-        "--threads",
-        "num_threads",
-        type=click.IntRange(1, limits.MAX_THREADS),
-        help="CPU threads of torch. Default: OMP_NUM_THREADS where it is set; else 1 for networks of less than 10 million "
-        "parameters outside of embedding tables, all cores for larger ones.",
-    )(run)
-
-
-_some_series = click.option("--series", multiple=True, metavar="NAME", help="One of the series; may be repeated. Default: all.")
 
 
 class _Commands(click.Group):
@@ -205,7 +116,7 @@ def main(ctx: click.Context) -> None:
 
 @main.command()
 @click.option("--model", required=True, help="An open_clip model name, or a configuration of this project (vit_tiny_64, ...).")
-@click.option("-o", "--output", required=True, type=_FOLDER, help="Folder of the run; resumed if unfinished.")
+@click.option("-o", "--output", required=True, type=FOLDER, help="Folder of the run; resumed if unfinished.")
 @click.option(
     "--recipe", default="openmoji_demo", show_default=True, help="A named preset: clip_mamba, slip_clip, open_clip, ..."
 )
@@ -239,7 +150,7 @@ def main(ctx: click.Context) -> None:
 @click.option("--name", help="Of the series in the manifest; default: the folder's name.")
 @click.option("--label", help="What figures call the series; default: its name.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, then stop.")
-@_threads_option
+@threads_option("all cores")
 @_one_line_errors
 def train(**options: Any) -> None:
     """Train a CLIP model and keep every epoch, the initialisation included.
@@ -254,9 +165,9 @@ def train(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("run_folder", type=_Path(path_type=Path))
+@click.argument("run_folder", type=PathType(path_type=Path))
 @click.option(
-    "-o", "--output", default="checkpoints.yaml", show_default=True, type=_Path(path_type=Path), help="The manifest."
+    "-o", "--output", default="checkpoints.yaml", show_default=True, type=PathType(path_type=Path), help="The manifest."
 )
 @click.option("--data", metavar="SOURCE", help="openmoji, a CSV/TSV file, or a pattern of tar shards. Default: the run's own.")
 @click.option("--name", help="Of the series; default: the folder's name.")
@@ -269,7 +180,7 @@ def train(**options: Any) -> None:
 @click.option("--force", is_flag=True, help="Replace a manifest that is there.")
 @_one_line_errors
 def init(run_folder: Path, output: Path, **options: Any) -> None:
-    """Write a manifest of the run in RUN_FOLDER from what it says of itself: model, settings, data, checkpoints, epochs.
+    """Write a manifest of the run in RUNFOLDER from what it says of itself: model, settings, data, checkpoints, epochs.
 
     Runs of open_clip_train, timm, Lightning, MMEngine, transformers' Trainer and others; folders of a hub; plain folders of
     checkpoints. What the run does not say is marked FILL_IN, and refused until it is filled in.
@@ -280,8 +191,8 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("manifest", type=_FILE)
-@click.option("-o", "--output", required=True, type=_FILE, help="HDF5 file; resumed if unfinished.")
+@click.argument("manifest", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="HDF5 file; resumed if unfinished.")
 @click.option("--method", type=click.Choice(["lanczos", "power", "pyhessian"]), help="Default: the manifest's.")
 @click.option(
     "--hvp",
@@ -290,8 +201,8 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
     type=click.Choice(["double-backward", "finite-difference"]),
     help="Products with the Hessian; finite-difference where a kernel has first derivatives only.",
 )
-@_product_options
-@click.option("--max-basis-memory", type=_Size(), help="What Krylov vectors may take; Lanczos restarts within it.")
+@product_options
+@click.option("--max-basis-memory", type=Size(), help="What Krylov vectors may take; Lanczos restarts within it.")
 @click.option("--recycle", is_flag=True, help="Start from the last batch's eigenvectors: fewer products, no density.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the records and their figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
@@ -303,8 +214,13 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
 )
 @click.option("--modules", multiple=True, help="With --per-module: shell pattern of module names, as 'visual.*.resblocks.*'.")
 @click.option("--module-batches", type=click.IntRange(min=1), help="With --per-module: on the first batches only.")
+@some_series
+@click.option("--epochs", type=Epochs(), help="Measure these alone. Default: all.")
+@click.option("--batches", "num_batches", type=click.IntRange(min=1), help="Measure the first so many alone. Default: all.")
+@click.option("--shard", type=Shard(), help="Measure one share of all, as 3/8, into a store of its own; see `landscape merge`.")
+@worker_options
 @click.option("--dry-run", is_flag=True, help="Say what is left, what fits, and how long it takes, then stop.")
-@_threads_option
+@threads_option("as many as make the first product clearly faster")
 @_one_line_errors
 def spectra(
     manifest: Path,
@@ -315,6 +231,10 @@ def spectra(
     per_module: bool,
     modules: tuple[str, ...],
     module_batches: int | None,
+    series: tuple[str, ...],
+    epochs: tuple[int, ...] | None,
+    num_batches: int | None,
+    shard: tuple[int, int] | None,
     **options: Any,
 ) -> None:
     """Measure the extreme Hessian eigenvalues of every checkpoint in MANIFEST, batch by batch.
@@ -327,7 +247,9 @@ def spectra(
     if not per_module and (modules or module_batches):
         raise click.UsageError("--modules and --module-batches say what --per-module measures; add it.")
     solver = pipeline.SolverSettings(recycle=recycle, max_basis_memory=max_basis_memory)
-    loaded, options = Manifest.load(manifest, checkpoints_exist=False), {"products": products, "solver": solver, **options}
+    selection = pipeline.Selection(series=series, epochs=epochs, num_batches=num_batches, shard=shard)
+    options |= {"products": products, "solver": solver, "selection": selection}
+    loaded = Manifest.load(manifest, checkpoints_exist=False)
     reports: tuple[pipeline.RunReport, ...]
     if per_module:
         reports = pipeline.run_with_modules(loaded, output, modules=modules, module_batches=module_batches, **options)
@@ -342,11 +264,11 @@ def spectra(
 
 @main.command()
 @click.argument("source", metavar="STORE_MANIFEST_OR_MODEL")
-@click.option("-o", "--output", required=True, type=_FILE, help="A .png, .pdf or .svg file.")
-@_some_series
-@click.option("--epochs", type=_Epochs(), help="Panels, and what is measured of a manifest; default: all, and six of them drawn.")
+@click.option("-o", "--output", required=True, type=FILE, help="A .png, .pdf or .svg file.")
+@some_series
+@click.option("--epochs", type=Epochs(), help="Panels, and what is measured of a manifest; default: all, and six of them drawn.")
 @click.option("--batches", "num_batches", default=1, show_default=True, type=click.IntRange(min=1), help="Mini-batches measured.")
-@click.option("--probes", "num_probes", default=2, show_default=True, type=_PROBES, help="Random vectors a batch.")
+@click.option("--probes", "num_probes", default=2, show_default=True, type=PROBES, help="Random vectors a batch.")
 @click.option(
     "--matvecs",
     "num_matvecs",
@@ -362,13 +284,14 @@ def spectra(
     type=click.IntRange(0, limits.MAX_DENSE),
     help="Parameters up to which it is exact too.",
 )
-@click.option("--seed", default=0, show_default=True, type=_SEED, help="Of the random vectors.")
-@_product_options
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of the random vectors.")
+@product_options
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option("--unaudited", is_flag=True, help="Measure without an audit; the record and the figure are marked so.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@worker_options
 @click.option("--dry-run", is_flag=True, help="List what would be measured, then stop.")
-@_threads_option
+@threads_option("as many as make the first product clearly faster")
 @_one_line_errors
 def density(source: str, output: Path, products: "ProductSettings", **options: Any) -> None:
     """Draw the density of the whole spectrum, and say what it tells: estimates, each with its error.
@@ -391,7 +314,7 @@ def density(source: str, output: Path, products: "ProductSettings", **options: A
 @main.command()
 @click.argument("target", metavar="MANIFEST_OR_MODEL")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
-@_threads_option
+@threads_option("all cores")
 @_one_line_errors
 def audit(target: str, device: str | None) -> None:
     """Test whether products with the Hessian are second derivatives, and name the module to blame.
@@ -414,8 +337,8 @@ def audit(target: str, device: str | None) -> None:
 
 
 @main.command()
-@click.argument("store", type=_FILE)
-@click.option("-o", "--output", required=True, type=_FILE, help="A .png, .pdf or .svg file.")
+@click.argument("store", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="A .png, .pdf or .svg file.")
 @click.option(
     "--kind",
     default="figure3",
@@ -423,8 +346,8 @@ def audit(target: str, device: str | None) -> None:
     type=click.Choice(["figure3", "sharpness", "modules"]),
     help="Densities of eigenvalues; sharpness and negatives over epochs; modules over depth and epoch.",
 )
-@_some_series
-@click.option("--epochs", type=_Epochs(), help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).")
+@some_series
+@click.option("--epochs", type=Epochs(), help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).")
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
 @_one_line_errors
@@ -437,18 +360,18 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_FILE)
-@click.option("-o", "--output", type=_FILE, help="A .txt, .csv, .json or .tex file; default: the terminal.")
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=FILE)
+@click.option("-o", "--output", type=FILE, help="A .txt, .csv, .json or .tex file; default: the terminal.")
 @click.option(
     "--format", "kind", type=click.Choice(["table", "csv", "json", "latex"]), help="Default: by the suffix of the output."
 )
 @click.option("--metric", "metrics", multiple=True, help="Compare this alone; may be repeated. Default: all that are known.")
-@click.option("--epochs", type=_Epochs(), help="Compare these alone.")
-@_some_series
+@click.option("--epochs", type=Epochs(), help="Compare these alone.")
+@some_series
 @click.option("--unpaired", is_flag=True, help="Allow series that were measured on different batches.")
 @click.option("--keep-unconverged", is_flag=True, help="Count records without a certificate too, and say how many.")
-@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=_RESAMPLES)
-@click.option("--seed", default=0, show_default=True, type=_SEED, help="Of resampling and permuting.")
+@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=RESAMPLES)
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of resampling and permuting.")
 @_one_line_errors
 def compare(stores: tuple[Path, ...], **options: Any) -> None:
     """Say which series of the STOREs is sharper and which is less convex, and how sure that is.
@@ -461,8 +384,8 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
 
 
 @main.command()
-@click.argument("manifest", type=_FILE)
-@click.option("-o", "--output", required=True, type=_FILE, help="The figure: a .png, .pdf or .svg file.")
+@click.argument("manifest", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="The figure: a .png, .pdf or .svg file.")
 @click.option("--series", help="Which series of the manifest; may be left out where there is one.")
 @click.option("--epoch", type=click.IntRange(0, limits.MAX_EPOCH), help="Default: the last one; of a line, the first.")
 @click.option(
@@ -481,15 +404,23 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
     help="To either side. Random: in filter norms, default 1. Eigenvectors: length, default where 1 nat is predicted.",
 )
 @click.option("--batches", default=1, show_default=True, type=click.IntRange(min=1), help="The loss is the mean of so many.")
-@click.option("--seed", default=0, show_default=True, type=_SEED, help="Of random directions.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of random directions.")
 @click.option("--view", type=click.Choice(["contour", "3d"]), help="Of two dimensions; default: contour.")
-@click.option("--data", type=_FILE, help="HDF5 file of the points, resumed if unfinished; default: beside the figure.")
+@click.option("--data", type=FILE, help="HDF5 file of the points, resumed if unfinished; default: beside the figure.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@worker_options
 @click.option("--dry-run", is_flag=True, help="Say what is left to compute, then stop.")
-@_threads_option
+@threads_option("its share of the cores")
 @_one_line_errors
 def surface(
-    manifest: Path, output: Path, data: Path | None, view: str | None, device: str | None, dry_run: bool, **request: Any
+    manifest: Path,
+    output: Path,
+    data: Path | None,
+    view: str | None,
+    device: str | None,
+    workers: "WorkerSettings",
+    dry_run: bool,
+    **request: Any,
 ) -> None:
     """Draw the loss around a checkpoint of MANIFEST, or along the line to another one.
 
@@ -506,18 +437,19 @@ def surface(
         data=data,
         view=view,
         device=device,
+        workers=workers,
         dry_run=dry_run,
     )
     _say(report.summary())
 
 
 @main.command()
-@click.argument("store", type=_FILE)
-@click.option("-o", "--output", required=True, type=_FILE, help="An .html file.")
-@_some_series
+@click.argument("store", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="An .html file.")
+@some_series
 @click.option("--title", help="Heading of the page; default: the name of the store.")
 @click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
-@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=_RESAMPLES)
+@click.option("--resamples", "num_resamples", default=4999, show_default=True, type=RESAMPLES)
 @_one_line_errors
 def report(store: Path, output: Path, **options: Any) -> None:
     """Write all of STORE as one HTML page: spectra by epoch, comparison, certificates, provenance.
@@ -530,8 +462,8 @@ def report(store: Path, output: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_FILE)
-@click.option("-o", "--output", required=True, type=_FILE, help="A new .h5 file, or a store that takes the records in.")
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="A new .h5 file, or a store that takes the records in.")
 @_one_line_errors
 def merge(stores: tuple[Path, ...], output: Path) -> None:
     """Put the records of the STOREs, measured in shards of one manifest, into one store.
@@ -545,7 +477,7 @@ def merge(stores: tuple[Path, ...], output: Path) -> None:
 
 
 @main.command()
-@click.argument("file", type=_Path(path_type=Path))
+@click.argument("file", type=PathType(path_type=Path))
 @_one_line_errors
 def info(file: Path) -> None:
     """Say what is inside FILE: a store, a loss surface, a manifest or a checkpoint."""

@@ -2,6 +2,8 @@
 
 import os
 import re
+import resource
+import sys
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -71,3 +73,16 @@ def _left_by_resource_limit() -> list[int]:
     except (ImportError, OSError, ValueError):
         return []
     return [] if soft == resource.RLIM_INFINITY else [soft - size]
+
+
+def peak_memory() -> int:
+    """Bytes that this process took at most so far."""
+    try:
+        # What getrusage says is at least the size of the process that started this one.
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return 1024 * int(found[1])
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size

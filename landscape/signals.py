@@ -12,6 +12,8 @@ from typing import Any
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 # Seconds.
 _A_MOMENT = 0.02
+# The signals that came in each section of `stop_requests` that is entered.
+_sections: list[list[int]] = []
 _Handler = Callable[[int, FrameType | None], object]
 
 
@@ -39,13 +41,26 @@ def stop_requests() -> Iterator[list[int]]:
         The numbers of the signals that came. C++ code may turn the exception into one of its own; this list tells.
     """
     came: list[int] = []
+    _sections.append(came)
 
     def stop(number: int, _: FrameType | None) -> None:
         came.append(number)
         raise Stopped(number)
 
-    with _handling(stop), _sent_again_where_lost():
-        yield came
+    try:
+        with _handling(stop), _sent_again_where_lost():
+            yield came
+    finally:
+        _sections.pop()
+
+
+def obey_lost_request() -> None:
+    """Raise `Stopped` again for a signal that came in this section and whose exception somebody swallowed.
+
+    For loops that run long: callbacks of futures, for one, may end an exception in a log.
+    """
+    if _sections and _sections[-1] and threading.current_thread() is threading.main_thread():
+        raise Stopped(_sections[-1][0])
 
 
 @contextmanager

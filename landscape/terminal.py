@@ -150,3 +150,28 @@ def _filled(cell: str, width: int, *, glued: bool) -> str:
         else:
             lines.append(piece)
     return "\n".join(lines)
+
+
+def seconds_text(seconds: float) -> str:
+    """A short time, such as "0.53 s" or "12 ms"."""
+    return (
+        f"{seconds:.2g} s"
+        if 0.1 <= seconds < 10
+        else f"{seconds:.0f} s" if seconds >= 10 else f"{1000 * seconds:.2g} ms"
+    )
+
+
+def duration_text(seconds: float) -> str:
+    """A time as people say it, such as "40 seconds", "3.2 hours" or "2.5 days"."""
+    for size, unit, upto in ((1, "second", 90), (60, "minute", 5400), (3600, "hour", 172_800)):
+        if seconds < upto:
+            break
+    else:
+        size, unit = 86_400, "day"
+    amount = f"{max(seconds / size, 1):.0f}" if size < 3600 else f"{seconds / size:.1f}"
+    return f"{amount} {unit}{'' if amount in ('1', '1.0') else 's'}"
+
+
+def size_text(size: int) -> str:
+    """An amount of memory, such as "340 MiB" or "1.3 GiB"."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, round(size / 2**20))} MiB"

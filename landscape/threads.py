@@ -68,6 +68,17 @@ def prepare(num_threads: int | None = None) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def chosen() -> int | None:
+    """The number of threads that the user has chosen, by an option or a variable; None where nobody has."""
+    told = [os.environ[name] for name in _NUM_THREADS if name in os.environ]
+    return int(told[0]) if told and not _automatic and told[0].isdecimal() else None
+
+
+def is_automatic() -> bool:
+    """Whether this is a process of our own in which nobody has chosen the number of threads."""
+    return _automatic
+
+
 def fit(network: "nn.Module") -> None:
     """Give torch the threads that work with this network can use, where the choice was left to us."""
     import torch

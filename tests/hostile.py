@@ -152,15 +152,15 @@ def _load_everything() -> None:
 
     for name in (
         "landscape.pipeline",
-        "landscape.pipeline.measure",
-        "landscape.pipeline.subject",
+        "landscape.pipeline.spectra",
+        "landscape.clip.loaded_series",
         "landscape.clip.train",
         "matplotlib.figure",
     ):
         importlib.import_module(name)
     for name in (
-        "landscape.pipeline.report",
-        "landscape.pipeline.draw",
+        "landscape.report.from_store",
+        "landscape.figures.from_store",
         "landscape.pipeline.audit",
         "landscape.manifest.init",
         "scipy.stats",

@@ -7,11 +7,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import landscape
 from landscape.workers import Done
+from landscape.workers.cluster_file import import_dask_jobqueue
 
 TESTS = Path(__file__).parent
 ROOT = Path(landscape.__file__).parent.parent
+
+
+def require_dask() -> None:
+    """Skip where Dask is not installed; otherwise load it, and keep the handler of Ctrl-C."""
+    try:
+        import_dask_jobqueue()
+    except ImportError as error:
+        pytest.skip(f"{error.name} is not installed", allow_module_level=True)
 
 
 def environment_of_scripts() -> dict[str, str]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")
@@ -132,6 +132,8 @@ def short_host_name() -> str:
 
 
 if __name__ == "__main__":
-    with slurm_node(Path(sys.argv[1]).resolve()) as needed:
+    # Not sigwait: without a handler SIGTERM ends this process at once, and leaves Slurm running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), slurm_node(Path(sys.argv[1]).resolve()) as needed:
         print(*(f"export {name}={value}" for name, value in needed.items()), flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()

@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from tiny_run import PLAIN as MODEL
+from tiny_run import config_of
 
 from landscape.cli import main
 from landscape.clip.checkpoint import save_checkpoint
@@ -26,9 +27,18 @@ NUM_BATCHES, BATCH_SIZE = 3, 4
 
 
 def make_study(
-    folder: Path, *, epochs: tuple[int, ...] = (0, 1), names: tuple[str, ...] = ("one", "two"), **hessian: object
+    folder: Path,
+    *,
+    epochs: tuple[int, ...] = (0, 1),
+    names: tuple[str, ...] = ("one", "two"),
+    with_config: bool = False,
+    **hessian: object,
 ) -> Path:
-    """Pictures, captions, checkpoints of random weights and a manifest in `folder`; returns the manifest."""
+    """Pictures, captions, checkpoints of random weights and a manifest in `folder`; returns the manifest.
+
+    Args:
+        with_config: Name the model by a file, so that processes that have not registered it can build it.
+    """
     with open(folder / "pairs.tsv", "w", newline="") as table:
         rows = csv.writer(table, delimiter="\t")
         rows.writerow(["filepath", "title"])
@@ -42,7 +52,9 @@ def make_study(
             path = folder / f"{name}_{epoch}.pt"
             save_checkpoint(path, model=build_model(MODEL, seed=100 * number + epoch), epoch=epoch, name=MODEL)
             checkpoints.append({"epoch": epoch, "path": path.name})
-        series.append({"name": name, "model": MODEL, "checkpoints": checkpoints})
+        architecture = {"config": "tiny.json"} if with_config else {"model": MODEL}
+        series.append({"name": name, **architecture, "checkpoints": checkpoints})
+    (folder / "tiny.json").write_text(json.dumps(config_of()))
     document = {
         "version": 1,
         "data": {"source": "pairs.tsv", "split": "all", "num_samples": BATCH_SIZE * NUM_BATCHES, "batch_size": BATCH_SIZE},

@@ -15,7 +15,7 @@ import numpy as np
 import tiny_run  # noqa: F401  (registers the model with open_clip)
 import torch
 
-import landscape.pipeline.surface as pipeline
+import landscape.pipeline.surface_measurement as pipeline
 from landscape.cli import main
 from landscape.store import StoredSurface, read_surface, write_surface
 

@@ -41,6 +41,8 @@ TINY = {
 NAMES_ONLY = {
     "fit": "a method of Lightning's trainer",
     "{}": "a key whose value only the user knows",
+    "{}: {}": "an example of a value; followed in test_dask_pool.py, where cluster files are refused",
+    "scale": "a method of Dask's clusters",
     "batches": "an argument",
     "caption_key": "followed where its value is told",
     "config": "a key of the manifest",
@@ -62,6 +64,9 @@ NAMES_ONLY = {
 # Followed by a test elsewhere.
 FOLLOWED = {
     "landscape audit": "test_audit_command.py::test_a_failed_audit_names_the_module_and_exits_with_1",
+    "dask scheduler": "test_dask_pool.py::test_the_end_of_the_scheduler_is_one_line_and_no_hang",
+    "dask scheduler --scheduler-file {}": "test_dask_pool.py::test_the_end_of_the_scheduler_is_one_line_and_no_hang",
+    "landscape merge": "test_runner.py::test_shards_merge_into_the_store_of_the_whole",
     "landscape audit {}": "test_audit_command.py::test_a_failed_audit_names_the_module_and_exits_with_1",
     "landscape spectra --per-module": "test_module_figure.py::test_the_command_draws_them_and_refuses_what_it_cannot",
 }
@@ -462,6 +467,7 @@ def commands() -> dict[str, click.Command]:
 def test_options_and_commands_in_messages_exist():
     options = {name for command in commands().values() for parameter in command.params for name in parameter.opts}
     foreign = {"--siglip", "--force-reinstall", "--no-build-isolation", "--model-ema", "--help"}
+    foreign |= {"--gres", "--scheduler-file", "--ntasks"}
     for where, text in messages().items():
         for command in re.findall(r"`landscape ([a-z]+)", text):
             assert command in commands(), (where, command)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import worker_calls
-from processes import environment_of_scripts, is_running, results_of, run_script, wait_until
+from processes import environment_of_scripts, is_running, require_dask, results_of, run_script, wait_until
 
 import landscape
 from landscape.errors import MissingDependencyError, WorkerError
@@ -22,7 +22,7 @@ from landscape.workers.cluster_file import read_cluster_file
 from landscape.workers.dask_pool import DaskPool, connect_scheduler, start_cluster
 
 distributed = pytest.importorskip("distributed")
-pytest.importorskip("dask_jobqueue")
+require_dask()
 
 LOCAL = "cluster: local\nworkers: 2\ncores: 1\nmemory: 2GB\ninterface: lo\nscheduler_options: {dashboard_address: null}\n"
 SCRIPT = """
@@ -266,5 +266,34 @@ def test_a_queue_that_refuses_the_job_is_one_line_with_its_words(write, tmp_path
 
 def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'hessian-landscape\[cluster\]'"):
+    with pytest.raises(MissingDependencyError, match="pip install distributed dask-jobqueue"):
         connect_scheduler("tcp://127.0.0.1:1")
+
+
+def test_a_child_without_calls_ends_after_some_time_and_not_between_two(monkeypatch):
+    from landscape.workers import dask_side
+
+    closed = []
+    monkeypatch.setattr(dask_side, "_IDLE", 0.3)
+    monkeypatch.setattr(dask_side, "close_child", lambda: closed.append(time.monotonic()))
+    monkeypatch.setattr(dask_side, "_calculate", lambda num_threads, call: time.sleep(0.1) or call)
+    for _ in range(6):
+        assert dask_side.calculate(1, b"call") == b"call"
+        # Calls of 0.6 s in all, never 0.3 s apart.
+        assert not closed
+    ended = time.monotonic()
+    wait_until(lambda: closed)
+    assert closed[0] - ended > 0.2
+
+
+def test_the_handler_of_ctrl_c_outlives_the_import_of_dask_jobqueue():
+    code = """
+import signal
+from landscape.workers.cluster_file import cluster_class
+handler = lambda *_: None
+signal.signal(signal.SIGINT, handler)
+cluster_class("slurm")
+print(signal.getsignal(signal.SIGINT) is handler)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout == "True\n"

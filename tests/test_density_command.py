@@ -14,9 +14,9 @@ from test_pipeline import invoke
 from landscape.errors import StoreError
 from landscape.figures import DensitySample, density_figure
 from landscape.figures.density_plan import make_density_plan
+from landscape.figures.density_records import density_sample, spectral_density
 from landscape.linalg import DenseOperator, density
 from landscape.manifest import Manifest
-from landscape.pipeline.density_record import density_sample, spectral_density
 from landscape.store import DensityRecord, Plan, parts_folder, read_densities, write_densities
 from landscape.store.densities import ARRAYS
 from landscape.store.lock import FolderLock
@@ -99,10 +99,10 @@ def test_products_are_computed_as_asked_and_to_the_same_density(study, tmp_path)
 @pytest.fixture
 def failing(monkeypatch):
     """Makes the products of some (series, epoch, batch) NaN; lets them be again where called with none."""
+    from landscape.clip.loaded_series import LoadedSeries
     from landscape.curvature import HessianOperator
-    from landscape.pipeline.subject import Subject
 
-    load, batch, matmat = Subject.load, Subject.batch, HessianOperator.matmat
+    load, batch, matmat = LoadedSeries.load, LoadedSeries.batch, HessianOperator.matmat
     there, wrong = {}, set()
 
     def loaded(self, checkpoint):
@@ -122,8 +122,8 @@ def failing(monkeypatch):
         wrong.clear()
         wrong.update(places)
 
-    monkeypatch.setattr(Subject, "load", loaded)
-    monkeypatch.setattr(Subject, "batch", taken)
+    monkeypatch.setattr(LoadedSeries, "load", loaded)
+    monkeypatch.setattr(LoadedSeries, "batch", taken)
     monkeypatch.setattr(HessianOperator, "matmat", multiplied)
     return fail
 

@@ -14,7 +14,7 @@ from landscape.cli import main
 from landscape.clip.checkpoint import save_checkpoint
 from landscape.clip.model import build_model
 from landscape.manifest import Manifest
-from landscape.pipeline.forecast import duration_text, seconds_text, size_text
+from landscape.terminal import duration_text, seconds_text, size_text
 
 PATTERNS = ["visual.proj", "visual.ln_post.*", "logit_scale"]
 

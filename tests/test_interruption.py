@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and full disks, at every moment of every save: what was there stays, nothing half-written is left."""
 
+import concurrent.futures
 import errno
 import os
 import signal
@@ -18,7 +19,7 @@ from landscape.clip import checkpoint as checkpoints
 from landscape.clip.checkpoint import write_checkpoint
 from landscape.errors import CheckpointError, LandscapeError, StoreError
 from landscape.files import save_atomically, write_atomically
-from landscape.signals import Stopped, stop_requests, stopping_later
+from landscape.signals import Stopped, obey_lost_request, stop_requests, stopping_later
 from landscape.store import SpectrumStore, SpectrumWriter, hdf5, parts_folder
 
 
@@ -155,11 +156,11 @@ def study(tmp_path_factory):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_spectra_that_are_stopped_keep_what_they_have_and_go_on(study, tmp_path, monkeypatch, number):
-    from landscape.pipeline import measure
+    from landscape.pipeline import spectra
 
     output = tmp_path / "s.h5"
     with monkeypatch.context() as patched:
-        patched.setattr(measure, "_measure", stopping(number, at=4, real=measure._measure))
+        patched.setattr(spectra, "_measure", stopping(number, at=4, real=spectra._measure))
         assert_stopped(invoke("spectra", study, "-o", output, "--device", "cpu", "--unaudited"), number)
     assert len(stored(output)) == 3 and not left_over(tmp_path)
     result = invoke("spectra", study, "-o", output, "--device", "cpu", "--unaudited")
@@ -168,20 +169,20 @@ def test_spectra_that_are_stopped_keep_what_they_have_and_go_on(study, tmp_path,
 
 
 def test_sigterm_ends_density_surface_and_figure_without_temporary_files(study, tmp_path, monkeypatch):
-    from landscape.pipeline import density, surface
+    from landscape.pipeline import density_measurement, surface_measurement
 
     data = tmp_path / "x.h5"
-    measured = stopping(signal.SIGTERM, at=2, real=density._measure_batch)
-    written = stopping(signal.SIGTERM, at=3, real=surface.write_surface)
+    measured = stopping(signal.SIGTERM, at=2, real=density_measurement._measure)
+    written = stopping(signal.SIGTERM, at=3, real=surface_measurement.write_surface)
     with monkeypatch.context() as patched:
-        patched.setattr(density, "_measure_batch", measured)
+        patched.setattr(density_measurement, "_measure", measured)
         command = ["density", study, "-o", tmp_path / "x.png", "--matvecs", 4, "--unaudited", "--batches", 2, "--epochs", 0]
         assert_stopped(invoke(*command), signal.SIGTERM)
     assert os.listdir(tmp_path) == ["x.h5"]
     assert invoke(*command).exit_code == 0
     data.unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(surface, "write_surface", written)
+        patched.setattr(surface_measurement, "write_surface", written)
         command = ["surface", study, "-o", tmp_path / "x.png", "--dimensions", 1, "--points", 5]
         assert_stopped(invoke(*command), signal.SIGTERM)
     assert "(3 now, 2 before)" in invoke(*command).stdout
@@ -411,3 +412,20 @@ def test_only_regular_files_are_replaced(tmp_path):
     with pytest.raises(OSError, match="named pipe"):
         write_atomically(tmp_path / "pipe", b"new")
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_request_that_a_callback_has_swallowed_is_obeyed_by_the_next_tick():
+    with stop_requests() as came:
+        obey_lost_request()
+        future = concurrent.futures.Future()
+        future.add_done_callback(lambda _: signal.raise_signal(signal.SIGTERM))
+        try:
+            future.set_result(None)
+        except KeyboardInterrupt:
+            # As code does that hands every exception on.
+            pass
+        assert came == [signal.SIGTERM]
+        with pytest.raises(Stopped) as caught:
+            obey_lost_request()
+        assert caught.value.number == signal.SIGTERM
+    obey_lost_request()

@@ -16,7 +16,7 @@ from torch import nn
 from landscape.clip.checkpoint import describe_checkpoint, load_checkpoint
 from landscape.containers.outline import outline
 from landscape.errors import CheckpointError
-from landscape.pipeline.describe import describe
+from landscape.report.describe import describe
 
 
 def weights(value):

@@ -274,6 +274,16 @@ def test_a_log_that_somebody_removes_is_noticed_at_the_next_record(output, manif
         refusal(lambda: writer.add(record_of(KEYS[1])), "it was removed while", "Leave the folder")
 
 
+def test_a_folder_of_parts_that_somebody_removes_is_one_line_too(output, manifest):
+    with SpectrumWriter(output, manifest) as writer:
+        writer.add(record_of(KEYS[0]))
+        shutil.rmtree(parts_folder(output))
+        refusal(lambda: writer.add(record_of(KEYS[1])), "it was removed while", "Leave the folder")
+        refusal(writer.merge, str(output))
+    assert not parts_folder(output).exists()
+    assert write(output, manifest) == KEYS
+
+
 def write_some(file, go_on, *, groups=6):
     for group in range(groups):
         go_on()

@@ -11,7 +11,8 @@ from test_module_spectra import MODULES, digest_of, fill, modules_record
 from test_pipeline import invoke
 
 from landscape.errors import StoreError
-from landscape.pipeline import draw_modules, module_figure, write_report
+from landscape.figures import modules_from_store as module_figure
+from landscape.pipeline import draw_modules, write_report
 from landscape.store import SpectrumWriter
 
 BATCHES = 3

@@ -12,9 +12,9 @@ from landscape.cli import main
 from landscape.compare import compare_stores, summarize_stores, to_csv
 from landscape.compare.tables import grids
 from landscape.figures import density_figure, figure3
-from landscape.pipeline.density_record import density_sample, stored_densities
-from landscape.pipeline.draw import eigenvalue_samples
-from landscape.pipeline.report import read_study
+from landscape.figures.density_records import density_sample, stored_densities
+from landscape.figures.from_store import eigenvalue_samples
+from landscape.report.from_store import read_study
 from landscape.report.tables import numbers_table
 from landscape.store import SpectrumStore
 

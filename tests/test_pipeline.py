@@ -21,7 +21,7 @@ from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.clip.objectives import contrastive_objective
 from landscape.errors import MemoryLimitError, NumericalError, ObjectiveError
 from landscape.manifest import HessianSettings, Manifest
-from landscape.pipeline.plan import Task
+from landscape.manifest.selection import Task
 from landscape.store import SpectrumStore
 
 PATTERNS = ["visual.proj", "visual.ln_post.*", "logit_scale"]
@@ -190,7 +190,8 @@ def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_aga
 
 
 def test_what_is_refused_ends_the_run_only_while_nothing_has_worked():
-    from landscape.pipeline.measure import attempted
+    from landscape.pipeline.runner import refusal
+    from landscape.pipeline.session import Failure, try_measure
 
     def refused():
         raise ObjectiveError("no second\n derivative")
@@ -201,28 +202,41 @@ def test_what_is_refused_ends_the_run_only_while_nothing_has_worked():
     def too_large():
         raise MemoryLimitError("does not fit")
 
-    for refusal, error in ((refused, ObjectiveError), (too_large, MemoryLimitError)):
-        with pytest.raises(error):
-            attempted(refusal, has_worked=False)
-    assert attempted(refused, has_worked=True) == "no second derivative"
-    assert attempted(too_large, has_worked=True) == "does not fit"
-    assert attempted(overflowed, has_worked=False) == "not finite"
-    assert attempted(dict, has_worked=False) == {}
+    for fault, error in ((refused, ObjectiveError), (too_large, MemoryLimitError)):
+        assert isinstance(refusal([try_measure(fault)], has_worked=False), error)
+        assert refusal([try_measure(fault)], has_worked=True) is None
+        assert refusal([try_measure(fault), {}], has_worked=False) is None
+    assert try_measure(refused).reason == "no second derivative"
+    assert try_measure(too_large).reason == "does not fit"
+    assert try_measure(overflowed) == Failure(reason="not finite")
+    assert refusal([try_measure(overflowed)], has_worked=False) is None
+    assert try_measure(dict) == {}
+
+
+def test_an_error_that_no_batch_should_raise_shows_in_one_process_and_is_a_failure_among_many():
+    from landscape.pipeline.session import Failure, try_measure
+
+    def broken():
+        raise KeyError("weight")
+
+    with pytest.raises(KeyError):
+        try_measure(broken)
+    assert try_measure(broken, contained=True) == Failure(reason="KeyError: 'weight'")
 
 
 def test_a_batch_whose_krylov_vectors_do_not_fit_costs_that_batch_alone(tmp_path):
     from test_stochastic import Padded
 
-    from landscape.pipeline.measure import attempted
+    from landscape.pipeline.session import try_measure
     from landscape.pipeline.solve import Solver, SolverSettings
 
     # Room for 11 vectors of 100 numbers, which k = 5 needs; of 105 numbers, those of a batch with more tokens, for 10.
     solver = Solver(SolverSettings(max_basis_memory=11 * 100 * 8))
     small, large = (Padded(np.linspace(-1, 2, size) ** 3, 500 - size) for size in (100, 105))
     hessian = HessianSettings(objective="contrastive", k=5)
-    found = attempted(lambda: solver._lanczos(small, hessian, series="one", seed=0), has_worked=True)
+    found = try_measure(lambda: solver._lanczos(small, hessian, series="one", seed=0))
     assert float(found.values[0]) == pytest.approx(8, rel=1e-6)
-    why = attempted(lambda: solver._lanczos(large, hessian, series="one", seed=0), has_worked=True)
+    why = try_measure(lambda: solver._lanczos(large, hessian, series="one", seed=0)).reason
     assert why.startswith("--max-basis-memory: 8,800 bytes hold 10 vectors of 105 numbers") and "Allow 9,240 bytes" in why
 
 

@@ -27,9 +27,9 @@ from landscape.cli import main
 from landscape.errors import StoreError
 from landscape.figures import AsinhAxis, density_figure, figure3
 from landscape.pipeline import write_report
-from landscape.pipeline.report import read_study
 from landscape.report import render
 from landscape.report.chart import dash_of, from_mathtext, literal
+from landscape.report.from_store import read_study
 from landscape.report.page import PLOTLY
 from landscape.report.tables import certificate_table, number
 from landscape.store import SpectrumStore, SpectrumWriter

@@ -10,7 +10,7 @@ import pytest
 from spectra_by_hand import manifest_of, record_of
 
 from landscape.store import RunStatus, SpectrumStore, SpectrumWriter, describe, parts_folder, read_status, write_status
-from landscape.store.run_status import status_lines
+from landscape.workers.run_status import status_lines
 
 STATUS = RunStatus(
     num_planned=3000,
@@ -50,7 +50,7 @@ def test_a_status_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("landscape.store.run_status.os.replace", full)
+    monkeypatch.setattr("landscape.workers.run_status.os.replace", full)
     write_status(tmp_path, replace(STATUS, num_done=121))
     assert read_status(tmp_path) == STATUS and os.listdir(tmp_path) == ["status.json"]
 
@@ -60,7 +60,7 @@ def test_the_lines_say_how_far_how_fast_how_long_and_who_is_slow():
         f"running: process {STATUS.pid} on {STATUS.host}: 120 of 3000 batches, 14.2 a minute, about 3.4 hours left, 2 failed, "
         "updated 12 s ago",
         "dashboard: http://login:8787/status",
-        "slowest worker node3: 14 s a batch beside a median of 9 s",
+        "slowest worker node3: 14 s each beside a median of 9 s",
     ]
     begun = replace(STATUS, workers=STATUS.workers[:1], dashboard=None, seconds_left=math.inf, rate_per_minute=0, num_failed=0)
     (line,) = status_lines(begun, now=2100.0)

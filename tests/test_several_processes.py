@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny_run import VISION, write_pairs
+from tiny_run import RECIPE, VISION, write_pairs
 
 from landscape import ranks
 from landscape.cli import main
-from landscape.clip.train_loop import lost_processes
+from landscape.clip.train_loop import loop_arguments, lost_processes
 from landscape.errors import LandscapeError
 from landscape.manifest import Manifest
 
@@ -126,6 +126,73 @@ def test_a_lost_connection_is_told_as_the_end_of_another_process(message):
     with pytest.raises(RuntimeError, match="^shapes differ$"):
         with lost_processes():
             raise RuntimeError("shapes differ")
+
+
+# --- Slurm ------------------------------------------------------------------------------------------------------------
+
+# What Slurm 22.05.8 sets for a job of two tasks.
+BATCH = {"SLURM_NTASKS": "2", "SLURM_NPROCS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+FIRST_OF_TWO = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEPID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+ALLOCATION = {"SLURM_NTASKS": "2", "SLURM_NPROCS": "2"}
+
+
+def set_slurm(monkeypatch, variables):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "PMI_"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [BATCH, ALLOCATION, {**BATCH, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}],
+    ids=["script of a job", "shell of salloc", "interactive step of salloc"],
+)
+def test_training_alone_in_a_job_of_several_tasks_is_refused_in_one_line(variables, tmp_path, model, table, monkeypatch):
+    set_slurm(monkeypatch, variables)
+    # Where the other task would be met: without the refusal this waits for it, or says that RANK is missing.
+    monkeypatch.setattr(torch.distributed, "init_process_group", pytest.fail)
+    result = CliRunner().invoke(main, training(model, table, tmp_path / "run", epochs=0))
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("landscape: SLURM_NTASKS is 2, but srun did not start this process")
+    assert "srun or torchrun" in line and "--ntasks 1" in line and "unset SLURM_NTASKS" in line
+    assert not (tmp_path / "run").exists()
+
+
+class _Met(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [FIRST_OF_TWO, {**FIRST_OF_TWO, "SLURM_PROCID": "1"}, {**BATCH, "PMI_SIZE": "2", "PMI_RANK": "0"}],
+    ids=["first task of srun", "second task of srun", "mpiexec within a job"],
+)
+def test_a_task_that_was_started_with_others_goes_to_meet_them(variables, monkeypatch):
+    def meet(**place):
+        assert (place["rank"], place["world_size"]) == (int(variables["SLURM_PROCID"]), 2)
+        raise _Met
+
+    set_slurm(monkeypatch, variables)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        # open_clip_train sets them; they go with the test.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    with pytest.raises(_Met):
+        loop_arguments(model="tiny_vit", recipe=RECIPE, seed=0, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_PROCID": "0"}, {**BATCH, "WORLD_SIZE": "1"}],
+    ids=["job of one task", "number of tasks unset", "one process by torchrun"],
+)
+def test_one_process_in_a_job_trains_alone(variables, monkeypatch):
+    set_slurm(monkeypatch, variables)
+    args = loop_arguments(model="tiny_vit", recipe=RECIPE, seed=0, device="cpu")
+    assert (args.distributed, args.rank, args.world_size) == (False, 0, 1)
 
 
 # --- python -m landscape ----------------------------------------------------------------------------------------------

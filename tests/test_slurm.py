@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import worker_calls
-from processes import environment_of_scripts, is_running, results_of, wait_until
+from processes import environment_of_scripts, is_running, require_dask, results_of, wait_until
 from slurm_node import missing, slurm_node
 
 from landscape.errors import WorkerError
 from landscape.workers import InlinePool, dispatch
 from landscape.workers.dask_pool import start_cluster
 
-pytest.importorskip("dask_jobqueue")
+require_dask()
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 FILE = """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from landscape.curvature import Axis, CurvatureFit, LocalModel, LossSlice
-from landscape.pipeline.surface_words import barrier_words, check
+from landscape.figures.surface_words import barrier_words, check
 
 T = np.linspace(-1.0, 1.0, 5)
 

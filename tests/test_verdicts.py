@@ -9,7 +9,7 @@ import torch
 from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow
 from landscape.errors import ManifestError, ObjectiveError
 from landscape.manifest import Checkpoint
-from landscape.pipeline import audit
+from landscape.pipeline import audit, spectra
 
 PASSED = AuditReport((AuditRow(WHOLE, "gradient", 1e-9, "passed"),), torch.float64, 0, 0)
 FAILED = AuditReport((AuditRow("visual (Scan)", "product", 0.3, "failed", "wrong"),), torch.float32, 0, 0)
@@ -41,7 +41,7 @@ def gone(monkeypatch):
     """The epochs without a file; audits give what the subject says."""
     epochs = set()
     monkeypatch.setattr(audit, "is_gone", lambda checkpoint: checkpoint.epoch in epochs)
-    monkeypatch.setattr(audit, "audit_subject", lambda subject, hessian: subject.report())
+    monkeypatch.setattr(audit, "audit_series", lambda subject, hessian: subject.report())
     return epochs
 
 
@@ -106,9 +106,7 @@ def test_only_pyhessian_refuses_products_by_differences():
 
 
 def test_a_manifest_is_audited_with_the_weights_of_its_last_checkpoints(monkeypatch):
-    from landscape.clip import image_text
-    from landscape.pipeline import measure
-    from landscape.pipeline import subject as subject_module
+    from landscape.clip import image_text, loaded_series
 
     subject = Subject(report=PASSED)
     checkpoints = [Checkpoint(epoch=epoch, path=Path(f"{epoch}.pt")) for epoch in (0, 7)]
@@ -116,8 +114,8 @@ def test_a_manifest_is_audited_with_the_weights_of_its_last_checkpoints(monkeypa
     manifest = SimpleNamespace(data=None, hessian=None, series=series)
     monkeypatch.setattr(audit.Manifest, "load", lambda path, **options: manifest)
     monkeypatch.setattr(image_text, "open_pairs", lambda data: None)
-    monkeypatch.setattr(measure, "device_of", lambda device: torch.device("cpu"))
-    monkeypatch.setattr(subject_module.Subject, "of", lambda *args, **options: subject)
+    monkeypatch.setattr(loaded_series, "device_of", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(loaded_series.LoadedSeries, "of", lambda *args, **options: subject)
     assert [audited.title for audited in audit.audit_target("study.YML")] == ["one (tiny), epoch 7", "two (tiny), epoch 7"]
     assert subject.loaded == [7, 7]
     monkeypatch.setattr(audit, "_audit_model", lambda name, device: (name, device))
@@ -143,7 +141,7 @@ class Store:
         return range(len(self.verdicts[name]))
 
     def records(self, name, epoch):
-        return SimpleNamespace(extras={"audit": self.verdicts[name][epoch]})
+        return SimpleNamespace(extras={"audit": self.verdicts[name][epoch]}, settings={})
 
     def stored(self):
         return {("one", 3): "b" * 64}
@@ -156,13 +154,14 @@ def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(s
     if sha256:
         path.write_bytes(b"other weights")
     last = Checkpoint(epoch=3, path=path, sha256=sha256)
-    manifest = SimpleNamespace(series=[SimpleNamespace(name=name, checkpoints=[last]) for name in ("none", "one")])
+    series = SimpleNamespace(name="one", checkpoints=[last])
     passed, other = ({"passed": True, "checkpoint_sha256": one} for one in (digest, "c" * 64))
 
     def known(*verdicts):
-        monkeypatch.setattr(audit.SpectrumStore, "open", lambda output: Store(one=verdicts))
-        return audit.stored_verdicts(Path("out.h5"), manifest)
+        monkeypatch.setattr(spectra.SpectrumStore, "open", lambda output: Store(one=verdicts))
+        told = spectra.known_series(Path("out.h5"), [series])["one"]
+        return audit.stored_verdict(series, told.verdicts, told.last_digest)
 
-    assert known(passed, other) == {"one": passed}
-    assert known(other) == {}
-    assert known({**passed, "passed": False}, {"passed": True, "product": "finite-difference"}) == {}
+    assert known(passed, other) == passed
+    assert known(other) is None
+    assert known({**passed, "passed": False}, {"passed": True, "product": "finite-difference"}) is None

@@ -302,9 +302,9 @@ def test_an_item_that_kills_every_worker_is_lost_alone():
     assert results == {item: item**2 for item in range(40) if item != worker_calls.POISON}
 
 
-def test_calls_of_all_arguments_survive_one_death_each_and_give_up_after_two(tmp_path):
+def test_calls_of_all_arguments_survive_one_death_each_and_give_up_after_three(tmp_path):
     with LocalPool(2) as pool:
         arguments = [(str(tmp_path / str(index)), (worker_calls.POISON,)) for index in range(3)]
         assert sorted(call_all(pool, worker_calls.die_once, arguments)) == [(index, [169]) for index in range(3)]
-        with pytest.raises(WorkerError, match="for the second time"):
+        with pytest.raises(WorkerError, match="for the third time"):
             list(call_all(pool, worker_calls.die_at_poison, [("a", (worker_calls.POISON,))]))

@@ -28,14 +28,18 @@ WORDS = ("red", "blue", "small", "large", "cat", "dog", "tree", "house", "sun")
 VISION = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "head_width": 8}
 
 
-def register(name: str, **vision: Any) -> str:
-    config = {
+def config_of(**vision: Any) -> dict[str, Any]:
+    """The architecture as open_clip writes it."""
+    return {
         "embed_dim": 8,
         "vision_cfg": {**VISION, **vision},
         "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
     }
+
+
+def register(name: str, **vision: Any) -> str:
     folder = Path(tempfile.mkdtemp(prefix="landscape-tiny-"))
-    (folder / f"{name}.json").write_text(json.dumps(config))
+    (folder / f"{name}.json").write_text(json.dumps(config_of(**vision)))
     open_clip.add_model_config(folder)
     shutil.rmtree(folder)
     return name

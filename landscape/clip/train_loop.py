@@ -7,6 +7,7 @@ and a stop at the first loss that is not a number.
 
 import logging
 import math
+import os
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -36,8 +37,10 @@ def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None)
     """open_clip_train's command line as a namespace, with this process's place among all under torchrun.
 
     Raises:
-        LandscapeError: If the device is not there, or the batch cannot be shared out evenly.
+        LandscapeError: If the device is not there, the batch cannot be shared out evenly, or Slurm has several tasks but
+            did not start this process as one of them.
     """
+    _check_slurm_tasks()
     from open_clip_train.distributed import init_distributed_device, is_device_available, world_info_from_env
     from open_clip_train.params import parse_args
 
@@ -64,6 +67,28 @@ def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None)
     args.local_loss, args.gather_with_grad = recipe.local_loss, recipe.gather_with_grad
     args.distill, args.wandb = False, False
     return args
+
+
+def _check_slurm_tasks() -> None:
+    """Refuse a process alone in a Slurm job of several tasks.
+
+    open_clip_train takes SLURM_NTASKS alone for several processes, and waits for all of them. Each program that starts
+    several also sets its own number of them: torchrun WORLD_SIZE, srun SLURM_STEP_NUM_TASKS, mpiexec PMI_SIZE.
+
+    Raises:
+        LandscapeError: If the process is the job's script itself, or runs beside the job.
+    """
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    if "WORLD_SIZE" in os.environ or tasks in ("", "0", "1"):
+        return
+    number = os.environ.get("SLURM_PROCID")
+    alone = all(os.environ.get(name, "1") == "1" for name in ("SLURM_STEP_NUM_TASKS", "PMI_SIZE"))
+    if number is None or (number == "0" and alone):
+        raise LandscapeError(
+            f"SLURM_NTASKS is {tasks}, but srun did not start this process as one of several tasks: it would wait for the "
+            "others in vain. Start it with srun or torchrun, or ask Slurm for one task (--ntasks 1), or unset "
+            "SLURM_NTASKS to train on one process."
+        )
 
 
 def from_first_process(args: Namespace, compute: Callable[[], T]) -> T:

@@ -42,6 +42,7 @@ from landscape.curvature.surface import (
     LossSurface,
     centred,
     fill,
+    from_the_middle,
     line_losses,
     losses_along,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "filter_axes",
     "filter_normalised",
     "fit_curvature",
+    "from_the_middle",
     "flatten",
     "gauss_newton",
     "gradient",

@@ -285,6 +285,13 @@ def _mean_loss(objective: Objective, params: Params, batches: Sequence[Batch]) -
     return float(total)
 
 
+def from_the_middle(computed: np.ndarray) -> np.ndarray:
+    """The indices of the points that are missing, those in the middle first: a row each."""
+    missing = np.argwhere(~computed)
+    distance = np.abs(missing - np.array(computed.shape) // 2).max(axis=1)
+    return missing[np.argsort(distance, kind="stable")]
+
+
 def fill(
     axes: Sequence[Axis], loss_at: LossAt, losses: np.ndarray, computed: np.ndarray
 ) -> Iterator[tuple[int, ...]]:
@@ -292,10 +299,7 @@ def fill(
 
     The middle first, so that what is there after an interruption is a smaller picture and not a strip of a large one.
     """
-    middle = [len(axis.coordinates) // 2 for axis in axes]
-    missing = np.argwhere(~computed)
-    distance = np.abs(missing - np.array(middle)).max(axis=1)
-    for row in missing[np.argsort(distance, kind="stable")].tolist():
+    for row in from_the_middle(computed).tolist():
         index = tuple(row)
         losses[index] = loss_at(*(float(axis.coordinates[i]) for axis, i in zip(axes, index)))
         computed[index] = True

@@ -1,30 +1,34 @@
 """Plan, then run: a manifest becomes tasks, tasks become records, records go to the store one by one."""
 
+from landscape.clip.train_command import train_run
+from landscape.compare.files import compare
+from landscape.figures.from_store import draw_figure3, draw_sharpness
+from landscape.figures.modules_from_store import draw_modules
+from landscape.manifest.selection import Selection, Task
 from landscape.pipeline.audit import audit_target
-from landscape.pipeline.compare import compare
 from landscape.pipeline.density import DensityReport, DensitySettings, density_of
-from landscape.pipeline.describe import describe
-from landscape.pipeline.draw import draw_figure3, draw_sharpness
-from landscape.pipeline.measure import run
-from landscape.pipeline.module_figure import draw_modules
-from landscape.pipeline.modules import run_modules, run_with_modules
-from landscape.pipeline.plan import RunReport, Task, plan
+from landscape.pipeline.modules import run_with_modules
+from landscape.pipeline.plan import RunReport, plan
 from landscape.pipeline.products import ProductSettings
-from landscape.pipeline.report import write_report
 from landscape.pipeline.solve import SolverSettings
+from landscape.pipeline.spectra import run
 from landscape.pipeline.surface import SurfaceReport, run_surface
 from landscape.pipeline.surface_plan import SurfaceRequest
-from landscape.pipeline.train import train_run
+from landscape.report.describe import describe
+from landscape.report.from_store import write_report
+from landscape.workers.crew import WorkerSettings
 
 __all__ = [
     "DensityReport",
     "DensitySettings",
     "ProductSettings",
     "RunReport",
+    "Selection",
     "SolverSettings",
     "SurfaceReport",
     "SurfaceRequest",
     "Task",
+    "WorkerSettings",
     "audit_target",
     "compare",
     "density_of",
@@ -34,7 +38,6 @@ __all__ = [
     "draw_modules",
     "plan",
     "run",
-    "run_modules",
     "run_surface",
     "run_with_modules",
     "train_run",

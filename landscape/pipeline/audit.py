@@ -4,26 +4,22 @@ Of every architecture the last checkpoint is audited: what a wrong operator drop
 with training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape import threads
-from landscape.errors import LandscapeError, ManifestError, ObjectiveError
-from landscape.manifest import Checkpoint, CheckpointSeries, DataSettings, Manifest
-from landscape.pipeline.weights import digest_of, is_gone
-from landscape.store import SpectrumStore, verdicts
+from landscape.errors import ManifestError, ObjectiveError
+from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
+from landscape.manifest.gone import digest_of, is_gone
 
 if TYPE_CHECKING:
     import torch
 
-    from landscape.curvature import AuditReport, Batch, Objective, Params
+    from landscape.clip.loaded_series import LoadedSeries
+    from landscape.curvature import AuditReport, Objective, Params
     from landscape.manifest import HessianSettings
-    from landscape.pipeline.subject import Subject
 
-# The protocol of the papers: batches of 15. One batch is enough to audit a model that no manifest describes.
-_PAIRS_PER_BATCH = 15
 # Rules of differentiation do not depend on the number of rows; a batch of any size is audited by its first ones.
 _AUDITED_ROWS = 16
 _PROMISED = "the gradient is held against differences of the loss on every batch; no second derivative is used"
@@ -44,8 +40,7 @@ def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]
         LandscapeError: If the manifest, the data, a checkpoint or the name is wrong.
     """
     from landscape.clip.image_text import open_pairs
-    from landscape.pipeline.measure import device_of
-    from landscape.pipeline.subject import Subject
+    from landscape.clip.loaded_series import LoadedSeries, device_of
 
     if Path(target).suffix.lower() not in (".yaml", ".yml"):
         yield _audit_model(target, device_of(device))
@@ -53,13 +48,14 @@ def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]
     manifest = Manifest.load(Path(target), checkpoints_exist=False)
     pairs = open_pairs(manifest.data)
     for series in manifest.series:
-        subject = Subject.of(manifest, series, pairs, device=device_of(device))
-        subject.load(series.checkpoints[-1])
+        loaded = LoadedSeries.of(manifest, series, pairs, device=device_of(device))
+        loaded.load(series.checkpoints[-1])
         title = f"{series.name} ({series.model}), epoch {series.checkpoints[-1].epoch}"
-        yield Audited(title, audit_subject(subject, manifest.hessian))
+        yield Audited(title, audit_series(loaded, manifest.hessian))
 
 
 def _audit_model(name: str, device: "torch.device") -> Audited:
+    from landscape.clip.named_model import model_on_openmoji
     from landscape.clip.objectives import contrastive_objective
     from landscape.curvature import audit_objective
 
@@ -67,46 +63,20 @@ def _audit_model(name: str, device: "torch.device") -> Audited:
     return Audited(f"{name}, random weights", audit_objective(contrastive_objective, model, batches[0]))
 
 
-def model_on_openmoji(name: str, device: "torch.device", *, num_batches: int) -> "tuple[torch.nn.Module, list[Batch]]":
-    """A model by its name with random weights of seed 0, and batches of OpenMoji pictures: what no manifest describes.
-
-    Raises:
-        LandscapeError: If there is no such model, or the pictures cannot be had.
-    """
-    from landscape.clip.image_text import curvature_batches, open_pairs
-    from landscape.clip.model import build_model, image_size_of, preprocess_for, tokenizer_for
-
-    model = build_model(name, seed=0, device=device)
-    threads.fit(model)
-    num_samples = num_batches * _PAIRS_PER_BATCH
-    data = DataSettings(
-        source="openmoji", num_samples=num_samples, batch_size=_PAIRS_PER_BATCH, image_size=image_size_of(model)[0]
-    )
-    batches = curvature_batches(
-        open_pairs(data),
-        num_samples=data.num_samples,
-        batch_size=data.batch_size,
-        seed=0,
-        transform=preprocess_for(model),
-        tokenizer=tokenizer_for(model),
-    )
-    return model, [{key: value.to(device) for key, value in batches[i].items()} for i in range(num_batches)]
-
-
-def audit_subject(subject: "Subject", hessian: "HessianSettings") -> "AuditReport":
-    """The audit of a subject with the weights that it has, on the first rows of its first batch that can be read."""
+def audit_series(loaded: "LoadedSeries", hessian: "HessianSettings") -> "AuditReport":
+    """The audit of a series with the weights that it has, on the first rows of its first batch that can be read."""
     from landscape.curvature import audit_objective
     from landscape.curvature.row_chunks import take_rows
 
     def make(model: "torch.nn.Module") -> "tuple[Objective, Params]":
-        return subject.objective_on(model, hessian)
+        return loaded.objective_on(model, hessian)
 
-    rows = take_rows(subject.first_batch(), slice(0, _AUDITED_ROWS))
-    return audit_objective(make, subject.model, rows, seed=hessian.seed)
+    rows = take_rows(loaded.first_batch(), slice(0, _AUDITED_ROWS))
+    return audit_objective(make, loaded.model, rows, seed=hessian.seed)
 
 
 def verdict_of(
-    subject: "Subject", manifest: Manifest, series: CheckpointSeries, *, unaudited: bool, hvp: str
+    loaded: "LoadedSeries", manifest: Manifest, series: CheckpointSeries, *, unaudited: bool, hvp: str
 ) -> dict[str, Any]:
     """What is stored with every record of a series: JSON values.
 
@@ -123,8 +93,8 @@ def verdict_of(
     if unaudited:
         return {"passed": False, "reason": "not audited, by --unaudited"}
     for checkpoint in _audited_in_turn(series):
-        info = subject.load(checkpoint)
-        report = audit_subject(subject, manifest.hessian)
+        info = loaded.load(checkpoint)
+        report = audit_series(loaded, manifest.hessian)
         if not report.is_zero_to_rounding:
             break
     facts = {
@@ -150,23 +120,21 @@ def _audited_in_turn(series: CheckpointSeries) -> list[Checkpoint]:
     return list(dict.fromkeys((there[-1], there[len(there) // 2], there[0])))
 
 
-def stored_verdicts(output: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """The verdicts in an output that hold for the last checkpoint of their series as the manifest lists it."""
-    try:
-        store = SpectrumStore.open(output)
-    except LandscapeError:
-        return {}
-    found: dict[str, dict[str, Any]] = {}
-    with store:
-        for series in manifest.series:
-            epochs = store.epochs(series.name) if series.name in store.series() else ()
-            told = [one for epoch in epochs for one in verdicts(store.records(series.name, epoch).extras) if one.get("passed")]
-            if told:
-                last = series.checkpoints[-1]
-                # A file is read for it once; of one that is gone, its records know the digest.
-                digest = last.sha256 or digest_of(last, stored=store.stored().get((series.name, last.epoch)))
-                found |= {series.name: dict(one) for one in told if one.get("checkpoint_sha256") == digest}
-    return found
+def stored_verdict(
+    series: CheckpointSeries, verdicts: Iterable[Mapping[str, Any]], digest: str | None
+) -> dict[str, Any] | None:
+    """The verdict among those of an output that holds for the last checkpoint of a series; None if none does.
+
+    Args:
+        verdicts: Of audits that were passed.
+        digest: Of that checkpoint as the output knows it, for a file that is gone.
+    """
+    verdicts = list(verdicts)
+    if not verdicts:
+        return None
+    last = series.checkpoints[-1]
+    now = last.sha256 or digest_of(last, stored=digest)
+    return next((dict(verdict) for verdict in verdicts if verdict.get("checkpoint_sha256") == now), None)
 
 
 def check_hvp(manifest: Manifest, hvp: str) -> None:

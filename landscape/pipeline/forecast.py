@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, PictureError
 from landscape.manifest import HessianSettings, Manifest
-from landscape.pipeline.plan import Task
+from landscape.manifest.selection import Task
 from landscape.pipeline.products import ProductSettings, SeriesProducts
 from landscape.pipeline.solve import SolverSettings
 from landscape.store.as_trained import described_as_trained
+from landscape.terminal import duration_text, seconds_text, size_text
 
 if TYPE_CHECKING:
     import torch
 
+    from landscape.clip.loaded_series import LoadedSeries
     from landscape.clip.pairs import Pairs
     from landscape.curvature import Batch, FiniteDifferenceOperator, HessianOperator
-    from landscape.pipeline.subject import Subject
 
 # Of `eigsh` for k = 5 on the six cases of experiments/benchmark_peers.txt: 21, 22, 24, 25, 26 and 30. Of the power methods
 # no such number is known: they stop by a relative change.
 _NUM_PRODUCTS, _MEASURED_K = 25, 5
 _COLUMNS, _MARGIN = 80, 15
 _NUM_TIMED, _ENOUGH_SECONDS = 3, 1.0
-_MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +84,13 @@ def forecast(
     lines: list[str] = []
     seen: list[_Series] = []
     for name, group in groupby(tasks, key=lambda task: task.series.name):
-        look = _Look(
-            manifest, list(group), pairs, device, hvp=hvp, products=products, solver=solver
-        )
+        look = _Look(manifest, list(group), pairs, device, hvp=hvp, products=products, solver=solver)
         seen.append(look.all())
         lines += ["", f"{name}: {look.title}", *_rows(seen[-1].rows)]
         # On one line each, as the run would print it.
         lines += [f"  {'refused':<{_MARGIN - 2}}{reason}" for reason in seen[-1].refusals]
     num_refused = sum(len(one.refusals) for one in seen)
-    return Forecast(
-        lines=(*lines, "", *_in_all(manifest.hessian, seen, audited=audited)),
-        num_refused=num_refused,
-    )
+    return Forecast(lines=(*lines, "", *_in_all(manifest.hessian, seen, audited=audited)), num_refused=num_refused)
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -116,7 +111,7 @@ def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def _num_products(hessian: HessianSettings) -> int:
+def num_products_of(hessian: HessianSettings) -> int:
     """Products of a batch that are assumed: at k = 5 what was measured, above in proportion."""
     return min(hessian.max_matvecs, _NUM_PRODUCTS * max(hessian.k, _MEASURED_K) // _MEASURED_K)
 
@@ -135,7 +130,7 @@ def _in_all(hessian: HessianSettings, seen: Sequence[_Series], *, audited: bool)
     how = "" if hessian.k <= _MEASURED_K else f", in proportion for k = {hessian.k}"
     audit = " The audit of each series comes on top." if audited else ""
     assumed = (
-        f"Assumed are {_num_products(hessian)} products a batch: 21 to 30 were measured for k = {_MEASURED_K} on small CLIP "
+        f"Assumed are {num_products_of(hessian)} products a batch: 21 to 30 were measured for k = {_MEASURED_K} on small CLIP "
         f"models{how}; the limit is {hessian.max_matvecs}.{audit}"
     )
     total = f"In all about {duration_text(seconds)} on this machine, {size_text(memory)} beside the model."
@@ -160,17 +155,17 @@ class _Look:
         self.hvp, self.solver, self.products = hvp, solver, SeriesProducts(products)
         self.seen = _Series()
         self.title = tasks[0].series.model
-        self._index = tasks[0].batches[0]
+        self._index = tasks[0].indices[0]
 
     def all(self) -> _Series:
         """Build, load, read and time; what fails is a refusal, and what needs it is left out."""
-        subject = self._tried(self._build)
-        if subject is None:
+        loaded = self._tried(self._build)
+        if loaded is None:
             return self.seen
-        fits = self._checkpoints(subject)
-        batch = self._tried(partial(self._first_batch, subject))
+        fits = self._checkpoints(loaded)
+        batch = self._tried(partial(self._first_batch, loaded))
         if batch is not None and fits:
-            self._tried(partial(self._time, subject))
+            self._tried(partial(self._time, loaded))
         return self.seen
 
     def _tried(self, step: Callable[[], Any]) -> Any:
@@ -180,101 +175,82 @@ class _Look:
             self.seen.refusals.append(" ".join(str(error).split())[:500])
             return None
 
-    def _build(self) -> "Subject":
-        from landscape.pipeline.subject import Subject
+    def _build(self) -> "LoadedSeries":
+        from landscape.clip.loaded_series import LoadedSeries
 
-        subject = Subject.of(self.manifest, self.tasks[0].series, self.pairs, device=self.device)
-        total = sum(parameter.numel() for parameter in subject.model.parameters())
-        studied = sum(parameter.numel() for parameter in subject.params.values())
+        loaded = LoadedSeries.of(self.manifest, self.tasks[0].series, self.pairs, device=self.device)
+        total = sum(parameter.numel() for parameter in loaded.model.parameters())
+        studied = sum(parameter.numel() for parameter in loaded.params.values())
         which = "all studied" if studied == total else f"{studied:,} studied"
         self.title = f"{self.tasks[0].series.model}, {total:,} parameters, {which}"
-        for line in described_as_trained({"as_trained": subject.used}):
-            self.seen.rows += [
-                ("as trained", part) for part in line.removeprefix("as trained: ").split("; ")
-            ]
-        return subject
+        for line in described_as_trained({"as_trained": loaded.used}):
+            self.seen.rows += [("as trained", part) for part in line.removeprefix("as trained: ").split("; ")]
+        return loaded
 
-    def _checkpoints(self, subject: "Subject") -> bool:
+    def _checkpoints(self, loaded: "LoadedSeries") -> bool:
         """Compare names and shapes of all checkpoints, and load the last one."""
         before = len(self.seen.refusals)
         for task in self.tasks[:-1]:
-            self._tried(partial(subject.check_fit, task.checkpoint))
+            self._tried(partial(loaded.check_fit, task.checkpoint))
         last = self.tasks[-1].checkpoint
-        info = self._tried(partial(subject.load, last))
+        info = self._tried(partial(loaded.load, last))
         if info is not None:
-            self.seen.rows += [("note", note) for note in subject.notes_on(info).get("notes", [])]
+            self.seen.rows += [("note", note) for note in loaded.notes_on(info).get("notes", [])]
         wrong = len(self.seen.refusals) - before
         fitting = len(self.tasks) - wrong
-        loaded = f"; epoch {last.epoch} was loaded whole" if not wrong else f" of {len(self.tasks)}"
-        self.seen.rows.append(
-            ("checkpoints", f"{fitting} fit{'s' if fitting == 1 else ''}{loaded}")
-        )
+        rest = f"; epoch {last.epoch} was loaded whole" if not wrong else f" of {len(self.tasks)}"
+        self.seen.rows.append(("checkpoints", f"{fitting} fit{'s' if fitting == 1 else ''}{rest}"))
         return fitting > 0
 
-    def _first_batch(self, subject: "Subject") -> "Batch":
+    def _first_batch(self, loaded: "LoadedSeries") -> "Batch":
         """The first batch whose pictures can be read: a bad picture costs its own batch alone."""
-        for index in self.tasks[0].batches:
+        for index in self.tasks[0].indices:
             try:
-                batch = subject.batch(index)
+                batch = loaded.batch(index)
                 break
             except PictureError as error:
                 self.seen.rows.append(("batch", f"batch {index} would fail: {error}"))
         else:
             raise PictureError(f"{self.manifest.path}: no batch that is left can be read; restore the pictures.")
         self._index = index
-        shapes = ", ".join(
-            f"{name} {' x '.join(map(str, value.shape))}" for name, value in batch.items()
-        )
-        self.seen.rows.append(
-            ("batch", f"{shapes}; sha256 {subject.batches.digest(index)[:16]}...")
-        )
+        shapes = ", ".join(f"{name} {' x '.join(map(str, value.shape))}" for name, value in batch.items())
+        self.seen.rows.append(("batch", f"{shapes}; sha256 {loaded.batches.digest(index)[:16]}..."))
         return batch
 
-    def _time(self, subject: "Subject") -> None:
+    def _time(self, loaded: "LoadedSeries") -> None:
         hessian, index = self.manifest.hessian, self._index
         with _peak_memory(self.device) as peak:
-            operator = self._operator(subject, index)
+            operator = self._operator(loaded, index)
             title = self._choose(operator)
         if hessian.method == "lanczos":
             self.solver.check_fits(operator, hessian.k)
         del operator
         begun = time.perf_counter()
-        operator = self._operator(subject, index)
-        subject.batches.digest(index)
+        operator = self._operator(loaded, index)
+        loaded.batches.digest(index)
         # Builds what is kept between products, as every batch does.
         self._choose(operator)
         per_batch = time.perf_counter() - begun
         seconds = _seconds_of_product(operator)
-        num_batches = sum(len(task.batches) for task in self.tasks)
-        num_products = _num_products(hessian)
-        vectors = (
-            operator.n * operator.dtype.itemsize * num_products * (hessian.method == "lanczos")
-        )
+        num_batches = sum(len(task.indices) for task in self.tasks)
+        num_products = num_products_of(hessian)
+        vectors = operator.n * operator.dtype.itemsize * num_products * (hessian.method == "lanczos")
         if self.solver.max_basis_memory is not None:
             vectors = min(vectors, self.solver.max_basis_memory)
         self.seen.memory = peak[0] + vectors
         self.seen.seconds = num_batches * (per_batch + num_products * seconds)
         self.seen.rows.append(("product", f"{seconds_text(seconds)}, {title}"))
-        self.seen.rows.append(
-            (
-                "memory",
-                f"{size_text(peak[0])} for products, {size_text(vectors)} for Krylov vectors",
-            )
-        )
+        self.seen.rows.append(("memory", f"{size_text(peak[0])} for products, {size_text(vectors)} for Krylov vectors"))
         if hessian.method == "lanczos":
-            self.seen.rows.append(
-                ("time", f"about {duration_text(self.seen.seconds)} for {num_batches} batches")
-            )
+            self.seen.rows.append(("time", f"about {duration_text(self.seen.seconds)} for {num_batches} batches"))
 
-    def _operator(
-        self, subject: "Subject", index: int
-    ) -> "HessianOperator | FiniteDifferenceOperator":
+    def _operator(self, loaded: "LoadedSeries", index: int) -> "HessianOperator | FiniteDifferenceOperator":
         from landscape.curvature import FiniteDifferenceOperator
 
-        batch = subject.batch(index)
+        batch = loaded.batch(index)
         if self.hvp == "finite-difference":
-            return FiniteDifferenceOperator(subject.objective, subject.params, batch)
-        return self.products.operator(subject.objective, subject.params, batch)
+            return FiniteDifferenceOperator(loaded.objective, loaded.params, batch)
+        return self.products.operator(loaded.objective, loaded.params, batch)
 
     def _choose(self, operator: "HessianOperator | FiniteDifferenceOperator") -> str:
         from landscape.curvature import FiniteDifferenceOperator
@@ -287,9 +263,7 @@ class _Look:
         return choice.title
 
 
-def _seconds_of_product(
-    operator: "HessianOperator | FiniteDifferenceOperator", *, at_most: int = _NUM_TIMED
-) -> float:
+def _seconds_of_product(operator: "HessianOperator | FiniteDifferenceOperator", *, at_most: int = _NUM_TIMED) -> float:
     """Mean time of a few products of a random vector."""
     import torch
 
@@ -322,28 +296,3 @@ def _peak_memory(device: "torch.device") -> Iterator[list[int]]:
     with MemoryWatch(sys.maxsize) as watch:
         yield peak
     peak[0] = watch.peak
-
-
-def seconds_text(seconds: float) -> str:
-    """A short time, such as "0.53 s" or "12 ms"."""
-    return (
-        f"{seconds:.2g} s"
-        if 0.1 <= seconds < 10
-        else f"{seconds:.0f} s" if seconds >= 10 else f"{1000 * seconds:.2g} ms"
-    )
-
-
-def duration_text(seconds: float) -> str:
-    """A time as people say it, such as "40 seconds", "3.2 hours" or "2.5 days"."""
-    for size, unit, upto in ((1, "second", 90), (60, "minute", 5400), (3600, "hour", 172_800)):
-        if seconds < upto:
-            break
-    else:
-        size, unit = 86_400, "day"
-    amount = f"{max(seconds / size, 1):.0f}" if size < 3600 else f"{seconds / size:.1f}"
-    return f"{amount} {unit}{'' if amount in ('1', '1.0') else 's'}"
-
-
-def size_text(size: int) -> str:
-    """An amount of memory, such as "340 MiB" or "1.3 GiB"."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, round(size / _MIB))} MiB"

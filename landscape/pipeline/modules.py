@@ -1,32 +1,107 @@
-"""Measure the spectrum of every module of a manifest's networks: one record per mini-batch and checkpoint.
+"""Spectra of every module of a manifest's networks: one record per mini-batch and checkpoint.
 
 Beside the spectra of the whole and in the same output, as they resume, fail and merge on their own: they cost several
 times as much, so fewer batches may do.
 """
 
 import time
-from dataclasses import replace
-from functools import partial
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
-from landscape.manifest import HessianSettings, Manifest
-from landscape.pipeline.audit import stored_verdicts
-from landscape.pipeline.measure import How, Show, attempted, check_everything, kept, progress_shown, run, show_notes, subjects
-from landscape.pipeline.plan import RunReport, Task, plan
-from landscape.pipeline.products import ProductSettings
-from landscape.pipeline.solve import Solver, SolverSettings
-from landscape.pipeline.weights import check_weights
+from landscape.manifest import Manifest
+from landscape.manifest.gone import check_weights
+from landscape.manifest.selection import Task
+from landscape.pipeline.plan import RunReport, plan
+from landscape.pipeline.preparation import KnownSeries, PreparedSeries
+from landscape.pipeline.session import Session
+from landscape.pipeline.spectra import SpectraBench, SpectraMeasurement, checked_record, report_of, run
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter
+from landscape.workers.crew import WorkerSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import torch
 
-    from landscape.clip.checkpoint import CheckpointInfo
+    from landscape.clip.loaded_series import LoadedSeries
     from landscape.curvature import ModuleSpectrum
-    from landscape.pipeline.subject import Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleMeasurement(SpectraMeasurement):
+    """The extreme eigenvalues of the diagonal blocks of the Hessian that belong to modules.
+
+    They start from random vectors, whatever `solver` says of the whole.
+
+    Args:
+        modules: Shell patterns of module names; none for every block of the network and what is left.
+    """
+
+    modules: tuple[str, ...] = ()
+
+    @property
+    def chained(self) -> str | None:
+        return None
+
+    def title(self, task: Task) -> str:
+        return f"modules of {task.place}"
+
+    def failure(self, task: Task, index: int, reason: str) -> str:
+        return f"modules of {super().failure(task, index, reason)}"
+
+    def completed(self, store: SpectrumStore | SpectrumWriter) -> frozenset[str]:
+        return store.completed_modules()
+
+    def num_unconverged(self, record: Any) -> int:
+        return int(record.num_not_converged)
+
+    def prepare(self, session: Session, tasks: "Sequence[Task]", known: KnownSeries) -> PreparedSeries:
+        modules = modules_in(session.series(self.manifest, tasks[0].series, self.device), tasks[0], self.modules)
+        return replace(super().prepare(session, tasks, known), details=tuple(modules))
+
+    def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "ModuleBench":
+        return ModuleBench(self, session.series(self.manifest, task.series, self.device), task, prepared)
+
+    def report(self, **counts: Any) -> RunReport:
+        return replace(super().report(**counts), what="modules")
+
+    def dry_run(self, *, progress: bool | None) -> RunReport:
+        tasks = self.left()
+        num_stored = self.num_planned - sum(len(task.indices) for task in tasks)
+        said = ("The time of modules comes on top of that of the whole.",) if tasks else ()
+        return self.report(num_stored=num_stored, todo=tuple(tasks), forecast=said)
+
+    def left(self) -> list[Task]:
+        """What is not stored, without a lock.
+
+        Raises:
+            StoreError: If the output is of another request.
+        """
+        SpectrumStore.check(self.output, self.manifest)
+        try:
+            with SpectrumStore.open(self.output) as store:
+                stored = self.completed(store)
+        except LandscapeError:
+            # Nothing is there yet; what is wrong with something that is, `check` has said.
+            stored = frozenset()
+        return plan(self.manifest, stored, self.selection)
+
+
+class ModuleBench(SpectraBench):
+    """A series whose modules are measured in this process."""
+
+    def __init__(
+        self, measurement: ModuleMeasurement, loaded: "LoadedSeries", task: Task, prepared: PreparedSeries
+    ) -> None:
+        super().__init__(measurement, loaded, task, prepared)
+        self.modules = modules_in(loaded, task, measurement.modules)
+
+    def measure(self, index: int) -> ModuleRecord:  # type: ignore[override]
+        return _measure(self, index)
 
 
 def run_with_modules(
@@ -36,23 +111,19 @@ def run_with_modules(
     modules: tuple[str, ...] = (),
     module_batches: int | None = None,
     method: str | None = None,
-    device: str | None = None,
     hvp: str = "double-backward",
-    unaudited: bool = False,
-    products: ProductSettings = ProductSettings(),
-    solver: SolverSettings = SolverSettings(),
     dry_run: bool = False,
     progress: bool | None = None,
+    workers: WorkerSettings = WorkerSettings(),
+    executor: Executor | None = None,
+    **options: Any,
 ) -> tuple[RunReport, RunReport]:
     """`run`, and after it the spectra of the modules of every checkpoint that are not in `output` yet.
-
-    Those start from random vectors, whatever `solver` says of the whole.
 
     Args:
         modules: Shell patterns of module names; none for every block of the network and what is left.
         module_batches: Measure the modules on the first batches only; None on all.
-
-    The rest is as in `run`.
+        options: The rest is as in `run`.
 
     Returns:
         The report of the whole and that of the modules.
@@ -66,167 +137,85 @@ def run_with_modules(
             f"{manifest.path}: the spectra of modules are measured by Lanczos with double backward, as only these take one block "
             "of the Hessian at a time. Leave --per-module out, or ask for --method lanczos."
         )
+    measurement = _measurement(manifest, output, modules, module_batches, options)
+    check_weights(manifest, measurement.left(), ())
+    if modules:
+        _check_patterns(measurement)
+    workers = workers if executor is None else replace(workers, executor=executor)
+    shared: dict[str, Any] = {"workers": workers, "dry_run": dry_run, "progress": progress}
+    whole = run(manifest, output, method=method, hvp=hvp, **options, **shared)
+    return whole, report_of(measurement, **shared)
+
+
+def _measurement(
+    manifest: Manifest, output: Path, modules: tuple[str, ...], module_batches: int | None, options: dict[str, Any]
+) -> ModuleMeasurement:
     if module_batches is not None and not 1 <= module_batches <= manifest.data.num_batches:
         raise ManifestError(
             f"{manifest.path}: it has {manifest.data.num_batches} batches, so modules cannot be measured on {module_batches}. "
             "Lower --module-batches."
         )
-    most = manifest.data.num_batches if module_batches is None else module_batches
-    check_weights(manifest, _tasks(manifest, _completed(output, manifest), most))
-    for task, subject in subjects(manifest, plan(manifest, frozenset()), device) if modules else ():
-        _modules_of(subject, task, modules)
-    options: dict[str, Any] = {"device": device, "unaudited": unaudited, "dry_run": dry_run, "progress": progress}
-    options |= {"products": products, "solver": solver}
-    whole = run(manifest, output, method=method, hvp=hvp, **options)
-    return whole, run_modules(manifest, output, modules=modules, module_batches=module_batches, **options)
+    measurement = ModuleMeasurement(manifest=manifest, output=output, modules=modules, **options)
+    if module_batches is not None:
+        selection = replace(measurement.selection, num_batches=module_batches)
+        measurement = replace(measurement, selection=selection)
+    return measurement
 
 
-def run_modules(
-    manifest: Manifest,
-    output: Path,
-    *,
-    modules: tuple[str, ...] = (),
-    module_batches: int | None = None,
-    device: str | None = None,
-    unaudited: bool = False,
-    products: ProductSettings = ProductSettings(),
-    solver: SolverSettings = SolverSettings(),
-    dry_run: bool = False,
-    progress: bool | None = None,
-) -> RunReport:
-    """The spectra of modules alone; arguments as for `run_with_modules`."""
-    most = manifest.data.num_batches if module_batches is None else module_batches
-    num_planned = sum(len(one.checkpoints) for one in manifest.series) * most
-    if dry_run:
-        tasks = _tasks(manifest, _completed(output, manifest), most)
-        num_stored = num_planned - sum(len(task.batches) for task in tasks)
-        said = ("The time of modules comes on top of that of the whole.",) if tasks else ()
-        todo = tuple(tasks)
-        return RunReport(
-            output=output, num_planned=num_planned, num_stored=num_stored, todo=todo, forecast=said, what="modules"
-        )
-    with SpectrumWriter(output, manifest) as writer:
-        tasks = _tasks(manifest, writer.completed_modules(), most)
-        num_stored = num_planned - sum(len(task.batches) for task in tasks)
-        report = RunReport(output=output, num_planned=num_planned, num_stored=num_stored, what="modules")
-        if tasks:
-            how = How("double-backward", stored_verdicts(output, manifest), solver=Solver(solver))
-            notes = check_everything(manifest, tasks, device, how, unaudited=unaudited, products=products, output=output)
-            show_notes(notes, shown=progress)
-            with progress_shown(num_planned, num_stored, shown=progress) as show:
-                report = _measure_all(manifest, tasks, writer, report, modules, how=how, device=device, show=show)
-        writer.merge()
-    return report
+def _check_patterns(measurement: ModuleMeasurement) -> None:
+    """Refuse patterns that name no module of some series, before the whole is measured."""
+    session = Session()
+    for task in {task.series.name: task for task in measurement.selection.tasks(measurement.manifest)}.values():
+        modules_in(session.series(measurement.manifest, task.series, measurement.device), task, measurement.modules)
 
 
-def _completed(output: Path, manifest: Manifest) -> frozenset[str]:
-    SpectrumStore.check(output, manifest)
-    try:
-        with SpectrumStore.open(output) as store:
-            return store.completed_modules()
-    except LandscapeError:
-        # Nothing is there yet; what is wrong with something that is, `check` has said.
-        return frozenset()
+def modules_in(loaded: "LoadedSeries", task: Task, patterns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The parameters of each module that is measured.
 
-
-def _tasks(manifest: Manifest, stored: frozenset[str], most: int) -> list[Task]:
-    """The tasks that are left on the first `most` batches."""
-    tasks = (replace(task, batches=tuple(i for i in task.batches if i < most)) for task in plan(manifest, stored))
-    return [task for task in tasks if task.batches]
-
-
-def _measure_all(
-    manifest: Manifest,
-    tasks: list[Task],
-    writer: SpectrumWriter,
-    report: RunReport,
-    patterns: tuple[str, ...],
-    *,
-    how: How,
-    device: str | None,
-    show: Show,
-) -> RunReport:
-    failures: list[str] = []
-    measured = unconverged = 0
-    for task, subject in subjects(manifest, tasks, device):
-        info = subject.load(task.checkpoint)
-        modules = _modules_of(subject, task, patterns)
-        writer.check_modules(task.series.name, tuple(modules))
-        show(f"{task.series.name} epoch {task.checkpoint.epoch}, {len(modules)} modules", 0)
-        for batch in task.batches:
-            record = attempted(
-                partial(_measure, manifest.hessian, task, subject, batch, modules, info, how=how),
-                has_worked=bool(measured or report.num_stored),
-            )
-            if isinstance(record, str):
-                failures.append(f"modules of {task.series.name} epoch {task.checkpoint.epoch} batch {batch}: {record}")
-            else:
-                writer.add_modules(record)
-                measured += 1
-                unconverged += record.num_not_converged
-            show("", 1)
-    return replace(report, num_measured=measured, num_unconverged=unconverged, failures=tuple(failures))
-
-
-def _modules_of(subject: "Subject", task: Task, patterns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    Raises:
+        ObjectiveError: If a pattern names none.
+    """
     from landscape.curvature import modules_of
 
     try:
-        return modules_of(subject.model, subject.params, patterns or None)
+        return modules_of(loaded.model, loaded.params, patterns or None)
     except ObjectiveError as error:
         raise ObjectiveError(f"series {task.series.name!r} ({task.series.model}): {error}") from error
 
 
-def _measure(
-    hessian: HessianSettings,
-    task: Task,
-    subject: "Subject",
-    batch: int,
-    modules: dict[str, tuple[str, ...]],
-    info: "CheckpointInfo",
-    *,
-    how: How,
-) -> ModuleRecord:
+def _measure(bench: ModuleBench, index: int) -> ModuleRecord:
     """The spectra of the modules on one batch.
 
     Raises:
         ObjectiveError, NumericalError: If there are none.
         MemoryLimitError: If a product does not fit in memory.
     """
+    from landscape.clip.loaded_series import settings_of
     from landscape.clip.seeding import derive_seed
     from landscape.curvature import spectra_of
-    from landscape.pipeline.subject import settings_of
 
     begun = time.process_time()
-    products = how.products[task.series.name]
-    blocks = products.blocks(subject.objective, subject.params, subject.batch(batch), modules)
-    seed = derive_seed("start", hessian.seed, batch)
+    loaded, products = bench.loaded, bench.products
+    hessian, solver = bench.measurement.manifest.hessian, bench.measurement.solver
+    blocks = products.blocks(loaded.objective, loaded.params, loaded.batch(index), bench.modules)
     spectra = spectra_of(
         blocks,
         k=hessian.k,
         which=hessian.which,  # type: ignore[arg-type]
         tol=hessian.tol,
         max_matvecs=hessian.max_matvecs,
-        seed=seed,
-        max_basis_memory=how.solver.settings.max_basis_memory,
+        seed=derive_seed("start", hessian.seed, index),
+        max_basis_memory=solver.max_basis_memory,
     )
     products.keep(blocks)
-    return kept(
+    settings = settings_of(loaded, hessian, product=f"{blocks.choice.title}, block by block")
+    return checked_record(
         ModuleRecord,
-        series=task.series.name,
-        epoch=task.checkpoint.epoch,
-        batch=batch,
-        modules=tuple(one.module for one in spectra),
+        modules=tuple(spectrum.module for spectrum in spectra),
         **_columns(spectra, hessian.k),
-        loss=blocks.loss,
-        batch_sha256=subject.batches.digest(batch),
-        checkpoint_sha256=info.sha256,
-        num_params=sum(tensor.numel() for tensor in subject.params.values()),
-        seconds=time.process_time() - begun,
-        settings=settings_of(subject, hessian, product=f"{blocks.choice.title}, block by block")
-        | {"product_choice": blocks.choice.as_settings()}
-        | how.solver.settings.room(),
-        extras={"audit": how.audits[task.series.name], "operator": blocks.checked} | subject.notes_on(info),
+        num_params=sum(tensor.numel() for tensor in loaded.params.values()),
+        settings=settings | {"product_choice": blocks.choice.as_settings()} | solver.room(),
+        **bench.facts(index, loss=blocks.loss, checked=blocks.checked, begun=begun),
     )
 
 
@@ -234,22 +223,22 @@ def _columns(spectra: "tuple[ModuleSpectrum, ...]", k: int) -> dict[str, Any]:
     import numpy as np
 
     rows: dict[str, list[Any]] = {}
-    for one in spectra:
-        pairs, ritz = one.pairs, one.pairs.ritz
+    for spectrum in spectra:
+        eigenpairs, ritz = spectrum.pairs, spectrum.pairs.ritz
         assert ritz is not None, "Lanczos gives both ends"
         (smallest, below), (largest, above) = ritz.end("SA", k), ritz.end("LA", k)
         values = {
-            "eigenvalues": _padded(pairs.values, k),
-            "residuals": _padded(pairs.residuals, k),
-            "converged": np.concatenate([pairs.converged.numpy(), np.zeros(k - len(pairs.converged), dtype=bool)]),
+            "eigenvalues": _padded(eigenpairs.values, k),
+            "residuals": _padded(eigenpairs.residuals, k),
+            "converged": np.concatenate([eigenpairs.converged.numpy(), np.zeros(k - len(eigenpairs.converged), dtype=bool)]),
             "smallest": _padded(smallest, k),
             "smallest_residuals": _padded(below, k),
             "largest": _padded(largest, k),
             "largest_residuals": _padded(above, k),
-            "module_params": one.num_params,
+            "module_params": spectrum.num_params,
             "num_negative": ritz.num_negative,
             "num_positive": ritz.num_positive,
-            "num_matvecs": pairs.num_matvecs,
+            "num_matvecs": eigenpairs.num_matvecs,
         }
         for name, value in values.items():
             rows.setdefault(name, []).append(value)

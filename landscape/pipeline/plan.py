@@ -1,45 +1,20 @@
 """What is left to measure, and what a run made of it. Imports no torch."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
+from landscape.manifest import Manifest, Selection, Task
 from landscape.store import task_key
 
 
-@dataclass(frozen=True)
-class Task:
-    """The batches of one checkpoint that are not stored yet, in order."""
-
-    series: CheckpointSeries
-    checkpoint: Checkpoint
-    batches: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.series.name} epoch {self.checkpoint.epoch}: {len(self.batches)} batches ({_ranges(self.batches)})"
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers with their runs joined: "0-3, 7"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def plan(manifest: Manifest, stored: frozenset[str]) -> list[Task]:
-    """The tasks that are left when the records with the keys `stored` are there, in the order of the manifest."""
+def plan(manifest: Manifest, stored: frozenset[str], selection: Selection = Selection()) -> list[Task]:
+    """The selected tasks that are left when the records with the keys `stored` are there, in the order of the manifest."""
     tasks = []
-    for series in manifest.series:
-        for checkpoint in series.checkpoints:
-            everything = range(manifest.data.num_batches)
-            left = tuple(batch for batch in everything if task_key(series.name, checkpoint.epoch, batch) not in stored)
-            if left:
-                tasks.append(Task(series, checkpoint, left))
+    for task in selection.tasks(manifest):
+        name, epoch = task.series.name, task.checkpoint.epoch
+        left = tuple(batch for batch in task.indices if task_key(name, epoch, batch) not in stored)
+        if left:
+            tasks.append(replace(task, indices=left))
     return tasks
 
 
@@ -48,7 +23,7 @@ class RunReport:
     """What a run found, did and left undone.
 
     Attributes:
-        num_planned: Batches that the manifest asks for, over all checkpoints.
+        num_planned: Batches that were asked for, over all checkpoints.
         num_stored: Of those, measured before this run.
         num_measured: Measured by this run.
         num_unconverged: Eigenvalues measured by this run whose residual missed the tolerance.

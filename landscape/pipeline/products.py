@@ -1,8 +1,8 @@
 """How the products of a run are computed: what was asked for, and what each series chose, once, on its first batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 
@@ -36,17 +36,33 @@ class ProductSettings:
         if self.rows is not None and self.product not in ("auto", "rows"):
             raise LandscapeError(f"--rows: sizes chunks, but --product {self.product} takes none. Leave one of them out.")
 
+    def sharing(self, num_workers: int, free: int | None) -> Self:
+        """The same for one of several processes, where `free` bytes are free for all of them; None where each looks by itself."""
+        memory = free if self.max_memory is None else self.max_memory
+        return replace(self, max_memory=None if memory is None else memory // num_workers)
+
 
 class SeriesProducts:
     """Makes the operators of one series, all in the way that the first of them chose.
 
     Attributes:
         choice: None before there is one.
+
+    Args:
+        choice: What `plain_choice` gave in another process.
     """
 
-    def __init__(self, asked: ProductSettings) -> None:
+    def __init__(self, asked: ProductSettings, choice: Mapping[str, Any] | None = None) -> None:
         self.asked = asked
         self.choice: ProductChoice | None = None
+        if choice is not None:
+            from landscape.curvature.choice import ProductChoice, Trial
+
+            self.choice = ProductChoice(**{**choice, "trials": tuple(Trial(**trial) for trial in choice["trials"])})
+
+    def plain_choice(self) -> dict[str, Any] | None:
+        """The choice as plain values, which can be sent without loading torch where they arrive."""
+        return None if self.choice is None else asdict(self.choice)
 
     def choose(self, objective: "Objective", params: "Params", read: "Callable[[], Batch]") -> "HessianOperator | None":
         """Let an operator on the batch that `read` gives choose, with one product.
@@ -89,13 +105,6 @@ class SeriesProducts:
             "allow_tf32": self.asked.allow_tf32,
         }
 
-    def operators(self, objective: "Objective", params: "Params", batches: "Iterable[Batch]") -> "Iterator[HessianOperator]":
-        """The Hessians on several batches, one after the other; each takes the way that the one before has come to.
-
-        After a batch that cannot be read or has no Hessian, which raises, the next one follows.
-        """
-        return _InTurn(self, objective, params, iter(batches))
-
     def keep(self, operator: object) -> None:
         """Use for the next batches what this operator has come to."""
         self.choice = getattr(operator, "choice", None) or self.choice
@@ -105,20 +114,3 @@ class SeriesProducts:
         if self.choice is None:
             return {}
         return {"product": self.choice.title, "product_choice": self.choice.as_settings()}
-
-
-class _InTurn:
-    """An iterator and no generator, since the first error would end one."""
-
-    def __init__(self, products: SeriesProducts, objective: "Objective", params: "Params", batches: "Iterator[Batch]") -> None:
-        self._products, self._objective, self._params, self._batches = products, objective, params, batches
-        self._last: HessianOperator | None = None
-
-    def __iter__(self) -> "Iterator[HessianOperator]":
-        return self
-
-    def __next__(self) -> "HessianOperator":
-        self._products.keep(self._last)
-        self._last = None
-        self._last = self._products.operator(self._objective, self._params, next(self._batches))
-        return self._last

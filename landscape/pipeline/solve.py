@@ -1,7 +1,7 @@
 """The eigenpairs of one batch, by the method that the manifest names, within the memory that was allowed."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from landscape.errors import LandscapeError, MemoryLimitError
 from landscape.manifest import HessianSettings
@@ -9,10 +9,10 @@ from landscape.manifest import HessianSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from landscape.clip.loaded_series import LoadedSeries
     from landscape.curvature import FiniteDifferenceOperator, HessianOperator
     from landscape.linalg import EigenPairs, SymmetricOperator
     from landscape.pipeline.products import SeriesProducts
-    from landscape.pipeline.subject import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,11 @@ class SolverSettings:
         """The limit of the Krylov vectors as JSON values to store; nothing where there is none."""
         return {} if self.max_basis_memory is None else {"max_basis_memory": self.max_basis_memory}
 
+    def sharing(self, num_workers: int) -> Self:
+        """The same for one of several processes."""
+        memory = self.max_basis_memory
+        return replace(self, max_basis_memory=None if memory is None else memory // num_workers)
+
     def check_fits(self, operator: "SymmetricOperator", k: int) -> None:
         """Refuse a limit in which k eigenpairs cannot be found.
 
@@ -79,7 +84,7 @@ class Solver:
     _before: "dict[str, Tensor]" = field(default_factory=dict)
 
     def solve(
-        self, hessian: HessianSettings, subject: "Subject", index: int, *, series: str, hvp: str, products: "SeriesProducts"
+        self, hessian: HessianSettings, loaded: "LoadedSeries", index: int, *, series: str, hvp: str, products: "SeriesProducts"
     ) -> tuple["EigenPairs", "FiniteDifferenceOperator | HessianOperator"]:
         """Eigenpairs of batch `index`, and the operator that they are of.
 
@@ -91,14 +96,14 @@ class Solver:
         from landscape.curvature import FiniteDifferenceOperator, HessianOperator
         from landscape.linalg import power_iteration
 
-        batch = subject.batch(index)
+        batch = loaded.batch(index)
         # A start of its own for every batch, so that the errors of their quadratures average out; the same for all epochs.
         seed = derive_seed("start", hessian.seed, index)
         operator: FiniteDifferenceOperator | HessianOperator
         if hvp == "finite-difference":
-            operator = FiniteDifferenceOperator(subject.objective, subject.params, batch)
+            operator = FiniteDifferenceOperator(loaded.objective, loaded.params, batch)
         else:
-            operator = products.operator(subject.objective, subject.params, batch)
+            operator = products.operator(loaded.objective, loaded.params, batch)
         if hessian.method == "lanczos":
             pairs = self._lanczos(operator, hessian, series=series, seed=seed)
         elif hessian.method == "power":
@@ -106,7 +111,7 @@ class Solver:
         else:
             from landscape.curvature.reference import pyhessian_eigenpairs
 
-            pairs = pyhessian_eigenpairs(subject.objective, subject.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
+            pairs = pyhessian_eigenpairs(loaded.objective, loaded.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
         if hessian.method != "pyhessian" and hvp != "finite-difference":
             products.keep(operator)
         return pairs, operator

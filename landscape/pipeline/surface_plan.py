@@ -6,7 +6,7 @@ from typing import Any
 from landscape.errors import LandscapeError, ManifestError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest, json_sha256
 from landscape.manifest.document import nearest
-from landscape.pipeline.weights import digest_of
+from landscape.manifest.gone import digest_of
 
 DIRECTIONS = ("random", "eigenvectors", "line")
 

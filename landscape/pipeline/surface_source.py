@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import NumericalError
-from landscape.manifest import HessianSettings, Manifest, write_atomically
+from landscape.manifest import HessianSettings, write_atomically
 from landscape.pipeline.surface_plan import SurfacePlan
 
 if TYPE_CHECKING:
     import torch
 
+    from landscape.clip.loaded_series import LoadedSeries
     from landscape.curvature import Batch, CurvatureFit, Direction, LossSlice, LossSurface
     from landscape.curvature.surface import LossAt
     from landscape.linalg import EigenPairs
-    from landscape.pipeline.subject import Subject
 
 DIRECTIONS_FILE = "directions.safetensors"
 # The change of the loss, in nats, that the prediction reaches at the ends of a slice along the first eigenvector.
@@ -42,33 +42,29 @@ class Slice:
     used: dict[str, Any] = field(default_factory=dict)
 
 
-def open_slice(manifest: Manifest, plan: SurfacePlan, folder: Path, *, device: str | None) -> Slice:
+def open_slice(loaded: "LoadedSeries", hessian: HessianSettings, plan: SurfacePlan, folder: Path) -> Slice:
     """Load what the plan names.
 
     Args:
+        loaded: The series of the plan.
         folder: Where eigenvectors are kept while points are missing.
 
     Raises:
         LandscapeError: If a checkpoint, the data or the model is not what the manifest says, or has no such curvature.
     """
-    from landscape.clip.image_text import open_pairs
-    from landscape.pipeline.measure import device_of
-    from landscape.pipeline.subject import Subject
-
-    subject = Subject.of(manifest, plan.series, open_pairs(manifest.data), device=device_of(device))
     end = None
     if plan.end is not None:
-        subject.load(plan.end)
-        end = {name: tensor.detach().clone() for name, tensor in subject.model.state_dict().items()}
-    subject.load(plan.checkpoint)
-    batches = [subject.batch(index) for index in range(plan.num_batches)]
+        loaded.load(plan.end)
+        end = {name: tensor.detach().clone() for name, tensor in loaded.model.state_dict().items()}
+    loaded.load(plan.checkpoint)
+    batches = [loaded.batch(index) for index in range(plan.num_batches)]
     if end is not None:
-        return _line(subject, end, batches, manifest.hessian, plan)
-    return _plane(subject, batches, manifest.hessian, plan, folder / DIRECTIONS_FILE)
+        return _line(loaded, end, batches, hessian, plan)
+    return _plane(loaded, batches, hessian, plan, folder / DIRECTIONS_FILE)
 
 
 def _line(
-    subject: "Subject", end: "dict[str, torch.Tensor]", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan
+    loaded: "LoadedSeries", end: "dict[str, torch.Tensor]", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan
 ) -> Slice:
     import numpy as np
 
@@ -81,25 +77,25 @@ def _line(
         axis = Axis(name=plan.line_name, unit="share of the way", coordinates=t, norm=math.nan)
         return LossSlice(axis=axis, losses=np.full(t.shape, np.nan), computed=np.zeros(t.shape, dtype=bool))
 
-    loss_at = line_losses(lambda model: subject.objective_on(model, hessian), subject.model, end, batches)
-    return Slice(loss_at=_guarded(loss_at), empty=empty, used=subject.used)
+    loss_at = line_losses(lambda model: loaded.objective_on(model, hessian), loaded.model, end, batches)
+    return Slice(loss_at=_guarded(loss_at), empty=empty, used=loaded.used)
 
 
 def _plane(
-    subject: "Subject", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan, kept: Path
+    loaded: "LoadedSeries", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan, kept: Path
 ) -> Slice:
     import torch
 
     from landscape.curvature import losses_along
 
-    directions = _directions(subject, batches, hessian, plan, kept)
+    directions = _directions(loaded, batches, hessian, plan, kept)
     vectors = torch.stack([direction.vector for direction in directions], dim=1)
-    loss_at = _guarded(losses_along(subject.objective, subject.params, batches, vectors))
+    loss_at = _guarded(losses_along(loaded.objective, loaded.params, batches, vectors))
     return Slice(
         loss_at=loss_at,
-        empty=lambda: _empty_plane(subject, batches, plan, directions, loss_at),
+        empty=lambda: _empty_plane(loaded, batches, plan, directions, loss_at),
         directions_sha256=hashlib.sha256(vectors.cpu().contiguous().numpy().tobytes()).hexdigest(),
-        used=subject.used,
+        used=loaded.used,
     )
 
 
@@ -113,7 +109,7 @@ def _guarded(loss_at: "LossAt") -> "LossAt":
             point = ", ".join(f"{one:g}" for one in coordinates)
             reason = " ".join(str(error).split())[:300]
             raise NumericalError(
-                f"point ({point}): the loss cannot be evaluated ({type(error).__name__}: {reason}). The points before it are "
+                f"point ({point}): the loss cannot be evaluated ({type(error).__name__}: {reason}). The other points are "
                 "kept; run the same command again."
             ) from error
 
@@ -121,7 +117,7 @@ def _guarded(loss_at: "LossAt") -> "LossAt":
 
 
 def _directions(
-    subject: "Subject", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan, kept: Path
+    loaded: "LoadedSeries", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan, kept: Path
 ) -> "tuple[Direction, ...]":
     """Random ones from their seed; eigenvectors from the file `kept`, or else found and put there."""
     from landscape.clip.seeding import derive_seed
@@ -129,11 +125,11 @@ def _directions(
     from landscape.linalg import eigsh, seeded
 
     if plan.directions == "random":
-        return random_directions(subject.params, plan.dimensions, generator=seeded(derive_seed("surface", plan.seed)))
-    pairs = _read_pairs(kept, plan, subject.device)
+        return random_directions(loaded.params, plan.dimensions, generator=seeded(derive_seed("surface", plan.seed)))
+    pairs = _read_pairs(kept, plan, loaded.device)
     if pairs is None:
         pairs = eigsh(
-            HessianOfBatches(subject.objective, subject.params, batches, keep_graphs=len(batches) == 1),
+            HessianOfBatches(loaded.objective, loaded.params, batches, keep_graphs=len(batches) == 1),
             plan.dimensions,
             hessian.which,  # type: ignore[arg-type]
             tol=hessian.tol,
@@ -170,7 +166,7 @@ def _read_pairs(path: Path, plan: SurfacePlan, device: "torch.device") -> "Eigen
 
 
 def _empty_plane(
-    subject: "Subject", batches: "list[Batch]", plan: SurfacePlan, directions: "tuple[Direction, ...]", loss_at: "LossAt"
+    loaded: "LoadedSeries", batches: "list[Batch]", plan: SurfacePlan, directions: "tuple[Direction, ...]", loss_at: "LossAt"
 ) -> "LossSlice | LossSurface":
     """The axes with their certificates and fits, the local quadratic, and no point yet."""
     import numpy as np
@@ -181,8 +177,8 @@ def _empty_plane(
     vectors = torch.stack([direction.vector for direction in directions], dim=1)
     eigenvalues = np.array([direction.eigenvalue for direction in directions])
     local = local_model(
-        subject.objective,
-        subject.params,
+        loaded.objective,
+        loaded.params,
         batches,
         vectors,
         loss=loss_at(*[0.0] * len(directions)),

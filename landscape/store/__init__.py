@@ -9,7 +9,6 @@ from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
 from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries, differing_setting
 from landscape.store.record import Record, SpectraTable
-from landscape.store.run_status import RunStatus, read_status, write_status
 from landscape.store.store import SpectrumStore
 from landscape.store.surfaces import (
     StoredSurface,
@@ -23,6 +22,7 @@ from landscape.store.surfaces import (
 from landscape.store.table import UNIT, task_key
 from landscape.store.verdicts import is_audited, verdicts
 from landscape.store.writer import SpectrumWriter
+from landscape.workers.run_status import RunStatus, read_status, write_status
 
 __all__ = [
     "CheckpointSummary",

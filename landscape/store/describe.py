@@ -12,10 +12,10 @@ from landscape.store.as_trained import described_as_trained, notes_of
 from landscape.store.lock import lock_owner
 from landscape.store.parts import parts_folder
 from landscape.store.record import SpectraTable
-from landscape.store.run_status import read_status, status_lines
 from landscape.store.store import SpectrumStore
 from landscape.store.table import UNIT, combined
 from landscape.store.verdicts import operator_checks
+from landscape.workers.run_status import read_status, status_lines
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from landscape.store.log import LogFile, Stretch, log_number, scan
 from landscape.store.module_record import ModuleRecord
 from landscape.store.plan import Plan
 from landscape.store.record import Record
-from landscape.store.run_status import STATUS_FILE
+from landscape.workers.run_status import STATUS_FILE
 
 _SUFFIX = ".jsonl"
 _MODULES = ".modules"
@@ -206,7 +206,7 @@ def _misfit(
 
 def remove_parts(folder: Path) -> None:
     """Remove what this module writes, whole or half, the plan last; files of others stay."""
-    for path in sorted(folder.iterdir()):
+    for path in sorted(_listed(folder)):
         if (_holds_records(path) or path.name == STATUS_FILE or _is_temporary(path)) and not path.is_dir():
             path.unlink()
     (folder / _PLAN).unlink(missing_ok=True)
@@ -214,7 +214,15 @@ def remove_parts(folder: Path) -> None:
 
 def has_parts(folder: Path) -> bool:
     """Whether a folder holds records; a log that nothing was written to does not count."""
-    return any(_holds_records(path) and (log_number(path) is None or path.stat().st_size) for path in folder.iterdir())
+    return any(_holds_records(path) and (log_number(path) is None or path.stat().st_size) for path in _listed(folder))
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Files in a folder; none where somebody has removed it."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def is_begun(folder: Path) -> bool:

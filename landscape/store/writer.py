@@ -94,6 +94,11 @@ class SpectrumWriter:
                     self._modules[name] = modules
         write_plan(self._folder, self.plan)
 
+    @property
+    def folder(self) -> Path:
+        """Where records lie until they are merged."""
+        return self._folder
+
     def completed_keys(self) -> frozenset[str]:
         """Keys of all records that are stored."""
         return frozenset(self._completed)

@@ -317,10 +317,12 @@ def _forward(answer: "Future[bytes]", result: "Future[Any]") -> None:
         result.set_running_or_notify_cancel()
     elif result.set_running_or_notify_cancel():
         try:
-            result.set_result(unpack(answer.result()))
+            value = unpack(answer.result())
         # What the call raised, or what unpickling its result did.
-        except BaseException as error:
+        except Exception as error:
             result.set_exception(error)
+        else:
+            result.set_result(value)
 
 
 def _next_of(calls: "SimpleQueue[Any]") -> Any:

@@ -9,10 +9,14 @@
 """
 
 import difflib
+import importlib
 import inspect
+import signal
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -97,10 +101,26 @@ def read_cluster_file(path: Path) -> ClusterSettings:
     return ClusterSettings(kind, content["workers"], options)
 
 
+def import_dask_jobqueue() -> ModuleType:
+    """Import dask_jobqueue, and keep the handler of Ctrl-C, which its import replaces by one that exits with status 0.
+
+    Raises:
+        ImportError: If it is not installed.
+        WorkerError: If another thread than the main one imports it first, which it does not allow.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        return importlib.import_module("dask_jobqueue")
+    except ValueError as error:
+        raise WorkerError(f"cluster: dask_jobqueue must be imported by the main thread ({error}); import it there.") from error
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
 def cluster_class(kind: str) -> Any:
     """Return dask_jobqueue's class for a queue."""
-    import dask_jobqueue
-
+    dask_jobqueue = import_dask_jobqueue()
     if kind == "local":
         from landscape.workers.bash_jobs import BashCluster
 

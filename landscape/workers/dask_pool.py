@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import MissingDependencyError, WorkerDied, WorkerError
-from landscape.workers.cluster_file import ClusterSettings, cluster_class, read_cluster_file
+from landscape.workers.cluster_file import ClusterSettings, cluster_class, import_dask_jobqueue, read_cluster_file
 from landscape.workers.messages import unpack
 from landscape.workers.pools import _Closing
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # Seconds: to wait for a scheduler, between looks at its workers, between requests for workers that have gone, and for farewells.
 _CONNECT_TIMEOUT = 8.0
 _INTERVAL = 0.5
+# Times in a row that the scheduler does not answer, after which it counts as gone.
+_MAX_MISSES = 3
 _RENEWAL_INTERVAL = 20.0
 _FAREWELL = 5.0
 # Messages with each worker that a scheduler keeps for its developers; 1000 if nobody says.
@@ -161,6 +163,7 @@ class DaskPool(_Closing):
 
     async def _watch(self) -> None:
         known: set[str] = set()
+        misses = 0
         while self._problem is None:
             try:
                 there = set(await self._client.scheduler.ncores())
@@ -168,8 +171,12 @@ class DaskPool(_Closing):
                 self._workers = tuple(sorted(known))
                 self._give_up_calls_of_gone(there)
                 self._renew()
-            except OSError:
-                self._end_without_scheduler()
+                misses = 0
+            # A scheduler that is busy may miss once; nothing may end this watch in silence.
+            except Exception:
+                misses += 1
+                if misses >= _MAX_MISSES or self._client.status != "running":
+                    self._end_without_scheduler()
             await asyncio.sleep(_INTERVAL)
 
     async def _accept(self, joining: list[str]) -> set[str]:
@@ -307,13 +314,12 @@ def _close(part: Any) -> None:
 def _require_dask() -> "type[Client]":
     """Return the client to use, once Dask is here and quiet."""
     try:
-        import dask_jobqueue  # noqa: F401
-
+        import_dask_jobqueue()
         from landscape.workers.dask_side import QuietClient
     except ImportError as error:
         raise MissingDependencyError(
             f"workers on other machines: {error.name} is needed and not installed. "
-            "Run `pip install 'hessian-landscape[cluster]'`."
+            "Run `pip install distributed dask-jobqueue`."
         ) from error
     # What Dask reports on standard error, such as connections that end, is ours to say on one line.
     for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):

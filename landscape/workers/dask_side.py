@@ -14,11 +14,15 @@ from landscape.workers.child import ChildProcess
 
 # Seconds after which a worker that was told to end and did not is ended.
 _GRACE = 10.0
+# Seconds without a call after which a child ends: whoever sent them may be gone, and it holds a model.
+_IDLE = 300.0
 
 _lock = threading.Lock()
 _child: ChildProcess | None = None
 _num_threads = 0
 _ending = False
+_num_calls = 0
+_idle: threading.Timer | None = None
 
 
 def calculate(num_threads: int, call: bytes) -> bytes:
@@ -31,6 +35,33 @@ def calculate(num_threads: int, call: bytes) -> bytes:
         WorkerDied: If the child ended during the call.
         Reschedule: If the worker is ending; Dask then gives the call to another.
     """
+    _count_call(1)
+    try:
+        return _calculate(num_threads, call)
+    finally:
+        _count_call(-1)
+
+
+def _count_call(change: int) -> None:
+    """Count the calls that go on, and let the child end some time after the last of them."""
+    global _num_calls, _idle
+    with _lock:
+        _num_calls += change
+        if _idle is not None:
+            _idle.cancel()
+            _idle = None
+        if not _num_calls:
+            _idle = threading.Timer(_IDLE, _close_if_idle)
+            _idle.daemon = True
+            _idle.start()
+
+
+def _close_if_idle() -> None:
+    if not _num_calls:
+        close_child()
+
+
+def _calculate(num_threads: int, call: bytes) -> bytes:
     child = _child_with(num_threads)
     try:
         return child.submit_pickled(call).result()

@@ -114,7 +114,7 @@ def call_all(
     """Call a function with each tuple of arguments, and yield the index and result of each call as it ends.
 
     Raises:
-        WorkerError: If the worker died during a call, and again when it was tried once more.
+        WorkerError: If workers died during one call three times.
         Exception: What the function raised.
     """
     window: _Window[tuple[int, int]] = _Window(pool, tick)
@@ -130,9 +130,12 @@ def call_all(
                 if future.cancelled():
                     waiting.appendleft((index, attempt))
                 elif isinstance(error := future.exception(), WorkerDied):
-                    if attempt:
-                        raise WorkerError(f"{error}, for the second time with the same work. Give it more memory.") from error
-                    waiting.appendleft((index, 1))
+                    if attempt >= _WHOLE_ATTEMPTS:
+                        raise WorkerError(
+                            f"{error}, for the third time with the same work. Give it more memory, or a queue that does not "
+                            "end its jobs; what is stored stays, and the same command goes on."
+                        ) from error
+                    waiting.appendleft((index, attempt + 1))
                 else:
                     yield index, future.result()
     finally:

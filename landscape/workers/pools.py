@@ -149,7 +149,7 @@ class ExecutorPool(_Closing):
         if isinstance(executor, ThreadPoolExecutor):
             raise WorkerError(
                 "executor: a ThreadPoolExecutor, but one of processes is needed: calculations set random numbers and threads "
-                "that belong to their process. Use ProcessPoolExecutor or `--workers`."
+                "that belong to their process. Use ProcessPoolExecutor, or workers=."
             )
         self._executor = executor
         self.window = max_pending or 2 * _num_workers(executor)

@@ -1,5 +1,6 @@
-"""What is measured: a model of a series, its objective, and the batches; ready to take the weights of any epoch."""
+"""A series ready to be measured: its model, its loss and its batches; takes the weights of any epoch."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from landscape.clip.model import image_size_of, preprocess_for, tokenizer_for
 from landscape.clip.recipes import RECIPES, training_transform
 from landscape.clip.trained import as_trained, build_as_trained, objective_as_trained
 from landscape.curvature import Batch, Objective, Params, check_twice_differentiable
-from landscape.errors import CheckpointError, DataError, ManifestError, PictureError
+from landscape.errors import CheckpointError, DataError, LandscapeError, ManifestError, PictureError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, Manifest, TrainedAs
 from landscape.manifest.run_files import inside_checkpoint
 from landscape.manifest.trained import Disagreement
@@ -23,8 +24,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Subject:
-    """One architecture on the batches of the protocol.
+class LoadedSeries:
+    """The model of a series on the batches of the protocol.
 
     Attributes:
         params: The parameters under study, the model's own: they follow every `load`.
@@ -43,7 +44,7 @@ class Subject:
     reads_runs: bool = True
 
     @classmethod
-    def of(cls, manifest: Manifest, series: CheckpointSeries, pairs: Pairs, *, device: torch.device) -> "Subject":
+    def of(cls, manifest: Manifest, series: CheckpointSeries, pairs: Pairs, *, device: torch.device) -> "LoadedSeries":
         """Build the model of a series and check that the Hessian that the manifest asks for exists.
 
         Raises:
@@ -143,6 +144,38 @@ class Subject:
         raise first
 
 
+class Notes:
+    """What is to be known of data, runs and checkpoints, each sentence once.
+
+    Of sentences that differ in their numbers alone, as those of several epochs do, a series keeps the first.
+    """
+
+    def __init__(self) -> None:
+        self.by_sentence: dict[str, str] = {}
+
+    def add(self, loaded: LoadedSeries, info: CheckpointInfo, *, series: str) -> None:
+        """Take the notes of a checkpoint that was just loaded."""
+        self.by_sentence |= {note: note for note in loaded.batches.notes}
+        for note in (*loaded.trained.notes, *info.notes):
+            self.by_sentence.setdefault(f"{series} {re.sub('[0-9]+', '0', note)}", f"{series}: {note}")
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; by default CUDA where there is one.
+
+    Raises:
+        LandscapeError: If it is not there.
+    """
+    try:
+        device = torch.device(name if name is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=device)
+    # torch raises what the back end raises: AssertionError, RuntimeError, NotImplementedError.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise LandscapeError(f"device {name!r} is not available here ({reason}). Ask for another, such as cpu.") from error
+    return device
+
+
 def _check_epoch(checkpoint: Checkpoint, epoch: int | None, stored_epoch: int | float | None) -> None:
     if epoch is not None and epoch != checkpoint.epoch:
         stored = "" if stored_epoch in (None, epoch) else f" (it stores {stored_epoch}, counted from 0)"
@@ -182,12 +215,12 @@ def _batches(manifest: Manifest, model: torch.nn.Module, pairs: Pairs) -> Curvat
     )
 
 
-def settings_of(subject: Subject, hessian: HessianSettings, *, product: str) -> dict[str, Any]:
+def settings_of(series: LoadedSeries, hessian: HessianSettings, *, product: str) -> dict[str, Any]:
     """How numbers are computed where the protocol leaves freedom, and of which function; stored beside them."""
-    device = subject.device
+    device = series.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "num_threads": torch.get_num_threads(),
         "product": "pyhessian" if hessian.method == "pyhessian" else product,
-        "as_trained": subject.used,
+        "as_trained": series.used,
     }

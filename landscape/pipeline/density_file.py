@@ -1,23 +1,13 @@
-"""The file of densities behind a figure: what it knows of what is asked for, and what is left to measure."""
+"""The file of densities behind a figure: what it holds of what is asked for, and what is left to measure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from landscape.errors import StoreError
 from landscape.store import DensityRecord, is_density_file, read_densities, write_densities
 
 Key = tuple[str, int]
-
-
-class Job(Protocol):
-    """A checkpoint to measure: `facts` are its fields of `DensityRecord`."""
-
-    @property
-    def facts(self) -> dict[str, Any]: ...
-
-    @property
-    def key(self) -> Key: ...
 
 
 def stored_digests(target: Path) -> dict[Key, str]:
@@ -30,45 +20,52 @@ def stored_digests(target: Path) -> dict[Key, str]:
     return {(record.series, record.epoch): record.checkpoint_sha256 for record in records}
 
 
-class DensityShelf:
+class DensityFile:
     """The records of a file that count.
 
     Args:
-        num_batches: Batches that are asked for.
-        unaudited: Whether a record without an audit will do.
+        requests: The fields of `DensityRecord` that identify each checkpoint, in order.
 
     Attributes:
         known: By checkpoint that is asked for, the record of what was measured as asked; of some batches, or of more.
-        todo: Indices of the jobs that lack batches, or the audit.
 
     Raises:
         StoreError: If the file is something else, or damaged.
     """
 
-    def __init__(self, target: Path, jobs: Sequence[Job], *, num_batches: int, unaudited: bool) -> None:
+    def __init__(self, target: Path, requests: Mapping[Key, Mapping[str, Any]]) -> None:
         if target.exists() and not is_density_file(target):
             raise StoreError(
                 f"{target}: holds something else, or is damaged, and would be overwritten by the densities behind the figure; "
                 "name another output with -o, or remove it."
             )
         self.target = target
-        self._order = [job.key for job in jobs]
+        self._order = list(requests)
         stored = {(one.series, one.epoch): one for one in read_densities(target)} if target.exists() else {}
         self.known: dict[Key, DensityRecord] = {}
-        self.todo: list[int] = []
-        for index, job in enumerate(jobs):
-            one = stored.pop(job.key, None)
-            if one is not None and one.checkpoint_sha256 == job.facts["checkpoint_sha256"] and one.matches(job.facts["settings"]):
-                self.known[job.key] = one
-            there = self.known[job.key].batches if job.key in self.known else ()
-            # An audit that was left out is made up for.
-            audited = unaudited or (job.key in self.known and self.known[job.key].audited)
-            if not audited or not set(range(num_batches)) <= set(there):
-                self.todo.append(index)
+        for key, facts in requests.items():
+            record = stored.pop(key, None)
+            if record is not None and _answers(record, facts):
+                self.known[key] = record
+        settings = next(iter(requests.values()))["settings"] if requests else None
         # Checkpoints that are not asked for stay in the file where they were measured in the same way.
-        self._others = [one for one in stored.values() if jobs and one.matches(jobs[0].facts["settings"])]
+        self._others = [record for record in stored.values() if settings is not None and record.matches(settings)]
+
+    def missing(self, key: Key, num_batches: int) -> tuple[int, ...]:
+        """Batches of a checkpoint, of the first so many, that are not measured."""
+        there = self.known[key].batches if key in self.known else ()
+        return tuple(index for index in range(num_batches) if index not in there)
+
+    def is_audited(self, key: Key) -> bool:
+        """Whether there is a record that passed an audit."""
+        return key in self.known and self.known[key].audited
 
     def keep(self, key: Key, record: DensityRecord) -> None:
         """Write a record, and all others again."""
         self.known[key] = record
         write_densities(self.target, [*(self.known[key] for key in self._order if key in self.known), *self._others])
+
+
+def _answers(record: DensityRecord, facts: Mapping[str, Any]) -> bool:
+    """Whether a record is of these weights and was measured as asked."""
+    return record.checkpoint_sha256 == facts["checkpoint_sha256"] and record.matches(facts["settings"])

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import StoreError
+from landscape.figures.density_records import density_sample, record_of_table
+from landscape.figures.modules_from_store import module_samples
 from landscape.manifest import canonical_json, sha256_of_file, write_atomically
-from landscape.pipeline.density_record import density_sample, record_of_table
-from landscape.pipeline.module_figure import module_samples
 from landscape.store import SpectraTable, SpectrumStore, is_audited, parts_folder, verdicts
 
 if TYPE_CHECKING:

@@ -4,17 +4,19 @@ import json
 import math
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from landscape.files import read_regular
-from landscape.store.hdf5 import CORRUPT
 
 STATUS_FILE = "status.json"
 # Beside a thousand workers it takes about 100 kB.
 _LARGEST = 2**24
+# A worker is slow that takes so many times the median of all.
+_SLOW = 1.3
 Worker = tuple[str, int, float]
 
 
@@ -23,13 +25,14 @@ class RunStatus:
     """How far a running measurement is.
 
     Args:
-        num_planned, num_done, num_failed: Batches of the whole output; done ones of earlier runs count.
+        num_planned, num_done, num_failed: Items of the whole output; done ones of earlier runs count.
         started, updated: Seconds since the epoch of Unix.
         rate_per_minute: Batches of this run a minute; 0 while none is known.
         seconds_left: Estimate; infinite while none is known.
         workers: Name, finished items and seconds per item of each.
         dashboard: Address of a page with more, where there is one.
         pid, host: The process that writes the output.
+        noun: What an item is, in the plural: "batches" or "points".
     """
 
     num_planned: int
@@ -43,6 +46,7 @@ class RunStatus:
     dashboard: str | None
     pid: int
     host: str
+    noun: str = "batches"
 
     def __post_init__(self) -> None:
         """Bring every value to its type.
@@ -76,12 +80,19 @@ def write_status(folder: Path, status: RunStatus) -> None:
             pass
 
 
+def remove_status(folder: Path) -> None:
+    """Remove what `write_status` has written, whole or half."""
+    for name in (STATUS_FILE, f".{STATUS_FILE}.tmp"):
+        with suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
+
+
 def read_status(folder: Path) -> RunStatus | None:
     """The status of a run; None where there is none, or it is damaged."""
     try:
         value: Any = json.loads(read_regular(folder / STATUS_FILE, largest=_LARGEST))
         return RunStatus(**value)
-    except CORRUPT:
+    except (OSError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError):
         return None
 
 
@@ -92,7 +103,7 @@ def status_lines(status: RunStatus, *, now: float | None = None) -> list[str]:
         now: Seconds since the epoch of Unix; default: the clock's.
     """
     now = time.time() if now is None else now
-    line = f"running: process {status.pid} on {status.host}: {status.num_done} of {status.num_planned} batches"
+    line = f"running: process {status.pid} on {status.host}: {status.num_done} of {status.num_planned} {status.noun}"
     if status.rate_per_minute > 0:
         line += f", {status.rate_per_minute:.3g} a minute"
     if math.isfinite(status.seconds_left):
@@ -103,7 +114,8 @@ def status_lines(status: RunStatus, *, now: float | None = None) -> list[str]:
     if len(times) > 1:
         slowest = max(times, key=lambda name: times[name])
         others = median(times.values())
-        lines.append(f"slowest worker {slowest}: {times[slowest]:.3g} s a batch beside a median of {others:.3g} s")
+        if times[slowest] > _SLOW * others:
+            lines.append(f"slowest worker {slowest}: {times[slowest]:.3g} s each beside a median of {others:.3g} s")
     return lines
 
 

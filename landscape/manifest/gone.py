@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from landscape.errors import CheckpointError
-from landscape.manifest import Checkpoint, Manifest
+from landscape.manifest.manifest import Manifest
 from landscape.manifest.reading_series import may_be_checkpoint
-from landscape.pipeline.plan import Task
+from landscape.manifest.selection import Task
+from landscape.manifest.settings import Checkpoint
 
 
 def is_gone(checkpoint: Checkpoint) -> bool:
@@ -13,11 +14,12 @@ def is_gone(checkpoint: Checkpoint) -> bool:
     return not may_be_checkpoint(checkpoint.path)
 
 
-def check_weights(manifest: Manifest, tasks: Sequence[Task]) -> tuple[str, ...]:
+def check_weights(manifest: Manifest, tasks: Sequence[Task], selected: Sequence[Task]) -> tuple[str, ...]:
     """See that every checkpoint that has something left to measure is there.
 
     Args:
         tasks: What is left.
+        selected: All that was asked for, stored or not.
 
     Returns:
         A note for each checkpoint that is gone and has nothing left.
@@ -29,10 +31,10 @@ def check_weights(manifest: Manifest, tasks: Sequence[Task]) -> tuple[str, ...]:
         if is_gone(task.checkpoint):
             raise CheckpointError(
                 f"{manifest.path}: series {task.series.name!r}, epoch {task.checkpoint.epoch}: there is no file "
-                f"{task.checkpoint.path}, and {len(task.batches)} of its {manifest.data.num_batches} batches are not "
+                f"{task.checkpoint.path}, and {len(task.indices)} of its {manifest.data.num_batches} batches are not "
                 "measured yet. Restore it or train it again."
             )
-    gone = [(series.name, one) for series in manifest.series for one in series.checkpoints if is_gone(one)]
+    gone = [(task.series.name, task.checkpoint) for task in selected if is_gone(task.checkpoint)]
     return tuple(f"{name}: epoch {one.epoch}: measured; its checkpoint {one.path} is gone." for name, one in gone)
 
 

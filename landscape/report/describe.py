@@ -62,7 +62,7 @@ def _of_store(path: Path) -> list[str]:
 
 def _of_densities(path: Path) -> list[str]:
     # Their numbers travel through torch.
-    from landscape.pipeline.density_record import spectral_density
+    from landscape.figures.density_records import spectral_density
 
     return [f"{one.series} epoch {one.epoch}: {_said(spectral_density(one).probed)}" for one in read_densities(path)]
 

@@ -8,7 +8,6 @@ from landscape.store import axes_of
 
 if TYPE_CHECKING:
     from landscape.curvature import Axis, LossSlice, LossSurface
-    from landscape.pipeline.surface_plan import SurfacePlan
 
 # The agreement that is asked of a curvature predicted by derivatives and one measured by differences of losses, as a share.
 _AGREEMENT = 0.01
@@ -74,14 +73,19 @@ def barrier_words(result: "LossSlice | LossSurface") -> str:
     return f"barrier: {least}{barrier.height:.4g} nats above the line between the ends, at {barrier.at:.2g} of the way."
 
 
-def note(result: "LossSlice | LossSurface", plan: "SurfacePlan") -> str:
-    """The text under a figure."""
-    batches = f"the mean of {plan.num_batches} batches" if plan.num_batches > 1 else "one batch"
-    sentences = [f"Loss of {batches} of {plan.num_pairs} pairs, in nats."]
+def note(result: "LossSlice | LossSurface", *, directions: str, num_batches: int, num_pairs: int) -> str:
+    """The text under a figure.
+
+    Args:
+        directions: "random", "eigenvectors" or "line".
+        num_batches, num_pairs: Batches that the loss is the mean of, and pairs in each.
+    """
+    batches = f"the mean of {num_batches} batches" if num_batches > 1 else "one batch"
+    sentences = [f"Loss of {batches} of {num_pairs} pairs, in nats."]
     sentences += [sentence[0].upper() + sentence[1:] for sentence in findings(result)]
-    if hasattr(result, "cosine") and plan.directions == "random":
+    if hasattr(result, "cosine") and directions == "random":
         sentences.append(f"Cosine between the directions: {result.cosine:.1g}.")
-    return " ".join([*sentences, _LIMITS[plan.directions]])
+    return " ".join([*sentences, _LIMITS[directions]])
 
 
 _LIMITS = {

@@ -1,0 +1,106 @@
+"""The part of a manifest that is measured, checkpoint by checkpoint."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from landscape.errors import ManifestError
+from landscape.manifest.document import nearest
+from landscape.manifest.manifest import Manifest
+from landscape.manifest.settings import Checkpoint, CheckpointSeries
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is left to measure of one checkpoint.
+
+    Attributes:
+        indices: Of mini-batches, or of the points of a surface, in order.
+    """
+
+    series: CheckpointSeries
+    checkpoint: Checkpoint
+    indices: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.place}: {len(self.indices)} batches ({_ranges(self.indices)})"
+
+    @property
+    def place(self) -> str:
+        """Its checkpoint, for people."""
+        return f"{self.series.name} epoch {self.checkpoint.epoch}"
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers with their runs joined: "0-3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The part of a manifest that is measured; by default all of it.
+
+    Args:
+        series: Names of series.
+        epochs: Of each series, those of these epochs.
+        num_batches: The first so many mini-batches of each checkpoint.
+        shard: (i, N): the i-th of N equal shares of all that is selected, counted from 1.
+    """
+
+    series: tuple[str, ...] = ()
+    epochs: tuple[int, ...] | None = None
+    num_batches: int | None = None
+    shard: tuple[int, int] | None = None
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuse what the manifest does not have.
+
+        Raises:
+            ManifestError: If it has no such series, epoch or number of batches.
+        """
+        names = [series.name for series in manifest.series]
+        for name in self.series:
+            if name not in names:
+                raise ManifestError(f"{manifest.path}: there is no series {name!r}; {nearest(name, names)}")
+        known = sorted({epoch for series in manifest.series for epoch in series.epochs})
+        for epoch in self.epochs or ():
+            if epoch not in known:
+                raise ManifestError(f"{manifest.path}: no series has an epoch {epoch}; it has {known}.")
+        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
+            raise ManifestError(f"shard {self.shard}: must be (i, N) with 1 <= i <= N, as (1, 8) for the first of eight.")
+        if not self.tasks(manifest) and self.shard is None:
+            raise ManifestError(f"{manifest.path}: no checkpoint of {', '.join(self.series)} has an epoch among {self.epochs}.")
+        if self.num_batches is not None and not 1 <= self.num_batches <= manifest.data.num_batches:
+            raise ManifestError(
+                f"{manifest.path}: has {manifest.data.num_batches} batches, but {self.num_batches} were asked for. "
+                "Lower --batches, or raise num_samples."
+            )
+
+    def tasks(self, manifest: Manifest) -> list[Task]:
+        """Everything that is selected, stored or not, in the order of the manifest."""
+        num_batches = manifest.data.num_batches if self.num_batches is None else self.num_batches
+        tasks = [
+            Task(series, checkpoint, tuple(range(num_batches)))
+            for series in manifest.series
+            for checkpoint in series.checkpoints
+            if series.name in (self.series or (series.name,)) and checkpoint.epoch in (self.epochs or (checkpoint.epoch,))
+        ]
+        return tasks if self.shard is None else _share(tasks, *self.shard)
+
+
+def _share(tasks: list[Task], number: int, num_shares: int) -> list[Task]:
+    """The `number`-th of equal shares of all batches, each of neighbours, so that it needs few checkpoints."""
+    total = sum(len(task.indices) for task in tasks)
+    first, end = total * (number - 1) // num_shares, total * number // num_shares
+    shares, begin = [], 0
+    for task in tasks:
+        indices = task.indices[max(0, first - begin) : max(0, end - begin)]
+        begin += len(task.indices)
+        if indices:
+            shares.append(replace(task, indices=indices))
+    return shares
