@@ -87,7 +87,8 @@ def run(code: Path, manifest: Path, output: Path, options: Sequence[str]) -> tup
     """Run `landscape spectra` once; wall and CPU seconds of it and its children."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(THREAD_VARIABLES)}
     environment["PYTHONPATH"] = str(code)
-    command = [sys.executable, "-c", "from landscape.cli import main; main()", "spectra", str(manifest), "-o", str(output)]
+    # Without -P, the current folder would come before PYTHONPATH.
+    command = [sys.executable, "-P", "-c", "from landscape.cli import main; main()", "spectra", str(manifest), "-o", str(output)]
     begun = time.perf_counter()
     process = subprocess.Popen([*command, "--device", "cpu", "--unaudited", *options], env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
