@@ -19,14 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import yaml
-from benchmark_busy import ROOT, THREAD_VARIABLES, write_pictures
+from benchmark_busy import ROOT, THREAD_VARIABLES, busy_process, checkout, write_pictures
 
 NUM_BATCHES, BATCH_SIZE, IMAGE_SIZE = 40, 15, 32
 VARIANTS = {
@@ -60,27 +60,6 @@ def write_study(folder: Path, num_batches: int, *, large: bool) -> Path:
     manifest = folder / "checkpoints.yaml"
     manifest.write_text(yaml.safe_dump(document, sort_keys=False))
     return manifest
-
-
-@contextmanager
-def checkout(ref: str, folder: Path) -> Iterator[Path]:
-    """The files of another commit, in a folder that is removed afterwards."""
-    subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", str(folder), ref], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(folder)], check=True)
-
-
-@contextmanager
-def busy_process() -> Iterator[None]:
-    """A shell loop that the system places where it likes."""
-    process = subprocess.Popen(["sh", "-c", "while :; do :; done"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def run(code: Path, manifest: Path, output: Path, options: Sequence[str]) -> tuple[float, float]:
@@ -118,7 +97,7 @@ def main() -> None:
     chosen = parser.parse_args()
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen.variants}
     values: dict[str, np.ndarray] = {}
-    with tempfile.TemporaryDirectory() as name, checkout(chosen.ref, Path(name) / "before") as before:
+    with tempfile.TemporaryDirectory() as name, checkout(chosen.ref) as before:
         folder = Path(name) / "study"
         folder.mkdir()
         manifest = write_study(folder, chosen.batches, large=chosen.large)

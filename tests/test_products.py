@@ -174,7 +174,7 @@ def peaks(objective, params, batch):
 
 def allowing(counted):
     """The memory limit that lets tensors take `counted` bytes."""
-    return int(counted / choice_module._SHARE["cpu"]) + 1
+    return int(counted / choice_module.SHARE["cpu"]) + 1
 
 
 def test_each_way_takes_less_memory_than_the_one_it_stands_in_for():

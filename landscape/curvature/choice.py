@@ -32,7 +32,7 @@ PRODUCTS = ("auto", "retained", "rebuilt", "jvp", "rows")
 _TITLES = {way.name: way.title for way in (RetainedGraph, RebuiltGraph, TangentOfGradient, RowChunks, ReplayedGraph)}
 # Of the memory that is allowed or free, the share that tensors may take. On a CPU the C library's heap held up to 2.4 times what
 # lived in it (1.1 times where each tensor is mapped for itself), and running over is fatal; on a GPU it is an error.
-_SHARE = {"cpu": 0.4, "cuda": 0.9}
+SHARE = {"cpu": 0.4, "cuda": 0.9}
 # A first evaluation tells whether memory has to be watched at all: products took at most 4.6 times as much, and a few vectors.
 _AMPLE_EVALUATIONS, _AMPLE_VECTORS = 8, 16
 # Vectors in a block that is tried on a GPU.
@@ -143,7 +143,7 @@ class Multiplier:
         self._device = problem.like.device
         given = product if isinstance(product, ProductChoice) else None
         self._free = free_memory(self._device)
-        self._share = _SHARE.get(self._device.type, min(_SHARE.values()))
+        self._share = SHARE.get(self._device.type, min(SHARE.values()))
         self._watch = MemoryWatch(int(self._share * (max_memory or self._free)))
         # What fitted once may not fit now, or in what is allowed here.
         self._given = given if given is not None and self._fits(given, limited=max_memory is not None) else None

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from landscape.curvature import HessianOperator
 
 
-# The share of a limit that tensors may take on a CPU, as `HessianOperator` has it.
-SHARE_ON_CPU = 0.4
-
-
 @dataclass(frozen=True, kw_only=True)
 class KnownSeries:
     """What an output says of a series that it has records of.
@@ -89,13 +85,17 @@ class PreparedSeries:
 
     def of(self, checkpoint: Path) -> Self:
         """The same with the digests of one checkpoint alone, small enough to be sent with every unit."""
-        folder = f"{checkpoint}{os.sep}"
-        digests = {
-            stamps: digest
-            for stamps, digest in self.digests.items()
-            if any(name == str(checkpoint) or name.startswith(folder) for name, *_ in stamps)
-        }
-        return replace(self, digests=digests)
+        return replace(self, digests=digests_at(checkpoint, self.digests))
+
+
+def digests_at(checkpoint: Path, digests: Mapping[Any, str]) -> dict[Any, str]:
+    """Those of `known_digests` that are of one checkpoint, a file or a folder."""
+    folder = f"{checkpoint}{os.sep}"
+    return {
+        stamps: digest
+        for stamps, digest in digests.items()
+        if any(name == str(checkpoint) or name.startswith(folder) for name, *_ in stamps)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +173,11 @@ class Preparation:
         Args:
             each: Bytes of a vector.
         """
+        from landscape.curvature.choice import SHARE
+
         needed = {self.max_basis_memory: self.min_vectors * each}
         if chosen.choice is not None and chosen.choice.peak:
-            needed[self.products.max_memory or free_memory()] = int(chosen.choice.peak / SHARE_ON_CPU)
+            needed[self.products.max_memory or free_memory()] = int(chosen.choice.peak / SHARE["cpu"])
         return min((max(1, limit // amount) for limit, amount in needed.items() if limit is not None), default=None)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from landscape.containers import remember_digests
+from landscape.containers import known_digests, remember_digests
 from landscape.errors import LandscapeError
 from landscape.manifest.selection import Task
 from landscape.pipeline.preparation import PreparedSeries
@@ -117,7 +117,12 @@ class _Run:
         """Look at every series, before anything is measured."""
         crew = self.crew
         known = {
-            name: replace(self.output.known(tasks[0].series), cores=crew.cores_each, threads_elsewhere=crew.threads_elsewhere)
+            name: replace(
+                self.output.known(tasks[0].series),
+                cores=crew.cores_each,
+                threads_elsewhere=crew.threads_elsewhere,
+                digests=known_digests(),
+            )
             for name, tasks in self.by_series.items()
         }
         calls = [(self.run, measurement.sent(tasks), tasks, known[name]) for name, tasks in self.by_series.items()]

@@ -15,7 +15,7 @@ from landscape.containers import digest_of_checkpoint, known_digests, remember_d
 from landscape.errors import LandscapeError, NumericalError, ObjectiveError, PictureError, WorkerDied
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest, json_sha256
 from landscape.manifest.selection import Task
-from landscape.pipeline.preparation import KnownSeries, PreparedSeries
+from landscape.pipeline.preparation import KnownSeries, PreparedSeries, digests_at
 
 if TYPE_CHECKING:
     from landscape.clip.image_text import Pairs
@@ -327,7 +327,7 @@ def _failure(error: Exception) -> Failure:
 def digests_of(path: Path) -> dict[Any, str]:
     """Digest a checkpoint where its files can be read; see `known_digests`."""
     digest_of_checkpoint(path)
-    return PreparedSeries(digests=known_digests()).of(path).digests  # type: ignore[return-value]
+    return digests_at(path, known_digests())
 
 
 def sent(manifest: Manifest, series: CheckpointSeries) -> Manifest:

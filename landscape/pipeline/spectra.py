@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from landscape.linalg import RitzValues
 
 _Result = TypeVar("_Result")
-# Vectors that a restarted Lanczos needs beside k; landscape.linalg.lanczos has the same number.
-MIN_EXTRA_VECTORS = 6
 _PRODUCTS = {"double-backward": "double backward, retained graph", "finite-difference": "central differences of gradients"}
 
 
@@ -98,6 +96,8 @@ class SpectraMeasurement(Measurement):
             yield StoreOutput(self, writer)
 
     def prepare(self, session: Session, tasks: Sequence[Task], known: KnownSeries) -> PreparedSeries:
+        from landscape.linalg.lanczos import LEAST_ROOM
+
         hessian = self.manifest.hessian
         preparation = Preparation(
             manifest=self.manifest,
@@ -108,7 +108,7 @@ class SpectraMeasurement(Measurement):
             num_vectors=num_products_of(hessian) if hessian.method == "lanczos" else hessian.k,
             output=self.output,
             max_basis_memory=self.solver.max_basis_memory,
-            min_vectors=hessian.k + MIN_EXTRA_VECTORS,
+            min_vectors=hessian.k + LEAST_ROOM,
             check_operator=lambda operator: self.solver.check_fits(operator, hessian.k),
         )
         return preparation.of(session.series(self.manifest, tasks[0].series, self.device), tasks, known)
