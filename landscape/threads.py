@@ -2,8 +2,8 @@
 
 A thread that spins at a barrier holds the core that the thread it waits for needs: beside busy processes, a product of a
 100 x 10 and a 10 x 20 matrix was seen to take 33 ms with two threads on two cores, and 10 microseconds with one.
-`prepare` is for a process of our own, the command line; `fit` acts in such a process alone. The sections `single_blas_thread` and
-`single_openmp_thread` are for any process, and change nothing outside.
+`prepare` is for a process of our own, the command line; `fit` acts in such a process alone. The sections `single_blas_thread`,
+`single_openmp_thread` and `threads_for` are for any process, and change nothing outside.
 Imports nothing heavy, since `prepare` has to run before torch and NumPy are loaded: their thread pools read the environment
 once.
 """
@@ -39,6 +39,10 @@ _WATCHED_SECONDS = 0.2
 # products 1.15 times as fast for 1.7 times the CPU time, and 2 to 4 times as slow beside one busy process. What does: 1.9 times
 # for 31 M parameters. Single measurements of the same work differ by 10 %.
 _CLEARLY_FASTER = 1.3
+
+# Multiplications, each with a number of its own, for which a second thread is not woken: at the 5 to 10 GB/s that one core reads
+# they take some milliseconds, as does waiting for a thread that has lost its core to another process.
+_FEW_MULTIPLICATIONS = 30_000_000
 
 # Whether this is a process of our own in which nobody has chosen the number of threads.
 _automatic = False
@@ -217,6 +221,28 @@ def single_openmp_thread() -> Iterator[None]:
     """
     with _pools("openmp", True).limit(limits=1):
         yield
+
+
+@contextmanager
+def threads_for(num_multiplications: int) -> Iterator[None]:
+    """Run torch on one thread in this section where the work is small, else on the user's threads.
+
+    Args:
+        num_multiplications: Multiplications in the section that read a number of their own, as those of a matrix and a
+            vector do.
+    """
+    if num_multiplications >= _FEW_MULTIPLICATIONS or torch_threads() == 1:
+        yield
+        return
+    with single_openmp_thread():
+        yield
+
+
+def torch_threads() -> int:
+    """The number of threads that torch has in this Python thread now."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 @cache

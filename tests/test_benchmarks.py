@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -349,3 +350,33 @@ def test_the_family_of_models_spans_a_tenth_of_a_million_to_thirty_million_param
             sum(p.numel() for p in scaling.family_model(f"{width}x{layers}").parameters()) for width, layers in scaling.FAMILY
         ]
     assert sizes == sorted(sizes) and 0.09e6 < sizes[0] < 0.11e6 and 29e6 < sizes[-1] < 31e6
+
+
+def test_two_versions_solve_the_same_matrix_in_turn_and_a_worker_that_fails_says_why(load):
+    versions, benchmark = load("versions"), load("benchmark_eigsh")
+    arguments = (["--work", 30, dtype] for dtype in ("float64", "float32"))
+    started = [versions.Worker(benchmark.__file__, given, source=versions.ROOT) for given in arguments]
+    try:
+        row = benchmark.compare(*started, 30, "float32", busy=False, rounds=2)
+    finally:
+        for worker in started:
+            worker.close()
+    # The same matrix, rounded to float32: its values move by at most a few units in the last place of the largest.
+    assert row.products == 30 and 0 < row.values < 1e-5 and min(row.before_cpu_seconds, row.after_cpu_seconds) > 0
+    assert benchmark.line(row).split()[:3] == ["30", "float32", "free"]
+    broken = versions.Worker(benchmark.__file__, ["--work", 30, "float99"], source=versions.ROOT)
+    with pytest.raises(versions.WorkerFailed, match="float99"):
+        broken.ask(0)
+    broken.close()
+
+
+def test_the_tree_of_a_commit_is_that_commit(load):
+    versions = load("versions")
+    with versions.source_of(None) as own:
+        assert (own / "landscape" / "version.py").exists()
+    if not (own / ".git").exists():
+        pytest.skip("no repository")
+    with versions.source_of("HEAD") as tree:
+        shown = subprocess.run(["git", "show", "HEAD:landscape/version.py"], cwd=own, check=True, capture_output=True).stdout
+        assert (tree / "landscape" / "version.py").read_bytes() == shown
+    assert not tree.exists()

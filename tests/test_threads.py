@@ -15,6 +15,7 @@ from torch import nn
 
 import landscape
 from landscape import threads
+from landscape.linalg import DenseOperator, SymmetricOperator, krylov
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 # Run as a program: only a process in which torch is not loaded yet can be set up.
@@ -312,3 +313,35 @@ def test_a_python_thread_begun_during_a_section_has_the_users_number_of_threads(
         other.start()
         other.join()
     assert seen == [2] and torch.get_num_threads() == 2
+
+
+class Watched(SymmetricOperator):
+    """diag(1, 2, ..., n), a user's operator that notes the number of torch's threads in its products."""
+
+    def __init__(self, n):
+        self.n, self.dtype, self.device = n, torch.float64, torch.device("cpu")
+        self.seen = []
+
+    def matmat(self, V):
+        self.seen.append(torch.get_num_threads())
+        return torch.arange(1, self.n + 1, dtype=self.dtype)[:, None] * V
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(30_000_000, {1}), (10, {2})], ids=["small", "large"])
+def test_a_small_basis_is_grown_on_one_thread_and_products_of_others_have_the_users(limit, expected, two_threads, monkeypatch):
+    operator, seen, norm = Watched(50), [], krylov.norm
+    monkeypatch.setattr(threads, "_FEW_MULTIPLICATIONS", limit)
+    monkeypatch.setattr(krylov, "norm", lambda w: seen.append(torch.get_num_threads()) or norm(w))
+    landscape.eigsh(operator, k=2, seed=0)
+    # After those of the start vector: the rounding that the operator states of its first product.
+    del seen[3]
+    assert set(seen) == expected and set(operator.seen) == {2} and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(30_000_000, {1}), (50 * 50, {2})], ids=["small", "large"])
+def test_a_small_matrix_is_multiplied_on_one_thread(limit, expected, two_threads, monkeypatch):
+    operator, seen, matmul = DenseOperator(torch.eye(50)), [], torch.Tensor.__matmul__
+    monkeypatch.setattr(threads, "_FEW_MULTIPLICATIONS", limit)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda M, V: seen.append(torch.get_num_threads()) or matmul(M, V))
+    assert torch.equal(operator @ torch.ones(50), torch.ones(50))
+    assert set(seen) == expected and torch.get_num_threads() == 2

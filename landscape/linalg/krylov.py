@@ -5,6 +5,7 @@ Shapes: n = dimension of the operator, m = vectors multiplied so far, p = vector
 """
 
 import math
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from landscape.errors import NumericalError
 from landscape.linalg.operator import SymmetricOperator
-from landscape.threads import single_blas_thread
+from landscape.threads import single_blas_thread, threads_for
 
-# Rows are allocated in blocks, so that memory follows the number of products and not their limit.
+# Rows are allocated in blocks, so that memory follows the number of products and not their limit. A block has at least so many
+# rows, and more where they are short: every block costs some microseconds a product.
 _BLOCK_ROWS = 16
+_BLOCK_NUMBERS = 1 << 16
 # Length of the random part of a warm start. In runs on small CLIP models 0.1 of it cost no products.
 _RANDOM_PART = 0.1
 # Up to this size the rounding of a product is measured by itself: fewer than some tens of products tell too little of it.
@@ -83,6 +86,7 @@ class KrylovBasis:
         self.pending: list[int] = []
         self.chain_starts: list[int] = []
         self._blocks: list[Tensor] = []
+        self._block_rows = max(_BLOCK_ROWS, _BLOCK_NUMBERS // max(A.n, 1))
         self._size = 0
         self._coefficients = np.zeros((_BLOCK_ROWS, _BLOCK_ROWS))
         self.scale = 0.0
@@ -119,7 +123,11 @@ class KrylovBasis:
         return self.rounding + self.A.error_estimate
 
     def row(self, index: int) -> Float[Tensor, " n"]:
-        return self._blocks[index // _BLOCK_ROWS][index % _BLOCK_ROWS]
+        return self._blocks[index // self._block_rows][index % self._block_rows]
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """The section for work that reads every row once."""
+        return threads_for(max(self._size, 1) * self.A.n)
 
     def start_chain(self, towards: Float[Tensor, " n"] | None = None) -> bool:
         """Append a random unit vector orthogonal to all rows, to be multiplied next; False if the space is full.
@@ -130,16 +138,16 @@ class KrylovBasis:
         """
         if self._size == self.A.n:
             return False
-        w = torch.randn(self.A.n, generator=self.generator, dtype=torch.float64).to(self.A.device, self.A.dtype)
-        w /= norm(w)
-        if towards is not None:
-            w = towards / norm(towards) + _RANDOM_PART * w
+        with self._threads():
+            w = torch.randn(self.A.n, generator=self.generator, dtype=torch.float64).to(self.A.device, self.A.dtype)
             w /= norm(w)
-        # The second round matters where little is left of w, that is where the rows nearly span the space.
-        for _ in range(2):
-            self._orthogonalise(w)
-            w /= norm(w)
-        self.pending.insert(0, self._append(w))
+            if towards is not None:
+                w = towards / norm(towards) + _RANDOM_PART * w
+                w /= norm(w)
+            # The second round matters where little is left of w, that is where the rows nearly span the space.
+            for _ in range(2):
+                w /= self._orthogonalise(w)[1]
+            self.pending.insert(0, self._append(w))
         self.chain_starts.append(self.num_matvecs)
         return True
 
@@ -150,8 +158,8 @@ class KrylovBasis:
         """
         for column in V.T:
             w = column.clone()
-            self._orthogonalise(w)
-            self._append(w / norm(w))
+            with self._threads():
+                self._append(w / self._orthogonalise(w)[1])
 
     def expand(self) -> bool:
         """Multiply the first pending row by A, and queue the new direction behind the other chains.
@@ -171,6 +179,12 @@ class KrylovBasis:
         if self.num_matvecs == 0 and self.A.n <= _MEASURED_SIZE:
             self.measured = norm(self.A.product_errors(self.row(index)))
         self.num_matvecs += 1
+        with self._threads():
+            self._add_product(index, w)
+        return True
+
+    def _add_product(self, index: int, w: Float[Tensor, " n"]) -> None:
+        """Take the product of a row into the basis; w is overwritten."""
         size = norm(w)
         if not math.isfinite(size):
             raise NumericalError(
@@ -178,17 +192,15 @@ class KrylovBasis:
                 "Check the loss and the parameters for overflow, or use dtype float64."
             )
         self.scale = max(self.scale, size)
-        self._coefficients[: self._size, index] = self._orthogonalise(w)
+        self._coefficients[: self._size, index], remaining = self._orthogonalise(w)
         defect = self._coefficients[self.done, index] - self._coefficients[index, self.done]
         self.asymmetry = max(self.asymmetry, float(np.linalg.norm(defect)))
         self.done.append(index)
-        remaining = norm(w)
         # A direction that is all rounding would only repeat what is there.
         if remaining > max(self.rounding, 10 * torch.finfo(self.A.dtype).eps * size) and self._size < self.A.n:
             new = self._append(w / remaining)
             self._coefficients[new, index] = remaining
             self.pending.append(new)
-        return True
 
     def quadrature(self) -> tuple[Float[np.ndarray, " j"], Float[np.ndarray, " j"]]:
         """Nodes and weights of the first chain alone, which is a plain Lanczos run; up to the first restart."""
@@ -211,7 +223,8 @@ class KrylovBasis:
         weights = np.zeros((kept + waiting, self._size))
         weights[:kept, self.done] = Y.T
         weights[kept + np.arange(waiting), self.pending] = 1
-        self._transform(weights)
+        with self._threads():
+            self._transform(weights)
         self._coefficients[:] = 0
         self._coefficients[np.arange(kept), np.arange(kept)] = values
         self._coefficients[kept : kept + waiting, :kept] = coupling @ Y
@@ -227,26 +240,27 @@ class KrylovBasis:
             columns = slice(start, start + step)
             piece = torch.cat([block[:, columns] for block in self._blocks])[: self._size].double()
             new = (W @ piece).to(self.A.dtype)
-            for first, block in zip(range(0, len(new), _BLOCK_ROWS), self._blocks):
-                rows = new[first : first + _BLOCK_ROWS]
+            for first, block in zip(range(0, len(new), self._block_rows), self._blocks):
+                rows = new[first : first + self._block_rows]
                 block[: len(rows), columns] = rows
-        del self._blocks[math.ceil(len(weights) / _BLOCK_ROWS) :]
+        del self._blocks[math.ceil(len(weights) / self._block_rows) :]
 
     def projected(self) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "p m"]]:
         """H restricted to the done rows, and the coupling B of the done rows to the pending ones."""
         H = self._coefficients[np.ix_(self.done, self.done)]
         # Column j is complete for the rows that existed when j was multiplied; the rest follows from symmetry.
-        upper = np.triu(H)
-        return upper + np.triu(H, 1).T, self._coefficients[np.ix_(self.pending, self.done)]
+        indices = np.arange(len(H))
+        return np.where(indices[:, None] <= indices, H, H.T), self._coefficients[np.ix_(self.pending, self.done)]
 
     def combine(self, Y: Float[np.ndarray, "m k"]) -> Float[Tensor, "n k"]:
         """The vectors V_done^T Y."""
         weights = np.zeros((self._size, Y.shape[1]))
         weights[self.done] = Y
         out = torch.zeros(self.A.n, Y.shape[1], dtype=self.A.dtype, device=self.A.device)
-        for start, block in zip(range(0, self._size, _BLOCK_ROWS), self._blocks):
-            rows = weights[start : start + _BLOCK_ROWS]
-            out.addmm_(block[: len(rows)].T, torch.as_tensor(rows).to(out))
+        with self._threads():
+            for start, block in zip(range(0, self._size, self._block_rows), self._blocks):
+                rows = weights[start : start + self._block_rows]
+                out.addmm_(block[: len(rows)].T, torch.as_tensor(rows).to(out))
         return out
 
     def orthogonality_defect(self) -> float:
@@ -254,28 +268,30 @@ class KrylovBasis:
         gram = torch.zeros(self._size, self._size, dtype=torch.float64, device=self.A.device)
         # Of all rows at once, so that each number is converted once.
         step = max(1, _CHUNK.get(self.A.device.type, 1 << 20) // max(self._size, 1))
-        for start in range(0, self.A.n, step):
-            piece = torch.cat([block[:, start : start + step] for block in self._blocks])[: self._size].double()
-            gram.addmm_(piece, piece.T)
+        with self._threads():
+            for start in range(0, self.A.n, step):
+                piece = torch.cat([block[:, start : start + step] for block in self._blocks])[: self._size].double()
+                gram.addmm_(piece, piece.T)
         return float((gram - torch.eye(self._size, dtype=torch.float64, device=self.A.device)).abs().max()) if self._size else 0.0
 
-    def _inner(self, w: Tensor) -> np.ndarray:
-        parts = [inner(block[: self._size - start], w) for start, block in zip(range(0, self._size, _BLOCK_ROWS), self._blocks)]
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    def _orthogonalise(self, w: Tensor) -> np.ndarray:
-        """Remove from w, in place, its components along all rows; return them."""
+    def _orthogonalise(self, w: Float[Tensor, " n"]) -> tuple[Float[np.ndarray, " m"], float]:
+        """Remove from w, in place, its components along all rows; return them and the norm of what is left."""
         total = np.zeros(self._size)
         for _ in range(2):
             components = self._inner(w)
-            for start, block in zip(range(0, self._size, _BLOCK_ROWS), self._blocks):
-                rows = torch.as_tensor(components[start : start + _BLOCK_ROWS]).to(w)
+            for start, block in zip(range(0, self._size, self._block_rows), self._blocks):
+                rows = torch.as_tensor(components[start : start + self._block_rows]).to(w)
                 w.addmv_(block[: len(rows)].T, rows, alpha=-1)
             total += components
-        return total
+        return total, norm(w)
+
+    def _inner(self, w: Float[Tensor, " n"]) -> Float[np.ndarray, " m"]:
+        starts = range(0, self._size, self._block_rows)
+        parts = [inner(block[: self._size - start], w) for start, block in zip(starts, self._blocks)]
+        return np.concatenate(parts) if parts else np.zeros(0)
 
     def _append(self, w: Tensor) -> int:
-        if self._size % _BLOCK_ROWS == 0:
+        if self._size % self._block_rows == 0:
             self._blocks.append(
                 torch.empty(self._rows_to_come(), self.A.n, dtype=self.A.dtype, device=self.A.device)
             )
@@ -287,4 +303,4 @@ class KrylovBasis:
 
     def _rows_to_come(self) -> int:
         most = self.A.n if self.max_rows is None else min(self.A.n, self.max_rows)
-        return min(_BLOCK_ROWS, most - self._size)
+        return min(self._block_rows, most - self._size)

@@ -1,6 +1,6 @@
 """Symmetric matrices known by their products with vectors: their sums, multiples, averages and shifts.
 
-Knows matrices, not networks: imports only torch; SciPy, which takes 0.15 s, where an operator is converted.
+Knows matrices, not networks: imports only torch and landscape.threads; SciPy, which takes 0.15 s, where an operator is converted.
 Shapes: n = dimension of the operator, k = number of vectors.
 """
 
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from landscape.threads import threads_for
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -176,7 +178,8 @@ class DenseOperator(SymmetricOperator):
         self.device = matrix.device
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        return self.matrix @ V
+        with threads_for(self.matrix.numel() * V.shape[1]):
+            return self.matrix @ V
 
 
 class Combination(SymmetricOperator):
