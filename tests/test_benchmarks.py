@@ -380,3 +380,9 @@ def test_the_tree_of_a_commit_is_that_commit(load):
         shown = subprocess.run(["git", "show", "HEAD:landscape/version.py"], cwd=own, check=True, capture_output=True).stdout
         assert (tree / "landscape" / "version.py").read_bytes() == shown
     assert not tree.exists()
+
+
+def test_both_ways_to_orthogonalise_are_measured_on_the_same_vector(load):
+    pytest.importorskip("numba")
+    row = load("benchmark_gram_schmidt").compare(3000, 18, torch.float32, rounds=2)
+    assert row["difference"] < 1e-6 and min(row["torch"], row["kernel"]) > 0
