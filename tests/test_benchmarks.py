@@ -386,3 +386,42 @@ def test_both_ways_to_orthogonalise_are_measured_on_the_same_vector(load):
     pytest.importorskip("numba")
     row = load("benchmark_gram_schmidt").compare(3000, 18, torch.float32, rounds=2)
     assert row["difference"] < 1e-6 and min(row["torch"], row["kernel"]) > 0
+
+
+def test_a_batch_is_measured_by_both_versions_in_turn_and_held_against_float64(load, monkeypatch, tmp_path):
+    benchmark, asked = load("benchmark_batch"), []
+
+    class Worker:
+        """Answers as the version at `source`: five values that are off by a share of its own."""
+
+        def __init__(self, script, arguments, *, source, threads):
+            self.name, self.product = source.name, arguments[2]
+            assert "num_samples: 75" in arguments[1].read_text() and threads == 1
+
+        def ask(self, indices):
+            asked.append((self.name, indices))
+            error = {"before": 0.0, "after": 1e-4}[self.name]
+            values = [5.0, -4.0 * (1 + error), 3.0, 2.0, 1.0]
+            seconds = {"before": 2.0, "after": 1.0}[self.name]
+            return [
+                {"cpu_seconds": seconds, "products": 20 + index, "values": values, "bounds": [1e-5] * 5, "peak_mebibytes": 9.0}
+                | {"chosen": self.product}
+                for index in indices
+            ]
+
+        def close(self):
+            asked.append((self.name, "closed"))
+
+    monkeypatch.setattr(benchmark, "Worker", Worker)
+    (tmp_path / "vit" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "vit" / "checkpoints" / "epoch_0.pt").touch()
+    (tmp_path / "truth_vit_tiny_64_0.json").write_text(json.dumps([[5.0, -4.0, 3.0, 2.0, 1.0]] * 4))
+    sources = tmp_path / "before", tmp_path / "after"
+    row = benchmark.compare(tmp_path, "vit_tiny_64", 0, sources, product="traced", num_batches=4, chunk=2)
+    turns = [("before", [4]), ("after", [4]), ("before", [0, 1]), ("after", [0, 1]), ("after", [2, 3]), ("before", [2, 3])]
+    assert asked == [*turns, ("before", "closed"), ("after", "closed")]
+    assert (row.before_cpu_seconds, row.after_cpu_seconds, row.products, row.chosen) == (2, 1, 21.5, "traced")
+    assert row.before_worst_value_error == 0 and row.worst_value_error == pytest.approx(1e-4)
+    assert (row.before_within_bounds, row.within_bounds) == (1.0, 0.8)
+    assert {"model", "state", "before_cpu_seconds", "after_cpu_seconds", "products", "worst_value_error"} <= asdict(row).keys()
+    assert benchmark.line(row).split()[:5] == ["vit_tiny_64", "initialisation", "2.000", "1.000", "2.00"]
