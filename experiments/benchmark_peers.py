@@ -15,7 +15,8 @@ reach a true residual of 1e-3 for all five, or the best; the search is not charg
     error      the worst of the five values, relative, against ARPACK in float64 to 1e-10
     gradients  the CPU seconds in gradients of the same process, which a busy machine changes less
     / ours     the ratio of those
-    / limit    the same against two gradients for each product of the smallest Krylov space that holds the five pairs
+    / limit    the same against what no solver can beat: the matrix products and convolutions of a product, timed alone, for each
+               product of the smallest Krylov space that holds the five pairs
 
 Then on how many of 20 batches five converged values are not the top five; the products a batch over 50 batches, from random
 starts and recycled from the batch before or from one epoch earlier; and how far the density of a spectrum is from the exact

@@ -16,7 +16,7 @@ from matrices import Counting, wanted, with_spectrum
 from oracles import dense_hessian, relative_error
 from toy_clip import toy_pictures
 
-from landscape.curvature import HessianOperator
+from landscape.curvature import HessianOperator, Objective
 from landscape.linalg import DenseOperator, seeded
 from landscape.towers import VMamba
 
@@ -238,7 +238,7 @@ def test_a_failed_run_is_valid_json(load, tmp_path):
 
 
 def test_the_tables_show_who_failed_who_did_not_get_there_and_the_ratio_to_ours(load):
-    tables, truth = load("peers.tables"), load("peers.rows").Truth(93, 1.0, [3.0, 2.0], 40, 8, 0.01)
+    tables, truth = load("peers.tables"), load("peers.rows").Truth(93, 1.0, [3.0, 2.0], 40, 8, 0.01, 0.5)
     rows = [
         _row(load, contender="landscape eigsh", mode="defaults"),
         _row(load, gradients=60.0, says_converged=None),
@@ -246,9 +246,10 @@ def test_the_tables_show_who_failed_who_did_not_get_there_and_the_ratio_to_ours(
         _row(load, contender="landscaper", mode="defaults", failure="ImportError: no topopy"),
     ]
     text = tables.architecture_table(truth, rows)
-    assert "the limit is 16 gradients" in text and "failed: ImportError: no topopy" in text and "its best, with" in text
+    assert "alone 0.50 of that" in text and "the limit is 4.0 gradients" in text
+    assert "failed: ImportError: no topopy" in text and "its best, with" in text
     ours, pyhessian = text.splitlines()[3:5]
-    assert ours.split()[-2:] == ["1.00", "1.25"] and pyhessian.split()[-2:] == ["3.00", "3.75"]
+    assert ours.split()[-2:] == ["1.00", "5.00"] and pyhessian.split()[-2:] == ["3.00", "15.00"]
     summary = tables.summary_table([(truth, rows), (truth, rows)])
     assert "fastest peer that is right / ours: 3.00 (pyhessian), 3.00 (pyhessian)" in summary
     assert next(line for line in summary.splitlines() if line.startswith("eigenthings")).split()[-6:-3] == ["0", "of", "2"]
@@ -425,3 +426,32 @@ def test_a_batch_is_measured_by_both_versions_in_turn_and_held_against_float64(l
     assert (row.before_within_bounds, row.within_bounds) == (1.0, 0.8)
     assert {"model", "state", "before_cpu_seconds", "after_cpu_seconds", "products", "worst_value_error"} <= asdict(row).keys()
     assert benchmark.line(row).split()[:5] == ["vit_tiny_64", "initialisation", "2.000", "1.000", "2.00"]
+
+
+def test_the_matrix_products_of_a_computation_are_recorded_with_its_backward_passes_and_timed_alone(load):
+    products = load("matrix_products")
+    picture, kernel = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3, requires_grad=True)
+    layer = torch.randn(5, 144, requires_grad=True)
+
+    def compute() -> None:
+        features = torch.conv2d(picture, kernel).flatten(1)
+        torch.autograd.grad((features @ layer[0].expand(7, -1).T).exp().sum(), [kernel, layer])
+
+    calls = products.recorded(compute)
+    kinds = sorted(call.operation.overloadpacket.__name__ for call in calls.elements())
+    # The product and one for each of its two factors; the second factor has a stride of 0.
+    assert kinds == ["convolution", "convolution_backward", "mm", "mm", "mm"]
+    assert any(0 in entry.strides for call in calls for entry in call.arguments if isinstance(entry, products.TensorLike))
+    limit = products.limit_of(compute, rounds=1)
+    # Forward: 2 * 2 * 4 * 36 * 27; backward by the kernel alone, as much. Each matrix product: 2 * 2 * 144 * 7.
+    assert limit.num_calls == 5 and limit.flops == 2 * 15552 + 3 * 4032
+    assert limit.matrix_seconds > 0 and limit.convolution_seconds > 0
+
+
+def test_the_limit_of_a_product_holds_its_matrix_products_alone(load):
+    # A linear map of 20 points from 30 to 10 numbers: a gradient by the weights makes one more product of matrices than the
+    # loss, and its derivative along a vector two.
+    model, points = torch.nn.Linear(30, 10, bias=False), torch.randn(20, 30)
+    objective = Objective.from_closure(model, lambda model, x: model(x).square().sum())
+    limit = load("matrix_products").product_limit(HessianOperator(objective, dict(model.named_parameters()), points))
+    assert limit.num_calls == 2 and limit.flops == 2 * (2 * 20 * 30 * 10) and limit.convolution_seconds == 0
