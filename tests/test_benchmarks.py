@@ -455,3 +455,13 @@ def test_the_limit_of_a_product_holds_its_matrix_products_alone(load):
     objective = Objective.from_closure(model, lambda model, x: model(x).square().sum())
     limit = load("matrix_products").product_limit(HessianOperator(objective, dict(model.named_parameters()), points))
     assert limit.num_calls == 2 and limit.flops == 2 * (2 * 20 * 30 * 10) and limit.convolution_seconds == 0
+
+
+def test_a_product_of_a_large_model_is_measured_in_a_process_of_its_own_and_a_failure_is_a_row(load):
+    large, versions = load("benchmark_large"), load("versions")
+    row = large.measure("32x1", "this", versions.ROOT, product="retained", count=1, threads=1)
+    assert row.n == sum(tensor.numel() for tensor in large.model_of("32x1").parameters())
+    assert 0 < row.cpu_seconds < row.first_seconds * 10 and row.peak_mebibytes >= row.idle_mebibytes > 100
+    assert row.chosen == "double backward, retained graph" and large.line(row).endswith(row.chosen)
+    failed = large.measure("32x1", "this", versions.ROOT, product="by magic", count=1, threads=1)
+    assert "by magic" in failed.failure and "failed: " in large.line(failed)
