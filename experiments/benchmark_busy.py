@@ -19,14 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-THREAD_VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "NUMBA_NUM_", "NUMBA_THREADING_")
+from versions import THREAD_VARIABLES, busy_process, source_of
+
 NUM_CALLS = 2
 NUM_PICTURES, BATCH_SIZE, IMAGE_SIZE = 640, 32, 64
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "grey")
@@ -193,29 +193,6 @@ def worker(task: str, source: Path, folder: Path, table: Path) -> Iterator[Measu
             process.wait()
 
 
-@contextmanager
-def busy_process() -> Iterator[None]:
-    """One process that takes all of a core, wherever the system puts it."""
-    process = subprocess.Popen(["sh", "-c", "while :; do :; done"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def checkout(ref: str) -> Iterator[Path]:
-    """The tree of a commit, in a temporary worktree."""
-    with tempfile.TemporaryDirectory() as parent:
-        tree = Path(parent) / "tree"
-        subprocess.run(["git", "worktree", "add", "--detach", str(tree), ref], cwd=ROOT, check=True, capture_output=True)
-        try:
-            yield tree
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True, capture_output=True)
-
-
 def measure_task(task: str, commit: str, source: Path, folder: Path, table: Path, *, rounds: int) -> Row:
     """Free and busy in turn, `rounds` times."""
     free, busy = [], []
@@ -245,7 +222,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         table = write_pictures(Path(name) / "pictures")
         for ref in (options.ref, None) if options.ref else (None,):
-            with checkout(ref) if ref else nullcontext(ROOT) as source:
+            with source_of(ref) as source:
                 for task in options.tasks:
                     row = measure_task(task, ref or "this", source, Path(name), table, rounds=options.rounds)
                     numbers = f"{row.free:9.2f}{row.busy:9.2f}{row.ratio:8.2f}{row.worst:9.2f}"
