@@ -15,6 +15,28 @@ def with_spectrum(values: np.ndarray, *, seed: int = 0, dtype: torch.dtype = tor
     return DenseOperator(torch.from_numpy((M + M.T) / 2).to(dtype))
 
 
+class Diagonal(SymmetricOperator):
+    """diag(entries): products are cheap at any size."""
+
+    def __init__(self, entries: Tensor) -> None:
+        self.entries, self.n, self.dtype, self.device = entries, len(entries), entries.dtype, entries.device
+
+    def matmat(self, V: Tensor) -> Tensor:
+        return V * self.entries[:, None]
+
+
+class Padded(SymmetricOperator):
+    """A matrix between rows and columns of zeros, which says so."""
+
+    def __init__(self, inside: SymmetricOperator, n: int, support: Tensor) -> None:
+        self.inside, self.n, self.dtype, self.device, self.support = inside, n, inside.dtype, inside.device, support
+
+    def matmat(self, V: Tensor) -> Tensor:
+        out = torch.zeros_like(V)
+        out[self.support] = self.inside @ V[self.support]
+        return out
+
+
 class Counting(SymmetricOperator):
     """Counts the columns that an operator multiplies, independently of what a solver reports."""
 

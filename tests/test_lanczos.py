@@ -10,7 +10,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import torch
-from matrices import Counting, wanted, with_spectrum
+from matrices import Counting, Padded, wanted, with_spectrum
 from scipy.sparse.linalg import LinearOperator
 from scipy.sparse.linalg import eigsh as scipy_eigsh
 
@@ -359,23 +359,11 @@ def test_inner_products_and_norms_of_float32_vectors_are_accumulated_in_float64(
     assert norm(w) == pytest.approx(float(w.double().norm()), rel=1e-13)
 
 
-class _Padded(SymmetricOperator):
-    """A matrix between rows and columns of zeros, which says so."""
-
-    def __init__(self, inside: DenseOperator, n: int, support: torch.Tensor) -> None:
-        self.inside, self.n, self.dtype, self.device, self.support = inside, n, inside.dtype, inside.device, support
-
-    def matmat(self, V):
-        out = torch.zeros_like(V)
-        out[self.support] = self.inside @ V[self.support]
-        return out
-
-
 @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
 @pytest.mark.parametrize("values", [[5.0, -4, 3, -2, 1, -0.5], [5.0, 4, 3, 2, 1, 0.5], [-5.0, -4, -3]])
 def test_the_zeros_outside_of_the_support_are_eigenvalues_like_all_others(which, values):
     inside = with_spectrum(np.array(values))
-    A = _Padded(inside, 12, torch.tensor([1, 4, 5, 7, 8, 11][: len(values)]))
+    A = Padded(inside, 12, torch.tensor([1, 4, 5, 7, 8, 11][: len(values)]))
     pairs = eigsh(A, 5, which, tol=1e-8)
     dense = A @ torch.eye(12, dtype=torch.float64)
     exact = wanted(np.linalg.eigvalsh(dense.numpy()), 5, which)
@@ -387,7 +375,7 @@ def test_the_zeros_outside_of_the_support_are_eigenvalues_like_all_others(which,
 
 @pytest.mark.parametrize("return_vectors", [True, False])
 def test_where_the_support_is_empty_all_eigenvalues_are_exact_zeros_at_no_cost(return_vectors):
-    A = _Padded(with_spectrum(np.ones(1)), 6, torch.zeros(0, dtype=torch.int64))
+    A = Padded(with_spectrum(np.ones(1)), 6, torch.zeros(0, dtype=torch.int64))
     pairs = eigsh(A, 3, start=torch.ones(6, 1, dtype=torch.float64), return_vectors=return_vectors)
     assert pairs.values.tolist() == pairs.residuals.tolist() == pairs.ritz.values.tolist() == [0.0] * 3
     assert pairs.converged.all() and pairs.num_matvecs == pairs.ritz.num_negative == pairs.ritz.num_positive == 0
@@ -400,7 +388,7 @@ def test_where_the_support_is_empty_all_eigenvalues_are_exact_zeros_at_no_cost(r
 
 def test_the_quadrature_of_a_padded_operator_counts_the_zeros():
     inside = with_spectrum(SPECTRA["isolated"])
-    A = _Padded(inside, 2 * inside.n, torch.arange(inside.n))
+    A = Padded(inside, 2 * inside.n, torch.arange(inside.n))
     whole, part = eigsh(A, 3, seed=1).quadrature, eigsh(inside, 3, seed=1).quadrature
     assert whole.weights.sum().item() == pytest.approx(1)
     # n times the mean of f: for f(x) = x the zeros add nothing.

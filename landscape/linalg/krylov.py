@@ -112,6 +112,7 @@ class KrylovBasis:
         self.asymmetry = 0.0
         self.measured = 0.0
         self._first_quadrature: tuple[np.ndarray, np.ndarray] | None = None
+        self._first_recurrence: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def is_full(self) -> bool:
@@ -225,10 +226,28 @@ class KrylovBasis:
         """Nodes and weights of the first chain alone, which is a plain Lanczos run; up to the first restart."""
         if self._first_quadrature is not None:
             return self._first_quadrature
-        length = self.chain_starts[1] if len(self.chain_starts) > 1 else len(self.done)
+        length = self._first_length
         with single_blas_thread():
             nodes, vectors = np.linalg.eigh(self.projected()[0][:length, :length])
         return nodes, vectors[0] ** 2
+
+    def recurrence(self) -> tuple[Float[np.ndarray, " j"], Float[np.ndarray, " j"]]:
+        """Coefficients alpha_1..alpha_j and beta_1..beta_j of the first chain, up to the first restart or second start.
+
+        Without the last step of a chain that ended by itself, whose beta is zero to rounding.
+        """
+        if self._first_recurrence is not None:
+            return self._first_recurrence
+        rows = np.array(self.done[: self._first_length], dtype=int)
+        # Rows follow one another, since each product of a single chain appends one; the last of a chain that ended has none.
+        following = rows[rows + 1 < self._size]
+        beta = self._coefficients[following + 1, following]
+        length = len(beta) if beta.all() else int(np.argmin(beta != 0))
+        return self._coefficients[rows, rows][:length], beta[:length]
+
+    @property
+    def _first_length(self) -> int:
+        return self.chain_starts[1] if len(self.chain_starts) > 1 else len(self.done)
 
     def restart(self, values: Float[np.ndarray, " j"], Y: Float[np.ndarray, "m j"]) -> None:
         """Replace the done rows by j Ritz vectors V_done^T Y with these values; the pending rows go on. In place.
@@ -236,7 +255,7 @@ class KrylovBasis:
         The Ritz vectors are coupled to the pending rows by B Y, so A V^T = V^T H goes on to hold for the smaller basis.
         """
         if self._first_quadrature is None:
-            self._first_quadrature = self.quadrature()
+            self._first_quadrature, self._first_recurrence = self.quadrature(), self.recurrence()
         _, coupling = self.projected()
         kept, waiting = Y.shape[1], len(self.pending)
         weights = np.zeros((kept + waiting, self._size))

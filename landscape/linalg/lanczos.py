@@ -13,17 +13,20 @@ import torch
 from jaxtyping import Bool, Float
 
 from landscape.linalg.krylov import KrylovBasis
+from landscape.linalg.missed import NEAR, Chain, MissedLook, look
 from landscape.linalg.operator import SymmetricOperator, check_num_pairs, seeded
 from landscape.linalg.results import EigenPairs, Quadrature, RitzValues
 from landscape.linalg.support import SupportedPart
+from landscape.linalg.value_bounds import value_bounds
 from landscape.threads import single_blas_thread
 
 Which = Literal["LM", "LA", "SA"]
 
-# Up to this size a product is cheap, and the check for missed eigenvalues is run to its full length; above it, the
-# check may not cost more than a tenth or so of a run for five eigenvalues (20 to 30 products).
+# Up to this size a product is cheap, and the check for missed eigenvalues is run to its full length; above it, the first chain
+# says itself where one may have been missed, and a second start may not cost more than a tenth or so of a run for five
+# eigenvalues (20 to 30 products).
 _FULL_CHECK_SIZE = 1000
-_SPOT_CHECKS = 4
+SPOT_CHECKS = 4
 # Vectors beside the k wanted ones that a restarted run needs: those that wait in two chains, and some to work with.
 LEAST_ROOM = 6
 # A k-th eigenvalue that is hardly larger than the next one would ask for any number of checks.
@@ -81,13 +84,21 @@ class _Wanted:
             return False
         sizes = self.sizes(ritz.values)
         open_to = sizes[self.k :] + ritz.norms[self.k :]
-        last, slack = sizes[self.k - 1], max(self.tol * abs(ritz.values[self.k - 1]), 2 * error)
-        return bool((open_to <= last + slack).all())
+        return bool((open_to <= sizes[self.k - 1] + self.slack(ritz, error)).all())
+
+    def slack(self, ritz: _Ritz, error: float) -> float:
+        """How far beyond the last wanted value the tolerance, or rounding, leaves its place open."""
+        return float(max(self.tol * abs(ritz.values[self.k - 1]), 2 * error))
 
     def moved(self, old: _Ritz, new: _Ritz, error: float) -> bool:
         """Whether a wanted value changed by more than a converged pair can; that is about tol^2 / relative gap."""
         before, after = old.values[: self.k], new.values[: self.k]
         return bool((np.abs(after - before) > np.maximum(0.1 * self.tol * np.abs(before), 2 * error)).any())
+
+
+def num_spot_checks(A: SymmetricOperator) -> int | None:
+    """A `num_checks` that looks for copies of multiple eigenvalues; None where the default does, and to the end."""
+    return SPOT_CHECKS if A.n - A.num_unused > _FULL_CHECK_SIZE else None
 
 
 def num_vectors_in(memory: int, A: SymmetricOperator) -> int:
@@ -123,8 +134,11 @@ def eigsh(
         generator: CPU generator of the random starting vectors.
         num_checks: Products spent, after convergence, on a second random start orthogonal to everything found, which
             shows copies of multiple eigenvalues that one Lanczos chain cannot see, and values that it had not seen yet when
-            k others had converged. Default: as many as find a missed eigenvalue with 99 % probability where n <= 1000; for
-            larger operators at most 4 of those, a spot check, which `copies_checked` says.
+            k others had converged. Default: as many as find a missed eigenvalue with 99 % probability where n <= 1000. For
+            larger operators none: the first chain goes on until a further eigenvalue that was missed with more than 1 %
+            probability could only lie within 5 % of a value found, which `missed` says. Where it cannot get there, because it
+            ended, was restarted or did not start at random, or because of rounding, at most 4 of the checks for n <= 1000 are
+            made instead, a spot check. `copies_checked` says whether copies were searched for to the end.
         max_basis: Vectors of size n kept in memory at most, from k + 6 on; when they are there, the unwanted half is given up
             (thick restart), at the price of more products. By default all are kept: a basis grows by one a product.
         start: Vectors near the wanted eigenvectors, such as those of another batch or checkpoint (recycling): the run
@@ -171,9 +185,14 @@ def eigsh(
     if towards is not None:
         basis.start_chain(towards)
     wanted = _Wanted(k, which, tol)
+    looks = towards is None and A.n > _FULL_CHECK_SIZE
     thorough = False
     while True:
         ritz = _iterate(basis, wanted, limit)
+        if looks and num_checks is None and len(basis.chain_starts) == 1:
+            ritz, excluded = _exclude_missed(basis, ritz, wanted, limit)
+            if excluded:
+                break
         if basis.is_complete or basis.num_matvecs >= limit or not wanted.satisfied(ritz, basis.error):
             break
         if max_basis is not None and max_basis < k + len(basis.pending) + 3:
@@ -183,6 +202,8 @@ def eigsh(
         if not moved:
             break
     pairs = _pairs(basis, ritz, wanted, return_vectors=return_vectors, copies_checked=thorough or basis.is_complete)
+    if looks and pairs.settled:
+        pairs = replace(pairs, missed=_look(basis, ritz, wanted)[0])
     return pairs if towards is None else replace(pairs, quadrature=None)
 
 
@@ -227,6 +248,37 @@ def _expand(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> bool:
     return basis.expand()
 
 
+def _exclude_missed(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int) -> tuple[_Ritz, bool]:
+    """Expand the first chain until it excludes a further eigenvalue but near those found; whether it got there."""
+    most = basis.num_matvecs + _number_of_checks(basis, ritz, wanted)
+    while wanted.satisfied(ritz, basis.error):
+        made, within_reach = _look(basis, ritz, wanted)
+        if made.satisfied:
+            return ritz, True
+        ended = basis.num_restarts or basis.is_full or not basis.pending
+        if ended or not within_reach or basis.num_matvecs >= min(limit, most):
+            break
+        basis.expand()
+        ritz = _iterate(basis, wanted, limit)
+    return ritz, False
+
+
+def _look(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> tuple[MissedLook, bool]:
+    """What the first chain says of eigenvalues that were missed, and whether a longer one could exclude them."""
+    diagonal, couplings = basis.recurrence()
+    chain = Chain(diagonal, couplings, basis.A.n, basis.error, torch.finfo(basis.A.dtype).eps)
+    others = ritz.values[wanted.k :][ritz.residuals[wanted.k :] <= wanted.tol]
+    with single_blas_thread():
+        return look(
+            chain,
+            wanted.which,
+            ritz.values[: wanted.k],
+            others,
+            slack=wanted.slack(ritz, basis.error),
+            near=max(NEAR, wanted.tol),
+        )
+
+
 def _look_for_missed(
     basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int, num_checks: int | None
 ) -> tuple[_Ritz, bool, bool]:
@@ -246,7 +298,7 @@ def _look_for_missed(
     basis.start_chain()
     while basis.num_matvecs < limit:
         thorough = _number_of_checks(basis, ritz, wanted)
-        spot = thorough if basis.A.n <= _FULL_CHECK_SIZE else min(thorough, _SPOT_CHECKS)
+        spot = thorough if basis.A.n <= _FULL_CHECK_SIZE else min(thorough, SPOT_CHECKS)
         enough = quiet >= (spot if num_checks is None else num_checks)
         # What the new chain has brought may not be open to go beyond the wanted values either.
         settled = num_checks == 0 or wanted.satisfied(ritz, basis.error)
@@ -285,6 +337,10 @@ def _pairs(
     basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: bool, copies_checked: bool
 ) -> EigenPairs:
     k = min(wanted.k, len(ritz.values))
+    bounds = value_bounds(ritz.values[:k], ritz.norms[:k], ritz.values[k:], ritz.norms[k:], error=basis.error)
+    with np.errstate(invalid="ignore"):
+        # In the last place, what was divided and multiplied again differs.
+        bounds = np.fmin(bounds, ritz.residuals[:k] * np.abs(ritz.values[:k]))
     ascending = np.argsort(ritz.values, kind="stable")
     nodes, weights = basis.quadrature()
     return EigenPairs(
@@ -303,6 +359,7 @@ def _pairs(
         copies_checked=copies_checked,
         settled=wanted.settled(ritz, basis.error),
         checked=basis.A.checked,
+        value_bounds=torch.from_numpy(bounds),
     )
 
 

@@ -1,6 +1,6 @@
 """Results of eigensolvers: eigenpairs with their certificates, Ritz values and quadratures.
 
-Knows numbers, not operators: imports only torch.
+Knows numbers, not operators: imports only torch and landscape.linalg.missed.
 Shapes: n = dimension of the operator, k = number of eigenpairs, m = number of Ritz values.
 """
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from landscape.linalg.missed import MissedLook
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,12 @@ class EigenPairs:
             of the top k only if none of them is multiple, or as far as a shorter search could tell.
         settled: Whether no other Ritz value can still belong among the values: each, with its bound, stays below the last of
             them, but for what the tolerance leaves open. Never true of a method that keeps no other Ritz values.
+        missed: Where a further eigenvalue may have been missed, and with what probability; None where no look was made: for
+            n <= 1000, from a start that was not random, where the values are not settled, or by another method.
+        value_bounds: (k,) bounds of |lambda - value| in the operator's unit, quadratic in the residuals and at most
+            residual * |value|; None where the method keeps no other Ritz values. They assume that the eigenvalues of A on the
+            complement of the Ritz vectors lie within the residuals of the other values, or in the hull of the intervals
+            value ± residual norm of the unwanted Ritz values: that nothing which the Krylov space has not seen lies beyond.
         quadrature: Nodes and weights of the same Krylov space, where the method gives them.
         ritz: All Ritz values of the same Krylov space, where the method gives them: both ends, and certified counts.
         checked: What the operator says of its products, such as "operator checked: product within 2.1e-08 ... of central
@@ -103,6 +111,8 @@ class EigenPairs:
     copies_checked: bool = False
     settled: bool = False
     checked: str = ""
+    missed: MissedLook | None = None
+    value_bounds: Float[Tensor, " k"] | None = None
 
     def __repr__(self) -> str:
         rows = ", ".join(
@@ -110,8 +120,9 @@ class EigenPairs:
             for value, residual, done in zip(self.values.tolist(), self.residuals.tolist(), self.converged.tolist())
         )
         doubt = "" if self.settled or self.ritz is None else ", another value may belong among them"
+        missed = f", {self.missed}" if self.missed is not None else ""
         checked = f", {self.checked}" if self.checked else ""
-        return f"EigenPairs([{rows}], num_matvecs={self.num_matvecs}{doubt}{checked})"
+        return f"EigenPairs([{rows}], num_matvecs={self.num_matvecs}{doubt}{missed}{checked})"
 
 
 def _with_bound(value: float, bound: float) -> str:

@@ -95,6 +95,7 @@ class SupportedPart(Restriction):
             ritz=RitzValues(values=none, norms=none, rounding=0.0, orthogonality_defect=0.0),
             settled=True,
             checked=self.checked,
+            value_bounds=none,
         )
 
     def whole_pairs(self, pairs: EigenPairs, k: int, which: str) -> EigenPairs:
@@ -127,6 +128,9 @@ class SupportedPart(Restriction):
             copies_checked=pairs.copies_checked,
             settled=pairs.settled,
             checked=pairs.checked,
+            # Where zeros take the places of values, "beyond the last" says less than it did of the part.
+            missed=pairs.missed,
+            value_bounds=None if pairs.value_bounds is None else torch.cat([pairs.value_bounds, zeros])[order],
         )
 
     def _whole_ritz(self, part: RitzValues, num_zeros: int) -> RitzValues:

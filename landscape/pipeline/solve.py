@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from landscape.pipeline.products import SeriesProducts
 
 
+# The batch of every checkpoint in which copies of multiple eigenvalues are looked for by a second random start. It is fixed, so
+# that neither the order of the batches nor the number of workers changes a record.
+_BATCH_FOR_COPIES = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class SolverSettings:
     """How eigenvalues are searched for, where the protocol leaves freedom.
@@ -105,7 +110,7 @@ class Solver:
         else:
             operator = products.operator(loaded.objective, loaded.params, batch)
         if hessian.method == "lanczos":
-            pairs = self._lanczos(operator, hessian, series=series, seed=seed)
+            pairs = self._lanczos(operator, hessian, series=series, seed=seed, copies=index == _BATCH_FOR_COPIES)
         elif hessian.method == "power":
             pairs = power_iteration(operator, hessian.k, tol=hessian.tol, seed=seed)
         else:
@@ -116,8 +121,12 @@ class Solver:
             products.keep(operator)
         return pairs, operator
 
-    def _lanczos(self, operator: "SymmetricOperator", hessian: HessianSettings, *, series: str, seed: int) -> "EigenPairs":
+    def _lanczos(
+        self, operator: "SymmetricOperator", hessian: HessianSettings, *, series: str, seed: int, copies: bool
+    ) -> "EigenPairs":
+        """Args: copies: Whether to look for copies of multiple eigenvalues, where the size makes that a choice."""
         from landscape.linalg import eigsh
+        from landscape.linalg.lanczos import num_spot_checks
 
         # Batches leave different parameters unused, so the first one does not tell for all.
         self.settings.check_fits(operator, hessian.k)
@@ -128,6 +137,7 @@ class Solver:
             tol=hessian.tol,
             max_matvecs=hessian.max_matvecs,
             seed=seed,
+            num_checks=num_spot_checks(operator) if copies else None,
             max_basis=self.settings.max_basis(operator),
             start=self._before.get(series),
             return_vectors=self.settings.recycle,
