@@ -22,6 +22,8 @@ from landscape.curvature import coordinates_of, modules_of
 from landscape.errors import NumericalError, StoreError
 from landscape.manifest import Manifest
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter, parts_folder
+from landscape.store.agreement import differing_field
+from landscape.store.module_record import MODULE_LATER
 
 MODULES = ("patch", "blocks.0", "scale")
 SIZES = np.array([40, 70, 1])
@@ -44,7 +46,8 @@ def modules_record(key: str, **changes) -> ModuleRecord:
         "modules": MODULES,
         "module_params": SIZES,
         **{name: values() for name in ("eigenvalues", "smallest", "largest")},
-        **{name: np.abs(values()) for name in ("residuals", "smallest_residuals", "largest_residuals")},
+        **{name: np.abs(values()) for name in ("residuals", "smallest_residuals", "largest_residuals", "value_bounds")},
+        **{name: generator.random(3) for name in ("missed_distance", "missed_probability")},
         "converged": there & (generator.random((3, K)) < 0.5),
         **{name: generator.integers(0, 20, 3) for name in ("num_negative", "num_positive", "num_matvecs")},
         **{name: getattr(like, name) for name in ("loss", "batch_sha256", "checkpoint_sha256", "num_params", "seconds")},
@@ -84,7 +87,7 @@ def assert_stored(path, manifest):
                 assert table.module_params.tolist() == SIZES.tolist()
                 for row, key in enumerate(table.keys):
                     record = modules_record(key)
-                    for name in ("eigenvalues", "residuals", "converged", "smallest", "largest", "num_negative", "num_matvecs"):
+                    for name in (*MATRICES, *MODULE_LATER, "num_negative", "num_matvecs"):
                         np.testing.assert_array_equal(getattr(table, name)[row], getattr(record, name), strict=True)
                     assert table.batch_sha256[row] == record.batch_sha256 and table.loss[row] == record.loss
                 expected = [modules_record(key).num_not_converged for key in table.keys]
@@ -105,6 +108,28 @@ def test_spectra_of_modules_come_back_from_parts_and_from_the_merged_file(tmp_pa
         assert group["eigenvalues"].shape == (4, 3, K) and group["num_matvecs"].shape == (4, 3)
         assert tuple(group["modules"].asstr()[()]) == MODULES and group.attrs["unit"] == "nat per squared parameter"
         assert list(file["modules/wide"]) == ["0", "2"]
+
+
+def test_modules_from_before_the_later_columns_are_read_with_unknown_values_and_can_grow(tmp_path, manifest):
+    path = tmp_path / "spectra.h5"
+    with SpectrumWriter(path, manifest) as writer:
+        writer.add_modules(modules_record("wide/0/1", checkpoint_sha256=digest_of(manifest, "wide/0/1")))
+        writer.merge()
+    with h5py.File(path, "r+") as file:
+        for name in MODULE_LATER:
+            del file[f"modules/wide/0/{name}"]
+    with SpectrumWriter(path, manifest) as writer:
+        fill(writer, manifest, whole=False)
+        writer.merge()
+    with SpectrumStore.open(path) as store:
+        table, old = store.modules("wide", 0), store.stored_module_record("wide", 0, 1)
+    # What is stored without them is the same measurement.
+    new = modules_record("wide/0/1", checkpoint_sha256=digest_of(manifest, "wide/0/1"))
+    assert differing_field(old, new) is None and differing_field(new, old) == "value_bounds"
+    for name in MODULE_LATER:
+        column = getattr(table, name)
+        assert np.isnan(column[1]).all()
+        np.testing.assert_array_equal(column[2], getattr(modules_record("wide/0/2"), name))
 
 
 def test_modules_are_added_to_a_finished_store_and_to_half_of_one(tmp_path, manifest):
@@ -181,7 +206,8 @@ def test_other_modules_weights_pairs_and_numbers_are_refused(tmp_path, manifest)
             writer.add_modules(modules_record("wide/2/0", modules=("a", "b", "c")))
 
 
-MATRICES = ("eigenvalues", "residuals", "converged", "smallest", "smallest_residuals", "largest", "largest_residuals")
+ENDS = ("smallest", "smallest_residuals", "largest", "largest_residuals")
+MATRICES = ("eigenvalues", "residuals", "converged", *ENDS, "value_bounds")
 
 
 @pytest.mark.parametrize(

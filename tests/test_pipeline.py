@@ -240,6 +240,42 @@ def test_a_batch_whose_krylov_vectors_do_not_fit_costs_that_batch_alone(tmp_path
     assert why.startswith("--max-basis-memory: 8,800 bytes hold 10 vectors of 105 numbers") and "Allow 9,240 bytes" in why
 
 
+def test_the_first_batch_of_every_checkpoint_gets_a_second_start_and_every_batch_its_look(study, tmp_path, monkeypatch):
+    from landscape.linalg import lanczos
+
+    eigsh, calls = lanczos.eigsh, []
+
+    def recorded(A, *arguments, **settings):
+        pairs = eigsh(A, *arguments, **settings)
+        if not isinstance(A, lanczos.SupportedPart):
+            calls.append((settings.get("num_checks"), pairs))
+        return pairs
+
+    monkeypatch.setattr(lanczos, "eigsh", recorded)
+    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
+    assert result.exit_code == 0, result.output
+    assert [checks for checks, _ in calls] == [4, *[None] * (NUM_BATCHES - 1)] * 4
+    with SpectrumStore.open(tmp_path / "spectra.h5") as store:
+        tables = [store.records(series, epoch) for series in store.series() for epoch in store.epochs(series)]
+    assert [miss for table in tables for miss in table.missed_probability] == [pairs.missed.far_probability for _, pairs in calls]
+    assert all((table.missed_probability[1:] <= 0.01).all() for table in tables)
+    assert all((table.missed_distance[1:] <= 0.05 * (1 + 1e-9)).all() for table in tables)
+    for table in tables:
+        bounds = table.residuals * np.abs(table.eigenvalues)
+        assert (table.value_bounds > 0).all() and (table.value_bounds <= bounds).all()
+    said = invoke("info", tmp_path / "spectra.h5").stdout
+    assert "from every value found, would have been seen with 99 % probability" in said
+
+
+def test_where_eigsh_looks_for_copies_to_the_end_the_first_batch_asks_for_no_less():
+    from test_stochastic import Padded
+
+    from landscape.linalg.lanczos import num_spot_checks
+
+    # What counts is the size of the vectors, those in the support.
+    assert num_spot_checks(Padded(np.ones(1000), 500)) is None and num_spot_checks(Padded(np.ones(1001), 500)) == 4
+
+
 def test_recycled_and_restarted_runs_find_the_same_values_and_say_how(tmp_path):
     study = make_study(tmp_path, epochs=(0, 1), names=("one",), parameters=PATTERNS, tol=1e-6, dtype="float64")
     assert invoke("spectra", study, "-o", tmp_path / "plain.h5").exit_code == 0

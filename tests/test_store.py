@@ -22,6 +22,7 @@ import landscape.store.writer as writer_module
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
 from landscape.store import Record, SpectrumStore, SpectrumWriter, describe, is_store, parts_folder, summarize, task_key
+from landscape.store.agreement import differing_field
 from landscape.store.record import LATER
 from landscape.version import VERSION
 
@@ -112,6 +113,47 @@ def test_a_batch_in_which_another_value_may_belong_among_the_eigenvalues_is_told
     assert any("in 1 batch another value may belong among them" in line for line in describe(tmp_path / "a.h5")) == unsettled
 
 
+def test_what_was_excluded_beyond_the_last_values_is_told_with_the_number_of_batches(tmp_path):
+    manifest = manifest_of(tmp_path, epochs=(0,), num_batches=3)
+    looks = {"wide": [(0.02, 1e-3), (0.0312, 0.01), (0.9, 0.2)], "narrow": [(np.nan, np.nan)] * 3}
+    with SpectrumWriter(tmp_path / "a.h5", manifest) as writer:
+        for series in ("wide", "narrow"):
+            for batch, (distance, probability) in enumerate(looks[series]):
+                writer.add(record_of(f"{series}/0/{batch}", missed_distance=distance, missed_probability=probability))
+        writer.merge()
+    lines = [line for line in describe(tmp_path / "a.h5") if "further eigenvalue" in line]
+    where = "a further eigenvalue beyond the last, more than 3.2 % from every value found"
+    assert lines == [f"wide in 2 of 3 batches {where}, would have been seen with 99 % probability"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"value_bounds": [-1.0, 0, 0]}, {"missed_distance": -0.1}, {"missed_probability": -0.1}, {"missed_probability": 1.1}],
+    ids=str,
+)
+def test_bounds_and_probabilities_that_cannot_be_are_refused_on_the_way_in_and_out(tmp_path, output, changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        record_of("wide/0/0", **changes)
+    write(output, manifest_of(tmp_path, epochs=(0,)))
+    with h5py.File(output, "r+") as file:
+        for name, value in changes.items():
+            file[f"spectra/wide/0/{name}"][0] = value
+    with SpectrumStore.open(output) as store:
+        refusal(lambda: store.records("wide", 0), next(iter(changes)), "wide/0/0")
+
+
+def test_an_older_record_is_the_same_measurement_as_one_that_knows_more(tmp_path, output):
+    write(output, manifest_of(tmp_path, epochs=(0,), num_batches=1))
+    new = record_of("wide/0/0")
+    with h5py.File(output, "r+") as file:
+        for name in ("value_bounds", "missed_distance", "missed_probability"):
+            del file[f"spectra/wide/0/{name}"]
+    with SpectrumStore.open(output) as store:
+        old = store.stored_record("wide", 0, 0)
+    assert np.isnan(old.value_bounds).all() and np.isnan(old.missed_distance)
+    assert differing_field(old, new) is None and differing_field(new, old) == "value_bounds"
+
+
 def test_every_number_comes_back_exactly_from_the_parts_and_from_the_merged_file(tmp_path, output):
     manifest = manifest_of(tmp_path)
     keys = write(output, manifest, merge=False)
@@ -172,6 +214,9 @@ def test_a_reader_that_knows_only_the_published_schema_finds_everything(tmp_path
             "smallest_residuals": ((4, K), "<f8"),
             "largest": ((4, K), "<f8"),
             "largest_residuals": ((4, K), "<f8"),
+            "value_bounds": ((4, K), "<f8"),
+            "missed_distance": ((4,), "<f8"),
+            "missed_probability": ((4,), "<f8"),
             "num_negative": ((4,), "<i8"),
             "num_positive": ((4,), "<i8"),
             "orthogonality_defect": ((4,), "<f8"),

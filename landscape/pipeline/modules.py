@@ -225,7 +225,7 @@ def _columns(spectra: "tuple[ModuleSpectrum, ...]", k: int) -> dict[str, Any]:
     rows: dict[str, list[Any]] = {}
     for spectrum in spectra:
         eigenpairs, ritz = spectrum.pairs, spectrum.pairs.ritz
-        assert ritz is not None, "Lanczos gives both ends"
+        assert ritz is not None and eigenpairs.value_bounds is not None, "Lanczos gives both ends"
         (smallest, below), (largest, above) = ritz.end("SA", k), ritz.end("LA", k)
         values = {
             "eigenvalues": _padded(eigenpairs.values, k),
@@ -235,6 +235,9 @@ def _columns(spectra: "tuple[ModuleSpectrum, ...]", k: int) -> dict[str, Any]:
             "smallest_residuals": _padded(below, k),
             "largest": _padded(largest, k),
             "largest_residuals": _padded(above, k),
+            "value_bounds": _padded(eigenpairs.value_bounds, k),
+            "missed_distance": np.nan if eigenpairs.missed is None else eigenpairs.missed.distance,
+            "missed_probability": np.nan if eigenpairs.missed is None else eigenpairs.missed.far_probability,
             "module_params": spectrum.num_params,
             "num_negative": ritz.num_negative,
             "num_positive": ritz.num_positive,

@@ -122,9 +122,9 @@ class Solver:
         return pairs, operator
 
     def _lanczos(
-        self, operator: "SymmetricOperator", hessian: HessianSettings, *, series: str, seed: int, copies: bool
+        self, operator: "SymmetricOperator", hessian: HessianSettings, *, series: str, seed: int, copies: bool = False
     ) -> "EigenPairs":
-        """Args: copies: Whether to look for copies of multiple eigenvalues, where the size makes that a choice."""
+        """Solve by Lanczos; with `copies`, look for those of multiple eigenvalues where the size makes that a choice."""
         from landscape.linalg import eigsh
         from landscape.linalg.lanczos import num_spot_checks
 

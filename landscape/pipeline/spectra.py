@@ -31,7 +31,7 @@ from landscape.workers.progress import show_notes
 if TYPE_CHECKING:
     from landscape.clip.loaded_series import LoadedSeries
     from landscape.curvature import Params
-    from landscape.linalg import RitzValues
+    from landscape.linalg import EigenPairs, RitzValues
 
 _Result = TypeVar("_Result")
 _PRODUCTS = {"double-backward": "double backward, retained graph", "finite-difference": "central differences of gradients"}
@@ -338,6 +338,7 @@ def _measure(bench: SpectraBench, index: int) -> Record:
         values=eigenpairs.values.cpu().numpy(),
         residuals=eigenpairs.residuals.cpu().numpy(),
         converged=eigenpairs.converged.cpu().numpy(),
+        **_look_columns(eigenpairs),
         num_matvecs=eigenpairs.num_matvecs,
         ritz_values=nodes,
         ritz_weights=weights,
@@ -348,6 +349,17 @@ def _measure(bench: SpectraBench, index: int) -> Record:
         settings=settings,
         **bench.facts(index, loss=operator.loss, checked=eigenpairs.checked, begun=begun),
     )
+
+
+def _look_columns(eigenpairs: "EigenPairs") -> dict[str, Any]:
+    """Bounds of the values, and what the solver says of missed ones, as columns; nothing of what it does not say."""
+    columns: dict[str, Any] = {}
+    if eigenpairs.value_bounds is not None:
+        columns["value_bounds"] = eigenpairs.value_bounds.numpy()
+    if eigenpairs.missed is not None:
+        columns["missed_distance"] = eigenpairs.missed.distance
+        columns["missed_probability"] = eigenpairs.missed.far_probability
+    return columns
 
 
 def checked_record(kind: Callable[..., _Result], **columns: Any) -> _Result:

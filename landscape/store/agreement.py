@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from landscape.store.module_record import MODULE_COLUMNS, ModuleRecord, ModuleTable
+from landscape.store.module_record import MODULE_COLUMNS, MODULE_LATER, ModuleRecord, ModuleTable
 from landscape.store.record import COLUMNS, LATER, RITZ, Record, SpectraTable
 
 # How and where a record was computed, which differs between two runs that compute the same.
@@ -17,11 +17,12 @@ def differing_field(stored: Record | ModuleRecord, new: Record | ModuleRecord) -
 
     Time, settings and extras do not count, nor does what the stored one has no value of, since its file is older.
     """
+    later = LATER if isinstance(stored, Record) else MODULE_LATER
     for field in fields(stored):
         if field.name in _CIRCUMSTANCES:
             continue
         first, second = getattr(stored, field.name), getattr(new, field.name)
-        if field.name in LATER and isinstance(stored, Record) and _is_unknown(first):
+        if field.name in later and _is_unknown(first):
             continue
         equal = np.array_equal(first, second, equal_nan=True) if _is_numeric(first) else first == second
         if not equal:

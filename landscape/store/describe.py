@@ -3,11 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
+from landscape.linalg.missed import NEAR, PROBABILITY, MissedLook
 from landscape.store.as_trained import described_as_trained, notes_of
 from landscape.store.lock import lock_owner
 from landscape.store.parts import parts_folder
@@ -87,6 +87,22 @@ def _unsettled(one: CheckpointSummary) -> str:
     return f", in {one.num_unsettled} batch{'es' * (one.num_unsettled > 1)} another value may belong among them"
 
 
+def _look(tables: list[SpectraTable], *, tol: float) -> list[str]:
+    """What was excluded beyond the last values of a series, and in how many batches; nothing where no look was made."""
+    distances = np.concatenate([table.missed_distance for table in tables])
+    misses = np.concatenate([table.missed_probability for table in tables])
+    excluded = misses <= PROBABILITY
+    if not excluded.any():
+        return []
+    worst = MissedLook(
+        probability=PROBABILITY,
+        distance=float(distances[excluded].max()),
+        near=max(NEAR, tol),
+        far_probability=float(misses[excluded].max()),
+    )
+    return [f"in {excluded.sum()} of {len(misses)} batches {worst}"]
+
+
 def describe(path: str | Path) -> list[str]:
     """The lines that `landscape info` prints of a store.
 
@@ -95,17 +111,17 @@ def describe(path: str | Path) -> list[str]:
     """
     with SpectrumStore.open(path) as store:
         lines = [*_head(store), *_running(store)]
-        facts: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+        tables: dict[str, list[SpectraTable]] = {}
         for key in store.identities:
             table = store.records(*key)
             lines.append(_line(_summary(table, store)))
-            settings, extras = facts.setdefault(table.series, ([], []))
-            settings.append(table.settings)
-            extras.append(table.extras)
-        for series, (settings, extras) in facts.items():
-            lines += [f"{series} {line}" for line in described_as_trained(combined(settings))]
-            lines += [f"{series} note: {note}" for note in notes_of(combined(extras))]
-            lines += [f"{series} {said}" for said in operator_checks(combined(extras))]
+            tables.setdefault(table.series, []).append(table)
+        for series, stored in tables.items():
+            settings, extras = combined(table.settings for table in stored), combined(table.extras for table in stored)
+            lines += [f"{series} {line}" for line in described_as_trained(settings)]
+            lines += [f"{series} note: {note}" for note in notes_of(extras)]
+            lines += [f"{series} {said}" for said in operator_checks(extras)]
+            lines += [f"{series} {said}" for said in _look(stored, tol=store.plan.protocol["hessian"]["tol"])]
         for series, epoch in store.module_identities:
             modules, batches = store.module_names(series), store.module_batches(series, epoch)
             lines.append(f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches")

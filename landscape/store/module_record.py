@@ -33,6 +33,9 @@ MODULE_COLUMNS: dict[str, str] = {
     "smallest_residuals": "<f8",
     "largest": "<f8",
     "largest_residuals": "<f8",
+    "value_bounds": "<f8",
+    "missed_distance": "<f8",
+    "missed_probability": "<f8",
     "num_negative": "<i8",
     "num_positive": "<i8",
     "num_matvecs": "<i8",
@@ -41,8 +44,19 @@ MODULE_COLUMNS: dict[str, str] = {
     "seconds": "<f8",
 }
 # Those with an axis of modules and one of eigenvalues, and those with one of modules.
-MATRICES = ("eigenvalues", "residuals", "converged", "smallest", "smallest_residuals", "largest", "largest_residuals")
-VECTORS = ("num_negative", "num_positive", "num_matvecs")
+MATRICES = (
+    "eigenvalues",
+    "residuals",
+    "converged",
+    "smallest",
+    "smallest_residuals",
+    "largest",
+    "largest_residuals",
+    "value_bounds",
+)
+VECTORS = ("missed_distance", "missed_probability", "num_negative", "num_positive", "num_matvecs")
+# Columns that the first files of this schema lack; NaN stands for what is not known.
+MODULE_LATER = ("value_bounds", "missed_distance", "missed_probability")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +72,7 @@ class ModuleRecord:
         smallest, largest: The outermost Ritz values of both ends, and `_residuals` theirs.
         num_negative, num_positive: Certified lower bounds of the numbers of eigenvalues of either sign.
         num_matvecs: Products with each block.
+        value_bounds, missed_distance, missed_probability: As in `Record`, of each block; NaN where not known.
 
     The rest is as in `Record`.
 
@@ -85,11 +100,17 @@ class ModuleRecord:
     checkpoint_sha256: str
     num_params: int
     seconds: float
+    value_bounds: Float[np.ndarray, "module k"] = field(default_factory=lambda: np.zeros((0, 0)))
+    missed_distance: Float[np.ndarray, " module"] = field(default_factory=lambda: np.zeros(0))
+    missed_probability: Float[np.ndarray, " module"] = field(default_factory=lambda: np.zeros(0))
     settings: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modules", tuple(map(str, self.modules)))
+        for name in MODULE_LATER:
+            if np.size(getattr(self, name)) == 0:
+                object.__setattr__(self, name, np.full(np.shape(self.eigenvalues)[: 2 if name in MATRICES else 1], np.nan))
         for name in (*MATRICES, *VECTORS, "module_params"):
             array: np.ndarray = np.array(getattr(self, name), dtype=MODULE_COLUMNS.get(name, "<i8"))
             array.setflags(write=False)
@@ -117,6 +138,8 @@ class ModuleRecord:
             raise ValueError(f"{self.key}: eigenvalues must be at most {LARGEST_VALUE:.3g} in magnitude, got {self.eigenvalues}.")
         if not np.isfinite(self.residuals[self.converged]).all():
             raise ValueError(f"{self.key}: a pair without a finite residual cannot count as converged.")
+        if any((getattr(self, name) < 0).any() for name in MODULE_LATER) or (self.missed_probability > 1).any():
+            raise ValueError(f"{self.key}: {', '.join(MODULE_LATER)} must not be negative, nor a probability exceed 1.")
         if not (np.isfinite(self.loss) and self.seconds >= 0 and min(self.epoch, self.batch, self.num_params) >= 0):
             raise ValueError(f"{self.key}: a finite loss is needed, and no negative numbers of anything.")
         for name in ("batch_sha256", "checkpoint_sha256"):
@@ -154,6 +177,9 @@ class ModuleTable(CheckpointTable):
     smallest_residuals: Float[np.ndarray, "batch module k"]
     largest: Float[np.ndarray, "batch module k"]
     largest_residuals: Float[np.ndarray, "batch module k"]
+    value_bounds: Float[np.ndarray, "batch module k"]
+    missed_distance: Float[np.ndarray, "batch module"]
+    missed_probability: Float[np.ndarray, "batch module"]
     num_negative: Int[np.ndarray, "batch module"]
     num_positive: Int[np.ndarray, "batch module"]
     num_matvecs: Int[np.ndarray, "batch module"]
@@ -189,4 +215,7 @@ def check_module_table(table: ModuleTable) -> None:
     check_each(table, "eigenvalues", np.where(there, np.abs(table.eigenvalues) <= LARGEST_VALUE, np.isnan(table.eigenvalues)))
     for name in ("smallest", "largest"):
         check_each(table, name, ~(np.abs(getattr(table, name)) > LARGEST_VALUE))
+    for name in MODULE_LATER:
+        check_each(table, name, ~(getattr(table, name) < 0))
+    check_each(table, "missed_probability", ~(table.missed_probability > 1))
     check_each(table, "residuals", ~table.converged | np.isfinite(table.residuals))

@@ -16,6 +16,7 @@ from landscape.store.index import Key, OnError, PartIndex
 from landscape.store.module_record import (
     MATRICES,
     MODULE_COLUMNS,
+    MODULE_LATER,
     VECTORS,
     ModuleRecord,
     ModuleTable,
@@ -123,6 +124,9 @@ def _read(group: h5py.Group, key: Key, facts: Mapping[str, Any]) -> ModuleTable:
     columns: dict[str, Any] = {}
     for name, dtype in MODULE_COLUMNS.items():
         wanted = shape if name in MATRICES else shape[:2] if name in VECTORS else shape[:1]
+        if name in MODULE_LATER and name not in group:
+            columns[name] = np.full(wanted, np.nan)
+            continue
         columns[name] = read_array(group, name, dtype=dtype, shape=wanted)
     columns["batch_sha256"] = tuple(digest.decode() for digest in columns["batch_sha256"])
     module_params = read_array(group, "module_params", dtype="<i8", shape=(len(modules),))

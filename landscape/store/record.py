@@ -28,8 +28,11 @@ from landscape.store.table import (
 # Both ends of the spectrum, which only the Krylov methods give.
 ENDS = ("smallest", "smallest_residuals", "largest", "largest_residuals")
 RITZ = ("ritz_values", "ritz_weights")
+# Columns of one number per eigenvalue that only the Krylov methods give.
+PER_VALUE = (*ENDS, "value_bounds")
+_LOOK = ("missed_distance", "missed_probability")
 # Columns that the first files of this schema lack.
-LATER = (*ENDS, "num_negative", "num_positive", "orthogonality_defect", "parameter_norm", "num_unused")
+LATER = (*PER_VALUE, "num_negative", "num_positive", "orthogonality_defect", "parameter_norm", "num_unused", *_LOOK)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +49,13 @@ class Record:
         ritz_weights: Their weights, which sum to 1.
         smallest, largest: The k smallest and the k largest Ritz values, outermost first; NaN where the method has fewer.
         smallest_residuals, largest_residuals: |Hv - lambda v| / |lambda| of each; NaN likewise.
+        value_bounds: Bounds of |lambda - value| in nats per squared parameter, quadratic in the residuals and at most
+            residual * |value|, for each of `values`; NaN where not known. They assume that what the Krylov space has not seen
+            lies in the hull of the unwanted Ritz values, residuals included; residuals need no assumption.
+        missed_distance: An eigenvalue beyond the last of `values` that was missed with more than 1 % probability lies within
+            this of a value found, as a fraction of it; inf where nothing is excluded, NaN where no look was made.
+        missed_probability: The largest probability, over the random start, with which an eigenvalue beyond the last and farther
+            than 5 % (than the tolerance, where that is larger) from every value found was missed; NaN where no look was made.
         num_negative, num_positive: Certified lower bounds of the numbers of eigenvalues of either sign; -1 if there is none.
         orthogonality_defect: Of the Krylov basis, max |V^T V - I|; NaN if the method has none.
         parameter_norm: Euclidean norm of the parameters under study; NaN if it was not taken.
@@ -81,6 +91,9 @@ class Record:
     smallest_residuals: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
     largest: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
     largest_residuals: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
+    value_bounds: Float[np.ndarray, " k"] = field(default_factory=lambda: np.zeros(0))
+    missed_distance: float = math.nan
+    missed_probability: float = math.nan
     num_unused: int = -1
     num_negative: int = -1
     num_positive: int = -1
@@ -90,16 +103,16 @@ class Record:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("values", "residuals", "converged", "ritz_values", "ritz_weights", *ENDS):
+        for name in ("values", "residuals", "converged", "ritz_values", "ritz_weights", *PER_VALUE):
             dtype = np.bool_ if name == "converged" else np.float64
             array: np.ndarray = np.array(getattr(self, name), dtype=dtype)
-            if name in ENDS and array.ndim == 1:
+            if name in PER_VALUE and array.ndim == 1:
                 array = padded(array[: self.values.size], self.values.size)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         for name in ("epoch", "batch", "num_matvecs", "num_params", "num_unused", "num_negative", "num_positive"):
             object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("loss", "seconds", "orthogonality_defect", "parameter_norm"):
+        for name in ("loss", "seconds", "orthogonality_defect", "parameter_norm", *_LOOK):
             object.__setattr__(self, name, float(getattr(self, name)))
         self._check()
 
@@ -110,7 +123,7 @@ class Record:
         if self.ritz_values.ndim != 1 or self.ritz_values.shape != self.ritz_weights.shape:
             shapes = f"{self.ritz_values.shape}, {self.ritz_weights.shape}"
             raise ValueError(f"{self.key}: ritz_values and ritz_weights must both have shape (m,), got {shapes}.")
-        for name in ENDS:
+        for name in PER_VALUE:
             if getattr(self, name).shape != self.values.shape:
                 raise ValueError(f"{self.key}: {name} must have shape (k,), got {getattr(self, name).shape}.")
         for name in ("values", "ritz_values", "ritz_weights", "loss", "seconds"):
@@ -124,6 +137,11 @@ class Record:
         for name in ("epoch", "batch", "num_matvecs", "num_params", "seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{self.key}: {name} must not be negative, got {getattr(self, name)}.")
+        # NaN stands for what is not known.
+        if (self.value_bounds < 0).any() or self.missed_distance < 0:
+            raise ValueError(f"{self.key}: value_bounds and missed_distance must not be negative.")
+        if self.missed_probability < 0 or self.missed_probability > 1:
+            raise ValueError(f"{self.key}: missed_probability must be in [0, 1], got {self.missed_probability}.")
         for name in ("batch_sha256", "checkpoint_sha256"):
             if not is_digest(getattr(self, name)):
                 raise ValueError(f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}.")
@@ -158,6 +176,9 @@ class SpectraTable(CheckpointTable):
     smallest_residuals: Float[np.ndarray, "batch k"]
     largest: Float[np.ndarray, "batch k"]
     largest_residuals: Float[np.ndarray, "batch k"]
+    value_bounds: Float[np.ndarray, "batch k"]
+    missed_distance: Float[np.ndarray, " batch"]
+    missed_probability: Float[np.ndarray, " batch"]
     num_negative: Int[np.ndarray, " batch"]
     num_positive: Int[np.ndarray, " batch"]
     orthogonality_defect: Float[np.ndarray, " batch"]
@@ -213,6 +234,9 @@ def check_table(table: SpectraTable) -> None:
     check_each(table, "ritz_values", ends_in_nan(table.ritz_values)[:, None] | ~np.isnan(table.ritz_values))
     check_each(table, "ritz_weights", ~(np.abs(table.ritz_weights) > LARGEST_VALUE))
     check_each(table, "ritz_weights", np.isnan(table.ritz_weights) == np.isnan(table.ritz_values))
+    for name in ("value_bounds", *_LOOK):
+        check_each(table, name, ~(getattr(table, name) < 0))
+    check_each(table, "missed_probability", ~(table.missed_probability > 1))
     check_each(table, "residuals", ~table.converged | np.isfinite(table.residuals))
     check_each(table, "num_matvecs", table.num_matvecs >= 0)
 
@@ -230,6 +254,9 @@ COLUMNS: dict[str, str] = {
     "smallest_residuals": "<f8",
     "largest": "<f8",
     "largest_residuals": "<f8",
+    "value_bounds": "<f8",
+    "missed_distance": "<f8",
+    "missed_probability": "<f8",
     "num_negative": "<i8",
     "num_positive": "<i8",
     "orthogonality_defect": "<f8",

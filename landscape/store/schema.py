@@ -30,7 +30,7 @@ from landscape.store.hdf5 import (
 from landscape.store.module_record import ModuleTable
 from landscape.store.module_shelf import write_module_table
 from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
-from landscape.store.record import COLUMNS, ENDS, LATER, RITZ, SpectraTable, check_table
+from landscape.store.record import COLUMNS, LATER, PER_VALUE, RITZ, SpectraTable, check_table
 from landscape.store.table import UNIT, batches_in, read_facts, write_attributes
 
 
@@ -187,8 +187,8 @@ def _read_column(group: h5py.Group, name: str, shape: tuple[int, int]) -> np.nda
     """A dataset of a table; unknown values where the file is older than the column."""
     num_rows, k = shape
     if name in LATER and name not in group:
-        return np.full(shape if name in ENDS else shape[:1], -1 if COLUMNS[name] == "<i8" else np.nan, dtype=COLUMNS[name])
-    wide = name in ("eigenvalues", "residuals", "converged", *ENDS)
+        return np.full(shape if name in PER_VALUE else shape[:1], -1 if COLUMNS[name] == "<i8" else np.nan, dtype=COLUMNS[name])
+    wide = name in ("eigenvalues", "residuals", "converged", *PER_VALUE)
     length = (num_rows, k) if wide else (num_rows, None) if name in RITZ else (num_rows,)
     return read_array(group, name, dtype=COLUMNS[name], shape=length)
 
