@@ -141,17 +141,17 @@ def test_an_eigenvalue_is_excluded_no_more_often_than_is_said(hidden):
 
 @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
 def test_a_look_misses_a_place_no_more_often_than_it_says(which):
-    """2,000 looks that accept one miss in ten, at the step where they are first satisfied."""
+    """1,000 runs that accept one miss in ten, at the first of four looks that is satisfied."""
     n, hidden, accepted = 200, 1.5, 0.1
     sign = -1 if which == "SA" else 1
     values = sign * np.concatenate([[hidden, 2.2, 1.3], np.linspace(-1, 1, n - 3)])
-    starts = np.random.default_rng(2).standard_normal((2000, n))
+    starts = np.random.default_rng(2).standard_normal((1000, n))
     # Of a start with little along the hidden eigenvalue; the others do not exclude it, and cost time.
     starts = starts[np.abs(starts[:, 0]) < 0.5]
     alpha, beta = chains(values, starts, 22)
     wrong = 0
     for a, b in zip(alpha, beta):
-        for m in range(8, 23, 2):
+        for m in (10, 14, 18, 22):
             chain = Chain(a[:m], b[:m], n, 0.0, 0.0)
             nodes = chain.rule()[0]
             found = nodes[[np.abs(nodes - sign * value).argmin() for value in (2.2, 1.3)]]
@@ -159,7 +159,7 @@ def test_a_look_misses_a_place_no_more_often_than_it_says(which):
             if made.satisfied:
                 wrong += 1
                 break
-    assert 0.5 * accepted < wrong / 2000 <= accepted + 3 * math.sqrt(accepted / 2000)
+    assert 0.3 * accepted < wrong / 1000 <= accepted + 3 * math.sqrt(accepted / 1000)
 
 
 # looks

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from landscape.linalg.check import OperatorCheck, check_operator
     from landscape.linalg.estimate import Estimate
     from landscape.linalg.lanczos import eigsh
+    from landscape.linalg.missed import MissedLook
     from landscape.linalg.operator import Combination, DenseOperator, SymmetricOperator, average, seeded, shifted
     from landscape.linalg.power import power_iteration
     from landscape.linalg.probed import ProbedSpectrum
@@ -23,6 +24,7 @@ _MODULES = {
     "DenseOperator": "operator",
     "EigenPairs": "results",
     "Estimate": "estimate",
+    "MissedLook": "missed",
     "NegativeCounts": "stochastic",
     "OperatorCheck": "check",
     "ProbedSpectrum": "probed",
@@ -48,6 +50,7 @@ __all__ = [
     "DenseOperator",
     "EigenPairs",
     "Estimate",
+    "MissedLook",
     "NegativeCounts",
     "OperatorCheck",
     "ProbedSpectrum",

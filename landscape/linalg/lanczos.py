@@ -150,7 +150,7 @@ def eigsh(
         The pairs, most wanted first, with `converged` true exactly where the bound met `tol`; the quadrature of the first
         chain; the Ritz values of both ends. When `max_matvecs` is spent, or rounding allows no smaller residual, the best
         pairs so far are returned with `converged` false where it is, and `settled` false where another value may belong among
-        them.
+        them; `missed` says where one may be of which nothing was seen.
 
     Raises:
         ValueError: If A is no operator, k, which, tol, max_matvecs, num_checks or max_basis is out of range, or `start` has

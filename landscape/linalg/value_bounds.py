@@ -9,8 +9,9 @@ A_2, some eigenvalue lambda of the operator, another one for each theta, has
 The assumption: the eigenvalues of A_2 lie where Ritz values say, each of the other wanted ones within its residual
 norm r of one, all further ones in the hull of the intervals theta +- r of the unwanted Ritz values. What the Krylov
 space has not seen is taken to lie in that hull. It is not proved, as residual bounds are, and is false where a wanted
-value was missed; of 600 random matrices of 60 to 160 rows, four values each and residuals of 1e-3, 9 of 2,400 values
-lay outside of these bounds.
+value was missed. Of 600 random matrices of 60 to 160 rows, the top four to residuals of 1e-3 and without a look for
+missed ones, 16 of 2,400 values were farther than their bound from the eigenvalue of their rank, and 7 of them, of
+which others stood in that rank, farther than their residual.
 
 Imports only numpy. Shapes: k = wanted Ritz values, u = the others.
 
