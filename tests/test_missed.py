@@ -402,7 +402,7 @@ def test_a_cluster_has_the_bound_of_the_cluster_and_without_a_gap_the_residual_s
 def test_small_residuals_beside_large_ones_keep_their_share():
     bounds = value_bounds(np.array([9.0, 5.0]), np.array([1e-9, 1e-1]), np.array([1.0]), np.array([0.1]), error=0.0)
     # Alone it is coupled by 1e-9 to what lies at least 3.9 away.
-    assert 0 < bounds[0] <= 1e-18 and 1e-3 < bounds[1] < 3e-3
+    assert bounds[0] == pytest.approx(1e-18 / 3.9, rel=1e-3, abs=0) and 1e-3 < bounds[1] < 3e-3
 
 
 def assumption_holds(matrix: np.ndarray, pairs) -> bool:
