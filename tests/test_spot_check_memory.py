@@ -3,7 +3,8 @@
 import torch
 
 from landscape.curvature import HessianOperator, Objective
-from landscape.curvature.spot_check import _signature, _structure, is_general
+from landscape.curvature.fingerprint import signature_of, structure_of
+from landscape.curvature.spot_check import is_general
 
 
 def touching(count, of):
@@ -22,22 +23,22 @@ def test_functions_differ_by_code_defaults_and_what_they_close_over():
         return [lambda x: x * value, lambda x, p=value: x * p, lambda x, *, p=value: x * p]
 
     for one, same, other in zip(made(2), made(2), made(3)):
-        assert _signature(one) == _signature(same) != _signature(other)
+        assert signature_of(one) == signature_of(same) != signature_of(other)
 
 
-def test_a_function_that_closes_over_itself_or_over_nothing_yet_has_a_signature():
+def test_a_function_that_closes_over_itself_or_over_nothing_yet_has_asignature_of():
     def itself(x):
         return itself(later)
 
-    assert hash(_signature(itself)) == hash(_signature(itself))
+    assert hash(signature_of(itself)) == hash(signature_of(itself))
     later = 1
-    assert _signature(itself)
+    assert signature_of(itself)
 
 
 def test_batches_differ_by_shapes_and_types_but_for_the_number_of_rows():
-    assert _structure(torch.zeros(2, 3)) == _structure(torch.zeros(5, 3))
+    assert structure_of(torch.zeros(2, 3)) == structure_of(torch.zeros(5, 3))
     others = torch.zeros(2, 4), torch.zeros(2, 3, dtype=torch.float64), [torch.zeros(2, 3)], 3
-    assert len({_structure(batch) for batch in (torch.zeros(2, 3), *others)}) == 5
+    assert len({structure_of(batch) for batch in (torch.zeros(2, 3), *others)}) == 5
 
 
 def test_an_objective_without_a_module_is_checked():

@@ -171,8 +171,11 @@ class Multiplier:
             MemoryLimitError: If it does not fit.
         """
         if self._floor < _rank("rows"):
-            evaluated = self._guarded("retained", None, lambda: twice_evaluated(self._problem, self._guard), watched=False)
+            evaluated = self._guarded(
+                "retained", None, lambda: twice_evaluated(self._problem, self._guard, reduces=True), watched=False
+            )
             if evaluated is not None:
+                self._problem = evaluated.problem
                 self._gradients = evaluated.gradients if self._floor == 0 else None
                 return evaluated
             # No graph of the whole gradient fits.

@@ -4,9 +4,9 @@ Shapes: n = total size of the parameters.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,16 +16,22 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
+from landscape.curvature.fingerprint import code_of, contents_of
 from landscape.curvature.graph import (
+    ModuleTimeline,
     differentiable_gradient,
     module_timeline,
     no_checkpointing,
     operations_behind,
     overwritten_in_backward,
+    refuse_edited_gradients,
     rows_looked_up,
+    unreached,
 )
-from landscape.curvature.objective import Batch, Objective, Params
+from landscape.curvature.memory import is_out_of_memory
+from landscape.curvature.objective import Batch, Objective, Params, own_state
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
+from landscape.curvature.tables import TableInUse, reduced, reduction_of
 from landscape.errors import ObjectiveError
 from landscape.kernels.first_order import second_order
 from landscape.threads import single_openmp_thread
@@ -40,6 +46,7 @@ class Problem:
 
     Attributes:
         leaves: The parameters as leaf tensors that require gradients, by name.
+        whole: The problem that this one was reduced from; see `landscape.curvature.tables`.
         allow_tf32: Let a GPU round the factors of matrix products and convolutions to 10 bits; off by default, because of
             what cancels in a second derivative such numbers leave few digits.
     """
@@ -48,6 +55,21 @@ class Problem:
     leaves: Params
     batch: Batch
     allow_tf32: bool = False
+    whole: "Problem | None" = None
+
+    @cached_property
+    def code(self) -> Hashable:
+        """Fingerprint of what is computed; see `code_of`."""
+        return code_of(self.objective) if self.whole is None else self.whole.code
+
+    @cached_property
+    def contents(self) -> Hashable:
+        """Fingerprint of the values of the parameters, and of the model's other parameters and buffers."""
+        if self.whole is not None:
+            return self.whole.contents
+        module = self.objective.module
+        others = {} if module is None else own_state(module, self.leaves)
+        return contents_of([*self.leaves.values(), *others.values()])
 
     @property
     def like(self) -> Tensor:
@@ -84,12 +106,15 @@ class Evaluated:
 
     Attributes:
         loss: The data term, in nats.
-        gradients: Its gradient by parameter, None where the loss does not depend on one.
+        problem: What was differentiated: the problem itself, or the same with embedding tables reduced to the rows that are
+            looked up and without parameters that the loss does not depend on; see `landscape.curvature.tables`.
+        gradients: Gradient by the leaves of `problem`, None where the loss does not depend on one.
         looked_up: Of parameters used only as embedding tables, the rows that are.
         operations: Hash of the operations in the graph of the loss, in order; 0 where there is no graph of all of it.
     """
 
     loss: float
+    problem: Problem
     gradients: tuple[Tensor | None, ...]
     looked_up: dict[str, Int64[Tensor, " rows"]]
     operations: int = 0
@@ -141,31 +166,113 @@ def value_of(objective: Objective, params: Params, batch: Batch) -> Tensor:
         return loss.detach() if isinstance(loss, Tensor) else loss
 
 
-def twice_evaluated(problem: Problem, guard: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Evaluated:
+def twice_evaluated(
+    problem: Problem, guard: Callable[[], AbstractContextManager[Any]] = nullcontext, *, reduces: bool = False
+) -> Evaluated:
     """An evaluation that a first one has confirmed, with the graph of its gradient.
 
     Args:
         guard: Makes the context of the first evaluation, and then that of the second and the gradient.
+        reduces: Whether the second one may be of reduced parameters; see `Evaluated`.
 
     Raises:
         ObjectiveError: If the loss is not one finite, deterministic, twice differentiable number that depends on the
             parameters.
     """
-    objective, leaves, batch = problem.objective, problem.leaves, problem.batch
-    dtype = problem.like.dtype
     with problem.differentiating(), no_checkpointing():
-        with guard(), reading_only(leaves):
-            loss = objective.data_term(leaves, batch)
-        check_loss(loss, batch, dtype=dtype)
-        before = loss.item()
-        del loss
         with guard():
-            with module_timeline(objective.module) as timeline, reading_only(leaves):
-                loss = objective.data_term(leaves, batch)
-            check_same_loss(before, loss.item(), dtype=dtype)
-            gradients = differentiable_gradient(loss, leaves, timeline, module=objective.module)
-    check_gradients(leaves, gradients, before)
-    return Evaluated(before, gradients, rows_looked_up(loss, leaves), operations_behind(loss))
+            first = evaluated_once(problem)
+        with guard():
+            return confirmed_reduced(first) if reduces else _confirmed(problem, first)
+
+
+@dataclass(frozen=True, eq=False)
+class FirstEvaluation:
+    """What the graph of a loss tells, without a derivative.
+
+    Attributes:
+        loss: The data term, in nats.
+        looked_up, operations: As in `Evaluated`.
+        unused: Names of the parameters that do not occur in the graph.
+        edited: Whether PyTorch was asked to make something other than derivatives of an embedding.
+    """
+
+    problem: Problem
+    loss: float
+    looked_up: dict[str, Int64[Tensor, " rows"]]
+    operations: int
+    unused: frozenset[str]
+    edited: bool
+
+    def reduced(self) -> Problem:
+        """The same problem for the entries that the loss depends on; itself where that is all or more is not known."""
+        if self.edited:
+            return self.problem
+        objective, leaves = reduced(self.problem.objective, self.problem.leaves, self.looked_up, self.unused)
+        if leaves is self.problem.leaves:
+            return self.problem
+        return replace(self.problem, objective=objective, leaves=leaves, whole=self.problem)
+
+
+def evaluated_once(problem: Problem) -> FirstEvaluation:
+    """Evaluate a problem with its graph, look at it and let go of it; inside of `differentiating`.
+
+    Raises:
+        ObjectiveError: If the loss is not one finite number that depends on the parameters.
+    """
+    leaves = problem.leaves
+    with reading_only(leaves):
+        loss = problem.objective.data_term(leaves, problem.batch)
+    check_loss(loss, problem.batch, dtype=problem.like.dtype)
+    edited = False
+    try:
+        refuse_edited_gradients([loss], leaves, ModuleTimeline())
+    # It is said where the gradient is taken, which knows the module.
+    except ObjectiveError:
+        edited = True
+    return FirstEvaluation(
+        problem, loss.item(), rows_looked_up(loss, leaves), operations_behind(loss), unreached(loss, leaves), edited
+    )
+
+
+def confirmed_reduced(first: FirstEvaluation) -> Evaluated:
+    """The second evaluation, of reduced parameters where they are enough for it, with the gradient.
+
+    Raises:
+        ObjectiveError: As `twice_evaluated`.
+    """
+    reduced = first.reduced()
+    if reduced is not first.problem:
+        try:
+            return _confirmed(reduced, first)
+        except Exception as error:
+            # Code of the loss that a stand-in for a table does not suit, whatever it raises.
+            if is_out_of_memory(error) or isinstance(error, ObjectiveError) and not isinstance(error, TableInUse):
+                raise
+    return _confirmed(first.problem, first)
+
+
+def _confirmed(problem: Problem, first: FirstEvaluation) -> Evaluated:
+    """The second evaluation, with the gradient.
+
+    Raises:
+        ObjectiveError: As `twice_evaluated`.
+        TableInUse: If the problem is reduced, and the loss uses its tables in another way than by looking up those rows.
+    """
+    objective, leaves = problem.objective, problem.leaves
+    with module_timeline(objective.module) as timeline, reading_only(leaves):
+        loss = objective.data_term(leaves, problem.batch)
+    operations = operations_behind(loss)
+    if problem is not first.problem and operations != first.operations:
+        # What asks a stand-in for its type or its strides can take another path.
+        raise TableInUse("the loss is computed in another way with a stand-in for a table")
+    if problem is not first.problem and not torch.isfinite(loss):
+        raise TableInUse("the loss reads a stand-in for a table as a tensor")
+    check_same_loss(first.loss, loss.item(), dtype=problem.like.dtype)
+    constants = reduction_of(objective).constants
+    gradients = differentiable_gradient(loss, leaves, timeline, module=objective.module, constants=constants)
+    check_gradients(leaves, gradients, first.loss)
+    return Evaluated(first.loss, problem, gradients, first.looked_up, operations)
 
 
 def backward_in_place(problem: Problem) -> str | None:

@@ -44,6 +44,8 @@ _REFUSED_NODES = {
         "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm"
     ),
 }
+# Which of them torch takes for the same call can change after the first evaluation of a process (seen in torch 2.14).
+_VIEWS = ("ViewBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0")
 _SAVED_TENSOR_HOOKS = "saved tensor hooks are not allowed in the loss"
 _IN_PLACE = "modified by an inplace operation"
 _NO_INPUT_REQUIRES_GRAD = "None of the inputs have requires_grad=True"
@@ -90,9 +92,17 @@ def module_timeline(module: nn.Module | None) -> Iterator[ModuleTimeline]:
 
 
 def differentiable_gradient(
-    loss: Tensor, params: Params, timeline: ModuleTimeline, *, module: nn.Module | None
+    loss: Tensor,
+    params: Params,
+    timeline: ModuleTimeline,
+    *,
+    module: nn.Module | None,
+    constants: Params | None = None,
 ) -> tuple[Tensor | None, ...]:
     """The gradient of `loss` with its own graph, or a refusal to build one that would lie.
+
+    Args:
+        constants: As for `differentiable_pullback`.
 
     Returns:
         Per parameter its gradient, or None where the loss does not depend on it.
@@ -100,17 +110,27 @@ def differentiable_gradient(
     Raises:
         ObjectiveError: As `differentiable_pullback`.
     """
-    return differentiable_pullback([loss], [torch.ones_like(loss, requires_grad=True)], params, timeline, module=module)
+    seeds = [torch.ones_like(loss, requires_grad=True)]
+    return differentiable_pullback([loss], seeds, params, timeline, module=module, constants=constants)
 
 
 def differentiable_pullback(
-    outputs: Sequence[Tensor], seeds: Sequence[Tensor], params: Params, timeline: ModuleTimeline, *, module: nn.Module | None
+    outputs: Sequence[Tensor],
+    seeds: Sequence[Tensor],
+    params: Params,
+    timeline: ModuleTimeline,
+    *,
+    module: nn.Module | None,
+    constants: Params | None = None,
 ) -> tuple[Tensor | None, ...]:
     """J^T w, for the Jacobian J of `outputs` and the `seeds` w, with its own graph, or a refusal to build one that would lie.
 
     The seeds must require gradients. Every honest backward pass is linear in the gradient that comes in, so each gradient
     that goes out is then attached to the graph, that of a linear function too, and one that is not has lost its second
     derivative. A gradient of zeros may be detached (that of round, say).
+
+    Args:
+        constants: Parameters under study that the outputs do not depend on; no derivative by them is taken.
 
     Returns:
         Per parameter its part, or None where the outputs do not depend on it.
@@ -124,7 +144,7 @@ def differentiable_pullback(
     _refuse_known_nodes(nodes, timeline)
     refuse_edited_gradients(outputs, params, timeline)
     if module is not None:
-        _refuse_bypassed_parameters(nodes, params, module)
+        _refuse_bypassed_parameters(nodes, {**params, **(constants or {})}, module)
     faults: list[str] = []
     dtype = next(iter(params.values())).dtype
     handles = [
@@ -197,8 +217,16 @@ def rows_looked_up(outputs: Tensor | Sequence[Tensor], params: Params) -> dict[s
         nodes = users.get(id(parameter), [])
         if nodes and all(node.name() == "EmbeddingBackward0" for node in nodes):
             indices: list[Tensor] = [node._saved_indices.reshape(-1) for node in nodes]  # type: ignore[attr-defined]
-            looked_up[name] = torch.cat(indices).unique()
+            # Tokens may be int32, which index_copy does not take.
+            looked_up[name] = torch.cat(indices).unique().long()
     return looked_up
+
+
+def unreached(outputs: Tensor | Sequence[Tensor], params: Params) -> frozenset[str]:
+    """Name the parameters that do not occur in the graph behind `outputs`."""
+    nodes = _nodes(*([outputs] if isinstance(outputs, Tensor) else outputs))
+    reached = {id(leaf) for node in nodes if (leaf := getattr(node, "variable", None)) is not None}
+    return frozenset(name for name, parameter in params.items() if id(parameter) not in reached)
 
 
 def _nodes(*outputs: Tensor) -> Iterator[Node]:
@@ -223,7 +251,8 @@ def coarsest_type(loss: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 def operations_behind(loss: Tensor) -> int:
     """A hash of the operations in the graph of a loss, in order: that of another computation differs."""
-    return hash(tuple((type(node), node.name()) for node in _nodes(loss)))
+    names = ((type(node), node.name()) for node in _nodes(loss))
+    return hash(tuple("view" if name in _VIEWS else (kind, name) for kind, name in names))
 
 
 def overwritten_in_backward(gradients: Sequence[Tensor | None], timeline: ModuleTimeline) -> str | None:

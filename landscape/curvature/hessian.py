@@ -17,7 +17,7 @@ from landscape.curvature.graph import module_timeline, refuse_edited_gradients
 from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters
 from landscape.curvature.preconditions import check_loss, reading_only
 from landscape.curvature.rounding import product_errors
-from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, is_general, spot_checked
+from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, checked_before, is_general, spot_checked
 from landscape.curvature.unchecked import UncheckedHessian, checked_leaves
 from landscape.linalg.operator import seeded
 
@@ -28,6 +28,7 @@ class HessianOperator(UncheckedHessian):
     The gradient is built once and its graph kept, if it fits in memory: a product is one more backward pass, at about two
     gradients of work. If it does not fit, the fastest of the other ways that do is taken, all of which compute the same matrix:
     see `landscape.curvature.choice`. Running out of memory later has the same effect.
+    Vectors, gradients and products leave out what the loss does not depend on; see `landscape.curvature.tables`.
     The parameters are copied, at the price of one n-vector, so that training on does not touch the operator; a batch that is
     changed in place makes the next product raise, or where no graph is kept changes it. Attention runs in its plain form
     (SDPBackend.MATH), as the fused kernels have no second derivative. The L2 term enters as an exact shift.
@@ -41,7 +42,9 @@ class HessianOperator(UncheckedHessian):
         batch: Any nest of tensors that the objective takes, on the device of the parameters.
         product: "auto" chooses by trying with the first product. "retained", "rebuilt", "jvp" and "rows" ask for that way alone:
             double backward over a kept graph or one made for every product, forward mode over the gradient, or row chunks.
-            Or the `choice` of an operator of the same model and batch size, which saves the trying.
+            "traced" records the product as a graph for all batches and checkpoints of one shape, "compiled" compiles it; both
+            take long once and pay for many batches, see `landscape.curvature.traced`. Where the way asked for does not
+            work, `choice` says why. Or the `choice` of an operator of the same model and batch size, which saves the trying.
         rows: Rows of the batch that the network sees at once, in exact row chunks, for a loss that may couple all rows. At
             most that many: fewer where memory asks for it.
         columns: Vectors multiplied by one batched pass. None is 1 on a CPU, where that is fastest (2.0 gradients a vector; 2.6
@@ -85,7 +88,7 @@ class HessianOperator(UncheckedHessian):
     ) -> None:
         self.spot_check: SpotCheck | None = None if check else NOT_ASKED
         # Gradients without their graph, and a hash of it, for the check alone.
-        self._gradients: tuple[Tensor | None, ...] = ()
+        self._gradients: dict[str, Tensor | None] = {}
         self._operations = 0
         super().__init__(
             objective, params, batch, product=product, rows=rows, columns=columns, max_memory=max_memory, allow_tf32=allow_tf32
@@ -95,7 +98,9 @@ class HessianOperator(UncheckedHessian):
         super()._describe(evaluated)
         if self.spot_check is None:
             # They share the memory of those that are kept.
-            self._gradients = tuple(None if g is None else g.detach() for g in evaluated.gradients)
+            self._gradients = {
+                name: None if g is None else g.detach() for name, g in zip(evaluated.problem.leaves, evaluated.gradients)
+            }
             self._operations = evaluated.operations
 
     def check(self) -> SpotCheck:
@@ -106,40 +111,50 @@ class HessianOperator(UncheckedHessian):
             MemoryLimitError: As `matmat`.
         """
         if self.spot_check is None:
-            rows = torch.randn(1, self.n, generator=seeded(0), dtype=torch.float64).to(self.device, self.dtype)
+            size = sum(tensor.numel() for tensor in self._reduced.values())
+            rows = torch.randn(1, size, generator=seeded(0), dtype=torch.float64).to(self.device, self.dtype)
             products = torch.empty_like(rows)
             self._multiplier.multiply(rows, products)
             self._check(rows, products)
         assert self.spot_check is not None
         return self.spot_check
 
-    def _check(self, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
+    def _check(self, rows: Float[Tensor, "k r"], products: Float[Tensor, "k r"]) -> None:
         choice = self._multiplier.choice
         assert choice is not None
-        way = (choice.product, choice.rows)
-        self.spot_check = spot_checked(
-            FirstProduct(self._problem, self._gradients, rows, products, way=way, operations=self._operations)
+        way = choice.product, choice.rows
+        self.spot_check = checked_before(self._problem, way, self._operations)
+        if self.spot_check is None:
+            self.spot_check = spot_checked(self._first_product(rows, products, way))
+        self._gradients = {}
+
+    def _first_product(
+        self, rows: Float[Tensor, "k r"], products: Float[Tensor, "k r"], way: tuple[str, int | None]
+    ) -> FirstProduct:
+        return FirstProduct(
+            self._problem,
+            [self._whole_gradient(name) for name in self.params],
+            self._extended(rows),
+            self._extended(products),
+            way=way,
+            operations=self._operations,
         )
-        self._gradients = ()
+
+    def _whole_gradient(self, name: str) -> Tensor | None:
+        """The gradient by a parameter, with zeros for the rows of a table that are not looked up."""
+        gradient, whole = self._gradients.get(name), self.params[name]
+        if gradient is None or gradient.shape == whole.shape:
+            return gradient
+        return torch.zeros_like(whole).index_copy_(0, self._looked_up[name], gradient)
 
     @property
     def checked(self) -> str:
         return "" if self.spot_check is None else str(self.spot_check)
 
-    def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """Multiply k vectors, the columns of V, `columns` at a time.
-
-        Raises:
-            ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite; the first time
-                also if the product is not the derivative of the gradient, or the gradient not that of the loss.
-            MemoryLimitError: If memory ran out, and no other way fits.
-        """
-        return super().matmat(V)
-
-    def _judge(self, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
+    def _judge(self, rows: Float[Tensor, "k r"], products: Float[Tensor, "k r"]) -> None:
         super()._judge(rows, products)
         if self.spot_check is None and rows.any():
-            if is_general(rows, self.support):
+            if is_general(rows, self._places):
                 self._check(rows, products)
             else:
                 self.check()

@@ -5,7 +5,9 @@ Shapes: n = total size of the selected parameters, in the order of model.named_p
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -19,6 +21,7 @@ from landscape.errors import ObjectiveError
 from landscape.kernels.first_order import second_order
 
 Params = dict[str, Tensor]
+_given_state: "ContextVar[tuple[nn.Module, Mapping[str, Tensor]] | None]" = ContextVar("given_state", default=None)
 Batch = Any
 Features = Any
 
@@ -165,10 +168,27 @@ def call_with_parameters(module: nn.Module, params: Params, function: Callable[.
             f"{type(module).__name__}: it has no parameter {unknown[0]!r}, so its loss cannot be a function of it. "
             "Take the parameters from select_parameters(model, ...)."
         )
-    state = {name: tensor.detach().clone() for name, tensor in own.items() if name not in params}
-    state.update((name, buffer.detach().clone()) for name, buffer in module.named_buffers())
+    given = _given_state.get()
+    others = own_state(module, params) if given is None or given[0] is not module else given[1]
+    state = {name: tensor.detach().clone() for name, tensor in others.items()}
     state.update(params)
     return functional_call(_Bound(module, function), {f"module.{name}": tensor for name, tensor in state.items()}, args)
+
+
+def own_state(module: nn.Module, params: Container[str]) -> dict[str, Tensor]:
+    """The parameters of a module that are not in `params`, and all its buffers, by name."""
+    others = {name: tensor for name, tensor in module.named_parameters() if name not in params}
+    return others | dict(module.named_buffers())
+
+
+@contextmanager
+def given_state(module: nn.Module | None, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let `call_with_parameters` take these tensors for the `own_state` of a module."""
+    token = _given_state.set(None if module is None else (module, state))
+    try:
+        yield
+    finally:
+        _given_state.reset(token)
 
 
 def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "all") -> Params:

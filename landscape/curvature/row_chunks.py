@@ -179,7 +179,7 @@ class RowChunks(Product):
             del features, terms, along, gradients
         check_gradients(leaves, tuple(total.values()), loss)
         tables = {name: torch.cat(found).unique() for name, found in looked_up.items() if found and name not in dense}
-        return Evaluated(loss, tuple(total.values()), tables)
+        return Evaluated(loss, self.problem, tuple(total.values()), tables)
 
     # --- products -----------------------------------------------------------------------------------------------------
 

@@ -11,18 +11,16 @@ Shapes: n = total size of the parameters, k = number of vectors.
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from landscape.curvature.audit import audit_at
 from landscape.curvature.differences import PRECISION, Params, Point, judge_derivatives
 from landscape.curvature.evaluation import Problem
-from landscape.curvature.objective import Batch, flatten, unflatten
+from landscape.curvature.fingerprint import structure_of
+from landscape.curvature.objective import flatten, unflatten
 from landscape.curvature.promotion import promoted, widened
 from landscape.curvature.row_chunks import RowChunks
 from landscape.errors import ObjectiveError
@@ -112,7 +110,7 @@ def spot_checked(first: FirstProduct) -> SpotCheck:
     Raises:
         ObjectiveError: If it is not the second derivative of the loss; names the module where the audit finds it.
     """
-    known, key = _remembered(first.problem), _key(first)
+    known, key = _remembered(first.problem), _key(first.problem, first.way, first.operations)
     if key not in known:
         with first.problem.differentiating():
             made = _compared(first) or audited(first.problem)
@@ -121,6 +119,11 @@ def spot_checked(first: FirstProduct) -> SpotCheck:
         known[key] = replace(made, reason=f"{made.reason}{made.reason and ', '}{_EARLIER}")
         return made
     return known[key]
+
+
+def checked_before(problem: Problem, way: tuple[str, int | None], operations: int) -> SpotCheck | None:
+    """What `spot_checked` said of such a product before; None where nothing is known. Arguments as for `FirstProduct`."""
+    return _remembered(problem).get(_key(problem, way, operations))
 
 
 def _compared(first: FirstProduct) -> SpotCheck | None:
@@ -282,75 +285,15 @@ def _remembered(problem: Problem) -> dict[Hashable, SpotCheck]:
     return there[1]
 
 
-def _key(first: FirstProduct) -> Hashable:
-    objective = first.problem.objective
+def _key(problem: Problem, way: tuple[str, int | None], operations: int) -> Hashable:
     return (
-        *(_signature(function) for function in (objective.forward, objective.loss)),
-        first.operations,
-        first.way,
-        first.problem.allow_tf32,
-        _structure(first.problem.batch),
-        first.problem.like.dtype,
-        str(first.problem.like.device),
-        tuple(first.problem.leaves),
-        _contents([*first.problem.leaves.values(), *_state(objective.module)]),
-        () if objective.module is None else tuple(_attributes(part) for part in objective.module.modules()),
+        problem.code,
+        operations,
+        way,
+        problem.allow_tf32,
+        structure_of(problem.batch),
+        problem.like.dtype,
+        str(problem.like.device),
+        tuple(problem.leaves),
+        problem.contents,
     )
-
-
-def _state(module: nn.Module | None) -> list[Tensor]:
-    return [] if module is None else [*module.parameters(), *module.buffers()]
-
-
-def _contents(tensors: Sequence[Tensor]) -> tuple[float, ...]:
-    """A number for each tensor that changes with its values."""
-    real = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.layout == torch.strided]
-    return tuple(torch.stack([tensor.sum(dtype=torch.float64) for tensor in real]).tolist()) if real else ()
-
-
-def _attributes(part: Any, depth: int = 0) -> Hashable:
-    """The class of an object, its plain values and its functions."""
-    own = getattr(part, "__dict__", {})
-    plain = {name: value for name, value in own.items() if _is_plain(value)}
-    called = [value for value in own.values() if callable(value) and not isinstance(value, (type, nn.Module))]
-    return type(part), repr(sorted(plain.items())), tuple(_signature(one, depth + 1) for one in called)
-
-
-def _is_plain(value: Any, depth: int = 0) -> bool:
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return True
-    if depth > 2 or not isinstance(value, (dict, list, tuple)) or len(value) > 100:
-        return False
-    inner = value.items() if isinstance(value, dict) else value
-    return all(_is_plain(one, depth + 1) for one in inner)
-
-
-def _structure(batch: Batch) -> Hashable:
-    """How a batch is nested, and types and shapes of its tensors but for the number of rows."""
-    leaves, spec = tree_flatten(batch)
-    return str(spec), tuple((leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
-
-
-def _signature(value: Any, depth: int = 0) -> Hashable:
-    """What a function does, as far as its code and plain values tell: a lambda that is written anew in a loop is the same."""
-    if depth == 8:
-        return (type(value),)
-    if isinstance(value, partial):
-        inner = [value.func, *value.args, *(one for _, one in sorted(value.keywords.items()))]
-        return tuple(_signature(one, depth + 1) for one in inner)
-    code: Any = getattr(value, "__code__", None)
-    if code is None:
-        return repr(value) if _is_plain(value) else _attributes(value, depth)
-    inner = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-    inner += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    inner += [value.__globals__.get(name) for name in code.co_names if _is_plain(value.__globals__.get(name))]
-    inner += [value.__self__] if hasattr(value, "__self__") else []
-    return code, tuple(_signature(one, depth + 1) for one in inner)
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents
-    except ValueError:
-        return False
-    return True

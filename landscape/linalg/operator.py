@@ -48,6 +48,12 @@ class SymmetricOperator(ABC):
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Multiply k vectors, the columns of V."""
 
+    def matmat_in_support(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
+        """Multiply k vectors that are zero outside of `support`, given by their entries in it; so are the products."""
+        assert self.support is not None
+        whole = torch.zeros(self.n, V.shape[1], dtype=V.dtype, device=V.device).index_copy_(0, self.support, V)
+        return self.matmat(whole).index_select(0, self.support)
+
     def __matmul__(self, V: Tensor) -> Tensor:
         """Multiply a vector (n,) or a block (n, k).
 

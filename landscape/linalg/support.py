@@ -73,6 +73,9 @@ class SupportedPart(Restriction):
         assert A.support is not None
         super().__init__(A, A.support)
 
+    def matmat(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
+        return self.whole.matmat_in_support(V)
+
     def outside(self, count: int) -> Float[Tensor, "n c"]:
         """Unit vectors along the first `count` coordinates outside of the support: exact eigenvectors of eigenvalue 0."""
         zero = torch.ones(self.whole.n, dtype=torch.bool, device=self.device)
