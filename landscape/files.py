@@ -23,6 +23,11 @@ _KINDS = {
 _BLOCK = 1 << 24
 
 
+def cache_dir() -> Path:
+    """The folder for what can be made again: $LANDSCAPE_CACHE, or ~/.cache/landscape. It need not exist."""
+    return Path(os.environ.get("LANDSCAPE_CACHE") or Path.home() / ".cache" / "landscape")
+
+
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading; anything else, such as a named pipe, is refused at once and never waited for.
 

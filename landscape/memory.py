@@ -1,5 +1,6 @@
 """How much memory of this machine a process may take. Imports nothing heavy, and torch not at all."""
 
+import ctypes
 import os
 import re
 import resource
@@ -17,6 +18,13 @@ def free_memory() -> int:
     """
     left = [_available(), *_left_by_control_groups(), *_left_by_resource_limit()]
     return max(0, min(left))
+
+
+def return_freed_memory() -> None:
+    """Let the C library give back to the system what was freed; glibc keeps small pieces, others are left alone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _available() -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscape.curvature.objective import Objective, Params, select_parameters
+from landscape.curvature.traced import forget_graphs
 from landscape.linalg.operator import seeded
 
 
@@ -36,6 +37,12 @@ class Problem:
 def same_weights_in_every_run() -> None:
     """Modules are initialised from torch's global generator; a tolerance that holds today must hold tomorrow."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_graphs_of_other_tests() -> None:
+    """Models of one kind share recorded graphs."""
+    forget_graphs()
 
 
 def scramble(model: nn.Module, *, seed: int, scale: float) -> None:

