@@ -85,9 +85,10 @@ def product_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--product",
             default="auto",
             show_default=True,
-            type=click.Choice(["auto", "retained", "rebuilt", "jvp", "rows"]),
+            type=click.Choice(["auto", "retained", "rebuilt", "jvp", "rows", "traced", "compiled"]),
             help="How a product is computed: a graph that is kept, or rebuilt each time, jvp of the gradient, exact chunks of "
-            "rows. auto: the fastest that fits in memory. Where the way asked for does not fit, a leaner one is taken.",
+            "rows, a graph recorded once for all batches, or that compiled. auto: the fastest that fits in memory and pays. "
+            "Where the way asked for does not fit or work, another is taken, and recorded.",
         ),
     ):
         run = option(run)

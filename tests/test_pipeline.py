@@ -234,9 +234,9 @@ def test_a_batch_whose_krylov_vectors_do_not_fit_costs_that_batch_alone(tmp_path
     solver = Solver(SolverSettings(max_basis_memory=11 * 100 * 8))
     small, large = (Padded(np.linspace(-1, 2, size) ** 3, 500 - size) for size in (100, 105))
     hessian = HessianSettings(objective="contrastive", k=5)
-    found = try_measure(lambda: solver._lanczos(small, hessian, series="one", seed=0))
+    found = try_measure(lambda: solver.lanczos(small, hessian, 1, series="one"))
     assert float(found.values[0]) == pytest.approx(8, rel=1e-6)
-    why = try_measure(lambda: solver._lanczos(large, hessian, series="one", seed=0)).reason
+    why = try_measure(lambda: solver.lanczos(large, hessian, 1, series="one")).reason
     assert why.startswith("--max-basis-memory: 8,800 bytes hold 10 vectors of 105 numbers") and "Allow 9,240 bytes" in why
 
 
@@ -458,7 +458,7 @@ def test_the_way_of_products_is_recorded_and_does_not_change_the_values(tmp_path
 def test_batches_whose_graph_does_not_fit_are_measured_in_chunks(tmp_path, monkeypatch):
     from landscape.curvature import choice
 
-    def too_large(problem, guard):
+    def too_large(problem, guard, **options):
         raise MemoryError("short")
 
     study = make_study(tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS)
@@ -471,6 +471,36 @@ def test_batches_whose_graph_does_not_fit_are_measured_in_chunks(tmp_path, monke
     assert (made["product"], made["rows"]) == ("rows", 2) and "retained: does not fit in memory" in made["reason"]
     for key, values in stored(whole).items():
         np.testing.assert_allclose(stored(lean)[key], values, rtol=1e-3)
+
+
+def test_a_graph_is_recorded_for_a_long_job_and_the_values_stay(tmp_path, monkeypatch):
+    from landscape.pipeline import products
+
+    study = make_study(tmp_path, names=("one",), parameters=PATTERNS)
+    plain, recorded = tmp_path / "plain.h5", tmp_path / "recorded.h5"
+    assert invoke("spectra", study, "-o", plain).exit_code == 0
+    monkeypatch.setattr(products, "_LEAST_RECORDED", 1)
+    assert invoke("spectra", study, "-o", recorded).exit_code == 0
+    assert settings_in(plain)["product_choice"]["product"] == "retained"
+    choice = settings_in(recorded)["product_choice"]
+    assert choice["product"] == "traced" and choice["reason"].startswith("pays for ")
+    for key, values in stored(plain).items():
+        np.testing.assert_allclose(stored(recorded)[key], values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "num_products, seconds, is_cpu, strategy",
+    [(2999, 1.0, True, None), (3000, 0.01, True, "traced"), (3000, 1.0, True, "compiled"), (3000, 1.0, False, "traced")],
+)
+def test_the_strategy_follows_the_length_of_the_job(num_products, seconds, is_cpu, strategy):
+    from landscape.pipeline.products import strategy_for
+
+    assert strategy_for(num_products, seconds, is_cpu=is_cpu) == strategy
+
+
+def test_modules_share_one_graph_so_that_a_recorded_product_is_refused(study, tmp_path):
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5", "--per-module", "--product", "traced")
+    assert_refused(result, "--product traced", "parts of one", output=tmp_path / "out.h5")
 
 
 def test_a_memory_limit_that_cannot_be_met_is_refused_before_anything_is_written(study, tmp_path):

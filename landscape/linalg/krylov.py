@@ -7,7 +7,7 @@ Shapes: n = dimension of the operator, m = vectors multiplied so far, p = vector
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 
 import numpy as np
@@ -318,7 +318,9 @@ class KrylovBasis:
         if self.A.n >= _FUSED_LENGTH.get(w.dtype, math.inf) and w.device.type == "cpu" and torch_threads() == 1:
             fused = _fused() if w.is_contiguous() else None
             if fused is not None:
-                return fused([self.row(index) for index in range(self._size)], w)
+                # Numba writes what it has compiled to a cache, before it calls it.
+                with suppress(OSError):
+                    return fused([self.row(index) for index in range(self._size)], w)
         return self._orthogonalise_by_torch(w)
 
     def _orthogonalise_by_torch(self, w: Float[Tensor, " n"]) -> tuple[Float[np.ndarray, " m"], float]:

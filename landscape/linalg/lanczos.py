@@ -189,9 +189,9 @@ def eigsh(
     thorough = False
     while True:
         ritz = _iterate(basis, wanted, limit)
-        if looks and num_checks is None and len(basis.chain_starts) == 1:
+        if looks and num_checks != 0 and len(basis.chain_starts) == 1:
             ritz, excluded = _exclude_missed(basis, ritz, wanted, limit)
-            if excluded:
+            if excluded and num_checks is None:
                 break
         if basis.is_complete or basis.num_matvecs >= limit or not wanted.satisfied(ritz, basis.error):
             break

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
-from landscape.manifest import Manifest
+from landscape.manifest import CheckpointSeries, Manifest
 from landscape.manifest.gone import check_weights
 from landscape.manifest.selection import Task
 from landscape.pipeline.plan import RunReport, plan
@@ -62,6 +62,13 @@ class ModuleMeasurement(SpectraMeasurement):
     def prepare(self, session: Session, tasks: "Sequence[Task]", known: KnownSeries) -> PreparedSeries:
         modules = modules_in(session.series(self.manifest, tasks[0].series, self.device), tasks[0], self.modules)
         return replace(super().prepare(session, tasks, known), details=tuple(modules))
+
+    def num_recorded(self, series: CheckpointSeries) -> int:
+        """None: the blocks of all modules share the graph of a batch."""
+        return 0
+
+    def is_lockstep(self, product: str | None, device: str) -> bool:
+        return False
 
     def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "ModuleBench":
         return ModuleBench(self, session.series(self.manifest, task.series, self.device), task, prepared)
@@ -156,6 +163,7 @@ def _measurement(
             "Lower --module-batches."
         )
     measurement = ModuleMeasurement(manifest=manifest, output=output, modules=modules, **options)
+    measurement.products.check_blocks()
     if module_batches is not None:
         selection = replace(measurement.selection, num_batches=module_batches)
         measurement = replace(measurement, selection=selection)

@@ -18,14 +18,15 @@ from landscape.manifest import Manifest, canonical_json
 from landscape.manifest.selection import Task
 from landscape.memory import free_memory, peak_memory
 from landscape.pipeline.audit import stored_verdict, verdict_of
-from landscape.pipeline.products import ProductSettings, SeriesProducts
+from landscape.pipeline.products import ProductSettings, SeriesProducts, strategy_for
 from landscape.store import value_text
+from landscape.workers.progress import show_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from landscape.clip.loaded_series import LoadedSeries
-    from landscape.curvature import HessianOperator
+    from landscape.curvature import Batch, HessianOperator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class KnownSeries:
         last_digest: Of its last checkpoint.
         num_threads: With which it was measured; None where it was not.
         num_stored: Items that it has.
+        strategy: Of recorded HVPs, with which it was measured; None where none were recorded.
+        num_planned: Items of the series in all for which HVPs may be recorded once; 0 where they may not.
         digests: Of checkpoints; see `known_digests`.
         threads_elsewhere: With which a process prepares it that is not the one that has the output.
         cores: Among which the number of threads is chosen; None where it was chosen.
@@ -48,6 +51,8 @@ class KnownSeries:
     last_digest: str | None = None
     num_threads: int | None = None
     num_stored: int = 0
+    strategy: str | None = None
+    num_planned: int = 0
     digests: Mapping[Any, str] = field(default_factory=dict)
     threads_elsewhere: int | None = None
     cores: int | None = None
@@ -108,6 +113,8 @@ class Preparation:
         num_vectors: Krylov vectors that are kept at a time.
         max_basis_memory: Bytes that they may take; None for as many as they do.
         min_vectors: That they cannot do without.
+        num_planned: Items of the series in all, those that are stored included, for which HVPs may be recorded once if that
+            pays; 0 where they may not. What is left depends on where a run was interrupted, and the strategy must not.
         output: Whose records must be of the same function.
     """
 
@@ -120,6 +127,7 @@ class Preparation:
     output: Path
     max_basis_memory: int | None = None
     min_vectors: int = 1
+    num_planned: int = 0
     check_operator: "Callable[[HessianOperator], object]" = lambda operator: None
 
     def of(self, loaded: "LoadedSeries", tasks: Sequence[Task], known: KnownSeries) -> PreparedSeries:
@@ -137,7 +145,7 @@ class Preparation:
             audit = stored_verdict(series, known.verdicts, known.last_digest)
         audit = audit or verdict_of(loaded, self.manifest, series, unaudited=self.unaudited, hvp=self.hvp)
         notes, chosen = Notes(), SeriesProducts(self.products)
-        seconds, num_threads, vectors = 0.0, threads_of_torch(), 0
+        seconds, num_threads, vectors, each, memory = 0.0, threads_of_torch(), 0, 0, 0
         most_sharing = None
         for task in tasks:
             notes.add(loaded, loaded.load(task.checkpoint), series=series.name)
@@ -149,11 +157,17 @@ class Preparation:
                     self.check_operator(operator)
                     each = operator.n * operator.dtype.itemsize
                     vectors = min(self.num_vectors * each, self.max_basis_memory or sys.maxsize)
-                    most_sharing = self._most_sharing(chosen, each)
                     # A batch without a product costs itself alone, and says so when it is measured.
                     with suppress(NumericalError, ObjectiveError, MemoryError, RuntimeError):
                         num_threads, seconds = best_threads(loaded, operator, known)
                 del operator
+                # A compiler takes more, once, and in no other process.
+                memory = peak_memory()
+                if seconds and self.num_planned and self.products.product == "auto" and self.products.rows is None:
+                    with suppress(NumericalError, ObjectiveError, MemoryError, RuntimeError):
+                        seconds = self._recorded(chosen, loaded, read(), seconds, known)
+                if each:
+                    most_sharing = self._most_sharing(chosen, each)
         return PreparedSeries(
             audit=audit,
             choice=chosen.plain_choice(),
@@ -162,10 +176,28 @@ class Preparation:
             digests=known_digests(),
             num_threads=num_threads,
             seconds=self.num_products * seconds,
-            memory=peak_memory() + (0 if num_gpus(loaded) else vectors),
+            memory=(memory or peak_memory()) + (0 if num_gpus(loaded) else vectors),
             num_gpus=num_gpus(loaded),
             most_sharing=most_sharing,
         )
+
+    def _recorded(
+        self, chosen: SeriesProducts, loaded: "LoadedSeries", batch: "Batch", seconds: float, known: KnownSeries
+    ) -> float:
+        """Record HVPs where that pays, or an output was begun so; the seconds of a product."""
+        from landscape.curvature.compiled import has_compiler
+
+        is_cpu = loaded.device.type == "cpu"
+        strategy = known.strategy or strategy_for(self.num_planned * self.num_products, seconds, is_cpu=is_cpu)
+        if strategy is None:
+            return seconds
+        if strategy == "compiled" and not has_compiler():
+            strategy = "traced"
+        if strategy == "compiled" and sys.stderr.isatty():
+            show_notes(["HVPs are being compiled, which takes some minutes once on a machine."], shown=None)
+        reason = f"pays for {self.num_planned:,} batches"
+        operator = chosen.record(loaded.objective, loaded.params, batch, strategy=strategy, reason=reason)
+        return _seconds_of(operator, _random_vector(operator))
 
     def _most_sharing(self, chosen: SeriesProducts, each: int) -> int | None:
         """Processes that can share the limits of memory and still do what one has chosen to do.
@@ -188,9 +220,7 @@ def best_threads(loaded: "LoadedSeries", operator: "HessianOperator", known: Kno
     """
     import torch
 
-    from landscape.linalg import seeded
-
-    vector = torch.randn(operator.n, 1, generator=seeded(0)).to(operator.device, operator.dtype)
+    vector = _random_vector(operator)
     # The first product is checked, which takes longer than the product.
     operator @ vector
     if known.cores is not None and loaded.device.type == "cpu":
@@ -200,6 +230,14 @@ def best_threads(loaded: "LoadedSeries", operator: "HessianOperator", known: Kno
             count = threads.faster_with((known.cores,), product, num_parameters=size)
         torch.set_num_threads(count)
     return torch.get_num_threads(), _seconds_of(operator, vector)
+
+
+def _random_vector(operator: "HessianOperator") -> "Tensor":
+    import torch
+
+    from landscape.linalg import seeded
+
+    return torch.randn(operator.n, 1, generator=seeded(0)).to(operator.device, operator.dtype)
 
 
 def _seconds_of(operator: "HessianOperator", vector: "Tensor") -> float:

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from landscape.curvature import Batch, HessianBlocks, HessianOperator, Objective, Params, ProductChoice
 
 
+# Strategies that record a graph once for all batches.
+_RECORDED = ("traced", "compiled")
+# Products of a series from which recording a graph pays in several processes; and seconds of them from which compiling it does.
+_LEAST_RECORDED, _LEAST_COMPILED_SECONDS = 3000, 300.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProductSettings:
     """What may be asked of products; as for HessianOperator."""
@@ -36,10 +42,34 @@ class ProductSettings:
         if self.rows is not None and self.product not in ("auto", "rows"):
             raise LandscapeError(f"--rows: sizes chunks, but --product {self.product} takes none. Leave one of them out.")
 
+    def check_blocks(self) -> None:
+        """Refuse what diagonal blocks cannot use.
+
+        Raises:
+            LandscapeError: If so.
+        """
+        if self.product in _RECORDED:
+            raise LandscapeError(
+                f"--product {self.product}: records the product of all parameters, but modules are measured through parts of one "
+                "graph. Leave --product out, or measure the modules in a run of their own."
+            )
+
     def sharing(self, num_workers: int, free: int | None) -> Self:
         """The same for one of several processes, where `free` bytes are free for all of them; None where each looks by itself."""
         memory = free if self.max_memory is None else self.max_memory
         return replace(self, max_memory=None if memory is None else memory // num_workers)
+
+
+def strategy_for(num_products: int, seconds: float, *, is_cpu: bool) -> str | None:
+    """The way of recording HVPs that pays for so many products of so many seconds; None where none does.
+
+    Recording takes the time of about 100 products in every process, and makes each a tenth faster. Compiling takes one to three
+    minutes for a small network, once on a machine, and halves the time; loading what was compiled takes seconds. These are
+    numbers for a CPU: experiments/benchmark_batch.txt.
+    """
+    if num_products < _LEAST_RECORDED:
+        return None
+    return "compiled" if is_cpu and num_products * seconds >= _LEAST_COMPILED_SECONDS else "traced"
 
 
 class SeriesProducts:
@@ -81,6 +111,26 @@ class SeriesProducts:
         except (ObjectiveError, RuntimeError):
             return None
         self.keep(operator)
+        return operator
+
+    def record(
+        self, objective: "Objective", params: "Params", batch: "Batch", *, strategy: str, reason: str
+    ) -> "HessianOperator":
+        """Let an operator record its HVP by a strategy, and use that for the next batches, where it works.
+
+        Args:
+            reason: Why it is taken, to be stored.
+
+        Raises:
+            ObjectiveError, MemoryLimitError: If the loss has no Hessian on this batch.
+        """
+        from landscape.curvature import HessianOperator
+
+        options = self._options() | {"product": strategy, "rows": None}
+        operator = HessianOperator(objective, params, batch, **options)
+        choice = operator.choose()
+        # Nobody asked for it but the length of the job.
+        self.choice = replace(choice, reason=choice.reason.replace("asked for", reason, 1))
         return operator
 
     def operator(self, objective: "Objective", params: "Params", batch: "Batch") -> "HessianOperator":

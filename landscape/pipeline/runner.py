@@ -122,6 +122,7 @@ class _Run:
                 cores=crew.cores_each,
                 threads_elsewhere=crew.threads_elsewhere,
                 digests=known_digests(),
+                num_planned=self.measurement.num_recorded(tasks[0].series),
             )
             for name, tasks in self.by_series.items()
         }
@@ -172,13 +173,16 @@ class _Run:
             shown=self.progress,
             dashboard=crew.pool.dashboard,
         ) as progress:
-            largest = crew.settings.largest_unit
+            sizes: dict[str, Any] = {
+                "largest_unit": crew.settings.largest_unit,
+                "unit_seconds": max(map(measurement.unit_seconds, prepared.values())),
+            }
 
             def tick() -> None:
                 progress.tick()
                 self._tick()
 
-            for done in dispatch(lots, crew.pool, measure_unit, largest_unit=largest, tick=tick):
+            for done in dispatch(lots, crew.pool, measure_unit, tick=tick, **sizes):
                 tick()
                 progress.begin(measurement.title(done.task.task))
                 num_done, unconverged, failures = self._keep(done, has_worked=bool(outcome.num_stored or outcome.num_measured))

@@ -50,6 +50,10 @@ class Bench:
         """The record of one mini-batch or point; what it raises is as `try_measure` takes it."""
         raise NotImplementedError
 
+    def measure_all(self, indices: Sequence[int], *, contained: bool) -> list[Any]:
+        """The record of each item of a unit, or its `Failure`; see `try_measure`."""
+        return [try_measure(partial(self.measure, index), contained=contained) for index in indices]
+
 
 class Output:
     """Where records go, locked for this process alone; a subclass says how they are stored.
@@ -107,6 +111,10 @@ class Measurement:
         """Items that were asked for."""
         raise NotImplementedError
 
+    def num_recorded(self, series: CheckpointSeries) -> int:
+        """Items of a series in all for which HVPs may be recorded once; 0 where they may not."""
+        return 0
+
     @property
     def chained(self) -> str | None:
         return None
@@ -138,6 +146,10 @@ class Measurement:
     def sharing(self, num_workers: int, free: int | None) -> Self:
         """The same with its share of the memory, where `free` bytes are free; None where each worker looks by itself."""
         return self
+
+    def unit_seconds(self, prepared: PreparedSeries) -> float:
+        """How long a unit of a series should take at least, where its items gain from each other; 0 where they do not."""
+        return 0.0
 
     def undigested(self) -> list[Path]:
         """Checkpoints whose files are read when the output is opened."""
@@ -255,7 +267,12 @@ def forget_session() -> None:
     """Let go of what this process has loaded, on a GPU too."""
     _local.run = _local.session = None
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if torch is None:
+        return
+    from landscape.curvature.traced import forget_graphs
+
+    forget_graphs()
+    if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -297,7 +314,7 @@ def measure_unit(lot: Lot, indices: tuple[int, ...]) -> list[Any]:
         # This machine may not see a file that others do: let them have time to take the next units.
         time.sleep(_AFTER_FAILURE)
         raise WorkerDied(f"{lot.task.place} cannot be loaded: {_failure(error).reason}") from error
-    return [try_measure(partial(bench.measure, index), contained=lot.contained) for index in indices]
+    return bench.measure_all(indices, contained=lot.contained)
 
 
 def try_measure(measure: Callable[[], Any], *, contained: bool = False) -> Any:

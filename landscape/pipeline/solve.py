@@ -81,6 +81,13 @@ class SolverSettings:
             )
 
 
+def _seed(hessian: HessianSettings, index: int) -> int:
+    """A start of its own for every batch, so that the errors of their quadratures average out; the same for all epochs."""
+    from landscape.clip.seeding import derive_seed
+
+    return derive_seed("start", hessian.seed, index)
+
+
 @dataclass
 class Solver:
     """Finds eigenpairs, and remembers those of the batch before where they are to be recycled."""
@@ -97,34 +104,34 @@ class Solver:
             ObjectiveError, NumericalError: If there are none.
             MemoryLimitError: If the Krylov vectors of this batch do not fit.
         """
-        from landscape.clip.seeding import derive_seed
         from landscape.curvature import FiniteDifferenceOperator, HessianOperator
         from landscape.linalg import power_iteration
 
         batch = loaded.batch(index)
-        # A start of its own for every batch, so that the errors of their quadratures average out; the same for all epochs.
-        seed = derive_seed("start", hessian.seed, index)
         operator: FiniteDifferenceOperator | HessianOperator
         if hvp == "finite-difference":
             operator = FiniteDifferenceOperator(loaded.objective, loaded.params, batch)
         else:
             operator = products.operator(loaded.objective, loaded.params, batch)
         if hessian.method == "lanczos":
-            pairs = self._lanczos(operator, hessian, series=series, seed=seed, copies=index == _BATCH_FOR_COPIES)
+            pairs = self.lanczos(operator, hessian, index, series=series)
         elif hessian.method == "power":
-            pairs = power_iteration(operator, hessian.k, tol=hessian.tol, seed=seed)
+            pairs = power_iteration(operator, hessian.k, tol=hessian.tol, seed=_seed(hessian, index))
         else:
             from landscape.curvature.reference import pyhessian_eigenpairs
 
+            seed = _seed(hessian, index)
             pairs = pyhessian_eigenpairs(loaded.objective, loaded.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
         if hessian.method != "pyhessian" and hvp != "finite-difference":
             products.keep(operator)
         return pairs, operator
 
-    def _lanczos(
-        self, operator: "SymmetricOperator", hessian: HessianSettings, *, series: str, seed: int, copies: bool = False
-    ) -> "EigenPairs":
-        """Solve by Lanczos; with `copies`, look for those of multiple eigenvalues where the size makes that a choice."""
+    def lanczos(self, operator: "SymmetricOperator", hessian: HessianSettings, index: int, *, series: str) -> "EigenPairs":
+        """Solve for batch `index` by Lanczos; for one batch, look for copies where the size makes that a choice.
+
+        Raises:
+            NumericalError, ObjectiveError, MemoryLimitError: As `solve`.
+        """
         from landscape.linalg import eigsh
         from landscape.linalg.lanczos import num_spot_checks
 
@@ -136,8 +143,8 @@ class Solver:
             hessian.which,  # type: ignore[arg-type]
             tol=hessian.tol,
             max_matvecs=hessian.max_matvecs,
-            seed=seed,
-            num_checks=num_spot_checks(operator) if copies else None,
+            seed=_seed(hessian, index),
+            num_checks=num_spot_checks(operator) if index == _BATCH_FOR_COPIES else None,
             max_basis=self.settings.max_basis(operator),
             start=self._before.get(series),
             return_vectors=self.settings.recycle,

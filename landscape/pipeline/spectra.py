@@ -16,6 +16,7 @@ from landscape.errors import LandscapeError, ManifestError, NumericalError
 from landscape.manifest import CheckpointSeries, Manifest
 from landscape.manifest.gone import check_weights, is_gone
 from landscape.manifest.selection import Selection, Task
+from landscape.pipeline import lockstep
 from landscape.pipeline.audit import check_hvp
 from landscape.pipeline.forecast import forecast, num_products_of
 from landscape.pipeline.plan import RunReport, plan
@@ -30,7 +31,7 @@ from landscape.workers.progress import show_notes
 
 if TYPE_CHECKING:
     from landscape.clip.loaded_series import LoadedSeries
-    from landscape.curvature import Params
+    from landscape.curvature import FiniteDifferenceOperator, HessianOperator, Params
     from landscape.linalg import EigenPairs, RitzValues
 
 _Result = TypeVar("_Result")
@@ -75,6 +76,10 @@ class SpectraMeasurement(Measurement):
     def num_planned(self) -> int:
         return sum(len(task.indices) for task in self.selection.tasks(self.manifest))
 
+    def num_recorded(self, series: CheckpointSeries) -> int:
+        """Batches of a series for which one graph can be recorded."""
+        return sum(len(task.indices) for task in self.selection.tasks(self.manifest) if task.series.name == series.name)
+
     @property
     def chained(self) -> str | None:
         return "--recycle" if self.solver.recycle else None
@@ -106,6 +111,7 @@ class SpectraMeasurement(Measurement):
             products=self.products,
             num_products=num_products_of(hessian),
             num_vectors=num_products_of(hessian) if hessian.method == "lanczos" else hessian.k,
+            num_planned=known.num_planned,
             output=self.output,
             max_basis_memory=self.solver.max_basis_memory,
             min_vectors=hessian.k + LEAST_ROOM,
@@ -115,6 +121,15 @@ class SpectraMeasurement(Measurement):
 
     def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "SpectraBench":
         return SpectraBench(self, session.series(self.manifest, task.series, self.device), task, prepared)
+
+    def is_lockstep(self, product: str | None, device: str) -> bool:
+        """Whether the batches of a unit are solved together, whose HVPs are computed in this way on such a device."""
+        is_possible = self.manifest.hessian.method == "lanczos" and not self.solver.recycle
+        return is_possible and product in lockstep.STRATEGIES and device in lockstep.DEVICES
+
+    def unit_seconds(self, prepared: PreparedSeries) -> float:
+        product = None if prepared.choice is None else prepared.choice["product"]
+        return lockstep.UNIT_SECONDS if self.is_lockstep(product, "cuda" if prepared.num_gpus else "cpu") else 0.0
 
     def num_unconverged(self, record: Any) -> int:
         """Values of a record that missed the tolerance."""
@@ -197,7 +212,7 @@ def known_series(output: Path, series: Sequence[CheckpointSeries]) -> dict[str, 
 def _known(store: SpectrumStore, series: CheckpointSeries) -> KnownSeries:
     passed: list[Mapping[str, Any]] = []
     models: list[Mapping[str, Any]] = []
-    num_threads = None
+    num_threads = strategy = None
     # One checkpoint in memory at a time, and each fact once.
     for epoch in store.epochs(series.name) if series.name in store.series() else ():
         table = store.records(series.name, epoch)
@@ -205,8 +220,16 @@ def _known(store: SpectrumStore, series: CheckpointSeries) -> KnownSeries:
         models += [used for used in models_as_trained(table.settings) if used not in models]
         count = table.settings.get("num_threads")
         num_threads = count if isinstance(count, int) else num_threads
+        product = table.settings.get("product_choice", {}).get("product")
+        strategy = product if product in ("traced", "compiled") else strategy
     last_digest = store.stored().get((series.name, series.checkpoints[-1].epoch))
-    return KnownSeries(verdicts=tuple(passed), models=tuple(models), last_digest=last_digest, num_threads=num_threads)
+    return KnownSeries(
+        verdicts=tuple(passed),
+        models=tuple(models),
+        last_digest=last_digest,
+        num_threads=num_threads,
+        strategy=strategy,
+    )
 
 
 class SpectraBench(Bench):
@@ -222,6 +245,24 @@ class SpectraBench(Bench):
 
     def measure(self, index: int) -> Record:
         return _measure(self, index)
+
+    def measure_all(self, indices: Sequence[int], *, contained: bool) -> list[Any]:
+        product = None if self.products.choice is None else self.products.choice.product
+        if len(indices) < 2 or not self.measurement.is_lockstep(product, self.loaded.device.type):
+            return super().measure_all(indices, contained=contained)
+        hessian = self.measurement.manifest.hessian
+        return lockstep.measure_in_lockstep(
+            indices,
+            operator=lambda index: self.products.operator(self.loaded.objective, self.loaded.params, self.loaded.batch(index)),
+            solve=lambda index, operator: self.solver.lanczos(operator, hessian, index, series=self.series),
+            record=self._record,
+            num_vectors=num_products_of(hessian),
+            contained=contained,
+        )
+
+    def _record(self, index: int, eigenpairs: "EigenPairs", operator: "HessianOperator", seconds: float) -> Record:
+        self.products.keep(operator)
+        return _record(self, index, eigenpairs, operator, begun=time.process_time() - seconds)
 
     def facts(self, index: int, *, loss: float, checked: str, begun: float) -> dict[str, Any]:
         """What every record says of its batch and its weights."""
@@ -320,14 +361,33 @@ def _measure(bench: SpectraBench, index: int) -> Record:
     Raises:
         ObjectiveError, NumericalError: If there is none.
     """
+    begun = time.process_time()
+    hessian, hvp = bench.measurement.manifest.hessian, bench.measurement.hvp
+    eigenpairs, operator = bench.solver.solve(
+        hessian, bench.loaded, index, series=bench.series, hvp=hvp, products=bench.products
+    )
+    return _record(bench, index, eigenpairs, operator, begun=begun)
+
+
+def _record(
+    bench: SpectraBench,
+    index: int,
+    eigenpairs: "EigenPairs",
+    operator: "FiniteDifferenceOperator | HessianOperator",
+    *,
+    begun: float,
+) -> Record:
+    """What is stored of a batch.
+
+    Raises:
+        NumericalError: As `checked_record`.
+    """
     import numpy as np
 
     from landscape.clip.loaded_series import settings_of
 
-    begun = time.process_time()
-    measurement, loaded, products = bench.measurement, bench.loaded, bench.products
-    hessian, hvp = measurement.manifest.hessian, measurement.hvp
-    eigenpairs, operator = bench.solver.solve(hessian, loaded, index, series=bench.series, hvp=hvp, products=products)
+    loaded, products = bench.loaded, bench.products
+    hessian, hvp = bench.measurement.manifest.hessian, bench.measurement.hvp
     nodes = weights = np.zeros(0)
     if eigenpairs.quadrature is not None:
         nodes, weights = eigenpairs.quadrature.nodes.numpy(), eigenpairs.quadrature.weights.numpy()

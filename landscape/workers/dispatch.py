@@ -64,6 +64,7 @@ def dispatch(
     function: Callable[[T, tuple[int, ...]], Sequence[Any]],
     *,
     largest_unit: int = 20,
+    unit_seconds: float = 0.0,
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Done[T]]:
     """Calculate all items of all tasks, and yield each unit as it ends.
@@ -73,12 +74,13 @@ def dispatch(
         pool: The workers.
         function: Calculates some items of a task: one result per item. Defined in a module, so that it can be pickled.
         largest_unit: Items of a unit, at most.
+        unit_seconds: How long a unit should take at least, where that is more than the pool says.
         tick: Called at least every second while workers calculate elsewhere.
 
     Raises:
         Exception: What `function` raised; units that wait are cancelled.
     """
-    plan = _Plan(tasks, pool, largest_unit)
+    plan = _Plan(tasks, pool, largest_unit, unit_seconds)
     window: _Window[_Unit[T]] = _Window(pool, tick)
     failure: Exception | None = None
     try:
@@ -169,10 +171,11 @@ def _timed(function: Callable[[T, tuple[int, ...]], Sequence[Any]], task: T, ite
 class _Plan(Generic[T]):
     """What is left, who holds which task, and how long an item takes."""
 
-    def __init__(self, tasks: Mapping[T, Sequence[int]], pool: Pool, largest_unit: int) -> None:
+    def __init__(self, tasks: Mapping[T, Sequence[int]], pool: Pool, largest_unit: int, unit_seconds: float) -> None:
         self._tasks = tasks
         self._pool = pool
         self._largest_unit = largest_unit
+        self._unit_seconds = max(pool.unit_seconds, unit_seconds)
         # Position of the first item that nobody got, for each task that has one.
         self._open = {task: 0 for task, items in tasks.items() if items}
         self._num_left = sum(len(items) for items in tasks.values())
@@ -241,7 +244,7 @@ class _Plan(Generic[T]):
     def _size(self) -> int:
         if not self._num_items:
             return 1
-        wanted = self._pool.unit_seconds * self._num_items / self._seconds if self._seconds else self._largest_unit
+        wanted = self._unit_seconds * self._num_items / self._seconds if self._seconds else self._largest_unit
         # Two units for each worker, or as many as an executor holds, so that all of them end at about the same time.
         places = max(1, len(self._pool.workers())) * max(2, self._pool.window)
         return max(1, min(int(wanted), self._largest_unit, self._num_left // places))

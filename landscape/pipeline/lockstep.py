@@ -1,0 +1,85 @@
+"""Spectra of the batches of a unit in lockstep; see `landscape.curvature.lockstep`."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from landscape.pipeline.session import Failure, try_measure
+
+if TYPE_CHECKING:
+    from landscape.curvature import HessianOperator
+    from landscape.linalg import EigenPairs
+
+# Devices on which batches are taken together, and strategies for which they are; a CPU has nothing to gain.
+DEVICES = {"cuda"}
+STRATEGIES = ("traced", "traced-replayed")
+# How long a unit should take, which is lost where a run is interrupted; without lockstep units of one process are of one batch.
+UNIT_SECONDS = 10.0
+
+
+def measure_in_lockstep(
+    indices: Sequence[int],
+    *,
+    operator: "Callable[[int], HessianOperator]",
+    solve: "Callable[[int, HessianOperator], EigenPairs]",
+    record: "Callable[[int, EigenPairs, HessianOperator, float], Any]",
+    num_vectors: int,
+    contained: bool,
+) -> list[Any]:
+    """The record of each batch, or its `Failure`, as many batches at a time as memory holds.
+
+    Args:
+        operator: Makes that of a batch.
+        record: Takes also the CPU seconds of the batch: its share of those of all that it was measured with.
+        num_vectors: Krylov vectors that a batch is expected to need.
+        contained: As `try_measure`.
+    """
+    from landscape.curvature.lockstep import batches_that_fit
+
+    results: dict[int, Any] = {}
+    waiting = list(indices)
+    while waiting:
+        begun, size = time.process_time(), 1
+        lot: dict[int, HessianOperator] = {}
+        while waiting and len(lot) < size:
+            index = waiting.pop(0)
+            made = try_measure(partial(operator, index), contained=contained)
+            if isinstance(made, Failure):
+                results[index] = made
+                continue
+            if not lot:
+                num_fitting = try_measure(partial(batches_that_fit, made, num_vectors=num_vectors), contained=True)
+                size = num_fitting if isinstance(num_fitting, int) else 1
+            lot[index] = made
+        outcomes = _solved(lot, solve)
+        seconds = (time.process_time() - begun) / max(1, len(lot))
+        for (index, one), outcome in zip(lot.items(), outcomes):
+            results[index] = try_measure(partial(_recorded, record, index, outcome, one, seconds), contained=contained)
+    return [results[index] for index in indices]
+
+
+def _solved(
+    lot: "dict[int, HessianOperator]", solve: "Callable[[int, HessianOperator], EigenPairs]"
+) -> "list[EigenPairs | Exception]":
+    from landscape.curvature.lockstep import solve_in_lockstep
+
+    indices, operators = list(lot), list(lot.values())
+    try:
+        return solve_in_lockstep(operators, lambda place, one: solve(indices[place], one))
+    # Batches that share no graph are solved one by one; what else is wrong with one is said there.
+    except Exception:
+        return [_attempted(partial(solve, index, one)) for index, one in lot.items()]
+
+
+def _attempted(solve: "Callable[[], EigenPairs]") -> "EigenPairs | Exception":
+    try:
+        return solve()
+    except Exception as error:
+        return error
+
+
+def _recorded(record: Callable[..., Any], index: int, outcome: Any, operator: "HessianOperator", seconds: float) -> Any:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return record(index, outcome, operator, seconds)
