@@ -5,8 +5,10 @@
 Peers: pyhessian, hessian-eigenthings (power iteration and Lanczos), curvlinops with SciPy's eigsh, landscaper, as PyPI
 has them, in an environment that this makes in --environment. Beside them SciPy's eigsh on this project's operator, the
 fifteen lines that anyone could write around it. All take the same weights, the same batch of 15 OpenMoji pairs, float32
-and one thread; three architectures (Mamba towers with the scan as a plain loop in PyTorch), at their initialisation and
-after a little training, done once in --run. None of the peers takes this loss as it is; each gets the help it needs.
+and one thread; three architectures (Mamba towers with this project's scan, which can be differentiated twice; --scan
+reference takes a plain loop in PyTorch, whose graph is too long to compile), at their initialisation and after a little
+training, done once in --run. None of the peers takes this loss as it is; each gets the help it needs. What is done once for
+a model, as compiling, is stated apart.
 
 Each run is a process of its own. "defaults" are the contender's own settings, "driven" the loosest on a ladder that
 reach a true residual of 1e-3 for all five, or the best; the search is not charged. Then, with the clocks stopped:
@@ -22,7 +24,8 @@ Then on how many of 20 batches five converged values are not the top five; the p
 starts and recycled from the batch before or from one epoch earlier; and how far the density of a spectrum is from the exact
 one, against the densities of pyhessian and hessian-eigenthings.
 
---quick measures the first architecture after training only, three batches, and one density; --only one of the four parts.
+--contenders measures some of them only, --only one of the four parts; --quick the first architecture after training, three
+batches, and one density.
 """
 
 import argparse
@@ -42,7 +45,7 @@ from peers.processes import run_task, write_json
 from peers.recycling import RecyclingRow, measure_recycling, recycling_table
 from peers.rows import Row, Truth, drive, measure
 from peers.sets import SetsRow, measure_sets, sets_table
-from peers.solvers import CONTENDERS, Contender
+from peers.solvers import CONTENDERS, OURS, Contender
 from peers.tables import architecture_table, summary_table
 
 MODELS = ("vit_tiny_64", "vmamba_tiny_64", "simba_tiny_64")
@@ -51,19 +54,19 @@ NUM_BATCHES, NUM_SETS = 50, 20
 QUICK_DENSITIES: dict[str, Any] = {"budgets": (80,), "num_seeds": 2}
 
 
-def cases(run: Path, models: tuple[str, ...], epochs: int, *, quick: bool) -> Iterator[Case]:
+def cases(run: Path, models: tuple[str, ...], epochs: int, *, scan: str, quick: bool) -> Iterator[Case]:
     for model in models[:1] if quick else models:
         batches = save_batches(run, model, 1)
         checkpoints = trained(run, model, epochs)
         for epoch in (epochs,) if quick else sorted({0, epochs}):
-            yield Case(model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()))
+            yield Case(model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan=scan)
 
 
-def compare(case: Case, environment: Environment) -> tuple[Truth, list[Row]]:
-    """All contenders on one case: each at its defaults, then driven."""
+def compare(case: Case, environment: Environment, names: Sequence[str]) -> tuple[Truth, list[Row]]:
+    """Contenders on one case: each at its defaults, then driven."""
     truth = Truth(**run_task("peers.rows.truth_task", {"case": asdict(case)}))
     rows: list[Row] = []
-    for contender in CONTENDERS.values():
+    for contender in (CONTENDERS[name] for name in names):
         if contender.package is not None and contender.package in environment.failures:
             failure = environment.failures[contender.package]
             rows.append(Row(case.model, case.epoch, contender.name, "defaults", {}, failure=failure))
@@ -122,6 +125,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3, help="of the little training (default 3)")
     parser.add_argument("--quick", action="store_true", help="one architecture, after training only")
     parser.add_argument("--only", choices=PARTS, help="one part alone")
+    parser.add_argument("--scan", choices=("auto", "reference"), default="auto", help="back end of the scan of Mamba towers")
+    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="default: all")
     parser.add_argument("--json", type=Path, help="write the rows here")
     return parser.parse_args()
 
@@ -138,8 +143,9 @@ def main() -> None:
     recycled: list[RecyclingRow] = []
     densities: list[DensityRow] = []
     if "solvers" in chosen:
-        for case in cases(options.run, models, options.epochs, quick=options.quick):
-            results.append(compare(case, environment))
+        names = [name for name in CONTENDERS if name in (OURS, *options.contenders)]
+        for case in cases(options.run, models, options.epochs, scan=options.scan, quick=options.quick):
+            results.append(compare(case, environment, names))
             print(architecture_table(*results[-1]), end="\n\n", flush=True)
         print(summary_table(results), end="\n\n", flush=True)
     if "sets" in chosen:

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import os
 import statistics
 import sys
 import time
@@ -54,6 +55,7 @@ class Row:
         mode: "defaults" or "driven", which is until a true residual of TOL.
         products: With the Hessian, checks included.
         cpu_seconds: From the objective to the pairs, building graphs included.
+        prepare_cpu_seconds: What is done once for a model, child processes such as a compiler included; not in `cpu_seconds`.
         gradients: The same in gradients of the same process, measured before and after: noise of the machine cancels.
         peak_mebibytes: Of the process, libraries and weights (`idle_mebibytes`) included.
         residuals: True ones, relative, in float64, in the order of the contender's values.
@@ -69,6 +71,7 @@ class Row:
     settings: dict[str, Any]
     products: int = 0
     cpu_seconds: float = float("nan")
+    prepare_cpu_seconds: float = 0.0
     gradients: float = float("nan")
     idle_mebibytes: float = float("nan")
     peak_mebibytes: float = float("nan")
@@ -144,6 +147,7 @@ def solve_task(case: dict[str, Any], contender: str, settings: dict[str, Any]) -
         problem = load(which, torch.float32)
         before = gradient_seconds(*problem)
         idle = peak_mebibytes()
+        prepare_seconds = prepared_in(solver, *problem)
         begun = time.process_time()
         found = solve(solver, *problem, settings)
         seconds, peak = time.process_time() - begun, peak_mebibytes()
@@ -152,6 +156,7 @@ def solve_task(case: dict[str, Any], contender: str, settings: dict[str, Any]) -
     return {
         "products": found.products,
         "cpu_seconds": seconds,
+        "prepare_cpu_seconds": prepare_seconds,
         "gradients": seconds / unit,
         "idle_mebibytes": idle,
         "peak_mebibytes": peak,
@@ -159,6 +164,15 @@ def solve_task(case: dict[str, Any], contender: str, settings: dict[str, Any]) -
         "residuals": residuals,
         "says_converged": found.says_converged,
     }
+
+
+def prepared_in(solver: Contender, objective: Objective, params: Params, batch: Batch) -> float:
+    """Let a contender do what it does once for a model; the CPU seconds of that, those of child processes included."""
+    if solver.prepare is None:
+        return 0.0
+    begun = sum(os.times()[:4])
+    solver.prepare(objective, params, batch)
+    return sum(os.times()[:4]) - begun
 
 
 def measure(case: Case, truth: Truth, contender: Contender, mode: str, settings: Settings, *, python: str) -> Row:

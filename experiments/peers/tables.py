@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from peers.problem import case_title
 from peers.rows import Row, Truth
-from peers.solvers import ARPACK_ON_OURS, OURS, TOL
+from peers.solvers import ARPACK_ON_OURS, OURS, RETAINED, TOL
 
 _SAYS = {True: "yes", False: "no", None: "-"}
 
@@ -36,11 +36,12 @@ def architecture_table(truth: Truth, rows: Sequence[Row]) -> str:
         if row.failure:
             lines.append(f"{head} failed: {row.failure}")
             continue
+        once = f"  after {row.prepare_cpu_seconds:.0f} CPU s once a model" if row.prepare_cpu_seconds else ""
         reached = "" if row.mode == "defaults" or row.is_right else f"  its best, with {row.settings}"
         lines.append(
             f"{head} {row.products:8d} {row.cpu_seconds:7.2f} {row.gradients:9.1f} {row.peak_mebibytes:6.0f} "
             f"{row.worst_residual:8.1e} {row.worst_error:8.1e} {_SAYS[row.says_converged]:>7} "
-            f"{_ratio(row.gradients / ours.gradients)} {_ratio(row.gradients / truth.limit_gradients)}{reached}"
+            f"{_ratio(row.gradients / ours.gradients)} {_ratio(row.gradients / truth.limit_gradients)}{reached}{once}"
         )
     return "\n".join(lines)
 
@@ -72,7 +73,7 @@ def summary_table(results: Sequence[tuple[Truth, Sequence[Row]]]) -> str:
 
 def _fastest_peer(rows: Sequence[Row]) -> tuple[float, str]:
     """Its time over ours, and its name; nothing if no peer is right."""
-    peers = [row for row in rows if row.contender not in (OURS, ARPACK_ON_OURS) and row.is_right]
+    peers = [row for row in rows if row.contender not in (OURS, RETAINED, ARPACK_ON_OURS) and row.is_right]
     if not peers:
         return math.nan, ""
     best = min(peers, key=lambda row: row.gradients)
