@@ -967,3 +967,4 @@ def test_a_fingerprint_tells_orders_and_signs_apart():
     tensors = [torch.tensor(values, dtype=torch.float64) for values in ([1.0, 2.0], [2.0, 1.0], [-1.0, -2.0], [1.0, -2.0])]
     for dtype in (torch.float64, torch.float32):
         assert len({contents_of([tensor.to(dtype)]) for tensor in tensors}) == 4
+    assert contents_of([torch.empty(0), torch.empty(2, 0)]) == (0, 0)

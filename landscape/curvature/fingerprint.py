@@ -49,7 +49,7 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
     fits = num_bytes % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0 and flat.element_size() <= 8
     words = flat.view(torch.int64) if fits else flat.view(_WHOLE[flat.element_size()]).long()
     # Shifted, so that signs count in more than the last bit; times odd numbers, so that places count.
-    return ((words ^ (words >> 29)) * torch.arange(1, 2 * len(words), 2, device=words.device)).sum()
+    return ((words ^ (words >> 29)) * torch.arange(1, 2 * len(words) + 1, 2, device=words.device)).sum()
 
 
 def attributes_of(part: Any, depth: int = 0) -> Hashable:
