@@ -69,3 +69,8 @@ class NumericalError(LandscapeError):
 
 class MemoryLimitError(LandscapeError, MemoryError):
     """No way of computing what was asked for fits in the memory that is free, or that was allowed."""
+
+
+def first_line(error: BaseException) -> str:
+    """Say in one short line what went wrong: the first line of the message, or the class where there is none."""
+    return str(error).partition("\n")[0][:300] or type(error).__name__

@@ -26,7 +26,7 @@ from landscape.curvature.products import Product, RebuiltGraph, RetainedGraph, T
 from landscape.curvature.replayed import ReplayedGraph, ReplayedTrace, can_replay
 from landscape.curvature.row_chunks import RowChunks, count_rows
 from landscape.curvature.traced import CompiledProduct, TracedProduct, traced_evaluation
-from landscape.errors import MemoryLimitError
+from landscape.errors import MemoryLimitError, first_line
 from landscape.linalg.operator import seeded
 
 # In the order in which they are fallen back to: each takes less memory than the one before it.
@@ -432,7 +432,7 @@ class Multiplier:
             if is_out_of_memory(error):
                 failure = "does not fit in memory"
             elif optional:
-                failure = str(error).partition("\n")[0][:300] or type(error).__name__
+                failure = first_line(error)
             else:
                 raise
         forget_failed_backward(self._device)

@@ -31,7 +31,7 @@ from landscape.curvature.tables import reduction_of
 from landscape.curvature.traced import TracedProduct
 from landscape.curvature.traced_graph import BatchGraph, TracedGraph, _simplify, state_of_model
 from landscape.curvature.unchecked import UncheckedHessian
-from landscape.errors import ObjectiveError
+from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
 
 # Times that the saved tensors of a batch are in memory: its own, those stacked with others, as much for what a product makes, and
@@ -374,7 +374,7 @@ class _Meeting:
     def _give_up(self, error: Exception) -> None:
         """Multiply one by one from now on, and later batches too where that is not for want of memory."""
         self._call = None
-        self.failure = str(error).partition("\n")[0][:300] or type(error).__name__
+        self.failure = first_line(error)
         if not is_out_of_memory(error):
             _known.setdefault(self._ways[0].batch.graph, {})[len(self._ways)] = self.failure
 

@@ -32,7 +32,7 @@ from landscape.curvature.traced_graph import (
     state_of_model,
     trace,
 )
-from landscape.errors import ObjectiveError
+from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
 from landscape.memory import return_freed_memory
 
@@ -230,7 +230,7 @@ def _check_compiled(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        graph.compiled, graph.failure = None, str(error).partition("\n")[0][:300] or type(error).__name__
+        graph.compiled, graph.failure = None, first_line(error)
 
 
 def _check_product(product: TracedProduct, vector: Float[Tensor, "1 n"], reference: Float[Tensor, "1 n"]) -> None:

@@ -27,7 +27,7 @@ from landscape.curvature.evaluation import Problem
 from landscape.curvature.memory import is_out_of_memory
 from landscape.curvature.objective import Batch, given_state, own_state
 from landscape.curvature.tables import reduction_of
-from landscape.errors import ObjectiveError
+from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
 
 # Rows that a table is padded to at least, and the share by which batches may look up more rows than the first one.
@@ -248,7 +248,7 @@ def trace(problem: Problem, least_rows: Mapping[str, int], made_of: Hashable = N
     except Exception as error:
         if is_out_of_memory(error) or isinstance(error, CannotTrace):
             raise
-        raise CannotTrace(str(error).partition("\n")[0][:300] or type(error).__name__) from error
+        raise CannotTrace(first_line(error)) from error
     flags = recorder.with_gradient, recorder.with_product
     return TracedGraph(primal, product, num_rows, tuple(problem.leaves), *flags, made_of=made_of)
 

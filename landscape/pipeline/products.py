@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 # Strategies that record a graph once for all batches.
-_RECORDED = ("traced", "compiled")
+RECORDED = ("traced", "compiled")
 # Products of a series from which recording a graph pays in several processes; and seconds of them from which compiling it does.
 _LEAST_RECORDED, _LEAST_COMPILED_SECONDS = 3000, 300.0
 
@@ -48,7 +48,7 @@ class ProductSettings:
         Raises:
             LandscapeError: If so.
         """
-        if self.product in _RECORDED:
+        if self.product in RECORDED:
             raise LandscapeError(
                 f"--product {self.product}: records the product of all parameters, but modules are measured through parts of one "
                 "graph. Leave --product out, or measure the modules in a run of their own."

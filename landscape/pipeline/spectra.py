@@ -21,7 +21,7 @@ from landscape.pipeline.audit import check_hvp
 from landscape.pipeline.forecast import forecast, num_products_of
 from landscape.pipeline.plan import RunReport, plan
 from landscape.pipeline.preparation import KnownSeries, Preparation, PreparedSeries
-from landscape.pipeline.products import ProductSettings, SeriesProducts
+from landscape.pipeline.products import RECORDED, ProductSettings, SeriesProducts
 from landscape.pipeline.runner import run_measurement
 from landscape.pipeline.session import Bench, Measurement, Output, Session, sent
 from landscape.pipeline.solve import Solver, SolverSettings
@@ -221,7 +221,7 @@ def _known(store: SpectrumStore, series: CheckpointSeries) -> KnownSeries:
         count = table.settings.get("num_threads")
         num_threads = count if isinstance(count, int) else num_threads
         product = table.settings.get("product_choice", {}).get("product")
-        strategy = product if product in ("traced", "compiled") else strategy
+        strategy = product if product in RECORDED else strategy
     last_digest = store.stored().get((series.name, series.checkpoints[-1].epoch))
     return KnownSeries(
         verdicts=tuple(passed),
