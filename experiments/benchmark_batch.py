@@ -28,6 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from peers.processes import peak_mebibytes, write_json
 from versions import Worker, commit_of, requests, source_of
 
 BEFORE = "4c0a0a5"
@@ -121,15 +122,6 @@ def cpu_seconds() -> float:
     """CPU seconds of this process and of the children that it has waited for."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
-
-
-def peak_mebibytes() -> float:
-    """Largest resident memory of this process so far; a child inherits ru_maxrss from the process that started it."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------
@@ -313,7 +305,7 @@ def main() -> None:
                 )
                 print(line(rows[-1]), flush=True)
                 if options.json:
-                    options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+                    write_json(options.json, [asdict(row) for row in rows])
     print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 

@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from peers.processes import write_json
 from versions import Worker, busy_process, commit_of, requests, source_of, workers
 
 BEFORE = "260ff95"
@@ -125,7 +126,7 @@ def main() -> None:
     rows = measure(options.before, options.sizes, rounds=options.rounds)
     print(f"load {os.getloadavg()[0]:.1f} at the end")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        write_json(options.json, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

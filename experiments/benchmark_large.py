@@ -19,7 +19,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark_batch import cpu_seconds, peak_mebibytes
+from benchmark_batch import cpu_seconds
+from peers.processes import peak_mebibytes, write_json
 from versions import Worker, WorkerFailed, commit_of, requests, source_of
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def main() -> None:
                 )
             print(line(rows[-1]), flush=True)
             if options.json:
-                options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+                write_json(options.json, [asdict(row) for row in rows])
     print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 
