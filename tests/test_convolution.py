@@ -130,18 +130,37 @@ def test_the_sequence_module_is_a_drop_in_for_pytorchs():
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 
 
-def test_mixed_precision_training_runs_as_with_pytorchs_layer():
+SEQUENCE = (lambda: DepthwiseConv1d(4, 3), (2, 4, 9), lambda x, layer: F.conv1d(x, layer.weight, layer.bias, groups=4))
+GRID = (lambda: DepthwiseConv2d(4, 3), (2, 4, 5, 5), lambda x, layer: F.conv2d(x, layer.weight, layer.bias, padding=1, groups=4))
+
+
+@pytest.mark.parametrize("build, size, function", [SEQUENCE, GRID], ids=["sequence", "grid"])
+def test_mixed_precision_training_runs_as_with_pytorchs_layer(build, size, function):
     torch.manual_seed(0)
-    layer = DepthwiseConv2d(4, 3)
-    x = torch.randn(2, 4, 5, 5, generator=seeded(1))
+    layer = build()
+    x = torch.randn(size, generator=seeded(1))
     with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-        expected = F.conv2d(x, layer.weight, layer.bias, padding=1, groups=4)
+        y, expected = layer(x), function(x, layer)
     assert y.dtype == expected.dtype == torch.bfloat16
     # Half of bfloat16's 8 bits of precision are at stake where the bias is added after rounding.
     torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
     y.float().pow(2).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+
+
+def test_the_sequence_module_has_pytorchs_derivatives():
+    torch.manual_seed(0)
+    layer = DepthwiseConv1d(3, 4).double()
+    x = torch.randn(2, 3, 7, generator=seeded(1), dtype=torch.float64, requires_grad=True)
+    results = []
+    for function in (layer, lambda x: F.conv1d(x, layer.weight, layer.bias, groups=3)):
+        inputs = (x, layer.weight, layer.bias)
+        gradients = torch.autograd.grad(function(x).pow(3).sum(), inputs, create_graph=True)
+        directions = [torch.randn(g.shape, generator=seeded(i), dtype=g.dtype) for i, g in enumerate(gradients)]
+        results.append([*gradients, *torch.autograd.grad(gradients, inputs, directions)])
+    for ours, theirs in zip(*results):
+        # Sums of at most a hundred products of order 100 in float64.
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("weight_needs", [True, False])

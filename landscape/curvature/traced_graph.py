@@ -116,13 +116,14 @@ class TracedGraph:
 
     def evaluate(self, problem: Problem) -> "BatchGraph":
         """Run the primal graph on a batch."""
+        inputs = inputs_of(problem, self.num_rows).flat
         with problem.differentiating(), torch.no_grad():
-            loss, gradients, saved = self.primal(*inputs_of(problem, self.num_rows).flat)
+            loss, gradients, saved = self.primal(*inputs)
         given = iter(gradients)
         by_name = [next(given) if there else None for there in self.with_gradient]
         sizes = [len(leaf) if name in self.num_rows else None for name, leaf in problem.leaves.items()]
         cut = tuple(g if g is None or size is None else g[:size] for g, size in zip(by_name, sizes))
-        return BatchGraph(self, float(loss), cut, tuple(saved), tuple(map(_version_of, saved)))
+        return BatchGraph(self, float(loss), cut, tuple(saved), _watched(saved, inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,14 +134,15 @@ class BatchGraph:
         loss: In nats.
         gradients: By the reduced parameters, None where there is none.
         saved: What the product graph needs.
-        versions: How often each of `saved`, which may be tensors of the batch, had been changed in place.
+        watched: Those of `saved` that others can change in place, as they share memory with inputs such as tensors of the batch,
+            and how often each had been changed.
     """
 
     graph: TracedGraph
     loss: float
     gradients: tuple[Tensor | None, ...]
     saved: tuple[Tensor, ...]
-    versions: tuple[int, ...]
+    watched: tuple[tuple[Tensor, int], ...]
 
     def __deepcopy__(self, memo: Any) -> "BatchGraph":
         """Copies share it, as nothing of it changes, and copied tensors would count their changes anew."""
@@ -152,11 +154,16 @@ class BatchGraph:
         Raises:
             ObjectiveError: If something was.
         """
-        if any(_version_of(tensor) != version for tensor, version in zip(self.saved, self.versions)):
+        if any(_version_of(tensor) != version for tensor, version in self.watched):
             raise ObjectiveError(
                 "A tensor that the loss was computed from, such as the batch, was changed in place after the operator was built. "
                 "Build it on a copy."
             )
+
+
+def _watched(saved: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, int], ...]:
+    shared = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    return tuple((tensor, _version_of(tensor)) for tensor in saved if tensor.untyped_storage().data_ptr() in shared)
 
 
 def _version_of(tensor: Tensor) -> int:
