@@ -14,6 +14,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from landscape.statistics import Interval, holm
+
+__all__ = ["Interval", "Location", "Resampling", "Sample", "effect_size", "holm"]
+
 Location = Literal["median", "mean", "ratio"]
 _Combine = Callable[[Any, Any], Any]
 # Resamples held at once: of 200 batches they take 2 MB an array.
@@ -74,15 +78,6 @@ class Sample:
         """The batches of both, one after the other."""
         numerators, denominators = (self.numerator, other.numerator), (self.denominator, other.denominator)
         return Sample(self.location, np.concatenate(numerators), np.concatenate(denominators))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number and the ends of its interval, which are NaN where batches say nothing of one: too few, or all the same."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,21 +215,6 @@ class Resampling:
             rng=np.random.default_rng(self.seed),
         )
         return float(test.pvalue) if np.isfinite(test.null_distribution).all() else math.nan
-
-
-def holm(p_values: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-    """Holm's step-down correction: rejecting what is at most alpha makes a false rejection with probability at most alpha.
-
-    NaN, a test that could not be made, stays NaN and does not count.
-
-    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6 (1979).
-    """
-    adjusted = np.full(len(p_values), math.nan)
-    made = np.flatnonzero(np.isfinite(p_values))
-    order = made[np.argsort(p_values[made], kind="stable")]
-    steps = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
-    return adjusted
 
 
 def effect_size(first: Sample, second: Sample, *, paired: bool) -> float:
