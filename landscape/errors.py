@@ -31,6 +31,10 @@ class PictureError(DataError):
         self.problem = problem
 
 
+class AnswersError(LandscapeError):
+    """Answers of observers to pictures are missing, unreadable, or contradict each other."""
+
+
 class ModelError(LandscapeError):
     """The model is unknown, or cannot be built from its configuration."""
 

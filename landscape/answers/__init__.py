@@ -1,1 +1,73 @@
-"""Decisions of people and models about labelled pictures, and how alike they are; numpy, scipy and pandas, no pictures."""
+"""Decisions of people and models about labelled pictures, and how alike they are; numpy, scipy and pandas, no pictures.
+
+    answers = read_answers(["raw-data"])          # model-vs-human's folder, single files, or tables of many observers
+    print(model_table(score(answers)))            # accuracy out of distribution, error consistency, shape bias
+    print(resample(answers).interval("resnet50", "error_consistency"))
+    print(compare_models(answers, "resnet50", "bagnet33").table())
+"""
+
+from landscape.answers.benchmark import (
+    CATEGORIES,
+    CHANCE,
+    CUE_CONFLICT,
+    DATASETS,
+    IMAGENET_INDICES,
+    SEVENTEEN,
+    SIXTEEN,
+    Condition,
+    Dataset,
+    image_key,
+)
+from landscape.answers.comparison import DatasetTest, ModelComparison, compare_models
+from landscape.answers.consistency import PairCounts, count_pairs
+from landscape.answers.decision import category_scores, category_scores_of_probabilities, decide
+from landscape.answers.metrics import HUMANS, METRICS
+from landscape.answers.reading import read_answers
+from landscape.answers.scores import DatasetScores, Scores, SetMean, condition_table, dataset_table, model_table, score
+from landscape.answers.shape_bias import ShapeBias, shape_bias, shape_bias_by_category, shape_bias_by_person
+from landscape.answers.table import Answers, Trials, answers_of_model
+from landscape.answers.uncertainty import SHAPE_BIAS, Difference, Resamples, resample
+from landscape.answers.writing import write_answers
+
+__all__ = [
+    "Answers",
+    "CATEGORIES",
+    "CHANCE",
+    "CUE_CONFLICT",
+    "Condition",
+    "DATASETS",
+    "Dataset",
+    "DatasetScores",
+    "DatasetTest",
+    "Difference",
+    "HUMANS",
+    "IMAGENET_INDICES",
+    "METRICS",
+    "ModelComparison",
+    "PairCounts",
+    "Resamples",
+    "SEVENTEEN",
+    "SHAPE_BIAS",
+    "SIXTEEN",
+    "Scores",
+    "SetMean",
+    "ShapeBias",
+    "Trials",
+    "answers_of_model",
+    "category_scores",
+    "category_scores_of_probabilities",
+    "compare_models",
+    "condition_table",
+    "count_pairs",
+    "dataset_table",
+    "decide",
+    "image_key",
+    "model_table",
+    "read_answers",
+    "resample",
+    "score",
+    "shape_bias",
+    "shape_bias_by_category",
+    "shape_bias_by_person",
+    "write_answers",
+]

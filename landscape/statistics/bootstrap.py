@@ -92,19 +92,21 @@ def stratified_weights(strata: Any, num_resamples: int, generator: np.random.Gen
     """
     _, number, sizes = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
     order, starts = np.argsort(number, kind="stable"), np.cumsum(sizes) - sizes
-    weights = np.zeros((num_resamples, len(number)))
+    blocks, columns = [np.empty((num_resamples, 0))], [np.empty(0, dtype=np.int64)]
     for size in np.unique(sizes):
         first = starts[sizes == size]
-        members = order[first[:, None] + np.arange(size)]
+        columns.append(order[(first[:, None] + np.arange(size)).ravel()])
         if size == 1:
-            weights[:, members[:, 0]] = 1.0
+            blocks.append(np.ones((num_resamples, len(first))))
             continue
         drawn = generator.integers(size, size=(num_resamples, len(first), size - 1))
         # All strata of this size in all resamples are the rows of one histogram.
         drawn += size * np.arange(num_resamples * len(first)).reshape(num_resamples, len(first), 1)
         counts = np.bincount(drawn.ravel(), minlength=num_resamples * len(first) * size)
-        weights[:, members.ravel()] = counts.reshape(num_resamples, -1) * (size / (size - 1))
-    return weights
+        blocks.append(counts.reshape(num_resamples, -1) * (size / (size - 1)))
+    column, weights = np.concatenate(columns), np.hstack(blocks)
+    # Where strata are in order already, as they are for a data set's trials, nothing need be moved.
+    return weights if (column[:-1] < column[1:]).all() else weights[:, np.argsort(column)]
 
 
 def percentile_interval(value: float, resampled: Float[np.ndarray, " r"], confidence: float = 0.95) -> Interval:
