@@ -153,9 +153,8 @@ def test_models_are_written_as_the_toolbox_writes_them(raw_data, tmp_path):
 
 def test_awkward_names_of_models_survive_writing_and_reading(tmp_path):
     names = ["ViT-B/32, 400M", 'say "cheese"', "épée_1"]
-    parts = [
-        answers_of_model(name, "edge", images=["cat3.png"], conditions=["0"], categories=["cat"], responses=[5]) for name in names
-    ]
+    # Category 5 is "bottle".
+    parts = [model(name, responses=[5]) for name in names]
     answers = parts[0] + parts[1] + parts[2]
     write_answers(answers, tmp_path)
     read = read_answers(tmp_path)
@@ -189,7 +188,10 @@ WRONG = {
     "unknown category": (lines(GOOD, GOOD.replace("dog,NaN", "zebra,NaN")), ["row 2", "category 'zebra'"]),
     "no answer as category": (lines(GOOD.replace("dog,NaN", "na,NaN")), ["row 1", "category 'na'"]),
     "unknown condition": (lines(GOOD, "net,1,2,NaN,dog,dog,c50,dog2.png"), ["row 2", "condition 'c50'", "edge", "(0)"]),
-    "missing column": (lines("net,1,dog,dog,0", header="subj,trial,object_response,category,condition"), ["'imagename'", "subj"]),
+    "missing column": (
+        lines("net,1,dog,dog,0", header="subj,trial,object_response,category,condition"),
+        ["'imagename'", "subj"],
+    ),
     "other separator": (lines(GOOD).replace(",", ";"), ["no column", "with commas"]),
     "two columns": (lines(GOOD + ",dog", header=HEADER + ",Category"), ["two columns 'category'"]),
     "short row": (lines(GOOD, "net,1,2,NaN,dog"), ["row 2", "category"]),
@@ -227,7 +229,8 @@ def test_what_is_no_file_of_answers_is_refused(tmp_path):
     refused(path, "'imagenet_c'", "data set", "cue-conflict")
     path = write(tmp_path / "edge/sketch_net_session-1.csv", lines(GOOD))
     refused(path, "folder says edge", "name sketch")
-    path = write(tmp_path / "many.csv", lines("a,zebra,0,cat,cat3.png,cat", header="model,dataset,condition,category,image,response"))
+    header = "model,dataset,condition,category,image,response"
+    path = write(tmp_path / "many.csv", lines("a,zebra,0,cat,cat3.png,cat", header=header))
     refused(path, "row 1", "dataset 'zebra'")
     path = tmp_path / "edge/edge_binary.csv"
     path.write_bytes(bytes(range(256)))

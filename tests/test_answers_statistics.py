@@ -11,7 +11,9 @@ from scipy import stats
 from landscape.statistics import (
     Bootstrap,
     bootstrap_p_value,
+    half_top_1_and_5,
     holm,
+    independent_discordant_share,
     mcnemar,
     mean_class_recall,
     minimal_detectable_difference,
@@ -276,3 +278,17 @@ def test_top_k_counts_the_class_among_the_k_best():
     assert top_k_hits(labels, best, 3).tolist() == [True, True, False]
     with pytest.raises(ValueError, match="between 1 and the 3"):
         top_k_hits(labels, best, 5)
+
+
+def test_half_of_top_1_and_top_5_gives_half_for_the_second_to_fifth_place():
+    best = np.arange(6) + np.zeros((4, 1), int)
+    assert half_top_1_and_5(np.array([0, 1, 4, 5]), best).tolist() == [1, 0.5, 0.5, 0]
+    with pytest.raises(ValueError, match="got 5"):
+        half_top_1_and_5(np.array([0]), best[:1, :3])
+
+
+def test_independent_observers_are_told_apart_by_so_many_items():
+    generator = np.random.default_rng(9)
+    first, second = generator.random((2, 100_000)) < [[0.8], [0.3]]
+    # The standard error of the share is 0.0015.
+    assert independent_discordant_share(0.8, 0.3) == pytest.approx((first != second).mean(), abs=0.006)

@@ -2,7 +2,13 @@
 
 Pictures are resampled within each condition and category, for all observers at once, so that what is hard for both of two
 models does not blur their difference. People are resampled too where the number is about people; they are 4 to 10 per data set,
-so such intervals are rough. Data sets are resampled independently.
+so such intervals are rough. Data sets are resampled independently, though about a tenth of the pictures are in a second one
+too, distorted in another way.
+
+Coverage at nominal 95 %, samples drawn from the answers of ResNet-50, SimCLR and people as if these were all there are: of
+means over 17 data sets 93 to 95 % for accuracy and both consistencies, and 92 to 94 % for differences of the two models; 89 %
+for the accuracy difference. That is a mean of squares, which the noise of the samples raises, and that of the resamples once
+more, so its interval lies too high by 0.3 standard errors; compare models by it rather than reading it alone.
 Shapes: r = resamples, d = data sets, o = models and then people, c = conditions.
 """
 

@@ -12,8 +12,6 @@ from jaxtyping import Bool, Float, Int
 def top_k_hits(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"], k: int) -> Bool[np.ndarray, " n"]:
     """Tell for each item whether its class is among the k best.
 
-    The metric (top-1 + top-5) / 2 of Kinetics-700 is the mean of two such vectors.
-
     Args:
         labels: Class of each item.
         best: Classes in descending order of their scores; at least `k` of them.
@@ -24,6 +22,17 @@ def top_k_hits(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"], k: i
     if not 1 <= k <= best.shape[1]:
         raise ValueError(f"k must be between 1 and the {best.shape[1]} classes that are given per item, got {k}.")
     return (best[:, :k] == labels[:, None]).any(axis=1)
+
+
+def half_top_1_and_5(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+    """Score each item 1 where its class is the best, 1/2 where it is among the best five, else 0.
+
+    The mean is (top-1 + top-5) / 2, the metric of Kinetics-700.
+
+    Raises:
+        ValueError: If `best` holds fewer than five classes.
+    """
+    return (top_k_hits(labels, best, 1).astype(float) + top_k_hits(labels, best, 5)) / 2
 
 
 def mean_class_recall(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 
 def wilson_interval(num_correct: Any, num_items: Any, *, confidence: float = 0.95) -> tuple[Any, Any]:
@@ -148,9 +148,16 @@ def normal_quantile(probability: float) -> float:
     return float(special.ndtri(probability))
 
 
-def independent_discordant_share(first: Float[np.ndarray, "*s"], second: Float[np.ndarray, "*s"]) -> Any:
-    """Compute the share of items that exactly one of two observers has right, if they err independently."""
-    return first * (1 - second) + second * (1 - first)
+def independent_discordant_share(first: Any, second: Any) -> Any:
+    """Compute the share of items that exactly one of two observers has right, if they err independently.
+
+    Observers of the same pictures rarely do: hard ones are hard for both, so the share, and with it what a test can detect, is
+    smaller.
+
+    Args:
+        first, second: Accuracies, numbers or arrays.
+    """
+    return np.asarray(first) * (1 - np.asarray(second)) + np.asarray(second) * (1 - np.asarray(first))
 
 
 def _checked_share(name: str, value: float) -> float:
