@@ -3,6 +3,8 @@
 import gzip
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -194,6 +196,7 @@ WRONG = {
     ),
     "other separator": (lines(GOOD).replace(",", ";"), ["no column", "with commas"]),
     "two columns": (lines(GOOD + ",dog", header=HEADER + ",Category"), ["two columns 'category'"]),
+    "a column twice": (lines(GOOD + ",cat", header=HEADER + ",category"), ["two columns 'category'"]),
     "short row": (lines(GOOD, "net,1,2,NaN,dog"), ["row 2", "category"]),
     "row without a picture": (lines(GOOD, "net,1,2,NaN,dog,dog,NaN,"), ["row 2", "image is empty"]),
     "row without an observer": (lines(GOOD, ",1,2,NaN,dog,dog,NaN,dog2.png"), ["row 2", "observer is empty"]),
@@ -247,7 +250,7 @@ def test_what_is_no_file_of_answers_is_refused(tmp_path):
 def test_two_files_that_answer_one_picture_are_named(tmp_path):
     first = write(tmp_path / "edge/edge_net_session-1.csv", lines("net,1,1,NaN,cat,cat,NaN,cat1.png", GOOD))
     second = write(tmp_path / "edge/edge_net_session-2.csv", lines(GOOD))
-    refused(tmp_path, f"{second}, row 1", f"{first}, row 2", "model net", "dog1.png")
+    refused(tmp_path, f"{second}, row 1", f"{first}, row 2", "model 'net'", "dog1.png")
     # Two sessions with different pictures are one observer, and two observers may see one picture.
     write(second, lines("net,2,1,NaN,dog,dog,NaN,dog2.png", "other,1,1,NaN,dog,dog,NaN,dog1.png"))
     assert len(read_answers(tmp_path)) == 4
@@ -260,6 +263,11 @@ def test_observers_who_disagree_about_a_picture_are_refused(tmp_path):
     good = "subject-01,1,1,1.0,dog,dog,0,0001_edg_s01_0_dog_00_dog1.png"
     write(second, lines(good))
     assert len(read_answers(tmp_path)) == 2
+
+
+def test_names_that_break_lines_do_not_break_messages(tmp_path):
+    row = '"a\nb",1,1,NaN,dog,dog,NaN,"dog\r1.png"'
+    refused(write(tmp_path / "edge/edge_net_session-1.csv", lines(row, row)), "second answer", "row 1")
 
 
 def test_a_byte_order_mark_and_dos_lines_change_nothing(raw_data, tmp_path):
@@ -291,6 +299,11 @@ def test_wrong_tables_are_refused(table, fragment):
     assert fragment in str(error.value)
 
 
+def test_pictures_may_be_named_by_the_files_of_their_trials():
+    trial = model("net", images=["0001_edg_dnn_0_cat_00_cat3.png"])
+    assert trial.equals(model("net")) and trial.table.image.tolist() == ["cat3.png"]
+
+
 def test_a_person_and_a_model_of_one_name_are_two_observers():
     both = Answers.of_rows(pd.concat([rows(observer="x"), rows(observer="x", kind="human")]))
     assert both.trials["edge"].humans == ("x",) and both.trials["edge"].models == ("x",)
@@ -307,6 +320,12 @@ def test_parts_of_answers_join_in_any_order(raw_data):
     with pytest.raises(AnswersError, match="more than one answer"):
         whole + parts[0]
     assert len(whole.only(models=["other"])) == 4 and not len(whole.only(kind="model", models=["other"]))
+
+
+def test_neither_torch_nor_a_figure_is_loaded():
+    code = "import sys, landscape.answers; print([name for name in ('torch', 'matplotlib', 'h5py') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_paths_may_be_texts(raw_data):

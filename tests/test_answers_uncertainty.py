@@ -78,16 +78,17 @@ def test_people_who_always_answer_the_same_still_vary_among_each_other():
 
 def test_a_data_set_is_resampled_the_same_whatever_else_is_there(answers):
     generator = np.random.default_rng(1)
-    edge = observer("net", drawn(generator, difficulty=np.full((1, 16), 0.5)), dataset="edge", conditions=("0",))
+    # A data set that comes before the other.
+    colour = observer("net", drawn(generator, difficulty=np.full((1, 16), 0.5)), dataset="colour", conditions=("bw",))
     settings = Bootstrap(num_resamples=199)
-    alone, both = resample(answers, settings), resample(answers + edge, settings)
+    alone, both = resample(answers, settings), resample(answers + colour, settings)
     assert alone.interval("net", "accuracy", ["eidolonIII"]) == both.interval("net", "accuracy", ["eidolonIII"])
     # Two data sets are independent: the variance of the mean of two is a quarter of the sum.
-    one, two = (both.by_dataset[name]["accuracy"][:, 0] for name in ("eidolonIII", "edge"))
+    one, two = (both.by_dataset[name]["accuracy"][:, 0] for name in ("eidolonIII", "colour"))
     assert abs(np.corrcoef(one, two)[0, 1]) < 4 / math.sqrt(199)
     # The mean over 17 sets is that of those that are there.
     assert both.interval("net", "accuracy").value == pytest.approx(
-        (both.interval("net", "accuracy", ["eidolonIII"]).value + both.interval("net", "accuracy", ["edge"]).value) / 2
+        (both.interval("net", "accuracy", ["eidolonIII"]).value + both.interval("net", "accuracy", ["colour"]).value) / 2
     )
 
 

@@ -5,6 +5,7 @@ import io
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from landscape.answers.table import (
     first_repeated,
     first_unknown_condition,
     joined_columns,
+    named,
     where,
 )
 from landscape.errors import AnswersError, first_line
@@ -94,37 +96,31 @@ def _read(path: Path) -> pd.DataFrame:
     columns = {own: _column(path, raw, own, names) for own, names in _NAMES.items()}
     if raw.empty:
         raise AnswersError(f"{path}: there is a header and no answer. Write a row per answer, or leave the file out.")
+    _filled(path, "observer", columns["observer"])
     columns["dataset"] = raw["dataset"] if "dataset" in raw else pd.Series(_dataset_of(path), index=raw.index)
     if "kind" in raw:
         columns["kind"] = raw["kind"]
     else:
-        number, names = pd.factorize(_filled(path, "observer", columns["observer"]))
-        kinds = np.array(["human" if name.startswith(HUMAN_PREFIX) else "model" for name in names], dtype=object)
-        columns["kind"] = pd.Series(kinds[number], index=raw.index)
-    table = {"observer": pd.Categorical(_filled(path, "observer", columns["observer"]))}
+        kinds = named(columns["observer"], lambda name: "human" if name.startswith(HUMAN_PREFIX) else "model")
+        columns["kind"] = pd.Series(kinds, index=raw.index)
+    table = {"observer": named(columns["observer"], str)}
     for name in ("kind", "dataset", "category", "response"):
         table[name] = _values(path, name, columns[name])
     table["condition"] = _conditions(path, table["dataset"], columns["condition"])
-    number, names = pd.factorize(_filled(path, "image", columns["image"]))
-    keys, images = pd.factorize(np.array([image_key(name) for name in names], dtype=object))
-    table["image"] = pd.Categorical.from_codes(keys[number], categories=images)
+    table["image"] = named(_filled(path, "image", columns["image"]), image_key)
     return pd.DataFrame({name: table[name] for name in COLUMNS})
 
 
 def _raw_table(path: Path) -> pd.DataFrame:
+    """Read the columns that could be used, as texts, under their names in lower case."""
     try:
         with open_regular(path) as stream:
             content = stream.read()
         content = gzip.decompress(content) if content.startswith(_GZIP) else content
-        # "na" is an answer, and "0.10" the name of a condition: pandas must make numbers of neither.
-        table = pd.read_csv(
-            io.BytesIO(content),
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            index_col=False,
-            usecols=lambda name: name.strip().lower() in _KNOWN,
-        )
+        # The header apart, since pandas renames columns of one name.
+        header = [name.strip().lower() for name in _parsed(content, header=None, nrows=1).iloc[0]]
+        used = [at for at, name in enumerate(header) if name in _KNOWN]
+        table = _parsed(content, usecols=used)
     except pd.errors.EmptyDataError:
         raise AnswersError(
             f"{path}: the file is empty or no table of answers. Write a header line and a row per answer."
@@ -133,11 +129,18 @@ def _raw_table(path: Path) -> pd.DataFrame:
         raise AnswersError(
             f"{path}: the answers cannot be read: {first_line(error)}. Expected CSV in UTF-8, plain or gzipped; get it again."
         ) from None
-    table.columns = [name.strip().lower() for name in table.columns]
-    if len(set(table.columns)) < len(table.columns):
-        twice = next(name for name in table.columns if list(table.columns).count(name) > 1)
+    table.columns = [header[at] for at in used]
+    if not table.columns.is_unique:
+        twice = next(header[at] for at in used if header.count(header[at]) > 1)
         raise AnswersError(f"{path}: there are two columns {twice!r}, so which of them counts is open. Rename one of them.")
     return table
+
+
+def _parsed(content: bytes, **options: Any) -> pd.DataFrame:
+    # "na" is an answer, and "0.10" the name of a condition: pandas must make numbers of neither.
+    return pd.read_csv(
+        io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, **options
+    )
 
 
 def _column(path: Path, raw: pd.DataFrame, own: str, names: Sequence[str]) -> "pd.Series[str]":
@@ -239,7 +242,7 @@ def _check_consistent(table: pd.DataFrame, files: Sequence[Path], lengths: Seque
         same = ((table.dataset == entry.dataset) & (table.image == entry.image)).to_numpy()
         other = int(np.flatnonzero(same)[0])
         raise AnswersError(
-            f"{place(row)}: {entry.dataset}, picture {entry.image} is {entry.category} in condition {entry.condition} here, "
+            f"{place(row)}: {entry.dataset}, picture {entry.image!r} is {entry.category} in condition {entry.condition} here, "
             f"but {table.category.iloc[other]} in condition {table.condition.iloc[other]} in {place(other)}, so the answers "
             "cannot be compared. Correct one of them."
         )

@@ -3,7 +3,7 @@
 Shapes: n = pictures of a data set, observer = observers of one kind.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from landscape.answers.benchmark import CATEGORIES, CUE_CONFLICT, DATASETS, NO_ANSWER, Dataset, texture_of
+from landscape.answers.benchmark import CATEGORIES, CUE_CONFLICT, DATASETS, NO_ANSWER, Dataset, image_key, texture_of
 from landscape.errors import AnswersError
 
 Kind = Literal["human", "model"]
@@ -39,13 +39,13 @@ class Answers:
     Make it with `read_answers`, `answers_of_model` or `Answers.of_rows`, which check it.
 
     Args:
-        table: Columns `COLUMNS`, all categorical but the picture:
+        table: Columns `COLUMNS`, all categorical:
             observer: Name of a model, or of a person such as "subject-01". People are numbered per data set: the same name
                 in two data sets need not be one person, so no metric ever joins them.
             kind: "human" or "model".
             dataset, condition: As in `benchmark.DATASETS`.
             category: The right answer; in cue-conflict that of the shape.
-            image: Name of the picture, the same for all observers (`benchmark.image_key`).
+            image: Name of the picture as `benchmark.image_key` makes it of any, the same for all observers.
             response: A category, or "na" where a person gave no answer in time. It counts as wrong.
     """
 
@@ -70,7 +70,7 @@ class Answers:
         columns: dict[str, Any] = {}
         for name in COLUMNS:
             if name not in VALUES:
-                columns[name] = pd.Categorical(given[name].astype(str))
+                columns[name] = named(given[name].astype(str), image_key if name == "image" else str)
                 continue
             codes = codes_of(name, given[name])
             columns[name] = categorical(name, codes)
@@ -235,7 +235,7 @@ def answers_of_model(
     """Put the decisions of a model about one data set into a table.
 
     Args:
-        images: Names of the pictures (`benchmark.image_key`).
+        images: Names of the pictures, or of the trials' files.
         conditions, categories: Of each picture, as in `benchmark`.
         responses: Category of each decision; or its position in `CATEGORIES`, as `decide` returns.
 
@@ -259,6 +259,13 @@ def categorical(name: str, codes: Any) -> pd.Categorical:
     return pd.Categorical.from_codes(codes, categories=list(VALUES[name]))
 
 
+def named(texts: Any, naming: Callable[[str], str]) -> pd.Categorical:
+    """Make a column of names, each from its text; a text that many rows have is looked at once."""
+    number, different = pd.factorize(np.asarray(texts, dtype=object))
+    code, names = pd.factorize(np.array([naming(text) for text in different], dtype=object))
+    return pd.Categorical.from_codes(code[number] if len(number) else [], categories=list(names))
+
+
 def first_repeated(table: pd.DataFrame) -> int | None:
     """Find the first row whose observer has answered the same picture in an earlier row."""
     repeated = _key(table, ("kind", "observer", "dataset", "image")).duplicated()
@@ -277,7 +284,8 @@ def first_contradiction(table: pd.DataFrame) -> int | None:
 def where(table: pd.DataFrame, row: int) -> str:
     """Say which answer a row is."""
     entry = table.iloc[row]
-    return f"{entry.dataset}, {entry.kind} {entry.observer}, picture {entry.image}"
+    # Names come from files, and may hold whatever breaks a line.
+    return f"{entry.dataset}, {entry.kind} {entry.observer!r}, picture {entry.image!r}"
 
 
 def first_unknown_condition(table: pd.DataFrame) -> int | None:
