@@ -58,9 +58,10 @@ class Dataset:
         return len(self.conditions) > 1
 
     def condition_named(self, text: str) -> str | None:
-        """Find the condition that a file's text means: equal as text, else as a truth value, else as a number.
+        """Find the condition that a file's text means.
 
-        Files write 0.10 for 0.1, 1 for 1.0 and true for True. Where there is one condition only, models have NaN for it.
+        Compared as texts, else in any case, which finds truth values, else as numbers. Files write 0.10 for 0.1, 1 for 1.0 and
+        true for True. Where there is one condition only, models have NaN for it.
 
         Returns:
             The benchmark's name of the condition, or None if there is none.
@@ -86,7 +87,7 @@ def _number(text: str) -> float | None:
 
 
 def _dataset(name: str, label: str, axis_label: str = "", conditions: str = "0", ticks: str = "") -> Dataset:
-    """Make a data set; "-" before a condition excludes it, and ticks are the names unless given."""
+    """Make a data set; "-" before a condition excludes it."""
     names = conditions.split()
     shown = ticks.split() if ticks else [text.removeprefix("-") for text in names]
     levels = [Condition(text.removeprefix("-"), tick, text.startswith("-")) for text, tick in zip(names, shown, strict=True)]

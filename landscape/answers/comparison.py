@@ -16,7 +16,7 @@ from landscape.statistics import Bootstrap, holm, mcnemar, minimal_detectable_di
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetTest:
-    """Whether two models have the same accuracy on a data set, by McNemar's exact test.
+    """McNemar's exact test of two models' accuracies on a data set.
 
     Args:
         num_pictures: Pictures of the kept conditions that both answered.
@@ -121,18 +121,18 @@ def _tests(answers: Answers, first: str, second: str, alpha: float) -> list[Data
         if not {first, second} <= set(trials.models):
             continue
         correct = trials.correct("model")[:, trials.is_kept]
-        one, other = (correct[trials.models.index(model)] for model in (first, second))
-        shared = ~np.isnan(one) & ~np.isnan(other)
+        right, other_right = (correct[trials.models.index(model)] for model in (first, second))
+        shared = ~np.isnan(right) & ~np.isnan(other_right)
         if not shared.any():
             continue
-        pair = mcnemar(one[shared] == 1, other[shared] == 1)
+        pair = mcnemar(right[shared] == 1, other_right[shared] == 1)
         rows.append(
             {
                 "dataset": name,
                 "num_pictures": pair.num_items,
-                "num_left_out": int((np.isnan(one) != np.isnan(other)).sum()),
-                "first": float(one[shared].mean()),
-                "second": float(other[shared].mean()),
+                "num_left_out": int((np.isnan(right) != np.isnan(other_right)).sum()),
+                "first": float(right[shared].mean()),
+                "second": float(other_right[shared].mean()),
                 "first_only": pair.first_only,
                 "second_only": pair.second_only,
                 "p_value": pair.p_value,

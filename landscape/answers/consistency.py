@@ -20,9 +20,9 @@ from jaxtyping import Float
 
 @dataclass(frozen=True, eq=False)
 class PairCounts:
-    """How often two observers were right and wrong on the pictures that both saw, for pairs of observers.
+    """How often two observers were right, alone and together, for many pairs.
 
-    Every property is NaN where two observers share no picture.
+    Only pictures that both saw count. Every property is NaN where two observers share none.
 
     Args:
         num_pictures: Number of shared pictures, or the sum of their weights.
@@ -86,7 +86,7 @@ class PairCounts:
 def count_pairs(
     first: Float[np.ndarray, "f n"], second: Float[np.ndarray, "s n"], weights: Float[np.ndarray, "r n"] | None = None
 ) -> PairCounts:
-    """Count for every pair of a first and a second observer on which pictures they were right.
+    """Count right answers and disagreements of every first with every second observer.
 
     With x and y the correctness of two observers, x_i + y_i - 2 x_i y_i is 1 where exactly one is right. So all pairs of all
     resamples are matrix products.

@@ -43,7 +43,7 @@ def category_scores(logits: Float[np.ndarray, "*s 1000"], *, scale: float = 1.0)
 
 
 def category_scores_of_probabilities(probabilities: Float[np.ndarray, "*s 1000"]) -> Float[np.ndarray, "*s 16"]:
-    """Average probabilities over the ImageNet classes of each category, as `category_scores` does after its softmax.
+    """Average given probabilities as `category_scores` does after its softmax.
 
     Raises:
         ValueError: If there are not 1000, one is not finite or negative, or they do not sum to 1.
@@ -56,9 +56,10 @@ def category_scores_of_probabilities(probabilities: Float[np.ndarray, "*s 1000"]
 
 
 def decide(scores: Float[np.ndarray, "*s 16"]) -> Int[np.ndarray, "*s"]:
-    """Choose the category with the largest score; of equal ones the last in alphabetical order.
+    """Choose the category with the largest score.
 
-    The toolbox sorts ascending and takes the last, which is that rule; in practice scores are never equal.
+    Of equal ones it is the last in alphabetical order: the toolbox sorts ascending and takes the last, which is that rule; in
+    practice scores are never equal.
 
     Returns:
         Positions in `CATEGORIES`.

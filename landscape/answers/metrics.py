@@ -22,7 +22,9 @@ HUMANS = "humans"
 
 @dataclass(frozen=True, eq=False)
 class HumanLikeness:
-    """How like people an observer answers on one data set; NaN where observers share no picture of a condition that counts.
+    """How like people an observer answers on one data set.
+
+    NaN where observers share no picture of a condition that counts.
 
     Args:
         observed: Observed consistency, mean over kept conditions, then over people.
@@ -38,7 +40,7 @@ class HumanLikeness:
 def condition_accuracies(
     trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"] | None = None
 ) -> Float[np.ndarray, "*r o c"]:
-    """Compute the share of right answers of each observer in each condition, excluded ones too.
+    """Compute each observer's accuracy in each condition, excluded ones too.
 
     Returns:
         NaN where an observer saw no picture of a condition.
@@ -84,7 +86,7 @@ def pooled_condition_accuracies(
     weights: Float[np.ndarray, "r n"] | None = None,
     people: Float[np.ndarray, "r h"] | None = None,
 ) -> Float[np.ndarray, "*r c"]:
-    """Compute people's accuracy in each condition, pooled over people: the human line of the benchmark's plots."""
+    """Compute people's pooled accuracy in each condition, the plots' human line."""
     return _share(*_pooled_counts(trials, weights, people))
 
 
@@ -93,7 +95,9 @@ def models_and_people(
     weights: Float[np.ndarray, "r n"] | None = None,
     people: Float[np.ndarray, "r h"] | None = None,
 ) -> HumanLikeness:
-    """Compare every model with every person, on one data set; results are (*r, m), NaN without people.
+    """Compare every model with every person on one data set.
+
+    Results are (*r, m), NaN without people.
 
     Args:
         people: Of a bootstrap, how often each person counts.
@@ -108,7 +112,9 @@ def people_and_people(
     weights: Float[np.ndarray, "r n"] | None = None,
     people: Float[np.ndarray, "r h"] | None = None,
 ) -> HumanLikeness:
-    """Compare every person with every other, each pair once, on one data set; results are (*r).
+    """Compare every person with every other on one data set.
+
+    Each pair counts once; results are (*r).
 
     Args:
         people: Of a bootstrap, how often each person counts: a pair counts by the product. Nobody is compared with themselves,
@@ -127,9 +133,9 @@ def measure(
     models_people: Float[np.ndarray, "r h"] | None = None,
     pairs_of_people: Float[np.ndarray, "r h"] | None = None,
 ) -> dict[str, Float[np.ndarray, "*r o"]]:
-    """Compute the four metrics of a data set for every model, and in the last column for people.
+    """Compute the four metrics of every model and of people.
 
-    People's accuracy is pooled, and their likeness is that of one person to another.
+    People are the last column. Their accuracy is pooled, and their likeness is that of one person to another.
 
     Args:
         people: As in `pooled_accuracy`.

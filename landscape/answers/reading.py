@@ -71,7 +71,7 @@ def read_answers(paths: Path | str | Iterable[Path | str]) -> Answers:
         raise AnswersError("answers: no file was named. Name model-vs-human's raw-data folder, or CSV files of answers.")
     tables = [_read(file) for file in files]
     table = joined_columns(tables)
-    _check_consistent(table, files, [len(one) for one in tables])
+    _check_consistent(table, files, [len(rows) for rows in tables])
     return Answers(table)
 
 
@@ -112,7 +112,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _raw_table(path: Path) -> pd.DataFrame:
-    """Read the columns that could be used, as texts, under their names in lower case."""
+    """Read the columns of use as texts, named in lower case."""
     try:
         with open_regular(path) as stream:
             content = stream.read()
@@ -144,15 +144,15 @@ def _parsed(content: bytes, **options: Any) -> pd.DataFrame:
 
 
 def _column(path: Path, raw: pd.DataFrame, own: str, names: Sequence[str]) -> "pd.Series[str]":
-    found = next((name for name in names if name in raw), None)
-    if found is None:
+    chosen = next((name for name in names if name in raw), None)
+    if chosen is None:
         expected = " or ".join(repr(name) for name in names)
         there = f"of use are {', '.join(raw.columns)}" if len(raw.columns) else "and no other of use"
         raise AnswersError(
             f"{path}: there is no column {expected} ({there}), so the {own} of each answer is unknown. "
             "Expected model-vs-human's header, with commas: subj,session,trial,rt,object_response,category,condition,imagename."
         )
-    return raw[found]
+    return raw[chosen]
 
 
 def _dataset_of(path: Path) -> str:
@@ -202,7 +202,7 @@ def _values(path: Path, name: str, values: "pd.Series[str]") -> pd.Categorical:
 
 
 def _conditions(path: Path, dataset: pd.Categorical, texts: "pd.Series[str]") -> pd.Categorical:
-    """Translate the texts of a file into the benchmark's names; each combination with a data set once."""
+    """Translate the texts of a file into the benchmark's names."""
     text = pd.Categorical(texts.fillna(""))
     pair = dataset.codes.astype(np.int64) * len(text.categories) + text.codes
     _, first, inverse = np.unique(pair, return_index=True, return_inverse=True)

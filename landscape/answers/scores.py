@@ -154,9 +154,10 @@ def model_table(scores: dict[str, Scores]) -> pd.DataFrame:
 
 
 def dataset_table(scores: dict[str, Scores]) -> pd.DataFrame:
-    """Tabulate every observer on every data set, with Wilson's 95 % interval of a model's accuracy.
+    """Tabulate every observer on every data set.
 
-    People's accuracy has none here: several answered the same picture, and only resampling people says how they vary.
+    `low` and `high` are Wilson's 95 % interval of a model's accuracy. People's accuracy has none here: several answered the
+    same picture, and only resampling people says how they vary.
     """
     rows = []
     for name, of_observer in scores.items():

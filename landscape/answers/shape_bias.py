@@ -18,7 +18,7 @@ from landscape.answers.table import NOT_SHOWN, Answers, Kind, Trials
 
 @dataclass(frozen=True)
 class ShapeBias:
-    """How often an observer, or several together, named the shape and how often the texture.
+    """How often observers named the shape, and how often the texture.
 
     Args:
         shape, texture: Number of such answers.
@@ -33,7 +33,10 @@ class ShapeBias:
 
     @property
     def bias(self) -> float:
-        """S / (S + T): other answers, and none, drop out. NaN where neither was ever named."""
+        """Share of shape among both, S / (S + T).
+
+        Other answers, and none, drop out. NaN where neither was ever named.
+        """
         named = self.shape + self.texture
         return self.shape / named if named else math.nan
 
@@ -80,7 +83,9 @@ def shape_bias_by_person(answers: Answers) -> dict[str, ShapeBias]:
 def resampled_shape_bias(
     trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"], people: Float[np.ndarray, "r h"] | None = None
 ) -> Float[np.ndarray, "r o"]:
-    """Compute the shape bias of each model in every resample; of all people together where the kind is "human", (r, 1).
+    """Compute the shape bias in every resample.
+
+    Of each model; where the kind is "human", of all people together, (r, 1).
 
     Args:
         people: How often each person counts.

@@ -128,7 +128,7 @@ class Answers:
     def only(
         self, *, kind: Kind | None = None, models: Collection[str] | None = None, datasets: Collection[str] | None = None
     ) -> "Answers":
-        """Keep some of the rows: of one kind of observer, of some models (and all people), of some data sets."""
+        """Keep one kind of observer, some models (and all people), some data sets."""
         keep = np.ones(len(self.table), dtype=bool)
         if kind is not None:
             keep &= (self.table.kind == kind).to_numpy()
@@ -175,7 +175,7 @@ class Trials:
     model_responses: Int[np.ndarray, "observer n"]
 
     def correct(self, kind: Kind) -> Float[np.ndarray, "observer n"]:
-        """Tell who was right: 1 right, 0 wrong or no answer, NaN where the picture was not shown."""
+        """Tell right answers (1) from wrong and none (0); NaN is not shown."""
         responses = self.human_responses if kind == "human" else self.model_responses
         return np.where(responses == NOT_SHOWN, np.nan, responses == self.category)
 
@@ -192,7 +192,7 @@ class Trials:
 
     @property
     def strata(self) -> Int[np.ndarray, " n"]:
-        """Number of the condition and category of each picture; the benchmark fixed how many pictures each has."""
+        """Number of each picture's condition and category, whose sizes the benchmark fixed."""
         return np.asarray(self.condition * len(CATEGORIES) + self.category)
 
     @property
@@ -250,7 +250,7 @@ def answers_of_model(
 
 
 def codes_of(name: str, values: Any) -> Any:
-    """Number the values of a column by their place in `VALUES`; -1 where there is no such value."""
+    """Number a column's values by their place in `VALUES`, unknown ones -1."""
     return pd.Index(VALUES[name], dtype=object).get_indexer(np.asarray(values, dtype=object))
 
 
@@ -260,20 +260,20 @@ def categorical(name: str, codes: Any) -> pd.Categorical:
 
 
 def named(texts: Any, naming: Callable[[str], str]) -> pd.Categorical:
-    """Make a column of names, each from its text; a text that many rows have is looked at once."""
+    """Make a column of names, translating each different text once."""
     number, different = pd.factorize(np.asarray(texts, dtype=object))
     code, names = pd.factorize(np.array([naming(text) for text in different], dtype=object))
     return pd.Categorical.from_codes(code[number] if len(number) else [], categories=list(names))
 
 
 def first_repeated(table: pd.DataFrame) -> int | None:
-    """Find the first row whose observer has answered the same picture in an earlier row."""
+    """Find the first row that answers a picture for the second time."""
     repeated = _key(table, ("kind", "observer", "dataset", "image")).duplicated()
     return int(np.flatnonzero(repeated)[0]) if repeated.any() else None
 
 
 def first_contradiction(table: pd.DataFrame) -> int | None:
-    """Find the first row that gives a picture another condition or category than an earlier row."""
+    """Find the first row that contradicts an earlier one about its picture."""
     picture = _key(table, ("dataset", "image"))
     meaning = _key(table, ("condition", "category"))
     first = meaning[~picture.duplicated()].set_axis(picture[~picture.duplicated()])

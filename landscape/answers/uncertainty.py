@@ -73,7 +73,9 @@ class Resamples:
     people_by_condition: dict[str, Float[np.ndarray, "r c"]]
 
     def interval(self, observer: str, metric: str, datasets: Sequence[str] = SEVENTEEN) -> Interval:
-        """Return a number of one observer with its interval, averaged over those of the data sets that it has.
+        """Return a number of one observer with its interval.
+
+        A mean is over those of the data sets that the observer has.
 
         Args:
             observer: A model, or "humans".
@@ -91,24 +93,27 @@ class Resamples:
         return [percentile_interval(float(points[at]), values[:, at], self.settings.confidence) for at in range(len(points))]
 
     def difference(self, first: str, second: str, metric: str, datasets: Sequence[str] = SEVENTEEN) -> Difference:
-        """Compare two observers by one number, on the data sets that both have; resamples are paired.
+        """Compare two observers by one number, with paired resamples.
+
+        A mean is over those of the data sets that both have.
 
         Args:
             metric, datasets: As in `interval`.
         """
         both = [self._values(observer, metric, datasets)[2] for observer in (first, second)]
         shared = [name for name in datasets if all(name in present for present in both)]
-        (one, resampled_one, _), (other, resampled_other, _) = (self._values(name, metric, shared) for name in (first, second))
-        resampled = resampled_one - resampled_other
-        interval = percentile_interval(one - other, resampled, self.settings.confidence)
+        first_value, first_resampled, _ = self._values(first, metric, shared)
+        second_value, second_resampled, _ = self._values(second, metric, shared)
+        resampled = first_resampled - second_resampled
+        interval = percentile_interval(first_value - second_value, resampled, self.settings.confidence)
         return Difference(
             metric=metric,
-            first=one,
-            second=other,
+            first=first_value,
+            second=second_value,
             value=interval.value,
             low=interval.low,
             high=interval.high,
-            p_value=bootstrap_p_value(resampled) if math.isfinite(one - other) else math.nan,
+            p_value=bootstrap_p_value(resampled) if math.isfinite(interval.value) else math.nan,
             num_datasets=len(shared),
             missing=tuple(name for name in datasets if name not in shared),
         )
@@ -116,7 +121,7 @@ class Resamples:
     def _values(
         self, observer: str, metric: str, datasets: Sequence[str]
     ) -> tuple[float, Float[np.ndarray, " r"], tuple[str, ...]]:
-        """A number, what it is in each resample, and the data sets that it is a mean of."""
+        """Look up a number, its resamples, and the data sets behind it."""
         if observer not in self.scores:
             raise ValueError(f"there is no observer {observer!r}; there are {', '.join(self.scores)}.")
         column, nothing = self.observers.index(observer), np.full(self.settings.num_resamples, math.nan)
@@ -176,10 +181,10 @@ def resample(answers: Answers, settings: Bootstrap | None = None, *, resample_pe
 def _people_weights(
     trials: Trials, settings: Bootstrap, stream: int
 ) -> tuple[Float[np.ndarray, "r h"], Float[np.ndarray, "r h"]]:
-    """Weights of people, and those for pairs of people, where at least two different ones are drawn.
+    """Draw weights of people, and others for pairs of people.
 
-    Of three or more people a draw of one person only, from which no pair can be made, is drawn again; of two it is all there
-    can be, so there is no interval.
+    For pairs at least two different ones are needed. Of three or more people a draw of one person only, from which no pair can
+    be made, is drawn again; of two it is all there can be, so there is no interval.
     """
     generator = np.random.default_rng([settings.seed, stream])
     strata = np.zeros(len(trials.humans))

@@ -17,12 +17,13 @@ _WITHOUT_CONDITION = ("edge", "silhouette", "cue-conflict")
 
 
 def write_answers(answers: Answers, folder: Path) -> list[Path]:
-    """Write one file per model and data set, in the layout of the toolbox's `raw-data` folder.
+    """Write the answers of models as files of the toolbox.
 
-    The files are FOLDER/<dataset>/<dataset>_<model>_session-1.csv, with "-" in the file's name where the model's has anything
-    but letters, digits, "." and "+"; FOLDER stands for `raw-data`, into which its subfolders can also be copied. Column `subj`
-    keeps the model's name as it is, `imagename` is the name of the picture that people's rows share, which is all that the
-    toolbox compares by. Reading the folder gives the same answers. People's answers are not written.
+    There is one per model and data set, in the layout of the toolbox's `raw-data` folder:
+    FOLDER/<dataset>/<dataset>_<model>_session-1.csv, with "-" in the file's name where the model's has anything but letters,
+    digits, "." and "+"; FOLDER stands for `raw-data`, into which its subfolders can also be copied. Column `subj` keeps the
+    model's name as it is, `imagename` is the name of the picture that people's rows share, which is all that the toolbox
+    compares by. Reading the folder gives the same answers. People's answers are not written.
 
     Args:
         folder: Made where it is missing; files of the same name are replaced.

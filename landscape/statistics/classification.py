@@ -25,9 +25,10 @@ def top_k_hits(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"], k: i
 
 
 def half_top_1_and_5(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
-    """Score each item 1 where its class is the best, 1/2 where it is among the best five, else 0.
+    """Average whether each item is a top-1 and a top-5 hit.
 
-    The mean is (top-1 + top-5) / 2, the metric of Kinetics-700.
+    1 where its class is the best, 1/2 where it is among the best five, else 0. The mean over items is (top-1 + top-5) / 2, the
+    metric of Kinetics-700.
 
     Raises:
         ValueError: If `best` holds fewer than five classes.
@@ -38,9 +39,9 @@ def half_top_1_and_5(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"]
 def mean_class_recall(
     labels: Int[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], weights: Float[np.ndarray, "r n"] | None = None
 ) -> Any:
-    """Average the share of right answers over the classes that occur: each class counts the same.
+    """Average the shares of right answers over the classes that occur.
 
-    Also called mean per-class accuracy and balanced accuracy.
+    Each class counts the same. Also called mean per-class accuracy and balanced accuracy.
 
     Args:
         labels: Class of each item, any integers.
@@ -69,9 +70,10 @@ def mean_class_recall(
 def roc_auc(
     scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], weights: Float[np.ndarray, "r n"] | None = None
 ) -> Any:
-    """Compute the area under the ROC curve: P(score of a positive > score of a negative), ties counting one half.
+    """Compute the area under the ROC curve.
 
-    It is the Mann-Whitney statistic divided by the number of pairs, from one sort instead of all pairs.
+    P(score of a positive > score of a negative), ties counting one half. It is the Mann-Whitney statistic divided by the
+    number of pairs, from one sort instead of all pairs.
 
     Args:
         scores: Larger where the item is rather positive.

@@ -9,7 +9,10 @@ from jaxtyping import Float
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and the ends of its interval; the ends are NaN where the data give no interval: too few, or all the same."""
+    """A number and the ends of its interval.
+
+    The ends are NaN where the data give no interval: too few, or all the same.
+    """
 
     value: float
     low: float = math.nan

@@ -71,7 +71,7 @@ class PairedAnswers:
 
 
 def mcnemar(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"]) -> PairedAnswers:
-    """Test whether two observers have the same accuracy on the same items, by McNemar's exact test.
+    """Test by McNemar's exact test whether two observers are equally accurate.
 
     Items that both have right, or both wrong, say nothing about a difference. Of the b + c others, b that the first alone has
     right are Binomial(b + c, 1/2) where the accuracies are equal; p = min(1, 2 P(X <= min(b, c))).
@@ -99,7 +99,7 @@ def mcnemar(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"])
 def minimal_detectable_difference(
     num_items: int, discordant_share: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> float:
-    r"""Compute the smallest difference of two accuracies that a paired test detects with a given power.
+    r"""Compute the smallest difference of accuracies that a paired test detects.
 
     With psi the share of items that exactly one observer has right, delta the difference of the accuracies, and z_q the
     normal quantile, McNemar's test at level alpha has the power asked for when
@@ -149,10 +149,10 @@ def normal_quantile(probability: float) -> float:
 
 
 def independent_discordant_share(first: Any, second: Any) -> Any:
-    """Compute the share of items that exactly one of two observers has right, if they err independently.
+    """Compute how many items would tell two independent observers apart.
 
-    Observers of the same pictures rarely do: hard ones are hard for both, so the share, and with it what a test can detect, is
-    smaller.
+    That is the share that exactly one of them has right. Observers of the same pictures rarely do: hard ones are hard for
+    both, so the share, and with it what a test can detect, is smaller.
 
     Args:
         first, second: Accuracies, numbers or arrays.
