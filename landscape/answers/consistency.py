@@ -38,12 +38,12 @@ class PairCounts:
     @property
     def first_accuracy(self) -> Float[np.ndarray, "*r f s"]:
         """p, the share that the first observer has right."""
-        return _share(self.first_right, self.num_pictures)
+        return share(self.first_right, self.num_pictures)
 
     @property
     def second_accuracy(self) -> Float[np.ndarray, "*r f s"]:
         """q, the share that the second observer has right."""
-        return _share(self.second_right, self.num_pictures)
+        return share(self.second_right, self.num_pictures)
 
     @property
     def observed(self) -> Float[np.ndarray, "*r f s"]:
@@ -51,7 +51,7 @@ class PairCounts:
 
         c_obs = mean over pictures of [x_i = y_i]. Two different wrong answers agree, as does "no answer" with any wrong one.
         """
-        return 1 - _share(self.disagreements, self.num_pictures)
+        return 1 - share(self.disagreements, self.num_pictures)
 
     @property
     def expected(self) -> Float[np.ndarray, "*r f s"]:
@@ -71,7 +71,7 @@ class PairCounts:
         """
         # c_exp is 1 only where both are always right or both always wrong, and there nothing disagrees.
         agree = self.disagreements == 0
-        kappa = 1 - _share(1 - self.observed, np.where(agree, 1.0, 1 - self.expected))
+        kappa = 1 - share(1 - self.observed, np.where(agree, 1.0, 1 - self.expected))
         return np.where(self.num_pictures > 0, np.where(agree, 1.0, kappa), np.nan)
 
     @property
@@ -117,7 +117,7 @@ def count_pairs(
     return PairCounts(*(counts_of[0] if weights is None else counts_of for counts_of in counts))
 
 
-def _share(part: Any, whole: Any) -> Any:
-    """Divide; NaN where the whole is 0."""
+def share(part: Any, whole: Any) -> Any:
+    """Divide, with NaN where the whole is 0."""
     shape = np.broadcast_shapes(np.shape(part), np.shape(whole))
     return np.divide(part, whole, out=np.full(shape, np.nan), where=np.asarray(whole) != 0)

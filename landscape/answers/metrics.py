@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from landscape.answers.consistency import PairCounts, count_pairs
+from landscape.answers.consistency import PairCounts, count_pairs, share
 from landscape.answers.table import Kind, Trials
 
 METRICS = ("accuracy", "accuracy_difference", "observed_consistency", "error_consistency")
@@ -46,7 +46,7 @@ def condition_accuracies(
         NaN where an observer saw no picture of a condition.
     """
     right, shown = _condition_counts(trials, kind, weights)
-    return _share(right, shown)
+    return share(right, shown)
 
 
 def accuracies(
@@ -62,7 +62,7 @@ def accuracies(
     right, shown = _condition_counts(trials, kind, weights)
     kept = _kept(trials)
     complete = (shown[..., kept] > 0).all(axis=-1)
-    return np.where(complete, _share(right[..., kept].sum(axis=-1), shown[..., kept].sum(axis=-1)), np.nan)
+    return np.where(complete, share(right[..., kept].sum(axis=-1), shown[..., kept].sum(axis=-1)), np.nan)
 
 
 def pooled_accuracy(
@@ -78,7 +78,7 @@ def pooled_accuracy(
     right, shown = _pooled_counts(trials, weights, people)
     kept = _kept(trials)
     complete = (shown[..., kept] > 0).all(axis=-1)
-    return np.where(complete, _share(right[..., kept].sum(axis=-1), shown[..., kept].sum(axis=-1)), np.nan)
+    return np.where(complete, share(right[..., kept].sum(axis=-1), shown[..., kept].sum(axis=-1)), np.nan)
 
 
 def pooled_condition_accuracies(
@@ -87,7 +87,7 @@ def pooled_condition_accuracies(
     people: Float[np.ndarray, "r h"] | None = None,
 ) -> Float[np.ndarray, "*r c"]:
     """Compute people's pooled accuracy in each condition, the plots' human line."""
-    return _share(*_pooled_counts(trials, weights, people))
+    return share(*_pooled_counts(trials, weights, people))
 
 
 def models_and_people(
@@ -104,7 +104,7 @@ def models_and_people(
     """
     pairs = _pairs(trials, "model", weights)
     counts = np.ones(len(trials.humans)) if people is None else people[:, None, :]
-    return HumanLikeness(*(_share((values * counts).sum(axis=-1), counts.sum(axis=-1)) for values in pairs))
+    return HumanLikeness(*(share((values * counts).sum(axis=-1), counts.sum(axis=-1)) for values in pairs))
 
 
 def people_and_people(
@@ -123,7 +123,7 @@ def people_and_people(
     pairs = _pairs(trials, "human", weights)
     first, second = np.triu_indices(len(trials.humans), k=1)
     counts = np.ones(len(first)) if people is None else people[:, first] * people[:, second]
-    return HumanLikeness(*(_share((values[..., first, second] * counts).sum(axis=-1), counts.sum(axis=-1)) for values in pairs))
+    return HumanLikeness(*(share((values[..., first, second] * counts).sum(axis=-1), counts.sum(axis=-1)) for values in pairs))
 
 
 def measure(
@@ -190,8 +190,3 @@ def _pooled_counts(
 
 def _kept(trials: Trials) -> Any:
     return np.array([not condition.excluded for condition in trials.dataset.conditions])
-
-
-def _share(part: Any, whole: Any) -> Any:
-    """Divide; NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) != 0)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from landscape.answers.benchmark import CATEGORIES, CUE_CONFLICT
+from landscape.answers.consistency import share
 from landscape.answers.table import NOT_SHOWN, Answers, Kind, Trials
 
 
@@ -96,8 +97,7 @@ def resampled_shape_bias(
         counts = np.ones(shape.shape[0]) if people is None else people
         named_shape = (named_shape * counts).sum(axis=1, keepdims=True)
         named_texture = (named_texture * counts).sum(axis=1, keepdims=True)
-    named = named_shape + named_texture
-    return np.divide(named_shape, named, out=np.full(named.shape, np.nan), where=named > 0)
+    return np.asarray(share(named_shape, named_shape + named_texture))
 
 
 def _rows(answers: Answers, model: str | None) -> tuple[Trials | None, Bool[np.ndarray, " o"]]:

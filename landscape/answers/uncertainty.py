@@ -62,7 +62,7 @@ class Resamples:
         observers: Models, then "humans".
         by_dataset: For each of `METRICS` an array (r, o) per data set.
         shape_bias: (r, o), or None without cue-conflict.
-        people_by_condition: People's pooled accuracy in each condition, (r, c) per data set.
+        people_by_condition: People's pooled accuracy in each condition, (1 + r, c) per data set: first the numbers themselves.
     """
 
     settings: Bootstrap
@@ -70,7 +70,7 @@ class Resamples:
     scores: dict[str, Scores]
     by_dataset: dict[str, dict[str, Float[np.ndarray, "r o"]]]
     shape_bias: Float[np.ndarray, "r o"] | None
-    people_by_condition: dict[str, Float[np.ndarray, "r c"]]
+    people_by_condition: dict[str, Float[np.ndarray, "1+r c"]]
 
     def interval(self, observer: str, metric: str, datasets: Sequence[str] = SEVENTEEN) -> Interval:
         """Return a number of one observer with its interval.
