@@ -13,7 +13,7 @@ import pandas as pd
 
 from landscape.answers.benchmark import SEVENTEEN, SIXTEEN
 from landscape.answers.metrics import HUMANS, METRICS, condition_accuracies, measure, pooled_condition_accuracies
-from landscape.answers.shape_bias import ShapeBias, shape_bias
+from landscape.answers.shape_texture import ShapeBias, shape_bias
 from landscape.answers.table import NOT_SHOWN, Answers, Trials
 from landscape.statistics import wilson_interval
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from landscape.answers.benchmark import CUE_CONFLICT, DATASETS, SEVENTEEN
 from landscape.answers.metrics import HUMANS, METRICS, measure, pooled_condition_accuracies
 from landscape.answers.scores import Scores, score
-from landscape.answers.shape_bias import resampled_shape_bias
+from landscape.answers.shape_texture import resampled_shape_bias
 from landscape.answers.table import Answers, Trials
 from landscape.statistics import Bootstrap, Interval, bootstrap_p_value, percentile_interval, stratified_weights
 
