@@ -35,6 +35,10 @@ class AnswersError(LandscapeError):
     """Answers of observers to pictures are missing, unreadable, or contradict each other."""
 
 
+class DistortionError(LandscapeError):
+    """A distortion, its level, or something that it needs is missing or not valid."""
+
+
 class ModelError(LandscapeError):
     """The model is unknown, or cannot be built from its configuration."""
 
