@@ -25,6 +25,7 @@ from landscape.options import (
     PathType,
     Shard,
     Size,
+    Workers,
     product_options,
     some_series,
     threads_option,
@@ -459,6 +460,50 @@ def report(store: Path, output: Path, **options: Any) -> None:
     from landscape import pipeline
 
     _say(pipeline.write_report(store, output, **options))
+
+
+@main.command()
+@click.argument("source", metavar="FOLDER")
+@click.option("-o", "--output", required=True, type=FOLDER, help="Folder of the distorted pictures; resumed if unfinished.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    required=True,
+    help="A distortion, such as contrast, low-pass, eidolonI or edge; may be repeated. all: every one that the pictures allow.",
+)
+@click.option("--level", "levels", multiple=True, help="0.1, c10, 32-10-10, ...; may be repeated. Default: the published ones.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the random distortions.")
+@click.option(
+    "--workers", "num_workers", type=Workers(), default="auto", show_default=True, help="Processes. auto: as many as pay."
+)
+@click.option(
+    "--size",
+    default=224,
+    show_default=True,
+    type=click.IntRange(1, limits.MAX_SIDE),
+    help="Side of the pictures in pixels: the shorter side is scaled to it, and the centre square cut out.",
+)
+@click.option("--format", "suffix", default="png", show_default=True, type=click.Choice(["png", "webp"]), help="Both lossless.")
+@click.option("--gamma-lut", type=FILE, help="False colour: .npy file, the linear light of each byte. Default: sRGB's.")
+@click.option("--mean-spectrum", type=FILE, help="Power equalisation: .npy file. Default: the mean over the pictures in FOLDER.")
+@click.option("--dry-run", is_flag=True, help="Count what is left to write, then stop.")
+@_one_line_errors
+def distort(num_workers: int | str, **request: Any) -> None:
+    """Distort the pictures in FOLDER (`class/picture`, or pictures alone), or OpenMoji's, as model-vs-human does.
+
+    The twelve parametric distortions at their published levels or at any other, and sketch, silhouette and edge; see
+    docs/distort.md. The pictures depend on the seed alone, not on the number of processes.
+
+    Exit status: 0 done, 1 some pictures cannot be read, 2 wrong input.
+    """
+    from landscape.distortions.plan import DistortRequest
+    from landscape.distortions.run import distort_folder
+
+    number = None if num_workers == "auto" else int(num_workers)
+    report = distort_folder(DistortRequest(**request, num_workers=number))
+    _say(report.summary())
+    sys.exit(0 if report.complete else 1)
 
 
 @main.command()

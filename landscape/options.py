@@ -123,7 +123,7 @@ def threads_option(larger: str) -> Callable[[Callable[..., Any]], Callable[..., 
 some_series = click.option("--series", multiple=True, metavar="NAME", help="One of the series; may be repeated. Default: all.")
 
 
-class _Workers(click.ParamType):
+class Workers(click.ParamType):
     """A number of processes, or "auto"."""
 
     name = "auto|N"
@@ -174,7 +174,7 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--workers",
             "num_workers",
-            type=_Workers(),
+            type=Workers(),
             default="auto",
             show_default=True,
             help="Processes of this machine that calculate. auto: what free cores, memory and the job allow. 1: this process.",

