@@ -48,7 +48,10 @@ def check_lut(lut: Float[np.ndarray, "..."]) -> Lut:
 
 def opponent(linear: Rgb) -> Rgb:
     """Return 2 Y (1, 1, 1) - v for linear light v with luminance Y: a reflection about the grey axis, not clipped."""
-    return 2 * (linear @ np.array(LUMINANCE))[..., None] - linear
+    red, green, blue = LUMINANCE
+    light = red * linear[..., 0] + green * linear[..., 1] + blue * linear[..., 2]
+    opposite: Rgb = 2 * light[..., None] - linear
+    return opposite
 
 
 def false_colour(picture: Rgb, lut: Lut | None = None) -> Rgb:

@@ -62,11 +62,11 @@ def distort_folder(request: DistortRequest) -> DistortReport:
         LandscapeError: If the request does not fit the pictures or the output folder; nothing is written then.
     """
     plan = make_plan(request)
+    show_notes(plan.notes, shown=request.progress)
     if request.dry_run:
         return DistortReport(
             output=request.output, num_written=0, num_skipped=plan.num_skipped, num_left=plan.num_left, dry_run=True
         )
-    show_notes(plan.notes, shown=request.progress)
     if not plan.wanted:
         return DistortReport(output=request.output, num_written=0, num_skipped=plan.num_skipped, notes=plan.notes)
     _make_folders(plan)
