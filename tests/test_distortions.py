@@ -8,7 +8,7 @@ import pytest
 
 from landscape.distortions import KINDS, Inputs, Picture, amplitude_spectrum, distort, to_bytes
 from landscape.distortions.eidolon import SIGMAS, _displacements, _slices, eidolon
-from landscape.distortions.false_colour import check_lut, opponent, srgb_lut
+from landscape.distortions.false_colour import check_lut, nearest_bytes, opponent, srgb_lut
 from landscape.distortions.filters import high_pass, low_pass
 from landscape.distortions.shapes import canny
 from landscape.distortions.spectrum import phase_scrambling
@@ -365,6 +365,12 @@ def test_false_colour_is_the_nearest_entry_written_out():
     np.testing.assert_array_equal(result, slow_false_colour(picture, table.tolist()))
 
 
+def test_halfway_between_two_entries_the_lower_is_taken():
+    table = np.arange(256) / 256
+    light = np.array([0.5, 1.5, 1.5 + 1e-9, 254.5, 255]) / 256
+    assert nearest_bytes(light, table).tolist() == [0, 1, 2, 254, 255]
+
+
 def test_false_colour_is_an_involution_where_nothing_clips():
     linear = 0.3 + 0.1 * noise_picture()
     # The published weights sum to .999999.
@@ -525,6 +531,12 @@ def test_weak_edges_stay_only_where_they_touch_strong_ones():
     assert not canny(weak).any()
     growing = weak * np.linspace(1, 3, 30)[:, None]
     assert canny(growing)[:, 14:16].any(axis=1).all()
+    # Pixels of a diagonal line touch at their corners; its steepest place is made to lie on pixels.
+    i, j = np.indices((40, 40))
+    ramp = np.clip((i + j - 38) / 2, 0, 1)
+    edges = canny(0.07 * ramp * (1 + i / 20))
+    assert all(edges[row, 39 - row] for row in range(1, 39)) and edges.sum() < 45
+    assert not canny(0.07 * ramp).any()
     assert not canny(np.full((5, 5), 0.3)).any()
 
 

@@ -6,7 +6,7 @@ Imports only NumPy and landscape.errors. Shapes as in `pointwise`.
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from landscape.distortions.pointwise import Rgb
 from landscape.errors import DistortionError
@@ -63,7 +63,9 @@ def false_colour(picture: Rgb, lut: Lut | None = None) -> Rgb:
     """
     lut = srgb_lut() if lut is None else lut
     linear = lut[np.rint(255 * picture).astype(np.intp)]
-    # Where a value lies halfway between two entries, the lower one is taken, as by an argmin.
-    midpoints = (lut[1:] + lut[:-1]) / 2
-    nearest = np.searchsorted(midpoints, np.clip(opponent(linear), 0, 1), side="left")
-    return nearest / 255
+    return nearest_bytes(np.clip(opponent(linear), 0, 1), lut) / 255
+
+
+def nearest_bytes(linear: Rgb, lut: Lut) -> Int[np.ndarray, "h w 3"]:
+    """Return the byte whose linear light is nearest; of two that are equally near the lower one, as an argmin does."""
+    return np.searchsorted((lut[1:] + lut[:-1]) / 2, linear, side="left")

@@ -20,7 +20,7 @@ def silhouette(alpha: Plane) -> Rgb:
 
 
 def edge(picture: Rgb) -> Rgb:
-    """Return the edges of g as black lines of one pixel on white.
+    """Return the edges of g as thin black lines on white.
 
     Source: Canny, A computational approach to edge detection, IEEE PAMI 8 (1986).
     """
@@ -40,7 +40,7 @@ def canny(plane: Plane) -> Bool[np.ndarray, "h w"]:
     position = np.indices(plane.shape)
     step = np.stack([down / unit, right / unit])
     ahead, behind = (ndimage.map_coordinates(size, position + sign * step, order=1, mode="nearest") for sign in (1, -1))
-    # Of two equal neighbours the one ahead is taken, so that a line is one pixel wide.
+    # Of two equal neighbours the one ahead is taken, so that straight lines are one pixel wide.
     thin = (size > ahead) & (size >= behind)
     # Connected through corners too.
     labels, _ = ndimage.label(thin & (size > WEAK_EDGE), structure=np.ones((3, 3)))
