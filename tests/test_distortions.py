@@ -517,11 +517,11 @@ def test_an_edge_is_one_pixel_wide_and_stands_at_the_step():
     edges = plane_of(distort(picture, "edge", 0)) == 0
     assert (edges.sum(axis=1) == 1).all() and edges[:, 8:10].any(axis=1).all()
     disc = (np.hypot(*np.indices((64, 64)) - 31.7) < 20).astype(float)
-    found = np.argwhere(canny(disc))
+    points = np.argwhere(canny(disc))
     # Where blurred steps are steepest: within a pixel of the circle, and all around it.
-    assert abs(np.hypot(*(found - 31.7).T) - 20).max() < 1.5
-    angles = np.sort(np.arctan2(*(found - 31.7).T))
-    assert np.diff(angles).max() < 0.1 and 100 < len(found) < 150
+    assert abs(np.hypot(*(points - 31.7).T) - 20).max() < 1.5
+    angles = np.sort(np.arctan2(*(points - 31.7).T))
+    assert np.diff(angles).max() < 0.1 and 100 < len(points) < 150
 
 
 def test_weak_edges_stay_only_where_they_touch_strong_ones():

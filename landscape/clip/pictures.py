@@ -64,7 +64,7 @@ def decode_with_opacity(content: bytes) -> Image.Image:
 
 
 def has_transparency(path: Path) -> bool | None:
-    """Whether the header of a picture announces transparency; None where it cannot be read."""
+    """Tell whether a picture's header announces transparency; None if unreadable."""
     try:
         with open_regular(path) as stream, _whole_pictures_only(), Image.open(stream, formats=FORMATS) as picture:
             return _is_transparent(picture)

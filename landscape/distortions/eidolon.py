@@ -72,7 +72,10 @@ def check_sides(height: int, width: int, *, coherence: float, grain: float) -> N
 
 
 def _slices(plane: Plane) -> Iterator[Plane]:
-    """Yield the canvas in differences of Gaussians, from the largest scale to the finest; their sum is the finest blur."""
+    """Yield differences of Gaussians of the canvas, the largest scale first.
+
+    Their sum is the finest blur.
+    """
     shape = tuple(2 * side for side in plane.shape)
     spectrum = fft.rfft2(_mirrored(plane))
     larger = np.zeros(shape)
@@ -86,7 +89,9 @@ def _slices(plane: Plane) -> Iterator[Plane]:
 def _displacements(
     shape: tuple[int, ...], generator: np.random.Generator, *, coherence: float, grain: float
 ) -> Iterator[tuple[Plane, Plane]]:
-    """Yield the fields (down, right) of each scale at reach 1, from the largest scale to the finest, of the picture's size.
+    """Yield the displacements (down, right) of each scale, the largest first.
+
+    They have the picture's size and are those at reach 1.
 
     Noise that a coherence of 0 or 1 does not use is not drawn.
     """
@@ -105,7 +110,7 @@ def _displacements(
 
 
 def _noise(shape: tuple[int, ...], sigma: float, generator: np.random.Generator) -> Plane:
-    """Draw blurred normal noise on the canvas; return its part over the picture.
+    """Draw blurred normal noise; return its part over the picture.
 
     That the mean is divided by the standard deviation before it is subtracted is how the published pictures were made; it
     moves everything by some hundredths of a pixel.
@@ -122,9 +127,9 @@ def _noise(shape: tuple[int, ...], sigma: float, generator: np.random.Generator)
 
 
 def _transfer(sigma: float, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
-    """Return the transfer function exp(-2 pi^2 sigma^2 f^2) of a periodic Gaussian for the rows and columns of `rfft2`.
+    """Return a periodic Gaussian's transfer function, for rows and columns of `rfft2`.
 
-    The columns end where it falls below exp(-40), less than a double can add to 1.
+    It is exp(-2 pi^2 sigma^2 f^2). The columns end where it falls below exp(-40), less than a double can add to 1.
     """
     last = math.sqrt(40 / 2) / (math.pi * sigma)
     horizontal = fft.rfftfreq(shape[1])
@@ -134,13 +139,16 @@ def _transfer(sigma: float, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, "
 
 
 def _inverse(spectrum: Complex[np.ndarray, "n m"], num_columns: int, rows: slice = slice(None)) -> Plane:
-    """Transform the first columns of a spectrum of `rfft2` back, the others being 0; return some rows."""
+    """Invert `rfft2` for some rows; columns that are not given are 0."""
     plane: Plane = fft.irfft(fft.ifft(spectrum, axis=0)[rows], n=num_columns, axis=1)
     return plane
 
 
 def _moments(spectrum: Complex[np.ndarray, "n m"], shape: tuple[int, ...]) -> tuple[float, float]:
-    """Return mean and standard deviation of the plane whose first columns of `rfft2` are given (Parseval)."""
+    """Return mean and standard deviation of a plane from its `rfft2` (Parseval).
+
+    Columns that are not given are 0.
+    """
     power = np.square(np.abs(spectrum)).sum(axis=0)
     # Columns without a mirror image: the zero frequency, and the last one of an even number where it is there.
     alone = power[0] + (power[-1] if len(power) == shape[1] // 2 + 1 else 0.0)
@@ -150,7 +158,7 @@ def _moments(spectrum: Complex[np.ndarray, "n m"], shape: tuple[int, ...]) -> tu
 
 
 def _mirrored(plane: Plane) -> Plane:
-    """Surround the picture with its mirror images, half of them on each side."""
+    """Surround the picture with its mirror images, half on each side."""
     return np.pad(plane, [(side // 2, side - side // 2) for side in plane.shape], mode="symmetric")
 
 
@@ -159,7 +167,10 @@ def _centre(shape: tuple[int, ...]) -> tuple[slice, ...]:
 
 
 def _resampled(canvas: Plane, shape: tuple[int, ...], down: Plane, right: Plane) -> Plane:
-    """Read the canvas at displaced positions, cut to whole pixels towards zero, within the canvas."""
+    """Read the canvas at displaced positions.
+
+    They are cut to whole pixels towards zero, and kept within the canvas.
+    """
     rows, columns = (np.arange(part.start, part.stop, dtype=np.float64) for part in _centre(shape))
     row = np.clip(np.trunc(rows[:, None] + down), 0, canvas.shape[0] - 1).astype(np.intp)
     column = np.clip(np.trunc(columns + right), 0, canvas.shape[1] - 1).astype(np.intp)

@@ -47,7 +47,10 @@ def check_lut(lut: Float[np.ndarray, "..."]) -> Lut:
 
 
 def opponent(linear: Rgb) -> Rgb:
-    """Return 2 Y (1, 1, 1) - v for linear light v with luminance Y: a reflection about the grey axis, not clipped."""
+    """Reflect linear light v about the grey axis: 2 Y (1, 1, 1) - v, not clipped.
+
+    Y is the luminance of v.
+    """
     red, green, blue = LUMINANCE
     light = red * linear[..., 0] + green * linear[..., 1] + blue * linear[..., 2]
     opposite: Rgb = 2 * light[..., None] - linear
@@ -55,7 +58,9 @@ def opponent(linear: Rgb) -> Rgb:
 
 
 def false_colour(picture: Rgb, lut: Lut | None = None) -> Rgb:
-    """Replace every colour by its opponent: to linear light, reflect, clip, back to the nearest byte.
+    """Replace every colour by its opponent of the same luminance.
+
+    To linear light, reflected, clipped, and back to the nearest byte.
 
     Args:
         picture: Values are rounded to bytes first, for which the table holds.
@@ -67,5 +72,8 @@ def false_colour(picture: Rgb, lut: Lut | None = None) -> Rgb:
 
 
 def nearest_bytes(linear: Rgb, lut: Lut) -> Int[np.ndarray, "h w 3"]:
-    """Return the byte whose linear light is nearest; of two that are equally near the lower one, as an argmin does."""
+    """Return the byte whose linear light is nearest.
+
+    Of two that are equally near it is the lower one, as of an argmin.
+    """
     return np.searchsorted((lut[1:] + lut[:-1]) / 2, linear, side="left")

@@ -32,7 +32,7 @@ def check_sigma(sigma: float, height: int, width: int) -> None:
 
 
 def low_pass(picture: Rgb, sigma: float) -> Rgb:
-    """Return clip(G * g), where outside of the picture stands the constant .4423.
+    """Return clip(G * g), with the constant .4423 outside of the picture.
 
     Args:
         sigma: Standard deviation of the Gaussian G in pixels, whatever the picture's size; 0 gives g.
@@ -46,7 +46,9 @@ def low_pass(picture: Rgb, sigma: float) -> Rgb:
 
 
 def high_pass(picture: Rgb, sigma: float) -> Rgb:
-    """Return clip(h - mean h + .4423) with h = g - G * g, where outside of the picture stands the constant .4423.
+    """Return clip(h - mean h + .4423) with h = g - G * g.
+
+    Outside of the picture stands the constant .4423.
 
     Args:
         sigma: Standard deviation of the Gaussian G in pixels; inf gives clip(g - mean g + .4423), the limit, without a filter.

@@ -38,7 +38,9 @@ def published_levels(names: Sequence[str], rule: Rule) -> tuple[Level, ...]:
 
 
 def read_level(kind: str, given: str | float, published: Sequence[Level], rule: Rule) -> Level:
-    """Read a level of a distortion; a number that means a published level gets that level's name.
+    """Read a level of a distortion.
+
+    A number that means a published level gets that level's name.
 
     Raises:
         DistortionError: If it is none.
@@ -56,7 +58,9 @@ def read_level(kind: str, given: str | float, published: Sequence[Level], rule: 
 
 
 def numbers(lowest: float, highest: float, what: str, *, infinite: bool = False) -> Rule:
-    """Rule for numbers in a range; their text is the shortest of up to six digits.
+    """Make a rule for numbers in a range.
+
+    Their text is the shortest of up to six digits.
 
     Args:
         what: The quantity and its unit, for messages.
@@ -84,7 +88,7 @@ def fractions_in_percent(text: str) -> Level:
 
 
 def choices(**values: float) -> Rule:
-    """Rule for a few names, whatever their case."""
+    """Make a rule for a few names, whatever their case."""
 
     def rule(text: str) -> Level:
         name = next((name for name in values if name.lower() == text.lower()), None)
@@ -96,7 +100,10 @@ def choices(**values: float) -> Rule:
 
 
 def reaches(coherence: int, grain: int) -> Rule:
-    """Rule for eidolons: "32-10-10" (reach, coherence in tenths, grain), or the reach alone."""
+    """Make a rule for eidolons: "32-10-10", or the reach alone.
+
+    The numbers are reach, coherence in tenths, grain.
+    """
 
     def rule(text: str) -> Level:
         reach = _number(text.removesuffix(f"-{coherence}-{grain}"))

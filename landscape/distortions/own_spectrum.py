@@ -21,7 +21,9 @@ _CHUNK = 32
 def make_mean_spectrum(
     path: Path, pictures: Sequence[SourcePicture], size: int, pool: Pool, tick: Callable[[], None] = lambda: None
 ) -> None:
-    """Write the mean amplitude spectrum of the pictures that can be read; the same bytes for any number of processes.
+    """Write the mean amplitude spectrum of the pictures that can be read.
+
+    The bytes are the same for any number of processes.
 
     Args:
         path: An .npy file.

@@ -74,14 +74,14 @@ class Plan:
         return sum(map(len, self.wanted.values()))
 
     def seconds(self) -> float:
-        """About how long one process takes."""
+        """Estimate how long one process takes."""
         scale = (self.job.size / 224) ** 2
         names = [name for wanted in self.wanted.values() for name, _ in wanted]
         return scale * sum(_SECONDS_OF_EIDOLON if name.startswith("eidolon") else _SECONDS for name in names)
 
 
 def make_plan(request: DistortRequest) -> Plan:
-    """Look at the request, the pictures and the output folder; nothing is written.
+    """Compare the request with the pictures and the output; write nothing.
 
     Raises:
         DistortionError: If a distortion or level is unknown, or does not fit the pictures' size or a given file.
@@ -126,7 +126,9 @@ def _kinds(request: DistortRequest) -> list[Kind]:
 def _offered(
     request: DistortRequest, source: Source, levels_of: Mapping[Kind, tuple[Level, ...]], notes: list[str]
 ) -> tuple[dict[Kind, tuple[Level, ...]], frozenset[SourcePicture]]:
-    """Leave out the distortions that the pictures do not allow, with a note; refuse those that were asked for by name.
+    """Leave out the distortions that the pictures do not allow, with a note.
+
+    Those that were asked for by name are refused.
 
     Returns:
         The others with their levels, and the pictures that get no silhouette.
@@ -161,7 +163,7 @@ def left_out(pictures: Sequence[SourcePicture], number: int) -> list[str]:
 
 
 def _settings(request: DistortRequest, source: Source, kind: Kind) -> Settings:
-    """On what the pixels and names of a set depend, beside the levels and the pictures."""
+    """List on what the pictures of a set depend, beside level and picture."""
     settings: dict[str, str | int] = {"source": source.name, "size": request.size, "format": request.suffix}
     if kind.is_random:
         settings["seed"] = request.seed

@@ -54,7 +54,7 @@ def greyscale(picture: Rgb) -> Rgb:
 
 
 def contrast(picture: Rgb, level: float) -> Rgb:
-    """Return (1 - c)/2 + c g: contrast is lowered towards 0.5, not towards the picture's mean.
+    """Return (1 - c)/2 + c g: towards 0.5, not the picture's mean.
 
     Args:
         level: Contrast c in [0, 1]; 1 gives g.
@@ -67,9 +67,9 @@ def _with_contrast(plane: Plane, level: float) -> Plane:
 
 
 def uniform_noise(picture: Rgb, width: float, generator: np.random.Generator) -> Rgb:
-    """Return clip(.35 + .3 g + U), with U uniform in [-w, w) and independent for every pixel.
+    """Return clip(.35 + .3 g + U) for uniform noise U in [-w, w).
 
-    The contrast is lowered to 30 % first, so w = 0 is no clean picture.
+    U is independent for every pixel. The contrast is lowered to 30 % first, so w = 0 is no clean picture.
 
     Args:
         width: Half the width w of the noise, at least 0; above 0.65 every value of U may be clipped.
@@ -79,7 +79,9 @@ def uniform_noise(picture: Rgb, width: float, generator: np.random.Generator) ->
 
 
 def rotation(picture: Rgb, degrees: float) -> Rgb:
-    """Return g turned counter-clockwise; a picture that is not square changes its shape for 90 and 270 degrees.
+    """Return g turned counter-clockwise.
+
+    A picture that is not square changes its shape for 90 and 270 degrees.
 
     Raises:
         DistortionError: If the angle is no multiple of 90 degrees.

@@ -19,7 +19,7 @@ Settings = Mapping[str, Any]
 
 
 def check_record(output: Path, wanted: Mapping[str, Settings]) -> dict[str, Settings]:
-    """Compare the settings of each set with those that its pictures in the folder were made with.
+    """Compare the settings of each set with those of its pictures in the folder.
 
     Args:
         wanted: Settings of each set that is about to be made.

@@ -153,13 +153,13 @@ def kind_of(name: str) -> Kind:
 
 
 def generator_for(seed: int, kind: str, level: Level, key: str) -> np.random.Generator:
-    """Return the random numbers for one picture: a function of the four arguments alone."""
+    """Return the random numbers of one picture, from these arguments alone."""
     digest = hashlib.sha256(json.dumps([seed, kind, level.text, key]).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
 
 def _parametric(name: str, what: str, experiment: str, published: str, rule: Rule, apply: _Apply, **more: Any) -> Kind:
-    """A distortion whose published levels are the words of a text, the first of them the control."""
+    """Describe a distortion with several levels, as words; the first is the control."""
     names = published.split()
     return Kind(
         name=name,
@@ -211,7 +211,7 @@ def _equalised(picture: Picture, is_equalised: float, _: object, inputs: Inputs)
     if inputs.amplitudes is None:
         raise DistortionError(
             "power-equalisation: no mean spectrum is given, and its amplitudes replace those of the picture. Give the mean of "
-            "`amplitude_spectrum` over your pictures."
+            "amplitude_spectrum over your pictures as Inputs(amplitudes=...)."
         )
     return spectrum.power_equalisation(picture.rgb, inputs.amplitudes)
 

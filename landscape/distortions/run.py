@@ -46,7 +46,7 @@ class DistortReport:
         return not self.problems
 
     def summary(self) -> str:
-        """A line for each picture that failed, and one that counts."""
+        """Return a line for each picture that failed, and one that counts."""
         if self.dry_run:
             return f"{self.output}: {self.num_left} pictures to write, {self.num_skipped} are there."
         lines = [f"failed: {problem}" for problem in self.problems]
@@ -105,7 +105,7 @@ def _run(request: DistortRequest, plan: Plan, pool: Pool, progress: Progress) ->
 
 
 def _make_folders(plan: Plan) -> None:
-    """Make the folders of all pictures, and record what they are made with.
+    """Make the folders, and record what the pictures are made with.
 
     Raises:
         DataError: If that cannot be written.

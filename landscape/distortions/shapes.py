@@ -28,10 +28,10 @@ def edge(picture: Rgb) -> Rgb:
 
 
 def canny(plane: Plane) -> Bool[np.ndarray, "h w"]:
-    """Find edges: blur, Sobel gradient, its maxima across the edge, strong ones and the weak ones connected to them.
+    """Find strong edges, and weak ones that are connected to them.
 
-    Outside of the picture its border is continued. The gradient is compared with values interpolated one pixel further along it
-    and one pixel back.
+    Blur, Sobel gradient, its maxima across the edge, two thresholds. Outside of the picture its border is continued. The
+    gradient is compared with values interpolated one pixel further along it and one pixel back.
     """
     blurred = ndimage.gaussian_filter(plane, EDGE_SIGMA, mode="nearest")
     down, right = (ndimage.sobel(blurred, axis=axis, mode="nearest") for axis in (0, 1))

@@ -69,7 +69,9 @@ class Source:
         return self.name == OPENMOJI
 
     def digest(self) -> str:
-        """sha256 of the keys and, of files, their sizes in bytes: a picture that comes, goes or changes is likely to change it.
+        """Digest the keys and the sizes of the files (sha256).
+
+    A picture that comes or goes changes it, and most changes of a picture do.
 
         Raises:
             DataError: If a file is gone.
@@ -84,7 +86,10 @@ class Source:
         return digest.hexdigest()
 
     def without_transparency(self) -> tuple[SourcePicture, ...]:
-        """The pictures whose files have none; headers are read, and no pixels. Files that cannot be read do not count."""
+        """List the pictures whose files have no transparency, by their headers.
+
+        Files that cannot be read do not count.
+        """
         files = ((picture, picture.path) for picture in self.pictures)
         return tuple(picture for picture, path in files if path is not None and has_transparency(path) is False)
 
@@ -124,7 +129,7 @@ def open_source(source: str) -> Source:
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and folders in a folder, by name; hidden ones are left out."""
+    """List the pictures and the folders in a folder, hidden ones left out."""
     try:
         with os.scandir(folder) as entries:
             kinds = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
@@ -173,7 +178,7 @@ def _draw(name: str, size: int, needs: Collection[str]) -> Picture:
 
 
 def line_layer(svg: str) -> str:
-    """Keep of an OpenMoji picture what lies in groups whose id begins with "line"."""
+    """Keep the groups of an SVG picture whose id begins with "line"."""
     root = ElementTree.fromstring(svg)
     _keep_lines(root)
     return ElementTree.tostring(root, encoding="unicode")
@@ -208,7 +213,7 @@ def _unreadable(picture: SourcePicture, reason: str) -> PictureError:
 
 
 def _cut(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to the size, and cut the centre square out."""
+    """Scale the shorter side to the size, and cut out the centre."""
     if min(image.size) != size:
         # As torchvision's Resize: the longer side is cut to whole pixels.
         width, height = (size if side == min(image.size) else int(side * size / min(image.size)) for side in image.size)

@@ -13,12 +13,13 @@ from landscape.errors import DistortionError
 
 
 def phase_scrambling(picture: Rgb, width: float, generator: np.random.Generator, *, mirrored: bool = False) -> Rgb:
-    """Shift the phases of g by random angles, take the real part, clip.
+    """Shift the Fourier phases of g by random angles.
 
-    The block of frequencies that has the zero frequency at its centre is flattened (of a side that is even, the Nyquist
-    frequency stays outside: 223 x 223 of 224 x 224). Its first half gets angles s, its second half -s in the same order, as the
-    published pictures have them. That is not Hermitian: what the real part drops lowers the contrast. Without clipping the
-    expected power of every frequency in the block falls to (1 + (sin w / w)^2)/2 of what it was.
+    Of the picture that comes out, the real part is taken and clipped. The block of frequencies that has the zero frequency at
+    its centre is flattened (of a side that is even, the Nyquist frequency stays outside: 223 x 223 of 224 x 224). Its first half
+    gets angles s, its second half -s in the same order, as the published pictures have them. That is not Hermitian: what the
+    real part drops lowers the contrast. Without clipping the expected power of every frequency in the block falls to
+    (1 + (sin w / w)^2)/2 of what it was.
 
     Args:
         width: Largest angle w in degrees, 0 to 180; the angles are uniform in [-w, w). 0 gives g.
@@ -38,7 +39,7 @@ def phase_scrambling(picture: Rgb, width: float, generator: np.random.Generator,
 
 
 def _block(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Slices of the frequencies that have a partner of the opposite sign."""
+    """Return slices of the frequencies that have a partner of the opposite sign."""
     return tuple(slice(1 - side % 2, None) for side in shape)
 
 
@@ -48,7 +49,7 @@ def amplitude_spectrum(picture: Rgb) -> Plane:
 
 
 def power_equalisation(picture: Rgb, amplitudes: Plane) -> Rgb:
-    """Give g another amplitude spectrum, keep its phases, take the real part, clip.
+    """Give g another amplitude spectrum and its own phases; clip.
 
     Args:
         amplitudes: As from `amplitude_spectrum`, of the picture's own size: usually the mean over a set of pictures.

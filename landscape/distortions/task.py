@@ -137,7 +137,10 @@ def _load(path: Path) -> Plane:
 
 
 def sum_amplitudes(size: int, pictures: Sequence[SourcePicture]) -> tuple[Plane, int]:
-    """Sum the amplitude spectra of the pictures that can be read, in order; return the sum and their number."""
+    """Sum the amplitude spectra of pictures, in order; return sum and number.
+
+    Pictures that cannot be read are left out.
+    """
     total, number = np.zeros((size, size)), 0
     for picture in pictures:
         try:
