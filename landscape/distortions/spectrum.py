@@ -15,10 +15,10 @@ from landscape.errors import DistortionError
 def phase_scrambling(picture: Rgb, width: float, generator: np.random.Generator, *, mirrored: bool = False) -> Rgb:
     """Shift the Fourier phases of g by random angles.
 
-    Of the picture that comes out, the real part is taken and clipped. The block of frequencies that has the zero frequency at
-    its centre is flattened (of a side that is even, the Nyquist frequency stays outside: 223 x 223 of 224 x 224). Its first half
-    gets angles s, its second half -s in the same order, as the published pictures have them. That is not Hermitian: what the
-    real part drops lowers the contrast. Without clipping the expected power of every frequency in the block falls to
+    Of the picture that comes out, the real part is taken and clipped. The block of frequencies that has the zero frequency
+    at its centre is flattened; of a side that is even, the Nyquist frequency stays outside: 223 x 223 of 224 x 224. Its first
+    half gets angles s, its second half -s in the same order, as the published pictures have them. That is not Hermitian: what
+    the real part drops lowers the contrast. Without clipping the expected power of every frequency in the block falls to
     (1 + (sin w / w)^2)/2 of what it was.
 
     Args:
