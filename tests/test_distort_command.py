@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
     command = [sys.executable, "-m", "landscape", "distort", str(folder), *options]
     running = subprocess.Popen(command, env=environment_of_scripts(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     begun = time.monotonic()
-    while not list((tmp_path / "out").rglob("*.png")) and time.monotonic() < begun + 20:
+    while not list((tmp_path / "out").rglob("*.png")) and time.monotonic() < begun + 60:
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.wait()
