@@ -22,8 +22,8 @@ from landscape.store.record import Record
 LARGEST_RECORD = 2**28
 LONGEST_HEADER = 2**10
 # What every header of a record begins with; no content does, since its first key is another.
-HEADER = re.compile(rb'\{"landscape": "(record|modules)", "schema_version": \d+, "sha256": "([0-9a-f]{64})"\}\n')
-HEADER_START = re.compile(rb'\{"landscape": "(?:record|modules)", "schema_version": ')
+HEADER = re.compile(rb'\{"landscape": "(record|modules|predictions)", "schema_version": \d+, "sha256": "([0-9a-f]{64})"\}\n')
+HEADER_START = re.compile(rb'\{"landscape": "(?:record|modules|predictions)", "schema_version": ')
 _OPENING = b'{"landscape": "'
 
 
