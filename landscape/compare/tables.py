@@ -184,10 +184,10 @@ def to_latex(comparison: Comparison, metrics: Sequence[str] | None = None) -> st
         parts += [
             r"\begin{table}",
             r"\centering\small",
-            rf"\caption{{{_escaped(grid.title)}}}",
+            rf"\caption{{{escaped_latex(grid.title)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(map(_escaped, grid.header)) + r" \\",
+            " & ".join(map(escaped_latex, grid.header)) + r" \\",
             r"\midrule",
             *_latex_rows(grid),
             r"\bottomrule",
@@ -202,13 +202,13 @@ def _latex_rows(grid: Grid) -> list[str]:
     for index, row in enumerate(grid.rows):
         if grid.begins_section(index):
             lines.append(r"\addlinespace")
-        text = " & ".join(_escaped(cell) for cell in row)
+        text = " & ".join(escaped_latex(cell) for cell in row)
         # The end of the row before would take these for its own argument.
         lines.append(("{}" if text.startswith(("[", "*")) else "") + text + r" \\")
     return lines
 
 
-def _escaped(text: str) -> str:
+def escaped_latex(text: str) -> str:
     escaped = re.sub(r"[\\^~\u2212<>|&%$#_{}]", lambda found: _LATEX[found.group()], text)
     powers = re.sub(r"(?<=[\d)])e([+-]\d+)\b", lambda found: rf"$\times10^{{{int(found[1])}}}$", escaped)
     return re.sub(r"(?<![\w.{])-(?=[\d.])", "$-$", powers)
