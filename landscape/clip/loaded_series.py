@@ -89,21 +89,12 @@ class LoadedSeries:
         weights = self.trained.get("weights", "online")
         info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=weights)
         self._check_settings(checkpoint, info.settings)
-        _check_epoch(checkpoint, info.epoch, info.stored_epoch)
+        check_epoch(checkpoint, info.epoch, info.stored_epoch)
         return info
 
     def _check_settings(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-        """Compare what a checkpoint holds about its run with what the model was built by: a series is of one run."""
-        if not self.reads_runs:
-            return
-        for file in inside_checkpoint(settings, checkpoint.path):
-            try:
-                file.trained.joined(self.trained)
-            except Disagreement as error:
-                raise CheckpointError(
-                    f"{checkpoint.path}: {error}, so its weights mean another function than the rest of its series. Make two "
-                    "series of the two runs, or say `run_files: ignore` for the series."
-                ) from None
+        if self.reads_runs:
+            check_run_settings(checkpoint, settings, self.trained)
 
     def notes_on(self, info: CheckpointInfo) -> dict[str, list[str]]:
         """What is to be known of the run, a checkpoint and the data, to be stored with records; nothing where there is none."""
@@ -118,7 +109,7 @@ class LoadedSeries:
         """
         contents = check_fit(self.model, checkpoint.path, weights=self.trained.get("weights", "online"))
         self._check_settings(checkpoint, contents.settings)
-        _check_epoch(checkpoint, contents.epoch, contents.stored_epoch)
+        check_epoch(checkpoint, contents.epoch, contents.stored_epoch)
 
     def batch(self, index: int) -> Batch:
         """Batch `index` in the model's precision, on its device."""
@@ -176,7 +167,28 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def _check_epoch(checkpoint: Checkpoint, epoch: int | None, stored_epoch: int | float | None) -> None:
+def check_run_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], trained: TrainedAs) -> None:
+    """Compare what a checkpoint holds about its run with what its model was built by: a series is of one run.
+
+    Raises:
+        CheckpointError: If they disagree.
+    """
+    for file in inside_checkpoint(settings, checkpoint.path):
+        try:
+            file.trained.joined(trained)
+        except Disagreement as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: {error}, so its weights mean another function than the rest of its series. Make two "
+                "series of the two runs, or say `run_files: ignore` for the series."
+            ) from None
+
+
+def check_epoch(checkpoint: Checkpoint, epoch: int | None, stored_epoch: int | float | None) -> None:
+    """Refuse a checkpoint that says it was written after another epoch than it is listed as.
+
+    Raises:
+        CheckpointError: If so.
+    """
     if epoch is not None and epoch != checkpoint.epoch:
         stored = "" if stored_epoch in (None, epoch) else f" (it stores {stored_epoch}, counted from 0)"
         raise CheckpointError(
