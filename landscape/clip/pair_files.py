@@ -75,6 +75,11 @@ class FilePairs(Pairs):
             digest.update(json.dumps([file.key, file.caption, file.size]).encode() + b"\n")
         return digest.hexdigest()
 
+    @property
+    def files(self) -> tuple[PictureFile, ...]:
+        """The pairs in their order, as they were listed."""
+        return tuple(self._files)
+
     def __len__(self) -> int:
         return len(self._files)
 

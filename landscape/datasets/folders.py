@@ -1,0 +1,182 @@
+"""Class folders: `<class>/<picture>` or `<split>/<class>/<picture>`, as torchvision's ImageFolder reads them.
+
+`classes.txt` beside the class folders gives names: a line `folder TAB class name` each. `classnames.txt` and
+`zeroshot_classification_templates.txt` there are class names and prompts, a line each ("{c}" or "{}" for the name).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from landscape.clip.pair_files import PictureFile
+from landscape.datasets.labelled import PictureFiles, RawPictures
+from landscape.datasets.names import nearest
+from landscape.errors import DataError
+from landscape.files import read_regular
+
+# torchvision.datasets.folder.IMG_EXTENSIONS and GIF.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# Folder names that mean one part of a set.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "val_images", "dev"),
+    "dev": ("dev", "val", "validation"),
+    "test": ("test", "testing"),
+}
+_MOST_TEXT = 2**24
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Some of the pictures of each class, by their position among its sorted file names."""
+
+    first: int
+    end: int
+    note: str
+
+    def pictures(self, pictures: list[Path]) -> list[Path]:
+        return pictures[self.first : self.end]
+
+
+def read_folders(path: Path, *, split: str | None, default_split: str | None, choose: Choose | None = None) -> RawPictures:
+    """Index class folders; integer names are sorted as integers, others as ASCII.
+
+    Args:
+        split: The part asked for; None: `default_split`, or what is there.
+
+    Raises:
+        DataError: If there is no class folder, a class folder has no picture, or the split is not there.
+    """
+    root, found_split, notes = _split_folder(path, split, default_split)
+    names = _class_names(root, path)
+    folders = _class_folders(root)
+    if not folders:
+        raise DataError(
+            f"{root}: there are no class folders. Expected `<class>/<picture>`, `<split>/<class>/<picture>`, "
+            "clip-benchmark's shards, "
+            "a table of pictures and labels, or the folder of torchvision's class."
+        )
+    unknown = [name for name in names if not (root / name).is_dir()]
+    if unknown:
+        raise DataError(
+            f"{root}: classes.txt names {unknown[0]!r}, but there is no such folder (nearest: "
+            f"{', '.join(map(repr, nearest(unknown[0], folders))) or 'none'}). Correct the line, or remove it."
+        )
+    files, labels, classes = [], [], []
+    for folder in folders:
+        label = names.get(folder, folder)
+        pictures = _pictures(root / folder)
+        if not pictures:
+            raise DataError(
+                f"{root / folder}: the class has no picture ({', '.join(SUFFIXES)}). Add some, or remove the "
+                "folder."
+            )
+        if choose is not None:
+            pictures = choose.pictures(pictures)
+        if label not in classes:
+            classes.append(label)
+        for picture in pictures:
+            key = picture.relative_to(root).as_posix()
+            files.append(PictureFile(key=key, caption=label, path=str(picture), where=str(picture)))
+            labels.append(classes.index(label))
+    if choose is not None:
+        notes.append(choose.note)
+    if not files:
+        raise DataError(f"{root}: no picture is left of split {found_split!r}. Check that the set is complete.")
+    listed, listed_file = _lines(root, path, "classnames.txt")
+    templates, templates_file = _lines(root, path, "zeroshot_classification_templates.txt")
+    return RawPictures(
+        PictureFiles(files, source=str(root)),
+        labels,
+        tuple(classes),
+        where=str(root),
+        split=found_split,
+        notes=tuple(notes),
+        names=listed,
+        names_file=listed_file,
+        templates=None if templates is None else tuple(line.replace("{c}", "{}") for line in templates),
+        templates_file=templates_file,
+        classes_are_named=bool(names),
+    )
+
+
+def _split_folder(path: Path, split: str | None, default: str | None) -> tuple[Path, str, list[str]]:
+    """The folder that holds class folders, the split that it is, and what was guessed."""
+    if not path.is_dir():
+        what = "this is a file, expected a folder" if path.exists() else "there is no such folder"
+        raise DataError(f"{path}: {what} of labelled pictures. Check the path.")
+    there = {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    parts = [name for name in sorted(there & known) if _class_folders(path / name)]
+    if not parts:
+        if split not in (None, "all", default):
+            raise DataError(
+                f"{path}: there is no folder of split {split!r}. Name one of these, or leave the split out: "
+                f"{_some(there)}."
+            )
+        note = "The folder has no splits; all its pictures are used."
+        return path, split or default or "all", [note] if default is not None else []
+    for wanted in (split,) if split is not None else (default, "test", "val"):
+        for name in SPLIT_NAMES.get(wanted, (wanted,)) if wanted is not None else ():
+            if name in there and name in parts:
+                guessed = split is None and wanted != default
+                said = f"Split {name!r} was taken: there are {', '.join(parts)}."
+                return path / name, name, [said] if guessed else []
+    raise DataError(f"{path}: there is no split {split or default or 'test'!r}, but {', '.join(parts)}. Name one of these.")
+
+
+def _class_folders(root: Path) -> list[str]:
+    folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(folders, key=lambda name: (not _is_number(name), int(name) if _is_number(name) else 0, name))
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _class_names(root: Path, path: Path) -> dict[str, str]:
+    """Folder to class name, from classes.txt; empty without one."""
+    lines, source = _lines(root, path, "classes.txt")
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines or (), start=1):
+        folder, tab, name = line.partition("\t")
+        if not (tab and folder.strip() and name.strip()):
+            raise DataError(f"{source}, line {number}: expected `folder TAB class name`, got {line[:60]!r}. Correct it.")
+        if folder in names:
+            raise DataError(
+                f"{source}, line {number}: folder {folder!r} has two classes, {names[folder]!r} and {name!r}. Drop "
+                "one."
+            )
+        names[folder] = name.strip()
+    return names
+
+
+def _lines(root: Path, path: Path, name: str) -> tuple[tuple[str, ...] | None, str]:
+    """The lines of a file beside the class folders, or beside the splits, and what it is called with its digest."""
+    file = next((folder / name for folder in (root, path) if (folder / name).is_file()), None)
+    return (None, "") if file is None else read_lines(file)
+
+
+def read_lines(file: Path) -> tuple[tuple[str, ...], str]:
+    """Read the lines of a small text file that hold something, and name it with its digest.
+
+    Raises:
+        DataError: If it cannot be read as UTF-8, or is empty.
+    """
+    try:
+        content = read_regular(file, largest=_MOST_TEXT)
+        lines = tuple(line.rstrip("\r") for line in content.decode("utf-8-sig").split("\n") if line.strip())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: the file cannot be read as UTF-8 text ({error}). Write it again.") from error
+    if not lines:
+        raise DataError(f"{file}: the file is empty, so it names no class and no prompt. Fill it, or remove it.")
+    return lines, f"{file.name} beside the data, sha256 {hashlib.sha256(content).hexdigest()}"
+
+
+def _some(names: set[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:6]) + (", ..." if len(listed) > 6 else "") if listed else "nothing"

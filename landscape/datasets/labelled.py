@@ -1,0 +1,202 @@
+"""Labelled pictures: a fixed order of keys, labels and pictures, and the classes that the labels mean."""
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from landscape.clip.pair_files import FilePairs, PictureFile, in_one_line
+from landscape.datasets.classes import Classes
+from landscape.errors import DataError, PictureError
+
+
+class LabelledPictures(ABC):
+    """Pictures with the number of their class, in a fixed order.
+
+    Attributes:
+        name: Identifier of the set, see `landscape.datasets.suite`, or the name that the user gave it.
+        path: Where it was read; empty for what packages hold.
+        split: Which part of it; "all" where there are no parts.
+        notes: What was guessed, left out, or is read otherwise than elsewhere, a sentence each.
+        classes: What the labels mean.
+    """
+
+    name: str
+    path: str
+    split: str
+    notes: tuple[str, ...]
+    classes: Classes
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def key(self, i: int) -> str:
+        """Name picture i, uniquely and on every machine alike: its path within the set, or its number in an array."""
+
+    @abstractmethod
+    def label(self, i: int) -> int:
+        """Number of the class of picture i in `classes`, without decoding the picture."""
+
+    @abstractmethod
+    def picture(self, i: int) -> Image.Image:
+        """Decode picture i as RGB.
+
+        Raises:
+            PictureError: If it is missing or cannot be decoded.
+        """
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """sha256 of keys, labels and, for files, their sizes in bytes; not of pixels, and not of `classes`."""
+
+
+class PictureSource(ABC):
+    """Pictures by number, without labels."""
+
+    keys: Sequence[str]
+
+    @abstractmethod
+    def size(self, i: int) -> int | None:
+        """Size of the file in bytes; None where it is no file, or missing."""
+
+    @abstractmethod
+    def read(self, i: int) -> Image.Image: ...
+
+
+class PictureFiles(PictureSource):
+    """Pictures that are files, or pieces of tar files.
+
+    Args:
+        files: Their `key` names them within the set.
+        source: For messages.
+    """
+
+    def __init__(self, files: Sequence[PictureFile], *, source: str) -> None:
+        self.keys = tuple(file.key for file in files)
+        self._files = files
+        self._pairs = FilePairs(files, split="all", source=source, image_size=None)
+
+    def size(self, i: int) -> int | None:
+        file = self._files[i]
+        if file.size is not None:
+            return file.size
+        try:
+            return os.path.getsize(file.path)
+        # Missing pictures are refused when they are read.
+        except (OSError, ValueError):
+            return None
+
+    def read(self, i: int) -> Image.Image:
+        try:
+            picture = self._pairs[i][0]
+        except PictureError as error:
+            raise PictureError(error.problem, "Its answer is counted as missing; restore the picture, or remove it.") from error
+        assert isinstance(picture, Image.Image)
+        return picture
+
+
+class PictureArrays(PictureSource):
+    """Pictures that a function gives as uint8 arrays (h, w) or (h, w, 3), named by `keys`."""
+
+    def __init__(self, keys: Sequence[str], array: Callable[[int], np.ndarray]) -> None:
+        self.keys = keys
+        self._array = array
+
+    def size(self, i: int) -> int | None:
+        return None
+
+    def read(self, i: int) -> Image.Image:
+        try:
+            return Image.fromarray(self._array(i)).convert("RGB")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise PictureError(
+                f"{in_one_line(self.keys[i])}: the picture cannot be read ({reason}).", "Restore the file that holds it."
+            ) from error
+
+
+@dataclass(frozen=True)
+class RawPictures:
+    """What a reader finds: pictures, and labels as the data name them.
+
+    Attributes:
+        labels: Per picture, an index into `classes`.
+        classes: The labels as the data spell them: folder names, a data set object's class names, lines of classnames.txt.
+        names: Names of classes in a file beside the data, in its order; None without one. In tar shards it is `classes`.
+        templates: Prompts in a file beside the data.
+        names_file, templates_file: What these files are called, with a digest.
+        classes_are_named: Whether `classes` are names that a data set or a person gave, more than folder names.
+        numbered: Whether labels were integers whose meaning `names` gives (clip-benchmark's shards).
+    """
+
+    pictures: PictureSource
+    labels: Sequence[int]
+    classes: tuple[str, ...]
+    where: str
+    split: str
+    notes: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    names_file: str = ""
+    templates_file: str = ""
+    classes_are_named: bool = False
+    numbered: bool = False
+
+
+class OpenedPictures(LabelledPictures):
+    """Labelled pictures from what a reader found and the classes that its labels were matched to.
+
+    Args:
+        indices: Per label of the data, the number of its class in `classes`.
+
+    Raises:
+        DataError: If there is no picture, or two have one key.
+    """
+
+    def __init__(self, raw: RawPictures, classes: Classes, indices: Sequence[int], *, name: str, path: str) -> None:
+        self.name, self.path, self.split = name, path, raw.split
+        self.classes, self.notes = classes, raw.notes
+        self._pictures, self._labels = raw.pictures, [indices[label] for label in raw.labels]
+        if not self._labels:
+            raise DataError(
+                f"{raw.where}: there is no picture, so there is nothing to evaluate on. Check the path and the "
+                "split."
+            )
+        seen: set[str] = set()
+        for key in raw.pictures.keys:
+            if key in seen:
+                raise DataError(
+                    f"{raw.where}: there are two pictures {in_one_line(key)}, so their answers cannot be told apart. Drop one."
+                )
+            seen.add(key)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def key(self, i: int) -> str:
+        return self._pictures.keys[i]
+
+    def label(self, i: int) -> int:
+        return self._labels[i]
+
+    def picture(self, i: int) -> Image.Image:
+        return self._pictures.read(i)
+
+    @property
+    def digest(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            digest.update(json.dumps([self.key(i), self.label(i), self._pictures.size(i)]).encode() + b"\n")
+        return digest.hexdigest()

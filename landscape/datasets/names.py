@@ -1,0 +1,121 @@
+"""Matching of class names: labels of the data against names of classes, never by position.
+
+Two spellings are one name if they agree, in this order of preference:
+1. as words: lower case, without apostrophes, every other character that is no letter or digit a space;
+2. as words written together ("AnnualCrop", "annual crop");
+3. both again after the numbering at the front of the label ("001.", "017_") has been dropped.
+The first rule that finds a class decides; two classes under one rule are refused.
+"""
+
+import difflib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from landscape.errors import DataError
+
+_NUMBERING = re.compile(r"^\s*\d+[\s._-]+(?=\S)")
+
+
+def words(text: str) -> str:
+    """Normalise a name: lower-case words with one space between them."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    return " ".join(re.sub(r"[\W_]+", " ", re.sub(r"['’`]", "", plain)).split())
+
+
+def compact(text: str) -> str:
+    """Normalise a name and write its words together."""
+    return words(text).replace(" ", "")
+
+
+def without_numbering(text: str) -> str:
+    """Drop the digits at the front of a name, and what separates them from it."""
+    return _NUMBERING.sub("", text)
+
+
+def readable(label: str) -> str:
+    """Turn a folder name into the words of a prompt; the case stays."""
+    return " ".join(without_numbering(label).replace("_", " ").split()) or label
+
+
+def nearest(text: str, choices: Iterable[str], *, count: int = 3) -> list[str]:
+    """List the choices whose spelling is most like a text."""
+    by_words = {words(choice): choice for choice in choices}
+    return [by_words[found] for found in difflib.get_close_matches(words(text), by_words, n=count, cutoff=0.5)]
+
+
+class ClassIndex:
+    """Classes by all their spellings.
+
+    Args:
+        spellings: Per class, everything that names it: synonyms, folder names, official numbers.
+    """
+
+    def __init__(self, spellings: Sequence[Sequence[str]]) -> None:
+        self._shown = [group[0] for group in spellings]
+        self._all = [spelling for group in spellings for spelling in group]
+        self._by_words: dict[str, list[int]] = {}
+        self._by_compact: dict[str, list[int]] = {}
+        for i, group in enumerate(spellings):
+            for table, normalise in ((self._by_words, words), (self._by_compact, compact)):
+                for key in {normalise(spelling) for spelling in group} - {""}:
+                    table.setdefault(key, []).append(i)
+
+    def find(self, label: str) -> list[int]:
+        """List the classes that a label names, ascending, by the first rule that finds any."""
+        for text in dict.fromkeys((label, without_numbering(label))):
+            for table, normalise in ((self._by_words, words), (self._by_compact, compact)):
+                if hits := table.get(normalise(text)):
+                    return hits
+        return []
+
+    def match(self, labels: Sequence[str], *, where: str) -> list[int]:
+        """Find the class of each label of a data set.
+
+        Labels that are spelled alike (ImageNet's two "sunglasses") are given to as many classes of that name in order.
+
+        Args:
+            where: For messages: the data set.
+
+        Raises:
+            DataError: If a label matches no class or several, or two labels one class.
+        """
+        alike, seen = Counter(words(label) for label in labels), Counter[str]()
+        taken: dict[int, str] = {}
+        indices = []
+        for label in labels:
+            hits = self.find(label)
+            if not hits:
+                raise DataError(self._no_class(label, where))
+            if len(hits) > 1 and alike[words(label)] == len(hits):
+                hits = [hits[seen[words(label)]]]
+            if len(hits) > 1:
+                raise DataError(
+                    f"{where}: {label!r} matches {len(hits)} classes, {self._list(hits)}, so its label is not defined. "
+                    "Rename the "
+                    "folder, or write classes.txt beside the folders: a line `folder TAB class name` each."
+                )
+            seen[words(label)] += 1
+            if hits[0] in taken:
+                raise DataError(
+                    f"{where}: {taken[hits[0]]!r} and {label!r} both match class {self._shown[hits[0]]!r}, so one of them "
+                    "would be "
+                    "counted as wrong. Rename one, or join them."
+                )
+            taken[hits[0]] = label
+            indices.append(hits[0])
+        return indices
+
+    def _list(self, indices: Sequence[int]) -> str:
+        return ", ".join(f"{self._shown[i]!r} (number {i})" for i in indices[:4]) + (", ..." if len(indices) > 4 else "")
+
+    def _no_class(self, label: str, where: str) -> str:
+        candidates = nearest(label, self._all) or self._shown[:3]
+        return (
+            f"{where}: {label!r} matches none of {len(self._shown)} classes (nearest: {', '.join(map(repr, candidates))}), "
+            "so its "
+            "pictures have no label. Rename it, remove it, or write classes.txt beside the folders: a line `folder TAB class "
+            "name` "
+            "each."
+        )
