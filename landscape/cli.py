@@ -445,6 +445,56 @@ def surface(
 
 
 @main.command()
+@click.argument("manifest", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="HDF5 file of the predictions; resumed if unfinished.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A data set and its files, or the name of one that needs none; may be repeated. Default: the manifest's, else OpenMoji.",
+)
+@click.option("--slip", type=FOLDER, help="Folder of SLIP's labels.json and templates.json, the published names and prompts.")
+@some_series
+@click.option("--epochs", type=Epochs(), help="Evaluate these alone. Default: all.")
+@click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@worker_options
+@click.option("--dry-run", is_flag=True, help="List sets, pictures, classes and prompts, and what is left; then stop.")
+@threads_option("all cores")
+@_one_line_errors
+def evaluate(manifest: Path, output: Path, data: tuple[str, ...], slip: Path | None, **options: Any) -> None:
+    """Let every checkpoint of MANIFEST classify labelled pictures by their names, zero-shot, and keep each answer.
+
+    Exit status: 0 all is answered, 1 something failed, 2 wrong input.
+    """
+    from landscape import pipeline
+    from landscape.manifest import Manifest
+
+    loaded = Manifest.load(manifest, checkpoints_exist=False)
+    requests = pipeline.requests_of(loaded, data, slip=slip)
+    report = pipeline.run_evaluation(loaded, output, requests, **options)
+    _say(report.summary())
+    sys.exit(0 if report.complete else 1)
+
+
+@main.command()
+@click.argument("store", type=FILE)
+@click.option("-o", "--output", type=FILE, help="A .txt, .csv, .json or .tex file; default: the terminal.")
+@click.option(
+    "--format", "kind", type=click.Choice(["table", "csv", "json", "latex"]), help="Default: by the suffix of the output."
+)
+@some_series
+@click.option("--epochs", type=Epochs(), help="Show these alone.")
+@click.option("--resamples", "num_resamples", default=2000, show_default=True, type=RESAMPLES)
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of resampling.")
+@_one_line_errors
+def table(store: Path, **options: Any) -> None:
+    """Show how accurate the models of STORE are: a row per series, epoch and data set, with intervals and paired tests."""
+    from landscape import pipeline
+
+    click.echo(pipeline.show_table(store, **options))
+
+
+@main.command()
 @click.argument("store", type=FILE)
 @click.option("-o", "--output", required=True, type=FILE, help="An .html file.")
 @some_series

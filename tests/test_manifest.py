@@ -197,7 +197,7 @@ def test_the_example_manifest_of_the_project_is_read_once_its_runs_are_there(tmp
         # keys
         ("num_samples: 30", "num_sample: 30", 5, ["data.num_sample is not a known key", "did you mean 'num_samples'?"]),
         ("version: 1", "version: 1\nhesian: {}", 2, ["hesian is not a known key", "did you mean 'hessian'?"]),
-        ("version: 1", "version: 1\nxyz: {}", 2, ["expected one of version, epoch_zero, data, hessian, series"]),
+        ("version: 1", "version: 1\nxyz: {}", 2, ["expected one of version, epoch_zero, data, hessian, evaluation, series"]),
         ("    model: vit_tiny_64\n", "    modell: vit_tiny_64\n", 11, ["modell", "'model'"]),
         ("{epoch: 3, path", "{epoch: 3, paht", 14, ["checkpoints[2].paht", "'path'"]),
         ("  num_samples: 30\n", "", 3, ["data.num_samples is missing"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape.errors import ManifestError
+from landscape.manifest.evaluation import EvaluationSettings
 from landscape.manifest.reading import VERSION, check_manifest, read_manifest
 from landscape.manifest.settings import OPENMOJI, CheckpointSeries, DataSettings, HessianSettings
 
@@ -40,6 +41,7 @@ class Manifest:
     Args:
         path: The file it was read from, absolute.
         epoch_zero: "required", or "optional": a series may then start at a later epoch.
+        evaluation: Labelled pictures on which models are evaluated; not of the protocol of spectra.
 
     Raises:
         ValueError: If the settings do not hold together, such as a contrastive loss on batches of one pair.
@@ -51,6 +53,7 @@ class Manifest:
     series: tuple[CheckpointSeries, ...]
     epoch_zero: str = "required"
     version: int = VERSION
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     def __post_init__(self) -> None:
         check_manifest(self.data, self.hessian, self.series, epoch_zero=self.epoch_zero)
@@ -77,6 +80,7 @@ class Manifest:
             hessian=contents.hessian,
             series=contents.series,
             epoch_zero=contents.epoch_zero,
+            evaluation=contents.evaluation,
         )
 
     def check_files(self) -> dict[tuple[str, int], str]:

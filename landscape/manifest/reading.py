@@ -8,6 +8,7 @@ from typing import Any
 
 from landscape.errors import ManifestError
 from landscape.manifest.document import Section, kind, nearest, read_document
+from landscape.manifest.evaluation import EvaluationSettings, read_evaluation
 from landscape.manifest.reading_series import absolute, build, read_series
 from landscape.manifest.setting_error import shown
 from landscape.manifest.settings import OPENMOJI, CheckpointSeries, DataSettings, HessianSettings
@@ -15,7 +16,7 @@ from landscape.manifest.settings import OPENMOJI, CheckpointSeries, DataSettings
 VERSION = 1
 EPOCH_ZERO = ("required", "optional")
 
-_TOP = {"version": int, "epoch_zero": str, "data": dict, "hessian": dict, "series": list}
+_TOP = {"version": int, "epoch_zero": str, "data": dict, "hessian": dict, "evaluation": dict, "series": list}
 _DATA = {
     "source": str,
     "split": str,
@@ -47,12 +48,13 @@ _HESSIAN = {
 
 @dataclass(frozen=True)
 class Contents:
-    """A manifest as read: its settings, its series, and whether every series must start at epoch 0."""
+    """A manifest as read; `epoch_zero` says whether every series must start at epoch 0."""
 
     data: DataSettings
     hessian: HessianSettings
     series: tuple[CheckpointSeries, ...]
     epoch_zero: str
+    evaluation: EvaluationSettings = EvaluationSettings()
 
 
 def read_manifest(
@@ -78,6 +80,7 @@ def read_manifest(
         top.refuse(f"epoch_zero is {shown(epoch_zero)}, but it must be required or optional.", key="epoch_zero")
     data = _read_data(values["data"], files_exist=files_exist and not included)
     hessian = _read_hessian(values["hessian"])
+    evaluation = read_evaluation(values["evaluation"]) if "evaluation" in values else EvaluationSettings()
     sections = top.items("series")
     if included and len(sections) != 1:
         top.refuse(f"series: a manifest that `from` names lists one series, got {len(sections)}.", key="series")
@@ -88,7 +91,7 @@ def read_manifest(
         check_manifest(data, hessian, series, epoch_zero="optional" if included else epoch_zero)
     except ValueError as error:
         raise ManifestError(f"{path}: {error}") from None
-    return Contents(data, hessian, series, epoch_zero)
+    return Contents(data, hessian, series, epoch_zero, evaluation)
 
 
 def _check_version(top: Section) -> None:

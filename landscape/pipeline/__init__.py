@@ -7,6 +7,7 @@ from landscape.figures.modules_from_store import draw_modules
 from landscape.manifest.selection import Selection, Task
 from landscape.pipeline.audit import audit_target
 from landscape.pipeline.density import DensityReport, DensitySettings, density_of
+from landscape.pipeline.evaluation import EvaluationReport, requests_of, run_evaluation, show_table
 from landscape.pipeline.modules import run_with_modules
 from landscape.pipeline.plan import RunReport, plan
 from landscape.pipeline.products import ProductSettings
@@ -21,6 +22,7 @@ from landscape.workers.crew import WorkerSettings
 __all__ = [
     "DensityReport",
     "DensitySettings",
+    "EvaluationReport",
     "ProductSettings",
     "RunReport",
     "Selection",
@@ -37,9 +39,12 @@ __all__ = [
     "draw_sharpness",
     "draw_modules",
     "plan",
+    "requests_of",
     "run",
+    "run_evaluation",
     "run_surface",
     "run_with_modules",
+    "show_table",
     "train_run",
     "write_report",
 ]

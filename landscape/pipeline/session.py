@@ -20,6 +20,7 @@ from landscape.pipeline.preparation import KnownSeries, PreparedSeries, digests_
 if TYPE_CHECKING:
     from landscape.clip.image_text import Pairs
     from landscape.clip.loaded_series import LoadedSeries
+    from landscape.zeroshot import ZeroShotModel
 
 
 # Seconds that a worker waits after it could not load a checkpoint.
@@ -205,6 +206,7 @@ class Session:
         self._pairs: Pairs | None = None
         self._series: tuple[str, LoadedSeries] | None = None
         self._bench: tuple[object, Bench] | None = None
+        self._model: tuple[object, ZeroShotModel] | None = None
         self._other: tuple[object, Any] | None = None
 
     def series(self, manifest: Manifest, series: CheckpointSeries, device: str | None) -> "LoadedSeries":
@@ -223,6 +225,21 @@ class Session:
             self._series = self._bench = None
             self._series = (key, LoadedSeries.of(manifest, series, self._pairs, device=device_of(device)))
         return self._series[1]
+
+    def model(self, series: CheckpointSeries, device: str | None) -> "ZeroShotModel":
+        """The model of a series that classifies pictures, with whatever weights it had last.
+
+        Raises:
+            LandscapeError: If it cannot be built, or the device is not there.
+        """
+        from landscape.clip.loaded_series import device_of
+        from landscape.zeroshot import ZeroShotModel
+
+        key = (series.name, series.model, str(series.config), json_sha256(series.trained.changes()), device)
+        if self._model is None or self._model[0] != key:
+            self._model = self._bench = None
+            self._model = (key, ZeroShotModel.of(series, device=device_of(device)))
+        return self._model[1]
 
     def other(self, key: object, make: Callable[[], Any]) -> Any:
         """What `make` returned for this key last, or returns now; for what is no series."""

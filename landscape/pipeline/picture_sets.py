@@ -1,0 +1,108 @@
+"""Which labelled pictures are shown to a model: requests that every process can open for itself."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landscape.errors import DataError
+from landscape.store.predictions import PictureSet
+
+if TYPE_CHECKING:
+    from landscape.datasets import LabelledPictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRequest:
+    """A data set for zero-shot classification, as somebody asked for it.
+
+    Args:
+        name: Of a known set or of one's own, such as "food101" or "openmoji/group".
+        path: Of its files; None where it needs none.
+        split: None for the set's own.
+        slip: Folder of SLIP's class names and prompts, the paper's protocol; None for what there is beside them.
+        image_size: Pixels at which drawn pictures are drawn.
+    """
+
+    name: str
+    path: str | None = None
+    split: str | None = None
+    slip: Path | None = None
+    image_size: int | None = None
+
+    def open(self) -> tuple[PictureSet, "LabelledPictures"]:
+        """The pictures, and what is stored of them.
+
+        Raises:
+            DataError: If they are not there, or their classes fit no known ones.
+        """
+        from landscape.datasets import SUITE, open_labelled
+
+        pictures = open_labelled(self.name, self.path, slip=self.slip, image_size=self.image_size, split=self.split)
+        known = next((one for one in SUITE if one.identifier == pictures.name), None)
+        classes = pictures.classes
+        # The benefit of guessing; of an area under a curve, a half.
+        metric = "top1" if known is None else known.metric
+        chance = 1 / len(classes.names) if known is None else known.chance
+        return picture_set(
+            pictures,
+            title=pictures.name if known is None else known.title,
+            metric=metric,
+            chance=math.nan if chance is None else chance,
+            notes=(*(() if known is None else known.notes), *pictures.notes, *classes.notes),
+        ), pictures
+
+
+def picture_set(
+    pictures: "LabelledPictures",
+    *,
+    title: str,
+    metric: str,
+    chance: float,
+    notes: Sequence[str] = (),
+    condition: str = "",
+    rule: str = "cosine",
+) -> PictureSet:
+    """What is stored of labelled pictures.
+
+    Raises:
+        DataError: If there is none, or two have one key.
+    """
+    import numpy as np
+
+    keys = tuple(pictures.key(i) for i in range(len(pictures)))
+    if not keys:
+        raise DataError(f"{pictures.name}: there is no picture in {pictures.path or 'it'}, so there is nothing to evaluate.")
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"{pictures.name}: two pictures have the key {twice!r}, so their answers would be mixed up. Rename one.")
+    classes = pictures.classes
+    return PictureSet(
+        dataset=pictures.name,
+        title=title,
+        condition=condition,
+        split=pictures.split,
+        metric=metric,
+        rule=rule,
+        chance=chance,
+        class_names=tuple(names[0] for names in classes.names),
+        classes_digest=classes.digest,
+        sources={"names": classes.names_source, "prompts": classes.templates_source, "num_prompts": len(classes.templates)},
+        pictures_digest=pictures.digest,
+        notes=tuple(dict.fromkeys(notes)),
+        keys=keys,
+        labels=np.array([pictures.label(i) for i in range(len(keys))], dtype=np.int32),
+    )
+
+
+def check_names(requests: Sequence[SetRequest]) -> None:
+    """Refuse two sets of one name.
+
+    Raises:
+        DataError: If so.
+    """
+    names = [request.name for request in requests]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"data set {name!r} is given twice, and its answers would be stored in one place. Rename one.")

@@ -1,0 +1,180 @@
+"""A model of a manifest that classifies pictures: as it was trained, with the weights of any of its checkpoints.
+
+Shapes: b = pictures, c = classes, d = width of the common space.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landscape import threads
+from landscape.clip.checkpoint import CheckpointInfo, check_fit, load_checkpoint
+from landscape.clip.loaded_series import check_epoch, check_run_settings
+from landscape.clip.model import Preprocessing, is_classifier, preprocess_for, tokenizer_for
+from landscape.clip.trained import as_trained, build_as_trained
+from landscape.curvature.memory import is_out_of_memory
+from landscape.datasets import Classes
+from landscape.errors import ModelError
+from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, json_sha256
+from landscape.zeroshot.text import cached_class_features
+
+# timm's classifiers are trained on these.
+_IMAGENET_CLASSES = 1000
+# Only says which facts of the model are listed.
+_CONTRASTIVE, _CLASSIFIER = HessianSettings(objective="contrastive"), HessianSettings(objective="cross_entropy")
+
+
+@dataclass(eq=False, kw_only=True)
+class ZeroShotModel:
+    """The model of a series, which gives every picture a score for every class. Made by `of`.
+
+    Attributes:
+        preprocess: What the model does to a picture first.
+        tokenizer: Of its text tower; None for a classifier.
+        used: What was used of how it was trained, with who states it.
+        num_at_once: Pictures that the image tower sees at a time; halved where memory does not hold them.
+    """
+
+    series: CheckpointSeries
+    model: nn.Module
+    preprocess: Preprocessing
+    tokenizer: Any
+    device: torch.device
+    used: dict[str, list[Any]]
+    num_at_once: int
+    _digest: str = ""
+    _classes: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, series: CheckpointSeries, *, device: torch.device) -> "ZeroShotModel":
+        """Build the model of a series, with random weights.
+
+        Raises:
+            ModelError: If it cannot be built, or its text tower has no tokenizer without the network.
+        """
+        model = build_as_trained(series, device=device)
+        threads.fit(model)
+        classifies = is_classifier(series.model)
+        return cls(
+            series=series,
+            model=model,
+            preprocess=preprocess_for(model),
+            tokenizer=None if classifies else tokenizer_for(model),
+            device=device,
+            used=as_trained(model, series.trained, _CLASSIFIER if classifies else _CONTRASTIVE),
+            num_at_once=32 if device.type == "cpu" else 256,
+        )
+
+    @property
+    def weights(self) -> str:
+        return str(self.series.trained.get("weights", "online"))
+
+    def load(self, checkpoint: Checkpoint) -> CheckpointInfo:
+        """Take the weights of a checkpoint.
+
+        Raises:
+            CheckpointError: If the file is not what the manifest says, is unsafe, or does not fit the model.
+        """
+        self._classes, self._digest = {}, ""
+        info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=self.weights)
+        self._check_run(checkpoint, info.settings)
+        check_epoch(checkpoint, info.epoch, info.stored_epoch)
+        self._digest = info.sha256
+        return info
+
+    def check_fit(self, checkpoint: Checkpoint) -> None:
+        """See by names, shapes and epoch that a checkpoint can be loaded, without its numbers.
+
+        Raises:
+            CheckpointError: As `load`, short of what needs the numbers.
+        """
+        contents = check_fit(self.model, checkpoint.path, weights=self.weights)
+        self._check_run(checkpoint, contents.settings)
+        check_epoch(checkpoint, contents.epoch, contents.stored_epoch)
+
+    def _check_run(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+        if self.series.reads_runs:
+            check_run_settings(checkpoint, settings, self.series.trained)
+
+    def check_classes(self, classes: Classes, *, name: str) -> None:
+        """Refuse classes that the model cannot tell apart.
+
+        Raises:
+            ModelError: If it is a classifier, and these are not the classes that it was trained on.
+        """
+        if self.tokenizer is not None:
+            return
+        outputs = getattr(self.model, "num_classes", None)
+        if outputs != len(classes.names) or outputs != _IMAGENET_CLASSES:
+            raise ModelError(
+                f"series {self.series.name!r}: {self.series.model} is a classifier with {outputs} outputs and reads no text, so "
+                f"it can be evaluated on ImageNet's {_IMAGENET_CLASSES} classes alone, but {name} has {len(classes.names)} "
+                "classes. Leave the set out with --data, or use a CLIP model."
+            )
+
+    @torch.no_grad()
+    def scores(self, pictures: Float[Tensor, "b 3 h w"], classes: Classes) -> Float[Tensor, "b c"]:
+        """The cosine of each picture with each class; the logit where the model is a classifier."""
+        features = self.see(pictures)
+        if self.tokenizer is None:
+            return features
+        return features @ self.class_features(classes).T
+
+    def class_features(self, classes: Classes) -> Float[Tensor, "c d"]:
+        """The direction of each class; see `landscape.zeroshot.text.class_features`.
+
+        Raises:
+            DataError: If a class has none.
+        """
+        if classes.digest not in self._classes:
+            features = cached_class_features(self._encode_text, classes, model_digest=self._text_digest())
+            self._classes[classes.digest] = features.to(self.device)
+        return self._classes[classes.digest]
+
+    def settings(self) -> dict[str, Any]:
+        """How scores are computed where a protocol leaves freedom, as JSON values."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        score = "logit" if self.tokenizer is None else "cosine"
+        return {"device": device, "dtype": "float32", "score": score, "num_threads": torch.get_num_threads()}
+
+    def _text_digest(self) -> str:
+        """Of everything that a text feature depends on: the weights, and the architecture that reads them."""
+        config = getattr(self.model, "landscape_config", {})
+        return json_sha256(
+            {
+                "weights": self._digest,
+                "which": self.weights,
+                "model": self.series.model,
+                "config": repr(config),
+                "trained": self.series.trained.changes(),
+                "device": self.device.type,
+            }
+        )
+
+    @torch.no_grad()
+    def _encode_text(self, prompts: Sequence[str]) -> Float[Tensor, "p d"]:
+        model: Any = self.model
+        encoded: Tensor = model.encode_text(self.tokenizer(list(prompts)).to(self.device))
+        return encoded.float()
+
+    @torch.no_grad()
+    def see(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """The direction of each picture; the logits where the model is a classifier."""
+        while True:
+            try:
+                return torch.cat([self._see(piece.to(self.device)) for piece in pictures.split(self.num_at_once)])
+            except Exception as error:
+                if not is_out_of_memory(error) or self.num_at_once == 1:
+                    raise
+                self.num_at_once //= 2
+
+    def _see(self, pictures: Float[Tensor, "b 3 h w"]) -> Tensor:
+        model: Any = self.model
+        if self.tokenizer is None:
+            return model(pictures).float()
+        return F.normalize(model.encode_image(pictures).float(), dim=1)
