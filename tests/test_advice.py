@@ -59,6 +59,9 @@ NAMES_ONLY = {
     "landscape init {}": "the command that wrote a manifest, in its first line",
     "landscape spectra": "what makes the input of another command",
     "landscape train": "what makes the input of another command",
+    "<class>/<picture>": "a layout of files; those of test_evaluation.py have it",
+    "<split>/<class>/<picture>": "a layout of files",
+    "folder TAB class name": "a line of a file; followed in test_dataset_traps.py",
     "landscape density": "another command for the same question; its input is a manifest",
 }
 # Followed by a test elsewhere.
@@ -68,6 +71,8 @@ FOLLOWED = {
     "dask scheduler --scheduler-file {}": "test_dask_pool.py::test_the_end_of_the_scheduler_is_one_line_and_no_hang",
     "landscape merge": "test_runner.py::test_shards_merge_into_the_store_of_the_whole",
     "landscape audit {}": "test_audit_command.py::test_a_failed_audit_names_the_module_and_exits_with_1",
+    "landscape evaluate": "test_evaluation.py::test_a_manifest_names_its_sets",
+    "landscape table {}": "test_evaluation.py::test_a_manifest_names_its_sets",
     "landscape spectra --per-module": "test_module_figure.py::test_the_command_draws_them_and_refuses_what_it_cannot",
 }
 
