@@ -22,6 +22,7 @@ from landscape.options import (
     RESAMPLES,
     SEED,
     Epochs,
+    LogitScale,
     PathType,
     Shard,
     Size,
@@ -472,6 +473,47 @@ def evaluate(manifest: Path, output: Path, data: tuple[str, ...], slip: Path | N
     loaded = Manifest.load(manifest, checkpoints_exist=False)
     requests = pipeline.requests_of(loaded, data, slip=slip)
     report = pipeline.run_evaluation(loaded, output, requests, **options)
+    _say(report.summary())
+    sys.exit(0 if report.complete else 1)
+
+
+@main.command()
+@click.argument("manifest", type=FILE, required=False)
+@click.option("-o", "--output", required=True, type=FILE, help="HDF5 file of the predictions; resumed if unfinished.")
+@click.option("--stimuli", type=FOLDER, help="The published stimuli, or pictures in their layout.")
+@click.option("--own", metavar="FOLDER", help="Class folders of your own, or openmoji, to be distorted. Default: openmoji.")
+@click.option("--kind", "kinds", multiple=True, help="With --own: one of the distortions; may be repeated. Default: all.")
+@click.option("--size", type=click.IntRange(1, limits.MAX_SIDE), help="Of own pictures, in pixels. Default: the manifest's, or 224.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of random distortions.")
+@click.option(
+    "--logit-scale",
+    default="100",
+    show_default=True,
+    type=LogitScale(),
+    help="With --stimuli: by which cosines are multiplied before the softmax over ImageNet's classes, or `learned`.",
+)
+@click.option("--humans", "people", multiple=True, type=PathType(path_type=Path), help="Answers of people: files or folders.")
+@click.option("--answers", "others", multiple=True, type=PathType(path_type=Path), help="The same of other models.")
+@some_series
+@click.option("--epochs", type=Epochs(), help="Evaluate these alone. Default: all.")
+@click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@worker_options
+@click.option("--dry-run", is_flag=True, help="List what models would be shown, and what is left; then stop.")
+@threads_option("all cores")
+@_one_line_errors
+def ood(manifest: Path | None, output: Path, **options: Any) -> None:
+    """Let every checkpoint of MANIFEST classify out-of-distribution pictures, beside people and other models.
+
+    Without a MANIFEST, only the answers of --humans and --answers are put into the file.
+
+    Exit status: 0 all is answered, 1 something failed, 2 wrong input.
+    """
+    from landscape import pipeline
+    from landscape.manifest import Manifest
+
+    asked = {name: options.pop(name) for name in ("stimuli", "own", "kinds", "size", "seed", "logit_scale", "people", "others")}
+    loaded = None if manifest is None else Manifest.load(manifest, checkpoints_exist=False)
+    report = pipeline.run_ood(loaded, output, pipeline.OodRequest(**asked), **options)
     _say(report.summary())
     sys.exit(0 if report.complete else 1)
 

@@ -30,3 +30,5 @@ MAX_DENSE = 10_000
 MAX_THREADS = 1024
 # Processes that load pictures.
 MAX_WORKERS = 256
+# By which cosines are multiplied; the softmax of larger ones is the largest alone.
+MAX_LOGIT_SCALE = 1e6

@@ -67,6 +67,23 @@ class Size(click.ParamType):
         return int(size)
 
 
+class LogitScale(click.ParamType):
+    """A factor of cosines, or "learned" for each model's own, which is None."""
+
+    name = "NUMBER|learned"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        if value is None or value == "learned":
+            return None
+        try:
+            scale = float(value)
+        except ValueError:
+            scale = 0.0
+        if not 0 < scale <= limits.MAX_LOGIT_SCALE:
+            self.fail(f"{value!r} is not learned or a number above 0, such as 100.", param, ctx)
+        return scale
+
+
 def product_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how products are computed, which the command takes as one `products`."""
 

@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from landscape.compare.tables import escaped_latex, format_of
 from landscape.errors import StoreError
 from landscape.files import write_atomically
 from landscape.statistics import Bootstrap
-from landscape.store.predictions import PredictionStore
+from landscape.store.predictions import PredictionStore, notes_on
 from landscape.terminal import TextTable, terminal_width, wrapped
 
 COLUMNS = (
@@ -49,8 +49,7 @@ class AccuracyTable:
             StoreError: If there is no such series or epoch, or nothing is answered yet.
         """
         chosen = chosen_checkpoints(store, series=series, epochs=epochs)
-        notes = [f"{one.place}: {note}" for one in store.sets.values() for note in one.notes]
-        return cls(scores_of(chosen, bootstrap), frozenset(winners(chosen, bootstrap)), tuple(dict.fromkeys(notes)))
+        return cls(scores_of(chosen, bootstrap), frozenset(winners(chosen, bootstrap)), tuple(notes_on(store.sets.values())))
 
     def is_best(self, score: SetScore) -> bool:
         return (score.series, score.epoch, score.dataset, score.condition) in self.best
@@ -79,7 +78,7 @@ def chosen_checkpoints(
     }
     if not kept:
         raise StoreError("nothing is answered in this store yet; run `landscape evaluate` first.")
-    return PredictionStore(sets=store.sets, checkpoints=kept, landscape_version=store.landscape_version)
+    return replace(store, checkpoints=kept)
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from landscape.pipeline.audit import audit_target
 from landscape.pipeline.density import DensityReport, DensitySettings, density_of
 from landscape.pipeline.evaluation import EvaluationReport, requests_of, run_evaluation, show_table
 from landscape.pipeline.modules import run_with_modules
+from landscape.pipeline.ood import OodReport, OodRequest, run_ood
 from landscape.pipeline.plan import RunReport, plan
 from landscape.pipeline.products import ProductSettings
 from landscape.pipeline.solve import SolverSettings
@@ -23,6 +24,8 @@ __all__ = [
     "DensityReport",
     "DensitySettings",
     "EvaluationReport",
+    "OodReport",
+    "OodRequest",
     "ProductSettings",
     "RunReport",
     "Selection",
@@ -42,6 +45,7 @@ __all__ = [
     "requests_of",
     "run",
     "run_evaluation",
+    "run_ood",
     "run_surface",
     "run_with_modules",
     "show_table",

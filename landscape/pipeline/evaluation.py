@@ -1,7 +1,7 @@
 """`landscape evaluate`: which checkpoints answer to which labelled pictures, and what came of it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from landscape.manifest import Manifest
 from landscape.manifest.selection import Selection
 from landscape.manifest.settings import OPENMOJI
 from landscape.pipeline.evaluation_measurement import EvaluationMeasurement
-from landscape.pipeline.picture_sets import SetRequest, check_names
+from landscape.pipeline.picture_sets import Request, SetRequest, check_names
 from landscape.pipeline.runner import Outcome, run_measurement
-from landscape.store.predictions import PredictionStore, read_predictions
+from landscape.store.predictions import PictureSet, PredictionStore, read_predictions
 from landscape.workers.crew import WorkerSettings
 
 # What is evaluated on where nobody names data: OpenMoji's held-out pictures by their group, subgroup and name.
@@ -60,6 +60,20 @@ class EvaluationReport:
         if self.num_unread:
             lines.append(f"{self.num_unread} answers are missing, as pictures could not be read; they count as wrong.")
         return "\n".join(lines)
+
+
+def _listed(sets: Sequence[PictureSet]) -> Iterator[str]:
+    """A line for each data set, whose conditions share one."""
+    by_dataset: dict[str, list[PictureSet]] = {}
+    for one in sets:
+        by_dataset.setdefault(one.dataset, []).append(one)
+    for dataset, conditions in by_dataset.items():
+        first, most = conditions[0], max(map(len, conditions))
+        several = f" in {len(conditions)} conditions" if len(conditions) > 1 else ""
+        yield (
+            f"{dataset}{several}: {most:,} pictures ({first.split or 'all'}), {len(first.class_names)} classes from "
+            f"{first.sources['names']}, {first.sources['num_prompts']} prompts from {first.sources['prompts']}"
+        )
 
 
 def show_table(
@@ -119,7 +133,7 @@ def requests_of(
 def run_evaluation(
     manifest: Manifest,
     output: Path,
-    requests: Sequence[SetRequest],
+    requests: Sequence[Request],
     *,
     series: tuple[str, ...] = (),
     epochs: tuple[int, ...] | None = None,
@@ -141,23 +155,20 @@ def run_evaluation(
     target = Path(os.path.abspath(output))
     if not target.parent.is_dir():
         raise StoreError(f"{output}: there is no folder {target.parent}; make it first.")
-    opened = [request.open()[0] for request in requests]
+    found = [request.open() for request in requests]
+    opened = [one.one for one in found]
     measurement = EvaluationMeasurement(
         manifest=manifest,
         checkpoints=tuple(selection.tasks(manifest)),
         requests=tuple(requests),
         sizes=tuple(len(one) for one in opened),
-        identities=tuple(one.pictures_digest + one.classes_digest for one in opened),
+        identities=tuple(one.identity for one in found),
         target=target,
         device=device,
     )
     if not measurement.checkpoints:
         raise ManifestError(f"{manifest.path}: no checkpoint is selected.")
-    lines = tuple(
-        f"{one.place}: {len(one):,} pictures ({one.split or 'all'}), {len(one.class_names)} classes from {one.sources['names']}, "
-        f"{one.sources['num_prompts']} prompts from {one.sources['prompts']}"
-        for one in opened
-    )
+    lines = tuple(_listed(opened))
     common: dict[str, Any] = {
         "target": output,
         "lines": lines,

@@ -16,16 +16,15 @@ from landscape.manifest.gone import digest_of, is_gone
 from landscape.manifest.selection import Task
 from landscape.memory import peak_memory
 from landscape.pipeline.evaluation_output import EvaluationOutput, Stretch, UnitPredictions
-from landscape.pipeline.picture_sets import SetRequest
+from landscape.pipeline.picture_sets import OpenedSet, Pictures, Request
 from landscape.pipeline.preparation import KnownSeries, PreparedSeries, threads_of_torch
 from landscape.pipeline.session import Bench, Measurement, Session, sent
 from landscape.store import parts_folder
 from landscape.store.lock import FolderLock
-from landscape.store.predictions import PictureSet, PredictionStore
+from landscape.store.predictions import PredictionStore
 from landscape.workers.run_status import remove_status
 
 if TYPE_CHECKING:
-    from landscape.datasets import LabelledPictures
     from landscape.zeroshot import ZeroShotModel
 
 # Pictures of a unit: what a kill costs at most, and few enough for workers to share a small set.
@@ -45,7 +44,7 @@ class EvaluationMeasurement(Measurement):
 
     manifest: Manifest
     checkpoints: tuple[Task, ...]
-    requests: tuple[SetRequest, ...]
+    requests: tuple[Request, ...]
     sizes: tuple[int, ...]
     identities: tuple[str, ...]
     target: Path
@@ -90,7 +89,7 @@ class EvaluationMeasurement(Measurement):
 
     def failure(self, task: Task, index: int, reason: str) -> str:
         stretch = self.stretches[index]
-        return f"{task.place}, {self.requests[stretch.number].name} pictures {stretch.first} to {stretch.last - 1}: {reason}"
+        return f"{task.place}, {self.requests[stretch.number].place} pictures {stretch.first} to {stretch.last - 1}: {reason}"
 
     def sent(self, tasks: Sequence[Task]) -> Self:
         return replace(self, manifest=sent(self.manifest, tasks[0].series), checkpoints=())
@@ -99,7 +98,7 @@ class EvaluationMeasurement(Measurement):
     def open(self) -> Iterator[EvaluationOutput]:
         lock = FolderLock(parts_folder(self.target), output=self.target)
         try:
-            sets = [request.open()[0] for request in self.requests]
+            sets = [request.open().one for request in self.requests]
             output = EvaluationOutput(
                 self.target, lock.folder, sets, tasks=self.tasks, stretches=self.stretches, digests=self.digests
             )
@@ -118,8 +117,8 @@ class EvaluationMeasurement(Measurement):
 
         opened = self._opened(session)
         model = self._model(session, tasks[0])
-        for one, pictures in opened:
-            model.check_classes(pictures.classes, name=one.place)
+        for one in opened:
+            model.check_classes(one.classes, name=one.one.place)
         for task in tasks:
             model.check_fit(task.checkpoint)
         size = model.preprocess.size
@@ -140,14 +139,14 @@ class EvaluationMeasurement(Measurement):
     def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "EvaluationBench":
         return EvaluationBench(self, self._model(session, task), prepared, self._opened(session))
 
-    def _opened(self, session: Session) -> "list[tuple[PictureSet, LabelledPictures]]":
+    def _opened(self, session: Session) -> list[OpenedSet]:
         def make() -> Any:
             opened = [request.open() for request in self.requests]
-            for (one, _), identity in zip(opened, self.identities):
-                if one.pictures_digest + one.classes_digest != identity:
+            for one, identity in zip(opened, self.identities):
+                if one.identity != identity:
                     raise StoreError(
-                        f"{one.place}: this process sees other pictures or classes than the one that keeps {self.target}. Let "
-                        "all workers see the same files."
+                        f"{one.one.place}: this process sees other pictures or classes than the one that keeps {self.target}. "
+                        "Let all workers see the same files."
                     )
             return opened
 
@@ -166,7 +165,7 @@ class EvaluationBench(Bench):
         measurement: EvaluationMeasurement,
         model: "ZeroShotModel",
         prepared: PreparedSeries,
-        opened: "list[tuple[PictureSet, LabelledPictures]]",
+        opened: list[OpenedSet],
     ) -> None:
         super().__init__(model, prepared)
         self.stretches, self.opened = measurement.stretches, opened
@@ -175,25 +174,26 @@ class EvaluationBench(Bench):
         """The answers to a stretch of a set; a picture that cannot be read has none, and is counted."""
         import torch
 
-        from landscape.zeroshot import num_stored, predictions_of
+        from landscape.zeroshot import by_rule, num_stored, predictions_of
 
         stretch = self.stretches[index]
-        one, pictures = self.opened[stretch.number]
+        opened = self.opened[stretch.number]
         tensors, places, unread = [], [], {}
-        for place, result in enumerate(self._read(pictures, range(stretch.first, stretch.last))):
+        for place, result in enumerate(self._read(opened.pictures, range(stretch.first, stretch.last))):
             if isinstance(result, PictureError):
                 unread[place] = " ".join(result.problem.split())[:300]
             else:
                 tensors.append(result)
                 places.append(place)
-        width = num_stored(len(one.class_names))
+        width = num_stored(len(opened.one.class_names))
         top = np.full((stretch.last - stretch.first, width), -1, dtype=np.int32)
         scores = np.full(top.shape, np.nan, dtype=np.float32)
         if places:
-            top[places], scores[places] = predictions_of(self.loaded.scores(torch.stack(tensors), pictures.classes))
+            found = self.loaded.scores(torch.stack(tensors), opened.classes)
+            top[places], scores[places] = predictions_of(*by_rule(opened.one.rule, found, self.loaded))
         return UnitPredictions(stretch.number, stretch.first, top, scores, unread)
 
-    def _read(self, pictures: "LabelledPictures", indices: range) -> Iterator[Any]:
+    def _read(self, pictures: Pictures, indices: range) -> Iterator[Any]:
         """The input of the model for each picture, or why there is none."""
         from concurrent.futures import ThreadPoolExecutor
 

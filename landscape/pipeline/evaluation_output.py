@@ -21,6 +21,7 @@ from landscape.store.predictions import (
     PictureSet,
     PredictionStore,
     SetPredictions,
+    notes_on,
     read_predictions,
     with_sets,
     write_predictions,
@@ -72,7 +73,7 @@ class EvaluationOutput(Output):
         self.sets, self.tasks, self.stretches = sets, tasks, stretches
         path = target
         self.store = read_predictions(path) or PredictionStore()
-        notes = [f"{one.place}: {note}" for one in sets for note in one.notes]
+        notes = notes_on(sets)
         notes += [f"{path}: {reason}; it is answered again." for reason in self._replay()]
         self.store = with_sets(self.store, sets, path=path)
         self._digests = digests(self.store)

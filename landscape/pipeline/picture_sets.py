@@ -4,13 +4,48 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from landscape.errors import DataError
 from landscape.store.predictions import PictureSet
 
 if TYPE_CHECKING:
-    from landscape.datasets import LabelledPictures
+    from PIL import Image
+
+    from landscape.datasets import Classes, LabelledPictures
+
+
+class Pictures(Protocol):
+    """Pictures by number."""
+
+    def picture(self, i: int, /) -> "Image.Image": ...
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedSet:
+    """The pictures of a set.
+
+    Attributes:
+        one: What is stored of them.
+        classes: What a text tower is asked about, which the rule of the set makes its own classes of.
+    """
+
+    one: PictureSet
+    pictures: Pictures
+    classes: "Classes"
+
+    @property
+    def identity(self) -> str:
+        return self.one.pictures_digest + self.one.classes_digest
+
+
+class Request(Protocol):
+    """A set as somebody asked for it: plain data, to be sent to other processes."""
+
+    @property
+    def place(self) -> str: ...
+
+    def open(self) -> OpenedSet: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +66,42 @@ class SetRequest:
     slip: Path | None = None
     image_size: int | None = None
 
-    def open(self) -> tuple[PictureSet, "LabelledPictures"]:
-        """The pictures, and what is stored of them.
+    @property
+    def place(self) -> str:
+        return self.name
+
+    def labelled(self) -> "LabelledPictures":
+        """The pictures with their labels.
 
         Raises:
             DataError: If they are not there, or their classes fit no known ones.
         """
-        from landscape.datasets import SUITE, open_labelled
+        from landscape.datasets import open_labelled
 
-        pictures = open_labelled(self.name, self.path, slip=self.slip, image_size=self.image_size, split=self.split)
+        return open_labelled(self.name, self.path, slip=self.slip, image_size=self.image_size, split=self.split)
+
+    def open(self) -> OpenedSet:
+        """The pictures, and what is stored of them.
+
+        Raises:
+            DataError: As `labelled`.
+        """
+        from landscape.datasets import SUITE
+
+        pictures = self.labelled()
         known = next((one for one in SUITE if one.identifier == pictures.name), None)
         classes = pictures.classes
         # The benefit of guessing; of an area under a curve, a half.
         metric = "top1" if known is None else known.metric
         chance = 1 / len(classes.names) if known is None else known.chance
-        return picture_set(
+        one = picture_set(
             pictures,
             title=pictures.name if known is None else known.title,
             metric=metric,
             chance=math.nan if chance is None else chance,
             notes=(*(() if known is None else known.notes), *pictures.notes, *classes.notes),
-        ), pictures
+        )
+        return OpenedSet(one, pictures, classes)
 
 
 def picture_set(
@@ -61,8 +111,6 @@ def picture_set(
     metric: str,
     chance: float,
     notes: Sequence[str] = (),
-    condition: str = "",
-    rule: str = "cosine",
 ) -> PictureSet:
     """What is stored of labelled pictures.
 
@@ -81,19 +129,22 @@ def picture_set(
     return PictureSet(
         dataset=pictures.name,
         title=title,
-        condition=condition,
         split=pictures.split,
         metric=metric,
-        rule=rule,
         chance=chance,
         class_names=tuple(names[0] for names in classes.names),
         classes_digest=classes.digest,
-        sources={"names": classes.names_source, "prompts": classes.templates_source, "num_prompts": len(classes.templates)},
+        sources=sources_of(classes),
         pictures_digest=pictures.digest,
         notes=tuple(dict.fromkeys(notes)),
         keys=keys,
         labels=np.array([pictures.label(i) for i in range(len(keys))], dtype=np.int32),
     )
+
+
+def sources_of(classes: "Classes") -> dict[str, Any]:
+    """Where names and prompts come from, as plain values."""
+    return {"names": classes.names_source, "prompts": classes.templates_source, "num_prompts": len(classes.templates)}
 
 
 def check_names(requests: Sequence[SetRequest]) -> None:

@@ -2,6 +2,7 @@
 
 /                               kind = "predictions", schema_version, landscape_version
 /sets/<number>                  a data set in one condition: attribute facts (JSON, of `PictureSet`), datasets keys (JSON), labels
+/answers                        (where there are any) CSV of answers of people and other models, see `landscape.answers`
 /predictions/<series>/<epoch>   attributes model, label, checkpoint_sha256, as_trained and settings (JSON)
     <number of the set>         datasets top, scores, done; attribute unread (JSON: why, by the place of the picture)
 
@@ -157,10 +158,15 @@ class CheckpointPredictions:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictionStore:
-    """All that a file holds."""
+    """All that a file holds.
+
+    Attributes:
+        answers: A CSV table of the answers of people and of models that were not evaluated here; empty where there are none.
+    """
 
     sets: dict[tuple[str, str], PictureSet] = field(default_factory=dict)
     checkpoints: dict[tuple[str, int], CheckpointPredictions] = field(default_factory=dict)
+    answers: bytes = b""
     landscape_version: str = VERSION
 
     def digest(self) -> str:
@@ -205,6 +211,9 @@ def _write(file: h5py.File, store: PredictionStore) -> None:
         keys = np.frombuffer(json.dumps(one.keys).encode(), dtype=np.uint8)
         group.create_dataset("keys", data=keys, **_compressed(keys.size))
         group.create_dataset("labels", data=one.labels, dtype="<i4", **_compressed(len(one.labels)))
+    if store.answers:
+        content = np.frombuffer(store.answers, dtype=np.uint8)
+        file.create_dataset("answers", data=content, **_compressed(content.size))
     for (series, epoch), checkpoint in store.checkpoints.items():
         if series not in predictions:
             predictions.create_group(series, track_order=True)
@@ -252,6 +261,7 @@ def read_predictions(path: Path) -> PredictionStore | None:
         return PredictionStore(
             sets={one.name: one for one in numbered.values()},
             checkpoints={one.key: one for one in checkpoints},
+            answers=read_array(file, "answers", dtype="u1", shape=(None,)).tobytes() if "answers" in file else b"",
             landscape_version=str(file.attrs["landscape_version"]),
         )
 
@@ -285,6 +295,15 @@ def _read_checkpoint(group: h5py.Group, series: str, epoch: int, sets: Mapping[s
             unread={int(place): str(why) for place, why in json.loads(own.attrs["unread"]).items()},
         )
     return found
+
+
+def notes_on(sets: Iterable[PictureSet]) -> list[str]:
+    """What is to be known of sets, each sentence once, with the sets that it is of."""
+    places: dict[str, list[str]] = {}
+    for one in sets:
+        for note in one.notes:
+            places.setdefault(note, []).append(one.place)
+    return [f"{of[0]}{f' and {len(of) - 1} other sets' if len(of) > 1 else ''}: {note}" for note, of in places.items()]
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------

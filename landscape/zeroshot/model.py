@@ -74,6 +74,17 @@ class ZeroShotModel:
     def weights(self) -> str:
         return str(self.series.trained.get("weights", "online"))
 
+    @property
+    def gives_logits(self) -> bool:
+        """Whether scores are a classifier's logits, and no cosines."""
+        return self.tokenizer is None
+
+    @property
+    def logit_scale(self) -> float:
+        """By which the model has learned to multiply its cosines."""
+        found: Any = self.model.logit_scale
+        return float(found.detach().exp())
+
     def load(self, checkpoint: Checkpoint) -> CheckpointInfo:
         """Take the weights of a checkpoint.
 
@@ -139,7 +150,7 @@ class ZeroShotModel:
     def settings(self) -> dict[str, Any]:
         """How scores are computed where a protocol leaves freedom, as JSON values."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        score = "logit" if self.tokenizer is None else "cosine"
+        score = "logit" if self.gives_logits else "cosine"
         return {"device": device, "dtype": "float32", "score": score, "num_threads": torch.get_num_threads()}
 
     def _text_digest(self) -> str:

@@ -1,17 +1,49 @@
-"""From scores of classes to what is stored of a picture: the best classes, each with its score.
+"""From the scores of classes to what is stored of a picture: the best classes, each with its score.
 
 Shapes: n = pictures, c = classes, t = classes that are stored of each picture.
 """
 
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
+from landscape.answers import category_scores
+
 # All classes of small sets are stored, as areas under curves and shape biases need every score; of others the best few.
 MOST_STORED, _BEST = 16, 5
+# Rules by which the scores of what a model was asked become those of the classes of a set.
+COSINE, _IMAGENET16 = "cosine", "imagenet16, scale "
+
+
+class Scaled(Protocol):
+    """A model whose scores are cosines that it learned to multiply, or logits."""
+
+    @property
+    def gives_logits(self) -> bool: ...
+
+    @property
+    def logit_scale(self) -> float: ...
+
+
+def imagenet16(scale: float | None) -> str:
+    """The rule that makes scores of model-vs-human's 16 categories from those of ImageNet's 1000 classes.
+
+    Args:
+        scale: By which cosines are multiplied before the softmax; None for what each model has learned.
+    """
+    return f"{_IMAGENET16}{'learned' if scale is None else f'{scale:g}'}"
+
+
+def by_rule(rule: str, scores: Float[Tensor, "n a"], model: Scaled) -> tuple[Float[Tensor, "n c"], bool]:
+    """Scores of a set's own classes from those of what the model was asked; whether the last of equal ones wins."""
+    if not rule.startswith(_IMAGENET16):
+        return scores, False
+    asked = rule.removeprefix(_IMAGENET16)
+    scale = 1.0 if model.gives_logits else model.logit_scale if asked == "learned" else float(asked)
+    return torch.from_numpy(category_scores(scores.cpu().double().numpy(), scale=scale)), True
 
 
 def num_stored(num_classes: int) -> int:
@@ -19,30 +51,18 @@ def num_stored(num_classes: int) -> int:
     return num_classes if num_classes <= MOST_STORED else _BEST
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a model says of some pictures.
+def predictions_of(
+    scores: Float[Tensor, "n c"], last_wins: bool = False
+) -> tuple[Int32[np.ndarray, "n t"], Float32[np.ndarray, "n t"]]:
+    """The best classes of each picture and their scores.
 
-    Attributes:
-        top: The best classes, the best first; -1 throughout where a picture could not be read.
-        scores: Of these classes; NaN where a picture could not be read.
-        unread: Why, by the place of the picture.
+    Of equal scores the class with the lowest number comes first: ImageNet has two pairs of classes of one name, whose scores are
+    equal to the bit, and a sort that keeps the order of equals gives the same answer on every machine.
+
+    Args:
+        last_wins: The class with the highest number comes first, as in model-vs-human's toolbox.
     """
-
-    top: Int32[np.ndarray, "n t"]
-    scores: Float32[np.ndarray, "n t"]
-    unread: dict[int, str]
-
-    def __len__(self) -> int:
-        return len(self.top)
-
-
-def predictions_of(scores: Float[Tensor, "n c"]) -> tuple[Int32[np.ndarray, "n t"], Float32[np.ndarray, "n t"]]:
-    """The best classes of each picture and their scores; of equal scores the class with the lowest number comes first.
-
-    ImageNet has two pairs of classes of one name, whose scores are equal to the bit: a sort that keeps the order of equals
-    gives the same answer on every machine.
-    """
-    ordered = torch.sort(scores.float(), dim=1, descending=True, stable=True)
-    kept = num_stored(scores.shape[1])
-    return ordered.indices[:, :kept].cpu().numpy().astype(np.int32), ordered.values[:, :kept].cpu().numpy()
+    ordered = torch.sort(scores.flip(1) if last_wins else scores, dim=1, descending=True, stable=True)
+    kept, num_classes = num_stored(scores.shape[1]), scores.shape[1]
+    indices = num_classes - 1 - ordered.indices if last_wins else ordered.indices
+    return indices[:, :kept].cpu().numpy().astype(np.int32), ordered.values[:, :kept].float().cpu().numpy()
