@@ -124,14 +124,15 @@ def test_caltech101_without_background_has_101_classes_and_says_so(tmp_path):
 def test_every_folder_of_caltech101_and_of_eurosat_has_a_class(tmp_path):
     # The 102 folder names of the archive, in ASCII order, which is the order of SLIP's list.
     names = (
-        "BACKGROUND_Google Faces Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai "
-        "brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body cougar_face "
-        "crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar elephant emu euphonium "
-        "ewer ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone hedgehog helicopter ibis "
-        "inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster lotus mandolin mayfly menorah metronome minaret nautilus "
-        "octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino rooster saxophone schooner scissors scorpion "
-        "sea_horse snoopy soccer_ball stapler starfish stegosaurus stop_sign strawberry sunflower tick trilobite umbrella watch "
-        "water_lilly wheelchair wild_cat windsor_chair wrench yin_yang"
+        "BACKGROUND_Google Faces Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver "
+        "binocular bonsai brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair "
+        "chandelier cougar_body cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin "
+        "dragonfly electric_guitar elephant emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone "
+        "grand_piano hawksbill headphone hedgehog helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop "
+        "llama lobster lotus mandolin mayfly menorah metronome minaret nautilus octopus okapi pagoda panda pigeon pizza "
+        "platypus pyramid revolver rhino rooster saxophone schooner scissors scorpion sea_horse snoopy soccer_ball "
+        "stapler starfish stegosaurus stop_sign strawberry sunflower tick trilobite umbrella watch water_lilly wheelchair "
+        "wild_cat windsor_chair wrench yin_yang"
     ).split()
     data = open_labelled("caltech101", str(class_folders(tmp_path, names)), slip=FACTS)
     assert [data.label(i) for i in range(102)] == list(range(102))
@@ -340,7 +341,11 @@ def test_eurosats_split_val_is_numbers_1000_to_1499_of_each_class(tmp_path, monk
     for name in ("Forest", "River"):
         for i in range(4):
             save(tmp_path / "eurosat" / "2750" / name / f"{name}_{i}.png")
-    monkeypatch.setattr("landscape.datasets.folders._pictures", lambda folder: [folder / f"{folder.name}_{i:05d}.jpg" for i in range(2000)])
+
+    def pictures(folder: Path) -> list[Path]:
+        return [folder / f"{folder.name}_{i:05d}.jpg" for i in range(2000)]
+
+    monkeypatch.setattr("landscape.datasets.folders._pictures", pictures)
     data = open_labelled("eurosat", str(tmp_path))
     assert len(data) == 1000 and data.split == "val"
     assert data.key(0) == "Forest/Forest_01000.jpg" and data.key(499) == "Forest/Forest_01499.jpg"

@@ -75,10 +75,11 @@ def read_folders(path: Path, *, split: str | None, default_split: str | None, ch
             pictures = choose.pictures(pictures)
         if label not in classes:
             classes.append(label)
+        number = classes.index(label)
         for picture in pictures:
             key = picture.relative_to(root).as_posix()
             files.append(PictureFile(key=key, caption=label, path=str(picture), where=str(picture)))
-            labels.append(classes.index(label))
+            labels.append(number)
     if choose is not None:
         notes.append(choose.note)
     if not files:

@@ -100,7 +100,8 @@ def _why_no_path(name: str, known: KnownSet | None) -> str:
         layout = expected_at(known)
         where = f", a folder with {layout} or class folders" if layout else ", a folder of class folders"
         return f"{name}: {known.title} needs a path{where}. Give it as {known.identifier}=PATH; nothing is downloaded."
-    close = nearest(name, _all_names())
+    found = (find_set(spelling) for spelling in nearest(name, _all_names()))
+    close = dict.fromkeys(known.identifier for known in found if known is not None)
     advice = f"Did you mean {', '.join(close)}? " if close else ""
     return f"{name}: there is no such set. {advice}Pictures of your own need a path: NAME=PATH."
 

@@ -19,14 +19,12 @@ def resolve(raw: RawPictures, known: KnownSet | None, *, name: str, path: str, s
         DataError: If a label matches no class or several, two labels match one class, or a source cannot be read.
     """
     names, templates = find_names(known, raw, slip), find_templates(known, raw, slip)
-    spellings = _spellings(known, names, where=raw.where)
-    beside = bool(raw.names_file) and names.source == raw.names_file
-    if beside and raw.numbered:
+    if names.own:
         indices = list(range(len(raw.classes)))
     else:
-        indices = ClassIndex(spellings).match(raw.classes, where=raw.where)
-    if beside:
-        _check_all_there(names, indices, where=raw.where)
+        indices = ClassIndex(_spellings(known, names, where=raw.where)).match(raw.classes, where=raw.where)
+        if names.source == raw.names_file:
+            _check_all_there(names, indices, where=raw.where)
     notes = [*raw.notes, *(known.notes if known is not None else ())]
     content, indices, missing = _drop_optional(known, names, indices)
     classes = Classes(content, templates.content, names.source, templates.source, notes=(*names.notes, *templates.notes))
@@ -61,9 +59,28 @@ def _spellings(known: KnownSet | None, names: Found, *, where: str) -> list[list
             "which belong "
             "together is open. Give another list of names."
         )
+    if known is not None and ids:
+        _check_order(known, names, where=where)
     for i, more in enumerate(ids):
         spellings[i] += [spelling for spelling in more if spelling not in spellings[i]]
     return spellings
+
+
+def _check_order(known: KnownSet, names: Found, *, where: str) -> None:
+    """Refuse a list of names that is not in the order of the set's numbers or codes, as far as names are known.
+
+    Raises:
+        DataError: If a name is the one that the project's table has elsewhere.
+    """
+    index = ClassIndex(known.names) if known.names else None
+    for i, synonyms in enumerate(names.content):
+        hits = index.find(synonyms[0]) if index is not None else []
+        if len(hits) == 1 and hits[0] != i:
+            raise DataError(
+                f"{where}: {names.source} has {synonyms[0]!r} as class {i}, but the set's numbers or codes make it "
+                f"{hits[0]}, so its "
+                "list is in another order. Give the published list, or leave it out."
+            )
 
 
 def _drop_optional(
@@ -81,7 +98,7 @@ def _drop_optional(
             f"There are no pictures of {left_out!r}, so the choice is among {len(kept)} classes, not "
             f"{len(names.content)}."
         )
-    elif optional:
+    elif any(synonyms[0] in optional for synonyms in names.content):
         notes.append(f"Pictures of {', '.join(map(repr, optional))} are there, so the choice is among {len(kept)} classes.")
     return tuple(names.content[i] for i in kept), [place[i] for i in indices], notes
 

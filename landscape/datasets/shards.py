@@ -42,6 +42,9 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
     pairs = open_shards(_pattern(folder), split="all", image_size=None, caption_key="caption").labelled()
     if pairs is None:
         raise DataError(f"{folder}: the pictures have no KEY.cls with the number of their class. Write the shards again.")
+    notes = [note for note in pairs.notes if "classes in KEY.cls are read" not in note]
+    if split is not None and folder.name != split:
+        notes.append(f"Split {split!r} is read from folder {folder.name!r}, as the layout calls what is evaluated on.")
     labels = []
     for file in pairs.files:
         label = file.label
@@ -58,7 +61,7 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
         classes,
         where=str(folder),
         split=folder.name,
-        notes=tuple(note for note in pairs.notes if "classes in KEY.cls are read" not in note),
+        notes=tuple(notes),
         names=classes,
         names_file=classes_file,
         templates=None if templates is None else tuple(line.replace("{c}", "{}") for line in templates),

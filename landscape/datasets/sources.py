@@ -19,7 +19,7 @@ from typing import Any
 
 from landscape.datasets.classes import GENERIC_TEMPLATE
 from landscape.datasets.labelled import RawPictures
-from landscape.datasets.names import readable
+from landscape.datasets.names import compact, readable
 from landscape.datasets.suite import KnownSet
 from landscape.errors import DataError, MissingDependencyError
 
@@ -38,12 +38,14 @@ class Found:
     Attributes:
         content: Synonyms per class, or templates.
         listed: Whether names come in the order of the set's published lists, so that `KnownSet.ids` belong to them in order.
+        own: Whether name i belongs to label i of the data by definition, so that nothing is to be matched.
         notes: What differs from the paper.
     """
 
     content: tuple[Any, ...]
     source: str
     listed: bool = False
+    own: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -53,7 +55,7 @@ def find_names(known: KnownSet | None, raw: RawPictures, slip: Path | None) -> F
     Raises:
         DataError: If a source is there and cannot be read.
     """
-    choices: list[Callable[[], Found | None]] = [lambda: _beside(raw.names, raw.names_file, split=True)]
+    choices: list[Callable[[], Found | None]] = [lambda: _names_beside(raw)]
     if known is not None:
         others: list[Callable[[], Found | None]] = [
             lambda: _open_clip_names(known),
@@ -67,11 +69,14 @@ def find_names(known: KnownSet | None, raw: RawPictures, slip: Path | None) -> F
     for choice in choices:
         if (found := choice()) is not None:
             return found
-    named = raw.classes if raw.classes_are_named else tuple(readable(label) for label in raw.classes)
+    named = tuple(label.replace("_", " ") if raw.classes_are_named else readable(label) for label in raw.classes)
+    # Words of the prompts, where a folder name is known to stand for them.
+    spoken = {compact(spelling): group[0] for group in (known.same if known is not None else ()) for spelling in group}
+    named = tuple(spoken.get(compact(name), name) for name in named)
     source = "the data set's class names" if raw.classes_are_named else "folder names"
     papers = known is not None and not known.identifier.startswith("openmoji/")
     notes = (f"The class names are {source}; the paper's spelling may differ.",) if papers else ()
-    return Found(tuple((name,) for name in named), source, notes=notes)
+    return Found(tuple((name,) for name in named), source, own=True, notes=notes)
 
 
 def find_templates(known: KnownSet | None, raw: RawPictures, slip: Path | None) -> Found:
@@ -80,7 +85,7 @@ def find_templates(known: KnownSet | None, raw: RawPictures, slip: Path | None) 
     Raises:
         DataError: If a source is there and cannot be read.
     """
-    choices: list[Callable[[], Found | None]] = [lambda: _beside(raw.templates, raw.templates_file, split=False)]
+    choices: list[Callable[[], Found | None]] = [lambda: _templates_beside(raw)]
     if known is not None:
         others: list[Callable[[], Found | None]] = [
             lambda: _open_clip_templates(known),
@@ -109,10 +114,12 @@ def class_ids(known: KnownSet) -> tuple[tuple[str, ...], ...]:
     return tuple((wnid,) for wnid in path.read_text().split())
 
 
-def _beside(content: tuple[str, ...] | None, source: str, *, split: bool) -> Found | None:
-    if content is None:
-        return None
-    return Found(tuple((name,) for name in content) if split else content, source)
+def _names_beside(raw: RawPictures) -> Found | None:
+    return None if raw.names is None else Found(tuple((name,) for name in raw.names), raw.names_file, own=raw.numbered)
+
+
+def _templates_beside(raw: RawPictures) -> Found | None:
+    return None if raw.templates is None else Found(raw.templates, raw.templates_file)
 
 
 def _open_clip_names(known: KnownSet) -> Found | None:

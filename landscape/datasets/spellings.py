@@ -1,4 +1,4 @@
-"""Names of small label sets, and other spellings of class names: folder names of VISSL, labels of torchvision and clip-benchmark.
+"""Names of small label sets, and other spellings of class names: folder names of VISSL, labels of torchvision.
 
 A group begins with the name that a prompt uses.
 """
@@ -84,4 +84,5 @@ SST2 = (("negative", "0"), ("positive", "1"))
 
 
 def first_of_each(groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    """Per class, the name that a prompt uses."""
     return tuple(group[:1] for group in groups)

@@ -222,8 +222,9 @@ def _flowers(root: Path, split: str) -> RawPictures:
 
 def _sun397(root: Path, split: str) -> RawPictures:
     data = _torchvision("SUN397")(root)
+    names = [name.replace("/", " ") for name in data.classes]
     note = "torchvision knows no splits of SUN397: all its pictures are used."
-    return _files(root, "SUN397", data._image_files, data._labels, data.classes, "all", notes=(note,), classes_are_named=True)
+    return _files(root, "SUN397", data._image_files, data._labels, names, "all", notes=(note,), classes_are_named=True)
 
 
 def _eurosat(root: Path, split: str) -> RawPictures:
