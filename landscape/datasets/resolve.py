@@ -38,13 +38,12 @@ def _check_all_there(names: Found, indices: Sequence[int], *, where: str) -> Non
     if lacking:
         raise DataError(
             f"{where}: classnames.txt names {lacking[0]!r} ({len(lacking)} of {len(names.content)} such), which fits no "
-            "folder, so a "
-            "choice that nothing can be would be offered. Remove the line, or restore the folder."
+            "folder, so a choice that nothing can be would be offered. Remove the line, or restore the folder."
         )
 
 
 def _spellings(known: KnownSet | None, names: Found, *, where: str) -> list[list[str]]:
-    """Everything that names each class: its synonyms, spellings known to be the same, numbers and codes."""
+    """List what names each class: synonyms, other spellings, numbers and codes."""
     groups: dict[str, tuple[str, ...]] = {}
     for group in known.same if known is not None else ():
         groups.update({compact(spelling): group for spelling in group})
@@ -56,8 +55,7 @@ def _spellings(known: KnownSet | None, names: Found, *, where: str) -> list[list
     if ids and len(ids) != len(spellings):
         raise DataError(
             f"{where}: {names.source} names {len(spellings)} classes, but the set's numbers or codes are {len(ids)}, so "
-            "which belong "
-            "together is open. Give another list of names."
+            "which belong together is open. Give another list of names."
         )
     if known is not None and ids:
         _check_order(known, names, where=where)
@@ -67,7 +65,7 @@ def _spellings(known: KnownSet | None, names: Found, *, where: str) -> list[list
 
 
 def _check_order(known: KnownSet, names: Found, *, where: str) -> None:
-    """Refuse a list of names that is not in the order of the set's numbers or codes, as far as names are known.
+    """Refuse names in another order than the set's numbers or codes.
 
     Raises:
         DataError: If a name is the one that the project's table has elsewhere.
@@ -78,15 +76,14 @@ def _check_order(known: KnownSet, names: Found, *, where: str) -> None:
         if len(hits) == 1 and hits[0] != i:
             raise DataError(
                 f"{where}: {names.source} has {synonyms[0]!r} as class {i}, but the set's numbers or codes make it "
-                f"{hits[0]}, so its "
-                "list is in another order. Give the published list, or leave it out."
+                f"{hits[0]}, so its list is in another order. Give the published list, or leave it out."
             )
 
 
 def _drop_optional(
     known: KnownSet | None, names: Found, indices: Sequence[int]
 ) -> tuple[tuple[tuple[str, ...], ...], list[int], list[str]]:
-    """Leave out classes that a copy of the set may lack and this one lacks (Caltech's background)."""
+    """Leave out optional classes without a folder (Caltech's background)."""
     optional = known.may_lack if known is not None else ()
     lacking = [i for i, synonyms in enumerate(names.content) if synonyms[0] in optional and i not in set(indices)]
     kept = [i for i in range(len(names.content)) if i not in lacking]
@@ -95,8 +92,7 @@ def _drop_optional(
     if lacking:
         left_out = ", ".join(names.content[i][0] for i in lacking)
         notes.append(
-            f"There are no pictures of {left_out!r}, so the choice is among {len(kept)} classes, not "
-            f"{len(names.content)}."
+            f"There are no pictures of {left_out!r}, so the choice is among {len(kept)} classes, not {len(names.content)}."
         )
     elif any(synonyms[0] in optional for synonyms in names.content):
         notes.append(f"Pictures of {', '.join(map(repr, optional))} are there, so the choice is among {len(kept)} classes.")
@@ -117,7 +113,7 @@ def _notes_on_classes(raw: RawPictures, known: KnownSet | None, classes: Classes
         )
     for first, later in classes.duplicates():
         notes.append(
-            f"Classes {first} and {later} are both {classes.names[later][0]!r}: their prompts tie, the lowest index wins, so "
-            f"class {later} can never be right."
+            f"Classes {first} and {later} are both {classes.names[later][0]!r}: their prompts tie, the lowest index wins, "
+            f"so class {later} can never be right."
         )
     return notes

@@ -22,20 +22,16 @@ def is_shards(path: Path) -> bool:
 
 
 def read_shards(path: Path, *, split: str | None) -> RawPictures:
-    """Index the shards of a split; by default "test", which is how the layout calls what is evaluated on.
+    """Index the shards of a split.
+
+    Args:
+        split: By default "test", which is how the layout calls what is evaluated on.
 
     Raises:
         DataError: If a file of the layout is missing or unreadable, the set is no classification, or a number has no class.
     """
     folder = _split_folder(path, split)
-    kind_file = path / "dataset_type.txt"
-    if kind_file.is_file() and (kind := read_lines(kind_file)[0][0].strip()) != "classification":
-        raise DataError(f"{path}: the set is of type {kind!r}, expected pictures with classes. Choose another set.")
-    if not (path / "classnames.txt").is_file():
-        raise DataError(
-            f"{path}: there is no classnames.txt, so the numbers of classes mean nothing. Fetch it with the "
-            "shards."
-        )
+    _check_layout(path)
     classes, classes_file = read_lines(path / "classnames.txt")
     templates_path = path / "zeroshot_classification_templates.txt"
     templates, templates_file = read_lines(templates_path) if templates_path.is_file() else (None, "")
@@ -50,8 +46,7 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
         label = file.label
         if label is None or label >= len(classes):
             raise DataError(
-                f"{file.where}: class {label} is beyond the {len(classes)} lines of classnames.txt. Fetch it "
-                "again."
+                f"{file.where}: class {label} is beyond the {len(classes)} lines of classnames.txt. Fetch it again."
             )
         labels.append(label)
     keyed = [replace(file, key=f"{Path(file.path).relative_to(path).as_posix()}/{file.key}") for file in pairs.files]
@@ -69,6 +64,16 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
         classes_are_named=True,
         numbered=True,
     )
+
+
+def _check_layout(path: Path) -> None:
+    kind_file = path / "dataset_type.txt"
+    if kind_file.is_file() and (kind := read_lines(kind_file)[0][0].strip()) != "classification":
+        raise DataError(f"{path}: the set is of type {kind!r}, expected pictures with classes. Choose another set.")
+    if not (path / "classnames.txt").is_file():
+        raise DataError(
+            f"{path}: there is no classnames.txt, so the numbers of classes mean nothing. Fetch it with the shards."
+        )
 
 
 def _split_folder(path: Path, split: str | None) -> Path:

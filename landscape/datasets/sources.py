@@ -102,14 +102,19 @@ def find_templates(known: KnownSet | None, raw: RawPictures, slip: Path | None) 
 
 
 def class_ids(known: KnownSet) -> tuple[tuple[str, ...], ...]:
-    """Folder names that are numbers or codes, per class in published order; ImageNet's are read from timm's package data."""
+    """List the numbers or codes of each class, in published order.
+
+    ImageNet's are read from timm's package data.
+
+    Raises:
+        MissingDependencyError: If they are not there.
+    """
     if known.identifier != "imagenet":
         return known.ids
     path = _package_file("timm", "data/_info/imagenet_synsets.txt")
     if path is None:
         raise MissingDependencyError(
-            "imagenet: timm's list of WordNet ids is not there, so folders have no class. Install "
-            "timm>=1.0."
+            "imagenet: timm's list of WordNet ids is not there, so folders have no class. Install timm>=1.0."
         )
     return tuple((wnid,) for wnid in path.read_text().split())
 
@@ -218,7 +223,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _checked(content: Any, path: Path, name: str, *, synonyms: bool) -> tuple[Any, ...]:
-    """The list of a set as tuples; a name may be a list of synonyms."""
+    """Turn the list of a set into tuples; synonyms are lists within."""
 
     def text_list(value: Any) -> bool:
         return isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)

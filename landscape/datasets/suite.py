@@ -304,7 +304,7 @@ OPENMOJI_SETS: tuple[KnownSet, ...] = (
 
 
 def find_set(name: str) -> KnownSet | None:
-    """Find a known set by its identifier, title or alias, in any case; None if there is none."""
+    """Find a known set by identifier, title or alias, in any case."""
     wanted = _plain(name)
     for known in (*SUITE, *OPENMOJI_SETS):
         if wanted in {_plain(spelling) for spelling in (known.identifier, known.title, *known.aliases)}:

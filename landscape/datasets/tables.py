@@ -15,9 +15,9 @@ _SEPARATORS = (",", "\t", ";", "|")
 
 
 def read_table(path: Path) -> RawPictures:
-    """Index a table with a column of picture paths, relative to its folder, and one of labels (class names).
+    """Index a table with columns of picture paths and class names.
 
-    The columns are found by their names, `PICTURE_COLUMNS` and `LABEL_COLUMNS`, the first that is there.
+    Paths are relative to the table's folder. Of `PICTURE_COLUMNS` and `LABEL_COLUMNS` the first that is there is taken.
 
     Raises:
         DataError: If it cannot be read, or lacks a column; if a row has no picture or no label.
@@ -33,7 +33,7 @@ def read_table(path: Path) -> RawPictures:
 
 
 def read_memes(path: Path, split: str) -> RawPictures:
-    """Index Hateful Memes' SPLIT.jsonl: "img" is the picture, "label" 1 where it is hateful.
+    """Index Hateful Memes' SPLIT.jsonl, with "img" and "label" per line.
 
     Raises:
         DataError: If it cannot be read, or a line lacks one of both.
@@ -49,8 +49,7 @@ def read_memes(path: Path, split: str) -> RawPictures:
             key, label = str(entry["img"]), int(entry["label"])
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(
-                f"{where}: expected an object with 'img' and 'label', got {line[:60]!r}. Fetch the file "
-                "again."
+                f"{where}: expected an object with 'img' and 'label', got {line[:60]!r}. Fetch the file again."
             ) from error
         files.append(PictureFile(key=key, caption=str(label), path=str(file.parent / key), where=where))
         labels.append(str(label))

@@ -8,6 +8,7 @@ so is ImageNet, which torchvision refuses without the development kit. KITTI's d
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from landscape.clip.pair_files import PictureFile
 from landscape.datasets.folders import Choose, read_folders
-from landscape.datasets.labelled import PictureArrays, PictureFiles, RawPictures
+from landscape.datasets.labelled import PictureArrays, PictureFiles, RawPictures, array_row
 from landscape.datasets.suite import KnownSet
 from landscape.errors import DataError
 
@@ -48,7 +49,7 @@ class _Layout:
 
 
 def find_root(known: KnownSet, path: Path) -> Path | None:
-    """The root to give to torchvision's class: a folder that holds the set's, or whose child `path` is; None if neither."""
+    """Find the root that torchvision's class expects: `path` or its parent."""
     layout = _LAYOUTS.get(known.identifier)
     if layout is None:
         return None
@@ -71,8 +72,7 @@ def read_torchvision(known: KnownSet, root: Path, split: str) -> RawPictures:
     markers = [marker.format(split=theirs) for marker in layout.markers]
     if not any((root / marker).exists() for marker in markers):
         raise DataError(
-            f"{root}: {known.title} is expected as torchvision lays it out, with {' or '.join(markers)}; it is not "
-            "there."
+            f"{root}: {known.title} is expected as torchvision lays it out, with {' or '.join(markers)}; it is not there."
         )
     try:
         return layout.read(root, theirs)
@@ -82,13 +82,12 @@ def read_torchvision(known: KnownSet, root: Path, split: str) -> RawPictures:
         reason = " ".join(str(error).split()).partition("You can")[0].strip()
         raise DataError(
             f"{root / markers[0]}: torchvision does not read {known.title}, split {theirs!r} ({type(error).__name__}: "
-            f"{reason[:200]}). "
-            "A file is missing, or is not the official one (md5). Fetch it again."
+            f"{reason[:200]}). A file is missing, or is not the official one (md5). Fetch it again."
         ) from error
 
 
 def expected_at(known: KnownSet) -> str:
-    """What torchvision would look for, for a message; empty where it has no class for the set."""
+    """Say what torchvision looks for; empty if it has no class."""
     layout = _LAYOUTS.get(known.identifier)
     return "" if layout is None else layout.markers[0].format(split=known.split)
 
@@ -123,7 +122,7 @@ def _arrays(
     """Pictures within larger files, named by their number."""
     where, numbers = f"{root / folder}, split {split}", [int(label) for label in labels]
     keys = tuple(f"{split}/{i:06d}" for i in range(len(numbers)))
-    return RawPictures(PictureArrays(keys, array), numbers, tuple(classes), where=where, split=split, **more)
+    return RawPictures(PictureArrays(keys, array, where=where), numbers, tuple(classes), where=where, split=split, **more)
 
 
 def _listed(name: str, folder: str, *, files: str = "_image_files", **options: Any) -> Reader:
@@ -151,7 +150,7 @@ def _sampled(name: str, folder: str, attribute: str, classes: Sequence[str] | No
 def _cifar(name: str, folder: str) -> Reader:
     def read(root: Path, split: str) -> RawPictures:
         data = _torchvision(name)(root, train=_is_train(split))
-        return _arrays(root, folder, lambda i: data.data[i], data.targets, data.classes, split, classes_are_named=True)
+        return _arrays(root, folder, partial(array_row, data.data), data.targets, data.classes, split, classes_are_named=True)
 
     return read
 
@@ -165,17 +164,13 @@ def _is_train(split: str) -> bool:
 def _mnist(root: Path, split: str) -> RawPictures:
     data = _torchvision("MNIST")(root, train=_is_train(split))
     digits = [str(digit) for digit in range(10)]
-    return _arrays(root, "MNIST", lambda i: data.data[i].numpy(), data.targets, digits, split, classes_are_named=True)
+    return _arrays(root, "MNIST", partial(array_row, data.data.numpy()), data.targets, digits, split, classes_are_named=True)
 
 
 def _stl10(root: Path, split: str) -> RawPictures:
     data = _torchvision("STL10")(root, split=split)
     pixels = np.transpose(data.data, (0, 2, 3, 1))
-
-    def array(i: int) -> np.ndarray:
-        return np.ascontiguousarray(pixels[i])
-
-    return _arrays(root, "stl10_binary", array, data.labels, data.classes, split, classes_are_named=True)
+    return _arrays(root, "stl10_binary", partial(array_row, pixels), data.labels, data.classes, split, classes_are_named=True)
 
 
 def _fer2013(root: Path, split: str) -> RawPictures:
@@ -187,7 +182,8 @@ def _fer2013(root: Path, split: str) -> RawPictures:
             "splits."
         )
     notes = ("Split test is the public and the private test pictures together.",) if split == "test" else ()
-    return _arrays(root, "fer2013", lambda i: data._samples[i][0].numpy(), labels, FER_LABELS, split, notes=notes)
+    pixels = np.stack([picture.numpy() for picture, _ in data._samples])
+    return _arrays(root, "fer2013", partial(array_row, pixels), labels, FER_LABELS, split, notes=notes)
 
 
 def _pcam(root: Path, split: str) -> RawPictures:
@@ -197,12 +193,14 @@ def _pcam(root: Path, split: str) -> RawPictures:
     pictures, targets = (data._base_folder / data._FILES[split][kind][0] for kind in ("images", "targets"))
     with h5py.File(targets) as file:
         labels = file["y"][:, 0, 0, 0]
+    return _arrays(root, "pcam", partial(_pcam_picture, pictures), labels, ("no_tumor", "tumor"), split)
 
-    def array(i: int) -> np.ndarray:
-        with h5py.File(pictures) as file:
-            return np.asarray(file["x"][i])
 
-    return _arrays(root, "pcam", array, labels, ("no_tumor", "tumor"), split)
+def _pcam_picture(path: Path, i: int) -> np.ndarray:
+    import h5py
+
+    with h5py.File(path) as file:
+        return np.asarray(file["x"][i])
 
 
 def _clevr(root: Path, split: str) -> RawPictures:
@@ -245,7 +243,7 @@ def _caltech101(root: Path, split: str) -> RawPictures:
 
 
 def _kitti(root: Path, split: str) -> RawPictures:
-    """KITTI's training pictures, by the distance to the nearest vehicle; source of the limits: VTAB and VISSL."""
+    """Index KITTI's training pictures by the distance to the nearest vehicle."""
     base = root / "Kitti" / "raw" / "training"
     pictures = sorted((base / "image_2").glob("*.png"))
     labels = [kitti_label((base / "label_2" / f"{picture.stem}.txt").read_text()) for picture in pictures]
@@ -254,7 +252,9 @@ def _kitti(root: Path, split: str) -> RawPictures:
 
 
 def kitti_label(text: str) -> int:
-    """Index into `KITTI_LABELS` of a picture, from its label file: type first, camera z in metres fourteenth.
+    """Find the index into `KITTI_LABELS` from the text of a label file.
+
+    A line has the type first and the camera's z in metres fourteenth. Source of the limits: VTAB and VISSL.
 
     Raises:
         ValueError: If a line is no KITTI label.
