@@ -25,6 +25,7 @@ from landscape.answers.metrics import HUMANS, METRICS
 from landscape.answers.reading import read_answers
 from landscape.answers.scores import DatasetScores, Scores, SetMean, condition_table, dataset_table, model_table, score
 from landscape.answers.shape_texture import ShapeBias, shape_bias, shape_bias_by_category, shape_bias_by_person
+from landscape.answers.spread import range_over_people
 from landscape.answers.table import Answers, Trials, answers_of_model
 from landscape.answers.uncertainty import SHAPE_BIAS, Difference, Resamples, resample
 from landscape.answers.writing import write_answers
@@ -63,6 +64,7 @@ __all__ = [
     "decide",
     "image_key",
     "model_table",
+    "range_over_people",
     "read_answers",
     "resample",
     "score",
