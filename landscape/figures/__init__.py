@@ -17,7 +17,12 @@ from landscape.figures.eigenvalue_panels import figure3
 from landscape.figures.loss_slices import loss_slice
 from landscape.figures.loss_surfaces import contour_levels, loss_contour, loss_surface_3d
 from landscape.figures.module_map import ModuleSample, module_heat_map
+from landscape.figures.observers import MAX_MODELS
+from landscape.figures.ood_bars import BAR_METRICS, ood_bars
+from landscape.figures.ood_conditions import ood_conditions
+from landscape.figures.own_conditions import ConditionCurve, own_conditions
 from landscape.figures.samples import PUBLISHED_EPOCHS, EigenvalueSample, epochs_to_draw
+from landscape.figures.shape_bias import shape_bias_matrix
 from landscape.figures.sharpness import PANELS, sharpness
 from landscape.figures.style import MAX_SERIES, SUFFIXES, save_figure
 
@@ -26,8 +31,11 @@ if "MPLBACKEND" in os.environ:
 
 __all__ = [
     "AsinhAxis",
+    "BAR_METRICS",
+    "ConditionCurve",
     "DensitySample",
     "EigenvalueSample",
+    "MAX_MODELS",
     "MAX_SERIES",
     "ModuleSample",
     "PANELS",
@@ -43,6 +51,10 @@ __all__ = [
     "loss_slice",
     "loss_surface_3d",
     "module_heat_map",
+    "ood_bars",
+    "ood_conditions",
+    "own_conditions",
     "save_figure",
+    "shape_bias_matrix",
     "sharpness",
 ]

@@ -1,4 +1,4 @@
-"""A row of panels on a page of fixed measures: title and legend above, a note below, nothing over the edge."""
+"""Panels on a page of fixed measures: title and legend above, a note below, nothing over the edge."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from landscape.figures.legend import Legend
 from landscape.figures.text import wrap
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -36,6 +37,8 @@ class Page:
         labels: Height under the panels for tick labels and axis labels.
         panel_titles: Height above the panels.
         legend: The labels that the panels give the lines of the legend, in its order; any text.
+        num_rows: Rows of panels; all have `num_columns`.
+        row_gap: Between rows, for the labels of the upper and the titles of the lower panels.
     """
 
     num_columns: int
@@ -48,6 +51,8 @@ class Page:
     labels: float = 0.42
     panel_titles: float = 0.0
     legend: tuple[str, ...] = ()
+    num_rows: int = 1
+    row_gap: float = 0.0
 
     @property
     def width(self) -> float:
@@ -82,7 +87,7 @@ class Page:
 
     @property
     def height(self) -> float:
-        return self.top + self.panel[1] + self.bottom
+        return self.top + self.num_rows * self.panel[1] + (self.num_rows - 1) * self.row_gap + self.bottom
 
     def figure(self, *, sharey: bool = False, **subplot: Any) -> "tuple[Figure, list[Axes]]":
         """A figure with its panels, empty."""
@@ -90,13 +95,14 @@ class Page:
 
         fig = Figure(figsize=(self.width, self.height))
         spec = fig.add_gridspec(
-            1,
+            self.num_rows,
             self.num_columns,
             left=self.left / self.width,
             right=1 - self.right / self.width,
             bottom=self.bottom / self.height,
             top=1 - self.top / self.height,
             wspace=self.gap / self.panel[0],
+            hspace=self.row_gap / self.panel[1],
         )
         axes = list(spec.subplots(sharey=sharey, squeeze=False, subplot_kw=subplot).flat)
         for axis in (axis for ax in axes for axis in ax._axis_map.values()):
@@ -104,8 +110,12 @@ class Page:
             axis.get_major_formatter().set_powerlimits((-3, 4))
         return fig, axes
 
-    def write(self, fig: "Figure", axes: "Sequence[Axes]") -> None:
-        """Title, one legend for all panels, and the note."""
+    def write(self, fig: "Figure", axes: "Sequence[Axes]", handles: "Sequence[Artist] | None" = None) -> None:
+        """Write the title, one legend for all panels, and the note.
+
+        Args:
+            handles: What stands beside each text of the legend; by default the lines of the panels with its label.
+        """
         if self.title_lines:
             fig.text(
                 self.left / self.width,
@@ -117,9 +127,10 @@ class Page:
                 parse_math=False,
             )
         lines = {line.get_label(): line for ax in reversed(axes) for line in reversed(ax.lines)}
+        shown = [lines.get(label) for label in self.legend] if handles is None else handles
         at = (self.left / self.width, 1 - self.legend_top / self.height)
         style = {"columnspacing": 1.2, "handlelength": 2.2}
-        self.fitted_legend.draw(fig, [lines.get(label) for label in self.legend], at=at, loc="upper left", **style)
+        self.fitted_legend.draw(fig, shown, at=at, loc="upper left", **style)
         note = "\n".join(self.note_lines)
         y = (self.bottom - self.labels - 0.06) / self.height
         fig.text(0.06 / self.width, y, note, fontsize=_NOTE_POINTS, color="0.25", va="top", linespacing=1.25, parse_math=False)
