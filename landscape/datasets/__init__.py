@@ -3,6 +3,17 @@
 from landscape.datasets.classes import Classes
 from landscape.datasets.labelled import LabelledPictures
 from landscape.datasets.opening import open_labelled
+from landscape.datasets.stimuli import Stimuli, open_stimuli
 from landscape.datasets.suite import OPENMOJI_SETS, SUITE, KnownSet, find_set
 
-__all__ = ["Classes", "KnownSet", "LabelledPictures", "OPENMOJI_SETS", "SUITE", "find_set", "open_labelled"]
+__all__ = [
+    "Classes",
+    "KnownSet",
+    "LabelledPictures",
+    "OPENMOJI_SETS",
+    "SUITE",
+    "Stimuli",
+    "find_set",
+    "open_labelled",
+    "open_stimuli",
+]
