@@ -144,6 +144,29 @@ def test_no_two_sets_share_a_name():
     assert all(find_set(name) is known for known in SUITE for name in (known.identifier, known.title, *known.aliases))
 
 
+@needs_slip
+def test_flowers_names_are_slips_without_its_files(tmp_path):
+    # torchvision spells three of them otherwise.
+    data = open_labelled("flowers", str(class_folders(tmp_path, ["1"])))
+    assert [name for (name,) in data.classes.names] == slip("labels")["flowers"]
+    assert data.classes.names_source == "torchvision"
+
+
+def test_names_in_own_words_are_said_to_be(tmp_path):
+    signs = open_labelled("gtsrb", str(class_folders(tmp_path / "g", ["00014"])))
+    assert signs.classes.names[signs.label(0)] == ("stop",)
+    assert any("this project's words, not the paper's" in note for note in signs.classes.notes)
+    digits = open_labelled("mnist", str(class_folders(tmp_path / "m", ["7"])))
+    assert not digits.classes.notes and digits.classes.prompts(digits.label(0)) == ['a photo of the number: "7".']
+
+
+def test_caltechs_folder_names_become_the_words_of_prompts(tmp_path):
+    folders = ["BACKGROUND_Google", "Faces", "airplanes", "wild_cat"]
+    data = open_labelled("caltech101", str(class_folders(tmp_path, folders)))
+    assert data.classes.names == (("background",), ("off-center face",), ("airplane",), ("wild cat",))
+    assert "The choice is among 4 classes; that of the published numbers is among 102." in data.notes
+
+
 def test_without_any_source_folder_names_and_a_guessed_prompt_are_used_and_said(tmp_path):
     data = open_labelled("mine", str(class_folders(tmp_path, ["001_sea_lion", "tree"])))
     assert data.classes.names == (("sea lion",), ("tree",)) and data.classes.templates == ("a photo of a {}.",)

@@ -34,7 +34,8 @@ def resolve(raw: RawPictures, known: KnownSet | None, *, name: str, path: str, s
 
 
 def _check_all_there(names: Found, indices: Sequence[int], *, where: str) -> None:
-    lacking = [synonyms[0] for i, synonyms in enumerate(names.content) if i not in set(indices)]
+    there = set(indices)
+    lacking = [synonyms[0] for i, synonyms in enumerate(names.content) if i not in there]
     if lacking:
         raise DataError(
             f"{where}: classnames.txt names {lacking[0]!r} ({len(lacking)} of {len(names.content)} such), which fits no "
@@ -106,6 +107,9 @@ def _notes_on_classes(raw: RawPictures, known: KnownSet | None, classes: Classes
     if absent:
         listed = ", ".join(map(repr, absent[:5])) + (", ..." if len(absent) > 5 else "")
         notes.append(f"{len(absent)} of {len(classes.names)} classes have no picture: {listed}.")
+    count, usual = len(classes.names), known.num_classes if known is not None else None
+    if known is not None and usual is not None and count not in (usual, usual - len(known.may_lack)):
+        notes.append(f"The choice is among {count} classes; that of the published numbers is among {usual}.")
     if known is not None and known.num_pictures is not None and known.num_pictures != len(raw.labels):
         notes.append(
             f"There are {len(raw.labels):,} pictures; split {known.split!r} of the published numbers has "

@@ -28,6 +28,8 @@ NOT_THE_PAPERS = "not the paper's prompts"
 _SLIP_DIGESTS = {"labels": "c168feec", "templates": "ccc78041"}
 # clip-benchmark's prompts equal SLIP's but for these sets (and ImageNet's, which open_clip gives).
 _OTHER_PROMPTS = ("resisc45", "patch_camelyon", "clevr_counts")
+# Sets whose names in the project's table are not SLIP's.
+_OWN_WORDS = ("gtsrb", "country211")
 _MOST_BYTES = 2**24
 
 
@@ -70,9 +72,7 @@ def find_names(known: KnownSet | None, raw: RawPictures, slip: Path | None) -> F
         if (found := choice()) is not None:
             return found
     named = tuple(label.replace("_", " ") if raw.classes_are_named else readable(label) for label in raw.classes)
-    # Words of the prompts, where a folder name is known to stand for them.
-    spoken = {compact(spelling): group[0] for group in (known.same if known is not None else ()) for spelling in group}
-    named = tuple(spoken.get(compact(name), name) for name in named)
+    named = tuple(_spoken(known, name) for name in named)
     source = "the data set's class names" if raw.classes_are_named else "folder names"
     papers = known is not None and not known.identifier.startswith("openmoji/")
     notes = (f"The class names are {source}; the paper's spelling may differ.",) if papers else ()
@@ -119,6 +119,14 @@ def class_ids(known: KnownSet) -> tuple[tuple[str, ...], ...]:
     return tuple((wnid,) for wnid in path.read_text().split())
 
 
+def _spoken(known: KnownSet | None, name: str) -> str:
+    """Find the words of the prompts for a name, where it is known to stand for them."""
+    for group in known.same if known is not None else ():
+        if compact(name) in {compact(spelling) for spelling in group}:
+            return group[0]
+    return name
+
+
 def _names_beside(raw: RawPictures) -> Found | None:
     return None if raw.names is None else Found(tuple((name,) for name in raw.names), raw.names_file, own=raw.numbered)
 
@@ -144,7 +152,10 @@ def _open_clip_templates(known: KnownSet) -> Found | None:
 
 
 def _table_names(known: KnownSet) -> Found | None:
-    return Found(known.names, "this project's table", listed=True) if known.names else None
+    if not known.names:
+        return None
+    notes = ("The class names are this project's words, not the paper's.",) if known.identifier in _OWN_WORDS else ()
+    return Found(known.names, "this project's table", listed=True, notes=notes)
 
 
 def _flower_names(known: KnownSet) -> Found | None:
@@ -153,7 +164,7 @@ def _flower_names(known: KnownSet) -> Found | None:
     from torchvision.datasets import Flowers102
 
     names = getattr(Flowers102, "classes", None)
-    return None if names is None else Found(tuple((name,) for name in names), "torchvision", listed=True)
+    return None if names is None else Found(tuple((_spoken(known, name),) for name in names), "torchvision", listed=True)
 
 
 def _slip(known: KnownSet, folder: Path | None, kind: str) -> Found | None:
