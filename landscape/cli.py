@@ -345,8 +345,9 @@ def audit(target: str, device: str | None) -> None:
     "--kind",
     default="figure3",
     show_default=True,
-    type=click.Choice(["figure3", "sharpness", "modules"]),
-    help="Densities of eigenvalues; sharpness and negatives over epochs; modules over depth and epoch.",
+    type=click.Choice(["figure3", "sharpness", "modules", "ood", "shape-bias", "conditions"]),
+    help="Densities of eigenvalues; sharpness and negatives over epochs; modules over depth and epoch. Of what `landscape ood` "
+    "writes: accuracy out of distribution, shape bias, and accuracy by condition beside people.",
 )
 @some_series
 @click.option("--epochs", type=Epochs(), help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).")
@@ -357,6 +358,10 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
     """Draw STORE: Figure 3, the distribution of the top eigenvalues with a panel per epoch, or another kind of figure."""
     from landscape import pipeline
 
+    if kind in pipeline.OOD_FIGURES:
+        options.pop("keep_unconverged")
+        _say(pipeline.draw_ood(store, output, kind=kind, **options))
+        return
     draw = {"figure3": pipeline.draw_figure3, "sharpness": pipeline.draw_sharpness, "modules": pipeline.draw_modules}[kind]
     _say(draw(store, output, **options))
 
@@ -482,8 +487,8 @@ def evaluate(manifest: Path, output: Path, data: tuple[str, ...], slip: Path | N
 @click.option("-o", "--output", required=True, type=FILE, help="HDF5 file of the predictions; resumed if unfinished.")
 @click.option("--stimuli", type=FOLDER, help="The published stimuli, or pictures in their layout.")
 @click.option("--own", metavar="FOLDER", help="Class folders of your own, or openmoji, to be distorted. Default: openmoji.")
-@click.option("--kind", "kinds", multiple=True, help="With --own: one of the distortions; may be repeated. Default: all.")
-@click.option("--size", type=click.IntRange(1, limits.MAX_SIDE), help="Of own pictures, in pixels. Default: the manifest's, or 224.")
+@click.option("--kind", "kinds", multiple=True, help="One of the distortions; may be repeated. Default: all.")
+@click.option("--size", type=click.IntRange(1, limits.MAX_SIDE), help="Pixels of own pictures; default: the manifest's, or 224.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of random distortions.")
 @click.option(
     "--logit-scale",

@@ -10,6 +10,8 @@ from landscape.pipeline.density import DensityReport, DensitySettings, density_o
 from landscape.pipeline.evaluation import EvaluationReport, requests_of, run_evaluation, show_table
 from landscape.pipeline.modules import run_with_modules
 from landscape.pipeline.ood import OodReport, OodRequest, run_ood
+from landscape.pipeline.ood_figures import KINDS as OOD_FIGURES
+from landscape.pipeline.ood_figures import draw_ood
 from landscape.pipeline.plan import RunReport, plan
 from landscape.pipeline.products import ProductSettings
 from landscape.pipeline.solve import SolverSettings
@@ -24,6 +26,7 @@ __all__ = [
     "DensityReport",
     "DensitySettings",
     "EvaluationReport",
+    "OOD_FIGURES",
     "OodReport",
     "OodRequest",
     "ProductSettings",
@@ -41,6 +44,7 @@ __all__ = [
     "draw_figure3",
     "draw_sharpness",
     "draw_modules",
+    "draw_ood",
     "plan",
     "requests_of",
     "run",
