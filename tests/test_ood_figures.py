@@ -418,6 +418,31 @@ def test_labels_of_any_text_are_shown_to_the_letter_and_nothing_leaves_the_page(
     assert {"_x", "$a_1$ $"} <= shown
 
 
+@pytest.mark.parametrize("datasets", [("contrast", "edgy"), ()])
+def test_data_sets_that_are_none_are_refused(answers, resamples, datasets):
+    with pytest.raises(ValueError, match="datasets: .*; there are colour, contrast"):
+        ood_conditions(answers, datasets=datasets)
+    with pytest.raises(ValueError, match="datasets: .*; there are colour, contrast"):
+        ood_bars(answers, datasets=datasets, resamples=resamples)
+
+
+def test_panels_are_equally_large_touch_no_other_and_fit_a_page_of_paper():
+    names = [f"a-name-of-a-model-{number}" for number in range(MAX_MODELS)]
+    fig = ood_conditions(made_up(models=names, datasets=SIXTEEN, per_category=1))
+    renderer = render(fig)
+    width, height = fig.get_size_inches()
+    assert width == pytest.approx(7) and height < 9
+    sizes = np.array([ax.get_position().size * (width, height) for ax in fig.axes])
+    np.testing.assert_allclose(sizes, sizes[:1].repeat(16, axis=0))
+    boxes = [ax.get_tightbbox(renderer) for ax in fig.axes] + [text.get_window_extent(renderer) for text in fig.texts]
+    boxes += [legend.get_window_extent(renderer) for legend in fig.legends]
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    # No text of an axis runs into the next.
+    for ax in fig.axes:
+        ticks = [tick.get_window_extent(renderer) for tick in ax.get_xticklabels() if tick.get_text()]
+        assert not [(a, b) for a, b in itertools.combinations(ticks, 2) if a.overlaps(b)]
+
+
 @needs_answers
 def test_the_published_answers_are_drawn_with_their_published_numbers(published):
     fig = shape_bias_matrix(published)

@@ -127,6 +127,8 @@ def test_a_wrong_folder_is_named_in_one_line(published, tmp_path):
     # One level too deep.
     with pytest.raises(DataError, match="edge: there is no data set in it"):
         open_stimuli(published / "edge")
+    with pytest.raises(DataError, match="high-pass: this is one data set.*Name .*stimuli[.]"):
+        open_stimuli(published / "high-pass")
     with pytest.raises(DataError, match="there is no data set contrast, but high-pass, false-colour"):
         open_stimuli(published, datasets=["contrast"])
     (published / "contrast/dnn/session-1").mkdir(parents=True)

@@ -134,6 +134,8 @@ def _set_names(folder: Path, datasets: Collection[str] | None) -> list[str]:
     if not folder.is_dir():
         what = "this is a file, expected a folder" if folder.exists() else "there is no such folder"
         raise DataError(f"{folder}: {what} of stimuli. Name the folder that holds the data sets' folders.")
+    if (folder / _SESSIONS).is_dir():
+        raise DataError(f"{folder}: this is one data set, expected the folder that holds data sets. Name {folder.parent}.")
     there = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "." and _is_set(entry)]
     names = [*(name for name in DATASETS if name in there), *sorted(set(there) - set(DATASETS))]
     if not names:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from landscape.answers import HUMANS, Answers
+from landscape.answers import DATASETS, HUMANS, Answers
 from landscape.errors import AnswersError
 from landscape.figures.style import line_styles
 
@@ -97,3 +97,15 @@ def check_num_models(num_models: int) -> None:
             f"figure: there are {num_models} models, but more than {MAX_MODELS} in a panel cannot be told apart. "
             "Draw some of them."
         )
+
+
+def check_datasets(datasets: Sequence[str]) -> None:
+    """Refuse names that are no data set of the benchmark, and none at all.
+
+    Raises:
+        ValueError: If so.
+    """
+    unknown = [name for name in datasets if name not in DATASETS]
+    if unknown or not datasets:
+        problem = f"there is no {unknown[0]!r}" if unknown else "none is named"
+        raise ValueError(f"datasets: {problem}; there are {', '.join(DATASETS)}.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.answers import CHANCE, SIXTEEN, Answers, Resamples, resample
 from landscape.errors import AnswersError
-from landscape.figures.observers import Look, observer_looks
+from landscape.figures.observers import Look, check_datasets, observer_looks
 from landscape.figures.page import Page, paper_width
 from landscape.figures.style import paper_style
 from landscape.figures.text import text_width, wrap
@@ -84,11 +84,12 @@ def ood_bars(
         title: Heading of the figure; none by default, as papers want it.
 
     Raises:
-        ValueError: If there is no such metric.
+        ValueError: If there is no such metric or data set.
         AnswersError: If no observer has a value.
     """
     if metric not in BAR_METRICS:
         raise ValueError(f"metric: there is no {metric!r}; there are {', '.join(BAR_METRICS)}.")
+    check_datasets(datasets)
     plan = _BarPlan.of(answers, resamples or resample(answers), metric=metric, datasets=datasets, labels=labels)
     with paper_style():
         return _draw(plan, title=title or "")

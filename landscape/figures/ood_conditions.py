@@ -22,7 +22,7 @@ from landscape.answers import (
 )
 from landscape.errors import AnswersError
 from landscape.figures.condition_panels import ConditionPanel, LevelValues, draw_condition_panels
-from landscape.figures.observers import Look, check_num_models, observer_looks
+from landscape.figures.observers import Look, check_datasets, check_num_models, observer_looks
 from landscape.figures.style import paper_style
 
 if TYPE_CHECKING:
@@ -48,8 +48,10 @@ def ood_conditions(
         title: Heading of the figure; none by default, as papers want it.
 
     Raises:
+        ValueError: If there is no such data set.
         AnswersError: If there is no answer to any of the data sets, or there are more than 9 models.
     """
+    check_datasets(datasets)
     check_num_models(len(answers.models))
     answers = answers.only(datasets=datasets)
     if not len(answers):
