@@ -529,8 +529,16 @@ def ood(manifest: Path | None, output: Path, **options: Any) -> None:
 @click.option(
     "--format", "kind", type=click.Choice(["table", "csv", "json", "latex"]), help="Default: by the suffix of the output."
 )
+@click.option(
+    "--by",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "set", "model"]),
+    help="A row per series, epoch and data set, or per model with its means over model-vs-human's sets. auto: the latter where "
+    "there are answers to its stimuli.",
+)
 @some_series
-@click.option("--epochs", type=Epochs(), help="Show these alone.")
+@click.option("--epochs", type=Epochs(), help="Show these alone; by model, default the last of each series.")
 @click.option("--resamples", "num_resamples", default=2000, show_default=True, type=RESAMPLES)
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of resampling.")
 @_one_line_errors

@@ -1,6 +1,7 @@
 """`landscape ood` on tiny models: decisions by the benchmark's formula, one's own pictures, people beside them, figures."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +243,40 @@ def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, arguments, reason)
     said = result.output + (result.stderr or "")
     assert result.exit_code == 2 and reason in said, said
     assert not list(tmp_path.glob("out.h5*"))
+
+
+HUMAN = Path(__file__).resolve().parents[1].parent / "shared" / "human"
+
+
+@pytest.mark.skipif(not HUMAN.is_dir(), reason="the trial data of people are not here")
+def test_the_published_numbers_come_out_of_the_commands(tmp_path):
+    output, table = tmp_path / "ood.h5", tmp_path / "ood.json"
+    arguments = ["ood", "-o", str(output), "--humans", str(HUMAN / "human.csv.gz"), "--answers", str(HUMAN / "models.csv.gz")]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    result = CliRunner().invoke(main, ["table", str(output), "-o", str(table), "--resamples", "99"])
+    assert result.exit_code == 0, result.output
+    rows = {row["model"]: row for row in json.loads(table.read_text())["rows"]}
+    names = ("ood_accuracy_17", "accuracy_difference", "observed_consistency", "error_consistency")
+    published = {
+        "resnet50": (0.559, 0.087, 0.665, 0.208),
+        "simclr-resnet50x1": (0.596, 0.080, 0.667, 0.179),
+        "bagnet33": (0.398, 0.156, 0.567, 0.137),
+    }
+    for model, numbers in published.items():
+        assert tuple(round(rows[model][name], 3) for name in names) == numbers
+    assert round(rows["humans"]["shape_bias"], 4) == 0.9587 and round(rows["humans"]["ood_accuracy_16"], 4) == 0.7195
+
+
+def test_a_table_is_by_set_or_by_model(study, tmp_path, few_prompts):
+    stimuli, output = make_stimuli(tmp_path), tmp_path / "ood.h5"
+    run_ood(study, output, OodRequest(stimuli=stimuli), workers=ONE, progress=False)
+    by_model = json.loads(CliRunner().invoke(main, ["table", str(output), "--format", "json"]).output)["rows"]
+    assert [row["model"] for row in by_model] == ["one"] and by_model[0]["ood_accuracy_16_sets"] == 1
+    by_set = json.loads(CliRunner().invoke(main, ["table", str(output), "--format", "json", "--by", "set"]).output)["rows"]
+    assert [(row["epoch"], row["dataset"], row["condition"]) for row in by_set] == [
+        (epoch, *key) for epoch in (0, 1) for key in (("contrast", "c100"), ("contrast", "c05"), ("edge", "0"))
+    ]
+    own = tmp_path / "own.h5"
+    run_ood(study, own, OodRequest(own=str(make_pictures(tmp_path)), kinds=("contrast",), size=16), workers=ONE, progress=False)
+    refused = CliRunner().invoke(main, ["table", str(own), "--by", "model"])
+    assert refused.exit_code == 2 and "--by set" in refused.output + (refused.stderr or "")

@@ -7,12 +7,13 @@ from landscape.figures.modules_from_store import draw_modules
 from landscape.manifest.selection import Selection, Task
 from landscape.pipeline.audit import audit_target
 from landscape.pipeline.density import DensityReport, DensitySettings, density_of
-from landscape.pipeline.evaluation import EvaluationReport, requests_of, run_evaluation, show_table
+from landscape.pipeline.evaluation import EvaluationReport, requests_of, run_evaluation
 from landscape.pipeline.modules import run_with_modules
 from landscape.pipeline.ood import OodReport, OodRequest, run_ood
 from landscape.pipeline.ood_figures import KINDS as OOD_FIGURES
 from landscape.pipeline.ood_figures import draw_ood
 from landscape.pipeline.plan import RunReport, plan
+from landscape.pipeline.prediction_tables import BY, show_table
 from landscape.pipeline.products import ProductSettings
 from landscape.pipeline.solve import SolverSettings
 from landscape.pipeline.spectra import run
@@ -23,6 +24,7 @@ from landscape.report.from_store import write_report
 from landscape.workers.crew import WorkerSettings
 
 __all__ = [
+    "BY",
     "DensityReport",
     "DensitySettings",
     "EvaluationReport",

@@ -76,31 +76,6 @@ def _listed(sets: Sequence[PictureSet]) -> Iterator[str]:
         )
 
 
-def show_table(
-    store: Path,
-    *,
-    output: Path | None = None,
-    kind: str | None = None,
-    series: tuple[str, ...] = (),
-    epochs: tuple[int, ...] | None = None,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> str:
-    """The table of a file of predictions, or a sentence that says where it was written.
-
-    Raises:
-        StoreError: If there is no such file, or it holds no answers of these series and epochs.
-    """
-    from landscape.compare.accuracy_tables import AccuracyTable, write_table
-    from landscape.statistics import Bootstrap
-
-    found = read_predictions(store)
-    if found is None:
-        raise StoreError(f"{store}: there is no such file; `landscape evaluate` writes one.")
-    bootstrap = Bootstrap(num_resamples=num_resamples, seed=seed)
-    return write_table(AccuracyTable.of(found, series=series, epochs=epochs, bootstrap=bootstrap), output, kind=kind)
-
-
 def requests_of(
     manifest: Manifest, data: Sequence[str] = (), *, slip: Path | None = None
 ) -> tuple[SetRequest, ...]:
