@@ -498,6 +498,7 @@ def evaluate(manifest: Path, output: Path, data: tuple[str, ...], slip: Path | N
     help="With --stimuli: by which cosines are multiplied before the softmax over ImageNet's classes, or `learned`.",
 )
 @click.option("--humans", "people", multiple=True, type=PathType(path_type=Path), help="Answers of people: files or folders.")
+@click.option("--write-answers", "written", type=FOLDER, help="Write the models' answers here, as CSV files of model-vs-human.")
 @click.option("--answers", "others", multiple=True, type=PathType(path_type=Path), help="The same of other models.")
 @some_series
 @click.option("--epochs", type=Epochs(), help="Evaluate these alone. Default: all.")
@@ -516,7 +517,8 @@ def ood(manifest: Path | None, output: Path, **options: Any) -> None:
     from landscape import pipeline
     from landscape.manifest import Manifest
 
-    asked = {name: options.pop(name) for name in ("stimuli", "own", "kinds", "size", "seed", "logit_scale", "people", "others")}
+    names = ("stimuli", "own", "kinds", "size", "seed", "logit_scale", "people", "others", "written")
+    asked = {name: options.pop(name) for name in names}
     loaded = None if manifest is None else Manifest.load(manifest, checkpoints_exist=False)
     report = pipeline.run_ood(loaded, output, pipeline.OodRequest(**asked), **options)
     _say(report.summary())

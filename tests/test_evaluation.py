@@ -274,6 +274,8 @@ def test_a_manifest_names_its_sets(tmp_path):
     assert result.exit_code == 0, result.output
     shown = CliRunner().invoke(main, ["table", str(tmp_path / "out.h5")])
     assert shown.exit_code == 0 and "zoo" in shown.output
+    told = CliRunner().invoke(main, ["info", str(tmp_path / "out.h5")])
+    assert told.exit_code == 0 and "set zoo: 28 pictures" in told.output and "one epoch 0: 28 answers on 1 sets" in told.output
 
 
 @pytest.mark.parametrize(

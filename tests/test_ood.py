@@ -201,6 +201,18 @@ def test_people_stand_beside_models_in_file_and_figures(study, tmp_path, few_pro
     assert set(all_answers(read_ood(output)).table.kind) == {"human", "model"}
 
 
+def test_answers_are_written_as_the_toolbox_reads_them(study, tmp_path, few_prompts):
+    stimuli, output, folder = make_stimuli(tmp_path), tmp_path / "ood.h5", tmp_path / "raw-data"
+    report = run_ood(study, output, OodRequest(stimuli=stimuli, written=folder), workers=ONE, progress=False)
+    assert "4 CSV files of answers" in report.summary() and len(list(folder.rglob("*.csv"))) == 4
+    again = tmp_path / "again.h5"
+    run_ood(None, again, OodRequest(others=(folder,)))
+    ours = all_answers(read_ood(output), epochs=(0, 1))
+    assert all_answers(read_ood(again)).equals(ours)
+    said = CliRunner().invoke(main, ["info", str(again)]).output
+    assert "predictions, schema version 1: 0 checkpoints" in said and f"other models: {len(ours.table)}" in said
+
+
 def test_people_alone_need_no_model(tmp_path):
     people = write_people(tmp_path)
     output = tmp_path / "people.h5"

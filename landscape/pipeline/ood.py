@@ -38,6 +38,7 @@ class OodRequest:
         size: Side in pixels of one's own pictures; None for the manifest's image_size, else 224.
         logit_scale: By which cosines are multiplied for decisions among the 16 categories; None for the learned one.
         people, others: Files and folders of answers of people and of other models.
+        written: Folder for the answers of the evaluated models as model-vs-human's CSV files.
     """
 
     stimuli: Path | None = None
@@ -48,6 +49,7 @@ class OodRequest:
     logit_scale: float | None = 100.0
     people: tuple[Path, ...] = ()
     others: tuple[Path, ...] = ()
+    written: Path | None = None
 
     def answers(self) -> "Answers | None":
         """The answers of people and other models; None where none are named.
@@ -68,6 +70,7 @@ class OodReport:
     target: Path
     evaluation: EvaluationReport | None
     answers: "Answers | None"
+    files: tuple[Path, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -80,6 +83,8 @@ class OodReport:
             table = self.answers.table
             people, models = int((table["kind"] == "human").sum()), int((table["kind"] == "model").sum())
             lines.append(f"{self.target}: holds {people:,} answers of people and {models:,} of other models.")
+        if self.files:
+            lines.append(f"{self.files[0].parent.parent}: {len(self.files)} CSV files of answers, as model-vs-human reads them.")
         return "\n".join(lines)
 
 
@@ -105,7 +110,23 @@ def run_ood(manifest: Manifest | None, output: Path, request: OodRequest, *, dry
         raise StoreError(f"{output}: there is no folder {Path(os.path.abspath(output)).parent}; make it first.")
     if answers is not None and not dry_run:
         _keep(Path(os.path.abspath(output)), answers)
-    return OodReport(target=output, evaluation=evaluation, answers=answers)
+    files = () if request.written is None or dry_run else _written(Path(os.path.abspath(output)), request.written)
+    return OodReport(target=output, evaluation=evaluation, answers=answers, files=files)
+
+
+def _written(target: Path, folder: Path) -> tuple[Path, ...]:
+    """Write the answers of all evaluated checkpoints about the benchmark's sets.
+
+    Raises:
+        StoreError: If there are none.
+    """
+    from landscape.answers import write_answers
+
+    store = replace(read_ood(target), answers=b"")
+    answers = all_answers(store, epochs=sorted({epoch for _, epoch in store.checkpoints})) if store.checkpoints else None
+    if answers is None:
+        raise StoreError(f"{target}: no model has answered to the benchmark's stimuli: nothing to write. Give --stimuli.")
+    return tuple(write_answers(answers, folder))
 
 
 def _keep(target: Path, answers: "Answers") -> None:

@@ -17,6 +17,7 @@ from landscape.store import (
 )
 from landscape.store import describe as describe_store
 from landscape.store import describe_densities, describe_surface, is_density_file, is_store, is_surface, read_densities
+from landscape.store.predictions import describe_predictions, is_predictions
 
 if TYPE_CHECKING:
     from landscape.clip.checkpoint import CheckpointInfo
@@ -36,6 +37,8 @@ def describe(path: Path) -> list[str]:
         return Manifest.load(path).describe()
     if path.is_file() and is_surface(path):
         return describe_surface(path)
+    if path.is_file() and is_predictions(path):
+        return describe_predictions(path)
     if is_density_file(path):
         return [*describe_densities(path), *_of_densities(path)]
     if is_store(path):

@@ -306,6 +306,38 @@ def notes_on(sets: Iterable[PictureSet]) -> list[str]:
     return [f"{of[0]}{f' and {len(of) - 1} other sets' if len(of) > 1 else ''}: {note}" for note, of in places.items()]
 
 
+def describe_predictions(path: Path) -> list[str]:
+    """The lines that `landscape info` prints of such a file.
+
+    Raises:
+        StoreError: As `read_predictions`.
+    """
+    store = read_predictions(path)
+    assert store is not None, "the caller has seen the file"
+    lines = [
+        f"predictions, schema version {PREDICTION_SCHEMA_VERSION}: {len(store.checkpoints)} checkpoints on {len(store.sets)} sets "
+        f"of pictures, written by landscape {store.landscape_version}"
+    ]
+    for one in store.sets.values():
+        condition = f" {one.condition}" if one.condition else ""
+        lines.append(
+            f"set {one.dataset}{condition}: {len(one):,} pictures ({one.split or 'all'}), {len(one.class_names)} classes, "
+            f"{one.metric}, scores by {one.rule}, names from {one.sources.get('names', 'unknown')}, "
+            f"{one.sources.get('num_prompts', 0)} prompts from {one.sources.get('prompts', 'unknown')}"
+        )
+    for checkpoint in store.checkpoints.values():
+        done = sum(int(answers.done.sum()) for answers in checkpoint.sets.values())
+        unread = sum(len(answers.unread) for answers in checkpoint.sets.values())
+        missing = f", {unread} pictures unread" if unread else ""
+        lines.append(
+            f"{checkpoint.series} epoch {checkpoint.epoch}: {done:,} answers on {len(checkpoint.sets)} sets{missing}, "
+            f"checkpoint sha256 {checkpoint.checkpoint_sha256}"
+        )
+    if store.answers:
+        lines.append(f"answers of people and other models: {store.answers.count(bytes([10])) - 1:,}")
+    return [*lines, *notes_on(store.sets.values())]
+
+
 # --- joining ----------------------------------------------------------------------------------------------------------
 
 
