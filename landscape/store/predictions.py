@@ -315,8 +315,8 @@ def describe_predictions(path: Path) -> list[str]:
     store = read_predictions(path)
     assert store is not None, "the caller has seen the file"
     lines = [
-        f"predictions, schema version {PREDICTION_SCHEMA_VERSION}: {len(store.checkpoints)} checkpoints on {len(store.sets)} sets "
-        f"of pictures, written by landscape {store.landscape_version}"
+        f"predictions, schema version {PREDICTION_SCHEMA_VERSION}: {len(store.checkpoints)} checkpoints on {len(store.sets)} "
+        f"sets of pictures, written by landscape {store.landscape_version}"
     ]
     for one in store.sets.values():
         condition = f" {one.condition}" if one.condition else ""
