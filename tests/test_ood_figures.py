@@ -111,7 +111,7 @@ def test_bars_ascend_and_their_lengths_and_whiskers_are_the_computed_numbers(ans
         whiskers = [line for line in ax.lines if len(line.get_ydata()) == 2 and np.allclose(line.get_ydata(), middle)]
         assert {tuple(line.get_xdata()) for line in whiskers} == {(expected.low, expected.high)}
         texts = {text.get_text() for text in ax.texts if text.xy[1] == pytest.approx(middle)}
-        assert texts == {looks[name].label, f"{expected.value:.3f}"}
+        assert texts == {looks[name].label, f"{expected.value:.3f}".replace("-", "\N{MINUS SIGN}")}
 
 
 def test_people_are_red_and_chance_is_dotted_at_a_sixteenth(answers, resamples):
@@ -151,6 +151,8 @@ def test_a_negative_number_has_a_bar_to_the_left_of_zero(answers, resamples):
     assert min(interval.low for interval in value.values()) < 0
     [ax] = ood_bars(answers, metric="error_consistency", datasets=("edge",), resamples=resamples).axes
     assert ax.get_xlim()[0] < min(interval.low for interval in value.values())
+    # No number is written over a bar.
+    assert min(text.xy[0] for text in ax.texts) >= 0
 
 
 def test_bars_of_more_models_than_there_are_colours_are_all_there():
@@ -197,7 +199,7 @@ def test_the_axes_of_the_matrix_mirror_each_other_and_rows_are_apart(answers):
     assert [above[f"{1 - float(text):.1f}"] for text in below] == pytest.approx(list(below.values()), abs=0.5)
     dotted = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"]
     assert dotted == [row + 0.5 for row in range(15)]
-    assert [text for text in legend_texts(fig) if text.startswith("people (")] and "1920 trials" not in note(fig)
+    assert [text for text in legend_texts(fig) if text.startswith("people (")] and "96 answers of people" in note(fig)
 
 
 def test_the_matrix_without_people_is_alphabetical_and_says_so():
@@ -441,6 +443,20 @@ def test_panels_are_equally_large_touch_no_other_and_fit_a_page_of_paper():
     for ax in fig.axes:
         ticks = [tick.get_window_extent(renderer) for tick in ax.get_xticklabels() if tick.get_text()]
         assert not [(a, b) for a, b in itertools.combinations(ticks, 2) if a.overlaps(b)]
+        assert {tick.get_rotation() for tick in ax.get_xticklabels()} <= {0.0}
+    assert [tick.get_text() for tick in titled(fig, "Uniform noise").get_xticklabels()][1:4] == [".03", ".05", ".1"]
+
+
+def test_long_names_of_levels_are_turned_and_do_not_overlap():
+    levels = tuple(f"{reach}-10-10" for reach in (3, 6, 12, 24, 48, 96))
+    fig = own_conditions([curve(dataset="eidolonI", conditions=levels, right=(9,) * 6)])
+    renderer = render(fig)
+    [ax] = fig.axes
+    ticks = ax.get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == list(levels) and {tick.get_rotation() for tick in ticks} == {90.0}
+    boxes = [tick.get_window_extent(renderer) for tick in (*ticks, ax.xaxis.label)]
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    assert max(box.y1 for box in boxes) < ax.get_window_extent().y0 and min(box.y0 for box in boxes) > 0
 
 
 @needs_answers

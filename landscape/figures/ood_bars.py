@@ -236,4 +236,6 @@ def _draw_bar(ax: "Axes", bar: Bar, name: str, at: float) -> None:
     beside: dict[str, Any] = {"fontsize": _NAME_POINTS, "parse_math": False}
     beside |= {"textcoords": "offset points", "va": "center"}
     ax.annotate(name, (0, at), (-5, 0), xycoords=("axes fraction", "data"), ha="right", **beside)
-    ax.annotate(f"{interval.value:.3f}", (max(_numbers(interval)), at), (4, 0), **beside)
+    # To the right of the bar too, where the bar and its whisker are negative.
+    end = max(0.0, *_numbers(interval))
+    ax.annotate(f"{interval.value:.3f}".replace("-", "\N{MINUS SIGN}"), (end, at), (4, 0), **beside)

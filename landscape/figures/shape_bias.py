@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ROW, _LEFT, _RIGHT, _WIDTH = 0.24, 0.72, 0.2, 4.5
+_LEFT, _RIGHT, _WIDTH = 0.72, 0.2, 4.5
+# Height of a row, and what each observer adds to it.
+_ROW, _PER_OBSERVER = 0.18, 0.014
 # Room for the labels of the upper axis.
 _UPPER = 0.4
 # Markers of one row stand within this share of it, so that none hides another.
-_SPREAD = 0.62
+_SPREAD = 0.8
 _POOLED = "all"
 
 
@@ -83,7 +85,7 @@ def _without(answers: Answers, labels: Mapping[str, str] | None, observers: list
 def _draw(observers: list[ObserverBias], categories: list[str], *, title: str, without: list[str]) -> "Figure":
     page = Page(
         num_columns=1,
-        panel=(_WIDTH - _LEFT - _RIGHT, _ROW * (len(categories) + 1)),
+        panel=(_WIDTH - _LEFT - _RIGHT, (_ROW + _PER_OBSERVER * len(observers)) * (len(categories) + 1)),
         title=title,
         note=_note(observers, without),
         left=_LEFT,
@@ -149,11 +151,11 @@ def _note(observers: list[ObserverBias], without: list[str]) -> str:
     conflicts = sorted({observer.pooled.num_conflicts for observer in observers if not observer.look.is_people})
     counted = f"{conflicts[0]}" if len(conflicts) == 1 else f"{conflicts[0]} to {conflicts[-1]}" if conflicts else ""
     people = next((observer for observer in observers if observer.look.is_people), None)
-    trials = [f"{counted} pictures for a model"] * bool(counted)
-    trials += [f"{people.pooled.num_conflicts} trials of people"] if people else []
+    trials = [f"{counted} answers of a model"] * bool(counted)
+    trials += [f"{people.pooled.num_conflicts} answers of people"] if people else []
     order = "people's share of shape" if people else "the alphabet (there are no people)"
     sentences = [
-        f"Of {' and '.join(trials)} whose shape and texture differ, those count in which the shape or the texture was named.",
+        f"Of {' and '.join(trials)} to pictures whose shape and texture differ, those count that name one of the two.",
         f"Lines, numbers and the row {_quoted(_POOLED)}: pooled over categories.",
         f"Rows: in the order of {order}.",
     ]
