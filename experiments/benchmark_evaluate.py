@@ -34,7 +34,8 @@ CLASSES = ("cat", "dog", "tree", "house", "boat", "chair", "clock", "knife", "tr
 TEMPLATES = ("a photo of a {c}.", "a drawing of a {c}.")
 MODEL = "ViT-B-32"
 SIDE = 300
-THEIRS = Peer("clip-benchmark", "clip_benchmark.cli")
+# It imports requests and does not ask for it.
+THEIRS = Peer("clip-benchmark", "clip_benchmark.cli", needs=("clip-benchmark", "requests"))
 MANIFEST = """
 version: 1
 epoch_zero: optional

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -158,25 +156,17 @@ def test_a_run_that_ends_anywhere_loses_nothing_and_counts_nothing_twice(study, 
 
 
 @pytest.mark.slow
-def test_killed_workers_and_runs_end_in_the_same_digest(tmp_path):
-    manifest = make_study(tmp_path, with_config=True)
-    folder = make_pictures(tmp_path, per_class=150)
-    command = [sys.executable, "-m", "landscape", "evaluate", str(manifest), "--data", f"zoo={folder}", "--workers", "1"]
-    whole, killed = tmp_path / "whole.h5", tmp_path / "killed.h5"
-    begun = time.monotonic()
-    subprocess.run([*command, "-o", str(whole)], check=True, capture_output=True)
-    took, kills = time.monotonic() - begun, 0
-    for number in range(4):
-        process = subprocess.Popen([*command, "-o", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=took * (0.4 + 0.15 * number))
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-    finished = subprocess.run([*command, "-o", str(killed), "--workers", "2"], capture_output=True, text=True)
+def test_sigkill_at_twenty_random_moments_loses_nothing_and_counts_nothing_twice(tmp_path):
+    manifest, folder = make_study(tmp_path), make_pictures(tmp_path, per_class=20)
+    lab = Path(__file__).with_name("evaluation_study.py")
+    arguments = [sys.executable, lab, manifest, folder, tmp_path, "20"]
+    finished = subprocess.run([str(argument) for argument in arguments], capture_output=True, text=True, cwd=lab.parent)
     assert finished.returncode == 0, finished.stderr
-    assert kills and read_predictions(killed).digest() == read_predictions(whole).digest()
+    outcome = json.loads(finished.stdout)
+    assert len(outcome["sizes"]) == 20 and not any(outcome["statuses"])
+    # The kills came at different stages, with something stored and with nothing.
+    assert len(set(outcome["sizes"])) > 2 and max(outcome["sizes"]) > 0
+    assert set(outcome["digests"]) == {outcome["undisturbed"]}
     assert not list(tmp_path.glob("*.parts"))
 
 
