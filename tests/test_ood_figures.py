@@ -473,3 +473,20 @@ def test_the_published_answers_are_drawn_with_their_published_numbers(published)
     fig = ood_bars(published, datasets=tuple(DATASETS), resamples=resample(published, FEW))
     shown = {text.get_text() for text in fig.axes[0].texts}
     assert {"0.559", "0.596", "0.398", "0.723"} <= shown
+
+
+@pytest.mark.parametrize("accuracy, top", [(0.9, 1.0), (0.3, 0.4), (0.05, 0.1)])
+def test_the_axis_of_small_accuracies_is_small(accuracy, top):
+    curve = ConditionCurve(
+        series="a",
+        dataset="contrast",
+        conditions=("c100", "c05"),
+        accuracy=(accuracy, accuracy / 2),
+        low=(accuracy / 2, 0.0),
+        high=(accuracy * 1.1, accuracy),
+        num_pictures=(100, 100),
+        chance=0.01,
+    )
+    (ax,) = own_conditions([curve]).axes
+    assert ax.get_ylim() == pytest.approx((-0.03 * top, 1.1 * top))
+    assert [tick.get_text() for tick in ax.get_yticklabels()][-1] == f"{top:g}".replace("0.", ".")

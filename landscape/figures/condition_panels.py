@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 _TICK_POINTS, _LABEL_POINTS, _TEXT_POINTS, _TITLE_POINTS = 5.5, 6.0, 6.5, 7.5
 _PANEL_HEIGHT, _GAP, _LEFT, _RIGHT, _WIDTH = 1.05, 0.14, 0.46, 0.08, 7.0
 _TITLE, _LABEL_LINE = 0.18, 0.1
-# Above 1 there is room for the markers of bars.
+# Of the axis by its highest tick, above which there is room for the markers of bars.
 _LIMITS = (-0.03, 1.1)
 _BAR_MARKER = 0.055
+# Highest ticks: accuracies of many classes may all be small.
+_TOPS = (0.02, 0.04, 0.1, 0.2, 0.4, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,17 +94,26 @@ def draw_condition_panels(
         legend=tuple(look.label for look in looks),
     )
     fig, axes = page.figure(sharey=True)
+    top = _top_of(panels)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     for at, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
         ax.set_title(panel.title, fontsize=_fitting_points(panel.title, panel_width), parse_math=False)
         if at % num_columns == 0:
             ax.set_ylabel("Classification accuracy", fontsize=_LABEL_POINTS + 0.5)
-        _draw_panel(ax, panel, looks, width=panel_width)
-    axes[0].set_ylim(*_LIMITS)
-    axes[0].set_yticks([0.0, 0.25, 0.5, 0.75, 1.0], ["0", ".25", ".5", ".75", "1"])
+        _draw_panel(ax, panel, looks, width=panel_width, top=top)
+    axes[0].set_ylim(*(top * limit for limit in _LIMITS))
+    ticks = [top * quarter / 4 for quarter in range(5)]
+    axes[0].set_yticks(ticks, [f"{tick:.3g}".replace("0.", ".") for tick in ticks])
     page.write(fig, axes, [look.sample() for look in looks])
     return fig
+
+
+def _top_of(panels: Sequence[ConditionPanel]) -> float:
+    """The highest tick of an axis that holds all values, their intervals and chance."""
+    found = [number for panel in panels for one in panel.observers for number in (*one.value, *one.high) if math.isfinite(number)]
+    largest = max([*found, *(panel.chance for panel in panels)])
+    return next(top for top in _TOPS if largest <= top or top == _TOPS[-1])
 
 
 def _fitting_points(title: str, width: float) -> float:
@@ -147,7 +158,7 @@ class _TickTexts:
         return max(text_width(text, points=_TICK_POINTS) for text in self.texts) if self.are_turned else 0.08
 
 
-def _draw_panel(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, width: float) -> None:
+def _draw_panel(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, width: float, top: float) -> None:
     if not panel.observers:
         ax.set_xticks([])
         ax.spines[["left", "bottom"]].set(color="0.75", linestyle=(0, (2, 2)))
@@ -158,7 +169,7 @@ def _draw_panel(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, wid
         return
     ax.axhline(panel.chance, color="0.45", linestyle=":", linewidth=0.9, zorder=1.5)
     if len(panel.ticks) == 1:
-        _draw_bars(ax, panel, looks)
+        _draw_bars(ax, panel, looks, top=top)
         return
     ax.set_xlim(-0.4, len(panel.ticks) - 0.6)
     ticks = _TickTexts.fit(panel, width)
@@ -192,7 +203,7 @@ def _draw_line(ax: "Axes", panel: ConditionPanel, values: LevelValues, *, order:
     )
 
 
-def _draw_bars(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look]) -> None:
+def _draw_bars(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, top: float) -> None:
     """Bars with whiskers and, above, the marker that tells whose it is."""
     ax.set_xlim(-0.7, len(looks) - 0.3)
     ax.set_xticks([])
@@ -204,6 +215,6 @@ def _draw_bars(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look]) -> None
         if math.isfinite(low):
             for color, width, order in (("white", 2.0, 3), ("0.25", 0.9, 4)):
                 ax.plot([x, x], [low, high], color=color, linestyle="-", linewidth=width, zorder=order, solid_capstyle="butt")
-        top = np.nanmax([value, high]) + _BAR_MARKER
+        above = np.nanmax([value, high]) + _BAR_MARKER * top
         marker: dict[str, Any] = {"linestyle": "none", "marker": look.marker, "markersize": 0.9 * look.size}
-        ax.plot([x], [top], color=look.color, zorder=5, **marker, **MARKER_EDGE)
+        ax.plot([x], [above], color=look.color, zorder=5, **marker, **MARKER_EDGE)
