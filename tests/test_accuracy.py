@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
 from test_predictions import make_answers, make_set, make_store
 
-from landscape.compare.accuracy import Scored, paired_tests, scores_of, winners
+from landscape.compare.accuracy import Scored, means_of, paired_tests, scores_of, winners
 from landscape.compare.accuracy_tables import COLUMNS, AccuracyTable, to_csv, to_json, to_latex, to_terminal, write_table
 from landscape.errors import StoreError
 from landscape.statistics import Bootstrap
@@ -151,7 +152,7 @@ def test_texts_show_percent_with_half_the_interval():
     table = AccuracyTable.of(store, bootstrap=FEW)
     text = to_terminal(table)
     # 20 of 20: Wilson's interval reaches from 0.839 to 1.
-    assert "100.0 ± 8.1 *" in text and "0.0 ± 8.1" in text and "Mnist c10" in text and "pets: a note" in text
+    assert "100.0 ± 8.1 *" in text and "0.0 ± 8.1" in text and "Mnist c10" in text and "pets and mnist c10: a note" in text
     assert r"\textbf{100.0 $\pm$ 8.1}" in to_latex(table).replace("±", r"$\pm$")
 
 
@@ -172,3 +173,31 @@ def test_series_and_epochs_are_chosen_and_unknown_ones_refused(tmp_path):
 def test_json_holds_no_nan():
     text = to_json(AccuracyTable.of(make_store(), bootstrap=FEW))
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_the_mean_is_over_sets_of_different_pictures_that_all_have_answered():
+    one, other = make_set("pets", num_pictures=100), make_set("mnist", num_classes=5, num_pictures=60)
+    third = make_set("food101", num_pictures=30)
+    store = PredictionStore(sets={each.name: each for each in (one, other, third)})
+    for number, series in enumerate(("a", "b")):
+        checkpoint = CheckpointPredictions(series=series, label=series, model="m", epoch=0, checkpoint_sha256="0" * 64)
+        for at, each in enumerate((one, other, third)):
+            if series == "a" or each is not third:
+                checkpoint.sets[each.name] = make_answers(each, share_right=0.3 + 0.3 * number, seed=10 * at + number)
+        store.checkpoints[checkpoint.key] = checkpoint
+    first, second = means_of(store, Bootstrap(num_resamples=4000))
+    assert first.datasets == second.datasets == ("pets", "mnist")
+    hits = [Scored(each, store.checkpoints["a", 0].sets[each.name]).correct for each in (one, other)]
+    assert first.value.value == pytest.approx(np.mean([hit.mean() for hit in hits]))
+    # The standard error of the mean of two independent shares.
+    error = math.sqrt(sum(hit.mean() * (1 - hit.mean()) / len(hit) for hit in hits)) / 2
+    assert first.value.high - first.value.low == pytest.approx(2 * 1.96 * error, rel=0.08)
+    text = to_terminal(AccuracyTable.of(store, bootstrap=FEW))
+    assert "mean of 2 of 26 sets" in text and "food101, cifar10" in text
+    same = make_set("pets again", num_pictures=100, keys=one.keys)
+    twice = PredictionStore(sets={one.name: one, same.name: same})
+    found = {each.name: make_answers(each, share_right=0.5, seed=1) for each in (one, same)}
+    twice.checkpoints["a", 0] = CheckpointPredictions(
+        series="a", label="a", model="m", epoch=0, checkpoint_sha256="0" * 64, sets=found
+    )
+    assert means_of(twice, FEW) == []

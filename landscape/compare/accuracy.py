@@ -158,6 +158,64 @@ def scores_of(store: PredictionStore, bootstrap: Bootstrap = Bootstrap()) -> lis
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeanScore:
+    """The mean of the metrics of one checkpoint over the sets that every checkpoint has answered whole.
+
+    Attributes:
+        value: From 0 to 1, with the bootstrap's interval over pictures.
+        datasets: Over which the mean is taken.
+    """
+
+    series: str
+    label: str
+    epoch: int
+    value: Interval
+    datasets: tuple[str, ...]
+
+
+def means_of(store: PredictionStore, bootstrap: Bootstrap = Bootstrap()) -> list[MeanScore]:
+    """The mean over data sets of every checkpoint; none where fewer than two sets were answered whole by all.
+
+    Sets of distorted pictures, which have conditions, are not among them. Where several sets are of the same pictures, such as
+    OpenMoji's by group and by name, there is no mean: they are different questions, and their errors are not independent.
+    """
+    common = [
+        (number, one)
+        for number, (name, one) in enumerate(store.sets.items())
+        if not one.condition and all(name in each.sets and each.sets[name].complete for each in store.checkpoints.values())
+    ]
+    if len(common) < 2 or len({one.keys for _, one in common}) < len(common):
+        return []
+    means = []
+    for checkpoint in store.checkpoints.values():
+        values, resampled = [], []
+        for number, one in common:
+            scored = Scored(one, checkpoint.sets[one.name])
+            values.append(float(scored.statistic(np.ones((1, len(one))))[0]))
+            resampled.append(_resampled(scored, bootstrap, stream=number))
+        means.append(
+            MeanScore(
+                series=checkpoint.series,
+                label=checkpoint.label,
+                epoch=checkpoint.epoch,
+                value=percentile_interval(float(np.mean(values)), np.mean(resampled, axis=0), bootstrap.confidence),
+                datasets=tuple(one.dataset for _, one in common),
+            )
+        )
+    return means
+
+
+def _resampled(scored: Scored, bootstrap: Bootstrap, *, stream: int) -> Float[np.ndarray, " r"]:
+    """The metric of resampled pictures."""
+    if scored.one.metric != "top1":
+        return bootstrap.resample(scored.statistic, scored.strata, stream=stream)
+    n = scored.num_items
+    # Resampling pictures is drawing how many are right.
+    generator = np.random.default_rng([bootstrap.seed, stream])
+    return generator.binomial(n, scored.correct[scored.shown].mean(), size=bootstrap.num_resamples) / n
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairedTest:
     """The difference of two checkpoints on a set that both have answered.
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from landscape.compare.accuracy import METRIC_TITLES, SetScore, scores_of, winners
+from landscape.compare.accuracy import METRIC_TITLES, MeanScore, SetScore, means_of, scores_of, winners
 from landscape.compare.tables import escaped_latex, format_of
 from landscape.errors import StoreError
 from landscape.files import write_atomically
-from landscape.statistics import Bootstrap
+from landscape.statistics import Bootstrap, Interval
 from landscape.store.predictions import PredictionStore, notes_on
 from landscape.terminal import TextTable, terminal_width, wrapped
 
@@ -22,17 +22,26 @@ COLUMNS = (
 ).split()
 
 
+def _published() -> tuple[str, ...]:
+    """The sets of the published Table 1; imported here, as data sets bring torch."""
+    from landscape.datasets.suite import SUITE
+
+    return tuple(one.identifier for one in SUITE)
+
+
 @dataclass(frozen=True)
 class AccuracyTable:
     """The scores of a store, and which of them are the best of their epoch by a paired test.
 
     Attributes:
         notes: What a reader should know of the sets, a sentence each.
+        means: Over the sets that all checkpoints have answered.
     """
 
     scores: Sequence[SetScore]
     best: frozenset[tuple[str, int, str, str]]
     notes: tuple[str, ...] = ()
+    means: Sequence[MeanScore] = ()
 
     @classmethod
     def of(
@@ -49,7 +58,8 @@ class AccuracyTable:
             StoreError: If there is no such series or epoch, or nothing is answered yet.
         """
         chosen = chosen_checkpoints(store, series=series, epochs=epochs)
-        return cls(scores_of(chosen, bootstrap), frozenset(winners(chosen, bootstrap)), tuple(notes_on(store.sets.values())))
+        best, notes = frozenset(winners(chosen, bootstrap)), tuple(notes_on(store.sets.values()))
+        return cls(scores_of(chosen, bootstrap), best, notes, means_of(chosen, bootstrap))
 
     def is_best(self, score: SetScore) -> bool:
         return (score.series, score.epoch, score.dataset, score.condition) in self.best
@@ -103,7 +113,18 @@ def to_csv(table: AccuracyTable) -> str:
 
 
 def to_json(table: AccuracyTable) -> str:
-    return json.dumps({"rows": rows(table), "notes": list(table.notes)}, indent=1) + "\n"
+    means = [
+        {
+            "series": mean.series,
+            "epoch": mean.epoch,
+            "value": mean.value.value,
+            "low": _known(mean.value.low),
+            "high": _known(mean.value.high),
+            "datasets": list(mean.datasets),
+        }
+        for mean in table.means
+    ]
+    return json.dumps({"rows": rows(table), "means": means, "notes": list(table.notes)}, indent=1) + "\n"
 
 
 def to_terminal(table: AccuracyTable) -> str:
@@ -121,13 +142,16 @@ def _grid(table: AccuracyTable) -> tuple[list[tuple[str, int]], list[tuple[Any, 
     several = len({score.metric for score in table.scores}) > 1
     checkpoints = list(dict.fromkeys((score.label, score.epoch) for score in table.scores))
     sets: dict[Any, tuple[Any, str, tuple[str, str]]] = {}
-    cells = {}
+    cells: dict[Any, str] = {}
     for score in table.scores:
         key = score.dataset, score.condition
         title = f"{score.title} {score.condition}".strip() + (f", {_short(score.metric)}" if several else "")
         chance = "" if math.isnan(score.chance) else f"{100 * score.chance:.1f}"
         sets.setdefault(key, (key, title, (f"{score.num_pictures:,}", chance)))
         cells[key, (score.label, score.epoch)] = _cell(score, best=table.is_best(score))
+    for mean in table.means:
+        sets.setdefault("mean", ("mean", f"mean of {_counted(mean.datasets)}", ("", "")))
+        cells["mean", (mean.label, mean.epoch)] = _percent(mean.value)
     return checkpoints, list(sets.values()), cells
 
 
@@ -135,11 +159,20 @@ def _short(metric: str) -> str:
     return {"top1": "top-1", "mean_per_class": "per class", "top1_top5": "top-1, top-5", "roc_auc": "AUC"}[metric]
 
 
-def _cell(score: SetScore, *, best: bool) -> str:
-    value = score.value
+def _counted(datasets: Sequence[str]) -> str:
+    """How many sets there are; of the published table's, how many of those."""
+    published = _published()
+    return f"{len(datasets)} of {len(published)} sets" if set(datasets) <= set(published) else f"{len(datasets)} sets"
+
+
+def _percent(value: Interval) -> str:
     half = "" if math.isnan(value.low) else f" ± {50 * (value.high - value.low):.1f}"
+    return f"{100 * value.value:.1f}{half}"
+
+
+def _cell(score: SetScore, *, best: bool) -> str:
     partly = f" ({score.n} of {score.num_pictures})" if score.n < score.num_pictures else ""
-    return f"{100 * value.value:.1f}{half}{' *' if best else ''}{partly}"
+    return f"{_percent(score.value)}{' *' if best else ''}{partly}"
 
 
 def _remarks(table: AccuracyTable) -> list[str]:
@@ -149,6 +182,10 @@ def _remarks(table: AccuracyTable) -> list[str]:
     metrics = dict.fromkeys(score.metric for score in table.scores)
     named = "; ".join(METRIC_TITLES[metric] for metric in metrics)
     lines.append(f"Metrics: {named}. Intervals: Wilson for top-1, else bootstrap.")
+    there = set(table.means[0].datasets) if table.means else set()
+    missing = [name for name in _published() if name not in there] if there else []
+    if missing and there <= set(_published()):
+        lines.append(f"Of the published table's sets there are not: {', '.join(missing)}.")
     unread = sum(score.num_unread for score in table.scores)
     if unread:
         lines.append(f"{unread} answers are missing, as pictures could not be read; they count as wrong.")

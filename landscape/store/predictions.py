@@ -303,7 +303,11 @@ def notes_on(sets: Iterable[PictureSet]) -> list[str]:
     for one in sets:
         for note in one.notes:
             places.setdefault(note, []).append(one.place)
-    return [f"{of[0]}{f' and {len(of) - 1} other sets' if len(of) > 1 else ''}: {note}" for note, of in places.items()]
+    return [f"{_several(of)}: {note}" for note, of in places.items()]
+
+
+def _several(places: list[str]) -> str:
+    return " and ".join(places) if len(places) <= 2 else f"{places[0]} and {len(places) - 1} other sets"
 
 
 def describe_predictions(path: Path) -> list[str]:
