@@ -359,7 +359,8 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
     from landscape import pipeline
 
     if kind in pipeline.OOD_FIGURES:
-        options.pop("keep_unconverged")
+        if options.pop("keep_unconverged"):
+            raise click.UsageError(f"--keep-unconverged is for eigenvalues, which --kind {kind} does not show; leave it out.")
         _say(pipeline.draw_ood(store, output, kind=kind, **options))
         return
     draw = {"figure3": pipeline.draw_figure3, "sharpness": pipeline.draw_sharpness, "modules": pipeline.draw_modules}[kind]

@@ -232,6 +232,9 @@ def test_curves_of_own_pictures_are_the_scores(study, tmp_path):
         one, found = store.sets["own/contrast", condition], store.checkpoints["one", 1].sets["own/contrast", condition]
         assert accuracy == np.mean(found.top[:, 0] == one.labels)
     assert draw_ood(output, tmp_path / "own.png", kind="conditions").endswith("drawn.")
+    for command, name in (("figure", "x.png"), ("report", "x.html"), ("merge", "x.h5")):
+        refused = CliRunner().invoke(main, [command, str(output), "-o", str(tmp_path / name)])
+        assert refused.exit_code == 2 and "holds predictions" in refused.output + (refused.stderr or "")
     with pytest.raises(StoreError, match="holds no answers to the benchmark's stimuli"):
         draw_ood(output, tmp_path / "own.png", kind="shape-bias")
 
@@ -245,13 +248,14 @@ def test_curves_of_own_pictures_are_the_scores(study, tmp_path):
         (["--logit-scale", "0"], "not learned or a number above 0"),
         (["MANIFEST", "--stimuli", "nowhere"], "no such folder"),
         (["MANIFEST", "--kind", "blur"], "no distortion of this name"),
+        (["MANIFEST", "--stimuli", "STIMULI", "--kind", "contrast"], "only --stimuli is given"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(tmp_path, arguments, reason):
     manifest = make_study(tmp_path, epochs=(0,), names=("one",))
-    places = {"HUMANS": str(write_people(tmp_path)), "MANIFEST": str(manifest)}
+    places = {"HUMANS": write_people(tmp_path), "MANIFEST": manifest, "STIMULI": make_stimuli(tmp_path)}
     output = tmp_path / "out.h5"
-    result = CliRunner().invoke(main, ["ood", "-o", str(output), *(places.get(word, word) for word in arguments)])
+    result = CliRunner().invoke(main, ["ood", "-o", str(output), *(str(places.get(word, word)) for word in arguments)])
     said = result.output + (result.stderr or "")
     assert result.exit_code == 2 and reason in said, said
     assert not list(tmp_path.glob("out.h5*"))

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -120,6 +120,12 @@ def _labelled(base: SetRequest) -> "LabelledPictures":
     return base.labelled()
 
 
+def forget_own() -> None:
+    """Look at folders anew: files may have come or gone since an earlier run of this process."""
+    _labelled.cache_clear()
+    _mean_amplitudes.cache_clear()
+
+
 def _with_what_it_needs(labelled: "LabelledPictures", kind: "Kind") -> tuple[int, ...]:
     """The pictures of which a distortion can be made.
 
@@ -225,8 +231,3 @@ def _mean_amplitudes(base: SetRequest, size: int) -> np.ndarray:
     if not number:
         raise DataError(f"{labelled.name}: no picture can be read, so there is no mean spectrum. Restore them.")
     return total / number
-
-
-def sized(base: SetRequest, size: int) -> SetRequest:
-    """The same set, drawn at the size at which it is distorted."""
-    return replace(base, image_size=size)

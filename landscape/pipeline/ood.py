@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from landscape.errors import DataError, StoreError
 from landscape.manifest import Manifest
 from landscape.manifest.settings import OPENMOJI
-from landscape.pipeline.distorted_sets import OWN, distorted_requests
+from landscape.pipeline.distorted_sets import OWN, distorted_requests, forget_own
 from landscape.pipeline.evaluation import EvaluationReport, run_evaluation
 from landscape.pipeline.picture_sets import Request, SetRequest
 from landscape.store import parts_folder
@@ -146,6 +146,8 @@ def requests_for(manifest: Manifest, request: OodRequest) -> Sequence[Request]:
         LandscapeError: If there are none, or a distortion cannot be had.
     """
     requests: list[Request] = []
+    if request.stimuli is not None and request.own is None and (request.kinds or request.size):
+        raise DataError("ood: --kind and --size are of your own pictures, but only --stimuli is given. Add --own.")
     if request.stimuli is not None:
         from landscape.pipeline.stimuli_sets import stimuli_requests
 
@@ -158,6 +160,7 @@ def requests_for(manifest: Manifest, request: OodRequest) -> Sequence[Request]:
         else:
             path = os.path.abspath(own)
             base = SetRequest(name=os.path.basename(path), path=path, slip=manifest.evaluation.slip)
+        forget_own()
         requests += distorted_requests(base, kinds=request.kinds, size=size, seed=request.seed)
     return requests
 

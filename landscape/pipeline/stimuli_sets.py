@@ -70,6 +70,8 @@ def stimuli_requests(folder: Path, *, logit_scale: float | None) -> Iterator[Sti
         DataError: If there is none, or something in it is not as it should be.
     """
     folder = folder.absolute()
+    # Files may have come or gone since an earlier run of this process.
+    _stimuli.cache_clear()
     for dataset, condition in _stimuli(folder):
         yield StimuliRequest(folder=folder, dataset=dataset, condition=condition, logit_scale=logit_scale)
 

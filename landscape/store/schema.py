@@ -94,6 +94,13 @@ def _write_table(group: h5py.Group, table: SpectraTable) -> None:
     write_attributes(group, table, num_not_converged=table.num_not_converged)
 
 
+# What other files of this program say of themselves, and what shows them.
+_OTHER_KINDS = {
+    "predictions": "predictions, which `landscape table` and `landscape figure --kind ood` show",
+    "loss surface": "a loss surface, which `landscape surface` draws",
+}
+
+
 def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
     """Open a merged file for reading; None if there is none.
 
@@ -123,6 +130,9 @@ def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
             if version is None or written_by is None:
                 raise StoreError(f"{path}: an HDF5 file, but not a landscape store: it has no schema_version. Name another one.")
             check_schema_version(path, version, written_by=written_by)
+            if (kind := file.attrs.get("kind")) is not None:
+                holds = _OTHER_KINDS.get(str(kind), "something else")
+                raise StoreError(f"{path}: holds {holds}, and no spectra. Name another file.")
     except BaseException:
         file.close()
         raise
