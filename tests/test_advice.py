@@ -59,10 +59,7 @@ NAMES_ONLY = {
     "landscape init {}": "the command that wrote a manifest, in its first line",
     "landscape spectra": "what makes the input of another command",
     "landscape train": "what makes the input of another command",
-    "<class>/<picture>": "a layout of files; those of test_evaluation.py have it",
-    "<split>/<class>/<picture>": "a layout of files",
     "learned": "a value of an option",
-    "folder TAB class name": "a line of a file; followed in test_dataset_traps.py",
     "landscape density": "another command for the same question; its input is a manifest",
 }
 # Followed by a test elsewhere.
@@ -76,7 +73,7 @@ FOLLOWED = {
     "landscape figure --kind ood": "test_ood.py::test_people_stand_beside_models_in_file_and_figures",
     "landscape ood": "test_ood.py::test_people_alone_need_no_model",
     "landscape ood --stimuli": "test_ood.py::test_decisions_are_those_of_the_benchmarks_formula",
-    "landscape surface": "test_surface_command.py::test_a_random_surface_holds_the_losses_of_models_moved_by_hand_on_the_mean_of_the_batches",
+    "landscape surface": "test_surface_command.py::test_a_slice_along_an_eigenvector_is_that_of_the_operators_own_eigenvector",
     "landscape table": "test_ood.py::test_a_table_is_by_set_or_by_model",
     "landscape table {}": "test_evaluation.py::test_a_manifest_names_its_sets",
     "landscape spectra --per-module": "test_module_figure.py::test_the_command_draws_them_and_refuses_what_it_cannot",
