@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,10 +195,29 @@ def test_the_mean_is_over_sets_of_different_pictures_that_all_have_answered():
     assert first.value.high - first.value.low == pytest.approx(2 * 1.96 * error, rel=0.08)
     text = to_terminal(AccuracyTable.of(store, bootstrap=FEW))
     assert "mean of 2 of 26 sets" in text and "food101, cifar10" in text
-    same = make_set("pets again", num_pictures=100, keys=one.keys)
-    twice = PredictionStore(sets={one.name: one, same.name: same})
-    found = {each.name: make_answers(each, share_right=0.5, seed=1) for each in (one, same)}
-    twice.checkpoints["a", 0] = CheckpointPredictions(
-        series="a", label="a", model="m", epoch=0, checkpoint_sha256="0" * 64, sets=found
-    )
-    assert means_of(twice, FEW) == []
+    # Arrays are keyed by numbers, which several sets have; tasks of OpenMoji are of the same pictures.
+    arrays = [make_set(name, num_pictures=100, keys=one.keys) for name in ("cifar10", "cifar100")]
+    tasks = [make_set(name, num_pictures=100, keys=one.keys) for name in ("openmoji/group", "openmoji/name")]
+    for sets, number in ((arrays, 1), (tasks, 0)):
+        pair = PredictionStore(sets={each.name: each for each in sets})
+        found = {each.name: make_answers(each, share_right=0.5, seed=1) for each in sets}
+        pair.checkpoints["a", 0] = CheckpointPredictions(
+            series="a", label="a", model="m", epoch=0, checkpoint_sha256="0" * 64, sets=found
+        )
+        assert len(means_of(pair, FEW)) == number
+
+
+def test_series_of_one_label_are_told_apart():
+    store = make_store(vit=1.0, simba=0.0)
+    for key, one in store.checkpoints.items():
+        store.checkpoints[key] = replace(one, label="ViT")
+    text = to_terminal(AccuracyTable.of(store, bootstrap=FEW))
+    assert "ViT (vit) 5" in text and "ViT (simba) 5" in text and "100.0" in text
+
+
+def test_an_area_without_one_of_the_classes_is_not_known():
+    one = make_set(num_classes=2, num_pictures=6, metric="roc_auc", labels=np.zeros(6, dtype=np.int32))
+    answers = [make_answers(one, share_right=share, seed=0, width=2) for share in (1.0, 0.0)]
+    store = store_of(one, a=answers[0], b=answers[1])
+    assert all(math.isnan(score.value.value) for score in scores_of(store, FEW))
+    assert winners(store, FEW) == set()

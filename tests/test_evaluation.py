@@ -283,6 +283,23 @@ def test_wrong_data_is_one_line_and_writes_nothing(study, tmp_path, data, reason
     assert "\n" not in str(error.value) and not list(tmp_path.glob("out.h5*"))
 
 
+def test_scores_that_are_not_finite_are_no_answer(study, tmp_path, monkeypatch):
+    from landscape.zeroshot import ZeroShotModel
+
+    monkeypatch.setattr(ZeroShotModel, "scores", lambda self, pictures, classes: torch.full((len(pictures), 7), torch.nan))
+    report = evaluated(study, make_pictures(tmp_path), tmp_path / "out.h5", epochs=(0,), workers=WorkerSettings(num_workers=1))
+    assert not report.complete and "scores are not finite" in report.summary()
+
+
+def test_one_set_under_two_names_and_a_missing_folder_of_prompts_are_refused(study, tmp_path):
+    folder = make_pictures(tmp_path, classes=("airplane", "automobile"))
+    with pytest.raises(DataError, match="given twice"):
+        run_evaluation(study, tmp_path / "out.h5", requests_of(study, [f"cifar10={folder}", f"CIFAR-10={folder}"]))
+    with pytest.raises(DataError, match="--slip names"):
+        requests_of(study, [f"zoo={folder}"], slip=tmp_path / "nowhere")
+    assert not list(tmp_path.glob("out.h5*"))
+
+
 def test_a_classifier_is_evaluated_on_imagenet_alone(tmp_path):
     from landscape.clip.checkpoint import save_checkpoint
 

@@ -118,8 +118,8 @@ def test_own_pictures_are_distorted_as_the_command_distorts_them(study, tmp_path
     report = run_ood(study, output, request, epochs=(1,), workers=ONE, progress=False)
     assert report.complete
     store = read_ood(output)
-    assert len(store.sets) == 8 + 4 and {name for name, _ in store.sets} == {"own/contrast", "own/rotation"}
-    one, answers = store.sets["own/contrast", "c10"], store.checkpoints["one", 1].sets["own/contrast", "c10"]
+    assert len(store.sets) == 8 + 4 and {name for name, _ in store.sets} == {"own/zoo/contrast", "own/zoo/rotation"}
+    one, answers = store.sets["own/zoo/contrast", "c10"], store.checkpoints["one", 1].sets["own/zoo/contrast", "c10"]
     assert len(one) == 28 and one.chance == 1 / 7
     model = build_model(MODEL)
     load_checkpoint(model, tmp_path / "one_1.pt")
@@ -213,6 +213,52 @@ def test_answers_are_written_as_the_toolbox_reads_them(study, tmp_path, few_prom
     assert "predictions, schema version 1: 0 checkpoints" in said and f"other models: {len(ours.table)}" in said
 
 
+def test_a_picture_that_cannot_be_read_is_wrong_by_model_too(study, tmp_path, few_prompts):
+    stimuli, output = make_stimuli(tmp_path), tmp_path / "ood.h5"
+    broken = stimuli / "edge" / "cat" / "cat1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    report = run_ood(study, output, OodRequest(stimuli=stimuli), epochs=(1,), workers=ONE, progress=False)
+    assert "1 answers are missing" in report.summary()
+    table = all_answers(read_ood(output)).table
+    edge = table[table.dataset == "edge"]
+    assert len(edge) == 16 and edge[edge.image == "cat1.png"].response.tolist() == ["na"]
+    # It is tried again.
+    again = run_ood(study, output, OodRequest(stimuli=stimuli), epochs=(1,), workers=ONE, progress=False)
+    assert again.evaluation is not None and again.evaluation.outcome.num_measured == 1
+
+
+def test_an_opaque_picture_has_no_silhouette_and_is_counted(study, tmp_path):
+    folder, output = make_pictures(tmp_path), tmp_path / "ood.h5"
+    path = folder / "red_fox" / "0.png"
+    Image.open(path).convert("RGBA").save(path)
+    report = run_ood(study, output, OodRequest(own=str(folder), kinds=("silhouette",), size=16), workers=ONE, progress=False)
+    assert report.complete and "2 answers are missing" in report.summary()
+
+
+def test_noise_is_that_of_the_distort_command(study, tmp_path):
+    folder, output = make_pictures(tmp_path), tmp_path / "stimuli"
+    options = "--kind uniform-noise --level 0.2 --size 16 --workers 1".split()
+    written = CliRunner().invoke(main, ["distort", str(folder), "-o", str(output), *options])
+    assert written.exit_code == 0, written.output
+    base = SetRequest(name="own zoo", path=str(folder))
+    (request,) = (one for one in distorted_requests(base, kinds=["uniform-noise"], size=16) if one.level == "0.2")
+    opened = request.open()
+    files = {path.stem.rsplit("_", 1)[1].replace("%2F", "/").replace("%5F", "_"): path for path in output.rglob("*.png")}
+    assert len(files) == len(opened.one) == 28
+    for i, key in enumerate(opened.one.keys):
+        file = files[key.removesuffix(".png")]
+        np.testing.assert_array_equal(np.asarray(opened.pictures.picture(i)), np.asarray(Image.open(file)))
+
+
+def test_own_folders_may_have_any_name(study, tmp_path):
+    for name in ("openmoji-mine", "pets"):
+        folder = make_pictures(tmp_path, name=name)
+        request = OodRequest(own=str(folder), kinds=("rotation",), size=16)
+        run_ood(study, tmp_path / "ood.h5", request, workers=ONE, progress=False)
+    assert {name for name, _ in read_ood(tmp_path / "ood.h5").sets} == {"own/openmoji-mine/rotation", "own/pets/rotation"}
+    assert {curve.dataset for curve in own_curves(read_ood(tmp_path / "ood.h5"))} == {"openmoji-mine/rotation", "pets/rotation"}
+
+
 def test_people_alone_need_no_model(tmp_path):
     people = write_people(tmp_path)
     output = tmp_path / "people.h5"
@@ -229,7 +275,7 @@ def test_curves_of_own_pictures_are_the_scores(study, tmp_path):
     store = read_ood(output)
     assert curve.series == "one" and curve.dataset == "contrast" and curve.conditions[0] == "c100" and curve.chance == 1 / 7
     for condition, accuracy in zip(curve.conditions, curve.accuracy):
-        one, found = store.sets["own/contrast", condition], store.checkpoints["one", 1].sets["own/contrast", condition]
+        one, found = store.sets["own/zoo/contrast", condition], store.checkpoints["one", 1].sets["own/zoo/contrast", condition]
         assert accuracy == np.mean(found.top[:, 0] == one.labels)
     assert draw_ood(output, tmp_path / "own.png", kind="conditions").endswith("drawn.")
     for command, name in (("figure", "x.png"), ("report", "x.html"), ("merge", "x.h5")):
@@ -243,7 +289,7 @@ def test_curves_of_own_pictures_are_the_scores(study, tmp_path):
     "arguments, reason",
     [
         ([], "neither a manifest nor a file of answers"),
-        (["--own", "openmoji", "--humans", "HUMANS"], "no manifest names a model"),
+        (["--own", "openmoji", "--humans", "HUMANS"], "no manifest names one"),
         (["--humans", "nowhere"], "nowhere"),
         (["--logit-scale", "0"], "not learned or a number above 0"),
         (["MANIFEST", "--stimuli", "nowhere"], "no such folder"),

@@ -101,7 +101,7 @@ def test_no_file_is_no_store_and_another_file_is_refused(tmp_path):
     other = tmp_path / "other.h5"
     with h5py.File(other, "w") as file:
         file.attrs["kind"] = "loss surface"
-    with pytest.raises(StoreError, match="no predictions of landscape"):
+    with pytest.raises(StoreError, match="holds no predictions"):
         read_predictions(other)
 
 

@@ -67,7 +67,8 @@ class Scored:
         if metric == "mean_per_class":
             found = mean_class_recall(labels, self.correct[shown], weights)
         elif metric == "roc_auc":
-            found = roc_auc(self._margins()[shown], labels == 1, weights)
+            both = 0 < (labels == 1).sum() < len(labels)
+            found = roc_auc(self._margins()[shown], labels == 1, weights) if both else np.full(len(weights), np.nan)
         else:
             both = metric == "top1_top5"
             hits = half_top_1_and_5(labels, self.answers.top[shown]) if both else self.correct[shown].astype(float)
@@ -184,7 +185,8 @@ def means_of(store: PredictionStore, bootstrap: Bootstrap = Bootstrap()) -> list
         for number, (name, one) in enumerate(store.sets.items())
         if not one.condition and all(name in each.sets and each.sets[name].complete for each in store.checkpoints.values())
     ]
-    if len(common) < 2 or len({one.keys for _, one in common}) < len(common):
+    # The tasks of OpenMoji are named openmoji/group, openmoji/name, ...
+    if len(common) < 2 or len({one.dataset.partition("/")[0] for _, one in common}) < len(common):
         return []
     means = []
     for checkpoint in store.checkpoints.values():
@@ -306,7 +308,7 @@ def winners(store: PredictionStore, bootstrap: Bootstrap = Bootstrap(), *, alpha
         beaten: dict[tuple[str, int, str, str], set[str]] = {}
         for first, second in pairs:
             for test in paired_tests(store, first, second, bootstrap):
-                if test.p_holm * len(pairs) > alpha:
+                if not test.p_holm * len(pairs) <= alpha:
                     continue
                 won, lost = (first, second) if test.difference.value > 0 else (second, first)
                 beaten.setdefault((*won.key, test.dataset, test.condition), set()).add(lost.series)

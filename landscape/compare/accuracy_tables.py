@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ def chosen_checkpoints(
     return replace(store, checkpoints=kept)
 
 
+def distinct_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """What tables and figures call each series: its label, with its name where several have one label."""
+    counts = Counter(labels.values())
+    return {name: label if counts[label] == 1 else f"{label} ({name})" for name, label in labels.items()}
+
+
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +147,8 @@ def to_terminal(table: AccuracyTable) -> str:
 def _grid(table: AccuracyTable) -> tuple[list[tuple[str, int]], list[tuple[Any, str, tuple[str, str]]], dict[Any, str]]:
     """Checkpoints, sets with their title and facts, and the cells."""
     several = len({score.metric for score in table.scores}) > 1
-    checkpoints = list(dict.fromkeys((score.label, score.epoch) for score in table.scores))
+    labels = distinct_labels({score.series: score.label for score in table.scores})
+    checkpoints = list(dict.fromkeys((labels[score.series], score.epoch) for score in table.scores))
     sets: dict[Any, tuple[Any, str, tuple[str, str]]] = {}
     cells: dict[Any, str] = {}
     for score in table.scores:
@@ -148,10 +156,10 @@ def _grid(table: AccuracyTable) -> tuple[list[tuple[str, int]], list[tuple[Any, 
         title = f"{score.title} {score.condition}".strip() + (f", {_short(score.metric)}" if several else "")
         chance = "" if math.isnan(score.chance) else f"{100 * score.chance:.1f}"
         sets.setdefault(key, (key, title, (f"{score.num_pictures:,}", chance)))
-        cells[key, (score.label, score.epoch)] = _cell(score, best=table.is_best(score))
+        cells[key, (labels[score.series], score.epoch)] = _cell(score, best=table.is_best(score))
     for mean in table.means:
         sets.setdefault("mean", ("mean", f"mean of {_counted(mean.datasets)}", ("", "")))
-        cells["mean", (mean.label, mean.epoch)] = _percent(mean.value)
+        cells["mean", (labels[mean.series], mean.epoch)] = _percent(mean.value)
     return checkpoints, list(sets.values()), cells
 
 

@@ -151,6 +151,7 @@ class RawPictures:
         names_file, templates_file: What these files are called, with a digest.
         classes_are_named: Whether `classes` are names that a data set or a person gave, more than folder names.
         numbered: Whether labels were integers whose meaning `names` gives (clip-benchmark's shards).
+        contents: Digest of the pixels, where they are drawn or in memory.
     """
 
     pictures: PictureSource
@@ -165,6 +166,7 @@ class RawPictures:
     templates_file: str = ""
     classes_are_named: bool = False
     numbered: bool = False
+    contents: str = ""
 
 
 class OpenedPictures(LabelledPictures):
@@ -180,6 +182,7 @@ class OpenedPictures(LabelledPictures):
     def __init__(self, raw: RawPictures, classes: Classes, indices: Sequence[int], *, name: str, path: str) -> None:
         self.name, self.path, self.split = name, path, raw.split
         self.classes, self.notes = classes, raw.notes
+        self._contents = raw.contents
         self._pictures, self._labels = raw.pictures, [indices[label] for label in raw.labels]
         if not self._labels:
             raise DataError(
@@ -212,7 +215,7 @@ class OpenedPictures(LabelledPictures):
 
     @cached_property
     def _digest(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self._contents.encode())
         for i in range(len(self)):
             digest.update(json.dumps([self.key(i), self.label(i), self._pictures.size(i)]).encode() + b"\n")
         return digest.hexdigest()

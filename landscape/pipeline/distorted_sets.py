@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import OrderedDict
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape.errors import DataError
+from landscape.errors import DataError, DistortionError, PictureError
 from landscape.pipeline.picture_sets import OpenedSet, SetRequest, sources_of
 from landscape.store.predictions import PictureSet
 
@@ -48,8 +48,12 @@ class DistortedRequest:
     size: int
 
     @property
+    def dataset(self) -> str:
+        return f"{OWN}{self.base.name.removeprefix('own ')}/{self.kind}"
+
+    @property
     def place(self) -> str:
-        return f"{OWN}{self.kind} {self.level}"
+        return f"{self.dataset} {self.level}"
 
     def open(self) -> OpenedSet:
         """The pictures, and what is stored of them.
@@ -71,7 +75,7 @@ class DistortedRequest:
         if left_out:
             notes.append(f"{left_out} of {len(labelled)} pictures are left out: without transparency, so without a silhouette.")
         one = PictureSet(
-            dataset=f"{OWN}{self.kind}",
+            dataset=self.dataset,
             title=f"{labelled.name}, {self.kind}",
             condition=level.text,
             split=labelled.split,
@@ -97,7 +101,7 @@ def distorted_requests(base: SetRequest, *, kinds: Iterable[str] = (), size: int
     from landscape.errors import DistortionError
 
     kinds = tuple(kinds)
-    drawn = base.name.startswith(_OPENMOJI)
+    drawn = base.path is None
     for name in kinds or [kind.name for kind in KINDS.values() if kind.in_all or not kind.is_parametric]:
         kind = kind_of(name)
         if kind.needs == "svg" and not drawn:
@@ -133,11 +137,13 @@ def _with_what_it_needs(labelled: "LabelledPictures", kind: "Kind") -> tuple[int
         DataError: If there is none.
     """
     everything = tuple(range(len(labelled)))
-    if kind.needs != "alpha" or labelled.name.startswith(_OPENMOJI):
+    if kind.needs != "alpha" or not labelled.path:
         return everything
     from landscape.clip.pictures import has_transparency
 
-    chosen = tuple(i for i in everything if (path := _source(labelled, i).path) is not None and has_transparency(path))
+    # One that cannot be read has an answer of its own, which is missing.
+    paths = [_source(labelled, i).path for i in everything]
+    chosen = tuple(i for i, path in enumerate(paths) if path is not None and has_transparency(path) is not False)
     if not chosen:
         raise DataError(
             f"{labelled.name}: no picture has transparency, and a {kind.name} is made of it. Leave {kind.name} out with --kind."
@@ -149,29 +155,34 @@ def _source(labelled: "LabelledPictures", index: int) -> "SourcePicture":
     """A clean picture as `landscape.distortions.sources` reads it.
 
     Raises:
-        DataError: If it is no file of its own.
+        PictureError: If it is no file of its own, or gone.
     """
     from pathlib import Path
 
     from landscape.distortions.sources import SourcePicture
 
     key = labelled.key(index)
-    if labelled.name.startswith(_OPENMOJI):
+    if not labelled.path:
         return SourcePicture(key, _OPENMOJI)
     folder = Path(labelled.path)
     path = next((path for path in (folder / key, folder / labelled.split / key) if path.is_file()), None)
     if path is None:
-        raise DataError(
+        raise PictureError(
             f"{labelled.name}: {key} is no file in {labelled.path}, and only pictures in class folders are distorted. Unpack "
             "them into <class>/<picture>."
         )
     return SourcePicture(key, labelled.classes.names[labelled.label(index)][0], path)
 
 
+def _name_of(labelled: "LabelledPictures", key: str) -> str:
+    """The name on which random distortions depend, as in `landscape distort`: the path without its suffix."""
+    return os.path.splitext(key)[0] if labelled.path else key
+
+
 class _DistortedPictures:
     """Pictures that are distorted when they are read; some are kept for the next checkpoint."""
 
-    _kept: "OrderedDict[tuple[str, str], np.ndarray]" = OrderedDict()
+    _kept: dict[tuple[str, str], np.ndarray] = {}
 
     def __init__(
         self, request: DistortedRequest, labelled: "LabelledPictures", kind: "Kind", level: str, chosen: tuple[int, ...]
@@ -187,16 +198,18 @@ class _DistortedPictures:
         index = self._chosen[i]
         key = self._labelled.key(index)
         kept = _DistortedPictures._kept
-        pixels = kept.pop((self._name, key), None)
+        pixels = kept.get((self._name, key))
         if pixels is None:
             clean = self._clean(index)
-            distorted = distort(
-                clean, self._kind.name, self._level, seed=self._request.seed, key=key, inputs=self._inputs(clean)
-            )
+            seed, name = self._request.seed, _name_of(self._labelled, key)
+            try:
+                distorted = distort(clean, self._kind.name, self._level, seed=seed, key=name, inputs=self._inputs(clean))
+            except DistortionError as error:
+                raise PictureError(f"{key}: {error}") from error
             pixels = to_bytes(distorted)
-        kept[self._name, key] = pixels
-        while len(kept) * pixels.nbytes > _KEPT:
-            kept.popitem(last=False)
+            # Every checkpoint reads all pictures in the same order, so what came first is not given up for what came last.
+            if (len(kept) + 1) * pixels.nbytes <= _KEPT:
+                kept[self._name, key] = pixels
         return Image.fromarray(pixels)
 
     def _clean(self, index: int) -> "Picture":
@@ -217,7 +230,6 @@ def _mean_amplitudes(base: SetRequest, size: int) -> np.ndarray:
     """The mean amplitude spectrum of a set's pictures; of 500 spread evenly where it has more."""
     from landscape.distortions import amplitude_spectrum
     from landscape.distortions.sources import read_picture
-    from landscape.errors import PictureError
 
     labelled = _labelled(base)
     step = -(-len(labelled) // _MOST_FOR_SPECTRUM)

@@ -13,7 +13,7 @@ from landscape.manifest.settings import OPENMOJI
 from landscape.pipeline.evaluation_measurement import EvaluationMeasurement
 from landscape.pipeline.picture_sets import Request, SetRequest, check_names
 from landscape.pipeline.runner import Outcome, run_measurement
-from landscape.store.predictions import PictureSet, PredictionStore, read_predictions
+from landscape.store.predictions import PictureSet, PredictionStore, read_predictions, with_sets
 from landscape.workers.crew import WorkerSettings
 
 # What is evaluated on where nobody names data: OpenMoji's held-out pictures by their group, subgroup and name.
@@ -88,7 +88,7 @@ def requests_of(
         DataError: If one is malformed, or two have one name.
     """
     image_size = manifest.data.image_size if manifest.data.source == OPENMOJI else None
-    slip = manifest.evaluation.slip if slip is None else slip
+    slip = manifest.evaluation.slip if slip is None else Path(os.path.abspath(slip))
     common: dict[str, Any] = {"slip": slip, "image_size": _DRAWN_SIZE if image_size is None else image_size}
     requests = []
     for text in data:
@@ -101,7 +101,9 @@ def requests_of(
             requests.append(SetRequest(name=one.name, path=one.path, split=one.split, **common))
     if not requests:
         requests = [SetRequest(name=name, **common) for name in DEFAULT_SETS]
-    check_names(requests)
+    check_names([request.name for request in requests])
+    if slip is not None and not slip.is_dir():
+        raise DataError(f"{slip}: there is no such folder; --slip names the one that holds labels.json and templates.json.")
     return tuple(requests)
 
 
@@ -132,6 +134,7 @@ def run_evaluation(
         raise StoreError(f"{output}: there is no folder {target.parent}; make it first.")
     found = [request.open() for request in requests]
     opened = [one.one for one in found]
+    check_names([one.place for one in opened])
     measurement = EvaluationMeasurement(
         manifest=manifest,
         checkpoints=tuple(selection.tasks(manifest)),
@@ -151,7 +154,7 @@ def run_evaluation(
         "num_planned": measurement.num_planned,
     }
     if dry_run:
-        stored = read_predictions(target) or PredictionStore()
+        stored = with_sets(read_predictions(target) or PredictionStore(), opened, path=target)
         done = sum(
             bool(checkpoint.sets[opened[stretch.number].name].done[stretch.first : stretch.last].all())
             for task in measurement.checkpoints

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from landscape.errors import PictureError, StoreError
+from landscape.errors import NumericalError, PictureError, StoreError
 from landscape.manifest import Manifest
 from landscape.manifest.gone import digest_of, is_gone
 from landscape.manifest.selection import Task
 from landscape.memory import peak_memory
+from landscape.pipeline.distorted_sets import forget_own
 from landscape.pipeline.evaluation_output import EvaluationOutput, Stretch, UnitPredictions
 from landscape.pipeline.picture_sets import OpenedSet, Pictures, Request
 from landscape.pipeline.preparation import KnownSeries, PreparedSeries, threads_of_torch
 from landscape.pipeline.session import Bench, Measurement, Session, sent
+from landscape.pipeline.stimuli_sets import forget_stimuli
 from landscape.store import parts_folder
 from landscape.store.lock import FolderLock
 from landscape.store.predictions import PredictionStore
@@ -141,6 +143,9 @@ class EvaluationMeasurement(Measurement):
 
     def _opened(self, session: Session) -> list[OpenedSet]:
         def make() -> Any:
+            # Of a process that outlives a run, such as a worker of Dask.
+            forget_own()
+            forget_stimuli()
             opened = [request.open() for request in self.requests]
             for one, identity in zip(opened, self.identities):
                 if one.identity != identity:
@@ -190,6 +195,12 @@ class EvaluationBench(Bench):
         scores = np.full(top.shape, np.nan, dtype=np.float32)
         if places:
             found = self.loaded.scores(torch.stack(tensors), opened.classes)
+            if not torch.isfinite(found).all():
+                bad = places[int((~torch.isfinite(found)).any(dim=1).nonzero()[0])]
+                raise NumericalError(
+                    f"{opened.one.keys[stretch.first + bad]}: the model's scores are not finite, so any answer would be "
+                    "arbitrary. Check the checkpoint."
+                )
             top[places], scores[places] = predictions_of(*by_rule(opened.one.rule, found, self.loaded))
         return UnitPredictions(stretch.number, stretch.first, top, scores, unread)
 

@@ -26,6 +26,7 @@ from landscape.store.predictions import (
     with_sets,
     write_predictions,
 )
+from landscape.store.writer import disk_trouble_named
 
 _KIND = "predictions"
 
@@ -104,7 +105,10 @@ class EvaluationOutput(Output):
     def _is_done(self, stored: CheckpointPredictions | None, index: int) -> bool:
         stretch = self.stretches[index]
         known = None if stored is None else stored.sets.get(self.sets[stretch.number].name)
-        return known is not None and bool(known.done[stretch.first : stretch.last].all())
+        if known is None or not known.done[stretch.first : stretch.last].all():
+            return False
+        # What could not be read is tried again: the disk may have been away.
+        return not any(stretch.first <= place < stretch.last for place in known.unread)
 
     def accept(self, series: str, prepared: PreparedSeries) -> PreparedSeries:
         """Refuse to go on with a model that is now built otherwise.
@@ -140,7 +144,8 @@ class EvaluationOutput(Output):
                 content += encode(_KIND, {"set": _plain_set(one)})
                 self._logged.add(one.name)
             content += encode(_KIND, {"checkpoint": facts, "answers": _plain_unit(one, unit)})
-        self._log.append(content)
+        with disk_trouble_named(self.target):
+            self._log.append(content)
         for one, unit in found:
             self._put(facts, one, unit.first, unit.top, unit.scores, unit.unread)
         return 0

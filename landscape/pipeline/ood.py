@@ -71,6 +71,7 @@ class OodReport:
     evaluation: EvaluationReport | None
     answers: "Answers | None"
     files: tuple[Path, ...] = ()
+    dry_run: bool = False
 
     @property
     def complete(self) -> bool:
@@ -79,7 +80,7 @@ class OodReport:
     def summary(self) -> str:
         """For a terminal."""
         lines = [] if self.evaluation is None else [self.evaluation.summary()]
-        if self.answers is not None:
+        if self.answers is not None and not self.dry_run:
             table = self.answers.table
             people, models = int((table["kind"] == "human").sum()), int((table["kind"] == "model").sum())
             lines.append(f"{self.target}: holds {people:,} answers of people and {models:,} of other models.")
@@ -101,8 +102,12 @@ def run_ood(manifest: Manifest | None, output: Path, request: OodRequest, *, dry
     answers = request.answers()
     if manifest is None and answers is None:
         raise DataError("ood: there is neither a manifest nor a file of answers, so there is nothing to do. Name one of them.")
-    if manifest is None and (request.stimuli or request.own or request.kinds):
-        raise DataError("ood: --stimuli, --own and --kind say what models are shown, but no manifest names a model. Name one.")
+    if manifest is None and (request.stimuli or request.own or request.kinds or request.size or request.written):
+        raise DataError(
+            "ood: --stimuli, --own, --kind, --size and --write-answers are of models, but no manifest names one. Name one."
+        )
+    if request.written is not None and request.stimuli is None and not _has_decisions(Path(os.path.abspath(output))):
+        raise DataError("ood: --write-answers writes answers to the published stimuli, and there are none. Give --stimuli.")
     evaluation = None
     if manifest is not None:
         evaluation = run_evaluation(manifest, output, requests_for(manifest, request), dry_run=dry_run, **options)
@@ -111,7 +116,13 @@ def run_ood(manifest: Manifest | None, output: Path, request: OodRequest, *, dry
     if answers is not None and not dry_run:
         _keep(Path(os.path.abspath(output)), answers)
     files = () if request.written is None or dry_run else _written(Path(os.path.abspath(output)), request.written)
-    return OodReport(target=output, evaluation=evaluation, answers=answers, files=files)
+    return OodReport(target=output, evaluation=evaluation, answers=answers, files=files, dry_run=dry_run)
+
+
+def _has_decisions(target: Path) -> bool:
+    """Whether a file holds answers to the benchmark's stimuli."""
+    store = read_predictions(target)
+    return store is not None and any(one.rule.startswith("imagenet16") for one in store.sets.values())
 
 
 def _written(target: Path, folder: Path) -> tuple[Path, ...]:
@@ -159,7 +170,8 @@ def requests_for(manifest: Manifest, request: OodRequest) -> Sequence[Request]:
             base = SetRequest(name=_OWN_OPENMOJI, image_size=size)
         else:
             path = os.path.abspath(own)
-            base = SetRequest(name=os.path.basename(path), path=path, slip=manifest.evaluation.slip)
+            # Never the name of a known set, whose classes it need not have.
+            base = SetRequest(name=f"own {os.path.basename(path)}", path=path, slip=manifest.evaluation.slip)
         forget_own()
         requests += distorted_requests(base, kinds=request.kinds, size=size, seed=request.seed)
     return requests
@@ -189,6 +201,7 @@ def all_answers(store: PredictionStore, *, series: Iterable[str] = (), epochs: I
     import pandas as pd
 
     from landscape.answers import Answers, answers_of_model
+    from landscape.answers.benchmark import NO_ANSWER
 
     parts: list[Answers] = []
     if store.answers:
@@ -196,11 +209,16 @@ def all_answers(store: PredictionStore, *, series: Iterable[str] = (), epochs: I
         parts.append(Answers.of_rows(rows))
     for name, checkpoint in named_checkpoints(store, series=series, epochs=epochs).items():
         by_dataset: dict[str, list[Any]] = {}
+        unfinished: set[str] = set()
         for key, answers in checkpoint.sets.items():
             one = store.sets[key]
             if not one.rule.startswith("imagenet16"):
                 continue
-            kept = [i for i in range(len(one)) if answers.top[i, 0] >= 0]
+            if not answers.complete:
+                unfinished.add(one.dataset)
+            # A picture that could not be read counts as wrong, as an answer that a person did not give in time.
+            said = [one.class_names[best] if best >= 0 else NO_ANSWER for best in answers.top[:, 0]]
+            kept = range(len(one))
             rows = by_dataset.setdefault(one.dataset, [[], [], [], []])
             for column, values in zip(
                 rows,
@@ -208,11 +226,14 @@ def all_answers(store: PredictionStore, *, series: Iterable[str] = (), epochs: I
                     [one.keys[i] for i in kept],
                     [one.condition] * len(kept),
                     [one.class_names[one.labels[i]] for i in kept],
-                    [one.class_names[answers.top[i, 0]] for i in kept],
+                    said,
                 ),
             ):
                 column.extend(values)
         for dataset, (images, conditions, categories, responses) in by_dataset.items():
+            if dataset in unfinished:
+                # Named as missing, not averaged over what is there.
+                continue
             parts.append(
                 answers_of_model(
                     name, dataset, images=images, conditions=conditions, categories=categories, responses=responses
@@ -228,7 +249,7 @@ def named_checkpoints(
     store: PredictionStore, *, series: Iterable[str] = (), epochs: Iterable[int] | None = None
 ) -> dict[str, Any]:
     """Checkpoints by the name that figures and tables give them: the label, with the epoch where a series has several."""
-    from landscape.compare.accuracy_tables import chosen_checkpoints
+    from landscape.compare.accuracy_tables import chosen_checkpoints, distinct_labels
 
     if not store.checkpoints:
         return {}
@@ -237,7 +258,8 @@ def named_checkpoints(
     last = {name: max(epoch for one, epoch in chosen if one == name) for name, _ in chosen}
     shown = chosen if epochs is not None else {key: one for key, one in chosen.items() if key[1] == last[key[0]]}
     several = {name for name, _ in shown if sum(one == name for one, _ in shown) > 1}
-    return {f"{one.label} {one.epoch}" if key[0] in several else one.label: one for key, one in shown.items()}
+    labels = distinct_labels({name: one.label for (name, _), one in shown.items()})
+    return {f"{labels[key[0]]} {key[1]}" if key[0] in several else labels[key[0]]: one for key, one in shown.items()}
 
 
 def is_own(dataset: str) -> bool:

@@ -41,6 +41,10 @@ def draw_ood(
     check_figure_name(output)
     found = read_ood(store)
     answers = all_answers(found, series=series, epochs=epochs)
+    # Own pictures alone were shown to the models: people of other pictures do not belong beside them.
+    evaluated = set(named_checkpoints(found, series=series, epochs=epochs))
+    if kind == "conditions" and evaluated and answers is not None and not evaluated & set(answers.models):
+        answers = None
     figure: Any
     if answers is not None:
         draw = {"ood": ood_bars, "shape-bias": shape_bias_matrix, "conditions": ood_conditions}[kind]
@@ -68,6 +72,7 @@ def own_curves(
     for one in store.sets.values():
         if is_own(one.dataset):
             datasets.setdefault(one.dataset, []).append(one)
+    several = len({dataset.rpartition("/")[0] for dataset in datasets}) > 1
     curves = []
     for name, checkpoint in named_checkpoints(store, series=series, epochs=epochs).items():
         for dataset, conditions in datasets.items():
@@ -79,7 +84,7 @@ def own_curves(
             curves.append(
                 ConditionCurve(
                     series=name,
-                    dataset=dataset.removeprefix(OWN),
+                    dataset=dataset.removeprefix(OWN) if several else dataset.rpartition("/")[2],
                     conditions=tuple(one.condition for one in there),
                     accuracy=tuple(value.value for value in values),
                     low=tuple(value.low for value in values),

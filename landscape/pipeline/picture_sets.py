@@ -91,9 +91,10 @@ class SetRequest:
         pictures = self.labelled()
         known = next((one for one in SUITE if one.identifier == pictures.name), None)
         classes = pictures.classes
-        # The benefit of guessing; of an area under a curve, a half.
         metric = "top1" if known is None else known.metric
-        chance = 1 / len(classes.names) if known is None else known.chance
+        # Of the classes that are there, which may be fewer than were published.
+        counted = known is None or metric in ("top1", "mean_per_class")
+        chance = 1 / len(classes.names) if counted or known is None else known.chance
         one = picture_set(
             pictures,
             title=pictures.name if known is None else known.title,
@@ -147,13 +148,12 @@ def sources_of(classes: "Classes") -> dict[str, Any]:
     return {"names": classes.names_source, "prompts": classes.templates_source, "num_prompts": len(classes.templates)}
 
 
-def check_names(requests: Sequence[SetRequest]) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Refuse two sets of one name.
 
     Raises:
         DataError: If so.
     """
-    names = [request.name for request in requests]
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"data set {name!r} is given twice, and its answers would be stored in one place. Rename one.")

@@ -47,7 +47,7 @@ class StimuliRequest:
         classes = _imagenet() if published else _own_classes(stimuli.classes)
         place = {name: number for number, name in enumerate(stimuli.classes)}
         one = PictureSet(
-            dataset=self.dataset if published else f"{OWN}{self.dataset}",
+            dataset=self.dataset if published else f"{OWN}{self.folder.name}/{self.dataset}",
             title=self.dataset,
             condition=self.condition,
             rule=imagenet16(self.logit_scale) if published else COSINE,
@@ -70,10 +70,14 @@ def stimuli_requests(folder: Path, *, logit_scale: float | None) -> Iterator[Sti
         DataError: If there is none, or something in it is not as it should be.
     """
     folder = folder.absolute()
-    # Files may have come or gone since an earlier run of this process.
-    _stimuli.cache_clear()
+    forget_stimuli()
     for dataset, condition in _stimuli(folder):
         yield StimuliRequest(folder=folder, dataset=dataset, condition=condition, logit_scale=logit_scale)
+
+
+def forget_stimuli() -> None:
+    """List folders anew: files may have come or gone since an earlier run of this process."""
+    _stimuli.cache_clear()
 
 
 @lru_cache(maxsize=2)

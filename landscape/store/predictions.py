@@ -128,6 +128,8 @@ class SetPredictions:
     def put(self, first: int, top: np.ndarray, scores: np.ndarray, unread: Mapping[int, str]) -> None:
         """Take the answers to the pictures from `first` on; places in `unread` count from there."""
         piece = slice(first, first + len(top))
+        for place in range(first, first + len(top)):
+            self.unread.pop(place, None)
         self.top[piece], self.scores[piece], self.done[piece] = top, scores, True
         self.unread.update({first + place: why for place, why in unread.items()})
 
@@ -248,7 +250,7 @@ def read_predictions(path: Path) -> PredictionStore | None:
     if not path.exists():
         return None
     if not is_predictions(path):
-        raise StoreError(f"{path}: no predictions of landscape, which would overwrite it. Name another file.")
+        raise StoreError(f"{path}: holds no predictions. Name one of `landscape evaluate` or `landscape ood`, or a new output.")
     advice = "Restore it from a copy, or remove it to evaluate anew."
     with corrupt_file_errors(path, advice=advice), open_hdf5(path) as file:
         check_schema_version(path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from open_clip import IMAGENET_CLASSNAMES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,8 +24,6 @@ from landscape.errors import ModelError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, json_sha256
 from landscape.zeroshot.text import cached_class_features
 
-# timm's classifiers are trained on these.
-_IMAGENET_CLASSES = 1000
 # Only says which facts of the model are listed.
 _CONTRASTIVE, _CLASSIFIER = HessianSettings(objective="contrastive"), HessianSettings(objective="cross_entropy")
 
@@ -121,11 +120,11 @@ class ZeroShotModel:
         if self.tokenizer is not None:
             return
         outputs = getattr(self.model, "num_classes", None)
-        if outputs != len(classes.names) or outputs != _IMAGENET_CLASSES:
+        if outputs != len(IMAGENET_CLASSNAMES) or [names[0] for names in classes.names] != IMAGENET_CLASSNAMES:
             raise ModelError(
                 f"series {self.series.name!r}: {self.series.model} is a classifier with {outputs} outputs and reads no text, so "
-                f"it can be evaluated on ImageNet's {_IMAGENET_CLASSES} classes alone, but {name} has {len(classes.names)} "
-                "classes. Leave the set out with --data, or use a CLIP model."
+                f"it can be evaluated on ImageNet's {len(IMAGENET_CLASSNAMES)} classes alone, by open_clip's names in order, "
+                f"but {name} has {len(classes.names)} classes, or others. Leave the set out, or use a CLIP model."
             )
 
     @torch.no_grad()
