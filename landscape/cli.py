@@ -557,6 +557,13 @@ def table(store: Path, **options: Any) -> None:
 @click.option("-o", "--output", required=True, type=FILE, help="An .html file.")
 @some_series
 @click.option("--title", help="Heading of the page; default: the name of the store.")
+@click.option(
+    "--predictions",
+    multiple=True,
+    type=FILE,
+    help="A file of `landscape evaluate` or `landscape ood` of the same checkpoints, for a chapter on accuracy beside "
+    "sharpness; repeat for several.",
+)
 @click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
 @click.option("--resamples", "num_resamples", default=4999, show_default=True, type=RESAMPLES)
 @_one_line_errors

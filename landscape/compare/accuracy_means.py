@@ -20,7 +20,7 @@ ZERO_SHOT, OOD, ROBUSTNESS = "zero_shot", "ood", "robustness"
 MEAN_TITLES = {
     ZERO_SHOT: "zero-shot accuracy",
     OOD: "out-of-distribution accuracy",
-    ROBUSTNESS: "share of accuracy above chance that is kept",
+    ROBUSTNESS: "accuracy above chance that distortions leave",
 }
 # Before the names of one's own pictures through a distortion.
 _OWN = "own/"
@@ -37,6 +37,7 @@ class AccuracyMean:
         values: Of each checkpoint, with the percentile interval over pictures.
         resamples: Of each checkpoint (r,), over the same pictures.
         datasets: What it is the mean over, the same for all.
+        chance: What guessing gives; NaN where it is not known.
         notes: What was left out, a sentence each.
     """
 
@@ -44,6 +45,7 @@ class AccuracyMean:
     values: Mapping[Key, Interval]
     resamples: Mapping[Key, Float[np.ndarray, " r"]]
     datasets: tuple[str, ...]
+    chance: float = math.nan
     notes: tuple[str, ...] = ()
 
     @property
@@ -171,7 +173,8 @@ def _mean(
         values[key] = _interval(value, resampled, sets, weights, key, bootstrap)
         resamples[key] = resampled
     datasets = tuple(dict.fromkeys(sets[set_name].one.dataset for set_name in weights))
-    return AccuracyMean(name=name, values=values, resamples=resamples, datasets=datasets, notes=notes)
+    chance = _mean_chance(sets, weights) if weights else math.nan
+    return AccuracyMean(name=name, values=values, resamples=resamples, datasets=datasets, chance=chance, notes=notes)
 
 
 def _weighted(
@@ -239,6 +242,7 @@ def _robustness(sets: Mapping[_Name, _Sampled], bootstrap: Bootstrap) -> Accurac
         values={key: interval for key, (interval, _) in both.items()},
         resamples={key: shares for key, (_, shares) in both.items()},
         datasets=datasets,
+        chance=0.0,
         notes=tuple(notes),
     )
 

@@ -1,7 +1,7 @@
 """Sharpness and convexity over epochs: one metric of the comparison, a line per series with its uncertainty."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,16 +45,18 @@ def _metric_chart(comparison: Comparison, metric: Metric, study: Study, styles: 
             traces.append(band_of(series, styles[series], x=np.array(study.epochs), low=low, high=high))
         traces.append(_line(series, row, study, styles[series]))
         numbers += [number for one in row if one is not None for number in _drawn_numbers(one, with_quartiles)]
-    least, most = min(numbers), max(numbers)
-    logarithmic = least > 0 and most > _LOGARITHMIC_FROM * least
-    title = literal(metric.label if metric.unit == "1" else metric.unit)
-    yaxis: dict[str, Any] = {**PLAIN, "title": {"text": title}, "nticks": 6}
-    if logarithmic:
-        yaxis |= {"type": "log", **_decade_ticks(least, most)}
-    elif least >= 0:
-        yaxis |= {"rangemode": "tozero"}
+    yaxis = value_axis(literal(metric.label if metric.unit == "1" else metric.unit), numbers)
     xaxis = {**PLAIN, "title": {"text": "finished epochs"}, "tickvals": list(study.epochs), "showgrid": False}
     return Chart(frames=(tuple(traces),), layout={"xaxis": xaxis, "yaxis": yaxis}, note=_note(comparison, metric, with_quartiles))
+
+
+def value_axis(title: str, numbers: Sequence[float]) -> dict[str, Any]:
+    """Return plotly's axis of values: logarithmic where they are far apart, from zero where none is negative."""
+    least, most = min(numbers), max(numbers)
+    axis: dict[str, Any] = {**PLAIN, "title": {"text": title}, "nticks": 6}
+    if least > 0 and most > _LOGARITHMIC_FROM * least:
+        return axis | {"type": "log", **_decade_ticks(least, most)}
+    return axis | ({"rangemode": "tozero"} if least >= 0 else {})
 
 
 def _decade_ticks(low: float, high: float) -> dict[str, Any]:
@@ -83,15 +85,31 @@ def _column(row: list[Summary | None], name: str) -> Float[np.ndarray, " epochs"
 
 def _line(series: str, row: list[Summary | None], study: Study, style: LineStyle) -> Trace:
     value, low, high = (_column(row, name) for name in ("value", "low", "high"))
+    return line_with_bars(series, style, label=study.labels[series], x=np.array(study.epochs), value=value, low=low, high=high)
+
+
+def line_with_bars(
+    series: str,
+    style: LineStyle,
+    *,
+    label: str,
+    x: np.ndarray,
+    value: Float[np.ndarray, " epochs"],
+    low: Float[np.ndarray, " epochs"],
+    high: Float[np.ndarray, " epochs"],
+    **properties: Any,
+) -> Trace:
+    """Return a curve over epochs with the interval of each value; NaN are gaps."""
     bars = {"array": packed(high - value), "arrayminus": packed(value - low)}
     return line_of(
         series,
         style,
-        x=np.array(study.epochs),
+        x=x,
         y=value,
         mode="lines+markers",
         customdata=packed(np.stack([low, high], axis=1)),
-        hovertemplate=_HOVER.format(label=literal(study.labels[series])),
+        hovertemplate=_HOVER.format(label=literal(label)),
         error_y={"type": "data", **bars, "width": 4, "thickness": 1.5},
         marker={"size": 7, "color": style.color},
+        **properties,
     )

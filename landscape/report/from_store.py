@@ -25,6 +25,7 @@ def write_report(
     series: Sequence[str] | None = None,
     keep_unconverged: bool = False,
     num_resamples: int = 4999,
+    predictions: Sequence[Path] = (),
 ) -> str:
     """Write the page of a store, finished or growing, into a file; whole or not at all.
 
@@ -33,19 +34,21 @@ def write_report(
         title, keep_unconverged: As of `landscape.report.render`.
         series: As of `SpectrumStore.open`.
         num_resamples: As of `landscape.compare.compare_stores`.
+        predictions: Files of `landscape evaluate` and `landscape ood`, for a chapter on accuracy beside sharpness.
 
     Returns:
         A sentence that says what was written.
 
     Raises:
-        StoreError: If the store cannot be read, has no records or too many series, the output is no .html file, or the page
-            cannot be written.
+        StoreError: If the store cannot be read, has no records or too many series, the output is no .html file, the page
+            cannot be written, or the answers are not of the store's checkpoints.
     """
     from landscape.report import render
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise StoreError(f"{output}: a report is an HTML page; name a file that ends in .html or .htm.")
-    study = read_study(path, series=series, keep_unconverged=keep_unconverged, num_resamples=num_resamples)
+    options: dict[str, Any] = {"series": series, "keep_unconverged": keep_unconverged, "num_resamples": num_resamples}
+    study = read_study(path, predictions=predictions, **options)
     page = render(study, title=title, keep_unconverged=keep_unconverged).encode()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -53,16 +56,23 @@ def write_report(
     except OSError as error:
         raise StoreError(f"{output}: cannot be written ({error.strerror}); choose a folder that is writable.") from error
     unfinished = "" if study.num_records == study.num_planned else f" of {study.num_planned} planned"
+    answered = "" if study.accuracy is None else f"accuracy of {len(study.accuracy.rows)} checkpoints, "
     return (
         f"{output}: {len(study.series)} series, epochs {', '.join(map(str, study.epochs))}, {study.num_records}{unfinished} "
-        f"records, {len(page) / 1e6:.1f} MB."
+        f"records, {answered}{len(page) / 1e6:.1f} MB."
     )
 
 
 def read_study(
-    path: Path, *, series: Sequence[str] | None = None, keep_unconverged: bool = False, num_resamples: int = 4999
+    path: Path,
+    *,
+    series: Sequence[str] | None = None,
+    keep_unconverged: bool = False,
+    num_resamples: int = 4999,
+    predictions: Sequence[Path] = (),
 ) -> "Study":
     """Everything that a page shows of a store; raises as `write_report`."""
+    from landscape.compare.sharpness_accuracy import sharpness_and_accuracy
     from landscape.report import Study
 
     with SpectrumStore.open(path, series=series) as store:
@@ -71,9 +81,12 @@ def read_study(
         plan, rejected = store.plan, tuple(f"{part.path.name}: {part.reason}" for part in store.rejected)
     if not tables:
         raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to report. Run `landscape spectra` first.")
+    options: dict[str, Any] = {"series": series, "keep_unconverged": keep_unconverged, "num_resamples": num_resamples}
+    # Before what takes long, as a wrong file shows here.
+    accuracy = sharpness_and_accuracy(path, predictions, **options) if predictions else None
     changed, sha256 = _date_and_digest(path)
     densities, why_no_density = _densities(Path(path.name), tables.values(), plan.protocol["hessian"]["dtype"])
-    comparison, why_not = _comparison(path, series=series, keep_unconverged=keep_unconverged, num_resamples=num_resamples)
+    comparison, why_not = _comparison(path, **options)
     return Study(
         name=path.name,
         plan=plan,
@@ -89,6 +102,7 @@ def read_study(
         modules_note=modules_note,
         densities=densities,
         why_no_density=why_no_density,
+        accuracy=accuracy,
     )
 
 

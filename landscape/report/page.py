@@ -8,6 +8,8 @@ from typing import Any
 from landscape.errors import StoreError
 from landscape.figures.module_map import MAX_PANELS, module_heat_map
 from landscape.figures.style import MAX_SERIES, line_styles, svg_of
+from landscape.report.accuracy_charts import accuracy_charts
+from landscape.report.accuracy_tables import accuracy_texts
 from landscape.report.chart import Chart, dash_of
 from landscape.report.epoch_charts import metric_charts
 from landscape.report.spectrum_charts import density_chart, spectrum_chart
@@ -53,7 +55,8 @@ def render(study: Study, *, title: str | None = None, keep_unconverged: bool = F
     remarks = {
         series: ["" if plan is None else _spoken(plan.remark(series, epoch)) for epoch in study.epochs] for series in study.series
     }
-    charts = {name: chart for name, chart in {**moving, **over_epochs}.items() if isinstance(chart, Chart)}
+    beside = {} if study.accuracy is None else accuracy_charts(study.accuracy, study.labels, styles)
+    charts = {name: chart for name, chart in {**moving, **over_epochs, **beside}.items() if isinstance(chart, Chart)}
     return _environment().get_template("page.html").render(
         study=study,
         title=title or f"Hessian spectra in {study.name}",
@@ -65,6 +68,8 @@ def render(study: Study, *, title: str | None = None, keep_unconverged: bool = F
         series=[{"name": name, "label": study.labels[name], "style": styles[name]} for name in study.series],
         moving=moving,
         over_epochs=over_epochs,
+        beside=beside,
+        accuracy=None if study.accuracy is None else accuracy_texts(study.accuracy, study.labels),
         module_pictures=list(_module_pictures(study)),
         plotly_js=_plotly_js(),
         **_texts(study),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from landscape.compare import Comparison
+from landscape.compare.sharpness_accuracy import SharpnessAccuracy
 from landscape.figures import DensitySample, EigenvalueSample, ModuleSample
 from landscape.figures.samples import told_apart
 from landscape.store import Plan, SpectraTable
@@ -32,6 +33,7 @@ class Study:
         modules_note: What must stand under their picture.
         densities: Of all eigenvalues, of the checkpoints whose quadratures give one.
         why_no_density: A sentence where a checkpoint has none.
+        accuracy: Of the checkpoints beside their sharpness; None where no answers were named.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Study:
     modules_note: str = ""
     densities: tuple[DensitySample, ...] = ()
     why_no_density: str = ""
+    accuracy: SharpnessAccuracy | None = None
 
     @property
     def series(self) -> tuple[str, ...]:

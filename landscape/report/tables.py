@@ -71,7 +71,7 @@ def numbers_table(study: Study) -> Table | None:
             found = [comparison.summary(planned.name, epoch, metric.name) for metric in metrics]
             cells = [NOTHING if one is None else summary_cell(one) for one in found]
             rows.append((_label(study, planned.name), str(epoch), _batches(study, planned.name, epoch), *cells))
-    header = ("series", "epoch", "batches", *(_with_unit(metric) for metric in metrics))
+    header = ("series", "epoch", "batches", *(with_unit(metric) for metric in metrics))
     caption = (
         f"In brackets: {100 * comparison.confidence:g} % bootstrap intervals over mini-batches. After \N{PLUS-MINUS SIGN}: one "
         "standard error, of random probes and mini-batches and half of what the quadratures leave open; unknown where that tells "
@@ -80,7 +80,8 @@ def numbers_table(study: Study) -> Table | None:
     return Table(caption=caption, header=header, rows=tuple(rows))
 
 
-def _with_unit(metric: Metric) -> str:
+def with_unit(metric: Metric) -> str:
+    """A metric as the heading of a column."""
     return metric.label if metric.unit == "1" else f"{metric.label} ({metric.unit})"
 
 
