@@ -80,6 +80,8 @@ def test_the_chapter_is_added_and_the_rest_of_the_page_stays_byte_for_byte(whole
     assert render(study) == with_it and "accuracy" not in words_of(without).lower()
     script = re.compile(r'<script type="application/json" id="data">.*?</script>', re.DOTALL)
     assert script.sub("", with_it.replace(chapter_of(with_it), "")) == script.sub("", without)
+    # The place of the chapter leaves no trace.
+    assert '</section>\n<section aria-labelledby="certificates">' in without
     charts, old = data_of(with_it), data_of(without)
     added = {name: charts["charts"].pop(name) for name in CHARTS}
     assert charts == old and len(added) == 4
