@@ -11,18 +11,21 @@ import pytest
 from browser import chromium
 from click.testing import CliRunner
 from scipy import stats
+from spectra_study import make_study
 from study_by_hand import write_study
+from test_evaluation import make_pictures
 from test_predictions import make_set
 from test_report import NASTY, complaints, data_of, open_page, unpacked, words_of
 from test_sharpness_accuracy import EPOCHS, LABELS, answers_of, rising
 
 from landscape.cli import main
+from landscape.compare.accuracy import scores_of
 from landscape.compare.correlation import COVERS
 from landscape.compare.correlation_sentences import TRAINING, signed
 from landscape.pipeline import write_report
 from landscape.report import render
 from landscape.report.from_store import read_study
-from landscape.store.predictions import write_predictions
+from landscape.store.predictions import read_predictions, write_predictions
 
 CHARTS = ("accuracy-epochs", "accuracy-zero_shot", "accuracy-ood", "accuracy-robustness")
 
@@ -281,6 +284,26 @@ def test_wrong_files_of_answers_are_one_line_and_leave_no_page(files, tmp_path):
         result = run(spectra, "-o", page, *[part for path in paths for part in ("--predictions", path)])
         assert result.exit_code == 2 and what in result.stderr and result.stderr.count("\n") == 1, result.output
         assert not page.exists()
+
+
+@pytest.mark.slow
+def test_spectra_and_answers_of_the_same_manifest_meet_in_one_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("LANDSCAPE_CACHE", str(tmp_path / "cache"))
+    manifest, pictures = make_study(tmp_path, names=("one", "two", "three")), make_pictures(tmp_path)
+    spectra, answers, page = (tmp_path / name for name in ("spectra.h5", "zeroshot.h5", "page.html"))
+    for arguments in (
+        ["spectra", manifest, "-o", spectra],
+        ["evaluate", manifest, "-o", answers, "--data", f"zoo={pictures}"],
+        ["report", spectra, "-o", page, "--predictions", answers, "--resamples", 99],
+    ):
+        result = CliRunner().invoke(main, list(map(str, arguments)))
+        assert result.exit_code == 0, result.output
+    assert "accuracy of 6 checkpoints" in result.stdout
+    counted = {(one.series, one.epoch): one.value.value for one in scores_of(read_predictions(answers))}
+    (scatter,) = data_of(page.read_text())["charts"]["accuracy-zero_shot"]["frames"]
+    drawn = {trace["meta"]: unpacked(trace["y"]) / 100 for trace in scatter}
+    for (series, epoch), value in counted.items():
+        assert drawn[series][epoch] == pytest.approx(value, rel=1e-6)
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
