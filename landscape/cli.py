@@ -373,18 +373,20 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
 @click.option(
     "--format", "kind", type=click.Choice(["table", "csv", "json", "latex"]), help="Default: by the suffix of the output."
 )
-@click.option("--metric", "metrics", multiple=True, help="Compare this alone; may be repeated. Default: all that are known.")
-@click.option("--epochs", type=Epochs(), help="Compare these alone.")
+@click.option("--metric", "metrics", multiple=True, help="Of spectra: compare this alone; may be repeated. Default: all known.")
+@click.option("--epochs", type=Epochs(), help="Compare these alone. Default: all; of accuracies, the last that both have.")
 @some_series
-@click.option("--unpaired", is_flag=True, help="Allow series that were measured on different batches.")
-@click.option("--keep-unconverged", is_flag=True, help="Count records without a certificate too, and say how many.")
+@click.option("--unpaired", is_flag=True, help="Of spectra: allow series that were measured on different batches.")
+@click.option("--keep-unconverged", is_flag=True, help="Of spectra: count records without a certificate too, and say how many.")
 @click.option("--resamples", "num_resamples", default=4999, show_default=True, type=RESAMPLES)
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of resampling and permuting.")
 @_one_line_errors
 def compare(stores: tuple[Path, ...], **options: Any) -> None:
-    """Say which series of the STOREs is sharper and which is less convex, and how sure that is.
+    """Say which series of the STOREs is sharper and less convex, or more accurate, and how sure that is.
 
-    Differences are taken batch by batch, with bootstrap intervals, a permutation test and Holm's correction over epochs.
+    Of spectra, differences are taken batch by batch, with bootstrap intervals, a permutation test and Holm's correction over
+    epochs. Of what `landscape evaluate` and `landscape ood` write, series are compared picture by picture: McNemar's exact test
+    for each set with Holm's correction over sets, and a paired bootstrap for means, likeness to people and shape bias.
     """
     from landscape import pipeline
 

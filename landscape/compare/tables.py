@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from landscape.compare.metrics import HEADLINES, METRICS, NORMALISED, QUOTED, Metric
 from landscape.compare.result import Comparison, Difference, plain
@@ -132,9 +132,19 @@ def to_terminal(comparison: Comparison, metrics: Sequence[str] | None = None, *,
     Args:
         width: Columns of the terminal; by default as many as it has, or 120 where there is none.
     """
+    return text_of(grids(comparison, metrics), texts_of(comparison), width=width)
+
+
+def text_of(tables: Sequence[Grid], texts: Sequence[tuple[str, tuple[str, ...]]], *, width: int | None = None) -> str:
+    """Tables and headed lists of sentences for a terminal.
+
+    Args:
+        texts: Headings, each with its sentences.
+        width: As in `to_terminal`.
+    """
     width = width if width is not None else terminal_width() or 120
-    parts = [_text_table(grid).text(width) for grid in grids(comparison, metrics)]
-    for heading, lines in _texts(comparison):
+    parts = [_text_table(grid).text(width) for grid in tables]
+    for heading, lines in texts:
         if lines:
             parts += ["", wrapped(heading, width), *(wrapped(f"- {line}", width) for line in lines)]
     return "\n".join(parts)
@@ -145,7 +155,21 @@ def _text_table(grid: Grid) -> TextTable:
     return TextTable(title=grid.title, header=grid.header, rows=grid.rows, num_names=2, num_left=2, sections=sections)
 
 
-def _texts(comparison: Comparison) -> list[tuple[str, tuple[str, ...]]]:
+class WithSentences(Protocol):
+    """A comparison of any kind."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    @property
+    def caveats(self) -> tuple[str, ...]: ...
+
+
+def texts_of(comparison: WithSentences) -> list[tuple[str, tuple[str, ...]]]:
+    """The sentences of a comparison under their headings."""
     return [
         ("To quote:", comparison.sentences),
         ("What is missing or differs:", comparison.notes),
@@ -177,9 +201,14 @@ _LATEX |= {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "|": r"\textba
 
 def to_latex(comparison: Comparison, metrics: Sequence[str] | None = None) -> str:
     """Tables in the manner of the package booktabs; what was left out and what is not shown stand as comments."""
+    return latex_of(grids(comparison, metrics), texts_of(comparison))
+
+
+def latex_of(tables: Sequence[Grid], texts: Sequence[tuple[str, tuple[str, ...]]]) -> str:
+    """Tables, and lists of sentences as comments, for LaTeX."""
     parts = ["% Needs \\usepackage{booktabs}. Written by landscape compare."]
-    parts += [f"% {heading} {line}" for heading, lines in _texts(comparison) for line in lines]
-    for grid in grids(comparison, metrics):
+    parts += [f"% {heading} {line}" for heading, lines in texts for line in lines]
+    for grid in tables:
         columns = "".join(justify[0] for justify in grid.justified)
         parts += [
             r"\begin{table}",
@@ -250,7 +279,15 @@ def write_comparison(
         StoreError: If the file cannot be written.
     """
     kind = format_of(path, kind=kind)
-    text = FORMATS[kind](comparison, metrics) if kind in ("table", "latex") else FORMATS[kind](comparison)
+    write_text(path, FORMATS[kind](comparison, metrics) if kind in ("table", "latex") else FORMATS[kind](comparison))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a comparison that is text already, whole or not at all.
+
+    Raises:
+        StoreError: If the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())

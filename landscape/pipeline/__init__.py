@@ -1,11 +1,11 @@
 """Plan, then run: a manifest becomes tasks, tasks become records, records go to the store one by one."""
 
 from landscape.clip.train_command import train_run
-from landscape.compare.files import compare
 from landscape.figures.from_store import draw_figure3, draw_sharpness
 from landscape.figures.modules_from_store import draw_modules
 from landscape.manifest.selection import Selection, Task
 from landscape.pipeline.audit import audit_target
+from landscape.pipeline.comparison import compare
 from landscape.pipeline.density import DensityReport, DensitySettings, density_of
 from landscape.pipeline.evaluation import EvaluationReport, requests_of, run_evaluation
 from landscape.pipeline.modules import run_with_modules
