@@ -5,6 +5,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from click.testing import CliRunner
 from scipy import stats
 from test_predictions import make_answers, make_set
 
-from landscape.answers import Answers, compare_models, resample
+from landscape.answers import Answers, compare_models, read_answers, resample
 from landscape.cli import main
 from landscape.compare.accuracy import paired_tests
 from landscape.compare.accuracy_comparison import compare_predictions
@@ -33,6 +34,7 @@ from landscape.statistics import Bootstrap
 from landscape.store.predictions import SetPredictions, write_predictions
 
 MANY = Bootstrap(num_resamples=9999)
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "human"
 FEW = Bootstrap(num_resamples=999)
 
 
@@ -217,8 +219,21 @@ def test_people_of_two_files_count_once(tmp_path):
     together, apart = compared(tmp_path, whole), compared(tmp_path, *halves)
     assert [row.difference for row in apart.means] == [row.difference for row in together.means]
     assert [row.name for row in apart.means].count("error_consistency") == 1
+    # People may also stand in a file of their own.
+    alone = compared(tmp_path, replace(whole, answers=b""), replace(whole, sets={}, checkpoints={}))
+    assert alone.means == together.means
     without = compared(tmp_path, replace(whole, answers=b""))
     assert {row.name for row in without.means} == {"ood_accuracy_17", "ood_accuracy_16", "shape_bias"}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the published answers are not here")
+def test_two_published_models_have_their_published_numbers(tmp_path):
+    answers = read_answers([SHARED / "human.csv.gz", SHARED / "models.csv.gz"]).only(models=("resnet50", "bagnet33"))
+    found = compared(tmp_path, benchmark_store(answers), bootstrap=Bootstrap(num_resamples=99))
+    rows = {row.name: (round(row.first_value, 3), round(row.second_value, 3)) for row in found.means}
+    assert rows["ood_accuracy_17"] == (0.559, 0.398) and rows["accuracy_difference"] == (0.087, 0.156)
+    assert rows["observed_consistency"] == (0.665, 0.567) and rows["error_consistency"] == (0.208, 0.137)
+    assert "bagnet33 on 16 of 17 out-of-distribution sets" in found.sentences[0] and not found.means[0].missing
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -315,7 +330,7 @@ def test_the_caveats_say_what_the_numbers_do_not_show(tmp_path):
     assert "one training run: intervals and tests are over pictures, not over trainings" in caveats
     assert "both within chance at epoch 25 on Eurosat:" in caveats
     size = 100 * found.sets[0].difference
-    assert f"as large as that on Food101 ({size:.1f} points) could not be relied on to be found on Dtd (80 % power" in caveats
+    assert f"as large as elsewhere ({size:.1f} points) would be missed on Dtd by more than one test in five" in caveats
     assert "Prompts are not the paper's for dtd:" in caveats
     assert "Pictures that could not be read count as wrong: Food101 1." in found.notes
     assert any("3 of 26 sets in mean, Table 1. Missing: CIFAR-10," in note for note in found.notes)
