@@ -167,6 +167,30 @@ def test_other_metrics_have_a_bootstrap_test_and_no_power(tmp_path):
     assert math.isnan(row.detectable) and 0 < row.low < row.difference < row.high
 
 
+def test_pictures_of_each_class_are_resampled_by_themselves(tmp_path):
+    # The first has all of class 0 right, the second all of class 1, of which there is one picture: no resample differs.
+    labels = np.array([0] * 50 + [1], dtype=np.int32)
+    one = make_set("mine", num_pictures=51, metric="mean_per_class", labels=labels)
+    answers = [{one.name: exact_answers(one, labels == label)} for label in (0, 1)]
+    store = store_of(checkpoint_of("vit", sets=answers[0]), checkpoint_of("simba", sets=answers[1]), sets=[one])
+    (row,) = compared(tmp_path, store).sets
+    assert (row.first_value, row.second_value, row.p_value) == (0.5, 0.5, 1) and math.isnan(row.low)
+
+
+def test_sets_that_one_lacks_are_named(tmp_path):
+    store = small_benchmark(datasets=("edge",))
+    sets = [make_set("mine", num_pictures=20), make_set("yours", num_pictures=20)]
+    sets += [make_set("own/contrast", title="Contrast", condition=name, num_pictures=20) for name in ("c10", "c05")]
+    for name in ("net", "other"):
+        store.checkpoints[name, 25].sets.update({one.name: make_answers(one, share_right=0.5, seed=1) for one in sets})
+    for gone in (("yours", ""), ("own/contrast", "c05")):
+        del store.checkpoints["other", 25].sets[gone]
+    store.sets.update({one.name: one for one in sets})
+    rows = {row.name: row for row in compared(tmp_path, store).means}
+    assert rows["mean_sets"].missing == ("yours",) and rows["mean_sets"].num_planned == 2
+    assert rows["mean_distorted"].missing == ("own/contrast c05",) and rows["mean_distorted"].num_sets == 1
+
+
 def test_series_are_compared_on_the_pictures_that_both_were_shown(tmp_path):
     one = make_set("mine", num_pictures=100)
     store = two_series([one], 0.8, 0.6)
