@@ -201,8 +201,9 @@ def caveats(comparison: AccuracyComparison, joined: JoinedStores) -> tuple[str, 
         "MDD, the minimal detectable difference, is what the test of a set would find in 80 % of cases, at Holm's first step.",
         *_chance(comparison),
         *_power(comparison),
+        *_resamples(comparison),
     ]
-    if len({row.metric for row in comparison.sets if row.family != "ood"}) > 1:
+    if any(len({row.metric for row in comparison.sets if row.family == family}) > 1 for family in FAMILIES):
         said.append("The means average different metrics, which need not be of one scale.")
     other = [one.place for one in joined.store.sets.values() if any("not the paper's prompts" in note for note in one.notes)]
     if other:
@@ -260,3 +261,12 @@ def _power(comparison: AccuracyComparison) -> list[str]:
                     "test in five; that is no evidence of equality there."
                 )
     return said
+
+
+def _resamples(comparison: AccuracyComparison) -> list[str]:
+    """Sets that no resample contradicts, but whose p value cannot be as small as the correction needs."""
+    smallest = 2 / (comparison.num_resamples + 1)
+    tests = [row for row in comparison.sets if not row.is_exact and not row.direction(comparison.alpha)]
+    few = [row.place for row in tests if row.p_value <= smallest]
+    said = f"Too few resamples to demonstrate a difference after Holm's correction on {listed(few)}; raise --resamples."
+    return [said] if few else []
