@@ -225,16 +225,16 @@ def test_the_benchmarks_numbers_are_those_of_its_answers(tmp_path):
     assert not {"mean_sets", "mean_distorted", "mean_table1"} & set(rows)
 
 
-def test_stimuli_that_one_could_not_read_are_left_out_and_counted(tmp_path):
+def test_stimuli_that_one_could_not_read_are_wrong_and_counted(tmp_path):
     store = small_benchmark(datasets=("edge",))
     answers = store.checkpoints["net", 25].sets["edge", "0"]
     for place in range(3):
         answers.put(place, np.array([[-1]]), np.array([[np.nan]]), {0: "truncated"})
     found = compared(tmp_path, store)
     (row,) = found.sets
-    assert (row.n, row.num_pictures, row.num_unread) == (29, 32, 3)
+    assert (row.n, row.num_pictures, row.num_unread) == (32, 32, 3)
     assert row.difference == pytest.approx(next(mean.difference for mean in found.means if mean.name == "ood_accuracy_17"))
-    assert any("left out of the benchmark's sets: Edge 3" in note for note in found.notes)
+    assert any("count as wrong: Edge 3" in note for note in found.notes)
 
 
 def test_people_of_two_files_count_once(tmp_path):

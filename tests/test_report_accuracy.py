@@ -278,7 +278,7 @@ def test_wrong_files_of_answers_are_one_line_and_leave_no_page(files, tmp_path):
     for paths, what in (
         ([answers], "other weights"),
         ([tmp_path / "none.h5"], "no such file"),
-        ([spectra], "no predictions of landscape"),
+        ([spectra], "holds no predictions"),
         ([answers, answers], "named twice"),
     ):
         result = run(spectra, "-o", page, *[part for path in paths for part in ("--predictions", path)])

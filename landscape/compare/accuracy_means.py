@@ -72,7 +72,8 @@ def control_of(dataset: str) -> str | None:
     """Name the undistorted condition of a data set; None where it has none."""
     from landscape.distortions import KINDS
 
-    kind = KINDS.get(dataset.removeprefix(_OWN))
+    # own/<folder>/<distortion>
+    kind = KINDS.get(dataset.rpartition("/")[2])
     return None if kind is None else kind.control
 
 

@@ -165,11 +165,9 @@ def _of_answers(comparison: AccuracyComparison) -> list[str]:
     partly = [f"{row.place} {row.n:,} of {row.num_pictures:,}" for row in comparison.sets if row.n < row.num_pictures]
     if partly:
         said.append(f"Compared on the pictures that both have answered: {listed(partly)}.")
-    for is_ood, what in ((False, "count as wrong"), (True, "are left out of the benchmark's sets")):
-        unread = {row.place: row.num_unread for row in comparison.sets if row.num_unread and (row.family == "ood") == is_ood}
-        if unread:
-            parts = listed([f"{place} {count:,}" for place, count in unread.items()])
-            said.append(f"Pictures that could not be read {what}: {parts}.")
+    if unread := {row.place: row.num_unread for row in comparison.sets if row.num_unread}:
+        parts = listed([f"{place} {count:,}" for place, count in unread.items()])
+        said.append(f"Pictures that could not be read count as wrong: {parts}.")
     return said
 
 
