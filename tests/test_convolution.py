@@ -148,6 +148,13 @@ def test_mixed_precision_training_runs_as_with_pytorchs_layer(build, size, funct
     assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("build, size", [SEQUENCE[:2], GRID[:2]], ids=["sequence", "grid"])
+def test_shapes_alone_can_be_computed(build, size):
+    with torch.device("meta"):
+        layer = build()
+    assert layer(torch.empty(size, device="meta")).shape[:2] == size[:2]
+
+
 def test_the_sequence_module_has_pytorchs_derivatives():
     torch.manual_seed(0)
     layer = DepthwiseConv1d(3, 4).double()

@@ -132,6 +132,11 @@ class _WeightGradient(_Bilinear):
             )
 
 
+def _casts(kind: str) -> bool:
+    """Whether autocast is on for a kind of device; there are kinds that it does not know, such as meta."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def convolve(
     x: Float[Tensor, "b c *s"],
     weight: Float[Tensor, "o cg *k"],
@@ -146,7 +151,7 @@ def convolve(
     Under autocast the arrays are cast as PyTorch casts those of its own convolutions.
     """
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _casts(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     y = _Output.apply(x, weight, _Geometry(stride, padding, groups))
@@ -165,7 +170,7 @@ class DepthwiseConv1d(nn.Conv1d):
 
     def forward(self, x: Float[Tensor, "b c l"]) -> Float[Tensor, "b c t"]:
         assert self.bias is not None
-        if torch.is_autocast_enabled(x.device.type) or x.dtype.itemsize < torch.float32.itemsize:
+        if _casts(x.device.type) or x.dtype.itemsize < torch.float32.itemsize:
             # Which sums in float32 and rounds once.
             return convolve(x, self.weight, self.bias, stride=(1,), padding=(0,), groups=self.groups)
         length = x.shape[-1] - self.kernel_size[0] + 1
