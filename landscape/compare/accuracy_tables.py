@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from landscape.compare.accuracy import METRIC_TITLES, MeanScore, SetScore, means_of, scores_of, winners
 from landscape.compare.tables import escaped_latex, format_of
@@ -239,15 +239,34 @@ def write_table(table: AccuracyTable, output: Path | None, *, kind: str | None) 
     Raises:
         StoreError: If the suffix and the format disagree, or the file cannot be written.
     """
+    return shown_or_written(FORMATS, table, output, kind=kind, num_rows=len(table.scores))
+
+
+T = TypeVar("T")
+
+
+def shown_or_written(
+    formats: Mapping[str, Callable[[T], str]], table: T, output: Path | None, *, kind: str | None, num_rows: int
+) -> str:
+    """A table of any kind as text, or, where it goes to a file, a sentence that says so.
+
+    Args:
+        formats: Makers of text, by the names that `format_of` gives.
+
+    Raises:
+        StoreError: If the suffix and the format disagree, or the file cannot be written.
+    """
     try:
         wanted = format_of(output, kind=kind)
     except ValueError as error:
         raise StoreError(f"table: {error}") from error
-    text = FORMATS[wanted](table)
+    text = formats[wanted](table)
     if output is None:
         return text.rstrip()
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, text.encode())
     except OSError as error:
-        raise StoreError(f"{output}: cannot be written ({error.strerror or error}); choose a folder that is writable.") from error
-    return f"{output}: {len(table.scores)} rows."
+        reason = error.strerror or error
+        raise StoreError(f"{output}: cannot be written ({reason}); choose a folder that is writable.") from error
+    return f"{output}: {num_rows} rows."

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from landscape.statistics import Interval, holm
+from landscape.statistics import Interval, check_resampling, holm
 
 __all__ = ["Interval", "Location", "Resampling", "Sample", "effect_size", "holm"]
 
@@ -98,12 +98,7 @@ class Resampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}.")
-        if self.num_resamples < 99:
-            raise ValueError(f"num_resamples must be at least 99, got {self.num_resamples}; tails of fewer are noise.")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}.")
+        check_resampling(self.confidence, self.num_resamples, self.seed)
 
     def smallest_p(self, first: int, second: int | None = None) -> float:
         """The smallest p-value that a test of so many batches can give; NaN where it could not be made.

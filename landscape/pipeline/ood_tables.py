@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from landscape.answers import HUMANS, SEVENTEEN, SHAPE_BIAS, SIXTEEN, Answers, Resamples, resample
-from landscape.compare.tables import escaped_latex, format_of
-from landscape.errors import AnswersError, StoreError
-from landscape.files import write_atomically
+from landscape.compare.accuracy_tables import shown_or_written
+from landscape.compare.tables import escaped_latex
+from landscape.errors import AnswersError
 from landscape.statistics import Interval
 from landscape.terminal import TextTable, terminal_width, wrapped
 
@@ -262,17 +262,4 @@ def write(table: OodTable, output: Path | None = None, *, kind: str | None = Non
     Raises:
         StoreError: If the suffix and the format disagree, or the file cannot be written.
     """
-    try:
-        wanted = format_of(output, kind=kind)
-    except ValueError as error:
-        raise StoreError(f"table: {error}") from error
-    text = FORMATS[wanted](table)
-    if output is None:
-        return text.rstrip()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, text.encode())
-    except OSError as error:
-        reason = error.strerror or error
-        raise StoreError(f"{output}: cannot be written ({reason}); choose a folder that is writable.") from error
-    return f"{output}: {len(table.rows)} rows."
+    return shown_or_written(FORMATS, table, output, kind=kind, num_rows=len(table.rows))

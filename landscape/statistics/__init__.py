@@ -1,6 +1,6 @@
 """Intervals, tests and metrics of answers to labelled items: numpy and scipy, nothing of data sets, models or stores."""
 
-from landscape.statistics.bootstrap import Bootstrap, bootstrap_p_value, percentile_interval, stratified_weights
+from landscape.statistics.bootstrap import Bootstrap, bootstrap_p_value, check_resampling, percentile_interval, stratified_weights
 from landscape.statistics.classification import half_top_1_and_5, mean_class_recall, roc_auc, top_k_hits
 from landscape.statistics.intervals import Interval, holm
 from landscape.statistics.proportions import (
@@ -26,6 +26,7 @@ __all__ = [
     "PairedAnswers",
     "blocked_spearman",
     "bootstrap_p_value",
+    "check_resampling",
     "exchange_test",
     "half_top_1_and_5",
     "holm",

@@ -23,6 +23,20 @@ _ROUNDING = 1e-12
 Statistic = Callable[[Float[np.ndarray, "r n"]], Any]
 
 
+def check_resampling(confidence: float, num_resamples: int, seed: int) -> None:
+    """Refuse numbers by which nothing can be resampled.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}.")
+    if num_resamples < 99:
+        raise ValueError(f"num_resamples must be at least 99, got {num_resamples}; tails of fewer are noise.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
     """How to resample.
@@ -41,12 +55,7 @@ class Bootstrap:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}.")
-        if self.num_resamples < 99:
-            raise ValueError(f"num_resamples must be at least 99, got {self.num_resamples}; tails of fewer are noise.")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}.")
+        check_resampling(self.confidence, self.num_resamples, self.seed)
 
     def weights(self, strata: Any, *, stream: int = 0) -> Iterator[Float[np.ndarray, "r n"]]:
         """Draw the weights of all resamples, in blocks that bound the memory.
