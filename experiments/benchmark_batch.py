@@ -96,14 +96,21 @@ def work(manifest_path: Path, product: str) -> None:
     torch.set_num_threads(1)
     manifest = Manifest.load(manifest_path)
     (series,) = manifest.series
-    loaded = LoadedSeries.of(manifest, series, open_pairs(manifest.data), device=torch.device("cpu"))
+    loaded = LoadedSeries.of(
+        manifest, series, open_pairs(manifest.data), device=torch.device("cpu")
+    )
     loaded.load(series.checkpoints[0])
     products, solver = SeriesProducts(ProductSettings(product=product)), Solver()
 
     def measure(index: int) -> dict[str, Any]:
         begun = cpu_seconds()
         pairs, _ = solver.solve(
-            manifest.hessian, loaded, index, series=series.name, hvp="double-backward", products=products
+            manifest.hessian,
+            loaded,
+            index,
+            series=series.name,
+            hvp="double-backward",
+            products=products,
         )
         return {
             "cpu_seconds": cpu_seconds() - begun,
@@ -132,18 +139,40 @@ def checkpoint_of(run: Path, model: str, epoch: int) -> Path:
     folder = run / model.split("_")[0]
     path = folder / "checkpoints" / f"epoch_{epoch}.pt"
     if not path.exists():
-        command = [sys.executable, "-m", "landscape", "train", "--model", model, "-o", str(folder), "--epochs", str(epoch)]
+        command = [
+            sys.executable,
+            "-m",
+            "landscape",
+            "train",
+            "--model",
+            model,
+            "-o",
+            str(folder),
+            "--epochs",
+            str(epoch),
+        ]
         subprocess.run(command, check=True)
     return path.resolve()
 
 
-def write_manifest(path: Path, *, model: str, checkpoint: Path, epoch: int, num_batches: int, **numbers: Any) -> Path:
-    text = MANIFEST.format(samples=PAIRS * num_batches, pairs=PAIRS, model=model, checkpoint=checkpoint, epoch=epoch, **numbers)
+def write_manifest(
+    path: Path, *, model: str, checkpoint: Path, epoch: int, num_batches: int, **numbers: Any
+) -> Path:
+    text = MANIFEST.format(
+        samples=PAIRS * num_batches,
+        pairs=PAIRS,
+        model=model,
+        checkpoint=checkpoint,
+        epoch=epoch,
+        **numbers,
+    )
     path.write_text(text)
     return path
 
 
-def truth_of(run: Path, model: str, epoch: int, num_batches: int, *, source: Path) -> list[list[float]]:
+def truth_of(
+    run: Path, model: str, epoch: int, num_batches: int, *, source: Path
+) -> list[list[float]]:
     """The five values of every batch in float64, measured where they are not kept yet."""
     kept = run / f"truth_{model}_{epoch}.json"
     values: list[list[float]] = json.loads(kept.read_text()) if kept.exists() else []
@@ -169,7 +198,9 @@ def truth_of(run: Path, model: str, epoch: int, num_batches: int, *, source: Pat
     return values[:num_batches]
 
 
-def in_turn(before: Worker, after: Worker, num_batches: int, *, chunk: int) -> tuple[list[Any], list[Any]]:
+def in_turn(
+    before: Worker, after: Worker, num_batches: int, *, chunk: int
+) -> tuple[list[Any], list[Any]]:
     """What both answer for batches 0, 1, ..., in chunks, each chunk by the version that came second before."""
     answers: tuple[list[Any], list[Any]] = ([], [])
     for number, start in enumerate(range(0, num_batches, chunk)):
@@ -203,7 +234,14 @@ def share_within(answers: Sequence[Any], truth: Sequence[Sequence[float]]) -> fl
 
 
 def compare(
-    run: Path, model: str, epoch: int, sources: tuple[Path, Path], *, product: str, num_batches: int, chunk: int
+    run: Path,
+    model: str,
+    epoch: int,
+    sources: tuple[Path, Path],
+    *,
+    product: str,
+    num_batches: int,
+    chunk: int,
 ) -> Row:
     """Both versions on one model at one epoch."""
     checkpoint = checkpoint_of(run, model, epoch)
@@ -219,7 +257,10 @@ def compare(
             dtype="float32",
         )
         asked = ("auto", product)
-        both = [Worker(__file__, ["--work", manifest, how], source=at, threads=1) for at, how in zip(sources, asked)]
+        both = [
+            Worker(__file__, ["--work", manifest, how], source=at, threads=1)
+            for at, how in zip(sources, asked)
+        ]
         try:
             first = [worker.ask([num_batches])[0] for worker in both]
             answers = in_turn(both[0], both[1], num_batches, chunk=chunk)
@@ -227,7 +268,9 @@ def compare(
             for worker in both:
                 worker.close()
     truth = truth_of(run, model, epoch, num_batches, source=sources[0])
-    seconds = [statistics.median(answer["cpu_seconds"] for answer in version) for version in answers]
+    seconds = [
+        statistics.median(answer["cpu_seconds"] for answer in version) for version in answers
+    ]
     products = [statistics.mean(answer["products"] for answer in version) for version in answers]
     peaks = [max(answer["peak_mebibytes"] for answer in version) for version in answers]
     return Row(
@@ -270,14 +313,40 @@ def line(row: Row) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs"), help="folder of the trained models (default: %(default)s)")
-    parser.add_argument("--before", default=BEFORE, help="commit to compare with (default: %(default)s)")
-    parser.add_argument("--product", default="auto", help="how the version after computes products (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=Path("runs"),
+        help="folder of the trained models (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--before", default=BEFORE, help="commit to compare with (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--product",
+        default="auto",
+        help="how the version after computes products (default: %(default)s)",
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--epochs", nargs="+", type=int, default=[0, 5], help="0 is the initialisation (default: 0 5)")
-    parser.add_argument("--batches", type=int, default=20, help="of each case (default: %(default)s)")
-    parser.add_argument("--chunk", type=int, default=2, help="batches that a version measures in turn (default: %(default)s)")
+    parser.add_argument(
+        "--epochs",
+        nargs="+",
+        type=int,
+        default=[0, 5],
+        help="0 is the initialisation (default: 0 5)",
+    )
+    parser.add_argument(
+        "--batches", type=int, default=20, help="of each case (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--chunk",
+        type=int,
+        default=2,
+        help="batches that a version measures in turn (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -285,7 +354,9 @@ def main() -> None:
         work(Path(options.work[0]), options.work[1])
         return
     versions = f"{commit_of(options.before)} against this checkout at {commit_of('HEAD')}, product {options.product}"
-    print(f"{date.today()}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}, {versions}")
+    print(
+        f"{date.today()}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}, {versions}"
+    )
     print(HEADER)
     rows = []
     options.run.mkdir(parents=True, exist_ok=True)

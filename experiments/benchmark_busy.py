@@ -56,7 +56,9 @@ def write_pictures(folder: Path) -> Path:
         picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), back)
         picture.paste(Image.new("RGB", (side, side), front), (index % 17, index % 13))
         picture.save(folder / f"{index}.png")
-        lines.append(f"{folder / f'{index}.png'}\ta {front} square of {side} on {back}, number {index}")
+        lines.append(
+            f"{folder / f'{index}.png'}\ta {front} square of {side} on {back}, number {index}"
+        )
     table = folder / "pairs.tsv"
     table.write_text("\n".join(lines) + "\n")
     return table
@@ -79,7 +81,17 @@ def _command(*arguments: str) -> None:
 def _train(model: str, folder: Path, table: Path, *, epochs: int = 1) -> Path:
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     _command(
-        "train", "--model", model, "--data", str(table), "-o", str(run), "--epochs", str(epochs), "--batch-size", str(BATCH_SIZE)
+        "train",
+        "--model",
+        model,
+        "--data",
+        str(table),
+        "-o",
+        str(run),
+        "--epochs",
+        str(epochs),
+        "--batch-size",
+        str(BATCH_SIZE),
     )
     return run / "checkpoints.yaml"
 
@@ -121,7 +133,13 @@ def spectra_task(model: str, folder: Path, table: Path) -> Measure:
         path = manifest.with_name("study.yaml")
         path.write_text(yaml.safe_dump(study))
         marks.clear()
-        _command("spectra", str(path), "-o", str(Path(tempfile.mkdtemp(dir=folder)) / "s.h5"), "--unaudited")
+        _command(
+            "spectra",
+            str(path),
+            "-o",
+            str(Path(tempfile.mkdtemp(dir=folder)) / "s.h5"),
+            "--unaudited",
+        )
         return marks[1] - marks[0]
 
     watch()
@@ -137,7 +155,11 @@ def eigsh_task(folder: Path, table: Path) -> Measure:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.Tanh(), torch.nn.Linear(20, 5))
     x, y = torch.randn(100, 10), torch.randint(5, (100,))
-    H = landscape.hessian(model, lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1]), (x, y))
+    H = landscape.hessian(
+        model,
+        lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        (x, y),
+    )
 
     def measure() -> float:
         begun = time.perf_counter()
@@ -168,13 +190,23 @@ def work(task: str, folder: Path, table: Path) -> None:
 @contextmanager
 def worker(task: str, source: Path, folder: Path, table: Path) -> Iterator[Measure]:
     """A process for a task, with the package at `source`; call what is yielded to measure once."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(THREAD_VARIABLES)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(THREAD_VARIABLES)
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(source), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     own = Path(tempfile.mkdtemp(dir=folder))
     command = [sys.executable, __file__, "--work", task, str(own), str(table)]
     with (own / "log").open("w") as log:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=own
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=own,
         )
         assert process.stdin is not None and process.stdout is not None
         pipe_in, pipe_out = process.stdin, process.stdout
@@ -193,7 +225,9 @@ def worker(task: str, source: Path, folder: Path, table: Path) -> Iterator[Measu
             process.wait()
 
 
-def measure_task(task: str, commit: str, source: Path, folder: Path, table: Path, *, rounds: int) -> Row:
+def measure_task(
+    task: str, commit: str, source: Path, folder: Path, table: Path, *, rounds: int
+) -> Row:
     """Free and busy in turn, `rounds` times."""
     free, busy = [], []
     with worker(task, source, folder, table) as measure:
@@ -206,9 +240,16 @@ def measure_task(task: str, commit: str, source: Path, folder: Path, table: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ref", help="a commit to measure as well, before this checkout")
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of free and busy runs of each task (default: %(default)s)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="pairs of free and busy runs of each task (default: %(default)s)",
+    )
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
@@ -216,7 +257,9 @@ def main() -> None:
     if options.work:
         work(options.work[0], Path(options.work[1]), Path(options.work[2]))
         return
-    print(f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, wall seconds, medians of {options.rounds}")
+    print(
+        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, wall seconds, medians of {options.rounds}"
+    )
     print(f"{'task':14}{'commit':>10}{'free':>9}{'busy':>9}{'ratio':>8}{'worst':>9}")
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -224,7 +267,9 @@ def main() -> None:
         for ref in (options.ref, None) if options.ref else (None,):
             with source_of(ref) as source:
                 for task in options.tasks:
-                    row = measure_task(task, ref or "this", source, Path(name), table, rounds=options.rounds)
+                    row = measure_task(
+                        task, ref or "this", source, Path(name), table, rounds=options.rounds
+                    )
                     numbers = f"{row.free:9.2f}{row.busy:9.2f}{row.ratio:8.2f}{row.worst:9.2f}"
                     print(f"{row.task:14}{row.commit:>10}{numbers}", flush=True)
                     rows.append(row)

@@ -62,7 +62,10 @@ def open_pool(kind: str, num_workers: int) -> Pool:
 
 def measure(kind: str, num_workers: int, num_units: int) -> Row:
     """Run the units and measure this process, from the moment when all workers are there."""
-    tasks = {f"task {begin}": range(min(ITEMS_OF_A_TASK, num_units - begin)) for begin in range(0, num_units, ITEMS_OF_A_TASK)}
+    tasks = {
+        f"task {begin}": range(min(ITEMS_OF_A_TASK, num_units - begin))
+        for begin in range(0, num_units, ITEMS_OF_A_TASK)
+    }
     pool = open_pool(kind, num_workers)
     try:
         while len(pool.workers()) < num_workers:

@@ -65,7 +65,12 @@ def work(n: int, dtype: str) -> None:
         begun, cpu_begun = time.perf_counter(), time.process_time()
         pairs = landscape.eigsh(operator, k=5, seed=seed)
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
-        answer = {"seconds": seconds, "cpu_seconds": cpu_seconds, "products": pairs.num_matvecs, "values": pairs.values.tolist()}
+        answer = {
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "products": pairs.num_matvecs,
+            "values": pairs.values.tolist(),
+        }
         print(json.dumps(answer), flush=True)
 
 
@@ -79,14 +84,21 @@ def compare(before: Worker, after: Worker, n: int, dtype: str, *, busy: bool, ro
     def median(version: int, key: str) -> float:
         return statistics.median(answer[version][key] for answer in answers)
 
-    differences = [abs(x - y) / abs(x) for old, new in answers for x, y in zip(old["values"], new["values"])]
+    differences = [
+        abs(x - y) / abs(x) for old, new in answers for x, y in zip(old["values"], new["values"])
+    ]
     seconds = (median(version, key) for key in ("seconds", "cpu_seconds") for version in (0, 1))
-    return Row(n, dtype, busy, *seconds, products=round(median(1, "products")), values=max(differences))
+    return Row(
+        n, dtype, busy, *seconds, products=round(median(1, "products")), values=max(differences)
+    )
 
 
 def line(row: Row) -> str:
     state = "busy" if row.busy else "free"
-    gain, cpu_gain = row.before_seconds / row.after_seconds, row.before_cpu_seconds / row.after_cpu_seconds
+    gain, cpu_gain = (
+        row.before_seconds / row.after_seconds,
+        row.before_cpu_seconds / row.after_cpu_seconds,
+    )
     return (
         f"{row.n:6d} {row.dtype:8} {state:5} {row.before_seconds:8.3f} {row.after_seconds:8.3f} {gain:7.1f} "
         f"{row.before_cpu_seconds:9.3f} {row.after_cpu_seconds:8.3f} {cpu_gain:7.1f} {row.products:9d} {row.values:8.0e}"
@@ -97,24 +109,34 @@ def measure(before: str, sizes: Sequence[int], *, rounds: int) -> list[Row]:
     """Print and return the rows of all sizes and types."""
     rows = []
     print(f"{'':6} {'':8} {'':5} {'wall s':>8} {'':8} {'before':>7} {'CPU s':>9} {'':8} {'before'}")
-    print(f"{'n':>6} {'dtype':8} {'':5} {'before':>8} {'after':>8} {'/after':>7} {'before':>9} {'after':>8} {'/after':>7} "
-          f"{'products':>9} {'values':>8}")
+    print(
+        f"{'n':>6} {'dtype':8} {'':5} {'before':>8} {'after':>8} {'/after':>7} {'before':>9} {'after':>8} {'/after':>7} "
+        f"{'products':>9} {'values':>8}"
+    )
     with source_of(before) as old, source_of(None) as new:
         for n in sizes:
             for dtype in DTYPES:
                 arguments = ["--work", n, dtype]
                 with workers(__file__, {old: arguments, new: arguments}) as started:
                     for busy in (False, True):
-                        rows.append(compare(started[old], started[new], n, dtype, busy=busy, rounds=rounds))
+                        rows.append(
+                            compare(started[old], started[new], n, dtype, busy=busy, rounds=rounds)
+                        )
                         print(line(rows[-1]), flush=True)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", default=BEFORE, help="commit to compare with (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--before", default=BEFORE, help="commit to compare with (default: %(default)s)"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="rows of the matrices")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each version (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="runs of each version (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -122,7 +144,9 @@ def main() -> None:
         work(int(options.work[0]), options.work[1])
         return
     versions = f"{commit_of(options.before)} against this checkout at {commit_of('HEAD')}"
-    print(f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions}, medians of {options.rounds} runs")
+    print(
+        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions}, medians of {options.rounds} runs"
+    )
     rows = measure(options.before, options.sizes, rounds=options.rounds)
     print(f"load {os.getloadavg()[0]:.1f} at the end")
     if options.json:

@@ -36,7 +36,10 @@ MODEL = "ViT-B-32"
 SIDE, NUM_SHARDS = 300, 4
 # It imports requests and does not ask for it, and fails after its last picture where NumPy no longer takes an array for a number.
 THEIRS = Peer(
-    "clip-benchmark", "clip_benchmark.cli", without=("numpy==2.3.5",), needs=("clip-benchmark", "requests")
+    "clip-benchmark",
+    "clip_benchmark.cli",
+    without=("numpy==2.3.5",),
+    needs=("clip-benchmark", "requests"),
 )
 MANIFEST = """
 version: 1
@@ -63,7 +66,9 @@ def write_shards(folder: Path, count: int) -> None:
     generator = np.random.default_rng(0)
     (folder / "test").mkdir(parents=True)
     (folder / "classnames.txt").write_text("".join(f"{name}\n" for name in CLASSES))
-    (folder / "zeroshot_classification_templates.txt").write_text("".join(f"{text}\n" for text in TEMPLATES))
+    (folder / "zeroshot_classification_templates.txt").write_text(
+        "".join(f"{text}\n" for text in TEMPLATES)
+    )
     each = -(-count // NUM_SHARDS)
     (folder / "test" / "nshards.txt").write_text(str(NUM_SHARDS))
     for shard in range(NUM_SHARDS):
@@ -71,7 +76,9 @@ def write_shards(folder: Path, count: int) -> None:
             for number in range(each * shard, min(count, each * (shard + 1))):
                 coarse = generator.integers(0, 256, (12, 12, 3), dtype=np.uint8)
                 content = io.BytesIO()
-                picture = Image.fromarray(coarse).resize((SIDE, SIDE + number % 80), Image.Resampling.BICUBIC)
+                picture = Image.fromarray(coarse).resize(
+                    (SIDE, SIDE + number % 80), Image.Resampling.BICUBIC
+                )
                 picture.save(content, "JPEG", quality=90)
                 label = int(generator.integers(len(CLASSES)))
                 for suffix, member in (("jpg", content.getvalue()), ("cls", str(label).encode())):
@@ -95,7 +102,9 @@ def timed(command: Sequence[str], *, threads: int) -> tuple[float, float]:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command[:6])} ...: status {done.returncode}\n{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"{' '.join(command[:6])} ...: status {done.returncode}\n{done.stderr[-2000:]}"
+        )
     return _children() - before, time.perf_counter() - begun
 
 
@@ -118,10 +127,19 @@ def forward(count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=1, help="each way in turn, so often (default: %(default)s)")
-    parser.add_argument("--environment", type=Path, default=Path("runs/benchmark/clip_benchmark"), help="of clip-benchmark")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="each way in turn, so often (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--environment",
+        type=Path,
+        default=Path("runs/benchmark/clip_benchmark"),
+        help="of clip-benchmark",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--forward", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -135,22 +153,62 @@ def main() -> None:
         root = Path(folder)
         write_shards(root / "shards", options.pictures)
         write_weights(root / "weights.pt")
-        (root / "manifest.yaml").write_text(MANIFEST.format(model=MODEL, checkpoint=root / "weights.pt"))
+        (root / "manifest.yaml").write_text(
+            MANIFEST.format(model=MODEL, checkpoint=root / "weights.pt")
+        )
         measure(root, options, environment.python, environment.versions)
 
 
 def measure(root: Path, options: argparse.Namespace, python: str, versions: Any) -> None:
     """Run each way in turn, compare the answers, print and write."""
-    ways: dict[str, list[tuple[float, float]]] = {"forward": [], "landscape evaluate": [], "clip-benchmark": []}
+    ways: dict[str, list[tuple[float, float]]] = {
+        "forward": [],
+        "landscape evaluate": [],
+        "clip-benchmark": [],
+    }
     for number in range(options.rounds):
         ours, theirs = root / f"ours_{number}.h5", root / f"theirs_{number}.json"
-        ways["forward"].append(timed([sys.executable, __file__, "--forward", str(options.pictures)], threads=1))
-        command = [sys.executable, "-m", "landscape", "evaluate", str(root / "manifest.yaml"), "-o", str(ours), "--workers", "2"]
+        ways["forward"].append(
+            timed([sys.executable, __file__, "--forward", str(options.pictures)], threads=1)
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "landscape",
+            "evaluate",
+            str(root / "manifest.yaml"),
+            "-o",
+            str(ours),
+            "--workers",
+            "2",
+        ]
         os.environ["LANDSCAPE_CACHE"] = str(root / f"cache_{number}")
-        ways["landscape evaluate"].append(timed([*command, "--data", f"bench={root / 'shards'}"], threads=1))
-        command = [python, "-m", "clip_benchmark.cli", "eval", "--dataset", "wds/bench", "--dataset_root", str(root / "shards")]
-        command += ["--model", MODEL, "--pretrained", str(root / "weights.pt"), "--output", str(theirs), "--num_workers", "2"]
-        ways["clip-benchmark"].append(timed([*command, "--no_amp", "--batch_size", "32"], threads=1))
+        ways["landscape evaluate"].append(
+            timed([*command, "--data", f"bench={root / 'shards'}"], threads=1)
+        )
+        command = [
+            python,
+            "-m",
+            "clip_benchmark.cli",
+            "eval",
+            "--dataset",
+            "wds/bench",
+            "--dataset_root",
+            str(root / "shards"),
+        ]
+        command += [
+            "--model",
+            MODEL,
+            "--pretrained",
+            str(root / "weights.pt"),
+            "--output",
+            str(theirs),
+            "--num_workers",
+            "2",
+        ]
+        ways["clip-benchmark"].append(
+            timed([*command, "--no_amp", "--batch_size", "32"], threads=1)
+        )
     rows = [
         Row(
             way,
@@ -160,7 +218,9 @@ def measure(root: Path, options: argparse.Namespace, python: str, versions: Any)
         )
         for way, found in ways.items()
     ]
-    print(f"{date.today()}, {os.cpu_count()} cores, {MODEL}, {options.pictures} pictures, clip-benchmark {dict(versions)}")
+    print(
+        f"{date.today()}, {os.cpu_count()} cores, {MODEL}, {options.pictures} pictures, clip-benchmark {dict(versions)}"
+    )
     for row in rows:
         rate = f"{row.pictures_per_cpu_second:7.2f} pictures per CPU s"
         print(f"{row.way:20} {row.cpu_seconds:8.1f} CPU s {row.wall_seconds:8.1f} s {rate}")
@@ -184,7 +244,10 @@ def agreement(ours: Path, theirs: Any) -> dict[str, tuple[float, float]]:
     return {
         "top-1": (float(hits.mean()), metrics["acc1"]),
         "top-5": (float(top_k_hits(one.labels, top, 5).mean()), metrics["acc5"]),
-        "mean per class": (float(mean_class_recall(one.labels, hits)), metrics["mean_per_class_recall"]),
+        "mean per class": (
+            float(mean_class_recall(one.labels, hits)),
+            metrics["mean_per_class_recall"],
+        ),
     }
 
 

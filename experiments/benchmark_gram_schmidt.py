@@ -65,35 +65,58 @@ def compare(n: int, m: int, dtype: torch.dtype, *, rounds: int) -> dict[str, Any
             seconds[name].append(time.process_time() - begun)
     medians = {name: 1e3 * statistics.median(times[1:]) for name, times in seconds.items()}
     difference = abs(components["torch"] - components["kernel"]).max() / norm(w)
-    return {"n": n, "m": m, "dtype": str(dtype).removeprefix("torch."), **medians, "difference": difference}
+    return {
+        "n": n,
+        "m": m,
+        "dtype": str(dtype).removeprefix("torch."),
+        **medians,
+        "difference": difference,
+    }
 
 
 def first_call(prepare: str, cache: str) -> float:
     """CPU seconds in a new process, with this folder for machine code."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
     command = [sys.executable, "-c", FIRST_CALL.format(prepare=prepare)]
-    return float(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return float(
+        subprocess.run(
+            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=11, help="calls of each (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=11, help="calls of each (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, CPU ms")
-    print(f"{'n':>9} {'m':>3} {'dtype':8} {'torch':>8} {'kernel':>8} {'ratio':>6} {'difference':>10}")
+    print(
+        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, CPU ms"
+    )
+    print(
+        f"{'n':>9} {'m':>3} {'dtype':8} {'torch':>8} {'kernel':>8} {'ratio':>6} {'difference':>10}"
+    )
     rows = []
     for dtype in DTYPES:
         for n, m in SIZES:
             rows.append(row := compare(n, m, dtype, rounds=options.rounds))
             ratio = row["torch"] / row["kernel"]
-            numbers = f"{row['torch']:8.2f} {row['kernel']:8.2f} {ratio:6.2f} {row['difference']:10.0e}"
+            numbers = (
+                f"{row['torch']:8.2f} {row['kernel']:8.2f} {ratio:6.2f} {row['difference']:10.0e}"
+            )
             print(f"{n:9,} {m:3} {row['dtype']:8} {numbers}", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         calls = {name: first_call("", cache) for name in ("compiled", "from the cache")}
         calls["no cache"] = first_call(UNCACHED, cache)
-    print("first call in a process, CPU s: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in calls.items()))
+    print(
+        "first call in a process, CPU s: "
+        + ", ".join(f"{name} {seconds:.2f}" for name, seconds in calls.items())
+    )
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "first_calls": calls}, indent=1))
 

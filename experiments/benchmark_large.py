@@ -65,8 +65,16 @@ def model_of(name: str) -> "torch.nn.Module":
     width, layers = map(int, name.split("x"))
     return CLIP(
         embed_dim=64,
-        vision_cfg=CLIPVisionCfg(layers=layers, width=width, head_width=32, patch_size=8, image_size=64),
-        text_cfg=CLIPTextCfg(context_length=CONTEXT, vocab_size=VOCABULARY, width=width, heads=width // 32, layers=layers),
+        vision_cfg=CLIPVisionCfg(
+            layers=layers, width=width, head_width=32, patch_size=8, image_size=64
+        ),
+        text_cfg=CLIPTextCfg(
+            context_length=CONTEXT,
+            vocab_size=VOCABULARY,
+            width=width,
+            heads=width // 32,
+            layers=layers,
+        ),
     ).eval()
 
 
@@ -124,7 +132,9 @@ def work(name: str, product: str) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def measure(model: str, version: str, source: Path, *, product: str, count: int, threads: int) -> Row:
+def measure(
+    model: str, version: str, source: Path, *, product: str, count: int, threads: int
+) -> Row:
     worker = Worker(__file__, ["--work", model, product], source=source, threads=threads)
     try:
         answer: dict[str, Any] = worker.ask(count)
@@ -147,11 +157,21 @@ def line(row: Row) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), help="models (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=list(CASES), help="models (default: %(default)s)"
+    )
     parser.add_argument("--before", help="a commit to measure as well, its products by auto")
-    parser.add_argument("--product", default="auto", help="how this checkout computes products (default: %(default)s)")
-    parser.add_argument("--products", type=int, default=3, help="products after the first (default: %(default)s)")
+    parser.add_argument(
+        "--product",
+        default="auto",
+        help="how this checkout computes products (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--products", type=int, default=3, help="products after the first (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
@@ -159,8 +179,12 @@ def main() -> None:
     if options.work:
         work(*options.work)
         return
-    print(f"{date.today()}, {os.cpu_count()} cores, threads: {options.threads}, load {os.getloadavg()[0]:.1f}, {PAIRS} pairs")
-    print(f"{'':27} {'n':>12} {'first s':>8} {'wall s':>8} {'CPU s':>8} {'gradients':>9} {'idle MiB':>8} {'peak MiB':>8}")
+    print(
+        f"{date.today()}, {os.cpu_count()} cores, threads: {options.threads}, load {os.getloadavg()[0]:.1f}, {PAIRS} pairs"
+    )
+    print(
+        f"{'':27} {'n':>12} {'first s':>8} {'wall s':>8} {'CPU s':>8} {'gradients':>9} {'idle MiB':>8} {'peak MiB':>8}"
+    )
     versions = [(options.before, "auto")] if options.before else []
     rows = []
     for model in options.cases:
@@ -168,7 +192,14 @@ def main() -> None:
             with source_of(commit) as source:
                 name = commit_of(commit) if commit else "this"
                 rows.append(
-                    measure(model, name, source, product=product, count=options.products, threads=options.threads)
+                    measure(
+                        model,
+                        name,
+                        source,
+                        product=product,
+                        count=options.products,
+                        threads=options.threads,
+                    )
                 )
             print(line(rows[-1]), flush=True)
             if options.json:

@@ -31,28 +31,50 @@ _STEPS = ("write", "open", "merge", "open merged")
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     asked.add_argument("--records", type=int, default=100_000)
     asked.add_argument("--unit", type=int, default=20, help="Records per fsync.")
-    asked.add_argument("--folder", type=Path, help="Where the store is written; default: a temporary folder.")
+    asked.add_argument(
+        "--folder", type=Path, help="Where the store is written; default: a temporary folder."
+    )
     asked.add_argument("--step", choices=_STEPS, help="Run this alone, in this process.")
     options = asked.parse_args()
     if options.step:
         print(json.dumps(run(options.step, options.folder, options.records, options.unit)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        print(f"{options.records:,} records in {options.records // _BATCHES} checkpoints, {options.unit} a unit")
+        print(
+            f"{options.records:,} records in {options.records // _BATCHES} checkpoints, {options.unit} a unit"
+        )
         print(f"{'step':<12} {'CPU s':>7} {'wall s':>7} {'peak MiB':>9}  files")
         for step in _STEPS:
-            arguments = ["--records", options.records, "--unit", options.unit, "--folder", name, "--step", step]
+            arguments = [
+                "--records",
+                options.records,
+                "--unit",
+                options.unit,
+                "--folder",
+                name,
+                "--step",
+                step,
+            ]
             command = [sys.executable, __file__, *map(str, arguments)]
-            row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-            print(f"{step:<12} {row['cpu']:>7.1f} {row['wall']:>7.1f} {row['peak']:>9.0f}  {row['files']}", flush=True)
+            row = json.loads(
+                subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            )
+            print(
+                f"{step:<12} {row['cpu']:>7.1f} {row['wall']:>7.1f} {row['peak']:>9.0f}  {row['files']}",
+                flush=True,
+            )
 
 
 def run(step: str, folder: Path, num_records: int, unit: int) -> dict[str, Any]:
     """Take a step, and say what it cost."""
-    manifest = manifest_of(folder, series=("wide",), epochs=range(num_records // _BATCHES), num_batches=_BATCHES, k=_K)
+    manifest = manifest_of(
+        folder, series=("wide",), epochs=range(num_records // _BATCHES), num_batches=_BATCHES, k=_K
+    )
     output = folder / "spectra.h5"
     cpu, wall = time.process_time(), time.perf_counter()
     if step == "write":
@@ -94,17 +116,34 @@ def record(key: str) -> Record:
     """A record whose numbers have all their digits."""
     batch = int(key.split("/")[2])
     rng = np.random.default_rng(batch)
-    ends = {name: rng.standard_normal(_K) for name in ("smallest", "smallest_residuals", "largest", "largest_residuals")}
-    quadrature = {"ritz_values": rng.standard_normal(_NODES), "ritz_weights": rng.dirichlet(np.ones(_NODES))}
-    values = {"values": rng.standard_normal(_K), "residuals": rng.random(_K) * 1e-3, "converged": np.ones(_K, dtype=bool)}
-    audit = {"audit": {"passed": True, "tests": {f"module {number}": float(rng.random()) for number in range(20)}}}
+    ends = {
+        name: rng.standard_normal(_K)
+        for name in ("smallest", "smallest_residuals", "largest", "largest_residuals")
+    }
+    quadrature = {
+        "ritz_values": rng.standard_normal(_NODES),
+        "ritz_weights": rng.dirichlet(np.ones(_NODES)),
+    }
+    values = {
+        "values": rng.standard_normal(_K),
+        "residuals": rng.random(_K) * 1e-3,
+        "converged": np.ones(_K, dtype=bool),
+    }
+    audit = {
+        "audit": {
+            "passed": True,
+            "tests": {f"module {number}": float(rng.random()) for number in range(20)},
+        }
+    }
     return record_of(key, extras=audit, **ends, **quadrature, **values)
 
 
 def files_of(output: Path) -> str:
     """How many files the store consists of, and their size."""
     folder = parts_folder(output)
-    paths = [path for path in [output, *(folder.iterdir() if folder.is_dir() else ())] if path.exists()]
+    paths = [
+        path for path in [output, *(folder.iterdir() if folder.is_dir() else ())] if path.exists()
+    ]
     records = [path for path in paths if path.suffix in (".h5", ".log", ".jsonl")]
     return f"{len(records):,}, {sum(os.stat(path).st_size for path in records) / 1e6:,.1f} MB"
 

@@ -54,12 +54,16 @@ NUM_BATCHES, NUM_SETS = 50, 20
 QUICK_DENSITIES: dict[str, Any] = {"budgets": (80,), "num_seeds": 2}
 
 
-def cases(run: Path, models: tuple[str, ...], epochs: int, *, scan: str, quick: bool) -> Iterator[Case]:
+def cases(
+    run: Path, models: tuple[str, ...], epochs: int, *, scan: str, quick: bool
+) -> Iterator[Case]:
     for model in models[:1] if quick else models:
         batches = save_batches(run, model, 1)
         checkpoints = trained(run, model, epochs)
         for epoch in (epochs,) if quick else sorted({0, epochs}):
-            yield Case(model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan=scan)
+            yield Case(
+                model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan=scan
+            )
 
 
 def compare(case: Case, environment: Environment, names: Sequence[str]) -> tuple[Truth, list[Row]]:
@@ -69,9 +73,15 @@ def compare(case: Case, environment: Environment, names: Sequence[str]) -> tuple
     for contender in (CONTENDERS[name] for name in names):
         if contender.package is not None and contender.package in environment.failures:
             failure = environment.failures[contender.package]
-            rows.append(Row(case.model, case.epoch, contender.name, "defaults", {}, failure=failure))
+            rows.append(
+                Row(case.model, case.epoch, contender.name, "defaults", {}, failure=failure)
+            )
             continue
-        rows.append(measure(case, truth, contender, "defaults", contender.defaults, python=environment.python))
+        rows.append(
+            measure(
+                case, truth, contender, "defaults", contender.defaults, python=environment.python
+            )
+        )
         if contender.ladder and not rows[-1].failure:
             first = first_rung(contender, truth, rows)
             rows.append(drive(case, truth, contender, python=environment.python, first=first))
@@ -85,19 +95,25 @@ def sets(run: Path, models: tuple[str, ...], epochs: int, *, quick: bool) -> lis
         batches = save_batches(run, model, 3 if quick else NUM_BATCHES)
         checkpoints = trained(run, model, epochs)
         for epoch in (epochs,) if quick else sorted({0, epochs}):
-            case = Case(model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan="auto")
+            case = Case(
+                model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan="auto"
+            )
             rows.append(measure_sets(case, 3 if quick else NUM_SETS))
     return rows
 
 
-def recycling(run: Path, models: tuple[str, ...], epochs: int, *, quick: bool) -> list[RecyclingRow]:
+def recycling(
+    run: Path, models: tuple[str, ...], epochs: int, *, quick: bool
+) -> list[RecyclingRow]:
     """After training, with the scan that this project runs on a CPU: it is counts that are compared."""
     rows = []
     for model in models[:1] if quick else models:
         batches = save_batches(run, model, 3 if quick else NUM_BATCHES)
         checkpoints = trained(run, model, epochs)
         earlier, case = (
-            Case(model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan="auto")
+            Case(
+                model, epoch, str(checkpoints[epoch].resolve()), str(batches.resolve()), scan="auto"
+            )
             for epoch in (max(epochs - 1, 0), epochs)
         )
         rows.append(measure_recycling(case, earlier, 3 if quick else NUM_BATCHES))
@@ -111,22 +127,45 @@ def first_rung(contender: Contender, truth: Truth, rows: Sequence[Row]) -> int:
     space, give or take the start vector.
     """
     if contender.name == "landscaper":
-        known = [row.settings["tol"] for row in rows if row.contender == "pyhessian" and row.mode == "driven"]
+        known = [
+            row.settings["tol"]
+            for row in rows
+            if row.contender == "pyhessian" and row.mode == "driven"
+        ]
         return next((i for i, rung in enumerate(contender.ladder) if rung["tol"] in known), 0)
     steps = [rung.get("max_iter", 0) for rung in contender.ladder if "reorthogonalize" in rung]
     return sum(count < truth.krylov_products - 4 for count in steps)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/benchmark"), help="weights and batches are kept here")
-    parser.add_argument("--environment", type=Path, default=Path("runs/benchmark/environment"), help="of the peers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/benchmark"), help="weights and batches are kept here"
+    )
+    parser.add_argument(
+        "--environment", type=Path, default=Path("runs/benchmark/environment"), help="of the peers"
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--epochs", type=int, default=3, help="of the little training (default 3)")
-    parser.add_argument("--quick", action="store_true", help="one architecture, after training only")
+    parser.add_argument(
+        "--quick", action="store_true", help="one architecture, after training only"
+    )
     parser.add_argument("--only", choices=PARTS, help="one part alone")
-    parser.add_argument("--scan", choices=("auto", "reference"), default="auto", help="back end of the scan of Mamba towers")
-    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="default: all")
+    parser.add_argument(
+        "--scan",
+        choices=("auto", "reference"),
+        default="auto",
+        help="back end of the scan of Mamba towers",
+    )
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=list(CONTENDERS),
+        default=list(CONTENDERS),
+        help="default: all",
+    )
     parser.add_argument("--json", type=Path, help="write the rows here")
     return parser.parse_args()
 
@@ -135,8 +174,12 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
     environment = make_environment(options.environment.resolve())
-    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32")
-    print("  ".join(f"{name} {version}" for name, version in environment.versions.items()), end="\n\n")
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32"
+    )
+    print(
+        "  ".join(f"{name} {version}" for name, version in environment.versions.items()), end="\n\n"
+    )
     chosen, models = (options.only,) if options.only else PARTS, tuple(options.models)
     results: list[tuple[Truth, list[Row]]] = []
     compared: list[SetsRow] = []
@@ -144,7 +187,9 @@ def main() -> None:
     densities: list[DensityRow] = []
     if "solvers" in chosen:
         names = [name for name in CONTENDERS if name in (OURS, *options.contenders)]
-        for case in cases(options.run, models, options.epochs, scan=options.scan, quick=options.quick):
+        for case in cases(
+            options.run, models, options.epochs, scan=options.scan, quick=options.quick
+        ):
             results.append(compare(case, environment, names))
             print(architecture_table(*results[-1]), end="\n\n", flush=True)
         print(summary_table(results), end="\n\n", flush=True)
@@ -155,7 +200,9 @@ def main() -> None:
         recycled = recycling(options.run, models, options.epochs, quick=options.quick)
         print(recycling_table(recycled), end="\n\n", flush=True)
     if "densities" in chosen:
-        densities = compare_densities(environment.python, **QUICK_DENSITIES if options.quick else {})
+        densities = compare_densities(
+            environment.python, **QUICK_DENSITIES if options.quick else {}
+        )
         print(density_table(densities))
     if options.json:
         document = {
@@ -164,7 +211,10 @@ def main() -> None:
             "processor": platform.machine(),
             "torch": torch.__version__,
             "peers": dict(environment.versions),
-            "cases": [{"truth": asdict(truth), "rows": [asdict(row) for row in rows]} for truth, rows in results],
+            "cases": [
+                {"truth": asdict(truth), "rows": [asdict(row) for row in rows]}
+                for truth, rows in results
+            ],
             "sets": [asdict(row) for row in compared],
             "recycling": [asdict(row) for row in recycled],
             "densities": [asdict(row) for row in densities],

@@ -36,7 +36,14 @@ from landscape.linalg import eigsh, seeded
 TOL = 1e-3
 # Width and layers of both towers, and heads of 32: about 0.1, 0.4, 1.4, 5, 13 and 30 million parameters.
 FAMILY = ((32, 3), (64, 4), (128, 4), (224, 4), (320, 5), (416, 7))
-PROJECT_MODELS = ("vit_tiny_64", "vmamba_tiny_64", "simba_tiny_64", "vit_medium_64", "vmamba_medium_64", "simba_medium_64")
+PROJECT_MODELS = (
+    "vit_tiny_64",
+    "vmamba_tiny_64",
+    "simba_tiny_64",
+    "vit_medium_64",
+    "vmamba_medium_64",
+    "simba_medium_64",
+)
 VOCABULARY, CONTEXT = 512, 16
 
 
@@ -74,12 +81,22 @@ def family_model(name: str) -> torch.nn.Module:
     width, layers = map(int, name.split("x"))
     return CLIP(
         embed_dim=64,
-        vision_cfg=CLIPVisionCfg(layers=layers, width=width, head_width=32, patch_size=8, image_size=64),
-        text_cfg=CLIPTextCfg(context_length=CONTEXT, vocab_size=VOCABULARY, width=width, heads=width // 32, layers=layers),
+        vision_cfg=CLIPVisionCfg(
+            layers=layers, width=width, head_width=32, patch_size=8, image_size=64
+        ),
+        text_cfg=CLIPTextCfg(
+            context_length=CONTEXT,
+            vocab_size=VOCABULARY,
+            width=width,
+            heads=width // 32,
+            layers=layers,
+        ),
     ).eval()
 
 
-def random_batch(num_pairs: int, vocabulary: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def random_batch(
+    num_pairs: int, vocabulary: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
     """Pictures of noise, captions of any tokens that end with the largest one, where open_clip reads the text."""
     text = torch.randint(1, vocabulary - 1, (num_pairs, CONTEXT), generator=generator)
     text[:, -1] = vocabulary - 1
@@ -94,10 +111,18 @@ def scaling_task(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     what = Job(**job)
-    model = family_model(what.model) if "x" in what.model and what.model[0].isdigit() else build_model(what.model)
+    model = (
+        family_model(what.model)
+        if "x" in what.model and what.model[0].isdigit()
+        else build_model(what.model)
+    )
     objective, params = contrastive_objective(model)
     generator = seeded(0)
-    vocabulary = model.state_dict()["token_embedding.weight"].shape[0] if hasattr(model, "token_embedding") else 49408
+    vocabulary = (
+        model.state_dict()["token_embedding.weight"].shape[0]
+        if hasattr(model, "token_embedding")
+        else 49408
+    )
     batches = [random_batch(what.num_pairs, vocabulary, generator) for _ in range(what.num_batches)]
     gradients = gradient_seconds(objective, params, batches[0], rounds=3)
     idle, products, converged, seconds = peak_mebibytes(), 0, True, []
@@ -105,7 +130,12 @@ def scaling_task(job: dict[str, Any]) -> dict[str, Any]:
     one_product = product_seconds(HessianOperator(objective, params, batches[0]))
     for batch in batches:
         begun = time.process_time()
-        pairs = eigsh(HessianOperator(objective, params, batch), what.k, tol=TOL, max_matvecs=what.max_products)
+        pairs = eigsh(
+            HessianOperator(objective, params, batch),
+            what.k,
+            tol=TOL,
+            max_matvecs=what.max_products,
+        )
         seconds.append(time.process_time() - begun)
         products += pairs.num_matvecs
         converged &= bool(pairs.converged.all())
@@ -149,9 +179,12 @@ def sections(*, quick: bool, max_products: int) -> dict[str, list[Job]]:
             "batches": [Job(family[0], num_batches=count, **limit) for count in (1, 2)],
         }
     return {
-        "parameters": [Job(name, **limit) for name in family[:4]] + [Job(name, **large) for name in family[4:]],
+        "parameters": [Job(name, **limit) for name in family[:4]]
+        + [Job(name, **large) for name in family[4:]],
         "the project's models": [Job(name, **limit) for name in PROJECT_MODELS],
-        "pairs in a batch": [Job(small, num_pairs=count, **limit) for count in (8, 15, 30, 60, 120)],
+        "pairs in a batch": [
+            Job(small, num_pairs=count, **limit) for count in (8, 15, 30, 60, 120)
+        ],
         "eigenvalues": [Job(middle, k=k, max_products=300) for k in (1, 2, 5, 10, 20, 40)],
         "batches": [Job(small, num_batches=count, **limit) for count in (1, 2, 4, 8, 16)],
     }
@@ -179,12 +212,19 @@ def measure(job: Job) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes only")
-    parser.add_argument("--max-products", type=int, default=60, help="limit per batch; a third of it above 10 M")
+    parser.add_argument(
+        "--max-products", type=int, default=60, help="limit per batch; a third of it above 10 M"
+    )
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
-    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32", end="\n\n")
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32",
+        end="\n\n",
+    )
     results: dict[str, list[Row]] = {}
     for title, jobs in sections(quick=options.quick, max_products=options.max_products).items():
         results[title] = [measure(job) for job in jobs]

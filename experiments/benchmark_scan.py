@@ -66,7 +66,9 @@ def linear_inputs(size: tuple[int, int, int, int], generator: torch.Generator) -
 
 def run_selective(inputs: list[Tensor], backend: str) -> Tensor:
     u, delta, A, B, C, D, bias = inputs
-    out = selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, backend=backend)  # type: ignore[arg-type]
+    out = selective_scan(
+        u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, backend=backend
+    )  # type: ignore[arg-type]
     assert isinstance(out, Tensor)
     return out
 
@@ -81,7 +83,9 @@ SCANS: dict[str, tuple[Callable[..., list[Tensor]], Callable[[list[Tensor], str]
 }
 
 
-def tasks(run: Callable[[list[Tensor], str], Tensor], inputs: list[Tensor], backend: str) -> dict[str, Callable[[], object]]:
+def tasks(
+    run: Callable[[list[Tensor], str], Tensor], inputs: list[Tensor], backend: str
+) -> dict[str, Callable[[], object]]:
     """What is measured; the graph that "product" uses is built here."""
     leaves = [x.clone().requires_grad_() for x in inputs]
     directions = [torch.randn_like(x) for x in inputs]
@@ -99,7 +103,9 @@ def tasks(run: Callable[[list[Tensor], str], Tensor], inputs: list[Tensor], back
     }
 
 
-def work(pipe: Connection, backend: str, scan: str, size: tuple[int, int, int, int], threads: int) -> None:
+def work(
+    pipe: Connection, backend: str, scan: str, size: tuple[int, int, int, int], threads: int
+) -> None:
     """The process of one contender: does a task whenever it is told to, and answers with CPU and wall seconds."""
     torch.set_num_threads(threads)
     make, run = SCANS[scan]
@@ -116,7 +122,9 @@ def measure(scan: str, size: tuple[int, int, int, int], rounds: int, threads: in
     pipes: dict[str, Connection] = {}
     for name, backend in CONTENDERS.items():
         pipes[name], theirs = context.Pipe()
-        context.Process(target=work, args=(theirs, backend, scan, size, threads), daemon=True).start()
+        context.Process(
+            target=work, args=(theirs, backend, scan, size, threads), daemon=True
+        ).start()
     for task in ("forward", "gradient", "product"):
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in pipes}
         for turn in range(rounds + 1):
@@ -125,7 +133,9 @@ def measure(scan: str, size: tuple[int, int, int, int], rounds: int, threads: in
                 pair = pipe.recv()
                 if turn > 0:
                     times[name].append(pair)
-        medians = {name: tuple(map(statistics.median, zip(*pairs))) for name, pairs in times.items()}
+        medians = {
+            name: tuple(map(statistics.median, zip(*pairs))) for name, pairs in times.items()
+        }
         slow_cpu, slow_wall = medians["loop"]
         for name, (cpu, wall) in medians.items():
             yield Row(scan, size, task, name, cpu, wall, slow_cpu / cpu, slow_wall / wall)
@@ -139,27 +149,50 @@ def table(rows: list[Row]) -> str:
     names = "".join(f"{name:>10}" for name in CONTENDERS)
     lines += [f"{'scan':15}{'b, d, n, l':17}{'task':9}{names}{'log depth':>14}{'loop':>10}"]
     for task in dict.fromkeys((row.scan, row.size, row.task) for row in rows):
-        times = {row.contender: row.cpu_seconds for row in rows if (row.scan, row.size, row.task) == task}
+        times = {
+            row.contender: row.cpu_seconds for row in rows if (row.scan, row.size, row.task) == task
+        }
         name = f"{task[0]:15}{', '.join(map(str, task[1])):17}{task[2]:9}"
         ratios = times["log depth"] / times["kernel"], times["loop"] / times["kernel"]
-        lines += [f"{name}{''.join(f'{1e3 * times[name]:10.2f}' for name in CONTENDERS)}{ratios[0]:12.1f} x{ratios[1]:8.1f} x"]
+        lines += [
+            f"{name}{''.join(f'{1e3 * times[name]:10.2f}' for name in CONTENDERS)}{ratios[0]:12.1f} x{ratios[1]:8.1f} x"
+        ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7, help="turns that are measured (default 7)")
-    parser.add_argument("--threads", type=int, default=None, help="threads of every contender (default: torch's own number)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=None,
+        help="threads of every contender (default: torch's own number)",
+    )
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     threads = options.threads or torch.get_num_threads()
-    rows = [row for scan in SCANS for size in SIZES for row in measure(scan, size, options.rounds, threads)]
-    machine = {"torch": torch.__version__, "threads": threads, "cores": os.cpu_count(), "processor": platform.machine()}
+    rows = [
+        row
+        for scan in SCANS
+        for size in SIZES
+        for row in measure(scan, size, options.rounds, threads)
+    ]
+    machine = {
+        "torch": torch.__version__,
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+    }
     header = f"{date.today()}, {platform.machine()} with {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
     print(f"float32, medians of {options.rounds} alternating runs, {header}")
     print(table(rows))
     if options.json:
-        options.json.write_text(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=1))
+        options.json.write_text(
+            json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ _PRODUCTS, _PAIRS, _REPEATS = 25, 15, 5
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     asked.add_argument("--only", choices=["cost", "catches", "alarms"])
     asked.add_argument("--seeds", type=int, default=100)
     asked.add_argument("--models", type=int, default=200)
@@ -58,7 +60,9 @@ def cost(name: str) -> str:
     model = build_model(name, seed=0).eval()
     side = model.visual.image_size
     batch = {
-        "image": torch.randn(_PAIRS, 3, *(side if isinstance(side, tuple) else (side, side)), generator=seeded(0)),
+        "image": torch.randn(
+            _PAIRS, 3, *(side if isinstance(side, tuple) else (side, side)), generator=seeded(0)
+        ),
         "text": torch.randint(1, 400, (_PAIRS, model.context_length), generator=seeded(1)),
     }
     spent: dict[bool, list[float]] = {False: [], True: []}
@@ -105,8 +109,16 @@ def alarms(models: int, dtype: torch.dtype) -> str:
             said["ALARM"] += 1
             print(f"  seed {seed}: {error}")
         else:
-            said["passed at once" if "within" in H.checked else "passed by the audit" if "audit" in H.checked else H.checked] += 1
-    return f"{models} healthy models, {dtype}: " + ", ".join(f"{count} {what}" for what, count in said.most_common())
+            said[
+                "passed at once"
+                if "within" in H.checked
+                else "passed by the audit"
+                if "audit" in H.checked
+                else H.checked
+            ] += 1
+    return f"{models} healthy models, {dtype}: " + ", ".join(
+        f"{count} {what}" for what, count in said.most_common()
+    )
 
 
 if __name__ == "__main__":

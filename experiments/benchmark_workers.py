@@ -45,18 +45,46 @@ def write_study(folder: Path, num_batches: int, *, large: bool) -> Path:
 
     write_pictures(folder / "pictures")
     series = []
-    for name, width, layers in (("wide", 512, 4), ("deep", 384, 7)) if large else (("wide", 192, 2), ("deep", 128, 5)):
+    for name, width, layers in (
+        (("wide", 512, 4), ("deep", 384, 7)) if large else (("wide", 192, 2), ("deep", 128, 5))
+    ):
         config = {
             "embed_dim": 128,
-            "vision_cfg": {"image_size": IMAGE_SIZE, "patch_size": 16, "width": width, "layers": layers, "head_width": 64},
-            "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+            "vision_cfg": {
+                "image_size": IMAGE_SIZE,
+                "patch_size": 16,
+                "width": width,
+                "layers": layers,
+                "head_width": 64,
+            },
+            "text_cfg": {
+                "context_length": 16,
+                "vocab_size": 49408,
+                "width": 64,
+                "heads": 1,
+                "layers": 1,
+            },
         }
         path = folder / f"{name}.json"
         path.write_text(json.dumps(config))
-        save_checkpoint(folder / f"{name}.pt", model=build_model(str(path), seed=0), epoch=0, name=name)
-        series.append({"name": name, "config": path.name, "checkpoints": [{"epoch": 0, "path": f"{name}.pt"}]})
-    data = {"source": "pictures/pairs.tsv", "split": "all", "num_samples": num_batches * BATCH_SIZE, "batch_size": BATCH_SIZE}
-    document = {"version": 1, "data": data, "hessian": {"objective": "contrastive", "k": 5}, "series": series}
+        save_checkpoint(
+            folder / f"{name}.pt", model=build_model(str(path), seed=0), epoch=0, name=name
+        )
+        series.append(
+            {"name": name, "config": path.name, "checkpoints": [{"epoch": 0, "path": f"{name}.pt"}]}
+        )
+    data = {
+        "source": "pictures/pairs.tsv",
+        "split": "all",
+        "num_samples": num_batches * BATCH_SIZE,
+        "batch_size": BATCH_SIZE,
+    }
+    document = {
+        "version": 1,
+        "data": data,
+        "hessian": {"objective": "contrastive", "k": 5},
+        "series": series,
+    }
     manifest = folder / "checkpoints.yaml"
     manifest.write_text(yaml.safe_dump(document, sort_keys=False))
     return manifest
@@ -64,12 +92,27 @@ def write_study(folder: Path, num_batches: int, *, large: bool) -> Path:
 
 def run(code: Path, manifest: Path, output: Path, options: Sequence[str]) -> tuple[float, float]:
     """Run `landscape spectra` once; wall and CPU seconds of it and its children."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(THREAD_VARIABLES)}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(THREAD_VARIABLES)
+    }
     environment["PYTHONPATH"] = str(code)
     # Without -P, the current folder would come before PYTHONPATH.
-    command = [sys.executable, "-P", "-c", "from landscape.cli import main; main()", "spectra", str(manifest), "-o", str(output)]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from landscape.cli import main; main()",
+        "spectra",
+        str(manifest),
+        "-o",
+        str(output),
+    ]
     begun = time.perf_counter()
-    process = subprocess.Popen([*command, "--device", "cpu", "--unaudited", *options], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--device", "cpu", "--unaudited", *options],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begun
     if status:
@@ -87,7 +130,9 @@ def eigenvalues(output: Path) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ref", required=True, help="the older commit")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--batches", type=int, default=NUM_BATCHES)
@@ -106,19 +151,34 @@ def main() -> None:
                 for variant in chosen.variants:
                     where, options = VARIANTS[variant]
                     output = folder / f"{len(values)}_{number}.h5"
-                    seen[variant].append(run(before if where == "before" else ROOT, manifest, output, options))
+                    seen[variant].append(
+                        run(before if where == "before" else ROOT, manifest, output, options)
+                    )
                     values.setdefault(variant, eigenvalues(output))
                     wall, cpu = seen[variant][-1]
-                    print(f"# {variant}: {wall:.1f} s wall, {cpu:.1f} s CPU, load {os.getloadavg()[0]:.1f}", flush=True)
+                    print(
+                        f"# {variant}: {wall:.1f} s wall, {cpu:.1f} s CPU, load {os.getloadavg()[0]:.1f}",
+                        flush=True,
+                    )
     report(seen, values, chosen)
 
 
-def report(seen: dict[str, list[tuple[float, float]]], values: dict[str, np.ndarray], chosen: argparse.Namespace) -> None:
+def report(
+    seen: dict[str, list[tuple[float, float]]],
+    values: dict[str, np.ndarray],
+    chosen: argparse.Namespace,
+) -> None:
     """Print medians over the rounds, and the ratios to the first variant."""
     beside = ", beside one busy process" if chosen.busy else ""
-    print(f"{date.today()}, before: {chosen.ref}, {os.cpu_count()} cores{beside}, {chosen.batches} batches of 2 networks")
-    print(f"{'variant':22} {'wall s':>8} {'CPU s':>8} {'wall':>6} {'CPU':>6}  largest relative difference")
-    medians = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in seen.items()}
+    print(
+        f"{date.today()}, before: {chosen.ref}, {os.cpu_count()} cores{beside}, {chosen.batches} batches of 2 networks"
+    )
+    print(
+        f"{'variant':22} {'wall s':>8} {'CPU s':>8} {'wall':>6} {'CPU':>6}  largest relative difference"
+    )
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows)] for name, rows in seen.items()
+    }
     first = next(iter(medians))
     for name, (wall, cpu) in medians.items():
         gain, cost = medians[first][0] / wall, cpu / medians[first][1]

@@ -15,13 +15,27 @@ GUARDED: dict[str, tuple[str, ...] | None] = {
     "landscape/curvature/preconditions.py": None,
     "landscape/curvature/spot_check.py": None,
     "landscape/curvature/evaluation.py": (
-        "as_differentiated", "value_of", "twice_evaluated", "backward_in_place", "check_gradients",
+        "as_differentiated",
+        "value_of",
+        "twice_evaluated",
+        "backward_in_place",
+        "check_gradients",
     ),
     "landscape/curvature/finite_difference.py": (
-        "module", "__init__", "matmat", "_loss_and_gradient", "_check_slope", "_estimated_error",
+        "module",
+        "__init__",
+        "matmat",
+        "_loss_and_gradient",
+        "_check_slope",
+        "_estimated_error",
     ),
     "landscape/pipeline/audit.py": (
-        "audit_target", "audit_subject", "verdict_of", "_audited_in_turn", "stored_verdicts", "check_hvp",
+        "audit_target",
+        "audit_subject",
+        "verdict_of",
+        "_audited_in_turn",
+        "stored_verdicts",
+        "check_hvp",
     ),
 }
 
@@ -69,7 +83,9 @@ def mutations() -> list[Mutation]:
                 key += f" #{again + 1}"
             names: tuple[str, ...] = ()
             if function == "module" and isinstance(statement, ast.Assign):
-                names = tuple(target.id for target in statement.targets if isinstance(target, ast.Name))
+                names = tuple(
+                    target.id for target in statement.targets if isinstance(target, ast.Name)
+                )
             made.append(Mutation(len(made) + 1, file, lines_of(statement), names, key, changed))
     return made
 
@@ -109,7 +125,10 @@ def statements(body: list[ast.stmt], function: str) -> Iterator[tuple[str, ast.s
     for statement in body:
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
             name = statement.name if function == "module" else f"{function}.{statement.name}"
-            if not any(isinstance(one, ast.Name) and one.id == "property" for one in statement.decorator_list) or name.count("."):
+            if not any(
+                isinstance(one, ast.Name) and one.id == "property"
+                for one in statement.decorator_list
+            ) or name.count("."):
                 yield from statements(statement.body, name)
             continue
         if function == "module" and not isinstance(statement, ast.Assign):
@@ -128,7 +147,9 @@ def _of_statement(statement: ast.stmt) -> Iterator[tuple[ast.expr | ast.stmt, st
     that always happens, which every test sees.
     """
     if isinstance(statement, ast.Expr):
-        if isinstance(statement.value, (ast.Yield, ast.YieldFrom)) and ast.unparse(statement) not in ("yield", "yield timeline"):
+        if isinstance(statement.value, (ast.Yield, ast.YieldFrom)) and ast.unparse(
+            statement
+        ) not in ("yield", "yield timeline"):
             yield statement, "pass"
         if isinstance(statement.value, ast.Call) and "super()" not in ast.unparse(statement):
             yield statement, "pass"
@@ -154,26 +175,54 @@ def heads(statement: ast.stmt) -> Iterator[ast.expr]:
 def _of_expressions(statement: ast.stmt) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
     whole = statement.test if isinstance(statement, ast.If) else None
     for head in [] if isinstance(statement, (ast.While, ast.Assert)) else heads(statement):
-        operands = [value for node in ast.walk(head) if isinstance(node, ast.BoolOp) for value in node.values]
+        operands = [
+            value
+            for node in ast.walk(head)
+            if isinstance(node, ast.BoolOp)
+            for value in node.values
+        ]
         for node in ast.walk(head):
             if isinstance(node, ast.Compare) and len(node.ops) == 1:
                 yield from _of_comparison(node)
             elif isinstance(node, ast.BoolOp) and not isinstance(node.values[-1], ast.Constant):
                 for dropped in node.values:
                     word = " and " if isinstance(node.op, ast.And) else " or "
-                    yield node, "(" + word.join(ast.unparse(value) for value in node.values if value is not dropped) + ")"
-            elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) and node not in [whole, *operands]:
+                    yield (
+                        node,
+                        "("
+                        + word.join(
+                            ast.unparse(value) for value in node.values if value is not dropped
+                        )
+                        + ")",
+                    )
+            elif (
+                isinstance(node, ast.UnaryOp)
+                and isinstance(node.op, ast.Not)
+                and node not in [whole, *operands]
+            ):
                 yield node, f"bool({ast.unparse(node.operand)})"
-            elif isinstance(node, ast.IfExp) and "cuda" not in ast.unparse(node) and "'" not in ast.unparse(node.body):
+            elif (
+                isinstance(node, ast.IfExp)
+                and "cuda" not in ast.unparse(node)
+                and "'" not in ast.unparse(node.body)
+            ):
                 yield node, f"({ast.unparse(node.body)})"
                 yield node, f"({ast.unparse(node.orelse)})"
             elif isinstance(node, ast.comprehension):
                 for condition in node.ifs:
                     yield condition, "True"
-            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("max", "min") and len(node.args) > 1:
+            elif (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") in ("max", "min")
+                and len(node.args) > 1
+            ):
                 for value in node.args:
                     yield node, f"({ast.unparse(value)})"
-            elif isinstance(node, ast.Constant) and type(node.value) is float and node.value not in (0.0, 0.5, 1.0):
+            elif (
+                isinstance(node, ast.Constant)
+                and type(node.value) is float
+                and node.value not in (0.0, 0.5, 1.0)
+            ):
                 yield node, f"{node.value * 100:.6g}"
                 yield node, f"{node.value / 100:.6g}"
 

@@ -12,7 +12,7 @@ EQUIVALENT: dict[str, str] = {
     "blame._test: next(iter(variables.values())).dtype not in PRECISION -> False": (
         "the digits of a loss are at most those of its variables and are looked at next"
     ),
-    'blame._compared: second is not None and second.verdict == "failed" -> (second.verdict == \'failed\')': (
+    "blame._compared: second is not None and second.verdict == \"failed\" -> (second.verdict == 'failed')": (
         "there is no outcome only where the product was refused, which was returned before"
     ),
     'blame._scalarised.forward: key.startswith("own ") -> True': "functional_call ignores names that a part does not have",
@@ -34,7 +34,7 @@ EQUIVALENT: dict[str, str] = {
     ),
     "graph._edited_gradient: row >= saved._saved_weight_sym_argsize_0 or not _made_of(node.next_functions[0][0], params) -> "
     "(not _made_of(node.next_functions[0][0], params))": "no index is the number that stands for no padding row",
-    "evaluation.backward_in_place: warnings.simplefilter(\"ignore\") -> pass": (
+    'evaluation.backward_in_place: warnings.simplefilter("ignore") -> pass': (
         "the loss has given its warnings in the evaluations before"
     ),
     "spot_check._compared: mixed if len(mixed) > 1 else torch.ones_like(mixed) -> (mixed)": (

@@ -100,12 +100,20 @@ def values_of(output: Path) -> dict[str, str]:
             table = store.records(series, epoch)
             facts = f"{table.checkpoint_sha256} {table.num_params} {table.model} {table.label} {table.num_planned} "
             # Of the choice of the product, times and limits are stored.
-            settings = {name: value for name, value in table.settings.items() if name != "product_choice"}
+            settings = {
+                name: value for name, value in table.settings.items() if name != "product_choice"
+            }
             facts += canonical_json([settings, table.versions])
-            columns = {name: value for name, value in vars(table).items() if np.ndim(value) and name != "seconds"}
+            columns = {
+                name: value
+                for name, value in vars(table).items()
+                if np.ndim(value) and name != "seconds"
+            }
             for row, key in enumerate(table.keys):
                 # Rows are filled up with NaN to the length of the longest that is stored.
-                cells = [f"{name}: {bits_of(column[row])}" for name, column in sorted(columns.items())]
+                cells = [
+                    f"{name}: {bits_of(column[row])}" for name, column in sorted(columns.items())
+                ]
                 result[key] = sha256("\n".join([facts, *cells]).encode()).hexdigest()
     return result
 
@@ -152,10 +160,22 @@ class Campaign:
         subprocess.run([sys.executable, "-c", make], env=self.environment, check=True)
 
     def start(self, output: Path, where: list[str]) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "landscape", "spectra", str(self.folder / "study" / "checkpoints.yaml")]
+        command = [
+            sys.executable,
+            "-m",
+            "landscape",
+            "spectra",
+            str(self.folder / "study" / "checkpoints.yaml"),
+        ]
         command += ["-o", str(output), "--unaudited", "--device", "cpu", "--threads", "1", *where]
         with open(output.with_suffix(".stderr"), "wb") as stderr:
-            return subprocess.Popen(command, env=self.environment, stdout=subprocess.DEVNULL, stderr=stderr, cwd=self.folder)
+            return subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                cwd=self.folder,
+            )
 
     def undisturbed(self) -> None:
         """Measure in one process, which gives the reference, and at this place, which says how long a run takes."""
@@ -166,7 +186,9 @@ class Campaign:
         begun = time.monotonic()
         assert self.start(self.folder / "undisturbed.h5", self.where).wait(RUN_TIMEOUT) == 0
         self.span = time.monotonic() - begun
-        assert values_of(self.folder / "undisturbed.h5") == self.reference, "the undisturbed run has other values"
+        assert values_of(self.folder / "undisturbed.h5") == self.reference, (
+            "the undisturbed run has other values"
+        )
 
     def run(self, num_kills: int) -> None:
         """Fill one store after the other until there were so many kills."""
@@ -217,13 +239,17 @@ class Campaign:
         try:
             status = run.wait(max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.problems.append(f"{output.name}: did not end in {RUN_TIMEOUT:.0f} s after {[kill.victim for kill in kills]}")
+            self.problems.append(
+                f"{output.name}: did not end in {RUN_TIMEOUT:.0f} s after {[kill.victim for kill in kills]}"
+            )
             run.kill()
             return run.wait()
         self.after_run(kills, status, output)
         return status
 
-    def wait_for_moment(self, run: "subprocess.Popen[bytes]", output: Path, victim: str) -> Process | None:
+    def wait_for_moment(
+        self, run: "subprocess.Popen[bytes]", output: Path, victim: str
+    ) -> Process | None:
         """Wait for a random moment, or for that of an aimed kill; None if the run has ended before."""
         kind, _, aim = victim.partition(", ")
         parts = parts_folder(output)
@@ -244,7 +270,9 @@ class Campaign:
     def there(self) -> list[Process]:
         return processes(self.tag) + processes(SERVERS)
 
-    def strike(self, process: Process, victim: str, output: Path, before: dict[str, str]) -> Kill | None:
+    def strike(
+        self, process: Process, victim: str, output: Path, before: dict[str, str]
+    ) -> Kill | None:
         """Kill a process, once what is stored at this moment is known; None if it has just ended."""
         if "," not in victim:
             before |= values_of(output)
@@ -252,13 +280,21 @@ class Campaign:
         if process.kind in ("parent", "scheduler"):
             died = {one.pid for one in there if one.kind in ("parent", "child")}
         else:
-            died = {process.pid} | {one.pid for one in there if one.kind == "child" and is_below(one, process.pid, there)}
+            died = {process.pid} | {
+                one.pid
+                for one in there
+                if one.kind == "child" and is_below(one, process.pid, there)
+            }
         try:
             os.kill(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return None
         self.kills.append(Kill(self.place, victim, frozenset(died)))
-        print(f"{self.place} {len(self.kills)}: {victim}, {len(before)} records, {output.name}", file=sys.stderr, flush=True)
+        print(
+            f"{self.place} {len(self.kills)}: {victim}, {len(before)} records, {output.name}",
+            file=sys.stderr,
+            flush=True,
+        )
         return self.kills[-1]
 
     def after_parent(self, kill: Kill, output: Path, before: dict[str, str]) -> None:
@@ -273,14 +309,23 @@ class Campaign:
         lost, wrong = self.compare(values, before)
         kill.lost += lost
         kill.wrong += wrong
-        if values and (result := CliRunner().invoke(landscape, ["info", str(output)])).exit_code != 0:
-            self.problems.append(f"landscape info {output.name}: status {result.exit_code}: {result.output}")
+        if (
+            values
+            and (result := CliRunner().invoke(landscape, ["info", str(output)])).exit_code != 0
+        ):
+            self.problems.append(
+                f"landscape info {output.name}: status {result.exit_code}: {result.output}"
+            )
 
     def after_run(self, kills: list[Kill], status: int, output: Path) -> None:
         """Check the status of a run that has ended by itself, and what it said."""
         self.statuses[status] += 1
         text = output.with_suffix(".stderr").read_text()
-        about = [line for line in text.splitlines() if not re.fullmatch(r"\w+ epoch \d+|\d+ workers?: .*", line)]
+        about = [
+            line
+            for line in text.splitlines()
+            if not re.fullmatch(r"\w+ epoch \d+|\d+ workers?: .*", line)
+        ]
         for kill in kills:
             kill.lines = max(kill.lines, -(-len(about) // len(kills)))
         allowed = [0]
@@ -289,7 +334,9 @@ class Campaign:
         if len(kills) > 1 and "for the second time with the same work" in text:
             allowed.append(2)
         if status not in allowed:
-            self.problems.append(f"{output.name}: status {status} after {[kill.victim for kill in kills]}: {text[-600:]}")
+            self.problems.append(
+                f"{output.name}: status {status} after {[kill.victim for kill in kills]}: {text[-600:]}"
+            )
 
     def count_twice(self, kills: list[Kill]) -> None:
         """Attribute every computation of a record but the last to the kill in which its process died."""
@@ -299,34 +346,52 @@ class Campaign:
             if what == "begin":
                 begun[key].append((int(pid), unit))
         if begun.keys() != self.reference.keys():
-            self.problems.append(f"the log of what was computed names {len(begun)} of {len(self.reference)} records")
+            self.problems.append(
+                f"the log of what was computed names {len(begun)} of {len(self.reference)} records"
+            )
         for key, computations in begun.items():
             for pid, unit in computations[:-1]:
                 kill = next((kill for kill in kills if pid in kill.died), None)
                 if kill is None:
-                    self.problems.append(f"{key}: computed twice, though process {pid} was not killed")
+                    self.problems.append(
+                        f"{key}: computed twice, though process {pid} was not killed"
+                    )
                     continue
                 kill.units.add((str(pid), unit))
                 kill.records += 1
-        self.problems += [f"{kill}: more units than processes" for kill in kills if len(kill.units) > len(kill.died)]
+        self.problems += [
+            f"{kill}: more units than processes"
+            for kill in kills
+            if len(kill.units) > len(kill.died)
+        ]
 
 
 def table_of(campaign: Campaign) -> str:
     by_victim: dict[str, list[Kill]] = defaultdict(list)
     for kill in campaign.kills:
         by_victim[kill.victim].append(kill)
-    lines = [f"{'place':10}{'victim':15}{'kills':>6}{'lost':>6}{'wrong':>6}{'twice':>8}{'died':>5}{'orphans':>9}{'lines':>6}"]
+    lines = [
+        f"{'place':10}{'victim':15}{'kills':>6}{'lost':>6}{'wrong':>6}{'twice':>8}{'died':>5}{'orphans':>9}{'lines':>6}"
+    ]
     for victim, kills in sorted(by_victim.items()):
         most = max(kills, key=lambda kill: (len(kill.units), kill.records))
         orphans = max(kill.orphan_seconds for kill in kills)
-        lived = "-" if victim.split(",")[0] != "parent" else "stay" if orphans > campaign.patience else f"{orphans:.1f}"
+        lived = (
+            "-"
+            if victim.split(",")[0] != "parent"
+            else "stay"
+            if orphans > campaign.patience
+            else f"{orphans:.1f}"
+        )
         lines.append(
             f"{campaign.place:10}{victim:15}{len(kills):6d}{sum(kill.lost for kill in kills):6d}"
             f"{sum(kill.wrong for kill in kills):6d}{f'{len(most.units)} ({most.records})':>8}{len(most.died):5d}{lived:>9}"
             f"{max(kill.lines for kill in kills):6d}"
         )
     twice = sum(bool(kill.units) for kill in campaign.kills)
-    statuses = ", ".join(f"{status}: {number}" for status, number in sorted(campaign.statuses.items()))
+    statuses = ", ".join(
+        f"{status}: {number}" for status, number in sorted(campaign.statuses.items())
+    )
     lines.append(
         f"{campaign.stores['equal']} of {sum(campaign.stores.values())} stores bit-equal to --workers 1; status {statuses}; "
         f"{twice} kills cost a computation; an undisturbed run takes {campaign.span:.0f} s"
@@ -338,33 +403,65 @@ def kill_at(place: str, num_kills: int, *, seed: int, patience: float) -> bool:
     """Do and print the kills of one place; whether all is as it must be."""
     begun = time.monotonic()
     if place == "store":
-        command = [sys.executable, str(ROOT / "tests" / "kill_laboratory.py"), "random", str(num_kills), str(seed)]
+        command = [
+            sys.executable,
+            str(ROOT / "tests" / "kill_laboratory.py"),
+            "random",
+            str(num_kills),
+            str(seed),
+        ]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
-        result = loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+        result = loads(
+            subprocess.run(
+                command, env=environment, check=True, capture_output=True, text=True
+            ).stdout
+        )
         counts = "{kills} kills of writers: {lost} lost, {twice} written twice, {finished} of {finished} stores right"
-        print(f"{place:10}{counts.format(**result)}, {time.monotonic() - begun:.0f} s", end="\n\n", flush=True)
+        print(
+            f"{place:10}{counts.format(**result)}, {time.monotonic() - begun:.0f} s",
+            end="\n\n",
+            flush=True,
+        )
         return not result["lost"] and not result["twice"]
     with tempfile.TemporaryDirectory(prefix="landscape-kills-", ignore_cleanup_errors=True) as name:
         campaign = Campaign(Path(name), place, seed=seed, patience=patience)
-        with at_place(place, Path(name), campaign.environment) as (campaign.where, campaign.keep_servers):
+        with at_place(place, Path(name), campaign.environment) as (
+            campaign.where,
+            campaign.keep_servers,
+        ):
             campaign.undisturbed()
             campaign.run(num_kills)
-        print(table_of(campaign), f"{time.monotonic() - begun:.0f} s", sep="\n", end="\n\n", flush=True)
+        print(
+            table_of(campaign),
+            f"{time.monotonic() - begun:.0f} s",
+            sep="\n",
+            end="\n\n",
+            flush=True,
+        )
     lost = sum(kill.lost + kill.wrong for kill in campaign.kills)
     return not (lost or campaign.problems or campaign.stores["other"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--place", choices=[*SHARES, "all"], default="all")
-    parser.add_argument("--kills", type=int, help="in all at this place; default: 40, 10, 10, 15 and 25, a hundred")
+    parser.add_argument(
+        "--kills", type=int, help="in all at this place; default: 40, 10, 10, 15 and 25, a hundred"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=float, default=3.0, help="seconds to wait for orphans")
     options = parser.parse_args()
     places = SHARES if options.place == "all" else {options.place: SHARES[options.place]}
-    print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, seed {options.seed}", end="\n\n", flush=True)
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, seed {options.seed}",
+        end="\n\n",
+        flush=True,
+    )
     right = [
-        kill_at(place, options.kills or number, seed=options.seed, patience=options.patience) for place, number in places.items()
+        kill_at(place, options.kills or number, seed=options.seed, patience=options.patience)
+        for place, number in places.items()
     ]
     raise SystemExit(0 if all(right) else 1)
 

@@ -26,7 +26,7 @@ local_directory: {folder}/dask
 log_directory: {folder}/logs
 scheduler_options: {{dashboard_address: null}}
 """
-SITE = '''
+SITE = """
 import functools, importlib.machinery, os, sys, time
 
 log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -73,7 +73,7 @@ class Finder:
         return spec
 
 sys.meta_path.insert(0, Finder)
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,10 @@ def kind_of(arguments: list[str]) -> str:
     if any("spawn_main" in argument for argument in arguments):
         return "worker"
     modules = {"landscape": "parent", "landscape.workers.serve": "child"}
-    modules |= {"distributed.cli.dask_worker": "worker", "distributed.cli.dask_scheduler": "scheduler"}
+    modules |= {
+        "distributed.cli.dask_worker": "worker",
+        "distributed.cli.dask_scheduler": "scheduler",
+    }
     module = arguments[arguments.index("-m") + 1] if "-m" in arguments else ""
     return "nanny" if "--nanny" in arguments else modules.get(module, "other")
 
@@ -132,16 +135,37 @@ class Servers:
         if (scheduler := self.running.get("scheduler")) is None or scheduler.poll() is not None:
             self.close()
             self.file.unlink(missing_ok=True)
-            options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(self.file)]
+            options = [
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--no-dashboard",
+                "--scheduler-file",
+                str(self.file),
+            ]
             self.start("scheduler", "dask_scheduler", options)
-        options = ["--no-nanny", "--no-dashboard", "--nthreads", "1", "--scheduler-file", str(self.file)]
+        options = [
+            "--no-nanny",
+            "--no-dashboard",
+            "--nthreads",
+            "1",
+            "--scheduler-file",
+            str(self.file),
+        ]
         for name in ("worker 1", "worker 2"):
             if name not in self.running or self.running[name].poll() is not None:
-                self.start(name, "dask_worker", [*options, "--local-directory", str(self.folder / "dask")])
+                self.start(
+                    name, "dask_worker", [*options, "--local-directory", str(self.folder / "dask")]
+                )
 
     def start(self, name: str, module: str, options: list[str]) -> None:
         command = [sys.executable, "-m", f"distributed.cli.{module}", *options]
-        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": self.folder}
+        quiet: dict[str, Any] = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "cwd": self.folder,
+        }
         self.running[name] = subprocess.Popen(command, env=self.environment, **quiet)
 
     def close(self) -> None:
@@ -152,7 +176,9 @@ class Servers:
 
 
 @contextmanager
-def at_place(place: str, folder: Path, environment: dict[str, str]) -> Iterator[tuple[list[str], Callable[[], None]]]:
+def at_place(
+    place: str, folder: Path, environment: dict[str, str]
+) -> Iterator[tuple[list[str], Callable[[], None]]]:
     """Start what a place needs; yields the options of a run there, and what is to be called while it lasts.
 
     Args:

@@ -44,7 +44,9 @@ class TensorLike:
         return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
     def random(self) -> Tensor:
-        size = 1 + sum((length - 1) * stride for length, stride in zip(self.shape, self.strides) if length)
+        size = 1 + sum(
+            (length - 1) * stride for length, stride in zip(self.shape, self.strides) if length
+        )
         return torch.randn(size, dtype=self.dtype).as_strided(self.shape, self.strides)
 
 
@@ -84,7 +86,9 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.calls: Counter[Call] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         options = kwargs or {}
         if func.overloadpacket in MATRIX + CONVOLUTION:
             self.calls[Call(func, _frozen(args), tuple(sorted(options.items())))] += 1
@@ -162,16 +166,29 @@ def main() -> None:
     from landscape.curvature import HessianOperator, gradient
     from landscape.linalg import seeded
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/benchmark"), help="weights and batches are kept here")
-    parser.add_argument("--models", nargs="+", default=["vit_tiny_64", "vmamba_tiny_64", "simba_tiny_64"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/benchmark"), help="weights and batches are kept here"
+    )
+    parser.add_argument(
+        "--models", nargs="+", default=["vit_tiny_64", "vmamba_tiny_64", "simba_tiny_64"]
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{date.today()}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, CPU ms")
-    print(f"{'':16} {'calls':>6} {'Mflop':>7} {'matrices':>9} {'convolutions':>13} {'GF/s':>6} {'product':>8} {'gradient':>9}")
+    print(
+        f"{date.today()}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, CPU ms"
+    )
+    print(
+        f"{'':16} {'calls':>6} {'Mflop':>7} {'matrices':>9} {'convolutions':>13} {'GF/s':>6} {'product':>8} {'gradient':>9}"
+    )
     for model in options.models:
         batches, checkpoint = save_batches(options.run, model, 1), trained(options.run, model, 0)[0]
-        problem = load(Case(model, 0, str(checkpoint.resolve()), str(batches.resolve()), scan="auto"), torch.float32)
+        problem = load(
+            Case(model, 0, str(checkpoint.resolve()), str(batches.resolve()), scan="auto"),
+            torch.float32,
+        )
         operator = HessianOperator(*problem)
         v = torch.randn(operator.n, generator=seeded(0))
         limit = product_limit(operator)

@@ -29,7 +29,9 @@ def peak_mebibytes() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-n", type=int, default=4_000_000)
     parser.add_argument("-m", type=int, default=30)
     options = parser.parse_args()

@@ -51,7 +51,9 @@ def measure(model: str, num_pairs: int, options: dict[str, Any]) -> tuple[float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="vit_tiny_64")
     parser.add_argument("--pairs", type=int, default=256)
     options = parser.parse_args()

@@ -48,7 +48,8 @@ TESTS = (
 )  # fmt: skip
 # Written for mutations that had survived, and so run first.
 _SHARP = tuple(
-    f"tests/test_{name}.py" for name in ("audit_bounds", "audit_outcomes", "guard_edges", "verdicts", "spot_check_memory")
+    f"tests/test_{name}.py"
+    for name in ("audit_bounds", "audit_outcomes", "guard_edges", "verdicts", "spot_check_memory")
 )
 # They take minutes and execute what quicker ones execute as well.
 _TOO_SLOW = "torch's scan", "compiled_model", "towers_pass"
@@ -65,24 +66,38 @@ def apply(mutation: Mutation) -> None:
     if mutation.names:
         names = {"__name__": module.__name__, "__file__": module.__file__}
         tree = ast.parse(mutation.source)
-        _rebind(module, [one for one in tree.body if isinstance(one, ast.Assign)], set(mutation.names), names)
+        _rebind(
+            module,
+            [one for one in tree.body if isinstance(one, ast.Assign)],
+            set(mutation.names),
+            names,
+        )
         return
     owner: Any = module
     for name in mutation.key.partition(": ")[0].split(".")[1:]:
-        code = next(one for one in code.co_consts if isinstance(one, CodeType) and one.co_name == name)
+        code = next(
+            one for one in code.co_consts if isinstance(one, CodeType) and one.co_name == name
+        )
         member = inspect.getattr_static(owner, name)
         if not isinstance(member, type):
             break
         owner = member
-    function = inspect.unwrap(getattr(member, "fget", None) or getattr(member, "func", None) or member)
+    function = inspect.unwrap(
+        getattr(member, "fget", None) or getattr(member, "func", None) or member
+    )
     function.__code__ = code
 
 
-def _rebind(module: ModuleType, statements: list[ast.stmt], names: set[str], space: dict[str, Any]) -> None:
+def _rebind(
+    module: ModuleType, statements: list[ast.stmt], names: set[str], space: dict[str, Any]
+) -> None:
     """Execute the assignments of these names again; then those of other guards that are made of them."""
     space = vars(module) | space
     for statement in statements:
-        if isinstance(statement, ast.Assign) and {getattr(one, "id", "") for one in statement.targets} & names:
+        if (
+            isinstance(statement, ast.Assign)
+            and {getattr(one, "id", "") for one in statement.targets} & names
+        ):
             exec(compile(ast.Module([statement], []), str(module.__file__), "exec"), space)
     for name in names:
         old, new = getattr(module, name), space[name]
@@ -91,10 +106,23 @@ def _rebind(module: ModuleType, statements: list[ast.stmt], names: set[str], spa
                 setattr(other, name, new)
         for file in GUARDED:
             other = sys.modules[file.removesuffix(".py").replace("/", ".")]
-            made = [one for one in ast.parse((ROOT / file).read_bytes()).body if isinstance(one, ast.Assign)]
-            made = [one for one in made if any(getattr(part, "id", "") == name for part in ast.walk(one.value))]
+            made = [
+                one
+                for one in ast.parse((ROOT / file).read_bytes()).body
+                if isinstance(one, ast.Assign)
+            ]
+            made = [
+                one
+                for one in made
+                if any(getattr(part, "id", "") == name for part in ast.walk(one.value))
+            ]
             if made:
-                _rebind(other, [*made], {one.id for each in made for one in each.targets if isinstance(one, ast.Name)}, {})
+                _rebind(
+                    other,
+                    [*made],
+                    {one.id for each in made for one in each.targets if isinstance(one, ast.Name)},
+                    {},
+                )
 
 
 class Server:
@@ -106,7 +134,11 @@ class Server:
         self.failed = ""
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        self.items = {item.nodeid: item for item in session.items if not any(text in item.nodeid for text in _TOO_SLOW)}
+        self.items = {
+            item.nodeid: item
+            for item in session.items
+            if not any(text in item.nodeid for text in _TOO_SLOW)
+        }
         self._serve(self)
         return True
 
@@ -126,7 +158,9 @@ class Server:
 
     def _run(self, name: str, following: str | None) -> None:
         item = self.items[name]
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=self.items[following] if following else None)
+        item.config.hook.pytest_runtest_protocol(
+            item=item, nextitem=self.items[following] if following else None
+        )
 
     def measured(self, file: str) -> dict[str, Any]:
         """The seconds of every test of a file and the lines of the guards that it executes."""
@@ -142,17 +176,25 @@ class Server:
         for name, following in zip(names, [*names[1:], None]):
             hit.clear()
             begun = time.process_time()
-            sys.settrace(lambda frame, event, arg: local if frame.f_code.co_filename in guards else None)
+            sys.settrace(
+                lambda frame, event, arg: local if frame.f_code.co_filename in guards else None
+            )
             self._run(name, following)
             sys.settrace(None)
             lines: dict[str, list[int]] = {}
             for guard, line in sorted(hit):
                 lines.setdefault(guard, []).append(line)
-            tests[name] = {"seconds": round(time.process_time() - begun, 2), "lines": lines, "failed": self.failed == name}
+            tests[name] = {
+                "seconds": round(time.process_time() - begun, 2),
+                "lines": lines,
+                "failed": self.failed == name,
+            }
         return tests
 
 
-def in_children(jobs: list[tuple[str, Callable[[], Any]]], *, timeout: float) -> Iterator[tuple[str, Any, float]]:
+def in_children(
+    jobs: list[tuple[str, Callable[[], Any]]], *, timeout: float
+) -> Iterator[tuple[str, Any, float]]:
     """The results of jobs by name, each made in a process of its own; None of one that ran out of time or broke down."""
     waiting, running = list(reversed(jobs)), {}
     while waiting or running:
@@ -173,7 +215,11 @@ def in_children(jobs: list[tuple[str, Callable[[], Any]]], *, timeout: float) ->
                 continue
             del running[child]
             os.waitpid(child, 0)
-            result = json.loads((folder / "result").read_text()) if (folder / "result").exists() and not late else None
+            result = (
+                json.loads((folder / "result").read_text())
+                if (folder / "result").exists() and not late
+                else None
+            )
             shutil.rmtree(folder)
             yield name, result, time.monotonic() - begun
 
@@ -205,7 +251,8 @@ def tests_of(mutation: Mutation, measured: dict[str, Any], *, budget: float) -> 
     hitting = [
         (not name.startswith(_SHARP), test["seconds"], name)
         for name, test in measured.items()
-        if not test.get("failed") and any((file, line) in places for file, lines in test["lines"].items() for line in lines)
+        if not test.get("failed")
+        and any((file, line) in places for file, lines in test["lines"].items() for line in lines)
     ]
     return within(budget, [(seconds, name) for _, seconds, name in sorted(hitting)])
 
@@ -226,22 +273,46 @@ def _mentions(name: str) -> set[tuple[str, int]]:
     for file in GUARDED:
         for function, statement in statements(ast.parse((ROOT / file).read_bytes()).body, "module"):
             parts = [part for head in heads(statement) for part in ast.walk(head)]
-            if function != "module" and any(isinstance(part, ast.Name) and part.id == name for part in parts):
+            if function != "module" and any(
+                isinstance(part, ast.Name) and part.id == name for part in parts
+            ):
                 places |= {(file, line) for line in lines_of(statement)}
     return places
 
 
 def _asked() -> argparse.Namespace:
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     asked.add_argument("--list", action="store_true", help="print the mutations and stop")
-    asked.add_argument("--control", action="store_true", help="also run the tests without a mutation, in the same way")
-    asked.add_argument("--table", action="store_true", help="print what --keep holds and run nothing")
+    asked.add_argument(
+        "--control",
+        action="store_true",
+        help="also run the tests without a mutation, in the same way",
+    )
+    asked.add_argument(
+        "--table", action="store_true", help="print what --keep holds and run nothing"
+    )
     asked.add_argument("--only", nargs="*", default=[], help="numbers, or ranges of them")
-    asked.add_argument("--keep", type=Path, help="JSON of what was measured and seen, read and written")
-    asked.add_argument("--tests", nargs="*", default=list(TESTS), help="test files to use, by the names in TESTS")
-    asked.add_argument("--measure", nargs="*", default=[], help="test files to measure again, by the names in TESTS")
+    asked.add_argument(
+        "--keep", type=Path, help="JSON of what was measured and seen, read and written"
+    )
+    asked.add_argument(
+        "--tests", nargs="*", default=list(TESTS), help="test files to use, by the names in TESTS"
+    )
+    asked.add_argument(
+        "--measure",
+        nargs="*",
+        default=[],
+        help="test files to measure again, by the names in TESTS",
+    )
     asked.add_argument("--timeout", type=float, default=120)
-    asked.add_argument("--budget", type=float, default=60, help="seconds of tests per mutation, as they were measured")
+    asked.add_argument(
+        "--budget",
+        type=float,
+        default=60,
+        help="seconds of tests per mutation, as they were measured",
+    )
     return asked.parse_args()
 
 
@@ -270,11 +341,16 @@ def main() -> None:
     server = Server(lambda server: _serve(server, chosen, kept, options))
     files = [f"tests/test_{name}.py" for name in options.tests]
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main([*files, "-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout"], plugins=[server])
+        pytest.main(
+            [*files, "-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout"],
+            plugins=[server],
+        )
     _print_table(chosen, kept)
 
 
-def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options: argparse.Namespace) -> None:
+def _serve(
+    server: Server, chosen: list[Mutation], kept: dict[str, Any], options: argparse.Namespace
+) -> None:
     def say(text: str) -> None:
         print(text, file=sys.__stderr__, flush=True)
         if options.keep:
@@ -289,8 +365,12 @@ def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options
     known = {name.partition("::")[0] for name in kept["tests"]}
     files = [f"tests/test_{name}.py" for name in options.tests]
     again = [file for file in files if file not in known or file[11:-3] in options.measure]
-    for file, tests, seconds in in_children([(file, partial(server.measured, file)) for file in again], timeout=1800):
-        kept["tests"] = {name: test for name, test in kept["tests"].items() if name.partition("::")[0] != file} | (tests or {})
+    for file, tests, seconds in in_children(
+        [(file, partial(server.measured, file)) for file in again], timeout=1800
+    ):
+        kept["tests"] = {
+            name: test for name, test in kept["tests"].items() if name.partition("::")[0] != file
+        } | (tests or {})
         say(f"{file}: {len(tests or ())} tests, {seconds:.0f} s")
     results, jobs, spent = kept["results"], [], {}
     for one in chosen:
@@ -304,10 +384,16 @@ def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options
             spent[jobs[-1][0]] = sum(measured[name]["seconds"] for name in names)
     jobs.sort(key=lambda job: spent[job[0]])
     if options.control:
-        tests = sorted((kept["tests"][name]["seconds"], name) for name in server.items if name in kept["tests"])
+        tests = sorted(
+            (kept["tests"][name]["seconds"], name) for name in server.items if name in kept["tests"]
+        )
         names = within(options.budget, tests)
-        for _, killer, seconds in in_children([("control", partial(server.killer, None, names))], timeout=1800):
-            kept["control"] = f"{date.today()}: without a mutation {killer or 'all ' + str(len(names)) + ' tests passed'}"
+        for _, killer, seconds in in_children(
+            [("control", partial(server.killer, None, names))], timeout=1800
+        ):
+            kept["control"] = (
+                f"{date.today()}: without a mutation {killer or 'all ' + str(len(names)) + ' tests passed'}"
+            )
             say(f"{kept['control']} ({seconds:.0f} s)")
     for name, killer, seconds in in_children(jobs, timeout=options.timeout):
         killed = f"out of time ({options.timeout:.0f} s)" if killer is None else killer
@@ -317,16 +403,25 @@ def _serve(server: Server, chosen: list[Mutation], kept: dict[str, Any], options
 
 def _print_table(chosen: list[Mutation], kept: dict[str, Any]) -> None:
     results = kept["results"]
-    print(f"{date.today()}, torch {torch.__version__}, timm {timm.__version__}, pytest {pytest.__version__}")
+    print(
+        f"{date.today()}, torch {torch.__version__}, timm {timm.__version__}, pytest {pytest.__version__}"
+    )
     print(kept.get("control", "no control was run"))
     told: Counter[str] = Counter()
     for one in chosen:
         killed = results.get(one.key, {}).get("killed", "")
         word = "equivalent" if one.key in EQUIVALENT else "killed" if killed else "SURVIVED"
         told[word] += 1
-        by = EQUIVALENT.get(one.key) or killed.replace("tests/", "") or f"{results.get(one.key, {}).get('tests', 0)} tests passed"
+        by = (
+            EQUIVALENT.get(one.key)
+            or killed.replace("tests/", "")
+            or f"{results.get(one.key, {}).get('tests', 0)} tests passed"
+        )
         print(f"{one.number:4}  {one.place:34}  {one.key}\n      {word}: {by}")
-    print(f"{len(chosen)} mutations: " + ", ".join(f"{count} {word}" for word, count in told.most_common()))
+    print(
+        f"{len(chosen)} mutations: "
+        + ", ".join(f"{count} {word}" for word, count in told.most_common())
+    )
 
 
 if __name__ == "__main__":

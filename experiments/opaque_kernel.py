@@ -39,7 +39,15 @@ from landscape.clip.checkpoint import load_checkpoint
 from landscape.clip.image_text import curvature_batches, open_pairs
 from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.clip.objectives import contrastive_objective
-from landscape.curvature import Batch, HessianOperator, Objective, Params, flatten, gradient, unflatten
+from landscape.curvature import (
+    Batch,
+    HessianOperator,
+    Objective,
+    Params,
+    flatten,
+    gradient,
+    unflatten,
+)
 from landscape.curvature.evaluation import as_differentiated
 from landscape.kernels import selective_scan
 from landscape.linalg import SymmetricOperator, eigsh, power_iteration, seeded
@@ -85,7 +93,9 @@ class OpaqueScan(torch.autograd.Function):
 
 def _scan(softplus: bool, tensors: Sequence[Tensor]) -> Tensor:
     u, delta, A, B, C, D, delta_bias = tensors
-    return cast(Tensor, selective_scan(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=softplus))
+    return cast(
+        Tensor, selective_scan(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=softplus)
+    )
 
 
 @contextmanager
@@ -108,9 +118,15 @@ class PlainHessian(SymmetricOperator):
 
     def __init__(self, objective: Objective, params: Params, batch: Batch) -> None:
         self.params = params
-        self._leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
+        self._leaves = {
+            name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()
+        }
         first = next(iter(params.values()))
-        self.n, self.dtype, self.device = sum(tensor.numel() for tensor in params.values()), first.dtype, first.device
+        self.n, self.dtype, self.device = (
+            sum(tensor.numel() for tensor in params.values()),
+            first.dtype,
+            first.device,
+        )
         with as_differentiated():
             loss = objective.data_term(self._leaves, batch)
         gradients = torch.autograd.grad(loss, list(self._leaves.values()), create_graph=True)
@@ -139,13 +155,27 @@ def train(run: Path, epochs: int) -> None:
     """The checkpoints of all epochs in `run`; those that are there stay."""
     from landscape.pipeline import train_run
 
-    train_run(model=MODEL, output=run, source="openmoji", split="train", image_size=None, recipe=RECIPE, epochs=epochs)
+    train_run(
+        model=MODEL,
+        output=run,
+        source="openmoji",
+        split="train",
+        image_size=None,
+        recipe=RECIPE,
+        epochs=epochs,
+    )
 
 
 def open_batches(num_batches: int) -> Sequence[Batch]:
     """The first batches of the protocol, of pairs that the model is trained on."""
     size = preprocess_for(MODEL).size[0]
-    settings = DataSettings(source="openmoji", split="train", image_size=size, num_samples=BATCH_SIZE, batch_size=BATCH_SIZE)
+    settings = DataSettings(
+        source="openmoji",
+        split="train",
+        image_size=size,
+        num_samples=BATCH_SIZE,
+        batch_size=BATCH_SIZE,
+    )
     pairs = open_pairs(settings)
     batches = curvature_batches(
         pairs,
@@ -178,7 +208,9 @@ def differences(at: Problem, U: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         v = u / u.norm()
         return (slope(h * v) - slope(-h * v)) * (u.norm() / (2 * h))
 
-    return torch.stack([(4 * difference(u, step / 2) - difference(u, step)) / 3 for u in U.T], dim=1)
+    return torch.stack(
+        [(4 * difference(u, step / 2) - difference(u, step)) / 3 for u in U.T], dim=1
+    )
 
 
 def asymmetry(U: Float[Tensor, "n k"], product: Float[Tensor, "n k"]) -> float:
@@ -194,7 +226,9 @@ def spectrum(operator: str, solver: str, A: SymmetricOperator) -> Spectrum:
     else:
         pairs = power_iteration(SupportedPart(A), K, tol=TOL, max_iterations=MAX_ITERATIONS)
     values = sorted(pairs.values.tolist(), key=abs, reverse=True)
-    return Spectrum(operator, solver, tuple(values), float(pairs.residuals.max()), pairs.num_matvecs)
+    return Spectrum(
+        operator, solver, tuple(values), float(pairs.residuals.max()), pairs.num_matvecs
+    )
 
 
 def spectra(at: Problem) -> tuple[tuple[Spectrum, ...], float, tuple[str, ...]]:
@@ -217,7 +251,9 @@ def judge(at: Problem) -> tuple[dict[str, Verdict], float]:
     U = torch.randn(operator.n, NUM_DIRECTIONS, generator=seeded(0), dtype=torch.float64)
     product = operator @ U
     if not (product - plain @ U).norm() <= ROUNDING * product.norm():
-        raise SystemExit("The plain operator differs from HessianOperator although nothing is opaque, so it is no control.")
+        raise SystemExit(
+            "The plain operator differs from HessianOperator although nothing is opaque, so it is no control."
+        )
     slope = gradient(*at)
     with opaque_scan():
         incomplete = PlainHessian(*at) @ U
@@ -256,10 +292,16 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/opaque_kernel"), help="Folder of the training run.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/opaque_kernel"), help="Folder of the training run."
+    )
     parser.add_argument("--epochs", type=int, default=10, help="Length of the training.")
-    parser.add_argument("--measure", type=int, nargs="+", default=[0, 1, 3, 10], help="Epochs to measure.")
+    parser.add_argument(
+        "--measure", type=int, nargs="+", default=[0, 1, 3, 10], help="Epochs to measure."
+    )
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
@@ -277,7 +319,10 @@ def main() -> None:
     print_table(rows, title=title)
     if options.json:
         summaries = [asdict(one) for one in summarise(rows)]
-        write_json(options.json, {"settings": SETTINGS, "epochs": summaries, "rows": [asdict(row) for row in rows]})
+        write_json(
+            options.json,
+            {"settings": SETTINGS, "epochs": summaries, "rows": [asdict(row) for row in rows]},
+        )
     if options.figure:
         from landscape.figures.style import save_figure
 

@@ -62,8 +62,17 @@ class Row:
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Row":
         verdicts = {name: Verdict(**verdict) for name, verdict in stored["verdicts"].items()}
-        spectra = tuple(Spectrum(**{**one, "values": tuple(one["values"])}) for one in stored["spectra"])
-        return cls(**{**stored, "verdicts": verdicts, "spectra": spectra, "without_graph": tuple(stored["without_graph"])})
+        spectra = tuple(
+            Spectrum(**{**one, "values": tuple(one["values"])}) for one in stored["spectra"]
+        )
+        return cls(
+            **{
+                **stored,
+                "verdicts": verdicts,
+                "spectra": spectra,
+                "without_graph": tuple(stored["without_graph"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,18 @@ def print_table(rows: Sequence[Row], *, title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title)
-    columns = ("epoch", "loss", "operator", "solver", "negative", "mean > 0", "largest", "residual", "asymmetry", "error")
+    columns = (
+        "epoch",
+        "loss",
+        "operator",
+        "solver",
+        "negative",
+        "mean > 0",
+        "largest",
+        "residual",
+        "asymmetry",
+        "error",
+    )
     for name in columns:
         table.add_column(name, justify="left" if name in ("operator", "solver") else "right")
     for one in summarise(rows):
@@ -143,14 +163,24 @@ def print_table(rows: Sequence[Row], *, title: str) -> None:
         )
     # A table in a file needs no terminal's width.
     Console(width=120).print(table)
-    print("residual: of the worst pair. asymmetry, error (against differences): of the operator, float64. Medians of batches.")
+    print(
+        "residual: of the worst pair. asymmetry, error (against differences): of the operator, float64. Medians of batches."
+    )
 
 
 # Okabe and Ito's blue, sky blue and vermilion; the markers tell them apart without colour.
 _LOOKS: dict[tuple[str, str], dict[str, Any]] = {
     ("right", "eigsh"): {"color": "#0072B2", "marker": "o", "label": "right, eigsh"},
-    ("right", "power iteration"): {"color": "#56B4E9", "marker": "s", "label": "right, power iteration"},
-    ("incomplete", "power iteration"): {"color": "#D55E00", "marker": "^", "label": "incomplete, power iteration"},
+    ("right", "power iteration"): {
+        "color": "#56B4E9",
+        "marker": "s",
+        "label": "right, power iteration",
+    },
+    ("incomplete", "power iteration"): {
+        "color": "#D55E00",
+        "marker": "^",
+        "label": "incomplete, power iteration",
+    },
 }
 
 
@@ -190,9 +220,13 @@ def draw_eigenvalues(axes: "Axes", rows: Sequence[Row], epochs: Sequence[int]) -
     for between in range(1, len(epochs)):
         axes.axvline(between - 0.5, color="0.85", linewidth=0.6, zorder=0)
     axes.set_ylabel("Eigenvalue (nats per squared parameter)")
-    axes.set_title(f"a  Top {len(rows[0].spectra[0].values)} of the same {num_batches} batches", pad=18)
+    axes.set_title(
+        f"a  Top {len(rows[0].spectra[0].values)} of the same {num_batches} batches", pad=18
+    )
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 0.98), "ncols": 3}
-    axes.legend(**place, fontsize=6.5, handlelength=1, handletextpad=0.2, columnspacing=1, borderpad=0)
+    axes.legend(
+        **place, fontsize=6.5, handlelength=1, handletextpad=0.2, columnspacing=1, borderpad=0
+    )
 
 
 def mark_eigenvalues(axes: "Axes", values: Sequence[float]) -> None:
@@ -221,7 +255,13 @@ def draw_errors(axes: "Axes", rows: Sequence[Row], epochs: Sequence[int]) -> Non
         for name, (label, dashes, marker) in names.items():
             y = [getattr(one, name) for one in found if one.operator == operator]
             axes.plot(
-                range(len(epochs)), y, color=color, linestyle=dashes, marker=marker, markersize=3, label=f"{operator}: {label}"
+                range(len(epochs)),
+                y,
+                color=color,
+                linestyle=dashes,
+                marker=marker,
+                markersize=3,
+                label=f"{operator}: {label}",
             )
     axes.set_yscale("log")
     axes.set_ylabel("Relative size")

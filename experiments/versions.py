@@ -31,7 +31,9 @@ def source_of(commit: str | None) -> Iterator[Path]:
         yield ROOT
         return
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "archive", commit, "landscape"], cwd=ROOT, check=True, capture_output=True).stdout
+        archive = subprocess.run(
+            ["git", "archive", commit, "landscape"], cwd=ROOT, check=True, capture_output=True
+        ).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as members:
             members.extractall(folder, filter="data")
         yield Path(folder)
@@ -45,8 +47,14 @@ class Worker:
         threads: Of torch; None for the default of a process without any variable that sets threads.
     """
 
-    def __init__(self, script: str, arguments: Sequence[object], *, source: Path, threads: int | None = None) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(THREAD_VARIABLES)}
+    def __init__(
+        self, script: str, arguments: Sequence[object], *, source: Path, threads: int | None = None
+    ) -> None:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(THREAD_VARIABLES)
+        }
         environment["PYTHONPATH"] = os.pathsep.join([str(source), str(ROOT / "experiments")])
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
@@ -87,7 +95,9 @@ class Worker:
 
 
 @contextmanager
-def workers(script: str, arguments: dict[Path, Sequence[object]], *, threads: int | None = None) -> Iterator[dict[Path, Worker]]:
+def workers(
+    script: str, arguments: dict[Path, Sequence[object]], *, threads: int | None = None
+) -> Iterator[dict[Path, Worker]]:
     """A worker for each tree, with arguments of its own."""
     with ExitStack() as stack:
         started = {}
@@ -116,5 +126,11 @@ def busy_process() -> Iterator[None]:
 
 def commit_of(source: str) -> str:
     """The short name of a commit."""
-    done = subprocess.run(["git", "rev-parse", "--short", source], cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", source],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.strip()

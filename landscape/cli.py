@@ -59,7 +59,11 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                         raise
                     sys.exit(1)
         number = came[0] if came else signal.SIGINT
-        what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        what = (
+            "interrupted"
+            if number == signal.SIGINT
+            else f"stopped by {signal.Signals(number).name}"
+        )
         _say_error(f"{what}; everything measured so far is kept, the same command goes on.")
         sys.exit(128 + number)
 
@@ -111,28 +115,53 @@ def main(ctx: click.Context) -> None:
     command = ctx.invoked_subcommand
     if ranks.rank() > 0 and command != "train":
         place = f"process {ranks.rank()} of {ranks.world_size()}"
-        click.echo(f"landscape {command}: process 0 does all the work, {place} ends at once.", err=True)
+        click.echo(
+            f"landscape {command}: process 0 does all the work, {place} ends at once.", err=True
+        )
         sys.exit(0)
     threads.prepare()
 
 
 @main.command()
-@click.option("--model", required=True, help="An open_clip model name, or a configuration of this project (vit_tiny_64, ...).")
-@click.option("-o", "--output", required=True, type=FOLDER, help="Folder of the run; resumed if unfinished.")
 @click.option(
-    "--recipe", default="openmoji_demo", show_default=True, help="A named preset: clip_mamba, slip_clip, open_clip, ..."
+    "--model",
+    required=True,
+    help="An open_clip model name, or a configuration of this project (vit_tiny_64, ...).",
 )
 @click.option(
-    "--data", "source", default="openmoji", show_default=True, help="openmoji, a CSV/TSV file, or a pattern of tar shards."
+    "-o", "--output", required=True, type=FOLDER, help="Folder of the run; resumed if unfinished."
 )
-@click.option("--split", default="train", show_default=True, type=click.Choice(["train", "held_out", "all"]))
-@click.option("--image-size", type=click.IntRange(1, limits.MAX_SIDE), help="Side of the pictures; default: the model's.")
+@click.option(
+    "--recipe",
+    default="openmoji_demo",
+    show_default=True,
+    help="A named preset: clip_mamba, slip_clip, open_clip, ...",
+)
+@click.option(
+    "--data",
+    "source",
+    default="openmoji",
+    show_default=True,
+    help="openmoji, a CSV/TSV file, or a pattern of tar shards.",
+)
+@click.option(
+    "--split", default="train", show_default=True, type=click.Choice(["train", "held_out", "all"])
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(1, limits.MAX_SIDE),
+    help="Side of the pictures; default: the model's.",
+)
 @click.option(
     "--epochs",
     type=click.IntRange(0, limits.MAX_TRAINED_EPOCHS),
     help="Default: the recipe's. 0 writes the initialisation only.",
 )
-@click.option("--batch-size", type=click.IntRange(min=2), help="Pairs per step, over all processes. Default: the recipe's.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=2),
+    help="Pairs per step, over all processes. Default: the recipe's.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, limits.MAX_NUMPY_SEED))
 @click.option(
     "--workers",
@@ -169,9 +198,18 @@ def train(**options: Any) -> None:
 @main.command()
 @click.argument("run_folder", type=PathType(path_type=Path))
 @click.option(
-    "-o", "--output", default="checkpoints.yaml", show_default=True, type=PathType(path_type=Path), help="The manifest."
+    "-o",
+    "--output",
+    default="checkpoints.yaml",
+    show_default=True,
+    type=PathType(path_type=Path),
+    help="The manifest.",
 )
-@click.option("--data", metavar="SOURCE", help="openmoji, a CSV/TSV file, or a pattern of tar shards. Default: the run's own.")
+@click.option(
+    "--data",
+    metavar="SOURCE",
+    help="openmoji, a CSV/TSV file, or a pattern of tar shards. Default: the run's own.",
+)
 @click.option("--name", help="Of the series; default: the folder's name.")
 @click.option(
     "--epoch-numbers",
@@ -195,7 +233,11 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
 @main.command()
 @click.argument("manifest", type=FILE)
 @click.option("-o", "--output", required=True, type=FILE, help="HDF5 file; resumed if unfinished.")
-@click.option("--method", type=click.Choice(["lanczos", "power", "pyhessian"]), help="Default: the manifest's.")
+@click.option(
+    "--method",
+    type=click.Choice(["lanczos", "power", "pyhessian"]),
+    help="Default: the manifest's.",
+)
 @click.option(
     "--hvp",
     default="double-backward",
@@ -204,9 +246,21 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
     help="Products with the Hessian; finite-difference where a kernel has first derivatives only.",
 )
 @product_options
-@click.option("--max-basis-memory", type=Size(), help="What Krylov vectors may take; Lanczos restarts within it.")
-@click.option("--recycle", is_flag=True, help="Start from the last batch's eigenvectors: fewer products, no density.")
-@click.option("--unaudited", is_flag=True, help="Measure without an audit; the records and their figure are marked so.")
+@click.option(
+    "--max-basis-memory",
+    type=Size(),
+    help="What Krylov vectors may take; Lanczos restarts within it.",
+)
+@click.option(
+    "--recycle",
+    is_flag=True,
+    help="Start from the last batch's eigenvectors: fewer products, no density.",
+)
+@click.option(
+    "--unaudited",
+    is_flag=True,
+    help="Measure without an audit; the records and their figure are marked so.",
+)
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option(
     "--per-module",
@@ -214,14 +268,33 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
     help="Also of every block of the network: the diagonal blocks of the Hessian. Those keep a batch's graph and "
     "all Krylov vectors, whatever --max-memory and --max-basis-memory say.",
 )
-@click.option("--modules", multiple=True, help="With --per-module: shell pattern of module names, as 'visual.*.resblocks.*'.")
-@click.option("--module-batches", type=click.IntRange(min=1), help="With --per-module: on the first batches only.")
+@click.option(
+    "--modules",
+    multiple=True,
+    help="With --per-module: shell pattern of module names, as 'visual.*.resblocks.*'.",
+)
+@click.option(
+    "--module-batches",
+    type=click.IntRange(min=1),
+    help="With --per-module: on the first batches only.",
+)
 @some_series
 @click.option("--epochs", type=Epochs(), help="Measure these alone. Default: all.")
-@click.option("--batches", "num_batches", type=click.IntRange(min=1), help="Measure the first so many alone. Default: all.")
-@click.option("--shard", type=Shard(), help="Measure one share of all, as 3/8, into a store of its own; see `landscape merge`.")
+@click.option(
+    "--batches",
+    "num_batches",
+    type=click.IntRange(min=1),
+    help="Measure the first so many alone. Default: all.",
+)
+@click.option(
+    "--shard",
+    type=Shard(),
+    help="Measure one share of all, as 3/8, into a store of its own; see `landscape merge`.",
+)
 @worker_options
-@click.option("--dry-run", is_flag=True, help="Say what is left, what fits, and how long it takes, then stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what is left, what fits, and how long it takes, then stop."
+)
 @threads_option("as many as make the first product clearly faster")
 @_one_line_errors
 def spectra(
@@ -247,14 +320,20 @@ def spectra(
     from landscape.manifest import Manifest
 
     if not per_module and (modules or module_batches):
-        raise click.UsageError("--modules and --module-batches say what --per-module measures; add it.")
+        raise click.UsageError(
+            "--modules and --module-batches say what --per-module measures; add it."
+        )
     solver = pipeline.SolverSettings(recycle=recycle, max_basis_memory=max_basis_memory)
-    selection = pipeline.Selection(series=series, epochs=epochs, num_batches=num_batches, shard=shard)
+    selection = pipeline.Selection(
+        series=series, epochs=epochs, num_batches=num_batches, shard=shard
+    )
     options |= {"products": products, "solver": solver, "selection": selection}
     loaded = Manifest.load(manifest, checkpoints_exist=False)
     reports: tuple[pipeline.RunReport, ...]
     if per_module:
-        reports = pipeline.run_with_modules(loaded, output, modules=modules, module_batches=module_batches, **options)
+        reports = pipeline.run_with_modules(
+            loaded, output, modules=modules, module_batches=module_batches, **options
+        )
     else:
         reports = (pipeline.run(loaded, output, **options),)
     for report in reports:
@@ -268,9 +347,27 @@ def spectra(
 @click.argument("source", metavar="STORE_MANIFEST_OR_MODEL")
 @click.option("-o", "--output", required=True, type=FILE, help="A .png, .pdf or .svg file.")
 @some_series
-@click.option("--epochs", type=Epochs(), help="Panels, and what is measured of a manifest; default: all, and six of them drawn.")
-@click.option("--batches", "num_batches", default=1, show_default=True, type=click.IntRange(min=1), help="Mini-batches measured.")
-@click.option("--probes", "num_probes", default=2, show_default=True, type=PROBES, help="Random vectors a batch.")
+@click.option(
+    "--epochs",
+    type=Epochs(),
+    help="Panels, and what is measured of a manifest; default: all, and six of them drawn.",
+)
+@click.option(
+    "--batches",
+    "num_batches",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Mini-batches measured.",
+)
+@click.option(
+    "--probes",
+    "num_probes",
+    default=2,
+    show_default=True,
+    type=PROBES,
+    help="Random vectors a batch.",
+)
 @click.option(
     "--matvecs",
     "num_matvecs",
@@ -289,7 +386,11 @@ def spectra(
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of the random vectors.")
 @product_options
 @click.option("--title", help="Heading of the figure; none by default.")
-@click.option("--unaudited", is_flag=True, help="Measure without an audit; the record and the figure are marked so.")
+@click.option(
+    "--unaudited",
+    is_flag=True,
+    help="Measure without an audit; the record and the figure are marked so.",
+)
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
 @click.option("--dry-run", is_flag=True, help="List what would be measured, then stop.")
@@ -307,7 +408,9 @@ def density(source: str, output: Path, products: "ProductSettings", **options: A
     from landscape import pipeline
 
     names = ("num_batches", "num_probes", "num_matvecs", "dense_limit", "seed")
-    settings = pipeline.DensitySettings(**{name: options.pop(name) for name in names}, products=products)
+    settings = pipeline.DensitySettings(
+        **{name: options.pop(name) for name in names}, products=products
+    )
     report = pipeline.density_of(source, output, settings, **options)
     _say(report.summary())
     sys.exit(0 if report.complete else 1)
@@ -331,8 +434,16 @@ def audit(target: str, device: str | None) -> None:
     passed = True
     for one in pipeline.audit_target(target, device=device):
         errors = ("" if row.error is None else f"{row.error:.1e}" for row in one.report.rows)
-        rows = tuple((row.name, row.test, error, row.verdict, row.reason) for row, error in zip(one.report.rows, errors))
-        table = TextTable(title=one.title, header=("module", "test", "error", "verdict", "why"), rows=rows, num_left=5)
+        rows = tuple(
+            (row.name, row.test, error, row.verdict, row.reason)
+            for row, error in zip(one.report.rows, errors)
+        )
+        table = TextTable(
+            title=one.title,
+            header=("module", "test", "error", "verdict", "why"),
+            rows=rows,
+            num_left=5,
+        )
         click.echo(table.text(terminal_width()))
         passed = passed and one.report.passed
     sys.exit(0 if passed else 1)
@@ -350,9 +461,17 @@ def audit(target: str, device: str | None) -> None:
     "writes: accuracy out of distribution, shape bias, and accuracy by condition beside people.",
 )
 @some_series
-@click.option("--epochs", type=Epochs(), help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).")
+@click.option(
+    "--epochs",
+    type=Epochs(),
+    help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).",
+)
 @click.option("--title", help="Heading of the figure; none by default.")
-@click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
+@click.option(
+    "--keep-unconverged",
+    is_flag=True,
+    help="Draw values without a certificate too, and say how many.",
+)
 @_one_line_errors
 def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
     """Draw STORE: Figure 3, the distribution of the top eigenvalues with a panel per epoch, or another kind of figure."""
@@ -360,26 +479,56 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
 
     if kind in pipeline.OOD_FIGURES:
         if options.pop("keep_unconverged"):
-            raise click.UsageError(f"--keep-unconverged is for eigenvalues, which --kind {kind} does not show; leave it out.")
+            raise click.UsageError(
+                f"--keep-unconverged is for eigenvalues, which --kind {kind} does not show; leave it out."
+            )
         _say(pipeline.draw_ood(store, output, kind=kind, **options))
         return
-    draw = {"figure3": pipeline.draw_figure3, "sharpness": pipeline.draw_sharpness, "modules": pipeline.draw_modules}[kind]
+    draw = {
+        "figure3": pipeline.draw_figure3,
+        "sharpness": pipeline.draw_sharpness,
+        "modules": pipeline.draw_modules,
+    }[kind]
     _say(draw(store, output, **options))
 
 
 @main.command()
 @click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=FILE)
-@click.option("-o", "--output", type=FILE, help="A .txt, .csv, .json or .tex file; default: the terminal.")
 @click.option(
-    "--format", "kind", type=click.Choice(["table", "csv", "json", "latex"]), help="Default: by the suffix of the output."
+    "-o", "--output", type=FILE, help="A .txt, .csv, .json or .tex file; default: the terminal."
 )
-@click.option("--metric", "metrics", multiple=True, help="Of spectra: compare this alone; may be repeated. Default: all known.")
-@click.option("--epochs", type=Epochs(), help="Compare these alone. Default: all; of accuracies, the last that both have.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["table", "csv", "json", "latex"]),
+    help="Default: by the suffix of the output.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="Of spectra: compare this alone; may be repeated. Default: all known.",
+)
+@click.option(
+    "--epochs",
+    type=Epochs(),
+    help="Compare these alone. Default: all; of accuracies, the last that both have.",
+)
 @some_series
-@click.option("--unpaired", is_flag=True, help="Of spectra: allow series that were measured on different batches.")
-@click.option("--keep-unconverged", is_flag=True, help="Of spectra: count records without a certificate too, and say how many.")
+@click.option(
+    "--unpaired",
+    is_flag=True,
+    help="Of spectra: allow series that were measured on different batches.",
+)
+@click.option(
+    "--keep-unconverged",
+    is_flag=True,
+    help="Of spectra: count records without a certificate too, and say how many.",
+)
 @click.option("--resamples", "num_resamples", default=4999, show_default=True, type=RESAMPLES)
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Of resampling and permuting.")
+@click.option(
+    "--seed", default=0, show_default=True, type=SEED, help="Of resampling and permuting."
+)
 @_one_line_errors
 def compare(stores: tuple[Path, ...], **options: Any) -> None:
     """Say which series of the STOREs is sharper and less convex, or more accurate, and how sure that is.
@@ -395,9 +544,15 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
 
 @main.command()
 @click.argument("manifest", type=FILE)
-@click.option("-o", "--output", required=True, type=FILE, help="The figure: a .png, .pdf or .svg file.")
+@click.option(
+    "-o", "--output", required=True, type=FILE, help="The figure: a .png, .pdf or .svg file."
+)
 @click.option("--series", help="Which series of the manifest; may be left out where there is one.")
-@click.option("--epoch", type=click.IntRange(0, limits.MAX_EPOCH), help="Default: the last one; of a line, the first.")
+@click.option(
+    "--epoch",
+    type=click.IntRange(0, limits.MAX_EPOCH),
+    help="Default: the last one; of a line, the first.",
+)
 @click.option(
     "--directions",
     default="random",
@@ -405,18 +560,40 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
     type=click.Choice(["random", "eigenvectors", "line"]),
     help="Filter-normalised random ones, eigenvectors of the Hessian, or the line to another checkpoint.",
 )
-@click.option("--to", metavar="[SERIES:]EPOCH", help="The other end of a line; default: the last epoch of the series.")
+@click.option(
+    "--to",
+    metavar="[SERIES:]EPOCH",
+    help="The other end of a line; default: the last epoch of the series.",
+)
 @click.option("--dimensions", type=click.IntRange(1, 2), help="Default: 2; a line has 1.")
-@click.option("--points", default=31, show_default=True, type=click.IntRange(max=limits.MAX_POINTS), help="Of an axis; odd.")
+@click.option(
+    "--points",
+    default=31,
+    show_default=True,
+    type=click.IntRange(max=limits.MAX_POINTS),
+    help="Of an axis; odd.",
+)
 @click.option(
     "--span",
     type=float,
     help="To either side. Random: in filter norms, default 1. Eigenvectors: length, default where 1 nat is predicted.",
 )
-@click.option("--batches", default=1, show_default=True, type=click.IntRange(min=1), help="The loss is the mean of so many.")
+@click.option(
+    "--batches",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The loss is the mean of so many.",
+)
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of random directions.")
-@click.option("--view", type=click.Choice(["contour", "3d"]), help="Of two dimensions; default: contour.")
-@click.option("--data", type=FILE, help="HDF5 file of the points, resumed if unfinished; default: beside the figure.")
+@click.option(
+    "--view", type=click.Choice(["contour", "3d"]), help="Of two dimensions; default: contour."
+)
+@click.option(
+    "--data",
+    type=FILE,
+    help="HDF5 file of the points, resumed if unfinished; default: beside the figure.",
+)
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
 @click.option("--dry-run", is_flag=True, help="Say what is left to compute, then stop.")
@@ -455,22 +632,38 @@ def surface(
 
 @main.command()
 @click.argument("manifest", type=FILE)
-@click.option("-o", "--output", required=True, type=FILE, help="HDF5 file of the predictions; resumed if unfinished.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=FILE,
+    help="HDF5 file of the predictions; resumed if unfinished.",
+)
 @click.option(
     "--data",
     multiple=True,
     metavar="NAME=PATH",
     help="A data set and its files, or the name of one that needs none; may be repeated. Default: the manifest's, else OpenMoji.",
 )
-@click.option("--slip", type=FOLDER, help="Folder of SLIP's labels.json and templates.json, the published names and prompts.")
+@click.option(
+    "--slip",
+    type=FOLDER,
+    help="Folder of SLIP's labels.json and templates.json, the published names and prompts.",
+)
 @some_series
 @click.option("--epochs", type=Epochs(), help="Evaluate these alone. Default: all.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
-@click.option("--dry-run", is_flag=True, help="List sets, pictures, classes and prompts, and what is left; then stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="List sets, pictures, classes and prompts, and what is left; then stop.",
+)
 @threads_option("all cores")
 @_one_line_errors
-def evaluate(manifest: Path, output: Path, data: tuple[str, ...], slip: Path | None, **options: Any) -> None:
+def evaluate(
+    manifest: Path, output: Path, data: tuple[str, ...], slip: Path | None, **options: Any
+) -> None:
     """Let every checkpoint of MANIFEST classify labelled pictures by their names, zero-shot, and keep each answer.
 
     Exit status: 0 all is answered, 1 something failed, 2 wrong input.
@@ -487,11 +680,27 @@ def evaluate(manifest: Path, output: Path, data: tuple[str, ...], slip: Path | N
 
 @main.command()
 @click.argument("manifest", type=FILE, required=False)
-@click.option("-o", "--output", required=True, type=FILE, help="HDF5 file of the predictions; resumed if unfinished.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=FILE,
+    help="HDF5 file of the predictions; resumed if unfinished.",
+)
 @click.option("--stimuli", type=FOLDER, help="The published stimuli, or pictures in their layout.")
-@click.option("--own", metavar="FOLDER", help="Class folders of your own, or openmoji, to be distorted. Default: openmoji.")
-@click.option("--kind", "kinds", multiple=True, help="One of the distortions; may be repeated. Default: all.")
-@click.option("--size", type=click.IntRange(1, limits.MAX_SIDE), help="Pixels of own pictures; default: the manifest's, or 224.")
+@click.option(
+    "--own",
+    metavar="FOLDER",
+    help="Class folders of your own, or openmoji, to be distorted. Default: openmoji.",
+)
+@click.option(
+    "--kind", "kinds", multiple=True, help="One of the distortions; may be repeated. Default: all."
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1, limits.MAX_SIDE),
+    help="Pixels of own pictures; default: the manifest's, or 224.",
+)
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of random distortions.")
 @click.option(
     "--logit-scale",
@@ -500,14 +709,33 @@ def evaluate(manifest: Path, output: Path, data: tuple[str, ...], slip: Path | N
     type=LogitScale(),
     help="With --stimuli: by which cosines are multiplied before the softmax over ImageNet's classes, or `learned`.",
 )
-@click.option("--humans", "people", multiple=True, type=PathType(path_type=Path), help="Answers of people: files or folders.")
-@click.option("--write-answers", "written", type=FOLDER, help="Write the models' answers here, as CSV files of model-vs-human.")
-@click.option("--answers", "others", multiple=True, type=PathType(path_type=Path), help="The same of other models.")
+@click.option(
+    "--humans",
+    "people",
+    multiple=True,
+    type=PathType(path_type=Path),
+    help="Answers of people: files or folders.",
+)
+@click.option(
+    "--write-answers",
+    "written",
+    type=FOLDER,
+    help="Write the models' answers here, as CSV files of model-vs-human.",
+)
+@click.option(
+    "--answers",
+    "others",
+    multiple=True,
+    type=PathType(path_type=Path),
+    help="The same of other models.",
+)
 @some_series
 @click.option("--epochs", type=Epochs(), help="Evaluate these alone. Default: all.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
-@click.option("--dry-run", is_flag=True, help="List what models would be shown, and what is left; then stop.")
+@click.option(
+    "--dry-run", is_flag=True, help="List what models would be shown, and what is left; then stop."
+)
 @threads_option("all cores")
 @_one_line_errors
 def ood(manifest: Path | None, output: Path, **options: Any) -> None:
@@ -520,7 +748,17 @@ def ood(manifest: Path | None, output: Path, **options: Any) -> None:
     from landscape import pipeline
     from landscape.manifest import Manifest
 
-    names = ("stimuli", "own", "kinds", "size", "seed", "logit_scale", "people", "others", "written")
+    names = (
+        "stimuli",
+        "own",
+        "kinds",
+        "size",
+        "seed",
+        "logit_scale",
+        "people",
+        "others",
+        "written",
+    )
     asked = {name: options.pop(name) for name in names}
     loaded = None if manifest is None else Manifest.load(manifest, checkpoints_exist=False)
     report = pipeline.run_ood(loaded, output, pipeline.OodRequest(**asked), **options)
@@ -530,9 +768,14 @@ def ood(manifest: Path | None, output: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("store", type=FILE)
-@click.option("-o", "--output", type=FILE, help="A .txt, .csv, .json or .tex file; default: the terminal.")
 @click.option(
-    "--format", "kind", type=click.Choice(["table", "csv", "json", "latex"]), help="Default: by the suffix of the output."
+    "-o", "--output", type=FILE, help="A .txt, .csv, .json or .tex file; default: the terminal."
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["table", "csv", "json", "latex"]),
+    help="Default: by the suffix of the output.",
 )
 @click.option(
     "--by",
@@ -543,7 +786,9 @@ def ood(manifest: Path | None, output: Path, **options: Any) -> None:
     "there are answers to its stimuli.",
 )
 @some_series
-@click.option("--epochs", type=Epochs(), help="Show these alone; by model, default the last of each series.")
+@click.option(
+    "--epochs", type=Epochs(), help="Show these alone; by model, default the last of each series."
+)
 @click.option("--resamples", "num_resamples", default=2000, show_default=True, type=RESAMPLES)
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Of resampling.")
 @_one_line_errors
@@ -566,7 +811,11 @@ def table(store: Path, **options: Any) -> None:
     help="A file of `landscape evaluate` or `landscape ood` of the same checkpoints, for a chapter on accuracy beside "
     "sharpness; repeat for several.",
 )
-@click.option("--keep-unconverged", is_flag=True, help="Draw values without a certificate too, and say how many.")
+@click.option(
+    "--keep-unconverged",
+    is_flag=True,
+    help="Draw values without a certificate too, and say how many.",
+)
 @click.option("--resamples", "num_resamples", default=4999, show_default=True, type=RESAMPLES)
 @_one_line_errors
 def report(store: Path, output: Path, **options: Any) -> None:
@@ -581,7 +830,13 @@ def report(store: Path, output: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("source", metavar="FOLDER")
-@click.option("-o", "--output", required=True, type=FOLDER, help="Folder of the distorted pictures; resumed if unfinished.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=FOLDER,
+    help="Folder of the distorted pictures; resumed if unfinished.",
+)
 @click.option(
     "--kind",
     "kinds",
@@ -589,10 +844,22 @@ def report(store: Path, output: Path, **options: Any) -> None:
     required=True,
     help="A distortion, such as contrast, low-pass, eidolonI or edge; may be repeated. all: every one that the pictures allow.",
 )
-@click.option("--level", "levels", multiple=True, help="0.1, c10, 32-10-10, ...; may be repeated. Default: the published ones.")
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the random distortions.")
 @click.option(
-    "--workers", "num_workers", type=Workers(), default="auto", show_default=True, help="Processes. auto: as many as pay."
+    "--level",
+    "levels",
+    multiple=True,
+    help="0.1, c10, 32-10-10, ...; may be repeated. Default: the published ones.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, type=SEED, help="Seed of the random distortions."
+)
+@click.option(
+    "--workers",
+    "num_workers",
+    type=Workers(),
+    default="auto",
+    show_default=True,
+    help="Processes. auto: as many as pay.",
 )
 @click.option(
     "--size",
@@ -601,9 +868,24 @@ def report(store: Path, output: Path, **options: Any) -> None:
     type=click.IntRange(1, limits.MAX_SIDE),
     help="Side of the pictures in pixels: the shorter side is scaled to it, and the centre square cut out.",
 )
-@click.option("--format", "suffix", default="png", show_default=True, type=click.Choice(["png", "webp"]), help="Both lossless.")
-@click.option("--gamma-lut", type=FILE, help="False colour: .npy file, the linear light of each byte. Default: sRGB's.")
-@click.option("--mean-spectrum", type=FILE, help="Power equalisation: .npy file. Default: the mean over the pictures in FOLDER.")
+@click.option(
+    "--format",
+    "suffix",
+    default="png",
+    show_default=True,
+    type=click.Choice(["png", "webp"]),
+    help="Both lossless.",
+)
+@click.option(
+    "--gamma-lut",
+    type=FILE,
+    help="False colour: .npy file, the linear light of each byte. Default: sRGB's.",
+)
+@click.option(
+    "--mean-spectrum",
+    type=FILE,
+    help="Power equalisation: .npy file. Default: the mean over the pictures in FOLDER.",
+)
 @click.option("--dry-run", is_flag=True, help="Count what is left to write, then stop.")
 @_one_line_errors
 def distort(num_workers: int | str, **request: Any) -> None:
@@ -625,7 +907,13 @@ def distort(num_workers: int | str, **request: Any) -> None:
 
 @main.command()
 @click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=FILE)
-@click.option("-o", "--output", required=True, type=FILE, help="A new .h5 file, or a store that takes the records in.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=FILE,
+    help="A new .h5 file, or a store that takes the records in.",
+)
 @_one_line_errors
 def merge(stores: tuple[Path, ...], output: Path) -> None:
     """Put the records of the STOREs, measured in shards of one manifest, into one store.

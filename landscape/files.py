@@ -69,7 +69,10 @@ def check_regular(path: Path) -> None:
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"it is {kind}, not a regular file")
+        raise OSError(
+            errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL,
+            f"it is {kind}, not a regular file",
+        )
 
 
 def sha256_of_file(path: Path) -> str:
@@ -83,7 +86,11 @@ def sha256_of_file(path: Path) -> str:
 
 
 def write_atomically(
-    path: Path, content: bytes, *, temporary: Path | None = None, check: Callable[[Path], None] | None = None
+    path: Path,
+    content: bytes,
+    *,
+    temporary: Path | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Put a whole file at `path`, also when the process or the machine dies on the way.
 

@@ -30,14 +30,18 @@ def return_freed_memory() -> None:
 def _available() -> int:
     """MemAvailable where there is such a thing, else the free pages."""
     try:
-        match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        match = re.search(
+            r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE
+        )
     except OSError:
         match = None
     return int(match[1]) * 1024 if match else _pages("SC_AVPHYS_PAGES")
 
 
 def _pages(name: str) -> int:
-    return os.sysconf(name if name in os.sysconf_names else "SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf(name if name in os.sysconf_names else "SC_PHYS_PAGES") * os.sysconf(
+        "SC_PAGE_SIZE"
+    )
 
 
 def _left_by_control_groups() -> list[int]:
@@ -51,7 +55,10 @@ def _left_by_control_groups() -> list[int]:
         if controllers and "memory" not in controllers.split(","):
             continue
         root, names = (
-            (_CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+            (
+                _CGROUPS / "memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            )
             if controllers
             else (_CGROUPS, ("memory.max", "memory.current", "inactive_file"))
         )
@@ -87,7 +94,9 @@ def peak_memory() -> int:
     """Bytes that this process took at most so far."""
     try:
         # What getrusage says is at least the size of the process that started this one.
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE
+        )
     except OSError:
         found = None
     if found:

@@ -23,7 +23,11 @@ class PathType(click.Path):
             os.lstat(value)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                self.fail(f"the name has {len(str(value))} characters, more than a file's can; shorten it.", param, ctx)
+                self.fail(
+                    f"the name has {len(str(value))} characters, more than a file's can; shorten it.",
+                    param,
+                    ctx,
+                )
         return super().convert(value, param, ctx)
 
 
@@ -39,7 +43,9 @@ class Epochs(click.ParamType):
 
     name = "N,N,..."
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
         try:
@@ -47,7 +53,11 @@ class Epochs(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is not a list of epochs such as 0,5,10.", param, ctx)
         if min(epochs) < 0 or max(epochs) > limits.MAX_EPOCH:
-            self.fail(f"epochs count from 0, the initialisation, to at most {limits.MAX_EPOCH}.", param, ctx)
+            self.fail(
+                f"epochs count from 0, the initialisation, to at most {limits.MAX_EPOCH}.",
+                param,
+                ctx,
+            )
         return epochs
 
 
@@ -55,7 +65,17 @@ class Size(click.ParamType):
     """An amount of memory, in bytes."""
 
     name = "SIZE"
-    _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+    _UNITS = {
+        "": 1,
+        "k": 1000,
+        "m": 1000**2,
+        "g": 1000**3,
+        "t": 1000**4,
+        "ki": 2**10,
+        "mi": 2**20,
+        "gi": 2**30,
+        "ti": 2**40,
+    }
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -63,7 +83,11 @@ class Size(click.ParamType):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", value.strip(), re.IGNORECASE)
         size = 0.0 if found is None else float(found[1]) * self._UNITS[found[2].lower()]
         if not 1 <= size <= limits.MAX_INTEGER:
-            self.fail(f"{value!r} is not an amount of memory such as 500MB, 1.5GiB or 2000000000.", param, ctx)
+            self.fail(
+                f"{value!r} is not an amount of memory such as 500MB, 1.5GiB or 2000000000.",
+                param,
+                ctx,
+            )
         return int(size)
 
 
@@ -72,7 +96,9 @@ class LogitScale(click.ParamType):
 
     name = "NUMBER|learned"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
         if value is None or value == "learned":
             return None
         try:
@@ -91,13 +117,28 @@ def product_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
         from landscape.pipeline import ProductSettings
 
-        asked = {name: options.pop(name) for name in ("product", "rows", "max_memory", "allow_tf32")}
+        asked = {
+            name: options.pop(name) for name in ("product", "rows", "max_memory", "allow_tf32")
+        }
         return command(*args, products=ProductSettings(**asked), **options)
 
     for option in (
-        click.option("--tf32", "allow_tf32", is_flag=True, help="Let a GPU round factors to 10 bits; recorded."),
-        click.option("--max-memory", type=Size(), help="What products may take, such as 4GiB. Default: what is free."),
-        click.option("--rows", type=click.IntRange(min=1), help="Rows of a batch that the network sees at once; exact."),
+        click.option(
+            "--tf32",
+            "allow_tf32",
+            is_flag=True,
+            help="Let a GPU round factors to 10 bits; recorded.",
+        ),
+        click.option(
+            "--max-memory",
+            type=Size(),
+            help="What products may take, such as 4GiB. Default: what is free.",
+        ),
+        click.option(
+            "--rows",
+            type=click.IntRange(min=1),
+            help="Rows of a batch that the network sees at once; exact.",
+        ),
         click.option(
             "--product",
             default="auto",
@@ -137,7 +178,12 @@ def threads_option(larger: str) -> Callable[[Callable[..., Any]], Callable[..., 
     return decorate
 
 
-some_series = click.option("--series", multiple=True, metavar="NAME", help="One of the series; may be repeated. Default: all.")
+some_series = click.option(
+    "--series",
+    multiple=True,
+    metavar="NAME",
+    help="One of the series; may be repeated. Default: all.",
+)
 
 
 class Workers(click.ParamType):
@@ -145,11 +191,17 @@ class Workers(click.ParamType):
 
     name = "auto|N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
         if value == "auto":
             return "auto"
         if not str(value).isdecimal() or not 1 <= int(value) <= limits.MAX_WORKERS:
-            self.fail(f"{value!r} is not auto or a number of processes from 1 to {limits.MAX_WORKERS}.", param, ctx)
+            self.fail(
+                f"{value!r} is not auto or a number of processes from 1 to {limits.MAX_WORKERS}.",
+                param,
+                ctx,
+            )
         return int(value)
 
 
@@ -158,7 +210,9 @@ class Shard(click.ParamType):
 
     name = "I/N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
         found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
@@ -171,11 +225,23 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say where a run calculates, which the command takes as one `workers`."""
 
     @wraps(command)
-    def run(*args: Any, num_workers: int | str, scheduler: str | None, cluster: Path | None, **options: Any) -> Any:
+    def run(
+        *args: Any,
+        num_workers: int | str,
+        scheduler: str | None,
+        cluster: Path | None,
+        **options: Any,
+    ) -> Any:
         from landscape.pipeline import WorkerSettings
 
         # Elsewhere the scheduler knows how many there are.
-        number = 1 if num_workers == "auto" and (scheduler or cluster) else None if num_workers == "auto" else int(num_workers)
+        number = (
+            1
+            if num_workers == "auto" and (scheduler or cluster)
+            else None
+            if num_workers == "auto"
+            else int(num_workers)
+        )
         workers = WorkerSettings(num_workers=number, scheduler=scheduler, cluster=cluster)
         return command(*args, workers=workers, **options)
 
@@ -186,7 +252,9 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="YAML file that says what jobs a queue (Slurm, PBS, SGE, LSF) is asked for; see docs/cluster.md.",
         ),
         click.option(
-            "--scheduler", metavar="ADDRESS", help="A running scheduler of Dask: tcp://HOST:PORT, or its scheduler file."
+            "--scheduler",
+            metavar="ADDRESS",
+            help="A running scheduler of Dask: tcp://HOST:PORT, or its scheduler file.",
         ),
         click.option(
             "--workers",

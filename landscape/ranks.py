@@ -41,7 +41,10 @@ def is_reporter() -> bool:
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(host, port, is_master=False, timeout=_TIMEOUT)
-        key, own = f"landscape/reporter/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", str(rank())
+        key, own = (
+            f"landscape/reporter/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}",
+            str(rank()),
+        )
         return bool(store.compare_set(key, "", own) == own.encode())
     # No such store: two reports are better than none.
     except (KeyError, ValueError, RuntimeError, OSError):

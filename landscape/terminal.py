@@ -38,7 +38,9 @@ def _wrapped_line(line: str, width: int) -> list[str]:
     hanging = indent + "  " if len(indent) + 2 < width // 2 else ""
     # A number and its error stay together; textwrap breaks at ASCII blanks alone.
     text = TOGETHER.sub("\N{NO-BREAK SPACE}", line)
-    lines = textwrap.wrap(text, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        text, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False
+    )
     return [part.replace("\N{NO-BREAK SPACE}", " ") for part in lines] or [""]
 
 
@@ -73,14 +75,20 @@ class TextTable:
     def _widths(self, width: int, *, glued: bool) -> list[int] | None:
         """Widths of the columns in which the table fits; None if there are none."""
         columns = list(zip(self.header, *self.rows, strict=True))
-        least = [max(len(piece) for cell in column for piece in _pieces(cell, glued=glued)) for column in columns]
+        least = [
+            max(len(piece) for cell in column for piece in _pieces(cell, glued=glued))
+            for column in columns
+        ]
         widths = [max(least[index], max(map(len, column))) for index, column in enumerate(columns)]
         room = width - _BETWEEN * len(columns) - 1
         if sum(least) > room:
             return None
         while sum(widths) > room:
             # What can shrink the most is shrunk first.
-            widest = max((index for index in range(len(widths)) if widths[index] > least[index]), key=lambda i: widths[i])
+            widest = max(
+                (index for index in range(len(widths)) if widths[index] > least[index]),
+                key=lambda i: widths[i],
+            )
             widths[widest] -= 1
         return widths
 
@@ -90,7 +98,9 @@ class TextTable:
         start = self.num_names
         while start < len(self.header):
             candidates = (self._columns(start, stop) for stop in range(len(self.header), start, -1))
-            part = next((one for one in candidates if one._widths(width, glued=True) is not None), None)
+            part = next(
+                (one for one in candidates if one._widths(width, glued=True) is not None), None
+            )
             if part is None:
                 return None
             parts.append(part if not parts else replace(part, title=f"{part.title} (continued)"))
@@ -101,23 +111,40 @@ class TextTable:
         kept = [*range(self.num_names), *range(start, stop)]
         rows = tuple(tuple(row[index] for index in kept) for row in self.rows)
         num_left = sum(index < self.num_left for index in kept)
-        return replace(self, header=tuple(self.header[index] for index in kept), rows=rows, num_left=num_left)
+        return replace(
+            self, header=tuple(self.header[index] for index in kept), rows=rows, num_left=num_left
+        )
 
     def _drawn(self, widths: Sequence[int], *, glued: bool) -> str:
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(wrapped(self.title, sum(widths) + _BETWEEN * len(widths) + 1)), title_justify="left")
+        table = Table(
+            title=Text(wrapped(self.title, sum(widths) + _BETWEEN * len(widths) + 1)),
+            title_justify="left",
+        )
         for index, (name, width) in enumerate(zip(self.header, widths, strict=True)):
             justify = "left" if index < self.num_left else "right"
-            table.add_column(Text(_filled(name, width, glued=glued)), justify=justify, width=width, no_wrap=True)  # type: ignore
+            table.add_column(
+                Text(_filled(name, width, glued=glued)), justify=justify, width=width, no_wrap=True
+            )  # type: ignore
         for number, row in enumerate(self.rows):
             if number in self.sections:
                 table.add_section()
-            table.add_row(*(Text(_filled(cell, width, glued=glued)) for cell, width in zip(row, widths, strict=True)))
+            table.add_row(
+                *(
+                    Text(_filled(cell, width, glued=glued))
+                    for cell, width in zip(row, widths, strict=True)
+                )
+            )
         stream = io.StringIO()
-        Console(file=stream, width=sum(widths) + _BETWEEN * len(widths) + 1, highlight=False, color_system=None).print(table)
+        Console(
+            file=stream,
+            width=sum(widths) + _BETWEEN * len(widths) + 1,
+            highlight=False,
+            color_system=None,
+        ).print(table)
         return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().split("\n"))
 
     def _stacked(self, width: int) -> str:
@@ -157,7 +184,9 @@ def seconds_text(seconds: float) -> str:
     return (
         f"{seconds:.2g} s"
         if 0.1 <= seconds < 10
-        else f"{seconds:.0f} s" if seconds >= 10 else f"{1000 * seconds:.2g} ms"
+        else f"{seconds:.0f} s"
+        if seconds >= 10
+        else f"{1000 * seconds:.2g} ms"
     )
 
 

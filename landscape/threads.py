@@ -95,8 +95,12 @@ def num_multiplied(network: "nn.Module") -> int:
     """Count the parameters that are multiplied, that is outside of embedding tables."""
     import torch
 
-    tables = {id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)}
-    return sum(parameter.numel() for parameter in network.parameters() if id(parameter) not in tables)
+    tables = {
+        id(module.weight) for module in network.modules() if isinstance(module, torch.nn.Embedding)
+    }
+    return sum(
+        parameter.numel() for parameter in network.parameters() if id(parameter) not in tables
+    )
 
 
 def num_threads_for(num_parameters: int) -> int:
@@ -113,7 +117,9 @@ def num_threads_for(num_parameters: int) -> int:
 
 def available_cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         quota, period = _QUOTA.read_text().split()
         return min(cores, max(1, int(quota) // int(period)))
@@ -147,15 +153,25 @@ def _core_times() -> dict[int, tuple[int, int]]:
     """Time without work and all time of every core of this process, in units of the system; empty where it is not told."""
     try:
         lines = [line.split() for line in _STAT.read_text().splitlines()]
-        times = {int(line[0][3:]): [int(part) for part in line[1:9]] for line in lines if line[:1] and line[0][3:].isdigit()}
+        times = {
+            int(line[0][3:]): [int(part) for part in line[1:9]]
+            for line in lines
+            if line[:1] and line[0][3:].isdigit()
+        }
     except (OSError, ValueError):
         return {}
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else times.keys()
     # Columns: user, nice, system, idle, waiting for a disk, two kinds of interrupts, stolen by another virtual machine.
-    return {core: (row[3] + row[4], sum(row)) for core, row in times.items() if core in allowed and len(row) > 4}
+    return {
+        core: (row[3] + row[4], sum(row))
+        for core, row in times.items()
+        if core in allowed and len(row) > 4
+    }
 
 
-def faster_with(candidates: Iterable[int], product: Callable[[], object], *, num_parameters: int) -> int:
+def faster_with(
+    candidates: Iterable[int], product: Callable[[], object], *, num_parameters: int
+) -> int:
     """Choose the number of threads for a product: more than 1 only where that is clearly faster.
 
     Small networks get 1 without a measurement. For large ones the product is called once with one thread and once with each

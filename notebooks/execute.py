@@ -25,8 +25,15 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookN
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # tqdm would print where it is installed.
-    environment = {**os.environ, "PATH": path, "COLUMNS": "120", "PYTHONWARNINGS": "ignore:IProgress"}
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}, record_timing=False)
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "COLUMNS": "120",
+        "PYTHONWARNINGS": "ignore:IProgress",
+    }
+    client = NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(folder)}}, record_timing=False
+    )
     client.execute(env=environment)
     # The versions of the machine that ran it change at every run and say nothing to a reader.
     notebook.metadata.language_info = {"name": "python"}

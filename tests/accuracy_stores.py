@@ -5,10 +5,17 @@ from answers_by_hand import made_up
 from test_predictions import make_answers, make_set
 
 from landscape.answers import CATEGORIES, Answers
-from landscape.store.predictions import CheckpointPredictions, PictureSet, PredictionStore, SetPredictions
+from landscape.store.predictions import (
+    CheckpointPredictions,
+    PictureSet,
+    PredictionStore,
+    SetPredictions,
+)
 
 
-def checkpoint_of(series: str, epoch: int = 25, *, label: str = "", sets=None) -> CheckpointPredictions:
+def checkpoint_of(
+    series: str, epoch: int = 25, *, label: str = "", sets=None
+) -> CheckpointPredictions:
     return CheckpointPredictions(
         series=series,
         label=label or series,
@@ -21,7 +28,9 @@ def checkpoint_of(series: str, epoch: int = 25, *, label: str = "", sets=None) -
 
 def store_of(*checkpoints: CheckpointPredictions, sets=(), answers: bytes = b"") -> PredictionStore:
     return PredictionStore(
-        sets={one.name: one for one in sets}, checkpoints={one.key: one for one in checkpoints}, answers=answers
+        sets={one.name: one for one in sets},
+        checkpoints={one.key: one for one in checkpoints},
+        answers=answers,
     )
 
 
@@ -34,7 +43,11 @@ def two_series(sets, first=0.8, second=0.5, *, epochs=(25,)) -> PredictionStore:
                 one.name: make_answers(one, share_right=share, seed=1000 * number + 10 * at + epoch)
                 for at, one in enumerate(sets)
             }
-            checkpoints.append(checkpoint_of(name, epoch, label={"vit": "ViT", "simba": "Simba"}[name], sets=answers))
+            checkpoints.append(
+                checkpoint_of(
+                    name, epoch, label={"vit": "ViT", "simba": "Simba"}[name], sets=answers
+                )
+            )
     return store_of(*checkpoints, sets=sets)
 
 
@@ -43,7 +56,12 @@ def exact_answers(one: PictureSet, right) -> SetPredictions:
     found = SetPredictions.empty(len(one), 2)
     wrong = (one.labels + 1) % len(one.class_names)
     first = np.where(right, one.labels, wrong)
-    found.put(0, np.stack([first, np.where(right, wrong, one.labels)], axis=1), np.tile([0.5, 0.4], (len(one), 1)), {})
+    found.put(
+        0,
+        np.stack([first, np.where(right, wrong, one.labels)], axis=1),
+        np.tile([0.5, 0.4], (len(one), 1)),
+        {},
+    )
     return found
 
 
@@ -52,7 +70,9 @@ def benchmark_store(answers: Answers, *, epoch: int = 25) -> PredictionStore:
     table = answers.table.astype(str)
     models = list(answers.models)
     sets, checkpoints = {}, {name: checkpoint_of(name, epoch) for name in models}
-    for (dataset, condition), rows in table[table.kind == "model"].groupby(["dataset", "condition"], sort=False):
+    for (dataset, condition), rows in table[table.kind == "model"].groupby(
+        ["dataset", "condition"], sort=False
+    ):
         pictures = rows.drop_duplicates("image")
         one = make_set(
             dataset,
@@ -74,7 +94,9 @@ def benchmark_store(answers: Answers, *, epoch: int = 25) -> PredictionStore:
                 checkpoints[name].sets[one.name] = found
     people = answers.only(models=())
     content = people.table.to_csv(index=False).encode() if len(people) else b""
-    return PredictionStore(sets=sets, checkpoints={one.key: one for one in checkpoints.values()}, answers=content)
+    return PredictionStore(
+        sets=sets, checkpoints={one.key: one for one in checkpoints.values()}, answers=content
+    )
 
 
 def small_benchmark(**options) -> PredictionStore:

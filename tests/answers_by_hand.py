@@ -9,7 +9,13 @@ PEOPLE = ("subject-01", "subject-02", "subject-03")
 
 
 def made_up(
-    *, models=("net", "other"), people=PEOPLE, datasets=("contrast", "edge", CUE_CONFLICT), per_category=2, seed=0, drop=()
+    *,
+    models=("net", "other"),
+    people=PEOPLE,
+    datasets=("contrast", "edge", CUE_CONFLICT),
+    per_category=2,
+    seed=0,
+    drop=(),
 ):
     """Answers to a few pictures of every condition and category.
 
@@ -18,10 +24,17 @@ def made_up(
     """
     rows = []
     for name in datasets:
-        for observer, kind in [*((person, "human") for person in people), *((model, "model") for model in models)]:
+        for observer, kind in [
+            *((person, "human") for person in people),
+            *((model, "model") for model in models),
+        ]:
             rng = np.random.default_rng([seed, *map(ord, name + observer)])
             skill = 0.3 + 0.5 * rng.random()
-            rows += [row for row in _rows(name, per_category, skill, rng, observer, kind) if not _dropped(row, drop)]
+            rows += [
+                row
+                for row in _rows(name, per_category, skill, rng, observer, kind)
+                if not _dropped(row, drop)
+            ]
     return Answers.of_rows(pd.DataFrame(rows))
 
 
@@ -35,8 +48,18 @@ def _rows(name, per_category, skill, rng, observer, kind):
         for at, category in enumerate(CATEGORIES):
             for number in range(per_category):
                 texture = CATEGORIES[(at + 1 + number) % 16]
-                stem = f"{category}{number}-{texture}1" if name == CUE_CONFLICT else f"{condition.name}-{category}{number}"
+                stem = (
+                    f"{category}{number}-{texture}1"
+                    if name == CUE_CONFLICT
+                    else f"{condition.name}-{category}{number}"
+                )
                 other = "na" if kind == "human" else CATEGORIES[rng.integers(16)]
                 response = category if rng.random() < skill else (texture, other)[rng.integers(2)]
-                entry = dict(observer=observer, kind=kind, dataset=name, condition=condition.name, category=category)
+                entry = dict(
+                    observer=observer,
+                    kind=kind,
+                    dataset=name,
+                    condition=condition.name,
+                    category=category,
+                )
                 yield entry | {"image": f"{stem}.png", "response": response}

@@ -18,7 +18,9 @@ _FLAGS = """
 def chromium(profile: Path) -> Iterator[Any]:
     """A browser with a fresh profile, as a Selenium driver; console messages are kept."""
     webdriver = pytest.importorskip("selenium.webdriver")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     service = shutil.which("chromedriver")
     if browser is None or service is None:
         pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")

@@ -11,7 +11,9 @@ from landscape.store import SpectrumWriter
 K = 5
 
 
-def drawn_values(generator: np.random.Generator, num_batches: int, *, scale: float, negative: float) -> np.ndarray:
+def drawn_values(
+    generator: np.random.Generator, num_batches: int, *, scale: float, negative: float
+) -> np.ndarray:
     """Skewed top-5 values (batch, 5), descending in magnitude: the first positive, the others negative at a given rate."""
     shared = np.random.default_rng(7).normal(0, 0.3, (num_batches, 1))
     sizes = scale * np.exp(shared + generator.normal(0, 0.3, (num_batches, K)))
@@ -62,7 +64,9 @@ def write_store(
                     "largest": np.full(K, np.nan),
                     "largest_residuals": np.full(K, np.nan),
                     "batch_sha256": hashlib.sha256(f"{salt}{batch}".encode()).hexdigest(),
-                    "checkpoint_sha256": hashlib.sha256((path.parent / f"{name}_{epoch}.pt").read_bytes()).hexdigest(),
+                    "checkpoint_sha256": hashlib.sha256(
+                        (path.parent / f"{name}_{epoch}.pt").read_bytes()
+                    ).hexdigest(),
                 }
                 for field, value in (changes or {}).get((name, epoch), {}).items():
                     fields[field] = value[batch] if isinstance(value, list) else value
@@ -71,12 +75,19 @@ def write_store(
     return path
 
 
-def write_study(path: Path, *, num_batches: int = 40, epochs: tuple[int, ...] = (0, 5, 10), **options: object) -> Path:
+def write_study(
+    path: Path, *, num_batches: int = 40, epochs: tuple[int, ...] = (0, 5, 10), **options: object
+) -> Path:
     """Three series: "vit" grows sharper than "vmamba" with training, "simba" is like "vmamba"."""
     generator = np.random.default_rng(0)
     values = {}
     for name, growth in (("vit", 0.1), ("vmamba", 0.0), ("simba", 0.0)):
         for epoch in epochs:
-            scale, negative = 10 * np.exp(growth * epoch), 0.5 if epoch == 0 else 0.2 if name == "vit" else 0.4
-            values[name, epoch] = drawn_values(generator, num_batches, scale=scale, negative=negative)
+            scale, negative = (
+                10 * np.exp(growth * epoch),
+                0.5 if epoch == 0 else 0.2 if name == "vit" else 0.4,
+            )
+            values[name, epoch] = drawn_values(
+                generator, num_batches, scale=scale, negative=negative
+            )
     return write_store(path, values, **options)

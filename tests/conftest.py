@@ -50,7 +50,9 @@ def scramble(model: nn.Module, *, seed: int, scale: float) -> None:
     generator = seeded(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            parameter.add_(
+                scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            )
 
 
 def contrastive_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -67,8 +69,12 @@ def make_clip_problem() -> Problem:
     torch.manual_seed(0)
     model = CLIP(
         embed_dim=6,
-        vision_cfg=CLIPVisionCfg(layers=1, width=8, head_width=4, patch_size=4, image_size=8, mlp_ratio=1.0),
-        text_cfg=CLIPTextCfg(context_length=5, vocab_size=20, width=8, heads=2, layers=1, mlp_ratio=1.0),
+        vision_cfg=CLIPVisionCfg(
+            layers=1, width=8, head_width=4, patch_size=4, image_size=8, mlp_ratio=1.0
+        ),
+        text_cfg=CLIPTextCfg(
+            context_length=5, vocab_size=20, width=8, heads=2, layers=1, mlp_ratio=1.0
+        ),
     )
     model = model.double().eval()
     scramble(model, seed=1, scale=0.2)
@@ -76,16 +82,31 @@ def make_clip_problem() -> Problem:
     text = torch.randint(1, 19, (6, 5), generator=generator)
     # Text is pooled at the largest token; it stands at another place in every row.
     text[torch.arange(6), torch.tensor([4, 3, 2, 4, 1, 3])] = 19
-    batch = {"image": torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64), "text": text}
+    batch = {
+        "image": torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64),
+        "text": text,
+    }
     return Problem(model, contrastive_loss, batch, weight_decay=0.0)
 
 
 def make_mlp_problem() -> Problem:
-    model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 3)).double().eval()
+    model = (
+        nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 3))
+        .double()
+        .eval()
+    )
     scramble(model, seed=3, scale=0.7)
     generator = seeded(4)
-    batch = (torch.randn(9, 4, generator=generator, dtype=torch.float64), torch.randint(0, 3, (9,), generator=generator))
-    return Problem(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), batch, weight_decay=0.3)
+    batch = (
+        torch.randn(9, 4, generator=generator, dtype=torch.float64),
+        torch.randint(0, 3, (9,), generator=generator),
+    )
+    return Problem(
+        model,
+        lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
+        batch,
+        weight_decay=0.3,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,20 @@ def evaluate_in_a_child(manifest: Path, pictures: Path, output: Path) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.dup2(2, 1)
         try:
-            main(["evaluate", str(manifest), "-o", str(output), "--data", f"zoo={pictures}", "--workers", "1", "--device", "cpu"])
+            main(
+                [
+                    "evaluate",
+                    str(manifest),
+                    "-o",
+                    str(output),
+                    "--data",
+                    f"zoo={pictures}",
+                    "--workers",
+                    "1",
+                    "--device",
+                    "cpu",
+                ]
+            )
         except SystemExit as stop:
             os._exit(int(stop.code or 0))
         os._exit(99)
@@ -40,7 +53,9 @@ def logged(output: Path) -> int:
     return sum(path.stat().st_size for path in parts_folder(output).glob("*.log"))
 
 
-def kill_at_random(manifest: Path, pictures: Path, folder: Path, *, num_kills: int, longest: float) -> dict[str, object]:
+def kill_at_random(
+    manifest: Path, pictures: Path, folder: Path, *, num_kills: int, longest: float
+) -> dict[str, object]:
     """Start the command and kill it until `num_kills` runs have died of it; then let every output finish."""
     generator = random.Random(0)
     outputs, sizes = [folder / "killed_0.h5"], []
@@ -52,15 +67,27 @@ def kill_at_random(manifest: Path, pictures: Path, folder: Path, *, num_kills: i
             sizes.append(logged(outputs[-1]))
         else:
             outputs.append(folder / f"killed_{len(outputs)}.h5")
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(evaluate_in_a_child(manifest, pictures, one), 0)[1]) for one in outputs]
+    statuses = [
+        os.waitstatus_to_exitcode(os.waitpid(evaluate_in_a_child(manifest, pictures, one), 0)[1])
+        for one in outputs
+    ]
     found = [read_predictions(one) for one in outputs]
-    return {"statuses": statuses, "sizes": sizes, "digests": [one.digest() if one else None for one in found]}
+    return {
+        "statuses": statuses,
+        "sizes": sizes,
+        "digests": [one.digest() if one else None for one in found],
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     evaluation_measurement.PICTURES_A_UNIT = PICTURES_A_UNIT
-    manifest, pictures, folder, num_kills = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    manifest, pictures, folder, num_kills = (
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        Path(sys.argv[3]),
+        int(sys.argv[4]),
+    )
     for name in ("warm_up.h5", "undisturbed.h5"):
         begun = time.monotonic()
         os.waitpid(evaluate_in_a_child(manifest, pictures, folder / name), 0)

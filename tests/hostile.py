@@ -61,7 +61,10 @@ def _prepare_child(hostile: Hostile, folder: Path) -> None:
     # Until the command begins, Ctrl-C would meet this program.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     files = [os.open("/dev/null", os.O_RDONLY)]
-    files += [os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) for name in ("stdout", "stderr")]
+    files += [
+        os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        for name in ("stdout", "stderr")
+    ]
     for number, file in enumerate(files):
         os.dup2(file, number)
     os.environ["TMPDIR"] = str(folder / "tmp")
@@ -132,7 +135,8 @@ def execute(hostile: Hostile, folder: Path) -> Outcome:
             break
         time.sleep(0.005)
     out, err = (
-        (folder / name).read_text(errors="replace") if (folder / name).exists() else "" for name in ("stdout", "stderr")
+        (folder / name).read_text(errors="replace") if (folder / name).exists() else ""
+        for name in ("stdout", "stderr")
     )
     return Outcome(code, seconds, max(0, usage.ru_maxrss * 1024 - before), out, err)
 
@@ -168,7 +172,9 @@ def _load_everything() -> None:
         importlib.import_module(name)
 
 
-def try_input(number: int, valid: Path, *, seed: int, keep: Path | None = None) -> tuple[Hostile, Outcome, list[str]]:
+def try_input(
+    number: int, valid: Path, *, seed: int, keep: Path | None = None
+) -> tuple[Hostile, Outcome, list[str]]:
     """Make an input, run its command and judge it."""
     hostile = hostile_input(number, seed=seed)
     folder = Path(tempfile.mkdtemp(prefix="hostile-")) if keep is None else keep
@@ -209,15 +215,27 @@ Result = tuple[int, Hostile, Outcome, list[str]]
 def told(result: Result) -> str:
     """An input, what is wrong with what came of it, and the last line that was printed."""
     number, hostile, outcome, wrong = result
-    last = (outcome.stderr.strip() or outcome.stdout.strip() or "nothing was printed").splitlines()[-1]
+    last = (outcome.stderr.strip() or outcome.stdout.strip() or "nothing was printed").splitlines()[
+        -1
+    ]
     verdict = "; ".join(wrong) or "as it should be"
     return f"{number:4} {hostile.name}\n     {verdict} (status {outcome.status}): {last[:300]}"
 
 
 def table(results: list[Result]) -> str:
     """Counts by kind, and what the inputs took."""
-    columns = (("inputs", 7), ("done", 6), ("partly", 8), ("refused", 9), ("stopped", 9), ("faults", 8))
-    header = "".join(f"{name:>{width}}" for name, width in (*columns, ("mean s", 8), ("max s", 7), ("max MiB", 9)))
+    columns = (
+        ("inputs", 7),
+        ("done", 6),
+        ("partly", 8),
+        ("refused", 9),
+        ("stopped", 9),
+        ("faults", 8),
+    )
+    header = "".join(
+        f"{name:>{width}}"
+        for name, width in (*columns, ("mean s", 8), ("max s", 7), ("max MiB", 9))
+    )
     lines = [f"{'kind':14}{header}"]
     for kind in [*KINDS, "all"]:
         mine = [result for result in results if kind in (result[1].kind, "all")]
@@ -247,15 +265,25 @@ def run_all(numbers: Iterable[int], *, seed: int = 0, keep: Path | None = None) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=400, help="Inputs 0 to COUNT - 1 (default 400).")
-    parser.add_argument("--stride", type=int, default=1, help="Only inputs 0, STRIDE, 2 STRIDE, ...")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--count", type=int, default=400, help="Inputs 0 to COUNT - 1 (default 400)."
+    )
+    parser.add_argument(
+        "--stride", type=int, default=1, help="Only inputs 0, STRIDE, 2 STRIDE, ..."
+    )
     parser.add_argument("--only", type=int, help="This input alone, with what it printed.")
     parser.add_argument("--seed", type=int, default=0, help="Of the grammar (default 0).")
-    parser.add_argument("--keep", type=Path, help="With --only: a folder for the study, which is kept.")
+    parser.add_argument(
+        "--keep", type=Path, help="With --only: a folder for the study, which is kept."
+    )
     arguments = parser.parse_args()
     if os.environ.get("OMP_NUM_THREADS") != "1":
-        return subprocess.call([sys.executable, *sys.argv], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return subprocess.call(
+            [sys.executable, *sys.argv], env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
     begun = time.perf_counter()
     alone = arguments.only is not None
     numbers = [arguments.only] if alone else range(0, arguments.count, arguments.stride)

@@ -113,7 +113,11 @@ def other_kind(path: Path, rng: random.Random) -> None:
     others = [
         "pairs.tsv", "data-0.tar", "run/checkpoints/epoch_0.pt", "s.h5", "d.h5", "f.h5", "m.yaml", "pics/0.png", "tiny.json",
     ]  # fmt: skip
-    top = path.parent if (path.parent / "m.yaml").exists() else next(p for p in path.parents if (p / "m.yaml").exists())
+    top = (
+        path.parent
+        if (path.parent / "m.yaml").exists()
+        else next(p for p in path.parents if (p / "m.yaml").exists())
+    )
     shutil.copyfile(top / rng.choice([name for name in others if top / name != path]), path)
 
 
@@ -129,7 +133,11 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 def png_of_sizes(width: int, height: int, depth: int = 8) -> bytes:
     """A PNG that declares a size and holds a few rows."""
     header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
-    parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(bytes(1000))), _chunk(b"IEND", b""))
+    parts = (
+        _chunk(b"IHDR", header),
+        _chunk(b"IDAT", zlib.compress(bytes(1000))),
+        _chunk(b"IEND", b""),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -147,14 +155,23 @@ def pictures() -> dict[str, Spoil]:
     """Pictures that are odd or lie about themselves, by name."""
     grey = (np.arange(256, dtype=np.uint16).reshape(16, 16)) * 257
     contents: dict[str, Callable[[random.Random], bytes]] = {
-        "huge": lambda rng: png_of_sizes(*rng.choice([(2**31 - 1, 2**31 - 1), (100_000, 100_000), (1, 2**31 - 1)])),
+        "huge": lambda rng: png_of_sizes(
+            *rng.choice([(2**31 - 1, 2**31 - 1), (100_000, 100_000), (1, 2**31 - 1)])
+        ),
         "bomb": lambda rng: png_of_sizes(13_000, 13_000),
         "none wide": lambda rng: png_of_sizes(0, 16),
         "sixteen bits": lambda rng: _saved(Image.fromarray(grey), "PNG"),
-        "floats": lambda rng: _saved(Image.fromarray(np.full((16, 16), np.nan, dtype=np.float32)), "TIFF"),
-        "palette": lambda rng: _saved(Image.fromarray(_pixels(rng, 16, 16, 3)).quantize(8), "PNG", transparency=0),
+        "floats": lambda rng: _saved(
+            Image.fromarray(np.full((16, 16), np.nan, dtype=np.float32)), "TIFF"
+        ),
+        "palette": lambda rng: _saved(
+            Image.fromarray(_pixels(rng, 16, 16, 3)).quantize(8), "PNG", transparency=0
+        ),
         "animation": lambda rng: _saved(
-            Image.new("P", (16, 16)), "GIF", save_all=True, append_images=[Image.new("P", (16, 16), 3)] * 3
+            Image.new("P", (16, 16)),
+            "GIF",
+            save_all=True,
+            append_images=[Image.new("P", (16, 16), 3)] * 3,
         ),
         "cmyk": lambda rng: _saved(Image.fromarray(_pixels(rng, 16, 16, 4), "CMYK"), "JPEG"),
         "one pixel": lambda rng: png(1, side=1),
@@ -164,7 +181,10 @@ def pictures() -> dict[str, Spoil]:
         "svg": lambda rng: b"<svg xmlns='http://www.w3.org/2000/svg' width='16' height='16'/>",
         "page": lambda rng: b"<html><body>404 not found</body></html>",
     }
-    return {name: lambda path, rng, make=make: path.write_bytes(make(rng)) and None for name, make in contents.items()}
+    return {
+        name: lambda path, rng, make=make: path.write_bytes(make(rng)) and None
+        for name, make in contents.items()
+    }
 
 
 def _members(path: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
@@ -173,7 +193,10 @@ def _members(path: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
 
 
 def _rewrite(
-    path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w", format: int = tarfile.GNU_FORMAT
+    path: Path,
+    members: list[tuple[tarfile.TarInfo, bytes]],
+    mode: str = "w",
+    format: int = tarfile.GNU_FORMAT,
 ) -> None:
     with tarfile.open(path, mode, format=format) as archive:  # type: ignore[call-overload]
         for member, content in members:
@@ -185,7 +208,9 @@ def _rewrite(
 def tars() -> dict[str, Spoil]:
     """Shards with members that should not be there, or that lie about their sizes, by name."""
 
-    def changed(change: Callable[[list[tuple[tarfile.TarInfo, bytes]], random.Random], None], **options: Any) -> Spoil:
+    def changed(
+        change: Callable[[list[tuple[tarfile.TarInfo, bytes]], random.Random], None], **options: Any
+    ) -> Spoil:
         def spoil(path: Path, rng: random.Random) -> None:
             members = _members(path)
             change(members, rng)
@@ -204,7 +229,9 @@ def tars() -> dict[str, Spoil]:
 
         return change
 
-    def caption(content: bytes) -> Callable[[list[tuple[tarfile.TarInfo, bytes]], random.Random], None]:
+    def caption(
+        content: bytes,
+    ) -> Callable[[list[tuple[tarfile.TarInfo, bytes]], random.Random], None]:
         def change(members: list[tuple[tarfile.TarInfo, bytes]], rng: random.Random) -> None:
             place = 1 + 2 * rng.randrange(len(members) // 2)
             members[place] = (members[place][0], content)
@@ -215,7 +242,12 @@ def tars() -> dict[str, Spoil]:
         content = bytearray(path.read_bytes())
         start = 512 * rng.choice([0, 0, 2])
         size = rng.choice(
-            [b"77777777777\0", b"\x80" + b"\0" * 3 + b"\x7f" + b"\xff" * 7, b"\xff" * 12, b"notanumber\0\0"]
+            [
+                b"77777777777\0",
+                b"\x80" + b"\0" * 3 + b"\x7f" + b"\xff" * 7,
+                b"\xff" * 12,
+                b"notanumber\0\0",
+            ]
         )
         content[start + 124 : start + 136] = size
         content[start + 148 : start + 156] = b"%06o\0 " % sum(
@@ -234,7 +266,10 @@ def tars() -> dict[str, Spoil]:
         "twice": changed(add("0000.png")),
         "odd name": changed(add("a\nb\x1b[31m.png")),
         "long name": changed(add("x" * 5000 + ".png")),
-        "pax": changed(add("0000.json", pax_headers={"size": "9" * 30, "path": "\0"}), format=tarfile.PAX_FORMAT),
+        "pax": changed(
+            add("0000.json", pax_headers={"size": "9" * 30, "path": "\0"}),
+            format=tarfile.PAX_FORMAT,
+        ),
         "bytes as caption": changed(caption(b"\xff\xfe\x00")),
         "empty caption": changed(caption(b"")),
         "long caption": changed(caption(b"a " * 500_000)),
@@ -256,13 +291,19 @@ def weights() -> dict[str, Spoil]:
         return spoil
 
     def pickled(path: Path, rng: random.Random) -> None:
-        path.write_bytes(pickle.dumps({"epoch": 1, "state_dict": Canary()}, protocol=rng.randrange(2, 6)))
+        path.write_bytes(
+            pickle.dumps({"epoch": 1, "state_dict": Canary()}, protocol=rng.randrange(2, 6))
+        )
 
     def tensors(change: Callable[[Any], Any]) -> Spoil:
         def nested(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: nested(item) for key, item in value.items()}
-            return change(value) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            return (
+                change(value)
+                if isinstance(value, torch.Tensor) and value.is_floating_point()
+                else value
+            )
 
         return saved(nested)
 
@@ -275,7 +316,9 @@ def weights() -> dict[str, Spoil]:
 
         return spoil
 
-    def rewritten(archive: zipfile.ZipFile, entries: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> None:
+    def rewritten(
+        archive: zipfile.ZipFile, entries: dict[str, bytes], kind: int = zipfile.ZIP_STORED
+    ) -> None:
         for name, content in entries.items():
             archive.writestr(name, content, compress_type=kind)
 
@@ -284,15 +327,17 @@ def weights() -> dict[str, Spoil]:
         rewritten(archive, entries | {first: bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
 
     def safetensors(header: bytes, length: int | None = None) -> Spoil:
-        return (
-            lambda path, rng: path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header)
+        return lambda path, rng: (
+            path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header)
             and None
         )
 
     wide = b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
     return {
         "canary": saved(lambda stored: stored | {"extra": Canary()}),
-        "canary before 1.6": saved(lambda stored: stored | {"extra": Canary()}, _use_new_zipfile_serialization=False),
+        "canary before 1.6": saved(
+            lambda stored: stored | {"extra": Canary()}, _use_new_zipfile_serialization=False
+        ),
         "canary alone": saved(lambda stored: Canary()),
         "canary pickled": pickled,
         "not a number": tensors(lambda value: value * float("nan")),
@@ -304,13 +349,21 @@ def weights() -> dict[str, Spoil]:
         "expanded": saved(lambda stored: {"state_dict": {"a": torch.zeros(1).expand(10**12)}}),
         "list": saved(lambda stored: [1, 2, 3]),
         "number": saved(lambda stored: 10**30),
-        "odd keys": saved(lambda stored: {"state_dict": {"a\nb\x1b[31m": torch.zeros(2), "": torch.zeros(1)}}),
+        "odd keys": saved(
+            lambda stored: {"state_dict": {"a\nb\x1b[31m": torch.zeros(2), "": torch.zeros(1)}}
+        ),
         "epoch": saved(lambda stored: stored | {"epoch": 10**30}),
-        "epoch not a number": saved(lambda stored: stored | {"epoch": float("nan"), "name": "x" * 10_000}),
-        "deflated": zipped(lambda archive, entries: rewritten(archive, entries, zipfile.ZIP_DEFLATED)),
+        "epoch not a number": saved(
+            lambda stored: stored | {"epoch": float("nan"), "name": "x" * 10_000}
+        ),
+        "deflated": zipped(
+            lambda archive, entries: rewritten(archive, entries, zipfile.ZIP_DEFLATED)
+        ),
         "bomb": zipped(inflated),
         "no data": zipped(
-            lambda archive, entries: rewritten(archive, {n: c for n, c in entries.items() if "/data/" not in n})
+            lambda archive, entries: rewritten(
+                archive, {n: c for n, c in entries.items() if "/data/" not in n}
+            )
         ),
         "numpy": zipped(lambda archive, entries: rewritten(archive, {"a.npy": b"\x93NUMPY"})),
         "safetensors beyond": safetensors(wide),

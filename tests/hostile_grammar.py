@@ -22,7 +22,11 @@ _DRAWING = (
     "compare s.h5 s.h5 --format json", "density s.h5 -o out.png",
 )  # fmt: skip
 _OF_STORES = {
-    "s.h5": ("info s.h5", *_DRAWING, "spectra m.yaml -o s.h5 --per-module --modules visual.transformer.*"),
+    "s.h5": (
+        "info s.h5",
+        *_DRAWING,
+        "spectra m.yaml -o s.h5 --per-module --modules visual.transformer.*",
+    ),
     "d.h5": ("info d.h5", "density m.yaml -o d.png --probes 1 --matvecs 5 --dense-limit 0"),
     "f.h5": ("info f.h5", "surface m.yaml -o f.png --dimensions 1 --points 5"),
 }
@@ -55,7 +59,15 @@ class Hostile:
         return f"{self.kind}, {self.rule}: {' '.join(argument[:60] for argument in self.argv)}"
 
 
-def _on(kind: str, rule: str, command: str, file: str, spoil: Spoil, rng: random.Random, **options: object) -> Hostile:
+def _on(
+    kind: str,
+    rule: str,
+    command: str,
+    file: str,
+    spoil: Spoil,
+    rng: random.Random,
+    **options: object,
+) -> Hostile:
     seed = rng.randrange(2**32)
 
     def change(folder: Path) -> None:
@@ -72,11 +84,15 @@ def _manifest(rng: random.Random) -> Hostile:
         + [("text", yaml_text)] * 2
         + [("configuration", config_text)] * 3
     )
-    name, spoil = rng.choice([*rules, *((name, spoil) for name, spoil in ANY.items() if rng.random() < 0.3)])
+    name, spoil = rng.choice(
+        [*rules, *((name, spoil) for name, spoil in ANY.items() if rng.random() < 0.3)]
+    )
     file = (
         "tiny.json"
         if spoil is config_text
-        else rng.choice(["m.yaml", "m.yaml", "m.yaml", "tiny.json"]) if name in ANY else "m.yaml"
+        else rng.choice(["m.yaml", "m.yaml", "m.yaml", "tiny.json"])
+        if name in ANY
+        else "m.yaml"
     )
     return _on("manifest", name, rng.choice(commands), file, spoil, rng)
 
@@ -106,16 +122,23 @@ def _picture(rng: random.Random) -> Hostile:
             spoil(folder / f"pics/{i}.png", random.Random(seed))
         if skip:
             (folder / "m.yaml").write_text(
-                (folder / "m.yaml").read_text().replace("split: all", "split: all, on_bad_picture: skip")
+                (folder / "m.yaml")
+                .read_text()
+                .replace("split: all", "split: all, on_bad_picture: skip")
             )
 
     which = f"pics/{number}.png" if seed % 3 else "all pictures"
-    return Hostile("picture", f"{name} of {which}{', skipped' if skip else ''}", tuple(command.split()), change)
+    return Hostile(
+        "picture", f"{name} of {which}{', skipped' if skip else ''}", tuple(command.split()), change
+    )
 
 
 def _shard(rng: random.Random) -> Hostile:
     commands = [command.replace("m.yaml", "shards.yaml") for command in (*_MEASURING, _SPECTRA)]
-    commands += [f"{_TRAIN} 0".replace("pairs.tsv", "data-{0..0}.tar"), f"{_TRAIN} 0".replace("pairs.tsv", "*.tar")]
+    commands += [
+        f"{_TRAIN} 0".replace("pairs.tsv", "data-{0..0}.tar"),
+        f"{_TRAIN} 0".replace("pairs.tsv", "*.tar"),
+    ]
     name, spoil = rng.choice([*tars().items(), *tars().items(), *ANY.items()])
     return _on("shard", name, rng.choice(commands), "data-0.tar", spoil, rng)
 
@@ -126,7 +149,13 @@ def _checkpoint(rng: random.Random) -> Hostile:
     if name in ANY:
         file = rng.choice([file, file, "w.safetensors", "old.pt"])
     command = rng.choice(
-        [f"info {file}", f"info {file}", *_MEASURING, "audit m.yaml", f"{_TRAIN} 1".replace("-o out", "-o run")]
+        [
+            f"info {file}",
+            f"info {file}",
+            *_MEASURING,
+            "audit m.yaml",
+            f"{_TRAIN} 1".replace("-o out", "-o run"),
+        ]
     )
     if rng.random() < 0.1:
         command = "surface m.yaml -o out.png --directions line --points 5"
@@ -135,7 +164,9 @@ def _checkpoint(rng: random.Random) -> Hostile:
 
 def _store(rng: random.Random) -> Hostile:
     file = rng.choice(["s.h5", "s.h5", "s.h5", "d.h5", "f.h5"])
-    name, spoil = rng.choice([*stores().items(), *stores().items(), *stores().items(), *ANY.items()])
+    name, spoil = rng.choice(
+        [*stores().items(), *stores().items(), *stores().items(), *ANY.items()]
+    )
     return _on("store", name, rng.choice(_OF_STORES[file]), file, spoil, rng)
 
 
@@ -143,7 +174,11 @@ def _run_folder(rng: random.Random) -> Hostile:
     """What a run writes beside its checkpoints, read by `init`, `train` and every manifest."""
     file = rng.choice(
         [
-            "run/checkpoints.yaml", "run/settings.json", "run/log.jsonl", "run/open_clip_config.json", "run/.lock",
+            "run/checkpoints.yaml",
+            "run/settings.json",
+            "run/log.jsonl",
+            "run/open_clip_config.json",
+            "run/.lock",
             "run/params.txt",
         ]  # fmt: skip
     )
@@ -172,20 +207,58 @@ def _run_folder(rng: random.Random) -> Hostile:
 def _arguments(rng: random.Random) -> Hostile:
     options = {
         "spectra m.yaml -o out.h5": (
-            "--rows", "--max-memory", "--max-basis-memory", "--device", "--threads", "--module-batches", "--method",
+            "--rows",
+            "--max-memory",
+            "--max-basis-memory",
+            "--device",
+            "--threads",
+            "--module-batches",
+            "--method",
         ),  # fmt: skip
         "density m.yaml -o out.png": (
-            "--batches", "--probes", "--matvecs", "--dense-limit", "--seed", "--epochs", "--series", "--title",
+            "--batches",
+            "--probes",
+            "--matvecs",
+            "--dense-limit",
+            "--seed",
+            "--epochs",
+            "--series",
+            "--title",
         ),  # fmt: skip
         "surface m.yaml -o out.png": (
-            "--points", "--span", "--batches", "--seed", "--epoch", "--to", "--series", "--dimensions", "--data",
+            "--points",
+            "--span",
+            "--batches",
+            "--seed",
+            "--epoch",
+            "--to",
+            "--series",
+            "--dimensions",
+            "--data",
         ),  # fmt: skip
         "figure s.h5 -o out.png": ("--title", "--series", "--epochs", "--kind"),
         "report s.h5 -o out.html": ("--title", "--series", "--resamples"),
-        "compare s.h5": ("--metric", "--epochs", "--series", "--resamples", "--seed", "--format", "-o"),
+        "compare s.h5": (
+            "--metric",
+            "--epochs",
+            "--series",
+            "--resamples",
+            "--seed",
+            "--format",
+            "-o",
+        ),
         "train --model tiny.json --data pairs.tsv --split all -o out": (
-            "--epochs", "--batch-size", "--seed", "--workers", "--device", "--name", "--label", "--recipe", "--image-size",
-            "--model", "--data",
+            "--epochs",
+            "--batch-size",
+            "--seed",
+            "--workers",
+            "--device",
+            "--name",
+            "--label",
+            "--recipe",
+            "--image-size",
+            "--model",
+            "--data",
         ),  # fmt: skip
         "init run -o out.yaml": ("--data", "--name", "--epoch-numbers"),
     }
@@ -285,8 +358,12 @@ def _output(rng: random.Random) -> Hostile:
 
 
 def _surroundings(rng: random.Random) -> Hostile:
-    command = rng.choice(("info m.yaml", "info s.h5", *_DRAWING, "spectra m.yaml -o out.h5 --dry-run", f"{_TRAIN} 0"))
-    cheap = rng.choice(("info m.yaml", "info s.h5", "figure s.h5 -o out.png", "compare s.h5 --resamples 99"))
+    command = rng.choice(
+        ("info m.yaml", "info s.h5", *_DRAWING, "spectra m.yaml -o out.h5 --dry-run", f"{_TRAIN} 0")
+    )
+    cheap = rng.choice(
+        ("info m.yaml", "info s.h5", "figure s.h5 -o out.png", "compare s.h5 --resamples 99")
+    )
     forked = [
         ("COLUMNS", rng.choice(["0", "1", "-5", "abc", "99999999", ""])),
         ("LINES", "abc"),
@@ -320,15 +397,29 @@ def _surroundings(rng: random.Random) -> Hostile:
     chosen = rng.random()
     if chosen < 0.6:
         name, value = rng.choice(forked)
-        return Hostile("surroundings", f"{name}={value}", tuple(command.split()), environment={name: value})
+        return Hostile(
+            "surroundings", f"{name}={value}", tuple(command.split()), environment={name: value}
+        )
     if chosen < 0.75:
         name, value = rng.choice(fresh)
-        return Hostile("surroundings", f"{name}={value}", tuple(cheap.split()), environment={name: value}, fresh=True)
+        return Hostile(
+            "surroundings",
+            f"{name}={value}",
+            tuple(cheap.split()),
+            environment={name: value},
+            fresh=True,
+        )
     if chosen < 0.85:
-        streams = rng.choice(["stdout full", "stdout closed", "stderr closed", "stdin closed", "stdout pipe"])
+        streams = rng.choice(
+            ["stdout full", "stdout closed", "stderr closed", "stdin closed", "stdout pipe"]
+        )
         return Hostile("surroundings", streams, tuple(cheap.split()), streams=streams, fresh=True)
     limit = rng.choice(
-        [("RLIMIT_NOFILE", 24), ("RLIMIT_FSIZE", rng.choice([0, 4096, 50_000])), ("RLIMIT_STACK", 2**20)]
+        [
+            ("RLIMIT_NOFILE", 24),
+            ("RLIMIT_FSIZE", rng.choice([0, 4096, 50_000])),
+            ("RLIMIT_STACK", 2**20),
+        ]
     )
     measuring = rng.choice((*_DRAWING, _SPECTRA, _SURFACE, f"{_TRAIN} 1"))
     return Hostile("surroundings", f"{limit[0]}={limit[1]}", tuple(measuring.split()), limit=limit)
@@ -349,7 +440,10 @@ def _interrupted(rng: random.Random) -> Hostile:
     number = rng.choice([signal.SIGINT, signal.SIGTERM])
     after = round(rng.uniform(0, 1.5), 3)
     return Hostile(
-        "signal", f"{number.name} after {after} s", tuple(rng.choice(commands).split()), signal=(number, after)
+        "signal",
+        f"{number.name} after {after} s",
+        tuple(rng.choice(commands).split()),
+        signal=(number, after),
     )
 
 

@@ -64,14 +64,20 @@ def judge(hostile: Hostile, outcome: Outcome, folder: Path, before: dict[str, An
     if outcome.peak > BYTES:
         wrong.append(f"{outcome.peak / 2**30:.1f} GiB")
     wrong += _wrong_status(hostile, outcome)
-    left = list((folder / "tmp").rglob("*")) if outcome.status not in (-signal.SIGKILL, None) else []
+    left = (
+        list((folder / "tmp").rglob("*")) if outcome.status not in (-signal.SIGKILL, None) else []
+    )
     if left:
         wrong.append(f"left in the temporary folder: {left[0].name}")
     return wrong + _wrong_files(hostile, outcome, folder / "study", before)
 
 
 def _wrong_status(hostile: Hostile, outcome: Outcome) -> list[str]:
-    lines = [line for line in outcome.stderr.splitlines() if re.match(r"(landscape: |Error: |Aborted!)", line)]
+    lines = [
+        line
+        for line in outcome.stderr.splitlines()
+        if re.match(r"(landscape: |Error: |Aborted!)", line)
+    ]
     quiet = hostile.streams.startswith("stderr")
     if hostile.signal is not None and outcome.status in _STOPPED[hostile.signal[0]]:  # type: ignore[index]
         return []
@@ -101,8 +107,15 @@ def snapshot(study: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(study.rglob("*")):
         status = path.lstat()
-        found[str(path.relative_to(study))] = (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino)
-    return {name: value if not (study / name).is_dir() else value[:1] for name, value in found.items()}
+        found[str(path.relative_to(study))] = (
+            status.st_mode,
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ino,
+        )
+    return {
+        name: value if not (study / name).is_dir() else value[:1] for name, value in found.items()
+    }
 
 
 def _outputs(hostile: Hostile) -> tuple[str, ...]:
@@ -117,7 +130,9 @@ def _outputs(hostile: Hostile) -> tuple[str, ...]:
     return tuple(os.path.splitext(name)[0] or name for name in named if name not in ("", ".", "/"))
 
 
-def _wrong_files(hostile: Hostile, outcome: Outcome, study: Path, before: dict[str, Any]) -> list[str]:
+def _wrong_files(
+    hostile: Hostile, outcome: Outcome, study: Path, before: dict[str, Any]
+) -> list[str]:
     after = snapshot(study)
     wrong = ["pickled code ran"] if any(CANARY in name for name in after) else []
     outputs = _outputs(hostile)
@@ -125,12 +140,20 @@ def _wrong_files(hostile: Hostile, outcome: Outcome, study: Path, before: dict[s
     for name in sorted(changed):
         base = name.removeprefix(".")
         # The folder of an output may be made for it.
-        mine = any(base.startswith(output) or name.startswith(output) or output.startswith(f"{name}/") for output in outputs)
+        mine = any(
+            base.startswith(output) or name.startswith(output) or output.startswith(f"{name}/")
+            for output in outputs
+        )
         if not mine:
             wrong.append(f"{'wrote' if name in after else 'removed'} {name}")
         elif name in after and name not in before and re.search(r"\.tmp|~$|\.part$", name):
             wrong.append(f"left {name}")
-        elif outcome.status == 2 and name not in before and not name.endswith(".lock") and hostile.argv[0] != "train":
+        elif (
+            outcome.status == 2
+            and name not in before
+            and not name.endswith(".lock")
+            and hostile.argv[0] != "train"
+        ):
             wrong.append(f"refused, but wrote {name}")
         elif name in after and not _is_readable(study, name):
             wrong.append(f"half-written: {name}")

@@ -65,7 +65,11 @@ def _dataset(file: h5py.File, rng: random.Random) -> None:
 
 
 def _numbers(file: h5py.File, rng: random.Random) -> None:
-    names = [name for name in _all(file, h5py.Dataset) if file[name].dtype.kind in "fiu" and file[name].size]
+    names = [
+        name
+        for name in _all(file, h5py.Dataset)
+        if file[name].dtype.kind in "fiu" and file[name].size
+    ]
     data = file[rng.choice(names)]
     values = data[()].reshape(-1)
     odd = (
@@ -74,9 +78,9 @@ def _numbers(file: h5py.File, rng: random.Random) -> None:
         else [-1, 0, np.iinfo(data.dtype).max]
     )
     with np.errstate(all="ignore"):
-        values[rng.randrange(len(values)) if rng.random() < 0.7 else slice(None)] = np.array(rng.choice(odd)).astype(
-            data.dtype
-        )
+        values[rng.randrange(len(values)) if rng.random() < 0.7 else slice(None)] = np.array(
+            rng.choice(odd)
+        ).astype(data.dtype)
     data[()] = values.reshape(data.shape)
 
 
@@ -84,17 +88,26 @@ def _shape(file: h5py.File, rng: random.Random) -> None:
     name = rng.choice(_all(file, h5py.Dataset))
     content = np.asarray(file[name][()])
     changed = rng.choice(
-        [lambda a: a.reshape(-1)[:0], lambda a: np.stack([a, a]), lambda a: a[None], lambda a: a.reshape(-1)[:1]]
+        [
+            lambda a: a.reshape(-1)[:0],
+            lambda a: np.stack([a, a]),
+            lambda a: a[None],
+            lambda a: a.reshape(-1)[:1],
+        ]
     )
     dtype = file[name].dtype
-    _replaced(file, name, lambda name: file.create_dataset(name, data=changed(content), dtype=dtype))
+    _replaced(
+        file, name, lambda name: file.create_dataset(name, data=changed(content), dtype=dtype)
+    )
 
 
 def _sparse(file: h5py.File, rng: random.Random) -> None:
     name = rng.choice(_all(file, h5py.Dataset))
     shape = rng.choice([(10**9, 1000), (10**12,), (10**6, 10**6)])
     chunks = (1000,) * len(shape)
-    _replaced(file, name, lambda name: file.create_dataset(name, shape=shape, dtype="f8", chunks=chunks))
+    _replaced(
+        file, name, lambda name: file.create_dataset(name, shape=shape, dtype="f8", chunks=chunks)
+    )
 
 
 def _group(file: h5py.File, rng: random.Random) -> None:
@@ -115,7 +128,12 @@ def _link(file: h5py.File, rng: random.Random) -> None:
     name = rng.choice([*_all(file, h5py.Dataset), *_all(file, h5py.Group)])
     del file[name]
     file[name] = rng.choice(
-        [h5py.SoftLink(f"/{name}"), h5py.SoftLink("/nowhere"), h5py.ExternalLink("nowhere.h5", "/"), h5py.SoftLink("/")]
+        [
+            h5py.SoftLink(f"/{name}"),
+            h5py.SoftLink("/nowhere"),
+            h5py.ExternalLink("nowhere.h5", "/"),
+            h5py.SoftLink("/"),
+        ]
     )
 
 
@@ -126,7 +144,18 @@ def _added(file: h5py.File, rng: random.Random) -> None:
 
 def stores() -> dict[str, Spoil]:
     """By name."""
-    rules = (_attribute, _dataset, _numbers, _shape, _sparse, _group, _deleted, _dataset_for_group, _link, _added)
+    rules = (
+        _attribute,
+        _dataset,
+        _numbers,
+        _shape,
+        _sparse,
+        _group,
+        _deleted,
+        _dataset_for_group,
+        _link,
+        _added,
+    )
 
     def through(rule: Callable[[h5py.File, random.Random], None]) -> Spoil:
         def spoil(path: Path, rng: random.Random) -> None:

@@ -81,8 +81,12 @@ def write_other_weights(folder: Path) -> None:
     from safetensors.torch import save_file
 
     state = torch.load(folder / "run/checkpoints/epoch_1.pt", weights_only=True)
-    weights = next(value for value in state.values() if isinstance(value, dict) and "visual.proj" in value)
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / "w.safetensors")
+    weights = next(
+        value for value in state.values() if isinstance(value, dict) and "visual.proj" in value
+    )
+    save_file(
+        {name: value.contiguous() for name, value in weights.items()}, folder / "w.safetensors"
+    )
     torch.save({"state_dict": weights}, folder / "old.pt", _use_new_zipfile_serialization=False)
 
 

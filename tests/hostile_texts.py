@@ -20,11 +20,26 @@ _KEYS = (
 )  # fmt: skip
 _MORE_KEYS = {
     "data": (
-        "image_size", "augmentation", "separator", "image_key", "caption_key", "encoding", "quoting", "on_bad_picture",
+        "image_size",
+        "augmentation",
+        "separator",
+        "image_key",
+        "caption_key",
+        "encoding",
+        "quoting",
+        "on_bad_picture",
     ),  # fmt: skip
     "hessian": ("method", "which", "dtype"),
     "series": (
-        "model_args", "preprocess", "num_classes", "loss", "label_smoothing", "weights", "run_files", "epochs", "from",
+        "model_args",
+        "preprocess",
+        "num_classes",
+        "loss",
+        "label_smoothing",
+        "weights",
+        "run_files",
+        "epochs",
+        "from",
         "model",
     ),  # fmt: skip
     "": ("epoch_zero", "extra"),
@@ -40,19 +55,32 @@ def yaml_value(path: Path, rng: random.Random) -> None:
     key, value = rng.choice(_KEYS), rng.choice(_VALUES)
     text = path.read_text()
     if f"{key}: {{" in text or re.search(rf"{key}:\n", text):
-        text = re.sub(rf"\b{key}:.*?(?=\n\w|\Z)", lambda match: f"{key}: {value}", text, count=1, flags=re.DOTALL)
+        text = re.sub(
+            rf"\b{key}:.*?(?=\n\w|\Z)",
+            lambda match: f"{key}: {value}",
+            text,
+            count=1,
+            flags=re.DOTALL,
+        )
     else:
-        text = re.sub(rf"\b{key}: (\[[^\]]*\]|[^,}}\n]*)", lambda match: f"{key}: {value}", text, count=1)
+        text = re.sub(
+            rf"\b{key}: (\[[^\]]*\]|[^,}}\n]*)", lambda match: f"{key}: {value}", text, count=1
+        )
     path.write_text(text, encoding="utf-8")
 
 
 def yaml_key(path: Path, rng: random.Random) -> None:
     section = rng.choice(list(_MORE_KEYS))
     key = rng.choice(_MORE_KEYS[section])
-    value = rng.choice(_INSIDE if key in ("model_args", "preprocess") and rng.random() < 0.8 else _VALUES)
+    value = rng.choice(
+        _INSIDE if key in ("model_args", "preprocess") and rng.random() < 0.8 else _VALUES
+    )
     text = path.read_text()
     line = f"{key}: {value}"
-    place = {"data": ("data: {", f"data: {{{line}, "), "hessian": ("hessian:\n", f"hessian:\n  {line}\n")}
+    place = {
+        "data": ("data: {", f"data: {{{line}, "),
+        "hessian": ("hessian:\n", f"hessian:\n  {line}\n"),
+    }
     place |= {
         "series": ("    label: ViT\n", f"    label: ViT\n    {line}\n"),
         "": ("version: 1\n", f"version: 1\n{line}\n"),
@@ -72,7 +100,11 @@ def yaml_text(path: Path, rng: random.Random) -> None:
             text.replace("  ", "\t").encode(),
             (text + lines[rng.randrange(len(lines))]).encode(),
             "".join(line for line in lines if line != rng.choice(lines)).encode(),
-            ("a: &a [x]\n" + "".join(f"{c}: &{c} [*{b},*{b}]\n" for b, c in zip("abcdefgh", "bcdefghi")) + text).encode(),
+            (
+                "a: &a [x]\n"
+                + "".join(f"{c}: &{c} [*{b},*{b}]\n" for b, c in zip("abcdefgh", "bcdefghi"))
+                + text
+            ).encode(),
             b"{" * 3000,
             b"- " * 3000,
             b"? " * 3000,
@@ -90,7 +122,15 @@ def config_text(path: Path, rng: random.Random) -> None:
     config = json.loads(path.read_text())
     section = rng.choice([config, config, config["vision_cfg"], config["text_cfg"]])
     key = rng.choice(
-        [*section, "hf_model_name", "hf_tokenizer_name", "timm_model_name", "custom_text", "quick_gelu", "extra"]
+        [
+            *section,
+            "hf_model_name",
+            "hf_tokenizer_name",
+            "timm_model_name",
+            "custom_text",
+            "quick_gelu",
+            "extra",
+        ]
     )
     section[key] = rng.choice(
         [
@@ -116,7 +156,9 @@ def config_text(path: Path, rng: random.Random) -> None:
     if rng.random() < 0.2:
         config = {
             "model_cfg": config,
-            "preprocess_cfg": rng.choice([3, [], "x", None, {"mean": 1}, {"size": 10**9}, {"std": [0, 0, 0]}]),
+            "preprocess_cfg": rng.choice(
+                [3, [], "x", None, {"mean": 1}, {"size": 10**9}, {"std": [0, 0, 0]}]
+            ),
         }
     text = json.dumps(config)
     path.write_text(rng.choice([text] * 6 + ["[" * 50_000, "{}", "null", text + text]))
@@ -163,4 +205,9 @@ def table_text(path: Path, rng: random.Random) -> None:
             "\n" * 1000,
         ]
     )
-    path.write_bytes(rng.choice([changed.encode()] * 6 + [changed.encode("utf-16"), changed.encode().replace(b"a", b"\xff")]))
+    path.write_bytes(
+        rng.choice(
+            [changed.encode()] * 6
+            + [changed.encode("utf-16"), changed.encode().replace(b"a", b"\xff")]
+        )
+    )

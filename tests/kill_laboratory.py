@@ -68,7 +68,13 @@ def die_at_call(number):
         nonlocal pieces
         pieces += name == "pwrite"
         # The first is the name of the lock's owner.
-        return () if name == "pwrite" and pieces % PIECES != 1 else (False, True) if name in WRITES else (False,)
+        return (
+            ()
+            if name == "pwrite" and pieces % PIECES != 1
+            else (False, True)
+            if name in WRITES
+            else (False,)
+        )
 
     def wrapped(name, call):
         def call_or_die(*arguments, **options):
@@ -101,7 +107,9 @@ def check_finished(output, manifest):
                 for row, key in enumerate(table.keys):
                     record = record_of(key)
                     assert np.array_equal(table.eigenvalues[row], record.values), key
-                    assert np.array_equal(table.ritz_values[row, : len(record.ritz_values)], record.ritz_values), key
+                    assert np.array_equal(
+                        table.ritz_values[row, : len(record.ritz_values)], record.ritz_values
+                    ), key
                     assert table.loss[row] == record.loss, key
         assert num_rows == len(store.plan.keys()), "a record is there twice"
 
@@ -121,7 +129,10 @@ def at_every_call(folder, unit):
     """
     template = folder / "template"
     template.mkdir()
-    first, both = (manifest_of(template, series=("wide",), epochs=epochs, num_batches=4) for epochs in [(0,), (0, 2)])
+    first, both = (
+        manifest_of(template, series=("wide",), epochs=epochs, num_batches=4)
+        for epochs in [(0,), (0, 2)]
+    )
     write_everything(template / "x.h5", first)
     kills = torn = unmerged = 0
     # Not counted among the calls that kill.
@@ -144,7 +155,11 @@ def at_every_call(folder, unit):
         with open(reading) as pipe:
             acknowledged = frozenset(pipe.read().split())
         assert before | acknowledged <= stored_keys(output), "a record that was stored is lost"
-        torn += any(not log.read_bytes().endswith(b"\n") for log in parts_folder(output).glob("*.log") if log.stat().st_size)
+        torn += any(
+            not log.read_bytes().endswith(b"\n")
+            for log in parts_folder(output).glob("*.log")
+            if log.stat().st_size
+        )
         unmerged += any(file.stat().st_size for file in parts_folder(output).glob(".merged*"))
         _, again = os.waitpid(in_child(lambda output=output: write_everything(output, both)), 0)
         assert again == 0, "the second run failed"

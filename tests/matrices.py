@@ -7,7 +7,9 @@ from torch import Tensor
 from landscape.linalg import DenseOperator, SymmetricOperator
 
 
-def with_spectrum(values: np.ndarray, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> DenseOperator:
+def with_spectrum(
+    values: np.ndarray, *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> DenseOperator:
     """Q diag(values) Q^T for a random orthogonal Q."""
     rng = np.random.default_rng(seed)
     Q, _ = np.linalg.qr(rng.standard_normal((len(values), len(values))))
@@ -19,7 +21,12 @@ class Diagonal(SymmetricOperator):
     """diag(entries): products are cheap at any size."""
 
     def __init__(self, entries: Tensor) -> None:
-        self.entries, self.n, self.dtype, self.device = entries, len(entries), entries.dtype, entries.device
+        self.entries, self.n, self.dtype, self.device = (
+            entries,
+            len(entries),
+            entries.dtype,
+            entries.device,
+        )
 
     def matmat(self, V: Tensor) -> Tensor:
         return V * self.entries[:, None]
@@ -29,7 +36,13 @@ class Padded(SymmetricOperator):
     """A matrix between rows and columns of zeros, which says so."""
 
     def __init__(self, inside: SymmetricOperator, n: int, support: Tensor) -> None:
-        self.inside, self.n, self.dtype, self.device, self.support = inside, n, inside.dtype, inside.device, support
+        self.inside, self.n, self.dtype, self.device, self.support = (
+            inside,
+            n,
+            inside.dtype,
+            inside.device,
+            support,
+        )
 
     def matmat(self, V: Tensor) -> Tensor:
         out = torch.zeros_like(V)

@@ -23,7 +23,9 @@ def dense_hessian(objective: Objective, params: Params, batch: Batch) -> Tensor:
     leaves = _leaves(params)
     tensors = list(leaves.values())
     with sdpa_kernel(SDPBackend.MATH):
-        gradients = torch.autograd.grad(objective(leaves, batch), tensors, create_graph=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            objective(leaves, batch), tensors, create_graph=True, materialize_grads=True
+        )
     rows = []
     for gradient in gradients:
         for entry in gradient.reshape(-1):
@@ -38,11 +40,15 @@ def dense_hessian(objective: Objective, params: Params, batch: Batch) -> Tensor:
 def plain_gradient(objective: Objective, params: Params, batch: Batch) -> Tensor:
     """The gradient (n,) by one ordinary backward pass, L2 term included."""
     leaves = _leaves(params)
-    gradients = torch.autograd.grad(objective(leaves, batch), list(leaves.values()), materialize_grads=True)
+    gradients = torch.autograd.grad(
+        objective(leaves, batch), list(leaves.values()), materialize_grads=True
+    )
     return torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
-def difference_product(objective: Objective, params: Params, batch: Batch, direction: Tensor, *, step: float = 1e-3) -> Tensor:
+def difference_product(
+    objective: Objective, params: Params, batch: Batch, direction: Tensor, *, step: float = 1e-3
+) -> Tensor:
     """H v (n,) from four gradients along `direction`: the five-point central difference, error O(step^4).
 
     In float64 with a step of 1e-3 rounding leaves 1e-13 of the gradient's scale and truncation step^4 / 30 times the fifth
@@ -52,7 +58,10 @@ def difference_product(objective: Objective, params: Params, batch: Batch, direc
     def at(shift: float) -> Tensor:
         offset = shift * step * direction
         pieces = offset.split([tensor.numel() for tensor in params.values()])
-        moved = {name: tensor.detach() + piece.view(tensor.shape) for piece, (name, tensor) in zip(pieces, params.items())}
+        moved = {
+            name: tensor.detach() + piece.view(tensor.shape)
+            for piece, (name, tensor) in zip(pieces, params.items())
+        }
         return plain_gradient(objective, moved, batch)
 
     return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
@@ -63,7 +72,10 @@ def dense_jacobian(function: Callable[[Params], Tensor], params: Params) -> Tens
     leaves = _leaves(params)
     with sdpa_kernel(SDPBackend.MATH):
         values = function(leaves).reshape(-1)
-    rows = [torch.autograd.grad(value, list(leaves.values()), retain_graph=True, materialize_grads=True) for value in values]
+    rows = [
+        torch.autograd.grad(value, list(leaves.values()), retain_graph=True, materialize_grads=True)
+        for value in values
+    ]
     return torch.stack([torch.cat([piece.reshape(-1) for piece in row]) for row in rows])
 
 
@@ -74,7 +86,10 @@ def difference_pushforward(
 
     def at(shift: float) -> Tensor:
         pieces = (shift * step * direction).split([tensor.numel() for tensor in params.values()])
-        moved = {name: tensor.detach() + piece.view(tensor.shape) for piece, (name, tensor) in zip(pieces, params.items())}
+        moved = {
+            name: tensor.detach() + piece.view(tensor.shape)
+            for piece, (name, tensor) in zip(pieces, params.items())
+        }
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             return function(moved).reshape(-1)
 

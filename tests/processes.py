@@ -31,7 +31,12 @@ def environment_of_scripts() -> dict[str, str]:
 
 def run_script(arguments: list[str], **options: Any) -> str:
     result = subprocess.run(
-        arguments, env=environment_of_scripts(), capture_output=True, text=True, timeout=60, **options
+        arguments,
+        env=environment_of_scripts(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **options,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -7,7 +7,18 @@ from torch import nn
 
 from landscape.linalg.operator import seeded
 
-ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Softplus, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Hardswish, nn.PReLU)
+ACTIVATIONS = (
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Softplus,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.Sigmoid,
+    nn.Hardswish,
+    nn.PReLU,
+)
 
 
 class Residual(nn.Module):
@@ -64,7 +75,15 @@ def _perceptron(choose: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
     for _ in range(choose.randint(1, 4)):
         wider = choose.randint(2, 12)
         layers += [nn.Linear(width, wider, bias=choose.random() < 0.8)]
-        layers += choose.choice([[], [nn.LayerNorm(wider)], [nn.BatchNorm1d(wider)], [nn.Dropout(0.3)], [nn.RMSNorm(wider)]])
+        layers += choose.choice(
+            [
+                [],
+                [nn.LayerNorm(wider)],
+                [nn.BatchNorm1d(wider)],
+                [nn.Dropout(0.3)],
+                [nn.RMSNorm(wider)],
+            ]
+        )
         layers += [_activation(choose)]
         width = wider
     return nn.Sequential(*layers, nn.Linear(width, 3)), (choose.randint(2, 8), inputs)
@@ -75,8 +94,14 @@ def _convolutional(choose: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
     layers: list[nn.Module] = []
     for _ in range(choose.randint(1, 3)):
         wider = 2 * choose.randint(1, 4)
-        layers += [nn.Conv2d(channels, wider, choose.choice([1, 3]), padding=1, stride=choose.choice([1, 2]))]
-        layers += choose.choice([[], [nn.GroupNorm(2, wider)], [nn.BatchNorm2d(wider)], [nn.InstanceNorm2d(wider)]])
+        layers += [
+            nn.Conv2d(
+                channels, wider, choose.choice([1, 3]), padding=1, stride=choose.choice([1, 2])
+            )
+        ]
+        layers += choose.choice(
+            [[], [nn.GroupNorm(2, wider)], [nn.BatchNorm2d(wider)], [nn.InstanceNorm2d(wider)]]
+        )
         layers += [_activation(choose)]
         residual = Residual(nn.Conv2d(wider, wider, 3, padding=1, groups=2))
         layers += choose.choice([[], [nn.MaxPool2d(2)], [nn.AvgPool2d(2)], [residual]])
@@ -90,8 +115,18 @@ def _sequence(choose: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
     layers: list[nn.Module] = []
     for _ in range(choose.randint(1, 3)):
         mixer = choose.choice(
-            [lambda: Attention(width, 2), lambda: Recurrent(nn.LSTM, width), lambda: Recurrent(nn.GRU, width)]
+            [
+                lambda: Attention(width, 2),
+                lambda: Recurrent(nn.LSTM, width),
+                lambda: Recurrent(nn.GRU, width),
+            ]
         )
-        perceptron = nn.Sequential(nn.Linear(width, 2 * width), _activation(choose), nn.Linear(2 * width, width))
+        perceptron = nn.Sequential(
+            nn.Linear(width, 2 * width), _activation(choose), nn.Linear(2 * width, width)
+        )
         layers += [Residual(nn.Sequential(nn.LayerNorm(width), mixer())), Residual(perceptron)]
-    return nn.Sequential(*layers, nn.Linear(width, 3)), (choose.randint(2, 4), choose.randint(2, 7), width)
+    return nn.Sequential(*layers, nn.Linear(width, 3)), (
+        choose.randint(2, 4),
+        choose.randint(2, 7),
+        width,
+    )

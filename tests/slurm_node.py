@@ -72,28 +72,51 @@ def slurm_node(folder: Path) -> Iterator[dict[str, str]]:
     configuration = folder / "slurm.conf"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20 * 8 // 10
     configuration.write_text(
-        CONFIGURATION.format(host=short_host_name(), folder=folder, ports=free_ports(2), cpus=os.cpu_count(), memory=memory)
+        CONFIGURATION.format(
+            host=short_host_name(),
+            folder=folder,
+            ports=free_ports(2),
+            cpus=os.cpu_count(),
+            memory=memory,
+        )
     )
     variables = {"SLURM_CONF": str(configuration)}
-    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    files = {
+        "key-file": "key",
+        "socket": "socket",
+        "pid-file": "pid",
+        "log-file": "log",
+        "seed-file": "seed",
+    }
     munge = [f"--{option}={folder}/munge.{name}" for option, name in files.items()]
     with ExitStack() as stack:
         stack.enter_context(running(["munged", "--foreground", "--force", *munge], variables))
         wait_for(lambda: (folder / "munge.socket").exists(), "munged")
         stack.enter_context(running(["slurmctld", "-D", "-c"], variables))
         stack.enter_context(running(["slurmd", "-D"], variables))
-        wait_for(lambda: "idle" in output(["sinfo", "-h", "-o", "%T"], variables), f"an idle node (logs in {folder})")
+        wait_for(
+            lambda: "idle" in output(["sinfo", "-h", "-o", "%T"], variables),
+            f"an idle node (logs in {folder})",
+        )
         try:
             yield variables
         finally:
             output(["scancel", "--user=root"], variables)
-            wait_for(lambda: output(["squeue", "-h"], variables) == "", "the end of all jobs", END_TIMEOUT)
+            wait_for(
+                lambda: output(["squeue", "-h"], variables) == "",
+                "the end of all jobs",
+                END_TIMEOUT,
+            )
 
 
 @contextmanager
 def running(command: list[str], variables: dict[str, str]) -> Iterator[None]:
     """Run a program until the block ends."""
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    options = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "start_new_session": True,
+    }
     process = subprocess.Popen(command, env=os.environ | variables, **options)
     try:
         yield
@@ -107,7 +130,9 @@ def running(command: list[str], variables: dict[str, str]) -> Iterator[None]:
 
 
 def output(command: list[str], variables: dict[str, str]) -> str:
-    result = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        command, env=os.environ | variables, capture_output=True, text=True, timeout=60
+    )
     return result.stdout.strip()
 
 

@@ -12,14 +12,23 @@ from landscape.store import Record
 K = 3
 
 
-def manifest_of(folder: Path, *, series=("wide", "narrow"), epochs=(0, 2), num_batches=4, **settings) -> Manifest:
+def manifest_of(
+    folder: Path, *, series=("wide", "narrow"), epochs=(0, 2), num_batches=4, **settings
+) -> Manifest:
     """A manifest whose checkpoint files exist; `settings` go to data, hessian, or the model."""
     model = settings.pop("model", "vit_tiny_64")
     with_sha256 = settings.pop("with_sha256", True)
-    data = {"source": "openmoji", "image_size": 64, "num_samples": 15 * num_batches, "batch_size": 15}
+    data = {
+        "source": "openmoji",
+        "image_size": 64,
+        "num_samples": 15 * num_batches,
+        "batch_size": 15,
+    }
     hessian = {"objective": "contrastive", "k": K}
     for key, value in settings.items():
-        (data if key in DataSettings.__dataclass_fields__ and key != "seed" else hessian)[key] = value
+        (data if key in DataSettings.__dataclass_fields__ and key != "seed" else hessian)[key] = (
+            value
+        )
     lines = []
     for name in series:
         checkpoints = []
@@ -29,9 +38,16 @@ def manifest_of(folder: Path, *, series=("wide", "narrow"), epochs=(0, 2), num_b
                 path.write_text(f"{name} {epoch}")
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if with_sha256 else None
             checkpoints.append(Checkpoint(epoch=epoch, path=path, sha256=sha256))
-        lines.append(CheckpointSeries(name=name, model=model, label=f"ViT, {name}", checkpoints=tuple(checkpoints)))
+        lines.append(
+            CheckpointSeries(
+                name=name, model=model, label=f"ViT, {name}", checkpoints=tuple(checkpoints)
+            )
+        )
     return Manifest(
-        path=folder / "checkpoints.yaml", data=DataSettings(**data), hessian=HessianSettings(**hessian), series=tuple(lines)
+        path=folder / "checkpoints.yaml",
+        data=DataSettings(**data),
+        hessian=HessianSettings(**hessian),
+        series=tuple(lines),
     )
 
 

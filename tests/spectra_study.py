@@ -43,21 +43,30 @@ def make_study(
         rows = csv.writer(table, delimiter="\t")
         rows.writerow(["filepath", "title"])
         for index in range(BATCH_SIZE * NUM_BATCHES):
-            Image.new("RGB", (16, 16), (20 * index, 255 - 20 * index, (70 * index) % 255)).save(folder / f"{index}.png")
+            Image.new("RGB", (16, 16), (20 * index, 255 - 20 * index, (70 * index) % 255)).save(
+                folder / f"{index}.png"
+            )
             rows.writerow([f"{index}.png", f"picture {chr(97 + index)}"])
     series = []
     for number, name in enumerate(names):
         checkpoints = []
         for epoch in epochs:
             path = folder / f"{name}_{epoch}.pt"
-            save_checkpoint(path, model=build_model(MODEL, seed=100 * number + epoch), epoch=epoch, name=MODEL)
+            save_checkpoint(
+                path, model=build_model(MODEL, seed=100 * number + epoch), epoch=epoch, name=MODEL
+            )
             checkpoints.append({"epoch": epoch, "path": path.name})
         architecture = {"config": "tiny.json"} if with_config else {"model": MODEL}
         series.append({"name": name, **architecture, "checkpoints": checkpoints})
     (folder / "tiny.json").write_text(json.dumps(config_of()))
     document = {
         "version": 1,
-        "data": {"source": "pairs.tsv", "split": "all", "num_samples": BATCH_SIZE * NUM_BATCHES, "batch_size": BATCH_SIZE},
+        "data": {
+            "source": "pairs.tsv",
+            "split": "all",
+            "num_samples": BATCH_SIZE * NUM_BATCHES,
+            "batch_size": BATCH_SIZE,
+        },
         "hessian": {"objective": "contrastive", "k": 3, **hessian},
         "series": series,
     }
@@ -73,8 +82,14 @@ def stored(output: Path) -> dict[str, list[float]]:
     except Exception:
         return {}
     with store:
-        tables = [store.records(series, epoch) for series in store.series() for epoch in store.epochs(series)]
-        return {key: row.tolist() for table in tables for key, row in zip(table.keys, table.eigenvalues)}
+        tables = [
+            store.records(series, epoch)
+            for series in store.series()
+            for epoch in store.epochs(series)
+        ]
+        return {
+            key: row.tolist() for table in tables for key, row in zip(table.keys, table.eigenvalues)
+        }
 
 
 def spectra_in_a_child(manifest: Path, output: Path) -> int:
@@ -90,7 +105,9 @@ def spectra_in_a_child(manifest: Path, output: Path) -> int:
     return pid
 
 
-def kill_at_random(manifest: Path, folder: Path, *, num_kills: int, longest: float, seed: int) -> dict[str, object]:
+def kill_at_random(
+    manifest: Path, folder: Path, *, num_kills: int, longest: float, seed: int
+) -> dict[str, object]:
     """Start the command and kill it until `num_kills` runs have died of it; then let every output finish.
 
     An output that got complete is followed by a new one.
@@ -116,7 +133,10 @@ def kill_at_random(manifest: Path, folder: Path, *, num_kills: int, longest: flo
         if not died:
             outputs.append(folder / f"killed_{len(outputs)}.h5")
             before = {}
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(spectra_in_a_child(manifest, output), 0)[1]) for output in outputs]
+    statuses = [
+        os.waitstatus_to_exitcode(os.waitpid(spectra_in_a_child(manifest, output), 0)[1])
+        for output in outputs
+    ]
     final = [stored(output) for output in outputs]
     damaged += [key for key, values in before.items() if final[-1].get(key) != values]
     return {"statuses": statuses, "counts": counts, "damaged": damaged, "final": final}
@@ -129,4 +149,10 @@ if __name__ == "__main__":
         begun = time.monotonic()
         os.waitpid(spectra_in_a_child(study, folder / name), 0)
     # A kill falls anywhere into a whole run.
-    print(json.dumps(kill_at_random(study, folder, num_kills=int(sys.argv[3]), longest=time.monotonic() - begun, seed=0)))
+    print(
+        json.dumps(
+            kill_at_random(
+                study, folder, num_kills=int(sys.argv[3]), longest=time.monotonic() - begun, seed=0
+            )
+        )
+    )

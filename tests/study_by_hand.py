@@ -18,7 +18,13 @@ from landscape.store.schema import write_file
 K = 5
 EPOCHS = (0, 5, 10, 15, 20, 25)
 LABELS = {"vit": "ViT-B/16", "vmamba": "VMamba-B", "simba": "Simba-L"}
-AUDIT = {"passed": True, "worst_error": 3.1e-7, "dtype": "float64", "epoch": 25, "checkpoint_sha256": "0" * 64}
+AUDIT = {
+    "passed": True,
+    "worst_error": 3.1e-7,
+    "dtype": "float64",
+    "epoch": 25,
+    "checkpoint_sha256": "0" * 64,
+}
 _AT_START = np.array([1222.9, 570.3, 504.0, -428.4, -374.0])
 _LATE = np.array([29.67, 14.97, 9.25, 7.14, 5.85])
 _NUM_NODES = 30
@@ -51,9 +57,13 @@ def write_study(
                 continue
             rows = [
                 (Record(**change(fields)), {"landscape": "0", "torch": "2"})
-                for fields in _records(name, number, epoch, num_batches if measured is None else measured, seed)
+                for fields in _records(
+                    name, number, epoch, num_batches if measured is None else measured, seed
+                )
             ]
-            tables.append(table_of(rows, model=f"{name}_model", label=labels[name], num_planned=num_batches))
+            tables.append(
+                table_of(rows, model=f"{name}_model", label=labels[name], num_planned=num_batches)
+            )
     write_file(path, plan, tables)
     return path
 
@@ -64,19 +74,25 @@ def plan_of(labels: dict[str, str], epochs: Sequence[int], num_batches: int) -> 
             name=name,
             model=f"{name}_model",
             label=label,
-            checkpoints=tuple(Checkpoint(epoch=epoch, path=Path(f"{name}_{epoch}.pt")) for epoch in epochs),
+            checkpoints=tuple(
+                Checkpoint(epoch=epoch, path=Path(f"{name}_{epoch}.pt")) for epoch in epochs
+            ),
         )
         for name, label in labels.items()
     ]
-    data = DataSettings(source="openmoji", image_size=64, num_samples=15 * num_batches, batch_size=15)
+    data = DataSettings(
+        source="openmoji", image_size=64, num_samples=15 * num_batches, batch_size=15
+    )
     hessian = HessianSettings(objective="contrastive", k=K)
-    return Plan.of(Manifest(path=Path("checkpoints.yaml"), data=data, hessian=hessian, series=tuple(series)))
+    return Plan.of(
+        Manifest(path=Path("checkpoints.yaml"), data=data, hessian=hessian, series=tuple(series))
+    )
 
 
 def _records(name: str, number: int, epoch: int, num_batches: int, seed: int) -> Iterator[dict]:
     progress = min(epoch, 25) / 25
     # Each series flattens at its own pace, from the same start.
-    centre = np.abs(_AT_START) ** (1 - progress) * _LATE ** progress * (1 + 0.5 * number * progress)
+    centre = np.abs(_AT_START) ** (1 - progress) * _LATE**progress * (1 + 0.5 * number * progress)
     for batch in range(num_batches):
         difficulty = np.random.default_rng([seed, batch]).normal(0, 0.3)
         generator = np.random.default_rng([seed, batch, number, epoch])
@@ -109,6 +125,10 @@ def _records(name: str, number: int, epoch: int, num_batches: int, seed: int) ->
             "checkpoint_sha256": hashlib.sha256(f"{name} {epoch}".encode()).hexdigest(),
             "num_params": 1_000_000 * (number + 1),
             "seconds": 1.5,
-            "settings": {"device": "cpu", "num_threads": 1, "product": "double backward, retained graph"},
+            "settings": {
+                "device": "cpu",
+                "num_threads": 1,
+                "product": "double backward, retained graph",
+            },
             "extras": {"audit": AUDIT},
         }

@@ -20,7 +20,9 @@ from landscape.cli import main
 from landscape.store import StoredSurface, read_surface, write_surface
 
 
-def surface_in_a_child(manifest: Path, data: Path, options: list[str], *, dies_at: int | None = None) -> int:
+def surface_in_a_child(
+    manifest: Path, data: Path, options: list[str], *, dies_at: int | None = None
+) -> int:
     """Start the command in a process of its own; it kills itself once it has stored `dies_at` points. Returns its number."""
     pid = os.fork()
     if pid == 0:
@@ -34,7 +36,17 @@ def surface_in_a_child(manifest: Path, data: Path, options: list[str], *, dies_a
 
         pipeline.write_surface = write_and_die
         try:
-            main(["surface", str(manifest), "-o", str(data.with_suffix(".png")), "--device", "cpu", *options])
+            main(
+                [
+                    "surface",
+                    str(manifest),
+                    "-o",
+                    str(data.with_suffix(".png")),
+                    "--device",
+                    "cpu",
+                    *options,
+                ]
+            )
         except SystemExit as stop:
             os._exit(int(stop.code or 0))
         os._exit(0)
@@ -46,10 +58,15 @@ def points(data: Path) -> dict[str, float]:
     stored = read_surface(data)
     if stored is None:
         return {}
-    return {str(index): stored.result.losses[tuple(index)] for index in np.argwhere(stored.result.computed).tolist()}
+    return {
+        str(index): stored.result.losses[tuple(index)]
+        for index in np.argwhere(stored.result.computed).tolist()
+    }
 
 
-def kill_at_random(manifest: Path, folder: Path, options: list[str], *, num_kills: int, longest: float) -> dict[str, object]:
+def kill_at_random(
+    manifest: Path, folder: Path, options: list[str], *, num_kills: int, longest: float
+) -> dict[str, object]:
     """Start the command and kill it until `num_kills` runs have died of it, by turns after a point and after a while.
 
     How long a run takes, and how much of that its points take, is the machine's affair: kills by the clock alone may all
@@ -96,7 +113,9 @@ def was_killed(pid: int) -> bool:
     """
     status = os.waitpid(pid, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise RuntimeError(f"`landscape surface` ended with the exit status {os.WEXITSTATUS(status)}")
+        raise RuntimeError(
+            f"`landscape surface` ended with the exit status {os.WEXITSTATUS(status)}"
+        )
     return os.WIFSIGNALED(status)
 
 

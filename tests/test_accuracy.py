@@ -12,7 +12,15 @@ from scipy import stats
 from test_predictions import make_answers, make_set, make_store
 
 from landscape.compare.accuracy import Scored, means_of, paired_tests, scores_of, winners
-from landscape.compare.accuracy_tables import COLUMNS, AccuracyTable, to_csv, to_json, to_latex, to_terminal, write_table
+from landscape.compare.accuracy_tables import (
+    COLUMNS,
+    AccuracyTable,
+    to_csv,
+    to_json,
+    to_latex,
+    to_terminal,
+    write_table,
+)
 from landscape.errors import StoreError
 from landscape.statistics import Bootstrap
 from landscape.store.predictions import CheckpointPredictions, PredictionStore, SetPredictions
@@ -23,7 +31,12 @@ FEW = Bootstrap(num_resamples=400)
 def store_of(one, **answers: SetPredictions) -> PredictionStore:
     checkpoints = {
         (series, 0): CheckpointPredictions(
-            series=series, label=series, model="m", epoch=0, checkpoint_sha256="0" * 64, sets={one.name: found}
+            series=series,
+            label=series,
+            model="m",
+            epoch=0,
+            checkpoint_sha256="0" * 64,
+            sets={one.name: found},
         )
         for series, found in answers.items()
     }
@@ -40,7 +53,11 @@ def test_top_1_has_wilsons_interval():
 
 
 def test_mean_per_class_counts_each_class_that_occurs_the_same():
-    one = make_set(num_pictures=21, metric="mean_per_class", labels=np.array([0] * 18 + [1] * 3, dtype=np.int32))
+    one = make_set(
+        num_pictures=21,
+        metric="mean_per_class",
+        labels=np.array([0] * 18 + [1] * 3, dtype=np.int32),
+    )
     found = SetPredictions.empty(21, 5)
     # 9 of 18 and 3 of 3; five other classes do not occur.
     top = np.tile(np.arange(5, dtype=np.int32), (21, 1))
@@ -72,7 +89,9 @@ def test_the_area_under_the_curve_is_counted_over_pairs():
     found.put(0, order, np.take_along_axis(scores, order, axis=1), {})
     (score,) = scores_of(store_of(one, vit=found), FEW)
     margin = scores[:, 1].astype(float) - scores[:, 0]
-    pairs = [(a > b) + 0.5 * (a == b) for a in margin[one.labels == 1] for b in margin[one.labels == 0]]
+    pairs = [
+        (a > b) + 0.5 * (a == b) for a in margin[one.labels == 1] for b in margin[one.labels == 0]
+    ]
     assert score.value.value == pytest.approx(np.mean(pairs), abs=1e-12)
 
 
@@ -108,26 +127,40 @@ def test_paired_tests_are_mcnemars_with_holm_over_the_sets():
         hits = [Scored(store.sets[name], one.sets[name]).correct for one in (first, second)]
         b, c = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
         raw.append(stats.binomtest(b, b + c).pvalue)
-        assert test.p_value == pytest.approx(raw[-1]) and test.difference.value == pytest.approx((b - c) / test.n)
-        assert test.difference.low < test.difference.value < test.difference.high and 0 < test.detectable < 1
+        assert test.p_value == pytest.approx(raw[-1]) and test.difference.value == pytest.approx(
+            (b - c) / test.n
+        )
+        assert (
+            test.difference.low < test.difference.value < test.difference.high
+            and 0 < test.detectable < 1
+        )
     small, large = sorted(raw)
-    assert sorted(test.p_holm for test in tests) == pytest.approx([2 * small, max(large, 2 * small)])
+    assert sorted(test.p_holm for test in tests) == pytest.approx(
+        [2 * small, max(large, 2 * small)]
+    )
 
 
 def test_the_interval_of_a_difference_is_that_of_resampled_pictures():
     one = make_set(num_pictures=400)
-    answers = [make_answers(one, share_right=share, seed=seed) for share, seed in ((0.8, 1), (0.6, 2))]
+    answers = [
+        make_answers(one, share_right=share, seed=seed) for share, seed in ((0.8, 1), (0.6, 2))
+    ]
     store = store_of(one, a=answers[0], b=answers[1])
     (test,) = paired_tests(store, *store.checkpoints.values(), Bootstrap(num_resamples=20_000))
     hits = [Scored(one, found).correct.astype(float) for found in answers]
-    truth = stats.bootstrap((hits[0] - hits[1],), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+    truth = stats.bootstrap(
+        (hits[0] - hits[1],), np.mean, n_resamples=20_000, method="percentile", rng=0
+    ).confidence_interval
     # Ends move by 0.006 standard errors of 0.03 between two such bootstraps, and in steps of 1 / 400.
     assert (test.difference.low, test.difference.high) == pytest.approx(tuple(truth), abs=0.004)
 
 
 def test_only_a_series_that_beats_all_others_is_the_best():
     one = make_set(num_pictures=300)
-    clear, equal = make_answers(one, share_right=0.9, seed=0), make_answers(one, share_right=0.5, seed=1)
+    clear, equal = (
+        make_answers(one, share_right=0.9, seed=0),
+        make_answers(one, share_right=0.5, seed=1),
+    )
     assert winners(store_of(one, a=clear, b=equal), FEW) == {("a", 0, "pets", "")}
     close = make_answers(one, share_right=0.9, seed=2)
     assert winners(store_of(one, a=clear, b=equal, c=close), FEW) == set()
@@ -145,7 +178,9 @@ def test_rows_are_the_same_in_csv_and_json():
     read = list(csv.DictReader(io.StringIO(to_csv(table))))
     for row, text in zip(rows, read, strict=True):
         assert {key: "" if value is None else str(value) for key, value in row.items()} == text
-    assert {row["dataset"] for row in rows} == {"pets", "mnist"} and rows[0]["low"] < rows[0]["value"] < rows[0]["high"]
+    assert {row["dataset"] for row in rows} == {"pets", "mnist"} and rows[0]["low"] < rows[0][
+        "value"
+    ] < rows[0]["high"]
 
 
 def test_texts_show_percent_with_half_the_interval():
@@ -153,20 +188,32 @@ def test_texts_show_percent_with_half_the_interval():
     table = AccuracyTable.of(store, bootstrap=FEW)
     text = to_terminal(table)
     # 20 of 20: Wilson's interval reaches from 0.839 to 1.
-    assert "100.0 ± 8.1 *" in text and "0.0 ± 8.1" in text and "Mnist c10" in text and "pets and mnist c10: a note" in text
+    assert (
+        "100.0 ± 8.1 *" in text
+        and "0.0 ± 8.1" in text
+        and "Mnist c10" in text
+        and "pets and mnist c10: a note" in text
+    )
     assert r"\textbf{100.0 $\pm$ 8.1}" in to_latex(table).replace("±", r"$\pm$")
 
 
 def test_series_and_epochs_are_chosen_and_unknown_ones_refused(tmp_path):
     store = make_store()
-    assert {score.series for score in AccuracyTable.of(store, series=["vit"], bootstrap=FEW).scores} == {"vit"}
-    for options, reason in (({"series": ["vitt"]}, "no series 'vitt'"), ({"epochs": [7]}, "has an epoch 7")):
+    assert {
+        score.series for score in AccuracyTable.of(store, series=["vit"], bootstrap=FEW).scores
+    } == {"vit"}
+    for options, reason in (
+        ({"series": ["vitt"]}, "no series 'vitt'"),
+        ({"epochs": [7]}, "has an epoch 7"),
+    ):
         with pytest.raises(StoreError, match=reason):
             AccuracyTable.of(store, bootstrap=FEW, **options)
     with pytest.raises(StoreError, match="nothing is answered"):
         AccuracyTable.of(PredictionStore(), bootstrap=FEW)
     said = write_table(AccuracyTable.of(store, bootstrap=FEW), tmp_path / "table.csv", kind=None)
-    assert said.endswith("table.csv: 4 rows.") and (tmp_path / "table.csv").read_text().startswith("series,label")
+    assert said.endswith("table.csv: 4 rows.") and (tmp_path / "table.csv").read_text().startswith(
+        "series,label"
+    )
     with pytest.raises(StoreError, match="its name says csv"):
         write_table(AccuracyTable.of(store, bootstrap=FEW), tmp_path / "table.csv", kind="json")
 
@@ -177,18 +224,27 @@ def test_json_holds_no_nan():
 
 
 def test_the_mean_is_over_sets_of_different_pictures_that_all_have_answered():
-    one, other = make_set("pets", num_pictures=100), make_set("mnist", num_classes=5, num_pictures=60)
+    one, other = (
+        make_set("pets", num_pictures=100),
+        make_set("mnist", num_classes=5, num_pictures=60),
+    )
     third = make_set("food101", num_pictures=30)
     store = PredictionStore(sets={each.name: each for each in (one, other, third)})
     for number, series in enumerate(("a", "b")):
-        checkpoint = CheckpointPredictions(series=series, label=series, model="m", epoch=0, checkpoint_sha256="0" * 64)
+        checkpoint = CheckpointPredictions(
+            series=series, label=series, model="m", epoch=0, checkpoint_sha256="0" * 64
+        )
         for at, each in enumerate((one, other, third)):
             if series == "a" or each is not third:
-                checkpoint.sets[each.name] = make_answers(each, share_right=0.3 + 0.3 * number, seed=10 * at + number)
+                checkpoint.sets[each.name] = make_answers(
+                    each, share_right=0.3 + 0.3 * number, seed=10 * at + number
+                )
         store.checkpoints[checkpoint.key] = checkpoint
     first, second = means_of(store, Bootstrap(num_resamples=4000))
     assert first.datasets == second.datasets == ("pets", "mnist")
-    hits = [Scored(each, store.checkpoints["a", 0].sets[each.name]).correct for each in (one, other)]
+    hits = [
+        Scored(each, store.checkpoints["a", 0].sets[each.name]).correct for each in (one, other)
+    ]
     assert first.value.value == pytest.approx(np.mean([hit.mean() for hit in hits]))
     # The standard error of the mean of two independent shares.
     error = math.sqrt(sum(hit.mean() * (1 - hit.mean()) / len(hit) for hit in hits)) / 2
@@ -197,7 +253,10 @@ def test_the_mean_is_over_sets_of_different_pictures_that_all_have_answered():
     assert "mean of 2 of 26 sets" in text and "food101, cifar10" in text
     # Arrays are keyed by numbers, which several sets have; tasks of OpenMoji are of the same pictures.
     arrays = [make_set(name, num_pictures=100, keys=one.keys) for name in ("cifar10", "cifar100")]
-    tasks = [make_set(name, num_pictures=100, keys=one.keys) for name in ("openmoji/group", "openmoji/name")]
+    tasks = [
+        make_set(name, num_pictures=100, keys=one.keys)
+        for name in ("openmoji/group", "openmoji/name")
+    ]
     for sets, number in ((arrays, 1), (tasks, 0)):
         pair = PredictionStore(sets={each.name: each for each in sets})
         found = {each.name: make_answers(each, share_right=0.5, seed=1) for each in sets}
@@ -216,7 +275,9 @@ def test_series_of_one_label_are_told_apart():
 
 
 def test_an_area_without_one_of_the_classes_is_not_known():
-    one = make_set(num_classes=2, num_pictures=6, metric="roc_auc", labels=np.zeros(6, dtype=np.int32))
+    one = make_set(
+        num_classes=2, num_pictures=6, metric="roc_auc", labels=np.zeros(6, dtype=np.int32)
+    )
     answers = [make_answers(one, share_right=share, seed=0, width=2) for share in (1.0, 0.0)]
     store = store_of(one, a=answers[0], b=answers[1])
     assert all(math.isnan(score.value.value) for score in scores_of(store, FEW))

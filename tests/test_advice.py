@@ -83,7 +83,9 @@ FOLLOWED = {
 def text_of(node: ast.AST) -> str:
     """A string of the source, {} for what is filled in."""
     if isinstance(node, ast.JoinedStr):
-        return "".join(text_of(value) if isinstance(value, ast.Constant) else "{}" for value in node.values)
+        return "".join(
+            text_of(value) if isinstance(value, ast.Constant) else "{}" for value in node.values
+        )
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
@@ -94,7 +96,9 @@ def messages() -> dict[str, str]:
         tree = ast.parse(path.read_text())
         inside: set[int] = set()
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+                node, clean=False
+            ):
                 inside.add(id(node.body[0].value))
             if isinstance(node, ast.JoinedStr):
                 inside.update(map(id, node.values))
@@ -119,7 +123,12 @@ class Desk:
             "version": 1,
             "epoch_zero": "optional",
             "data": {"source": "pairs.tsv", "split": "all", "num_samples": 4, "batch_size": 4},
-            "hessian": {"objective": "contrastive", "parameters": PATTERNS, "k": 2, "max_matvecs": 30},
+            "hessian": {
+                "objective": "contrastive",
+                "parameters": PATTERNS,
+                "k": 2,
+                "max_matvecs": 30,
+            },
             "series": [{"name": "s", "model": PLAIN, "checkpoints": "run/checkpoints"}],
         }
 
@@ -131,14 +140,18 @@ class Desk:
     def run(self) -> Path:
         return self.folder / "run"
 
-    def checkpoint(self, path: Path, model: torch.nn.Module | None = None, *, epoch: int = 1) -> Path:
+    def checkpoint(
+        self, path: Path, model: torch.nn.Module | None = None, *, epoch: int = 1
+    ) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(path, model=model or build_model(PLAIN, seed=0), epoch=epoch, name="x")
         return path
 
     def command(self, *arguments: object) -> tuple[int, str]:
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit), (
+            result.exception
+        )
         return result.exit_code, result.output
 
     def spectra(self) -> tuple[int, str]:
@@ -150,7 +163,13 @@ class Desk:
 
     def say(self, advised: str, section: str = "series") -> None:
         """Write a piece of YAML, as a message gives it, into a section of the manifest."""
-        target = self.series if section == "series" else self.document if section == "" else self.document[section]
+        target = (
+            self.series
+            if section == "series"
+            else self.document
+            if section == ""
+            else self.document[section]
+        )
         target.update(yaml.safe_load(advised))
 
 
@@ -188,7 +207,9 @@ def no_epoch_zero_but_a_way_to_write_it(desk):
     desk.document["epoch_zero"] = "required"
     _, message = desk.spectra()
     words = quoted(message, "landscape train --epochs 0").split()[1:]
-    code, said = desk.command(*words, "--model", PLAIN, "--data", desk.table, "--split", "all", "-o", desk.folder / "init")
+    code, said = desk.command(
+        *words, "--model", PLAIN, "--data", desk.table, "--split", "all", "-o", desk.folder / "init"
+    )
     assert code == 0, said
     desk.series["checkpoints"] = [
         {"epoch": 0, "path": "init/checkpoints/epoch_0.pt"},
@@ -269,9 +290,16 @@ def a_run_that_began_with_openais_weights(desk):
 
 @follows("loss: cross_entropy")
 def a_timm_run_with_another_loss(desk):
-    (desk.run / "checkpoints" / "args.yaml").write_text(yaml.safe_dump({**TIMM, "num_classes": 4, "bce_loss": True}))
-    desk.checkpoint(desk.run / "checkpoints" / "epoch_1.pt", build_model("timm:test_resnet", num_classes=4, seed=0))
-    (desk.folder / "labels.tsv").write_text("filepath\ttitle\n" + "".join(f"{i}.png\t{i % 4}\n" for i in range(12)))
+    (desk.run / "checkpoints" / "args.yaml").write_text(
+        yaml.safe_dump({**TIMM, "num_classes": 4, "bce_loss": True})
+    )
+    desk.checkpoint(
+        desk.run / "checkpoints" / "epoch_1.pt",
+        build_model("timm:test_resnet", num_classes=4, seed=0),
+    )
+    (desk.folder / "labels.tsv").write_text(
+        "filepath\ttitle\n" + "".join(f"{i}.png\t{i % 4}\n" for i in range(12))
+    )
     desk.document["data"]["source"] = "labels.tsv"
     desk.document["hessian"] |= {"objective": "cross_entropy", "parameters": ["fc.*"]}
     desk.series["model"] = "timm:test_resnet"
@@ -306,7 +334,9 @@ def a_local_folder_with_a_configuration_of_another_name(desk):
 @follows("config: file.json")
 def an_architecture_that_is_not_the_runs(desk):
     (desk.folder / "quick.json").write_text(json.dumps({**TINY, "quick_gelu": True}))
-    desk.series.update({"model": "mine", "config": "quick.json", "model_args": {"force_quick_gelu": False}})
+    desk.series.update(
+        {"model": "mine", "config": "quick.json", "model_args": {"force_quick_gelu": False}}
+    )
     _, message = desk.spectra()
     (desk.folder / "file.json").write_text(json.dumps(TINY))
     desk.say(quoted(message, "config: file.json"))
@@ -315,8 +345,20 @@ def an_architecture_that_is_not_the_runs(desk):
 
 @follows("preprocess: {...}")
 def pictures_that_transformers_prepared_in_a_way_of_its_own(desk):
-    vision = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64, "hidden_act": "gelu"}
-    text = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 32, "hidden_act": "gelu"}
+    vision = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 64,
+        "hidden_act": "gelu",
+    }
+    text = {
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+        "hidden_act": "gelu",
+    }
     config = {
         "model_type": "clip",
         "projection_dim": 8,
@@ -325,9 +367,15 @@ def pictures_that_transformers_prepared_in_a_way_of_its_own(desk):
     }
     folder = desk.run / "checkpoints"
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"do_rescale": False, "size": 16, "crop_size": 16}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"do_rescale": False, "size": 16, "crop_size": 16})
+    )
     _, message = desk.spectra()
-    desk.say(quoted(message, "preprocess: {...}").replace("...", "mean: [0, 0, 0], std: [0.004, 0.004, 0.004]"))
+    desk.say(
+        quoted(message, "preprocess: {...}").replace(
+            "...", "mean: [0, 0, 0], std: [0.004, 0.004, 0.004]"
+        )
+    )
     return message, desk.spectra()
 
 
@@ -384,7 +432,11 @@ def an_open_quotation_mark(desk):
 
 @follows("encoding: {}")
 def a_table_in_latin_1(desk):
-    desk.table.write_bytes(desk.table.read_text().replace("a ", "caf\N{LATIN SMALL LETTER E WITH ACUTE} ").encode("latin-1"))
+    desk.table.write_bytes(
+        desk.table.read_text()
+        .replace("a ", "caf\N{LATIN SMALL LETTER E WITH ACUTE} ")
+        .encode("latin-1")
+    )
     _, message = desk.spectra()
     desk.say(quoted(message, "encoding: {}"), "data")
     return message, desk.spectra()
@@ -402,7 +454,11 @@ def a_table_with_another_separator(desk):
 def a_table_with_a_nul(desk):
     desk.table.write_text(desk.table.read_text().replace("a ", "a\0 ", 1))
     _, message = desk.spectra()
-    line = quoted(message, "tr -d '\\000' < TABLE > CLEAN").replace("TABLE", desk.table.name).replace("CLEAN", "clean.tsv")
+    line = (
+        quoted(message, "tr -d '\\000' < TABLE > CLEAN")
+        .replace("TABLE", desk.table.name)
+        .replace("CLEAN", "clean.tsv")
+    )
     subprocess.run(line, shell=True, cwd=desk.folder, check=True)
     desk.document["data"]["source"] = "clean.tsv"
     return message, desk.spectra()
@@ -433,9 +489,13 @@ def test_advice_that_is_followed_leads_on(code, case, tmp_path):
         ({"init_logit_bias": -10}, {}, "loss: siglip"),
     ],
 )
-def test_weights_that_do_not_fit_name_the_key_that_makes_them_fit(model_args, keys, wanted, tmp_path):
+def test_weights_that_do_not_fit_name_the_key_that_makes_them_fit(
+    model_args, keys, wanted, tmp_path
+):
     desk = Desk(tmp_path)
-    desk.checkpoint(desk.run / "checkpoints" / "epoch_1.pt", build_model(PLAIN, model_args=model_args))
+    desk.checkpoint(
+        desk.run / "checkpoints" / "epoch_1.pt", build_model(PLAIN, model_args=model_args)
+    )
     status, message = desk.spectra()
     assert status == 2 and f"say {wanted}." in message, message
     desk.say(wanted)
@@ -460,7 +520,9 @@ def test_packages_that_a_message_asks_for_are_those_that_the_project_declares():
     """Nobody is sent to the index for a package of this project's name, which is somebody else's program there."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    declared = " ".join([config["options"]["install_requires"], *config["options.extras_require"].values()])
+    declared = " ".join(
+        [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    )
     names = set(re.findall(r"^\s*([A-Za-z0-9_.-]+)", declared, re.MULTILINE)) | {"triton", "numba"}
     for code in advice():
         if code.startswith("pip install"):
@@ -473,7 +535,12 @@ def commands() -> dict[str, click.Command]:
 
 
 def test_options_and_commands_in_messages_exist():
-    options = {name for command in commands().values() for parameter in command.params for name in parameter.opts}
+    options = {
+        name
+        for command in commands().values()
+        for parameter in command.params
+        for name in parameter.opts
+    }
     foreign = {"--siglip", "--force-reinstall", "--no-build-isolation", "--model-ema", "--help"}
     foreign |= {"--gres", "--scheduler-file", "--ntasks"}
     for where, text in messages().items():

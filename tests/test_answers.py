@@ -49,24 +49,46 @@ def test_the_categories_hold_207_imagenet_classes():
 def test_the_imagenet_classes_of_a_category_are_of_that_kind():
     from open_clip import IMAGENET_CLASSNAMES
 
-    names = {name: [IMAGENET_CLASSNAMES[index] for index in indices] for name, indices in IMAGENET_INDICES.items()}
-    assert names["airplane"] == ["airliner"] and names["elephant"] == ["Asian elephant", "African bush elephant"]
-    assert names["clock"] == ["analog clock", "digital clock", "wall clock"] and names["keyboard"][0] == "computer keyboard"
+    names = {
+        name: [IMAGENET_CLASSNAMES[index] for index in indices]
+        for name, indices in IMAGENET_INDICES.items()
+    }
+    assert names["airplane"] == ["airliner"] and names["elephant"] == [
+        "Asian elephant",
+        "African bush elephant",
+    ]
+    assert (
+        names["clock"] == ["analog clock", "digital clock", "wall clock"]
+        and names["keyboard"][0] == "computer keyboard"
+    )
     assert names["oven"] == ["rotisserie"] and names["knife"] == ["cleaver"]
     assert all("bear" in name for name in names["bear"])
     # The dogs of ImageNet are 151 to 268, and the cats 281 to 285; the toolbox leaves some out, and takes the cougar.
-    assert all(151 <= index <= 268 for index in IMAGENET_INDICES["dog"]) and names["cat"][-1] == "cougar"
+    assert (
+        all(151 <= index <= 268 for index in IMAGENET_INDICES["dog"])
+        and names["cat"][-1] == "cougar"
+    )
 
 
 def test_seventeen_data_sets_have_the_conditions_of_the_benchmark():
-    assert len(SEVENTEEN) == 17 and len(SIXTEEN) == 16 and set(SEVENTEEN) - set(SIXTEEN) == {"cue-conflict"}
+    assert (
+        len(SEVENTEEN) == 17
+        and len(SIXTEEN) == 16
+        and set(SEVENTEEN) - set(SIXTEEN) == {"cue-conflict"}
+    )
     # Of the toolbox's lists: 73 levels of 12 distortions, 32 of them excluded, and five sets of one condition.
     assert sum(len(dataset.conditions) for dataset in DATASETS.values()) == 73 + 5
-    assert sum(condition.excluded for dataset in DATASETS.values() for condition in dataset.conditions) == 32
+    assert (
+        sum(condition.excluded for dataset in DATASETS.values() for condition in dataset.conditions)
+        == 32
+    )
     for dataset in DATASETS.values():
         kept = [not condition.excluded for condition in dataset.conditions]
         # The undistorted condition comes first and is excluded; what is kept has no gap.
-        assert kept[0] != dataset.is_parametric and "".join(str(int(keep)) for keep in kept).strip("0").find("0") < 0
+        assert (
+            kept[0] != dataset.is_parametric
+            and "".join(str(int(keep)) for keep in kept).strip("0").find("0") < 0
+        )
         assert (dataset.axis_label != "") == dataset.is_parametric
     assert sum(dataset.is_parametric for dataset in DATASETS.values()) == 12
     assert [condition.name for condition in DATASETS["low-pass"].kept] == ["1", "3", "5", "7", "10"]
@@ -116,7 +138,11 @@ def test_the_key_of_a_picture_is_the_same_for_all_observers(imagename, key):
 
 
 def test_the_texture_is_the_last_word_of_a_name():
-    assert texture_of("dog10-bird2.png") == texture_of("0001_s5n_s01_0_dog_00_dog10-bird2.png") == "bird"
+    assert (
+        texture_of("dog10-bird2.png")
+        == texture_of("0001_s5n_s01_0_dog_00_dog10-bird2.png")
+        == "bird"
+    )
 
 
 # Decisions.
@@ -128,7 +154,9 @@ def test_a_decision_is_the_largest_mean_probability():
     scores = category_scores(logits)
     assert scores.shape == (5, 3, 16) and scores.dtype == np.float64
     for at, name in enumerate(CATEGORIES):
-        slow = sum(probabilities[..., index] for index in IMAGENET_INDICES[name]) / len(IMAGENET_INDICES[name])
+        slow = sum(probabilities[..., index] for index in IMAGENET_INDICES[name]) / len(
+            IMAGENET_INDICES[name]
+        )
         np.testing.assert_allclose(scores[..., at], slow, rtol=1e-12)
     np.testing.assert_allclose(category_scores_of_probabilities(probabilities), scores, rtol=1e-12)
     np.testing.assert_allclose(category_scores(logits / 100, scale=100), scores, rtol=1e-9)
@@ -185,7 +213,10 @@ def test_error_consistency_by_hand():
     first, second = np.array([[1.0] * 8 + [0] * 2]), np.array([[0.0] * 2 + [1] * 8])
     pair = count_pairs(first, second)
     assert pair.observed == pytest.approx(0.6) and pair.expected == pytest.approx(0.68)
-    assert pair.error_consistency == pytest.approx((0.6 - 0.68) / 0.32) and pair.squared_accuracy_difference == 0
+    assert (
+        pair.error_consistency == pytest.approx((0.6 - 0.68) / 0.32)
+        and pair.squared_accuracy_difference == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,7 +232,9 @@ def test_error_consistency_by_hand():
 )
 def test_error_consistency_at_its_edges(first, second, observed, kappa):
     pair = count_pairs(np.array([first], float), np.array([second], float))
-    assert pair.observed[0, 0] == observed and pair.error_consistency[0, 0] == pytest.approx(kappa, abs=1e-15)
+    assert pair.observed[0, 0] == observed and pair.error_consistency[0, 0] == pytest.approx(
+        kappa, abs=1e-15
+    )
 
 
 def cohens_kappa(x, y):
@@ -215,7 +248,9 @@ def cohens_kappa(x, y):
 def test_error_consistency_is_cohens_kappa_of_every_pair_and_resample(missing):
     generator = np.random.default_rng(1)
     first, second = (generator.random((m, 60)) < 0.7 for m in (3, 2))
-    first, second = (np.where(generator.random(x.shape) < missing, np.nan, x) for x in (first, second))
+    first, second = (
+        np.where(generator.random(x.shape) < missing, np.nan, x) for x in (first, second)
+    )
     weights = generator.integers(0, 3, size=(4, 60)).astype(float)
     plain, weighted = count_pairs(first, second), count_pairs(first, second, weights)
     assert plain.observed.shape == (3, 2) and weighted.observed.shape == (4, 3, 2)
@@ -230,8 +265,12 @@ def test_error_consistency_is_cohens_kappa_of_every_pair_and_resample(missing):
             at = (i, j) if row == 4 else (row, i, j)
             assert values.num_pictures[at] == len(x)
             assert values.observed[at] == pytest.approx((x == y).mean(), rel=1e-12)
-            assert values.error_consistency[at] == pytest.approx(cohens_kappa(x, y), rel=1e-10, abs=1e-12)
-            assert values.squared_accuracy_difference[at] == pytest.approx((x.mean() - y.mean()) ** 2, rel=1e-10, abs=1e-15)
+            assert values.error_consistency[at] == pytest.approx(
+                cohens_kappa(x, y), rel=1e-10, abs=1e-12
+            )
+            assert values.squared_accuracy_difference[at] == pytest.approx(
+                (x.mean() - y.mean()) ** 2, rel=1e-10, abs=1e-15
+            )
 
 
 def test_an_observer_is_consistent_with_itself_and_not_with_independent_coins():
@@ -251,20 +290,38 @@ def test_observers_without_a_shared_picture_have_no_consistency():
 # Metrics of a data set, and means.
 
 
-def observer(name, right, dataset="high-pass", kind="model", conditions=("3.0", "1.5", "1.0", "0.7"), wrong="oven"):
+def observer(
+    name,
+    right,
+    dataset="high-pass",
+    kind="model",
+    conditions=("3.0", "1.5", "1.0", "0.7"),
+    wrong="oven",
+):
     """Answers to pictures 1, 2, … of category cat in each condition: right where `right` says 1, not shown where None."""
     rows = [
-        dict(condition=condition, image=f"n02123394_{condition}-{at}.png", response="cat" if is_right else wrong)
+        dict(
+            condition=condition,
+            image=f"n02123394_{condition}-{at}.png",
+            response="cat" if is_right else wrong,
+        )
         for condition, answers in zip(conditions, right, strict=True)
         for at, is_right in enumerate(answers)
         if is_right is not None
     ]
-    return Answers.of_rows(pd.DataFrame(rows).assign(observer=name, kind=kind, dataset=dataset, category="cat"))
+    return Answers.of_rows(
+        pd.DataFrame(rows).assign(observer=name, kind=kind, dataset=dataset, category="cat")
+    )
 
 
 PEOPLE = (
     observer("subject-01", [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], kind="human")
-    + observer("subject-02", [[1, 1, 0, 1], [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]], kind="human", wrong="na")
+    + observer(
+        "subject-02",
+        [[1, 1, 0, 1], [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]],
+        kind="human",
+        wrong="na",
+    )
     + observer("subject-03", [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]], kind="human")
 )
 MODEL = observer("net", [[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
@@ -284,7 +341,11 @@ def test_means_are_taken_over_conditions_then_people_by_hand():
         observed.append(np.mean([(a == b).mean() for a, b in pairs]))
         kappas.append(np.mean([1.0 if (a == b).all() else cohens_kappa(a, b) for a, b in pairs]))
         squares.append(np.mean([(a.mean() - b.mean()) ** 2 for a, b in pairs]))
-    assert scores.accuracy == 5 / 16 and (scores.num_right, scores.num_trials, scores.num_unanswered) == (5, 16, 0)
+    assert scores.accuracy == 5 / 16 and (
+        scores.num_right,
+        scores.num_trials,
+        scores.num_unanswered,
+    ) == (5, 16, 0)
     assert scores.observed_consistency == pytest.approx(np.mean(observed), rel=1e-12)
     assert scores.error_consistency == pytest.approx(np.mean(kappas), rel=1e-12)
     assert scores.accuracy_difference == pytest.approx(np.mean(squares), rel=1e-12)
@@ -304,8 +365,20 @@ def test_excluded_conditions_count_in_tables_and_not_in_means():
     easy = observer("net", [[1, 1, 1, 1]], conditions=("inf",))
     assert score(MODEL + easy)["net"].by_dataset["high-pass"].accuracy == 5 / 16
     table = condition_table(MODEL + easy).set_index("condition")
-    assert table.accuracy.to_dict() == {"inf": 1.0, "3.0": 0.5, "1.5": 0.25, "1.0": 0.25, "0.7": 0.25}
-    assert table.excluded.to_dict() == {"inf": True, "3.0": False, "1.5": False, "1.0": False, "0.7": False}
+    assert table.accuracy.to_dict() == {
+        "inf": 1.0,
+        "3.0": 0.5,
+        "1.5": 0.25,
+        "1.0": 0.25,
+        "0.7": 0.25,
+    }
+    assert table.excluded.to_dict() == {
+        "inf": True,
+        "3.0": False,
+        "1.5": False,
+        "1.0": False,
+        "0.7": False,
+    }
 
 
 def test_conditions_of_different_sizes_are_pooled_in_the_accuracy_of_a_set():
@@ -329,18 +402,32 @@ def test_a_mean_names_the_sets_that_are_missing():
     edge = observer("net", [[1, 1, 1, 0]], dataset="edge", conditions=("0",))
     scores = score(PEOPLE + MODEL + edge)
     mean = scores["net"].mean("accuracy", ("high-pass", "edge", "sketch"))
-    assert mean.value == pytest.approx((5 / 16 + 3 / 4) / 2) and mean.datasets == ("high-pass", "edge")
-    assert mean.missing == ("sketch",) and not mean.is_complete and str(mean) == "0.531 (2 of 3 sets, without sketch)"
+    assert mean.value == pytest.approx((5 / 16 + 3 / 4) / 2) and mean.datasets == (
+        "high-pass",
+        "edge",
+    )
+    assert (
+        mean.missing == ("sketch",)
+        and not mean.is_complete
+        and str(mean) == "0.531 (2 of 3 sets, without sketch)"
+    )
     # People answered high-pass only.
     assert scores["net"].mean("error_consistency", ("high-pass", "edge")).missing == ("edge",)
     row = model_table(scores).set_index("model").loc["net"]
-    assert math.isnan(row.ood_accuracy_17) and row.num_datasets == 2 and "sketch" in row.missing and math.isnan(row.shape_bias)
+    assert (
+        math.isnan(row.ood_accuracy_17)
+        and row.num_datasets == 2
+        and "sketch" in row.missing
+        and math.isnan(row.shape_bias)
+    )
     assert dataset_table(scores).groupby("observer").size().to_dict() == {"net": 2, "humans": 1}
 
 
 def test_models_alone_and_people_alone_are_scored():
     alone = score(MODEL)
-    assert list(alone) == ["net"] and math.isnan(alone["net"].by_dataset["high-pass"].error_consistency)
+    assert list(alone) == ["net"] and math.isnan(
+        alone["net"].by_dataset["high-pass"].error_consistency
+    )
     assert list(score(PEOPLE)) == [HUMANS]
     one = PEOPLE.table[PEOPLE.table.observer == "subject-01"].reset_index(drop=True)
     single = score(Answers(one))[HUMANS].by_dataset["high-pass"]
@@ -349,7 +436,13 @@ def test_models_alone_and_people_alone_are_scored():
 
 def test_the_rank_by_likeness_is_the_mean_of_three_ranks():
     datasets = [
-        observer(name, [right] * len(DATASETS[dataset].kept), dataset, kind, [level.name for level in DATASETS[dataset].kept])
+        observer(
+            name,
+            [right] * len(DATASETS[dataset].kept),
+            dataset,
+            kind,
+            [level.name for level in DATASETS[dataset].kept],
+        )
         for dataset in SEVENTEEN
         for name, kind, right in [
             ("subject-01", "human", [1, 1, 0, 0]),
@@ -365,9 +458,21 @@ def test_the_rank_by_likeness_is_the_mean_of_three_ranks():
     for part in datasets[1:]:
         answers = answers + part
     images = ["cat1-dog1.png", "cat2-dog1.png", "cat3-dog1.png", "cat4-cat1.png"]
-    for name, kind, right in [("subject-01", "human", [1, 1, 0, 0]), ("subject-02", "human", [1, 1, 0, 0])]:
-        rows = dict(observer=name, kind=kind, dataset="cue-conflict", condition="0", category="cat", image=images)
-        answers = answers + Answers.of_rows(pd.DataFrame(rows).assign(response=np.where(right, "cat", "dog")))
+    for name, kind, right in [
+        ("subject-01", "human", [1, 1, 0, 0]),
+        ("subject-02", "human", [1, 1, 0, 0]),
+    ]:
+        rows = dict(
+            observer=name,
+            kind=kind,
+            dataset="cue-conflict",
+            condition="0",
+            category="cat",
+            image=images,
+        )
+        answers = answers + Answers.of_rows(
+            pd.DataFrame(rows).assign(response=np.where(right, "cat", "dog"))
+        )
     for name, right in [("twin", [1, 1, 0, 0]), ("anti", [0, 0, 1, 1]), ("half", [1, 0, 0, 0])]:
         answers = answers + answers_of_model(
             name,
@@ -382,7 +487,9 @@ def test_the_rank_by_likeness_is_the_mean_of_three_ranks():
     assert table.accuracy_difference.tolist() == pytest.approx([0, 0, 1 / 16, 0])
     assert table.observed_consistency.tolist() == pytest.approx([1, 0, 0.75, 1])
     assert table.error_consistency.tolist() == pytest.approx([1, -1, 0.5, 1])
-    assert table.mean_rank.tolist()[:3] == pytest.approx([(1.5 + 1 + 1) / 3, (1.5 + 3 + 3) / 3, (3 + 2 + 2) / 3])
+    assert table.mean_rank.tolist()[:3] == pytest.approx(
+        [(1.5 + 1 + 1) / 3, (1.5 + 3 + 3) / 3, (3 + 2 + 2) / 3]
+    )
     assert (table.num_datasets == 17).all() and (table.missing == "").all()
     # twin: shape of 1 and 2, texture of 3; 4 has no conflict.
     assert table.shape_bias["twin"] == pytest.approx(2 / 3)
@@ -396,7 +503,9 @@ def cue_conflict(name, kind, answers):
         dict(category=image.split("-")[0].rstrip("0123456789"), image=image, response=response)
         for image, response in answers.items()
     ]
-    return Answers.of_rows(pd.DataFrame(rows).assign(observer=name, kind=kind, dataset="cue-conflict", condition="0"))
+    return Answers.of_rows(
+        pd.DataFrame(rows).assign(observer=name, kind=kind, dataset="cue-conflict", condition="0")
+    )
 
 
 def test_shape_bias_counts_shape_and_texture_where_they_differ():
@@ -412,7 +521,11 @@ def test_shape_bias_counts_shape_and_texture_where_they_differ():
     people = shape_bias(answers)
     assert (people.shape, people.texture, people.num_conflicts, people.num_trials) == (5, 2, 8, 10)
     categories = shape_bias_by_category(answers, "net")
-    assert categories["dog"].bias == 0.5 and categories["cat"].bias == 1 and math.isnan(categories["oven"].bias)
+    assert (
+        categories["dog"].bias == 0.5
+        and categories["cat"].bias == 1
+        and math.isnan(categories["oven"].bias)
+    )
     assert {name: one.bias for name, one in shape_bias_by_person(answers).items()} == {
         "subject-01": pytest.approx(2 / 3),
         "subject-02": pytest.approx(3 / 4),
@@ -420,7 +533,11 @@ def test_shape_bias_counts_shape_and_texture_where_they_differ():
 
 
 def test_shape_bias_without_cue_conflict_is_none():
-    assert shape_bias(MODEL, "net") is None and shape_bias_by_category(MODEL) == {} and shape_bias_by_person(MODEL) == {}
+    assert (
+        shape_bias(MODEL, "net") is None
+        and shape_bias_by_category(MODEL) == {}
+        and shape_bias_by_person(MODEL) == {}
+    )
     assert shape_bias(cue_conflict("net", "model", {"dog1-cat1.png": "dog"})) is None
 
 

@@ -42,7 +42,10 @@ def raw_data(tmp_path):
         "my_net,1,2,NaN,clock,bear,0.7,0002_hp_dnn_0.70_bear_10_n02134084_5274.png",
     ]
     write(folder / "high-pass/high-pass_my-net_session-1.csv", lines(*rows))
-    write(folder / "edge/edge_subject-02_session_1.csv", lines("subject-02,1,1,1.2,cat,cat,0,0001_edg_s02_0_cat_00_cat3.png"))
+    write(
+        folder / "edge/edge_subject-02_session_1.csv",
+        lines("subject-02,1,1,1.2,cat,cat,0,0001_edg_s02_0_cat_00_cat3.png"),
+    )
     write(folder / "edge/edge_my-net_session-1.csv", lines("my_net,1,1,NaN,knife,cat,NaN,cat3.png"))
     rows = ["my_net,1,1,NaN,car,car,true,0001_fc_dnn_true_car_35_n03100240_4.png"]
     rows += ["my_net,1,2,NaN,dog,dog,false,0002_fc_dnn_false_dog_35_n02090721_1.png"]
@@ -82,7 +85,9 @@ def test_trials_put_the_same_picture_of_all_observers_into_one_column(raw_data):
     assert trials.images == ("n02088364_9.png", "n02123394_133.png", "n02134084_5274.png")
     # Conditions inf, 3.0, 1.5, 1.0, 0.7; dog is not shown to the model. 16 is "na".
     assert trials.condition.tolist() == [0, 3, 4]
-    assert trials.human_responses.tolist() == [[14, 16, 1]] and trials.model_responses.tolist() == [[-1, 7, 9]]
+    assert trials.human_responses.tolist() == [[14, 16, 1]] and trials.model_responses.tolist() == [
+        [-1, 7, 9]
+    ]
     assert trials.is_kept.tolist() == [False, True, True]
     assert trials.slices[:4] == [slice(0, 1), slice(1, 1), slice(1, 1), slice(1, 2)]
     assert str(trials.correct("model").tolist()) == "[[nan, 1.0, 0.0]]"
@@ -96,8 +101,12 @@ def test_single_files_several_sources_and_gzip_give_the_same_answers(raw_data, t
     # The file's name is enough where the folder's says nothing, and the folder's where the file's does not.
     moved = tmp_path / "elsewhere" / "high-pass_my-net_session-1.csv.gz"
     moved.parent.mkdir()
-    moved.write_bytes(gzip.compress((raw_data / "high-pass/high-pass_my-net_session-1.csv").read_bytes()))
-    other = write(tmp_path / "edge" / "answers.csv", (raw_data / "edge/edge_my-net_session-1.csv").read_text())
+    moved.write_bytes(
+        gzip.compress((raw_data / "high-pass/high-pass_my-net_session-1.csv").read_bytes())
+    )
+    other = write(
+        tmp_path / "edge" / "answers.csv", (raw_data / "edge/edge_my-net_session-1.csv").read_text()
+    )
     assert read_answers(moved).equals(whole.only(kind="model", datasets=["high-pass"]))
     assert read_answers(str(other)).equals(whole.only(kind="model", datasets=["edge"]))
     # A file named twice is read once.
@@ -142,15 +151,20 @@ def test_models_are_written_as_the_toolbox_writes_them(raw_data, tmp_path):
         "high-pass/high-pass_my-net_session-1.csv",
         "sketch/sketch_my-net_session-1.csv",
     ]
-    assert (tmp_path / "out/edge/edge_my-net_session-1.csv").read_text() == lines("my_net,1,1,NaN,knife,cat,NaN,cat3.png")
+    assert (tmp_path / "out/edge/edge_my-net_session-1.csv").read_text() == lines(
+        "my_net,1,1,NaN,knife,cat,NaN,cat3.png"
+    )
     assert files[3].read_text() == lines(
-        "my_net,1,1,NaN,cat,cat,1.0,n02123394_133.png", "my_net,1,2,NaN,clock,bear,0.7,n02134084_5274.png"
+        "my_net,1,1,NaN,cat,cat,1.0,n02123394_133.png",
+        "my_net,1,2,NaN,clock,bear,0.7,n02134084_5274.png",
     )
     assert files[4].read_text().splitlines()[1] == "my_net,1,1,NaN,dog,dog,0,dog-4581-sketch-16.png"
     assert read_answers(tmp_path / "out").equals(whole.only(kind="model"))
     # Writing again replaces, and leaves no temporary file.
     write_answers(whole, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == sorted(file.name for file in files)
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file()) == sorted(
+        file.name for file in files
+    )
 
 
 def test_awkward_names_of_models_survive_writing_and_reading(tmp_path):
@@ -183,24 +197,42 @@ def test_what_cannot_be_written_is_refused(raw_data, tmp_path):
 
 GOOD = "net,1,1,NaN,dog,dog,NaN,dog1.png"
 WRONG = {
-    "unknown response": (lines(GOOD, "net,1,2,NaN,zebra,cat,NaN,cat1.png"), ["row 2", "response 'zebra'", "airplane"]),
+    "unknown response": (
+        lines(GOOD, "net,1,2,NaN,zebra,cat,NaN,cat1.png"),
+        ["row 2", "response 'zebra'", "airplane"],
+    ),
     "capital response": (lines("net,1,1,NaN,Dog,dog,NaN,dog1.png"), ["row 1", "response 'Dog'"]),
     "missing response": (lines("net,1,1,NaN,,dog,NaN,dog1.png"), ["row 1", "response ''"]),
     "response NaN": (lines("net,1,1,NaN,NaN,dog,NaN,dog1.png"), ["row 1", "response 'NaN'"]),
-    "unknown category": (lines(GOOD, GOOD.replace("dog,NaN", "zebra,NaN")), ["row 2", "category 'zebra'"]),
+    "unknown category": (
+        lines(GOOD, GOOD.replace("dog,NaN", "zebra,NaN")),
+        ["row 2", "category 'zebra'"],
+    ),
     "no answer as category": (lines(GOOD.replace("dog,NaN", "na,NaN")), ["row 1", "category 'na'"]),
-    "unknown condition": (lines(GOOD, "net,1,2,NaN,dog,dog,c50,dog2.png"), ["row 2", "condition 'c50'", "edge", "(0)"]),
+    "unknown condition": (
+        lines(GOOD, "net,1,2,NaN,dog,dog,c50,dog2.png"),
+        ["row 2", "condition 'c50'", "edge", "(0)"],
+    ),
     "missing column": (
         lines("net,1,dog,dog,0", header="subj,trial,object_response,category,condition"),
         ["'imagename'", "subj"],
     ),
     "other separator": (lines(GOOD).replace(",", ";"), ["no column", "with commas"]),
     "two columns": (lines(GOOD + ",dog", header=HEADER + ",Category"), ["two columns 'category'"]),
-    "a column twice": (lines(GOOD + ",cat", header=HEADER + ",category"), ["two columns 'category'"]),
+    "a column twice": (
+        lines(GOOD + ",cat", header=HEADER + ",category"),
+        ["two columns 'category'"],
+    ),
     "short row": (lines(GOOD, "net,1,2,NaN,dog"), ["row 2", "category"]),
     "row without a picture": (lines(GOOD, "net,1,2,NaN,dog,dog,NaN,"), ["row 2", "image is empty"]),
-    "row without an observer": (lines(GOOD, ",1,2,NaN,dog,dog,NaN,dog2.png"), ["row 2", "observer is empty"]),
-    "picture twice": (lines(GOOD, "net,1,2,NaN,cat,cat,NaN,cat1.png", GOOD), ["row 3", "second answer", "row 1", "dog1.png"]),
+    "row without an observer": (
+        lines(GOOD, ",1,2,NaN,dog,dog,NaN,dog2.png"),
+        ["row 2", "observer is empty"],
+    ),
+    "picture twice": (
+        lines(GOOD, "net,1,2,NaN,cat,cat,NaN,cat1.png", GOOD),
+        ["row 3", "second answer", "row 1", "dog1.png"],
+    ),
     "open quotation mark": (lines(GOOD, 'net,1,2,NaN,"dog,dog,NaN,dog2.png'), ["cannot be read"]),
     "empty": ("", ["empty"]),
     "header only": (lines(), ["no answer"]),
@@ -248,7 +280,9 @@ def test_what_is_no_file_of_answers_is_refused(tmp_path):
 
 
 def test_two_files_that_answer_one_picture_are_named(tmp_path):
-    first = write(tmp_path / "edge/edge_net_session-1.csv", lines("net,1,1,NaN,cat,cat,NaN,cat1.png", GOOD))
+    first = write(
+        tmp_path / "edge/edge_net_session-1.csv", lines("net,1,1,NaN,cat,cat,NaN,cat1.png", GOOD)
+    )
     second = write(tmp_path / "edge/edge_net_session-2.csv", lines(GOOD))
     refused(tmp_path, f"{second}, row 1", f"{first}, row 2", "model 'net'", "dog1.png")
     # Two sessions with different pictures are one observer, and two observers may see one picture.
@@ -258,7 +292,10 @@ def test_two_files_that_answer_one_picture_are_named(tmp_path):
 
 def test_observers_who_disagree_about_a_picture_are_refused(tmp_path):
     first = write(tmp_path / "edge/edge_net_session-1.csv", lines(GOOD))
-    second = write(tmp_path / "edge/edge_subject-01_session_1.csv", lines("subject-01,1,1,1.0,cat,cat,0,dog1.png"))
+    second = write(
+        tmp_path / "edge/edge_subject-01_session_1.csv",
+        lines("subject-01,1,1,1.0,cat,cat,0,dog1.png"),
+    )
     refused(tmp_path, f"{second}, row 1", str(first), "is cat in condition 0 here, but dog")
     good = "subject-01,1,1,1.0,dog,dog,0,0001_edg_s01_0_dog_00_dog1.png"
     write(second, lines(good))
@@ -267,7 +304,9 @@ def test_observers_who_disagree_about_a_picture_are_refused(tmp_path):
 
 def test_names_that_break_lines_do_not_break_messages(tmp_path):
     row = '"a\nb",1,1,NaN,dog,dog,NaN,"dog\r1.png"'
-    refused(write(tmp_path / "edge/edge_net_session-1.csv", lines(row, row)), "second answer", "row 1")
+    refused(
+        write(tmp_path / "edge/edge_net_session-1.csv", lines(row, row)), "second answer", "row 1"
+    )
 
 
 def test_a_byte_order_mark_and_dos_lines_change_nothing(raw_data, tmp_path):
@@ -278,7 +317,15 @@ def test_a_byte_order_mark_and_dos_lines_change_nothing(raw_data, tmp_path):
 
 
 def rows(**changes):
-    row = dict(observer="net", kind="model", dataset="edge", condition="0", category="dog", image="dog1.png", response="cat")
+    row = dict(
+        observer="net",
+        kind="model",
+        dataset="edge",
+        condition="0",
+        category="dog",
+        image="dog1.png",
+        response="cat",
+    )
     return pd.DataFrame([row | changes])
 
 
@@ -319,7 +366,9 @@ def test_parts_of_answers_join_in_any_order(raw_data):
         assert joined.equals(whole) and joined.datasets == whole.datasets
     with pytest.raises(AnswersError, match="more than one answer"):
         whole + parts[0]
-    assert len(whole.only(models=["other"])) == 4 and not len(whole.only(kind="model", models=["other"]))
+    assert len(whole.only(models=["other"])) == 4 and not len(
+        whole.only(kind="model", models=["other"])
+    )
 
 
 def test_neither_torch_nor_a_figure_is_loaded():

@@ -33,8 +33,14 @@ from landscape.statistics import Bootstrap
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "human"
 FILES = [FOLDER / "human.csv.gz", FOLDER / "models.csv.gz"]
-pytestmark = pytest.mark.skipif(not all(file.exists() for file in FILES), reason="the benchmark's answers are not here")
-NAMES = {"squared_accuracy_difference": "accuracy_difference", "observed": "observed_consistency", "error": "error_consistency"}
+pytestmark = pytest.mark.skipif(
+    not all(file.exists() for file in FILES), reason="the benchmark's answers are not here"
+)
+NAMES = {
+    "squared_accuracy_difference": "accuracy_difference",
+    "observed": "observed_consistency",
+    "error": "error_consistency",
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +72,19 @@ def models():
         ("bagnet33", 0.398, 0.156, 0.567, 0.137),
     ],
 )
-def test_the_leaderboard_is_reproduced_to_its_digits(scores, model, accuracy, difference, observed, kappa):
+def test_the_leaderboard_is_reproduced_to_its_digits(
+    scores, model, accuracy, difference, observed, kappa
+):
     row = model_table(scores).set_index("model").loc[model]
-    columns = ["ood_accuracy_17", "accuracy_difference", "observed_consistency", "error_consistency"]
-    assert [f"{row[column]:.3f}" for column in columns] == [f"{value:.3f}" for value in (accuracy, difference, observed, kappa)]
+    columns = [
+        "ood_accuracy_17",
+        "accuracy_difference",
+        "observed_consistency",
+        "error_consistency",
+    ]
+    assert [f"{row[column]:.3f}" for column in columns] == [
+        f"{value:.3f}" for value in (accuracy, difference, observed, kappa)
+    ]
     assert row.num_datasets == 17 and row.missing == ""
 
 
@@ -88,54 +103,94 @@ def test_every_number_of_people_is_the_checked_one(answers, scores, people):
             assert (row.num_trials, row.excluded) == (values["n"], values["excluded"])
         for person, accuracy in expected["accuracy_kept_by_subject"].items():
             rows = each[(each.dataset == name) & (each.observer == person)]
-            assert np.average(rows.accuracy, weights=rows.num_trials) == pytest.approx(accuracy, abs=1e-9)
+            assert np.average(rows.accuracy, weights=rows.num_trials) == pytest.approx(
+                accuracy, abs=1e-9
+            )
         trials = answers.trials[name]
-        assert len(trials.humans) == expected["observers"] and len(trials.images) == expected["trials_per_observer"]
+        assert (
+            len(trials.humans) == expected["observers"]
+            and len(trials.images) == expected["trials_per_observer"]
+        )
         # 16 is "na".
         assert (trials.human_responses == 16).sum() == expected["na"]
     for label, datasets in (("mean_17", SEVENTEEN), ("mean_16", SIXTEEN)):
-        assert scores[HUMANS].mean("accuracy", datasets).value == pytest.approx(people[label]["accuracy"], abs=1e-9)
+        assert scores[HUMANS].mean("accuracy", datasets).value == pytest.approx(
+            people[label]["accuracy"], abs=1e-9
+        )
         for theirs, own in NAMES.items():
-            assert scores[HUMANS].mean(own, datasets).value == pytest.approx(people[label][theirs], abs=1e-9)
+            assert scores[HUMANS].mean(own, datasets).value == pytest.approx(
+                people[label][theirs], abs=1e-9
+            )
 
 
 def test_every_number_of_the_models_is_the_checked_one(answers, scores, models):
     table = condition_table(answers)
-    accuracies = table[table.kind == "model"].set_index(["observer", "dataset", "condition"]).accuracy.to_dict()
+    accuracies = (
+        table[table.kind == "model"]
+        .set_index(["observer", "dataset", "condition"])
+        .accuracy.to_dict()
+    )
     assert answers.models == tuple(models)
     for model, expected in models.items():
         for name, values in expected["datasets"].items():
             ours = scores[model].by_dataset[name]
-            assert ours.accuracy == pytest.approx(values["accuracy_kept"], abs=1e-9) and ours.num_unanswered == 0
+            assert (
+                ours.accuracy == pytest.approx(values["accuracy_kept"], abs=1e-9)
+                and ours.num_unanswered == 0
+            )
             for theirs, own in NAMES.items():
                 assert getattr(ours, own) == pytest.approx(values[theirs], abs=1e-9)
             for condition, accuracy in values["accuracy"].items():
                 assert accuracies.pop((model, name, condition)) == pytest.approx(accuracy, abs=1e-9)
         for label, datasets in (("mean_17", SEVENTEEN), ("mean_16", SIXTEEN)):
-            assert scores[model].mean("accuracy", datasets).value == pytest.approx(expected[label]["accuracy_kept"], abs=1e-9)
+            assert scores[model].mean("accuracy", datasets).value == pytest.approx(
+                expected[label]["accuracy_kept"], abs=1e-9
+            )
             for theirs, own in NAMES.items():
-                assert scores[model].mean(own, datasets).value == pytest.approx(expected[label][theirs], abs=1e-9)
+                assert scores[model].mean(own, datasets).value == pytest.approx(
+                    expected[label][theirs], abs=1e-9
+                )
     assert not accuracies
 
 
 def counts(bias):
-    return {"trials": bias.num_trials, "conflicts": bias.num_conflicts, "shape": bias.shape, "texture": bias.texture}
+    return {
+        "trials": bias.num_trials,
+        "conflicts": bias.num_conflicts,
+        "shape": bias.shape,
+        "texture": bias.texture,
+    }
 
 
 def test_shape_bias_is_the_checked_one(answers, people, models):
     pooled = shape_bias(answers)
-    assert f"{pooled.bias:.4f}" == "0.9587" and (pooled.shape, pooled.texture, pooled.num_conflicts) == (9236, 398, 12_000)
+    assert f"{pooled.bias:.4f}" == "0.9587" and (
+        pooled.shape,
+        pooled.texture,
+        pooled.num_conflicts,
+    ) == (9236, 398, 12_000)
     expected = people["shape_bias"]
-    for ours, theirs in ((shape_bias_by_category(answers), "by_category"), (shape_bias_by_person(answers), "by_subject")):
-        found = {name: counts(bias) | {"bias": pytest.approx(bias.bias, abs=1e-9)} for name, bias in ours.items()}
+    for ours, theirs in (
+        (shape_bias_by_category(answers), "by_category"),
+        (shape_bias_by_person(answers), "by_subject"),
+    ):
+        found = {
+            name: counts(bias) | {"bias": pytest.approx(bias.bias, abs=1e-9)}
+            for name, bias in ours.items()
+        }
         assert found == expected[theirs]
     # The mean over categories is another number.
-    assert np.mean([bias.bias for bias in shape_bias_by_category(answers).values()]) == pytest.approx(0.9538, abs=5e-5)
+    assert np.mean(
+        [bias.bias for bias in shape_bias_by_category(answers).values()]
+    ) == pytest.approx(0.9538, abs=5e-5)
     for model, values in models.items():
         bias = shape_bias(answers, model)
         assert counts(bias) | {"bias": pytest.approx(bias.bias, abs=1e-9)} == values["shape_bias"]
         ours = {name: one.bias for name, one in shape_bias_by_category(answers, model).items()}
-        assert ours == pytest.approx(values["shape_bias_by_category"], abs=1e-9) and tuple(ours) == CATEGORIES
+        assert (
+            ours == pytest.approx(values["shape_bias_by_category"], abs=1e-9)
+            and tuple(ours) == CATEGORIES
+        )
 
 
 def test_all_models_written_and_read_again_are_the_same(answers, tmp_path):
@@ -169,10 +224,21 @@ def test_resampled_means_have_the_spread_of_their_strata(answers, resamples):
 
 def test_intervals_hold_their_numbers_and_people_are_the_less_certain(resamples, scores):
     for observer in ("resnet50", HUMANS):
-        for metric in ("accuracy", "accuracy_difference", "observed_consistency", "error_consistency", "shape_bias"):
+        for metric in (
+            "accuracy",
+            "accuracy_difference",
+            "observed_consistency",
+            "error_consistency",
+            "shape_bias",
+        ):
             interval = resamples.interval(observer, metric)
             assert interval.low < interval.value < interval.high
-    widths = [np.subtract(*[getattr(resamples.interval(name, "accuracy"), end) for end in ("high", "low")]) for name in scores]
+    widths = [
+        np.subtract(
+            *[getattr(resamples.interval(name, "accuracy"), end) for end in ("high", "low")]
+        )
+        for name in scores
+    ]
     # 4 to 10 people vary more than the pictures alone.
     assert widths[-1] > max(widths[:-1])
     bands = resamples.condition_intervals("contrast")
@@ -184,10 +250,17 @@ def test_two_models_are_compared_on_the_same_pictures(answers, resamples):
     comparison = compare_models(answers, "resnet50", "bagnet33", resamples=resamples)
     assert len(comparison.tests) == 17 and comparison.missing == ()
     accuracy = comparison.differences["ood_accuracy_17"]
-    assert accuracy.value == pytest.approx(0.5588 - 0.3980, abs=2e-4) and accuracy.num_datasets == 17
-    assert accuracy.low > 0.14 and accuracy.high < 0.18 and accuracy.p_value == pytest.approx(2 / 1000)
+    assert (
+        accuracy.value == pytest.approx(0.5588 - 0.3980, abs=2e-4) and accuracy.num_datasets == 17
+    )
+    assert (
+        accuracy.low > 0.14 and accuracy.high < 0.18 and accuracy.p_value == pytest.approx(2 / 1000)
+    )
     # Pairing narrows: the difference varies less than the two would, were they independent.
-    variance = sum(np.var(resamples._values(name, "accuracy", SEVENTEEN)[1]) for name in ("resnet50", "bagnet33"))
+    variance = sum(
+        np.var(resamples._values(name, "accuracy", SEVENTEEN)[1])
+        for name in ("resnet50", "bagnet33")
+    )
     assert accuracy.high - accuracy.low < 0.95 * 2 * 1.96 * math.sqrt(variance)
     itself = compare_models(answers, "resnet50", "resnet50", resamples=resamples)
     assert all(test.p_value == 1 and test.difference == 0 for test in itself.tests)

@@ -26,7 +26,9 @@ from landscape.statistics import (
 
 
 @pytest.mark.parametrize("confidence", [0.68, 0.95, 0.999])
-@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 500), (500, 500), (3, 7), (799, 1496), (21, 10_000)])
+@pytest.mark.parametrize(
+    ("k", "n"), [(0, 1), (1, 1), (0, 500), (500, 500), (3, 7), (799, 1496), (21, 10_000)]
+)
 def test_the_wilson_interval_is_scipys(k, n, confidence):
     expected = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
     ends = wilson_interval(k, n, confidence=confidence)
@@ -53,14 +55,19 @@ def binomial_p(b, c):
 
 
 @pytest.mark.parametrize(
-    ("both", "b", "c", "neither"), [(5, 0, 0, 4), (0, 1, 0, 0), (9, 6, 0, 1), (3, 2, 9, 0), (40, 31, 55, 3)]
+    ("both", "b", "c", "neither"),
+    [(5, 0, 0, 4), (0, 1, 0, 0), (9, 6, 0, 1), (3, 2, 9, 0), (40, 31, 55, 3)],
 )
 def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_items(both, b, c, neither):
     first = np.repeat([True, True, False, False], [both, b, c, neither])
     second = np.repeat([True, False, True, False], [both, b, c, neither])
     order = np.random.default_rng(0).permutation(len(first))
     result = mcnemar(first[order], second[order])
-    assert (result.first_only, result.second_only, result.num_items) == (b, c, both + b + c + neither)
+    assert (result.first_only, result.second_only, result.num_items) == (
+        b,
+        c,
+        both + b + c + neither,
+    )
     assert result.p_value == pytest.approx(binomial_p(b, c), rel=1e-12)
     if b + c:
         assert result.p_value == pytest.approx(stats.binomtest(b, b + c).pvalue, rel=1e-12)
@@ -80,7 +87,9 @@ def test_mcnemar_without_items_has_no_difference_and_p_1():
 
 def test_holm_corrects_as_by_hand():
     # 0.01 x 4, 0.02 x 3, then 0.03 x 2 and 0.04 x 1, which may not fall below those before; NaN does not count.
-    np.testing.assert_allclose(holm(np.array([0.03, 0.01, math.nan, 0.04, 0.02])), [0.06, 0.04, math.nan, 0.06, 0.06])
+    np.testing.assert_allclose(
+        holm(np.array([0.03, 0.01, math.nan, 0.04, 0.02])), [0.06, 0.04, math.nan, 0.06, 0.06]
+    )
 
 
 @pytest.mark.parametrize(("n", "psi"), [(160, 0.3), (500, 0.5), (1496, 0.2), (50_000, 0.15)])
@@ -88,7 +97,9 @@ def test_holm_corrects_as_by_hand():
 def test_the_minimal_detectable_difference_solves_connors_equation(n, psi, alpha, power):
     delta = minimal_detectable_difference(n, psi, alpha=alpha, power=power)
     a, b = stats.norm.ppf([1 - alpha / 2, power])
-    assert (a * math.sqrt(psi) + b * math.sqrt(psi - delta**2)) ** 2 / delta**2 == pytest.approx(n, rel=1e-12)
+    assert (a * math.sqrt(psi) + b * math.sqrt(psi - delta**2)) ** 2 / delta**2 == pytest.approx(
+        n, rel=1e-12
+    )
 
 
 def test_the_exact_test_detects_the_minimal_detectable_difference_about_as_often_as_asked():
@@ -155,7 +166,9 @@ def test_the_interval_in_one_stratum_is_scipys():
     generator = np.random.default_rng(3)
     values = generator.exponential(size=400)
     ours = Bootstrap(num_resamples=20_000).interval(lambda w: w @ values / w.sum(1), np.zeros(400))
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(4))
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(4)
+    )
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
     assert ours.value == pytest.approx(values.mean())
     # Two ends, each uncertain by 0.03 standard errors of 20,000 resamples; a width is 3.9 standard errors.
@@ -172,7 +185,9 @@ def test_a_paired_interval_covers_the_true_difference_in_93_to_97_percent():
     settings = Bootstrap(num_resamples=299)
     for _ in range(num_trials):
         shared = generator.random(160)
-        difference = (shared < first).astype(float) - ((shared + 0.3 * generator.random(160)) % 1 < second)
+        difference = (shared < first).astype(float) - (
+            (shared + 0.3 * generator.random(160)) % 1 < second
+        )
         interval = settings.interval(lambda w, d=difference: w @ d / 160, strata)
         covered += interval.low <= truth <= interval.high
     # 1000 trials have a standard error of 0.7 %.
@@ -184,7 +199,9 @@ def test_the_same_seed_gives_the_same_resamples_and_streams_differ():
 
     def resampled(**settings):
         stream = settings.pop("stream", 0)
-        return Bootstrap(num_resamples=99, **settings).resample(lambda w: w @ values, strata, stream=stream)
+        return Bootstrap(num_resamples=99, **settings).resample(
+            lambda w: w @ values, strata, stream=stream
+        )
 
     assert (resampled() == resampled()).all()
     assert (resampled() != resampled(seed=1)).any() and (resampled() != resampled(stream=1)).any()
@@ -234,7 +251,9 @@ def test_the_area_under_the_roc_curve_is_the_share_of_ordered_pairs(levels):
     generator = np.random.default_rng(7)
     scores, positive = generator.integers(levels, size=61).astype(float), generator.random(61) < 0.3
     scores[:3], scores[3] = -math.inf, math.inf
-    assert roc_auc(scores, positive) == pytest.approx(auc_over_pairs(scores, positive, np.ones(61)), rel=1e-12)
+    assert roc_auc(scores, positive) == pytest.approx(
+        auc_over_pairs(scores, positive, np.ones(61)), rel=1e-12
+    )
     weights = generator.integers(0, 4, size=(5, 61)).astype(float)
     expected = [auc_over_pairs(scores, positive, row) for row in weights]
     np.testing.assert_allclose(roc_auc(scores, positive, weights), expected, rtol=1e-12)
@@ -253,7 +272,11 @@ def test_the_area_under_the_roc_curve_has_its_known_values():
 
 @pytest.mark.parametrize(
     ("scores", "positive", "message"),
-    [([0.1, math.nan], [True, False], "NaN"), ([0.1, 0.2], [True, True], "only one kind"), ([], [], "only one kind")],
+    [
+        ([0.1, math.nan], [True, False], "NaN"),
+        ([0.1, 0.2], [True, True], "only one kind"),
+        ([], [], "only one kind"),
+    ],
 )
 def test_an_area_that_does_not_exist_is_refused(scores, positive, message):
     with pytest.raises(ValueError, match=message):
@@ -291,4 +314,6 @@ def test_independent_observers_are_told_apart_by_so_many_items():
     generator = np.random.default_rng(9)
     first, second = generator.random((2, 100_000)) < [[0.8], [0.3]]
     # The standard error of the share is 0.0015.
-    assert independent_discordant_share(0.8, 0.3) == pytest.approx((first != second).mean(), abs=0.006)
+    assert independent_discordant_share(0.8, 0.3) == pytest.approx(
+        (first != second).mean(), abs=0.006
+    )

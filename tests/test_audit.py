@@ -34,7 +34,10 @@ def cross_entropy(model, batch):
 
 
 def pictures(side=32, count=3, dtype=torch.float64, classes=4):
-    return {"image": normal(count, 3, side, side, dtype=dtype), "label": torch.arange(count) % classes}
+    return {
+        "image": normal(count, 3, side, side, dtype=dtype),
+        "label": torch.arange(count) % classes,
+    }
 
 
 # --- what must be caught ----------------------------------------------------------------------------------------------
@@ -129,15 +132,24 @@ def into_a_buffer(x):
 
 FAULTS = {
     "an opaque function": (lambda: Applies(OpaqueSine.apply), "2.1 (Applies)"),
-    "an opaque function under once_differentiable": (lambda: Applies(OnceSine.apply), "2.1 (Applies)"),
+    "an opaque function under once_differentiable": (
+        lambda: Applies(OnceSine.apply),
+        "2.1 (Applies)",
+    ),
     "a function with a frozen slope": (lambda: Applies(FrozenSlopeSine.apply), "2.1 (Applies)"),
     "a wrong first derivative": (lambda: Applies(WrongSlope.apply), "2.1 (Applies)"),
     "a backward that mutates its outputs": (lambda: Applies(MutatingScale.apply), "2.1 (Applies)"),
     "a kernel that mutates its outputs": (lambda: Applies(into_a_buffer), "2.1 (Applies)"),
     "a detach": (lambda: Applies(lambda x: x * torch.sigmoid(x).detach()), "2.1 (Applies)"),
-    "a straight-through estimator": (lambda: Applies(lambda x: x + (x.round() - x).detach()), "2.1 (Applies)"),
+    "a straight-through estimator": (
+        lambda: Applies(lambda x: x + (x.round() - x).detach()),
+        "2.1 (Applies)",
+    ),
     "a random layer": (Noisy, "2.1 (Noisy)"),
-    "reentrant checkpointing": (lambda: Checkpointed(nn.Sequential(nn.Linear(6, 6), nn.Tanh())), "2.1 (Checkpointed)"),
+    "reentrant checkpointing": (
+        lambda: Checkpointed(nn.Sequential(nn.Linear(6, 6), nn.Tanh())),
+        "2.1 (Checkpointed)",
+    ),
     "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), "_WeightNorm)"),
     "weight_norm by hook": (lambda: nn.utils.weight_norm(nn.Linear(6, 6)), "2.1 (Linear)"),
 }
@@ -160,13 +172,17 @@ def test_every_fault_is_caught_and_blamed_on_its_module(name, dtype):
 
 
 def test_faults_in_two_places_are_both_named():
-    model = nn.Sequential(nn.Linear(4, 6), Applies(OpaqueSine.apply), nn.Linear(6, 6), Applies(FrozenSlopeSine.apply)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 6), Applies(OpaqueSine.apply), nn.Linear(6, 6), Applies(FrozenSlopeSine.apply)
+    ).double()
     assert {"1 (Applies)", "3 (Applies)"} <= set(audit(model, mean_square, normal(9, 4)).blamed)
 
 
 def test_the_error_of_the_unguarded_product_is_reported_though_the_guard_refused():
     model = nn.Sequential(nn.Linear(4, 6), Applies(OpaqueSine.apply), nn.Linear(6, 2)).double()
-    rows = {row.test: row for row in audit(model, mean_square, normal(9, 4)).rows if row.name == WHOLE}
+    rows = {
+        row.test: row for row in audit(model, mean_square, normal(9, 4)).rows if row.name == WHOLE
+    }
     assert rows["product"].verdict == "failed" and 0.01 < rows["product"].error
     assert rows["symmetry"].verdict == "failed" and 0.01 < rows["symmetry"].error
     assert rows["gradient"].verdict == "passed"
@@ -225,10 +241,22 @@ class LastOf(nn.Module):
 
 HEALTHY = {
     "an LSTM": (LastOf, (3, 6, 4)),
-    "group norm": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten()), (3, 3, 8, 8)),
-    "an FFT layer": (lambda: nn.Sequential(nn.Linear(4, 6), Spectral(6), nn.Linear(6, 2)), (3, 7, 4)),
+    "group norm": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten()),
+        (3, 3, 8, 8),
+    ),
+    "an FFT layer": (
+        lambda: nn.Sequential(nn.Linear(4, 6), Spectral(6), nn.Linear(6, 2)),
+        (3, 7, 4),
+    ),
     "ReLUs and a maximum": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(inplace=True)),
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 3),
+            nn.ReLU(inplace=True),
+        ),
         (4, 3, 16, 16),
     ),
     "attention": (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (3, 5, 8)),
@@ -288,7 +316,9 @@ def test_no_random_healthy_model_is_accused():
 
 
 def test_the_model_the_batch_and_the_random_state_are_left_alone():
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), Applies(OpaqueSine.apply), nn.Linear(6, 2)).eval()
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), Applies(OpaqueSine.apply), nn.Linear(6, 2)
+    ).eval()
     batch = normal(9, 4, dtype=torch.float32)
     before, kept = copy.deepcopy(model.state_dict()), batch.clone()
     state = torch.get_rng_state()
@@ -300,13 +330,18 @@ def test_the_model_the_batch_and_the_random_state_are_left_alone():
 
 
 def test_the_same_seed_gives_the_same_report_and_the_cost_is_modest(mlp_problem):
-    reports = [audit(mlp_problem.model, mlp_problem.loss, mlp_problem.batch, weight_decay=0.3, seed=3) for _ in range(2)]
+    reports = [
+        audit(mlp_problem.model, mlp_problem.loss, mlp_problem.batch, weight_decay=0.3, seed=3)
+        for _ in range(2)
+    ]
     assert reports[0] == reports[1]
     assert reports[0].num_gradients <= 8 and reports[0].num_products <= 3
 
 
 def test_the_report_is_a_table():
-    lines = str(audit(nn.Sequential(nn.Linear(4, 2)).double(), mean_square, normal(5, 4))).splitlines()
+    lines = str(
+        audit(nn.Sequential(nn.Linear(4, 2)).double(), mean_square, normal(5, 4))
+    ).splitlines()
     assert lines[0].split() == ["module", "test", "error", "verdict"]
     assert len(lines) == 6 and all("passed" in line for line in lines[1:])
 
@@ -320,7 +355,9 @@ def test_a_loss_that_is_no_number_and_a_batch_elsewhere_are_refused():
 
 
 def test_a_train_mode_batch_norm_is_a_row_and_not_an_exception():
-    report = audit(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).double(), mean_square, normal(5, 4))
+    report = audit(
+        nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).double(), mean_square, normal(5, 4)
+    )
     assert report.blamed[0] == "1 (BatchNorm1d)" and not report.passed
 
 

@@ -65,12 +65,16 @@ def test_where_only_float32_can_be_asked_a_backward_may_be_off_by_less_than_a_te
 
 
 @pytest.mark.parametrize("factor, verdict", [(1.005, "passed"), (1.1, "failed")])
-def test_a_product_may_differ_from_that_in_float64_by_the_digits_that_float32_loses(factor, verdict):
+def test_a_product_may_differ_from_that_in_float64_by_the_digits_that_float32_loses(
+    factor, verdict
+):
     def sine(x):
         return x.sin() * (factor if x.dtype == torch.float32 else 1)
 
     report = audit(network(sine), mean_square, normal(9, 4, dtype=torch.float32))
-    assert verdicts(report)["precision"] == verdict and report.passed == (verdict == "passed"), str(report)
+    assert verdicts(report)["precision"] == verdict and report.passed == (verdict == "passed"), str(
+        report
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,9 @@ def test_a_product_may_differ_from_that_in_float64_by_the_digits_that_float32_lo
         (torch.float32, 1e-2, "failed"),
     ],
 )
-def test_sums_in_another_order_move_a_gradient_by_rounding_and_randomness_by_more(dtype, size, verdict):
+def test_sums_in_another_order_move_a_gradient_by_rounding_and_randomness_by_more(
+    dtype, size, verdict
+):
     reordered = Reordered(size) if dtype == torch.float64 else InFloat32(Reordered(size))
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), reordered, nn.Linear(6, 2)).to(dtype)
     report = audit(model, mean_square, normal(9, 4, dtype=dtype))
@@ -93,7 +99,9 @@ def test_sums_in_another_order_move_a_gradient_by_rounding_and_randomness_by_mor
     "constant, noise, verdict",
     [(1e6, 1e-8, "passed"), (1e6, 1e-1, "failed"), (0.0, 3e-13, "passed"), (0.0, 1e-11, "failed")],
 )
-def test_the_value_of_a_loss_repeats_to_its_own_rounding_and_a_small_one_to_that_of_a_thousandth(constant, noise, verdict):
+def test_the_value_of_a_loss_repeats_to_its_own_rounding_and_a_small_one_to_that_of_a_thousandth(
+    constant, noise, verdict
+):
     model, batch, calls = nn.Linear(4, 2).double(), normal(9, 4), []
 
     def loss(model, batch):
@@ -113,14 +121,22 @@ def test_the_first_step_is_small_enough_for_a_sharp_loss(w):
     assert judged(lambda w: torch.sin(sharpness * w), w) == ("passed", "passed", 2)
 
 
-@pytest.mark.parametrize("w, constant, factor", [(double(1.0), 1e5, 1.001), (single(1.0), 10.0, 1.5)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "w, constant, factor",
+    [(double(1.0), 1e5, 1.001), (single(1.0), 10.0, 1.5)],
+    ids=["float64", "float32"],
+)
 def test_the_first_step_is_large_enough_for_a_fault_beside_a_constant(w, constant, factor):
     assert judged(lambda w: constant + torch.exp(w), w, factor=factor)[0] == "failed"
 
 
-@pytest.mark.parametrize("distance, constant", [(1e-6, 1e5), (1e-8, 1e3)], ids=["the second step", "the third step"])
+@pytest.mark.parametrize(
+    "distance, constant", [(1e-6, 1e5), (1e-8, 1e3)], ids=["the second step", "the third step"]
+)
 def test_smaller_steps_stay_on_one_side_of_a_kink_and_above_rounding(distance, constant):
-    assert judged(lambda w: constant + torch.exp(w) + 10 * torch.relu(w - 1 - distance), double(1.0))[:2] == ("passed", "passed")
+    assert judged(
+        lambda w: constant + torch.exp(w) + 10 * torch.relu(w - 1 - distance), double(1.0)
+    )[:2] == ("passed", "passed")
 
 
 def test_the_second_step_in_float32_stays_on_one_side_of_a_kink_and_above_the_rounding_of_the_gradient():
@@ -136,13 +152,18 @@ def test_the_third_step_in_float32_runs_over_the_stairs_of_rounding_inside_the_l
 
 def test_a_tensor_of_zeros_is_moved_by_a_hundredth_of_a_step():
     zero = single(0.0)
-    assert judged(lambda w: torch.sin(1000 * w) / 1000 + w.square(), zero)[:2] == ("passed", "passed")
+    assert judged(lambda w: torch.sin(1000 * w) / 1000 + w.square(), zero)[:2] == (
+        "passed",
+        "passed",
+    )
     assert judged(lambda w: 1 + w, zero, factor=1.5)[0] == "failed"
 
 
 @pytest.mark.parametrize("value, difference", [(3.0, 0.0), (0.0, 3.0), (3.0, -3.0)])
 def test_errors_are_relative_to_the_larger_of_a_product_and_its_differences(value, difference):
-    outcome = judge_blocks({"w": double(value)}, [{"w": double(difference)}] * 2, rounding={"w": 0.0}, tolerance=1e-4)
+    outcome = judge_blocks(
+        {"w": double(value)}, [{"w": double(difference)}] * 2, rounding={"w": 0.0}, tolerance=1e-4
+    )
     assert outcome.error == pytest.approx(abs(value - difference) / 3, rel=1e-5)
 
 
@@ -157,13 +178,17 @@ def test_a_loss_that_is_huge_far_away_excuses_no_fault():
     def loss(w):
         return scaled_sine(1.5)(w) + 1e12 * torch.relu((w - 1).abs() - 0.1)
 
-    objective = Objective(lambda params, batch: params["w"], lambda w, batch: loss(w).sum(), rowwise=False)
+    objective = Objective(
+        lambda params, batch: params["w"], lambda w, batch: loss(w).sum(), rowwise=False
+    )
     report = audit_at(objective, {"w": double(1.0)}, None)
     assert verdicts(report)["gradient"] == "failed", str(report)
 
 
 @pytest.mark.parametrize("second, verdict", [(2.1, "failed"), (2.5, "undecided")])
-def test_differences_have_settled_where_they_move_by_less_than_a_fifth_of_the_error(second, verdict):
+def test_differences_have_settled_where_they_move_by_less_than_a_fifth_of_the_error(
+    second, verdict
+):
     value = {"w": torch.ones(3, dtype=torch.float64)}
     differences = [{"w": factor * value["w"]} for factor in (2.0, second, -7.0)]
     # In units of the smallest difference, 2.
@@ -196,7 +221,9 @@ def test_only_a_report_whose_every_doubt_is_rounding_is_zero_to_rounding():
 
 
 def test_the_worst_error_is_that_of_the_whole_loss():
-    assert report_of(PASSED, OUTER, INNER, AuditRow(WHOLE, "graph", None, "passed")).worst_error == 0.2
+    assert (
+        report_of(PASSED, OUTER, INNER, AuditRow(WHOLE, "graph", None, "passed")).worst_error == 0.2
+    )
     assert report_of(INNER).worst_error is None
 
 
@@ -206,9 +233,15 @@ def test_the_worst_error_is_that_of_the_whole_loss():
 def test_the_search_begins_only_where_something_is_in_doubt_beside_rounding(monkeypatch):
     searched = []
     # The package has a function of the module's name.
-    monkeypatch.setattr(sys.modules["landscape.curvature.audit"], "_search", lambda examination: searched.append(0) or [])
+    monkeypatch.setattr(
+        sys.modules["landscape.curvature.audit"],
+        "_search",
+        lambda examination: searched.append(0) or [],
+    )
     audit(network(torch.sin).double(), mean_square, normal(9, 4))
-    constant = audit(nn.Linear(5, 4).double(), lambda model, batch: model(batch).softmax(1).sum(), normal(3, 5))
+    constant = audit(
+        nn.Linear(5, 4).double(), lambda model, batch: model(batch).softmax(1).sum(), normal(3, 5)
+    )
     assert constant.is_zero_to_rounding and not searched, str(constant)
     audit(network(FrozenSlopeSine.apply).double(), mean_square, normal(9, 4))
     assert searched == [0]
@@ -216,7 +249,9 @@ def test_the_search_begins_only_where_something_is_in_doubt_beside_rounding(monk
 
 def test_what_failed_in_float64_is_not_compared_with_float32():
     report = audit(network(FrozenSlopeSine.apply), mean_square, normal(9, 4, dtype=torch.float32))
-    assert set(verdicts(report)) == {"determinism", "graph", "gradient", "product", "symmetry"}, str(report)
+    assert set(verdicts(report)) == {"determinism", "graph", "gradient", "product", "symmetry"}, (
+        str(report)
+    )
 
 
 @pytest.mark.parametrize("function", [FrozenSlopeSine.apply, OpaqueSine.apply])

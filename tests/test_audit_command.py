@@ -36,7 +36,11 @@ def audits(output):
 def test_a_manifest_is_audited_at_its_last_checkpoint(study):
     result = invoke("audit", study)
     assert result.exit_code == 0, result.output
-    assert "one (tiny_vit), epoch 1" in result.stdout and "symmetry" in result.stdout and "failed" not in result.stdout
+    assert (
+        "one (tiny_vit), epoch 1" in result.stdout
+        and "symmetry" in result.stdout
+        and "failed" not in result.stdout
+    )
 
 
 def test_a_failed_audit_names_the_module_and_exits_with_1(study, spoiled_models):
@@ -90,10 +94,24 @@ def test_an_audited_figure_is_not_stamped(study, tmp_path):
     assert "NOT AUDITED" not in (tmp_path / "figure.svg").read_text()
 
 
-def test_products_by_differences_measure_what_has_first_derivatives_only(study, tmp_path, spoiled_models):
+def test_products_by_differences_measure_what_has_first_derivatives_only(
+    study, tmp_path, spoiled_models
+):
     output = tmp_path / "out.h5"
     result = invoke("spectra", study, "-o", output, "--hvp", "finite-difference")
     assert result.exit_code == 0, result.output
     with SpectrumStore.open(output) as store:
         assert "central differences" in store.records("one", 0).settings["product"]
-    assert invoke("spectra", study, "-o", tmp_path / "o.h5", "--hvp", "finite-difference", "--method", "pyhessian").exit_code == 2
+    assert (
+        invoke(
+            "spectra",
+            study,
+            "-o",
+            tmp_path / "o.h5",
+            "--hvp",
+            "finite-difference",
+            "--method",
+            "pyhessian",
+        ).exit_code
+        == 2
+    )

@@ -10,7 +10,13 @@ from wrong_derivatives import SavedSine, faulty
 
 import landscape
 from landscape import audit
-from landscape.curvature import FiniteDifferenceOperator, Objective, gradient, losses_along, select_parameters
+from landscape.curvature import (
+    FiniteDifferenceOperator,
+    Objective,
+    gradient,
+    losses_along,
+    select_parameters,
+)
 from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING
 from landscape.curvature.surface import line_losses
 from landscape.errors import ObjectiveError
@@ -61,13 +67,22 @@ def test_a_loss_that_takes_derivatives_is_evaluated_on_every_path(differentiatin
     with torch.enable_grad():
         expected, truth = loss(model, batch).item(), dense_hessian(objective, params, batch)
     v = normal(truth.shape[0])
-    assert losses_along(objective, params, [batch], v[:, None])(0.0) == pytest.approx(expected, rel=1e-12)
-    along = line_losses(lambda m: (Objective.from_closure(m, loss), select_parameters(m)), model, model.state_dict(), [batch])
+    assert losses_along(objective, params, [batch], v[:, None])(0.0) == pytest.approx(
+        expected, rel=1e-12
+    )
+    along = line_losses(
+        lambda m: (Objective.from_closure(m, loss), select_parameters(m)),
+        model,
+        model.state_dict(),
+        [batch],
+    )
     assert along(0.3) == pytest.approx(expected, rel=1e-12)
     assert gradient(objective, params, batch).shape == v.shape
     torch.testing.assert_close(landscape.hessian(model, loss, batch) @ v, truth @ v)
     # A central difference of gradients of size 1 is right to about 1e-8 in float64.
-    torch.testing.assert_close(FiniteDifferenceOperator(objective, params, batch) @ v, truth @ v, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        FiniteDifferenceOperator(objective, params, batch) @ v, truth @ v, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_forward_mode_through_a_derivative_is_refused_in_words():
@@ -114,7 +129,9 @@ def test_a_backward_that_works_in_place_is_named_with_its_module():
     report = audit(model, loss, normal(3, 4))
     assert report.blamed[0] == "1 (Mixer)" and verdicts(report)["gradient"] == "passed"
     H = landscape.hessian(model, loss, normal(3, 4))
-    with pytest.raises(ObjectiveError, match=r"^1 \(Mixer\): the backward pass of _InPlaceBackward overwrites"):
+    with pytest.raises(
+        ObjectiveError, match=r"^1 \(Mixer\): the backward pass of _InPlaceBackward overwrites"
+    ):
         H @ normal(H.n)
 
 
@@ -131,7 +148,9 @@ class AssociativeScan(nn.Module):
 
     def forward(self, ab):
         a, b = ab.chunk(2, -1)
-        return associative_scan(lambda p, q: (p[0] * q[0], p[1] * q[0] + q[1]), (a.sigmoid(), b), 1)[1]
+        return associative_scan(
+            lambda p, q: (p[0] * q[0], p[1] * q[0] + q[1]), (a.sigmoid(), b), 1
+        )[1]
 
 
 def test_higher_order_operators_are_run_and_judged():
@@ -157,18 +176,26 @@ class Cast(nn.Module):
 
 @pytest.mark.parametrize("back", [[], [Cast(torch.float64)]], ids=["to the end", "and back"])
 def test_a_float64_model_with_a_float32_inside_gets_the_steps_of_float32(back):
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Cast(torch.float32), nn.Softplus(), *back).double()
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), Cast(torch.float32), nn.Softplus(), *back
+    ).double()
     for seed in range(10):
-        report = audit(model, lambda model, batch: model(batch).square().mean(), normal(5, 4), seed=seed)
+        report = audit(
+            model, lambda model, batch: model(batch).square().mean(), normal(5, 4), seed=seed
+        )
         assert verdicts(report)["gradient"] == verdicts(report)["product"] == "passed", str(report)
         assert [row.test for row in report.rows if row.verdict == "failed"] == ["graph"]
 
 
 def test_fewer_digits_than_float32_are_too_few_for_differences():
     model = nn.Sequential(nn.Linear(4, 6), Cast(torch.bfloat16), nn.Tanh(), Cast(torch.float32))
-    report = audit(model, lambda model, batch: model(batch).square().mean(), normal(5, 4, dtype=torch.float32))
+    report = audit(
+        model, lambda model, batch: model(batch).square().mean(), normal(5, 4, dtype=torch.float32)
+    )
     assert verdicts(report)["gradient"] == "undecided" and not report.passed
-    assert "computed in torch.bfloat16" in next(row.reason for row in report.rows if row.test == "gradient")
+    assert "computed in torch.bfloat16" in next(
+        row.reason for row in report.rows if row.test == "gradient"
+    )
 
 
 # --- perfect fits -----------------------------------------------------------------------------------------------------
@@ -195,7 +222,9 @@ def cross_entropy(model, batch):
 def test_no_perfect_fit_is_accused(dtype):
     found = set()
     for margin in (3, 10, 15, 20, 25, 30, 33, 40, 90, 300, 800):
-        report = audit(*(lambda model, batch: (model, cross_entropy, batch))(*classifier(margin, dtype)))
+        report = audit(
+            *(lambda model, batch: (model, cross_entropy, batch))(*classifier(margin, dtype))
+        )
         assert report.passed or report.is_zero_to_rounding, (margin, str(report))
         found.add(report.is_zero_to_rounding)
     assert found == {True, False}
@@ -219,7 +248,11 @@ def test_identical_pairs_have_nothing_to_test(dtype):
 
 @pytest.mark.parametrize("factor", [1e-20, 1.0, 1e6])
 def test_a_wrong_backward_is_no_perfect_fit_whatever_the_size_of_the_loss(factor):
-    for name in ("a straight-through estimator", "an opaque function that drops terms", "a backward that is off by a factor"):
+    for name in (
+        "a straight-through estimator",
+        "an opaque function that drops terms",
+        "a backward that is off by a factor",
+    ):
         model, loss, batch = faulty(name, 0, torch.float64)
         report = audit(model, lambda model, batch: factor * loss(model, batch), batch)
         assert report.blamed[0].startswith("1 ("), (name, str(report))
@@ -245,7 +278,10 @@ def test_whatever_a_backward_raises_is_a_row_and_not_an_exception(dtype):
         def forward(self, x):
             return function.apply(x)
 
-    model, batch = nn.Sequential(nn.Linear(4, 4), Layer(), nn.Linear(4, 1)).to(dtype), normal(3, 4, dtype=dtype)
+    model, batch = (
+        nn.Sequential(nn.Linear(4, 4), Layer(), nn.Linear(4, 1)).to(dtype),
+        normal(3, 4, dtype=dtype),
+    )
     for function, said in ((_Sine, "hands its tensors to NumPy"), (_Broken, "no backward pass")):
         report = audit(model, lambda model, batch: model(batch).square().mean(), batch)
         assert not report.passed and any(said in row.reason for row in report.rows), str(report)

@@ -22,7 +22,13 @@ def verdicts(report):
 
 def point_of(loss, **params):
     """A loss of named numbers as an objective at a point."""
-    return Point(Objective(lambda params, batch: params, lambda params, batch: loss(**params), rowwise=False), params, None)
+    return Point(
+        Objective(
+            lambda params, batch: params, lambda params, batch: loss(**params), rowwise=False
+        ),
+        params,
+        None,
+    )
 
 
 def double(*values):
@@ -49,10 +55,17 @@ def test_a_fault_behind_a_gain_of_zero_is_caught():
 def test_a_block_that_is_nothing_beside_the_others_is_not_judged_by_its_own_rounding():
     value = {"large": double(1.0), "small": double(1e-9)}
     differences = [{"large": double(1.0), "small": double(1.5e-9)}] * 2
-    outcome = judge_blocks(value, differences, rounding={"large": 0.0, "small": 0.0}, tolerance=1e-4)
+    outcome = judge_blocks(
+        value, differences, rounding={"large": 0.0, "small": 0.0}, tolerance=1e-4
+    )
     assert outcome.verdict == "failed"  # half a thousandth of the largest
     differences = [{"large": double(1.0), "small": double(1e-9 + 1e-11)}] * 2
-    assert judge_blocks(value, differences, rounding={"large": 0.0, "small": 0.0}, tolerance=1e-4).verdict == "passed"
+    assert (
+        judge_blocks(
+            value, differences, rounding={"large": 0.0, "small": 0.0}, tolerance=1e-4
+        ).verdict
+        == "passed"
+    )
 
 
 class Reordered(nn.Module):
@@ -82,14 +95,21 @@ class InFloat32(Applies):
 
 @pytest.mark.parametrize(
     "function, test",
-    [(torch.sin, None), (Reordered(1e-6), None), (FrozenSlopeSine.apply, "product"), (Noisy(), "determinism")],
+    [
+        (torch.sin, None),
+        (Reordered(1e-6), None),
+        (FrozenSlopeSine.apply, "product"),
+        (Noisy(), "determinism"),
+    ],
     ids=["healthy", "reordered", "frozen", "random"],
 )
 def test_a_model_that_runs_in_float32_alone_is_judged_in_float32(function, test):
     model = nn.Sequential(nn.Linear(4, 6), InFloat32(function), nn.Linear(6, 2))
     report = audit(model, mean_square, normal(9, 4, dtype=torch.float32))
     assert report.dtype == torch.float32 and report.passed == (test is None), str(report)
-    assert test is None or (verdicts(report)[test] == "failed" and report.blamed[0].startswith("1")), str(report)
+    assert test is None or (
+        verdicts(report)[test] == "failed" and report.blamed[0].startswith("1")
+    ), str(report)
 
 
 def test_the_smallest_step_stays_on_one_side_of_a_kink_nearby():
@@ -101,7 +121,9 @@ def test_the_smallest_step_stays_on_one_side_of_a_kink_nearby():
 
 
 def test_a_loss_with_a_large_constant_is_not_accused_of_its_rounding():
-    report = audit(nn.Linear(4, 2).double(), lambda model, batch: mean_square(model, batch) + 1e9, normal(9, 4))
+    report = audit(
+        nn.Linear(4, 2).double(), lambda model, batch: mean_square(model, batch) + 1e9, normal(9, 4)
+    )
     assert verdicts(report)["gradient"] == "passed", str(report)
 
 
@@ -109,7 +131,11 @@ def test_a_steep_loss_with_little_curvature_is_not_accused_of_its_rounding():
     slopes = 1e9 * normal(2, 4, seed=3)
 
     def loss(model, batch):
-        return mean_square(model, batch) + (slopes * model.weight.tanh()).sum() / 1e9 + (slopes * model.weight).sum()
+        return (
+            mean_square(model, batch)
+            + (slopes * model.weight.tanh()).sum() / 1e9
+            + (slopes * model.weight).sum()
+        )
 
     report = audit(nn.Linear(4, 2).double(), loss, normal(9, 4))
     assert verdicts(report)["product"] == "passed", str(report)
@@ -117,17 +143,27 @@ def test_a_steep_loss_with_little_curvature_is_not_accused_of_its_rounding():
 
 @pytest.mark.parametrize("factor", [1.0, 0.0])
 def test_a_loss_without_curvature_or_of_zeros_passes(factor):
-    report = audit(nn.Linear(4, 2).double(), lambda model, batch: factor * model(batch).sum(), normal(9, 4))
+    report = audit(
+        nn.Linear(4, 2).double(), lambda model, batch: factor * model(batch).sum(), normal(9, 4)
+    )
     assert report.passed, str(report)
 
 
 def test_a_loss_that_is_random_in_its_value_alone_is_caught():
-    report = audit(nn.Linear(4, 2).double(), lambda model, batch: mean_square(model, batch) + torch.rand(()), normal(9, 4))
+    report = audit(
+        nn.Linear(4, 2).double(),
+        lambda model, batch: mean_square(model, batch) + torch.rand(()),
+        normal(9, 4),
+    )
     assert verdicts(report)["determinism"] == "failed"
 
 
 def test_a_loss_without_any_graph_is_off_by_all_of_its_derivatives():
-    report = audit(nn.Linear(4, 2).double(), lambda model, batch: mean_square(model, batch).detach(), normal(9, 4))
+    report = audit(
+        nn.Linear(4, 2).double(),
+        lambda model, batch: mean_square(model, batch).detach(),
+        normal(9, 4),
+    )
     rows = {row.test: row for row in report.rows}
     assert rows["gradient"].verdict == "failed" and rows["gradient"].error > 0.1, str(report)
     # The gradient is zero wherever one looks, and so is the product.
@@ -135,7 +171,9 @@ def test_a_loss_without_any_graph_is_off_by_all_of_its_derivatives():
 
 
 def test_a_block_that_the_product_misses_altogether_has_an_error_of_one():
-    outcome = judge_blocks({"w": double(0.0)}, [{"w": double(3.0)}] * 2, rounding={"w": 0.0}, tolerance=1e-4)
+    outcome = judge_blocks(
+        {"w": double(0.0)}, [{"w": double(3.0)}] * 2, rounding={"w": 0.0}, tolerance=1e-4
+    )
     assert outcome.verdict == "failed" and outcome.error == pytest.approx(1, abs=1e-5)
 
 
@@ -145,20 +183,27 @@ def test_where_the_derivative_cancels_along_a_direction_its_parts_set_the_scale(
         return (torch.sin(v - 0.5) / math.cos(0.5) - torch.exp(w - 1) + 1 - math.tan(0.5)).sum()
 
     point = point_of(loss, v=double(1.0), w=double(1.0))
-    gradient, _ = judge_derivatives(point, {"v": double(1.0), "w": double(1.0)}, {"v": double(1.0), "w": double(-1.0)}, None)
+    gradient, _ = judge_derivatives(
+        point, {"v": double(1.0), "w": double(1.0)}, {"v": double(1.0), "w": double(-1.0)}, None
+    )
     assert gradient.verdict == "passed"
 
 
 def test_a_tensor_of_zeros_is_moved_far_enough_for_a_fault_to_show():
     model = nn.Sequential(nn.Linear(4, 6), Applies(FrozenSlopeSine.apply), nn.Linear(6, 2)).double()
     nn.init.zeros_(model[0].bias)
-    assert verdicts(audit(model, mean_square, normal(9, 4), parameters="0.bias"))["product"] == "failed"
+    assert (
+        verdicts(audit(model, mean_square, normal(9, 4), parameters="0.bias"))["product"]
+        == "failed"
+    )
 
 
 def test_the_asymmetry_is_that_of_the_bilinear_forms_of_two_directions():
     u, v = {"w": double(1.0, 0.0)}, {"w": double(0.0, 1.0)}
     # <u, Hv> = 3 and <v, Hu> = 4; the diagonal, which cannot tell, does not count.
-    assert asymmetry([u, v], [{"w": double(1e6, 4.0)}, {"w": double(3.0, 1e6)}]) == pytest.approx(2**0.5 / 5)
+    assert asymmetry([u, v], [{"w": double(1e6, 4.0)}, {"w": double(3.0, 1e6)}]) == pytest.approx(
+        2**0.5 / 5
+    )
 
 
 def test_a_random_loss_is_tested_no_further():
@@ -170,8 +215,14 @@ def test_a_second_derivative_that_is_lost_in_the_models_own_type_alone_is_caught
     def sine(x):
         return FrozenSlopeSine.apply(x) if x.dtype == torch.float32 else x.sin()
 
-    report = audit(nn.Sequential(nn.Linear(4, 6), Applies(sine), nn.Linear(6, 2)), mean_square, normal(9, 4, dtype=torch.float32))
-    assert verdicts(report)["precision"] == "failed" and verdicts(report)["product"] == "passed", str(report)
+    report = audit(
+        nn.Sequential(nn.Linear(4, 6), Applies(sine), nn.Linear(6, 2)),
+        mean_square,
+        normal(9, 4, dtype=torch.float32),
+    )
+    assert verdicts(report)["precision"] == "failed" and verdicts(report)["product"] == "passed", (
+        str(report)
+    )
 
 
 def test_parameters_in_half_precision_and_autocast_are_refused():
@@ -193,7 +244,9 @@ def test_a_random_model_leaves_the_random_state_alone():
 
 def faulty_beside(part, width=6):
     """A model with a fault, so that the search begins, and a part that it must not accuse."""
-    return nn.Sequential(nn.Linear(4, width), part, Applies(FrozenSlopeSine.apply), nn.Linear(width, 2)).double()
+    return nn.Sequential(
+        nn.Linear(4, width), part, Applies(FrozenSlopeSine.apply), nn.Linear(width, 2)
+    ).double()
 
 
 class Counting(nn.Module):
@@ -234,7 +287,9 @@ class Rotates(nn.Module):
 
 class Attends(nn.Module):
     def forward(self, x):
-        return nn.functional.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None])[0, 0]
+        return nn.functional.scaled_dot_product_attention(
+            x[None, None], x[None, None], x[None, None]
+        )[0, 0]
 
 
 class ByCount(nn.Module):
@@ -261,7 +316,16 @@ class HalfDead(nn.Module):
 
 @pytest.mark.parametrize(
     "part",
-    [nn.ReLU(inplace=True), Counting(), GivesIndices(), Rotates(), Attends(), ByCount(), HalfDead(), Reordered(3e-11)],
+    [
+        nn.ReLU(inplace=True),
+        Counting(),
+        GivesIndices(),
+        Rotates(),
+        Attends(),
+        ByCount(),
+        HalfDead(),
+        Reordered(3e-11),
+    ],
     ids=lambda part: type(part).__name__,
 )
 def test_healthy_parts_are_not_accused(part):
@@ -318,7 +382,11 @@ class FaultyInside(nn.Module):
     ],
 )
 def test_a_fault_is_named_as_closely_as_it_can_be(way, culprit):
-    report = audit(nn.Sequential(nn.Linear(4, 6), FaultyInside(way), nn.Linear(6, 2)).double(), mean_square, normal(9, 4))
+    report = audit(
+        nn.Sequential(nn.Linear(4, 6), FaultyInside(way), nn.Linear(6, 2)).double(),
+        mean_square,
+        normal(9, 4),
+    )
     assert culprit in report.blamed, str(report)
 
 
@@ -334,7 +402,9 @@ class Overwriting(nn.Module):
 
 
 def test_inputs_are_recorded_as_they_were_when_the_part_was_called():
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), Applies(lambda x: x + 0), Overwriting(), nn.Linear(6, 2)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), Applies(lambda x: x + 0), Overwriting(), nn.Linear(6, 2)
+    ).double()
     assert "3.inner (Applies)" in audit(model, mean_square, normal(9, 4)).blamed
 
 
@@ -358,7 +428,11 @@ def test_inputs_of_two_types_leave_the_search_to_the_parts_around():
 def test_healthy_parts_are_not_searched_and_the_number_of_tests_is_bounded(monkeypatch):
     tested = []
     test = blame._test
-    monkeypatch.setattr(blame, "_test", lambda name, *args, **options: tested.append(name) or test(name, *args, **options))
+    monkeypatch.setattr(
+        blame,
+        "_test",
+        lambda name, *args, **options: tested.append(name) or test(name, *args, **options),
+    )
     healthy = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
     assert not audit(faulty_beside(healthy), mean_square, normal(9, 4)).passed
     assert tested == ["0", "1", "2", "3"]

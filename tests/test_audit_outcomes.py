@@ -57,11 +57,15 @@ def failing_sine(message, *, when, error=RuntimeError, dtype=None):
 
 
 @pytest.mark.parametrize("message", ["kernel: no such shape", "kernel failed\nat line 3", ""])
-@pytest.mark.parametrize("when, test", [("first", "gradient"), ("with a graph", "product"), ("second", "product")])
+@pytest.mark.parametrize(
+    "when, test", [("first", "gradient"), ("with a graph", "product"), ("second", "product")]
+)
 def test_a_kernel_that_fails_is_a_row_and_its_module_is_named(message, when, test):
     report = audit(network(Applies(failing_sine(message, when=when))), mean_square, normal(9, 4))
     rows = {row.test: row for row in report.rows if row.name == WHOLE}
-    assert rows[test].verdict == "failed" and message.partition("\n")[0] in rows[test].reason, str(report)
+    assert rows[test].verdict == "failed" and message.partition("\n")[0] in rows[test].reason, str(
+        report
+    )
     assert "\n" not in rows[test].reason
     assert (rows["graph"].verdict == "failed") == (when != "second"), str(report)
     assert report.blamed == ("1 (Applies)", WHOLE)
@@ -69,10 +73,15 @@ def test_a_kernel_that_fails_is_a_row_and_its_module_is_named(message, when, tes
 
 @pytest.mark.parametrize("when", ["with a graph", "second"])
 def test_a_kernel_that_fails_in_the_models_own_type_alone_is_a_row(when):
-    model = network(Applies(failing_sine("kernel failed", when=when, dtype=torch.float32)), torch.float32)
+    model = network(
+        Applies(failing_sine("kernel failed", when=when, dtype=torch.float32)), torch.float32
+    )
     report = audit(model, mean_square, single(9, 4))
     failed = [row for row in report.rows if row.verdict == "failed"]
-    assert failed[0].name == WHOLE and failed[0].reason == "The loss cannot be differentiated: kernel failed", str(report)
+    assert (
+        failed[0].name == WHOLE
+        and failed[0].reason == "The loss cannot be differentiated: kernel failed"
+    ), str(report)
 
 
 @pytest.mark.parametrize("error", [TypeError, NotImplementedError])
@@ -107,7 +116,9 @@ def test_what_goes_wrong_only_once_is_told_as_it_is(error):
     model = network(Applies(Sine.apply))
     if error is RuntimeError:
         rows = audit(model, mean_square, normal(9, 4)).rows
-        assert [(row.name, row.test, row.reason) for row in rows] == [(WHOLE, "gradient", "this once")]
+        assert [(row.name, row.test, row.reason) for row in rows] == [
+            (WHOLE, "gradient", "this once")
+        ]
     else:
         with pytest.raises(error, match="this once"):
             audit(model, mean_square, normal(9, 4))
@@ -136,7 +147,10 @@ def test_a_loss_that_even_its_own_operator_cannot_take_is_refused_by_graph_and_g
         return y.mul_(2)
 
     rows = audit(network(Applies(overwritten)), mean_square, normal(9, 4)).rows
-    assert [(row.test, row.verdict) for row in rows[:2]] == [("graph", "failed"), ("gradient", "failed")]
+    assert [(row.test, row.verdict) for row in rows[:2]] == [
+        ("graph", "failed"),
+        ("gradient", "failed"),
+    ]
     assert all("inplace" in row.reason for row in rows[:2])
 
 
@@ -144,11 +158,15 @@ def test_a_loss_that_even_its_own_operator_cannot_take_is_refused_by_graph_and_g
 
 
 def plain(loss):
-    return Objective(lambda params, batch: params["w"], lambda w, batch: loss(w).sum(), rowwise=False)
+    return Objective(
+        lambda params, batch: params["w"], lambda w, batch: loss(w).sum(), rowwise=False
+    )
 
 
 def test_without_a_module_the_whole_loss_is_blamed():
-    report = audit_at(plain(lambda w: FrozenSlopeSine.apply(w).square()), {"w": double(1.0, 0.5)}, None)
+    report = audit_at(
+        plain(lambda w: FrozenSlopeSine.apply(w).square()), {"w": double(1.0, 0.5)}, None
+    )
     assert report.blamed == (WHOLE,) and verdicts(report)["product"] == "failed"
 
 
@@ -170,14 +188,23 @@ def float32_cases():
     yield forward, select_parameters(linear), single(9, 4)
 
 
-@pytest.mark.parametrize("case", range(3), ids=["no module", "buffers and labels", "not to be rebound"])
+@pytest.mark.parametrize(
+    "case", range(3), ids=["no module", "buffers and labels", "not to be rebound"]
+)
 def test_what_can_be_judged_in_float64_is(case):
     report = audit_at(*list(float32_cases())[case])
-    assert report.passed and report.dtype == torch.float64 and verdicts(report)["precision"] == "passed", str(report)
+    assert (
+        report.passed
+        and report.dtype == torch.float64
+        and verdicts(report)["precision"] == "passed"
+    ), str(report)
 
 
 def test_a_refused_model_is_judged_in_float64_and_one_that_stays_in_float32_as_it_is():
-    assert audit(network(Applies(OpaqueSine.apply), torch.float32), mean_square, single(9, 4)).dtype == torch.float64
+    assert (
+        audit(network(Applies(OpaqueSine.apply), torch.float32), mean_square, single(9, 4)).dtype
+        == torch.float64
+    )
     both = nn.Sequential(Applies(lambda x: x.float().to(x.dtype)), Applies(OpaqueSine.apply))
     assert audit(network(both, torch.float32), mean_square, single(9, 4)).dtype == torch.float32
 
@@ -187,11 +214,17 @@ def test_a_loss_without_curvature_passes_in_float32_too():
     assert report.passed and verdicts(report)["precision"] == "passed", str(report)
 
 
-@pytest.mark.parametrize("function, operators", [(torch.sin, 2), (OpaqueSine.apply, 1)], ids=["healthy", "refused"])
+@pytest.mark.parametrize(
+    "function, operators", [(torch.sin, 2), (OpaqueSine.apply, 1)], ids=["healthy", "refused"]
+)
 def test_an_operator_is_made_once_in_each_type(function, operators, monkeypatch):
     made = []
     make = audit_module.UncheckedHessian
-    monkeypatch.setattr(audit_module, "UncheckedHessian", lambda *args, **options: made.append(0) or make(*args, **options))
+    monkeypatch.setattr(
+        audit_module,
+        "UncheckedHessian",
+        lambda *args, **options: made.append(0) or make(*args, **options),
+    )
     audit(network(Applies(function), torch.float32), mean_square, single(9, 4))
     assert len(made) == operators
 
@@ -222,11 +255,18 @@ def test_a_loss_that_cancels_passes_as_long_as_its_derivatives_are_above_roundin
 
 @pytest.mark.parametrize(
     "size, factor, verdict",
-    [(1e-9, 1.0, "passed"), (1e-9, 1.01, "passed"), (1e-9, 1.2, "undecided"), (1e-5, 1.2, "failed")],
+    [
+        (1e-9, 1.0, "passed"),
+        (1e-9, 1.01, "passed"),
+        (1e-9, 1.2, "undecided"),
+        (1e-5, 1.2, "failed"),
+    ],
     ids=["a fit that is right", "a fit to a hundredth", "a fit that nobody can judge", "no fit"],
 )
 def test_float32_is_excused_by_a_perfect_fit_and_by_nothing_else(size, factor, verdict):
-    report = audit_at(fitted(size, cancels=False, wrong_in_float32=factor), {"w": double(1.0).float()}, None)
+    report = audit_at(
+        fitted(size, cancels=False, wrong_in_float32=factor), {"w": double(1.0).float()}, None
+    )
     assert verdicts(report)["precision"] == verdict, str(report)
     assert (ZERO_TO_ROUNDING in {row.reason for row in report.rows}) == (verdict == "undecided")
 
@@ -247,8 +287,13 @@ def half_frozen_sine(share):
 
 @pytest.mark.parametrize("share, verdict", [(2e-5, "passed"), (3e-3, "failed")])
 def test_products_are_symmetric_to_a_ten_thousandth(share, verdict):
-    rows = {row.test: row for row in audit(network(Applies(half_frozen_sine(share))), mean_square, normal(9, 4)).rows}
-    assert rows["symmetry"].verdict == verdict and 0.01 * share < rows["symmetry"].error < 10 * share
+    rows = {
+        row.test: row
+        for row in audit(network(Applies(half_frozen_sine(share))), mean_square, normal(9, 4)).rows
+    }
+    assert (
+        rows["symmetry"].verdict == verdict and 0.01 * share < rows["symmetry"].error < 10 * share
+    )
 
 
 @pytest.mark.parametrize(
@@ -256,12 +301,24 @@ def test_products_are_symmetric_to_a_ten_thousandth(share, verdict):
     [
         (("passed", "passed"), "passed", 0.2, ""),
         (("undecided", "passed"), "passed", 0.2, ""),
-        (("failed", "passed"), "failed", 0.1, "the gradient is not the derivative of the loss: .*worst for w"),
-        (("undecided", "undecided"), "undecided", 0.2, "the differences do not settle.*worst for w"),
+        (
+            ("failed", "passed"),
+            "failed",
+            0.1,
+            "the gradient is not the derivative of the loss: .*worst for w",
+        ),
+        (
+            ("undecided", "undecided"),
+            "undecided",
+            0.2,
+            "the differences do not settle.*worst for w",
+        ),
         (("undecided", "failed"), "failed", 0.2, "the gradient is not the derivative"),
     ],
 )
-def test_a_kink_along_one_direction_is_excused_by_another_and_a_fault_is_not(verdicts_along, verdict, error, reason):
+def test_a_kink_along_one_direction_is_excused_by_another_and_a_fault_is_not(
+    verdicts_along, verdict, error, reason
+):
     first, second = verdicts_along
     row = audit_module._row("gradient", [Outcome(0.1, first, "w"), Outcome(0.2, second, "w")])
     assert (row.verdict, row.error) == (verdict, error)

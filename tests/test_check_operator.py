@@ -41,7 +41,9 @@ BROKEN = {
     "not symmetric: ": first_row_forgotten,
     "not linear": lambda V: M @ V.clamp(max=0.5),
     "not linear: ": lambda V: M @ V + 1,
-    "not one fixed matrix": lambda V: M @ V + 1e-6 * torch.randn(V.shape, generator=NOISE, dtype=V.dtype),
+    "not one fixed matrix": lambda V: (
+        M @ V + 1e-6 * torch.randn(V.shape, generator=NOISE, dtype=V.dtype)
+    ),
     "not one fixed matrix: ": lambda V: M @ V * (1 + 1e-3 * V.shape[1]),
     "is not finite": lambda V: (M @ V) / 0,
     r"\(3, 40\)": lambda V: (M @ V).T,
@@ -73,7 +75,11 @@ def test_an_antisymmetric_part_of_a_millionth_is_found_with_every_seed_and_measu
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_symmetric_operators_pass_for_every_seed(dtype):
-    operators = [DenseOperator(M.to(dtype)), Plain(lambda V: 0 * V, dtype=dtype), with_spectrum([1e6, 1.0, 1e-6], dtype=dtype)]
+    operators = [
+        DenseOperator(M.to(dtype)),
+        Plain(lambda V: 0 * V, dtype=dtype),
+        with_spectrum([1e6, 1.0, 1e-6], dtype=dtype),
+    ]
     for operator in operators:
         worst = max(max(vars(check_operator(operator, seed=seed)).values()) for seed in range(50))
         assert worst <= 1000 * torch.finfo(dtype).eps
@@ -93,7 +99,11 @@ def test_a_support_that_leaves_something_out_is_named():
 
 def test_an_operator_that_states_an_error_is_held_to_that_and_others_to_rounding():
     generator = seeded(3)
-    operator = Plain(lambda V: M @ V + 1e-5 * torch.randn(V.shape, generator=generator, dtype=V.dtype) * V.norm() / 40)
+    operator = Plain(
+        lambda V: (
+            M @ V + 1e-5 * torch.randn(V.shape, generator=generator, dtype=V.dtype) * V.norm() / 40
+        )
+    )
     with pytest.raises(NumericalError, match="one fixed matrix"):
         check_operator(operator)
     operator.error_estimate = 1e-5
@@ -104,7 +114,11 @@ def test_an_operator_that_states_an_error_is_held_to_that_and_others_to_rounding
 
 
 def test_arguments_out_of_range_are_refused():
-    cases = (({"num_probes": 1}, "at least 2"), ({"tol": 0.0}, "finite and > 0"), ({"tol": float("nan")}, "finite"))
+    cases = (
+        ({"num_probes": 1}, "at least 2"),
+        ({"tol": 0.0}, "finite and > 0"),
+        ({"tol": float("nan")}, "finite"),
+    )
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             check_operator(DenseOperator(M), **options)

@@ -45,7 +45,9 @@ def make_clip(seed=0, **vision):
 
 
 def same(first, second):
-    return list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
+    return list(first) == list(second) and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def snapshot(model):
@@ -68,7 +70,10 @@ def trained():
     """A model and its AdamW optimizer after one step."""
     model = make_clip(seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    image, text, scale = model(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32).view(4, 8))
+    image, text, scale = model(
+        torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(32).view(4, 8),
+    )
     open_clip.ClipLoss()(image, text, scale).backward()
     optimizer.step()
     return model, optimizer
@@ -77,19 +82,40 @@ def trained():
 # Layouts
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."],
+)
 def test_a_checkpoint_of_an_open_clip_run_loads_under_any_wrapper(tmp_path, trained, prefix):
     model, optimizer = trained
     state = OrderedDict((prefix + key, tensor) for key, tensor in model.state_dict().items())
     path = tmp_path / "epoch_7.pt"
-    torch.save({"epoch": 7, "name": "a run", "state_dict": state, "optimizer": optimizer.state_dict()}, path)
+    torch.save(
+        {"epoch": 7, "name": "a run", "state_dict": state, "optimizer": optimizer.state_dict()},
+        path,
+    )
     target = make_clip()
     info = load_checkpoint(target, path)
     assert same(target.state_dict(), model.state_dict())
-    assert (info.kind, info.layout, info.epoch, info.name, info.weights) == ("torch", "open_clip", 7, "a run", "online")
-    assert info.num_tensors == len(state) and info.keys == tuple(list(model.state_dict())[:5]) and info.notes == ()
-    assert info.num_parameters == sum(tensor.numel() for tensor in state.values()) and info.dtypes == ("float32",)
-    assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and info.num_bytes == path.stat().st_size
+    assert (info.kind, info.layout, info.epoch, info.name, info.weights) == (
+        "torch",
+        "open_clip",
+        7,
+        "a run",
+        "online",
+    )
+    assert (
+        info.num_tensors == len(state)
+        and info.keys == tuple(list(model.state_dict())[:5])
+        and info.notes == ()
+    )
+    assert info.num_parameters == sum(
+        tensor.numel() for tensor in state.values()
+    ) and info.dtypes == ("float32",)
+    assert (
+        info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        and info.num_bytes == path.stat().st_size
+    )
     assert info == describe_checkpoint(path)
 
 
@@ -110,13 +136,19 @@ def test_safetensors_are_recognised_by_content(tmp_path, trained):
     target = make_clip()
     info = load_checkpoint(target, path)
     assert same(target.state_dict(), trained[0].state_dict())
-    assert (info.kind, info.layout) == ("safetensors", "state dict") and info == describe_checkpoint(path)
+    assert (info.kind, info.layout) == (
+        "safetensors",
+        "state dict",
+    ) and info == describe_checkpoint(path)
 
 
 @pytest.mark.parametrize("weights", ["online", "ema"])
 def test_timms_own_checkpoints_load_with_either_copy_of_the_weights(tmp_path, weights):
     """timm stores the command line beside the weights: an argparse.Namespace, of which its plain values are kept."""
-    model, average = timm.create_model("resnet10t", num_classes=3), timm.create_model("resnet10t", num_classes=3)
+    model, average = (
+        timm.create_model("resnet10t", num_classes=3),
+        timm.create_model("resnet10t", num_classes=3),
+    )
     ema = argparse.Namespace(module=average)
     saver = timm.utils.CheckpointSaver(
         model,
@@ -131,9 +163,17 @@ def test_timms_own_checkpoints_load_with_either_copy_of_the_weights(tmp_path, we
     target = timm.create_model("resnet10t", num_classes=3)
     info = load_checkpoint(target, tmp_path / "last.pth.tar", weights=weights)
     assert same(target.state_dict(), (model if weights == "online" else average).state_dict())
-    assert (info.layout, info.name, info.weights, info.available) == ("timm", "resnet10t", weights, ("online", "ema"))
+    assert (info.layout, info.name, info.weights, info.available) == (
+        "timm",
+        "resnet10t",
+        weights,
+        ("online", "ema"),
+    )
     assert (info.epoch, info.stored_epoch) == (5, 4) and "counts epochs from 0" in info.notes[1]
-    assert f"{'online' if weights == 'online' else 'averaged'} weights were taken. timm's own" in info.notes[0]
+    assert (
+        f"{'online' if weights == 'online' else 'averaged'} weights were taken. timm's own"
+        in info.notes[0]
+    )
     assert info.settings == {"args": {"model": "resnet10t", "lr": 0.1}}
 
 
@@ -147,7 +187,12 @@ def test_weights_under_model_load_as_deit_releases_them(tmp_path):
 
 def make_published_clip(tmp_path, seed):
     """open_clip's CLIP around a small timm ViT, as in this project's configurations of the paper's models."""
-    vision = {"image_size": 224, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"}
+    vision = {
+        "image_size": 224,
+        "timm_model_name": "test_vit",
+        "timm_pool": "token",
+        "timm_proj": "linear",
+    }
     torch.manual_seed(seed)
     return open_clip.CLIP(embed_dim=6, vision_cfg=vision, text_cfg=TEXT)
 
@@ -165,12 +210,20 @@ def test_the_papers_released_layout_loads_with_either_copy_of_the_weights(tmp_pa
                 top, dot, rest = key.replace("visual.trunk", "visual").partition(".")
                 yield f"module.{top}{suffix}{dot}{rest}", tensor
 
-    state = dict(as_published(online.state_dict(), "")) | dict(as_published(average.state_dict(), "_e"))
+    state = dict(as_published(online.state_dict(), "")) | dict(
+        as_published(average.state_dict(), "_e")
+    )
     args = argparse.Namespace(model="CLIP_Simba_S")
-    torch.save({"epoch": 25, "state_dict": state, "best_acc": 40.5, "args": args}, tmp_path / "released.pt")
+    torch.save(
+        {"epoch": 25, "state_dict": state, "best_acc": 40.5, "args": args}, tmp_path / "released.pt"
+    )
     target = make_published_clip(tmp_path, 3)
     info = load_checkpoint(target, tmp_path / "released.pt", weights=weights)
-    expected = online.state_dict() if weights == "online" else average.state_dict() | {"logit_scale": online.logit_scale.data}
+    expected = (
+        online.state_dict()
+        if weights == "online"
+        else average.state_dict() | {"logit_scale": online.logit_scale.data}
+    )
     assert same(target.state_dict(), expected)
     assert (info.layout, info.epoch) == ("slip", 25)
     assert "Renamed" in info.notes[0] and "Left out" in info.notes[1]
@@ -189,7 +242,14 @@ def test_averaged_weights_that_are_not_there_are_refused(tmp_path, trained):
 def test_what_we_write_we_read_and_open_clips_trainer_resumes_from(tmp_path, trained):
     model, optimizer = trained
     path = tmp_path / "epoch_3.pt"
-    digest = save_checkpoint(path, model=model, epoch=3, name="run", optimizer=optimizer, extra={"scaler": {"scale": 2.0}})
+    digest = save_checkpoint(
+        path,
+        model=model,
+        epoch=3,
+        name="run",
+        optimizer=optimizer,
+        extra={"scaler": {"scale": 2.0}},
+    )
     info = describe_checkpoint(path, expected_sha256=digest.upper())
     assert (info.layout, info.epoch, info.name, info.sha256) == ("landscape", 3, "run", digest)
     # What open_clip_train.main does under --resume.
@@ -199,13 +259,17 @@ def test_what_we_write_we_read_and_open_clips_trainer_resumes_from(tmp_path, tra
     steps = torch.optim.AdamW(resumed.parameters(), lr=1e-3)
     steps.load_state_dict(checkpoint["optimizer"])
     assert checkpoint["epoch"] == 3 and same(resumed.state_dict(), model.state_dict())
-    assert torch.equal(steps.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+    assert torch.equal(
+        steps.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
+    )
     evaluated = make_clip(seed=6)
     open_clip.load_checkpoint(evaluated, str(path))
     assert same(evaluated.state_dict(), model.state_dict())
     stored = read_checkpoint(path, expected_sha256=digest)
     assert stored["scaler"] == {"scale": 2.0} and stored["landscape_version"] == VERSION
-    assert torch.equal(stored["optimizer"]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+    assert torch.equal(
+        stored["optimizer"]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
+    )
 
 
 def test_equal_contents_give_equal_bytes_whatever_the_file_is_called(tmp_path, trained):
@@ -231,7 +295,13 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, trained, extra):
     with pytest.raises(ValueError, match="cannot be read back"):
         save_checkpoint(tmp_path / "x.pt", model=trained[0], epoch=0, name="run", extra=extra)
     with pytest.raises(ValueError, match="epoch, optimizer"):
-        save_checkpoint(tmp_path / "x.pt", model=trained[0], epoch=0, name="run", extra={"epoch": 1, "optimizer": {}})
+        save_checkpoint(
+            tmp_path / "x.pt",
+            model=trained[0],
+            epoch=0,
+            name="run",
+            extra={"epoch": 1, "optimizer": {}},
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -248,7 +318,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, trained, monk
         save_checkpoint(path, model=trained[0], epoch=1, name="run")
     monkeypatch.undo()
     assert str(caught.value).startswith(f"{path}: cannot be written")
-    assert list(tmp_path.iterdir()) == [path] and describe_checkpoint(path, expected_sha256=before).epoch == 0
+    assert (
+        list(tmp_path.iterdir()) == [path]
+        and describe_checkpoint(path, expected_sha256=before).epoch == 0
+    )
 
 
 @pytest.mark.parametrize("parent", ["no_such_folder", "a_file"])
@@ -285,13 +358,20 @@ def write_exploit(path, how, exploit):
         torch.save(stored, path, _use_new_zipfile_serialization=how == "zip")
 
 
-@pytest.mark.parametrize("how", ["zip", "legacy", "plain pickle", "newer pickle", "in a Namespace", "in a tensor's place"])
+@pytest.mark.parametrize(
+    "how",
+    ["zip", "legacy", "plain pickle", "newer pickle", "in a Namespace", "in a tensor's place"],
+)
 @pytest.mark.parametrize("forced", ["0", "1"])
 def test_pickled_code_never_runs(tmp_path, monkeypatch, how, forced):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", forced)
     marker, path = tmp_path / "marker", tmp_path / "evil.pt"
     write_exploit(path, how, Exploit(marker))
-    for load in (describe_checkpoint, read_checkpoint, lambda path: load_checkpoint(make_clip(), path)):
+    for load in (
+        describe_checkpoint,
+        read_checkpoint,
+        lambda path: load_checkpoint(make_clip(), path),
+    ):
         with pytest.raises(CheckpointError, match=r"posix\.system|nt\.system") as caught:
             load(path)
         assert not marker.exists() and "\n" not in str(caught.value)
@@ -305,7 +385,12 @@ def test_pickled_code_never_runs(tmp_path, monkeypatch, how, forced):
 
 def test_plain_containers_beside_the_weights_are_read(tmp_path, trained):
     """Pickles of protocol 2 call `set` by its name of Python 2."""
-    contents = {"seen": {1, 2}, "milestones": Counter({3: 1}), "order": OrderedDict(a=1), "shape": torch.Size([2])}
+    contents = {
+        "seen": {1, 2},
+        "milestones": Counter({3: 1}),
+        "order": OrderedDict(a=1),
+        "shape": torch.Size([2]),
+    }
     torch.save({"state_dict": trained[0].state_dict()} | contents, tmp_path / "x.pt")
     stored = read_checkpoint(tmp_path / "x.pt")
     assert {key: stored[key] for key in contents} == contents
@@ -314,13 +399,19 @@ def test_plain_containers_beside_the_weights_are_read(tmp_path, trained):
 def test_objects_of_other_packages_become_stand_ins_and_are_named(tmp_path, trained):
     path = tmp_path / "old.pt"
     history = {"took": datetime.timedelta(1), "own": Harmless()}
-    torch.save({"epoch": 4, "name": "x", "state_dict": trained[0].state_dict(), "history": history}, path)
+    torch.save(
+        {"epoch": 4, "name": "x", "state_dict": trained[0].state_dict(), "history": history}, path
+    )
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
     target = make_clip()
     info = load_checkpoint(target, path)
     assert info.epoch == 4 and same(target.state_dict(), trained[0].state_dict())
-    assert len(info.notes) == 1 and "datetime.timedelta" in info.notes[0] and "Harmless" in info.notes[0]
+    assert (
+        len(info.notes) == 1
+        and "datetime.timedelta" in info.notes[0]
+        and "Harmless" in info.notes[0]
+    )
     torch.save({"w": torch.ones(1), "history": {"losses": np.ones(300), **history}}, path)
     stored = read_checkpoint(path)["history"]
     assert {type(value).__name__ for value in stored.values()} == {"Inert"}
@@ -336,19 +427,33 @@ def test_what_a_namespace_holds_stays_data_whatever_it_is(tmp_path):
     vars(args).update(__class__=OrderedDict, __setstate__=torch.Size, model="x")
     torch.save({"args": args, "w": torch.ones(2)}, path)
     args = read_checkpoint(path)["args"]
-    assert type(args).__name__ == "Inert" and not hasattr(args, "__dict__") and not hasattr(args, "__setstate__")
+    assert (
+        type(args).__name__ == "Inert"
+        and not hasattr(args, "__dict__")
+        and not hasattr(args, "__setstate__")
+    )
     assert args.state["model"] == "x" and args.state["__class__"].name == "collections.OrderedDict"
 
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
-def test_learning_rates_that_numpy_computed_do_not_keep_an_open_clip_run_from_loading(tmp_path, trained, module):
+def test_learning_rates_that_numpy_computed_do_not_keep_an_open_clip_run_from_loading(
+    tmp_path, trained, module
+):
     """open_clip_train computed its cosine with NumPy before version 3; both of NumPy's spellings are in such files."""
     model, optimizer = trained
     for group in [optimizer.param_groups[0], copy.copy(optimizer.param_groups[0])]:
         group["lr"] = 0.5 * (1 + np.cos(np.pi * 3 / 10)) * 1e-3
         group["initial_lr"] = np.float32(1e-3)
     path = tmp_path / "epoch_3.pt"
-    torch.save({"epoch": 3, "name": "x", "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    torch.save(
+        {
+            "epoch": 3,
+            "name": "x",
+            "state_dict": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        },
+        path,
+    )
     rewritten(path, replace={b"numpy._core.multiarray": module.encode()})
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
@@ -388,7 +493,9 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path):
     assert path.stat().st_size < 100_000
     assert "unpacks to 20000" in refusal(make_clip(), path)
     # Also where compression did not make it smaller, and sizes alone say nothing.
-    noise = torch.randint(0, 256, (10_000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        0, 256, (10_000,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     torch.save({"w": noise}, path)
     with zipfile.ZipFile(path) as archive:
         kept = sum(entry.file_size for entry in archive.infolist())
@@ -418,7 +525,9 @@ def test_a_tensor_that_is_declared_larger_than_the_file_is_refused(tmp_path):
     path = tmp_path / "bomb.pt"
     number = (2_000_000_000).to_bytes(4, "little")
     one_tensor(path)
-    rewritten(path, replace={b"K\x07tq": b"J" + number + b"tq", b"K\x07\x85": b"J" + number + b"\x85"})
+    rewritten(
+        path, replace={b"K\x07tq": b"J" + number + b"tq", b"K\x07\x85": b"J" + number + b"\x85"}
+    )
     assert "declares a tensor of 2000000000 elements" in refusal(make_clip(), path)
     one_tensor(path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"K\x07N", b"J" + number + b"N"))
@@ -434,7 +543,9 @@ def test_a_tensor_that_is_declared_larger_than_its_storage_is_refused(tmp_path):
 
 def read_with(path, expression):
     """Add an entry "x" to the dict in a torch file: a pickle's bytes that push it; then read the file."""
-    rewritten(path, replace={b"\x80\x02}q\x00": b"\x80\x02}q\x00(X\x01\x00\x00\x00x" + expression + b"u"})
+    rewritten(
+        path, replace={b"\x80\x02}q\x00": b"\x80\x02}q\x00(X\x01\x00\x00\x00x" + expression + b"u"}
+    )
     return read_checkpoint(path)
 
 
@@ -447,7 +558,9 @@ def test_functions_that_grow_memory_out_of_nothing_are_refused(tmp_path):
     whole = path.read_bytes()
     for other in (
         first.replace(b"\x06\x00\x00\x00latin1", b"\x06\x00\x00\x00utf_32"),
-        first.replace(b"\x01\x00\x00\x00a", b"\x08\x00\x00\x00" + b"a" * 8).replace(b"latin1", b"latin2"),
+        first.replace(b"\x01\x00\x00\x00a", b"\x08\x00\x00\x00" + b"a" * 8).replace(
+            b"latin1", b"latin2"
+        ),
     ):
         path.write_bytes(whole)
         rewritten(path, replace={first: other})
@@ -474,7 +587,9 @@ def test_a_safetensors_header_longer_than_the_file_is_refused(tmp_path, length):
 
 def test_a_safetensors_tensor_beyond_the_end_of_the_file_is_refused(tmp_path):
     header = b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
-    (tmp_path / "bomb.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
+    (tmp_path / "bomb.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + b"\0" * 8
+    )
     assert "damaged" in refusal(make_clip(), tmp_path / "bomb.safetensors")
 
 
@@ -485,7 +600,9 @@ def write_as(path, kind, state):
     if kind == "safetensors":
         save_file(state, path)
     else:
-        torch.save({"epoch": 1, "state_dict": state}, path, _use_new_zipfile_serialization=kind == "zip")
+        torch.save(
+            {"epoch": 1, "state_dict": state}, path, _use_new_zipfile_serialization=kind == "zip"
+        )
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
@@ -496,7 +613,10 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, kind, keep):
     content = path.read_bytes()
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
     message = refusal(make_clip(), path)
-    assert any(words in message for words in (("cut short", "is not a checkpoint") if keep else ("is empty",)))
+    assert any(
+        words in message
+        for words in (("cut short", "is not a checkpoint") if keep else ("is empty",))
+    )
     with pytest.raises(CheckpointError):
         describe_checkpoint(path)
 
@@ -541,7 +661,10 @@ def test_what_is_no_checkpoint_at_all_is_called_that(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        assert re.search("is not a checkpoint|not one of torch.save|damaged", refusal(make_clip(), tmp_path / name))
+        assert re.search(
+            "is not a checkpoint|not one of torch.save|damaged",
+            refusal(make_clip(), tmp_path / name),
+        )
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("folder/readme.txt", "hello")
     assert "no data.pkl" in refusal(make_clip(), tmp_path / "other.zip")
@@ -586,17 +709,25 @@ def test_position_embeddings_are_not_resized(tmp_path):
     torch.save(make_clip(image_size=16).state_dict(), path)
     open_clip.load_checkpoint(make_clip(), str(path))
     message = refusal(make_clip(), path)
-    assert "1 of" in message and "'visual.positional_embedding' expected (5, 8), got (17, 8)" in message
+    assert (
+        "1 of" in message
+        and "'visual.positional_embedding' expected (5, 8), got (17, 8)" in message
+    )
 
 
 def test_missing_and_surplus_tensors_are_counted_and_named(tmp_path, trained):
     state = trained[0].state_dict()
     surplus = {f"extra.{number}": torch.ones(1) for number in range(4)}
     path = tmp_path / "x.pt"
-    torch.save({key: tensor for key, tensor in state.items() if not key.startswith("ln_final")} | surplus, path)
+    torch.save(
+        {key: tensor for key, tensor in state.items() if not key.startswith("ln_final")} | surplus,
+        path,
+    )
     message = refusal(make_clip(), path)
     assert f"2 of {len(state)} tensors missing ('ln_final.weight', 'ln_final.bias')" in message
-    assert "4 tensors that the model does not have ('extra.0', 'extra.1', 'extra.2', ...)" in message
+    assert (
+        "4 tensors that the model does not have ('extra.0', 'extra.1', 'extra.2', ...)" in message
+    )
 
 
 def test_a_state_dict_that_holds_a_tensor_twice_is_refused(tmp_path, trained):
@@ -610,8 +741,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, trained, valu
     state = trained[0].state_dict()
     state["visual.proj"][0, :2] = value
     torch.save(state, tmp_path / "x.pt")
-    assert f"1 of {len(state)} tensors hold NaN or infinite numbers ('visual.proj' with 2 of 48)" in refusal(
-        make_clip(), tmp_path / "x.pt"
+    assert (
+        f"1 of {len(state)} tensors hold NaN or infinite numbers ('visual.proj' with 2 of 48)"
+        in refusal(make_clip(), tmp_path / "x.pt")
     )
 
 
@@ -623,7 +755,9 @@ def test_another_precision_is_converted_and_noted(tmp_path, trained, dtype):
     info = load_checkpoint(target, tmp_path / "x.pt")
     assert same(target.state_dict(), {key: tensor.float() for key, tensor in state.items()})
     name = str(dtype).removeprefix("torch.")
-    assert info.notes == (f"Converted {len(state)} tensors from {name} to float32.",) and info.dtypes == (name,)
+    assert info.notes == (
+        f"Converted {len(state)} tensors from {name} to float32.",
+    ) and info.dtypes == (name,)
 
 
 def test_numbers_that_overflow_in_the_models_precision_are_refused(tmp_path, trained):
@@ -647,7 +781,10 @@ def test_a_tensor_without_plain_numbers_is_refused(tmp_path, trained):
     for fake in (weight.real.to("meta"), weight.real.to_sparse(), weight.conj()):
         torch.save(state | {"visual.proj": fake}, path)
         message = refusal(make_clip(), path)
-        assert "['visual.proj'] is a torch._utils._rebuild_" in message and "not plain numbers" in message
+        assert (
+            "['visual.proj'] is a torch._utils._rebuild_" in message
+            and "not plain numbers" in message
+        )
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1), ()])
@@ -663,14 +800,23 @@ def test_a_float64_model_keeps_its_precision_and_training_mode(tmp_path, trained
     save_checkpoint(tmp_path / "x.pt", model=trained[0], epoch=1, name="run")
     target = make_clip().double().train()
     load_checkpoint(target, tmp_path / "x.pt")
-    assert same(target.state_dict(), {key: tensor.double() for key, tensor in trained[0].state_dict().items()})
+    assert same(
+        target.state_dict(),
+        {key: tensor.double() for key, tensor in trained[0].state_dict().items()},
+    )
     assert target.training
 
 
 def test_the_optimizers_state_is_not_copied_into_memory(tmp_path):
     """The file is mapped: bytes of entries that nobody uses stay on the disk."""
     buffer = io.BytesIO()
-    torch.save({"state_dict": {"weight": torch.ones(2, 2), "bias": torch.ones(2)}, "optimizer": torch.zeros(10)}, buffer)
+    torch.save(
+        {
+            "state_dict": {"weight": torch.ones(2, 2), "bias": torch.ones(2)},
+            "optimizer": torch.zeros(10),
+        },
+        buffer,
+    )
     (tmp_path / "x.pt").write_bytes(buffer.getvalue())
     stored = read_checkpoint(tmp_path / "x.pt")
     # A mapping of the whole file is one allocation that all tensors point into.

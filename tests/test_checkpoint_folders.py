@@ -40,11 +40,16 @@ def write_shards(folder, state, suffix="safetensors", metadata=None):
     """One tensor a file, as transformers and huggingface_hub name them."""
     folder.mkdir()
     base = "model" if suffix == "safetensors" else "pytorch_model"
-    files = {name: f"{base}-{number:05d}-of-{len(state):05d}.{suffix}" for number, name in enumerate(state, 1)}
+    files = {
+        name: f"{base}-{number:05d}-of-{len(state):05d}.{suffix}"
+        for number, name in enumerate(state, 1)
+    }
     for name, file in files.items():
         (save_file if suffix == "safetensors" else torch.save)({name: state[name]}, folder / file)
     index = folder / f"{base}.{suffix}.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 1, **(metadata or {})}, "weight_map": files}))
+    index.write_text(
+        json.dumps({"metadata": {"total_size": 1, **(metadata or {})}, "weight_map": files})
+    )
     return index
 
 
@@ -58,7 +63,9 @@ def test_shards_load_by_their_index_or_their_folder(tmp_path, suffix):
         assert same(model, source.state_dict()) and info.kind == outline(path).kind == "sharded"
         assert info.num_tensors == 2 and info.sha256 == digest_of_checkpoint(path)
     shard = sorted(index.parent.glob("*-of-*"))[0]
-    with pytest.raises(CheckpointError, match=f"Name the index of all of them: {re.escape(str(index))}"):
+    with pytest.raises(
+        CheckpointError, match=f"Name the index of all of them: {re.escape(str(index))}"
+    ):
         describe_checkpoint(shard)
 
 
@@ -79,7 +86,10 @@ def test_a_changed_shard_is_not_the_checkpoint_that_was_listed(tmp_path):
         ({"weight_map": {"weight": "../x.safetensors"}}, "does not name files beside it"),
         ({"weight_map": {}}, "does not name files beside it"),
         ({"weight_map": {"weight": "none.safetensors"}}, "no such file"),
-        ({"weight_map": {"other": "model-00001-of-00002.safetensors"}}, "files of two checkpoints are mixed"),
+        (
+            {"weight_map": {"other": "model-00001-of-00002.safetensors"}},
+            "files of two checkpoints are mixed",
+        ),
         ({}, "damaged"),
     ],
 )
@@ -93,11 +103,15 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, index, words
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_a_folder_of_a_hub_is_its_weights(tmp_path, name):
     source = nn.Linear(3, 2)
-    (save_file if name.endswith("safetensors") else torch.save)(source.state_dict(), tmp_path / name)
+    (save_file if name.endswith("safetensors") else torch.save)(
+        source.state_dict(), tmp_path / name
+    )
     (tmp_path / "config.json").write_text("{}")
     model = nn.Linear(3, 2)
     load_checkpoint(model, tmp_path)
-    assert same(model, source.state_dict()) and digest_of_checkpoint(tmp_path) == digest_of_checkpoint(tmp_path / name)
+    assert same(model, source.state_dict()) and digest_of_checkpoint(
+        tmp_path
+    ) == digest_of_checkpoint(tmp_path / name)
 
 
 def test_a_folder_without_a_checkpoint_says_what_it_holds(tmp_path):
@@ -145,20 +159,32 @@ def test_safetensors_of_every_header_length_load(tmp_path):
 
 @pytest.fixture
 def one_process(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
 
 def test_a_distributed_checkpoint_is_read_from_its_folder(tmp_path):
     source = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    dcp.save({"model": source.state_dict(), "epoch": 3, "iteration": 9}, checkpoint_id=tmp_path / "step 8", no_dist=True)
+    dcp.save(
+        {"model": source.state_dict(), "epoch": 3, "iteration": 9},
+        checkpoint_id=tmp_path / "step 8",
+        no_dist=True,
+    )
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     info = load_checkpoint(model, tmp_path / "step 8")
-    assert same(model, source.state_dict()) and (info.kind, info.layout) == ("distributed", "detectron2")
+    assert same(model, source.state_dict()) and (info.kind, info.layout) == (
+        "distributed",
+        "detectron2",
+    )
     assert outline(tmp_path / "step 8").shapes["0.weight"] == (2, 3)
     for part in (".metadata", "__0_0.distcp"):
-        with pytest.raises(CheckpointError, match=re.escape(f"Name the folder that holds all of it: {tmp_path / 'step 8'}")):
+        with pytest.raises(
+            CheckpointError,
+            match=re.escape(f"Name the folder that holds all of it: {tmp_path / 'step 8'}"),
+        ):
             describe_checkpoint(tmp_path / "step 8" / part)
     shard = tmp_path / "step 8/__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-10])
@@ -183,7 +209,11 @@ def test_fully_sharded_tensors_are_read_whole(tmp_path, one_process):
 
 def shard_by_hand(folder, whole, cuts):
     """Write a tensor in pieces of rows, as ranks of a real run do, by torch's own writer."""
-    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        MetadataIndex,
+        TensorProperties,
+    )
     from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
     class Planner(dcp.DefaultSavePlanner):
@@ -191,9 +221,19 @@ def shard_by_hand(folder, whole, cuts):
             plan = super().create_local_plan()
             items = []
             for start, end in zip((0, *cuts), (*cuts, len(whole))):
-                chunk = ChunkStorageMetadata(torch.Size([start, 0]), torch.Size([end - start, whole.shape[1]]))
-                data = TensorWriteData(chunk, TensorProperties.create_from_tensor(whole), whole.size())
-                items.append(WriteItem(MetadataIndex("w", torch.Size([start, 0])), WriteItemType.SHARD, tensor_data=data))
+                chunk = ChunkStorageMetadata(
+                    torch.Size([start, 0]), torch.Size([end - start, whole.shape[1]])
+                )
+                data = TensorWriteData(
+                    chunk, TensorProperties.create_from_tensor(whole), whole.size()
+                )
+                items.append(
+                    WriteItem(
+                        MetadataIndex("w", torch.Size([start, 0])),
+                        WriteItemType.SHARD,
+                        tensor_data=data,
+                    )
+                )
             self.plan = dataclasses.replace(plan, items=items)
             return self.plan
 
@@ -213,7 +253,9 @@ def test_pieces_of_a_tensor_are_put_together(tmp_path):
     assert torch.equal(model.w.data, whole)
 
 
-def test_a_distributed_checkpoint_that_is_not_read_here_comes_with_a_command_that_works(tmp_path, monkeypatch):
+def test_a_distributed_checkpoint_that_is_not_read_here_comes_with_a_command_that_works(
+    tmp_path, monkeypatch
+):
     """Whatever the reason: here a tensor of a class that is not known."""
     source = nn.Linear(3, 2)
     dcp.save({"model": source.state_dict()}, checkpoint_id=tmp_path / "a run's", no_dist=True)

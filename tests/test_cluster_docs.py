@@ -32,10 +32,16 @@ def commands_of(text: str) -> list[list[str]]:
 
 def option_names(command: str) -> set[str]:
     parameters = main.commands[command].params
-    return {name for option in parameters if isinstance(option, click.Option) for name in option.opts}
+    return {
+        name for option in parameters if isinstance(option, click.Option) for name in option.opts
+    }
 
 
-ALL_COMMANDS = [words for text in (*blocks("sh"), *(path.read_text() for path in FILES)) for words in commands_of(text)]
+ALL_COMMANDS = [
+    words
+    for text in (*blocks("sh"), *(path.read_text() for path in FILES))
+    for words in commands_of(text)
+]
 
 
 def test_every_command_of_the_page_and_of_the_jobs_exists_with_its_options():
@@ -46,7 +52,11 @@ def test_every_command_of_the_page_and_of_the_jobs_exists_with_its_options():
 
 
 def test_every_option_in_the_text_is_one_of_spectra_or_of_dask():
-    spoken = set(re.findall(r"`(--[a-z-]+)", re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)))
+    spoken = set(
+        re.findall(
+            r"`(--[a-z-]+)", re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+        )
+    )
     assert {"--workers", "--threads", "--shard", "--cluster", "--scheduler"} <= spoken
     assert spoken - option_names("spectra") == {"--nthreads"}
 
@@ -68,11 +78,17 @@ def test_the_cluster_file_is_valid_with_what_its_comments_offer(tmp_path):
     from landscape.workers.cluster_file import read_cluster_file
 
     settings = read_cluster_file(JOBS / "slurm.yaml")
-    assert settings.kind == "slurm" and settings.num_workers == 16 and settings.options["cores"] == 4
-    offered = re.sub(r"^# ([a-z_]+: )", r"\1", (JOBS / "slurm.yaml").read_text(), flags=re.MULTILINE)
+    assert (
+        settings.kind == "slurm" and settings.num_workers == 16 and settings.options["cores"] == 4
+    )
+    offered = re.sub(
+        r"^# ([a-z_]+: )", r"\1", (JOBS / "slurm.yaml").read_text(), flags=re.MULTILINE
+    )
     (tmp_path / "all.yaml").write_text(offered)
     settings = read_cluster_file(tmp_path / "all.yaml")
-    assert settings.options["processes"] == 1 and settings.options["job_extra_directives"] == ["--gres=gpu:1"]
+    assert settings.options["processes"] == 1 and settings.options["job_extra_directives"] == [
+        "--gres=gpu:1"
+    ]
 
 
 def test_the_keys_in_the_table_are_those_of_cluster_files():
@@ -92,7 +108,11 @@ def test_the_job_scripts_are_bash_and_the_array_is_as_large_as_its_shards():
         subprocess.run(["bash", "-n", str(path)], check=True)
     text = FILES[0].read_text()
     (last,), (shards,) = re.findall(r"--array=1-(\d+)", text), re.findall(r"num_shards=(\d+)", text)
-    assert last == shards and f"shard-{{1..{shards}}}.h5" in text and f"shard-{{1..{shards}}}.h5" in PAGE
+    assert (
+        last == shards
+        and f"shard-{{1..{shards}}}.h5" in text
+        and f"shard-{{1..{shards}}}.h5" in PAGE
+    )
 
 
 def test_the_page_links_to_files_that_are_there():
@@ -109,7 +129,12 @@ def test_the_script_in_python_runs_as_printed(tmp_path):
     (script,) = blocks("python")
     (tmp_path / "script.py").write_text(script)
     result = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env=environment_of_scripts(), capture_output=True, text=True, timeout=120
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=environment_of_scripts(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     assert "3 of 3 batches are measured (3 now, 0 before)" in result.stdout

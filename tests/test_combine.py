@@ -6,7 +6,15 @@ import scipy.sparse.linalg
 import torch
 from matrices import Counting, with_spectrum
 
-from landscape.linalg import DenseOperator, SymmetricOperator, average, eigsh, restricted, seeded, shifted
+from landscape.linalg import (
+    DenseOperator,
+    SymmetricOperator,
+    average,
+    eigsh,
+    restricted,
+    seeded,
+    shifted,
+)
 
 # One product sums 30 terms in float64.
 EXACT = {"rtol": 1e-13, "atol": 1e-13}
@@ -52,13 +60,17 @@ def test_a_shift_moves_every_eigenvalue_and_goes_along_with_later_factors(three)
     assert combined.shift == 7.0 and len(combined.terms) == 2
     torch.testing.assert_close(dense(combined), 2 * (A.matrix + B.matrix) + 7 * identity, **EXACT)
     exact = np.linalg.eigvalsh(A.matrix.numpy())[::-1][:3] - 1.5
-    np.testing.assert_allclose(eigsh(shifted(A, -1.5), 3, "LA", tol=1e-9).values.numpy(), exact, rtol=1e-10)
+    np.testing.assert_allclose(
+        eigsh(shifted(A, -1.5), 3, "LA", tol=1e-9).values.numpy(), exact, rtol=1e-10
+    )
 
 
 def test_an_average_weighs_its_operators_and_its_weights_need_not_sum_to_one(three):
     a, b, c = (one.matrix for one in three)
     torch.testing.assert_close(dense(average(iter(three))), (a + b + c) / 3, **EXACT)
-    torch.testing.assert_close(dense(average(three, weights=[1, 2, 5])), a / 8 + b / 4 + 5 * c / 8, **EXACT)
+    torch.testing.assert_close(
+        dense(average(three, weights=[1, 2, 5])), a / 8 + b / 4 + 5 * c / 8, **EXACT
+    )
 
 
 def test_an_operator_with_factor_zero_is_not_multiplied():
@@ -75,9 +87,15 @@ def test_supports_combine_to_exactly_the_coordinates_that_any_term_reaches():
     assert (A + 3 * B).support.tolist() == [0, 1, 4, 7, 29]
     assert (A + 0 * B).support.tolist() == [1, 4, 7]
     assert (A + symmetric(seed=2)).support is None
-    assert shifted(A, 1.0).support is None and shifted(shifted(A, 1.0), -1.0).support.tolist() == [1, 4, 7]
+    assert shifted(A, 1.0).support is None and shifted(shifted(A, 1.0), -1.0).support.tolist() == [
+        1,
+        4,
+        7,
+    ]
     exact = np.linalg.eigvalsh((A.matrix + 3 * B.matrix).numpy())
-    np.testing.assert_allclose(eigsh(A + 3 * B, 2, "LA", tol=1e-9).values.numpy(), exact[::-1][:2], rtol=1e-10)
+    np.testing.assert_allclose(
+        eigsh(A + 3 * B, 2, "LA", tol=1e-9).values.numpy(), exact[::-1][:2], rtol=1e-10
+    )
 
 
 def test_a_restriction_is_the_rows_and_columns_in_the_order_that_was_asked_for():
@@ -89,20 +107,27 @@ def test_a_restriction_is_the_rows_and_columns_in_the_order_that_was_asked_for()
     assert restricted(A, torch.tensor([7, 1])).support is None
     # Where all is zero an eigensolver still finds the zeros.
     assert eigsh(restricted(A, torch.tensor([0, 2])), 2).values.tolist() == [0, 0]
-    torch.testing.assert_close(dense(restricted(part, torch.tensor([2, 0]))), A.matrix[[4, 9]][:, [4, 9]], **EXACT)
+    torch.testing.assert_close(
+        dense(restricted(part, torch.tensor([2, 0]))), A.matrix[[4, 9]][:, [4, 9]], **EXACT
+    )
 
 
 def test_a_sum_of_restrictions_is_the_restriction_of_the_sum(three):
     A, B, _ = three
     rows = torch.arange(3, 20)
-    torch.testing.assert_close(dense(restricted(A, rows) + restricted(B, rows)), dense(restricted(A + B, rows)), **EXACT)
+    torch.testing.assert_close(
+        dense(restricted(A, rows) + restricted(B, rows)), dense(restricted(A + B, rows)), **EXACT
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda A: A + symmetric(7, seed=1), "n = 30 .* and n = 7"),
-        (lambda A: A + symmetric(seed=1, dtype=torch.float32), "float64 on cpu and n = 30 in torch.float32"),
+        (
+            lambda A: A + symmetric(seed=1, dtype=torch.float32),
+            "float64 on cpu and n = 30 in torch.float32",
+        ),
         (lambda A: average([]), "at least one"),
         (lambda A: average([A, A], weights=[1.0]), "2 finite weights"),
         (lambda A: average([A, A], weights=[1.0, -1.0]), ">= 0"),
@@ -113,7 +138,10 @@ def test_a_sum_of_restrictions_is_the_restriction_of_the_sum(three):
         (lambda A: A / 0.0, "divided by 0"),
         (lambda A: average([A.matrix]), "SymmetricOperator, got a Tensor.*DenseOperator"),
         (lambda A: shifted(A.matrix, 1.0), "SymmetricOperator, got a Tensor.*DenseOperator"),
-        (lambda A: restricted(A.matrix, torch.tensor([0])), "SymmetricOperator, got a Tensor.*DenseOperator"),
+        (
+            lambda A: restricted(A.matrix, torch.tensor([0])),
+            "SymmetricOperator, got a Tensor.*DenseOperator",
+        ),
         (lambda A: restricted(A, torch.tensor([0, 30])), r"0\.\.29"),
         (lambda A: restricted(A, torch.tensor([-1])), r"0\.\.29"),
         (lambda A: restricted(A, torch.tensor([3, 3])), "twice"),
@@ -127,11 +155,20 @@ def test_what_does_not_go_together_is_refused(make, message):
 
 def test_pythons_sum_adds_operators(three):
     v = torch.randn(three[0].n, generator=seeded(5), dtype=torch.float64)
-    torch.testing.assert_close(sum(three) @ v, sum(A.matrix for A in three) @ v, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        sum(three) @ v, sum(A.matrix for A in three) @ v, rtol=1e-13, atol=1e-13
+    )
 
 
 NOT_SYMMETRIC = [
-    *(lambda A: A + 1, lambda A: 1 + A, lambda A: A * torch.tensor(2.0), lambda A: A * A, lambda A: 1j * A, lambda A: A / "2"),
+    *(
+        lambda A: A + 1,
+        lambda A: 1 + A,
+        lambda A: A * torch.tensor(2.0),
+        lambda A: A * A,
+        lambda A: 1j * A,
+        lambda A: A / "2",
+    ),
     lambda A: np.ones(30) * A,
 ]
 
@@ -150,7 +187,9 @@ def test_scipy_finds_the_prescribed_spectrum_through_to_scipy(dtype):
     start = np.random.default_rng(0).standard_normal(60).astype(A.dtype)
     found = scipy.sparse.linalg.eigsh(A, k=3, which="LM", v0=start, return_eigenvectors=False)
     # Rounding of 60 terms in float32 is about 1e-6 of the largest value.
-    np.testing.assert_allclose(np.sort(found), [-7, 5, 9], rtol=1e-12 if dtype == torch.float64 else 2e-6)
+    np.testing.assert_allclose(
+        np.sort(found), [-7, 5, 9], rtol=1e-12 if dtype == torch.float64 else 2e-6
+    )
 
 
 def test_to_scipy_multiplies_blocks_is_its_own_adjoint_and_takes_arrays_of_any_layout(three):

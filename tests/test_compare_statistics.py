@@ -21,13 +21,17 @@ def lognormal_pair(generator, n, location="median"):
     """Sharpness as it is found: skewed, twice as large in the first, and high for both on the same batches."""
     shared = generator.normal(0, 0.4, n)
     first = 12 * np.exp(shared + generator.normal(0, 0.4, n))
-    return sample(first, location), sample(6 * np.exp(shared + generator.normal(0, 0.4, n)), location)
+    return sample(first, location), sample(
+        6 * np.exp(shared + generator.normal(0, 0.4, n)), location
+    )
 
 
 def heavy_pair(generator, n):
     """Spreads that differ, so that the differences are skewed themselves."""
     shared = generator.normal(0, 0.5, n)
-    return sample(100 * np.exp(shared + generator.normal(0, 0.8, n))), sample(30 * np.exp(shared + generator.normal(0, 0.5, n)))
+    return sample(100 * np.exp(shared + generator.normal(0, 0.8, n))), sample(
+        30 * np.exp(shared + generator.normal(0, 0.5, n))
+    )
 
 
 def shares_pair(generator, n):
@@ -53,8 +57,13 @@ def true_difference(draw):
     """From three million batches; the formula is written out here, not taken from the code under test."""
     first, second = draw(np.random.default_rng(99), 3_000_000)
     if first.location == "ratio":
-        return first.numerator.sum() / first.denominator.sum() - second.numerator.sum() / second.denominator.sum()
-    return {"median": np.median, "mean": np.mean}[first.location](first.numerator - second.numerator)
+        return (
+            first.numerator.sum() / first.denominator.sum()
+            - second.numerator.sum() / second.denominator.sum()
+        )
+    return {"median": np.median, "mean": np.mean}[first.location](
+        first.numerator - second.numerator
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +101,10 @@ def test_the_interval_of_an_unpaired_difference_covers_the_truth_in_93_to_97_per
     generator, resampling = np.random.default_rng(5), Resampling(num_resamples=399)
     covered = 0
     for _ in range(NUM_TRIALS):
-        first, second = sample(12 * np.exp(generator.normal(0, 0.5, 25))), sample(6 * np.exp(generator.normal(0, 0.5, 40)))
+        first, second = (
+            sample(12 * np.exp(generator.normal(0, 0.5, 25))),
+            sample(6 * np.exp(generator.normal(0, 0.5, 40))),
+        )
         interval = resampling.difference(first, second, paired=False)
         covered += interval.low <= 6.0 <= interval.high
     assert 0.93 <= covered / NUM_TRIALS <= 0.97
@@ -124,7 +136,9 @@ def rare_shares(generator, n, share):
 
 
 @pytest.mark.parametrize(("n", "without"), [(20, 0.98**100), (100, 0.98**500)])
-def test_of_rare_negatives_the_intervals_that_are_given_cover_the_truth_and_none_is_given_where_no_batch_has_any(n, without):
+def test_of_rare_negatives_the_intervals_that_are_given_cover_the_truth_and_none_is_given_where_no_batch_has_any(
+    n, without
+):
     generator, resampling = np.random.default_rng(15), Resampling(num_resamples=399)
     found = [resampling.location(rare_shares(generator, n, 0.02)) for _ in range(NUM_TRIALS)]
     given = [one for one in found if not math.isnan(one.low)]
@@ -135,7 +149,10 @@ def test_of_rare_negatives_the_intervals_that_are_given_cover_the_truth_and_none
 
 def test_the_interval_of_a_difference_of_rare_shares_covers_the_truth_in_90_percent_at_least():
     generator, resampling = np.random.default_rng(16), Resampling(num_resamples=399)
-    pairs = ((rare_shares(generator, 20, 0.02), rare_shares(generator, 20, 0.06)) for _ in range(NUM_TRIALS))
+    pairs = (
+        (rare_shares(generator, 20, 0.02), rare_shares(generator, 20, 0.06))
+        for _ in range(NUM_TRIALS)
+    )
     found = [resampling.difference(*pair, paired=True) for pair in pairs]
     covered = np.mean([one.low <= -0.04 <= one.high for one in found if not math.isnan(one.low)])
     # Less than nominal, as the docstring of the interval says; three standard errors are 2.7 %.
@@ -144,7 +161,10 @@ def test_the_interval_of_a_difference_of_rare_shares_covers_the_truth_in_90_perc
 
 def test_the_interval_of_a_share_whose_negatives_keep_to_few_batches_covers_the_truth_in_88_percent_at_least():
     generator, resampling = np.random.default_rng(17), Resampling(num_resamples=399)
-    draws = (sample(generator.binomial(5, generator.beta(0.2, 1.8, 20)) / 5, "mean") for _ in range(NUM_TRIALS))
+    draws = (
+        sample(generator.binomial(5, generator.beta(0.2, 1.8, 20)) / 5, "mean")
+        for _ in range(NUM_TRIALS)
+    )
     found = [resampling.location(one) for one in draws]
     covered = np.mean([one.low <= 0.1 <= one.high for one in found if not math.isnan(one.low)])
     assert 0.875 <= covered <= 0.95
@@ -152,7 +172,10 @@ def test_the_interval_of_a_share_whose_negatives_keep_to_few_batches_covers_the_
 
 @pytest.mark.parametrize("location", ["median", "mean", "ratio"])
 def test_batches_that_all_say_the_same_have_a_value_and_no_interval(location):
-    same, other = sample(np.full(30, 0.1), location), sample(np.random.default_rng(0).lognormal(size=20), location)
+    same, other = (
+        sample(np.full(30, 0.1), location),
+        sample(np.random.default_rng(0).lognormal(size=20), location),
+    )
     for found in (
         Resampling().location(same),
         Resampling().difference(same, other, paired=False),
@@ -176,29 +199,46 @@ def test_the_paired_test_of_medians_is_the_exact_test_of_wilcoxon_where_all_perm
     for _ in range(20):
         first, second = generator.normal(0.4, 1, 10), generator.normal(0, 1, 10)
         expected = stats.wilcoxon(first, second, method="exact").pvalue
-        assert Resampling().p_value(sample(first), sample(second), paired=True) == pytest.approx(expected, rel=1e-12)
+        assert Resampling().p_value(sample(first), sample(second), paired=True) == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 def test_the_unpaired_test_of_medians_is_the_exact_test_of_mann_and_whitney():
     first, second = np.array([3.1, 4.5, 9.0, 2.2]), np.array([1.0, 2.5, 0.3, 2.1, 4.0])
     expected = stats.mannwhitneyu(first, second, method="exact").pvalue
-    assert Resampling().p_value(sample(first), sample(second), paired=False) == pytest.approx(expected, rel=1e-12)
+    assert Resampling().p_value(sample(first), sample(second), paired=False) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_the_paired_test_of_means_counts_all_swaps_of_six_batches():
-    first, second = np.array([1.0, 5.0, 2.0, 7.0, 3.5, 4.0]), np.array([0.5, 2.0, 2.5, 3.0, 3.0, 1.0])
-    means = [np.mean(np.array(signs) * (first - second)) for signs in itertools.product((1, -1), repeat=6)]
+    first, second = (
+        np.array([1.0, 5.0, 2.0, 7.0, 3.5, 4.0]),
+        np.array([0.5, 2.0, 2.5, 3.0, 3.0, 1.0]),
+    )
+    means = [
+        np.mean(np.array(signs) * (first - second))
+        for signs in itertools.product((1, -1), repeat=6)
+    ]
     observed = np.mean(first - second)
     upper = sum(mean >= observed - 1e-12 for mean in means) / 64
     expected = min(1.0, 2 * min(upper, sum(mean <= observed + 1e-12 for mean in means) / 64))
-    assert Resampling().p_value(sample(first, "mean"), sample(second, "mean"), paired=True) == pytest.approx(expected)
+    assert Resampling().p_value(
+        sample(first, "mean"), sample(second, "mean"), paired=True
+    ) == pytest.approx(expected)
 
 
 def test_the_interval_is_the_percentile_interval_of_scipy_at_the_level_of_student():
     values = np.random.default_rng(9).lognormal(size=25)
     level = 2 * stats.norm.cdf(stats.t.ppf(0.975, 24) * math.sqrt(25 / 24)) - 1
     expected = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=4999, confidence_level=level, rng=np.random.default_rng(0)
+        (values,),
+        np.mean,
+        method="percentile",
+        n_resamples=4999,
+        confidence_level=level,
+        rng=np.random.default_rng(0),
     ).confidence_interval
     found = Resampling().location(sample(values, "mean"))
     assert found.value == np.mean(values)
@@ -211,16 +251,29 @@ def test_the_interval_of_a_mean_is_that_of_student_where_data_are_normal():
     expected = stats.t.interval(0.95, 99, loc=values.mean(), scale=stats.sem(values))
     found = Resampling(num_resamples=19_999).location(sample(values, "mean"))
     # 20,000 resamples fix an end to about 1.5 % of the width.
-    assert (found.low, found.high) == pytest.approx(expected, abs=0.04 * (expected[1] - expected[0]))
+    assert (found.low, found.high) == pytest.approx(
+        expected, abs=0.04 * (expected[1] - expected[0])
+    )
 
 
 def test_paired_differences_ignore_what_batches_have_in_common_and_unpaired_ones_do_not():
     generator = np.random.default_rng(11)
     shared = generator.normal(0, 10, 60)
-    first, second = sample(shared + 1 + generator.normal(0, 0.1, 60)), sample(shared + generator.normal(0, 0.1, 60))
-    paired, unpaired = (Resampling(num_resamples=999).difference(first, second, paired=which) for which in (True, False))
+    first, second = (
+        sample(shared + 1 + generator.normal(0, 0.1, 60)),
+        sample(shared + generator.normal(0, 0.1, 60)),
+    )
+    paired, unpaired = (
+        Resampling(num_resamples=999).difference(first, second, paired=which)
+        for which in (True, False)
+    )
     assert paired.high - paired.low < 0.2 and unpaired.high - unpaired.low > 2
-    assert Resampling().p_value(first, second, paired=True) < 0.001 < 0.3 < Resampling().p_value(first, second, paired=False)
+    assert (
+        Resampling().p_value(first, second, paired=True)
+        < 0.001
+        < 0.3
+        < Resampling().p_value(first, second, paired=False)
+    )
 
 
 def test_holm_is_what_the_stepwise_procedure_says():
@@ -244,7 +297,9 @@ def test_the_paired_effect_size_is_wilcoxons_statistic_rescaled():
     first, second = generator.normal(0.5, 1, 40), generator.normal(0, 1, 40)
     larger = stats.wilcoxon(first, second, alternative="greater").statistic
     total = 40 * 41 / 2
-    assert effect_size(sample(first), sample(second), paired=True) == pytest.approx((larger - (total - larger)) / total)
+    assert effect_size(sample(first), sample(second), paired=True) == pytest.approx(
+        (larger - (total - larger)) / total
+    )
     # Batches without a difference do not count: of the others, which tie, three are larger and one is smaller.
     assert effect_size(sample([0, 0, 1, 1, 1, -1]), sample(np.zeros(6)), paired=True) == 0.5
     assert effect_size(sample(second + 9), sample(second), paired=True) == 1.0
@@ -255,7 +310,9 @@ def test_the_unpaired_effect_size_is_mann_and_whitneys_statistic_rescaled():
     generator = np.random.default_rng(14)
     first, second = generator.normal(0.5, 1, 30), generator.normal(0, 1, 50)
     u = stats.mannwhitneyu(first, second).statistic
-    assert effect_size(sample(first), sample(second), paired=False) == pytest.approx(2 * u / (30 * 50) - 1)
+    assert effect_size(sample(first), sample(second), paired=False) == pytest.approx(
+        2 * u / (30 * 50) - 1
+    )
 
 
 def test_one_batch_has_a_value_and_no_interval_and_no_test():
@@ -267,7 +324,9 @@ def test_one_batch_has_a_value_and_no_interval_and_no_test():
 
 
 def test_a_quotient_of_what_is_not_positive_is_unknown():
-    assert math.isnan(Resampling().quotient(sample([1.0, -2.0, 3.0]), sample([1.0, 2.0, 3.0]), paired=True).value)
+    assert math.isnan(
+        Resampling().quotient(sample([1.0, -2.0, 3.0]), sample([1.0, 2.0, 3.0]), paired=True).value
+    )
     nothing = Sample("ratio", np.zeros(3), np.zeros(3))
     assert math.isnan(Resampling().location(nothing).value)
 
@@ -277,7 +336,9 @@ def test_the_smallest_p_value_is_reached_by_a_difference_without_exception():
         resampling = Resampling(num_resamples=num_resamples)
         found = resampling.p_value(sample(np.arange(n) + 100.0), sample(np.zeros(n)), paired=True)
         assert found == pytest.approx(resampling.smallest_p(n))
-        found = resampling.p_value(sample(np.arange(n) + 100.0), sample(np.arange(n - 1)), paired=False)
+        found = resampling.p_value(
+            sample(np.arange(n) + 100.0), sample(np.arange(n - 1)), paired=False
+        )
         assert found == pytest.approx(resampling.smallest_p(n, n - 1))
     assert math.isnan(resampling.smallest_p(1)) and math.isnan(resampling.smallest_p(9, 1))
 

@@ -40,7 +40,12 @@ def started(cache, **variables):
     environment = environment_of_scripts() | {"LANDSCAPE_CACHE": str(cache)} | variables
     environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -115,13 +120,22 @@ def test_a_graph_is_compiled_once_for_all_batches_and_checkpoints(compilations):
     assert compilations == [2 + 8]
 
 
-def test_a_graph_that_was_only_recorded_is_compiled_where_that_is_asked_for_and_only_there(compilations):
+def test_a_graph_that_was_only_recorded_is_compiled_where_that_is_asked_for_and_only_there(
+    compilations,
+):
     model = perceptron()
-    assert product_and_error(model, mean_square, BATCHES[0], product="traced")[0].product == "traced"
+    assert (
+        product_and_error(model, mean_square, BATCHES[0], product="traced")[0].product == "traced"
+    )
     assert not compilations
-    assert product_and_error(model, mean_square, BATCHES[0], product="compiled")[0].product == "compiled"
+    assert (
+        product_and_error(model, mean_square, BATCHES[0], product="compiled")[0].product
+        == "compiled"
+    )
     assert compilations == [2]
-    assert product_and_error(model, mean_square, BATCHES[1], product="traced")[0].product == "traced"
+    assert (
+        product_and_error(model, mean_square, BATCHES[1], product="traced")[0].product == "traced"
+    )
     assert compilations == [2]
 
 
@@ -134,19 +148,32 @@ def test_parameters_in_any_layout_are_compiled_for_vectors_as_they_come(compilat
         choice, error = product_and_error(model, mean_square, batch, product="compiled")
         assert error < EXACT
         # Code for one layout of the batch does not run with another; something else does.
-        assert choice.product == "compiled" or batch is not x and "expected strides" in choice.reason
+        assert (
+            choice.product == "compiled" or batch is not x and "expected strides" in choice.reason
+        )
 
 
 @pytest.mark.parametrize(
     "wrong, fragment",
     [
-        (lambda products: [1.000001 * product for product in products], "differs from double backward"),
-        (lambda products: [torch.full_like(product, torch.nan) for product in products], "differs from double backward"),
-        (lambda products: (_ for _ in ()).throw(AssertionError("expected size 4==5")), "expected size 4==5"),
+        (
+            lambda products: [1.000001 * product for product in products],
+            "differs from double backward",
+        ),
+        (
+            lambda products: [torch.full_like(product, torch.nan) for product in products],
+            "differs from double backward",
+        ),
+        (
+            lambda products: (_ for _ in ()).throw(AssertionError("expected size 4==5")),
+            "expected size 4==5",
+        ),
     ],
     ids=["off by 1e-6", "NaN", "raises"],
 )
-def test_a_compiled_graph_that_is_wrong_is_dropped_and_the_graph_itself_stays(monkeypatch, wrong, fragment):
+def test_a_compiled_graph_that_is_wrong_is_dropped_and_the_graph_itself_stays(
+    monkeypatch, wrong, fragment
+):
     calls = []
 
     def compiled(graph, example):
@@ -174,11 +201,15 @@ def test_a_cache_below_a_file_cannot_be_written_to(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setenv("LANDSCAPE_CACHE", str(tmp_path / "file" / "cache"))
-    assert_falls_to_the_graph(perceptron(), f"the cache {tmp_path / 'file' / 'cache' / 'compiled'} cannot be written to")
+    assert_falls_to_the_graph(
+        perceptron(), f"the cache {tmp_path / 'file' / 'cache' / 'compiled'} cannot be written to"
+    )
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
 def test_a_cache_that_is_read_only_cannot_be_written_to(monkeypatch, tmp_path):
     (tmp_path / "compiled").mkdir(mode=0o500)
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
@@ -208,7 +239,9 @@ def test_a_chosen_cache_of_torch_is_kept_and_its_default_is_not(monkeypatch, tmp
 
 # --- with the compiler ------------------------------------------------------------------------------------------------
 
-needs_compiler = pytest.mark.skipif(not compiled_module.has_compiler(), reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(
+    not compiled_module.has_compiler(), reason="needs a C++ compiler"
+)
 
 
 @pytest.mark.slow
@@ -238,7 +271,9 @@ def test_a_disk_that_is_full_when_something_is_to_be_kept(monkeypatch, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variables", [{"CXX": "/nowhere/g++"}, {"PATH": "/nowhere", "CXX": ""}], ids=["CXX", "PATH"])
+@pytest.mark.parametrize(
+    "variables", [{"CXX": "/nowhere/g++"}, {"PATH": "/nowhere", "CXX": ""}], ids=["CXX", "PATH"]
+)
 def test_without_a_compiler_the_graph_is_run_as_it_is(variables, tmp_path):
     assert_fell_to_the_graph(results_of(started(tmp_path, **variables)), "compiler")
 
@@ -264,4 +299,8 @@ def test_two_processes_may_fill_one_cache_another_uses_it_and_survives_that_it_i
             file.write(b"\0" * min(64, path.stat().st_size))
     assert any(path.suffix == ".so" for path in spoilt) and len(spoilt) > 5
     for result in results_of(started(cache, CXX=str(recorder))):
-        assert result["product"] == "compiled" or result["trials"][0][0] == "compiled" and result["trials"][0][1]
+        assert (
+            result["product"] == "compiled"
+            or result["trials"][0][0] == "compiled"
+            and result["trials"][0][1]
+        )

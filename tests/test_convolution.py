@@ -35,10 +35,16 @@ def _torch_convolution(x: Tensor, weight: Tensor, options: dict) -> Tensor:
 def test_values_and_first_two_derivatives_equal_pytorchs(name):
     x, weight, options = _case(name)
     results = []
-    for function in (lambda x, w: convolve(x, w, **options), lambda x, w: _torch_convolution(x, w, options)):
+    for function in (
+        lambda x, w: convolve(x, w, **options),
+        lambda x, w: _torch_convolution(x, w, options),
+    ):
         y = function(x, weight)
         gradients = torch.autograd.grad(y.pow(3).sum(), (x, weight), create_graph=True)
-        directions = [torch.randn(g.shape, generator=seeded(i), dtype=g.dtype) for i, g in enumerate(gradients)]
+        directions = [
+            torch.randn(g.shape, generator=seeded(i), dtype=g.dtype)
+            for i, g in enumerate(gradients)
+        ]
         results.append([y, *gradients, *torch.autograd.grad(gradients, (x, weight), directions)])
     for ours, theirs in zip(*results):
         # Sums of at most a hundred products of order 100 in float64.
@@ -52,7 +58,13 @@ def test_derivatives_of_both_modes_agree_with_differences(name):
     def function(x: Tensor, weight: Tensor) -> Tensor:
         return convolve(x, weight, **options)
 
-    assert gradcheck(function, (x, weight), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    assert gradcheck(
+        function,
+        (x, weight),
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+    )
     assert gradgradcheck(function, (x, weight), check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
@@ -81,7 +93,10 @@ def test_nested_forward_mode_gives_the_second_derivative(name):
         return function(x + t * x.cos(), weight + t * u[0] + s * v[0]).tanh().sum()
 
     values = []
-    for function in (lambda x, w: convolve(x, w, **options), lambda x, w: _torch_convolution(x, w, options)):
+    for function in (
+        lambda x, w: convolve(x, w, **options),
+        lambda x, w: _torch_convolution(x, w, options),
+    ):
         one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
 
         def slope(s: Tensor) -> Tensor:
@@ -130,8 +145,16 @@ def test_the_sequence_module_is_a_drop_in_for_pytorchs():
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 
 
-SEQUENCE = (lambda: DepthwiseConv1d(4, 3), (2, 4, 9), lambda x, layer: F.conv1d(x, layer.weight, layer.bias, groups=4))
-GRID = (lambda: DepthwiseConv2d(4, 3), (2, 4, 5, 5), lambda x, layer: F.conv2d(x, layer.weight, layer.bias, padding=1, groups=4))
+SEQUENCE = (
+    lambda: DepthwiseConv1d(4, 3),
+    (2, 4, 9),
+    lambda x, layer: F.conv1d(x, layer.weight, layer.bias, groups=4),
+)
+GRID = (
+    lambda: DepthwiseConv2d(4, 3),
+    (2, 4, 5, 5),
+    lambda x, layer: F.conv2d(x, layer.weight, layer.bias, padding=1, groups=4),
+)
 
 
 @pytest.mark.parametrize("build, size, function", [SEQUENCE, GRID], ids=["sequence", "grid"])
@@ -163,7 +186,10 @@ def test_the_sequence_module_has_pytorchs_derivatives():
     for function in (layer, lambda x: F.conv1d(x, layer.weight, layer.bias, groups=3)):
         inputs = (x, layer.weight, layer.bias)
         gradients = torch.autograd.grad(function(x).pow(3).sum(), inputs, create_graph=True)
-        directions = [torch.randn(g.shape, generator=seeded(i), dtype=g.dtype) for i, g in enumerate(gradients)]
+        directions = [
+            torch.randn(g.shape, generator=seeded(i), dtype=g.dtype)
+            for i, g in enumerate(gradients)
+        ]
         results.append([*gradients, *torch.autograd.grad(gradients, inputs, directions)])
     for ours, theirs in zip(*results):
         # Sums of at most a hundred products of order 100 in float64.

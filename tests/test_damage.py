@@ -42,9 +42,14 @@ MODULES = "modules/wide/0"
 def module_record(key: str) -> ModuleRecord:
     whole = record_of(key)
     matrix = np.stack([whole.values, whole.values / 2])
-    ends = {name: matrix for name in ("smallest", "largest", "smallest_residuals", "largest_residuals")}
+    ends = {
+        name: matrix for name in ("smallest", "largest", "smallest_residuals", "largest_residuals")
+    }
     counts = {name: np.array([3, 3]) for name in ("num_negative", "num_positive", "num_matvecs")}
-    facts = {name: getattr(whole, name) for name in ("series", "epoch", "batch", "loss", "batch_sha256", "checkpoint_sha256")}
+    facts = {
+        name: getattr(whole, name)
+        for name in ("series", "epoch", "batch", "loss", "batch_sha256", "checkpoint_sha256")
+    }
     return ModuleRecord(
         **facts,
         **ends,
@@ -134,8 +139,12 @@ DAMAGE = {
     "nothing at all": dataset(f"{TABLE}/loss", h5py.Empty("f8")),
     "sparse chunks": sparse(f"{TABLE}/eigenvalues", (10**9, 1000), chunks=(1000, 1000)),
     "never written": sparse(f"{TABLE}/ritz_values", (2, 10**12)),
-    "sparse and packed": sparse(f"{TABLE}/ritz_values", (2, 10**12), chunks=(1, 10**6), compression="gzip"),
-    "a huge chunk": sparse(f"{TABLE}/loss", (2,), maxshape=(None,), chunks=(2**28,), compression="gzip"),
+    "sparse and packed": sparse(
+        f"{TABLE}/ritz_values", (2, 10**12), chunks=(1, 10**6), compression="gzip"
+    ),
+    "a huge chunk": sparse(
+        f"{TABLE}/loss", (2,), maxshape=(None,), chunks=(2**28,), compression="gzip"
+    ),
     "a sparse plan": sparse("plan/epoch", (10**12,), "i8", chunks=(10**6,)),
     "sparse texts": sparse("plan/label", (10**12,), h5py.string_dtype(), chunks=(10**6,)),
     "NaN": value(f"{TABLE}/eigenvalues", np.nan),
@@ -147,16 +156,26 @@ DAMAGE = {
     "a batch twice": value(f"{TABLE}/batch", 1),
     "no digest": dataset(f"{TABLE}/batch_sha256", np.array([b"a", b"b"])),
     "a table that is a dataset": member(TABLE, lambda file: file.create_dataset(TABLE, data=1)),
-    "a dataset that is a group": member(f"{TABLE}/loss", lambda file: file.create_group(f"{TABLE}/loss")),
-    "a series that is a dataset": member("spectra/wide", lambda file: file.create_dataset("spectra/wide", data=1)),
+    "a dataset that is a group": member(
+        f"{TABLE}/loss", lambda file: file.create_group(f"{TABLE}/loss")
+    ),
+    "a series that is a dataset": member(
+        "spectra/wide", lambda file: file.create_dataset("spectra/wide", data=1)
+    ),
     "no spectra": member("spectra", lambda file: None),
     "a link to another file": member(
-        f"{TABLE}/loss", lambda file: file[TABLE].__setitem__("loss", h5py.ExternalLink("other.h5", "x"))
+        f"{TABLE}/loss",
+        lambda file: file[TABLE].__setitem__("loss", h5py.ExternalLink("other.h5", "x")),
     ),
-    "a link": member(f"{TABLE}/loss", lambda file: file[TABLE].__setitem__("loss", h5py.SoftLink("/spectra/wide/2/loss"))),
+    "a link": member(
+        f"{TABLE}/loss",
+        lambda file: file[TABLE].__setitem__("loss", h5py.SoftLink("/spectra/wide/2/loss")),
+    ),
     "numbers in another file": member(
         f"{TABLE}/loss",
-        lambda file: file.create_dataset(f"{TABLE}/loss", shape=(2,), dtype="f8", external=[("/dev/zero", 0, 16)]),
+        lambda file: file.create_dataset(
+            f"{TABLE}/loss", shape=(2,), dtype="f8", external=[("/dev/zero", 0, 16)]
+        ),
     ),
     "settings that are a list": attribute(TABLE, "settings", "[]"),
     "settings that are no JSON": attribute(TABLE, "settings", "{"),
@@ -170,7 +189,9 @@ DAMAGE = {
     "a protocol of another form": attribute("/", "protocol", "[1]"),
     "a manifest without a digest": attribute("/", "manifest_sha256", np.arange(3)),
     "a version that is an array": attribute("/", "schema_version", np.arange(3)),
-    "an epoch that is a word": member(TABLE, lambda file: file.move("spectra/wide/2", "spectra/wide/last")),
+    "an epoch that is a word": member(
+        TABLE, lambda file: file.move("spectra/wide/2", "spectra/wide/last")
+    ),
     "NaN of a module": value(f"{MODULES}/eigenvalues", np.nan),
     "1e300 of a module": value(f"{MODULES}/largest", 1e300),
     "a sparse module": sparse(f"{MODULES}/eigenvalues", (10**9, 2, 3), chunks=(10**5, 2, 3)),
@@ -213,7 +234,9 @@ def test_a_value_that_no_measurement_gives_is_named_by_its_record(intact, tmp_pa
     with pytest.raises(StoreError, match="eigenvalues of wide/0/0 is nan"):
         read_all(path)
     path = damaged_copy(intact, tmp_path, value(f"{TABLE}/eigenvalues", 1e300))
-    with pytest.raises(StoreError, match=r"eigenvalues of wide/0/0 is 1e\+300, which no measurement gives"):
+    with pytest.raises(
+        StoreError, match=r"eigenvalues of wide/0/0 is 1e\+300, which no measurement gives"
+    ):
         read_all(path)
 
 
@@ -244,10 +267,15 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
-def test_every_command_that_reads_a_store_refuses_a_damaged_one_with_one_line(intact, tmp_path, monkeypatch, arguments):
+def test_every_command_that_reads_a_store_refuses_a_damaged_one_with_one_line(
+    intact, tmp_path, monkeypatch, arguments
+):
     monkeypatch.chdir(tmp_path)
     wrong = MODULES if "modules" in arguments else TABLE
-    for change in (sparse(f"{wrong}/eigenvalues", (10**9, 3), chunks=(1000, 3)), value(f"{wrong}/eigenvalues", np.nan)):
+    for change in (
+        sparse(f"{wrong}/eigenvalues", (10**9, 3), chunks=(1000, 3)),
+        value(f"{wrong}/eigenvalues", np.nan),
+    ):
         path = damaged_copy(intact, tmp_path, change)
         assert "damaged" in one_line([part.format(path) for part in arguments])
     shutil.copy(intact, path)
@@ -273,7 +301,9 @@ def test_bits_flipped_anywhere_are_refused_or_change_no_eigenvalue(intact, tmp_p
         except StoreError:
             refused += 1
         else:
-            assert all(np.array_equal(one, other) for one, other in zip(values, expected, strict=True))
+            assert all(
+                np.array_equal(one, other) for one, other in zip(values, expected, strict=True)
+            )
     assert refused >= 4
 
 
@@ -310,7 +340,13 @@ def density() -> DensityRecord:
         dataset("density/a/0/num_zeros", np.array([0, 0])),
         dataset("density/a/0/dense_eigenvalues", np.zeros((1, 5))),
         sparse("density/a/0/nodes", (10**9, 1000), chunks=(1000, 1000)),
-        sparse("density/a/0/dense_eigenvalues", (1, 4), maxshape=(1, None), chunks=(1, 2**28), compression="gzip"),
+        sparse(
+            "density/a/0/dense_eigenvalues",
+            (1, 4),
+            maxshape=(1, None),
+            chunks=(1, 2**28),
+            compression="gzip",
+        ),
         value("density/a/0/nodes", np.nan),
         value("density/a/0/nodes", 1e300),
         value("density/a/0/dense_eigenvalues", np.nan),
@@ -342,7 +378,9 @@ def surface() -> StoredSurface:
     axis = Axis(name="x", unit="1", coordinates=np.linspace(-1, 1, 5), norm=1.0)
     local = LocalModel(loss=1.0, slopes=np.zeros(2), hessian=np.eye(2))
     losses, computed = np.ones((5, 5)), np.ones((5, 5), dtype=bool)
-    result = LossSurface(axes=(axis, axis), losses=losses, computed=computed, local=local, cosine=0.0)
+    result = LossSurface(
+        axes=(axis, axis), losses=losses, computed=computed, local=local, cosine=0.0
+    )
     return StoredSurface(result=result, request={"points": 5})
 
 
@@ -429,7 +467,12 @@ def test_a_file_that_is_larger_than_expected_is_not_read(tmp_path):
 
 def test_an_empty_name_is_no_path():
     no_output = ["-o", ""]
-    for arguments in (["info", ""], ["figure", "", "-o", "x.png"], ["spectra", "m", *no_output], ["train", *no_output]):
+    for arguments in (
+        ["info", ""],
+        ["figure", "", "-o", "x.png"],
+        ["spectra", "m", *no_output],
+        ["train", *no_output],
+    ):
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2 and "the name is empty" in result.stderr
     for probe in (is_density_file, is_surface):
@@ -449,7 +492,9 @@ def test_an_empty_name_is_no_path():
         lambda path: path.symlink_to("/dev/zero"),
     ],
 )
-@pytest.mark.parametrize("name", ["wide.0.1.jsonl", "wide.0.1.modules.jsonl", "records.0.log", "plan.json"])
+@pytest.mark.parametrize(
+    "name", ["wide.0.1.jsonl", "wide.0.1.modules.jsonl", "records.0.log", "plan.json"]
+)
 def test_a_part_that_is_no_part_is_reported_and_never_waited_for(tmp_path, spoil, name):
     output = tmp_path / "s.h5"
     with SpectrumWriter(output, manifest_of(tmp_path, num_batches=2)) as writer:
@@ -477,7 +522,9 @@ def test_a_part_that_is_no_part_is_reported_and_never_waited_for(tmp_path, spoil
     ],
 )
 @pytest.mark.parametrize("a_file_a_record", [True, False])
-def test_a_part_with_a_right_digest_and_wrong_content_is_reported(tmp_path, change, a_file_a_record):
+def test_a_part_with_a_right_digest_and_wrong_content_is_reported(
+    tmp_path, change, a_file_a_record
+):
     import hashlib
 
     output = tmp_path / "s.h5"
@@ -491,7 +538,9 @@ def test_a_part_with_a_right_digest_and_wrong_content_is_reported(tmp_path, chan
         content = json.loads(body)
         content["record"] |= change
         body = json.dumps(content).encode()
-        header = json.dumps(json.loads(header) | {"sha256": hashlib.sha256(body).hexdigest()}).encode()
+        header = json.dumps(
+            json.loads(header) | {"sha256": hashlib.sha256(body).hexdigest()}
+        ).encode()
         path.write_bytes(b"\n".join([*before, header, body, b""]))
         with SpectrumStore.open(output) as store:
             assert [part.path.name for part in store.rejected] == [path.name]

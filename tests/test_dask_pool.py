@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 import worker_calls
-from processes import environment_of_scripts, is_running, require_dask, results_of, run_script, wait_until
+from processes import (
+    environment_of_scripts,
+    is_running,
+    require_dask,
+    results_of,
+    run_script,
+    wait_until,
+)
 
 import landscape
 from landscape.errors import MissingDependencyError, WorkerError
@@ -40,7 +47,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two Dask workers in processes of their own."""
     folder = str(tmp_path_factory.mktemp("dask"))
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, local_directory=folder
+        n_workers=2,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        local_directory=folder,
     ) as cluster:
         yield cluster
 
@@ -78,7 +89,9 @@ def test_both_workers_calculate_in_a_child_each_which_ends_with_the_pool(cluster
     workers = pids_of(cluster)
     with connect_scheduler(cluster.scheduler_address) as pool:
         wait_until(lambda: len(pool.workers()) == 2)
-        children = set(results_of(dispatch({"a": range(40)}, pool, worker_calls.pid_slowly)).values())
+        children = set(
+            results_of(dispatch({"a": range(40)}, pool, worker_calls.pid_slowly)).values()
+        )
         assert len(children) == 2 and not children & set(workers.values()) and not pool.waiting
     for pid in children:
         wait_until(lambda pid=pid: not is_running(pid))
@@ -96,7 +109,11 @@ def test_a_child_killed_on_a_worker_costs_no_item_and_a_poisonous_item_itself_al
     assert sorted(results.values()) == [item**2 for item in range(30)]
     results = results_of(dispatch({"a": range(30)}, pool, worker_calls.die_at_poison))
     lost = results.pop(("a", worker_calls.POISON))
-    assert isinstance(lost, Lost) and "worker tcp://" in lost.reason and "was killed by signal 9" in lost.reason
+    assert (
+        isinstance(lost, Lost)
+        and "worker tcp://" in lost.reason
+        and "was killed by signal 9" in lost.reason
+    )
     assert results == {("a", item): item**2 for item in range(30) if item != worker_calls.POISON}
 
 
@@ -110,7 +127,9 @@ def test_a_killed_worker_costs_no_item_and_its_child_does_not_stay(cluster, pool
     assert len(results) == 60
     for child in set(results.values()):
         children = set(worker_children(cluster))
-        wait_until(lambda child=child, children=children: child in children or not is_running(child))
+        wait_until(
+            lambda child=child, children=children: child in children or not is_running(child)
+        )
 
 
 def test_an_item_that_kills_the_workers_themselves_is_lost_alone(pool):
@@ -136,7 +155,10 @@ def test_a_worker_with_another_version_is_refused_by_name(cluster, monkeypatch):
         with pytest.raises(WorkerError) as caught:
             list(dispatch({"a": range(3)}, pool, worker_calls.squares))
     message = str(caught.value)
-    assert message.startswith("worker tcp://127.0.0.1:") and f": landscape {version}, but 9.9 here" in message
+    assert (
+        message.startswith("worker tcp://127.0.0.1:")
+        and f": landscape {version}, but 9.9 here" in message
+    )
     assert "\n" not in message and caught.value.exit_code == 2
 
 
@@ -165,11 +187,31 @@ def test_a_scheduler_file_without_an_address_is_refused(tmp_path):
 def test_the_end_of_the_scheduler_is_one_line_and_no_hang(tmp_path):
     path = tmp_path / "scheduler.json"
     options: dict[str, Any] = {
-        "env": environment_of_scripts(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path
+        "env": environment_of_scripts(),
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "cwd": tmp_path,
     }
-    program = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    program = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+    ]
     scheduler = subprocess.Popen([*program, "--scheduler-file", str(path)], **options)
-    program = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny", "--no-dashboard", "--nthreads", "1"]
+    program = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        "--no-nanny",
+        "--no-dashboard",
+        "--nthreads",
+        "1",
+    ]
     worker = subprocess.Popen([*program, "--scheduler-file", str(path)], **options)
     try:
         with connect_scheduler(str(path)) as pool:
@@ -218,14 +260,35 @@ def test_jobs_that_end_are_replaced_and_nothing_is_lost(write, monkeypatch, tmp_
     [
         ("workers: 2\ncores: 1\nmemory: 1GB\n", "'cluster' is missing: expected one of slurm, pbs"),
         ("cluster: slrum\nworkers: 2\n", "cluster: 'slrum' (did you mean 'slurm'?) is not known"),
-        ("cluster: slurm\nworkers: 2\ncores: 1\nmemory: 1GB\nqeue: gpu\n", "unknown key 'qeue' (did you mean 'queue'?)"),
-        ("cluster: pbs\nworkers: 2\ncores: 1\nmemory: 1GB\njob_mem: 1GB\n", "unknown key 'job_mem'"),
+        (
+            "cluster: slurm\nworkers: 2\ncores: 1\nmemory: 1GB\nqeue: gpu\n",
+            "unknown key 'qeue' (did you mean 'queue'?)",
+        ),
+        (
+            "cluster: pbs\nworkers: 2\ncores: 1\nmemory: 1GB\njob_mem: 1GB\n",
+            "unknown key 'job_mem'",
+        ),
         ("cluster: slurm\nworkers: 2\nmemory: 1GB\n", "'cores' is missing"),
-        ("cluster: slurm\nworkers: many\ncores: 1\nmemory: 1GB\n", "workers: 'many', expected a whole number, at least 1"),
-        ("cluster: slurm\nworkers: 0\ncores: 1\nmemory: 1GB\n", "workers: 0, expected a whole number, at least 1"),
-        ("cluster: slurm\nworkers: true\ncores: 1\nmemory: 1GB\n", "workers: True, expected a whole number"),
-        ("cluster: slurm\nworkers: 2\ncores: 1\nmemory: 1GB\nwalltime: 4:00:00\n", "walltime: 14400, expected a text in quotes"),
-        ("cluster: slurm\nworkers: 2\ncores: 1\nmemory: 1GB\njob_extra_directives: -q\n", "expected a list"),
+        (
+            "cluster: slurm\nworkers: many\ncores: 1\nmemory: 1GB\n",
+            "workers: 'many', expected a whole number, at least 1",
+        ),
+        (
+            "cluster: slurm\nworkers: 0\ncores: 1\nmemory: 1GB\n",
+            "workers: 0, expected a whole number, at least 1",
+        ),
+        (
+            "cluster: slurm\nworkers: true\ncores: 1\nmemory: 1GB\n",
+            "workers: True, expected a whole number",
+        ),
+        (
+            "cluster: slurm\nworkers: 2\ncores: 1\nmemory: 1GB\nwalltime: 4:00:00\n",
+            "walltime: 14400, expected a text in quotes",
+        ),
+        (
+            "cluster: slurm\nworkers: 2\ncores: 1\nmemory: 1GB\njob_extra_directives: -q\n",
+            "expected a list",
+        ),
         ("- slurm\n", "list, but a mapping"),
         ("cluster: [slurm\n", "no YAML"),
     ],
@@ -234,7 +297,11 @@ def test_a_wrong_cluster_file_is_one_line_that_names_file_and_key(write, text, w
     path = write(text)
     with pytest.raises(WorkerError) as caught:
         start_cluster(path)
-    assert str(caught.value).startswith(f"{path}: ") and words in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        str(caught.value).startswith(f"{path}: ")
+        and words in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_a_missing_cluster_file_is_one_line(tmp_path):
@@ -246,18 +313,34 @@ def test_every_kind_of_cluster_takes_the_keys_of_its_queue(write):
     from landscape.workers.cluster_file import CLUSTERS, keys_of
 
     for kind in CLUSTERS:
-        assert {"cores", "memory", "interface", "job_script_prologue", "scheduler_options"} <= keys_of(kind)
+        assert {
+            "cores",
+            "memory",
+            "interface",
+            "job_script_prologue",
+            "scheduler_options",
+        } <= keys_of(kind)
         assert read_cluster_file(write(LOCAL.replace("local", kind))).kind == kind
-    assert "job_cpu" in keys_of("slurm") and "resource_spec" in keys_of("pbs") and "disk" in keys_of("htcondor")
+    assert (
+        "job_cpu" in keys_of("slurm")
+        and "resource_spec" in keys_of("pbs")
+        and "disk" in keys_of("htcondor")
+    )
 
 
-def test_a_queue_that_refuses_the_job_is_one_line_with_its_words(write, tmp_path, monkeypatch, capfd):
+def test_a_queue_that_refuses_the_job_is_one_line_with_its_words(
+    write, tmp_path, monkeypatch, capfd
+):
     sbatch = tmp_path / "sbatch"
-    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n")
+    sbatch.write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n"
+    )
     sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     path = write(LOCAL.replace("local", "slurm"))
-    with pytest.raises(WorkerError, match="slurm has refused a job: .*invalid partition specified: gpu") as caught:
+    with pytest.raises(
+        WorkerError, match="slurm has refused a job: .*invalid partition specified: gpu"
+    ) as caught:
         start_cluster(path)
     assert "\n" not in str(caught.value)
     time.sleep(0.3)
@@ -295,5 +378,7 @@ signal.signal(signal.SIGINT, handler)
 cluster_class("slurm")
 print(signal.getsignal(signal.SIGINT) is handler)
 """
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert finished.stdout == "True\n"

@@ -15,7 +15,9 @@ from landscape.datasets.torchvision_sets import FER_LABELS, KITTI_LABELS, kitti_
 from landscape.errors import DataError, PictureError
 
 FACTS = Path(__file__).resolve().parents[2] / "shared" / "facts"
-needs_slip = pytest.mark.skipif(not (FACTS / "slip_labels.json").is_file(), reason="SLIP's files are not there")
+needs_slip = pytest.mark.skipif(
+    not (FACTS / "slip_labels.json").is_file(), reason="SLIP's files are not there"
+)
 
 
 def save(path: Path, *, value: int = 128) -> None:
@@ -31,7 +33,10 @@ def class_folders(root: Path, names: list[str]) -> Path:
 
 def answers(data: LabelledPictures) -> dict[str, str]:
     """Folder of each picture to the first name of its class."""
-    return {data.key(i).partition("/")[0]: data.classes.names[data.label(i)][0] for i in range(len(data))}
+    return {
+        data.key(i).partition("/")[0]: data.classes.names[data.label(i)][0]
+        for i in range(len(data))
+    }
 
 
 def slip_names(identifier: str) -> list:
@@ -44,7 +49,13 @@ def test_pets_folders_get_slips_index_of_their_name(tmp_path):
     folders = ["Abyssinian", "american_bulldog", "Bengal", "yorkshire_terrier", "Sphynx"]
     data = open_labelled("pets", str(class_folders(tmp_path, folders)), slip=FACTS)
     labels = {data.key(i).partition("/")[0]: data.label(i) for i in range(len(data))}
-    assert labels == {"Abyssinian": 0, "american_bulldog": 12, "Bengal": 1, "yorkshire_terrier": 36, "Sphynx": 11}
+    assert labels == {
+        "Abyssinian": 0,
+        "american_bulldog": 12,
+        "Bengal": 1,
+        "yorkshire_terrier": 36,
+        "Sphynx": 11,
+    }
     assert len(data.classes.names) == 37
     assert "SLIP files, sha256 c168feec" in data.classes.names_source
 
@@ -56,7 +67,9 @@ def test_torchvisions_pets_are_joined_by_name(tmp_path):
     rows = [("Abyssinian_1", 1), ("american_bulldog_1", 2), ("Bengal_1", 3)]
     for image, _ in rows:
         save(tmp_path / "oxford-iiit-pet" / "images" / f"{image}.jpg")
-    (annotations / "test.txt").write_text("".join(f"{image} {label} 1 1\n" for image, label in rows))
+    (annotations / "test.txt").write_text(
+        "".join(f"{image} {label} 1 1\n" for image, label in rows)
+    )
     data = open_labelled("OxfordIIITPet", str(tmp_path), slip=FACTS)
     assert {data.key(i): data.label(i) for i in range(3)} == {
         "images/Abyssinian_1.jpg": 0,
@@ -68,10 +81,15 @@ def test_torchvisions_pets_are_joined_by_name(tmp_path):
 def fer_csv(root: Path, monkeypatch) -> None:
     (root / "fer2013").mkdir()
     pixels = " ".join(["7"] * 48 * 48)
-    rows = [f"{label},{pixels},PublicTest" for label in range(7)] + [f"3,{pixels},PrivateTest", f"0,{pixels},Training"]
+    rows = [f"{label},{pixels},PublicTest" for label in range(7)] + [
+        f"3,{pixels},PrivateTest",
+        f"0,{pixels},Training",
+    ]
     (root / "fer2013" / "fer2013.csv").write_text("emotion,pixels,Usage\n" + "\n".join(rows) + "\n")
     # Only the official file passes the md5 check.
-    monkeypatch.setattr("torchvision.datasets.fer2013.check_integrity", lambda path, md5: os.path.exists(path))
+    monkeypatch.setattr(
+        "torchvision.datasets.fer2013.check_integrity", lambda path, md5: os.path.exists(path)
+    )
 
 
 @pytest.mark.parametrize("slip", [pytest.param(FACTS, marks=needs_slip), None])
@@ -90,12 +108,29 @@ def test_fer2013_has_its_csvs_numbering_and_pools_synonyms(tmp_path, monkeypatch
 
 
 def test_fer2013_folders_match_any_synonym(tmp_path):
-    data = open_labelled("fer2013", str(class_folders(tmp_path, ["Surprise", "bored", "disgust", "angry"])))
-    assert answers(data) == {"Surprise": "surprised", "bored": "neutral", "disgust": "disgusted", "angry": "angry"}
+    data = open_labelled(
+        "fer2013", str(class_folders(tmp_path, ["Surprise", "bored", "disgust", "angry"]))
+    )
+    assert answers(data) == {
+        "Surprise": "surprised",
+        "bored": "neutral",
+        "disgust": "disgusted",
+        "angry": "angry",
+    }
     assert len(FER_LABELS) == 7
 
 
-CALTECH = ["Faces", "Faces_easy", "Leopards", "accordion", "car_side", "crocodile_head", "crocodile", "cougar_body", "yin_yang"]
+CALTECH = [
+    "Faces",
+    "Faces_easy",
+    "Leopards",
+    "accordion",
+    "car_side",
+    "crocodile_head",
+    "crocodile",
+    "cougar_body",
+    "yin_yang",
+]
 
 
 @needs_slip
@@ -173,7 +208,9 @@ def test_kitti_is_labelled_from_its_label_files(tmp_path):
     for i, distance in enumerate((30.0, 5.0)):
         save(base / "image_2" / f"{i:06d}.png")
         (base / "label_2").mkdir(exist_ok=True)
-        (base / "label_2" / f"{i:06d}.txt").write_text(f"Car 0.0 0 0.0 0 0 1 1 1.5 1.6 3.9 0.0 1.7 {distance} 0.0\n")
+        (base / "label_2" / f"{i:06d}.txt").write_text(
+            f"Car 0.0 0 0.0 0 0 1 1 1.5 1.6 3.9 0.0 1.7 {distance} 0.0\n"
+        )
     data = open_labelled("kitti_distance", str(tmp_path))
     assert [data.classes.names[data.label(i)][0] for i in range(2)] == [
         "a photo i took with a car in the distance.",
@@ -205,15 +242,23 @@ def test_flowers_folders_are_official_numbers(tmp_path, slip):
     assert [data.key(i).partition("/")[0] for i in range(6)] == ["1", "2", "10", "16", "93", "100"]
     assert [data.label(i) for i in range(6)] == [0, 1, 9, 15, 92, 99]
     found = answers(data)
-    assert found["1"] == "pink primrose" and found["10"] == "globe thistle" and found["100"] == "blanket flower"
+    assert (
+        found["1"] == "pink primrose"
+        and found["10"] == "globe thistle"
+        and found["100"] == "blanket flower"
+    )
 
 
 @needs_slip
 def test_flowers_named_as_torchvision_does_are_the_same_classes(tmp_path):
     from torchvision.datasets import Flowers102
 
-    (tmp_path / "classes.txt").write_text("".join(f"{i + 1}\t{name}\n" for i, name in enumerate(Flowers102.classes)))
-    data = open_labelled("flowers", str(class_folders(tmp_path, [str(i) for i in range(1, 103)])), slip=FACTS)
+    (tmp_path / "classes.txt").write_text(
+        "".join(f"{i + 1}\t{name}\n" for i, name in enumerate(Flowers102.classes))
+    )
+    data = open_labelled(
+        "flowers", str(class_folders(tmp_path, [str(i) for i in range(1, 103)])), slip=FACTS
+    )
     assert [data.label(i) for i in range(102)] == list(range(102))
 
 
@@ -223,7 +268,9 @@ def test_aircrafts_slashes_and_blanks_are_dashes_in_folders(tmp_path):
     folders = [name.replace("/", "-").replace(" ", "-") for name in names]
     # The order of the folders differs from that of the names.
     assert sorted(folders) != [name.replace("/", "-").replace(" ", "-") for name in sorted(names)]
-    data = open_labelled("aircraft", str(class_folders(tmp_path / "test", folders).parent), slip=FACTS)
+    data = open_labelled(
+        "aircraft", str(class_folders(tmp_path / "test", folders).parent), slip=FACTS
+    )
     assert data.split == "test"
     found = answers(data)
     assert found == dict(zip(folders, names))
@@ -233,7 +280,9 @@ def test_aircrafts_slashes_and_blanks_are_dashes_in_folders(tmp_path):
 @needs_slip
 def test_cars_folders_are_numbered(tmp_path):
     names = slip_names("cars")
-    folders = [f"{i + 1:03d}_{name.replace('/', '-').replace(' ', '_')}" for i, name in enumerate(names)]
+    folders = [
+        f"{i + 1:03d}_{name.replace('/', '-').replace(' ', '_')}" for i, name in enumerate(names)
+    ]
     data = open_labelled("cars", str(class_folders(tmp_path, folders)), slip=FACTS)
     assert folders[0] == "001_AM_General_Hummer_SUV_2000"
     assert answers(data) == dict(zip(folders, names))
@@ -241,9 +290,13 @@ def test_cars_folders_are_numbered(tmp_path):
 
 @needs_slip
 def test_birds_videos_and_scenes_are_named_in_their_archives_ways(tmp_path):
-    birds = open_labelled("cub200", str(class_folders(tmp_path / "cub", ["001.Black_footed_Albatross"])), slip=FACTS)
+    birds = open_labelled(
+        "cub200", str(class_folders(tmp_path / "cub", ["001.Black_footed_Albatross"])), slip=FACTS
+    )
     assert birds.label(0) == 0
-    videos = open_labelled("UCF101", str(class_folders(tmp_path / "ucf", ["HandstandPushups", "YoYo"])), slip=FACTS)
+    videos = open_labelled(
+        "UCF101", str(class_folders(tmp_path / "ucf", ["HandstandPushups", "YoYo"])), slip=FACTS
+    )
     assert answers(videos) == {"HandstandPushups": "Hand Stand Pushups", "YoYo": "Yo Yo"}
 
 
@@ -270,7 +323,9 @@ def test_hateful_memes_second_score_is_hate(tmp_path, slip):
     data = open_labelled("hateful_memes", str(tmp_path), slip=slip)
     assert [data.label(0), data.label(1)] == [1, 0]
     assert data.classes.names == (("meme",), ("hatespeech meme",))
-    folders = open_labelled("hateful_memes", str(class_folders(tmp_path / "f", ["hatespeech_meme", "meme"])), slip=slip)
+    folders = open_labelled(
+        "hateful_memes", str(class_folders(tmp_path / "f", ["hatespeech_meme", "meme"])), slip=slip
+    )
     assert answers(folders) == {"hatespeech_meme": "hatespeech meme", "meme": "meme"}
 
 
@@ -283,15 +338,25 @@ def test_country211s_codes_are_in_the_order_of_slips_names(tmp_path):
     class_folders(tmp_path / "country211" / "test", ["AE", "AF", "ZW", "DE"])
     data = open_labelled("country211", str(tmp_path), slip=FACTS)
     found = {data.key(i).split("/")[1]: data.classes.names[data.label(i)][0] for i in range(4)}
-    assert found == {"AE": "United Arab Emirates", "AF": "Afghanistan", "ZW": "Zimbabwe", "DE": "Germany"}
+    assert found == {
+        "AE": "United Arab Emirates",
+        "AF": "Afghanistan",
+        "ZW": "Zimbabwe",
+        "DE": "Germany",
+    }
     # torchvision calls the validation part "valid".
     class_folders(tmp_path / "country211" / "valid", ["AE"])
-    assert open_labelled("country211", str(tmp_path), slip=FACTS, split="val").key(0) == "valid/AE/a.png"
+    assert (
+        open_labelled("country211", str(tmp_path), slip=FACTS, split="val").key(0)
+        == "valid/AE/a.png"
+    )
 
 
 @pytest.mark.parametrize("slip", [pytest.param(FACTS, marks=needs_slip), None])
 def test_gtsrbs_folders_are_class_ids(tmp_path, slip):
-    data = open_labelled("gtsrb", str(class_folders(tmp_path, ["00000", "00014", "00042"])), slip=slip)
+    data = open_labelled(
+        "gtsrb", str(class_folders(tmp_path, ["00000", "00014", "00042"])), slip=slip
+    )
     assert [data.label(i) for i in range(3)] == [0, 14, 42]
     found = answers(data)
     assert found["00014"] == "stop" and "20" in found["00000"]
@@ -315,7 +380,9 @@ def test_pcams_split_val_is_the_file_called_valid(tmp_path):
     (tmp_path / "pcam").mkdir()
     stem = tmp_path / "pcam" / "camelyonpatch_level_2_split_valid_"
     with h5py.File(f"{stem}x.h5", "w") as file:
-        file["x"] = np.arange(2, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+        file["x"] = np.arange(2, dtype=np.uint8)[:, None, None, None] * np.ones(
+            (1, 4, 4, 3), np.uint8
+        )
     with h5py.File(f"{stem}y.h5", "w") as file:
         file["y"] = np.array([1, 0], np.uint8).reshape(2, 1, 1, 1)
     data = open_labelled("pcam", str(tmp_path))
@@ -325,11 +392,15 @@ def test_pcams_split_val_is_the_file_called_valid(tmp_path):
     copy = pickle.loads(pickle.dumps(data))
     with h5py.File(f"{stem}x.h5", "w") as file:
         file["x"] = np.zeros((1, 4, 4, 3), np.uint8)
-    with pytest.raises(PictureError, match="split val, picture val/000001: the picture cannot be read"):
+    with pytest.raises(
+        PictureError, match="split val, picture val/000001: the picture cannot be read"
+    ):
         copy.picture(1)
 
 
-def test_cifar10_is_read_from_torchvisions_pickles_only_with_the_official_sums(tmp_path, monkeypatch):
+def test_cifar10_is_read_from_torchvisions_pickles_only_with_the_official_sums(
+    tmp_path, monkeypatch
+):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     with pytest.raises(DataError, match="md5"):
@@ -341,7 +412,9 @@ def test_cifar10_is_read_from_torchvisions_pickles_only_with_the_official_sums(t
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
     data = open_labelled("cifar10", str(tmp_path))
     assert [data.classes.names[data.label(i)][0] for i in range(2)] == ["truck", "automobile"]
-    assert np.array_equal(np.asarray(data.picture(1)), pixels[1].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert np.array_equal(
+        np.asarray(data.picture(1)), pixels[1].reshape(3, 32, 32).transpose(1, 2, 0)
+    )
     assert data.key(0) == "test/000000"
 
 

@@ -47,7 +47,10 @@ def tasks_in_turn(pool: ScriptedPool, worker: str) -> list[str]:
 def test_a_worker_keeps_its_task_until_it_is_used_up_and_then_takes_one_that_nobody_holds():
     pool = ScriptedPool(["w1", "w2"], unit_seconds=0)
     list(dispatch({name: range(6) for name in "abcd"}, pool, squares))
-    assert tasks_in_turn(pool, "w1")[:2] == ["a", "c"] and tasks_in_turn(pool, "w2")[:2] == ["b", "d"]
+    assert tasks_in_turn(pool, "w1")[:2] == ["a", "c"] and tasks_in_turn(pool, "w2")[:2] == [
+        "b",
+        "d",
+    ]
     assert len(tasks_in_turn(pool, "w1") + tasks_in_turn(pool, "w2")) <= 5
 
 
@@ -103,7 +106,9 @@ def test_units_that_never_began_on_a_dead_worker_are_not_blamed():
         cancelled[items] += 1
         return "cancel" if cancelled[items] < 6 else "run"
 
-    done = list(dispatch({"a": range(10)}, ScriptedPool(["w1"], unit_seconds=0, fate=fate), squares))
+    done = list(
+        dispatch({"a": range(10)}, ScriptedPool(["w1"], unit_seconds=0, fate=fate), squares)
+    )
     assert sorted(unit.results[0][1] for unit in done) == list(range(10))
 
 
@@ -178,7 +183,11 @@ def test_memory_does_not_grow_with_the_number_of_items():
     pool.calls = Forgetful()
     tracemalloc.start()
     try:
-        num_bytes = sum(len(result) for unit in dispatch({"a": range(100_000)}, pool, heavy) for result in unit.results)
+        num_bytes = sum(
+            len(result)
+            for unit in dispatch({"a": range(100_000)}, pool, heavy)
+            for result in unit.results
+        )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -201,7 +210,9 @@ def heavy(task: str, items: tuple[int, ...]) -> list[bytes]:
     poison=st.sets(st.integers(0, 24), max_size=3),
     window=st.integers(1, 4),
 )
-def test_whatever_dies_leaves_or_joins_every_item_ends_once_and_only_poison_is_lost(sizes, seed, poison, window):
+def test_whatever_dies_leaves_or_joins_every_item_ends_once_and_only_poison_is_lost(
+    sizes, seed, poison, window
+):
     rng = random.Random(seed)
     marks: Counter[tuple[str, int]] = Counter()
 
@@ -209,7 +220,9 @@ def test_whatever_dies_leaves_or_joins_every_item_ends_once_and_only_poison_is_l
         if rng.random() < 0.1:
             return "cancel"
         # An innocent is beside a death at most twice: that is what it survives.
-        if poison & set(items) or (rng.random() < 0.2 and all(marks[task, item] < 2 for item in items)):
+        if poison & set(items) or (
+            rng.random() < 0.2 and all(marks[task, item] < 2 for item in items)
+        ):
             marks.update((task, item) for item in items)
             return "die"
         return "run"

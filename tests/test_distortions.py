@@ -26,7 +26,9 @@ def natural_picture(side=224, seed=0, spread=0.15):
     """Grey noise with the amplitudes 1/f of photographs, of mean .5."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side), indexing="ij"))
     frequency[0, 0] = np.inf
-    plane = np.fft.ifft2(np.fft.fft2(np.random.default_rng(seed).standard_normal((side, side))) / frequency).real
+    plane = np.fft.ifft2(
+        np.fft.fft2(np.random.default_rng(seed).standard_normal((side, side))) / frequency
+    ).real
     plane = np.clip(0.5 + spread * (plane - plane.mean()) / plane.std(), 0, 1)
     return np.repeat(plane[..., None], 3, axis=2)
 
@@ -46,7 +48,10 @@ def plane_of(result):
 
 def dft(plane, sign=-1):
     """The Fourier sum itself, for every frequency by a product of two matrices."""
-    rows, columns = (np.exp(sign * 2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n) for n in np.shape(plane))
+    rows, columns = (
+        np.exp(sign * 2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n)
+        for n in np.shape(plane)
+    )
     return rows @ np.asarray(plane) @ columns
 
 
@@ -126,7 +131,9 @@ def test_a_level_is_read_by_the_benchmarks_name_and_as_a_number(kind, given, tex
     ],
 )
 def test_a_level_that_is_none_is_refused_with_the_published_ones(kind, given):
-    with pytest.raises(DistortionError, match=f"^{kind}: '{given}' is no level; expected .*published levels are ") as caught:
+    with pytest.raises(
+        DistortionError, match=f"^{kind}: '{given}' is no level; expected .*published levels are "
+    ) as caught:
         KINDS[kind].level(given)
     assert "\n" not in str(caught.value)
 
@@ -136,7 +143,10 @@ def test_an_unknown_distortion_is_refused_with_the_known_ones():
         distort(noise_picture(), "blur", 1)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4)), np.zeros((0, 4, 3)), np.full((2, 2, 3), 1.1), np.full((2, 2, 3), np.nan)])
+@pytest.mark.parametrize(
+    "bad",
+    [np.zeros((4, 4)), np.zeros((0, 4, 3)), np.full((2, 2, 3), 1.1), np.full((2, 2, 3), np.nan)],
+)
 def test_an_array_that_is_no_picture_is_refused(bad):
     with pytest.raises(ValueError, match="picture must have"):
         distort(bad, "contrast", 1)
@@ -147,7 +157,9 @@ def test_an_array_that_is_no_picture_is_refused(bad):
 
 def test_grey_and_colour_are_the_formula_written_out():
     picture = noise_picture()
-    np.testing.assert_allclose(plane_of(distort(picture, "colour", "bw")), grey(picture), rtol=1e-14)
+    np.testing.assert_allclose(
+        plane_of(distort(picture, "colour", "bw")), grey(picture), rtol=1e-14
+    )
     assert (distort(picture, "colour", "cr") == picture).all()
 
 
@@ -174,15 +186,23 @@ def test_uniform_noise_is_uniform_within_its_bounds_and_independent_between_pixe
         # Kolmogorov's bound at 1e-6 is 2.7/sqrt(n).
         sorted_noise = np.sort(noise.ravel())
         uniform = (sorted_noise + width) / (2 * width)
-        assert abs(uniform - np.arange(1, noise.size + 1) / noise.size).max() < 2.7 / math.sqrt(noise.size)
+        assert abs(uniform - np.arange(1, noise.size + 1) / noise.size).max() < 2.7 / math.sqrt(
+            noise.size
+        )
         for neighbour in (noise[1:], noise[:, 1:]):
             here = noise[: neighbour.shape[0], : neighbour.shape[1]]
-            assert abs(np.corrcoef(here.ravel(), neighbour.ravel())[0, 1]) < 5 / math.sqrt(here.size)
+            assert abs(np.corrcoef(here.ravel(), neighbour.ravel())[0, 1]) < 5 / math.sqrt(
+                here.size
+            )
 
 
 def test_uniform_noise_lowers_the_contrast_first_and_is_clipped():
     picture = noise_picture()
-    np.testing.assert_allclose(plane_of(distort(picture, "uniform-noise", 0)), 0.35 + 0.3 * np.array(grey(picture)), rtol=1e-14)
+    np.testing.assert_allclose(
+        plane_of(distort(picture, "uniform-noise", 0)),
+        0.35 + 0.3 * np.array(grey(picture)),
+        rtol=1e-14,
+    )
     loud = plane_of(distort(noise_picture(100, 100), "uniform-noise", 0.9))
     assert loud.min() == 0 and loud.max() == 1
 
@@ -199,7 +219,9 @@ def test_rotation_is_a_permutation_and_counter_clockwise():
         for j in range(height):
             assert turned[i, j] == pytest.approx(g[j][width - 1 - i], rel=1e-14)
     for degrees in (0, 180, 270):
-        assert sorted(plane_of(distort(picture, "rotation", degrees)).ravel()) == sorted(turned.ravel())
+        assert sorted(plane_of(distort(picture, "rotation", degrees)).ravel()) == sorted(
+            turned.ravel()
+        )
     twice = distort(distort(picture, "rotation", 90), "rotation", 90)
     np.testing.assert_allclose(twice, distort(picture, "rotation", 180), rtol=1e-14)
 
@@ -220,7 +242,12 @@ def slow_blur(plane, sigma):
     offsets = range(-radius, radius + 1)
     return [
         [
-            sum(weights[a + radius] * weights[b + radius] * value(i + a, j + b) for a in offsets for b in offsets) / total**2
+            sum(
+                weights[a + radius] * weights[b + radius] * value(i + a, j + b)
+                for a in offsets
+                for b in offsets
+            )
+            / total**2
             for j in range(width)
         ]
         for i in range(height)
@@ -235,7 +262,9 @@ def test_low_pass_and_high_pass_are_the_convolution_written_out(sigma):
     np.testing.assert_allclose(plane_of(distort(picture, "low-pass", sigma)), blurred, atol=1e-13)
     rest = g - blurred
     np.testing.assert_allclose(
-        plane_of(distort(picture, "high-pass", sigma)), np.clip(rest - rest.mean() + 0.4423, 0, 1), atol=1e-13
+        plane_of(distort(picture, "high-pass", sigma)),
+        np.clip(rest - rest.mean() + 0.4423, 0, 1),
+        atol=1e-13,
     )
 
 
@@ -249,13 +278,17 @@ def test_high_pass_without_limit_is_the_limit_of_large_sigma():
     g = np.array(grey(picture))
     limit = plane_of(distort(picture, "high-pass", "inf"))
     np.testing.assert_allclose(limit, np.clip(g - g.mean() + 0.4423, 0, 1), atol=1e-14)
-    distances = [abs(plane_of(high_pass(picture, sigma)) - limit).max() for sigma in (5, 10, 20, 40)]
+    distances = [
+        abs(plane_of(high_pass(picture, sigma)) - limit).max() for sigma in (5, 10, 20, 40)
+    ]
     assert distances == sorted(distances, reverse=True) and distances[-1] < 0.01
 
 
 @pytest.mark.parametrize("kind", ["low-pass", "high-pass"])
 def test_a_filter_wider_than_the_picture_is_refused_before_it_is_applied(kind, monkeypatch):
-    monkeypatch.setattr("scipy.ndimage.gaussian_filter", lambda *_, **__: pytest.fail("the filter was called"))
+    monkeypatch.setattr(
+        "scipy.ndimage.gaussian_filter", lambda *_, **__: pytest.fail("the filter was called")
+    )
     with pytest.raises(DistortionError, match="sigma 11: expected 0 to 10, .*--size"):
         distort(noise_picture(), kind, 11)
 
@@ -272,7 +305,9 @@ def slow_scramble(plane, angles, mirrored):
     half = len(block) // 2
     assert block[half] == (0, 0)
     last = angles[::-1] if mirrored else angles
-    for (a, b), s in zip(block[:half] + block[half + 1 :], [*angles, *(-angle for angle in last)], strict=True):
+    for (a, b), s in zip(
+        block[:half] + block[half + 1 :], [*angles, *(-angle for angle in last)], strict=True
+    ):
         spectrum[a % height, b % width] *= np.exp(1j * s)
     return (dft(spectrum, sign=1) / plane.size).real
 
@@ -285,11 +320,15 @@ def test_phase_scrambling_is_the_fourier_sum_written_out(shape, mirrored):
     result = phase_scrambling(picture, 120, np.random.default_rng(3), mirrored=mirrored)
     half = (shape[0] - 1 + shape[0] % 2) * (shape[1] - 1 + shape[1] % 2) // 2
     angles = np.deg2rad(np.random.default_rng(3).uniform(-120, 120, half))
-    np.testing.assert_allclose(plane_of(result), np.clip(slow_scramble(plane, angles, mirrored), 0, 1), atol=1e-13)
+    np.testing.assert_allclose(
+        plane_of(result), np.clip(slow_scramble(plane, angles, mirrored), 0, 1), atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("degrees", [30, 60, 90, 120, 150, 180])
-def test_published_scrambling_lowers_the_standard_deviation_as_its_formula_says_and_mirrored_keeps_it(degrees):
+def test_published_scrambling_lowers_the_standard_deviation_as_its_formula_says_and_mirrored_keeps_it(
+    degrees,
+):
     # A coefficient gets (exp(i s) + exp(i t))/2 with independent s, t in [-w, w); its expected power is (1 + (sin w / w)^2)/2.
     picture = natural_picture(spread=0.05)
     w = math.radians(degrees)
@@ -309,14 +348,19 @@ def test_published_scrambling_lowers_the_standard_deviation_as_its_formula_says_
 def test_phase_zero_is_the_grey_picture(kind):
     assert (distort(bytes_picture(), kind, 0) == distort(bytes_picture(), "colour", "bw")).all()
     nearly = distort(bytes_picture(), kind, 0.001)
-    assert abs(to_bytes(nearly).astype(int) - to_bytes(distort(bytes_picture(), "colour", "bw"))).max() <= 1
+    assert (
+        abs(to_bytes(nearly).astype(int) - to_bytes(distort(bytes_picture(), "colour", "bw"))).max()
+        <= 1
+    )
 
 
 def test_power_equalisation_gives_exactly_the_wanted_amplitudes_and_keeps_the_phases():
     picture = 0.4 + 0.2 * noise_picture(8, 7)
     wanted = amplitude_spectrum(0.4 + 0.2 * noise_picture(8, 7, seed=1))
     before = dft(grey(picture))
-    after = dft(plane_of(distort(picture, "power-equalisation", "pow", inputs=Inputs(amplitudes=wanted))))
+    after = dft(
+        plane_of(distort(picture, "power-equalisation", "pow", inputs=Inputs(amplitudes=wanted)))
+    )
     np.testing.assert_allclose(abs(np.roll(after, (4, 3), (0, 1))), wanted, atol=1e-12)
     np.testing.assert_allclose(after / abs(after), before / abs(before), atol=1e-9)
 
@@ -329,11 +373,18 @@ def test_the_amplitude_spectrum_is_the_fourier_sum_with_the_zero_frequency_in_th
 
 def test_a_spectrum_of_another_size_or_none_is_refused():
     with pytest.raises(DistortionError, match=r"shape \(5, 5\), but the pictures have 7 x 10"):
-        distort(noise_picture(), "power-equalisation", "pow", inputs=Inputs(amplitudes=np.ones((5, 5))))
+        distort(
+            noise_picture(), "power-equalisation", "pow", inputs=Inputs(amplitudes=np.ones((5, 5)))
+        )
     with pytest.raises(DistortionError, match="no mean spectrum"):
         distort(noise_picture(), "power-equalisation", "pow")
     with pytest.raises(DistortionError, match="negative or not finite"):
-        distort(noise_picture(), "power-equalisation", "pow", inputs=Inputs(amplitudes=np.full(SIDES, np.nan)))
+        distort(
+            noise_picture(),
+            "power-equalisation",
+            "pow",
+            inputs=Inputs(amplitudes=np.full(SIDES, np.nan)),
+        )
 
 
 # False colour.
@@ -346,7 +397,9 @@ def slow_false_colour(picture, lut):
         light = 0.258828 * red + 0.607436 * green + 0.133735 * blue
         for channel, value in enumerate((red, green, blue)):
             mirrored = min(1, max(0, 2 * light - value))
-            result[index][channel] = min(range(256), key=lambda entry: abs(lut[entry] - mirrored)) / 255
+            result[index][channel] = (
+                min(range(256), key=lambda entry: abs(lut[entry] - mirrored)) / 255
+            )
     return result
 
 
@@ -359,7 +412,9 @@ def test_false_colour_is_the_nearest_entry_written_out():
     lut = [srgb_by_hand(byte) for byte in range(256)]
     np.testing.assert_allclose(srgb_lut(), lut, rtol=1e-15)
     picture = bytes_picture(12)
-    np.testing.assert_array_equal(distort(picture, "false-colour", False), slow_false_colour(picture, lut))
+    np.testing.assert_array_equal(
+        distort(picture, "false-colour", False), slow_false_colour(picture, lut)
+    )
     table = np.linspace(0, 1, 256) ** 1.8
     result = distort(picture, "false-colour", False, inputs=Inputs(gamma_lut=table))
     np.testing.assert_array_equal(result, slow_false_colour(picture, table.tolist()))
@@ -388,7 +443,9 @@ def test_false_colour_leaves_grey_and_turns_red_to_its_opponent():
     assert red < green == blue
 
 
-@pytest.mark.parametrize("bad", [np.ones(255), np.zeros(256), np.linspace(-1, 1, 256), np.full(256, np.nan)])
+@pytest.mark.parametrize(
+    "bad", [np.ones(255), np.zeros(256), np.linspace(-1, 1, 256), np.full(256, np.nan)]
+)
 def test_a_table_that_is_no_gamma_table_is_refused(bad):
     with pytest.raises(DistortionError, match="gamma table: expected 256 values that ascend"):
         check_lut(bad)
@@ -399,7 +456,9 @@ def test_a_table_that_is_no_gamma_table_is_refused(bad):
 
 def gaussian_of(sigma, shape):
     """Transfer function of a periodic Gaussian at every frequency of a full Fourier transform."""
-    rows, columns = ([math.exp(-2 * (math.pi * sigma * min(k, n - k) / n) ** 2) for k in range(n)] for n in shape)
+    rows, columns = (
+        [math.exp(-2 * (math.pi * sigma * min(k, n - k) / n) ** 2) for k in range(n)] for n in shape
+    )
     return np.outer(rows, columns)
 
 
@@ -438,11 +497,15 @@ def slow_eidolon(plane, reach, generator, coherence, grain=10):
         for i, j in np.ndindex(plane.shape):
             row = math.trunc(top + i + reach * fields[0][top + i, left + j])
             column = math.trunc(left + j + reach * fields[1][top + i, left + j])
-            result[i, j] += slices[k][min(max(row, 0), shape[0] - 1), min(max(column, 0), shape[1] - 1)]
+            result[i, j] += slices[k][
+                min(max(row, 0), shape[0] - 1), min(max(column, 0), shape[1] - 1)
+            ]
     return np.clip(result, 0, 1)
 
 
-@pytest.mark.parametrize(("coherence", "shape"), [(1.0, (64, 64)), (0.3, (65, 70)), (0.0, (21, 26)), (0.0, (20, 20))])
+@pytest.mark.parametrize(
+    ("coherence", "shape"), [(1.0, (64, 64)), (0.3, (65, 70)), (0.0, (21, 26)), (0.0, (20, 20))]
+)
 def test_an_eidolon_is_its_formulas_written_out(coherence, shape):
     picture = 0.3 + 0.4 * noise_picture(*shape)
     fast = eidolon(picture, 4, np.random.default_rng(5), coherence=coherence)
@@ -457,13 +520,18 @@ def test_reach_zero_is_the_grey_picture_and_the_scales_sum_to_a_slight_blur(kind
     assert (distort(picture, kind, 0) == distort(picture, "colour", "bw")).all()
     plane = np.array(grey(picture))
     mirrored = np.block([[plane, plane[:, ::-1]], [plane[::-1], plane[::-1, ::-1]]])
-    blurred = np.fft.ifft2(np.fft.fft2(mirrored) * gaussian_of(math.sqrt(0.5), mirrored.shape)).real[:64, :64]
+    blurred = np.fft.ifft2(
+        np.fft.fft2(mirrored) * gaussian_of(math.sqrt(0.5), mirrored.shape)
+    ).real[:64, :64]
     np.testing.assert_allclose(sum(_slices(plane))[32:96, 32:96], blurred, atol=1e-12)
 
 
 def test_a_picture_too_small_for_the_noise_of_an_eidolon_is_refused():
     for kind, side in (("eidolonI", 63), ("eidolonII", 63), ("eidolonIII", 19)):
-        with pytest.raises(DistortionError, match=f"{side} x 80 pixels, .* on less than {side + 1} x {side + 1} nothing"):
+        with pytest.raises(
+            DistortionError,
+            match=f"{side} x 80 pixels, .* on less than {side + 1} x {side + 1} nothing",
+        ):
             distort(noise_picture(side, 80), kind, 4)
         assert np.isfinite(distort(noise_picture(side + 1, 80), kind, 4)).all()
 
@@ -471,7 +539,10 @@ def test_a_picture_too_small_for_the_noise_of_an_eidolon_is_refused():
 def test_the_displacements_of_an_eidolon_have_the_published_size():
     def fields(coherence, grain=10.0):
         generator = np.random.default_rng(0)
-        return [np.stack(pair) for pair in _displacements((256, 256), generator, coherence=coherence, grain=grain)]
+        return [
+            np.stack(pair)
+            for pair in _displacements((256, 256), generator, coherence=coherence, grain=grain)
+        ]
 
     assert np.mean([field.std() for field in fields(0)]) == pytest.approx(0.75, abs=0.03)
     # The standard deviation falls as 1 over the grain.
@@ -493,7 +564,10 @@ def test_eidolons_lose_the_picture_as_reach_grows_and_faster_with_less_coherence
     def correlation(kind, reach):
         return np.corrcoef(g, distort(picture, kind, reach)[..., 0].ravel())[0, 1]
 
-    table = {kind: [correlation(kind, reach) for reach in (1, 8, 64)] for kind in ("eidolonI", "eidolonII", "eidolonIII")}
+    table = {
+        kind: [correlation(kind, reach) for reach in (1, 8, 64)]
+        for kind in ("eidolonI", "eidolonII", "eidolonIII")
+    }
     for values in table.values():
         assert values[0] > 0.8 and values[0] > values[1] + 0.02 and values[1] > values[2] + 0.1
     assert table["eidolonI"][2] > table["eidolonII"][2] > table["eidolonIII"][2]
@@ -554,17 +628,28 @@ def test_random_numbers_depend_on_seed_kind_level_and_key_and_on_nothing_else():
             assert (distort(picture, name, level, **other) != first).any()
     # Not the same noise at another level.
     grey_square = np.full((50, 50, 3), 0.5)
-    one, two = (distort(grey_square, "uniform-noise", level)[..., 0].ravel() for level in (0.1, 0.2))
+    one, two = (
+        distort(grey_square, "uniform-noise", level)[..., 0].ravel() for level in (0.1, 0.2)
+    )
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.1
 
 
 def test_only_random_kinds_depend_on_the_seed():
-    picture = Picture(rgb=noise_picture(64, 64), alpha=noise_picture(64, 64)[..., 0], lines=noise_picture(64, 64))
+    picture = Picture(
+        rgb=noise_picture(64, 64), alpha=noise_picture(64, 64)[..., 0], lines=noise_picture(64, 64)
+    )
     inputs = Inputs(amplitudes=amplitude_spectrum(noise_picture(64, 64, seed=1)))
     for name, kind in KINDS.items():
         for level in kind.levels:
-            first, second = (distort(picture, name, level.text, seed=seed, inputs=inputs) for seed in (0, 1))
-            assert first.min() >= 0 and first.max() <= 1 and first.dtype == np.float64 and first.shape == (64, 64, 3)
+            first, second = (
+                distort(picture, name, level.text, seed=seed, inputs=inputs) for seed in (0, 1)
+            )
+            assert (
+                first.min() >= 0
+                and first.max() <= 1
+                and first.dtype == np.float64
+                and first.shape == (64, 64, 3)
+            )
             random = kind.is_random and level.text not in ("0", "0.0")
             assert (first != second).any() == random, (name, level)
 
@@ -580,7 +665,11 @@ def test_the_published_table_and_spectrum_are_taken():
     result = distort(picture, "false-colour", False, inputs=Inputs(gamma_lut=lut))
     np.testing.assert_array_equal(result, slow_false_colour(picture, lut.tolist()))
     amplitudes = np.load(SHARED / "mean_power_spectrum_grey.npy")
-    assert amplitudes.shape == (224, 224) and amplitudes[112, 112] / 224**2 == pytest.approx(0.4545, abs=5e-5)
-    equalised = distort(natural_picture(), "power-equalisation", "pow", inputs=Inputs(amplitudes=amplitudes))
+    assert amplitudes.shape == (224, 224) and amplitudes[112, 112] / 224**2 == pytest.approx(
+        0.4545, abs=5e-5
+    )
+    equalised = distort(
+        natural_picture(), "power-equalisation", "pow", inputs=Inputs(amplitudes=amplitudes)
+    )
     # The mean of a picture is its zero frequency; clipping takes little.
     assert equalised.mean() == pytest.approx(0.4545, abs=0.02)

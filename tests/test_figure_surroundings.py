@@ -32,13 +32,20 @@ print(os.environ["MPLBACKEND"], dict.__getitem__(matplotlib.rcParams, "backend")
 
 
 @pytest.mark.parametrize(
-    ("backend", "kept"), [("module://matplotlib_inline.backend_inline", False), ("nonsense", False), ("TkAgg", True)]
+    ("backend", "kept"),
+    [("module://matplotlib_inline.backend_inline", False), ("nonsense", False), ("TkAgg", True)],
 )
-def test_the_backend_of_a_notebook_stops_no_figure_and_one_that_is_there_stays(backend, kept, tmp_path, monkeypatch):
+def test_the_backend_of_a_notebook_stops_no_figure_and_one_that_is_there_stays(
+    backend, kept, tmp_path, monkeypatch
+):
     monkeypatch.setenv("MPLBACKEND", backend)
-    fails = subprocess.run([sys.executable, "-c", HIDE_INLINE + "import matplotlib"], capture_output=True, text=True)
+    fails = subprocess.run(
+        [sys.executable, "-c", HIDE_INLINE + "import matplotlib"], capture_output=True, text=True
+    )
     assert ("not a valid value for backend" in fails.stderr) is not kept
-    done = subprocess.run([sys.executable, "-c", HIDE_INLINE + DRAW, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE_INLINE + DRAW, str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     environment, used, has_pyplot = done.stdout.strip().split(",")
     assert environment == backend and (used == backend) is kept and has_pyplot == "False"
@@ -55,7 +62,9 @@ def test_a_backend_in_use_is_left_alone(tmp_path):
 
 def labelled(label, title=None):
     values = np.random.default_rng(0).normal(3, 30, (4, 5))
-    return figure3([EigenvalueSample("a", label, e, values, values > -1e9, 4) for e in (0, 1)], title=title)
+    return figure3(
+        [EigenvalueSample("a", label, e, values, values > -1e9, 4) for e in (0, 1)], title=title
+    )
 
 
 @pytest.fixture
@@ -69,7 +78,9 @@ def fresh_fonts():
         function.cache_clear()
 
 
-def test_letters_that_no_font_has_are_told_once_on_one_line(fresh_fonts, monkeypatch, tmp_path, caplog):
+def test_letters_that_no_font_has_are_told_once_on_one_line(
+    fresh_fonts, monkeypatch, tmp_path, caplog
+):
     monkeypatch.setattr(fonts, "_FALL_BACKS", ())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -77,12 +88,16 @@ def test_letters_that_no_font_has_are_told_once_on_one_line(fresh_fonts, monkeyp
             save_figure(labelled("视觉 ViT", title="日本"), tmp_path / f"a.{suffix}")
             assert (tmp_path / f"a.{suffix}").stat().st_size > 5000
     (warning,) = caught
-    text = warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno, warning.line)
+    text = warnings.formatwarning(
+        warning.message, warning.category, warning.filename, warning.lineno, warning.line
+    )
     assert "'日本视觉'" in text and "Noto Sans CJK" in text and text.count("\n") == 1
     assert not caplog.records
 
 
-def test_a_fall_back_font_gives_the_letters_that_the_first_one_lacks(fresh_fonts, monkeypatch, tmp_path, caplog):
+def test_a_fall_back_font_gives_the_letters_that_the_first_one_lacks(
+    fresh_fonts, monkeypatch, tmp_path, caplog
+):
     # STIX comes with matplotlib and has this letter; DejaVu Sans has not. The second font is not installed.
     letter = "\N{LATIN SMALL LETTER K WITH PALATAL HOOK}"
     monkeypatch.setattr(fonts, "_FALL_BACKS", ("STIXGeneral", "No Such Font"))
@@ -93,7 +108,9 @@ def test_a_fall_back_font_gives_the_letters_that_the_first_one_lacks(fresh_fonts
     assert not caplog.records
 
 
-def test_fall_back_fonts_change_no_byte_of_a_figure_that_needs_none(fresh_fonts, monkeypatch, tmp_path, caplog):
+def test_fall_back_fonts_change_no_byte_of_a_figure_that_needs_none(
+    fresh_fonts, monkeypatch, tmp_path, caplog
+):
     for suffix in ("png", "pdf", "svg"):
         monkeypatch.setattr(fonts, "_FALL_BACKS", ())
         fonts.font_families.cache_clear()

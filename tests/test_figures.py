@@ -37,7 +37,9 @@ TRAINED = np.array([566.0, 418.0, 257.0, 174.0, 139.0])
 LATE = np.array([29.67, 4.97, 4.25, 3.14, 2.85])
 
 
-def sample(series, epoch, *, values=None, num_batches=40, scale=1.0, label=None, planned=None, seed=0):
+def sample(
+    series, epoch, *, values=None, num_batches=40, scale=1.0, label=None, planned=None, seed=0
+):
     if values is None:
         rng = np.random.default_rng([seed, epoch, len(series), ord(series[-1])])
         progress = min(epoch, 25) / 25
@@ -46,11 +48,17 @@ def sample(series, epoch, *, values=None, num_batches=40, scale=1.0, label=None,
         values[:, 3:] *= np.where(rng.random((num_batches, 2)) < 0.5 * (1 - progress), -1, 1)
     values = np.asarray(values, dtype=np.float64)
     converged = np.ones(values.shape, dtype=bool)
-    return EigenvalueSample(series, label or f"Model {series}", epoch, values, converged, planned or len(values))
+    return EigenvalueSample(
+        series, label or f"Model {series}", epoch, values, converged, planned or len(values)
+    )
 
 
 def study(names="ab", epochs=PUBLISHED_EPOCHS, **options):
-    return [sample(name, epoch, scale=1.5**i, **options) for i, name in enumerate(names) for epoch in epochs]
+    return [
+        sample(name, epoch, scale=1.5**i, **options)
+        for i, name in enumerate(names)
+        for epoch in epochs
+    ]
 
 
 def panels(fig):
@@ -98,12 +106,17 @@ def test_few_epochs_are_all_drawn_in_order():
     assert epochs_to_draw([]) == ()
 
 
-@pytest.mark.parametrize("available", [range(8), range(13), [0, 1, 2, 3, 50, 99, 100], [1, 2, 4, 8, 16, 32, 64], range(3, 20, 2)])
+@pytest.mark.parametrize(
+    "available",
+    [range(8), range(13), [0, 1, 2, 3, 50, 99, 100], [1, 2, 4, 8, 16, 32, 64], range(3, 20, 2)],
+)
 def test_other_series_are_drawn_at_first_last_and_the_most_evenly_spread_epochs(available):
     available = sorted(available)
     chosen = epochs_to_draw(available)
     targets = np.linspace(available[0], available[-1], 6)
-    cost = {c: float(np.sum((np.array(c) - targets) ** 2)) for c in itertools.combinations(available, 6)}
+    cost = {
+        c: float(np.sum((np.array(c) - targets) ** 2)) for c in itertools.combinations(available, 6)
+    }
     assert chosen in cost and chosen[0] == available[0] and chosen[-1] == available[-1]
     assert cost[chosen] == pytest.approx(min(cost.values()))
 
@@ -112,11 +125,15 @@ def test_other_series_are_drawn_at_first_last_and_the_most_evenly_spread_epochs(
 
 
 def test_the_density_equals_scipys_at_the_same_bandwidth():
-    u = np.concatenate([stats.norm.rvs(-5, 0.4, 300, random_state=0), stats.t.rvs(3, 6, 0.5, 700, random_state=1)])
+    u = np.concatenate(
+        [stats.norm.rvs(-5, 0.4, 300, random_state=0), stats.t.rvs(3, 6, 0.5, 700, random_state=1)]
+    )
     grid = np.linspace(-12, 20, 400)
     width = bandwidth(u, floor=1e-6)
     expected = stats.gaussian_kde(u, bw_method=width / np.std(u, ddof=1))(grid)
-    np.testing.assert_allclose(kernel_density(u, grid, width=width), expected, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(
+        kernel_density(u, grid, width=width), expected, rtol=1e-10, atol=1e-14
+    )
 
 
 def test_the_density_is_scipys_also_beyond_one_chunk():
@@ -156,16 +173,34 @@ def test_the_axis_maps_back_and_keeps_signs_and_zero():
 
 @pytest.mark.parametrize(
     ("values", "width"),
-    [([0.0, 0.0], 1.0), ([3.0, 3.0, -3.0], 2.0), ([0.5] * 9, 0.5), ([1e-9] * 2 + [700.0] * 9, 0.5), ([1e-30, -1e-30], 1e-30)],
+    [
+        ([0.0, 0.0], 1.0),
+        ([3.0, 3.0, -3.0], 2.0),
+        ([0.5] * 9, 0.5),
+        ([1e-9] * 2 + [700.0] * 9, 0.5),
+        ([1e-30, -1e-30], 1e-30),
+    ],
 )
-def test_the_linear_width_is_a_round_number_below_the_data_that_tiny_values_do_not_drag_down(values, width):
+def test_the_linear_width_is_a_round_number_below_the_data_that_tiny_values_do_not_drag_down(
+    values, width
+):
     assert AsinhAxis.fit(np.array(values)).linear_width == pytest.approx(width, rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    "low,high,width", [(-2e3, 5e3, 2), (-1, 1, 1), (-7e3, 9e4, 5), (-400, 2e9, 50), (-2.1, 4.2, 2), (-1e-7, 3e-6, 1e-8)]
+    "low,high,width",
+    [
+        (-2e3, 5e3, 2),
+        (-1, 1, 1),
+        (-7e3, 9e4, 5),
+        (-400, 2e9, 50),
+        (-2.1, 4.2, 2),
+        (-1e-7, 3e-6, 1e-8),
+    ],
 )
-def test_ticks_are_true_to_their_labels_inside_the_axis_and_no_closer_than_the_gap(low, high, width):
+def test_ticks_are_true_to_their_labels_inside_the_axis_and_no_closer_than_the_gap(
+    low, high, width
+):
     axis = AsinhAxis(float(width))
     gap = 0.27 / 1.99 * (math.asinh(high / width) - math.asinh(low / width))
     ticks = axis.ticks(low, high, gap=gap)
@@ -174,7 +209,12 @@ def test_ticks_are_true_to_their_labels_inside_the_axis_and_no_closer_than_the_g
     assert all(low <= tick <= high for tick in ticks.major + ticks.minor)
     assert np.diff(np.arcsinh(np.array(sorted(labelled)) / width)).min() >= gap * (1 - 1e-9)
     for tick, text in labelled.items():
-        number = text.strip("$").replace("\N{MINUS SIGN}", "-").replace(r"{\times}10", "*10").replace("10^{", "10**(")
+        number = (
+            text.strip("$")
+            .replace("\N{MINUS SIGN}", "-")
+            .replace(r"{\times}10", "*10")
+            .replace("10^{", "10**(")
+        )
         assert eval(number.replace("}", ")")) == pytest.approx(tick, rel=1e-9)
 
 
@@ -183,7 +223,9 @@ def test_ticks_are_true_to_their_labels_inside_the_axis_and_no_closer_than_the_g
 
 def test_the_published_series_gives_six_titled_panels_with_one_curve_per_architecture():
     fig = figure3(study("abc"))
-    assert [ax.get_title(loc="left") for ax in panels(fig)] == ["Initialisation"] + [f"Epoch {e}" for e in (5, 10, 15, 20, 25)]
+    assert [ax.get_title(loc="left") for ax in panels(fig)] == ["Initialisation"] + [
+        f"Epoch {e}" for e in (5, 10, 15, 20, 25)
+    ]
     for ax in panels(fig):
         assert [line.get_label() for line in curves(ax)] == ["Model a", "Model b", "Model c"]
 
@@ -205,19 +247,32 @@ def test_positive_values_alone_still_show_an_empty_negative_side():
 
 def test_the_legend_names_every_series_and_labels_carry_the_unit_and_the_coordinate():
     fig = figure3(study("abcd"), title="A title")
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == [f"Model {name}" for name in "abcd"]
-    assert "Hessian eigenvalue" in fig.get_supxlabel() and "(nat per squared parameter)" in fig.get_supxlabel()
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        f"Model {name}" for name in "abcd"
+    ]
+    assert (
+        "Hessian eigenvalue" in fig.get_supxlabel()
+        and "(nat per squared parameter)" in fig.get_supxlabel()
+    )
     coordinate = fig.get_supxlabel().split("drawn at ")[1]
-    assert coordinate.startswith("asinh(") and fig.get_supylabel() == f"Density per unit of {coordinate}"
+    assert (
+        coordinate.startswith("asinh(")
+        and fig.get_supylabel() == f"Density per unit of {coordinate}"
+    )
     assert fig.get_suptitle() == "A title"
 
 
-@pytest.mark.parametrize("label", ["_hidden", "costs $5 or $x_y", "$\\nosuch{$", "ViT " * 40, "W" * 120])
+@pytest.mark.parametrize(
+    "label", ["_hidden", "costs $5 or $x_y", "$\\nosuch{$", "ViT " * 40, "W" * 120]
+)
 def test_any_text_can_be_a_label(label):
     fig = figure3([sample("a", 0, label=label), sample("b", 0)])
     assert "".join(fig.legends[0].get_texts()[0].get_text().split()) == label.replace(" ", "")
     renderer = render(fig)
-    assert all(fig.bbox.padded(1).containsx(x) for x in fig.legends[0].get_window_extent(renderer).intervalx)
+    assert all(
+        fig.bbox.padded(1).containsx(x)
+        for x in fig.legends[0].get_window_extent(renderer).intervalx
+    )
 
 
 def test_two_series_with_the_same_label_are_told_apart_by_name():
@@ -225,14 +280,18 @@ def test_two_series_with_the_same_label_are_told_apart_by_name():
     assert [text.get_text() for text in fig.legends[0].get_texts()] == ["ViT (a)", "ViT (b)"]
 
 
-@pytest.mark.parametrize("samples", [study("ab"), study("a", num_batches=1), study("abcde", (0, 1, 2)), study("a", (0,))])
+@pytest.mark.parametrize(
+    "samples", [study("ab"), study("a", num_batches=1), study("abcde", (0, 1, 2)), study("a", (0,))]
+)
 def test_every_curve_encloses_area_one_in_the_coordinate_it_is_drawn_in(samples):
     fig = figure3(samples)
     for ax in panels(fig):
         for line in curves(ax):
             u = drawn_coordinate(ax)(line.get_xdata())
             # 3 kernel widths around the last value hold 99.87 % of its kernel; lines stop at 0.1 % of the peak.
-            assert integrate.simpson(np.nan_to_num(line.get_ydata()), x=u) == pytest.approx(1, abs=5e-3)
+            assert integrate.simpson(np.nan_to_num(line.get_ydata()), x=u) == pytest.approx(
+                1, abs=5e-3
+            )
 
 
 def test_nothing_that_was_measured_lies_outside_the_axes():
@@ -268,7 +327,11 @@ def test_values_that_are_clipped_away_are_counted_in_the_footnote_and_in_the_cur
 
 
 def test_each_panel_states_the_share_of_negative_values_of_each_curve():
-    samples = [sample("a", 0, values=np.full((2, 5), 2.0)), sample("b", 0, values=[[-3.0, 2, 2, 2, 0]]), sample("c", 0)]
+    samples = [
+        sample("a", 0, values=np.full((2, 5), 2.0)),
+        sample("b", 0, values=[[-3.0, 2, 2, 2, 0]]),
+        sample("c", 0),
+    ]
     samples[2].values[:] = 5.0
     samples[2].values[0, 0] = -5.0
     fig = figure3(samples)
@@ -330,11 +393,22 @@ def test_an_unaudited_figure_is_stamped_and_an_audited_one_is_not():
         [sample("a", 0, values=np.zeros((4, 5))), sample("a", 1, values=np.zeros((4, 5)))],
         [sample("a", 0, values=-np.abs(AT_START)[None])],
         [sample("a", 0, values=[[7.0]])],
-        [sample("a", 0, values=np.full((2, 5), 1e-300)), sample("b", 0, values=np.full((2, 5), -1e300))],
+        [
+            sample("a", 0, values=np.full((2, 5), 1e-300)),
+            sample("b", 0, values=np.full((2, 5), -1e300)),
+        ],
         [sample("a", 0), sample("b", 0, values=np.full((40, 5), 12.0))],
         [sample("a", 3), sample("a", 1000)],
     ],
-    ids=["identical", "zero", "all negative", "one value", "extreme", "one series constant", "no epoch zero"],
+    ids=[
+        "identical",
+        "zero",
+        "all negative",
+        "one value",
+        "extreme",
+        "one series constant",
+        "no epoch zero",
+    ],
 )
 def test_degenerate_samples_are_drawn_with_finite_curves(samples):
     fig = figure3(samples)
@@ -353,7 +427,10 @@ def test_there_is_a_panel_per_epoch_and_the_lowest_of_each_column_has_tick_label
     for ax in panels(fig):
         column = round(ax.get_position().x0, 3)
         bottoms[column] = min(bottoms.get(column, ax), ax, key=lambda a: a.get_position().y0)
-    assert all(any(t.get_text() and t.get_visible() for t in ax.get_xticklabels()) for ax in bottoms.values())
+    assert all(
+        any(t.get_text() and t.get_visible() for t in ax.get_xticklabels())
+        for ax in bottoms.values()
+    )
 
 
 def test_chosen_epochs_replace_the_rule():
@@ -370,9 +447,15 @@ def test_chosen_epochs_replace_the_rule():
         (lambda: figure3(study("a", (0,)) * 2), "'a' has more than one sample for epoch 0"),
         (lambda: figure3(study("abcdefghi", (0,))), f"9 series, but more than {MAX_SERIES}"),
         (lambda: figure3(study("a", (0,)), clip_quantile=0.5), "clip_quantile"),
-        (lambda: EigenvalueSample("a", "A", -1, np.ones((2, 5)), np.ones((2, 5), bool), 2), "epoch must be 0"),
+        (
+            lambda: EigenvalueSample("a", "A", -1, np.ones((2, 5)), np.ones((2, 5), bool), 2),
+            "epoch must be 0",
+        ),
         (lambda: sample("a", 0, planned=3), "planned"),
-        (lambda: EigenvalueSample("a", "A", 0, np.ones((2, 5)), np.ones((2, 4), bool), 2), r"\(2, 5\) and \(2, 4\)"),
+        (
+            lambda: EigenvalueSample("a", "A", 0, np.ones((2, 5)), np.ones((2, 4), bool), 2),
+            r"\(2, 5\) and \(2, 4\)",
+        ),
         (lambda: epochs_to_draw([0], num_panels=1), "num_panels"),
     ],
 )
@@ -395,11 +478,19 @@ LAYOUTS = {
     "six panels": dict(samples=study("ab")),
     "demo": dict(samples=study("ab", (0, 1, 2, 3), num_batches=10)),
     "one panel": dict(samples=study("a", (0,), num_batches=1)),
-    "eight series, stamp, title": dict(samples=study("abcdefgh"), title="Spectra " * 14, unaudited=True),
-    "tall negative side": dict(samples=[sample(s, 0, values=-np.linspace(20, 40, 200).reshape(40, 5)) for s in "abcd"]),
-    "tall on both sides": dict(samples=[sample(s, 0, values=np.linspace(20, 40, 200).reshape(40, 5)) for s in "abc"]),
+    "eight series, stamp, title": dict(
+        samples=study("abcdefgh"), title="Spectra " * 14, unaudited=True
+    ),
+    "tall negative side": dict(
+        samples=[sample(s, 0, values=-np.linspace(20, 40, 200).reshape(40, 5)) for s in "abcd"]
+    ),
+    "tall on both sides": dict(
+        samples=[sample(s, 0, values=np.linspace(20, 40, 200).reshape(40, 5)) for s in "abc"]
+    ),
     "wide labels": dict(samples=[sample(s, 0, label="WWWWWWWWWWWWW " + s) for s in "abcde"]),
-    "outlier": dict(samples=study("ab", (0, 1, 2, 3, 4)) + [sample("c", 0, values=[[1e9, 3.0, 2.0]])]),
+    "outlier": dict(
+        samples=study("ab", (0, 1, 2, 3, 4)) + [sample("c", 0, values=[[1e9, 3.0, 2.0]])]
+    ),
 }
 
 
@@ -411,7 +502,9 @@ for _sample in LAYOUTS["tall on both sides"]["samples"]:
 def test_no_text_is_cut_off_or_covers_another_text_or_a_curve(layout):
     fig = figure3(**layout)
     renderer = render(fig)
-    boxes = [fig.legends[0].get_window_extent(renderer)] + [text.get_window_extent(renderer) for text in fig.texts]
+    boxes = [fig.legends[0].get_window_extent(renderer)] + [
+        text.get_window_extent(renderer) for text in fig.texts
+    ]
     for ax in panels(fig):
         texts = [*ax.get_xticklabels(), *ax.get_yticklabels(), ax._left_title]
         boxes += [text.get_window_extent(renderer) for text in texts if text.get_text()]
@@ -420,18 +513,40 @@ def test_no_text_is_cut_off_or_covers_another_text_or_a_curve(layout):
             box = remarks.get_window_extent(renderer)
             boxes.append(box)
             for line in curves(ax):
-                points = line.get_transform().transform(np.column_stack([line.get_xdata(), line.get_ydata()]))
+                points = line.get_transform().transform(
+                    np.column_stack([line.get_xdata(), line.get_ydata()])
+                )
                 assert not any(box.contains(x, y) for x, y in points)
     page = fig.bbox.padded(0.5)
-    assert all(page.x0 <= b.x0 and b.x1 <= page.x1 and page.y0 <= b.y0 and b.y1 <= page.y1 for b in boxes)
+    assert all(
+        page.x0 <= b.x0 and b.x1 <= page.x1 and page.y0 <= b.y0 and b.y1 <= page.y1 for b in boxes
+    )
     boxes = [b.padded(-0.5) for b in boxes]
     assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
 
 # Machado, Oliveira and Fernandes, IEEE TVCG 15 (2009), table 1, severity 1, in linear RGB.
-DEUTERANOPIA = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]])
-PROTANOPIA = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
-RGB_TO_XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+DEUTERANOPIA = np.array(
+    [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ]
+)
+PROTANOPIA = np.array(
+    [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ]
+)
+RGB_TO_XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
 
 
 def linear_rgb(colour):
@@ -446,7 +561,9 @@ def lab(rgb):
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize("vision", [np.eye(3), DEUTERANOPIA, PROTANOPIA], ids=["normal", "deuteranopia", "protanopia"])
+@pytest.mark.parametrize(
+    "vision", [np.eye(3), DEUTERANOPIA, PROTANOPIA], ids=["normal", "deuteranopia", "protanopia"]
+)
 def test_the_colours_stay_apart_for_the_colour_blind(vision):
     fig = figure3(study("abcdefgh", (0,)))
     seen = [lab(vision @ linear_rgb(line.get_color())) for line in curves(panels(fig)[0])]
@@ -500,7 +617,11 @@ def test_files_are_what_their_suffix_says_with_fonts_inside(tmp_path):
     fig = figure3(study("ab", (0, 1)))
     for suffix in ("png", "pdf", "svg", "PNG"):
         save_figure(fig, tmp_path / f"figure.{suffix}")
-    assert (tmp_path / "figure.PNG").read_bytes()[:8] == (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (
+        (tmp_path / "figure.PNG").read_bytes()[:8]
+        == (tmp_path / "figure.png").read_bytes()[:8]
+        == b"\x89PNG\r\n\x1a\n"
+    )
     pdf = (tmp_path / "figure.pdf").read_bytes()
     # Type 42 embeds TrueType; Type 3, matplotlib's default, is refused by some journals.
     assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Type3" not in pdf
@@ -513,7 +634,9 @@ def test_an_svg_viewer_other_than_matplotlib_sees_every_line(tmp_path):
     from matplotlib.image import imread
 
     save_figure(figure3([sample("a", 0)]), tmp_path / "figure.svg")
-    picture = resvg_py.svg_to_bytes(svg_string=(tmp_path / "figure.svg").read_text(), dpi=192.0, background="white")
+    picture = resvg_py.svg_to_bytes(
+        svg_string=(tmp_path / "figure.svg").read_text(), dpi=192.0, background="white"
+    )
     pixels = imread(io.BytesIO(bytes(picture)))[..., :3]
     blue = np.abs(pixels - np.array(to_rgb("#0072B2"))).max(axis=-1) < 0.02
     # The curve alone: above the ticks, which have the same colour and lie in the lowest quarter of the page's panel.

@@ -51,7 +51,18 @@ def calls(monkeypatch):
     """The calls of the stand-in, which runs on a CPU."""
     made = []
 
-    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
+    def selective_scan_fn(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D=None,
+        z=None,
+        delta_bias=None,
+        delta_softplus=False,
+        return_last_state=False,
+    ):
         assert z is None and not return_last_state
         made.append(u.shape)
         return Opaque.apply(delta_softplus, u, delta, A, B, C, D, delta_bias)
@@ -71,7 +82,11 @@ class Tower(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.head = nn.Linear(4, 3 * 4 + 2 * 2 * 4), nn.Linear(3 * 4, 2)
-        self.A_log, self.D, self.bias = nn.Parameter(torch.zeros(3, 2)), nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+        self.A_log, self.D, self.bias = (
+            nn.Parameter(torch.zeros(3, 2)),
+            nn.Parameter(torch.ones(3)),
+            nn.Parameter(torch.zeros(3)),
+        )
 
     def forward(self, x):
         u, B, C = self.stem(x).split([12, 8, 8], dim=-1)
@@ -115,7 +130,9 @@ def test_curvature_never_gets_it_even_inside_the_block(calls, tower, measure):
         if measure == "audit":
             return landscape.audit(tower, loss, x)
         if measure == "gauss_newton":
-            H = landscape.gauss_newton(tower, lambda model, x: model(x), lambda out, x: out.square().mean(), x)
+            H = landscape.gauss_newton(
+                tower, lambda model, x: model(x), lambda out, x: out.square().mean(), x
+            )
         elif measure == "hessian":
             H = landscape.hessian(tower, loss, x)
         else:
@@ -156,7 +173,10 @@ def test_a_block_that_raises_is_closed(calls):
 
 
 def test_it_needs_a_gpu_and_the_package(monkeypatch):
-    with pytest.raises(LandscapeError, match="runs on cuda devices, not on cpu"), first_order_kernels(CPU):
+    with (
+        pytest.raises(LandscapeError, match="runs on cuda devices, not on cpu"),
+        first_order_kernels(CPU),
+    ):
         pass
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     with pytest.raises(MissingDependencyError, match="pip install --no-build-isolation mamba-ssm"):
@@ -164,7 +184,9 @@ def test_it_needs_a_gpu_and_the_package(monkeypatch):
             pass
 
 
-@pytest.mark.parametrize("scan, message", [("mamba-ssm", "runs on cuda devices"), ("other", "scan must be")])
+@pytest.mark.parametrize(
+    "scan, message", [("mamba-ssm", "runs on cuda devices"), ("other", "scan must be")]
+)
 def test_training_refuses_it_before_anything_is_written(scan, message, tmp_path):
     with pytest.raises((LandscapeError, ValueError), match=message):
         train(
@@ -178,7 +200,9 @@ def test_training_refuses_it_before_anything_is_written(scan, message, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_trainer_takes_steps_inside_the_block_and_keeps_the_choice_with_the_run(calls, monkeypatch, tmp_path):
+def test_the_trainer_takes_steps_inside_the_block_and_keeps_the_choice_with_the_run(
+    calls, monkeypatch, tmp_path
+):
     steps, train_epoch = [], Process.train_epoch
 
     def watched(self, *args, **options):

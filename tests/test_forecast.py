@@ -23,7 +23,9 @@ def dry_run(manifest: Path, *options: object):
     arguments = ["spectra", manifest, "-o", manifest.with_suffix(".h5"), "--dry-run", *options]
     before = {path: path.read_bytes() for path in manifest.parent.rglob("*") if path.is_file()}
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert {path: path.read_bytes() for path in manifest.parent.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in manifest.parent.rglob("*") if path.is_file()
+    } == before
     return result
 
 
@@ -90,7 +92,9 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_other_series_is_looked_
     [refused] = [line for line in result.stdout.splitlines() if line.startswith("  refused")]
     assert str(tmp_path / "one_0.pt") in refused and "'visual.proj'" in refused
     text = " ".join(result.stdout.split())
-    assert "checkpoints 1 fits of 2" in text and "checkpoints 2 fit; epoch 1 was loaded whole" in text
+    assert (
+        "checkpoints 1 fits of 2" in text and "checkpoints 2 fit; epoch 1 was loaded whole" in text
+    )
     assert result.stdout.count("  product") == 2
     assert "this run would be refused: 1 reason above" in result.stdout
 
@@ -98,7 +102,9 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_the_other_series_is_looked_
 @pytest.mark.parametrize("position", [0, 1])
 def test_an_epoch_that_the_file_contradicts_is_refused(tmp_path, position):
     study = make_study(tmp_path, names=("one",))
-    save_checkpoint(tmp_path / f"one_{position}.pt", model=build_model(MODEL, seed=3), epoch=7, name=MODEL)
+    save_checkpoint(
+        tmp_path / f"one_{position}.pt", model=build_model(MODEL, seed=3), epoch=7, name=MODEL
+    )
     result = dry_run(study)
     assert result.exit_code == 2 and "was written after 7 finished epochs" in result.stdout
 
@@ -120,7 +126,9 @@ def test_every_series_that_cannot_be_built_is_refused_at_once(tmp_path):
     result = dry_run(edit(make_study(tmp_path), change))
     assert result.exit_code == 2
     refused = [line for line in result.stdout.splitlines() if line.startswith("  refused")]
-    assert len(refused) == 2 and "no_such_model" in refused[0] and "2 reasons above" in result.stdout
+    assert (
+        len(refused) == 2 and "no_such_model" in refused[0] and "2 reasons above" in result.stdout
+    )
 
 
 def test_too_few_pairs_and_a_missing_picture_are_refused(tmp_path):
@@ -133,7 +141,11 @@ def test_too_few_pairs_and_a_missing_picture_are_refused(tmp_path):
     assert result.exit_code == 2 and "asked for 6000 pairs" in result.stdout
     (tmp_path / "pairs.tsv").write_text("filepath\n0.png\n")
     result = dry_run(study)
-    assert result.exit_code == 2 and "refused: " in result.stdout and "no column 'title'" in result.stdout
+    assert (
+        result.exit_code == 2
+        and "refused: " in result.stdout
+        and "no column 'title'" in result.stdout
+    )
 
 
 def test_memory_that_does_not_suffice_is_refused_as_the_run_would(tmp_path):
@@ -141,7 +153,10 @@ def test_memory_that_does_not_suffice_is_refused_as_the_run_would(tmp_path):
     for option in ("--max-memory", "--max-basis-memory"):
         result = dry_run(study, option, "100k")
         assert result.exit_code == 2 and "  refused" in result.stdout
-        run = CliRunner().invoke(main, ["spectra", str(study), "-o", str(tmp_path / "x.h5"), option, "100k", "--unaudited"])
+        run = CliRunner().invoke(
+            main,
+            ["spectra", str(study), "-o", str(tmp_path / "x.h5"), option, "100k", "--unaudited"],
+        )
         assert run.exit_code == 2
 
 

@@ -15,7 +15,13 @@ from wrong_derivatives import SavedSine
 
 import landscape
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
-from landscape.curvature import ConvexCut, GaussNewtonOperator, HessianOperator, Objective, select_parameters
+from landscape.curvature import (
+    ConvexCut,
+    GaussNewtonOperator,
+    HessianOperator,
+    Objective,
+    select_parameters,
+)
 from landscape.curvature.objective import call_with_parameters
 from landscape.errors import ObjectiveError
 from landscape.linalg import seeded
@@ -58,7 +64,10 @@ def confirmed_jacobian(function, params, *, step):
     for seed in range(3):
         v = F.normalize(normal(jacobian.shape[1], seed=seed), dim=0)
         # Truncation leaves 1e-10; a wrong rule is off by 1e-2 and more.
-        assert relative_error(difference_pushforward(function, params, v, step=step), jacobian @ v) < 1e-8
+        assert (
+            relative_error(difference_pushforward(function, params, v, step=step), jacobian @ v)
+            < 1e-8
+        )
     return jacobian
 
 
@@ -71,7 +80,9 @@ def toy_problem(tower):
 
 
 @pytest.mark.parametrize("name", ["vit", "vmamba", "simba"])
-def test_the_contrastive_matrix_of_every_tower_is_the_dense_one_and_positive_semidefinite(name, clip_problem):
+def test_the_contrastive_matrix_of_every_tower_is_the_dense_one_and_positive_semidefinite(
+    name, clip_problem
+):
     if name == "vit":
         model, batch = clip_problem.model, clip_problem.batch
     else:
@@ -91,7 +102,9 @@ def test_the_contrastive_matrix_of_every_tower_is_the_dense_one_and_positive_sem
     assert (forms >= 0).all()
 
 
-def test_no_eigenvalue_of_the_contrastive_matrix_is_negative_where_the_hessian_has_negative_ones(clip_problem):
+def test_no_eigenvalue_of_the_contrastive_matrix_is_negative_where_the_hessian_has_negative_ones(
+    clip_problem,
+):
     # Parameters of both towers, and the temperature.
     patterns = ["*.ln_?.*", "*.attn.*", "text_projection", "logit_scale"]
     objective, params = contrastive_objective(clip_problem.model, parameters=patterns)
@@ -111,12 +124,18 @@ def test_the_matrix_of_a_classifier_is_the_dense_one_with_its_weight_decay(mlp_p
     model, (x, labels) = mlp_problem.model, mlp_problem.batch
     objective, params = cross_entropy_objective(model, weight_decay=0.3)
     operator = GaussNewtonOperator(objective, params, {"image": x, "label": labels})
-    jacobian = confirmed_jacobian(outputs_of(model, lambda model, x: model(x), x), params, step=1e-3)
+    jacobian = confirmed_jacobian(
+        outputs_of(model, lambda model, x: model(x), x), params, step=1e-3
+    )
     with torch.no_grad():
-        dense = jacobian.T @ softmax_hessian(model(x)) @ jacobian + 0.3 * torch.eye(operator.n, dtype=torch.float64)
+        dense = jacobian.T @ softmax_hessian(model(x)) @ jacobian + 0.3 * torch.eye(
+            operator.n, dtype=torch.float64
+        )
     assert relative_error(operator @ torch.eye(operator.n, dtype=torch.float64), dense) < EXACT
     assert operator.support is None
-    assert operator.loss == pytest.approx(float(objective(params, {"image": x, "label": labels})), rel=1e-14)
+    assert operator.loss == pytest.approx(
+        float(objective(params, {"image": x, "label": labels})), rel=1e-14
+    )
 
 
 def test_the_sigmoid_loss_is_cut_at_its_logits_too():
@@ -125,16 +144,25 @@ def test_the_sigmoid_loss_is_cut_at_its_logits_too():
     from landscape.clip.objectives import _cut_at_logits
 
     criterion = SigLipLoss()
-    features = {"image": F.normalize(normal(5, 3), dim=1), "text": F.normalize(normal(5, 3, seed=1), dim=1)}
+    features = {
+        "image": F.normalize(normal(5, 3), dim=1),
+        "text": F.normalize(normal(5, 3, seed=1), dim=1),
+    }
     scalars = {"logit_scale": torch.tensor(4.0), "logit_bias": torch.tensor(-1.0)}
     cut = _cut_at_logits(criterion)
     rows = {name: value.double().expand(5) for name, value in scalars.items()}
     logits = cut.outputs(features | rows, None).detach().requires_grad_()
-    whole = criterion(features["image"], features["text"], scalars["logit_scale"], scalars["logit_bias"])
+    whole = criterion(
+        features["image"], features["text"], scalars["logit_scale"], scalars["logit_bias"]
+    )
     torch.testing.assert_close(cut.convex(logits, None), whole, rtol=1e-14, atol=0)
-    hessian = torch.autograd.functional.hessian(lambda z: cut.convex(z, None), logits).reshape(25, 25)
+    hessian = torch.autograd.functional.hessian(lambda z: cut.convex(z, None), logits).reshape(
+        25, 25
+    )
     sigmoid = logits.detach().reshape(-1).sigmoid()
-    torch.testing.assert_close(hessian, torch.diag(sigmoid * (1 - sigmoid)) / 5, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        hessian, torch.diag(sigmoid * (1 - sigmoid)) / 5, rtol=1e-12, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.2])
@@ -144,12 +172,18 @@ def test_for_a_linear_model_it_is_the_hessian(weight_decay):
     losses = {
         "cross-entropy": lambda z, batch: F.cross_entropy(z, batch[1]),
         "squared error": lambda z, batch: (z - 1).square().mean(),
-        "both of two outputs": lambda z, batch: F.cross_entropy(z, batch[1]) + z.logsumexp(1).square().sum(),
+        "both of two outputs": lambda z, batch: (
+            F.cross_entropy(z, batch[1]) + z.logsumexp(1).square().sum()
+        ),
     }
     for name, loss in losses.items():
         options = {"weight_decay": weight_decay}
-        G = landscape.gauss_newton(model, lambda model, batch: model(batch[0]), loss, batch, **options)
-        objective = Objective.from_closure(model, lambda model, batch: loss(model(batch[0]), batch), **options)
+        G = landscape.gauss_newton(
+            model, lambda model, batch: model(batch[0]), loss, batch, **options
+        )
+        objective = Objective.from_closure(
+            model, lambda model, batch: loss(model(batch[0]), batch), **options
+        )
         truth = dense_hessian(objective, select_parameters(model), batch)
         assert relative_error(G @ torch.eye(15, dtype=torch.float64), truth) < EXACT, name
 
@@ -208,11 +242,15 @@ def test_rows_of_an_embedding_that_no_caption_uses_are_outside_of_the_support(cl
 def test_training_on_does_not_touch_the_operator_and_building_it_does_not_touch_the_model():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     state = torch.get_rng_state()
-    G = landscape.gauss_newton(model, lambda model, x: model(x), lambda z, _: z.square().mean(), normal(5, 3))
+    G = landscape.gauss_newton(
+        model, lambda model, x: model(x), lambda z, _: z.square().mean(), normal(5, 3)
+    )
     v = normal(G.n)
     before = G @ v
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )
     nn.init.zeros_(model[0].weight)
     assert torch.equal(G @ v, before)
 
@@ -225,7 +263,9 @@ def test_a_hugging_face_batch_is_taken_as_it_is():
     def outputs(model, batch):
         return model(batch["x"])
 
-    G = landscape.gauss_newton(model, outputs, lambda z, batch: F.cross_entropy(z, batch["y"]), batch)
+    G = landscape.gauss_newton(
+        model, outputs, lambda z, batch: F.cross_entropy(z, batch["y"]), batch
+    )
     truth = landscape.hessian(model, lambda model, _: F.cross_entropy(model(x), y), None)
     v = normal(G.n)
     assert relative_error(G @ v, truth @ v) < EXACT
@@ -255,7 +295,13 @@ def test_a_cut_at_the_features_is_refused_because_the_loss_is_not_convex_there(c
         image, text, scale = outputs
         return F.cross_entropy(scale.exp() * image @ text.T, torch.arange(6))
 
-    refused("not convex in its outputs.*logits", features, loss, model=clip_problem.model, batch=clip_problem.batch)
+    refused(
+        "not convex in its outputs.*logits",
+        features,
+        loss,
+        model=clip_problem.model,
+        batch=clip_problem.batch,
+    )
 
 
 def test_a_concave_direction_that_the_search_missed_is_refused_when_a_product_meets_it():
@@ -263,7 +309,9 @@ def test_a_concave_direction_that_the_search_missed_is_refused_when_a_product_me
     curvatures[200] = -1e-4
     model = nn.Linear(1, 400, bias=False).double()
     x = torch.ones(1, 1, dtype=torch.float64)
-    G = landscape.gauss_newton(model, forward, lambda z, _: 0.5 * (curvatures * z.square()).sum(), x)
+    G = landscape.gauss_newton(
+        model, forward, lambda z, _: 0.5 * (curvatures * z.square()).sum(), x
+    )
     v = torch.zeros(400, dtype=torch.float64)
     v[200] = 1
     with pytest.raises(ObjectiveError, match="not convex.*-0.0001"):
@@ -275,9 +323,13 @@ def test_an_objective_without_a_cut_or_with_another_loss_in_it_is_refused():
     plain = Objective.from_closure(model, lambda model, batch: model(batch).square().mean())
     with pytest.raises(ObjectiveError, match="does not say in what its loss is convex"):
         GaussNewtonOperator(plain, select_parameters(model), batch)
-    wrong = ConvexCut(outputs=lambda features, batch: features, convex=lambda z, batch: z.square().sum())
+    wrong = ConvexCut(
+        outputs=lambda features, batch: features, convex=lambda z, batch: z.square().sum()
+    )
     objective = Objective(
-        lambda params, batch: call_with_parameters(model, params, forward, batch), lambda z, batch: z.square().mean(), cut=wrong
+        lambda params, batch: call_with_parameters(model, params, forward, batch),
+        lambda z, batch: z.square().mean(),
+        cut=wrong,
     )
     with pytest.raises(ObjectiveError, match="two parts of the cut do not make the loss"):
         GaussNewtonOperator(objective, select_parameters(model), batch)
@@ -297,8 +349,18 @@ def test_everything_that_a_hessian_refuses_is_refused_here():
         def forward(self, x):
             return OpaqueSine.apply(super().forward(x))
 
-    refused(r"0 \(Opaque\).*cannot be differentiated", forward, square, model=nn.Sequential(Opaque(3, 4)).double())
-    refused("active dropout", forward, square, model=nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.1)).double())
+    refused(
+        r"0 \(Opaque\).*cannot be differentiated",
+        forward,
+        square,
+        model=nn.Sequential(Opaque(3, 4)).double(),
+    )
+    refused(
+        "active dropout",
+        forward,
+        square,
+        model=nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.1)).double(),
+    )
     refused("random", lambda model, x: model(x) + torch.randn(4, dtype=torch.float64), square)
     refused("checkpointing", lambda model, x: checkpoint(model, x, use_reentrant=False), square)
     refused("does not depend", lambda model, x: model(x).detach(), square)
@@ -307,8 +369,18 @@ def test_everything_that_a_hessian_refuses_is_refused_here():
     # Reached behind the back of the substitution, by the outputs or by the loss.
     captured = nn.Linear(3, 4).double()
     weight = captured.weight
-    refused("weight.*other than through", lambda model, x: model(x) + weight.sum(), square, model=captured)
-    refused("weight.*other than through", forward, lambda z, _: (z * weight.sum()).square().mean(), model=captured)
+    refused(
+        "weight.*other than through",
+        lambda model, x: model(x) + weight.sum(),
+        square,
+        model=captured,
+    )
+    refused(
+        "weight.*other than through",
+        forward,
+        lambda z, _: (z * weight.sum()).square().mean(),
+        model=captured,
+    )
     with pytest.raises(ValueError, match="columns must be at least 1"):
         objective = Objective.from_outputs(captured, forward, square)
         GaussNewtonOperator(objective, select_parameters(captured), normal(5, 3), columns=0)
@@ -320,5 +392,7 @@ def test_a_loss_without_a_second_derivative_by_the_outputs_is_refused():
 
 
 def test_outputs_that_are_linear_in_the_loss_give_the_zero_matrix():
-    G = landscape.gauss_newton(nn.Linear(3, 4).double(), forward, lambda z, _: z.sum(), normal(5, 3))
+    G = landscape.gauss_newton(
+        nn.Linear(3, 4).double(), forward, lambda z, _: z.sum(), normal(5, 3)
+    )
     assert not (G @ normal(G.n, 2)).any()

@@ -24,7 +24,11 @@ def fused(monkeypatch):
     calls = []
     monkeypatch.setattr(krylov, "_FUSED_LENGTH", {torch.float32: 1, torch.float64: 1})
     monkeypatch.setattr(krylov, "torch_threads", lambda: 1)
-    monkeypatch.setattr(krylov, "_fused", lambda: lambda rows, w: calls.append(len(rows)) or gram_schmidt.orthogonalise(rows, w))
+    monkeypatch.setattr(
+        krylov,
+        "_fused",
+        lambda: lambda rows, w: calls.append(len(rows)) or gram_schmidt.orthogonalise(rows, w),
+    )
     return calls
 
 
@@ -40,7 +44,11 @@ def basis_of(m, dtype):
 
 
 def rows_of(basis):
-    return torch.stack([basis.row(index) for index in range(basis._size)]) if basis._size else torch.zeros(0, N)
+    return (
+        torch.stack([basis.row(index) for index in range(basis._size)])
+        if basis._size
+        else torch.zeros(0, N)
+    )
 
 
 @pytest.mark.parametrize("m", [0, 1, 17, 40])
@@ -62,12 +70,16 @@ def test_the_kernel_removes_what_its_twin_removes(m, kind, dtype, fused):
     # themselves orthonormal to rounding, so that sizes of the components may add up to sqrt(m) of it.
     tolerance = 4 * eps * size * max(1, m) ** 0.5
     np.testing.assert_allclose(components, expected, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(left.double() + torch.as_tensor(components) @ V, given, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        left.double() + torch.as_tensor(components) @ V, given, rtol=0, atol=tolerance
+    )
     assert remaining == pytest.approx(norm(left), rel=1e-14 * N**0.5)
     assert abs(remaining - expected_remaining) <= tolerance
     # Orthogonal to one unit of rounding of what is left, where the twin is, too.
     if m:
-        defects = [float((V @ vector.double()).abs().max()) / norm(vector) for vector in (left, twin)]
+        defects = [
+            float((V @ vector.double()).abs().max()) / norm(vector) for vector in (left, twin)
+        ]
         assert defects[0] <= max(eps, 1.5 * defects[1])
 
 
@@ -83,7 +95,9 @@ def test_components_of_both_passes_are_counted(dtype, fused):
     second = V @ (w.double() - first @ V)
     assert float(second.abs().max()) > 1e-3
     components, _ = basis._orthogonalise(w)
-    np.testing.assert_allclose(components, first + second, rtol=0, atol=4 * EPS[dtype] * float(first.norm()))
+    np.testing.assert_allclose(
+        components, first + second, rtol=0, atol=4 * EPS[dtype] * float(first.norm())
+    )
 
 
 def test_infinity_and_nan_in_a_product_survive(fused):
@@ -103,7 +117,9 @@ def test_eigenvalues_by_the_kernel_are_those_of_the_spectrum(dtype, fused):
     assert fused and pairs.converged.all() and pairs.ritz.orthogonality_defect < 8 * EPS[dtype]
 
 
-def test_short_rows_many_threads_other_layouts_and_a_missing_numba_take_the_twin(fused, monkeypatch):
+def test_short_rows_many_threads_other_layouts_and_a_missing_numba_take_the_twin(
+    fused, monkeypatch
+):
     basis = basis_of(3, torch.float32)
     w = torch.randn(N, 2, generator=seeded(1))
     fused.clear()

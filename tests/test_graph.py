@@ -17,12 +17,16 @@ def test_a_compiled_model_has_no_double_backward_and_its_products_are_right_all_
         return torch.compile(model, backend="aot_eager")(batch).square().mean()
 
     (slope,) = torch.autograd.grad(loss(model, batch), model[0].bias, create_graph=True)
-    with pytest.raises(ObjectiveError, match="no second derivative. Replace it, or do not compile the model"):
+    with pytest.raises(
+        ObjectiveError, match="no second derivative. Replace it, or do not compile the model"
+    ):
         with graph.explained_errors():
             torch.autograd.grad(slope.sum(), model[0].bias)
     operator = hessian(model, loss, batch)
     v = normal(operator.n)
-    torch.testing.assert_close(operator @ v, hessian(model, mean_square, batch) @ v, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        operator @ v, hessian(model, mean_square, batch) @ v, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_a_batch_changed_in_place_is_named_as_the_cause():
@@ -71,7 +75,9 @@ def test_the_first_fault_behind_the_loss_is_the_one_that_is_named():
 def test_the_graph_is_inspected_once_and_not_in_every_product(monkeypatch):
     inspected = []
     judge = graph._left_the_graph
-    monkeypatch.setattr(graph, "_left_the_graph", lambda gradient: inspected.append(0) or judge(gradient))
+    monkeypatch.setattr(
+        graph, "_left_the_graph", lambda gradient: inspected.append(0) or judge(gradient)
+    )
     operator = hessian(mlp(), mean_square, normal(5, 3))
     before = len(inspected)
     operator @ normal(operator.n)

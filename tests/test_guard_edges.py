@@ -13,7 +13,15 @@ from torch.nn.modules import module as modules
 
 import landscape
 from landscape import audit
-from landscape.curvature import HessianOperator, Objective, blame, check_twice_differentiable, graph, hessian, select_parameters
+from landscape.curvature import (
+    HessianOperator,
+    Objective,
+    blame,
+    check_twice_differentiable,
+    graph,
+    hessian,
+    select_parameters,
+)
 from landscape.curvature import spot_check as spot_check_module
 from landscape.curvature.audit import WHOLE
 from landscape.curvature.evaluation import value_of
@@ -62,14 +70,20 @@ def test_a_fault_at_the_border_of_what_a_part_takes_is_named():
     def numbers(x):
         return (1 + x.tanh() / 2) * torch.tensor([1, 1e-3, 1, 1e-3, 1, 1e-3], dtype=x.dtype)
 
-    report = audit(network(Behind(Applies(numbers), FrozenSlopeLog.apply)), mean_square, normal(9, 4))
+    report = audit(
+        network(Behind(Applies(numbers), FrozenSlopeLog.apply)), mean_square, normal(9, 4)
+    )
     assert set(report.blamed) == {"1.fault (Applies)", WHOLE}, str(report)
 
 
 def test_a_part_that_is_not_called_or_called_in_two_places_is_tested_never_or_once(monkeypatch):
     tested = []
     test = blame._test
-    monkeypatch.setattr(blame, "_test", lambda name, *args, **options: tested.append(name) or test(name, *args, **options))
+    monkeypatch.setattr(
+        blame,
+        "_test",
+        lambda name, *args, **options: tested.append(name) or test(name, *args, **options),
+    )
 
     class Twice(nn.Module):
         def __init__(self, shared):
@@ -83,11 +97,27 @@ def test_a_part_that_is_not_called_or_called_in_two_places_is_tested_never_or_on
     # What fails is examined once more, next to its inputs.
     examined = []
     examine = blame._examined
-    monkeypatch.setattr(blame, "_examined", lambda title, *args, **how: examined.append(title) or examine(title, *args, **how))
+    monkeypatch.setattr(
+        blame,
+        "_examined",
+        lambda title, *args, **how: examined.append(title) or examine(title, *args, **how),
+    )
     shared = nn.Linear(6, 6)
     model = nn.Sequential(nn.Linear(4, 6), Twice(shared), Twice(shared), nn.Linear(6, 2)).double()
     assert not audit(model, mean_square, normal(9, 4)).passed
-    expected = ["0", "1", "1", "1.shared", "1.fault", "1.fault", "2", "2", "2.fault", "2.fault", "3"]
+    expected = [
+        "0",
+        "1",
+        "1",
+        "1.shared",
+        "1.fault",
+        "1.fault",
+        "2",
+        "2",
+        "2.fault",
+        "2.fault",
+        "3",
+    ]
     assert [title.split()[0] for title in examined] == expected
     assert tested == ["0", "1", "1.shared", "1.fault", "2", "2.fault", "3"]
 
@@ -110,7 +140,10 @@ class Chooses(nn.Module):
 
 
 def test_numbers_and_indices_are_handed_to_a_part_as_they_were():
-    assert audit(network(Chooses()), mean_square, normal(9, 4)).blamed == ("1.fault (FaultyTimes)", WHOLE)
+    assert audit(network(Chooses()), mean_square, normal(9, 4)).blamed == (
+        "1.fault (FaultyTimes)",
+        WHOLE,
+    )
 
 
 def test_a_part_that_takes_complex_numbers_gets_them():
@@ -175,12 +208,22 @@ class SquareMixer(Mixer):
 
 
 @pytest.mark.parametrize("mixer", [Mixer, SquareMixer])
-def test_a_backward_that_overwrites_is_named_beside_unused_parameters_and_where_warnings_are_errors(mixer):
-    model = nn.ModuleDict({"unused": nn.Linear(2, 2), "mixer": mixer(), "head": nn.Linear(4, 1)}).double()
+def test_a_backward_that_overwrites_is_named_beside_unused_parameters_and_where_warnings_are_errors(
+    mixer,
+):
+    model = nn.ModuleDict(
+        {"unused": nn.Linear(2, 2), "mixer": mixer(), "head": nn.Linear(4, 1)}
+    ).double()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        H = hessian(model, lambda model, batch: model["head"](model["mixer"](batch)).square().sum(), normal(3, 4))
-        with pytest.raises(ObjectiveError, match=r"^mixer \(\w+\): the backward pass of \w+ overwrites"):
+        H = hessian(
+            model,
+            lambda model, batch: model["head"](model["mixer"](batch)).square().sum(),
+            normal(3, 4),
+        )
+        with pytest.raises(
+            ObjectiveError, match=r"^mixer \(\w+\): the backward pass of \w+ overwrites"
+        ):
             H @ normal(H.n)
 
 
@@ -222,7 +265,9 @@ def test_a_gradient_of_zeros_may_be_detached():
 
 def test_the_rows_of_a_table_are_those_that_all_outputs_look_up():
     table, other = torch.ones(6, 2, requires_grad=True), torch.ones(6, 2, requires_grad=True)
-    first, second = (nn.functional.embedding(torch.tensor(rows), table) for rows in ([4, 1], [1, 2]))
+    first, second = (
+        nn.functional.embedding(torch.tensor(rows), table) for rows in ([4, 1], [1, 2])
+    )
     looked_up = graph.rows_looked_up([first, second * other[:2]], {"table": table, "other": other})
     assert {name: rows.tolist() for name, rows in looked_up.items()} == {"table": [1, 2, 4]}
 
@@ -253,7 +298,9 @@ def test_no_hooks_are_left_whatever_happens():
         (torch.float32, 1.0, 1e-3, False),
     ],
 )
-def test_two_evaluations_may_differ_by_a_thousand_roundings_of_a_loss_or_of_one(dtype, loss, noise, is_same):
+def test_two_evaluations_may_differ_by_a_thousand_roundings_of_a_loss_or_of_one(
+    dtype, loss, noise, is_same
+):
     if is_same:
         check_same_loss(loss, loss + noise, dtype=dtype)
     else:
@@ -295,10 +342,14 @@ def test_what_was_checked_is_remembered_up_to_a_number(monkeypatch):
     monkeypatch.setattr(spot_check_module, "_MOST_REMEMBERED", 3)
     model, made = network(nn.Tanh()), []
     compared = spot_check_module._compared
-    monkeypatch.setattr(spot_check_module, "_compared", lambda first: made.append(0) or compared(first))
+    monkeypatch.setattr(
+        spot_check_module, "_compared", lambda first: made.append(0) or compared(first)
+    )
 
     def multiply(power):
-        H = landscape.hessian(model, lambda model, batch: model(batch).abs().pow(power).mean(), normal(9, 4))
+        H = landscape.hessian(
+            model, lambda model, batch: model(batch).abs().pow(power).mean(), normal(9, 4)
+        )
         H @ normal(H.n)
 
     for power in (2, 3, 2, 3, 4):
@@ -311,7 +362,9 @@ def test_what_was_checked_is_remembered_up_to_a_number(monkeypatch):
 def test_what_was_forgotten_is_checked_again(monkeypatch):
     model, made = network(nn.Tanh()), []
     compared = spot_check_module._compared
-    monkeypatch.setattr(spot_check_module, "_compared", lambda first: made.append(0) or compared(first))
+    monkeypatch.setattr(
+        spot_check_module, "_compared", lambda first: made.append(0) or compared(first)
+    )
     for again in (False, False, True):
         if again:
             spot_check_module.forget(model)
@@ -321,7 +374,9 @@ def test_what_was_forgotten_is_checked_again(monkeypatch):
 
 
 def test_in_float32_a_twentieth_is_too_much():
-    H = landscape.hessian(network(Applies(scaled_sine(1.05))).float(), mean_square, normal(9, 4, dtype=torch.float32))
+    H = landscape.hessian(
+        network(Applies(scaled_sine(1.05))).float(), mean_square, normal(9, 4, dtype=torch.float32)
+    )
     with pytest.raises(ObjectiveError, match=r"^1 \(Applies\): gradient failed"):
         H @ normal(H.n, dtype=torch.float32)
 
@@ -331,7 +386,9 @@ def test_in_float32_the_finest_stairs_are_seen():
         def forward(self, x):
             return x + ((4096 * x).round() / 4096 - x).detach()
 
-    H = landscape.hessian(network(FineStairs()).float(), mean_square, normal(9, 4, dtype=torch.float32))
+    H = landscape.hessian(
+        network(FineStairs()).float(), mean_square, normal(9, 4, dtype=torch.float32)
+    )
     with pytest.raises(ObjectiveError, match=r"^1 \(FineStairs\): gradient failed"):
         H @ normal(H.n, dtype=torch.float32)
 

@@ -14,7 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import landscape
-from landscape.curvature import HessianOperator, Objective, flatten, gradient, hessian, select_parameters
+from landscape.curvature import (
+    HessianOperator,
+    Objective,
+    flatten,
+    gradient,
+    hessian,
+    select_parameters,
+)
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 
@@ -34,7 +41,9 @@ def mean_square(model, batch):
 
 @pytest.fixture(params=["clip", "mlp"])
 def problem_and_dense(request):
-    return request.getfixturevalue(f"{request.param}_problem"), request.getfixturevalue(f"{request.param}_hessian")
+    return request.getfixturevalue(f"{request.param}_problem"), request.getfixturevalue(
+        f"{request.param}_hessian"
+    )
 
 
 # --- the oracle itself ------------------------------------------------------------------------------------------------
@@ -43,25 +52,38 @@ def problem_and_dense(request):
 def test_the_dense_oracle_of_a_quadratic_is_its_matrix():
     A = normal(6, 6)
     A = A + A.T
-    objective = Objective(lambda params, batch: params["x"], lambda x, batch: 0.5 * x @ A @ x, weight_decay=0.7)
+    objective = Objective(
+        lambda params, batch: params["x"], lambda x, batch: 0.5 * x @ A @ x, weight_decay=0.7
+    )
     dense = dense_hessian(objective, {"x": normal(6, seed=1)}, None)
-    torch.testing.assert_close(dense, A + 0.7 * torch.eye(6, dtype=torch.float64), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(
+        dense, A + 0.7 * torch.eye(6, dtype=torch.float64), rtol=1e-14, atol=1e-14
+    )
 
 
 def test_the_dense_oracle_and_the_operator_agree_with_the_closed_form_of_softmax_regression():
     x, labels = normal(8, 3), torch.arange(8) % 4
     model = nn.Linear(3, 4, bias=False).double()
-    objective = Objective.from_closure(model, lambda model, batch: F.cross_entropy(model(batch), labels))
+    objective = Objective.from_closure(
+        model, lambda model, batch: F.cross_entropy(model(batch), labels)
+    )
     p = (x @ model.weight.T).softmax(1).detach()
     # The mean over rows of (diag(p) - p p^T) (x) x x^T, with the class as the slow index of the weight.
     spread = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     closed = torch.einsum("nab,ni,nj->aibj", spread, x, x).reshape(12, 12) / 8
     params = select_parameters(model)
     assert relative_error(dense_hessian(objective, params, x), closed) < 1e-14
-    assert relative_error(HessianOperator(objective, params, x) @ torch.eye(12, dtype=torch.float64), closed) < 1e-14
+    assert (
+        relative_error(
+            HessianOperator(objective, params, x) @ torch.eye(12, dtype=torch.float64), closed
+        )
+        < 1e-14
+    )
 
 
-def test_central_differences_confirm_the_dense_oracle_in_every_tensor_of_the_clip(clip_problem, clip_hessian):
+def test_central_differences_confirm_the_dense_oracle_in_every_tensor_of_the_clip(
+    clip_problem, clip_hessian
+):
     objective, params, batch = clip_problem.objective, clip_problem.params, clip_problem.batch
     scale = clip_hessian.norm(dim=0).max()
     start = 0
@@ -75,9 +97,14 @@ def test_central_differences_confirm_the_dense_oracle_in_every_tensor_of_the_cli
         assert defect < 1e-10 * scale, name
 
 
-def test_central_differences_confirm_the_dense_oracle_of_the_mlp_entry_by_entry(mlp_problem, mlp_hessian):
+def test_central_differences_confirm_the_dense_oracle_of_the_mlp_entry_by_entry(
+    mlp_problem, mlp_hessian
+):
     objective, params, batch = mlp_problem.objective, mlp_problem.params, mlp_problem.batch
-    columns = [difference_product(objective, params, batch, e) for e in torch.eye(len(mlp_hessian), dtype=torch.float64)]
+    columns = [
+        difference_product(objective, params, batch, e)
+        for e in torch.eye(len(mlp_hessian), dtype=torch.float64)
+    ]
     # Truncation: step^4 / 30 times a fifth derivative of up to 1e4 along one weight.
     assert (torch.stack(columns, dim=1) - mlp_hessian).abs().max() < 1e-9 * mlp_hessian.abs().max()
 
@@ -106,7 +133,10 @@ def test_the_operator_is_linear(problem_and_dense):
     problem, _ = problem_and_dense
     operator = HessianOperator(problem.objective, problem.params, problem.batch)
     u, v = normal(operator.n, 2).unbind(1)
-    assert relative_error(operator @ (2.5 * u - 3 * v), 2.5 * (operator @ u) - 3 * (operator @ v)) < EXACT
+    assert (
+        relative_error(operator @ (2.5 * u - 3 * v), 2.5 * (operator @ u) - 3 * (operator @ v))
+        < EXACT
+    )
     assert not (operator @ torch.zeros_like(u)).any()
 
 
@@ -133,7 +163,9 @@ def test_the_same_product_twice_is_the_same_to_the_bit(clip_problem):
     assert torch.equal(operator @ v, operator @ v)
 
 
-def test_float32_parameters_give_a_float32_operator_near_the_float64_one(clip_problem, clip_hessian):
+def test_float32_parameters_give_a_float32_operator_near_the_float64_one(
+    clip_problem, clip_hessian
+):
     model = copy.deepcopy(clip_problem.model).float()
     batch = {"image": clip_problem.batch["image"].float(), "text": clip_problem.batch["text"]}
     operator = hessian(model, clip_problem.loss, batch)
@@ -147,12 +179,20 @@ def test_float32_parameters_give_a_float32_operator_near_the_float64_one(clip_pr
     "build",
     [
         lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)),
-        lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh()),
+        lambda: nn.Sequential(
+            nn.Linear(8, 8), nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh()
+        ),
         lambda: nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(2, 6), nn.SiLU()),
         lambda: nn.Sequential(nn.Conv1d(6, 4, 3), nn.BatchNorm1d(4), nn.GELU()),
         lambda: nn.TransformerEncoderLayer(8, 2, 12, activation="gelu", batch_first=True),
     ],
-    ids=["LayerNorm", "batch norm on batch statistics", "GroupNorm", "batch norm on running statistics", "transformer layer"],
+    ids=[
+        "LayerNorm",
+        "batch norm on batch statistics",
+        "GroupNorm",
+        "batch norm on running statistics",
+        "transformer layer",
+    ],
 )
 @pytest.mark.parametrize("columns", [1, 2])
 def test_layers_that_other_ways_get_wrong_agree_with_differences(build, columns):
@@ -176,7 +216,9 @@ def test_multihead_attention_can_be_differentiated_twice(need_weights):
     objective, params = Objective.from_closure(attention, loss), select_parameters(attention)
     operator = HessianOperator(objective, params, batch)
     v = F.normalize(normal(operator.n), dim=0)
-    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
+    assert (
+        relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
+    )
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
@@ -187,7 +229,9 @@ def test_recurrent_layers_that_cache_their_weights_see_the_parameters_under_stud
     params = {name: 2 * tensor for name, tensor in select_parameters(model).items()}
     operator = HessianOperator(objective, params, batch)
     v = F.normalize(normal(operator.n), dim=0)
-    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
+    assert (
+        relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
+    )
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
@@ -198,15 +242,25 @@ def test_the_flat_order_is_that_of_the_named_parameters(clip_problem):
     names = tuple(name for name, _ in clip_problem.model.named_parameters())
     assert operator.parameter_names == names
     parts = operator.unflatten(torch.arange(operator.n, dtype=torch.float64))
-    assert [part.shape for part in parts.values()] == [tensor.shape for tensor in clip_problem.model.parameters()]
+    assert [part.shape for part in parts.values()] == [
+        tensor.shape for tensor in clip_problem.model.parameters()
+    ]
     assert torch.equal(flatten(parts), torch.arange(operator.n, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("patterns", ["visual.*", ["logit_scale", "transformer.*"], ["*.bias", "visual.conv1.*"]])
-def test_selected_parameters_give_that_part_of_the_full_hessian(clip_problem, clip_hessian, patterns):
-    operator = hessian(clip_problem.model, clip_problem.loss, clip_problem.batch, parameters=patterns)
+@pytest.mark.parametrize(
+    "patterns", ["visual.*", ["logit_scale", "transformer.*"], ["*.bias", "visual.conv1.*"]]
+)
+def test_selected_parameters_give_that_part_of_the_full_hessian(
+    clip_problem, clip_hessian, patterns
+):
+    operator = hessian(
+        clip_problem.model, clip_problem.loss, clip_problem.batch, parameters=patterns
+    )
     full = hessian(clip_problem.model, clip_problem.loss, clip_problem.batch)
-    chosen = torch.cat([torch.full((p.numel(),), name in operator.params) for name, p in full.params.items()])
+    chosen = torch.cat(
+        [torch.full((p.numel(),), name in operator.params) for name, p in full.params.items()]
+    )
     v = normal(operator.n)
     assert operator.n == int(chosen.sum())
     assert relative_error(operator @ v, clip_hessian[chosen][:, chosen] @ v) < EXACT
@@ -214,9 +268,13 @@ def test_selected_parameters_give_that_part_of_the_full_hessian(clip_problem, cl
 
 @pytest.mark.parametrize("columns", [1, 3])
 def test_parameters_that_the_loss_does_not_use_have_zero_rows_and_count_in_n(columns):
-    model = nn.ModuleDict({"unused": nn.Linear(2, 2), "used": nn.Linear(3, 2), "late": nn.Linear(1, 1)}).double()
+    model = nn.ModuleDict(
+        {"unused": nn.Linear(2, 2), "used": nn.Linear(3, 2), "late": nn.Linear(1, 1)}
+    ).double()
     batch = normal(4, 3)
-    objective = Objective.from_closure(model, lambda model, batch: model["used"](batch).pow(4).mean())
+    objective = Objective.from_closure(
+        model, lambda model, batch: model["used"](batch).pow(4).mean()
+    )
     operator = HessianOperator(objective, select_parameters(model), batch, columns=columns)
     V = normal(operator.n, 4)
     product = operator @ V
@@ -256,7 +314,9 @@ def test_a_parameter_that_enters_linearly_keeps_its_mixed_derivatives(columns):
 def test_a_gradient_of_detached_zeros_is_no_fault():
     model = nn.Linear(3, 2).double()
     batch = normal(4, 3)
-    rounded = hessian(model, lambda model, batch: model(batch).square().mean() + model.weight.round().sum(), batch)
+    rounded = hessian(
+        model, lambda model, batch: model(batch).square().mean() + model.weight.round().sum(), batch
+    )
     plain = hessian(model, mean_square, batch)
     v = normal(plain.n)
     assert torch.equal(rounded @ v, plain @ v)
@@ -270,7 +330,9 @@ def test_a_parameter_that_is_only_rounded_has_zero_rows(smooth, diagonal, column
     def loss(model, batch):
         return model.weight.round().sum() + (smooth * model.bias.square().sum() if smooth else 0)
 
-    operator = HessianOperator(Objective.from_closure(model, loss), select_parameters(model), None, columns=columns)
+    operator = HessianOperator(
+        Objective.from_closure(model, loss), select_parameters(model), None, columns=columns
+    )
     expected = torch.tensor([0.0] * 6 + [diagonal] * 2, dtype=torch.float64)
     assert torch.equal(operator @ torch.eye(8, dtype=torch.float64), torch.diag(expected))
 
@@ -296,7 +358,9 @@ def test_tied_parameters_are_one_parameter_with_the_curvature_of_both_uses():
             return self.head(self.embed(tokens).tanh())
 
     model, tokens = Tied().double(), torch.tensor([0, 3, 3, 1])
-    objective = Objective.from_closure(model, lambda model, tokens: F.cross_entropy(model(tokens), tokens.roll(1)))
+    objective = Objective.from_closure(
+        model, lambda model, tokens: F.cross_entropy(model(tokens), tokens.roll(1))
+    )
     operator = HessianOperator(objective, select_parameters(model), tokens)
     written_out = Objective(
         lambda params, tokens: params["w"][tokens].tanh() @ params["w"].T,
@@ -313,7 +377,12 @@ def test_the_order_of_given_parameters_is_the_flat_order(mlp_problem, mlp_hessia
     v = normal(operator.n)
     there = flatten({name: operator.unflatten(v)[name] for name in mlp_problem.params})
     product = operator.unflatten(operator @ v)
-    assert relative_error(flatten({name: product[name] for name in mlp_problem.params}), mlp_hessian @ there) < EXACT
+    assert (
+        relative_error(
+            flatten({name: product[name] for name in mlp_problem.params}), mlp_hessian @ there
+        )
+        < EXACT
+    )
 
 
 # --- loss, gradient, batches ------------------------------------------------------------------------------------------
@@ -322,7 +391,9 @@ def test_the_order_of_given_parameters_is_the_flat_order(mlp_problem, mlp_hessia
 def test_the_loss_is_that_of_the_model(clip_problem):
     operator = HessianOperator(clip_problem.objective, clip_problem.params, clip_problem.batch)
     assert isinstance(operator.loss, float)
-    assert operator.loss == pytest.approx(clip_problem.loss(clip_problem.model, clip_problem.batch).item(), rel=1e-14)
+    assert operator.loss == pytest.approx(
+        clip_problem.loss(clip_problem.model, clip_problem.batch).item(), rel=1e-14
+    )
 
 
 @pytest.mark.parametrize("name", ["clip", "mlp"])
@@ -330,10 +401,15 @@ def test_the_gradient_is_that_of_the_plain_model(name, request):
     problem = request.getfixturevalue(f"{name}_problem")
     model = copy.deepcopy(problem.model)
     problem.loss(model, problem.batch).backward()
-    truth = torch.cat([(p.grad + problem.weight_decay * p).reshape(-1) for p in model.parameters()]).detach()
+    truth = torch.cat(
+        [(p.grad + problem.weight_decay * p).reshape(-1) for p in model.parameters()]
+    ).detach()
     value = gradient(problem.objective, problem.params, problem.batch)
     assert relative_error(value, truth) < 1e-14
-    assert relative_error(plain_gradient(problem.objective, problem.params, problem.batch), truth) < 1e-14
+    assert (
+        relative_error(plain_gradient(problem.objective, problem.params, problem.batch), truth)
+        < 1e-14
+    )
     assert not value.requires_grad
 
 
@@ -342,13 +418,19 @@ def test_the_operator_equals_differences_of_this_projects_gradient(clip_problem)
     operator = HessianOperator(objective, params, batch)
     v = F.normalize(normal(operator.n), dim=0)
     step = operator.unflatten(1e-4 * v)
-    ahead = gradient(objective, {name: tensor + step[name] for name, tensor in params.items()}, batch)
-    behind = gradient(objective, {name: tensor - step[name] for name, tensor in params.items()}, batch)
+    ahead = gradient(
+        objective, {name: tensor + step[name] for name, tensor in params.items()}, batch
+    )
+    behind = gradient(
+        objective, {name: tensor - step[name] for name, tensor in params.items()}, batch
+    )
     # Truncation: step^2 times a third derivative of about 10.
     assert relative_error((ahead - behind) / 2e-4, operator @ v) < 1e-6
 
 
-@pytest.mark.parametrize("wrap", [dict, UserDict, lambda pairs: tuple(dict(pairs).values()), lambda pairs: [dict(pairs)]])
+@pytest.mark.parametrize(
+    "wrap", [dict, UserDict, lambda pairs: tuple(dict(pairs).values()), lambda pairs: [dict(pairs)]]
+)
 def test_a_batch_is_any_nest_of_tensors(wrap):
     model = nn.Linear(3, 2).double()
     x, y = normal(4, 3), torch.tensor([0, 1, 1, 0])
@@ -366,7 +448,9 @@ def test_a_batch_is_any_nest_of_tensors(wrap):
 
 
 def test_three_lines_of_the_package_give_an_eigenvalue(mlp_problem, mlp_hessian):
-    operator = landscape.hessian(mlp_problem.model, mlp_problem.loss, mlp_problem.batch, weight_decay=0.3)
+    operator = landscape.hessian(
+        mlp_problem.model, mlp_problem.loss, mlp_problem.batch, weight_decay=0.3
+    )
     pairs = landscape.eigsh(operator, k=3, which="LM", tol=1e-8, seed=0)
     truth = torch.linalg.eigvalsh(mlp_hessian)
     truth = truth[truth.abs().argsort(descending=True)][:3]
@@ -397,8 +481,14 @@ def test_building_and_multiplying_leave_the_model_and_all_random_state_untouched
     model.first.weight.grad = torch.full_like(model.first.weight, 7.0)
     batch = normal(4, 3).requires_grad_()
     before = copy.deepcopy(model.state_dict())
-    pointers = [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
-    flags = [(part.training, len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()]
+    pointers = [
+        (id(tensor), tensor.data_ptr(), tensor._version)
+        for tensor in (*model.parameters(), *model.buffers())
+    ]
+    flags = [
+        (part.training, len(part._forward_hooks), len(part._forward_pre_hooks))
+        for part in model.modules()
+    ]
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     torch.manual_seed(3), random.seed(3), np.random.seed(3)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
@@ -407,8 +497,14 @@ def test_building_and_multiplying_leave_the_model_and_all_random_state_untouched
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     assert np.array_equal(np.random.get_state()[1], states[2])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert pointers == [(id(tensor), tensor.data_ptr(), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
-    assert flags == [(part.training, len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()]
+    assert pointers == [
+        (id(tensor), tensor.data_ptr(), tensor._version)
+        for tensor in (*model.parameters(), *model.buffers())
+    ]
+    assert flags == [
+        (part.training, len(part._forward_hooks), len(part._forward_pre_hooks))
+        for part in model.modules()
+    ]
     assert wanted == [parameter.requires_grad for parameter in model.parameters()]
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ["first.weight"]
     assert bool((model.first.weight.grad == 7).all()) and batch.grad is None
@@ -419,14 +515,25 @@ def test_a_refusal_in_the_middle_leaves_the_model_untouched_too():
     own = model.weight
     state = torch.get_rng_state()
     with pytest.raises(ObjectiveError):
-        hessian(model, lambda model, batch: (model(batch) + torch.rand(())).sum().log() * float("nan"), normal(4, 3))
+        hessian(
+            model,
+            lambda model, batch: (model(batch) + torch.rand(())).sum().log() * float("nan"),
+            normal(4, 3),
+        )
     assert model.weight is own and own.grad is None and torch.equal(torch.get_rng_state(), state)
-    assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
+    assert (
+        not nn.modules.module._global_forward_hooks
+        and not nn.modules.module._global_forward_pre_hooks
+    )
 
 
 @pytest.mark.parametrize("change", ["optimiser", "data", "load_state_dict", "buffer", "unselected"])
 def test_training_on_does_not_change_the_operator(change):
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    model = (
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+        .double()
+        .eval()
+    )
     batch = normal(5, 3)
     operator = hessian(model, mean_square, batch, parameters=["0.*", "1.*"])
     v = normal(operator.n)
@@ -461,7 +568,9 @@ def test_the_callers_gradient_mode_does_not_matter(mode, mlp_problem, mlp_hessia
     v = normal(len(mlp_hessian))
     with mode():
         model = copy.deepcopy(mlp_problem.model)
-        operator = hessian(model, mlp_problem.loss, mlp_problem.batch, weight_decay=mlp_problem.weight_decay)
+        operator = hessian(
+            model, mlp_problem.loss, mlp_problem.batch, weight_decay=mlp_problem.weight_decay
+        )
         product = operator @ v
     assert relative_error(product, mlp_hessian @ v) < EXACT
     assert not product.requires_grad and not (operator @ v.clone().requires_grad_()).requires_grad

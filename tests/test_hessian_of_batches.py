@@ -35,24 +35,34 @@ def three_batches():
 
 
 def dense_average(objective, params, batches, weights):
-    return sum(weight * dense_hessian(objective, params, batch) for weight, batch in zip(weights, batches)) / sum(weights)
+    return sum(
+        weight * dense_hessian(objective, params, batch) for weight, batch in zip(weights, batches)
+    ) / sum(weights)
 
 
 @pytest.mark.parametrize("keep_graphs", [False, True])
 @pytest.mark.parametrize("weights", [None, [1.0, 0.0, 3.0]])
-def test_it_is_the_weighted_average_of_the_dense_hessians(mlp_problem, three_batches, weights, keep_graphs):
+def test_it_is_the_weighted_average_of_the_dense_hessians(
+    mlp_problem, three_batches, weights, keep_graphs
+):
     options = {"weight_decay": 0.3, "weights": weights, "keep_graphs": keep_graphs}
-    H = landscape.hessian_of_batches(mlp_problem.model, cross_entropy, iter(three_batches), **options)
+    H = landscape.hessian_of_batches(
+        mlp_problem.model, cross_entropy, iter(three_batches), **options
+    )
     objective = Objective.from_closure(mlp_problem.model, cross_entropy, weight_decay=0.3)
     given = weights or [1.0, 1.0, 1.0]
     truth = dense_average(objective, mlp_problem.params, three_batches, given)
     assert relative_error(H @ torch.eye(H.n, dtype=torch.float64), truth) < EXACT
     values = [float(objective(mlp_problem.params, batch)) for batch in three_batches]
-    assert H.loss == pytest.approx(sum(w * v for w, v in zip(given, values)) / sum(given), rel=1e-14)
+    assert H.loss == pytest.approx(
+        sum(w * v for w, v in zip(given, values)) / sum(given), rel=1e-14
+    )
     assert H.num_batches == 3 and H.support is None
 
 
-def test_equal_batches_of_a_mean_over_rows_average_to_the_hessian_of_all_rows(mlp_problem, three_batches):
+def test_equal_batches_of_a_mean_over_rows_average_to_the_hessian_of_all_rows(
+    mlp_problem, three_batches
+):
     together = tuple(torch.cat(parts) for parts in zip(*three_batches))
     H = landscape.hessian_of_batches(mlp_problem.model, cross_entropy, three_batches)
     whole = landscape.hessian(mlp_problem.model, cross_entropy, together)
@@ -61,7 +71,9 @@ def test_equal_batches_of_a_mean_over_rows_average_to_the_hessian_of_all_rows(ml
 
 
 @pytest.mark.parametrize("sizes", [(10, 10, 5), (32, 1), (1, 2, 3, 4)])
-def test_batches_of_unequal_size_count_by_their_rows_and_give_the_hessian_of_all_rows(mlp_problem, sizes):
+def test_batches_of_unequal_size_count_by_their_rows_and_give_the_hessian_of_all_rows(
+    mlp_problem, sizes
+):
     rows = normal(sum(sizes), 4, seed=5), torch.arange(sum(sizes)) % 3
     batches = list(zip(*(part.split(sizes) for part in rows)))
     H = landscape.hessian_of_batches(mlp_problem.model, cross_entropy, batches)
@@ -69,7 +81,9 @@ def test_batches_of_unequal_size_count_by_their_rows_and_give_the_hessian_of_all
     truth = dense_hessian(objective, mlp_problem.params, rows)
     assert relative_error(H @ torch.eye(H.n, dtype=torch.float64), truth) < EXACT
     assert H.weights == pytest.approx([size / sum(sizes) for size in sizes])
-    equally = landscape.hessian_of_batches(mlp_problem.model, cross_entropy, batches, weights=[1.0] * len(sizes))
+    equally = landscape.hessian_of_batches(
+        mlp_problem.model, cross_entropy, batches, weights=[1.0] * len(sizes)
+    )
     assert relative_error(equally @ torch.eye(H.n, dtype=torch.float64), truth) > 0.05
 
 
@@ -78,25 +92,47 @@ def test_batches_whose_rows_cannot_be_counted_ask_for_weights_where_they_differ(
         return cross_entropy(model, batch[:2]) * batch[2]
 
     def batch(size):
-        return normal(size, 4, seed=size), torch.arange(size) % 3, torch.tensor(2.0, dtype=torch.float64)
+        return (
+            normal(size, 4, seed=size),
+            torch.arange(size) % 3,
+            torch.tensor(2.0, dtype=torch.float64),
+        )
 
-    assert landscape.hessian_of_batches(mlp_problem.model, loss, [batch(3), batch(3)]).weights == (0.5, 0.5)
+    assert landscape.hessian_of_batches(mlp_problem.model, loss, [batch(3), batch(3)]).weights == (
+        0.5,
+        0.5,
+    )
     with pytest.raises(ValueError, match=r"rows cannot be counted .*batch 1 is .*Pass weights="):
         landscape.hessian_of_batches(mlp_problem.model, loss, [batch(3), batch(4)])
-    assert landscape.hessian_of_batches(mlp_problem.model, loss, [batch(3), batch(4)], weights=[3, 4]).num_batches == 2
+    assert (
+        landscape.hessian_of_batches(
+            mlp_problem.model, loss, [batch(3), batch(4)], weights=[3, 4]
+        ).num_batches
+        == 2
+    )
 
 
-def test_of_a_contrastive_loss_it_equals_the_average_of_operators_and_unites_their_supports(clip_problem):
+def test_of_a_contrastive_loss_it_equals_the_average_of_operators_and_unites_their_supports(
+    clip_problem,
+):
     batch = clip_problem.batch
-    batches = [{key: value[rows] for key, value in batch.items()} for rows in (slice(0, 3), slice(3, 6), slice(1, 5))]
-    objective, params = Objective.from_closure(clip_problem.model, contrastive_loss), clip_problem.params
+    batches = [
+        {key: value[rows] for key, value in batch.items()}
+        for rows in (slice(0, 3), slice(3, 6), slice(1, 5))
+    ]
+    objective, params = (
+        Objective.from_closure(clip_problem.model, contrastive_loss),
+        clip_problem.params,
+    )
     H = HessianOfBatches(objective, params, batches)
     kept = average([HessianOperator(objective, params, batch) for batch in batches])
     V = normal(H.n, 2)
     assert relative_error(H @ V, kept @ V) < EXACT
     assert torch.equal(H.support, kept.support)
     largest = landscape.eigsh(H, 2, tol=1e-6)
-    torch.testing.assert_close(largest.values, landscape.eigsh(kept, 2, tol=1e-6).values, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        largest.values, landscape.eigsh(kept, 2, tol=1e-6).values, rtol=1e-9, atol=0
+    )
 
 
 def test_chunks_of_rows_are_the_same_average_in_the_memory_of_a_chunk():
@@ -109,7 +145,10 @@ def test_chunks_of_rows_are_the_same_average_in_the_memory_of_a_chunk():
         V = normal(whole.n, 2)
         products = chunked @ V
     assert relative_error(products, whole @ V) < EXACT
-    assert chunked.losses == pytest.approx(whole.losses, rel=1e-13) and chunked.support is None is whole.support
+    assert (
+        chunked.losses == pytest.approx(whole.losses, rel=1e-13)
+        and chunked.support is None is whole.support
+    )
     with MemoryWatch(2**40) as one:
         HessianOfBatches(objective, params, batches[:1]) @ V
     assert watch.peak < 0.4 * one.peak
@@ -117,7 +156,9 @@ def test_chunks_of_rows_are_the_same_average_in_the_memory_of_a_chunk():
 
 def test_chunks_are_refused_where_they_cannot_be(mlp_problem, three_batches):
     closure = Objective.from_closure(mlp_problem.model, cross_entropy)
-    with pytest.raises(ObjectiveError, match="batch 0 of 3: Row chunks cannot be used: nothing says"):
+    with pytest.raises(
+        ObjectiveError, match="batch 0 of 3: Row chunks cannot be used: nothing says"
+    ):
         HessianOfBatches(closure, mlp_problem.params, three_batches, rows=2)
     with pytest.raises(ValueError, match="keep_graphs"):
         HessianOfBatches(closure, mlp_problem.params, three_batches, rows=2, keep_graphs=True)
@@ -201,12 +242,16 @@ def test_a_single_batch_in_the_place_of_several_is_refused_or_explained(three_ba
     model = nn.Linear(4, 3).double()
     x, y = three_batches[0]
     for batches, got in ((x, "Tensor"), ({"x": x, "y": y}, "dict"), (5, "int")):
-        with pytest.raises(ValueError, match=rf"batches must be a sequence of batches.*got {got}.*\[batch\]"):
+        with pytest.raises(
+            ValueError, match=rf"batches must be a sequence of batches.*got {got}.*\[batch\]"
+        ):
             landscape.hessian_of_batches(model, cross_entropy, batches)
     # A pair of tensors may be two batches: only what the loss raises tells.
     with pytest.raises(RuntimeError) as raised:
         landscape.hessian_of_batches(model, cross_entropy, (x, y))
-    assert any("item 0 of 2 in `batches`" in note and "[batch]" in note for note in raised.value.__notes__)
+    assert any(
+        "item 0 of 2 in `batches`" in note and "[batch]" in note for note in raised.value.__notes__
+    )
     H = landscape.hessian_of_batches(model, lambda model, x: model(x).square().mean(), (x, 2 * x))
     assert H.num_batches == 2
 

@@ -71,7 +71,9 @@ REFUSED = "landscape: m.yaml, line 2: k is 0.\n"
 def judged(tmp_path):
     """Judge an outcome after a change of the study."""
 
-    def judged(hostile, status=0, *, seconds=1.0, peak=0, stdout="", stderr="", change=lambda study: None):
+    def judged(
+        hostile, status=0, *, seconds=1.0, peak=0, stdout="", stderr="", change=lambda study: None
+    ):
         study = tmp_path / "study"
         study.mkdir()
         (tmp_path / "tmp").mkdir()
@@ -90,7 +92,11 @@ def judged(tmp_path):
         (SPECTRA, 2, f"vit epoch 0\n{REFUSED}"),
         (SPECTRA, 1, "landscape: the loss is not finite.\n"),
         (FIGURE, 2, "Usage: landscape figure\nTry it\n\nError: Invalid value.\n"),
-        (Hostile("signal", "", ("spectra",), signal=(signal.SIGINT, 0.1)), 130, "landscape: interrupted.\n"),
+        (
+            Hostile("signal", "", ("spectra",), signal=(signal.SIGINT, 0.1)),
+            130,
+            "landscape: interrupted.\n",
+        ),
         (Hostile("signal", "", ("spectra",), signal=(signal.SIGTERM, 0.1)), -signal.SIGTERM, ""),
     ],
 )
@@ -130,7 +136,11 @@ def test_a_figure_has_no_part_that_may_fail(judged):
         ("removed m.yaml", 0, lambda study: (study / "m.yaml").unlink()),
         ("wrote elsewhere", 0, lambda study: (study / "elsewhere").touch()),
         ("left .out.h5.tmp", 0, lambda study: (study / ".out.h5.tmp").touch()),
-        ("refused, but wrote out.json", 2, lambda study: (study / "out.json").write_text(json.dumps(1))),
+        (
+            "refused, but wrote out.json",
+            2,
+            lambda study: (study / "out.json").write_text(json.dumps(1)),
+        ),
         ("half-written: out.json", 0, lambda study: (study / "out.json").write_text("{")),
         ("half-written: out.png", 0, lambda study: (study / "out.png").write_bytes(b"\x89PNG")),
         ("left in the temporary folder: x", 0, lambda study: (study.parent / "tmp/x").touch()),
@@ -146,4 +156,7 @@ def test_ctrl_c_before_a_command_has_begun_is_ctrl_c_too(monkeypatch):
 
     monkeypatch.setattr(cli.threads, "prepare", interrupted)
     result = CliRunner().invoke(cli.main, ["info", "x"])
-    assert (result.exit_code, result.stderr) == (130, "landscape: interrupted before anything was done.\n")
+    assert (result.exit_code, result.stderr) == (
+        130,
+        "landscape: interrupted before anything was done.\n",
+    )

@@ -16,7 +16,14 @@ from drawn import SIZE, openmoji, openmoji_cache
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from landscape.clip.image_text import EpochSampler, PairsFromDataset, TrainingPairs, curvature_batches, epoch_loader, open_pairs
+from landscape.clip.image_text import (
+    EpochSampler,
+    PairsFromDataset,
+    TrainingPairs,
+    curvature_batches,
+    epoch_loader,
+    open_pairs,
+)
 from landscape.clip.recipes import training_transform
 from landscape.clip.seeding import draw_without_replacement
 from landscape.errors import DataError
@@ -31,7 +38,9 @@ def drawn_once(monkeypatch):
 
 
 def emoji_pairs(split="train"):
-    return open_pairs(DataSettings(source="openmoji", split=split, image_size=SIZE, num_samples=30, batch_size=15))
+    return open_pairs(
+        DataSettings(source="openmoji", split=split, image_size=SIZE, num_samples=30, batch_size=15)
+    )
 
 
 def plain(mean=0.5, std=0.25, size=SIZE):
@@ -43,14 +52,22 @@ def augmented():
 
 
 def batches_of(pairs, **options):
-    defaults = {"num_samples": 30, "batch_size": 15, "seed": 0, "transform": plain(), "tokenizer": TOKENIZER}
+    defaults = {
+        "num_samples": 30,
+        "batch_size": 15,
+        "seed": 0,
+        "transform": plain(),
+        "tokenizer": TOKENIZER,
+    }
     return curvature_batches(pairs, **{**defaults, **options})
 
 
 def sha256_of_pair(image, caption):
     pixels = np.asarray(image)
     height, width, _ = pixels.shape
-    return hashlib.sha256(f"RGB {width} {height}\n".encode() + pixels.tobytes() + f"\ncaption {caption}".encode()).digest()
+    return hashlib.sha256(
+        f"RGB {width} {height}\n".encode() + pixels.tobytes() + f"\ncaption {caption}".encode()
+    ).digest()
 
 
 class Pictures:
@@ -151,8 +168,14 @@ def test_a_batch_digest_is_sha256_of_raw_pixels_captions_and_augmentation():
         by_hand.update(sha256_of_pair(*pairs[index]))
     assert batches.digest(1) == by_hand.hexdigest()
 
-    random_ones = batches_of(pairs, transform=augmented(), augmentation="clip_mamba", augmentation_seed=5)
-    line = {"augmentation": "clip_mamba", "augmentation_seed": 5, "indices": list(batches.indices[15:30])}
+    random_ones = batches_of(
+        pairs, transform=augmented(), augmentation="clip_mamba", augmentation_seed=5
+    )
+    line = {
+        "augmentation": "clip_mamba",
+        "augmentation_seed": 5,
+        "indices": list(batches.indices[15:30]),
+    }
     by_hand = hashlib.sha256(json.dumps(line).encode() + b"\n")
     for index in batches.indices[15:30]:
         by_hand.update(sha256_of_pair(*pairs[index]))
@@ -186,7 +209,9 @@ def test_augmented_batches_repeat_under_their_seed_whatever_the_global_generator
         seen.append((batches[1]["image"], batches[0]["image"]))
         assert global_states() == before
     assert all(torch.equal(one, two) for one, two in zip(*seen))
-    assert not torch.equal(batches_of(pairs, augmentation_seed=1, **options)[1]["image"], seen[0][0])
+    assert not torch.equal(
+        batches_of(pairs, augmentation_seed=1, **options)[1]["image"], seen[0][0]
+    )
     assert not torch.equal(batches_of(pairs)[1]["image"], seen[0][0])
 
 
@@ -212,7 +237,9 @@ def test_a_random_transform_is_seeded_per_pair_and_refused_without_a_seed(transf
     images = batches[0]["image"]
     assert torch.equal(images, batches[0]["image"]) and len(images[:, 0, 0, 0].unique()) == 15
     # The same pair in another batch gets the same augmentation.
-    regrouped = batches_of(pairs, transform=transform, augmentation="own", augmentation_seed=0, batch_size=10)
+    regrouped = batches_of(
+        pairs, transform=transform, augmentation="own", augmentation_seed=0, batch_size=10
+    )
     assert torch.equal(images[10:], regrouped[1]["image"][:5])
     assert global_states() == before
 
@@ -224,7 +251,9 @@ def test_an_error_in_a_transform_still_restores_the_global_generators():
 
     before = global_states()
     with pytest.raises(RuntimeError, match="broken"):
-        batches_of(PairsFromDataset(noise(30)), transform=broken, augmentation="own", augmentation_seed=0)[0]
+        batches_of(
+            PairsFromDataset(noise(30)), transform=broken, augmentation="own", augmentation_seed=0
+        )[0]
     assert global_states() == before
 
 
@@ -251,7 +280,10 @@ def test_the_draw_of_seed_zero_is_pinned_so_that_stored_spectra_can_be_measured_
         ({"num_samples": 3000}, ["asked for 3000 pairs, there are 812 in Pictures"]),
         ({"batch_size": 1}, ["batch_size is 1", "a contrastive loss over one pair is constant"]),
         ({"num_samples": 10}, ["batch_size 15 is larger than num_samples 10"]),
-        ({"num_samples": 100}, ["num_samples 100 is not a multiple of batch_size 15", "Take 90 samples"]),
+        (
+            {"num_samples": 100},
+            ["num_samples 100 is not a multiple of batch_size 15", "Take 90 samples"],
+        ),
         ({"num_samples": 0}, ["at least 1"]),
     ],
 )
@@ -276,7 +308,9 @@ def test_an_augmentation_needs_a_seed_and_a_seed_an_augmentation():
 def test_pictures_of_several_sizes_that_nothing_resizes_are_refused():
     items = [(Image.new("RGB", (4 + i, 4)), "x") for i in range(2)]
     with pytest.raises(DataError, match="differ in size .*resizes"):
-        batches_of(PairsFromDataset(Pictures(items)), num_samples=2, batch_size=2, transform=to_tensor)[0]
+        batches_of(
+            PairsFromDataset(Pictures(items)), num_samples=2, batch_size=2, transform=to_tensor
+        )[0]
 
 
 def to_tensor(picture):
@@ -289,10 +323,14 @@ def test_a_classifier_data_set_gives_labels_also_one_by_one():
     batches = batches_of(pairs, num_samples=6, batch_size=1, transform=None, tokenizer=None)
     assert pairs.name == "digits" and set(batches[0]) == {"image", "label"}
     for i, index in enumerate(batches.indices):
-        assert torch.equal(batches[i]["image"], images[index : index + 1]) and batches[i]["label"].tolist() == [index]
+        assert torch.equal(batches[i]["image"], images[index : index + 1]) and batches[i][
+            "label"
+        ].tolist() == [index]
     line = b'{"augmentation": "none", "augmentation_seed": null, "indices": null}\n'
     index = batches.indices[2]
-    pair = hashlib.sha256(b"float64 1 4 4\n" + images[index].numpy().tobytes() + f"\nlabel {index}".encode()).digest()
+    pair = hashlib.sha256(
+        b"float64 1 4 4\n" + images[index].numpy().tobytes() + f"\nlabel {index}".encode()
+    ).digest()
     assert batches.digest(2) == hashlib.sha256(line + pair).hexdigest()
     with pytest.raises(ValueError, match="tokenizer=None"):
         batches_of(pairs, num_samples=6, batch_size=2, transform=None)[0]
@@ -302,16 +340,30 @@ def test_a_classifier_data_set_gives_labels_also_one_by_one():
 
 def test_byte_tensors_become_pictures_and_the_digest_of_a_data_set_covers_every_item():
     data = noise(5)
-    tensors = Pictures([(torch.from_numpy(np.array(image)).permute(2, 0, 1), caption) for image, caption in data.items])
+    tensors = Pictures(
+        [
+            (torch.from_numpy(np.array(image)).permute(2, 0, 1), caption)
+            for image, caption in data.items
+        ]
+    )
     pairs = PairsFromDataset(tensors)
     assert (np.asarray(pairs[3][0]) == np.asarray(data.items[3][0])).all()
-    assert pairs.digest == hashlib.sha256(b"".join(sha256_of_pair(*item) for item in data.items)).hexdigest()
+    assert (
+        pairs.digest
+        == hashlib.sha256(b"".join(sha256_of_pair(*item) for item in data.items)).hexdigest()
+    )
     assert PairsFromDataset(data, digest="known").digest == "known"
 
 
 @pytest.mark.parametrize(
     "item",
-    [3, ("a.png", "x"), (Image.new("RGB", (2, 2)), ["x", "y"]), (torch.zeros(4), "x"), (torch.zeros(1, 2, 2), 0.5)],
+    [
+        3,
+        ("a.png", "x"),
+        (Image.new("RGB", (2, 2)), ["x", "y"]),
+        (torch.zeros(4), "x"),
+        (torch.zeros(1, 2, 2), 0.5),
+    ],
 )
 def test_an_item_that_is_no_pair_is_refused_by_its_index(item):
     with pytest.raises(DataError, match="Pictures, item 0: expected"):
@@ -343,7 +395,10 @@ def test_the_batches_of_several_processes_make_up_the_batch_of_one():
         sampler = EpochSampler(range(50), seed=0, **options)
         sampler.set_epoch(3)
         order = list(sampler)
-        return [set(order[i : i + batch_size]) for i in range(0, len(order) - batch_size + 1, batch_size)]
+        return [
+            set(order[i : i + batch_size])
+            for i in range(0, len(order) - batch_size + 1, batch_size)
+        ]
 
     one = batches(12)
     shares = [batches(4, rank=rank, num_replicas=3) for rank in range(3)]
@@ -360,7 +415,15 @@ def test_under_torchrun_each_process_takes_its_share(tmp_path):
         "rank = torch.distributed.get_rank()\n"
         "open(f'{sys.argv[1]}/{rank}', 'w').write(' '.join(str(index) for _, index in EpochSampler(range(9), seed=0)))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+        str(tmp_path),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     order = [index for _, index in EpochSampler(range(9), seed=0)]
@@ -371,7 +434,13 @@ def test_under_torchrun_each_process_takes_its_share(tmp_path):
 def test_open_clips_trainer_sets_the_epoch():
     from open_clip_train.data import DataInfo
 
-    loader = epoch_loader(PairsFromDataset(noise(40)), transform=plain(size=8), tokenizer=TOKENIZER, batch_size=8, seed=0)
+    loader = epoch_loader(
+        PairsFromDataset(noise(40)),
+        transform=plain(size=8),
+        tokenizer=TOKENIZER,
+        batch_size=8,
+        seed=0,
+    )
     DataInfo(loader, loader.sampler).set_epoch(4)
     assert {epoch for epoch, _ in loader.sampler} == {4}
 
@@ -381,7 +450,12 @@ def test_training_batches_do_not_depend_on_the_number_of_workers_nor_on_what_ran
     seen = []
     for num_workers, epochs in ((0, (0, 1)), (2, (0, 1)), (1, (1,))):
         loader = epoch_loader(
-            pairs, transform=augmented(), tokenizer=TOKENIZER, batch_size=150, seed=0, num_workers=num_workers
+            pairs,
+            transform=augmented(),
+            tokenizer=TOKENIZER,
+            batch_size=150,
+            seed=0,
+            num_workers=num_workers,
         )
         before = global_states()
         found = {}
@@ -393,7 +467,11 @@ def test_training_batches_do_not_depend_on_the_number_of_workers_nor_on_what_ran
     assert len(seen[0][0]) == len(pairs) // 150 == 2
     for found in seen[1:]:
         for epoch, batches in found.items():
-            assert all(torch.equal(a, b) for one, two in zip(seen[0][epoch], batches, strict=True) for a, b in zip(one, two))
+            assert all(
+                torch.equal(a, b)
+                for one, two in zip(seen[0][epoch], batches, strict=True)
+                for a, b in zip(one, two)
+            )
 
 
 def test_a_training_item_changes_with_epoch_and_seed_only():
@@ -407,6 +485,16 @@ def test_a_training_item_changes_with_epoch_and_seed_only():
 
 
 def test_a_training_batch_larger_than_the_data_is_refused():
-    with pytest.raises(DataError, match="batches of 64 pairs in each of 2 processes, there are 100 in Pictures"):
+    with pytest.raises(
+        DataError, match="batches of 64 pairs in each of 2 processes, there are 100 in Pictures"
+    ):
         pairs = PairsFromDataset(noise(100))
-        epoch_loader(pairs, transform=plain(), tokenizer=TOKENIZER, batch_size=64, seed=0, rank=0, num_replicas=2)
+        epoch_loader(
+            pairs,
+            transform=plain(),
+            tokenizer=TOKENIZER,
+            batch_size=64,
+            seed=0,
+            rank=0,
+            num_replicas=2,
+        )

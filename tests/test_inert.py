@@ -18,7 +18,11 @@ from landscape.containers.plain import TOO_LONG, plain
 from landscape.containers.stand_ins import Global, Inert, NeedsCode, TooLarge
 from landscape.errors import CheckpointError
 
-ENTRIES = {"epoch": 3, "name": "run", "state_dict": {"weight": torch.ones(1, 2), "bias": torch.ones(1)}}
+ENTRIES = {
+    "epoch": 3,
+    "name": "run",
+    "state_dict": {"weight": torch.ones(1, 2), "bias": torch.ones(1)},
+}
 
 
 def machine(program, limit=10_000):
@@ -67,7 +71,12 @@ def test_no_module_is_imported_and_no_object_is_made(tmp_path, tracer, protocol,
     assert info.epoch == 3 and "traced_module.Maker" in info.notes[0]
     assert outline(path).epoch == 3 and describe_checkpoint(path).epoch == 3
     extra = read_checkpoint(path)["extra"]
-    assert (extra.name, extra.args, extra.state, extra.items) == ("traced_module.Maker", ("made",), {"state": 1}, ["item"])
+    assert (extra.name, extra.args, extra.state, extra.items) == (
+        "traced_module.Maker",
+        ("made",),
+        {"state": 1},
+        ["item"],
+    )
     assert extra.entries == {"key": "value"} and torch.equal(model.weight.data, torch.ones(1, 2))
     assert not tracer.exists() and "traced_module" not in sys.modules
     # The trap is a live one.
@@ -97,7 +106,9 @@ def test_what_no_checkpoint_needs_is_refused_by_name(program):
 def test_names_lead_to_no_object_even_where_they_are_called():
     made = machine(b"cbuiltins\ngetattr\n(cbuiltins\ndict\nS'__class__'\ntR(S'x'\ntR.").load()
     assert isinstance(made, Inert) and made.name == "builtins.getattr()"
-    assert machine(b"ctorch._utils\n_rebuild_tensor_v2\n.").load() == Global("torch._utils._rebuild_tensor_v2")
+    assert machine(b"ctorch._utils\n_rebuild_tensor_v2\n.").load() == Global(
+        "torch._utils._rebuild_tensor_v2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +125,9 @@ def test_no_attribute_of_anything_is_set(program):
         machine(program).load()
 
 
-@pytest.mark.parametrize("opcode", [b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00", b"Pid\n", b"\x97", b"\x98"])
+@pytest.mark.parametrize(
+    "opcode", [b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00", b"Pid\n", b"\x97", b"\x98"]
+)
 def test_instructions_that_torch_never_writes_are_unknown(opcode):
     """Extension registry, text identities and out-of-band buffers reach objects of the process."""
     with pytest.raises(KeyError):
@@ -122,7 +135,9 @@ def test_instructions_that_torch_never_writes_are_unknown(opcode):
 
 
 def test_every_instruction_of_pickle_is_inherited_on_purpose_replaced_or_unknown():
-    plain_moves = {code[0] for code in vars(sys.modules["landscape.containers.inert"])["_INHERITED"]}
+    plain_moves = {
+        code[0] for code in vars(sys.modules["landscape.containers.inert"])["_INHERITED"]
+    }
     acting = (
         pickle.REDUCE,
         pickle.BUILD,
@@ -133,10 +148,19 @@ def test_every_instruction_of_pickle_is_inherited_on_purpose_replaced_or_unknown
         pickle.APPEND,
         pickle.APPENDS,
     )
-    assert all(InertUnpickler.dispatch[code[0]] is not pickle._Unpickler.dispatch[code[0]] for code in acting)
-    own = {code for code, method in InertUnpickler.dispatch.items() if method is not pickle._Unpickler.dispatch[code]}
+    assert all(
+        InertUnpickler.dispatch[code[0]] is not pickle._Unpickler.dispatch[code[0]]
+        for code in acting
+    )
+    own = {
+        code
+        for code, method in InertUnpickler.dispatch.items()
+        if method is not pickle._Unpickler.dispatch[code]
+    }
     assert own | plain_moves == set(InertUnpickler.dispatch) and not own & plain_moves
-    assert {InertUnpickler.dispatch[code].__module__ for code in own} == {"landscape.containers.inert"}
+    assert {InertUnpickler.dispatch[code].__module__ for code in own} == {
+        "landscape.containers.inert"
+    }
 
 
 def test_keys_whose_hash_takes_exponential_time_are_refused():
@@ -160,7 +184,12 @@ def test_settings_that_refer_to_one_part_again_and_again_are_cut_off():
     "program",
     [
         # One list of 200 elements, copied into 100 sets.
-        b"\x80\x02](" + b"K\x01" * 200 + b"eq\x000" + b"cbuiltins\nset\nq\x010(" + b"h\x01h\x00\x85R" * 100 + b"l.",
+        b"\x80\x02]("
+        + b"K\x01" * 200
+        + b"eq\x000"
+        + b"cbuiltins\nset\nq\x010("
+        + b"h\x01h\x00\x85R" * 100
+        + b"l.",
         b"X\xc8\x00\x00\x00"
         + b"a" * 200
         + b"q\x000c_codecs\nencode\nq\x010("
@@ -187,7 +216,9 @@ def test_an_outline_needs_neither_torch_nor_the_numbers(tmp_path):
         "import sys; from pathlib import Path; from landscape.containers.outline import outline; "
         f"o = outline(Path({str(path)!r})); assert 'torch' not in sys.modules; print(o.layout, o.epoch, o.shapes, o.dtypes)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split(" ", 2)[:2] == ["open_clip", "3"] and "'weight': (1, 2)" in done.stdout
     with zipfile.ZipFile(path) as archive:
         damaged = path.read_bytes().replace(archive.read("x/data/0"), b"\xff" * 8)
@@ -198,18 +229,32 @@ def test_an_outline_needs_neither_torch_nor_the_numbers(tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_views_of_one_storage_keep_their_strides_and_stay_views(tmp_path, zipped):
     whole = torch.arange(24, dtype=torch.float64).view(4, 6)
-    parts = {"t": whole.T, "corner": whole[1:3, ::2], "half": whole.half(), "none": whole[:0], "number": whole[2, 3]}
+    parts = {
+        "t": whole.T,
+        "corner": whole[1:3, ::2],
+        "half": whole.half(),
+        "none": whole[:0],
+        "number": whole[2, 3],
+    }
     torch.save(parts, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     stored = read_checkpoint(tmp_path / "x.pt")
-    assert all(torch.equal(stored[name], parts[name]) and stored[name].dtype == parts[name].dtype for name in parts)
+    assert all(
+        torch.equal(stored[name], parts[name]) and stored[name].dtype == parts[name].dtype
+        for name in parts
+    )
     assert stored["t"].untyped_storage().data_ptr() == stored["corner"].untyped_storage().data_ptr()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.uint16, torch.bool, torch.complex128, torch.int8])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, torch.float8_e4m3fn, torch.uint16, torch.bool, torch.complex128, torch.int8],
+)
 def test_every_dtype_is_read_as_torch_reads_it(tmp_path, dtype):
     value = torch.randint(0, 2, (3, 5), generator=torch.Generator().manual_seed(0)).to(dtype)
     torch.save({"w": value}, tmp_path / "x.pt")
-    assert torch.equal(read_checkpoint(tmp_path / "x.pt")["w"].view(torch.uint8), value.view(torch.uint8))
+    assert torch.equal(
+        read_checkpoint(tmp_path / "x.pt")["w"].view(torch.uint8), value.view(torch.uint8)
+    )
 
 
 def test_numbers_of_a_big_endian_machine_are_turned_round(tmp_path):

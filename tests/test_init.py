@@ -393,9 +393,9 @@ def test_wrong_input_is_one_line_and_nothing_is_written(tmp_path, wrong):
         (run / "hparams.yaml").write_text("a: [1\n")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     result = invoke("init", folder, "-o", output, *options)
-    assert (
-        result.exit_code == 2 and result.stderr.count("\n") == 1 and expected in result.stderr
-    ), result.stderr
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and expected in result.stderr, (
+        result.stderr
+    )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

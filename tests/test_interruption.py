@@ -25,7 +25,11 @@ from landscape.store import SpectrumStore, SpectrumWriter, hdf5, parts_folder
 
 def left_over(folder: Path) -> list[str]:
     """Temporary files in a folder and below."""
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".") and path.suffix in (".tmp", ".part")]
+    return [
+        path.name
+        for path in folder.rglob("*")
+        if path.name.startswith(".") and path.suffix in (".tmp", ".part")
+    ]
 
 
 # Requests to stop
@@ -78,7 +82,9 @@ def test_every_request_to_stop_is_raised_with_its_number_and_handlers_come_back(
     with pytest.raises(Stopped) as stopped, stop_requests() as came, stopping_later():
         signal.raise_signal(number)
     assert stopped.value.number == number and came == [number]
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert [
+        signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ] == before
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
@@ -98,7 +104,9 @@ def test_an_error_in_a_save_gives_way_to_the_request_to_stop():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_request_at_any_moment_of_a_checkpoint_leaves_a_whole_file_and_is_a_request(tmp_path, monkeypatch, number):
+def test_a_request_at_any_moment_of_a_checkpoint_leaves_a_whole_file_and_is_a_request(
+    tmp_path, monkeypatch, number
+):
     path, calls = tmp_path / "epoch_1.pt", []
     contents = {"epoch": 1, "state_dict": {name: torch.ones(5) for name in "ab"}}
     real = checkpoints._Sink.write
@@ -155,20 +163,26 @@ def study(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_spectra_that_are_stopped_keep_what_they_have_and_go_on(study, tmp_path, monkeypatch, number):
+def test_spectra_that_are_stopped_keep_what_they_have_and_go_on(
+    study, tmp_path, monkeypatch, number
+):
     from landscape.pipeline import spectra
 
     output = tmp_path / "s.h5"
     with monkeypatch.context() as patched:
         patched.setattr(spectra, "_measure", stopping(number, at=4, real=spectra._measure))
-        assert_stopped(invoke("spectra", study, "-o", output, "--device", "cpu", "--unaudited"), number)
+        assert_stopped(
+            invoke("spectra", study, "-o", output, "--device", "cpu", "--unaudited"), number
+        )
     assert len(stored(output)) == 3 and not left_over(tmp_path)
     result = invoke("spectra", study, "-o", output, "--device", "cpu", "--unaudited")
     assert result.exit_code == 0 and "(3 now, 3 before)" in result.stdout
     assert os.listdir(tmp_path) == ["s.h5"]
 
 
-def test_sigterm_ends_density_surface_and_figure_without_temporary_files(study, tmp_path, monkeypatch):
+def test_sigterm_ends_density_surface_and_figure_without_temporary_files(
+    study, tmp_path, monkeypatch
+):
     from landscape.pipeline import density_measurement, surface_measurement
 
     data = tmp_path / "x.h5"
@@ -176,7 +190,19 @@ def test_sigterm_ends_density_surface_and_figure_without_temporary_files(study, 
     written = stopping(signal.SIGTERM, at=3, real=surface_measurement.write_surface)
     with monkeypatch.context() as patched:
         patched.setattr(density_measurement, "_measure", measured)
-        command = ["density", study, "-o", tmp_path / "x.png", "--matvecs", 4, "--unaudited", "--batches", 2, "--epochs", 0]
+        command = [
+            "density",
+            study,
+            "-o",
+            tmp_path / "x.png",
+            "--matvecs",
+            4,
+            "--unaudited",
+            "--batches",
+            2,
+            "--epochs",
+            0,
+        ]
         assert_stopped(invoke(*command), signal.SIGTERM)
     assert os.listdir(tmp_path) == ["x.h5"]
     assert invoke(*command).exit_code == 0
@@ -266,7 +292,11 @@ def failing(monkeypatch):
     """Make every call on files that landscape writes fail in turn: what `attempt` does must raise, and leave nothing."""
 
     def open_failing(path, mode, **options):
-        return FailingFile(open(path, mode, **options)) if mode == "r+b" else open(path, mode, **options)
+        return (
+            FailingFile(open(path, mode, **options))
+            if mode == "r+b"
+            else open(path, mode, **options)
+        )
 
     monkeypatch.setattr(files, "open", open_failing, raising=False)
     for name in ("write", "pwrite", "pread", "ftruncate"):
@@ -294,7 +324,9 @@ def failing(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_at_any_call_of_a_merge_keeps_the_old_file_and_all_parts(tmp_path, failing):
+def test_a_disk_that_is_full_at_any_call_of_a_merge_keeps_the_old_file_and_all_parts(
+    tmp_path, failing
+):
     output = tmp_path / "s.h5"
     with SpectrumWriter(output, manifest_of(tmp_path, num_batches=1)) as writer:
         writer.add(record_of("wide/0/0"))
@@ -362,7 +394,10 @@ def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_p
         with monkeypatch.context() as patched:
             patched.setattr(files.shutil, "disk_usage", lambda path: Usage)
             patched.setattr(files, "_open_alone", lambda _: pytest.fail("it was opened"))
-            with pytest.raises(StoreError, match="No space left on device: it takes [0-9,]+ bytes, and 1,000 are free"):
+            with pytest.raises(
+                StoreError,
+                match="No space left on device: it takes [0-9,]+ bytes, and 1,000 are free",
+            ):
                 writer.merge()
             with pytest.raises(CheckpointError, match="1,000 are free"):
                 write_checkpoint(tmp_path / "x.pt", {"state_dict": {"a": torch.ones(1000)}})
@@ -386,7 +421,9 @@ def test_a_file_that_another_process_writes_is_refused_and_not_mixed(tmp_path):
     assert path.read_bytes() == b"first" and not left_over(tmp_path)
 
 
-def test_a_temporary_file_that_was_renamed_before_it_was_locked_is_not_emptied(tmp_path, monkeypatch):
+def test_a_temporary_file_that_was_renamed_before_it_was_locked_is_not_emptied(
+    tmp_path, monkeypatch
+):
     path, temporary = tmp_path / "file", tmp_path / ".file.tmp"
     temporary.write_bytes(b"whole")
     real, calls = files.fcntl.flock, []

@@ -30,7 +30,9 @@ def spectrum_of(family: str, rng: np.random.Generator) -> np.ndarray:
     return np.r_[rng.uniform(-2, -1, SIZE // 4), rng.uniform(1, 3, SIZE - SIZE // 4)]
 
 
-def quadrature(values: np.ndarray, steps: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def quadrature(
+    values: np.ndarray, steps: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of a random probe, in a random basis."""
     basis, _ = np.linalg.qr(rng.standard_normal((len(values), len(values))))
     matrix = (basis * values) @ basis.T
@@ -96,9 +98,13 @@ def measured():
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_intervals_hold_the_truth_in_95_percent_of_all_trials_and_in_90_of_each_family(measured, name):
+def test_intervals_hold_the_truth_in_95_percent_of_all_trials_and_in_90_of_each_family(
+    measured, name
+):
     good = [found[name][0] for found in measured]
-    assert sum(good) >= math.ceil(0.95 * TRIALS * len(CASES)) and min(good) >= math.ceil(0.9 * TRIALS), good
+    assert sum(good) >= math.ceil(0.95 * TRIALS * len(CASES)) and min(good) >= math.ceil(
+        0.9 * TRIALS
+    ), good
 
 
 def test_a_number_is_unknown_where_the_quadratures_do_not_tell_it_and_known_where_they_do(measured):
@@ -114,8 +120,14 @@ def test_a_share_is_the_count_over_the_dimension_and_a_mean_the_trace_over_it():
     rng = np.random.default_rng(0)
     rules = [quadrature(spectrum_of("two bulks", rng), 12, rng) for _ in range(2)]
     found = ProbedSpectrum.from_rules(rules, SIZE, rounding=1e-16)
-    for part, whole in ((found.negative_share(), found.num_negative()), (found.trace_per_parameter(), found.trace())):
-        ends = [(one.value, one.probe_error, one.batch_error, one.low, one.high) for one in (part, whole)]
+    for part, whole in (
+        (found.negative_share(), found.num_negative()),
+        (found.trace_per_parameter(), found.trace()),
+    ):
+        ends = [
+            (one.value, one.probe_error, one.batch_error, one.low, one.high)
+            for one in (part, whole)
+        ]
         np.testing.assert_allclose(np.array(ends[0]) * SIZE, ends[1], rtol=1e-12)
         assert part.is_known == whole.is_known
 

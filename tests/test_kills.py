@@ -30,10 +30,25 @@ def reference(study: Path) -> dict[str, list[float]]:
 
 
 def start(study: Path, output: Path, *, workers: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "landscape", "spectra", str(study), "-o", str(output), "--workers", str(workers)]
+    command = [
+        sys.executable,
+        "-m",
+        "landscape",
+        "spectra",
+        str(study),
+        "-o",
+        str(output),
+        "--workers",
+        str(workers),
+    ]
     options = ["--unaudited", "--device", "cpu", "--threads", "1"]
     with open(output.with_suffix(".stderr"), "wb") as stderr:
-        return subprocess.Popen([*command, *options], env=environment_of_scripts(), stdout=subprocess.DEVNULL, stderr=stderr)
+        return subprocess.Popen(
+            [*command, *options],
+            env=environment_of_scripts(),
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
 
 
 def children_of(pid: int) -> list[int]:
@@ -50,7 +65,9 @@ def wait_for_records(output: Path, run: "subprocess.Popen[bytes]") -> dict[str, 
         # On a busy machine it takes longer to begin.
         except AssertionError:
             continue
-    assert run.poll() is None and parts_folder(output).exists(), output.with_suffix(".stderr").read_text()
+    assert run.poll() is None and parts_folder(output).exists(), output.with_suffix(
+        ".stderr"
+    ).read_text()
     return stored(output)
 
 
@@ -58,7 +75,9 @@ def wait_until_gone(pids: list[int]) -> None:
     wait_until(lambda: not any(map(is_running, pids)))
 
 
-def test_a_killed_child_costs_no_record_and_the_run_ends_with_the_same_bits(study, tmp_path, reference):
+def test_a_killed_child_costs_no_record_and_the_run_ends_with_the_same_bits(
+    study, tmp_path, reference
+):
     output = tmp_path / "killed.h5"
     run = start(study, output, workers=2)
     wait_for_records(output, run)
@@ -71,7 +90,9 @@ def test_a_killed_child_costs_no_record_and_the_run_ends_with_the_same_bits(stud
     wait_until_gone(children)
 
 
-def test_a_killed_parent_leaves_no_child_and_every_record_and_the_same_command_goes_on(study, tmp_path, reference):
+def test_a_killed_parent_leaves_no_child_and_every_record_and_the_same_command_goes_on(
+    study, tmp_path, reference
+):
     output = tmp_path / "killed.h5"
     run = start(study, output, workers=2)
     before = wait_for_records(output, run)

@@ -51,7 +51,9 @@ def test_eigsh_finds_the_prescribed_extreme_eigenvalues_with_their_multiplicitie
     pairs = eigsh(A, k, which, tol=1e-6)
     exact = wanted(values, k, which)
     # Where +x and -x are both wanted, rounding decides which comes first: compare as multisets.
-    np.testing.assert_allclose(np.sort(pairs.values.numpy()), np.sort(exact), rtol=2e-6, atol=1e-13 * np.abs(values).max())
+    np.testing.assert_allclose(
+        np.sort(pairs.values.numpy()), np.sort(exact), rtol=2e-6, atol=1e-13 * np.abs(values).max()
+    )
     # An eigenvalue that is zero to rounding has no relative accuracy, and is never claimed.
     attainable = np.abs(exact) > 1e-9 * np.abs(values).max()
     assert (pairs.converged.numpy() == attainable).all() or name == "identity"
@@ -63,7 +65,10 @@ def test_eigsh_agrees_with_scipy_on_a_random_matrix(which):
     A = DenseOperator((matrix + matrix.T) / 2)
     ours = eigsh(A, 6, which, tol=1e-8)
     theirs = scipy_eigsh(
-        LinearOperator(A.shape, matvec=lambda v: A.matrix.numpy() @ v), k=6, which=which, return_eigenvectors=False
+        LinearOperator(A.shape, matvec=lambda v: A.matrix.numpy() @ v),
+        k=6,
+        which=which,
+        return_eigenvectors=False,
     )
     np.testing.assert_allclose(np.sort(ours.values.numpy()), np.sort(theirs), rtol=1e-10)
     assert ours.converged.all()
@@ -106,7 +111,9 @@ def test_an_eigenvalue_lies_within_the_printed_bound_and_a_converged_set_is_comp
         distance = np.abs(exact[:, None] - theta).min(axis=0)
         assert (distance <= bound).all(), (trial, distance, bound)
         if pairs.converged.all():
-            np.testing.assert_allclose(np.sort(theta), np.sort(wanted(exact, k, which)), atol=bound.max() * 1.001)
+            np.testing.assert_allclose(
+                np.sort(theta), np.sort(wanted(exact, k, which)), atol=bound.max() * 1.001
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -118,7 +125,10 @@ def test_counts_of_either_sign_are_lower_bounds_and_both_ends_lie_within_their_b
         values = rng.standard_normal(n) * 10 ** rng.uniform(-2, 2, n)
         values[: int(rng.integers(0, n))] = 0
         pairs = eigsh(with_spectrum(values, seed=trial, dtype=dtype), 3, tol=1e-3, seed=trial)
-        assert pairs.ritz.num_negative <= (values < 0).sum() and pairs.ritz.num_positive <= (values > 0).sum()
+        assert (
+            pairs.ritz.num_negative <= (values < 0).sum()
+            and pairs.ritz.num_positive <= (values > 0).sum()
+        )
         # The rounding of the matrix to dtype moves its spectrum by less than this.
         slack = 4 * torch.finfo(dtype).eps * np.abs(values).max()
         for which in ("SA", "LA"):
@@ -158,7 +168,10 @@ def test_a_hundred_steps_in_float32_bring_no_ghosts():
         basis.expand()
     V = torch.stack([basis.row(i) for i in range(basis.num_matvecs)]).double()
     defect = float((V @ V.T - torch.eye(basis.num_matvecs, dtype=torch.float64)).abs().max())
-    assert basis.orthogonality_defect() == pytest.approx(defect, rel=1e-6) and defect < 100 * torch.finfo(torch.float32).eps
+    assert (
+        basis.orthogonality_defect() == pytest.approx(defect, rel=1e-6)
+        and defect < 100 * torch.finfo(torch.float32).eps
+    )
     H, _ = basis.projected()
     top = np.sort(np.linalg.eigvalsh(H))[::-1][:3]
     np.testing.assert_allclose(top, np.sort(values)[::-1][:3], rtol=1e-5)
@@ -185,19 +198,30 @@ def test_whether_copies_were_searched_for_to_the_end_is_said():
     assert thorough.copies_checked
     np.testing.assert_allclose(thorough.values.numpy(), [10, 10, 9, 8, 8], rtol=1e-4)
     small = DenseOperator(torch.diag(torch.from_numpy(values[:900])))
-    assert eigsh(small, 5, "LA").copies_checked and not eigsh(small, 5, "LA", num_checks=2).copies_checked
+    assert (
+        eigsh(small, 5, "LA").copies_checked
+        and not eigsh(small, 5, "LA", num_checks=2).copies_checked
+    )
 
 
 def test_what_is_printed_holds_what_the_bound_holds():
     rng = np.random.default_rng(3)
     for _ in range(300):
-        value, bound = float(rng.standard_normal() * 10 ** rng.uniform(-8, 8)), 10 ** rng.uniform(-14, 0)
-        pairs = EigenPairs(*(torch.from_numpy(np.array(x)) for x in ([value], [[1.0]], [bound], [True])), num_matvecs=1)
+        value, bound = (
+            float(rng.standard_normal() * 10 ** rng.uniform(-8, 8)),
+            10 ** rng.uniform(-14, 0),
+        )
+        pairs = EigenPairs(
+            *(torch.from_numpy(np.array(x)) for x in ([value], [[1.0]], [bound], [True])),
+            num_matvecs=1,
+        )
         shown, error = map(Decimal, re.search(r"\[(\S+) ± (\S+)\]", repr(pairs)).groups())
         low, high = (Decimal(value) + sign * Decimal(abs(value) * bound) for sign in (-1, 1))
         assert shown - error <= low and high <= shown + error, repr(pairs)
         # And little more: a bound of one digit.
-        assert error <= 4 * Decimal(abs(value) * bound) + Decimal(abs(value)) * Decimal("1e-15"), repr(pairs)
+        assert error <= 4 * Decimal(abs(value) * bound) + Decimal(abs(value)) * Decimal("1e-15"), (
+            repr(pairs)
+        )
 
 
 def test_fewer_checks_cost_fewer_products_and_miss_a_second_copy():
@@ -220,7 +244,9 @@ def late_third_value():
 def test_a_run_goes_on_while_another_value_may_still_be_among_the_wanted(seed):
     truth, A = late_third_value()
     # With these starts residuals alone stop after 16 or 17 products, at the fourth.
-    assert first_with_small_residuals(A, 3, tol=1e-3, seed=seed) == pytest.approx(truth[[0, 1, 3]], rel=1e-3)
+    assert first_with_small_residuals(A, 3, tol=1e-3, seed=seed) == pytest.approx(
+        truth[[0, 1, 3]], rel=1e-3
+    )
     pairs = eigsh(A, 3, seed=seed, num_checks=0)
     np.testing.assert_allclose(pairs.values.numpy(), truth[:3], rtol=1e-4)
     assert pairs.num_matvecs > 20
@@ -238,7 +264,11 @@ def test_the_check_finds_a_value_of_which_nothing_was_seen_when_others_had_conve
 def test_a_run_that_ends_before_its_values_are_settled_says_so():
     truth, A = late_third_value()
     stopped = eigsh(A, 3, seed=4, max_matvecs=18)
-    assert stopped.converged.all() and not stopped.settled and "another value may belong among them" in repr(stopped)
+    assert (
+        stopped.converged.all()
+        and not stopped.settled
+        and "another value may belong among them" in repr(stopped)
+    )
     np.testing.assert_allclose(stopped.values.numpy(), truth[[0, 1, 3]], rtol=1e-3)
     done = eigsh(A, 3, seed=4)
     assert done.settled and "another" not in repr(done)
@@ -247,14 +277,19 @@ def test_a_run_that_ends_before_its_values_are_settled_says_so():
 def test_what_a_check_has_half_seen_is_looked_at_to_the_end():
     """Four products of a spot check see something beyond the third value, and leave open what: the third itself."""
     truth = np.array([9.0, 8.0, 7.1, -7.08])
-    A = DenseOperator(torch.diag(torch.from_numpy(np.concatenate([truth, 6 - 0.005 * np.arange(1200)]))))
+    A = DenseOperator(
+        torch.diag(torch.from_numpy(np.concatenate([truth, 6 - 0.005 * np.arange(1200)])))
+    )
     assert eigsh(A, 3, seed=13, num_checks=0).values[2] == pytest.approx(-7.08, rel=1e-3)
     assert eigsh(A, 3, seed=13).values[2] == pytest.approx(7.1, rel=1e-3)
 
 
 def first_with_small_residuals(A, k, *, tol, seed):
     """What a Lanczos finds that stops once k residuals are small, by powers in float64 kept apart by QR."""
-    M, space = A.matrix.numpy(), torch.randn(A.n, 1, generator=seeded(seed), dtype=torch.float64).numpy()
+    M, space = (
+        A.matrix.numpy(),
+        torch.randn(A.n, 1, generator=seeded(seed), dtype=torch.float64).numpy(),
+    )
     space = space / np.linalg.norm(space)
     while True:
         values, coordinates = np.linalg.eigh(space.T @ M @ space)
@@ -267,7 +302,9 @@ def first_with_small_residuals(A, k, *, tol, seed):
 
 
 @pytest.mark.parametrize(
-    ("which", "values"), [("LM", [10, -8, 7.5, -7]), ("LA", [10, 8, 7.5, -7]), ("SA", [-10, -8, -7.5, 7])], ids=str
+    ("which", "values"),
+    [("LM", [10, -8, 7.5, -7]), ("LA", [10, 8, 7.5, -7]), ("SA", [-10, -8, -7.5, 7])],
+    ids=str,
 )
 def test_wanted_values_are_settled_when_no_other_ritz_value_can_reach_them(which, values):
     def satisfied(*norms, error=0.0):
@@ -292,7 +329,9 @@ def test_the_same_seed_gives_the_same_bits_and_other_seeds_agree_within_their_bo
 
 def test_ritz_vectors_are_orthonormal():
     pairs = eigsh(with_spectrum(SPECTRA["multiplicity"]), 5)
-    torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        pairs.vectors.T @ pairs.vectors, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12
+    )
 
 
 def test_the_quadrature_integrates_low_powers_exactly_for_its_own_start_vector():
@@ -305,7 +344,10 @@ def test_the_quadrature_integrates_low_powers_exactly_for_its_own_start_vector()
     assert pairs.quadrature.weights.sum().item() == pytest.approx(1, abs=1e-12)
     for j in range(1, 2 * len(pairs.quadrature.nodes)):
         power = A @ power
-        expected, got = float(v @ power), float((pairs.quadrature.weights * pairs.quadrature.nodes**j).sum())
+        expected, got = (
+            float(v @ power),
+            float((pairs.quadrature.weights * pairs.quadrature.nodes**j).sum()),
+        )
         assert got == pytest.approx(expected, rel=1e-9, abs=1e-9 * 10.0**j)
 
 
@@ -360,7 +402,9 @@ def test_inner_products_and_norms_of_float32_vectors_are_accumulated_in_float64(
 
 
 @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
-@pytest.mark.parametrize("values", [[5.0, -4, 3, -2, 1, -0.5], [5.0, 4, 3, 2, 1, 0.5], [-5.0, -4, -3]])
+@pytest.mark.parametrize(
+    "values", [[5.0, -4, 3, -2, 1, -0.5], [5.0, 4, 3, 2, 1, 0.5], [-5.0, -4, -3]]
+)
 def test_the_zeros_outside_of_the_support_are_eigenvalues_like_all_others(which, values):
     inside = with_spectrum(np.array(values))
     A = Padded(inside, 12, torch.tensor([1, 4, 5, 7, 8, 11][: len(values)]))
@@ -369,19 +413,30 @@ def test_the_zeros_outside_of_the_support_are_eigenvalues_like_all_others(which,
     exact = wanted(np.linalg.eigvalsh(dense.numpy()), 5, which)
     np.testing.assert_allclose(np.sort(pairs.values.numpy()), np.sort(exact), atol=1e-12)
     assert pairs.converged.all()
-    torch.testing.assert_close(dense @ pairs.vectors, pairs.vectors * pairs.values, rtol=0, atol=1e-10)
-    torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        dense @ pairs.vectors, pairs.vectors * pairs.values, rtol=0, atol=1e-10
+    )
+    torch.testing.assert_close(
+        pairs.vectors.T @ pairs.vectors, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("return_vectors", [True, False])
 def test_where_the_support_is_empty_all_eigenvalues_are_exact_zeros_at_no_cost(return_vectors):
     A = Padded(with_spectrum(np.ones(1)), 6, torch.zeros(0, dtype=torch.int64))
     pairs = eigsh(A, 3, start=torch.ones(6, 1, dtype=torch.float64), return_vectors=return_vectors)
-    assert pairs.values.tolist() == pairs.residuals.tolist() == pairs.ritz.values.tolist() == [0.0] * 3
-    assert pairs.converged.all() and pairs.num_matvecs == pairs.ritz.num_negative == pairs.ritz.num_positive == 0
+    assert (
+        pairs.values.tolist() == pairs.residuals.tolist() == pairs.ritz.values.tolist() == [0.0] * 3
+    )
+    assert (
+        pairs.converged.all()
+        and pairs.num_matvecs == pairs.ritz.num_negative == pairs.ritz.num_positive == 0
+    )
     assert pairs.quadrature.weights[pairs.quadrature.nodes == 0].sum() == 1
     if return_vectors:
-        torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, torch.eye(3, dtype=torch.float64), rtol=0, atol=0)
+        torch.testing.assert_close(
+            pairs.vectors.T @ pairs.vectors, torch.eye(3, dtype=torch.float64), rtol=0, atol=0
+        )
     else:
         assert pairs.vectors is None
 
@@ -392,5 +447,7 @@ def test_the_quadrature_of_a_padded_operator_counts_the_zeros():
     whole, part = eigsh(A, 3, seed=1).quadrature, eigsh(inside, 3, seed=1).quadrature
     assert whole.weights.sum().item() == pytest.approx(1)
     # n times the mean of f: for f(x) = x the zeros add nothing.
-    assert A.n * (whole.weights @ whole.nodes) == pytest.approx(float(inside.n * (part.weights @ part.nodes)))
+    assert A.n * (whole.weights @ whole.nodes) == pytest.approx(
+        float(inside.n * (part.weights @ part.nodes))
+    )
     assert whole.weights[whole.nodes == 0].sum().item() == pytest.approx(0.5)

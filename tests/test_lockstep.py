@@ -36,7 +36,9 @@ def words():
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lockstep-")]
+    assert not [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("lockstep-")
+    ]
 
 
 @pytest.fixture
@@ -62,7 +64,11 @@ def assert_same(pairs, alone):
     assert torch.allclose(pairs.values, alone.values, rtol=0, atol=EXACT * size)
     assert torch.allclose(pairs.residuals, alone.residuals, rtol=0, atol=EXACT)
     assert torch.equal(pairs.converged, alone.converged)
-    assert (pairs.num_matvecs, pairs.settled, pairs.copies_checked) == (alone.num_matvecs, alone.settled, alone.copies_checked)
+    assert (pairs.num_matvecs, pairs.settled, pairs.copies_checked) == (
+        alone.num_matvecs,
+        alone.settled,
+        alone.copies_checked,
+    )
     assert pairs.checked == alone.checked
     assert torch.allclose(pairs.quadrature.nodes, alone.quadrature.nodes, rtol=0, atol=1e-9 * size)
 
@@ -82,23 +88,34 @@ def test_results_are_those_of_runs_alone_and_of_the_dense_hessian(words, calls):
     # The first call is the comparison with the plain products; all take part until the first has ended, the last is alone.
     lengths = sorted(single.num_matvecs for single in alone)
     assert calls == [4] + [sum(length > step for length in lengths) for step in range(lengths[-2])]
-    assert not any(trial.product == "lockstep" for operator in operators for trial in operator.choice.trials)
+    assert not any(
+        trial.product == "lockstep" for operator in operators for trial in operator.choice.trials
+    )
 
 
 def test_coupled_rows_of_a_clip_and_an_l2_term(clip_problem, calls):
     forget_graphs()
     objective = Objective.from_closure(clip_problem.model, contrastive_loss, weight_decay=0.1)
-    params = select_parameters(clip_problem.model, ["token_embedding*", "text_projection", "visual.*ln*", "logit_scale"])
+    params = select_parameters(
+        clip_problem.model, ["token_embedding*", "text_projection", "visual.*ln*", "logit_scale"]
+    )
 
     def batch(seed):
         generator = seeded(seed)
         text = torch.randint(1, 19, (3, 5), generator=generator)
         text[:, 4] = 19
-        return {"image": torch.randn(3, 3, 8, 8, generator=generator, dtype=torch.float64), "text": text}
+        return {
+            "image": torch.randn(3, 3, 8, 8, generator=generator, dtype=torch.float64),
+            "text": text,
+        }
 
     batches = batch(1), batch(2)
-    operators = [HessianOperator(objective, params, one, product="traced", check=False) for one in batches]
-    together = solve_in_lockstep(operators, lambda index, operator: eigsh(operator, 2, "LA", tol=1e-6, seed=index))
+    operators = [
+        HessianOperator(objective, params, one, product="traced", check=False) for one in batches
+    ]
+    together = solve_in_lockstep(
+        operators, lambda index, operator: eigsh(operator, 2, "LA", tol=1e-6, seed=index)
+    )
     assert len(calls) > 5
     for pairs, one in zip(together, batches):
         truth = torch.linalg.eigvalsh(dense_hessian(objective, params, one)).flip(0)[:2]
@@ -109,7 +126,8 @@ def test_the_first_product_is_checked_as_when_alone(calls):
     forget_graphs()
     objective, model = words_problem()
     operators = [
-        HessianOperator(objective, select_parameters(model), words_batch(seed), product="traced") for seed in (1, 2)
+        HessianOperator(objective, select_parameters(model), words_batch(seed), product="traced")
+        for seed in (1, 2)
     ]
     for index, (pairs, operator) in enumerate(zip(solve_in_lockstep(operators, solve), operators)):
         assert operator.spot_check is not None and pairs.checked == str(operator.spot_check)
@@ -139,8 +157,13 @@ def test_a_run_may_multiply_by_the_operators_of_others(words):
     first, second = words[3][:2]
     ones = torch.ones(first.n, dtype=torch.float64)
     expected = first @ ones, second @ ones
-    for products in solve_in_lockstep([first, second], lambda index, operator: (first @ ones, second @ ones)):
-        assert all(torch.allclose(product, truth, rtol=0, atol=1e-14) for product, truth in zip(products, expected))
+    for products in solve_in_lockstep(
+        [first, second], lambda index, operator: (first @ ones, second @ ones)
+    ):
+        assert all(
+            torch.allclose(product, truth, rtol=0, atol=1e-14)
+            for product, truth in zip(products, expected)
+        )
     for product in solve_in_lockstep([first, first], lambda index, operator: operator @ ones):
         assert torch.allclose(product, expected[0], rtol=0, atol=1e-14)
 
@@ -178,7 +201,11 @@ def test_an_exception_in_a_run_costs_that_run_alone(words):
         return solve(index, operator)
 
     first, second, third, fourth = solve_in_lockstep(operators, work)
-    assert isinstance(second, KeyError) and isinstance(third, ValueError) and "after a product" in str(third)
+    assert (
+        isinstance(second, KeyError)
+        and isinstance(third, ValueError)
+        and "after a product" in str(third)
+    )
     assert_same(first, solve(0, operators[0]))
     assert_same(fourth, solve(3, operators[3]))
 
@@ -226,7 +253,10 @@ def test_where_memory_runs_out_each_goes_on_alone(monkeypatch):
     operators = fresh_operators()
     failing(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), at=3)
     for index, pairs in enumerate(solve_in_lockstep(operators, solve)):
-        assert noted(operators[index]) == ["CUDA out of memory"] and operators[index].choice.product == "traced"
+        assert (
+            noted(operators[index]) == ["CUDA out of memory"]
+            and operators[index].choice.product == "traced"
+        )
         assert_same(pairs, solve(index, operators[index]))
     # Memory may be there next time.
     monkeypatch.undo()
@@ -271,7 +301,10 @@ def test_an_interruption_ends_all_runs(words, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         solve_in_lockstep(operators, solve)
     assert [operator.multiplier.way for operator in operators] == ways
-    assert all(operator.multiplier.columns is None or operator.multiplier.columns == 1 for operator in operators)
+    assert all(
+        operator.multiplier.columns is None or operator.multiplier.columns == 1
+        for operator in operators
+    )
 
 
 # --- what goes together -----------------------------------------------------------------------------------------------
@@ -279,7 +312,9 @@ def test_an_interruption_ends_all_runs(words, monkeypatch):
 
 def test_operators_that_share_no_graph_are_refused(words):
     objective, model, batches, operators = words
-    retained = HessianOperator(objective, select_parameters(model), batches[0], product="retained", check=False)
+    retained = HessianOperator(
+        objective, select_parameters(model), batches[0], product="retained", check=False
+    )
     with pytest.raises(ValueError, match="is traced, got double backward, retained graph"):
         solve_in_lockstep([operators[0], retained], solve)
     shorter = traced(objective, model, {name: tensor[:6] for name, tensor in batches[0].items()})
@@ -302,18 +337,28 @@ def test_what_depends_on_the_batch_is_told_from_what_does_not(words):
     first, other = (operator.multiplier.way for operator in operators[:2])
     moves = depends_on_batch(first)
     same = [torch.equal(a, b) for a, b in zip(first.batch.saved, other.batch.saved)]
-    assert [equal for equal, moving in zip(same, moves) if not moving] == [True] * (len(moves) - sum(moves))
+    assert [equal for equal, moving in zip(same, moves) if not moving] == [True] * (
+        len(moves) - sum(moves)
+    )
     assert not all(equal for equal, moving in zip(same, moves) if moving)
     # The weights of the second layer are needed, and shared.
     weight = operators[0].params["mix.2.weight"]
-    shared = [tensor for tensor, moving in zip(first.batch.saved, moves) if not moving and tensor.ndim == 2]
+    shared = [
+        tensor
+        for tensor, moving in zip(first.batch.saved, moves)
+        if not moving and tensor.ndim == 2
+    ]
     assert any(torch.equal(tensor, weight) or torch.equal(tensor.T, weight) for tensor in shared)
 
 
 def test_as_many_batches_as_memory_holds(words):
     operator = words[3][0]
     way = operator.multiplier.way
-    saved = sum(t.numel() * t.element_size() for t, moving in zip(way.batch.saved, depends_on_batch(way)) if moving)
+    saved = sum(
+        t.numel() * t.element_size()
+        for t, moving in zip(way.batch.saved, depends_on_batch(way))
+        if moving
+    )
     each = 3 * saved + 30 * 8 * (operator.n - operator.num_unused)
     # Of what is free, two fifths are taken on a CPU.
     assert batches_that_fit(operator, num_vectors=30, free=int(7.5 * each / 0.4)) == 7
@@ -363,11 +408,21 @@ def test_a_call_that_cannot_be_recorded_runs_as_it_is(monkeypatch, calls):
 def test_results_on_a_gpu_are_those_of_a_cpu(words, calls):
     _, _, _, operators = words
     objective, model = words_problem("cuda")
-    batches = [words_batch(1, 100, "cuda"), words_batch(2, 4, "cuda"), words_batch(3, 100, "cuda"), words_batch(4, 100, "cuda")]
+    batches = [
+        words_batch(1, 100, "cuda"),
+        words_batch(2, 4, "cuda"),
+        words_batch(3, 100, "cuda"),
+        words_batch(4, 100, "cuda"),
+    ]
     lot = [traced(objective, model, batch) for batch in batches]
     together = solve_in_lockstep(lot, solve)
     assert len(calls) > 5 and not any(map(noted, lot))
     for index, pairs in enumerate(together):
         alone = solve(index, operators[index])
-        assert torch.allclose(pairs.values.cpu(), alone.values.cpu(), rtol=0, atol=1e-10 * float(alone.values.abs().max()))
+        assert torch.allclose(
+            pairs.values.cpu(),
+            alone.values.cpu(),
+            rtol=0,
+            atol=1e-10 * float(alone.values.abs().max()),
+        )
         assert pairs.converged.all()

@@ -60,7 +60,14 @@ def test_a_log_that_ends_anywhere_gives_the_records_before_its_end_without_a_wor
     content = log_of(output).read_bytes()
     ends = ends_of_records(content)
     assert len(ends) == 4 and ends[-1] == len(content)
-    for length in sorted({*range(0, len(content), 37), *ends, *(end - 1 for end in ends), *(end + 1 for end in ends[:-1])}):
+    for length in sorted(
+        {
+            *range(0, len(content), 37),
+            *ends,
+            *(end - 1 for end in ends),
+            *(end + 1 for end in ends[:-1]),
+        }
+    ):
         log_of(output).write_bytes(content[:length])
         assert stored(output) == (frozenset(KEYS[: sum(end <= length for end in ends)]), []), length
 
@@ -83,7 +90,10 @@ def test_a_flipped_bit_costs_the_record_that_it_is_in_alone(output, manifest):
     assert stored(output) == (frozenset(KEYS[:-1]), [])
 
 
-@pytest.mark.parametrize("junk", [b"\n", b"\x00" * 3_000_000, b"junk\n{}\n", b'{"landscape": "record", "schema_version": 1'])
+@pytest.mark.parametrize(
+    "junk",
+    [b"\n", b"\x00" * 3_000_000, b"junk\n{}\n", b'{"landscape": "record", "schema_version": 1'],
+)
 def test_what_is_put_between_two_records_costs_none(output, manifest, junk):
     write(output, manifest, merge=False)
     content = log_of(output).read_bytes()
@@ -113,11 +123,15 @@ def test_a_writer_never_appends_to_the_log_of_another(output, manifest):
     assert stored(output) == (frozenset(KEYS), [])
 
 
-def test_one_record_in_two_logs_is_taken_once_and_another_one_of_the_same_batch_is_said(tmp_path, output, manifest):
+def test_one_record_in_two_logs_is_taken_once_and_another_one_of_the_same_batch_is_said(
+    tmp_path, output, manifest
+):
     other = tmp_path / "other.h5"
     write(output, manifest, keys=KEYS[:2], merge=False)
     with SpectrumWriter(other, manifest) as writer:
-        writer.add_all([record_of(KEYS[0], seconds=9.0), record_of(KEYS[1], loss=9.0), record_of(KEYS[2])])
+        writer.add_all(
+            [record_of(KEYS[0], seconds=9.0), record_of(KEYS[1], loss=9.0), record_of(KEYS[2])]
+        )
     shutil.copy(log_of(other), log_of(output, 1))
     keys, reasons = stored(output)
     assert keys == frozenset(KEYS[:3]) and len(reasons) == 1
@@ -126,7 +140,9 @@ def test_one_record_in_two_logs_is_taken_once_and_another_one_of_the_same_batch_
         assert_holds(store, KEYS[:3])
 
 
-def test_a_record_that_a_log_holds_is_seen_by_a_reader_after_a_merge_has_removed_it(output, manifest):
+def test_a_record_that_a_log_holds_is_seen_by_a_reader_after_a_merge_has_removed_it(
+    output, manifest
+):
     with SpectrumWriter(output, manifest) as writer:
         writer.add_all(map(record_of, KEYS))
         with SpectrumStore.open(output) as store:
@@ -148,7 +164,9 @@ def test_a_log_that_cannot_be_read_now_is_not_taken_for_lost(output, manifest, m
     with monkeypatch.context() as patched:
         patched.setattr(parts_module, "open_regular", failing)
         for attempt in (SpectrumStore.open, lambda path: SpectrumWriter(path, manifest)):
-            refusal(lambda attempt=attempt: attempt(output), os.strerror(number), "records are needed")
+            refusal(
+                lambda attempt=attempt: attempt(output), os.strerror(number), "records are needed"
+            )
     assert log_of(output).read_bytes() == content
     assert stored(output) == (frozenset(KEYS), [])
 
@@ -172,7 +190,9 @@ def test_a_unit_is_one_write_and_one_fsync(output, manifest, monkeypatch):
         writer.add(record_of(KEYS[0]))
         for name in ("write", "fsync"):
             real = getattr(os, name)
-            monkeypatch.setattr(os, name, lambda *given, name=name, real=real: (calls.append(name), real(*given))[1])
+            monkeypatch.setattr(
+                os, name, lambda *given, name=name, real=real: (calls.append(name), real(*given))[1]
+            )
         writer.add_all([record_of(KEYS[1]), module_record(KEYS[1]), module_record(KEYS[2])])
         assert calls == ["write", "fsync"]
         assert writer.completed_keys() == {*KEYS[:2]} and writer.completed_modules() == {*KEYS[1:3]}
@@ -187,7 +207,14 @@ def test_a_unit_is_one_write_and_one_fsync(output, manifest, monkeypatch):
 def test_a_unit_that_was_computed_twice_is_stored_once_and_counted(output, manifest, merged):
     write(output, manifest, keys=KEYS[:2], merge=merged)
     with SpectrumWriter(output, manifest) as writer:
-        writer.add_all([record_of(KEYS[1], seconds=77.0), record_of(KEYS[2]), record_of(KEYS[2]), module_record(KEYS[0])])
+        writer.add_all(
+            [
+                record_of(KEYS[1], seconds=77.0),
+                record_of(KEYS[2]),
+                record_of(KEYS[2]),
+                module_record(KEYS[0]),
+            ]
+        )
         assert writer.num_duplicates == 2
         writer.add_all([module_record(KEYS[0])])
         assert writer.num_duplicates == 3
@@ -200,21 +227,30 @@ def test_a_unit_that_was_computed_twice_is_stored_once_and_counted(output, manif
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("field", ["values", "residuals", "ritz_values", "loss", "num_negative", "num_matvecs"])
-def test_a_batch_that_was_computed_twice_with_other_values_is_refused_by_name(output, manifest, merged, field):
+@pytest.mark.parametrize(
+    "field", ["values", "residuals", "ritz_values", "loss", "num_negative", "num_matvecs"]
+)
+def test_a_batch_that_was_computed_twice_with_other_values_is_refused_by_name(
+    output, manifest, merged, field
+):
     write(output, manifest, keys=KEYS[:2], merge=merged)
     value = np.nextafter(getattr(record_of(KEYS[1]), field), np.inf)
     if field.startswith("num"):
         value = getattr(record_of(KEYS[1]), field) + 1
     with SpectrumWriter(output, manifest) as writer:
         unit = [record_of(KEYS[2]), record_of(KEYS[1], **{field: value})]
-        refusal(lambda: writer.add_all(unit), f"{KEYS[1]} was computed twice, with different {field}")
+        refusal(
+            lambda: writer.add_all(unit), f"{KEYS[1]} was computed twice, with different {field}"
+        )
         assert writer.completed_keys() == {*KEYS[:2]} and writer.num_duplicates == 0
         other = module_record(KEYS[0])
         writer.add_modules(other)
         changed = module_record(KEYS[0])
         object.__setattr__(changed, "num_matvecs", other.num_matvecs + 1)
-        refusal(lambda: writer.add_all([changed]), f"{KEYS[0]} was computed twice, with different num_matvecs")
+        refusal(
+            lambda: writer.add_all([changed]),
+            f"{KEYS[0]} was computed twice, with different num_matvecs",
+        )
 
 
 def test_a_unit_is_stored_as_a_whole_or_not_at_all(output, tmp_path):
@@ -237,7 +273,9 @@ def test_a_unit_is_stored_as_a_whole_or_not_at_all(output, tmp_path):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("where", ["write", "write after a part", "fsync"])
 @pytest.mark.parametrize("cut", [True, False])
-def test_an_append_that_fails_leaves_nothing_of_itself(output, manifest, monkeypatch, number, where, cut):
+def test_an_append_that_fails_leaves_nothing_of_itself(
+    output, manifest, monkeypatch, number, where, cut
+):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
@@ -253,7 +291,11 @@ def test_an_append_that_fails_leaves_nothing_of_itself(output, manifest, monkeyp
         writer.add(record_of(KEYS[0]))
         content = log_of(output).read_bytes()
         with monkeypatch.context() as patched:
-            patched.setattr(log_module.os, "fsync" if where == "fsync" else "write", write_a_part if "part" in where else fail)
+            patched.setattr(
+                log_module.os,
+                "fsync" if where == "fsync" else "write",
+                write_a_part if "part" in where else fail,
+            )
             if not cut:
                 patched.setattr(log_module.os, "ftruncate", fail)
             refusal(lambda: writer.add_all(map(record_of, KEYS[1:3])), os.strerror(number), "safe")
@@ -297,7 +339,9 @@ def test_hdf5_is_never_told_of_a_write_that_fails(tmp_path, monkeypatch):
     path = tmp_path / "x.h5"
     calls = []
     with monkeypatch.context() as patched:
-        patched.setattr(hdf5.os, "pwrite", lambda *given, real=os.pwrite: (calls.append(1), real(*given))[1])
+        patched.setattr(
+            hdf5.os, "pwrite", lambda *given, real=os.pwrite: (calls.append(1), real(*given))[1]
+        )
         hdf5.save_hdf5(path, write_some)
     for at in range(0, len(calls), 3):
         with open(tmp_path / "y", "w+b") as stream:
@@ -309,7 +353,11 @@ def test_hdf5_is_never_told_of_a_write_that_fails(tmp_path, monkeypatch):
                 if left[0] < 0:
                     raise OSError(errno.ENOSPC, "No space left on device")
                 # A disk that is nearly full takes a part.
-                return real(descriptor, content[: max(1, len(content) // 2)] if left[0] == 0 else content, offset)
+                return real(
+                    descriptor,
+                    content[: max(1, len(content) // 2)] if left[0] == 0 else content,
+                    offset,
+                )
 
             with monkeypatch.context() as patched:
                 patched.setattr(hdf5.os, "pwrite", pwrite)
@@ -343,7 +391,9 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk_at_any_size(output, manifes
 def test_a_disk_of_a_megabyte_keeps_what_it_took_and_merges_when_there_is_room(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
+    )
     if mount.returncode != 0:
         pytest.skip("a file system of its own cannot be mounted here")
     try:
@@ -375,7 +425,9 @@ def records_alive():
     return sum(type(thing) is Record for thing in gc.get_objects())
 
 
-def test_a_store_holds_no_records_and_a_merge_those_of_one_checkpoint(output, tmp_path, monkeypatch):
+def test_a_store_holds_no_records_and_a_merge_those_of_one_checkpoint(
+    output, tmp_path, monkeypatch
+):
     manifest = manifest_of(tmp_path, epochs=tuple(range(6)), num_batches=5)
     write(output, manifest, merge=False)
     others = records_alive()
@@ -397,7 +449,11 @@ def test_a_store_holds_no_records_and_a_merge_those_of_one_checkpoint(output, tm
 def test_a_log_is_scanned_once_from_opening_to_merge(output, manifest, monkeypatch):
     write(output, manifest, keys=KEYS[:2], merge=False)
     scans = []
-    monkeypatch.setattr(parts_module, "scan", lambda stream, real=parts_module.scan: (scans.append(1), real(stream))[1])
+    monkeypatch.setattr(
+        parts_module,
+        "scan",
+        lambda stream, real=parts_module.scan: (scans.append(1), real(stream))[1],
+    )
     write(output, manifest)
     assert len(scans) == 1
 
@@ -423,11 +479,15 @@ def test_a_request_to_stop_ends_a_merge_between_two_checkpoints(output, tmp_path
         assert_holds(store, keys)
 
 
-def test_a_record_that_was_stored_as_a_request_to_stop_came_is_merged(output, manifest, monkeypatch):
+def test_a_record_that_was_stored_as_a_request_to_stop_came_is_merged(
+    output, manifest, monkeypatch
+):
     with stop_requests(), SpectrumWriter(output, manifest) as writer:
         writer.add(record_of(KEYS[0]))
         with monkeypatch.context() as patched:
-            patched.setattr(log_module.os, "fsync", lambda descriptor: signal.raise_signal(signal.SIGTERM))
+            patched.setattr(
+                log_module.os, "fsync", lambda descriptor: signal.raise_signal(signal.SIGTERM)
+            )
             with pytest.raises(Stopped):
                 writer.add(record_of(KEYS[1]))
         assert writer.completed_keys() == {*KEYS[:2]}
@@ -436,7 +496,9 @@ def test_a_record_that_was_stored_as_a_request_to_stop_came_is_merged(output, ma
         assert_holds(store, KEYS[:2])
 
 
-def test_another_folder_is_asked_for_where_the_file_system_has_no_locks(output, manifest, monkeypatch):
+def test_another_folder_is_asked_for_where_the_file_system_has_no_locks(
+    output, manifest, monkeypatch
+):
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
 
         def no_locks(*_, number=number):

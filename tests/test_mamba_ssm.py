@@ -34,12 +34,18 @@ def mamba(monkeypatch):
     """Import a module of mamba-ssm without the package's own __init__, which imports its language models."""
     package = types.ModuleType("mamba_ssm")
     package.__path__ = list(importlib.util.find_spec("mamba_ssm").submodule_search_locations)
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "mamba_ssm"}
+    before = {
+        name: module
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] == "mamba_ssm"
+    }
     for name in before:
         del sys.modules[name]
     monkeypatch.setitem(sys.modules, "mamba_ssm", package)
     if importlib.util.find_spec("selective_scan_cuda") is None:
-        monkeypatch.setitem(sys.modules, "selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+        monkeypatch.setitem(
+            sys.modules, "selective_scan_cuda", types.ModuleType("selective_scan_cuda")
+        )
     yield lambda name: importlib.import_module(f"mamba_ssm.{name}")
     for name in [name for name in sys.modules if name.startswith("mamba_ssm.")]:
         del sys.modules[name]
@@ -70,7 +76,9 @@ def test_our_scan_equals_selective_scan_ref_to_second_order(mamba, backend, grou
         del inputs[name]
     theirs = mamba("ops.selective_scan_interface").selective_scan_ref
     assert_equal(
-        value_and_derivatives(lambda **x: selective_scan(**x, delta_softplus=True, backend=backend), inputs),
+        value_and_derivatives(
+            lambda **x: selective_scan(**x, delta_softplus=True, backend=backend), inputs
+        ),
         value_and_derivatives(lambda **x: theirs(**x, delta_softplus=True), inputs),
         # selective_scan_ref computes in float32 whatever it is given.
         2e-5,
@@ -81,18 +89,26 @@ def test_constant_matrices_and_the_last_state_are_theirs(mamba):
     inputs = random_inputs(2, 3, 2, 9, dtype=torch.float32)
     inputs["B"], inputs["C"] = torch.ones(3, 2), torch.full((3, 2), 0.5)
     theirs = mamba("ops.selective_scan_interface").selective_scan_ref
-    got, expected = (scan(**inputs, delta_softplus=True, return_last_state=True) for scan in (selective_scan, theirs))
+    got, expected = (
+        scan(**inputs, delta_softplus=True, return_last_state=True)
+        for scan in (selective_scan, theirs)
+    )
     assert_equal(got, expected, 1e-5)
 
 
-def test_our_scan_equals_the_minimal_state_space_dual_of_mamba_2_to_second_order(mamba, monkeypatch):
+def test_our_scan_equals_the_minimal_state_space_dual_of_mamba_2_to_second_order(
+    mamba, monkeypatch
+):
     kernels = types.ModuleType("ssd_combined")
     kernels.mamba_chunk_scan_combined = None
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.triton.ssd_combined", kernels)
     minimal = mamba("modules.ssd_minimal").ssd_minimal_discrete
     generator = torch.Generator().manual_seed(0)
     shapes = {"x": (2, 8, 3, 4), "dt": (2, 8, 3), "A": (3,), "B": (2, 8, 1, 5), "C": (2, 8, 1, 5)}
-    inputs = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    inputs = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
 
     def theirs(x, dt, A, B, C):
         dt = F.softplus(dt)
@@ -103,7 +119,14 @@ def test_our_scan_equals_the_minimal_state_space_dual_of_mamba_2_to_second_order
         u = x.flatten(2).transpose(1, 2)
         delta = dt.repeat_interleave(4, dim=2).transpose(1, 2)
         rates = -A.exp().repeat_interleave(4)[:, None].expand(12, 5)
-        y = selective_scan(u, delta, rates, B[:, :, 0].transpose(1, 2), C[:, :, 0].transpose(1, 2), delta_softplus=True)
+        y = selective_scan(
+            u,
+            delta,
+            rates,
+            B[:, :, 0].transpose(1, 2),
+            C[:, :, 0].transpose(1, 2),
+            delta_softplus=True,
+        )
         return y.transpose(1, 2).reshape(x.shape)
 
     assert_equal(value_and_derivatives(ours, inputs), value_and_derivatives(theirs, inputs), 1e-10)

@@ -62,21 +62,33 @@ def test_going_beyond_the_limit_stops_the_computation_in_the_middle(backward):
     y = x.exp().sum()
     with pytest.raises(MemoryError, match="8,0.. bytes were taken, 6,000 are allowed"):
         with MemoryWatch(6000):
-            torch.autograd.grad(y, x, create_graph=True)[0].exp() if backward else x.detach().exp() + x.detach().sin()
+            torch.autograd.grad(y, x, create_graph=True)[
+                0
+            ].exp() if backward else x.detach().exp() + x.detach().sin()
 
 
 # --- what is free -----------------------------------------------------------------------------------------------------
 
 
 def test_free_memory_is_between_nothing_and_what_the_machine_has():
-    total = int(next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")))
+    total = int(
+        next(
+            line.split()[1]
+            for line in Path("/proc/meminfo").read_text().splitlines()
+            if line.startswith("MemTotal")
+        )
+    )
     assert 50 * MIB < free_memory(CPU) <= 1024 * total
 
 
 @pytest.mark.parametrize(
     "groups, files, expected",
     [
-        ("0::/box/inner", {"box/inner/memory.max": "3000", "box/inner/memory.current": "1000"}, [2000 + 300]),
+        (
+            "0::/box/inner",
+            {"box/inner/memory.max": "3000", "box/inner/memory.current": "1000"},
+            [2000 + 300],
+        ),
         ("0::/outside", {"memory.max": "5000", "memory.current": "1000"}, [4000 + 300]),
         ("0::/", {"memory.max": "max", "memory.current": "1000"}, []),
         (
@@ -86,23 +98,40 @@ def test_free_memory_is_between_nothing_and_what_the_machine_has():
         ),
         (
             "0::/job/step/task",
-            {"job/memory.max": "7000", "job/memory.current": "4000", "job/step/task/memory.max": "max"},
+            {
+                "job/memory.max": "7000",
+                "job/memory.current": "4000",
+                "job/step/task/memory.max": "max",
+            },
             [3000 + 300],
         ),
         ("nonsense", {}, []),
     ],
-    ids=["version 2", "a container's root", "no limit", "version 1", "a batch system's job", "unreadable"],
+    ids=[
+        "version 2",
+        "a container's root",
+        "no limit",
+        "version 1",
+        "a batch system's job",
+        "unreadable",
+    ],
 )
-def test_limits_of_control_groups_are_obeyed_and_droppable_cache_counts_as_free(tmp_path, monkeypatch, groups, files, expected):
+def test_limits_of_control_groups_are_obeyed_and_droppable_cache_counts_as_free(
+    tmp_path, monkeypatch, groups, files, expected
+):
     (tmp_path / "self").write_text(groups)
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content + "\n")
-        (tmp_path / name).with_name("memory.stat").write_text("anon 5\ninactive_file 300\ntotal_inactive_file 300\n")
+        (tmp_path / name).with_name("memory.stat").write_text(
+            "anon 5\ninactive_file 300\ntotal_inactive_file 300\n"
+        )
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
     real = Path.read_text
     monkeypatch.setattr(
-        Path, "read_text", lambda path: real(tmp_path / "self" if str(path) == "/proc/self/cgroup" else path)
+        Path,
+        "read_text",
+        lambda path: real(tmp_path / "self" if str(path) == "/proc/self/cgroup" else path),
     )
     assert memory._left_by_control_groups() == expected
     if expected:
@@ -111,7 +140,9 @@ def test_limits_of_control_groups_are_obeyed_and_droppable_cache_counts_as_free(
 
 def test_free_memory_is_known_without_torch():
     program = "import sys; from landscape.memory import free_memory; print(free_memory() > 0, 'torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
     assert result.stdout.split() == ["True", "False"]
 
 
@@ -208,14 +239,20 @@ def outcomes():
     """What every line of the plan came to, each in a process of its own."""
     text = json.dumps(list(PLAN.values()))
     # A nanny of Dask that ran in this process before leaves a setting of glibc's allocator, with which small limits do not hold.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+    }
     command = [sys.executable, "-c", PROGRAM]
-    finished = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, timeout=500)
+    finished = subprocess.run(
+        command, env=environment, input=text, capture_output=True, text=True, timeout=500
+    )
     assert finished.returncode == 0, finished.stderr[-2000:]
     return dict(zip(PLAN, map(json.loads, finished.stdout.splitlines()), strict=True))
 
 
-def test_an_address_space_that_cannot_hold_the_graph_falls_back_and_gives_the_same_product(outcomes):
+def test_an_address_space_that_cannot_hold_the_graph_falls_back_and_gives_the_same_product(
+    outcomes,
+):
     assert outcomes["enough"][:2] == ["retained", []]
     product, failed, values = outcomes["too little"]
     assert product == "rows" and "retained" in failed
@@ -254,7 +291,13 @@ def test_memory_of_row_chunks_does_not_grow_with_the_batch(outcomes):
 
 def switches():
     backends = torch.backends
-    parts = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    parts = (
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.cuda.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.matmul,
+    )
     return [part.fp32_precision for part in parts], torch.get_float32_matmul_precision()
 
 
@@ -271,13 +314,21 @@ def some_precision(request):
     torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision(legacy)
     backends = torch.backends
-    parts = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul)
+    parts = (
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.cuda.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.matmul,
+    )
     for part, precision in zip(parts, before):
         part.fp32_precision = precision
 
 
 @pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp", "rows"])
-def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(some_precision, product):
+def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(
+    some_precision, product
+):
     seen = []
 
     class Spy(torch.autograd.Function):
@@ -301,7 +352,10 @@ def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(s
         def jvp(ctx, tangent):
             return tangent.clone()
 
-    objective = Objective(lambda params, batch: Spy.apply(batch["x"] @ params["w"]), lambda f, batch: (f @ f.T).exp().sum())
+    objective = Objective(
+        lambda params, batch: Spy.apply(batch["x"] @ params["w"]),
+        lambda f, batch: (f @ f.T).exp().sum(),
+    )
     x = torch.randn(6, 3, generator=seeded(0))
     before = switches()
     for allowed, expected in ((False, "ieee"), (True, "tf32")):

@@ -13,9 +13,21 @@ from test_log import records_alive
 from test_store import assert_holds, entries, refusal, write
 
 from landscape.cli import main
-from landscape.store import SpectrumStore, SpectrumWriter, describe, merge_stores, parts_folder, schema
+from landscape.store import (
+    SpectrumStore,
+    SpectrumWriter,
+    describe,
+    merge_stores,
+    parts_folder,
+    schema,
+)
 
-ALL = [f"{name}/{epoch}/{batch}" for name in ("wide", "narrow") for epoch in (0, 2) for batch in range(4)]
+ALL = [
+    f"{name}/{epoch}/{batch}"
+    for name in ("wide", "narrow")
+    for epoch in (0, 2)
+    for batch in range(4)
+]
 
 
 @pytest.fixture
@@ -43,10 +55,17 @@ def test_shards_become_the_store_that_one_run_would_have_written(folder, tmp_pat
         as_parts(parts_folder(paths[1]))
     before = contents(folder)
     report = merge_stores(paths, folder / "all.h5")
-    assert (report.num_records, report.num_planned, report.num_equal, report.num_close) == (16, 16, 0, 0)
+    assert (report.num_records, report.num_planned, report.num_equal, report.num_close) == (
+        16,
+        16,
+        0,
+        0,
+    )
     assert report.sources == tuple(zip(paths, (6, 5, 5)))
     after = contents(folder)
-    assert {path: after[path] for path in before} == before and set(after) - set(before) == {folder / "all.h5"}
+    assert {path: after[path] for path in before} == before and set(after) - set(before) == {
+        folder / "all.h5"
+    }
     with SpectrumStore.open(folder / "all.h5") as store:
         assert_holds(store, ALL)
         assert store.series() == ("wide", "narrow") and store.plan.keys() == ALL
@@ -54,12 +73,20 @@ def test_shards_become_the_store_that_one_run_would_have_written(folder, tmp_pat
     assert write(folder / "all.h5", manifest_of(tmp_path)) == []
     write(folder / "one.h5", manifest_of(tmp_path))
     with h5py.File(folder / "all.h5") as merged, h5py.File(folder / "one.h5") as one:
-        assert list(merged["spectra/wide/0"].attrs.items()) == list(one["spectra/wide/0"].attrs.items())
-        np.testing.assert_array_equal(merged["spectra/wide/0/ritz_values"], one["spectra/wide/0/ritz_values"])
+        assert list(merged["spectra/wide/0"].attrs.items()) == list(
+            one["spectra/wide/0"].attrs.items()
+        )
+        np.testing.assert_array_equal(
+            merged["spectra/wide/0/ritz_values"], one["spectra/wide/0/ritz_values"]
+        )
 
 
 def test_series_and_epochs_that_one_store_has_alone_are_joined(folder, tmp_path):
-    for name, series, epochs in [("a", ("wide",), (0, 2)), ("b", ("narrow", "wide"), (0, 1)), ("c", ("third",), (0,))]:
+    for name, series, epochs in [
+        ("a", ("wide",), (0, 2)),
+        ("b", ("narrow", "wide"), (0, 1)),
+        ("c", ("third",), (0,)),
+    ]:
         write(folder / f"{name}.h5", manifest_of(tmp_path, series=series, epochs=epochs))
     report = merge_stores([folder / f"{name}.h5" for name in "abc"], folder / "all.h5")
     with SpectrumStore.open(folder / "all.h5") as store:
@@ -75,7 +102,9 @@ def test_an_output_that_is_a_store_takes_the_records_in(folder, tmp_path):
     write(folder / "all.h5", manifest, keys=ALL[2:4], merge=False)
     write(folder / "b.h5", manifest, keys=ALL[1:9])
     report = merge_stores([folder / "b.h5"], folder / "all.h5")
-    assert report.sources == ((folder / "all.h5", 4), (folder / "b.h5", 5)) and report.num_equal == 3
+    assert (
+        report.sources == ((folder / "all.h5", 4), (folder / "b.h5", 5)) and report.num_equal == 3
+    )
     assert entries(folder) == ["all.h5", "b.h5"]
     with SpectrumStore.open(folder / "all.h5") as store:
         assert_holds(store, ALL[:9])
@@ -83,7 +112,9 @@ def test_an_output_that_is_a_store_takes_the_records_in(folder, tmp_path):
 
 def close_to(key, factor, **changes):
     values = record_of(key).values
-    return record_of(key, values=values * factor, residuals=np.full(K, 1e-6), converged=[True] * K, **changes)
+    return record_of(
+        key, values=values * factor, residuals=np.full(K, 1e-6), converged=[True] * K, **changes
+    )
 
 
 def store_with(path, manifest, records):
@@ -95,13 +126,23 @@ def store_with(path, manifest, records):
 
 def test_records_of_two_machines_are_one_record_where_their_residuals_allow_it(folder, tmp_path):
     manifest, key = manifest_of(tmp_path), ALL[0]
-    a = store_with(folder / "a.h5", manifest, [close_to(key, 1.0), record_of(ALL[1]), record_of(ALL[2])])
-    b = store_with(folder / "b.h5", manifest, [close_to(key, 1 + 1.9e-6), record_of(ALL[1], seconds=99.0), record_of(ALL[3])])
+    a = store_with(
+        folder / "a.h5", manifest, [close_to(key, 1.0), record_of(ALL[1]), record_of(ALL[2])]
+    )
+    b = store_with(
+        folder / "b.h5",
+        manifest,
+        [close_to(key, 1 + 1.9e-6), record_of(ALL[1], seconds=99.0), record_of(ALL[3])],
+    )
     report = merge_stores([a, b], folder / "all.h5")
     assert (report.num_equal, report.num_close, report.num_records) == (1, 1, 4)
-    assert report.largest_difference == pytest.approx(1.9e-6 * abs(record_of(key).values).max(), rel=1e-6)
+    assert report.largest_difference == pytest.approx(
+        1.9e-6 * abs(record_of(key).values).max(), rel=1e-6
+    )
     with SpectrumStore.open(folder / "all.h5") as store:
-        np.testing.assert_array_equal(store.records("wide", 0).eigenvalues[0], record_of(key).values)
+        np.testing.assert_array_equal(
+            store.records("wide", 0).eigenvalues[0], record_of(key).values
+        )
     # Two equal sizes of opposite sign may come in either order.
     values = np.array([5.0, -4.999999, 1.0])
     bound = {"residuals": np.full(K, 1e-6), "converged": [True] * K}
@@ -114,15 +155,31 @@ def test_records_of_two_machines_are_one_record_where_their_residuals_allow_it(f
     ("first", "second"),
     [
         (close_to(ALL[0], 1.0), close_to(ALL[0], 1 + 2.1e-6)),
-        (close_to(ALL[0], 1.0), record_of(ALL[0], residuals=[np.inf] * K, converged=[False] * K, values=[1, 2, 3])),
-        (close_to(ALL[0], 1.0), record_of(ALL[0], residuals=[np.nan] * K, converged=[False] * K, values=[1, 2, 3])),
+        (
+            close_to(ALL[0], 1.0),
+            record_of(ALL[0], residuals=[np.inf] * K, converged=[False] * K, values=[1, 2, 3]),
+        ),
+        (
+            close_to(ALL[0], 1.0),
+            record_of(ALL[0], residuals=[np.nan] * K, converged=[False] * K, values=[1, 2, 3]),
+        ),
     ],
 )
-def test_two_records_of_one_batch_that_disagree_are_refused_by_name(folder, tmp_path, first, second):
+def test_two_records_of_one_batch_that_disagree_are_refused_by_name(
+    folder, tmp_path, first, second
+):
     manifest = manifest_of(tmp_path)
-    paths = [store_with(folder / f"{number}.h5", manifest, [record]) for number, record in enumerate((first, second))]
+    paths = [
+        store_with(folder / f"{number}.h5", manifest, [record])
+        for number, record in enumerate((first, second))
+    ]
     before = contents(folder)
-    refusal(lambda: merge_stores(paths, folder / "all.h5"), str(paths[1]), ALL[0], "one of the two is wrong")
+    refusal(
+        lambda: merge_stores(paths, folder / "all.h5"),
+        str(paths[1]),
+        ALL[0],
+        "one of the two is wrong",
+    )
     assert contents(folder) == before and entries(folder) == ["0.h5", "1.h5"]
 
 
@@ -134,17 +191,27 @@ def test_spectra_of_modules_are_joined_and_compared_too(folder, tmp_path):
     assert (report.num_records, report.num_module_records, report.num_equal) == (1, 6, 1)
     with SpectrumStore.open(folder / "all.h5") as store:
         assert store.completed_modules() == frozenset(ALL[:6])
-        np.testing.assert_array_equal(store.modules("wide", 2).eigenvalues[1], module_record(ALL[5]).eigenvalues)
+        np.testing.assert_array_equal(
+            store.modules("wide", 2).eigenvalues[1], module_record(ALL[5]).eigenvalues
+        )
     exact = [module_record(ALL[2]) for _ in range(2)]
     for factor, record in enumerate(exact, start=1):
         object.__setattr__(record, "eigenvalues", record.eigenvalues * factor)
         object.__setattr__(record, "residuals", np.full_like(record.residuals, 0.1))
-    c, e = (store_with(folder / f"c{number}.h5", manifest, [record]) for number, record in enumerate(exact))
-    refusal(lambda: merge_stores([c, e], folder / "x.h5"), f"spectra of the modules of {ALL[2]} differs in eigenvalues")
+    c, e = (
+        store_with(folder / f"c{number}.h5", manifest, [record])
+        for number, record in enumerate(exact)
+    )
+    refusal(
+        lambda: merge_stores([c, e], folder / "x.h5"),
+        f"spectra of the modules of {ALL[2]} differs in eigenvalues",
+    )
     other = module_record(ALL[7])
     object.__setattr__(other, "modules", ("a", "c"))
     d = store_with(folder / "d.h5", manifest, [other])
-    refusal(lambda: merge_stores([a, d], folder / "x.h5"), "2 modules, and of 2 others", "--modules")
+    refusal(
+        lambda: merge_stores([a, d], folder / "x.h5"), "2 modules, and of 2 others", "--modules"
+    )
     assert not (folder / "x.h5").exists()
 
 
@@ -153,14 +220,21 @@ def test_spectra_of_modules_are_joined_and_compared_too(folder, tmp_path):
     [
         ({"tol": 0.5}, ["hessian.tol is 0.5, but 0.001", "not comparable"]),
         ({"num_samples": 75}, ["data.num_samples is 75, but 60"]),
-        ({"model": "vit_small_64"}, ["model of series 'wide' is 'vit_small_64', but 'vit_tiny_64'"]),
+        (
+            {"model": "vit_small_64"},
+            ["model of series 'wide' is 'vit_small_64', but 'vit_tiny_64'"],
+        ),
     ],
 )
 def test_stores_of_other_settings_are_refused_by_the_setting(folder, tmp_path, change, words):
     write(folder / "a.h5", manifest_of(tmp_path))
     write(folder / "b.h5", manifest_of(tmp_path, **change))
     before = contents(folder)
-    refusal(lambda: merge_stores([folder / "a.h5", folder / "b.h5"], folder / "all.h5"), str(folder / "b.h5"), *words)
+    refusal(
+        lambda: merge_stores([folder / "a.h5", folder / "b.h5"], folder / "all.h5"),
+        str(folder / "b.h5"),
+        *words,
+    )
     refusal(lambda: merge_stores([folder / "b.h5"], folder / "a.h5"), str(folder / "b.h5"), *words)
     assert contents(folder) == before
 
@@ -170,8 +244,20 @@ def test_other_weights_and_other_pairs_are_refused(folder, tmp_path):
     a = store_with(folder / "a.h5", manifest, [record_of("wide/0/0")])
     b = store_with(folder / "b.h5", manifest, [record_of("wide/0/1", checkpoint_sha256="0" * 64)])
     c = store_with(folder / "c.h5", manifest, [record_of("wide/2/0", batch_sha256="0" * 64)])
-    refusal(lambda: merge_stores([a, b], folder / "all.h5"), str(b), "epoch 0 of series 'wide'", "0" * 64, "two checkpoints")
-    refusal(lambda: merge_stores([a, c], folder / "all.h5"), str(c), "batch 0 of series 'wide'", "0" * 64, "pairs")
+    refusal(
+        lambda: merge_stores([a, b], folder / "all.h5"),
+        str(b),
+        "epoch 0 of series 'wide'",
+        "0" * 64,
+        "two checkpoints",
+    )
+    refusal(
+        lambda: merge_stores([a, c], folder / "all.h5"),
+        str(c),
+        "batch 0 of series 'wide'",
+        "0" * 64,
+        "pairs",
+    )
     assert entries(folder) == ["a.h5", "b.h5", "c.h5"]
 
 
@@ -180,18 +266,31 @@ def test_a_store_that_is_written_or_named_twice_or_missing_is_refused(folder, tm
     os.symlink(a, folder / "link.h5")
     refusal(lambda: merge_stores([a, folder / "link.h5"], folder / "all.h5"), "named twice")
     refusal(lambda: merge_stores([a, b], folder / "link.h5"), "it is the output too")
-    refusal(lambda: merge_stores([a, folder / "none.h5"], folder / "all.h5"), "there is no such store")
+    refusal(
+        lambda: merge_stores([a, folder / "none.h5"], folder / "all.h5"), "there is no such store"
+    )
     for name, word in [("thesis.h5", "not an HDF5 file"), ("other.h5", "not a landscape store")]:
         (folder / "thesis.h5").write_text("mine")
         h5py.File(folder / "other.h5", "w").close()
         refusal(lambda name=name: merge_stores([a, b], folder / name), word)
     with SpectrumWriter(folder / "running.h5", manifest) as writer:
         writer.add(record_of(ALL[0]))
-        refusal(lambda: merge_stores([a, folder / "running.h5"], folder / "all.h5"), f"process {os.getpid()}", "is writing it")
-        refusal(lambda: merge_stores([a], folder / "running.h5"), f"process {os.getpid()}", "is writing it")
+        refusal(
+            lambda: merge_stores([a, folder / "running.h5"], folder / "all.h5"),
+            f"process {os.getpid()}",
+            "is writing it",
+        )
+        refusal(
+            lambda: merge_stores([a], folder / "running.h5"),
+            f"process {os.getpid()}",
+            "is writing it",
+        )
     assert merge_stores([a, folder / "running.h5"], folder / "all.h5").num_equal == 1
     write(folder / "empty.h5", manifest, keys=[], merge=False)
-    assert not parts_folder(folder / "empty.h5").exists() and not parts_folder(folder / "none.h5").exists()
+    assert (
+        not parts_folder(folder / "empty.h5").exists()
+        and not parts_folder(folder / "none.h5").exists()
+    )
 
 
 def test_an_output_whose_plan_is_lost_keeps_its_records(folder, tmp_path):
@@ -224,7 +323,11 @@ def test_damage_in_a_store_is_said_and_costs_what_is_damaged(folder, tmp_path):
     content[500] ^= 1
     log.write_bytes(content)
     report = merge_stores([a, b], folder / "all.h5")
-    assert report.num_records == 15 and len(report.rejected) == 1 and f"not used: {log}" in report.summary()
+    assert (
+        report.num_records == 15
+        and len(report.rejected) == 1
+        and f"not used: {log}" in report.summary()
+    )
 
 
 def test_one_checkpoint_is_in_memory_at_a_time(folder, tmp_path, monkeypatch):
@@ -255,5 +358,9 @@ def test_the_command_says_what_came_from_where(folder, tmp_path):
     ]
     assert "unfinished: 12 of 16 records" in describe(names[2])[0]
     again = CliRunner().invoke(main, ["merge", *names[:2], "-o", names[0]])
-    assert again.exit_code == 2 and "it is the output too" in again.stderr and len(again.stderr.splitlines()) == 1
+    assert (
+        again.exit_code == 2
+        and "it is the output too" in again.stderr
+        and len(again.stderr.splitlines()) == 1
+    )
     assert CliRunner().invoke(main, ["merge", "-o", names[2]]).exit_code == 2

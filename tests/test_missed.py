@@ -24,7 +24,9 @@ from landscape.linalg.value_bounds import value_bounds
 RNG = np.random.default_rng(5)
 
 
-def chains(values: np.ndarray, starts: np.ndarray, num_products: int) -> tuple[np.ndarray, np.ndarray]:
+def chains(
+    values: np.ndarray, starts: np.ndarray, num_products: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients alpha and beta (starts, m) of diag(values) from many starts at once, by Lanczos with reorthogonalisation."""
     V = [starts / np.linalg.norm(starts, axis=1, keepdims=True)]
     alpha, beta = [], []
@@ -40,7 +42,9 @@ def chains(values: np.ndarray, starts: np.ndarray, num_products: int) -> tuple[n
 
 
 def chain_of(values: np.ndarray, num_products: int, *, seed: int = 0) -> Chain:
-    alpha, beta = chains(values, np.random.default_rng(seed).standard_normal((1, len(values))), num_products)
+    alpha, beta = chains(
+        values, np.random.default_rng(seed).standard_normal((1, len(values))), num_products
+    )
     return Chain(alpha[0], beta[0], len(values), error=0.0, start_error=0.0)
 
 
@@ -64,8 +68,13 @@ def test_the_sum_is_one_over_the_least_mass_of_a_polynomial_that_is_one_there():
     points = np.array([-3.0, -1.0, 0.3, 2.0, 4.0])
     sums = christoffel_sums(Chain(alpha[0], beta[0], 15, 0.0, 0.0), points)[0]
     with mpmath.workdps(80):
-        weights = [mpmath.mpf(c) ** 2 / mpmath.fsum(mpmath.mpf(c) ** 2 for c in start) for c in start]
-        moments = [mpmath.fsum(w * mpmath.mpf(v) ** j for w, v in zip(weights, values)) for j in range(2 * m + 1)]
+        weights = [
+            mpmath.mpf(c) ** 2 / mpmath.fsum(mpmath.mpf(c) ** 2 for c in start) for c in start
+        ]
+        moments = [
+            mpmath.fsum(w * mpmath.mpf(v) ** j for w, v in zip(weights, values))
+            for j in range(2 * m + 1)
+        ]
         M = mpmath.matrix(m + 1, m + 1)
         for i in range(m + 1):
             for j in range(m + 1):
@@ -88,13 +97,23 @@ def test_a_component_of_the_start_is_never_more_than_the_sum_allows():
 def test_what_is_said_of_a_cell_holds_everywhere_in_it():
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        chain = chain_of(rng.standard_normal(60) * 10 ** rng.uniform(-2, 0, 60), int(rng.integers(2, 12)), seed=seed)
+        chain = chain_of(
+            rng.standard_normal(60) * 10 ** rng.uniform(-2, 0, 60),
+            int(rng.integers(2, 12)),
+            seed=seed,
+        )
         nodes = chain.rule()[0]
         outermost = np.abs(nodes).max()
-        points = np.unique(np.concatenate([nodes, rng.uniform(nodes[0], nodes[-1], 30), [-2 * outermost, 2 * outermost]]))
+        points = np.unique(
+            np.concatenate(
+                [nodes, rng.uniform(nodes[0], nodes[-1], 30), [-2 * outermost, 2 * outermost]]
+            )
+        )
         on_cells = christoffel_sums(chain, points)[1]
         for cell, (a, b) in enumerate(zip(points, [*points[1:], 5 * outermost])):
-            inside = christoffel_sums(chain, np.append(np.linspace(a, b, 200), 10 * outermost))[0][:-1]
+            inside = christoffel_sums(chain, np.append(np.linspace(a, b, 200), 10 * outermost))[0][
+                :-1
+            ]
             assert inside.min() >= on_cells[cell] * (1 - 1e-9), (seed, cell)
     # And on short cells it is about the least of it.
     fine = np.unique(np.append(np.linspace(nodes[0], nodes[-1], 4000), nodes))
@@ -126,7 +145,12 @@ def test_an_eigenvalue_is_excluded_no_more_often_than_is_said(hidden):
     values = np.append(np.linspace(-1, 1, n - 1), hidden)
     starts = np.random.default_rng(1).standard_normal((num_starts, n))
     alpha, beta = chains(values, starts, 16)
-    sums, before, now, coupling = np.ones(num_starts), np.zeros(num_starts), np.ones(num_starts), np.zeros(num_starts)
+    sums, before, now, coupling = (
+        np.ones(num_starts),
+        np.zeros(num_starts),
+        np.ones(num_starts),
+        np.zeros(num_starts),
+    )
     for j in range(16):
         before, now = now, ((hidden - alpha[:, j]) * now - coupling * before) / beta[:, j]
         coupling = beta[:, j]
@@ -167,25 +191,41 @@ def test_a_look_misses_a_place_no_more_often_than_it_says(which):
 
 def test_a_look_says_where_an_eigenvalue_can_be_and_rounding_sets_a_limit():
     values = np.concatenate([[3.0, 2.0], np.linspace(-1, 1, 400)])
-    longer = [look(chain_of(values, m), "LM", np.array([3.0, 2.0]), np.zeros(0), slack=2e-3) for m in (4, 8, 16, 24)]
-    distances, chances = ([getattr(made, name) for made, _ in longer] for name in ("distance", "far_probability"))
-    assert distances == sorted(distances, reverse=True) and distances[0] == np.inf and distances[-1] < 1e-2
+    longer = [
+        look(chain_of(values, m), "LM", np.array([3.0, 2.0]), np.zeros(0), slack=2e-3)
+        for m in (4, 8, 16, 24)
+    ]
+    distances, chances = (
+        [getattr(made, name) for made, _ in longer] for name in ("distance", "far_probability")
+    )
+    assert (
+        distances == sorted(distances, reverse=True)
+        and distances[0] == np.inf
+        and distances[-1] < 1e-2
+    )
     assert chances[0] > 0.1 and chances[-1] < 1e-4
     assert all(within_reach for _, within_reach in longer)
     # A component below error / (distance from the bulk, 2.1 to 4) cannot be told, nor one below what the start was rounded by.
     exact = chain_of(values, 24)
-    for noisy, least in [(replace(exact, error=1e-2), 1e-2 / 4), (replace(exact, start_error=1e-2), 1e-2)]:
+    for noisy, least in [
+        (replace(exact, error=1e-2), 1e-2 / 4),
+        (replace(exact, start_error=1e-2), 1e-2),
+    ]:
         capped, within_reach = look(noisy, "LM", np.array([3.0, 2.0]), np.zeros(0), slack=2e-3)
         assert not within_reach and not capped.satisfied
         assert capped.far_probability > least * math.sqrt(2 * 401 / math.pi)
-    assert look(replace(exact, error=1e-4), "LM", np.array([3.0, 2.0]), np.zeros(0), slack=2e-3)[0].satisfied
+    assert look(replace(exact, error=1e-4), "LM", np.array([3.0, 2.0]), np.zeros(0), slack=2e-3)[
+        0
+    ].satisfied
 
 
 def test_both_ends_are_looked_at_for_magnitude_and_one_otherwise():
     """At the negative end little is seen of the spectrum so far: a chain of few products with a wide bulk below zero."""
     chain = chain_of(np.concatenate([[4.0, 3.0], np.linspace(-2.9, 0, 500)]), 10)
     found = np.array([4.0, 3.0])
-    at_both, above = (look(chain, which, found, np.zeros(0), slack=3e-3)[0] for which in ("LM", "LA"))
+    at_both, above = (
+        look(chain, which, found, np.zeros(0), slack=3e-3)[0] for which in ("LM", "LA")
+    )
     below = look(chain.mirrored(), "SA", -found, np.zeros(0), slack=3e-3)[0]
     assert above == below and above.satisfied
     assert at_both.distance > 1.9 and at_both.far_probability > 100 * above.far_probability
@@ -194,13 +234,19 @@ def test_both_ends_are_looked_at_for_magnitude_and_one_otherwise():
 def test_a_place_beside_a_value_that_is_not_wanted_but_has_converged_is_near_a_value_found():
     values = np.concatenate([[5.0, 4.0, -3.98], np.linspace(-1, 1, 300)])
     chain, found = chain_of(values, 7), np.array([5.0, 4.0])
-    without, with_other = (look(chain, "LM", found, others, slack=4e-3)[0] for others in (np.zeros(0), np.array([-3.98])))
+    without, with_other = (
+        look(chain, "LM", found, others, slack=4e-3)[0]
+        for others in (np.zeros(0), np.array([-3.98]))
+    )
     assert without.distance == np.inf and with_other.distance < 0.2
     assert without.far_probability > 2 * with_other.far_probability
 
 
 def test_the_words_say_no_less_than_the_numbers():
-    fractions, shown = (0.05, 0.0312, 0.03, 1.0, 3.4201, 0.0, 1e-4), ["5 %", "3.2 %", "3 %", "100 %", "350 %", "0 %", "0.01 %"]
+    fractions, shown = (
+        (0.05, 0.0312, 0.03, 1.0, 3.4201, 0.0, 1e-4),
+        ["5 %", "3.2 %", "3 %", "100 %", "350 %", "0 %", "0.01 %"],
+    )
     assert [percent_up(fraction) for fraction in fractions] == shown
     made = MissedLook(probability=0.01, distance=0.0421, near=0.05, far_probability=0.004)
     assert str(made) == (
@@ -216,7 +262,9 @@ def test_the_words_say_no_less_than_the_numbers():
 THRESHOLD = 0.01 * math.sqrt(math.pi / (2 * 1200))
 
 
-def hiding(component: float, *, hidden: float, seed: int, n: int = 1201) -> tuple[np.ndarray, DenseOperator]:
+def hiding(
+    component: float, *, hidden: float, seed: int, n: int = 1201
+) -> tuple[np.ndarray, DenseOperator]:
     """Eigenvalues and a matrix in which `hidden` has an eigenvector with this component along eigsh's start from the seed."""
     start = torch.randn(n, generator=seeded(seed), dtype=torch.float64).numpy()
     start /= np.linalg.norm(start)
@@ -256,7 +304,9 @@ def test_a_start_that_lacks_more_than_the_threshold_is_the_one_in_a_hundred(seed
     assert pairs.missed.satisfied
     np.testing.assert_allclose(pairs.values.numpy(), [10, -9], rtol=1e-3)
     # A thorough second start shows it.
-    np.testing.assert_allclose(eigsh(A, 2, seed=seed, num_checks=10).values.numpy(), wanted(values, 2, "LM"), rtol=1e-4)
+    np.testing.assert_allclose(
+        eigsh(A, 2, seed=seed, num_checks=10).values.numpy(), wanted(values, 2, "LM"), rtol=1e-4
+    )
 
 
 def spectrum_of(trial: int) -> np.ndarray:
@@ -270,7 +320,8 @@ def spectrum_of(trial: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("which", "dtype"), [("LM", torch.float32), ("LM", torch.float64), ("LA", torch.float32), ("SA", torch.float64)]
+    ("which", "dtype"),
+    [("LM", torch.float32), ("LM", torch.float64), ("LA", torch.float32), ("SA", torch.float64)],
 )
 def test_in_500_trials_the_top_values_are_the_top_values(which, dtype):
     """125 trials of three values in each case, so 1 % allows for 3.75 values that were missed farther than is said.
@@ -305,7 +356,10 @@ def test_large_operators_are_looked_at_along_the_first_chain_for_few_products_an
     assert without.missed.distance >= pairs.missed.distance and spot.missed is not None
     small = eigsh(Diagonal(torch.from_numpy(values[:1000])), 5)
     assert small.missed is None and small.copies_checked and "further eigenvalue" not in repr(small)
-    assert small.num_matvecs > eigsh(Diagonal(torch.from_numpy(values[:1000])), 5, num_checks=0).num_matvecs
+    assert (
+        small.num_matvecs
+        > eigsh(Diagonal(torch.from_numpy(values[:1000])), 5, num_checks=0).num_matvecs
+    )
 
 
 def test_a_recycled_start_is_not_random_and_gets_the_spot_check():
@@ -325,7 +379,10 @@ def test_where_the_look_cannot_get_there_a_second_start_is_made():
     class Coarse(Diagonal):
         error_estimate = 2e-3
 
-    noisy, noisy_without = eigsh(Coarse(A.entries), 5, tol=1e-2), eigsh(Coarse(A.entries), 5, tol=1e-2, num_checks=0)
+    noisy, noisy_without = (
+        eigsh(Coarse(A.entries), 5, tol=1e-2),
+        eigsh(Coarse(A.entries), 5, tol=1e-2, num_checks=0),
+    )
     assert noisy.num_matvecs == noisy_without.num_matvecs + 4 and not noisy.missed.satisfied
     # Three values alone: the chain ends after three products.
     few = Diagonal(torch.from_numpy(np.concatenate([[3.0, 3.0, 2.0], np.zeros(1100)])))
@@ -336,7 +393,11 @@ def test_where_the_look_cannot_get_there_a_second_start_is_made():
         pairs, without = eigsh(A, 5, **limited), eigsh(A, 5, **limited, num_checks=0)
         np.testing.assert_allclose(pairs.values.numpy(), [10, -8, 7, 5, 4], rtol=1e-9)
         assert without.num_matvecs > max_basis and pairs.missed.satisfied == satisfied
-        assert pairs.num_matvecs == without.num_matvecs if satisfied else pairs.num_matvecs >= without.num_matvecs + 4
+        assert (
+            pairs.num_matvecs == without.num_matvecs
+            if satisfied
+            else pairs.num_matvecs >= without.num_matvecs + 4
+        )
 
 
 def test_a_run_that_is_not_settled_makes_no_look():
@@ -362,7 +423,9 @@ def test_the_recurrence_is_that_of_the_first_chain_until_a_restart_or_a_second_s
             basis.expand()
         for ours, exact in zip(basis.recurrence(), (alpha, beta)):
             np.testing.assert_allclose(ours, exact[0], rtol=1e-10)
-    ended = KrylovBasis(Diagonal(torch.tensor([1.0, 2.0, 2.0, 3.0], dtype=torch.float64)), generator=seeded(0))
+    ended = KrylovBasis(
+        Diagonal(torch.tensor([1.0, 2.0, 2.0, 3.0], dtype=torch.float64)), generator=seeded(0)
+    )
     for _ in range(4):
         ended.expand()
     assert [len(part) for part in ended.recurrence()] == [2, 2]
@@ -400,7 +463,9 @@ def test_a_cluster_has_the_bound_of_the_cluster_and_without_a_gap_the_residual_s
 
 
 def test_small_residuals_beside_large_ones_keep_their_share():
-    bounds = value_bounds(np.array([9.0, 5.0]), np.array([1e-9, 1e-1]), np.array([1.0]), np.array([0.1]), error=0.0)
+    bounds = value_bounds(
+        np.array([9.0, 5.0]), np.array([1e-9, 1e-1]), np.array([1.0]), np.array([0.1]), error=0.0
+    )
     # Alone it is coupled by 1e-9 to what lies at least 3.9 away.
     assert bounds[0] == pytest.approx(1e-18 / 3.9, rel=1e-3, abs=0) and 1e-3 < bounds[1] < 3e-3
 
@@ -416,7 +481,9 @@ def assumption_holds(matrix: np.ndarray, pairs) -> bool:
         for stop in range(first + 1, len(order) + 1):
             inside = order[first:stop]
             others = np.setdiff1d(order, inside)
-            basis = np.linalg.qr(np.column_stack([vectors[:, inside], np.eye(len(matrix))]))[0][:, len(inside) :]
+            basis = np.linalg.qr(np.column_stack([vectors[:, inside], np.eye(len(matrix))]))[0][
+                :, len(inside) :
+            ]
             rest = np.linalg.eigvalsh(basis.T @ matrix @ basis)
             bound = (pairs.residuals * pairs.values.abs()).numpy()[others]
             near = (np.abs(rest[:, None] - values[others]) <= bound * (1 + 1e-9)).any(axis=1)

@@ -46,7 +46,8 @@ def small_names(tmp_path_factory):
     configs = {
         "test_custom_text": SMALL | {"custom_text": True},
         "test_sigmoid": SMALL | {"custom_text": True, "init_logit_bias": -10},
-        "test_captioning": SMALL | {"custom_text": True, "multimodal_cfg": {"width": 8, "heads": 2, "layers": 1}},
+        "test_captioning": SMALL
+        | {"custom_text": True, "multimodal_cfg": {"width": 8, "heads": 2, "layers": 1}},
     }
     for name, config in configs.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
@@ -87,7 +88,12 @@ def test_importing_again_registers_nothing_twice():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"), [("vit_tinny_64", "vit_tiny_64"), ("vit-b-32", "ViT-B-32"), ("timm:resnet_18", "timm:resnet18")]
+    ("wrong", "right"),
+    [
+        ("vit_tinny_64", "vit_tiny_64"),
+        ("vit-b-32", "ViT-B-32"),
+        ("timm:resnet_18", "timm:resnet18"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_ones(wrong, right):
     with pytest.raises(ModelError, match=right) as caught:
@@ -119,7 +125,11 @@ def test_building_leaves_every_global_generator_as_it_was():
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     undisturbed = torch.rand(3), random.random(), np.random.rand()
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
-    build_model("vit_tiny_64", seed=0), build_model("vit_tiny_64"), build_model("timm:resnet18", seed=0)
+    (
+        build_model("vit_tiny_64", seed=0),
+        build_model("vit_tiny_64"),
+        build_model("timm:resnet18", seed=0),
+    )
     disturbed = torch.rand(3), random.random(), np.random.rand()
     assert torch.equal(undisturbed[0], disturbed[0]) and undisturbed[1:] == disturbed[1:]
 
@@ -132,8 +142,14 @@ def test_without_a_seed_no_two_models_are_alike():
 
 
 def test_a_float64_model_has_the_float32_models_weights_and_is_in_eval_mode():
-    single, double = build_model("vit_tiny_64", seed=0), build_model("vit_tiny_64", seed=0, dtype=torch.float64)
-    assert all(torch.equal(a.double(), b) for a, b in zip(single.parameters(), double.parameters(), strict=True))
+    single, double = (
+        build_model("vit_tiny_64", seed=0),
+        build_model("vit_tiny_64", seed=0, dtype=torch.float64),
+    )
+    assert all(
+        torch.equal(a.double(), b)
+        for a, b in zip(single.parameters(), double.parameters(), strict=True)
+    )
     assert not any(module.training for module in double.modules())
 
 
@@ -159,14 +175,21 @@ def test_a_classifier_is_timms(tiny):
     torch.set_rng_state(state)
     for name in ("timm:resnet18", "timm/resnet18"):
         actual = build_model(name, seed=3, num_classes=10)
-        assert all(torch.equal(a, b) for a, b in zip(actual.parameters(), expected.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(actual.parameters(), expected.parameters(), strict=True)
+        )
         assert not actual.training
     with pytest.raises(ValueError, match="num_classes"):
         build_model("vit_tiny_64", num_classes=10)
 
 
 def needs_the_hub():
-    return [name for name in open_clip.list_models() if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]]
+    return [
+        name
+        for name in open_clip.list_models()
+        if "hf_model_name" in open_clip.get_model_config(name)["text_cfg"]
+    ]
 
 
 def test_nothing_connects_to_a_network(monkeypatch):
@@ -182,7 +205,12 @@ def test_nothing_connects_to_a_network(monkeypatch):
             build_model(name)
     with pytest.raises(ModelError, match="nothing is downloaded"):
         tokenizer_for("ViT-B-16-SigLIP")
-    build_model("vit_tiny_64"), build_model("timm:resnet18"), tokenizer_for("vit_tiny_64"), preprocess_for("timm:resnet18")
+    (
+        build_model("vit_tiny_64"),
+        build_model("timm:resnet18"),
+        tokenizer_for("vit_tiny_64"),
+        preprocess_for("timm:resnet18"),
+    )
 
 
 # This project's configurations
@@ -207,7 +235,10 @@ def test_the_demo_towers_differ_in_width_alone():
     tiny, small = (open_clip.get_model_config(name) for name in ("vit_tiny_64", "vit_small_64"))
     assert tiny["text_cfg"] == small["text_cfg"]
     assert tiny["vision_cfg"] | {"width": 0} == small["vision_cfg"] | {"width": 0}
-    sizes = [sum(p.numel() for p in build_model(name).visual.parameters()) for name in ("vit_tiny_64", "vit_small_64")]
+    sizes = [
+        sum(p.numel() for p in build_model(name).visual.parameters())
+        for name in ("vit_tiny_64", "vit_small_64")
+    ]
     assert 100_000 <= sizes[0] <= 200_000 and 2 <= sizes[1] / sizes[0] <= 3
 
 
@@ -255,7 +286,10 @@ def test_pixels_become_their_distance_from_the_mean_in_standard_deviations():
         np.testing.assert_allclose(actual.permute(1, 2, 0).numpy(), expected, atol=3e-6)
 
 
-@pytest.mark.parametrize("wrong", [torch.rand(3, 64, 64), np.zeros((3, 64, 64), np.uint8), "a picture", torch.zeros(3, 3)])
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.rand(3, 64, 64), np.zeros((3, 64, 64), np.uint8), "a picture", torch.zeros(3, 3)],
+)
 def test_preprocessing_refuses_what_is_not_a_picture(wrong):
     with pytest.raises(ValueError, match="Expected a PIL picture"):
         preprocess_for("vit_tiny_64")(wrong)
@@ -263,7 +297,10 @@ def test_preprocessing_refuses_what_is_not_a_picture(wrong):
 
 def test_the_papers_models_are_normalised_with_imagenets_statistics():
     preprocessing = preprocess_for("vit_b16_slip")
-    assert preprocessing.mean == timm.data.IMAGENET_DEFAULT_MEAN and preprocessing.std == timm.data.IMAGENET_DEFAULT_STD
+    assert (
+        preprocessing.mean == timm.data.IMAGENET_DEFAULT_MEAN
+        and preprocessing.std == timm.data.IMAGENET_DEFAULT_STD
+    )
     assert preprocessing.interpolation == "bilinear" and preprocessing.size == (224, 224)
 
 
@@ -295,12 +332,19 @@ def test_the_contrastive_loss_is_the_mean_of_the_two_cross_entropies(tiny):
     objective, params = contrastive_objective(tiny)
     batch = batch_for(tiny)
     with torch.no_grad():
-        image, text = tiny.encode_image(batch["image"]).numpy(), tiny.encode_text(batch["text"]).numpy()
+        image, text = (
+            tiny.encode_image(batch["image"]).numpy(),
+            tiny.encode_text(batch["text"]).numpy(),
+        )
         scale = np.exp(tiny.logit_scale.item())
-    cosines = (image / np.linalg.norm(image, axis=1, keepdims=True)) @ (text / np.linalg.norm(text, axis=1, keepdims=True)).T
+    cosines = (image / np.linalg.norm(image, axis=1, keepdims=True)) @ (
+        text / np.linalg.norm(text, axis=1, keepdims=True)
+    ).T
     logits = scale * cosines
     rows, columns = (logsumexp(logits, axis=axis) - np.diag(logits) for axis in (1, 0))
-    assert objective(params, batch).item() == pytest.approx((rows.mean() + columns.mean()) / 2, rel=1e-12)
+    assert objective(params, batch).item() == pytest.approx(
+        (rows.mean() + columns.mean()) / 2, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_64", "test_custom_text"])
@@ -324,7 +368,9 @@ def test_features_and_loss_are_open_clips(name, output_dict, small_names):
 def test_gradients_reach_every_parameter_and_equal_those_through_open_clip(tiny):
     batch = batch_for(tiny)
     objective, params = contrastive_objective(tiny)
-    expected = torch.autograd.grad(open_clip.ClipLoss()(*tiny(batch["image"], batch["text"])), list(tiny.parameters()))
+    expected = torch.autograd.grad(
+        open_clip.ClipLoss()(*tiny(batch["image"], batch["text"])), list(tiny.parameters())
+    )
     actual = gradient(objective, params, batch)
     assert list(params) == [name for name, _ in tiny.named_parameters()]
     # Sums in another order: 1e-12 of the largest entry.
@@ -338,10 +384,15 @@ def test_features_of_chunks_of_rows_are_the_rows_of_the_features(name, small_nam
     batch = batch_for(model)
     objective, params = contrastive_objective(model)
     whole = objective.forward(params, batch)
-    chunks = [objective.forward(params, {key: value[rows] for key, value in batch.items()}) for rows in (slice(2), slice(2, 5))]
+    chunks = [
+        objective.forward(params, {key: value[rows] for key, value in batch.items()})
+        for rows in (slice(2), slice(2, 5))
+    ]
     assert {key: len(value) for key, value in whole.items()} == dict.fromkeys(whole, 5)
     for key, value in whole.items():
-        torch.testing.assert_close(torch.cat([chunk[key] for chunk in chunks]), value, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(
+            torch.cat([chunk[key] for chunk in chunks]), value, rtol=1e-12, atol=1e-13
+        )
 
 
 def test_hessian_products_agree_with_the_dense_hessian(clip_problem, clip_hessian):
@@ -349,7 +400,9 @@ def test_hessian_products_agree_with_the_dense_hessian(clip_problem, clip_hessia
     objective, params = contrastive_objective(clip_problem.model)
     operator = HessianOperator(objective, params, clip_problem.batch)
     V = torch.randn(operator.n, 3, generator=seeded(0), dtype=torch.float64)
-    torch.testing.assert_close(operator @ V, clip_hessian @ V, rtol=1e-9, atol=1e-9 * clip_hessian.abs().max().item())
+    torch.testing.assert_close(
+        operator @ V, clip_hessian @ V, rtol=1e-9, atol=1e-9 * clip_hessian.abs().max().item()
+    )
 
 
 def test_a_sigmoid_model_gets_siglips_loss(small_names):
@@ -361,7 +414,12 @@ def test_a_sigmoid_model_gets_siglips_loss(small_names):
     by_hand = -F.logsigmoid(labels * (scale * image @ text.T + bias)).sum() / 5
     expected = torch.autograd.grad(by_hand, list(model.parameters()))
     torch.testing.assert_close(objective(params, batch), by_hand, rtol=1e-12, atol=0)
-    torch.testing.assert_close(gradient(objective, params, batch), flatten(dict(enumerate(expected))), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        gradient(objective, params, batch),
+        flatten(dict(enumerate(expected))),
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def test_a_model_whose_loss_is_not_known_is_refused(small_names):
@@ -377,22 +435,35 @@ def test_a_model_whose_loss_is_not_known_is_refused(small_names):
 @pytest.mark.parametrize("name", ["vit_tiny_64", "test_custom_text", "test_sigmoid"])
 def test_image_and_text_and_the_scalars_are_all_of_a_model(name, small_names):
     model = build_model(name, seed=0)
-    image, text, everything = (set(contrastive_objective(model, parameters=part)[1]) for part in ("image", "text", "all"))
-    assert image == {key for key in everything if key.startswith("visual.")} and "visual.proj" in image
+    image, text, everything = (
+        set(contrastive_objective(model, parameters=part)[1]) for part in ("image", "text", "all")
+    )
+    assert (
+        image == {key for key in everything if key.startswith("visual.")} and "visual.proj" in image
+    )
     assert not image & text
-    assert everything - image - text == {key for key in ("logit_scale", "logit_bias") if getattr(model, key, None) is not None}
+    assert everything - image - text == {
+        key for key in ("logit_scale", "logit_bias") if getattr(model, key, None) is not None
+    }
     assert any(key.endswith("token_embedding.weight") for key in text)
 
 
 def test_a_towers_gradient_is_its_part_of_the_whole_and_the_rest_stays_constant(tiny):
     batch = batch_for(tiny)
     whole_objective, whole = contrastive_objective(tiny)
-    full = dict(zip(whole, gradient(whole_objective, whole, batch).split([p.numel() for p in whole.values()])))
+    full = dict(
+        zip(
+            whole,
+            gradient(whole_objective, whole, batch).split([p.numel() for p in whole.values()]),
+        )
+    )
     for part in ("image", "text", ["visual.transformer.resblocks.0.*", "logit_scale"]):
         objective, params = contrastive_objective(tiny, parameters=part)
         assert 0 < len(params) < len(whole)
         expected = torch.cat([full[key] for key in params])
-        torch.testing.assert_close(gradient(objective, params, batch), expected, rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(
+            gradient(objective, params, batch), expected, rtol=1e-9, atol=1e-13
+        )
 
 
 def test_a_tower_that_is_partly_frozen_is_taken_without_its_frozen_part(small_names):
@@ -432,7 +503,9 @@ def test_cross_entropy_is_the_mean_negative_log_probability_of_the_labels():
     with torch.no_grad():
         probabilities = softmax(model(image).numpy(), axis=1)
     expected = -np.log(probabilities[np.arange(6), label.numpy()]).mean()
-    assert objective(params, {"image": image, "label": label}).item() == pytest.approx(expected, rel=1e-12)
+    assert objective(params, {"image": image, "label": label}).item() == pytest.approx(
+        expected, rel=1e-12
+    )
     assert list(params) == [name for name, _ in model.named_parameters()]
 
 
@@ -445,11 +518,16 @@ def test_cross_entropy_refuses_a_clip_model_and_its_towers(tiny):
     objective, params = cross_entropy_objective(classifier, parameters="fc.*")
     assert list(params) == ["fc.weight", "fc.bias"]
     with pytest.raises(ObjectiveError, match="uint8"):
-        objective(params, {"image": torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "label": torch.tensor([0, 1])})
+        objective(
+            params,
+            {"image": torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "label": torch.tensor([0, 1])},
+        )
 
 
 @pytest.mark.parametrize("layers", [10**6, [2, 10**9]])
-def test_a_configuration_with_more_layers_than_anybody_builds_is_refused_before_it_is_built(tmp_path, layers):
+def test_a_configuration_with_more_layers_than_anybody_builds_is_refused_before_it_is_built(
+    tmp_path, layers
+):
     config = {"embed_dim": 8, "vision_cfg": {"layers": layers, "width": 8}, "text_cfg": {}}
     (tmp_path / "deep.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="vision_cfg.layers is .* at most 4096"):

@@ -35,7 +35,9 @@ def store(tmp_path):
             if epoch == "2":
                 residuals[2, 0] = 0.5
             changes = {"largest": largest, "largest_residuals": residuals}
-            writer.add_modules(modules_record(key, checkpoint_sha256=digest_of(manifest, key), **changes))
+            writer.add_modules(
+                modules_record(key, checkpoint_sha256=digest_of(manifest, key), **changes)
+            )
         writer.merge()
     return path
 
@@ -61,12 +63,16 @@ def test_values_are_medians_over_the_batches_that_met_the_tolerance(store, tmp_p
     (hatched,) = drawn[0].axes[0].patches
     assert hatched.get_hatch() and hatched.get_xy() == (0.5, 1.5)
     num_series = len(drawn[0].axes) - 1
-    assert f"Left out: {num_series * (2 + BATCHES)} of {num_series * 18} values" in note_of(drawn[0])
+    assert f"Left out: {num_series * (2 + BATCHES)} of {num_series * 18} values" in note_of(
+        drawn[0]
+    )
 
 
 def test_values_without_a_certificate_are_drawn_on_request_and_counted(store, tmp_path, drawn):
     draw_modules(store, tmp_path / "modules.png", keep_unconverged=True, epochs=[2])
-    np.testing.assert_array_equal(drawn[0].axes[0].images[0].get_array().filled(-1), [[211], [221], [231]])
+    np.testing.assert_array_equal(
+        drawn[0].axes[0].images[0].get_array().filled(-1), [[211], [221], [231]]
+    )
     assert "Drawn: " in note_of(drawn[0]) and not drawn[0].axes[0].patches
 
 
@@ -74,9 +80,14 @@ def test_unaudited_spectra_are_stamped(tmp_path, drawn):
     manifest = manifest_of(tmp_path, epochs=(0,), num_batches=1)
     with SpectrumWriter(tmp_path / "x.h5", manifest) as writer:
         for key in writer.plan.keys():
-            facts = {"checkpoint_sha256": digest_of(manifest, key), "extras": {"audit": {"passed": False, "reason": "no"}}}
+            facts = {
+                "checkpoint_sha256": digest_of(manifest, key),
+                "extras": {"audit": {"passed": False, "reason": "no"}},
+            }
             values = np.abs(modules_record(key).largest)
-            writer.add_modules(modules_record(key, largest=values, largest_residuals=0 * values, **facts))
+            writer.add_modules(
+                modules_record(key, largest=values, largest_residuals=0 * values, **facts)
+            )
         writer.merge()
     draw_modules(tmp_path / "x.h5", tmp_path / "modules.png")
     assert "NOT AUDITED" in note_of(drawn[0])
@@ -93,7 +104,12 @@ def test_a_store_without_spectra_of_modules_says_how_to_get_them(tmp_path):
 
 def test_the_command_draws_them_and_refuses_what_it_cannot(store, tmp_path):
     for suffix in ("png", "pdf", "svg"):
-        assert invoke("figure", store, "--kind", "modules", "-o", tmp_path / f"modules.{suffix}").exit_code == 0
+        assert (
+            invoke(
+                "figure", store, "--kind", "modules", "-o", tmp_path / f"modules.{suffix}"
+            ).exit_code
+            == 0
+        )
         assert (tmp_path / f"modules.{suffix}").stat().st_size > 1000
     result = invoke("figure", store, "--kind", "modules", "-o", tmp_path / "x.png", "--epochs", "7")
     assert result.exit_code == 2 and "of epochs 7" in result.stderr
@@ -112,7 +128,9 @@ def test_the_page_of_a_study_holds_the_same_picture_and_none_without_modules(tmp
         write_report(path, tmp_path / f"{modules}.html", keep_unconverged=True, num_resamples=99)
         pages[modules] = (tmp_path / f"{modules}.html").read_text()
     draw_modules(tmp_path / "True.h5", tmp_path / "modules.svg", keep_unconverged=True)
-    (picture,) = re.findall(r'<img class="picture" width="\d+" src="data:image/svg\+xml;base64,([^"]+)"', pages[True])
+    (picture,) = re.findall(
+        r'<img class="picture" width="\d+" src="data:image/svg\+xml;base64,([^"]+)"', pages[True]
+    )
     assert base64.b64decode(picture) == (tmp_path / "modules.svg").read_bytes()
     assert "Sharpness of modules" in pages[True] and "Sharpness of modules" not in pages[False]
 
@@ -123,7 +141,9 @@ def test_a_browser_shows_the_picture_and_a_phone_scrolls_it_alone(tmp_path):
     with SpectrumWriter(tmp_path / "spectra.h5", manifest) as writer:
         fill(writer, manifest)
         writer.merge()
-    write_report(tmp_path / "spectra.h5", tmp_path / "page.html", keep_unconverged=True, num_resamples=99)
+    write_report(
+        tmp_path / "spectra.h5", tmp_path / "page.html", keep_unconverged=True, num_resamples=99
+    )
     with chromium(tmp_path) as driver:
         set_width(driver, 390)
         driver.get((tmp_path / "page.html").as_uri())

@@ -32,7 +32,9 @@ SIZES = np.array([40, 70, 1])
 def modules_record(key: str, **changes) -> ModuleRecord:
     """Random numbers that depend on the key alone; the last module has one parameter."""
     series, epoch, batch = key.split("/")
-    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(f"modules {key}".encode()).digest()[:8], "little"))
+    generator = np.random.default_rng(
+        int.from_bytes(hashlib.sha256(f"modules {key}".encode()).digest()[:8], "little")
+    )
     there = np.arange(K) < SIZES[:, None]
 
     def values():
@@ -46,11 +48,20 @@ def modules_record(key: str, **changes) -> ModuleRecord:
         "modules": MODULES,
         "module_params": SIZES,
         **{name: values() for name in ("eigenvalues", "smallest", "largest")},
-        **{name: np.abs(values()) for name in ("residuals", "smallest_residuals", "largest_residuals", "value_bounds")},
+        **{
+            name: np.abs(values())
+            for name in ("residuals", "smallest_residuals", "largest_residuals", "value_bounds")
+        },
         **{name: generator.random(3) for name in ("missed_distance", "missed_probability")},
         "converged": there & (generator.random((3, K)) < 0.5),
-        **{name: generator.integers(0, 20, 3) for name in ("num_negative", "num_positive", "num_matvecs")},
-        **{name: getattr(like, name) for name in ("loss", "batch_sha256", "checkpoint_sha256", "num_params", "seconds")},
+        **{
+            name: generator.integers(0, 20, 3)
+            for name in ("num_negative", "num_positive", "num_matvecs")
+        },
+        **{
+            name: getattr(like, name)
+            for name in ("loss", "batch_sha256", "checkpoint_sha256", "num_params", "seconds")
+        },
         "settings": {"device": "cpu"},
         "extras": {"audit": {"passed": True}},
     }
@@ -88,8 +99,13 @@ def assert_stored(path, manifest):
                 for row, key in enumerate(table.keys):
                     record = modules_record(key)
                     for name in (*MATRICES, *MODULE_LATER, "num_negative", "num_matvecs"):
-                        np.testing.assert_array_equal(getattr(table, name)[row], getattr(record, name), strict=True)
-                    assert table.batch_sha256[row] == record.batch_sha256 and table.loss[row] == record.loss
+                        np.testing.assert_array_equal(
+                            getattr(table, name)[row], getattr(record, name), strict=True
+                        )
+                    assert (
+                        table.batch_sha256[row] == record.batch_sha256
+                        and table.loss[row] == record.loss
+                    )
                 expected = [modules_record(key).num_not_converged for key in table.keys]
                 assert table.num_not_converged == sum(expected) and table.num_records == 4
                 assert table.extras == {"audit": {"passed": True}}
@@ -106,14 +122,21 @@ def test_spectra_of_modules_come_back_from_parts_and_from_the_merged_file(tmp_pa
     with h5py.File(path) as file:
         group = file["modules/wide/2"]
         assert group["eigenvalues"].shape == (4, 3, K) and group["num_matvecs"].shape == (4, 3)
-        assert tuple(group["modules"].asstr()[()]) == MODULES and group.attrs["unit"] == "nat per squared parameter"
+        assert (
+            tuple(group["modules"].asstr()[()]) == MODULES
+            and group.attrs["unit"] == "nat per squared parameter"
+        )
         assert list(file["modules/wide"]) == ["0", "2"]
 
 
-def test_modules_from_before_the_later_columns_are_read_with_unknown_values_and_can_grow(tmp_path, manifest):
+def test_modules_from_before_the_later_columns_are_read_with_unknown_values_and_can_grow(
+    tmp_path, manifest
+):
     path = tmp_path / "spectra.h5"
     with SpectrumWriter(path, manifest) as writer:
-        writer.add_modules(modules_record("wide/0/1", checkpoint_sha256=digest_of(manifest, "wide/0/1")))
+        writer.add_modules(
+            modules_record("wide/0/1", checkpoint_sha256=digest_of(manifest, "wide/0/1"))
+        )
         writer.merge()
     with h5py.File(path, "r+") as file:
         for name in MODULE_LATER:
@@ -146,7 +169,9 @@ def test_modules_are_added_to_a_finished_store_and_to_half_of_one(tmp_path, mani
     with SpectrumWriter(path, manifest) as writer:
         assert writer.completed_modules() == {"wide/0/1", "wide/0/3", "narrow/2/0"}
         with pytest.raises(ValueError, match="wide/0/1 is stored already"):
-            writer.add_modules(modules_record("wide/0/1", checkpoint_sha256=digest_of(manifest, "wide/0/1")))
+            writer.add_modules(
+                modules_record("wide/0/1", checkpoint_sha256=digest_of(manifest, "wide/0/1"))
+            )
         fill(writer, manifest)
         # Rows of the merged file and of parts, in one table.
         assert_stored(path, manifest)
@@ -177,7 +202,10 @@ def test_what_was_not_measured_is_said_with_what_was(tmp_path, manifest):
         writer.merge()
     with SpectrumStore.open(path) as store:
         assert store.module_names("wide") is None and not store.completed_modules()
-        with pytest.raises(StoreError, match="no spectra of modules of wide epoch 0, but of none at all.*--per-module"):
+        with pytest.raises(
+            StoreError,
+            match="no spectra of modules of wide epoch 0, but of none at all.*--per-module",
+        ):
             store.modules("wide", 0)
 
 
@@ -189,14 +217,26 @@ def test_other_modules_weights_pairs_and_numbers_are_refused(tmp_path, manifest)
         writer.add_modules(good)
         other = {"checkpoint_sha256": digest_of(manifest, "wide/0/1")}
         with pytest.raises(StoreError, match=r"3 modules, and these are 3 others \(blocks\.1\)"):
-            writer.add_modules(modules_record("wide/0/1", modules=("patch", "blocks.1", "scale"), **other))
+            writer.add_modules(
+                modules_record("wide/0/1", modules=("patch", "blocks.1", "scale"), **other)
+            )
         with pytest.raises(StoreError, match="its weights are not those"):
             writer.add_modules(modules_record("wide/0/1", checkpoint_sha256="0" * 64))
         with pytest.raises(StoreError, match="its pairs are not those"):
-            writer.add(record_of("wide/2/0", checkpoint_sha256=digest_of(manifest, "wide/2/0"), batch_sha256="0" * 64))
+            writer.add(
+                record_of(
+                    "wide/2/0",
+                    checkpoint_sha256=digest_of(manifest, "wide/2/0"),
+                    batch_sha256="0" * 64,
+                )
+            )
         with pytest.raises(ValueError, match="not a measurement of this manifest"):
             writer.add_modules(modules_record("wide/1/0"))
-        narrow = {name: getattr(good, name)[:, :2] for name in vars(good) if getattr(good, name) is not None and name in MATRICES}
+        narrow = {
+            name: getattr(good, name)[:, :2]
+            for name in vars(good)
+            if getattr(good, name) is not None and name in MATRICES
+        }
         with pytest.raises(ValueError, match="has 2 eigenvalues, but the manifest asks for 3"):
             writer.add_modules(modules_record("wide/0/1", **{**narrow, **other}))
         writer.merge()
@@ -217,7 +257,10 @@ MATRICES = ("eigenvalues", "residuals", "converged", *ENDS, "value_bounds")
         ({"modules": ("a", "b")}, r"must have shape \(2,\)"),
         ({"module_params": np.array([2, 70, 1])}, "as many finite eigenvalues as its size allows"),
         ({"module_params": np.array([40, 70, 2])}, "as many finite eigenvalues as its size allows"),
-        ({"residuals": np.full((3, K), np.nan), "converged": np.ones((3, K), dtype=bool)}, "cannot count as converged"),
+        (
+            {"residuals": np.full((3, K), np.nan), "converged": np.ones((3, K), dtype=bool)},
+            "cannot count as converged",
+        ),
         ({"smallest": np.zeros((3, K + 1))}, r"smallest \(3, 4\)"),
         ({"batch_sha256": "short"}, "hexadecimal"),
         ({"loss": np.nan}, "finite loss"),
@@ -244,8 +287,15 @@ def test_damaged_and_foreign_parts_are_left_out_and_said(tmp_path, manifest):
     other.write_bytes(header + b"\n" + body + b"\n")
     with SpectrumStore.open(path) as store:
         reasons = {part.path.name: part.reason for part in store.rejected}
-        assert set(reasons) == {"wide.0.1.modules.jsonl", "wide.0.2.jsonl", "narrow.2.3.modules.jsonl"}
-        assert "truncated" in reasons["wide.0.1.modules.jsonl"] and "not a record" in reasons["wide.0.2.jsonl"]
+        assert set(reasons) == {
+            "wide.0.1.modules.jsonl",
+            "wide.0.2.jsonl",
+            "narrow.2.3.modules.jsonl",
+        }
+        assert (
+            "truncated" in reasons["wide.0.1.modules.jsonl"]
+            and "not a record" in reasons["wide.0.2.jsonl"]
+        )
         assert "its modules are not those of the rest" in reasons["narrow.2.3.modules.jsonl"]
         assert len(store.completed_modules()) == 16 - 3
 
@@ -260,7 +310,10 @@ def test_a_group_that_lies_about_its_shape_is_damage(tmp_path, manifest):
         cut = group["residuals"][:, :2]
         del group["residuals"]
         group["residuals"] = cut
-    with SpectrumStore.open(path) as store, pytest.raises(StoreError, match="damaged.*wide/0/residuals"):
+    with (
+        SpectrumStore.open(path) as store,
+        pytest.raises(StoreError, match="damaged.*wide/0/residuals"),
+    ):
         store.modules("wide", 0)
 
 
@@ -275,7 +328,9 @@ def test_per_module_spectra_of_the_command_are_those_of_the_dense_hessian(tmp_pa
     patterns = ["visual.proj", "visual.ln_post.*", "visual.class_embedding", "logit_scale"]
     manifest = make_study(tmp_path, names=("one",), parameters=patterns, dtype="float64", tol=1e-6)
     output = tmp_path / "spectra.h5"
-    result = invoke("spectra", manifest, "-o", output, "--per-module", "--module-batches", 2, "--device", "cpu")
+    result = invoke(
+        "spectra", manifest, "-o", output, "--per-module", "--module-batches", 2, "--device", "cpu"
+    )
     assert result.exit_code == 0, (result.output, result.exception)
     assert "modules of 4 of 4 batches are measured (4 now, 0 before)" in result.output
     loaded = Manifest.load(manifest)
@@ -293,37 +348,73 @@ def test_per_module_spectra_of_the_command_are_those_of_the_dense_hessian(tmp_pa
     modules = modules_of(model, params)
     with SpectrumStore.open(output) as store:
         whole, table = store.records("one", 1), store.modules("one", 1)
-    assert table.modules == tuple(modules) == ("logit_scale", "visual.class_embedding", "visual.proj", "visual.ln_post")
-    assert whole.num_records == NUM_BATCHES and table.batch.tolist() == [0, 1] and table.num_params == whole.num_params
+    assert (
+        table.modules
+        == tuple(modules)
+        == ("logit_scale", "visual.class_embedding", "visual.proj", "visual.ln_post")
+    )
+    assert (
+        whole.num_records == NUM_BATCHES
+        and table.batch.tolist() == [0, 1]
+        and table.num_params == whole.num_params
+    )
     for row in range(2):
         batch = {"image": batches[row]["image"].double(), "text": batches[row]["text"]}
         dense = dense_hessian(objective, params, batch)
-        assert table.loss[row] == whole.loss[row] and table.batch_sha256[row] == whole.batch_sha256[row]
+        assert (
+            table.loss[row] == whole.loss[row]
+            and table.batch_sha256[row] == whole.batch_sha256[row]
+        )
         for column, names in enumerate(modules.values()):
             rows = coordinates_of(params, names)
             exact = np.linalg.eigvalsh(dense[rows][:, rows].numpy())
             top = exact[np.argsort(-np.abs(exact))][:3]
             found = table.eigenvalues[row, column]
             np.testing.assert_allclose(found[: len(top)], top, rtol=1e-6, atol=1e-9)
-            assert np.isnan(found[len(top) :]).all() and table.converged[row, column, : len(top)].all()
+            assert (
+                np.isnan(found[len(top) :]).all() and table.converged[row, column, : len(top)].all()
+            )
             assert table.smallest[row, column, 0] == pytest.approx(exact[0], rel=1e-3, abs=1e-9)
             assert table.num_negative[row, column] <= (exact < 0).sum()
     assert table.extras["audit"]["passed"] is True and "block by block" in table.settings["product"]
     info = invoke("info", output)
     assert "one epoch 1: spectra of 4 modules on 2 batches" in info.output
     # The same command finds all done; more batches are added, other modules are not.
-    again = invoke("spectra", manifest, "-o", output, "--per-module", "--module-batches", 2, "--device", "cpu")
-    assert again.exit_code == 0 and "modules of 4 of 4 batches are measured (0 now, 4 before)" in again.output
+    again = invoke(
+        "spectra", manifest, "-o", output, "--per-module", "--module-batches", 2, "--device", "cpu"
+    )
+    assert (
+        again.exit_code == 0
+        and "modules of 4 of 4 batches are measured (0 now, 4 before)" in again.output
+    )
     dry = invoke("spectra", manifest, "-o", output, "--per-module", "--dry-run")
     assert dry.exit_code == 0 and "to measure: modules of one epoch 0: 1 batches (2)" in dry.output
-    others = invoke("spectra", manifest, "-o", output, "--per-module", "--modules", "visual.proj", "--device", "cpu")
+    others = invoke(
+        "spectra",
+        manifest,
+        "-o",
+        output,
+        "--per-module",
+        "--modules",
+        "visual.proj",
+        "--device",
+        "cpu",
+    )
     assert others.exit_code == 2 and "4 modules, and these are 1 others" in others.stderr
 
 
 def test_modules_obey_the_limits_that_the_whole_obeys_and_say_so(tmp_path):
-    manifest = make_study(tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj", "visual.ln_post.*"], dtype="float64")
+    manifest = make_study(
+        tmp_path,
+        names=("one",),
+        epochs=(0,),
+        parameters=["visual.proj", "visual.ln_post.*"],
+        dtype="float64",
+    )
     plain, lean = tmp_path / "plain.h5", tmp_path / "lean.h5"
-    assert invoke("spectra", manifest, "-o", plain, "--per-module", "--device", "cpu").exit_code == 0
+    assert (
+        invoke("spectra", manifest, "-o", plain, "--per-module", "--device", "cpu").exit_code == 0
+    )
     with SpectrumStore.open(plain) as store:
         expected = store.modules("one", 0)
     assert expected.settings["product"] == "double backward, retained graph, block by block"
@@ -340,14 +431,25 @@ def test_modules_obey_the_limits_that_the_whole_obeys_and_say_so(tmp_path):
     np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-5)
 
 
-def test_a_limit_in_which_nothing_fits_is_refused_in_one_line_though_the_whole_is_complete(tmp_path):
-    manifest = make_study(tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj", "visual.ln_post.*"])
+def test_a_limit_in_which_nothing_fits_is_refused_in_one_line_though_the_whole_is_complete(
+    tmp_path,
+):
+    manifest = make_study(
+        tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj", "visual.ln_post.*"]
+    )
     output = tmp_path / "spectra.h5"
-    some = invoke("spectra", manifest, "-o", output, "--per-module", "--module-batches", 1, "--device", "cpu")
+    some = invoke(
+        "spectra", manifest, "-o", output, "--per-module", "--module-batches", 1, "--device", "cpu"
+    )
     assert some.exit_code == 0
     before = output.read_bytes()
-    for option, message in (("--max-basis-memory", "1,000 bytes hold"), ("--max-memory", "do not fit in memory")):
-        result = invoke("spectra", manifest, "-o", output, "--per-module", option, "1kB", "--device", "cpu")
+    for option, message in (
+        ("--max-basis-memory", "1,000 bytes hold"),
+        ("--max-memory", "do not fit in memory"),
+    ):
+        result = invoke(
+            "spectra", manifest, "-o", output, "--per-module", option, "1kB", "--device", "cpu"
+        )
         assert result.exit_code == 2 and message in result.stderr, result.output
         assert output.read_bytes() == before
 
@@ -365,10 +467,16 @@ def test_a_batch_whose_modules_fail_costs_that_batch_alone(tmp_path, monkeypatch
 
     monkeypatch.setattr(measuring, "_measure", failing)
     result = invoke("spectra", manifest, "-o", tmp_path / "a.h5", "--per-module", "--device", "cpu")
-    assert result.exit_code == 1 and "failed: modules of one epoch 0 batch 1: overflow" in result.output
+    assert (
+        result.exit_code == 1
+        and "failed: modules of one epoch 0 batch 1: overflow" in result.output
+    )
     monkeypatch.undo()
     result = invoke("spectra", manifest, "-o", tmp_path / "a.h5", "--per-module", "--device", "cpu")
-    assert result.exit_code == 0 and "modules of 3 of 3 batches are measured (1 now, 2 before)" in result.output
+    assert (
+        result.exit_code == 0
+        and "modules of 3 of 3 batches are measured (1 now, 2 before)" in result.output
+    )
 
 
 def test_wrong_wishes_are_refused_before_anything_is_measured(tmp_path):
@@ -387,8 +495,12 @@ def test_wrong_wishes_are_refused_before_anything_is_measured(tmp_path):
 
 
 def test_the_library_measures_what_the_command_does(tmp_path):
-    manifest = Manifest.load(make_study(tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj", "logit_scale"]))
-    whole, modules = pipeline.run_with_modules(manifest, tmp_path / "a.h5", modules=("visual.proj",), progress=False)
+    manifest = Manifest.load(
+        make_study(tmp_path, names=("one",), epochs=(0,), parameters=["visual.proj", "logit_scale"])
+    )
+    whole, modules = pipeline.run_with_modules(
+        manifest, tmp_path / "a.h5", modules=("visual.proj",), progress=False
+    )
     assert whole.complete and modules.complete and modules.what == "modules"
     with SpectrumStore.open(tmp_path / "a.h5") as store:
         assert store.modules("one", 0).modules == ("visual.proj",)

@@ -69,24 +69,47 @@ def test_the_bounds_of_small_blocks_hold_the_rounding_of_the_whole_network(param
             model, batch = Pairs(), {name: 0.3 * torch.randn(15, 12) for name in ("image", "text")}
         exactly = Pairs().double()
         exactly.load_state_dict(model.state_dict())
-        H = hessian(exactly, contrastive_loss, {name: x.double() for name, x in batch.items()}, parameters=parameters)
+        H = hessian(
+            exactly,
+            contrastive_loss,
+            {name: x.double() for name, x in batch.items()},
+            parameters=parameters,
+        )
         truth = torch.linalg.eigvalsh(H @ torch.eye(H.n, dtype=torch.float64))
-        of_block = per_module_spectra(model, contrastive_loss, batch, k=1, modules=[parameters])[0].pairs
+        of_block = per_module_spectra(model, contrastive_loss, batch, k=1, modules=[parameters])[
+            0
+        ].pairs
         whole = hessian(model, contrastive_loss, batch)
         rows = coordinates_of(whole.params, [parameters])
         alone = hessian(model, contrastive_loss, batch, parameters=parameters)
-        for pairs in (of_block, landscape.eigsh(alone, 1), landscape.eigsh(restricted(whole, rows), 1)):
+        for pairs in (
+            of_block,
+            landscape.eigsh(alone, 1),
+            landscape.eigsh(restricted(whole, rows), 1),
+        ):
             distance = (truth - pairs.values[0].double()).abs().min()
             assert distance <= pairs.residuals[0] * pairs.values[0].abs(), (seed, pairs)
 
 
 # --- which modules ----------------------------------------------------------------------------------------------------
 
-BESIDE = {"positional_embedding", "text_projection", "logit_scale", "token_embedding", "ln_final", "transformer.resblocks.0"}
+BESIDE = {
+    "positional_embedding",
+    "text_projection",
+    "logit_scale",
+    "token_embedding",
+    "ln_final",
+    "transformer.resblocks.0",
+}
 VISUAL = {
     "vit_tiny_64": [
         *("class_embedding", "positional_embedding", "proj", "conv1", "ln_pre"),
-        *("transformer.resblocks.0", "transformer.resblocks.1", "transformer.resblocks.2", "ln_post"),
+        *(
+            "transformer.resblocks.0",
+            "transformer.resblocks.1",
+            "transformer.resblocks.2",
+            "ln_post",
+        ),
     ],
     "vmamba_tiny_64": [
         "trunk.patch_embed",
@@ -94,18 +117,26 @@ VISUAL = {
         *("trunk.classifier", "head"),
     ],
     "simba_tiny_64": [
-        *(f"trunk.{part}{i}{'.0' * (part == 'block')}" for i in (1, 2, 3, 4) for part in ("patch_embed", "block", "norm")),
+        *(
+            f"trunk.{part}{i}{'.0' * (part == 'block')}"
+            for i in (1, 2, 3, 4)
+            for part in ("patch_embed", "block", "norm")
+        ),
         *("trunk.post_network.0", "head"),
     ],
 }
 
 
 @pytest.mark.parametrize("name", VISUAL)
-def test_the_modules_of_a_clip_are_the_blocks_of_its_towers_in_order_and_what_lies_beside_them(name):
+def test_the_modules_of_a_clip_are_the_blocks_of_its_towers_in_order_and_what_lies_beside_them(
+    name,
+):
     model = build_model(name)
     params = select_parameters(model)
     found = modules_of(model, params)
-    assert [module for module in found if module.startswith("visual.")] == [f"visual.{module}" for module in VISUAL[name]]
+    assert [module for module in found if module.startswith("visual.")] == [
+        f"visual.{module}" for module in VISUAL[name]
+    ]
     assert {module for module in found if not module.startswith("visual.")} == BESIDE
     # Every parameter is in exactly one.
     assert sorted(parameter for names in found.values() for parameter in names) == sorted(params)
@@ -114,8 +145,21 @@ def test_the_modules_of_a_clip_are_the_blocks_of_its_towers_in_order_and_what_li
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("vit_tiny_patch16_224", ["cls_token", "pos_embed", "patch_embed", *(f"blocks.{i}" for i in range(12)), "norm", "head"]),
-        ("resnet18", ["conv1", "bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)), "fc"]),
+        (
+            "vit_tiny_patch16_224",
+            [
+                "cls_token",
+                "pos_embed",
+                "patch_embed",
+                *(f"blocks.{i}" for i in range(12)),
+                "norm",
+                "head",
+            ],
+        ),
+        (
+            "resnet18",
+            ["conv1", "bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)), "fc"],
+        ),
     ],
 )
 def test_timms_networks_are_taken_block_by_block(name, expected):
@@ -124,7 +168,9 @@ def test_timms_networks_are_taken_block_by_block(name, expected):
 
 
 def test_a_network_that_repeats_nothing_is_taken_layer_by_layer():
-    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), nn.Linear(3, 2))
+    model = nn.Sequential(
+        nn.Linear(2, 3), nn.Tanh(), nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), nn.Linear(3, 2)
+    )
     found = modules_of(model, select_parameters(model))
     assert {module: names[0] for module, names in found.items()} == {
         **{"0": "0.weight", "2.0": "2.0.weight", "2.1": "2.1.weight", "3": "3.weight"}
@@ -137,16 +183,24 @@ def test_only_chosen_parameters_count_and_tied_ones_count_once():
     assert list(modules_of(model, params)) == ["logit_scale", "visual.transformer.resblocks.1"]
     tied = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     tied["b"].weight = tied["a"].weight
-    assert modules_of(tied, select_parameters(tied)) == {"a": ("a.weight", "a.bias"), "b": ("b.bias",)}
+    assert modules_of(tied, select_parameters(tied)) == {
+        "a": ("a.weight", "a.bias"),
+        "b": ("b.bias",),
+    }
 
 
 def test_patterns_choose_modules_and_the_outermost_match_is_taken():
     model = build_model("vit_tiny_64")
     params = select_parameters(model)
-    found = modules_of(model, params, ["visual.transformer.resblocks.*", "visual.*.resblocks.2.mlp", "logit_scale"])
+    found = modules_of(
+        model, params, ["visual.transformer.resblocks.*", "visual.*.resblocks.2.mlp", "logit_scale"]
+    )
     assert list(found) == ["logit_scale", *(f"visual.transformer.resblocks.{i}" for i in range(3))]
     assert list(modules_of(model, params, ["visual"])) == ["visual"]
-    with pytest.raises(ObjectiveError, match=r"matches 'resblocks\.1'.*such as positional_embedding, text_projection"):
+    with pytest.raises(
+        ObjectiveError,
+        match=r"matches 'resblocks\.1'.*such as positional_embedding, text_projection",
+    ):
         modules_of(model, params, ["visual", "resblocks.1"])
 
 
@@ -189,18 +243,26 @@ def test_every_block_is_its_rows_and_columns_of_the_dense_hessian(clip_problem, 
         check_operator(block)
 
 
-@pytest.mark.parametrize("options", [{"product": "rebuilt"}, {"product": "jvp"}, {"rows": 4}], ids=str)
-def test_blocks_without_a_kept_graph_are_the_same_rows_and_columns(clip_problem, clip_hessian, options):
+@pytest.mark.parametrize(
+    "options", [{"product": "rebuilt"}, {"product": "jvp"}, {"rows": 4}], ids=str
+)
+def test_blocks_without_a_kept_graph_are_the_same_rows_and_columns(
+    clip_problem, clip_hessian, options
+):
     params, batch = clip_problem.params, clip_problem.batch
     objective, _ = contrastive_objective(clip_problem.model)
     modules = modules_of(clip_problem.model, params)
     blocks = HessianBlocks(objective, params, batch, modules, **options)
-    assert blocks.choice.product == options.get("product", "rows") and blocks.choice.rows == options.get("rows")
+    assert blocks.choice.product == options.get(
+        "product", "rows"
+    ) and blocks.choice.rows == options.get("rows")
     for module, names in modules.items():
         rows = coordinates_of(params, names)
         block = blocks.block(module)
         V = normal(block.n, 2)
-        assert (block @ V - clip_hessian[rows][:, rows] @ V).norm() < EXACT * clip_hessian.norm(), module
+        assert (block @ V - clip_hessian[rows][:, rows] @ V).norm() < EXACT * clip_hessian.norm(), (
+            module
+        )
     check_operator(block)
 
 
@@ -214,7 +276,9 @@ def test_a_batch_whose_graph_does_not_fit_in_memory_keeps_its_blocks():
     whole = HessianOperator(objective, params, batch)
     scale = float((whole @ normal(whole.n)).norm())
     needed = peaks(objective, params, batch)
-    blocks = HessianBlocks(objective, params, batch, modules, max_memory=allowing(0.2 * needed["retained"]))
+    blocks = HessianBlocks(
+        objective, params, batch, modules, max_memory=allowing(0.2 * needed["retained"])
+    )
     assert kept.choice.product == "retained" and blocks.choice.product == "rows"
     assert "retained: does not fit" in blocks.choice.reason
     for module in modules:
@@ -234,7 +298,9 @@ def test_a_batch_whose_graph_does_not_fit_in_memory_keeps_its_blocks():
 
 def test_the_bound_of_a_small_block_holds_the_rounding_of_the_whole_network_in_every_way():
     """A bias of zeros, which no unit in the last place moves, behind a network that multiplies rounding."""
-    model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Linear(8, 8), Sine(gain=8))], nn.Linear(8, 3))
+    model = nn.Sequential(
+        *[layer for _ in range(4) for layer in (nn.Linear(8, 8), Sine(gain=8))], nn.Linear(8, 3)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(normal(*parameter.shape, seed=parameter.numel(), dtype=torch.float32))
@@ -243,18 +309,29 @@ def test_the_bound_of_a_small_block_holds_the_rounding_of_the_whole_network_in_e
 
     def objective_of(model):
         return Objective(
-            lambda params, batch: call_with_parameters(model, params, nn.Module.__call__, batch["x"].to(params["8.bias"])),
+            lambda params, batch: call_with_parameters(
+                model, params, nn.Module.__call__, batch["x"].to(params["8.bias"])
+            ),
             lambda f, batch: F.cross_entropy(f, batch["y"]),
             module=model,
         )
 
     exactly = copy.deepcopy(model).double()
-    truth = HessianBlocks(objective_of(exactly), select_parameters(exactly), batch, {"bias": ("8.bias",)}).block("bias")
+    truth = HessianBlocks(
+        objective_of(exactly), select_parameters(exactly), batch, {"bias": ("8.bias",)}
+    ).block("bias")
     v = normal(3)
-    for options in ({"product": "retained"}, {"product": "rebuilt"}, {"product": "jvp"}, {"rows": 4}):
+    for options in (
+        {"product": "retained"},
+        {"product": "rebuilt"},
+        {"product": "jvp"},
+        {"rows": 4},
+    ):
         # In float32 its products are 5 % off, which the check refuses.
         options = options | {"check": False}
-        blocks = HessianBlocks(objective_of(model), select_parameters(model), batch, {"bias": ("8.bias",)}, **options)
+        blocks = HessianBlocks(
+            objective_of(model), select_parameters(model), batch, {"bias": ("8.bias",)}, **options
+        )
         block = blocks.block("bias")
         error = (block @ v.float()).double() - truth @ v
         bounds = block.product_errors(v.float()).double()
@@ -302,7 +379,11 @@ def test_a_graph_that_memory_runs_out_for_is_let_go_of_and_the_blocks_go_on(monk
     monkeypatch.setattr(RetainedGraph, "_multiply", run)
     found = spectra_of(blocks, k=2, max_matvecs=10)
     # Not tried again: neither by this block nor by the next.
-    assert len(made) == 5 and blocks.choice.product in ("rebuilt", "rows") and "ran out of memory" in str(blocks.choice.trials)
+    assert (
+        len(made) == 5
+        and blocks.choice.product in ("rebuilt", "rows")
+        and "ran out of memory" in str(blocks.choice.trials)
+    )
     for one, other in zip(expected, found):
         torch.testing.assert_close(one.pairs.values, other.pairs.values, rtol=1e-9, atol=1e-12)
 
@@ -312,11 +393,19 @@ def test_a_choice_made_without_a_limit_is_made_again_within_one():
     free = HessianOperator(objective, params, batch)
     needed = peaks(objective, params, batch)["retained"]
     with MemoryWatch(2**40) as watch:
-        limited = HessianOperator(objective, params, batch, product=free.choose(), max_memory=allowing(0.3 * needed))
+        limited = HessianOperator(
+            objective, params, batch, product=free.choose(), max_memory=allowing(0.3 * needed)
+        )
         limited @ normal(limited.n)
-    assert free.choice.product == "retained" and limited.choice.product == "rows" and watch.peak < 0.5 * needed
+    assert (
+        free.choice.product == "retained"
+        and limited.choice.product == "rows"
+        and watch.peak < 0.5 * needed
+    )
     # Under the same limit, or with what it took counted, it is taken as it is.
-    again = HessianOperator(objective, params, batch, product=limited.choice, max_memory=allowing(0.3 * needed))
+    again = HessianOperator(
+        objective, params, batch, product=limited.choice, max_memory=allowing(0.3 * needed)
+    )
     assert again.choose() == limited.choice
 
 
@@ -327,12 +416,18 @@ def test_a_block_that_the_loss_does_not_depend_on_is_zero_in_every_way():
         objective = Objective.from_closure(model, bag_loss, weight_decay=weight_decay)
         for product in ("retained", "rebuilt", "jvp"):
             blocks = HessianBlocks(objective, params, TOKENS, modules, product=product)
-            torch.testing.assert_close(blocks.block("unused") @ normal(2), weight_decay * normal(2), rtol=1e-15, atol=0)
+            torch.testing.assert_close(
+                blocks.block("unused") @ normal(2), weight_decay * normal(2), rtol=1e-15, atol=0
+            )
             assert blocks.block("unused").support is None
-            expected = hessian(model, bag_loss, TOKENS, parameters="table.*", weight_decay=weight_decay)
+            expected = hessian(
+                model, bag_loss, TOKENS, parameters="table.*", weight_decay=weight_decay
+            )
             found, v = blocks.block("table"), normal(expected.n)
             assert relative_error(found @ v, expected @ v) < EXACT
-            assert (found.support is None) if weight_decay else found.support.equal(expected.support)
+            assert (
+                (found.support is None) if weight_decay else found.support.equal(expected.support)
+            )
 
 
 def test_krylov_vectors_of_a_block_stay_within_their_memory(clip_problem):
@@ -346,7 +441,9 @@ def test_krylov_vectors_of_a_block_stay_within_their_memory(clip_problem):
     for one, other in zip(plain, small):
         torch.testing.assert_close(one.pairs.values, other.pairs.values, rtol=1e-9, atol=0)
         assert other.pairs.converged.all() and other.pairs.num_matvecs > one.pairs.num_matvecs
-    with pytest.raises(MemoryLimitError, match="hold 4 vectors of .* but 2 eigenvalues of this block need 8"):
+    with pytest.raises(
+        MemoryLimitError, match="hold 4 vectors of .* but 2 eigenvalues of this block need 8"
+    ):
         per_module_spectra(*arguments, **options, max_basis_memory=room // 2)
 
 
@@ -354,19 +451,31 @@ def test_a_block_states_its_support_and_carries_weight_decay():
     model = Bag(tied=False)
     objective, params = Objective.from_closure(model, bag_loss), select_parameters(model)
     modules = modules_of(model, params)
-    assert modules == {"unused": ("unused",), "table": ("table.weight",), "hidden": ("hidden.weight", "hidden.bias")}
+    assert modules == {
+        "unused": ("unused",),
+        "table": ("table.weight",),
+        "hidden": ("hidden.weight", "hidden.bias"),
+    }
     blocks = HessianBlocks(objective, params, TOKENS, modules)
-    assert blocks.block("table").support.tolist() == [4 * row + column for row in (0, 1, 3, 7) for column in range(4)]
+    assert blocks.block("table").support.tolist() == [
+        4 * row + column for row in (0, 1, 3, 7) for column in range(4)
+    ]
     assert blocks.block("hidden").support is None and blocks.block("unused").support is None
     assert not (blocks.block("unused") @ normal(2, 2)).any()
-    heavy = HessianBlocks(Objective.from_closure(model, bag_loss, weight_decay=0.5), params, TOKENS, modules)
-    torch.testing.assert_close(heavy.block("unused") @ normal(2), 0.5 * normal(2), rtol=1e-15, atol=0)
+    heavy = HessianBlocks(
+        Objective.from_closure(model, bag_loss, weight_decay=0.5), params, TOKENS, modules
+    )
+    torch.testing.assert_close(
+        heavy.block("unused") @ normal(2), 0.5 * normal(2), rtol=1e-15, atol=0
+    )
     assert heavy.block("table").support is None
     check_operator(heavy.block("table"))
 
 
 def test_spectra_have_both_ends_of_each_block_with_bounds_that_hold(clip_problem, clip_hessian):
-    spectra = per_module_spectra(clip_problem.model, contrastive_loss, clip_problem.batch, k=3, tol=1e-4)
+    spectra = per_module_spectra(
+        clip_problem.model, contrastive_loss, clip_problem.batch, k=3, tol=1e-4
+    )
     modules = modules_of(clip_problem.model, clip_problem.params)
     assert [one.module for one in spectra] == list(modules)
     for one in spectra:
@@ -378,7 +487,9 @@ def test_spectra_have_both_ends_of_each_block_with_bounds_that_hold(clip_problem
         assert ((one.pairs.values - wanted).abs() <= bounds).all(), one.module
         for which, truth in (("SA", exact), ("LA", exact.flip(0))):
             values, _ = one.pairs.ritz.end(which, 1)
-            assert abs(values[0] - truth[0]) <= max(one.pairs.ritz.norms[-1 if which == "LA" else 0], 1e-12)
+            assert abs(values[0] - truth[0]) <= max(
+                one.pairs.ritz.norms[-1 if which == "LA" else 0], 1e-12
+            )
         assert one.pairs.ritz.num_negative <= int((exact < 0).sum())
 
 
@@ -401,7 +512,9 @@ def test_what_is_no_set_of_modules_is_refused(clip_problem):
         with pytest.raises(ValueError, match="must hold some of the chosen parameters"):
             HessianBlocks(objective, params, batch, modules)
     with pytest.raises(ObjectiveError, match="no module"):
-        landscape.per_module_spectra(clip_problem.model, contrastive_loss, batch, modules=["nothing.*"])
+        landscape.per_module_spectra(
+            clip_problem.model, contrastive_loss, batch, modules=["nothing.*"]
+        )
     with pytest.raises(ObjectiveError, match="not finite"):
         block = HessianBlocks(objective, params, batch, {"one": ("visual.proj",)}).block("one")
         block @ torch.full((block.n,), np.inf, dtype=torch.float64)
@@ -412,9 +525,16 @@ def test_a_mapping_that_is_no_dict_is_taken_as_a_batch():
 
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     batch = UserDict(x=normal(5, 3), y=torch.arange(5) % 2)
-    spectra = per_module_spectra(model, lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"]), batch, k=2)
+    spectra = per_module_spectra(
+        model, lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"]), batch, k=2
+    )
     whole = hessian(model, lambda model, _: F.cross_entropy(model(batch["x"]), batch["y"]), None)
     dense = whole @ torch.eye(whole.n, dtype=torch.float64)
     exact = torch.linalg.eigvalsh(dense[:16, :16])
     assert spectra[0].module == "0"
-    torch.testing.assert_close(spectra[0].pairs.values, exact[exact.abs().argsort(descending=True)][:2], rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(
+        spectra[0].pairs.values,
+        exact[exact.abs().argsort(descending=True)][:2],
+        rtol=1e-5,
+        atol=1e-12,
+    )

@@ -13,15 +13,30 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOT_OURS_THERE = {"landscape", "hessian-landscape"}
 FOLDERS = ("docs", "experiments", "findings", "landscape", "notebooks", ".ci")
-INSTALL = re.compile(r"\b(?:pip3?|pipx|uv|conda|mamba|poetry)(?:\s+pip)?\s+(?:install|add|download)\s+([^`\n;|&#\\]*)")
+INSTALL = re.compile(
+    r"\b(?:pip3?|pipx|uv|conda|mamba|poetry)(?:\s+pip)?\s+(?:install|add|download)\s+([^`\n;|&#\\]*)"
+)
 
 
 def texts():
     """Every text file that users are handed."""
-    files = [path for path in ROOT.iterdir() if path.is_file() and path.name not in (".git", ".coverage")]
+    files = [
+        path for path in ROOT.iterdir() if path.is_file() and path.name not in (".git", ".coverage")
+    ]
     files += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
     for path in sorted(files):
-        if path.suffix in {".md", ".py", ".sh", ".txt", ".ipynb", ".cfg", ".toml", ".yaml", ".html", ""}:
+        if path.suffix in {
+            ".md",
+            ".py",
+            ".sh",
+            ".txt",
+            ".ipynb",
+            ".cfg",
+            ".toml",
+            ".yaml",
+            ".html",
+            "",
+        }:
             yield path, path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -53,12 +68,20 @@ def test_install_commands_are_read(line, names):
 
 
 def test_no_text_installs_this_project_from_the_index():
-    found = [f"{path.relative_to(ROOT)}: {name}" for path, text in texts() for name in asked_for(text) if name in NOT_OURS_THERE]
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, text in texts()
+        for name in asked_for(text)
+        if name in NOT_OURS_THERE
+    ]
     assert not found
 
 
 def test_no_text_asks_for_an_upgrade_of_landscape():
-    asks = re.compile(r"(?:upgrade|update|reinstall)\s+(?:to\s+)?(?:a\s+newer\s+|the\s+latest\s+)?`?landscape\b", re.IGNORECASE)
+    asks = re.compile(
+        r"(?:upgrade|update|reinstall)\s+(?:to\s+)?(?:a\s+newer\s+|the\s+latest\s+)?`?landscape\b",
+        re.IGNORECASE,
+    )
     assert not [str(path) for path, text in texts() if asks.search(text)]
 
 
@@ -66,5 +89,8 @@ def test_the_distribution_has_a_name_of_its_own_and_the_command_keeps_its():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert config["metadata"]["name"] == "hessian-landscape"
-    assert config["options.entry_points"]["console_scripts"].strip() == "landscape = landscape.cli:main"
+    assert (
+        config["options.entry_points"]["console_scripts"].strip()
+        == "landscape = landscape.cli:main"
+    )
     assert "hessian-landscape" in (ROOT / "README.md").read_text()

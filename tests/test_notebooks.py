@@ -16,9 +16,23 @@ NAMES = [path.stem for path in NOTEBOOKS]
 # Rows of the words of a notebook that a reader would miss if they went away, whatever the numbers are.
 SAYS = {
     "first_spectrum": ["EigenPairs(", "the whole loss  product", "active dropout"],
-    "figure3": ["vmamba: epoch 3/3", "report.html: 2 series", "8 of 8 records", "certified negative"],
-    "why_the_kernel_matters": ["difference of the gradients: 0.0", "cannot be differentiated", "asymmetry"],
-    "compare_two_runs": ["96 of 96 batches are measured", "learning rate 3e-4 is sharper", "epoch 0:", "- Each series is one"],
+    "figure3": [
+        "vmamba: epoch 3/3",
+        "report.html: 2 series",
+        "8 of 8 records",
+        "certified negative",
+    ],
+    "why_the_kernel_matters": [
+        "difference of the gradients: 0.0",
+        "cannot be differentiated",
+        "asymmetry",
+    ],
+    "compare_two_runs": [
+        "96 of 96 batches are measured",
+        "learning rate 3e-4 is sharper",
+        "epoch 0:",
+        "- Each series is one",
+    ],
 }
 
 
@@ -27,7 +41,9 @@ def read(path):
 
 
 def outputs(notebook):
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
 
 
 def printed(notebook):
@@ -58,7 +74,11 @@ def test_a_committed_notebook_is_executed_whole_small_and_tells_of_no_machine(pa
     notebook = read(path)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert not [output for output in outputs(notebook) if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [
+        output
+        for output in outputs(notebook)
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
     assert [words for words in SAYS[path.stem] if words not in printed(notebook)] == []
     # Progress bars, which a terminal overwrites and a page repeats.
     assert "\x1b[" not in printed(notebook)

@@ -45,9 +45,18 @@ def test_all_means_every_parameter_that_requires_gradients_in_model_order():
 
 def test_patterns_match_whole_dotted_names_and_keep_model_order():
     model = TwoTowers()
-    assert names(model, "visual.*") == ["visual.0.weight", "visual.0.bias", "visual.1.weight", "visual.1.bias"]
+    assert names(model, "visual.*") == [
+        "visual.0.weight",
+        "visual.0.bias",
+        "visual.1.weight",
+        "visual.1.bias",
+    ]
     assert names(model, ["text.*", "logit_scale"]) == ["logit_scale", "text.weight", "text.bias"]
-    assert names(model, ["*.bias", "visual.?.bias"]) == ["visual.0.bias", "visual.1.bias", "text.bias"]
+    assert names(model, ["*.bias", "visual.?.bias"]) == [
+        "visual.0.bias",
+        "visual.1.bias",
+        "text.bias",
+    ]
 
 
 def test_selected_parameters_are_views_that_cannot_touch_the_model():
@@ -79,7 +88,9 @@ def test_a_model_without_parameters_and_a_choice_without_patterns_are_refused():
 
 @pytest.mark.parametrize("patterns", [5, [5], ["text.*", None]], ids=str)
 def test_what_is_no_pattern_is_refused(patterns):
-    with pytest.raises(ValueError, match='parameters must be "all", a pattern or a sequence of patterns'):
+    with pytest.raises(
+        ValueError, match='parameters must be "all", a pattern or a sequence of patterns'
+    ):
         select_parameters(TwoTowers(), patterns)
 
 
@@ -87,7 +98,9 @@ def test_what_is_no_pattern_is_refused(patterns):
     "use",
     [
         lambda model: hessian(model, lambda model, batch: batch.sum(), torch.ones(2)),
-        lambda model: gauss_newton(model, lambda model, batch: batch, lambda z, batch: z.sum(), torch.ones(2)),
+        lambda model: gauss_newton(
+            model, lambda model, batch: batch, lambda z, batch: z.sum(), torch.ones(2)
+        ),
         lambda model: hessian_of_batches(model, lambda model, batch: batch.sum(), [torch.ones(2)]),
         lambda model: audit(model, lambda model, batch: batch.sum(), torch.ones(2)),
         select_parameters,
@@ -111,7 +124,9 @@ def test_a_tied_tensor_is_chosen_by_either_name_and_counted_once(pattern):
 @pytest.mark.parametrize("weight_decay", [-0.1, float("nan"), float("inf")])
 def test_a_weight_decay_that_is_no_coefficient_is_refused(weight_decay):
     with pytest.raises(ValueError, match="weight_decay must be finite and >= 0"):
-        Objective.from_closure(TwoTowers(), lambda model, batch: model.logit_scale, weight_decay=weight_decay)
+        Objective.from_closure(
+            TwoTowers(), lambda model, batch: model.logit_scale, weight_decay=weight_decay
+        )
 
 
 def test_a_closure_sees_the_given_parameters_however_it_reaches_them():
@@ -139,7 +154,9 @@ def test_a_tied_tensor_is_replaced_under_both_names():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     model[1].weight = model[0].weight
     new = torch.eye(2) * 3
-    output = call_with_parameters(model, {"0.weight": new}, lambda model, x: model(x), torch.ones(1, 2))
+    output = call_with_parameters(
+        model, {"0.weight": new}, lambda model, x: model(x), torch.ones(1, 2)
+    )
     assert torch.equal(output, torch.full((1, 2), 9.0))
 
 
@@ -156,7 +173,9 @@ def test_a_criterion_with_parameters_of_its_own_stays_what_it_is():
     objective = Objective.from_closure(model, Criterion())
     params = select_parameters(model)
     assert set(params) == {"weight", "bias"}
-    assert objective(params, batch).item() == pytest.approx(2 * model(batch).square().mean().item(), rel=1e-6)
+    assert objective(params, batch).item() == pytest.approx(
+        2 * model(batch).square().mean().item(), rel=1e-6
+    )
 
 
 def test_a_tensor_that_a_criterion_shares_with_the_model_is_replaced_there_too():
@@ -197,15 +216,22 @@ def test_parameters_of_another_model_are_refused_by_name():
 def test_the_l2_term_is_half_the_coefficient_times_the_squared_norm():
     model = nn.Linear(3, 2).double()
     params = select_parameters(model)
-    objective = Objective.from_closure(model, lambda model, batch: model(batch).sum(), weight_decay=0.5)
+    objective = Objective.from_closure(
+        model, lambda model, batch: model(batch).sum(), weight_decay=0.5
+    )
     batch = torch.ones(1, 3, dtype=torch.float64)
     norm = sum(parameter.square().sum().item() for parameter in model.parameters())
     assert float(squared_norm(params)) == pytest.approx(norm, rel=1e-14)
-    assert objective(params, batch).item() == pytest.approx(model(batch).sum().item() + 0.25 * norm, rel=1e-14)
+    assert objective(params, batch).item() == pytest.approx(
+        model(batch).sum().item() + 0.25 * norm, rel=1e-14
+    )
 
 
 def test_features_and_loss_compose_and_their_gradient_is_the_analytic_one():
-    x, y = torch.randn(6, 3, generator=seeded(0), dtype=torch.float64), torch.randint(0, 2, (6,), generator=seeded(1))
+    x, y = (
+        torch.randn(6, 3, generator=seeded(0), dtype=torch.float64),
+        torch.randint(0, 2, (6,), generator=seeded(1)),
+    )
     objective = Objective(
         forward=lambda params, batch: batch["x"] @ params["w"],
         loss=lambda logits, batch: F.cross_entropy(logits, batch["y"]),
@@ -213,14 +239,19 @@ def test_features_and_loss_compose_and_their_gradient_is_the_analytic_one():
     )
     w = torch.randn(3, 2, generator=seeded(2), dtype=torch.float64)
     analytic = x.T @ ((x @ w).softmax(1) - F.one_hot(y, 2)) / 6 + 0.1 * w
-    assert relative_error(gradient(objective, {"w": w}, {"x": x, "y": y}), analytic.reshape(-1)) < 1e-14
+    assert (
+        relative_error(gradient(objective, {"w": w}, {"x": x, "y": y}), analytic.reshape(-1))
+        < 1e-14
+    )
 
 
 def test_unflatten_inverts_flatten_for_scalars_and_strided_vectors():
     like = {"a": torch.zeros(2, 3), "b": torch.zeros(()), "c": torch.zeros(4)}
     column = torch.randn(11, 2, generator=seeded(0))[:, 1]
     parts = unflatten(column, like)
-    assert {name: part.shape for name, part in parts.items()} == {name: tensor.shape for name, tensor in like.items()}
+    assert {name: part.shape for name, part in parts.items()} == {
+        name: tensor.shape for name, tensor in like.items()
+    }
     assert torch.equal(flatten(parts), column)
     with pytest.raises(ValueError, match=r"total size 11 .* \(10,\)"):
         unflatten(column[:10], like)

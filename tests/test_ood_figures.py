@@ -40,7 +40,9 @@ from landscape.statistics import Bootstrap
 
 FEW = Bootstrap(num_resamples=99)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "human"
-needs_answers = pytest.mark.skipif(not (SHARED / "models.csv.gz").exists(), reason="the benchmark's answers are not here")
+needs_answers = pytest.mark.skipif(
+    not (SHARED / "models.csv.gz").exists(), reason="the benchmark's answers are not here"
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +90,19 @@ def lines_of(ax, look):
 def band_of(ax):
     [band] = [collection for collection in ax.collections if isinstance(collection, PolyCollection)]
     points = band.get_paths()[0].vertices
-    return {x: (points[points[:, 0] == x, 1].min(), points[points[:, 0] == x, 1].max()) for x in sorted(set(points[:, 0]))}
+    return {
+        x: (points[points[:, 0] == x, 1].min(), points[points[:, 0] == x, 1].max())
+        for x in sorted(set(points[:, 0]))
+    }
 
 
 # --- Figure 1a --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", BAR_METRICS)
-def test_bars_ascend_and_their_lengths_and_whiskers_are_the_computed_numbers(answers, resamples, metric):
+def test_bars_ascend_and_their_lengths_and_whiskers_are_the_computed_numbers(
+    answers, resamples, metric
+):
     fig = ood_bars(answers, metric=metric, datasets=("contrast", "edge"), resamples=resamples)
     [ax] = fig.axes
     looks = observer_looks(answers)
@@ -108,7 +115,11 @@ def test_bars_ascend_and_their_lengths_and_whiskers_are_the_computed_numbers(ans
         expected = resamples.interval(name, metric, ("contrast", "edge"))
         assert bar.get_width() == expected.value
         middle = bar.get_y() + bar.get_height() / 2
-        whiskers = [line for line in ax.lines if len(line.get_ydata()) == 2 and np.allclose(line.get_ydata(), middle)]
+        whiskers = [
+            line
+            for line in ax.lines
+            if len(line.get_ydata()) == 2 and np.allclose(line.get_ydata(), middle)
+        ]
         assert {tuple(line.get_xdata()) for line in whiskers} == {(expected.low, expected.high)}
         texts = {text.get_text() for text in ax.texts if text.xy[1] == pytest.approx(middle)}
         assert texts == {looks[name].label, f"{expected.value:.3f}".replace("-", "\N{MINUS SIGN}")}
@@ -147,16 +158,22 @@ def test_an_observer_without_a_value_is_named_and_nothing_to_draw_is_said():
 
 
 def test_a_negative_number_has_a_bar_to_the_left_of_zero(answers, resamples):
-    value = {name: resamples.interval(name, "error_consistency", ("edge",)) for name in resamples.scores}
+    value = {
+        name: resamples.interval(name, "error_consistency", ("edge",)) for name in resamples.scores
+    }
     assert min(interval.low for interval in value.values()) < 0
-    [ax] = ood_bars(answers, metric="error_consistency", datasets=("edge",), resamples=resamples).axes
+    [ax] = ood_bars(
+        answers, metric="error_consistency", datasets=("edge",), resamples=resamples
+    ).axes
     assert ax.get_xlim()[0] < min(interval.low for interval in value.values())
     # No number is written over a bar.
     assert min(text.xy[0] for text in ax.texts) >= 0
 
 
 def test_bars_of_more_models_than_there_are_colours_are_all_there():
-    answers = made_up(models=[f"net{number}" for number in range(MAX_MODELS + 3)], datasets=("edge",))
+    answers = made_up(
+        models=[f"net{number}" for number in range(MAX_MODELS + 3)], datasets=("edge",)
+    )
     fig = ood_bars(answers, datasets=("edge",), resamples=resample(answers, FEW))
     assert len(fig.axes[0].patches) == MAX_MODELS + 4
 
@@ -178,9 +195,17 @@ def test_the_matrix_has_a_marker_per_observer_and_category_and_a_line_at_each_po
         [vertical] = [line for line in ours if line is not markers]
         pooled = 1 - shape_bias(answers, model).bias
         assert list(vertical.get_xdata()) == [pooled, pooled] and vertical.get_linestyle() == "-"
-        drawn = {labels[round(y)]: x for x, y in zip(markers.get_xdata(), markers.get_ydata(), strict=True)}
-        expected = {category: 1 - bias.bias for category, bias in shape_bias_by_category(answers, model).items()}
-        assert drawn == {category: x for category, x in expected.items() if math.isfinite(x)} | {"all": pooled}
+        drawn = {
+            labels[round(y)]: x
+            for x, y in zip(markers.get_xdata(), markers.get_ydata(), strict=True)
+        }
+        expected = {
+            category: 1 - bias.bias
+            for category, bias in shape_bias_by_category(answers, model).items()
+        }
+        assert drawn == {category: x for category, x in expected.items() if math.isfinite(x)} | {
+            "all": pooled
+        }
     assert look.marker != PEOPLE_MARKER
 
 
@@ -192,14 +217,20 @@ def test_the_axes_of_the_matrix_mirror_each_other_and_rows_are_apart(answers):
     assert "texture" in ax.get_xlabel() and "shape" in upper.get_xlabel()
     middles = []
     for axis in (ax, upper):
-        ticks = [tick.label1 if axis is ax else tick.label2 for tick in axis.xaxis.get_major_ticks()]
+        ticks = [
+            tick.label1 if axis is ax else tick.label2 for tick in axis.xaxis.get_major_ticks()
+        ]
         boxes = {tick.get_text(): tick.get_window_extent() for tick in ticks}
         middles.append({text: (box.x0 + box.x1) / 2 for text, box in boxes.items()})
     below, above = middles
-    assert [above[f"{1 - float(text):.1f}"] for text in below] == pytest.approx(list(below.values()), abs=0.5)
+    assert [above[f"{1 - float(text):.1f}"] for text in below] == pytest.approx(
+        list(below.values()), abs=0.5
+    )
     dotted = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"]
     assert dotted == [row + 0.5 for row in range(15)]
-    assert [text for text in legend_texts(fig) if text.startswith("people (")] and "96 answers of people" in note(fig)
+    assert [
+        text for text in legend_texts(fig) if text.startswith("people (")
+    ] and "96 answers of people" in note(fig)
 
 
 def test_the_matrix_without_people_is_alphabetical_and_says_so():
@@ -217,10 +248,21 @@ def test_lines_go_through_all_levels_and_excluded_ones_are_hollow(answers):
     fig = ood_conditions(answers)
     table = condition_table(answers)
     ax, dataset = titled(fig, "Contrast"), DATASETS["contrast"]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["100", "50", "30", "15", "10", "5", "3", "1"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == [
+        "100",
+        "50",
+        "30",
+        "15",
+        "10",
+        "5",
+        "3",
+        "1",
+    ]
     for name, look in observer_looks(answers).items():
         kind = HUMANS if name == HUMANS else "model"
-        rows = table[(table.observer == name) & (table.kind == kind) & (table.dataset == "contrast")].set_index("condition")
+        rows = table[
+            (table.observer == name) & (table.kind == kind) & (table.dataset == "contrast")
+        ].set_index("condition")
         expected = [rows.accuracy[condition.name] for condition in dataset.conditions]
         line, [full], [hollow] = lines_of(ax, look)
         assert list(line.get_xdata()) == list(range(8)) and list(line.get_ydata()) == expected
@@ -234,7 +276,10 @@ def test_the_band_reaches_from_the_least_to_the_most_accurate_person(answers):
     table = condition_table(answers)
     band = band_of(titled(ood_conditions(answers), "Contrast"))
     for at, condition in enumerate(DATASETS["contrast"].conditions):
-        each = [table[(table.observer == name) & (table.condition == condition.name)].accuracy.item() for name in PEOPLE]
+        each = [
+            table[(table.observer == name) & (table.condition == condition.name)].accuracy.item()
+            for name in PEOPLE
+        ]
         assert band[at] == (min(each), max(each))
 
 
@@ -250,29 +295,46 @@ def test_sets_of_one_condition_have_bars_with_whiskers_in_the_order_of_the_legen
     ax = titled(fig, "Edge")
     scores, table = score(answers), condition_table(answers)
     assert legend_texts(fig) == ["people", "net", "other"]
-    for at, (name, look, bar) in enumerate(zip(*zip(*observer_looks(answers).items(), strict=True), ax.patches, strict=True)):
+    for at, (name, look, bar) in enumerate(
+        zip(*zip(*observer_looks(answers).items(), strict=True), ax.patches, strict=True)
+    ):
         of_set = scores[name].by_dataset["edge"]
-        assert bar.get_x() + bar.get_width() / 2 == pytest.approx(at) and to_hex(bar.get_facecolor()) == look.color.lower()
+        assert (
+            bar.get_x() + bar.get_width() / 2 == pytest.approx(at)
+            and to_hex(bar.get_facecolor()) == look.color.lower()
+        )
         assert bar.get_height() == of_set.accuracy
-        whiskers = {tuple(line.get_ydata()) for line in ax.lines if list(line.get_xdata()) == [at, at]}
+        whiskers = {
+            tuple(line.get_ydata()) for line in ax.lines if list(line.get_xdata()) == [at, at]
+        }
         if name == HUMANS:
             each = table[(table.kind == "human") & (table.dataset == "edge")].accuracy
             ends = (each.min(), each.max())
         else:
-            ends = tuple(stats.binomtest(of_set.num_right, of_set.num_trials).proportion_ci(method="wilson"))
+            ends = tuple(
+                stats.binomtest(of_set.num_right, of_set.num_trials).proportion_ci(method="wilson")
+            )
         [drawn] = whiskers
         assert drawn == pytest.approx(ends, abs=1e-12)
         [marker] = [line for line in ax.lines if line.get_marker() == look.marker]
-        assert marker.get_xdata()[0] == at and marker.get_ydata()[0] > max(drawn[1], bar.get_height())
+        assert marker.get_xdata()[0] == at and marker.get_ydata()[0] > max(
+            drawn[1], bar.get_height()
+        )
 
 
 def test_there_are_16_panels_and_those_without_answers_say_so(answers):
     fig = ood_conditions(answers)
-    assert [ax.get_title(loc="left") for ax in fig.axes] == [DATASETS[name].label for name in SIXTEEN]
+    assert [ax.get_title(loc="left") for ax in fig.axes] == [
+        DATASETS[name].label for name in SIXTEEN
+    ]
     empty = [ax for ax in fig.axes if ax.get_title(loc="left") not in ("Contrast", "Edge")]
     assert len(empty) == 14
     for ax in empty:
-        assert [text.get_text() for text in ax.texts] == ["no answers"] and not ax.lines and not ax.patches
+        assert (
+            [text.get_text() for text in ax.texts] == ["no answers"]
+            and not ax.lines
+            and not ax.patches
+        )
     with pytest.raises(AnswersError, match="no answer to any of sketch"):
         ood_conditions(answers, datasets=("sketch",))
 
@@ -287,7 +349,11 @@ def test_a_level_without_answers_is_a_gap_and_a_set_without_is_named():
 
 def test_people_alone_and_models_alone_are_drawn():
     people = ood_conditions(made_up(models=()))
-    assert legend_texts(people) == ["people"] and "Wilson" not in note(people) and "(3 per set)" in note(people)
+    assert (
+        legend_texts(people) == ["people"]
+        and "Wilson" not in note(people)
+        and "(3 per set)" in note(people)
+    )
     models = ood_conditions(made_up(people=()))
     assert legend_texts(models) == ["net", "other"] and "People" not in note(models)
     assert not [c for c in titled(models, "Contrast").collections if isinstance(c, PolyCollection)]
@@ -306,19 +372,36 @@ def test_nine_models_are_drawn_and_ten_refused():
 # --- own pictures -----------------------------------------------------------------------------------------------------
 
 
-def curve(series="ViT", dataset="contrast", conditions=("c100", "c10", "c01"), right=(90, 40, 5), n=100, chance=0.1):
+def curve(
+    series="ViT",
+    dataset="contrast",
+    conditions=("c100", "c10", "c01"),
+    right=(90, 40, 5),
+    n=100,
+    chance=0.1,
+):
     counts = {"num_right": right, "num_pictures": [n] * len(right)}
     return ConditionCurve.of_counts(series, dataset, conditions=conditions, chance=chance, **counts)
 
 
 def test_own_pictures_have_lines_with_wilsons_whiskers_and_no_hollow_marker():
-    fig = own_conditions([curve(), curve("Simba", right=(80, 30, 9)), curve(dataset="edge", conditions=("0",), right=(33,))])
+    fig = own_conditions(
+        [
+            curve(),
+            curve("Simba", right=(80, 30, 9)),
+            curve(dataset="edge", conditions=("0",), right=(33,)),
+        ]
+    )
     ax = titled(fig, "Contrast")
     looks = model_looks(["ViT", "Simba"])
     for name, right in (("ViT", (90, 40, 5)), ("Simba", (80, 30, 9))):
         line, [full], [hollow] = lines_of(ax, looks[name])
-        assert [*line.get_ydata()] == [*full.get_ydata()] == [count / 100 for count in right] and not len(hollow.get_xdata())
-        [whiskers] = [c for c in ax.collections if to_hex(c.get_color()[0]) == looks[name].color.lower()]
+        assert [*line.get_ydata()] == [*full.get_ydata()] == [
+            count / 100 for count in right
+        ] and not len(hollow.get_xdata())
+        [whiskers] = [
+            c for c in ax.collections if to_hex(c.get_color()[0]) == looks[name].color.lower()
+        ]
         for segment, count in zip(whiskers.get_segments(), right, strict=True):
             ends = stats.binomtest(count, 100).proportion_ci(method="wilson")
             assert segment[:, 1] == pytest.approx([ends.low, ends.high], abs=1e-12)
@@ -327,13 +410,26 @@ def test_own_pictures_have_lines_with_wilsons_whiskers_and_no_hollow_marker():
     for ax in fig.axes:
         [dotted] = [line for line in ax.lines if line.get_linestyle() == ":"]
         assert set(dotted.get_ydata()) == {0.1}
-    assert "People never saw these pictures" in note(fig) and "100 pictures" in note(fig) and "(0.1)" in note(fig)
+    assert (
+        "People never saw these pictures" in note(fig)
+        and "100 pictures" in note(fig)
+        and "(0.1)" in note(fig)
+    )
     assert legend_texts(fig) == ["ViT", "Simba"]
 
 
 def test_own_levels_that_are_none_of_the_benchmarks_keep_their_names():
-    fig = own_conditions([curve(conditions=("c100", "c42", "c01")), curve(dataset="mine", conditions=("a", "b", "c"))])
-    assert [tick.get_text() for tick in titled(fig, "Contrast").get_xticklabels()] == ["c100", "c42", "c01"]
+    fig = own_conditions(
+        [
+            curve(conditions=("c100", "c42", "c01")),
+            curve(dataset="mine", conditions=("a", "b", "c")),
+        ]
+    )
+    assert [tick.get_text() for tick in titled(fig, "Contrast").get_xticklabels()] == [
+        "c100",
+        "c42",
+        "c01",
+    ]
     assert [ax.get_xlabel() for ax in fig.axes] == ["Level", "Level"] and titled(fig, "mine")
     # Texts of another spelling are the benchmark's levels.
     fig = own_conditions([curve(dataset="uniform-noise", conditions=("0.0", "0.10", "0.90"))])
@@ -354,7 +450,15 @@ def test_curves_that_contradict_each_other_are_refused(curves, message):
 
 
 def test_a_curve_of_unequal_lengths_is_refused():
-    values = dict(series="a", dataset="edge", accuracy=(0.5,), low=(0.4,), high=(0.6,), num_pictures=(9,), chance=0.1)
+    values = dict(
+        series="a",
+        dataset="edge",
+        accuracy=(0.5,),
+        low=(0.4,),
+        high=(0.6,),
+        num_pictures=(9,),
+        chance=0.1,
+    )
     for conditions in ((), ("0", "1"), ("0", "0")):
         with pytest.raises(ValueError, match="name of its own"):
             ConditionCurve(conditions=conditions, **values)
@@ -363,7 +467,9 @@ def test_a_curve_of_unequal_lengths_is_refused():
 # --- looks and files --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vision", [np.eye(3), DEUTERANOPIA, PROTANOPIA], ids=["normal", "deuteranopia", "protanopia"])
+@pytest.mark.parametrize(
+    "vision", [np.eye(3), DEUTERANOPIA, PROTANOPIA], ids=["normal", "deuteranopia", "protanopia"]
+)
 def test_colours_of_nine_models_and_people_stay_apart_for_the_colour_blind(vision):
     colours = [look.color for look in model_looks(range(MAX_MODELS)).values()] + [PEOPLE_COLOR]
     seen = [lab(vision @ linear_rgb(color)) for color in colours]
@@ -390,10 +496,18 @@ def test_equal_answers_give_equal_bytes(answers, resamples, tmp_path):
         for name, fig in figures(answers, resamples):
             save_figure(fig, tmp_path / run / f"{name}.png")
     for name in ("bars", "shape", "conditions", "own"):
-        assert (tmp_path / "a" / f"{name}.png").read_bytes() == (tmp_path / "b" / f"{name}.png").read_bytes()
+        assert (tmp_path / "a" / f"{name}.png").read_bytes() == (
+            tmp_path / "b" / f"{name}.png"
+        ).read_bytes()
 
 
-LONG = ["", "_x", "$a_1$ $", "\N{CJK UNIFIED IDEOGRAPH-5B57}", "a very long name that nobody can read at a glance " * 3]
+LONG = [
+    "",
+    "_x",
+    "$a_1$ $",
+    "\N{CJK UNIFIED IDEOGRAPH-5B57}",
+    "a very long name that nobody can read at a glance " * 3,
+]
 
 
 def test_labels_of_any_text_are_shown_to_the_letter_and_nothing_leaves_the_page():
@@ -408,13 +522,21 @@ def test_labels_of_any_text_are_shown_to_the_letter_and_nothing_leaves_the_page(
     for fig in drawn:
         renderer = render(fig)
         page = fig.bbox
-        texts = [*fig.texts, *(t for ax in fig.axes for t in (ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts))]
+        texts = [
+            *fig.texts,
+            *(t for ax in fig.axes for t in (ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts)),
+        ]
         texts += [t for legend in fig.legends for t in legend.get_texts()]
         texts += [t for ax in fig.axes for t in (*ax.get_xticklabels(), *ax.get_yticklabels())]
         for text in texts:
             if text.get_text().strip() and text.get_visible():
                 box = text.get_window_extent(renderer)
-                inside = page.x0 <= box.x0 and box.x1 <= page.x1 + 1 and page.y0 <= box.y0 and box.y1 <= page.y1 + 1
+                inside = (
+                    page.x0 <= box.x0
+                    and box.x1 <= page.x1 + 1
+                    and page.y0 <= box.y0
+                    and box.y1 <= page.y1 + 1
+                )
                 assert inside, text.get_text()
     shown = {text.get_text() for text in drawn[0].axes[0].texts}
     assert {"_x", "$a_1$ $"} <= shown
@@ -436,15 +558,23 @@ def test_panels_are_equally_large_touch_no_other_and_fit_a_page_of_paper():
     assert width == pytest.approx(7) and height < 9
     sizes = np.array([ax.get_position().size * (width, height) for ax in fig.axes])
     np.testing.assert_allclose(sizes, sizes[:1].repeat(16, axis=0))
-    boxes = [ax.get_tightbbox(renderer) for ax in fig.axes] + [text.get_window_extent(renderer) for text in fig.texts]
+    boxes = [ax.get_tightbbox(renderer) for ax in fig.axes] + [
+        text.get_window_extent(renderer) for text in fig.texts
+    ]
     boxes += [legend.get_window_extent(renderer) for legend in fig.legends]
     assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
     # No text of an axis runs into the next.
     for ax in fig.axes:
-        ticks = [tick.get_window_extent(renderer) for tick in ax.get_xticklabels() if tick.get_text()]
+        ticks = [
+            tick.get_window_extent(renderer) for tick in ax.get_xticklabels() if tick.get_text()
+        ]
         assert not [(a, b) for a, b in itertools.combinations(ticks, 2) if a.overlaps(b)]
         assert {tick.get_rotation() for tick in ax.get_xticklabels()} <= {0.0}
-    assert [tick.get_text() for tick in titled(fig, "Uniform noise").get_xticklabels()][1:4] == [".03", ".05", ".1"]
+    assert [tick.get_text() for tick in titled(fig, "Uniform noise").get_xticklabels()][1:4] == [
+        ".03",
+        ".05",
+        ".1",
+    ]
 
 
 def test_long_names_of_levels_are_turned_and_do_not_overlap():
@@ -453,22 +583,40 @@ def test_long_names_of_levels_are_turned_and_do_not_overlap():
     renderer = render(fig)
     [ax] = fig.axes
     ticks = ax.get_xticklabels()
-    assert [tick.get_text() for tick in ticks] == list(levels) and {tick.get_rotation() for tick in ticks} == {90.0}
+    assert [tick.get_text() for tick in ticks] == list(levels) and {
+        tick.get_rotation() for tick in ticks
+    } == {90.0}
     boxes = [tick.get_window_extent(renderer) for tick in (*ticks, ax.xaxis.label)]
     assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
-    assert max(box.y1 for box in boxes) < ax.get_window_extent().y0 and min(box.y0 for box in boxes) > 0
+    assert (
+        max(box.y1 for box in boxes) < ax.get_window_extent().y0
+        and min(box.y0 for box in boxes) > 0
+    )
 
 
 @needs_answers
 def test_the_published_answers_are_drawn_with_their_published_numbers(published):
     fig = shape_bias_matrix(published)
-    [line] = [line for line in fig.axes[0].lines if colour(line) == "#a51e37" and line.get_linestyle() == "-"]
+    [line] = [
+        line
+        for line in fig.axes[0].lines
+        if colour(line) == "#a51e37" and line.get_linestyle() == "-"
+    ]
     assert 1 - line.get_xdata()[0] == pytest.approx(0.9587, abs=5e-5)
     labels = [tick.get_text() for tick in fig.axes[0].get_yticklabels()]
     assert labels[0] == "boat" and labels[15] == "bicycle"
     fig = ood_conditions(published)
     line, _, [hollow] = lines_of(titled(fig, "Low-pass"), observer_looks(published)[HUMANS])
-    assert [round(y, 4) for y in line.get_ydata()] == [0.9203, 0.9141, 0.7953, 0.6297, 0.5875, 0.3797, 0.2, 0.0609]
+    assert [round(y, 4) for y in line.get_ydata()] == [
+        0.9203,
+        0.9141,
+        0.7953,
+        0.6297,
+        0.5875,
+        0.3797,
+        0.2,
+        0.0609,
+    ]
     assert list(hollow.get_xdata()) == [0, 6, 7]
     fig = ood_bars(published, datasets=tuple(DATASETS), resamples=resample(published, FEW))
     shown = {text.get_text() for text in fig.axes[0].texts}

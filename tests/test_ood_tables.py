@@ -9,13 +9,37 @@ from pathlib import Path
 import pytest
 from answers_by_hand import made_up
 
-from landscape.answers import HUMANS, SEVENTEEN, SIXTEEN, Answers, model_table, read_answers, resample, score
+from landscape.answers import (
+    HUMANS,
+    SEVENTEEN,
+    SIXTEEN,
+    Answers,
+    model_table,
+    read_answers,
+    resample,
+    score,
+)
 from landscape.errors import AnswersError, StoreError
-from landscape.pipeline.ood_tables import COLUMNS, ood_table, rows, to_csv, to_json, to_latex, to_terminal, write
+from landscape.pipeline.ood_tables import (
+    COLUMNS,
+    ood_table,
+    rows,
+    to_csv,
+    to_json,
+    to_latex,
+    to_terminal,
+    write,
+)
 from landscape.statistics import Bootstrap
 
 FEW = Bootstrap(num_resamples=99)
-METRICS = ("ood_accuracy_17", "ood_accuracy_16", "accuracy_difference", "observed_consistency", "error_consistency")
+METRICS = (
+    "ood_accuracy_17",
+    "ood_accuracy_16",
+    "accuracy_difference",
+    "observed_consistency",
+    "error_consistency",
+)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "human"
 
 
@@ -40,25 +64,40 @@ def partial():
     return ood_table(answers, resamples=resample(answers, FEW))
 
 
-def test_the_columns_are_the_benchmarks_means_with_the_bootstraps_intervals(answers, resamples, table):
+def test_the_columns_are_the_benchmarks_means_with_the_bootstraps_intervals(
+    answers, resamples, table
+):
     expected = model_table(score(answers)).set_index("model")
     found = {row["model"]: row for row in rows(table)}
-    assert list(found) == ["net", "other", HUMANS] and [row["kind"] for row in found.values()] == ["model", "model", "human"]
+    assert list(found) == ["net", "other", HUMANS] and [row["kind"] for row in found.values()] == [
+        "model",
+        "model",
+        "human",
+    ]
     for name, row in found.items():
         assert tuple(row) == COLUMNS and row["missing"] == ""
         for column in (*METRICS, "shape_bias"):
             assert row[column] == pytest.approx(expected.loc[name, column], rel=1e-12)
         interval = resamples.interval(name, "accuracy", SIXTEEN)
-        assert (row["ood_accuracy_16_low"], row["ood_accuracy_16_high"]) == (interval.low, interval.high)
+        assert (row["ood_accuracy_16_low"], row["ood_accuracy_16_high"]) == (
+            interval.low,
+            interval.high,
+        )
         interval = resamples.interval(name, "shape_bias")
         assert (row["shape_bias_low"], row["shape_bias_high"]) == (interval.low, interval.high)
-        assert [row[f"{column}_sets"] for column in METRICS] == [17, 16, 17, 17, 17] and row["shape_bias_sets"] == 1
+        assert [row[f"{column}_sets"] for column in METRICS] == [17, 16, 17, 17, 17] and row[
+            "shape_bias_sets"
+        ] == 1
 
 
 def test_csv_and_json_hold_the_same_rows(table):
     read = list(csv.DictReader(io.StringIO(to_csv(table))))
     content = json.loads(to_json(table))
-    assert content["rows"] == rows(table) and content["confidence"] == 0.95 and content["notes"] == table.notes
+    assert (
+        content["rows"] == rows(table)
+        and content["confidence"] == 0.95
+        and content["notes"] == table.notes
+    )
     for text, row in zip(read, rows(table), strict=True):
         for column in METRICS:
             assert float(text[column]) == row[column]
@@ -66,20 +105,34 @@ def test_csv_and_json_hold_the_same_rows(table):
 
 def test_means_over_fewer_sets_say_so_and_name_the_missing_ones(partial):
     net, other, people = rows(partial)
-    assert net["ood_accuracy_16_sets"] == 1 and other["ood_accuracy_16_sets"] == people["ood_accuracy_16_sets"] == 2
+    assert (
+        net["ood_accuracy_16_sets"] == 1
+        and other["ood_accuracy_16_sets"] == people["ood_accuracy_16_sets"] == 2
+    )
     assert "edge" in net["missing"].split(", ") and "edge" not in other["missing"].split(", ")
     assert len(other["missing"].split(", ")) == 14
     text = to_terminal(partial, width=120)
-    assert text.count("(2 of 17)") == 4 and text.count("(3 of 17)") == 8 and text.count("(2 of 16)") == 2
+    assert (
+        text.count("(2 of 17)") == 4
+        and text.count("(3 of 17)") == 8
+        and text.count("(2 of 16)") == 2
+    )
     flat = " ".join(text.split())
-    assert "Not in the means of net: colour," in flat and "Not in the means of other, people: colour," in flat
+    assert (
+        "Not in the means of net: colour," in flat
+        and "Not in the means of other, people: colour," in flat
+    )
 
 
 def test_what_is_unknown_is_empty():
     alone = made_up(people=(), datasets=("edge",))
     table = ood_table(alone, resamples=resample(alone, FEW))
     [net, _] = rows(table)
-    assert net["error_consistency"] is None and net["shape_bias"] is None and net["ood_accuracy_17"] is not None
+    assert (
+        net["error_consistency"] is None
+        and net["shape_bias"] is None
+        and net["ood_accuracy_17"] is not None
+    )
     assert net["error_consistency_sets"] == net["shape_bias_sets"] == 0
     assert next(csv.DictReader(io.StringIO(to_csv(table))))["error_consistency"] == ""
     assert "nan" not in (to_terminal(table) + to_json(table) + to_latex(table)).lower()
@@ -115,7 +168,11 @@ def test_labels_stand_for_names(answers, resamples):
 
 
 def test_files_get_the_format_of_their_suffix(table, tmp_path):
-    for suffix, text in ((".csv", to_csv(table)), (".json", to_json(table)), (".tex", to_latex(table))):
+    for suffix, text in (
+        (".csv", to_csv(table)),
+        (".json", to_json(table)),
+        (".tex", to_latex(table)),
+    ):
         path = tmp_path / "new" / f"table{suffix}"
         assert write(table, path) == f"{path}: 3 rows." and path.read_text() == text
     assert write(table, kind="csv") == to_csv(table).rstrip()
@@ -134,14 +191,19 @@ def test_no_answers_are_refused(answers):
         ood_table(Answers(answers.table.iloc[:0]))
 
 
-@pytest.mark.skipif(not (SHARED / "models.csv.gz").exists(), reason="the benchmark's answers are not here")
+@pytest.mark.skipif(
+    not (SHARED / "models.csv.gz").exists(), reason="the benchmark's answers are not here"
+)
 def test_the_leaderboard_is_printed_as_published():
     answers = read_answers([SHARED / "human.csv.gz", SHARED / "models.csv.gz"])
     table = ood_table(answers, resamples=resample(answers, FEW))
     printed = {row[1]: row[2:] for row in csv.reader(io.StringIO(to_csv(table)))}
     at = {name: COLUMNS.index(name) - 2 for name in METRICS}
     # The toolbox's README.
-    published = {"resnet50": (0.559, 0.087, 0.665, 0.208), "simclr-resnet50x1": (0.596, 0.080, 0.667, 0.179)}
+    published = {
+        "resnet50": (0.559, 0.087, 0.665, 0.208),
+        "simclr-resnet50x1": (0.596, 0.080, 0.667, 0.179),
+    }
     published["bagnet33"] = (0.398, 0.156, 0.567, 0.137)
     for model, numbers in published.items():
         ours = [float(printed[model][at[name]]) for name in ("ood_accuracy_17", *METRICS[2:])]

@@ -37,7 +37,10 @@ def at() -> Any:
     tower = VMamba(dims=(4, 6), depths=(1, 1), gated=False, num_classes=0).double()
     scramble(tower, seed=1, scale=0.3)
     model = make_toy_clip(tower)
-    batch = {"image": toy_pictures(4), "text": torch.tensor([[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]])}
+    batch = {
+        "image": toy_pictures(4),
+        "text": torch.tensor([[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]]),
+    }
     params = select_parameters(model, ["visual.layers.0.blocks.0.op.*", "logit_scale"])
     return Objective.from_closure(model, contrastive_loss), params, batch
 
@@ -50,7 +53,9 @@ def dense(at: Any) -> torch.Tensor:
 def _arguments() -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     g = seeded(3)
     sizes = ((2, 4, 7), (2, 4, 7), (4, 3), (2, 2, 3, 7), (2, 2, 3, 7), (4,), (4,))
-    u, delta, A, B, C, D, bias = (torch.randn(size, generator=g, dtype=torch.float64).requires_grad_() for size in sizes)
+    u, delta, A, B, C, D, bias = (
+        torch.randn(size, generator=g, dtype=torch.float64).requires_grad_() for size in sizes
+    )
     return (u, delta, A, B, C, D), {"delta_bias": bias, "delta_softplus": True}
 
 
@@ -78,7 +83,12 @@ def test_the_scan_is_the_right_one_again_after_an_error(experiment):
 
 def test_the_plain_operator_is_the_dense_hessian_with_the_right_scan_only(experiment, at, dense):
     # Same arithmetic in another order of additions: measured 4e-16.
-    assert relative_error(experiment.PlainHessian(*at) @ torch.eye(len(dense), dtype=torch.float64), dense) < 1e-12
+    assert (
+        relative_error(
+            experiment.PlainHessian(*at) @ torch.eye(len(dense), dtype=torch.float64), dense
+        )
+        < 1e-12
+    )
     gradient = plain_gradient(*at)
     with experiment.opaque_scan():
         torch.testing.assert_close(plain_gradient(*at), gradient, rtol=1e-12, atol=1e-14)
@@ -114,17 +124,35 @@ def test_differences_and_verdicts_tell_the_two_operators_apart(experiment, at, d
 
 
 def _row(report, *, epoch: int, batch: int, values: tuple[float, ...]) -> Any:
-    verdicts = {"right": report.Verdict(1e-15, 1e-11), "incomplete": report.Verdict(0.4, 0.3 + batch)}
+    verdicts = {
+        "right": report.Verdict(1e-15, 1e-11),
+        "incomplete": report.Verdict(0.4, 0.3 + batch),
+    }
     arms = (("right", "eigsh"), ("right", "power iteration"), ("incomplete", "power iteration"))
-    found = tuple(report.Spectrum(*arm, tuple(value * (i + 1) for value in values), 0.01, 30) for i, arm in enumerate(arms))
+    found = tuple(
+        report.Spectrum(*arm, tuple(value * (i + 1) for value in values), 0.01, 30)
+        for i, arm in enumerate(arms)
+    )
     return report.Row(epoch, batch, 2.0, 0.0, ("a.Ds",), verdicts, found)
 
 
 def test_the_summary_counts_negatives_and_averages_the_positives_over_batches(report):
-    rows = [_row(report, epoch=0, batch=0, values=(4.0, -3.0)), _row(report, epoch=0, batch=1, values=(-6.0, -1.0))]
+    rows = [
+        _row(report, epoch=0, batch=0, values=(4.0, -3.0)),
+        _row(report, epoch=0, batch=1, values=(-6.0, -1.0)),
+    ]
     right, _, incomplete = report.summarise(rows)
-    assert (right.num_negative, right.num_values, right.mean_positive, right.largest) == (3, 4, 4.0, 6.0)
-    assert (incomplete.mean_positive, incomplete.product_error, incomplete.asymmetry) == (12.0, pytest.approx(0.8), 0.4)
+    assert (right.num_negative, right.num_values, right.mean_positive, right.largest) == (
+        3,
+        4,
+        4.0,
+        6.0,
+    )
+    assert (incomplete.mean_positive, incomplete.product_error, incomplete.asymmetry) == (
+        12.0,
+        pytest.approx(0.8),
+        0.4,
+    )
     assert report.summarise(rows[1:])[0].mean_positive is None
 
 
@@ -133,7 +161,9 @@ def test_a_row_survives_its_way_through_json(report):
     assert report.Row.from_dict(json.loads(json.dumps(asdict(row)))) == row
 
 
-def test_a_measured_batch_is_taken_from_the_run_until_its_checkpoint_changes(experiment, report, tmp_path, monkeypatch):
+def test_a_measured_batch_is_taken_from_the_run_until_its_checkpoint_changes(
+    experiment, report, tmp_path, monkeypatch
+):
     checkpoint = tmp_path / "checkpoints" / "epoch_3.pt"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"weights")
@@ -158,4 +188,7 @@ def test_table_and_figure_show_every_epoch(report, capsys):
     left, right = report.draw(rows).axes
     drawn = [line for line in left.lines if line.get_linestyle() == "None"]
     assert [len(line.get_ydata()) for line in drawn] == [8, 8, 8]
-    assert len(right.lines) == 4 and [tick.get_text() for tick in left.get_xticklabels()] == ["0", "12"]
+    assert len(right.lines) == 4 and [tick.get_text() for tick in left.get_xticklabels()] == [
+        "0",
+        "12",
+    ]

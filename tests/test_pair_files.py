@@ -19,11 +19,15 @@ from landscape.manifest import DataSettings
 
 
 def settings(source, **options):
-    return DataSettings(source=str(source), num_samples=2, batch_size=2, **{"split": "all", **options})
+    return DataSettings(
+        source=str(source), num_samples=2, batch_size=2, **{"split": "all", **options}
+    )
 
 
 def picture(i, size=(7, 5)):
-    return Image.fromarray(np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    )
 
 
 def encoded(image, extension):
@@ -39,7 +43,9 @@ def table(tmp_path):
     (tmp_path / "pictures").mkdir()
     for i in range(4):
         picture(i).save(tmp_path / "pictures" / f"{i}.png")
-    rows = ["filepath\ttitle"] + [f"pictures/{i}.png\t{quoted(caption)}" for i, caption in enumerate(captions)]
+    rows = ["filepath\ttitle"] + [
+        f"pictures/{i}.png\t{quoted(caption)}" for i, caption in enumerate(captions)
+    ]
     (tmp_path / "pairs.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return tmp_path / "pairs.tsv", captions
 
@@ -48,7 +54,9 @@ def quoted(caption):
     return '"' + caption.replace('"', '""') + '"'
 
 
-def test_a_table_yields_its_pictures_and_captions_in_order_with_paths_relative_to_the_table(table, monkeypatch):
+def test_a_table_yields_its_pictures_and_captions_in_order_with_paths_relative_to_the_table(
+    table, monkeypatch
+):
     path, captions = table
     monkeypatch.chdir("/")
     pairs = open_pairs(settings(path))
@@ -65,17 +73,21 @@ def test_a_table_with_absolute_paths_reads_as_open_clip_reads_it(tmp_path):
         picture(i).save(tmp_path / f"{i}.png")
     rows = ["title,filepath"] + [f'"word {i}, ""said""",{tmp_path / f"{i}.png"}' for i in range(3)]
     (tmp_path / "pairs.csv").write_text("\n".join(rows))
-    theirs = CsvDataset(str(tmp_path / "pairs.csv"), np.asarray, "filepath", "title", sep=",", tokenizer=list)
+    theirs = CsvDataset(
+        str(tmp_path / "pairs.csv"), np.asarray, "filepath", "title", sep=",", tokenizer=list
+    )
     ours = open_pairs(settings(tmp_path / "pairs.csv", separator=","))
-    assert [(np.asarray(image).tolist(), caption) for image, caption in (ours[i] for i in range(3))] == [
-        (image.tolist(), caption) for image, caption in (theirs[i] for i in range(3))
-    ]
+    assert [
+        (np.asarray(image).tolist(), caption) for image, caption in (ours[i] for i in range(3))
+    ] == [(image.tolist(), caption) for image, caption in (theirs[i] for i in range(3))]
 
 
 def test_other_column_names_and_separators_are_honoured(tmp_path):
     picture(0).save(tmp_path / "a.png")
     (tmp_path / "pairs.csv").write_text("id;file;text\n1;a.png;one word\n")
-    pairs = open_pairs(settings(tmp_path / "pairs.csv", separator=";", image_key="file", caption_key="text"))
+    pairs = open_pairs(
+        settings(tmp_path / "pairs.csv", separator=";", image_key="file", caption_key="text")
+    )
     assert pairs[0][1] == "one word"
 
 
@@ -92,9 +104,17 @@ def test_the_digest_of_a_table_is_the_same_in_any_folder_and_under_any_hash_seed
     (copy.parent / "pictures").symlink_to(path.parent / "pictures")
     seen = set()
     for seed, source in (("1", path), ("2", copy)):
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         command = [sys.executable, "-c", script, str(source)]
-        seen.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+        seen.add(
+            subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True
+            ).stdout
+        )
     assert len(seen) == 1 and len(seen.pop().split()[0]) == 64
 
 
@@ -103,7 +123,11 @@ def test_the_digest_changes_with_a_caption_a_path_the_order_and_the_size(table):
     content = path.read_text(encoding="utf-8")
     header, *rows = content.splitlines()
     digests = [open_pairs(settings(path)).digest, open_pairs(settings(path, image_size=4)).digest]
-    for variant in (content.replace("asleep", "awake"), content.replace("0.png", "1.png"), "\n".join([header, *rows[::-1]])):
+    for variant in (
+        content.replace("asleep", "awake"),
+        content.replace("0.png", "1.png"),
+        "\n".join([header, *rows[::-1]]),
+    ):
         path.write_text(variant, encoding="utf-8")
         digests.append(open_pairs(settings(path)).digest)
     assert len(set(digests)) == 5
@@ -111,9 +135,16 @@ def test_the_digest_changes_with_a_caption_a_path_the_order_and_the_size(table):
 
 def test_the_splits_of_a_table_part_its_rows_by_path_and_caption_alone(tmp_path):
     names = [f"{i}.png" for i in range(300)]
-    (tmp_path / "pairs.tsv").write_text("filepath\ttitle\n" + "".join(f"{name}\tpicture {name}\n" for name in names))
-    (tmp_path / "fewer.tsv").write_text("filepath\ttitle\n" + "".join(f"{name}\tpicture {name}\n" for name in names[:150]))
-    sizes = {split: len(open_pairs(settings(tmp_path / "pairs.tsv", split=split))) for split in ("train", "held_out", "all")}
+    (tmp_path / "pairs.tsv").write_text(
+        "filepath\ttitle\n" + "".join(f"{name}\tpicture {name}\n" for name in names)
+    )
+    (tmp_path / "fewer.tsv").write_text(
+        "filepath\ttitle\n" + "".join(f"{name}\tpicture {name}\n" for name in names[:150])
+    )
+    sizes = {
+        split: len(open_pairs(settings(tmp_path / "pairs.tsv", split=split)))
+        for split in ("train", "held_out", "all")
+    }
     held_out = [name for name in names if split_of(name, f"picture {name}") == "held_out"]
     assert sizes == {"train": 300 - len(held_out), "held_out": len(held_out), "all": 300}
     assert 10 <= len(held_out) <= 60  # 30 expected, standard deviation 5.2
@@ -147,7 +178,10 @@ def shards(tmp_path):
     """Two shards: keys out of order, four kinds of pictures, captions as text and as JSON, and what is to be left out."""
     shard(
         tmp_path / "data-001.tar",
-        [("b/9.png", encoded(picture(9), "png")), ("b/9.json", json.dumps({"caption": "nine", "extra": 1}).encode())],
+        [
+            ("b/9.png", encoded(picture(9), "png")),
+            ("b/9.json", json.dumps({"caption": "nine", "extra": 1}).encode()),
+        ],
     )
     shard(
         tmp_path / "data-000.tar",
@@ -167,7 +201,9 @@ def shards(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("pattern", ["data-{000..001}.tar", "data-*.tar", "{data-001,data-000}.tar", "data-00[01].tar"])
+@pytest.mark.parametrize(
+    "pattern", ["data-{000..001}.tar", "data-*.tar", "{data-001,data-000}.tar", "data-00[01].tar"]
+)
 def test_shards_yield_complete_pairs_sorted_by_shard_and_key(shards, pattern):
     pairs = open_pairs(settings(shards / pattern))
     assert [pairs[i][1] for i in range(len(pairs))] == ["one", "two", "drei é", "nine"]
@@ -176,22 +212,30 @@ def test_shards_yield_complete_pairs_sorted_by_shard_and_key(shards, pattern):
 def test_shards_yield_the_pixels_that_webdataset_decodes(shards):
     import webdataset
 
-    reader = webdataset.WebDataset(str(shards / "data-000.tar"), shardshuffle=False).decode("pilrgb")
+    reader = webdataset.WebDataset(str(shards / "data-000.tar"), shardshuffle=False).decode(
+        "pilrgb"
+    )
     theirs = {sample["txt"]: sample for sample in reader if "txt" in sample}
     pairs = open_pairs(settings(shards / "data-000.tar"))
     assert len(pairs) == 3
     for image, caption in (pairs[i] for i in (2, 0, 1)):
         sample = theirs[caption]
-        decoded = next(sample[extension] for extension in ("jpg", "jpeg", "webp") if extension in sample)
+        decoded = next(
+            sample[extension] for extension in ("jpg", "jpeg", "webp") if extension in sample
+        )
         assert (np.asarray(image) == np.asarray(decoded)).all()
 
 
-def test_a_shard_digest_does_not_depend_on_the_order_in_which_members_were_written(shards, tmp_path):
+def test_a_shard_digest_does_not_depend_on_the_order_in_which_members_were_written(
+    shards, tmp_path
+):
     (tmp_path / "turned").mkdir()
     with tarfile.open(shards / "data-000.tar") as archive:
         members = [(member.name, archive.extractfile(member).read()) for member in archive]
     shard(tmp_path / "turned" / "data-000.tar", members[::-1])
-    first, second = (open_pairs(settings(folder / "data-000.tar")) for folder in (shards, tmp_path / "turned"))
+    first, second = (
+        open_pairs(settings(folder / "data-000.tar")) for folder in (shards, tmp_path / "turned")
+    )
     assert first.digest == second.digest
 
 
@@ -221,7 +265,10 @@ def test_a_wrong_table_is_refused_in_one_line_that_says_what_to_do(tmp_path):
 
 
 def test_an_unknown_kind_of_source_lists_the_known_ones(tmp_path):
-    assert "expected openmoji, a .csv or .tsv file, or a pattern of .tar shards" in refusal(tmp_path / "pairs.parquet").lower()
+    assert (
+        "expected openmoji, a .csv or .tsv file, or a pattern of .tar shards"
+        in refusal(tmp_path / "pairs.parquet").lower()
+    )
 
 
 def test_a_picture_that_cannot_be_read_names_its_row(table):
@@ -240,7 +287,14 @@ def test_a_drawn_picture_that_is_not_there_is_refused_before_anything_is_measure
     (path.parent / "pictures" / "3.png").unlink()
     pairs = open_pairs(settings(path))
     with pytest.raises(DataError, match=r"row 4: there is no file .*3\.png"):
-        curvature_batches(pairs, num_samples=4, batch_size=2, seed=0, transform=None, tokenizer=lambda captions: captions)
+        curvature_batches(
+            pairs,
+            num_samples=4,
+            batch_size=2,
+            seed=0,
+            transform=None,
+            tokenizer=lambda captions: captions,
+        )
     with pytest.raises(DataError, match=r"row 4: there is no file .*3\.png"):
         pairs[3]
 
@@ -266,7 +320,9 @@ def test_a_wrong_shard_is_refused_in_one_line_that_says_what_to_do(shards, tmp_p
     assert "there is no pair" in refusal(tmp_path / "none.tar")
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"text": "x"}', b'{"caption": 3}', b'"x"', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"text": "x"}', b'{"caption": 3}', b'"x"', b"\xff"]
+)
 def test_a_caption_that_is_not_one_names_its_member(content, tmp_path):
     shard(tmp_path / "a.tar", [("1.png", b"x"), ("1.json", content)])
     assert "member 1.json" in refusal(tmp_path / "a.tar")

@@ -38,7 +38,9 @@ def write(tmp_path):
 
 
 def opened(path, **options):
-    return open_pairs(DataSettings(source=str(path), num_samples=2, batch_size=2, split="all", **options))
+    return open_pairs(
+        DataSettings(source=str(path), num_samples=2, batch_size=2, split="all", **options)
+    )
 
 
 def targets(pairs):
@@ -54,7 +56,9 @@ def refusal(path, **options):
 
 def test_shards_without_a_pair_say_what_is_in_there_and_why_nothing_matched(write):
     message = refusal(write(a__gif=b"x", b__gif=b"x", a__text="one", b__text="two"))
-    assert "there is no pair" in message and ".gif (2), .text (2)" in message and "KEY.txt" in message
+    assert (
+        "there is no pair" in message and ".gif (2), .text (2)" in message and "KEY.txt" in message
+    )
     assert "no picture has a caption" in refusal(write(a__png=b"x", a__text="one"))
     assert "no caption has a picture" in refusal(write(a__gif=b"x", a__txt="one"))
     assert "different keys" in refusal(write(a__png=b"x", b__txt="one"))
@@ -79,9 +83,15 @@ def test_what_is_left_out_is_counted_in_the_notes(write):
     pairs = opened(path)
     assert targets(pairs) == ["one"] and opened(write(a__png=png(), a__txt="one")).notes == ()
     (note,) = pairs.notes
-    assert note.endswith("left out, as by open_clip: pictures without a caption (2), captions without a picture (1).")
+    assert note.endswith(
+        "left out, as by open_clip: pictures without a caption (2), captions without a picture (1)."
+    )
     keys = {"a": ["png", "txt"], "b": ["png"], "c": ["png"], "d": ["txt"], "e": ["gif"]}
-    assert [key for key, names in keys.items() if filter_no_caption_or_no_image(dict.fromkeys(names, b""))] == ["a"]
+    assert [
+        key
+        for key, names in keys.items()
+        if filter_no_caption_or_no_image(dict.fromkeys(names, b""))
+    ] == ["a"]
 
 
 def test_the_classes_of_a_shard_are_the_labels_of_a_classifier(write):
@@ -89,7 +99,12 @@ def test_the_classes_of_a_shard_are_the_labels_of_a_classifier(write):
 
     path = write(a__png=png(), a__cls="7", b__png=png(), b__cls=" 12\n")
     pairs = opened(path)
-    assert targets(pairs) == targets(with_labels(pairs)) == [7, 12] == [basichandlers("cls", text) for text in (b"7", b" 12\n")]
+    assert (
+        targets(pairs)
+        == targets(with_labels(pairs))
+        == [7, 12]
+        == [basichandlers("cls", text) for text in (b"7", b" 12\n")]
+    )
     assert "no picture has a caption" in pairs.notes[0]
     batches = curvature_batches(
         with_labels(pairs), num_samples=2, batch_size=2, seed=0, transform=_tensor, tokenizer=None
@@ -110,7 +125,9 @@ def test_captions_go_before_classes_unless_classes_are_asked_for(write):
     assert with_labels(pairs).digest != pairs.digest
     captions_alone = opened(write(a__png=png(), a__txt="a cat", b__png=png(), b__txt="a dog"))
     assert captions_alone.digest == pairs.digest
-    partly = opened(write(a__png=png(), a__txt="a cat", a__cls="3", b__png=png(), b__txt="a dog", b__cls="dog"))
+    partly = opened(
+        write(a__png=png(), a__txt="a cat", a__cls="3", b__png=png(), b__txt="a dog", b__cls="dog")
+    )
     with pytest.raises(DataError, match=r"member b\.png: there is no KEY\.cls.*1 of 2"):
         with_labels(partly)
 
@@ -122,22 +139,38 @@ def test_classes_in_a_contrastive_study_are_refused_in_one_line(write, tmp_path)
         "version: 1\ndata: {source: data-000.tar, split: all, num_samples: 2, batch_size: 2}\nhessian: {objective: contrastive}\n"
         "series: [{name: s, model: vit_tiny_64, checkpoints: [{epoch: 0, path: epoch_0.pt}]}]\n"
     )
-    result = CliRunner().invoke(main, ["spectra", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "a.h5")])
-    assert result.exit_code == 2 and "classes in place of captions" in result.output and "cross_entropy" in result.output
+    result = CliRunner().invoke(
+        main, ["spectra", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "a.h5")]
+    )
+    assert (
+        result.exit_code == 2
+        and "classes in place of captions" in result.output
+        and "cross_entropy" in result.output
+    )
 
 
 @pytest.mark.parametrize("content", ["cat", "", "-1", "1.5", "9" * 30, b"\xff"])
 def test_a_class_that_is_no_number_names_its_member(content, write):
-    assert "member a.cls: expected the number of a class" in refusal(write(a__png=png(), a__cls=content))
+    assert "member a.cls: expected the number of a class" in refusal(
+        write(a__png=png(), a__cls=content)
+    )
 
 
 def test_captions_stand_under_the_key_of_the_json_that_is_named(write):
     path = write(a__png=png(), a__json=json.dumps({"text": "one", "title": "eins"}))
     message = refusal(path)
-    assert "member a.json" in message and "no 'caption', but 'text', 'title'" in message and "`caption_key`" in message
-    assert targets(opened(path, caption_key="text")) == ["one"] and targets(opened(path, caption_key="title")) == ["eins"]
+    assert (
+        "member a.json" in message
+        and "no 'caption', but 'text', 'title'" in message
+        and "`caption_key`" in message
+    )
+    assert targets(opened(path, caption_key="text")) == ["one"] and targets(
+        opened(path, caption_key="title")
+    ) == ["eins"]
     # A text beside it holds another caption.
-    path = write(a__png=png(), a__txt="alt", a__json=json.dumps({"text": "one", "caption": "other"}))
+    path = write(
+        a__png=png(), a__txt="alt", a__json=json.dumps({"text": "one", "caption": "other"})
+    )
     assert targets(opened(path)) == ["alt"] and targets(opened(path, caption_key="text")) == ["one"]
 
 
@@ -155,7 +188,10 @@ def test_a_shard_that_loses_pairs_without_a_word_does_not_pass(write):
     path.write_bytes(content[:end])
     assert targets(opened(path)) == ["one", "two"] and "has no end" in opened(path).notes[0]
     path.write_bytes(content + content)
-    assert targets(opened(path)) == ["one", "two"] and "left out, as by webdataset" in opened(path).notes[0]
+    assert (
+        targets(opened(path)) == ["one", "two"]
+        and "left out, as by webdataset" in opened(path).notes[0]
+    )
 
 
 def test_names_with_line_ends_stay_on_one_line(write):

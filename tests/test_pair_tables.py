@@ -16,7 +16,9 @@ from landscape.manifest import DataSettings
 
 
 def opened(path, **options):
-    return open_pairs(DataSettings(source=str(path), num_samples=2, batch_size=2, **{"split": "all", **options}))
+    return open_pairs(
+        DataSettings(source=str(path), num_samples=2, batch_size=2, **{"split": "all", **options})
+    )
 
 
 def captions(path, **options):
@@ -32,7 +34,10 @@ def refusal(path, **options):
 
 
 def lines(*captions, header="filepath\ttitle"):
-    return "".join(f"{line}\n" for line in (header, *(f"img/{i:03d}.png\t{caption}" for i, caption in enumerate(captions))))
+    return "".join(
+        f"{line}\n"
+        for line in (header, *(f"img/{i:03d}.png\t{caption}" for i, caption in enumerate(captions)))
+    )
 
 
 @pytest.fixture
@@ -41,7 +46,12 @@ def path(tmp_path):
 
 
 # Everything but what no encoding holds (surrogates) and NUL.
-TEXT = st.text(st.one_of(st.sampled_from('",;\t\n\r |ab'), st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+TEXT = st.text(
+    st.one_of(
+        st.sampled_from('",;\t\n\r |ab'),
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
+    )
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -52,25 +62,41 @@ TEXT = st.text(st.one_of(st.sampled_from('",;\t\n\r |ab'), st.characters(exclude
 )
 def test_what_csv_writes_is_read_as_it_was_and_as_pandas_reads_it(written, separator, encoding):
     stream = io.StringIO(newline="")
-    rows = [["id", "filepath", "title"], *([i, f"{i}.png", caption] for i, caption in enumerate(written))]
+    rows = [
+        ["id", "filepath", "title"],
+        *([i, f"{i}.png", caption] for i, caption in enumerate(written)),
+    ]
     csv.writer(stream, delimiter=separator).writerows(rows)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.csv"
         path.write_bytes(stream.getvalue().encode(encoding))
         assert captions(path, separator=separator) == written
-        table = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding=encoding)
+        table = pandas.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, encoding=encoding
+        )
         assert table["title"].tolist() == written
 
 
-PLAIN = st.text(st.one_of(st.sampled_from('", ab'), st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\t")))
+PLAIN = st.text(
+    st.one_of(
+        st.sampled_from('", ab'),
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\t"),
+    )
+)
 
 
 @settings(max_examples=200, deadline=None)
-@given(written=st.lists(PLAIN, min_size=1, max_size=5), end=st.sampled_from(["\n", "\r\n", "\r"]), last=st.booleans())
+@given(
+    written=st.lists(PLAIN, min_size=1, max_size=5),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    last=st.booleans(),
+)
 def test_without_quoting_every_mark_is_a_character(written, end, last):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.tsv"
-        path.write_bytes(lines(*written).replace("\n", end).removesuffix("" if last else end).encode())
+        path.write_bytes(
+            lines(*written).replace("\n", end).removesuffix("" if last else end).encode()
+        )
         assert captions(path, quoting="none") == written
 
 
@@ -82,21 +108,33 @@ def test_an_open_quotation_mark_that_joins_rows_is_refused_with_row_and_caption(
     assert len(pandas.read_csv(path, sep="\t")) == 8
     message = refusal(path)
     assert "row 6 (line 7)" in message and "Sunset over the hills" in message
-    assert "a quotation mark is not closed" in message and "the next 7 rows" in message and "separator" not in message
+    assert (
+        "a quotation mark is not closed" in message
+        and "the next 7 rows" in message
+        and "separator" not in message
+    )
     # The advice, followed.
     assert "`quoting: none`" in message
     assert captions(path, quoting="none") == written
 
 
-@pytest.mark.parametrize("order", [("title", "filepath"), ("filepath", "title", "id"), ("id", "filepath", "title")])
+@pytest.mark.parametrize(
+    "order", [("title", "filepath"), ("filepath", "title", "id"), ("id", "filepath", "title")]
+)
 def test_rows_are_not_joined_in_whatever_order_the_columns_stand(order, path):
     rows = [{"id": str(i), "filepath": f"a/{i}", "title": f"word {i}"} for i in range(6)]
     (path.parent / "a").mkdir()
     for row in rows:
         (path.parent / row["filepath"]).touch()
     rows[1]["title"], rows[4]["title"] = '"first', 'last"'
-    path.write_text("\n".join("\t".join(row) for row in [order, *([row[name] for name in order] for row in rows)]))
-    assert "row 2 (line 3), caption '\"first'" in refusal(path) and "the next 3 rows" in refusal(path)
+    path.write_text(
+        "\n".join(
+            "\t".join(row) for row in [order, *([row[name] for name in order] for row in rows)]
+        )
+    )
+    assert "row 2 (line 3), caption '\"first'" in refusal(path) and "the next 3 rows" in refusal(
+        path
+    )
 
 
 def test_a_caption_of_several_lines_that_are_no_rows_is_one_caption(path):
@@ -129,20 +167,34 @@ def test_a_byte_order_mark_is_honoured(encoding, path):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "guess"), [("latin-1", "latin-1"), ("cp1252", "cp1252"), ("utf-16-le", "utf-16-le"), ("utf-16-be", "utf-16-be")]
+    ("encoding", "guess"),
+    [
+        ("latin-1", "latin-1"),
+        ("cp1252", "cp1252"),
+        ("utf-16-le", "utf-16-le"),
+        ("utf-16-be", "utf-16-be"),
+    ],
 )
 def test_another_encoding_is_named_with_the_row_and_the_advice_works(encoding, guess, path):
     written = ["plain", "caf\u00e9 " + ("\u201cset\u201d" if encoding == "cp1252" else "")]
     path.write_bytes(lines(*written).encode(encoding))
     message = refusal(path)
-    assert "encoding" in message and f"`encoding: {guess}`" in message and "separator" not in message
-    assert ("row 2" in message and "café" in message) if "utf" not in encoding else "filepath" in message
+    assert (
+        "encoding" in message and f"`encoding: {guess}`" in message and "separator" not in message
+    )
+    assert (
+        ("row 2" in message and "café" in message)
+        if "utf" not in encoding
+        else "filepath" in message
+    )
     assert captions(path, encoding=guess) == written
 
 
 def test_a_byte_order_mark_before_something_else_is_not_blamed_on_the_key(path):
     path.write_bytes(lines("plain").encode("utf-8-sig") + "1.png\tcaf\u00e9\n".encode("latin-1"))
-    assert "row 2: the encoding is not utf-8-sig" in refusal(path) and "`encoding:" not in refusal(path)
+    assert "row 2: the encoding is not utf-8-sig" in refusal(path) and "`encoding:" not in refusal(
+        path
+    )
 
 
 def test_quoting_none_is_advised_only_where_it_helps(path):
@@ -162,7 +214,11 @@ def test_other_files_than_tables_are_called_what_they_are(path):
 
 def test_a_row_of_another_length_is_refused_where_it_stands(path):
     path.write_text(lines("a", "b\tc", "d"))
-    assert "row 2 (line 3)" in refusal(path) and "3 columns" in refusal(path) and "expected 2" in refusal(path)
+    assert (
+        "row 2 (line 3)" in refusal(path)
+        and "3 columns" in refusal(path)
+        and "expected 2" in refusal(path)
+    )
     path.write_text(lines("a") + "img/1.png\n")
     assert "row 2 (line 3)" in refusal(path) and "1 columns" in refusal(path)
     path.write_bytes(lines("a", "b\rc").encode())

@@ -41,7 +41,11 @@ def encoded(picture, kind, **options):
 
 
 def pairs_of(table, num_samples=1, **settings):
-    return open_pairs(DataSettings(source=str(table), split="all", num_samples=num_samples, batch_size=1, **settings))
+    return open_pairs(
+        DataSettings(
+            source=str(table), split="all", num_samples=num_samples, batch_size=1, **settings
+        )
+    )
 
 
 def notes_of(table, num_samples=1, **settings):
@@ -63,13 +67,17 @@ def test_formats_of_training_data_are_opened_whatever_the_name_says(kind, table)
     assert np.array_equal(picture, Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-@pytest.mark.parametrize("kind", ["PDF", "EPS", "ICNS", "PCX", "SGI", "TGA", "JPEG2000", "ICO", "DDS", "IM"])
+@pytest.mark.parametrize(
+    "kind", ["PDF", "EPS", "ICNS", "PCX", "SGI", "TGA", "JPEG2000", "ICO", "DDS", "IM"]
+)
 def test_other_formats_that_pillow_knows_are_refused(kind, table):
     try:
         content = encoded(Image.fromarray(NOISE), kind)
     except (KeyError, OSError):
         pytest.skip(f"this Pillow does not write {kind}")
-    with pytest.raises(PictureError, match="which are none of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"):
+    with pytest.raises(
+        PictureError, match="which are none of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"
+    ):
         pairs_of(table((content, "jpg")))[0]
 
 
@@ -95,10 +103,19 @@ def test_animations_orientations_and_transparency_are_read_as_by_open_clip(table
 
 def test_pictures_of_sixteen_bits_and_of_floats_are_said_to_be_clipped(table):
     deep = (np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)
-    sources = [Image.fromarray(deep), Image.fromarray(deep.astype(np.float32)), Image.fromarray(NOISE)]
-    path = table(*((encoded(source, kind), "x") for source, kind in zip(sources, ("PNG", "TIFF", "PNG"))))
+    sources = [
+        Image.fromarray(deep),
+        Image.fromarray(deep.astype(np.float32)),
+        Image.fromarray(NOISE),
+    ]
+    path = table(
+        *((encoded(source, kind), "x") for source, kind in zip(sources, ("PNG", "TIFF", "PNG")))
+    )
     (note,) = notes_of(path, 3)
-    assert "2 of 3 drawn pictures hold numbers of more than 8 bits (mode F, I;16)" in note and "white, as in open_clip" in note
+    assert (
+        "2 of 3 drawn pictures hold numbers of more than 8 bits (mode F, I;16)" in note
+        and "white, as in open_clip" in note
+    )
     # What the note says is what Pillow does: everything from 255 up is 255.
     assert np.array_equal(np.asarray(pairs_of(path, 3)[0][0])[..., 0], np.minimum(deep, 255))
 
@@ -137,7 +154,11 @@ def test_a_picture_file_larger_than_any_picture_is_not_read(table, tmp_path):
 @pytest.mark.parametrize(
     ("line", "changed", "said"),
     [
-        ("num_samples: 4", "num_samples: 1000000000", "1000000000, but that makes 500000000 batches"),
+        (
+            "num_samples: 4",
+            "num_samples: 1000000000",
+            "1000000000, but that makes 500000000 batches",
+        ),
         ("batch_size: 2", "batch_size: 2, image_size: 1000000000", "it must be at most 4096"),
         ("k: 2", "k: 99999999999999999999999", "it must be at most 10000"),
         ("k: 2", "k: 2, max_matvecs: 99999999999", "it must be at most 1000000"),
@@ -176,7 +197,11 @@ def test_numbers_beyond_what_there_is_are_refused_in_one_line(line, changed, sai
 def test_options_beyond_what_can_be_meant_are_refused(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 2 and "Error: Invalid value for" in result.stderr and not list(tmp_path.iterdir())
+    assert (
+        result.exit_code == 2
+        and "Error: Invalid value for" in result.stderr
+        and not list(tmp_path.iterdir())
+    )
 
 
 @pytest.mark.parametrize("vocabulary", [20_000_000, 10**12])
@@ -184,8 +209,20 @@ def test_a_model_larger_than_its_checkpoint_can_fill_is_not_built(vocabulary, ta
     path = table(*[(encoded(Image.fromarray(NOISE), "PNG"), "png")] * 4)
     config = {
         "embed_dim": 64,
-        "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16, "head_width": 16},
-        "text_cfg": {"context_length": 16, "vocab_size": vocabulary, "width": 64, "heads": 2, "layers": 1},
+        "vision_cfg": {
+            "image_size": 64,
+            "layers": 2,
+            "width": 64,
+            "patch_size": 16,
+            "head_width": 16,
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": vocabulary,
+            "width": 64,
+            "heads": 2,
+            "layers": 1,
+        },
     }
     (tmp_path / "huge.json").write_text(json.dumps(config))
     (tmp_path / "0.pt").write_bytes(b"x" * 1000)
@@ -194,7 +231,9 @@ def test_a_model_larger_than_its_checkpoint_can_fill_is_not_built(vocabulary, ta
         "hessian: {objective: contrastive, k: 2}\n"
         "series:\n  - {name: a, config: huge.json, checkpoints: [{epoch: 0, path: 0.pt}]}\n"
     )
-    result = CliRunner().invoke(main, ["spectra", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "a.h5")])
+    result = CliRunner().invoke(
+        main, ["spectra", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "a.h5")]
+    )
     assert result.exit_code == 2 and "is larger than what its checkpoint can fill" in result.stderr
 
 
@@ -216,7 +255,10 @@ def test_a_store_far_longer_than_its_own_end_is_refused(tmp_path):
 
 def test_the_name_of_an_output_that_no_file_can_have_is_refused():
     result = CliRunner().invoke(main, ["figure", "a.h5", "-o", "x" * 300 + ".png"])
-    assert result.exit_code == 2 and "the name has 304 characters, more than a file's can" in result.stderr
+    assert (
+        result.exit_code == 2
+        and "the name has 304 characters, more than a file's can" in result.stderr
+    )
 
 
 @pytest.mark.parametrize(

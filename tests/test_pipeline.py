@@ -97,7 +97,11 @@ def test_the_stored_eigenvalues_are_those_of_the_dense_hessian(tmp_path):
 def test_all_series_and_epochs_are_measured_on_the_same_batches(study, tmp_path):
     assert invoke("spectra", study, "-o", tmp_path / "spectra.h5").exit_code == 0
     with SpectrumStore.open(tmp_path / "spectra.h5") as store:
-        digests = {store.records(series, epoch).batch_sha256 for series in store.series() for epoch in store.epochs(series)}
+        digests = {
+            store.records(series, epoch).batch_sha256
+            for series in store.series()
+            for epoch in store.epochs(series)
+        }
     assert len(digests) == 1 and len(set(*digests)) == NUM_BATCHES
 
 
@@ -135,7 +139,10 @@ def test_a_dry_run_lists_what_is_left_and_writes_nothing(study, tmp_path):
 def test_the_plan_names_runs_of_batches(study):
     manifest = Manifest.load(study)
     tasks = pipeline.plan(manifest, frozenset({"one/0/1", "one/1/0", "one/1/1", "one/1/2"}))
-    assert [str(task) for task in tasks][:2] == ["one epoch 0: 2 batches (0, 2)", "two epoch 0: 3 batches (0-2)"]
+    assert [str(task) for task in tasks][:2] == [
+        "one epoch 0: 2 batches (0, 2)",
+        "two epoch 0: 3 batches (0-2)",
+    ]
     assert isinstance(tasks[0], Task)
 
 
@@ -170,7 +177,9 @@ def test_the_published_methods_run_on_the_same_objective(tmp_path, method):
     assert (np.abs(table.eigenvalues - ours) <= (table.residuals + 1e-3) * np.abs(ours)).all()
 
 
-def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_again(study, tmp_path, monkeypatch):
+def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_again(
+    study, tmp_path, monkeypatch
+):
     from landscape.pipeline.solve import Solver
 
     solve = Solver.solve
@@ -237,10 +246,15 @@ def test_a_batch_whose_krylov_vectors_do_not_fit_costs_that_batch_alone(tmp_path
     found = try_measure(lambda: solver.lanczos(small, hessian, 1, series="one"))
     assert float(found.values[0]) == pytest.approx(8, rel=1e-6)
     why = try_measure(lambda: solver.lanczos(large, hessian, 1, series="one")).reason
-    assert why.startswith("--max-basis-memory: 8,800 bytes hold 10 vectors of 105 numbers") and "Allow 9,240 bytes" in why
+    assert (
+        why.startswith("--max-basis-memory: 8,800 bytes hold 10 vectors of 105 numbers")
+        and "Allow 9,240 bytes" in why
+    )
 
 
-def test_the_first_batch_of_every_checkpoint_gets_a_second_start_and_every_batch_its_look(study, tmp_path, monkeypatch):
+def test_the_first_batch_of_every_checkpoint_gets_a_second_start_and_every_batch_its_look(
+    study, tmp_path, monkeypatch
+):
     from landscape.linalg import lanczos
 
     eigsh, calls = lanczos.eigsh, []
@@ -256,8 +270,14 @@ def test_the_first_batch_of_every_checkpoint_gets_a_second_start_and_every_batch
     assert result.exit_code == 0, result.output
     assert [checks for checks, _ in calls] == [4, *[None] * (NUM_BATCHES - 1)] * 4
     with SpectrumStore.open(tmp_path / "spectra.h5") as store:
-        tables = [store.records(series, epoch) for series in store.series() for epoch in store.epochs(series)]
-    assert [miss for table in tables for miss in table.missed_probability] == [pairs.missed.far_probability for _, pairs in calls]
+        tables = [
+            store.records(series, epoch)
+            for series in store.series()
+            for epoch in store.epochs(series)
+        ]
+    assert [miss for table in tables for miss in table.missed_probability] == [
+        pairs.missed.far_probability for _, pairs in calls
+    ]
     assert all((table.missed_probability[1:] <= 0.01).all() for table in tables)
     assert all((table.missed_distance[1:] <= 0.05 * (1 + 1e-9)).all() for table in tables)
     for table in tables:
@@ -273,19 +293,30 @@ def test_where_eigsh_looks_for_copies_to_the_end_the_first_batch_asks_for_no_les
     from landscape.linalg.lanczos import num_spot_checks
 
     # What counts is the size of the vectors, those in the support.
-    assert num_spot_checks(Padded(np.ones(1000), 500)) is None and num_spot_checks(Padded(np.ones(1001), 500)) == 4
+    assert (
+        num_spot_checks(Padded(np.ones(1000), 500)) is None
+        and num_spot_checks(Padded(np.ones(1001), 500)) == 4
+    )
 
 
 def test_recycled_and_restarted_runs_find_the_same_values_and_say_how(tmp_path):
-    study = make_study(tmp_path, epochs=(0, 1), names=("one",), parameters=PATTERNS, tol=1e-6, dtype="float64")
+    study = make_study(
+        tmp_path, epochs=(0, 1), names=("one",), parameters=PATTERNS, tol=1e-6, dtype="float64"
+    )
     assert invoke("spectra", study, "-o", tmp_path / "plain.h5").exit_code == 0
     with SpectrumStore.open(tmp_path / "plain.h5") as store:
         size = 8 * store.records("one", 0).num_params
     # Ten vectors: k = 3 and what a restarted run needs at least, and one more.
-    for name, options in {"warm": ["--recycle"], "small": ["--max-basis-memory", str(10 * size)]}.items():
+    for name, options in {
+        "warm": ["--recycle"],
+        "small": ["--max-basis-memory", str(10 * size)],
+    }.items():
         result = invoke("spectra", study, "-o", tmp_path / f"{name}.h5", *options)
         assert result.exit_code == 0, result.output
-        with SpectrumStore.open(tmp_path / f"{name}.h5") as store, SpectrumStore.open(tmp_path / "plain.h5") as plain:
+        with (
+            SpectrumStore.open(tmp_path / f"{name}.h5") as store,
+            SpectrumStore.open(tmp_path / "plain.h5") as plain,
+        ):
             for epoch in (0, 1):
                 table, expected = store.records("one", epoch), plain.records("one", epoch)
                 np.testing.assert_allclose(table.eigenvalues, expected.eigenvalues, rtol=1e-9)
@@ -293,7 +324,9 @@ def test_recycled_and_restarted_runs_find_the_same_values_and_say_how(tmp_path):
         if name == "warm":
             assert table.settings["start"] == "recycled" and np.isnan(table.ritz_values).all()
         else:
-            assert table.settings["max_basis_memory"] == 10 * size and (table.num_matvecs > 10).all()
+            assert (
+                table.settings["max_basis_memory"] == 10 * size and (table.num_matvecs > 10).all()
+            )
             # A node for every product before the first restart.
             assert (np.isfinite(table.ritz_values).sum(1) <= 10).all()
 
@@ -301,21 +334,32 @@ def test_recycled_and_restarted_runs_find_the_same_values_and_say_how(tmp_path):
 @pytest.mark.parametrize(
     "options, fragments",
     [
-        (["--max-basis-memory", "1kB"], ["--max-basis-memory: 1,000 bytes hold", "3 eigenvalues need 9", "Allow"]),
+        (
+            ["--max-basis-memory", "1kB"],
+            ["--max-basis-memory: 1,000 bytes hold", "3 eigenvalues need 9", "Allow"],
+        ),
         (["--max-basis-memory", "lots"], ["not an amount of memory"]),
         (["--recycle", "--method", "power"], ["method power", "--recycle"]),
     ],
 )
-def test_a_search_that_cannot_be_is_refused_before_anything_is_written(study, tmp_path, options, fragments):
+def test_a_search_that_cannot_be_is_refused_before_anything_is_written(
+    study, tmp_path, options, fragments
+):
     result = invoke("spectra", study, "-o", tmp_path / "spectra.h5", *options)
-    assert result.exit_code == 2 and all(fragment in result.stderr for fragment in fragments), result.output
+    assert result.exit_code == 2 and all(fragment in result.stderr for fragment in fragments), (
+        result.output
+    )
     assert not list(tmp_path.glob("spectra.h5*"))
 
 
-def test_too_little_memory_for_vectors_of_finite_differences_is_refused_in_one_line(study, tmp_path):
+def test_too_little_memory_for_vectors_of_finite_differences_is_refused_in_one_line(
+    study, tmp_path
+):
     options = ["--max-basis-memory", "1kB", "--hvp", "finite-difference", "--unaudited"]
     result = invoke("spectra", study, "-o", tmp_path / "spectra.h5", *options)
-    assert result.exit_code == 2 and "1,000 bytes hold" in result.stderr.splitlines()[-1], result.output
+    assert result.exit_code == 2 and "1,000 bytes hold" in result.stderr.splitlines()[-1], (
+        result.output
+    )
     assert result.exc_info[0] is SystemExit
 
 
@@ -344,7 +388,9 @@ def test_pairs_that_miss_the_tolerance_are_stored_and_said_to(tmp_path):
         ("hessian", {"objective": "cross_entropy"}, ["contrastive"]),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused_in_one_line(study, tmp_path, section, values, fragments):
+def test_settings_that_cannot_be_meant_are_refused_in_one_line(
+    study, tmp_path, section, values, fragments
+):
     result = invoke("spectra", edit(study, section, **values), "-o", tmp_path / "out.h5")
     assert_refused(result, *fragments, output=tmp_path / "out.h5")
 
@@ -355,10 +401,15 @@ def test_settings_that_cannot_be_meant_are_refused_in_one_line(study, tmp_path, 
         (lambda path: path.unlink(), ["two_1.pt"]),
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), ["two_1.pt"]),
         (lambda path: path.write_bytes(b"not a checkpoint"), ["two_1.pt"]),
-        (lambda path: torch.save({"state_dict": {"a": torch.zeros(3)}}, path), ["two_1.pt", "missing"]),
+        (
+            lambda path: torch.save({"state_dict": {"a": torch.zeros(3)}}, path),
+            ["two_1.pt", "missing"],
+        ),
     ],
 )
-def test_a_broken_last_checkpoint_is_found_before_the_first_product(study, tmp_path, damage, fragments):
+def test_a_broken_last_checkpoint_is_found_before_the_first_product(
+    study, tmp_path, damage, fragments
+):
     damage(tmp_path / "two_1.pt")
     result = invoke("spectra", study, "-o", tmp_path / "out.h5")
     assert_refused(result, *fragments, output=tmp_path / "out.h5")
@@ -384,7 +435,11 @@ def test_an_unknown_model_is_refused_with_the_nearest_name(study, tmp_path):
     document = yaml.safe_load(study.read_text())
     document["series"][0]["model"] = "vit_tinny_64"
     study.write_text(yaml.safe_dump(document))
-    assert_refused(invoke("spectra", study, "-o", tmp_path / "out.h5"), "vit_tiny_64", output=tmp_path / "out.h5")
+    assert_refused(
+        invoke("spectra", study, "-o", tmp_path / "out.h5"),
+        "vit_tiny_64",
+        output=tmp_path / "out.h5",
+    )
 
 
 def test_spectra_without_epoch_zero_says_how_to_get_it(tmp_path):
@@ -397,7 +452,9 @@ def test_a_missing_manifest_and_a_missing_folder_are_refused(study, tmp_path):
     result = invoke("spectra", tmp_path / "none.yaml", "-o", tmp_path / "out.h5")
     assert_refused(result, "none.yaml", output=tmp_path / "out.h5")
     result = invoke("spectra", study, "-o", tmp_path / "missing" / "out.h5")
-    assert result.exit_code == 2 and "missing" in result.stderr and not (tmp_path / "missing").exists()
+    assert (
+        result.exit_code == 2 and "missing" in result.stderr and not (tmp_path / "missing").exists()
+    )
 
 
 def test_an_output_of_another_protocol_is_refused_and_left_alone(study, tmp_path):
@@ -412,7 +469,9 @@ def test_an_output_of_another_protocol_is_refused_and_left_alone(study, tmp_path
 def test_train_mode_batch_norm_or_dropout_cannot_reach_a_measurement(study, tmp_path, monkeypatch):
     from landscape.clip import trained
 
-    monkeypatch.setattr(trained, "build_model", lambda name, **options: build_model(name, **options).train())
+    monkeypatch.setattr(
+        trained, "build_model", lambda name, **options: build_model(name, **options).train()
+    )
     monkeypatch.setattr(trained, "build_model", _with_dropout)
     result = invoke("spectra", study, "-o", tmp_path / "out.h5")
     assert_refused(result, "dropout", output=tmp_path / "out.h5")
@@ -441,8 +500,12 @@ def settings_in(output: Path) -> dict:
         (["--product", "jvp", "--tf32"], "jvp of the gradient", "asked for"),
     ],
 )
-def test_the_way_of_products_is_recorded_and_does_not_change_the_values(tmp_path, options, product, reason):
-    study = make_study(tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS, dtype="float64", tol=1e-6)
+def test_the_way_of_products_is_recorded_and_does_not_change_the_values(
+    tmp_path, options, product, reason
+):
+    study = make_study(
+        tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS, dtype="float64", tol=1e-6
+    )
     plain, output = tmp_path / "plain.h5", tmp_path / "spectra.h5"
     assert invoke("spectra", study, "-o", plain).exit_code == 0
     result = invoke("spectra", study, "-o", output, *options)
@@ -468,7 +531,10 @@ def test_batches_whose_graph_does_not_fit_are_measured_in_chunks(tmp_path, monke
     result = invoke("spectra", study, "-o", lean)
     assert result.exit_code == 0, result.output
     made = settings_in(lean)["product_choice"]
-    assert (made["product"], made["rows"]) == ("rows", 2) and "retained: does not fit in memory" in made["reason"]
+    assert (made["product"], made["rows"]) == (
+        "rows",
+        2,
+    ) and "retained: does not fit in memory" in made["reason"]
     for key, values in stored(whole).items():
         np.testing.assert_allclose(stored(lean)[key], values, rtol=1e-3)
 
@@ -490,7 +556,12 @@ def test_a_graph_is_recorded_for_a_long_job_and_the_values_stay(tmp_path, monkey
 
 @pytest.mark.parametrize(
     "num_products, seconds, is_cpu, strategy",
-    [(2999, 1.0, True, None), (3000, 0.01, True, "traced"), (3000, 1.0, True, "compiled"), (3000, 1.0, False, "traced")],
+    [
+        (2999, 1.0, True, None),
+        (3000, 0.01, True, "traced"),
+        (3000, 1.0, True, "compiled"),
+        (3000, 1.0, False, "traced"),
+    ],
 )
 def test_the_strategy_follows_the_length_of_the_job(num_products, seconds, is_cpu, strategy):
     from landscape.pipeline.products import strategy_for
@@ -499,13 +570,21 @@ def test_the_strategy_follows_the_length_of_the_job(num_products, seconds, is_cp
 
 
 def test_modules_share_one_graph_so_that_a_recorded_product_is_refused(study, tmp_path):
-    result = invoke("spectra", study, "-o", tmp_path / "out.h5", "--per-module", "--product", "traced")
+    result = invoke(
+        "spectra", study, "-o", tmp_path / "out.h5", "--per-module", "--product", "traced"
+    )
     assert_refused(result, "--product traced", "parts of one", output=tmp_path / "out.h5")
 
 
 def test_a_memory_limit_that_cannot_be_met_is_refused_before_anything_is_written(study, tmp_path):
     result = invoke("spectra", study, "-o", tmp_path / "out.h5", "--max-memory", "10kB")
-    assert_refused(result, "do not fit in memory", "rows of 1", "Allow or free more memory", output=tmp_path / "out.h5")
+    assert_refused(
+        result,
+        "do not fit in memory",
+        "rows of 1",
+        "Allow or free more memory",
+        output=tmp_path / "out.h5",
+    )
 
 
 @pytest.mark.parametrize(
@@ -545,7 +624,10 @@ def test_memory_that_runs_out_in_one_batch_costs_no_batch(study, tmp_path, monke
     for key, values in stored(tmp_path / "plain.h5").items():
         np.testing.assert_allclose(stored(tmp_path / "spectra.h5")[key], values, rtol=1e-3)
     made = settings_in(tmp_path / "spectra.h5")["product_choice"]
-    assert made["product"] != "retained" and "retained: ran out of memory in a later product" in made["reason"]
+    assert (
+        made["product"] != "retained"
+        and "retained: ran out of memory in a later product" in made["reason"]
+    )
 
 
 def test_help_is_instant_because_torch_is_not_imported():
@@ -558,21 +640,31 @@ def test_a_wrong_manifest_is_refused_before_torch_is_imported(study, tmp_path):
     edit(study, "hessian", tol=-1.0)
     command = ["spectra", str(study), "-o", str(tmp_path / "out.h5")]
     code = f"import sys; from landscape.cli import main\ntry:\n    main({command})\n"
-    code += "except SystemExit as stop:\n    assert stop.code == 2\nassert 'torch' not in sys.modules"
+    code += (
+        "except SystemExit as stop:\n    assert stop.code == 2\nassert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_the_embeddings_that_no_caption_of_a_batch_looks_up_are_counted(tmp_path):
     manifest = Manifest.load(make_study(tmp_path, epochs=(0,), names=("one",)))
     pipeline.run(manifest, tmp_path / "spectra.h5", progress=False)
-    pairs, settings = open_pairs(manifest.data), {"num_samples": NUM_BATCHES * BATCH_SIZE, "batch_size": BATCH_SIZE, "seed": 0}
-    batches = curvature_batches(pairs, **settings, transform=preprocess_for(MODEL), tokenizer=tokenizer_for(MODEL))
+    pairs, settings = (
+        open_pairs(manifest.data),
+        {"num_samples": NUM_BATCHES * BATCH_SIZE, "batch_size": BATCH_SIZE, "seed": 0},
+    )
+    batches = curvature_batches(
+        pairs, **settings, transform=preprocess_for(MODEL), tokenizer=tokenizer_for(MODEL)
+    )
     words, width = build_model(MODEL).token_embedding.weight.shape
     unused = [width * (words - len(batches[row]["text"].unique())) for row in range(NUM_BATCHES)]
     with SpectrumStore.open(tmp_path / "spectra.h5") as store:
         assert store.records("one", 0).num_unused.tolist() == unused
     said = invoke("info", tmp_path / "spectra.h5").stdout
-    assert f" parameters, {min(unused)} " in said and f"{max(unused)} of them unused by a batch)" in said
+    assert (
+        f" parameters, {min(unused)} " in said
+        and f"{max(unused)} of them unused by a batch)" in said
+    )
 
 
 def test_info_describes_a_store_a_manifest_and_a_checkpoint(study, tmp_path):
@@ -603,7 +695,9 @@ def test_sigkill_at_twelve_random_moments_loses_nothing_and_changes_nothing(tmp_
     study = make_study(tmp_path)
     lab = Path(__file__).with_name("spectra_study.py")
     arguments = [sys.executable, lab, study, tmp_path, "12"]
-    finished = subprocess.run([str(argument) for argument in arguments], capture_output=True, text=True, cwd=lab.parent)
+    finished = subprocess.run(
+        [str(argument) for argument in arguments], capture_output=True, text=True, cwd=lab.parent
+    )
     assert finished.returncode == 0, finished.stderr
     outcome = json.loads(finished.stdout)
     assert len(outcome["counts"]) == 12 and not outcome["damaged"] and not any(outcome["statuses"])

@@ -33,7 +33,17 @@ COLUMNS = [
     "missed_distance",
     "missed_probability",
 ]
-SAME = ["keys", "converged", "num_matvecs", "loss", "num_params", "num_unused", "num_negative", "num_positive", "batch_sha256"]
+SAME = [
+    "keys",
+    "converged",
+    "num_matvecs",
+    "loss",
+    "num_params",
+    "num_unused",
+    "num_negative",
+    "num_positive",
+    "batch_sha256",
+]
 
 
 @pytest.fixture
@@ -53,7 +63,14 @@ def lots(monkeypatch):
 
 def measure(study, output):
     products = pipeline.ProductSettings(product="traced")
-    return pipeline.run(Manifest.load(study), output, device="cpu", products=products, unaudited=True, progress=False)
+    return pipeline.run(
+        Manifest.load(study),
+        output,
+        device="cpu",
+        products=products,
+        unaudited=True,
+        progress=False,
+    )
 
 
 def records(output):
@@ -62,7 +79,9 @@ def records(output):
 
 
 def test_records_are_those_of_one_by_one(tmp_path, lots, monkeypatch):
-    study = make_study(tmp_path, epochs=(0, 1), names=("one",), parameters=PATTERNS, tol=1e-6, dtype="float64")
+    study = make_study(
+        tmp_path, epochs=(0, 1), names=("one",), parameters=PATTERNS, tol=1e-6, dtype="float64"
+    )
     assert measure(study, tmp_path / "together.h5").num_measured == 6
     assert lots == [3, 3]
     monkeypatch.setattr(lockstep, "DEVICES", set())
@@ -76,12 +95,18 @@ def test_records_are_those_of_one_by_one(tmp_path, lots, monkeypatch):
         for name in COLUMNS:
             # Rounding of other orders of sums, of a few units of the largest eigenvalue.
             size = 1e-12 * np.abs(expected.eigenvalues).max()
-            np.testing.assert_allclose(getattr(table, name), getattr(expected, name), rtol=1e-9, atol=size, err_msg=name)
+            np.testing.assert_allclose(
+                getattr(table, name), getattr(expected, name), rtol=1e-9, atol=size, err_msg=name
+            )
         assert table.extras == expected.extras
         choice, other = (one.settings.pop("product_choice") for one in (table, expected))
         assert table.settings == expected.settings
         # The same but for how long it took, and no note that lockstep failed.
-        assert [trial["product"] for trial in choice["trials"]] == [trial["product"] for trial in other["trials"]] == ["traced"]
+        assert (
+            [trial["product"] for trial in choice["trials"]]
+            == [trial["product"] for trial in other["trials"]]
+            == ["traced"]
+        )
 
 
 def test_a_bad_batch_costs_itself_alone(tmp_path, lots, monkeypatch):
@@ -120,7 +145,12 @@ def test_what_raises_in_a_solve_is_the_failure_of_its_batch():
         return f"record {index}"
 
     results = lockstep.measure_in_lockstep(
-        [3, 2, 1], operator=lambda index: Alone(), solve=solve, record=record, num_vectors=10, contained=True
+        [3, 2, 1],
+        operator=lambda index: Alone(),
+        solve=solve,
+        record=record,
+        num_vectors=10,
+        contained=True,
     )
     assert results[0] == "record 3" and results[1].reason == "no room" and results[2] == "record 1"
 
@@ -134,10 +164,20 @@ def test_units_are_of_several_batches_where_they_gain_from_each_other(tmp_path):
     assert measurement.unit_seconds(PreparedSeries(choice=traced)) == 0
     assert measurement.unit_seconds(PreparedSeries(choice=retained, num_gpus=1)) == 0
     assert replace(measurement, solver=SolverSettings(recycle=True)).unit_seconds(on_gpu) == 0
-    assert ModuleMeasurement(manifest=study, output=tmp_path / "spectra.h5").unit_seconds(on_gpu) == 0
+    assert (
+        ModuleMeasurement(manifest=study, output=tmp_path / "spectra.h5").unit_seconds(on_gpu) == 0
+    )
 
     def units(**options):
-        return [len(done.items) for done in dispatch({"task": range(20)}, InlinePool(), lambda task, items: items, **options)]
+        return [
+            len(done.items)
+            for done in dispatch(
+                {"task": range(20)}, InlinePool(), lambda task, items: items, **options
+            )
+        ]
 
     assert units() == [1] * 20
-    assert units(unit_seconds=1e6)[:3] == [1, 9, 5] and max(units(unit_seconds=1e6, largest_unit=4)) == 4
+    assert (
+        units(unit_seconds=1e6)[:3] == [1, 9, 5]
+        and max(units(unit_seconds=1e6, largest_unit=4)) == 4
+    )

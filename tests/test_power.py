@@ -56,7 +56,9 @@ def test_it_repeats_the_pyhessian_package_number_for_number():
             torch.manual_seed(4)
             starts = [torch.randn(A.n) for _ in range(3)]
             torch.manual_seed(4)
-            theirs, _ = pyhessian.hessian(Quadratic(), lambda out, _: out, data=(A.matrix, None), cuda=False).eigenvalues(top_n=3)
+            theirs, _ = pyhessian.hessian(
+                Quadratic(), lambda out, _: out, data=(A.matrix, None), cuda=False
+            ).eigenvalues(top_n=3)
         ours = power_iteration(A, 3, generator=_Replay(starts))
         # Two runs of the same float32 recurrence that differ in rounding only.
         np.testing.assert_allclose(ours.values.numpy(), theirs, rtol=1e-3)
@@ -105,7 +107,10 @@ def test_a_product_that_is_not_finite_is_an_error():
         power_iteration(A, 1)
 
 
-@pytest.mark.parametrize("arguments", [{"k": 0}, {"k": 101}, {"k": 1.5}, {"k": 1, "tol": 0}, {"k": 1, "max_iterations": 0}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"k": 0}, {"k": 101}, {"k": 1.5}, {"k": 1, "tol": 0}, {"k": 1, "max_iterations": 0}],
+)
 def test_arguments_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="must be"):
         power_iteration(with_spectrum(SPREAD), **arguments)

@@ -14,7 +14,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from landscape.curvature import HessianOperator, Objective, check_twice_differentiable, gradient, hessian, select_parameters
+from landscape.curvature import (
+    HessianOperator,
+    Objective,
+    check_twice_differentiable,
+    gradient,
+    hessian,
+    select_parameters,
+)
 from landscape.curvature.graph import _REFUSED_NODES
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
@@ -50,10 +57,16 @@ def mlp(middle=None, *, dtype=torch.float64):
 
 RANDOM_OR_STATEFUL = {
     "batch norm": (nn.BatchNorm1d(4), "batch norm in train mode"),
-    "batch norm without running statistics": (nn.BatchNorm1d(4, track_running_stats=False), "batch norm in train mode"),
+    "batch norm without running statistics": (
+        nn.BatchNorm1d(4, track_running_stats=False),
+        "batch norm in train mode",
+    ),
     "synchronised batch norm": (nn.SyncBatchNorm(4), "batch norm in train mode"),
     "timm's batch norm": (timm.layers.BatchNormAct2d(4), "batch norm in train mode"),
-    "instance norm": (nn.InstanceNorm1d(4, track_running_stats=True), "instance norm in train mode"),
+    "instance norm": (
+        nn.InstanceNorm1d(4, track_running_stats=True),
+        "instance norm in train mode",
+    ),
     "dropout": (nn.Dropout(0.1), r"active dropout \(p=0.1\)"),
     "dropout of channels": (nn.Dropout2d(0.2), r"active dropout \(p=0.2\)"),
     "alpha dropout": (nn.AlphaDropout(0.2), r"active dropout \(p=0.2\)"),
@@ -65,8 +78,14 @@ RANDOM_OR_STATEFUL = {
     "open_clip's PatchDropout": (PatchDropout(0.5), r"active dropout \(prob=0.5\)"),
     "torchvision's StochasticDepth": (StochasticDepth(0.1, "row"), r"active dropout \(p=0.1\)"),
     "RReLU": (nn.RReLU(), "slopes at random"),
-    "spectral norm": (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), "spectral norm in train mode"),
-    "spectral norm by hook": (nn.utils.spectral_norm(nn.Linear(4, 4)), "spectral norm in train mode"),
+    "spectral norm": (
+        nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+        "spectral norm in train mode",
+    ),
+    "spectral norm by hook": (
+        nn.utils.spectral_norm(nn.Linear(4, 4)),
+        "spectral norm in train mode",
+    ),
 }
 
 
@@ -113,7 +132,9 @@ def test_gradient_checkpointing_is_refused_by_its_switch():
     model = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
     check_twice_differentiable(model)
     model.set_grad_checkpointing(True)
-    with pytest.raises(ObjectiveError, match=r"\(VisionTransformer\): has gradient checkpointing switched on"):
+    with pytest.raises(
+        ObjectiveError, match=r"\(VisionTransformer\): has gradient checkpointing switched on"
+    ):
         check_twice_differentiable(nn.ModuleDict({"visual": model}))
 
 
@@ -124,8 +145,16 @@ def test_checkpointing_inside_the_loss_is_refused_wherever_it_is(use_reentrant, 
         if part == "the whole model":
             return checkpoint(model, batch, use_reentrant=use_reentrant).square().mean()
         if part == "the first block":
-            return model[2](model[1](checkpoint(model[0], batch, use_reentrant=use_reentrant))).square().mean()
-        return model[2](checkpoint(model[1], model[0](batch), use_reentrant=use_reentrant)).square().mean()
+            return (
+                model[2](model[1](checkpoint(model[0], batch, use_reentrant=use_reentrant)))
+                .square()
+                .mean()
+            )
+        return (
+            model[2](checkpoint(model[1], model[0](batch), use_reentrant=use_reentrant))
+            .square()
+            .mean()
+        )
 
     with pytest.raises(ObjectiveError, match="(?i)checkpointing"):
         hessian(mlp(), loss, normal(5, 3))
@@ -194,14 +223,22 @@ def test_a_loss_that_does_not_depend_on_the_parameters_is_refused(loss):
 def test_a_loss_that_needs_gradients_only_for_a_criterion_of_its_own_is_refused():
     temperature = torch.ones((), dtype=torch.float64, requires_grad=True)
     with pytest.raises(ObjectiveError, match="does not depend on any of the selected parameters"):
-        hessian(mlp(), lambda model, batch: model(batch).detach().square().mean() * temperature, normal(5, 3))
+        hessian(
+            mlp(),
+            lambda model, batch: model(batch).detach().square().mean() * temperature,
+            normal(5, 3),
+        )
 
 
 def test_a_gradient_that_is_not_finite_is_refused_by_the_parameters_name():
     model = mlp()
     nn.init.zeros_(model[2].weight)
     with pytest.raises(ObjectiveError, match=r"2\.weight: the gradient of the loss is not finite"):
-        hessian(model, lambda model, batch: mean_square(model, batch) + model[2].weight.square().sum().sqrt(), normal(5, 3))
+        hessian(
+            model,
+            lambda model, batch: mean_square(model, batch) + model[2].weight.square().sum().sqrt(),
+            normal(5, 3),
+        )
 
 
 def test_a_second_derivative_that_is_not_finite_is_refused_by_the_parameters_name():
@@ -212,7 +249,9 @@ def test_a_second_derivative_that_is_not_finite_is_refused_by_the_parameters_nam
         return mean_square(model, batch) + model[2].weight.abs().pow(1.5).sum()
 
     operator = hessian(model, loss, normal(5, 3))
-    with pytest.raises(ObjectiveError, match=r"2\.weight: a product with the Hessian is not finite"):
+    with pytest.raises(
+        ObjectiveError, match=r"2\.weight: a product with the Hessian is not finite"
+    ):
         operator @ normal(operator.n)
     with pytest.raises(ObjectiveError, match="A vector with infinite or NaN entries"):
         operator @ torch.full((operator.n,), float("nan"), dtype=torch.float64)
@@ -231,7 +270,10 @@ def test_parameters_that_are_not_float32_or_float64_are_refused_by_name(dtype):
 def test_parameters_of_two_types_are_refused_by_name():
     model = mlp()
     model[2].float()
-    with pytest.raises(ObjectiveError, match=r"2\.weight: is in torch\.float32 on cpu, but 0\.weight is in torch\.float64"):
+    with pytest.raises(
+        ObjectiveError,
+        match=r"2\.weight: is in torch\.float32 on cpu, but 0\.weight is in torch\.float64",
+    ):
         hessian(model, mean_square, normal(5, 3))
 
 
@@ -244,7 +286,11 @@ def test_parameters_with_nan_are_refused_by_name_even_where_the_loss_is_finite()
 
 def test_no_parameters_are_refused():
     with pytest.raises(ObjectiveError, match="No parameters were given"):
-        HessianOperator(Objective(lambda params, batch: params, lambda features, batch: torch.ones(())), {}, None)
+        HessianOperator(
+            Objective(lambda params, batch: params, lambda features, batch: torch.ones(())),
+            {},
+            None,
+        )
 
 
 def test_parameters_without_a_single_entry_are_refused():
@@ -256,7 +302,9 @@ def test_parameters_without_a_single_entry_are_refused():
     def loss(model, batch):
         return model.two.pow(3).sum() + model.none.sum()
 
-    with pytest.raises(ObjectiveError, match=r"The selected parameters \(none\) have 0 entries in all"):
+    with pytest.raises(
+        ObjectiveError, match=r"The selected parameters \(none\) have 0 entries in all"
+    ):
         hessian(Empty(), loss, None, parameters="none")
     # Beside others an empty one is no fault: 6 I for two ones cubed.
     H = hessian(Empty(), loss, None)
@@ -265,7 +313,9 @@ def test_parameters_without_a_single_entry_are_refused():
 
 def test_a_batch_on_another_device_is_refused_by_its_place_in_the_batch():
     batch = {"image": normal(5, 3), "more": [torch.zeros(2, device="meta")]}
-    with pytest.raises(ObjectiveError, match=r"batch\['more'\]\[0\]: is on meta, but the parameters are on cpu"):
+    with pytest.raises(
+        ObjectiveError, match=r"batch\['more'\]\[0\]: is on meta, but the parameters are on cpu"
+    ):
         hessian(mlp(), lambda model, batch: mean_square(model, batch["image"]), batch)
 
 
@@ -281,7 +331,10 @@ def test_autocast_inside_the_loss_is_found_in_the_graph():
             output = model(batch)
         return output.float().square().mean()
 
-    with pytest.raises(ObjectiveError, match=r"computes in torch\.bfloat16, but the parameters are in torch\.float32"):
+    with pytest.raises(
+        ObjectiveError,
+        match=r"computes in torch\.bfloat16, but the parameters are in torch\.float32",
+    ):
         hessian(mlp(dtype=torch.float32), loss, normal(5, 3).float())
 
 
@@ -296,10 +349,16 @@ def test_a_float32_island_in_a_float64_model_is_found_by_its_module():
 
 def test_a_loss_with_fewer_bits_than_the_parameters_is_refused_and_one_with_more_is_not():
     batch = normal(5, 3)
-    with pytest.raises(ObjectiveError, match=r"The loss is in torch\.float32, but the parameters are in torch\.float64"):
+    with pytest.raises(
+        ObjectiveError,
+        match=r"The loss is in torch\.float32, but the parameters are in torch\.float64",
+    ):
         hessian(mlp(), lambda model, batch: mean_square(model, batch).float(), batch)
     model = mlp(dtype=torch.float32)
-    more, plain = (hessian(model, loss, batch.float()) for loss in (lambda m, b: mean_square(m, b).double(), mean_square))
+    more, plain = (
+        hessian(model, loss, batch.float())
+        for loss in (lambda m, b: mean_square(m, b).double(), mean_square)
+    )
     v = normal(plain.n).float()
     assert relative_error(more @ v, plain @ v) < 1e-5
 
@@ -361,50 +420,90 @@ class Around(nn.Module):
 @pytest.mark.parametrize("function", [OpaqueCube, OnceCube])
 @pytest.mark.parametrize("residual", [False, True], ids=["in line", "in a residual branch"])
 @pytest.mark.parametrize("place", ["in the middle", "at the end of a linear loss"])
-def test_an_opaque_backward_is_refused_by_its_module_though_its_gradients_are_right(function, residual, place):
-    model = nn.Sequential(nn.Linear(3, 4), Around(function, residual=residual), nn.Linear(4, 1)).double()
-    loss = mean_square if place == "in the middle" else lambda model, batch: model[1](model[0](batch)).sum()
+def test_an_opaque_backward_is_refused_by_its_module_though_its_gradients_are_right(
+    function, residual, place
+):
+    model = nn.Sequential(
+        nn.Linear(3, 4), Around(function, residual=residual), nn.Linear(4, 1)
+    ).double()
+    loss = (
+        mean_square
+        if place == "in the middle"
+        else lambda model, batch: model[1](model[0](batch)).sum()
+    )
     batch = normal(5, 3)
-    with pytest.raises(ObjectiveError, match=rf"^1 \(Around\): the backward pass of {function.__name__}Backward cannot"):
+    with pytest.raises(
+        ObjectiveError,
+        match=rf"^1 \(Around\): the backward pass of {function.__name__}Backward cannot",
+    ):
         hessian(model, loss, batch)
     honest = copy.deepcopy(model)
     honest[1].function = HonestCube
     first = gradient(Objective.from_closure(model, loss), select_parameters(model), batch)
-    assert torch.equal(first, gradient(Objective.from_closure(honest, loss), select_parameters(honest), batch))
+    assert torch.equal(
+        first, gradient(Objective.from_closure(honest, loss), select_parameters(honest), batch)
+    )
 
 
 @pytest.mark.parametrize("function", [HonestCube, HonestDouble])
-@pytest.mark.parametrize("loss", [mean_square, lambda model, batch: model(batch).sum()], ids=["square", "linear"])
+@pytest.mark.parametrize(
+    "loss", [mean_square, lambda model, batch: model(batch).sum()], ids=["square", "linear"]
+)
 def test_a_custom_function_with_a_differentiable_backward_is_right(function, loss):
-    model = nn.Sequential(nn.Linear(3, 4), Around(function, residual=True), nn.Linear(4, 1)).double()
-    objective, params, batch = Objective.from_closure(model, loss), select_parameters(model), normal(5, 3)
+    model = nn.Sequential(
+        nn.Linear(3, 4), Around(function, residual=True), nn.Linear(4, 1)
+    ).double()
+    objective, params, batch = (
+        Objective.from_closure(model, loss),
+        select_parameters(model),
+        normal(5, 3),
+    )
     operator = HessianOperator(objective, params, batch)
     v = F.normalize(normal(operator.n), dim=0)
-    assert relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
+    assert (
+        relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 @pytest.mark.parametrize("normalise", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
 def test_fused_weight_norm_is_refused(normalise):
-    with pytest.raises(ObjectiveError, match=r"^2.*weight normalisation, whose second derivative is wrong"):
-        hessian(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), normalise(nn.Linear(4, 2))).double(), mean_square, normal(5, 3))
+    with pytest.raises(
+        ObjectiveError, match=r"^2.*weight normalisation, whose second derivative is wrong"
+    ):
+        hessian(
+            nn.Sequential(nn.Linear(3, 4), nn.Tanh(), normalise(nn.Linear(4, 2))).double(),
+            mean_square,
+            normal(5, 3),
+        )
 
 
 def test_fused_weight_norm_still_needs_to_be_refused(monkeypatch):
     monkeypatch.delitem(_REFUSED_NODES, "WeightNormInterfaceBackward0")
     model = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)).double()
-    objective, params, batch = Objective.from_closure(model, mean_square), select_parameters(model), normal(5, 3)
+    objective, params, batch = (
+        Objective.from_closure(model, mean_square),
+        select_parameters(model),
+        normal(5, 3),
+    )
     operator = HessianOperator(objective, params, batch, check=False)
     v = F.normalize(normal(operator.n), dim=0)
     if relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES:
-        pytest.skip(f"torch {torch.__version__} differentiates fused weight normalisation rightly: drop the refusal")
+        pytest.skip(
+            f"torch {torch.__version__} differentiates fused weight normalisation rightly: drop the refusal"
+        )
 
 
 def test_an_operation_without_a_second_derivative_is_refused_at_the_first_product():
     lengths = torch.full((4,), 2)
 
     def ctc(model, batch):
-        return F.ctc_loss(model(batch).log_softmax(-1).transpose(0, 1), torch.ones(4, 2, dtype=torch.long), 3 * lengths, lengths)
+        return F.ctc_loss(
+            model(batch).log_softmax(-1).transpose(0, 1),
+            torch.ones(4, 2, dtype=torch.long),
+            3 * lengths,
+            lengths,
+        )
 
     with pytest.raises(ObjectiveError, match="cannot be differentiated twice.*_ctc_loss_backward"):
         operator = hessian(nn.Linear(3, 5).double(), ctc, normal(4, 6, 3))
@@ -413,22 +512,38 @@ def test_an_operation_without_a_second_derivative_is_refused_at_the_first_produc
 
 def test_a_sparse_gradient_is_refused_by_its_module():
     model = nn.ModuleDict({"tokens": nn.Embedding(10, 4, sparse=True)}).double()
-    with pytest.raises(ObjectiveError, match=r"^tokens \(Embedding\): .*sparse gradient.*sparse=False"):
+    with pytest.raises(
+        ObjectiveError, match=r"^tokens \(Embedding\): .*sparse gradient.*sparse=False"
+    ):
         hessian(model, lambda model, batch: model["tokens"](batch).pow(4).mean(), torch.arange(5))
 
 
 def test_parameters_captured_outside_the_model_argument_are_refused_by_name():
     model = mlp()
     captured = list(model.parameters())
-    with pytest.raises(ObjectiveError, match=r"^[02]\.(weight|bias): the loss uses this parameter other than through"):
-        hessian(model, lambda model, batch: mean_square(model, batch) + sum(p.square().sum() for p in captured), normal(5, 3))
+    with pytest.raises(
+        ObjectiveError,
+        match=r"^[02]\.(weight|bias): the loss uses this parameter other than through",
+    ):
+        hessian(
+            model,
+            lambda model, batch: (
+                mean_square(model, batch) + sum(p.square().sum() for p in captured)
+            ),
+            normal(5, 3),
+        )
 
 
 def test_captured_parameters_that_are_not_under_study_are_constants():
     model = mlp()
     captured = model[0].weight
     attached, detached = (
-        hessian(model, lambda model, batch: mean_square(model, batch) * weight.square().sum(), normal(5, 3), parameters="2.*")
+        hessian(
+            model,
+            lambda model, batch: mean_square(model, batch) * weight.square().sum(),
+            normal(5, 3),
+            parameters="2.*",
+        )
         for weight in (captured, captured.detach())
     )
     v = normal(attached.n)

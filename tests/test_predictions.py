@@ -20,7 +20,9 @@ from landscape.store.predictions import (
 )
 
 
-def make_set(dataset: str = "pets", *, num_classes: int = 7, num_pictures: int = 20, **facts) -> PictureSet:
+def make_set(
+    dataset: str = "pets", *, num_classes: int = 7, num_pictures: int = 20, **facts
+) -> PictureSet:
     labels = np.arange(num_pictures, dtype=np.int32) % num_classes
     standard = {
         "dataset": dataset,
@@ -36,14 +38,20 @@ def make_set(dataset: str = "pets", *, num_classes: int = 7, num_pictures: int =
     return PictureSet(**standard | facts)
 
 
-def make_answers(one: PictureSet, *, share_right: float, seed: int, width: int = 5) -> SetPredictions:
+def make_answers(
+    one: PictureSet, *, share_right: float, seed: int, width: int = 5
+) -> SetPredictions:
     """Answers of which so many are right, in float32 with every digit used."""
     generator = np.random.default_rng(seed)
     found = SetPredictions.empty(len(one), width)
     num_classes = len(one.class_names)
     for i, label in enumerate(one.labels):
         others = generator.permutation([c for c in range(num_classes) if c != label])[: width - 1]
-        order = [int(label), *others] if generator.random() < share_right else [*others[:1], int(label), *others[1:]]
+        order = (
+            [int(label), *others]
+            if generator.random() < share_right
+            else [*others[:1], int(label), *others[1:]]
+        )
         scores = np.sort(generator.random(width).astype(np.float32))[::-1]
         found.put(i, np.array([order], dtype=np.int32), scores[None], {})
     return found
@@ -74,12 +82,16 @@ def test_everything_that_is_written_is_read(tmp_path):
     write_predictions(path, store)
     found = read_predictions(path)
     assert is_predictions(path) and found.digest() == store.digest()
-    assert list(found.sets) == list(store.sets) and list(found.checkpoints) == list(store.checkpoints)
+    assert list(found.sets) == list(store.sets) and list(found.checkpoints) == list(
+        store.checkpoints
+    )
     for name, one in store.sets.items():
         for key, value in vars(one).items():
             read = getattr(found.sets[name], key)
             same = np.array_equal(read, value) if isinstance(value, np.ndarray) else read == value
-            assert same or (isinstance(value, float) and math.isnan(value) and math.isnan(read)), key
+            assert same or (isinstance(value, float) and math.isnan(value) and math.isnan(read)), (
+                key
+            )
     again = found.checkpoints["vit", 5]
     assert (again.label, again.model, again.settings) == ("VIT", "vit_tiny", {"device": "cpu"})
     for key in ("top", "scores", "done"):
@@ -109,8 +121,16 @@ def test_no_file_is_no_store_and_another_file_is_refused(tmp_path):
     "damage, reason",
     [
         (lambda file: file["sets/0"].attrs.__setitem__("facts", "{"), "damaged"),
-        (lambda file: file["sets/0/labels"].write_direct(np.full(20, 7, dtype="<i4")), "beyond its 7 classes"),
-        (lambda file: file["predictions/vit/5/0/top"].write_direct(np.full((20, 5), 7, dtype="<i4")), "does not have"),
+        (
+            lambda file: file["sets/0/labels"].write_direct(np.full(20, 7, dtype="<i4")),
+            "beyond its 7 classes",
+        ),
+        (
+            lambda file: file["predictions/vit/5/0/top"].write_direct(
+                np.full((20, 5), 7, dtype="<i4")
+            ),
+            "does not have",
+        ),
         (lambda file: file.__delitem__("predictions/vit/5/0/scores"), "damaged"),
         (lambda file: file.attrs.__setitem__("schema_version", 2), "schema version 2"),
     ],
@@ -145,7 +165,10 @@ def test_a_set_that_is_now_another_is_refused(tmp_path, changed, reason):
 def test_answers_are_put_where_they_belong():
     found = SetPredictions.empty(5, 2)
     assert not found.complete and np.isnan(found.scores).all() and (found.top == -1).all()
-    top, scores = np.array([[1, 0], [-1, -1]], dtype=np.int32), np.array([[0.5, 0.25], [np.nan, np.nan]], dtype=np.float32)
+    top, scores = (
+        np.array([[1, 0], [-1, -1]], dtype=np.int32),
+        np.array([[0.5, 0.25], [np.nan, np.nan]], dtype=np.float32),
+    )
     found.put(2, top, scores, {1: "cut"})
     assert found.done.tolist() == [False, False, True, True, False] and found.unread == {3: "cut"}
     assert found.top[2].tolist() == [1, 0] and json.dumps(found.scores[2].tolist()) == "[0.5, 0.25]"

@@ -34,12 +34,18 @@ def normal(*shape, seed=0, dtype=torch.float64):
 
 @pytest.fixture(params=["clip", "mlp"])
 def problem_and_dense(request):
-    return request.getfixturevalue(f"{request.param}_problem"), request.getfixturevalue(f"{request.param}_hessian")
+    return request.getfixturevalue(f"{request.param}_problem"), request.getfixturevalue(
+        f"{request.param}_hessian"
+    )
 
 
 def rowwise(num_rows=24, width=64, depth=6, dtype=torch.float64, attention=False):
     """A deep narrow network whose graph is large beside its parameters, and a loss that couples all rows."""
-    layers = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))]
+    layers = [
+        layer
+        for _ in range(depth)
+        for layer in (nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+    ]
     if attention:
         layers = [nn.TransformerEncoderLayer(width, 8, width, batch_first=True) for _ in range(2)]
     model = nn.Sequential(*layers).to(dtype).eval()
@@ -58,17 +64,25 @@ def rowwise(num_rows=24, width=64, depth=6, dtype=torch.float64, attention=False
 @pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp"])
 def test_every_way_multiplies_by_the_dense_hessian(problem_and_dense, product, columns):
     problem, dense = problem_and_dense
-    operator = HessianOperator(problem.objective, problem.params, problem.batch, product=product, columns=columns)
+    operator = HessianOperator(
+        problem.objective, problem.params, problem.batch, product=product, columns=columns
+    )
     V = normal(operator.n, 5)
     assert relative_error(operator @ V, dense @ V) < EXACT
-    assert (operator.choice.product, operator.choice.columns, operator.choice.reason) == (product, columns, "asked for")
+    assert (operator.choice.product, operator.choice.columns, operator.choice.reason) == (
+        product,
+        columns,
+        "asked for",
+    )
 
 
 @pytest.mark.parametrize(
     "make",
     [
         lambda: VMamba(dims=(6, 8), depths=(1, 2), gated=False, num_classes=6),
-        lambda: Simba(stem=3, dims=(6, 8), depths=(1, 2), mlp_ratios=(2, 1), num_states=3, num_classes=6),
+        lambda: Simba(
+            stem=3, dims=(6, 8), depths=(1, 2), mlp_ratios=(2, 1), num_states=3, num_classes=6
+        ),
     ],
     ids=["VMamba", "Simba"],
 )
@@ -86,7 +100,10 @@ def test_the_kernels_of_this_project_work_under_every_way(make, product):
 def kernel_problem(make):
     tower = make().double().eval()
     scramble(tower, seed=1, scale=0.3)
-    batch = {"image": toy_pictures(4), "text": torch.tensor([[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]])}
+    batch = {
+        "image": toy_pictures(4),
+        "text": torch.tensor([[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]]),
+    }
     objective, params = contrastive_objective(make_toy_clip(tower))
     return objective, params, batch
 
@@ -141,13 +158,19 @@ def test_a_wrong_rule_for_tangents_is_found_and_double_backward_taken():
 
 def check_fall(function, fragment):
     """jvp is asked for and cannot be right: double backward is taken, and the choice tells why."""
-    objective = Objective(lambda params, batch: function.apply(params["w"] * batch), lambda f, batch: f.square().sum())
+    objective = Objective(
+        lambda params, batch: function.apply(params["w"] * batch), lambda f, batch: f.square().sum()
+    )
     w, x = normal(4), normal(4, seed=1)
     operator = HessianOperator(objective, {"w": w}, x, product="jvp")
     # The loss is the sum of (w x)^6.
-    torch.testing.assert_close(operator @ torch.ones(4, dtype=torch.float64), 30 * w**4 * x**6, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        operator @ torch.ones(4, dtype=torch.float64), 30 * w**4 * x**6, rtol=1e-12, atol=0
+    )
     assert operator.choice.product == "retained"
-    assert operator.choice.trials[0].product == "jvp" and fragment in operator.choice.trials[0].failure
+    assert (
+        operator.choice.trials[0].product == "jvp" and fragment in operator.choice.trials[0].failure
+    )
     assert fragment in operator.choice.reason
 
 
@@ -179,7 +202,10 @@ def allowing(counted):
 
 def test_each_way_takes_less_memory_than_the_one_it_stands_in_for():
     found = peaks(*rowwise())
-    assert found["retained"] > 1.2 * found["rebuilt"] and found["rebuilt"] > 1.5 * found[12] > 2 * found[6] > 3 * found[1]
+    assert (
+        found["retained"] > 1.2 * found["rebuilt"]
+        and found["rebuilt"] > 1.5 * found[12] > 2 * found[6] > 3 * found[1]
+    )
     # Why jvp is no way out of a lack of memory.
     assert found["jvp"] > found["retained"]
 
@@ -199,7 +225,9 @@ def test_the_way_that_fits_is_taken_and_is_right(expected, share):
     assert relative_error(operator @ v, truth @ v) < EXACT
     chosen = operator.choice
     # Rows and the rebuilt graph are both timed where both fit, and either may win.
-    assert chosen.product in {expected, "rows"} and (expected != "retained" or chosen.product == "retained")
+    assert chosen.product in {expected, "rows"} and (
+        expected != "retained" or chosen.product == "retained"
+    )
     assert 0 < chosen.peak <= limit
     failed = [trial.product for trial in chosen.trials if trial.failure]
     assert ("retained" in failed) == (expected != "retained")
@@ -215,12 +243,18 @@ def test_what_fits_is_timed_and_the_fastest_taken(monkeypatch):
     operator @ normal(operator.n)
     timed = {trial.product: trial.seconds for trial in operator.choice.trials if not trial.failure}
     assert timed == {"rebuilt": 3.0, "rows": 2.0}
-    assert operator.choice.product == "rows" and "the fastest of 2 ways that fit" in operator.choice.reason
+    assert (
+        operator.choice.product == "rows"
+        and "the fastest of 2 ways that fit" in operator.choice.reason
+    )
 
 
 def test_plenty_of_memory_is_not_watched_and_little_is():
     problem = rowwise()
-    operators = [HessianOperator(*problem, max_memory=limit) for limit in (2**34, allowing(1.1 * peaks(*problem)["retained"]))]
+    operators = [
+        HessianOperator(*problem, max_memory=limit)
+        for limit in (2**34, allowing(1.1 * peaks(*problem)["retained"]))
+    ]
     for operator in operators:
         operator @ normal(operator.n)
     assert [operator.choice.peak > 0 for operator in operators] == [False, True]
@@ -244,7 +278,9 @@ def test_a_choice_that_took_more_than_is_free_now_is_made_again(monkeypatch):
     v = normal(first.n)
     truth = first @ v
     monkeypatch.setattr(choice_module, "free_memory", lambda device: first.choice.peak // 2)
-    second = HessianOperator(*problem, product=first.choice, max_memory=allowing(first.choice.peak // 2))
+    second = HessianOperator(
+        *problem, product=first.choice, max_memory=allowing(first.choice.peak // 2)
+    )
     assert relative_error(second @ v, truth) < EXACT
     assert first.choice.product == "retained" and second.choice.product == "rows"
 
@@ -268,7 +304,9 @@ def failing(monkeypatch, kind, error, *, after):
 ERRORS = [
     MemoryError("short"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate memory: you asked for 1 byte"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate memory: you asked for 1 byte"
+    ),
 ]
 
 
@@ -282,7 +320,10 @@ def test_memory_that_runs_out_at_any_product_costs_nothing_but_time(monkeypatch,
     failing(monkeypatch, RetainedGraph, error, after=after)
     assert relative_error(operator @ V, truth) < EXACT
     assert operator.choice.product in ("rebuilt", "rows")
-    assert "retained: ran out" in operator.choice.reason or "retained: does not fit" in operator.choice.reason
+    assert (
+        "retained: ran out" in operator.choice.reason
+        or "retained: does not fit" in operator.choice.reason
+    )
 
 
 def test_row_chunks_are_halved_until_they_fit(monkeypatch):
@@ -309,7 +350,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     failing(monkeypatch, RetainedGraph, RuntimeError("shapes do not match"), after=0)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         operator @ normal(operator.n)
-    assert not is_out_of_memory(RuntimeError("shapes do not match")) and all(map(is_out_of_memory, ERRORS))
+    assert not is_out_of_memory(RuntimeError("shapes do not match")) and all(
+        map(is_out_of_memory, ERRORS)
+    )
 
 
 def test_a_limit_that_nothing_meets_is_refused_in_one_line_that_says_what_was_tried():
@@ -317,7 +360,14 @@ def test_a_limit_that_nothing_meets_is_refused_in_one_line_that_says_what_was_tr
         HessianOperator(*rowwise(), max_memory=100_000)
     message = str(caught.value)
     assert "\n" not in message and caught.value.exit_code == 2
-    fragments = ("0 MiB are allowed for the batch", "(24, 40, 64)", "retained (does not fit", "rows of 12", "rows of 1 ", "fewer")
+    fragments = (
+        "0 MiB are allowed for the batch",
+        "(24, 40, 64)",
+        "retained (does not fit",
+        "rows of 12",
+        "rows of 1 ",
+        "fewer",
+    )
     for fragment in fragments:
         assert fragment in message
 
@@ -326,7 +376,9 @@ def test_an_opaque_loss_that_does_not_fit_is_told_how_to_come_in_rows():
     _, _, batch = rowwise()
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64)).double()
     with pytest.raises(MemoryLimitError, match=r"landscape.Objective\(forward, loss\)"):
-        hessian(model, lambda model, batch: model(batch["x"]).square().mean(), batch, max_memory=MIB)
+        hessian(
+            model, lambda model, batch: model(batch["x"]).square().mean(), batch, max_memory=MIB
+        )
 
 
 @pytest.mark.parametrize("attention", [False, True], ids=["a chain", "a network with branches"])
@@ -366,7 +418,9 @@ def test_a_backward_pass_that_was_stopped_is_let_go():
         watch = MemoryWatch(2**40)
         with pytest.raises(MemoryError), watch:
             branches = [branch.exp().sin() for branch in (x * torch.arange(10.0)).unbind(1)]
-            gradient = torch.autograd.grad(torch.stack(branches).prod(0).sum(), x, create_graph=True)[0]
+            gradient = torch.autograd.grad(
+                torch.stack(branches).prod(0).sum(), x, create_graph=True
+            )[0]
             watch.limit = watch.live + allowed
             torch.autograd.grad(gradient, x, torch.ones_like(x))
         del branches, gradient
@@ -392,7 +446,10 @@ def test_options_that_cannot_be_meant_are_refused(mlp_problem, options, fragment
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
 
-on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+on_a_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 def on_cuda(dtype):
@@ -414,7 +471,10 @@ class TestOnAGpu:
         operator = HessianOperator(*on_cuda(torch.float64), product=product, columns=columns)
         assert relative_error((operator @ V.cuda()).cpu(), truth @ V) < 1e-10
         # Again, in the way that was chosen, and one by one.
-        assert relative_error(torch.stack([operator @ v for v in V.cuda().T], dim=1).cpu(), truth @ V) < 1e-10
+        assert (
+            relative_error(torch.stack([operator @ v for v in V.cuda().T], dim=1).cpu(), truth @ V)
+            < 1e-10
+        )
 
 
 @pytest.mark.gpu

@@ -13,7 +13,9 @@ from landscape.datasets.names import ClassIndex, compact, readable, without_numb
 from landscape.errors import DataError, MissingDependencyError
 
 FACTS = Path(__file__).resolve().parents[2] / "shared" / "facts"
-needs_slip = pytest.mark.skipif(not (FACTS / "slip_labels.json").is_file(), reason="SLIP's files are not there")
+needs_slip = pytest.mark.skipif(
+    not (FACTS / "slip_labels.json").is_file(), reason="SLIP's files are not there"
+)
 KNOWN = {known.identifier: known for known in SUITE}
 
 
@@ -47,8 +49,13 @@ def test_prompts_are_all_synonyms_in_all_templates():
 
 def test_the_digest_of_classes_is_of_names_templates_and_their_order():
     one = Classes((("a",), ("b",)), ("{}",), "x", "y")
-    assert one.digest == Classes((("a",), ("b",)), ("{}",), "other", "sources", notes=("note",)).digest
-    others = [Classes((("b",), ("a",)), ("{}",), "x", "y"), Classes((("a",), ("b",)), ("{}.",), "x", "y")]
+    assert (
+        one.digest == Classes((("a",), ("b",)), ("{}",), "other", "sources", notes=("note",)).digest
+    )
+    others = [
+        Classes((("b",), ("a",)), ("{}",), "x", "y"),
+        Classes((("a",), ("b",)), ("{}.",), "x", "y"),
+    ]
     others.append(Classes((("a", "b"),), ("{}",), "x", "y"))
     assert len({one.digest, *(other.digest for other in others)}) == 4
 
@@ -71,7 +78,12 @@ def test_classes_without_names_or_places_for_them_are_refused(names, templates, 
 
 @pytest.mark.parametrize(
     "one, other",
-    [("F/A-18", "f-a 18"), ("colt's foot", "Colts_foot"), ("polka-dotted", "Polka dotted"), ("Citroën", "citroen")],
+    [
+        ("F/A-18", "f-a 18"),
+        ("colt's foot", "Colts_foot"),
+        ("polka-dotted", "Polka dotted"),
+        ("Citroën", "citroen"),
+    ],
 )
 def test_names_are_one_as_words(one, other):
     assert words(one) == words(other)
@@ -81,7 +93,9 @@ def test_numbering_is_dropped_at_the_front_only():
     assert without_numbering("001.Black_footed_Albatross") == "Black_footed_Albatross"
     assert without_numbering("001_AM_General_Hummer_SUV_2000") == "AM_General_Hummer_SUV_2000"
     assert without_numbering("42") == "42" and without_numbering("10_") == "10_"
-    assert readable("017.Some_bird") == "Some bird" and compact("AnnualCrop") == compact("annual crop")
+    assert readable("017.Some_bird") == "Some bird" and compact("AnnualCrop") == compact(
+        "annual crop"
+    )
 
 
 def test_a_spelled_out_match_goes_before_one_without_numbering():
@@ -92,7 +106,9 @@ def test_a_spelled_out_match_goes_before_one_without_numbering():
 
 
 @needs_slip
-@pytest.mark.parametrize("known", [known for known in SUITE if known.templates], ids=lambda known: known.identifier)
+@pytest.mark.parametrize(
+    "known", [known for known in SUITE if known.templates], ids=lambda known: known.identifier
+)
 def test_the_tables_prompts_are_slips(known: KnownSet):
     assert list(known.templates) == slip("templates")[known.identifier]
 
@@ -103,12 +119,16 @@ def test_the_suite_has_slips_identifiers_and_numbers_of_classes(known: KnownSet)
     labels = slip("labels")[known.identifier]
     assert len(labels) == known.num_classes
     if known.names and known.identifier not in ("gtsrb", "country211"):
-        assert [list(names) for names in known.names] == [[name] if isinstance(name, str) else name for name in labels]
+        assert [list(names) for names in known.names] == [
+            [name] if isinstance(name, str) else name for name in labels
+        ]
 
 
 def test_the_suite_is_table_1_in_its_order():
     titles = "Food-101 CIFAR-10 CIFAR-100 CUB SUN397 Cars Aircraft DTD Pets Caltech-101 Flowers MNIST FER-2013 STL-10 EuroSAT"
-    titles += " RESISC45 GTSRB KITTI Country211 PCAM UCF101 Kinetics700 CLEVR HatefulMemes SST2 ImageNet"
+    titles += (
+        " RESISC45 GTSRB KITTI Country211 PCAM UCF101 Kinetics700 CLEVR HatefulMemes SST2 ImageNet"
+    )
     assert [known.title for known in SUITE] == titles.split()
     per_class = {known.identifier for known in SUITE if known.metric == "mean_per_class"}
     assert per_class == {"aircraft", "pets", "caltech101", "flowers"}
@@ -118,7 +138,11 @@ def test_the_suite_is_table_1_in_its_order():
     assert KNOWN["kinetics700_frames"].chance == pytest.approx((1 / 700 + 5 / 700) / 2)
     at_chance = [known.title for known in SUITE if any("At chance" in note for note in known.notes)]
     assert at_chance == ["MNIST", "PCAM", "CLEVR", "HatefulMemes", "SST2"]
-    assert all(known.chance == 1 / known.num_classes for known in SUITE if known.metric in ("top1", "mean_per_class"))
+    assert all(
+        known.chance == 1 / known.num_classes
+        for known in SUITE
+        if known.metric in ("top1", "mean_per_class")
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,9 +163,17 @@ def test_sets_are_found_by_every_ones_names(name, identifier):
 
 
 def test_no_two_sets_share_a_name():
-    names = [name for known in SUITE for name in {known.identifier.lower(), *(alias.lower() for alias in known.aliases)}]
+    names = [
+        name
+        for known in SUITE
+        for name in {known.identifier.lower(), *(alias.lower() for alias in known.aliases)}
+    ]
     assert len(names) == len(set(names))
-    assert all(find_set(name) is known for known in SUITE for name in (known.identifier, known.title, *known.aliases))
+    assert all(
+        find_set(name) is known
+        for known in SUITE
+        for name in (known.identifier, known.title, *known.aliases)
+    )
 
 
 @needs_slip
@@ -157,20 +189,33 @@ def test_names_in_own_words_are_said_to_be(tmp_path):
     assert signs.classes.names[signs.label(0)] == ("stop",)
     assert any("this project's words, not the paper's" in note for note in signs.classes.notes)
     digits = open_labelled("mnist", str(class_folders(tmp_path / "m", ["7"])))
-    assert not digits.classes.notes and digits.classes.prompts(digits.label(0)) == ['a photo of the number: "7".']
+    assert not digits.classes.notes and digits.classes.prompts(digits.label(0)) == [
+        'a photo of the number: "7".'
+    ]
 
 
 def test_caltechs_folder_names_become_the_words_of_prompts(tmp_path):
     folders = ["BACKGROUND_Google", "Faces", "airplanes", "wild_cat"]
     data = open_labelled("caltech101", str(class_folders(tmp_path, folders)))
-    assert data.classes.names == (("background",), ("off-center face",), ("airplane",), ("wild cat",))
-    assert "The choice is among 4 classes; that of the published numbers is among 102." in data.notes
+    assert data.classes.names == (
+        ("background",),
+        ("off-center face",),
+        ("airplane",),
+        ("wild cat",),
+    )
+    assert (
+        "The choice is among 4 classes; that of the published numbers is among 102." in data.notes
+    )
 
 
 def test_without_any_source_folder_names_and_a_guessed_prompt_are_used_and_said(tmp_path):
     data = open_labelled("mine", str(class_folders(tmp_path, ["001_sea_lion", "tree"])))
-    assert data.classes.names == (("sea lion",), ("tree",)) and data.classes.templates == ("a photo of a {}.",)
-    assert data.classes.names_source == "folder names" and any("a guess" in note for note in data.classes.notes)
+    assert data.classes.names == (("sea lion",), ("tree",)) and data.classes.templates == (
+        "a photo of a {}.",
+    )
+    assert data.classes.names_source == "folder names" and any(
+        "a guess" in note for note in data.classes.notes
+    )
     known = open_labelled("resisc45", str(class_folders(tmp_path / "r", ["sea_ice", "airport"])))
     assert any("not the paper's prompts" in note for note in known.classes.notes)
     assert any("folder names" in note for note in known.classes.notes)
@@ -181,18 +226,24 @@ def test_files_beside_the_data_go_first(tmp_path, monkeypatch):
     (root / "classnames.txt").write_text("river\nForest\n")
     (root / "zeroshot_classification_templates.txt").write_text("seen from above: {c}\n")
     benchmark_package(tmp_path / "lib", {"eurosat": ["x"]}, {"eurosat": ["y {c}"]}, monkeypatch)
-    data = open_labelled("eurosat", str(root), slip=FACTS if (FACTS / "slip_labels.json").is_file() else None)
+    data = open_labelled(
+        "eurosat", str(root), slip=FACTS if (FACTS / "slip_labels.json").is_file() else None
+    )
     assert data.classes.names == (("river",), ("Forest",))
     assert {data.key(i): data.label(i) for i in range(2)} == {"River/a.png": 0, "forest/a.png": 1}
     assert data.classes.prompts(0) == ["seen from above: river"]
     assert data.classes.names_source.startswith("classnames.txt beside the data, sha256 ")
-    assert data.classes.templates_source.startswith("zeroshot_classification_templates.txt beside the data, sha256 ")
+    assert data.classes.templates_source.startswith(
+        "zeroshot_classification_templates.txt beside the data, sha256 "
+    )
 
 
 @needs_slip
 def test_slips_files_go_before_the_package_and_the_table(tmp_path, monkeypatch):
     benchmark_package(tmp_path / "lib", {"eurosat": ["x"]}, {"eurosat": ["y {c}"]}, monkeypatch)
-    data = open_labelled("eurosat", str(class_folders(tmp_path / "data", ["Forest", "River"])), slip=FACTS)
+    data = open_labelled(
+        "eurosat", str(class_folders(tmp_path / "data", ["Forest", "River"])), slip=FACTS
+    )
     assert list(data.classes.templates) == slip("templates")["eurosat"]
     assert data.classes.names_source.startswith("SLIP files, sha256 c168feec")
     assert data.classes.templates_source.startswith("SLIP files, sha256 ccc78041")
@@ -203,16 +254,38 @@ def test_slips_files_may_have_their_own_names_and_other_contents_are_said(tmp_pa
     (tmp_path / "slip").mkdir()
     (tmp_path / "slip" / "labels.json").write_text(json.dumps({"resisc45": ["sea ice", "airport"]}))
     (tmp_path / "slip" / "templates.json").write_text(json.dumps({"resisc45": ["over {}."]}))
-    data = open_labelled("resisc45", str(class_folders(tmp_path / "r", ["sea_ice", "airport"])), slip=tmp_path / "slip")
+    data = open_labelled(
+        "resisc45",
+        str(class_folders(tmp_path / "r", ["sea_ice", "airport"])),
+        slip=tmp_path / "slip",
+    )
     assert data.classes.prompts(0) == ["over sea ice."]
     assert sum("is not the file of SLIP's commit" in note for note in data.classes.notes) == 2
 
 
 def test_clip_benchmarks_package_data_is_read_without_importing_it(tmp_path, monkeypatch):
-    names = {"fer2013": [["angry"], ["disgusted"], "fearful", ["happy", "smiling"], "neutral", "sad", "surprised"]}
-    benchmark_package(tmp_path / "lib", names, {"fer2013": ["a {c} face", "{c}"], "resisc45": ["over {c}."]}, monkeypatch)
+    names = {
+        "fer2013": [
+            ["angry"],
+            ["disgusted"],
+            "fearful",
+            ["happy", "smiling"],
+            "neutral",
+            "sad",
+            "surprised",
+        ]
+    }
+    benchmark_package(
+        tmp_path / "lib",
+        names,
+        {"fer2013": ["a {c} face", "{c}"], "resisc45": ["over {c}."]},
+        monkeypatch,
+    )
     data = open_labelled("fer2013", str(class_folders(tmp_path / "f", ["fear", "happy"])))
-    assert data.classes.names[3] == ("happy", "smiling") and data.classes.templates == ("a {} face", "{}")
+    assert data.classes.names[3] == ("happy", "smiling") and data.classes.templates == (
+        "a {} face",
+        "{}",
+    )
     assert data.classes.names_source.startswith("clip-benchmark's package data, sha256 ")
     assert {data.key(i): data.label(i) for i in range(2)} == {"fear/a.png": 2, "happy/a.png": 3}
     other = open_labelled("resisc45", str(class_folders(tmp_path / "r", ["sea_ice"])))
@@ -221,8 +294,12 @@ def test_clip_benchmarks_package_data_is_read_without_importing_it(tmp_path, mon
 
 def test_clip_benchmarks_sets_are_looked_up_by_its_own_names(tmp_path, monkeypatch):
     names = {"clevr_count_all": ["three", "four", "five", "six", "seven", "eight", "nine", "ten"]}
-    benchmark_package(tmp_path / "lib", names, {"clevr_count_all": ["a picture of {c} objects"]}, monkeypatch)
-    data = open_labelled("clevr_counts", str(class_folders(tmp_path / "c", ["count_10", "count_3"])))
+    benchmark_package(
+        tmp_path / "lib", names, {"clevr_count_all": ["a picture of {c} objects"]}, monkeypatch
+    )
+    data = open_labelled(
+        "clevr_counts", str(class_folders(tmp_path / "c", ["count_10", "count_3"]))
+    )
     assert {data.key(i): data.classes.prompts(data.label(i)) for i in range(2)} == {
         "count_10/a.png": ["a picture of ten objects"],
         "count_3/a.png": ["a picture of three objects"],
@@ -232,7 +309,9 @@ def test_clip_benchmarks_sets_are_looked_up_by_its_own_names(tmp_path, monkeypat
 def test_imagenets_names_come_from_open_clip_before_slips(tmp_path):
     folder = FACTS if (FACTS / "slip_labels.json").is_file() else None
     data = open_labelled("imagenet", str(class_folders(tmp_path, ["n01440764"])), slip=folder)
-    assert data.classes.names_source == "open_clip" and data.classes.templates_source.startswith("open_clip")
+    assert data.classes.names_source == "open_clip" and data.classes.templates_source.startswith(
+        "open_clip"
+    )
     if folder is not None:
         assert [name for (name,) in data.classes.names] == slip("labels")["imagenet"]
         assert list(data.classes.templates) == slip("templates")["imagenet"]
@@ -273,7 +352,9 @@ def test_a_missing_list_of_wordnet_ids_names_the_package(tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
         "landscape.datasets.sources.importlib.util.find_spec",
-        lambda name: SimpleNamespace(submodule_search_locations=[]) if name == "timm" else real(name),
+        lambda name: (
+            SimpleNamespace(submodule_search_locations=[]) if name == "timm" else real(name)
+        ),
     )
     with pytest.raises(MissingDependencyError, match="timm"):
         open_labelled("imagenet", str(class_folders(tmp_path, ["n01440764"])))

@@ -12,7 +12,13 @@ from open_clip_train.params import parse_args
 from open_clip_train.scheduler import cosine_lr
 from PIL import Image
 
-from landscape.clip.recipes import RECIPES, Augmentation, get_recipe, learning_rate, training_transform
+from landscape.clip.recipes import (
+    RECIPES,
+    Augmentation,
+    get_recipe,
+    learning_rate,
+    training_transform,
+)
 
 
 def noise_picture(size=48):
@@ -32,7 +38,10 @@ def test_the_published_schedule_is_followed_at_every_step(name):
     num_cosine = steps_per_epoch * (epochs - 1)
     cosine = 1e-5 + 0.5 * (5e-4 - 1e-5) * (1 + np.cos(np.pi * np.arange(num_cosine) / num_cosine))
     published = np.concatenate([np.linspace(1e-6, 5e-4, steps_per_epoch), cosine])
-    rates = [learning_rate(RECIPES[name], i, steps_per_epoch=steps_per_epoch, epochs=epochs) for i in range(len(published))]
+    rates = [
+        learning_rate(RECIPES[name], i, steps_per_epoch=steps_per_epoch, epochs=epochs)
+        for i in range(len(published))
+    ]
     np.testing.assert_allclose(rates, published, rtol=1e-12)
 
 
@@ -62,9 +71,19 @@ def test_the_open_clip_preset_has_the_defaults_of_open_clip_train(model):
     recipe = get_recipe("open_clip", model=model)
     assert (recipe.lr, recipe.eps, recipe.weight_decay) == (defaults.lr, defaults.eps, defaults.wd)
     assert recipe.betas == (defaults.beta1, defaults.beta2)
-    assert (recipe.batch_size, recipe.epochs, recipe.warmup_steps) == (defaults.batch_size, defaults.epochs, defaults.warmup)
-    assert (recipe.precision, recipe.grad_clip_norm) == (defaults.precision, defaults.grad_clip_norm)
-    assert (recipe.local_loss, recipe.gather_with_grad) == (defaults.local_loss, defaults.gather_with_grad)
+    assert (recipe.batch_size, recipe.epochs, recipe.warmup_steps) == (
+        defaults.batch_size,
+        defaults.epochs,
+        defaults.warmup,
+    )
+    assert (recipe.precision, recipe.grad_clip_norm) == (
+        defaults.precision,
+        defaults.grad_clip_norm,
+    )
+    assert (recipe.local_loss, recipe.gather_with_grad) == (
+        defaults.local_loss,
+        defaults.gather_with_grad,
+    )
     assert (recipe.image_mean, recipe.image_std) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
 
@@ -105,7 +124,9 @@ def test_one_picture_in_five_is_grey_and_one_in_five_solarized_in_clip_mamba():
 def test_blur_and_jitter_come_as_often_as_they_should():
     # A crop of the whole square picture at its own size changes nothing, so what changed was blurred, or jittered.
     blur = Augmentation(crop_scale=(1.0, 1.0), blur_probability=0.1)
-    jitter = Augmentation(crop_scale=(1.0, 1.0), color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_probability=0.8)
+    jitter = Augmentation(
+        crop_scale=(1.0, 1.0), color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_probability=0.8
+    )
     for augmentation, share in ((blur, 0.1), (jitter, 0.8)):
         recipe = dataclasses.replace(RECIPES["clip_mamba"], augmentation=augmentation)
         pictures = outputs(recipe, noise_picture(16), num_draws=600)

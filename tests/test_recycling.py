@@ -14,7 +14,9 @@ from landscape.linalg import DenseOperator, eigsh
 from landscape.linalg.operator import seeded
 
 
-def nearby(values: np.ndarray, angle: float, *, seed: int = 0) -> tuple[DenseOperator, DenseOperator]:
+def nearby(
+    values: np.ndarray, angle: float, *, seed: int = 0
+) -> tuple[DenseOperator, DenseOperator]:
     """A matrix with these eigenvalues, and one whose eigenvectors are turned by about this angle."""
     A = with_spectrum(values, seed=seed)
     n = len(values)
@@ -32,7 +34,10 @@ def test_a_warm_start_finds_what_a_random_one_finds(name, which):
     start = eigsh(other, 5, which, tol=1e-3).vectors
     pairs = eigsh(A, 5, which, tol=1e-6, start=start)
     np.testing.assert_allclose(
-        np.sort(pairs.values.numpy()), np.sort(wanted(values, 5, which)), rtol=2e-6, atol=1e-13 * np.abs(values).max()
+        np.sort(pairs.values.numpy()),
+        np.sort(wanted(values, 5, which)),
+        rtol=2e-6,
+        atol=1e-13 * np.abs(values).max(),
     )
     cold = eigsh(A, 5, which, tol=1e-6)
     assert (pairs.converged == cold.converged).all()
@@ -72,10 +77,14 @@ def test_on_an_operator_with_a_support_the_start_is_cut_to_it():
 
     H = hessian(Bag(tied=False), loss, TOKENS)
     cold = eigsh(H, 3, tol=1e-8)
-    torch.testing.assert_close(eigsh(H, 3, tol=1e-8, start=cold.vectors).values, cold.values, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        eigsh(H, 3, tol=1e-8, start=cold.vectors).values, cold.values, rtol=1e-9, atol=0
+    )
     outside = torch.ones(H.n, 1, dtype=torch.float64)
     outside[H.support] = 0
-    torch.testing.assert_close(eigsh(H, 3, tol=1e-8, start=outside).values, cold.values, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        eigsh(H, 3, tol=1e-8, start=outside).values, cold.values, rtol=1e-9, atol=0
+    )
 
 
 @pytest.mark.parametrize(

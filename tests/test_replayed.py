@@ -64,7 +64,10 @@ def test_operators_that_share_a_recording_multiply_by_their_own_hessians_in_any_
     assert record.count == 1
     # The second looks up few rows: what the first left in the padding of a table must not reach its product.
     for index in (0, 1, 0, 2, 1, 1, 0):
-        operator, dense = operators[index], dense_hessian(objective, select_parameters(model), batches[index])
+        operator, dense = (
+            operators[index],
+            dense_hessian(objective, select_parameters(model), batches[index]),
+        )
         V = vectors(operator)
         assert relative_error(operator @ V, dense @ V) < EXACT
 
@@ -80,13 +83,18 @@ def test_a_recording_serves_the_next_checkpoint():
             parameter.mul_(1.5)
     second = replay(traced(objective, model, batch), record)
     assert record.count == 1
-    assert relative_error(second @ V, dense_hessian(objective, select_parameters(model), batch) @ V) < EXACT
+    assert (
+        relative_error(second @ V, dense_hessian(objective, select_parameters(model), batch) @ V)
+        < EXACT
+    )
     assert relative_error(first @ V, before @ V) < EXACT
 
 
 def test_batches_may_be_slices_of_one_tensor():
     objective, model = words_problem()
-    whole = {name: torch.cat([words_batch(1)[name], words_batch(2)[name]]) for name in words_batch(1)}
+    whole = {
+        name: torch.cat([words_batch(1)[name], words_batch(2)[name]]) for name in words_batch(1)
+    }
     record = Recorded()
     for start in (0, 12):
         batch = {name: tensor[start : start + 12] for name, tensor in whole.items()}
@@ -143,7 +151,9 @@ def test_a_recording_that_is_stuck_at_its_first_batch_is_refused_for_all(monkeyp
 
 def test_a_pass_over_a_retained_graph_that_is_stuck_is_refused():
     objective, model = words_problem()
-    operator = HessianOperator(objective, select_parameters(model), words_batch(1), product="retained", check=False)
+    operator = HessianOperator(
+        objective, select_parameters(model), words_batch(1), product="retained", check=False
+    )
     operator.choose()
     plain = operator.multiplier.way
     with pytest.raises(ObjectiveError, match="retained graph, replayed.*differs"):
@@ -155,7 +165,9 @@ def test_a_pass_over_a_retained_graph_that_is_stuck_is_refused():
 
 def test_a_batch_whose_tensors_lie_otherwise_in_memory_is_refused():
     model = nn.Linear(3, 3).double().eval()
-    objective = Objective.from_closure(model, lambda model, batch: (model(batch["x"]).tanh() * batch["y"]).sum().square())
+    objective = Objective.from_closure(
+        model, lambda model, batch: (model(batch["x"]).tanh() * batch["y"]).sum().square()
+    )
     x, y = (torch.randn(4, 3, generator=seeded(i), dtype=torch.float64) for i in range(2))
     record = Recorded()
     replay(traced(objective, model, {"x": x, "y": y}), record)
@@ -183,7 +195,9 @@ def test_stretches_hold_every_tensor_once():
     assert sorted(layout.lengths) == [0, 1, 3, 4, 8, 30]
     buffers = [stretch.clone() for stretch in flat]
     for tensor, (number, offset) in zip(tensors, layout.places):
-        assert torch.equal(buffers[number].as_strided(tensor.shape, tensor.stride(), offset), tensor)
+        assert torch.equal(
+            buffers[number].as_strided(tensor.shape, tensor.stride(), offset), tensor
+        )
 
 
 def test_a_tensor_without_strides_is_refused():
@@ -216,10 +230,19 @@ def test_a_faster_recording_is_taken_and_used_for_the_next_batches(replays):
     operator = traced(objective, model, words_batch(1))
     choice = operator.choose()
     assert choice.product == "traced-replayed" and choice.reason == "the fastest of 2 ways that fit"
-    assert [(trial.product, trial.seconds) for trial in choice.trials] == [("traced", 3.0), ("traced-replayed", 1.0)]
+    assert [(trial.product, trial.seconds) for trial in choice.trials] == [
+        ("traced", 3.0),
+        ("traced-replayed", 1.0),
+    ]
     assert choice.title == "double backward, traced graph, replayed as a CUDA graph"
-    other = HessianOperator(objective, select_parameters(model), words_batch(2), product=choice, check=False)
-    assert other.choose() == choice and isinstance(other.multiplier.way, ReplayedTrace) and record.count == 1
+    other = HessianOperator(
+        objective, select_parameters(model), words_batch(2), product=choice, check=False
+    )
+    assert (
+        other.choose() == choice
+        and isinstance(other.multiplier.way, ReplayedTrace)
+        and record.count == 1
+    )
     for which, seed in ((operator, 1), (other, 2), (operator, 1)):
         dense = dense_hessian(objective, select_parameters(model), words_batch(seed))
         assert relative_error(which @ vectors(which), dense @ vectors(which)) < EXACT
@@ -243,14 +266,19 @@ def test_what_cannot_be_recorded_is_noted_and_run_plainly(replays, monkeypatch):
 
     monkeypatch.setattr(replayed_module, "cuda_graph", fails)
     forget_graphs()
-    later = HessianOperator(objective, select_parameters(model), words_batch(2), product=given, check=False)
+    later = HessianOperator(
+        objective, select_parameters(model), words_batch(2), product=given, check=False
+    )
     assert later.choose().product == "traced" and "capturing" in later.choice.trials[-1].failure
     dense = dense_hessian(objective, select_parameters(model), words_batch(2))
     assert relative_error(later @ vectors(later), dense @ vectors(later)) < EXACT
     forget_graphs()
     alone = traced(objective, model, words_batch(2)).choose()
     assert alone.product == "traced"
-    assert alone.reason == "asked for (traced-replayed: operation not permitted when stream is capturing)"
+    assert (
+        alone.reason
+        == "asked for (traced-replayed: operation not permitted when stream is capturing)"
+    )
 
 
 def test_nothing_is_recorded_on_a_cpu():
@@ -264,9 +292,15 @@ class TestOnAGpu:
     def test_operators_that_share_a_cuda_graph_multiply_by_their_own_hessians_in_any_order(self):
         objective, model = words_problem("cuda")
         sizes = {1: 100, 2: 4, 3: 100}
-        operators = {seed: traced(objective, model, words_batch(seed, num, "cuda")) for seed, num in sizes.items()}
+        operators = {
+            seed: traced(objective, model, words_batch(seed, num, "cuda"))
+            for seed, num in sizes.items()
+        }
         ways = {seed: operator.choose() for seed, operator in operators.items()}
-        assert all({trial.product for trial in way.trials} == {"traced", "traced-replayed"} for way in ways.values())
+        assert all(
+            {trial.product for trial in way.trials} == {"traced", "traced-replayed"}
+            for way in ways.values()
+        )
         assert not any(trial.failure for way in ways.values() for trial in way.trials)
         for operator in operators.values():
             replay_way = operator.multiplier.way

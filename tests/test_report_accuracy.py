@@ -39,7 +39,9 @@ def all_sets():
 def by_level(name, epoch, one):
     """Accuracy above guessing that a distortion halves or quarters; of `pets` three times as much as of `mnist`."""
     above = rising(name, epoch, one) - 0.1 if epoch else 0.0
-    return 0.1 + above * {"c50": 0.5, "c05": 0.25}.get(one.condition, 1) * (1 / 3 if one.dataset == "mnist" else 1)
+    return 0.1 + above * {"c50": 0.5, "c05": 0.25}.get(one.condition, 1) * (
+        1 / 3 if one.dataset == "mnist" else 1
+    )
 
 
 @pytest.fixture
@@ -47,7 +49,10 @@ def files(tmp_path):
     """Writes a store of three series, four epochs and three batches, and answers to all sets."""
 
     def write(shares=by_level, sets=None, *, change=lambda store: store, **options):
-        spectra = write_study(tmp_path / "small.h5", **({"labels": LABELS, "epochs": EPOCHS, "num_batches": 3} | options))
+        spectra = write_study(
+            tmp_path / "small.h5",
+            **({"labels": LABELS, "epochs": EPOCHS, "num_batches": 3} | options),
+        )
         store = answers_of(shares, sets or all_sets(), labels=options.get("labels", LABELS))
         write_predictions(tmp_path / "answers.h5", change(store))
         return spectra, tmp_path / "answers.h5"
@@ -112,19 +117,28 @@ def test_accuracies_stand_under_sharpness_along_the_same_epochs_with_their_inter
         found = [row.means.get(mean) if mean else row.sharpness["lambda_max"] for row in rows]
         scale = 100 if mean else 1
         for name, expected in (("y", "value"), ("low", "low"), ("high", "high")):
-            drawn = unpacked(trace["y"]) if name == "y" else unpacked(trace["customdata"])[:, int(name == "high")]
+            drawn = (
+                unpacked(trace["y"])
+                if name == "y"
+                else unpacked(trace["customdata"])[:, int(name == "high")]
+            )
             wanted = [np.nan if one is None else scale * getattr(one, expected) for one in found]
             # The page keeps single precision.
             np.testing.assert_allclose(drawn, wanted, rtol=1e-6)
         np.testing.assert_array_equal(unpacked(trace["x"]), EPOCHS)
     # Nothing is kept of guessing at the initialisation: a gap.
-    assert [np.isnan(unpacked(trace["y"]))[0] for trace in frame if trace.get("yaxis") == "y4"] == [True] * 3
+    assert [np.isnan(unpacked(trace["y"]))[0] for trace in frame if trace.get("yaxis") == "y4"] == [
+        True
+    ] * 3
     # Panels from the top, none over another, on one axis of epochs at the bottom.
     domains = [layout[axis]["domain"] for axis in ("yaxis", "yaxis2", "yaxis3", "yaxis4")]
     assert domains[0][1] == 1 and domains[3][0] == pytest.approx(0)
     assert all(lower[1] < upper[0] for upper, lower in zip(domains, domains[1:]))
     assert layout["xaxis"]["anchor"] == "y4" and layout["xaxis"]["tickvals"] == list(EPOCHS)
-    assert {shape["yref"]: shape["y0"] for shape in layout["shapes"]} == {"y2": pytest.approx(10), "y3": pytest.approx(10)}
+    assert {shape["yref"]: shape["y0"] for shape in layout["shapes"]} == {
+        "y2": pytest.approx(10),
+        "y3": pytest.approx(10),
+    }
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "ood", "robustness"])
@@ -133,10 +147,19 @@ def test_every_point_is_labelled_with_its_series_and_epoch(whole, name):
     (frame,) = data_of(page.read_text())["charts"][f"accuracy-{name}"]["frames"]
     points = {}
     for trace in frame:
-        places = zip(trace["text"], unpacked(trace["x"]), unpacked(trace["y"]), trace["textposition"], strict=True)
+        places = zip(
+            trace["text"],
+            unpacked(trace["x"]),
+            unpacked(trace["y"]),
+            trace["textposition"],
+            strict=True,
+        )
         points |= {text: (float(x), float(y)) for text, x, y, _ in places}
     expected = {
-        f"{LABELS[row.series]} {row.epoch}": (row.sharpness["lambda_max"].value, 100 * row.means[name].value)
+        f"{LABELS[row.series]} {row.epoch}": (
+            row.sharpness["lambda_max"].value,
+            100 * row.means[name].value,
+        )
         for row in study.accuracy.rows
         if name in row.means
     }
@@ -151,7 +174,9 @@ def test_plotly_knows_every_property(whole):
         chart = data_of(whole[1].read_text())["charts"][name]
         narrow = {**chart["layout"], "xaxis": {**chart["layout"]["xaxis"], **chart["narrow"]}}
         for layout in (chart["layout"], narrow):
-            traces = [{k: v for k, v in trace.items() if k != "shape"} for trace in chart["frames"][0]]
+            traces = [
+                {k: v for k, v in trace.items() if k != "shape"} for trace in chart["frames"][0]
+            ]
             graph_objects.Figure(data=traces, layout=layout)
 
 
@@ -162,7 +187,14 @@ def test_labels_keep_off_other_labels_and_points_where_they_can():
 
     def row(series, x, y):
         means = {"ood": Interval(y)}
-        return CheckpointRow(series=series, label=series, epoch=1, sharpness={"lambda_max": Interval(x)}, scores=(), means=means)
+        return CheckpointRow(
+            series=series,
+            label=series,
+            epoch=1,
+            sharpness={"lambda_max": Interval(x)},
+            scores=(),
+            means=means,
+        )
 
     # b is right above a, so a's label goes below; nothing is near c.
     rows = [row("a", 1.0, 0.50), row("b", 1.01, 0.52), row("c", 2.0, 0.9), row("d", 0.0, 0.0)]
@@ -177,7 +209,10 @@ def test_the_table_of_correlations_holds_scipys_numbers_and_says_what_each_colum
     study, page = whole
     words = words_of(page.read_text())
     rows = [row for row in study.accuracy.rows]
-    x, y = ([row.sharpness["lambda_max"].value for row in rows], [row.means["zero_shot"].value for row in rows])
+    x, y = (
+        [row.sharpness["lambda_max"].value for row in rows],
+        [row.means["zero_shot"].value for row in rows],
+    )
     rho = signed(stats.spearmanr(x, y).statistic)
     cells = re.findall(
         r'<tr><th scope="row">largest eigenvalue</th><th scope="row">zero-shot accuracy</th><th scope="row">all checkpoints</th>'
@@ -197,19 +232,35 @@ def test_means_say_what_they_are_over_and_every_set_has_its_accuracy_and_chance(
     assert "mean over 1 data set (own/contrast) of the mean over conditions" in words
     assert "No share that is kept is given of one epoch 0, two epoch 0, three epoch 0" in words
     assert "Accuracy on each of the 5 sets" in words
-    row = re.search(r'<tr><th scope="row">own/contrast</th><th scope="row">c50</th>.*?</tr>', words)[0]
+    row = re.search(
+        r'<tr><th scope="row">own/contrast</th><th scope="row">c50</th>.*?</tr>', words
+    )[0]
     low, high = (100 * end for end in stats.binomtest(22, 100).proportion_ci(method="wilson"))
     # Of series "one" at epoch 2: .1 + .4 / 2 = .3; at epoch 1 .1 + .25 / 2 = .225, and 22 of 100 pictures.
-    assert f"<td>22.0 [{low:.1f},\N{NO-BREAK SPACE}{high:.1f}]</td>" in row and "<td>100</td><td>10.0</td>" in row
+    assert (
+        f"<td>22.0 [{low:.1f},\N{NO-BREAK SPACE}{high:.1f}]</td>" in row
+        and "<td>100</td><td>10.0</td>" in row
+    )
 
 
 def test_fewer_than_four_checkpoints_get_a_reason_instead_of_a_correlation(files):
     def cut(store):
-        return replace(store, checkpoints={key: one for key, one in store.checkpoints.items() if key in (("one", 0), ("two", 3))})
+        return replace(
+            store,
+            checkpoints={
+                key: one
+                for key, one in store.checkpoints.items()
+                if key in (("one", 0), ("two", 3))
+            },
+        )
 
     words = words_of(page_of(*files(change=cut)))
     assert "No rank correlation (2 checkpoints, and ranks of fewer than 4 say nothing)" in words
-    assert "rank correlation −" not in words and "rank correlation +" not in words and TRAINING not in words
+    assert (
+        "rank correlation −" not in words
+        and "rank correlation +" not in words
+        and TRAINING not in words
+    )
     assert "Without answers, so not in this chapter: one epoch 1" in words
 
 
@@ -218,7 +269,10 @@ def test_a_store_in_which_nothing_converged_still_has_its_accuracies(files):
     loose = {"labels": LABELS, "epochs": EPOCHS, "num_batches": 3}
     write_study(spectra, change=lambda fields: fields | {"converged": np.zeros(5, bool)}, **loose)
     page = page_of(spectra, answers)
-    assert "No rank correlation: no checkpoint has both" in page and "Accuracy on each of the 5 sets" in page
+    assert (
+        "No rank correlation: no checkpoint has both" in page
+        and "Accuracy on each of the 5 sets" in page
+    )
     assert not set(CHARTS) & set(data_of(page)["charts"])
     assert set(CHARTS) <= set(data_of(page_of(spectra, answers, keep_unconverged=True))["charts"])
 
@@ -230,7 +284,10 @@ def test_texts_of_users_are_escaped(files):
     assert "<script>alert" not in words and "<b onclick" not in words
     (frame,) = data_of(page)["charts"]["accuracy-zero_shot"]["frames"]
     assert all("<b" not in text and "%{" not in text for trace in frame for text in trace["text"])
-    assert max(len(text) for trace in frame if trace["meta"] == "three" for text in trace["text"]) <= 20
+    assert (
+        max(len(text) for trace in frame if trace["meta"] == "three" for text in trace["text"])
+        <= 20
+    )
 
 
 def test_the_page_still_asks_the_network_for_nothing(whole):
@@ -239,7 +296,15 @@ def test_the_page_still_asks_the_network_for_nothing(whole):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.0, "+1.00"), (0.999, "+0.99"), (-0.996, "−0.99"), (-1.0, "−1.00"), (0.0, "0.00"), (-0.004, "0.00")]
+    ("value", "text"),
+    [
+        (1.0, "+1.00"),
+        (0.999, "+0.99"),
+        (-0.996, "−0.99"),
+        (-1.0, "−1.00"),
+        (0.0, "0.00"),
+        (-0.004, "0.00"),
+    ],
 )
 def test_only_a_perfect_correlation_is_written_as_one(value, text):
     assert signed(value) == text
@@ -263,14 +328,19 @@ def test_the_command_takes_several_files_and_some_series(files, tmp_path):
     assert "answers.h5 and ood.h5" in words and str(tmp_path) not in words
     charts = data_of(page.read_text())["charts"]
     assert set(CHARTS) <= set(charts)
-    assert {trace["meta"] for name in CHARTS for trace in charts[name]["frames"][0]} == {"one", "two"}
+    assert {trace["meta"] for name in CHARTS for trace in charts[name]["frames"][0]} == {
+        "one",
+        "two",
+    }
     # Two series are no sample of series.
     assert "Of other series it says nothing: these are fewer than three." in words
 
 
 def test_wrong_files_of_answers_are_one_line_and_leave_no_page(files, tmp_path):
     def other_weights(store):
-        store.checkpoints["two", 1] = replace(store.checkpoints["two", 1], checkpoint_sha256="e" * 64)
+        store.checkpoints["two", 1] = replace(
+            store.checkpoints["two", 1], checkpoint_sha256="e" * 64
+        )
         return store
 
     spectra, answers = files(change=other_weights)
@@ -281,16 +351,25 @@ def test_wrong_files_of_answers_are_one_line_and_leave_no_page(files, tmp_path):
         ([spectra], "holds no predictions"),
         ([answers, answers], "named twice"),
     ):
-        result = run(spectra, "-o", page, *[part for path in paths for part in ("--predictions", path)])
-        assert result.exit_code == 2 and what in result.stderr and result.stderr.count("\n") == 1, result.output
+        result = run(
+            spectra, "-o", page, *[part for path in paths for part in ("--predictions", path)]
+        )
+        assert result.exit_code == 2 and what in result.stderr and result.stderr.count("\n") == 1, (
+            result.output
+        )
         assert not page.exists()
 
 
 @pytest.mark.slow
 def test_spectra_and_answers_of_the_same_manifest_meet_in_one_page(tmp_path, monkeypatch):
     monkeypatch.setenv("LANDSCAPE_CACHE", str(tmp_path / "cache"))
-    manifest, pictures = make_study(tmp_path, names=("one", "two", "three")), make_pictures(tmp_path)
-    spectra, answers, page = (tmp_path / name for name in ("spectra.h5", "zeroshot.h5", "page.html"))
+    manifest, pictures = (
+        make_study(tmp_path, names=("one", "two", "three")),
+        make_pictures(tmp_path),
+    )
+    spectra, answers, page = (
+        tmp_path / name for name in ("spectra.h5", "zeroshot.h5", "page.html")
+    )
     for arguments in (
         ["spectra", manifest, "-o", spectra],
         ["evaluate", manifest, "-o", answers, "--data", f"zoo={pictures}"],
@@ -299,7 +378,9 @@ def test_spectra_and_answers_of_the_same_manifest_meet_in_one_page(tmp_path, mon
         result = CliRunner().invoke(main, list(map(str, arguments)))
         assert result.exit_code == 0, result.output
     assert "accuracy of 6 checkpoints" in result.stdout
-    counted = {(one.series, one.epoch): one.value.value for one in scores_of(read_predictions(answers))}
+    counted = {
+        (one.series, one.epoch): one.value.value for one in scores_of(read_predictions(answers))
+    }
     (scatter,) = data_of(page.read_text())["charts"]["accuracy-zero_shot"]["frames"]
     drawn = {trace["meta"]: unpacked(trace["y"]) / 100 for trace in scatter}
     for (series, epoch), value in counted.items():
@@ -322,4 +403,6 @@ def test_a_browser_draws_the_chapter_without_a_complaint_and_within_the_page(dri
     assert complaints(driver) == []
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
     labels = "return [...document.querySelectorAll('#chart-accuracy-ood .textpoint')].map(one => one.textContent)"
-    assert set(driver.execute_script(labels)) == {f"{label} {epoch}" for label in LABELS.values() for epoch in EPOCHS}
+    assert set(driver.execute_script(labels)) == {
+        f"{label} {epoch}" for label in LABELS.values() for epoch in EPOCHS
+    }

@@ -25,7 +25,9 @@ def test_a_basis_of_twenty_vectors_finds_the_prescribed_eigenvalues(name, which)
     values = SPECTRA[name]
     A = Counting(with_spectrum(values))
     pairs = eigsh(A, 5, which, tol=1e-6, max_basis=20, max_matvecs=2000)
-    np.testing.assert_allclose(np.sort(pairs.values.numpy()), np.sort(wanted(values, 5, which)), rtol=2e-6, atol=1e-12)
+    np.testing.assert_allclose(
+        np.sort(pairs.values.numpy()), np.sort(wanted(values, 5, which)), rtol=2e-6, atol=1e-12
+    )
     assert pairs.converged.all()
     assert pairs.num_matvecs == A.count > 20
 
@@ -51,17 +53,37 @@ def test_every_value_of_a_restarted_run_lies_within_its_bound_and_counts_stay_lo
         A = with_spectrum(values, seed=trial, dtype=dtype)
         exact = np.linalg.eigvalsh(A.matrix.double().numpy())
         k = int(rng.integers(1, 6))
-        pairs = eigsh(A, k, tol=10 ** rng.uniform(-4, -2), seed=trial, max_basis=k + int(rng.integers(6, 20)), max_matvecs=1500)
+        pairs = eigsh(
+            A,
+            k,
+            tol=10 ** rng.uniform(-4, -2),
+            seed=trial,
+            max_basis=k + int(rng.integers(6, 20)),
+            max_matvecs=1500,
+        )
         bound = (pairs.residuals * pairs.values.abs()).numpy()
         distance = np.abs(exact[:, None] - pairs.values.numpy()).min(axis=0)
         assert (distance <= bound).all(), (trial, distance, bound)
         if pairs.converged.all():
-            np.testing.assert_allclose(np.sort(pairs.values.numpy()), np.sort(wanted(exact, k, "LM")), atol=bound.max() * 1.001)
-        assert pairs.ritz.num_negative <= (exact < 0).sum() and pairs.ritz.num_positive <= (exact > 0).sum()
+            np.testing.assert_allclose(
+                np.sort(pairs.values.numpy()),
+                np.sort(wanted(exact, k, "LM")),
+                atol=bound.max() * 1.001,
+            )
+        assert (
+            pairs.ritz.num_negative <= (exact < 0).sum()
+            and pairs.ritz.num_positive <= (exact > 0).sum()
+        )
 
 
 @pytest.mark.parametrize(
-    "values", [[1.0] * 20, [1.0] * 10 + [-1.0] * 10, [1.0, 1, 2, 2, 3, 3] + [0.0] * 14, [*range(1, 11)] + [0.0] * 90]
+    "values",
+    [
+        [1.0] * 20,
+        [1.0] * 10 + [-1.0] * 10,
+        [1.0, 1, 2, 2, 3, 3] + [0.0] * 14,
+        [*range(1, 11)] + [0.0] * 90,
+    ],
 )
 def test_chains_that_end_early_leave_room_for_the_next_one(values):
     """A few different eigenvalues: every chain ends after as many products, whatever else the basis holds then."""
@@ -100,7 +122,9 @@ def test_the_quadrature_is_that_of_the_first_chain_before_the_first_restart():
     # 11 nodes and more integrate polynomials up to degree 21 exactly.
     for degree in (0, 1, 3, 10):
         moment = float((pairs.quadrature.weights * pairs.quadrature.nodes**degree).sum())
-        assert moment == pytest.approx(float(v @ torch.linalg.matrix_power(A.matrix, degree) @ v), rel=1e-9)
+        assert moment == pytest.approx(
+            float(v @ torch.linalg.matrix_power(A.matrix, degree) @ v), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("max_basis", [0, 5, 10])

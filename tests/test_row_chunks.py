@@ -58,7 +58,9 @@ def pairs():
 
 @pytest.mark.parametrize("rows", [1, 7, 16, NUM_PAIRS - 1, 100])
 @pytest.mark.parametrize("columns", [1, 2])
-def test_products_in_row_chunks_equal_those_of_the_dense_hessian_of_the_whole_batch(pairs, rows, columns):
+def test_products_in_row_chunks_equal_those_of_the_dense_hessian_of_the_whole_batch(
+    pairs, rows, columns
+):
     objective, params, batch, dense = pairs
     operator = HessianOperator(objective, params, batch, rows=rows, columns=columns)
     V = normal(operator.n, 3)
@@ -71,7 +73,10 @@ def test_products_in_row_chunks_equal_those_of_the_dense_hessian_of_the_whole_ba
 @pytest.mark.parametrize("rows", [1, 7])
 def test_loss_and_support_are_those_of_the_whole_batch(pairs, rows):
     objective, params, batch, dense = pairs
-    whole, chunks = HessianOperator(objective, params, batch), HessianOperator(objective, params, batch, rows=rows)
+    whole, chunks = (
+        HessianOperator(objective, params, batch),
+        HessianOperator(objective, params, batch, rows=rows),
+    )
     assert chunks.loss == pytest.approx(whole.loss, rel=1e-13)
     assert torch.equal(chunks.support, whole.support) and len(chunks.support) < chunks.n
     outside = torch.ones(chunks.n, dtype=torch.bool)
@@ -97,7 +102,11 @@ def square_of_gram(features, batch):
 
 
 def problem(forward=linear_features, loss=square_of_gram, num_rows=5, **options):
-    return Objective(forward, loss, **options), {"w": normal(3, 4)}, {"x": normal(num_rows, 4, seed=1)}
+    return (
+        Objective(forward, loss, **options),
+        {"w": normal(3, 4)},
+        {"x": normal(num_rows, 4, seed=1)},
+    )
 
 
 def test_weight_decay_shifts_row_chunks_too():
@@ -122,7 +131,13 @@ def test_losses_that_leave_features_out(loss):
     objective, params, batch = problem(forward, loss)
     dense = dense_hessian(objective, params, batch)
     for rows in (1, 2, 5):
-        assert relative_error(HessianOperator(objective, params, batch, rows=rows) @ normal(12, 2), dense @ normal(12, 2)) < EXACT
+        assert (
+            relative_error(
+                HessianOperator(objective, params, batch, rows=rows) @ normal(12, 2),
+                dense @ normal(12, 2),
+            )
+            < EXACT
+        )
 
 
 def test_features_may_be_any_nest_and_hold_constants_and_integers():
@@ -132,13 +147,19 @@ def test_features_may_be_any_nest_and_hold_constants_and_integers():
 
     def loss(features, batch):
         pooled = features["scores"].mean(0)
-        return F.cross_entropy(features["scores"] * pooled, features["rest"][1]) + features["rest"][0].mean()
+        return (
+            F.cross_entropy(features["scores"] * pooled, features["rest"][1])
+            + features["rest"][0].mean()
+        )
 
     objective, params, batch = problem(forward, loss)
     dense = dense_hessian(objective, params, batch)
     v = normal(12)
     for rows in (1, 3):
-        assert relative_error(HessianOperator(objective, params, batch, rows=rows) @ v, dense @ v) < EXACT
+        assert (
+            relative_error(HessianOperator(objective, params, batch, rows=rows) @ v, dense @ v)
+            < EXACT
+        )
 
 
 def test_a_zero_hessian_is_zero_in_chunks():
@@ -174,7 +195,13 @@ def module_objective(model):
         lambda x: x.cumsum(0),
         lambda x: x * torch.arange(len(x))[:, None],
     ],
-    ids=["batch norm on batch statistics", "a little of the mean", "the neighbour", "those before", "the place in the batch"],
+    ids=[
+        "batch norm on batch statistics",
+        "a little of the mean",
+        "the neighbour",
+        "those before",
+        "the place in the batch",
+    ],
 )
 def test_rows_coupled_inside_the_network_are_refused(couple, rows):
     def forward(params, batch):
@@ -197,7 +224,10 @@ def test_an_opaque_closure_is_refused(mlp_problem):
 @pytest.mark.parametrize(
     "forward, fragment",
     [
-        (lambda params, batch: {"f": linear_features(params, batch), "scale": params["w"].sum()}, r"shape \(\)"),
+        (
+            lambda params, batch: {"f": linear_features(params, batch), "scale": params["w"].sum()},
+            r"shape \(\)",
+        ),
         (lambda params, batch: linear_features(params, batch).sum(0), r"shape \(3,\)"),
         (lambda params, batch: (linear_features(params, batch), "note"), "str"),
     ],
@@ -207,10 +237,15 @@ def test_features_that_do_not_come_in_rows_are_refused(forward, fragment):
         HessianOperator(*problem(forward, lambda f, batch: torch.tensor(0.0)), rows=2)
 
 
-@pytest.mark.parametrize("batch", [None, {"x": normal(5, 4), "y": normal(4)}, {"x": normal(5, 4), "scale": torch.tensor(1.0)}])
+@pytest.mark.parametrize(
+    "batch",
+    [None, {"x": normal(5, 4), "y": normal(4)}, {"x": normal(5, 4), "scale": torch.tensor(1.0)}],
+)
 def test_a_batch_that_does_not_come_in_rows_is_refused(batch):
     with pytest.raises(ObjectiveError, match="tensors all have one entry per row"):
-        HessianOperator(Objective(linear_features, square_of_gram), {"w": normal(3, 4)}, batch, rows=2)
+        HessianOperator(
+            Objective(linear_features, square_of_gram), {"w": normal(3, 4)}, batch, rows=2
+        )
 
 
 def test_random_features_are_refused_as_random():
@@ -237,8 +272,13 @@ def test_an_opaque_kernel_is_found_in_chunks_and_named():
             return Opaque.apply(x)
 
     model = nn.Sequential(nn.Linear(4, 3), Kernel()).double()
-    with pytest.raises(ObjectiveError, match=r"1 \(Kernel\): the backward pass of OpaqueBackward cannot be differentiated"):
-        HessianOperator(module_objective(model), select_parameters(model), {"x": normal(6, 4)}, rows=2)
+    with pytest.raises(
+        ObjectiveError,
+        match=r"1 \(Kernel\): the backward pass of OpaqueBackward cannot be differentiated",
+    ):
+        HessianOperator(
+            module_objective(model), select_parameters(model), {"x": normal(6, 4)}, rows=2
+        )
 
 
 def test_a_loss_that_takes_a_parameter_behind_the_back_of_the_features_is_refused():
@@ -248,7 +288,9 @@ def test_a_loss_that_takes_a_parameter_behind_the_back_of_the_features_is_refuse
         lambda f, batch: square_of_gram(f, batch) + model.weight.square().sum(),
         module=model,
     )
-    with pytest.raises(ObjectiveError, match="weight: the loss uses this parameter other than through the model"):
+    with pytest.raises(
+        ObjectiveError, match="weight: the loss uses this parameter other than through the model"
+    ):
         HessianOperator(objective, select_parameters(model), {"x": normal(6, 4)}, rows=2)
 
 
@@ -275,5 +317,10 @@ def test_rows_are_taken_from_any_nest_and_its_type_is_kept():
     batch = UserDict(x=x, parts=[x, (x, Pair(x, "name"))], flag=True)
     taken = take_rows(batch, torch.tensor([4, 1]))
     assert isinstance(taken, UserDict) and taken["flag"] is True and batch["x"] is x
-    assert taken["x"].tolist() == taken["parts"][0].tolist() == taken["parts"][1][1].a.tolist() == [4, 1]
+    assert (
+        taken["x"].tolist()
+        == taken["parts"][0].tolist()
+        == taken["parts"][1][1].a.tolist()
+        == [4, 1]
+    )
     assert taken["parts"][1][1].b == "name" and count_rows(batch) == 6 and count_rows(taken) == 2

@@ -43,14 +43,23 @@ PARAMS = {
     "lock_image": False,
     "wandb_notes": "siglip: True is not what this says",
 }
-TIMM = {"model": "test_resnet", "num_classes": 6, "bce_loss": False, "jsd_loss": False, "smoothing": 0.1, "mean": None}
+TIMM = {
+    "model": "test_resnet",
+    "num_classes": 6,
+    "bce_loss": False,
+    "jsd_loss": False,
+    "smoothing": 0.1,
+    "mean": None,
+}
 
 
 def write_params(folder: Path, **values: object) -> Path:
     """params.txt as open_clip_train writes it: "name: value" a line, sorted."""
     folder.mkdir(exist_ok=True, parents=True)
     everything = {**PARAMS, **values}
-    (folder / "params.txt").write_text("".join(f"{name}: {everything[name]}\n" for name in sorted(everything)))
+    (folder / "params.txt").write_text(
+        "".join(f"{name}: {everything[name]}\n" for name in sorted(everything))
+    )
     return folder
 
 
@@ -76,7 +85,12 @@ def run(tmp_path):
     path = tmp_path / "run.yaml"
 
     def write(**keys: object) -> Path:
-        document["series"][0] = {"name": "s", "model": MODEL, "checkpoints": "run/checkpoints", **keys}
+        document["series"][0] = {
+            "name": "s",
+            "model": MODEL,
+            "checkpoints": "run/checkpoints",
+            **keys,
+        }
         path.write_text(yaml.safe_dump(document, sort_keys=False))
         return path
 
@@ -86,7 +100,9 @@ def run(tmp_path):
 
 
 def test_params_txt_is_read_beside_the_folder_of_checkpoints(tmp_path):
-    trained = said(tmp_path, force_quick_gelu=True, force_image_size=[96], image_mean=[0.1, 0.2, 0.3])
+    trained = said(
+        tmp_path, force_quick_gelu=True, force_image_size=[96], image_mean=[0.1, 0.2, 0.3]
+    )
     assert trained.section("model_args") == {"force_quick_gelu": True, "force_image_size": 96}
     assert trained.section("preprocess") == {"mean": [0.1, 0.2, 0.3]}
     assert trained.get("loss") == "clip" and trained.source("loss") == "params.txt"
@@ -98,7 +114,9 @@ def test_a_plain_run_changes_nothing_so_stores_that_are_older_go_on(tmp_path):
 
 def test_siglip_is_the_loss_and_the_bias_that_open_clip_train_gives_it(tmp_path):
     trained = said(tmp_path, siglip=True)
-    assert trained.section("model_args") == {"init_logit_bias": -10} and trained.changes() == {"loss": "siglip"}
+    assert trained.section("model_args") == {"init_logit_bias": -10} and trained.changes() == {
+        "loss": "siglip"
+    }
 
 
 @pytest.mark.parametrize(
@@ -106,10 +124,16 @@ def test_siglip_is_the_loss_and_the_bias_that_open_clip_train_gives_it(tmp_path)
     [
         ({"distill_model": "ViT-L-14"}, "loss", "distillation"),
         ({"use_bnb_linear": "SwitchBackLinear"}, "model_args", "bitsandbytes"),
-        ({"pretrained": "openai", "model": "ViT-B-32"}, "model_args.force_quick_gelu", "before version 3"),
+        (
+            {"pretrained": "openai", "model": "ViT-B-32"},
+            "model_args.force_quick_gelu",
+            "before version 3",
+        ),
     ],
 )
-def test_what_is_not_known_is_refused_by_name_until_the_manifest_says_it(tmp_path, values, key, word):
+def test_what_is_not_known_is_refused_by_name_until_the_manifest_says_it(
+    tmp_path, values, key, word
+):
     trained = said(tmp_path, **values)
     assert word in trained.doubts[key]
     assert key not in trained.settings
@@ -117,8 +141,12 @@ def test_what_is_not_known_is_refused_by_name_until_the_manifest_says_it(tmp_pat
     assert not settled.doubts
 
 
-@pytest.mark.parametrize("printed, quick", [("(gelu): QuickGELU()", True), ("(gelu): GELU(approximate='none')", False)])
-def test_the_printed_model_in_out_log_settles_what_the_openai_tag_leaves_open(tmp_path, printed, quick):
+@pytest.mark.parametrize(
+    "printed, quick", [("(gelu): QuickGELU()", True), ("(gelu): GELU(approximate='none')", False)]
+)
+def test_the_printed_model_in_out_log_settles_what_the_openai_tag_leaves_open(
+    tmp_path, printed, quick
+):
     (tmp_path / "out.log").write_text(f"2026-01-01,00:00:00 | INFO | Model:\n{printed}\n")
     trained = said(tmp_path, pretrained="openai", model="ViT-B-32")
     assert trained.get("model_args.force_quick_gelu") is quick and not trained.doubts
@@ -126,10 +154,14 @@ def test_the_printed_model_in_out_log_settles_what_the_openai_tag_leaves_open(tm
 
 
 def test_a_tag_brings_its_own_preprocessing_which_a_flag_overrides():
-    tagged = preprocess_for(build_model("ViT-B-16-SigLIP", config=own_vocabulary(), pretrained="webli"))
+    tagged = preprocess_for(
+        build_model("ViT-B-16-SigLIP", config=own_vocabulary(), pretrained="webli")
+    )
     assert tagged.mean == (0.5, 0.5, 0.5) and tagged.fitting["resize_mode"] == "squash"
     mean = {"mean": [0.1, 0.2, 0.3]}
-    forced = preprocess_for(build_model("ViT-B-16-SigLIP", config=own_vocabulary(), pretrained="webli", preprocess=mean))
+    forced = preprocess_for(
+        build_model("ViT-B-16-SigLIP", config=own_vocabulary(), pretrained="webli", preprocess=mean)
+    )
     assert forced.mean == (0.1, 0.2, 0.3) and forced.std == (0.5, 0.5, 0.5)
 
 
@@ -154,7 +186,9 @@ def test_a_file_that_cannot_be_read_is_refused_because_nobody_knows_what_the_run
 
 
 def test_timm_arguments_give_classes_pictures_and_the_smoothed_loss(tmp_path):
-    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**TIMM, "img_size": 96, "crop_pct": 0.9, "bn_eps": 1e-3}))
+    (tmp_path / "args.yaml").write_text(
+        yaml.safe_dump({**TIMM, "img_size": 96, "crop_pct": 0.9, "bn_eps": 1e-3})
+    )
     (file,) = run_files(tmp_path)
     assert file.model == "timm:test_resnet"
     assert file.trained.get("num_classes") == 6 and file.trained.get("label_smoothing") == 0.1
@@ -170,19 +204,29 @@ def test_a_loss_of_timm_that_is_not_known_here_is_not_replaced_in_silence(tmp_pa
 
 
 def test_hparams_of_lightning_are_read_without_building_the_objects_that_they_name(tmp_path):
-    (tmp_path / "hparams.yaml").write_text("lr: 0.1\nnum_classes: 7\npath: !!python/object/apply:os.system ['touch made']\n")
+    (tmp_path / "hparams.yaml").write_text(
+        "lr: 0.1\nnum_classes: 7\npath: !!python/object/apply:os.system ['touch made']\n"
+    )
     (file,) = run_files(tmp_path / "checkpoints")
     assert file.trained.get("num_classes") == 7
     assert not (tmp_path / "made").exists() and not Path("made").exists()
 
 
 def test_arguments_of_deit_and_the_configuration_of_swin_give_the_smoothed_loss(tmp_path):
-    deit = {"model": "deit_tiny_patch16_224", "nb_classes": 5, "smoothing": 0.1, "bce_loss": False, "distillation_type": "none"}
+    deit = {
+        "model": "deit_tiny_patch16_224",
+        "nb_classes": 5,
+        "smoothing": 0.1,
+        "bce_loss": False,
+        "distillation_type": "none",
+    }
     swin = {"MODEL": {"NUM_CLASSES": 5, "LABEL_SMOOTHING": 0.1}, "DATA": {"IMG_SIZE": 64}}
     for settings in ({"args": deit}, {"config": swin}):
         (file,) = inside_checkpoint(settings, tmp_path / "checkpoint.pth")
         assert file.trained.get("num_classes") == 5 and file.trained.get("label_smoothing") == 0.1
-    (file,) = inside_checkpoint({"args": {**deit, "distillation_type": "hard"}}, tmp_path / "checkpoint.pth")
+    (file,) = inside_checkpoint(
+        {"args": {**deit, "distillation_type": "hard"}}, tmp_path / "checkpoint.pth"
+    )
     assert "distillation_type: hard" in file.trained.doubts["loss"]
 
 
@@ -201,11 +245,20 @@ def test_what_a_checkpoint_holds_about_its_run_counts_like_a_file_beside_it(tmp_
 def test_transformers_default_activation_is_quick_gelu_also_where_its_file_leaves_it_out(tmp_path):
     config = {"model_type": "clip", "text_config": {}, "vision_config": {"image_size": 64}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    processor = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], "resample": 2, "size": {"shortest_edge": 64}}
+    processor = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.2, 0.2, 0.2],
+        "resample": 2,
+        "size": {"shortest_edge": 64},
+    }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     (file,) = run_files(tmp_path)
     assert file.trained.section("model_args") == {"force_quick_gelu": True, "force_image_size": 64}
-    assert file.trained.section("preprocess") == {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
+    assert file.trained.section("preprocess") == {
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "interpolation": "bilinear",
+    }
     config["vision_config"]["hidden_act"] = "gelu"
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "gelu, quick_gelu" in run_files(tmp_path)[0].trained.doubts["model_args"]
@@ -220,13 +273,23 @@ def test_two_sources_that_disagree_are_both_named():
 @pytest.mark.parametrize(
     "params, keys, words",
     [
-        ({"force_quick_gelu": True}, {"model_args": {"force_quick_gelu": False}}, ["False in manifest", "True in params.txt"]),
+        (
+            {"force_quick_gelu": True},
+            {"model_args": {"force_quick_gelu": False}},
+            ["False in manifest", "True in params.txt"],
+        ),
         ({"model": "ViT-B-32"}, {}, ["'ViT-B-32'", "params.txt", "run_files: ignore"]),
         ({"siglip": True}, {"loss": "clip"}, ["'clip' in manifest", "'siglip' in params.txt"]),
-        ({"image_mean": None}, {"preprocess": {"mean": [0.1, 0.1, 0.1]}}, ["manifest", "the model's own in params.txt"]),
+        (
+            {"image_mean": None},
+            {"preprocess": {"mean": [0.1, 0.1, 0.1]}},
+            ["manifest", "the model's own in params.txt"],
+        ),
     ],
 )
-def test_a_manifest_that_disagrees_with_its_run_is_refused_and_both_are_named(run, params, keys, words):
+def test_a_manifest_that_disagrees_with_its_run_is_refused_and_both_are_named(
+    run, params, keys, words
+):
     folder, write = run
     write_params(folder, **params)
     manifest = write(**keys)
@@ -254,7 +317,9 @@ def test_a_manifest_that_disagrees_with_its_run_is_refused_and_both_are_named(ru
 def test_a_key_that_cannot_be_meant_is_refused_in_one_line(run, keys, words):
     with pytest.raises(ManifestError) as caught:
         Manifest.load(run[1](**keys))
-    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), (
+        caught.value
+    )
 
 
 def test_doubts_are_refused_when_the_model_is_built(run):
@@ -277,11 +342,20 @@ def test_what_was_used_and_who_says_so_is_stored_and_shown(run, tmp_path):
     assert result.exit_code == 0, result.output
     with SpectrumStore.open(output) as store:
         used = store.records("s", 1).settings["as_trained"]
-    assert used["activation"] == ["QuickGELU", "params.txt"] and used["interpolation"] == ["bicubic", "default"]
+    assert used["activation"] == ["QuickGELU", "params.txt"] and used["interpolation"] == [
+        "bicubic",
+        "default",
+    ]
     shown = CliRunner().invoke(main, ["info", str(output)]).output
     (line,) = (line for line in shown.splitlines() if "as trained" in line)
-    assert line.startswith("s as trained: params.txt: activation QuickGELU") and "default: context_length 8" in line
-    assert "model_args.force_quick_gelu: True (params.txt)" in CliRunner().invoke(main, ["info", str(manifest)]).output
+    assert (
+        line.startswith("s as trained: params.txt: activation QuickGELU")
+        and "default: context_length 8" in line
+    )
+    assert (
+        "model_args.force_quick_gelu: True (params.txt)"
+        in CliRunner().invoke(main, ["info", str(manifest)]).output
+    )
     page = tmp_path / "page.html"
     assert CliRunner().invoke(main, ["report", str(output), "-o", str(page)]).exit_code == 0
     assert "QuickGELU (params.txt)" in page.read_text()
@@ -295,7 +369,10 @@ def test_an_output_that_was_measured_as_another_function_is_not_resumed(run, tmp
     pipeline.run(Manifest.load(write()), output, unaudited=True, progress=False)
     write_params(folder, force_quick_gelu=True)
     changed = Manifest.load(write())
-    assert changed.protocol_digest() != manifest.protocol_digest() and changed.sha256 != manifest.sha256
+    assert (
+        changed.protocol_digest() != manifest.protocol_digest()
+        and changed.sha256 != manifest.sha256
+    )
     with pytest.raises(StoreError, match="force_quick_gelu.*now it is True .params.txt."):
         pipeline.run(changed, output, unaudited=True, progress=False)
 
@@ -310,12 +387,20 @@ def test_parts_of_another_function_are_not_merged(run, tmp_path):
     write_params(folder, force_quick_gelu=True)
     changed = Manifest.load(write())
     with SpectrumWriter(tmp_path / "t.h5", changed) as writer:
-        assert writer.plan.protocol_sha256_of("s") != plain != writer.plan.protocol_sha256 == changed.protocol_digest()
+        assert (
+            writer.plan.protocol_sha256_of("s")
+            != plain
+            != writer.plan.protocol_sha256
+            == changed.protocol_digest()
+        )
 
 
 def test_the_smoothed_loss_is_that_of_torch_and_convex_at_its_logits():
     model = build_model("timm:test_resnet", num_classes=4, seed=0, dtype=torch.float64)
-    batch = {"image": torch.randn(3, 3, 64, 64, dtype=torch.float64), "label": torch.tensor([0, 3, 1])}
+    batch = {
+        "image": torch.randn(3, 3, 64, 64, dtype=torch.float64),
+        "label": torch.tensor([0, 3, 1]),
+    }
     objective, params = cross_entropy_objective(model, label_smoothing=0.3)
     logits = model(batch["image"])
     share = torch.full((3, 4), 0.3 / 4, dtype=torch.float64)
@@ -326,14 +411,19 @@ def test_the_smoothed_loss_is_that_of_torch_and_convex_at_its_logits():
 
 def test_series_that_minimise_different_losses_are_not_compared(run, tmp_path):
     folder, write = run
-    for name, keys in (("a", {}), ("b", {"loss": "siglip", "run_files": "ignore", "model_args": {"init_logit_bias": -10}})):
+    for name, keys in (
+        ("a", {}),
+        ("b", {"loss": "siglip", "run_files": "ignore", "model_args": {"init_logit_bias": -10}}),
+    ):
         manifest = write(**keys)
         if name == "b":
             for file in sorted((folder / "checkpoints").glob("*.pt")):
                 stored = torch.load(file, weights_only=True)
                 stored["state_dict"]["logit_bias"] = torch.tensor(-10.0)
                 torch.save(stored, file)
-        pipeline.run(Manifest.load(manifest), tmp_path / f"{name}.h5", unaudited=True, progress=False)
+        pipeline.run(
+            Manifest.load(manifest), tmp_path / f"{name}.h5", unaudited=True, progress=False
+        )
     result = CliRunner().invoke(main, ["compare", str(tmp_path / "a.h5"), str(tmp_path / "b.h5")])
     assert result.exit_code == 2 and "clip by a:s; siglip by b:s" in result.stderr, result.output
 
@@ -342,7 +432,13 @@ def test_timm_args_inside_a_checkpoint_are_read_from_the_command_line(tmp_path):
     """What timm's CheckpointSaver writes: the namespace of the command line, and a classifier of its own width."""
     model = build_model("timm:test_resnet", num_classes=6, seed=0)
     arguments = argparse.Namespace(**TIMM)
-    stored = {"epoch": 0, "arch": "test_resnet", "state_dict": model.state_dict(), "version": 2, "args": arguments}
+    stored = {
+        "epoch": 0,
+        "arch": "test_resnet",
+        "state_dict": model.state_dict(),
+        "version": 2,
+        "args": arguments,
+    }
     torch.save(stored, tmp_path / "checkpoint-0.pth.tar")
     used, _ = used_in(classifier_study(tmp_path, "checkpoint-0.pth.tar"))
     assert used["num_classes"] == [6, "args in checkpoint-0.pth.tar"]
@@ -363,7 +459,14 @@ def classifier_study(folder: Path, checkpoint: str, **series: object) -> Path:
         "epoch_zero": "optional",
         "data": {**columns, "split": "all", "num_samples": 6, "batch_size": 3},
         "hessian": {"objective": "cross_entropy", "parameters": ["fc.*"], "k": 2},
-        "series": [{"name": "r", "model": "timm:test_resnet", "checkpoints": [{"epoch": 1, "path": checkpoint}], **series}],
+        "series": [
+            {
+                "name": "r",
+                "model": "timm:test_resnet",
+                "checkpoints": [{"epoch": 1, "path": checkpoint}],
+                **series,
+            }
+        ],
     }
     path = folder / "m.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -381,14 +484,27 @@ def used_in(manifest: Path) -> tuple[dict, float]:
 
 
 def test_the_width_of_a_classifier_is_that_of_its_checkpoint_where_nobody_says_it(tmp_path):
-    torch.save(build_model("timm:test_resnet", num_classes=3, seed=0).state_dict(), tmp_path / "w.pt")
+    torch.save(
+        build_model("timm:test_resnet", num_classes=3, seed=0).state_dict(), tmp_path / "w.pt"
+    )
     assert used_in(classifier_study(tmp_path, "w.pt"))[0]["num_classes"] == [3, "checkpoint"]
-    assert used_in(classifier_study(tmp_path, "w.pt", num_classes=3))[0]["num_classes"] == [3, "manifest"]
+    assert used_in(classifier_study(tmp_path, "w.pt", num_classes=3))[0]["num_classes"] == [
+        3,
+        "manifest",
+    ]
 
 
 def test_a_manifest_chooses_the_averaged_weights(tmp_path):
-    online, average = (build_model("timm:test_resnet", num_classes=3, seed=seed).state_dict() for seed in (0, 1))
-    stored = {"epoch": 0, "arch": "test_resnet", "version": 2, "state_dict": online, "state_dict_ema": average}
+    online, average = (
+        build_model("timm:test_resnet", num_classes=3, seed=seed).state_dict() for seed in (0, 1)
+    )
+    stored = {
+        "epoch": 0,
+        "arch": "test_resnet",
+        "version": 2,
+        "state_dict": online,
+        "state_dict_ema": average,
+    }
     torch.save(stored, tmp_path / "both.pth.tar")
     torch.save(average, tmp_path / "average.pt")
     used, loss = used_in(classifier_study(tmp_path, "both.pth.tar", weights="ema"))
@@ -413,7 +529,16 @@ def test_an_own_architecture_is_trained_measured_and_audited_by_the_path_of_its_
     contents = json.loads(config.read_text())
     contents["text_cfg"]["vocab_size"] = 49408
     config.write_text(json.dumps(contents))
-    options = ["--data", str(tmp_path / "pairs.tsv"), "--split", "all", "--epochs", "1", "--batch-size", "4"]
+    options = [
+        "--data",
+        str(tmp_path / "pairs.tsv"),
+        "--split",
+        "all",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "4",
+    ]
     arguments = ["train", "--model", str(config), "-o", str(tmp_path / "own"), *options]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
@@ -424,7 +549,9 @@ def test_an_own_architecture_is_trained_measured_and_audited_by_the_path_of_its_
     (tmp_path / "own").rename(tmp_path / "moved")
     manifest = tmp_path / "own.yaml"
     manifest.write_text(yaml.safe_dump(document))
-    result = CliRunner().invoke(main, ["spectra", str(manifest), "-o", str(tmp_path / "own.h5"), "--unaudited"])
+    result = CliRunner().invoke(
+        main, ["spectra", str(manifest), "-o", str(tmp_path / "own.h5"), "--unaudited"]
+    )
     assert result.exit_code == 0, result.output
     assert CliRunner().invoke(main, ["audit", str(manifest)]).exit_code == 0
     contents["vision_cfg"]["layers"] = 2

@@ -54,9 +54,35 @@ def train(folder: Path, table: Path, *flags: str, model: str = PLAIN) -> Path:
     """One epoch by open_clip_train's own main; its folder of checkpoints."""
     from open_clip_train.main import main
 
-    root, before, level = logging.getLogger(), logging.getLogger().handlers[:], logging.getLogger().level
-    arguments = ["--train-data", str(table), "--dataset-type", "csv", "--batch-size", "8", "--workers", "0", "--epochs", "1"]
-    arguments += ["--warmup", "1", "--lr", "1e-2", "--logs", str(folder), "--name", "run", "--device", "cpu"]
+    root, before, level = (
+        logging.getLogger(),
+        logging.getLogger().handlers[:],
+        logging.getLogger().level,
+    )
+    arguments = [
+        "--train-data",
+        str(table),
+        "--dataset-type",
+        "csv",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+        "--epochs",
+        "1",
+    ]
+    arguments += [
+        "--warmup",
+        "1",
+        "--lr",
+        "1e-2",
+        "--logs",
+        str(folder),
+        "--name",
+        "run",
+        "--device",
+        "cpu",
+    ]
     arguments += ["--model", model, "--precision", "fp32", *flags]
     try:
         main(arguments)
@@ -78,13 +104,26 @@ def table(tmp_path_factory):
     return path
 
 
-def write_manifest(folder: Path, table: Path, checkpoints: object, *, model: str = PLAIN, **series: object) -> Path:
+def write_manifest(
+    folder: Path, table: Path, checkpoints: object, *, model: str = PLAIN, **series: object
+) -> Path:
     path = folder / "m.yaml"
     document = {
         "version": 1,
         "epoch_zero": "optional",
-        "data": {"source": str(table), "split": "all", "num_samples": 2 * BATCH, "batch_size": BATCH},
-        "hessian": {"objective": "contrastive", "parameters": PATTERNS, "k": 3, "tol": 1e-6, "dtype": "float64"},
+        "data": {
+            "source": str(table),
+            "split": "all",
+            "num_samples": 2 * BATCH,
+            "batch_size": BATCH,
+        },
+        "hessian": {
+            "objective": "contrastive",
+            "parameters": PATTERNS,
+            "k": 3,
+            "tol": 1e-6,
+            "dtype": "float64",
+        },
         "series": [{"name": "s", "model": model, "checkpoints": checkpoints, **series}],
     }
     path.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -104,18 +143,30 @@ def true_loss(model, batch, *, siglip: bool):
 
 def true_eigenvalues(checkpoint: Path, data, arguments: dict, *, model: str = PLAIN) -> np.ndarray:
     """The top three by magnitude of each batch, of the model as open_clip builds it from the flags, in float64."""
-    network, _, transform = open_clip.create_model_and_transforms(model, load_weights=False, output_dict=True, **arguments)
+    network, _, transform = open_clip.create_model_and_transforms(
+        model, load_weights=False, output_dict=True, **arguments
+    )
     network.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     network = network.double().eval()
     tokenizer = open_clip.get_tokenizer(model, context_length=arguments.get("force_context_length"))
-    options = {"num_samples": 2 * BATCH, "batch_size": BATCH, "seed": 0, "transform": transform, "tokenizer": tokenizer}
+    options = {
+        "num_samples": 2 * BATCH,
+        "batch_size": BATCH,
+        "seed": 0,
+        "transform": transform,
+        "tokenizer": tokenizer,
+    }
     batches = curvature_batches(open_pairs(data), **options)
     siglip = "init_logit_bias" in arguments
-    objective = Objective.from_closure(network, lambda net, batch: true_loss(net, batch, siglip=siglip))
+    objective = Objective.from_closure(
+        network, lambda net, batch: true_loss(net, batch, siglip=siglip)
+    )
     params = select_parameters(network, PATTERNS)
     rows = []
     for batch in batches:
-        exact = np.linalg.eigvalsh(dense_hessian(objective, params, {**batch, "image": batch["image"].double()}).numpy())
+        exact = np.linalg.eigvalsh(
+            dense_hessian(objective, params, {**batch, "image": batch["image"].double()}).numpy()
+        )
         rows.append(exact[np.argsort(-np.abs(exact))][:3])
     return np.stack(rows)
 
@@ -130,7 +181,9 @@ def measured(manifest: Path) -> tuple[np.ndarray, dict]:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_a_run_of_open_clip_train_is_measured_as_the_function_that_it_trained(name, table, tmp_path):
+def test_a_run_of_open_clip_train_is_measured_as_the_function_that_it_trained(
+    name, table, tmp_path
+):
     flags, arguments = FLAGS[name]
     checkpoints = train(tmp_path, table, *flags)
     manifest = write_manifest(tmp_path, table, str(checkpoints))
@@ -139,8 +192,12 @@ def test_a_run_of_open_clip_train_is_measured_as_the_function_that_it_trained(na
     np.testing.assert_allclose(values, exact, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["quick_gelu", "mean_std", "interpolation", "resize_mode", "context_length", "siglip"])
-def test_the_flags_matter_a_model_by_its_name_alone_is_another_function_or_is_refused(name, table, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["quick_gelu", "mean_std", "interpolation", "resize_mode", "context_length", "siglip"]
+)
+def test_the_flags_matter_a_model_by_its_name_alone_is_another_function_or_is_refused(
+    name, table, tmp_path
+):
     flags, arguments = FLAGS[name]
     checkpoints = train(tmp_path, table, *flags)
     manifest = write_manifest(tmp_path, table, str(checkpoints), run_files="ignore")
@@ -159,15 +216,26 @@ def test_a_run_of_an_own_architecture_is_measured_from_its_file(table, tmp_path)
     checkpoints = train(tmp_path, table, model="own_tiny_vit")
     exact = None
     for number, (model, more) in enumerate(
-        (("cfg/own_tiny_vit.json", {}), ("own_tiny_vit", {"config": "cfg/own_tiny_vit.json"}), ("local-dir:hub", {}))
+        (
+            ("cfg/own_tiny_vit.json", {}),
+            ("own_tiny_vit", {"config": "cfg/own_tiny_vit.json"}),
+            ("local-dir:hub", {}),
+        )
     ):
         hub = tmp_path / "hub"
         hub.mkdir(exist_ok=True)
-        (hub / "open_clip_config.json").write_text(json.dumps({"model_cfg": OWN, "preprocess_cfg": {}}))
+        (hub / "open_clip_config.json").write_text(
+            json.dumps({"model_cfg": OWN, "preprocess_cfg": {}})
+        )
         manifest = write_manifest(tmp_path, table, str(checkpoints), model=model, **more)
         manifest = manifest.rename(tmp_path / f"m{number}.yaml")
         values, used = measured(manifest)
         if exact is None:
-            exact = true_eigenvalues(checkpoints / "epoch_1.pt", Manifest.load(manifest).data, {}, model="own_tiny_vit")
+            exact = true_eigenvalues(
+                checkpoints / "epoch_1.pt", Manifest.load(manifest).data, {}, model="own_tiny_vit"
+            )
         np.testing.assert_allclose(values, exact, rtol=1e-5)
-        assert used["activation"] == ["QuickGELU", "open_clip_config.json" if "local-dir" in model else "own_tiny_vit.json"]
+        assert used["activation"] == [
+            "QuickGELU",
+            "open_clip_config.json" if "local-dir" in model else "own_tiny_vit.json",
+        ]

@@ -9,7 +9,15 @@ from dataclasses import replace
 import pytest
 from spectra_by_hand import manifest_of, record_of
 
-from landscape.store import RunStatus, SpectrumStore, SpectrumWriter, describe, parts_folder, read_status, write_status
+from landscape.store import (
+    RunStatus,
+    SpectrumStore,
+    SpectrumWriter,
+    describe,
+    parts_folder,
+    read_status,
+    write_status,
+)
 from landscape.workers.run_status import status_lines
 
 STATUS = RunStatus(
@@ -35,7 +43,17 @@ def test_a_status_comes_back_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", "[" * 100_000, '{"num_planned": 1}', "null", json.dumps({**vars(STATUS), "workers": [[1]]})]
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"num_planned": 1}',
+        "null",
+        json.dumps({**vars(STATUS), "workers": [[1]]}),
+    ],
 )
 def test_a_damaged_status_is_none(tmp_path, content):
     assert read_status(tmp_path) is None
@@ -62,7 +80,14 @@ def test_the_lines_say_how_far_how_fast_how_long_and_who_is_slow():
         "dashboard: http://login:8787/status",
         "slowest worker node3: 14 s each beside a median of 9 s",
     ]
-    begun = replace(STATUS, workers=STATUS.workers[:1], dashboard=None, seconds_left=math.inf, rate_per_minute=0, num_failed=0)
+    begun = replace(
+        STATUS,
+        workers=STATUS.workers[:1],
+        dashboard=None,
+        seconds_left=math.inf,
+        rate_per_minute=0,
+        num_failed=0,
+    )
     (line,) = status_lines(begun, now=2100.0)
     assert line.endswith("120 of 3000 batches, 0 failed, updated 1.7 minutes ago")
 

@@ -17,7 +17,13 @@ from spectra_study import NUM_BATCHES, make_study
 
 from landscape import pipeline, threads
 from landscape.cli import main
-from landscape.errors import CheckpointError, LandscapeError, ManifestError, MemoryLimitError, WorkerDied
+from landscape.errors import (
+    CheckpointError,
+    LandscapeError,
+    ManifestError,
+    MemoryLimitError,
+    WorkerDied,
+)
 from landscape.manifest import Manifest
 from landscape.memory import peak_memory
 from landscape.pipeline import Selection, WorkerSettings, plan, session
@@ -49,13 +55,17 @@ def assert_same_bits(tables, others, columns):
     for table, other in zip(tables, others):
         for name in columns:
             if name != "seconds":
-                np.testing.assert_array_equal(getattr(table, name), getattr(other, name), err_msg=name)
+                np.testing.assert_array_equal(
+                    getattr(table, name), getattr(other, name), err_msg=name
+                )
 
 
 def tables_of(output: Path):
     with SpectrumStore.open(output) as store:
         keys = [(name, epoch) for name in store.series() for epoch in store.epochs(name)]
-        return [store.records(*key) for key in keys], [store.modules(*key) for key in store.module_identities]
+        return [store.records(*key) for key in keys], [
+            store.modules(*key) for key in store.module_identities
+        ]
 
 
 # --- bits -------------------------------------------------------------------------------------------------------------
@@ -63,13 +73,26 @@ def tables_of(output: Path):
 
 @pytest.mark.slow
 def test_two_workers_and_an_executor_compute_the_bits_of_one_process(study, tmp_path):
-    command = ("spectra", study, "--threads", 1, "--per-module", "--module-batches", 1, "--device", "cpu")
+    command = (
+        "spectra",
+        study,
+        "--threads",
+        1,
+        "--per-module",
+        "--module-batches",
+        1,
+        "--device",
+        "cpu",
+    )
     for number in (1, 2):
         result = invoke(*command, "-o", tmp_path / f"{number}.h5", "--workers", number)
         assert result.exit_code == 0, result.output
         assert "12 of 12 batches are measured (12 now" in result.stdout
         assert "modules of 4 of 4 batches are measured" in result.stdout
-    (one, one_modules), (two, two_modules) = tables_of(tmp_path / "1.h5"), tables_of(tmp_path / "2.h5")
+    (one, one_modules), (two, two_modules) = (
+        tables_of(tmp_path / "1.h5"),
+        tables_of(tmp_path / "2.h5"),
+    )
     assert_same_bits(one, two, COLUMNS)
     assert_same_bits(one_modules, two_modules, MODULE_COLUMNS)
     for table, other in zip(one, two):
@@ -78,7 +101,9 @@ def test_two_workers_and_an_executor_compute_the_bits_of_one_process(study, tmp_
         assert table.settings["product"] == other.settings["product"]
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as executor:
-        report = pipeline.run(Manifest.load(study), tmp_path / "3.h5", device="cpu", executor=executor, progress=False)
+        report = pipeline.run(
+            Manifest.load(study), tmp_path / "3.h5", device="cpu", executor=executor, progress=False
+        )
     assert report.complete and report.num_measured == 12
     assert_same_bits(one, tables_of(tmp_path / "3.h5")[0], COLUMNS)
 
@@ -86,19 +111,56 @@ def test_two_workers_and_an_executor_compute_the_bits_of_one_process(study, tmp_
 @pytest.mark.slow
 def test_densities_and_surfaces_are_the_same_from_two_workers(study, tmp_path):
     for number in (1, 2):
-        density = ("density", study, "-o", tmp_path / f"d{number}.svg", "--batches", 2, "--matvecs", 6, "--epochs", 0)
-        result = invoke(*density, "--dense-limit", 0, "--workers", number, "--threads", 1, "--device", "cpu")
+        density = (
+            "density",
+            study,
+            "-o",
+            tmp_path / f"d{number}.svg",
+            "--batches",
+            2,
+            "--matvecs",
+            6,
+            "--epochs",
+            0,
+        )
+        result = invoke(
+            *density, "--dense-limit", 0, "--workers", number, "--threads", 1, "--device", "cpu"
+        )
         assert result.exit_code == 0, result.output
-        surface = ("surface", study, "-o", tmp_path / f"s{number}.svg", "--series", "one", "--points", 5)
-        result = invoke(*surface, "--directions", "eigenvectors", "--workers", number, "--threads", 1, "--device", "cpu")
+        surface = (
+            "surface",
+            study,
+            "-o",
+            tmp_path / f"s{number}.svg",
+            "--series",
+            "one",
+            "--points",
+            5,
+        )
+        result = invoke(
+            *surface,
+            "--directions",
+            "eigenvectors",
+            "--workers",
+            number,
+            "--threads",
+            1,
+            "--device",
+            "cpu",
+        )
         assert result.exit_code == 0, result.output
-    for one, two in zip(read_densities(tmp_path / "d1.h5"), read_densities(tmp_path / "d2.h5"), strict=True):
+    for one, two in zip(
+        read_densities(tmp_path / "d1.h5"), read_densities(tmp_path / "d2.h5"), strict=True
+    ):
         for name in ("nodes", "weights", "operators", "exact", "num_negative"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
         assert one.audited and two.audited and one.batches == two.batches == (0, 1)
     one, two = read_surface(tmp_path / "s1.h5"), read_surface(tmp_path / "s2.h5")
     np.testing.assert_array_equal(one.result.losses, two.result.losses)
-    assert one.num_computed == two.num_computed == 25 and one.directions_sha256 == two.directions_sha256
+    assert (
+        one.num_computed == two.num_computed == 25
+        and one.directions_sha256 == two.directions_sha256
+    )
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".h5"] * 4 + [".svg"] * 4
 
 
@@ -106,19 +168,30 @@ def test_densities_and_surfaces_are_the_same_from_two_workers(study, tmp_path):
 
 
 def keys_of(tasks) -> list[str]:
-    return [task_key(task.series.name, task.checkpoint.epoch, index) for task in tasks for index in task.indices]
+    return [
+        task_key(task.series.name, task.checkpoint.epoch, index)
+        for task in tasks
+        for index in task.indices
+    ]
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 5, 12, 13])
 def test_shards_are_disjoint_equal_and_all(study, num_shards):
     manifest = Manifest.load(study)
     everything = keys_of(plan(manifest, frozenset()))
-    shards = [keys_of(plan(manifest, frozenset(), Selection(shard=(i, num_shards)))) for i in range(1, num_shards + 1)]
+    shards = [
+        keys_of(plan(manifest, frozenset(), Selection(shard=(i, num_shards))))
+        for i in range(1, num_shards + 1)
+    ]
     assert [key for shard in shards for key in shard] == everything
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     # What is stored changes no share.
     stored = frozenset(everything[::2])
-    left = [key for i in range(1, num_shards + 1) for key in keys_of(plan(manifest, stored, Selection(shard=(i, num_shards))))]
+    left = [
+        key
+        for i in range(1, num_shards + 1)
+        for key in keys_of(plan(manifest, stored, Selection(shard=(i, num_shards))))
+    ]
     assert left == [key for key in everything if key not in stored]
 
 
@@ -126,13 +199,21 @@ def test_a_part_of_a_manifest_is_measured_and_the_rest_later(study, tmp_path):
     output = tmp_path / "part.h5"
     command = ("spectra", study, "-o", output, "--unaudited", "--device", "cpu")
     result = invoke(*command, "--series", "one", "--epochs", 1, "--batches", 2)
-    assert result.exit_code == 0 and "2 of 2 batches are measured (2 now, 0 before)" in result.stdout
+    assert (
+        result.exit_code == 0 and "2 of 2 batches are measured (2 now, 0 before)" in result.stdout
+    )
     with SpectrumStore.open(output) as store:
         assert store.completed_keys() == {"one/1/0", "one/1/1"} and store.plan.num_records == 12
     result = invoke(*command, "--epochs", "0,1", "--series", "one", "--dry-run")
-    assert "one epoch 0: 3 batches (0-2)" in result.stdout and "one epoch 1: 1 batches (2)" in result.stdout
+    assert (
+        "one epoch 0: 3 batches (0-2)" in result.stdout
+        and "one epoch 1: 1 batches (2)" in result.stdout
+    )
     result = invoke(*command)
-    assert result.exit_code == 0 and "12 of 12 batches are measured (10 now, 2 before)" in result.stdout
+    assert (
+        result.exit_code == 0
+        and "12 of 12 batches are measured (10 now, 2 before)" in result.stdout
+    )
 
 
 def test_shards_merge_into_the_store_of_the_whole(study, tmp_path):
@@ -140,10 +221,16 @@ def test_shards_merge_into_the_store_of_the_whole(study, tmp_path):
     assert invoke(*command, "-o", tmp_path / "whole.h5").exit_code == 0
     for number in (1, 2, 3):
         result = invoke(*command, "-o", tmp_path / f"{number}.h5", "--shard", f"{number}/3")
-        assert result.exit_code == 0 and "4 of 4 batches are measured" in result.stdout, result.output
-    result = invoke("merge", *(tmp_path / f"{number}.h5" for number in (3, 1, 2)), "-o", tmp_path / "all.h5")
+        assert result.exit_code == 0 and "4 of 4 batches are measured" in result.stdout, (
+            result.output
+        )
+    result = invoke(
+        "merge", *(tmp_path / f"{number}.h5" for number in (3, 1, 2)), "-o", tmp_path / "all.h5"
+    )
     assert result.exit_code == 0, result.output
-    assert_same_bits(tables_of(tmp_path / "whole.h5")[0], tables_of(tmp_path / "all.h5")[0], COLUMNS)
+    assert_same_bits(
+        tables_of(tmp_path / "whole.h5")[0], tables_of(tmp_path / "all.h5")[0], COLUMNS
+    )
     result = invoke(*command, "-o", tmp_path / "all.h5")
     assert "12 of 12 batches are measured (0 now, 12 before)" in result.stdout
 
@@ -158,11 +245,19 @@ def test_shards_merge_into_the_store_of_the_whole(study, tmp_path):
         (["--shard", "0/3"], ["'0/3' is not a share"]),
         (["--workers", "0"], ["'0' is not auto or a number"]),
         (["--workers", "many"], ["'many' is not auto"]),
-        (["--workers", 2, "--recycle"], ["--recycle", "every batch starts from the one before", "--workers"]),
-        (["--workers", 2, "--scheduler", "tcp://127.0.0.1:1"], ["--workers and --scheduler", "one place"]),
+        (
+            ["--workers", 2, "--recycle"],
+            ["--recycle", "every batch starts from the one before", "--workers"],
+        ),
+        (
+            ["--workers", 2, "--scheduler", "tcp://127.0.0.1:1"],
+            ["--workers and --scheduler", "one place"],
+        ),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_written(study, tmp_path, options, fragments):
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    study, tmp_path, options, fragments
+):
     result = invoke("spectra", study, "-o", tmp_path / "x.h5", "--device", "cpu", *options)
     assert result.exit_code == 2, result.output
     assert not list(tmp_path.iterdir())
@@ -196,7 +291,15 @@ def machine(monkeypatch):
     return started
 
 
-def settle(settings: WorkerSettings, *, seconds: float, memory: int, num_items: int = 1000, num_gpus: int = 0, **options):
+def settle(
+    settings: WorkerSettings,
+    *,
+    seconds: float,
+    memory: int,
+    num_items: int = 1000,
+    num_gpus: int = 0,
+    **options,
+):
     """The crew of a run of so many items."""
     chosen = Crew(settings, **options)
     chosen.limit(num_items)
@@ -223,7 +326,9 @@ def test_as_many_workers_start_as_cores_memory_and_the_job_allow(machine, facts,
     assert machine == ([(number, 1)] if number > 1 else [])
     (said,) = chosen.said
     assert said.startswith(f"{number} worker{'s' if number > 1 else ''}: {reason}")
-    assert chosen.cores_each == max(1, 8 // number) if number > 1 else chosen.cores_each in (None, 8)
+    assert (
+        chosen.cores_each == max(1, 8 // number) if number > 1 else chosen.cores_each in (None, 8)
+    )
 
 
 def test_a_small_job_and_one_in_which_batches_are_chained_stay_in_this_process(machine):
@@ -234,13 +339,20 @@ def test_a_small_job_and_one_in_which_batches_are_chained_stay_in_this_process(m
 
 
 def test_more_workers_than_memory_allows_are_refused_and_the_most_is_named(machine):
-    with pytest.raises(MemoryLimitError, match="--workers 8: each takes 5.0 GiB, and 16.0 GiB are free. Ask for at most 3"):
+    with pytest.raises(
+        MemoryLimitError,
+        match="--workers 8: each takes 5.0 GiB, and 16.0 GiB are free. Ask for at most 3",
+    ):
         settle(WorkerSettings(num_workers=8), seconds=2, memory=5 * GIB)
-    with pytest.raises(MemoryLimitError, match="--workers 64: a process takes 512 MiB .* at most 32"):
+    with pytest.raises(
+        MemoryLimitError, match="--workers 64: a process takes 512 MiB .* at most 32"
+    ):
         settle(WorkerSettings(num_workers=64), seconds=2, memory=GIB)
     assert settle(WorkerSettings(num_workers=3), seconds=2, memory=5 * GIB).num_sharing == 3
     # No more workers than items.
-    assert settle(WorkerSettings(num_workers=64), seconds=2, memory=GIB, num_items=2).num_sharing == 2
+    assert (
+        settle(WorkerSettings(num_workers=64), seconds=2, memory=GIB, num_items=2).num_sharing == 2
+    )
 
 
 def test_memory_limits_are_of_the_machine_and_divided_among_its_workers():
@@ -253,7 +365,9 @@ def test_memory_limits_are_of_the_machine_and_divided_among_its_workers():
 
 def test_two_places_to_calculate_in_are_refused():
     settings = WorkerSettings(num_workers=1, scheduler="tcp://a:1", cluster=Path("a.yaml"))
-    with pytest.raises(LandscapeError, match="--scheduler and --cluster: a run calculates in one place"):
+    with pytest.raises(
+        LandscapeError, match="--scheduler and --cluster: a run calculates in one place"
+    ):
         settings.check(None)
     replace(settings, cluster=None).check(None)
     with pytest.raises(LandscapeError, match="--recycle: every batch starts"):
@@ -265,7 +379,9 @@ def test_two_places_to_calculate_in_are_refused():
 
 def test_progress_counts_all_workers_and_tells_rate_and_time_left(tmp_path, capsys):
     now = [1000.0]
-    progress = Progress(num_planned=100, num_stored=20, noun="batches", folder=tmp_path, clock=lambda: now[0])
+    progress = Progress(
+        num_planned=100, num_stored=20, noun="batches", folder=tmp_path, clock=lambda: now[0]
+    )
     with progress:
         for _ in range(10):
             now[0] += 30
@@ -275,7 +391,9 @@ def test_progress_counts_all_workers_and_tells_rate_and_time_left(tmp_path, caps
         status = progress.status()
         assert (status.num_planned, status.num_done, status.num_failed) == (100, 50, 10)
         # 40 items of this run in 300 s, and 40 are left.
-        assert status.rate_per_minute == pytest.approx(8) and status.seconds_left == pytest.approx(300)
+        assert status.rate_per_minute == pytest.approx(8) and status.seconds_left == pytest.approx(
+            300
+        )
         assert status.workers == (("worker 1", 20, 10.0), ("worker 2", 20, 30.0))
         now[0] += 5
         progress.tick()
@@ -288,7 +406,9 @@ def test_progress_counts_all_workers_and_tells_rate_and_time_left(tmp_path, caps
 
 
 def test_silent_progress_writes_nothing_to_the_terminal(tmp_path, capsys):
-    with Progress(num_planned=4, num_stored=0, noun="points", folder=tmp_path, shown=False) as progress:
+    with Progress(
+        num_planned=4, num_stored=0, noun="points", folder=tmp_path, shown=False
+    ) as progress:
         progress.begin("one")
         progress.add("this process", num_done=4, num_failed=0, seconds=1.0)
         assert read_status(tmp_path).noun == "points"
@@ -299,7 +419,9 @@ def test_silent_progress_writes_nothing_to_the_terminal(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_processes_that_served_another_run_measure_the_next_with_its_own_weights_and_settings(study, tmp_path):
+def test_processes_that_served_another_run_measure_the_next_with_its_own_weights_and_settings(
+    study, tmp_path
+):
     manifest = Manifest.load(study)
     other = replace(manifest, hessian=replace(manifest.hessian, k=2))
     options = {"device": "cpu", "progress": False, "unaudited": True}
@@ -317,7 +439,11 @@ def test_processes_that_served_another_run_measure_the_next_with_its_own_weights
     finally:
         torch.set_num_threads(threads_before)
     for elsewhere, here in (("all", "here"), ("other", "other_here")):
-        assert_same_bits(tables_of(tmp_path / f"{elsewhere}.h5")[0], tables_of(tmp_path / f"{here}.h5")[0], COLUMNS)
+        assert_same_bits(
+            tables_of(tmp_path / f"{elsewhere}.h5")[0],
+            tables_of(tmp_path / f"{here}.h5")[0],
+            COLUMNS,
+        )
 
 
 def test_a_session_begins_anew_with_another_run_and_a_bench_with_another_preparation():
@@ -329,12 +455,18 @@ def test_a_session_begins_anew_with_another_run_and_a_bench_with_another_prepara
 
         def bench(self, session, task, prepared):
             made.append(task.series.name)
-            return SimpleNamespace(load=lambda checkpoint: None, measure_all=lambda indices, contained: list(indices))
+            return SimpleNamespace(
+                load=lambda checkpoint: None, measure_all=lambda indices, contained: list(indices)
+            )
 
         device = None
 
     def lot(run: str) -> Lot:
-        task = SimpleNamespace(series=SimpleNamespace(name="one"), checkpoint=SimpleNamespace(epoch=0), place="one epoch 0")
+        task = SimpleNamespace(
+            series=SimpleNamespace(name="one"),
+            checkpoint=SimpleNamespace(epoch=0),
+            place="one epoch 0",
+        )
         return Lot(task, Weights(), PreparedSeries(num_threads=torch.get_num_threads()), False, run)
 
     assert measure_unit(lot("a"), (1, 2)) == [1, 2] and measure_unit(lot("a"), (3,)) == [3]
@@ -355,9 +487,13 @@ def test_a_checkpoint_that_this_worker_cannot_load_goes_to_another(monkeypatch):
         def bench(self, session, task, prepared):
             raise CheckpointError("one_0.pt: there is no such file")
 
-    task = SimpleNamespace(series=SimpleNamespace(name="one"), checkpoint=SimpleNamespace(epoch=0), place="one epoch 0")
+    task = SimpleNamespace(
+        series=SimpleNamespace(name="one"), checkpoint=SimpleNamespace(epoch=0), place="one epoch 0"
+    )
     prepared = PreparedSeries(num_threads=torch.get_num_threads())
-    with pytest.raises(WorkerDied, match="one epoch 0 cannot be loaded: one_0.pt: there is no such file"):
+    with pytest.raises(
+        WorkerDied, match="one epoch 0 cannot be loaded: one_0.pt: there is no such file"
+    ):
         measure_unit(Lot(task, Blind(), prepared, True, "c"), (1,))
     with pytest.raises(CheckpointError):
         measure_unit(Lot(task, Blind(), prepared, False, "d"), (1,))
@@ -367,7 +503,8 @@ def test_a_checkpoint_that_this_worker_cannot_load_goes_to_another(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "listed, gpus", [("", []), ("-1", []), ("0,3", ["0", "3"]), ("GPU-8a1b,GPU-9c2d", ["GPU-8a1b", "GPU-9c2d"])]
+    "listed, gpus",
+    [("", []), ("-1", []), ("0,3", ["0", "3"]), ("GPU-8a1b,GPU-9c2d", ["GPU-8a1b", "GPU-9c2d"])],
 )
 def test_hidden_gpus_stay_hidden_from_workers(monkeypatch, listed, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
@@ -387,7 +524,11 @@ def test_workers_share_gpus_in_turn_and_a_device_with_a_number_is_left_alone(mon
 
 def test_as_many_workers_start_as_chosen_threads_and_divided_limits_allow(machine, monkeypatch):
     monkeypatch.setattr(threads, "chosen", lambda: 3)
-    assert settle(AUTO, seconds=2.0, memory=GIB).said[0].startswith("2 workers: 6 of 8 cores are free, 3 threads each")
+    assert (
+        settle(AUTO, seconds=2.0, memory=GIB)
+        .said[0]
+        .startswith("2 workers: 6 of 8 cores are free, 3 threads each")
+    )
     monkeypatch.setattr(threads, "chosen", lambda: None)
     chosen = Crew(AUTO)
     chosen.limit(1000)
@@ -398,5 +539,9 @@ def test_as_many_workers_start_as_chosen_threads_and_divided_limits_allow(machin
 def test_the_peak_of_a_process_is_its_own_and_not_that_of_its_parent():
     ballast = np.ones(GIB // 8)
     code = "from landscape.memory import peak_memory; print(peak_memory())"
-    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    peak = int(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
     assert ballast.nbytes == GIB and peak < GIB // 2 < peak_memory()

@@ -34,7 +34,9 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
-def random_pair(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def random_pair(
+    *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     a = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
     b = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -46,7 +48,15 @@ def by_matrix(a: Tensor, b: Tensor) -> Tensor:
     length = b.shape[-1]
     rows = []
     for t in range(length):
-        rows.append(torch.stack([a[..., s + 1 : t + 1].prod(-1) if s <= t else 0 * a[..., 0] for s in range(length)], -1))
+        rows.append(
+            torch.stack(
+                [
+                    a[..., s + 1 : t + 1].prod(-1) if s <= t else 0 * a[..., 0]
+                    for s in range(length)
+                ],
+                -1,
+            )
+        )
     return (torch.stack(rows, -2) @ b[..., None])[..., 0]
 
 
@@ -88,19 +98,29 @@ def test_derivatives_pass_gradcheck_in_both_modes_and_batched(backend, length, r
     def function(a: Tensor, b: Tensor) -> Tensor:
         # Few outputs keep the numerical Jacobians of gradgradcheck small; all states count.
         h = linear_scan(a, b, reverse=reverse, backend=backend)
-        return torch.stack([h.sin().sum(), (h * torch.linspace(-1, 1, length, dtype=h.dtype)).sum()])
+        return torch.stack(
+            [h.sin().sum(), (h * torch.linspace(-1, 1, length, dtype=h.dtype)).sum()]
+        )
 
     assert gradcheck(
-        function, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+        function,
+        inputs,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
     )
-    assert gradgradcheck(function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True)
+    assert gradgradcheck(
+        function, inputs, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("shape", [(1,), (5, 2), (3, 7, 63), (40, 64), (2, 17, 65), (2, 300)])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("backend", FAST)
-def test_every_back_end_equals_the_reference_to_second_order(backend, reverse, shape, dtype, tolerance):
+def test_every_back_end_equals_the_reference_to_second_order(
+    backend, reverse, shape, dtype, tolerance
+):
     a, b = random_pair(*shape, dtype=dtype)
     expected = value_and_derivatives("reference", a, b, reverse)
     for x, y in zip(value_and_derivatives(backend, a, b, reverse), expected):
@@ -115,7 +135,9 @@ def test_every_nesting_of_modes_gives_the_hessian_of_double_backward(backend):
     def loss(a: Tensor, b: Tensor) -> Tensor:
         return linear_scan(a, b, backend=backend).sin().sum()
 
-    truth = torch.autograd.functional.hessian(lambda a, b: linear_scan(a, b, backend="reference").sin().sum(), (a, b))
+    truth = torch.autograd.functional.hessian(
+        lambda a, b: linear_scan(a, b, backend="reference").sin().sum(), (a, b)
+    )
     both = (0, 1)
     nestings = {
         "forward over reverse": hessian(loss, both),
@@ -128,7 +150,9 @@ def test_every_nesting_of_modes_gives_the_hessian_of_double_backward(backend):
         found = nesting(a, b)
         for i in both:
             for j in both:
-                torch.testing.assert_close(found[i][j], truth[i][j], rtol=1e-10, atol=1e-12, msg=lambda m: f"{name}: {m}")
+                torch.testing.assert_close(
+                    found[i][j], truth[i][j], rtol=1e-10, atol=1e-12, msg=lambda m: f"{name}: {m}"
+                )
 
 
 @pytest.mark.parametrize("outermost", [jacfwd, jacrev])
@@ -181,7 +205,9 @@ def test_per_example_gradients_under_vmap_equal_a_loop(backend):
         second = a if in_dims[1] == 0 else a[0]
         first = b.T if in_dims[0] == 1 else b
         found = vmap(grad(loss), in_dims)(first, second)
-        expected = torch.stack([grad(loss)(b[i], second[i] if in_dims[1] == 0 else second) for i in range(3)])
+        expected = torch.stack(
+            [grad(loss)(b[i], second[i] if in_dims[1] == 0 else second) for i in range(3)]
+        )
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -231,8 +257,16 @@ def test_not_a_number_stays_in_its_row_and_after_its_step():
         (torch.ones(2, 4), torch.ones(3, 4), "do not broadcast"),
         (torch.ones(3, 0), torch.ones(3, 0), "length >= 1"),
         (torch.tensor(1.0), torch.tensor(1.0), "length >= 1"),
-        (torch.ones(4).half(), torch.ones(4).half(), r"half precision is not supported.*\.float\(\)"),
-        (torch.ones(4).cfloat(), torch.ones(4).cfloat(), "float32 or both be float64, got torch.complex64"),
+        (
+            torch.ones(4).half(),
+            torch.ones(4).half(),
+            r"half precision is not supported.*\.float\(\)",
+        ),
+        (
+            torch.ones(4).cfloat(),
+            torch.ones(4).cfloat(),
+            "float32 or both be float64, got torch.complex64",
+        ),
         (torch.ones(4), torch.ones(4).double(), "torch.float32 and torch.float64"),
         (torch.ones(4), torch.ones(4, device="meta"), "one device, got cpu and meta"),
     ],
@@ -244,21 +278,27 @@ def test_bad_input_is_refused_with_one_sentence(a, b, message, backend):
 
 
 def test_an_unknown_back_end_is_refused():
-    with pytest.raises(ValueError, match="must be one of auto, reference, log_depth, cpu, gpu; got 'cuda'"):
+    with pytest.raises(
+        ValueError, match="must be one of auto, reference, log_depth, cpu, gpu; got 'cuda'"
+    ):
         linear_scan(torch.ones(3), torch.ones(3), backend="cuda")
 
 
 def test_a_back_end_of_another_device_is_refused(monkeypatch):
     monkeypatch.setattr(backends, "_is_installed", lambda package: True)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="backend='gpu' runs on cuda tensors, got cpu ones: use backend='auto'"):
+    with pytest.raises(
+        ValueError, match="backend='gpu' runs on cuda tensors, got cpu ones: use backend='auto'"
+    ):
         linear_scan(torch.ones(3), torch.ones(3), backend="gpu")
 
 
 @pytest.mark.parametrize("backend, package", [("cpu", "numba"), ("gpu", "triton")])
 def test_a_missing_back_end_says_what_to_install(monkeypatch, backend, package):
     monkeypatch.setattr(backends, "_is_installed", lambda name: False)
-    with pytest.raises(MissingDependencyError, match=f"needs the package {package}.*pip install {package}"):
+    with pytest.raises(
+        MissingDependencyError, match=f"needs the package {package}.*pip install {package}"
+    ):
         linear_scan(torch.ones(3), torch.ones(3), backend=backend)
 
 
@@ -271,5 +311,7 @@ def test_without_kernels_auto_runs_in_plain_torch(monkeypatch):
 
 def test_importing_the_room_loads_neither_numba_nor_triton():
     code = "import sys, landscape.kernels; print(sorted({'numba', 'triton'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

@@ -34,7 +34,9 @@ def check_against_the_reference(device: str) -> None:
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         for shape in SHAPES:
             generator = torch.Generator().manual_seed(0)
-            a = (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1).to(device, dtype)
+            a = (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1).to(
+                device, dtype
+            )
             b = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
             # The derivatives of the reversed scan are scans forwards, and the other way round.
             expected = value_and_derivatives(a, b, True, "reference")
@@ -50,7 +52,9 @@ def test_the_kernels_arithmetic_equals_the_reference_to_second_order_in_the_inte
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "equal"
 
@@ -90,5 +94,8 @@ def test_the_selective_scan_on_a_gpu_equals_the_one_on_the_cpu(backend):
     expected = [x.requires_grad_() for x in inputs]
     truth = selective_scan(*expected, delta_softplus=True, backend="reference")
     torch.testing.assert_close(out.cpu(), truth, rtol=1e-10, atol=1e-10)
-    for x, y in zip(torch.autograd.grad(out.sin().sum(), leaves), torch.autograd.grad(truth.sin().sum(), expected)):
+    for x, y in zip(
+        torch.autograd.grad(out.sin().sum(), leaves),
+        torch.autograd.grad(truth.sin().sum(), expected),
+    ):
         torch.testing.assert_close(x.cpu(), y, rtol=1e-10, atol=1e-10)

@@ -59,11 +59,17 @@ def test_a_wrong_one_is_wrong_where_it_is_and_the_audit_names_it(measure):
 
 def test_the_page_shows_every_row_of_the_table_that_was_measured():
     page = (ROOT / "docs" / "second_derivatives.md").read_text()
-    rows = [line for line in (FOLDER / "table.txt").read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        line for line in (FOLDER / "table.txt").read_text().splitlines() if line.startswith("| ")
+    ]
     assert len(rows) > 30 and not [row for row in rows if row not in page]
 
 
 def test_every_package_of_the_table_is_pinned():
-    pins = [line for line in (FOLDER / "packages.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [
+        line
+        for line in (FOLDER / "packages.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     table = (FOLDER / "table.txt").read_text()
     assert all(pin.count("==") == 1 and f"| {pin.replace('==', ' ')} |" in table for pin in pins)

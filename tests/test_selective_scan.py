@@ -32,14 +32,33 @@ def poisoned_memory():
 
 
 def random_inputs(
-    batch: int, channels: int, states: int, length: int, *, groups: int | None = None, dtype: torch.dtype = torch.float64
+    batch: int,
+    channels: int,
+    states: int,
+    length: int,
+    *,
+    groups: int | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
     """All inputs, of the sizes that a trained model has: A negative, step sizes on both sides of 1."""
     generator = torch.Generator().manual_seed(batch * channels * states * length)
     in_time = (batch, states, length) if groups is None else (batch, groups, states, length)
-    shapes = {"u": (batch, channels, length), "delta": (batch, channels, length), "A": (channels, states), "B": in_time}
-    shapes |= {"C": in_time, "D": (channels,), "z": (batch, channels, length), "delta_bias": (channels,)}
-    inputs = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    shapes = {
+        "u": (batch, channels, length),
+        "delta": (batch, channels, length),
+        "A": (channels, states),
+        "B": in_time,
+    }
+    shapes |= {
+        "C": in_time,
+        "D": (channels,),
+        "z": (batch, channels, length),
+        "delta_bias": (channels,),
+    }
+    inputs = {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
     inputs["A"] = -inputs["A"].exp()
     return {name: x.to(dtype) for name, x in inputs.items()}
 
@@ -72,9 +91,13 @@ def by_numpy(inputs: dict[str, Tensor], softplus: bool) -> tuple[np.ndarray, np.
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
     """Relative to the largest entry: single entries of a sum of many terms may cancel."""
-    assert found.shape == expected.shape and found.dtype == expected.dtype and not found.isnan().any(), name
+    assert (
+        found.shape == expected.shape and found.dtype == expected.dtype and not found.isnan().any()
+    ), name
     scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * scale, msg=lambda m: f"{name}: {m}")
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=tolerance * scale, msg=lambda m: f"{name}: {m}"
+    )
 
 
 def value_and_derivatives(inputs: dict[str, Tensor], **options) -> dict[str, Tensor]:
@@ -83,7 +106,9 @@ def value_and_derivatives(inputs: dict[str, Tensor], **options) -> dict[str, Ten
     out = selective_scan(**leaves, **options)
     tensors = list(leaves.values())
     gradient = torch.autograd.grad(out.sin().sum(), tensors, create_graph=True)
-    product = torch.autograd.grad(gradient, tensors, [torch.cos(x.detach() + i) for i, x in enumerate(tensors)])
+    product = torch.autograd.grad(
+        gradient, tensors, [torch.cos(x.detach() + i) for i, x in enumerate(tensors)]
+    )
     results = {"out": out.detach()}
     results |= {f"gradient of {name}": x.detach() for name, x in zip(leaves, gradient)}
     return results | {f"product of {name}": x for name, x in zip(leaves, product)}
@@ -110,7 +135,11 @@ def test_values_equal_the_published_recurrence(backend, groups, softplus):
 def test_optional_inputs_may_be_left_out(backend, missing):
     inputs = {name: x for name, x in random_inputs(2, 3, 2, 5).items() if name not in missing}
     expected, _ = by_numpy(inputs, True)
-    assert_near(selective_scan(**inputs, delta_softplus=True, backend=backend), torch.from_numpy(expected), 1e-12)
+    assert_near(
+        selective_scan(**inputs, delta_softplus=True, backend=backend),
+        torch.from_numpy(expected),
+        1e-12,
+    )
 
 
 @pytest.mark.parametrize("constant", [("B",), ("C",), ("B", "C")])
@@ -120,14 +149,22 @@ def test_B_and_C_may_be_constant_in_time(backend, constant):
     for i, name in enumerate(constant):
         inputs[name] = torch.linspace(-1, 1 + i, 6, dtype=torch.float64).reshape(3, 2)
     expected, _ = by_numpy(inputs, True)
-    assert_near(selective_scan(**inputs, delta_softplus=True, backend=backend), torch.from_numpy(expected), 1e-12)
+    assert_near(
+        selective_scan(**inputs, delta_softplus=True, backend=backend),
+        torch.from_numpy(expected),
+        1e-12,
+    )
 
 
 def test_B_and_C_may_have_different_groups():
     inputs = random_inputs(2, 12, 2, 5, groups=4)
     inputs["C"] = random_inputs(2, 12, 2, 5, groups=6)["C"]
     expected, _ = by_numpy(inputs, True)
-    assert_near(selective_scan(**inputs, delta_softplus=True, backend="cpu"), torch.from_numpy(expected), 1e-12)
+    assert_near(
+        selective_scan(**inputs, delta_softplus=True, backend="cpu"),
+        torch.from_numpy(expected),
+        1e-12,
+    )
 
 
 def test_arguments_have_the_positions_of_mamba_ssm():
@@ -151,8 +188,12 @@ def test_derivatives_pass_gradcheck_in_both_modes_and_batched(backend, length):
 
     leaves = tuple(x.requires_grad_() for x in inputs.values())
     options = {"check_batched_grad": True, "fast_mode": length > 2}
-    assert gradcheck(function, leaves, check_forward_ad=True, check_batched_forward_grad=length <= 2, **options)
-    assert gradgradcheck(function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True, **options)
+    assert gradcheck(
+        function, leaves, check_forward_ad=True, check_batched_forward_grad=length <= 2, **options
+    )
+    assert gradgradcheck(
+        function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True, **options
+    )
 
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 2, 2), (1, 17, 3, 63), (2, 16, 1, 64), (3, 24, 2, 65), (17, 2, 1, 9)]
@@ -162,7 +203,9 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 2, 2), (1, 17, 3, 63), (2, 16, 1, 64), (3, 24, 2,
 @pytest.mark.parametrize("softplus", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("backend", FAST)
-def test_every_back_end_equals_the_reference_to_second_order(backend, shape, softplus, dtype, tolerance):
+def test_every_back_end_equals_the_reference_to_second_order(
+    backend, shape, softplus, dtype, tolerance
+):
     groups = 2 if shape[1] % 2 == 0 else None
     inputs = random_inputs(*shape, groups=groups)
     if softplus:
@@ -207,7 +250,9 @@ def test_every_nesting_of_modes_gives_the_hessian_of_double_backward(backend):
     everything = tuple(range(len(inputs)))
 
     def loss(backend: str):
-        return lambda *tensors: selective_scan(*tensors, delta_softplus=True, backend=backend).sin().sum()
+        return lambda *tensors: (
+            selective_scan(*tensors, delta_softplus=True, backend=backend).sin().sum()
+        )
 
     truth = torch.autograd.functional.hessian(loss("reference"), inputs)
     f = loss(backend)
@@ -302,7 +347,9 @@ def test_the_last_state_is_differentiable(backend):
 
     def gradient(backend: str) -> tuple[Tensor, ...]:
         _, last = selective_scan(*leaves, True, True, backend=backend)
-        return torch.autograd.grad((weights * last).sin().sum(), leaves, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(
+            (weights * last).sin().sum(), leaves, allow_unused=True, materialize_grads=True
+        )
 
     for name, x, y in zip(NAMES, gradient(backend), gradient("reference")):
         assert_near(x, y, 1e-10, name)
@@ -314,7 +361,9 @@ def test_strided_and_expanded_inputs_need_no_copy_by_the_caller():
     strided = {name: torch.stack([x, x + 1], dim=-1)[..., 0] for name, x in inputs.items()}
     assert not strided["u"].is_contiguous()
     assert_near(selective_scan(**strided, delta_softplus=True, backend="cpu"), expected, 1e-12)
-    time_first = {name: x.transpose(0, -1).contiguous().transpose(0, -1) for name, x in inputs.items()}
+    time_first = {
+        name: x.transpose(0, -1).contiguous().transpose(0, -1) for name, x in inputs.items()
+    }
     assert_near(selective_scan(**time_first, delta_softplus=True, backend="cpu"), expected, 1e-12)
     inputs["u"] = inputs["u"][:1].expand(2, -1, -1)
     expected = selective_scan(**inputs, delta_softplus=True, backend="reference")
@@ -330,7 +379,9 @@ def test_an_empty_batch_gives_an_empty_output():
 
 def test_half_precision_is_computed_in_float32_and_returned_in_the_inputs_dtype():
     inputs = random_inputs(2, 3, 2, 9, dtype=torch.float32)
-    mixed = {name: x if name in ("A", "D", "delta_bias") else x.bfloat16() for name, x in inputs.items()}
+    mixed = {
+        name: x if name in ("A", "D", "delta_bias") else x.bfloat16() for name, x in inputs.items()
+    }
     out = selective_scan(**mixed, delta_softplus=True)
     widened = {name: x.float() for name, x in mixed.items()}
     assert out.dtype == torch.bfloat16
@@ -357,13 +408,25 @@ def test_not_a_number_stays_in_its_channel_and_after_its_step():
         ({"delta": torch.ones(2, 3, 4)}, r"delta must have shape \(2, 3, 5\)"),
         ({"z": torch.ones(2, 5, 3)}, r"z must have shape \(2, 3, 5\)"),
         ({"D": torch.ones(2)}, r"D must have shape \(3,\)"),
-        ({"B": torch.ones(2, 2, 2, 5)}, r"B must have shape \(3, 2\) or \(2, 2, 5\) or \(2, 1, 2, 5\).*got \(2, 2, 2, 5\)"),
+        (
+            {"B": torch.ones(2, 2, 2, 5)},
+            r"B must have shape \(3, 2\) or \(2, 2, 5\) or \(2, 1, 2, 5\).*got \(2, 2, 2, 5\)",
+        ),
         ({"C": torch.ones(2, 3, 5)}, r"C must have shape"),
-        ({"A": torch.ones(3, 2).cfloat()}, "A is complex, which is not supported: pass real tensors"),
-        ({"A": torch.ones(3, 2).double()}, "torch.float32, torch.float64: convert them to one dtype"),
+        (
+            {"A": torch.ones(3, 2).cfloat()},
+            "A is complex, which is not supported: pass real tensors",
+        ),
+        (
+            {"A": torch.ones(3, 2).double()},
+            "torch.float32, torch.float64: convert them to one dtype",
+        ),
         ({"u": torch.ones(2, 3, 5).long()}, "torch.float32, torch.int64: convert"),
         ({"D": torch.ones(3, device="meta")}, "must be on one device, got u on cpu, D on meta"),
-        ({"delta": -torch.ones(2, 3, 5)}, "is negative, -1, .*pass delta_softplus=True or apply softplus first"),
+        (
+            {"delta": -torch.ones(2, 3, 5)},
+            "is negative, -1, .*pass delta_softplus=True or apply softplus first",
+        ),
         ({"delta_bias": -2 * torch.ones(3)}, "is negative, -1, .*pass delta_softplus=True"),
     ],
 )
@@ -381,5 +444,7 @@ def test_fake_tensors_have_the_right_shapes():
         fake = {name: mode.from_tensor(x).requires_grad_() for name, x in inputs.items()}
         out = selective_scan(**fake, delta_softplus=True, backend="cpu")
         assert out.shape == (2, 3, 5)
-        for x, y in zip(torch.autograd.grad(out.sum(), fake.values(), create_graph=True), inputs.values()):
+        for x, y in zip(
+            torch.autograd.grad(out.sum(), fake.values(), create_graph=True), inputs.values()
+        ):
             assert x.shape == y.shape and x.requires_grad

@@ -23,7 +23,16 @@ from landscape.manifest import Manifest
 ROOT = Path(__file__).parents[1]
 PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "landscape"]
+LAUNCHER = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "landscape",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +58,27 @@ def model(tmp_path_factory):
 
 def training(model, table, output, *, epochs=3, batch_size=8):
     return [
-        *("train", "--model", str(model), "--recipe", "clip_mamba", "--data", str(table), "--split", "all", "-o", str(output)),
+        *(
+            "train",
+            "--model",
+            str(model),
+            "--recipe",
+            "clip_mamba",
+            "--data",
+            str(table),
+            "--split",
+            "all",
+            "-o",
+            str(output),
+        ),
         *("--epochs", str(epochs), "--batch-size", str(batch_size), "--device", "cpu"),
     ]
 
 
 def under_torchrun(*arguments):
-    return subprocess.run([*LAUNCHER, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*LAUNCHER, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
 
 
 def ours(stderr):
@@ -86,7 +109,11 @@ def test_the_place_of_a_process_is_read_from_what_torchrun_sets(variables, place
 def test_of_several_processes_the_first_that_asks_reports(monkeypatch):
     assert ranks.is_reporter()
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
-    for name, value in {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}.items():
+    for name, value in {
+        "WORLD_SIZE": "3",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+    }.items():
         monkeypatch.setenv(name, value)
     answers = []
     for number in ("1", "0", "2", "1"):
@@ -111,16 +138,26 @@ def test_a_command_that_does_not_train_leaves_the_work_to_the_first_process(comm
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = CliRunner().invoke(main, [command, "nowhere", "-o", "x"])
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == f"landscape {command}: process 0 does all the work, process 1 of 2 ends at once.\n"
+    assert (
+        result.stderr
+        == f"landscape {command}: process 0 does all the work, process 1 of 2 ends at once.\n"
+    )
     monkeypatch.setenv("RANK", "0")
     assert CliRunner().invoke(main, [command, "nowhere", "-o", "x"]).exit_code == 2
 
 
 @pytest.mark.parametrize(
-    "message", ["[pair.cc:561] Connection closed by peer [127.0.0.1]:5", "writev: Broken pipe", "Connection reset by peer"]
+    "message",
+    [
+        "[pair.cc:561] Connection closed by peer [127.0.0.1]:5",
+        "writev: Broken pipe",
+        "Connection reset by peer",
+    ],
 )
 def test_a_lost_connection_is_told_as_the_end_of_another_process(message):
-    with pytest.raises(LandscapeError, match=f"another process of this training has ended .*{re.escape(message)}"):
+    with pytest.raises(
+        LandscapeError, match=f"another process of this training has ended .*{re.escape(message)}"
+    ):
         with lost_processes():
             raise RuntimeError(message)
     with pytest.raises(RuntimeError, match="^shapes differ$"):
@@ -148,7 +185,9 @@ def set_slurm(monkeypatch, variables):
     [BATCH, ALLOCATION, {**BATCH, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}],
     ids=["script of a job", "shell of salloc", "interactive step of salloc"],
 )
-def test_training_alone_in_a_job_of_several_tasks_is_refused_in_one_line(variables, tmp_path, model, table, monkeypatch):
+def test_training_alone_in_a_job_of_several_tasks_is_refused_in_one_line(
+    variables, tmp_path, model, table, monkeypatch
+):
     set_slurm(monkeypatch, variables)
     # Where the other task would be met: without the refusal this waits for it, or says that RANK is missing.
     monkeypatch.setattr(torch.distributed, "init_process_group", pytest.fail)
@@ -166,7 +205,11 @@ class _Met(Exception):
 
 @pytest.mark.parametrize(
     "variables",
-    [FIRST_OF_TWO, {**FIRST_OF_TWO, "SLURM_PROCID": "1"}, {**BATCH, "PMI_SIZE": "2", "PMI_RANK": "0"}],
+    [
+        FIRST_OF_TWO,
+        {**FIRST_OF_TWO, "SLURM_PROCID": "1"},
+        {**BATCH, "PMI_SIZE": "2", "PMI_RANK": "0"},
+    ],
     ids=["first task of srun", "second task of srun", "mpiexec within a job"],
 )
 def test_a_task_that_was_started_with_others_goes_to_meet_them(variables, monkeypatch):
@@ -186,7 +229,11 @@ def test_a_task_that_was_started_with_others_goes_to_meet_them(variables, monkey
 
 @pytest.mark.parametrize(
     "variables",
-    [{"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_PROCID": "0"}, {**BATCH, "WORLD_SIZE": "1"}],
+    [
+        {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
+        {"SLURM_PROCID": "0"},
+        {**BATCH, "WORLD_SIZE": "1"},
+    ],
     ids=["job of one task", "number of tasks unset", "one process by torchrun"],
 )
 def test_one_process_in_a_job_trains_alone(variables, monkeypatch):
@@ -204,11 +251,17 @@ def test_one_process_in_a_job_trains_alone(variables, monkeypatch):
         (["--help"], 0, "Usage: landscape [OPTIONS] COMMAND"),
         (["--version"], 0, "landscape, version"),
         (["spectra"], 2, "Usage: landscape spectra [OPTIONS] MANIFEST"),
-        (["spectra", "nowhere.yaml", "-o", "x.h5"], 2, "landscape: nowhere.yaml: there is no such file"),
+        (
+            ["spectra", "nowhere.yaml", "-o", "x.h5"],
+            2,
+            "landscape: nowhere.yaml: there is no such file",
+        ),
     ],
     ids=["help", "version", "usage", "wrong input"],
 )
-def test_the_module_is_the_command_with_its_name_and_exit_statuses(arguments, status, said, tmp_path):
+def test_the_module_is_the_command_with_its_name_and_exit_statuses(
+    arguments, status, said, tmp_path
+):
     command = [sys.executable, "-X", "importtime", "-m", "landscape", *arguments]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == status
@@ -224,22 +277,35 @@ def weights(output, epoch):
 
 
 def losses(output):
-    return {line["epoch"]: line["loss"] for line in map(json.loads, (output / "log.jsonl").read_text().splitlines()[1:])}
+    return {
+        line["epoch"]: line["loss"]
+        for line in map(json.loads, (output / "log.jsonl").read_text().splitlines()[1:])
+    }
 
 
 def without_key_bias(name, change):
     """A change without the bias of the keys: the loss does not depend on it, and Adam divides its rounding by its own size."""
-    return torch.cat([change.chunk(3)[0], change.chunk(3)[2]]) if name.endswith("in_proj_bias") else change
+    return (
+        torch.cat([change.chunk(3)[0], change.chunk(3)[2]])
+        if name.endswith("in_proj_bias")
+        else change
+    )
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_on_the_whole_batch_and_one_of_them_speaks(tmp_path, model, table):
+def test_two_processes_train_as_one_does_on_the_whole_batch_and_one_of_them_speaks(
+    tmp_path, model, table
+):
     result = under_torchrun(*training(model, table, tmp_path / "two"))
     assert result.returncode == 0, result.stderr
     summary = rf"{tmp_path}/two/checkpoints\.yaml: epochs 0 to 3, loss \d\.\d+; wrote 0 to 3\.\n"
     assert re.fullmatch(summary, result.stdout)
-    shown = [line for line in result.stderr.splitlines() if not re.match(r"W\d+|\*+$|Setting OMP", line)]
-    assert [line.partition(", loss")[0] for line in shown if line] == [f"two: epoch {epoch}/3" for epoch in (1, 2, 3)]
+    shown = [
+        line for line in result.stderr.splitlines() if not re.match(r"W\d+|\*+$|Setting OMP", line)
+    ]
+    assert [line.partition(", loss")[0] for line in shown if line] == [
+        f"two: epoch {epoch}/3" for epoch in (1, 2, 3)
+    ]
 
     assert CliRunner().invoke(main, training(model, table, tmp_path / "one")).exit_code == 0
     for name in ("one", "two"):
@@ -250,18 +316,28 @@ def test_two_processes_train_as_one_does_on_the_whole_batch_and_one_of_them_spea
         assert len(list((tmp_path / name / "checkpoints").iterdir())) == 4
     # A float32 sum over eight pairs in another order: some 1e-7, and what three epochs make of it.
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
-    start, one, two = weights(tmp_path / "one", 0), weights(tmp_path / "one", 3), weights(tmp_path / "two", 3)
+    start, one, two = (
+        weights(tmp_path / "one", 0),
+        weights(tmp_path / "one", 3),
+        weights(tmp_path / "two", 3),
+    )
     for name in start:
         assert torch.equal(start[name], weights(tmp_path / "two", 0)[name])
-        change, difference = without_key_bias(name, one[name] - start[name]), without_key_bias(name, one[name] - two[name])
+        change, difference = (
+            without_key_bias(name, one[name] - start[name]),
+            without_key_bias(name, one[name] - two[name]),
+        )
         assert difference.norm() <= 1e-4 * change.norm(), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "batch_size, error", [(1, "Error: Invalid value for '--batch-size'"), (7, "landscape: a batch of 7 pairs")]
+    "batch_size, error",
+    [(1, "Error: Invalid value for '--batch-size'"), (7, "landscape: a batch of 7 pairs")],
 )
-def test_a_wrong_option_is_refused_in_one_line_by_one_of_the_processes(batch_size, error, tmp_path, model, table):
+def test_a_wrong_option_is_refused_in_one_line_by_one_of_the_processes(
+    batch_size, error, tmp_path, model, table
+):
     result = under_torchrun(*training(model, table, tmp_path / "run", batch_size=batch_size))
     assert result.returncode != 0 and result.stdout == ""
     assert [line[: len(error)] for line in ours(result.stderr)] == [error]
@@ -292,7 +368,10 @@ def process_of_rank(number, output):
     """The id of the process that torchrun started for this output; None before it is there."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            command, variables = (path / "cmdline").read_bytes().split(b"\0"), (path / "environ").read_bytes().split(b"\0")
+            command, variables = (
+                (path / "cmdline").read_bytes().split(b"\0"),
+                (path / "environ").read_bytes().split(b"\0"),
+            )
         except OSError:
             continue
         if str(output).encode() in command and f"RANK={number}".encode() in variables:
@@ -303,10 +382,14 @@ def process_of_rank(number, output):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds processes in /proc")
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_in_one_line_and_the_same_command_goes_on(killed, tmp_path, model, table):
+def test_a_process_that_is_killed_ends_the_other_in_one_line_and_the_same_command_goes_on(
+    killed, tmp_path, model, table
+):
     output = tmp_path / "run"
     arguments = training(model, table, output, epochs=30)
-    process = subprocess.Popen([*LAUNCHER, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*LAUNCHER, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
     while not (output / "checkpoints" / "epoch_1.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -315,7 +398,10 @@ def test_a_process_that_is_killed_ends_the_other_in_one_line_and_the_same_comman
     assert process.returncode != 0
     (line,) = ours(stderr)
     # Whichever comes first: the broken connection, or torchrun's request to stop.
-    assert re.match("landscape: (another process of this training has ended|stopped by SIGTERM; everything .* is kept)", line)
+    assert re.match(
+        "landscape: (another process of this training has ended|stopped by SIGTERM; everything .* is kept)",
+        line,
+    )
     check_whole(output)
     result = under_torchrun(*arguments)
     assert result.returncode == 0 and "epochs 0 to 30" in result.stdout

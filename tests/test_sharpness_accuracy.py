@@ -26,7 +26,12 @@ from landscape.statistics import (
     spearman,
     wilson_interval,
 )
-from landscape.store.predictions import CheckpointPredictions, PredictionStore, SetPredictions, write_predictions
+from landscape.store.predictions import (
+    CheckpointPredictions,
+    PredictionStore,
+    SetPredictions,
+    write_predictions,
+)
 
 LABELS = {"one": "Model one", "two": "Model two", "three": "Model three"}
 EPOCHS = (0, 1, 2, 3)
@@ -39,7 +44,12 @@ def exactly(one, share: float) -> SetPredictions:
     right = np.arange(len(one)) < round(share * len(one))
     best = np.where(right, one.labels, (one.labels + 1) % len(one.class_names)).astype(np.int32)
     others = (best[:, None] + np.arange(1, 5)) % len(one.class_names)
-    found.put(0, np.concatenate([best[:, None], others], axis=1), np.tile(np.float32([5, 4, 3, 2, 1]), (len(one), 1)), {})
+    found.put(
+        0,
+        np.concatenate([best[:, None], others], axis=1),
+        np.tile(np.float32([5, 4, 3, 2, 1]), (len(one), 1)),
+        {},
+    )
     return found
 
 
@@ -49,7 +59,9 @@ def answers_of(shares, sets, *, labels=LABELS) -> PredictionStore:
     for name, label in labels.items():
         for epoch in EPOCHS:
             digest = hashlib.sha256(f"{name} {epoch}".encode()).hexdigest()
-            one = CheckpointPredictions(series=name, label=label, model="m", epoch=epoch, checkpoint_sha256=digest)
+            one = CheckpointPredictions(
+                series=name, label=label, model="m", epoch=epoch, checkpoint_sha256=digest
+            )
             one.sets.update({each.name: exactly(each, shares(name, epoch, each)) for each in sets})
             store.checkpoints[one.key] = one
     return store
@@ -64,7 +76,10 @@ def files(tmp_path):
     """Writes a store of spectra and one of answers, and returns their paths."""
 
     def write(shares=rising, sets=None, *, change=lambda store: store, **options):
-        spectra = write_study(tmp_path / "spectra.h5", **({"labels": LABELS, "epochs": EPOCHS, "num_batches": 8} | options))
+        spectra = write_study(
+            tmp_path / "spectra.h5",
+            **({"labels": LABELS, "epochs": EPOCHS, "num_batches": 8} | options),
+        )
         store = answers_of(shares, sets or [make_set(num_pictures=100)])
         write_predictions(tmp_path / "answers.h5", change(store))
         return spectra, tmp_path / "answers.h5"
@@ -85,9 +100,14 @@ def test_rank_correlations_are_scipys_with_ties_too():
     expected = [stats.spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)]
     np.testing.assert_allclose(spearman(x, y), expected, atol=1e-12)
     names = np.repeat(["a", "b", "c"], 6)
-    within = [[stats.spearmanr(a[names == n], b[names == n]).statistic for n in "abc"] for a, b in zip(x, y, strict=True)]
+    within = [
+        [stats.spearmanr(a[names == n], b[names == n]).statistic for n in "abc"]
+        for a, b in zip(x, y, strict=True)
+    ]
     np.testing.assert_allclose(mean_spearman(x, y, names), np.mean(within, axis=1), atol=1e-12)
-    assert np.isnan(spearman(np.ones(5), np.arange(5.0))) and np.isnan(spearman(np.array([1, np.nan, 3, 4]), np.arange(4.0)))
+    assert np.isnan(spearman(np.ones(5), np.arange(5.0))) and np.isnan(
+        spearman(np.array([1, np.nan, 3, 4]), np.arange(4.0))
+    )
 
 
 def test_what_differs_between_blocks_does_not_count_in_the_rank_correlation_within_blocks():
@@ -97,18 +117,28 @@ def test_what_differs_between_blocks_does_not_count_in_the_rank_correlation_with
     # Blocks of one size without ties: the mean of the correlations of the blocks.
     each = [stats.spearmanr(x[blocks == b], y[blocks == b]).statistic for b in range(4)]
     assert blocked_spearman(x, y, blocks) == pytest.approx(np.mean(each), abs=1e-12)
-    assert blocked_spearman(x + 100 * blocks, y - 7 * blocks, blocks) == pytest.approx(np.mean(each), abs=1e-12)
+    assert blocked_spearman(x + 100 * blocks, y - 7 * blocks, blocks) == pytest.approx(
+        np.mean(each), abs=1e-12
+    )
     assert abs(spearman(x + 100 * blocks, y - 7 * blocks) - np.mean(each)) > 0.5
 
 
 @pytest.mark.parametrize("size", [4, 5, 6])
 def test_exchanging_series_of_one_checkpoint_each_is_scipys_exact_permutation_test(size):
     x, y = np.random.default_rng(size).normal(size=(2, size))
-    p_value, smallest = exchange_test(lambda a, b: spearman(a[..., 0], b[..., 0]), x[:, None], y[:, None])
-    truth = stats.permutation_test(
-        (x,), lambda a: stats.spearmanr(a, y).statistic, permutation_type="pairings", n_resamples=np.inf, vectorized=False
+    p_value, smallest = exchange_test(
+        lambda a, b: spearman(a[..., 0], b[..., 0]), x[:, None], y[:, None]
     )
-    assert p_value == pytest.approx(truth.pvalue, abs=1e-12) and smallest == 2 / len(truth.null_distribution)
+    truth = stats.permutation_test(
+        (x,),
+        lambda a: stats.spearmanr(a, y).statistic,
+        permutation_type="pairings",
+        n_resamples=np.inf,
+        vectorized=False,
+    )
+    assert p_value == pytest.approx(truth.pvalue, abs=1e-12) and smallest == 2 / len(
+        truth.null_distribution
+    )
 
 
 def test_series_are_exchanged_whole_and_three_of_them_give_no_small_p_value():
@@ -124,9 +154,13 @@ def test_series_are_exchanged_whole_and_three_of_them_give_no_small_p_value():
 
 def test_beyond_eight_series_random_arrangements_stand_for_all():
     x, y = np.random.default_rng(5).normal(size=(2, 10))
-    p_value, smallest = exchange_test(lambda a, b: spearman(a[..., 0], b[..., 0]), x[:, None], y[:, None])
+    p_value, smallest = exchange_test(
+        lambda a, b: spearman(a[..., 0], b[..., 0]), x[:, None], y[:, None]
+    )
     # The t distribution of SciPy's own p-value is the exact one to 0.01 for 10 points; a share of 10,000 varies by 0.005.
-    assert p_value == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.04) and smallest == 2 / 10_000
+    assert (
+        p_value == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.04) and smallest == 2 / 10_000
+    )
 
 
 def test_the_interval_over_series_is_students_for_a_mean_and_none_for_two_series():
@@ -134,10 +168,14 @@ def test_the_interval_over_series_is_students_for_a_mean_and_none_for_two_series
     x, y = generator.normal(size=(2, 120))
     names = np.repeat(np.arange(4), 30)
     each = np.array([stats.spearmanr(x[names == n], y[names == n]).statistic for n in range(4)])
-    found = jackknife_interval(lambda mask: float(mean_spearman(x[mask], y[mask], names[mask])), names)
+    found = jackknife_interval(
+        lambda mask: float(mean_spearman(x[mask], y[mask], names[mask])), names
+    )
     # The jackknife of a mean is its standard error.
     low, high = stats.t.interval(0.95, 3, loc=each.mean(), scale=stats.sem(each))
-    assert (found.value, found.low, found.high) == pytest.approx((each.mean(), max(low, -1), min(high, 1)), abs=1e-12)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (each.mean(), max(low, -1), min(high, 1)), abs=1e-12
+    )
     assert found.low > -1 and found.high < 1
     two = names < 2
     found = jackknife_interval(lambda mask: float(spearman(x[two][mask], y[two][mask])), names[two])
@@ -147,7 +185,9 @@ def test_the_interval_over_series_is_students_for_a_mean_and_none_for_two_series
 def test_series_that_all_agree_give_no_width_of_zero():
     names = np.repeat(np.arange(3), 4)
     x = np.tile(np.arange(4.0), 3)
-    found = jackknife_interval(lambda mask: float(mean_spearman(x[mask], x[mask], names[mask])), names)
+    found = jackknife_interval(
+        lambda mask: float(mean_spearman(x[mask], x[mask], names[mask])), names
+    )
     assert found.value == pytest.approx(1) and np.isnan(found.low)
 
 
@@ -177,7 +217,9 @@ def test_the_mean_over_zero_shot_sets_counts_each_set_the_same_and_one_set_has_w
     one, other = make_set("pets", num_pictures=100), make_set("mnist", num_pictures=20)
     store = answers_of(lambda name, epoch, each: 0.6 if each is one else 0.2, [one, other])
     found = accuracy_means(store.sets, list(store.checkpoints.values()), FEW)
-    assert set(found) == {ZERO_SHOT} and found[ZERO_SHOT].values["one", 0].value == pytest.approx(0.4)
+    assert set(found) == {ZERO_SHOT} and found[ZERO_SHOT].values["one", 0].value == pytest.approx(
+        0.4
+    )
     assert found[ZERO_SHOT].datasets == ("pets", "mnist")
     (mean,) = accuracy_means({one.name: one}, list(store.checkpoints.values()), FEW).values()
     interval = mean.values["one", 0]
@@ -185,31 +227,46 @@ def test_the_mean_over_zero_shot_sets_counts_each_set_the_same_and_one_set_has_w
 
 
 def _distorted(**facts):
-    levels = [make_set("own/contrast", condition=c, num_pictures=100, chance=0.1) for c in ("c100", "c50", "c05")]
+    levels = [
+        make_set("own/contrast", condition=c, num_pictures=100, chance=0.1)
+        for c in ("c100", "c50", "c05")
+    ]
     return [*levels, make_set("own/edge", condition="0", num_pictures=100, chance=0.1, **facts)]
 
 
 def test_distorted_sets_count_each_the_same_without_their_control_and_what_is_kept_is_above_chance():
     shares = {"c100": 0.8, "c50": 0.5, "c05": 0.3, "0": 0.2}
-    store = answers_of(lambda name, epoch, each: shares[each.condition] if epoch else 0.1, _distorted())
+    store = answers_of(
+        lambda name, epoch, each: shares[each.condition] if epoch else 0.1, _distorted()
+    )
     found = accuracy_means(store.sets, list(store.checkpoints.values()), FEW)
     assert found[OOD].values["one", 1].value == pytest.approx((0.4 + 0.2) / 2)
     assert found[ROBUSTNESS].values["one", 1].value == pytest.approx((0.4 - 0.1) / (0.8 - 0.1))
     assert found[ROBUSTNESS].datasets == ("own/contrast",)
     # At epoch 0 there is only guessing.
     assert ("one", 0) in found[OOD].values and ("one", 0) not in found[ROBUSTNESS].values
-    assert "one epoch 0" in found[ROBUSTNESS].notes[0] and "nothing to keep" in found[ROBUSTNESS].notes[0]
+    assert (
+        "one epoch 0" in found[ROBUSTNESS].notes[0]
+        and "nothing to keep" in found[ROBUSTNESS].notes[0]
+    )
 
 
 def test_published_sets_leave_out_what_the_benchmark_excludes_and_the_control_is_its_undistorted_condition():
     from landscape.answers import DATASETS
 
     levels = {"c100": 0.9, "c50": 0.6, "c03": 0.0}
-    sets = [make_set("contrast", condition=c, num_pictures=100, rule="imagenet16:100", chance=1 / 16) for c in levels]
-    cue = make_set("cue-conflict", condition="0", num_pictures=100, rule="imagenet16:100", chance=1 / 16)
+    sets = [
+        make_set("contrast", condition=c, num_pictures=100, rule="imagenet16:100", chance=1 / 16)
+        for c in levels
+    ]
+    cue = make_set(
+        "cue-conflict", condition="0", num_pictures=100, rule="imagenet16:100", chance=1 / 16
+    )
     store = answers_of(lambda name, epoch, each: levels.get(each.condition, 0.0), [*sets, cue])
     found = accuracy_means(store.sets, list(store.checkpoints.values()), FEW)
-    assert found[OOD].values["one", 1].value == pytest.approx(0.6) and found[OOD].datasets == ("contrast",)
+    assert found[OOD].values["one", 1].value == pytest.approx(0.6) and found[OOD].datasets == (
+        "contrast",
+    )
     for name, one in DATASETS.items():
         expected = one.conditions[0].name if one.is_parametric else None
         assert control_of(name) == control_of(f"own/{name}") == expected, name
@@ -217,9 +274,13 @@ def test_published_sets_leave_out_what_the_benchmark_excludes_and_the_control_is
 
 def test_conditions_of_the_same_pictures_are_resampled_together():
     # The same pictures are right in both: the mean is as uncertain as one condition, not as two halves.
-    sets = [make_set("own/contrast", condition=c, num_pictures=100, chance=0.1) for c in ("c50", "c30")]
+    sets = [
+        make_set("own/contrast", condition=c, num_pictures=100, chance=0.1) for c in ("c50", "c30")
+    ]
     store = answers_of(lambda *_: 0.5, sets)
-    found = accuracy_means(store.sets, list(store.checkpoints.values()), Bootstrap(num_resamples=2000))
+    found = accuracy_means(
+        store.sets, list(store.checkpoints.values()), Bootstrap(num_resamples=2000)
+    )
     spread = found[OOD].resamples["one", 0].std()
     # 2,000 resamples tell a standard deviation to 1.6 %; independent conditions would give 0.035.
     assert spread == pytest.approx(np.sqrt(0.5 * 0.5 / 99), rel=0.06)
@@ -243,16 +304,24 @@ def test_sharpness_is_the_comparisons_and_accuracy_is_counted(files):
     for row in found.rows:
         for metric, interval in row.sharpness.items():
             truth = comparison.summary(row.series, row.epoch, metric)
-            np.testing.assert_equal((interval.value, interval.low, interval.high), (truth.value, truth.low, truth.high))
+            np.testing.assert_equal(
+                (interval.value, interval.low, interval.high), (truth.value, truth.low, truth.high)
+            )
         (score,) = row.scores
-        assert score.value.value == row.means[ZERO_SHOT].value == pytest.approx(rising(row.series, row.epoch, None), abs=1e-9)
+        assert (
+            score.value.value
+            == row.means[ZERO_SHOT].value
+            == pytest.approx(rising(row.series, row.epoch, None), abs=1e-9)
+        )
     assert [row.key for row in found.rows] == [(name, epoch) for name in LABELS for epoch in EPOCHS]
     assert found.files == ("answers.h5",) and not found.notes
 
 
 def test_every_scope_has_scipys_rank_correlation(files):
     generator = np.random.default_rng(4)
-    shares = {(name, epoch): generator.integers(10, 90) / 100 for name in LABELS for epoch in EPOCHS}
+    shares = {
+        (name, epoch): generator.integers(10, 90) / 100 for name in LABELS for epoch in EPOCHS
+    }
     spectra, answers = files(lambda name, epoch, one: shares[name, epoch])
     found = joined(spectra, answers)
     points = {row.key: (row.sharpness["lambda_max"].value, shares[row.key]) for row in found.rows}
@@ -260,16 +329,22 @@ def test_every_scope_has_scipys_rank_correlation(files):
     def rho(keys):
         return stats.spearmanr(*zip(*(points[key] for key in keys), strict=True)).statistic
 
-    by_scope = {(one.scope, one.series): one for one in found.correlations if one.metric == "lambda_max"}
+    by_scope = {
+        (one.scope, one.series): one for one in found.correlations if one.metric == "lambda_max"
+    }
     each = {name: rho([(name, epoch) for epoch in EPOCHS]) for name in LABELS}
     assert by_scope[ALL, ""].value == pytest.approx(rho(list(points)), abs=1e-12)
     assert by_scope[WITHIN, ""].value == pytest.approx(np.mean(list(each.values())), abs=1e-12)
     for name, value in each.items():
         assert by_scope[ONE_SERIES, name].value == pytest.approx(value, abs=1e-12)
-        assert np.isnan(by_scope[ONE_SERIES, name].p_value) and np.isnan(by_scope[ONE_SERIES, name].clusters.low)
+        assert np.isnan(by_scope[ONE_SERIES, name].p_value) and np.isnan(
+            by_scope[ONE_SERIES, name].clusters.low
+        )
     same = np.mean([rho([(name, epoch) for name in LABELS]) for epoch in EPOCHS])
     assert by_scope[SAME_EPOCH, ""].value == pytest.approx(same, abs=1e-12)
-    assert by_scope[SAME_EPOCH, ""].smallest_p == pytest.approx(1 / 3) and np.isnan(by_scope[ALL, ""].p_value)
+    assert by_scope[SAME_EPOCH, ""].smallest_p == pytest.approx(1 / 3) and np.isnan(
+        by_scope[ALL, ""].p_value
+    )
     for one in found.correlations:
         if np.isfinite(one.measured.low):
             assert -1 <= one.measured.low < one.measured.high <= 1
@@ -279,7 +354,9 @@ def test_noise_of_few_pictures_widens_the_interval_of_the_correlation(files):
     def width(num_pictures):
         sets = [make_set(num_pictures=num_pictures)]
         found = joined(*files(lambda name, epoch, one: 0.4 + 0.05 * epoch, sets), num_resamples=299)
-        one = next(one for one in found.correlations if one.scope == ALL and one.metric == "lambda_max")
+        one = next(
+            one for one in found.correlations if one.scope == ALL and one.metric == "lambda_max"
+        )
         return one.measured.high - one.measured.low
 
     assert width(20) > 1.5 * width(2000)
@@ -287,13 +364,17 @@ def test_noise_of_few_pictures_widens_the_interval_of_the_correlation(files):
 
 def test_fewer_than_four_checkpoints_have_no_correlation_and_the_reason_is_said(files):
     def cut(store):
-        kept = {key: one for key, one in store.checkpoints.items() if key[0] == "one" and key[1] < 3}
+        kept = {
+            key: one for key, one in store.checkpoints.items() if key[0] == "one" and key[1] < 3
+        }
         return replace(store, checkpoints=kept)
 
     found = joined(*files(change=cut))
     assert len(found.rows) == 3
     for one in found.correlations:
-        assert np.isnan(one.value) and "3 checkpoints" in one.why_not and "fewer than 4" in one.why_not
+        assert (
+            np.isnan(one.value) and "3 checkpoints" in one.why_not and "fewer than 4" in one.why_not
+        )
     assert "Without answers" in found.notes[0] and "two epoch 0" in found.notes[0]
 
 
@@ -309,13 +390,19 @@ def test_one_checkpoint_of_each_of_four_series_has_an_exact_p_value(tmp_path):
     store = answers_of(lambda name, epoch, _: 0.2 + 0.1 * "abcd".index(name), [one], labels=labels)
     for name in labels:
         digest = hashlib.sha256(f"{name} 25".encode()).hexdigest()
-        store.checkpoints[name, 25] = replace(store.checkpoints[name, 1], epoch=25, checkpoint_sha256=digest)
+        store.checkpoints[name, 25] = replace(
+            store.checkpoints[name, 1], epoch=25, checkpoint_sha256=digest
+        )
         del store.checkpoints[name, 0]
     write_predictions(tmp_path / "answers.h5", store)
     found = joined(spectra, tmp_path / "answers.h5")
     (one,) = [one for one in found.correlations if one.metric == "lambda_max"]
     # The series of `study_by_hand` are the sharper at the end the later they come.
-    assert one.scope == ALL and one.value == pytest.approx(1) and one.p_value == one.smallest_p == pytest.approx(2 / 24)
+    assert (
+        one.scope == ALL
+        and one.value == pytest.approx(1)
+        and one.p_value == one.smallest_p == pytest.approx(2 / 24)
+    )
     assert "Without answers" in found.notes[0] and "without spectra" in found.notes[1]
 
 
@@ -335,7 +422,9 @@ def test_files_of_several_kinds_are_joined_and_contradictions_are_one_line(files
     assert "no such file" in refused(tmp_path / "none.h5")
     write_predictions(more, answers_of(rising, [make_set(num_pictures=100)]))
     assert "in a file before too" in refused(answers, more)
-    write_predictions(more, answers_of(rising, [make_set(num_pictures=100, pictures_digest="q" * 64)]))
+    write_predictions(
+        more, answers_of(rising, [make_set(num_pictures=100, pictures_digest="q" * 64)])
+    )
     assert "other pictures" in refused(answers, more)
     other = answers_of(rising, _distorted())
     other.checkpoints["two", 1] = replace(other.checkpoints["two", 1], checkpoint_sha256="e" * 64)
@@ -359,7 +448,9 @@ def test_batches_are_drawn_for_all_checkpoints_together(files):
     found = joined(spectra, answers, series=["one"])
     one = next(one for one in found.correlations if one.metric == "lambda_max")
     # Drawn for each by itself, an e-fold between batches would turn the order of 7 to 10.
-    assert one.value == pytest.approx(-1) and (np.isnan(one.measured.low) or one.measured.high < -0.7)
+    assert one.value == pytest.approx(-1) and (
+        np.isnan(one.measured.low) or one.measured.high < -0.7
+    )
 
 
 def test_made_up_answers_are_as_uncertain_as_the_binomial_says():
@@ -367,8 +458,17 @@ def test_made_up_answers_are_as_uncertain_as_the_binomial_says():
     store = PredictionStore(sets={one.name: one})
     answers = make_answers(one, share_right=0.5, seed=0)
     store.checkpoints["a", 0] = CheckpointPredictions(
-        series="a", label="a", model="m", epoch=0, checkpoint_sha256="0" * 64, sets={one.name: answers}
+        series="a",
+        label="a",
+        model="m",
+        epoch=0,
+        checkpoint_sha256="0" * 64,
+        sets={one.name: answers},
     )
-    mean = accuracy_means(store.sets, list(store.checkpoints.values()), Bootstrap(num_resamples=2000))[ZERO_SHOT]
+    mean = accuracy_means(
+        store.sets, list(store.checkpoints.values()), Bootstrap(num_resamples=2000)
+    )[ZERO_SHOT]
     share = mean.values["a", 0].value
-    assert mean.resamples["a", 0].std() == pytest.approx(np.sqrt(share * (1 - share) / 400), rel=0.06)
+    assert mean.resamples["a", 0].std() == pytest.approx(
+        np.sqrt(share * (1 - share) / 400), rel=0.06
+    )

@@ -50,7 +50,9 @@ def _silu(x: Tensor) -> Tensor:
 
 
 def _part(p: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)
+    }
 
 
 def _literal_mamba(tokens: Tensor, p: dict[str, Tensor]) -> Tensor:
@@ -91,18 +93,32 @@ def _literal_tower(x: Tensor, p: dict[str, Tensor], depths: tuple[int, ...]) -> 
         tokens = _layer_norm(x.flatten(2).transpose(1, 2), embed, "norm", 1e-5)
         for j in range(depth):
             block = _part(p, f"block{i}.{j}.")
-            tokens = tokens + _literal_mamba(_layer_norm(tokens, block, "attn.norm", 1e-5), _part(block, "attn.mamba."))
+            tokens = tokens + _literal_mamba(
+                _layer_norm(tokens, block, "attn.norm", 1e-5), _part(block, "attn.mamba.")
+            )
             hidden = _linear(_layer_norm(tokens, block, "norm2", 1e-6), block, "mlp.fc1")
             grid = hidden.transpose(1, 2).reshape(count, -1, height, width)
             filters, bias = block["mlp.dwconv.dwconv.weight"], block["mlp.dwconv.dwconv.bias"]
-            hidden = F.conv2d(grid, filters, bias, padding=1, groups=len(filters)).flatten(2).transpose(1, 2)
+            hidden = (
+                F.conv2d(grid, filters, bias, padding=1, groups=len(filters))
+                .flatten(2)
+                .transpose(1, 2)
+            )
             tokens = tokens + _linear(_gelu(hidden), block, "mlp.fc2")
         if i < len(depths):
-            x = _layer_norm(tokens, p, f"norm{i}", 1e-6).transpose(1, 2).reshape(count, dim, height, width)
+            x = (
+                _layer_norm(tokens, p, f"norm{i}", 1e-6)
+                .transpose(1, 2)
+                .reshape(count, dim, height, width)
+            )
     token = tokens.mean(1, keepdim=True)
     block = _part(p, "post_network.0.")
-    token = token + _literal_mamba(_layer_norm(token, block, "attn.norm", 1e-5), _part(block, "attn.mamba."))
-    token = token + _linear(_gelu(_linear(_layer_norm(token, block, "norm2", 1e-6), block, "mlp.fc1")), block, "mlp.fc2")
+    token = token + _literal_mamba(
+        _layer_norm(token, block, "attn.norm", 1e-5), _part(block, "attn.mamba.")
+    )
+    token = token + _linear(
+        _gelu(_linear(_layer_norm(token, block, "norm2", 1e-6), block, "mlp.fc1")), block, "mlp.fc2"
+    )
     return _layer_norm(token, p, f"norm{len(depths)}", 1e-6)[:, 0]
 
 
@@ -112,12 +128,16 @@ def test_the_mixing_layer_equals_its_description(length):
     layer = Mamba(5, num_states=3).double()
     scramble(layer, seed=1, scale=0.3)
     x = torch.randn(2, length, 5, generator=seeded(2), dtype=torch.float64)
-    torch.testing.assert_close(layer(x), _literal_mamba(x, dict(layer.named_parameters())), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        layer(x), _literal_mamba(x, dict(layer.named_parameters())), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_the_tower_equals_its_description():
     tower, x = _toy(), toy_pictures(side=24)[..., :16]
-    torch.testing.assert_close(tower(x), _literal_tower(x, tower.state_dict(), (1, 2)), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        tower(x), _literal_tower(x, tower.state_dict(), (1, 2)), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_a_token_changes_none_before_it():
@@ -139,10 +159,14 @@ def test_a_fresh_tower_has_the_published_initialisation():
             # Several thousand entries: their standard deviation is within 8 % of its value with near certainty.
             if module.weight.numel() > 1000:
                 assert module.weight.std().item() == pytest.approx(0.02, rel=0.08), name
-            assert module.weight.abs().max() < 0.12 and (module.bias is None or not module.bias.any())
+            assert module.weight.abs().max() < 0.12 and (
+                module.bias is None or not module.bias.any()
+            )
         elif isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
-            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.15), name
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.15), (
+                name
+            )
             assert module.bias is None or not module.bias.any()
         elif isinstance(module, nn.Conv1d):
             assert 0.45 < module.weight.abs().max() <= 0.5 and 0.4 < module.bias.abs().max() <= 0.5
@@ -159,14 +183,18 @@ def test_a_fresh_tower_has_the_published_initialisation():
 def test_the_norms_have_the_published_tolerances():
     for name, module in _toy().named_modules():
         if isinstance(module, nn.LayerNorm):
-            assert module.eps == (1e-5 if name.endswith(("attn.norm",)) or name.startswith("patch_embed") else 1e-6), name
+            assert module.eps == (
+                1e-5 if name.endswith(("attn.norm",)) or name.startswith("patch_embed") else 1e-6
+            ), name
 
 
 def test_drop_path_grows_linearly_over_all_blocks_and_acts_only_in_train_mode():
     for name, rate, depth in (("simba_s", 0.1, 16), ("simba_b", 0.1, 22), ("simba_l", 0.3, 30)):
         with torch.device("meta"):
             tower = timm.create_model(name, num_classes=0)
-        rates = [block.drop_path.drop_prob for i in range(1, 5) for block in getattr(tower, f"block{i}")]
+        rates = [
+            block.drop_path.drop_prob for i in range(1, 5) for block in getattr(tower, f"block{i}")
+        ]
         assert rates == pytest.approx([rate * i / (depth - 1) for i in range(depth)])
     toy, x = _toy(drop_path_rate=0.9), toy_pictures(8)
     torch.testing.assert_close(toy(x), _toy()(x))
@@ -184,7 +212,9 @@ def test_checkpointing_changes_no_value_and_no_derivative_even_with_other_parame
         params = {name: (p + 0.1).detach().requires_grad_() for name, p in tower.named_parameters()}
         loss = functional_call(tower, params, (x,)).pow(3).sum()
         gradients = torch.autograd.grad(loss, list(params.values()), create_graph=True)
-        products = torch.autograd.grad(gradients, list(params.values()), [torch.ones_like(g) for g in gradients])
+        products = torch.autograd.grad(
+            gradients, list(params.values()), [torch.ones_like(g) for g in gradients]
+        )
         results.append([loss, *gradients, *products])
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -208,12 +238,16 @@ def test_curvature_in_train_mode_is_refused_because_the_stem_couples_the_rows():
         return model.encode_image(batch["image"]).pow(2).sum()
 
     with pytest.raises(ObjectiveError, match=r"patch_embed1\.conv\.1"):
-        HessianOperator(Objective.from_closure(model, loss), select_parameters(model, ["visual.*"]), batch)
+        HessianOperator(
+            Objective.from_closure(model, loss), select_parameters(model, ["visual.*"]), batch
+        )
 
 
 def test_every_parameter_receives_a_gradient_that_carries_a_graph():
     tower = _toy()
-    gradients = torch.autograd.grad(tower(toy_pictures()).pow(3).sum(), list(tower.parameters()), create_graph=True)
+    gradients = torch.autograd.grad(
+        tower(toy_pictures()).pow(3).sum(), list(tower.parameters()), create_graph=True
+    )
     for (name, parameter), gradient in zip(tower.named_parameters(), gradients):
         # The class block sees one token: A and the older three taps of its window act on nothing there.
         assert gradient.requires_grad, name
@@ -221,7 +255,9 @@ def test_every_parameter_receives_a_gradient_that_carries_a_graph():
 
 
 def test_features_head_and_pooling_follow_timms_conventions():
-    tower = timm.create_model("simba_tiny_64", num_classes=7, img_size=64, drop_path_rate=0.1).eval()
+    tower = timm.create_model(
+        "simba_tiny_64", num_classes=7, img_size=64, drop_path_rate=0.1
+    ).eval()
     x = torch.randn(2, 3, 64, 64, generator=seeded(0))
     features = tower.forward_features(x)
     assert features.shape == (2, 2, 2, tower.num_features)

@@ -54,15 +54,21 @@ def write(slurm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def job_ids() -> list[str]:
-    return subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        ["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 def test_jobs_of_slurm_calculate_the_same_bits_and_a_killed_child_costs_nothing(write, tmp_path):
     here = results_of(dispatch({"a": range(30)}, InlinePool(), worker_calls.seeded_bytes))
     with start_cluster(write(workers=min(2, os.cpu_count() or 1))) as pool:
         assert results_of(dispatch({"a": range(30)}, pool, worker_calls.seeded_bytes)) == here
-        results = results_of(dispatch({str(tmp_path / "died"): range(30)}, pool, worker_calls.die_once))
-        assert (tmp_path / "died").exists() and sorted(results.values()) == [item**2 for item in range(30)]
+        results = results_of(
+            dispatch({str(tmp_path / "died"): range(30)}, pool, worker_calls.die_once)
+        )
+        assert (tmp_path / "died").exists() and sorted(results.values()) == [
+            item**2 for item in range(30)
+        ]
     wait_until(lambda: not job_ids())
 
 
@@ -85,6 +91,8 @@ def test_a_cancelled_job_is_replaced_and_nothing_is_lost(write, monkeypatch):
 
 
 def test_a_partition_that_slurm_does_not_have_is_one_line(write):
-    with pytest.raises(WorkerError, match="slurm has refused a job: .*invalid partition specified: nowhere") as caught:
+    with pytest.raises(
+        WorkerError, match="slurm has refused a job: .*invalid partition specified: nowhere"
+    ) as caught:
         start_cluster(write(workers=1, queue="nowhere"))
     assert "\n" not in str(caught.value)

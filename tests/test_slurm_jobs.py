@@ -61,7 +61,14 @@ def study(tmp_path_factory: pytest.TempPathFactory, variables: dict[str, str]) -
 
 def run(folder: Path, variables: dict[str, str], command: str) -> str:
     """Run a command of bash; what it prints on both streams."""
-    result = subprocess.run(["bash", "-c", command], cwd=folder, env=variables, capture_output=True, text=True, timeout=240)
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -75,14 +82,19 @@ def submit(folder: Path, variables: dict[str, str], script: str) -> None:
 def test_shards_of_an_array_merge_into_the_store_of_one_process(study, variables):
     submit(study, variables, "array.sbatch")
     for number in (1, 2):
-        assert "6 of 6 batches are measured (6 now, 0 before)" in (study / f"shard-{number}.log").read_text()
+        assert (
+            "6 of 6 batches are measured (6 now, 0 before)"
+            in (study / f"shard-{number}.log").read_text()
+        )
     said = run(study, variables, "landscape merge shard-{1..2}.h5 -o merged.h5")
     assert "12 of 12 planned records" in said
     assert stored(study / "merged.h5") == stored(study / "whole.h5")
 
 
 def test_workers_of_the_cluster_file_measure_the_bits_of_one_process(study, variables):
-    said = run(study, variables, "landscape spectra checkpoints.yaml -o cluster.h5 --cluster slurm.yaml")
+    said = run(
+        study, variables, "landscape spectra checkpoints.yaml -o cluster.h5 --cluster slurm.yaml"
+    )
     assert "12 of 12 batches are measured (12 now, 0 before)" in said
     assert stored(study / "cluster.h5") == stored(study / "whole.h5")
     assert list((study / "logs").glob("dask-worker-*.err"))
@@ -91,5 +103,8 @@ def test_workers_of_the_cluster_file_measure_the_bits_of_one_process(study, vari
 
 def test_a_coordinator_that_is_a_job_itself_does_so_and_leaves_no_job(study, variables):
     submit(study, variables, "coordinator.sbatch")
-    assert "12 of 12 batches are measured (12 now, 0 before)" in (study / "coordinator.log").read_text()
+    assert (
+        "12 of 12 batches are measured (12 now, 0 before)"
+        in (study / "coordinator.log").read_text()
+    )
     assert stored(study / "spectra.h5") == stored(study / "whole.h5")

@@ -13,7 +13,14 @@ import landscape
 from landscape.curvature import HessianOperator, Objective, select_parameters, spot_check
 from landscape.curvature.modules import per_module_spectra
 from landscape.errors import ObjectiveError
-from landscape.linalg import DenseOperator, SpectralDensity, average, power_iteration, restricted, shifted
+from landscape.linalg import (
+    DenseOperator,
+    SpectralDensity,
+    average,
+    power_iteration,
+    restricted,
+    shifted,
+)
 from landscape.linalg.operator import seeded
 
 SCAN = "torch's scan"
@@ -105,7 +112,12 @@ def test_a_perfect_fit_is_undecided_and_measured():
         top = model(x).topk(2).values
         x = x[top[:, 0] - top[:, 1] > 40]
         batch = x, model(x).argmax(1)
-    pairs = landscape.eigsh(landscape.hessian(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), batch), k=1)
+    pairs = landscape.eigsh(
+        landscape.hessian(
+            model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), batch
+        ),
+        k=1,
+    )
     assert pairs.checked == "operator check undecided: gradient and Hessian are zero to rounding"
 
 
@@ -151,7 +163,11 @@ def spent(model, loss, batch):
 
 def test_the_same_model_loss_and_structure_is_checked_once():
     model = tanh_network()
-    assert [spent(model, mean_square, normal(rows, 4, seed=rows)) for rows in (5, 7, 9)] == [4, 0, 0]
+    assert [spent(model, mean_square, normal(rows, 4, seed=rows)) for rows in (5, 7, 9)] == [
+        4,
+        0,
+        0,
+    ]
     assert spent(tanh_network(), mean_square, normal(5, 4)) == 4
     H = landscape.hessian(model, mean_square, normal(5, 4))
     assert landscape.eigsh(H, k=1).checked.endswith("of central differences")
@@ -200,7 +216,10 @@ def test_whatever_may_change_a_derivative_is_checked_again(change):
     model[1].register_buffer("gain", torch.zeros(2).double())
     model[2].bias.requires_grad_(False)
     before = {"another loss": mean_square, "a partial with another argument": partial(powered, 2)}
-    before |= {"another callable object": Powered(2), "a method of another object": Powered(2).method}
+    before |= {
+        "another callable object": Powered(2),
+        "a method of another object": Powered(2).method,
+    }
     loss = before.get(change, mean_square)
     assert spent(model, loss, normal(5, 4)) == 4
     assert spent(model, loss, normal(5, 4)) == 0
@@ -208,7 +227,9 @@ def test_whatever_may_change_a_derivative_is_checked_again(change):
     assert spent(model, changed if change in before else loss, normal(5, 4)) == 4
 
 
-def test_a_setting_that_the_loss_reads_and_another_structure_of_the_batch_are_checked_again(monkeypatch):
+def test_a_setting_that_the_loss_reads_and_another_structure_of_the_batch_are_checked_again(
+    monkeypatch,
+):
     model = tanh_network()
     assert [spent(model, power_of_config, normal(5, 4)) for _ in range(2)] == [4, 0]
     monkeypatch.setitem(CONFIG, "power", 3)
@@ -238,7 +259,9 @@ def test_a_factor_of_the_whole_gradient_is_caught_though_its_parts_cancel_along_
 
 
 def test_a_gradient_that_rounding_hides_is_said_to_be_hidden():
-    H = landscape.hessian(tanh_network(), lambda model, batch: mean_square(model, batch) + 1e9, normal(5, 4))
+    H = landscape.hessian(
+        tanh_network(), lambda model, batch: mean_square(model, batch) + 1e9, normal(5, 4)
+    )
     assert "the gradient hidden by the rounding of the loss" in landscape.eigsh(H, k=1).checked
 
 
@@ -249,17 +272,29 @@ def test_float32_with_constants_that_the_loss_captured_goes_to_float64():
     for seed in range(6):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.RMSNorm(32), nn.ReLU(), nn.Linear(32, 3))
+            model = nn.Sequential(
+                nn.Linear(6, 32),
+                nn.ReLU(),
+                nn.Linear(32, 32),
+                nn.RMSNorm(32),
+                nn.ReLU(),
+                nn.Linear(32, 3),
+            )
         with torch.no_grad():
             model[2].weight.mul_(3e-3)
             model[2].bias.zero_()
-        pairs = landscape.eigsh(landscape.hessian(model, lambda model, batch: criterion(model(x), label), None), k=1)
+        pairs = landscape.eigsh(
+            landscape.hessian(model, lambda model, batch: criterion(model(x), label), None), k=1
+        )
         assert pairs.checked.startswith("operator checked: "), pairs.checked
 
 
 def test_unit_vectors_say_too_little_and_a_block_of_them_enough():
     model, loss, batch = faulty("an opaque function that drops terms", 1, torch.float64)
-    for vectors in (torch.eye(146, dtype=torch.float64)[:, :1], torch.eye(146, dtype=torch.float64)):
+    for vectors in (
+        torch.eye(146, dtype=torch.float64)[:, :1],
+        torch.eye(146, dtype=torch.float64),
+    ):
         H = landscape.hessian(model, loss, batch)
         assert H.n == 146
         with pytest.raises(ObjectiveError, match="landscape.audit"):
@@ -299,7 +334,9 @@ def test_row_chunks_are_checked_chunk_by_chunk():
 
 def test_batches_are_checked_and_those_of_one_structure_once():
     loss = Counted()
-    H = landscape.hessian_of_batches(tanh_network(), loss, [normal(5, 4, seed=seed) for seed in range(3)])
+    H = landscape.hessian_of_batches(
+        tanh_network(), loss, [normal(5, 4, seed=seed) for seed in range(3)]
+    )
     before = loss.count
     for seed in range(2):
         H @ normal(H.n, seed=seed)
@@ -349,7 +386,9 @@ def test_combinations_say_what_their_parts_say():
 
 def test_a_loss_with_an_embedding_keeps_to_its_support():
     model = nn.Sequential(nn.Embedding(30, 4), nn.Flatten(), nn.Linear(8, 3)).double()
-    pairs = landscape.eigsh(landscape.hessian(model, mean_square, torch.tensor([[1, 2], [3, 4]])), k=1)
+    pairs = landscape.eigsh(
+        landscape.hessian(model, mean_square, torch.tensor([[1, 2], [3, 4]])), k=1
+    )
     assert pairs.checked.startswith("operator checked: product within ")
 
 
@@ -367,4 +406,7 @@ def test_a_density_says_what_its_operators_say():
     found = landscape.density(H, num_probes=2, num_matvecs=8)
     assert found.checked == H.checked and H.checked in repr(found)
     pooled = SpectralDensity.pooled([found, found])
-    assert pooled.checked == H.checked and [one.checked for one in pooled.by_operator()] == [H.checked] * 2
+    assert (
+        pooled.checked == H.checked
+        and [one.checked for one in pooled.by_operator()] == [H.checked] * 2
+    )

@@ -15,7 +15,9 @@ def touching(count, of):
 
 def test_a_vector_is_general_where_it_touches_half_of_what_the_loss_depends_on():
     assert is_general(touching(50, 100), None) and not is_general(touching(49, 100), None)
-    assert is_general(touching(10, 100), torch.arange(20)) and not is_general(touching(9, 100), torch.arange(20))
+    assert is_general(touching(10, 100), torch.arange(20)) and not is_general(
+        touching(9, 100), torch.arange(20)
+    )
 
 
 def test_functions_differ_by_code_defaults_and_what_they_close_over():
@@ -42,7 +44,9 @@ def test_batches_differ_by_shapes_and_types_but_for_the_number_of_rows():
 
 
 def test_an_objective_without_a_module_is_checked():
-    objective = Objective(lambda params, batch: params["w"], lambda w, batch: (w**3).sum(), rowwise=False)
+    objective = Objective(
+        lambda params, batch: params["w"], lambda w, batch: (w**3).sum(), rowwise=False
+    )
     H = HessianOperator(objective, {"w": torch.ones(3, dtype=torch.float64)}, None)
     H @ torch.ones(3, dtype=torch.float64)
     assert H.checked.startswith("operator checked: product within ")

@@ -50,9 +50,20 @@ def test_conditions_have_the_benchmarks_names_and_order(published):
         ("cue-conflict", "0"),
     ]
     level = stimuli["high-pass", "1.0"]
-    assert isinstance(level, Stimuli) and len(level) == 2 and level.is_published and level.classes == CATEGORIES
-    assert (level.keys, level.categories) == (("n02123394_133.png", "n02690373_11.png"), ("cat", "airplane"))
-    assert [path.name[:4] for path in level.paths] == ["0002", "0004"] and level.textures == (None, None)
+    assert (
+        isinstance(level, Stimuli)
+        and len(level) == 2
+        and level.is_published
+        and level.classes == CATEGORIES
+    )
+    assert (level.keys, level.categories) == (
+        ("n02123394_133.png", "n02690373_11.png"),
+        ("cat", "airplane"),
+    )
+    assert [path.name[:4] for path in level.paths] == ["0002", "0004"] and level.textures == (
+        None,
+        None,
+    )
     assert stimuli["sketch", "0"].keys == ("dog-4581-sketch-16.png",)
     assert stimuli["edge", "0"].keys == ("cat3.png", "oven10.png")
     assert list(open_stimuli(published, datasets=["edge"])) == [("edge", "0")]
@@ -61,14 +72,21 @@ def test_conditions_have_the_benchmarks_names_and_order(published):
 def test_keys_and_conditions_are_those_of_answers(published):
     for (dataset, condition), level in open_stimuli(published).items():
         num = len(level)
-        options = {"images": level.keys, "conditions": [condition] * num, "categories": level.categories}
+        options = {
+            "images": level.keys,
+            "conditions": [condition] * num,
+            "categories": level.categories,
+        }
         answers = answers_of_model("net", dataset, responses=level.categories, **options)
         assert set(answers.table.image) == set(level.keys)
 
 
 def test_textures_of_cue_conflict(published):
     level = open_stimuli(published)["cue-conflict", "0"]
-    assert dict(zip(level.keys, level.textures)) == {"dog10-bird2.png": "bird", "dog1-dog3.png": "dog"}
+    assert dict(zip(level.keys, level.textures)) == {
+        "dog10-bird2.png": "bird",
+        "dog1-dog3.png": "dog",
+    }
     picture(published / "cue-conflict/dog/dog10-fish2.png")
     with pytest.raises(DataError, match="dog10-fish2.png: the texture 'fish' is no category"):
         open_stimuli(published)
@@ -99,14 +117,32 @@ def test_the_digest_tells_other_pictures(published):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("high-pass/dnn/session-1/0001_hp_dnn_1_cat.png", "has 5 fields between '_', expected at least 6"),
-        ("high-pass/dnn/session-1/0001_hp_dnn_1.1_cat_10_n1_1.png", "high-pass has no condition '1.1', but inf, 3.0"),
-        ("colour/dnn/session-1/0001_cl_dnn_blue_cat_10_n1_1.png", "colour has no condition 'blue', but cr, bw"),
-        ("high-pass/dnn/session-1/0001_hp_dnn_1_fish_10_n1_1.png", "the category 'fish' is none of the benchmark's 16"),
+        (
+            "high-pass/dnn/session-1/0001_hp_dnn_1_cat.png",
+            "has 5 fields between '_', expected at least 6",
+        ),
+        (
+            "high-pass/dnn/session-1/0001_hp_dnn_1.1_cat_10_n1_1.png",
+            "high-pass has no condition '1.1', but inf, 3.0",
+        ),
+        (
+            "colour/dnn/session-1/0001_cl_dnn_blue_cat_10_n1_1.png",
+            "colour has no condition 'blue', but cr, bw",
+        ),
+        (
+            "high-pass/dnn/session-1/0001_hp_dnn_1_fish_10_n1_1.png",
+            "the category 'fish' is none of the benchmark's 16",
+        ),
         ("silhouette/fish/fish1.png", "the category 'fish' is none"),
         ("edge/oven/cat3.png", "the key cat3.png, as .*edge/cat/cat3.png in the same condition"),
-        ("high-pass/dnn/session-2/0009_hp_dnn_0.7_bear_10_n02134084_5274.png", "the key n02134084_5274.png, as"),
-        ("high-pass/dnn/session-1/0001_hp_dnn\n_1_c_1_1.png", r"session-1/0001_hp_dnn\\n_1_c_1_1.png'"),
+        (
+            "high-pass/dnn/session-2/0009_hp_dnn_0.7_bear_10_n02134084_5274.png",
+            "the key n02134084_5274.png, as",
+        ),
+        (
+            "high-pass/dnn/session-1/0001_hp_dnn\n_1_c_1_1.png",
+            r"session-1/0001_hp_dnn\\n_1_c_1_1.png'",
+        ),
     ],
 )
 def test_a_wrong_file_is_named_in_one_line(published, path, message):
@@ -129,7 +165,9 @@ def test_a_wrong_folder_is_named_in_one_line(published, tmp_path):
         open_stimuli(published / "edge")
     with pytest.raises(DataError, match="high-pass: this is one data set.*Name .*stimuli[.]"):
         open_stimuli(published / "high-pass")
-    with pytest.raises(DataError, match="there is no data set contrast, but high-pass, false-colour"):
+    with pytest.raises(
+        DataError, match="there is no data set contrast, but high-pass, false-colour"
+    ):
         open_stimuli(published, datasets=["contrast"])
     (published / "contrast/dnn/session-1").mkdir(parents=True)
     with pytest.raises(DataError, match="contrast: the data set has no picture"):
@@ -145,10 +183,16 @@ def test_own_sets_may_have_any_classes_and_levels(tmp_path):
     stimuli = open_stimuli(tmp_path)
     assert list(stimuli) == [("blur", "9"), ("blur", "10"), ("mine", "0")]
     own = stimuli["mine", "0"]
-    assert own.keys == ("fish/1.png", "sea horse/1.png") and own.classes == ("fish", "sea horse") and not own.is_published
+    assert (
+        own.keys == ("fish/1.png", "sea horse/1.png")
+        and own.classes == ("fish", "sea horse")
+        and not own.is_published
+    )
     for level in ("2.0", "inf", "0.4", "0.70", "3.0"):
         picture(tmp_path / f"high-pass/dnn/session-1/0001_b_dnn_{level}_fish_00_a.png")
-    levels = [condition for _, condition in open_stimuli(tmp_path, datasets=["high-pass"], own=True)]
+    levels = [
+        condition for _, condition in open_stimuli(tmp_path, datasets=["high-pass"], own=True)
+    ]
     assert levels == ["inf", "3.0", "2.0", "0.7", "0.4"]
     picture(tmp_path / "edge/fish/1.png")
     with pytest.raises(DataError, match="say that the pictures are your own"):
@@ -163,11 +207,23 @@ def test_what_distort_writes_is_read_back(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
     command = ["distort", str(tmp_path / "own"), "-o", str(tmp_path / "out"), "--size", "16"]
-    for kind, level in (("contrast", "0.1"), ("contrast", "c42"), ("contrast", "1"), ("edge", None)):
-        result = CliRunner().invoke(main, [*command, "--kind", kind, *(["--level", level] if level else [])])
+    for kind, level in (
+        ("contrast", "0.1"),
+        ("contrast", "c42"),
+        ("contrast", "1"),
+        ("edge", None),
+    ):
+        result = CliRunner().invoke(
+            main, [*command, "--kind", kind, *(["--level", level] if level else [])]
+        )
         assert result.exit_code == 0, result.output
     stimuli = open_stimuli(tmp_path / "out")
-    assert list(stimuli) == [("contrast", "c100"), ("contrast", "c42"), ("contrast", "c10"), ("edge", "0")]
+    assert list(stimuli) == [
+        ("contrast", "c100"),
+        ("contrast", "c42"),
+        ("contrast", "c10"),
+        ("edge", "0"),
+    ]
     for level in stimuli.values():
         assert set(zip(level.keys, level.categories)) == {
             ("sea_horse/a_1", "sea_horse"),

@@ -104,7 +104,9 @@ def misses(values: np.ndarray, make, num_trials: int) -> dict[str, int]:
 )
 def test_three_standard_errors_hold_the_truth_in_99_percent_of_trials(name, settings):
     values = SPECTRA[name]
-    count = misses(values, lambda seed: density(Diagonal(values), seed=seed, **settings), num_trials=40)
+    count = misses(
+        values, lambda seed: density(Diagonal(values), seed=seed, **settings), num_trials=40
+    )
     assert max(count.values()) <= 1, count
 
 
@@ -112,12 +114,19 @@ def test_three_standard_errors_hold_the_truth_in_99_percent_of_trials(name, sett
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_law_of_three_standard_errors_in_300_trials(name):
     values = SPECTRA[name]
-    for settings in ({"num_probes": 1, "num_matvecs": 10, "num_deflation": 0}, {"num_probes": 3, "num_matvecs": 12}):
-        count = misses(values, lambda seed: density(Diagonal(values), seed=seed, **settings), num_trials=300)
+    for settings in (
+        {"num_probes": 1, "num_matvecs": 10, "num_deflation": 0},
+        {"num_probes": 3, "num_matvecs": 12},
+    ):
+        count = misses(
+            values, lambda seed: density(Diagonal(values), seed=seed, **settings), num_trials=300
+        )
         assert max(count.values()) <= 3, (settings, count)
 
 
-@pytest.mark.parametrize("name", ["symmetric", "outliers", "one_value_that_is_not_zero", "decaying"])
+@pytest.mark.parametrize(
+    "name", ["symmetric", "outliers", "one_value_that_is_not_zero", "decaying"]
+)
 def test_the_trace_is_within_three_standard_errors_in_99_percent_of_300_trials(name):
     values = SPECTRA[name]
     found = [trace(Diagonal(values), num_matvecs=12, seed=seed) for seed in range(300)]
@@ -127,9 +136,16 @@ def test_the_trace_is_within_three_standard_errors_in_99_percent_of_300_trials(n
 def test_standard_errors_are_no_larger_than_they_must_be():
     # For many probes of a spectrum without outliers the theory is exact: the scaled errors have variance 1.
     values = SPECTRA["symmetric"]
-    found = [density(Diagonal(values), num_probes=10, num_matvecs=4, num_deflation=0, seed=seed) for seed in range(120)]
+    found = [
+        density(Diagonal(values), num_probes=10, num_matvecs=4, num_deflation=0, seed=seed)
+        for seed in range(120)
+    ]
     for name in ("trace", "sum_of_squares"):
-        errors = [(getattr(one, name)().value - exact_sums(values)[name]) / getattr(one, name)().standard_error for one in found]
+        errors = [
+            (getattr(one, name)().value - exact_sums(values)[name])
+            / getattr(one, name)().standard_error
+            for one in found
+        ]
         # The root mean square of 120 scaled errors is 1 within 6 % or so.
         assert 0.82 < np.sqrt(np.mean(np.square(errors))) < 1.18
 
@@ -164,7 +180,9 @@ def test_the_bracket_of_every_probe_holds_the_measure_it_saw(name):
 
 def test_a_bulk_near_zero_that_no_probe_resolves_is_said_to_be_unknown():
     bulk, others = RNG.standard_normal(500), RNG.uniform(0.5, 5, 20)
-    unknown = density(Diagonal(np.r_[others, 1e-6 * bulk]), num_probes=3, num_matvecs=8).negative_share()
+    unknown = density(
+        Diagonal(np.r_[others, 1e-6 * bulk]), num_probes=3, num_matvecs=8
+    ).negative_share()
     assert unknown.low < 0.02 and unknown.high > 0.9 and unknown.standard_error > 0.1
     known = density(Diagonal(np.r_[others, bulk]), num_probes=3, num_matvecs=60).negative_share()
     assert known.high - known.low < 0.1
@@ -173,7 +191,10 @@ def test_a_bulk_near_zero_that_no_probe_resolves_is_said_to_be_unknown():
 def test_eigenvalues_that_are_zero_count_as_zero_once_a_probe_has_exhausted_the_others():
     values = np.r_[10, 5, -3, np.zeros(60)]
     found = density(Diagonal(values), num_probes=2, num_matvecs=10)
-    assert found.num_negative().value == pytest.approx(1, abs=1e-9) and found.num_negative().high < 1.01
+    assert (
+        found.num_negative().value == pytest.approx(1, abs=1e-9)
+        and found.num_negative().high < 1.01
+    )
     assert found.trace().value == pytest.approx(12, abs=1e-12)
 
 
@@ -191,28 +212,42 @@ def test_zeros_outside_of_the_support_are_counted_exactly_and_add_no_error():
 def test_the_zero_block_of_an_eigsh_quadrature_is_found_again():
     values = SPECTRA["symmetric"]
     quadratures = [eigsh(Padded(values, 920), 3, seed=seed).quadrature for seed in range(4)]
-    found = SpectralDensity.from_quadratures(quadratures, 1000, dtype=torch.float64, operators=[0] * 4)
+    found = SpectralDensity.from_quadratures(
+        quadratures, 1000, dtype=torch.float64, operators=[0] * 4
+    )
     assert found.num_zeros.tolist() == [920]
     assert np.allclose(found.weights.nansum(dim=1), 1)
     assert abs(found.trace().value - values.sum()) < 3 * found.trace().standard_error
     # The probes differ in the support alone: its 80 eigenvalues and not a thousand make the error.
-    assert found.trace().probe_error == pytest.approx(math.sqrt(2 * (values**2).sum() / 4), rel=0.35)
+    assert found.trace().probe_error == pytest.approx(
+        math.sqrt(2 * (values**2).sum() / 4), rel=0.35
+    )
 
 
 def test_the_errors_of_batches_and_of_probes_are_told_apart():
     # The operators are c_b times one matrix, so the traces spread by a known amount and each probe adds its own.
     values, factors = RNG.uniform(0.5, 1.5, 400), 1 + 0.3 * RNG.standard_normal(40)
-    parts = [density(Diagonal(c * values), num_probes=1, num_matvecs=6, num_deflation=0, seed=b) for b, c in enumerate(factors)]
+    parts = [
+        density(Diagonal(c * values), num_probes=1, num_matvecs=6, num_deflation=0, seed=b)
+        for b, c in enumerate(factors)
+    ]
     found = SpectralDensity.pooled(parts).trace()
-    assert found.batch_error == pytest.approx((factors * values.sum()).std(ddof=1) / math.sqrt(40), rel=0.15)
-    spread = math.sqrt(2 * (factors**2).mean() * (values - values.mean()).dot(values - values.mean()) / 40)
+    assert found.batch_error == pytest.approx(
+        (factors * values.sum()).std(ddof=1) / math.sqrt(40), rel=0.15
+    )
+    spread = math.sqrt(
+        2 * (factors**2).mean() * (values - values.mean()).dot(values - values.mean()) / 40
+    )
     assert found.probe_error == pytest.approx(spread, rel=0.15)
     assert SpectralDensity.pooled(parts[:1]).trace().batch_error is None
 
 
 def test_equal_operators_have_no_batch_error_to_speak_of():
     values = RNG.uniform(-1, 1, 200)
-    runs = [density(Diagonal(values), num_probes=1, num_matvecs=5, num_deflation=0, seed=seed) for seed in range(60)]
+    runs = [
+        density(Diagonal(values), num_probes=1, num_matvecs=5, num_deflation=0, seed=seed)
+        for seed in range(60)
+    ]
     quadratures = [Quadrature(run.nodes[0], run.weights[0]) for run in runs]
     found = SpectralDensity.from_quadratures(quadratures, 200, dtype=torch.float64).trace()
     assert found.batch_error < found.probe_error
@@ -245,8 +280,13 @@ def test_the_distance_to_the_spectrum_falls_with_the_products():
     values = np.r_[50, 30, -20, 10, 8, RNG.standard_normal(400)]
     distances = []
     for num_matvecs in (5, 15, 45):
-        runs = [density(Diagonal(values), num_probes=2, num_matvecs=num_matvecs, seed=seed).measure() for seed in range(5)]
-        distances.append(np.mean([wasserstein_distance(points, values, shares) for points, shares in runs]))
+        runs = [
+            density(Diagonal(values), num_probes=2, num_matvecs=num_matvecs, seed=seed).measure()
+            for seed in range(5)
+        ]
+        distances.append(
+            np.mean([wasserstein_distance(points, values, shares) for points, shares in runs])
+        )
     assert distances[0] > 2 * distances[1] and distances[1] > 1.5 * distances[2]
 
 
@@ -256,7 +296,12 @@ def test_deflation_beats_plain_probes_at_equal_products_where_eigenvalues_stand_
     def distance(**settings):
         runs = [density(Diagonal(values), seed=seed, **settings) for seed in range(8)]
         assert {run.num_matvecs for run in runs} == {60}
-        return np.mean([wasserstein_distance(points, values, shares) for points, shares in (run.measure() for run in runs)])
+        return np.mean(
+            [
+                wasserstein_distance(points, values, shares)
+                for points, shares in (run.measure() for run in runs)
+            ]
+        )
 
     assert distance(num_probes=2, num_matvecs=20, num_deflation=20) < 0.3 * distance(
         num_probes=3, num_matvecs=20, num_deflation=0
@@ -294,7 +339,10 @@ def test_a_product_that_is_not_finite_is_an_error_wherever_it_comes(good):
 @pytest.mark.parametrize("num_matvecs", [1, 2, 3])
 def test_too_few_products_to_know_their_own_error_are_refused(num_matvecs):
     for A in (Diagonal(SPECTRA["symmetric"]), Padded(np.r_[1.0, 2, 3, 4], 10)):
-        with pytest.raises(ValueError, match=f"num_matvecs must be at least 4, got {num_matvecs}.*error would be false"):
+        with pytest.raises(
+            ValueError,
+            match=f"num_matvecs must be at least 4, got {num_matvecs}.*error would be false",
+        ):
             density(A, num_matvecs=num_matvecs)
     # So many dimensions are exhausted by so many products.
     values = np.array([1.0, -2, 3])[:num_matvecs]
@@ -309,8 +357,15 @@ def test_too_few_products_to_know_their_own_error_are_refused(num_matvecs):
 @pytest.mark.parametrize("name", ["symmetric", "outliers", "copies", "decaying"])
 def test_the_law_holds_from_four_products_a_probe_on_however_few_are_spent_on_deflation(name):
     values = SPECTRA[name]
-    for settings in ({"num_matvecs": 4}, *({"num_matvecs": 4, "num_deflation": few} for few in (0, 1, 2, 3))):
-        count = misses(values, lambda seed: density(Diagonal(values), num_probes=1, seed=seed, **settings), num_trials=60)
+    for settings in (
+        {"num_matvecs": 4},
+        *({"num_matvecs": 4, "num_deflation": few} for few in (0, 1, 2, 3)),
+    ):
+        count = misses(
+            values,
+            lambda seed: density(Diagonal(values), num_probes=1, seed=seed, **settings),
+            num_trials=60,
+        )
         assert max(count["trace"], count["sum_of_squares"]) <= 1, (settings, count)
 
 
@@ -319,10 +374,23 @@ def test_a_vector_that_saw_only_what_is_known_exactly_serves_as_no_probe_of_the_
     # It meets 9 eigenspaces in 9 products; the tenth direction of these two runs is rounding, of weight 0 where all is kept.
     for seed, size in ((959938594, 43), (0, 45)):
         values = np.repeat(
-            [-0.18322736, -0.96557219, -1.59069453, -0.02837087, -0.22586044, 0.00943665, -0.00740634, 0.12288948, 0.81843669], 5
+            [
+                -0.18322736,
+                -0.96557219,
+                -1.59069453,
+                -0.02837087,
+                -0.22586044,
+                0.00943665,
+                -0.00740634,
+                0.12288948,
+                0.81843669,
+            ],
+            5,
         )[:size]
         found = density(Diagonal(values), num_probes=1, num_matvecs=10, seed=seed)
-        assert torch.allclose(found.weights.nansum(dim=1), torch.ones(found.num_probes, dtype=torch.float64))
+        assert torch.allclose(
+            found.weights.nansum(dim=1), torch.ones(found.num_probes, dtype=torch.float64)
+        )
         assert abs(found.trace().value - values.sum()) <= 3 * found.trace().standard_error
 
 
@@ -331,7 +399,10 @@ def test_a_quadrature_of_too_few_nodes_is_refused_unless_it_exhausts_the_space()
     few, enough = (eigsh(Padded(values, 20), 3, max_matvecs=count).quadrature for count in (3, 4))
     with pytest.raises(ValueError, match="quadrature 1 has 3 nodes.*at least 4"):
         SpectralDensity.from_quadratures([enough, few], 100, dtype=torch.float64)
-    assert SpectralDensity.from_quadratures([enough], 100, dtype=torch.float64).nodes.shape == (1, 4)
+    assert SpectralDensity.from_quadratures([enough], 100, dtype=torch.float64).nodes.shape == (
+        1,
+        4,
+    )
     three = eigsh(Padded(np.array([1.0, -2, 3]), 20), 3).quadrature
     found = SpectralDensity.from_quadratures([three] * 2, 23, dtype=torch.float64)
     assert found.num_zeros.tolist() == [20, 20]
@@ -340,7 +411,9 @@ def test_a_quadrature_of_too_few_nodes_is_refused_unless_it_exhausts_the_space()
 def test_enough_products_make_everything_exact():
     values = np.array([3.0, 1.0, -2.0, 0.5])
     A = with_spectrum(values)
-    for found, exact in zip((density(A).trace(), trace(A), density(A).num_negative()), (2.5, 2.5, 1.0)):
+    for found, exact in zip(
+        (density(A).trace(), trace(A), density(A).num_negative()), (2.5, 2.5, 1.0)
+    ):
         assert found.value == pytest.approx(exact, abs=1e-12) and found.standard_error < 1e-10
     assert density(A).measure()[0] == pytest.approx(np.sort(values), abs=1e-12)
 
@@ -351,7 +424,11 @@ def test_no_ghosts_live_in_the_basis_where_plain_lanczos_makes_them():
         found = density(Diagonal(values, dtype), num_probes=1, num_matvecs=100, num_deflation=0)
         assert found.orthogonality_defect < 10 * torch.finfo(dtype).eps
         # Plain Lanczos: three terms, no reorthogonalisation. It loses all digits and finds copies of 1000.
-        v, last, beta = torch.randn(302, generator=seeded(0), dtype=torch.float64).to(dtype), 0.0, 0.0
+        v, last, beta = (
+            torch.randn(302, generator=seeded(0), dtype=torch.float64).to(dtype),
+            0.0,
+            0.0,
+        )
         v, rows, alphas, betas = v / v.norm(), [], [], []
         for _ in range(100):
             rows.append(v)
@@ -363,7 +440,9 @@ def test_no_ghosts_live_in_the_basis_where_plain_lanczos_makes_them():
             v = w / beta
         V = torch.stack(rows)
         assert (V @ V.T - torch.eye(100)).abs().max() > 0.1
-        ghosts = np.linalg.eigvalsh(np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1))
+        ghosts = np.linalg.eigvalsh(
+            np.diag(alphas) + np.diag(betas[:-1], 1) + np.diag(betas[:-1], -1)
+        )
         assert (ghosts > 900).sum() > 1
         assert (found.nodes[0] > 900).sum() == 1
 
@@ -375,18 +454,28 @@ def test_certified_and_estimated_counts_stand_side_by_side_under_their_names():
     exact = (values < 0).sum()
     assert 3 <= counts.certified <= exact
     assert abs(counts.estimated.value - exact) <= 3 * counts.estimated.standard_error
-    assert f"certified: at least {counts.certified}" in repr(counts) and "estimated: about" in repr(counts)
+    assert f"certified: at least {counts.certified}" in repr(counts) and "estimated: about" in repr(
+        counts
+    )
     with pytest.raises(ValueError, match="certifies no count"):
         NegativeCounts.of(power_iteration(A, 1, max_iterations=3), density(A))
     with pytest.raises(ValueError, match="alone"):
-        NegativeCounts.of(eigsh(A, 3), SpectralDensity.pooled([density(A, num_matvecs=5), density(A, num_matvecs=5)]))
+        NegativeCounts.of(
+            eigsh(A, 3),
+            SpectralDensity.pooled([density(A, num_matvecs=5), density(A, num_matvecs=5)]),
+        )
 
 
 def test_an_estimate_says_which_error_is_which():
     one = Estimate(10.0, 3.0, 4.0, 8.0, 14.0)
     assert one.standard_error == pytest.approx(5 + 4 / 2)
     text = repr(one * 2)
-    assert "20 ± 14" in text and "probes 6" in text and "batches 8" in text and "quadrature 16 to 28" in text
+    assert (
+        "20 ± 14" in text
+        and "probes 6" in text
+        and "batches 8" in text
+        and "quadrature 16 to 28" in text
+    )
     assert "batches" not in repr(Estimate(1.0, 0.1, None, 1.0, 1.0))
 
 
@@ -394,9 +483,15 @@ def test_an_estimate_is_unknown_where_its_bracket_says_all_that_is_known():
     share = Estimate(0.4979, 1e-5, 1e-4, 0.000573, 0.9953, whole=1.0)
     assert not share.is_known and str(share) == "unknown (0.06 to 99.5 %)"
     # Between an end and three times it, a first digit is known; beyond, none is.
-    assert Estimate(0.2, 0.001, None, 0.101, 0.299).is_known and not Estimate(0.2, 0.001, None, 0.099, 0.301).is_known
+    assert (
+        Estimate(0.2, 0.001, None, 0.101, 0.299).is_known
+        and not Estimate(0.2, 0.001, None, 0.099, 0.301).is_known
+    )
     # What may be nothing, and is at most a thousandth of the whole, is known.
-    assert Estimate(0.0, 0.0, None, 0.0, 9e-4, whole=1.0).is_known and not Estimate(0.0, 0.0, None, 0.0, 2e-3, whole=1.0).is_known
+    assert (
+        Estimate(0.0, 0.0, None, 0.0, 9e-4, whole=1.0).is_known
+        and not Estimate(0.0, 0.0, None, 0.0, 2e-3, whole=1.0).is_known
+    )
     # A sum near zero that probes leave open more than rounding does is a number with an error.
     assert str(Estimate(0.3, 70.0, None, -1.4, 2.0)) == "0 ± 71"
     assert str(Estimate(math.nan, 0.0, None, math.nan, math.nan)) == "unknown"
@@ -437,7 +532,13 @@ def test_a_share_is_written_in_percent():
 
 def test_single_precision_keeps_the_law():
     values = SPECTRA["outliers"]
-    count = misses(values, lambda seed: density(Diagonal(values, torch.float32), num_probes=1, num_matvecs=10, seed=seed), 60)
+    count = misses(
+        values,
+        lambda seed: density(
+            Diagonal(values, torch.float32), num_probes=1, num_matvecs=10, seed=seed
+        ),
+        60,
+    )
     assert max(count.values()) <= 1, count
 
 
@@ -449,10 +550,19 @@ def test_quadratures_need_owners_without_gaps():
     with pytest.raises(ValueError, match="at least one"):
         SpectralDensity.from_quadratures([], 5, dtype=torch.float64)
     with pytest.raises(ValueError, match="one dimension"):
-        SpectralDensity.pooled([density(DenseOperator(torch.eye(n, dtype=torch.float64))) for n in (2, 3)])
+        SpectralDensity.pooled(
+            [density(DenseOperator(torch.eye(n, dtype=torch.float64))) for n in (2, 3)]
+        )
 
 
 def test_a_density_prints_as_one_line_with_its_errors():
-    found = repr(density(with_spectrum(np.r_[-2.0, np.linspace(0.1, 1, 199)]), num_probes=2, num_matvecs=40, seed=0))
+    found = repr(
+        density(
+            with_spectrum(np.r_[-2.0, np.linspace(0.1, 1, 199)]),
+            num_probes=2,
+            num_matvecs=40,
+            seed=0,
+        )
+    )
     pattern = r"SpectralDensity\(n=200, \d+ probes, \d+ exact eigenvalues, trace \S+ ± .*negative share \S+ ± .*\)"
     assert re.fullmatch(pattern, found)

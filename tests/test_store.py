@@ -21,7 +21,16 @@ import landscape.store.store as store_module
 import landscape.store.writer as writer_module
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
-from landscape.store import Record, SpectrumStore, SpectrumWriter, describe, is_store, parts_folder, summarize, task_key
+from landscape.store import (
+    Record,
+    SpectrumStore,
+    SpectrumWriter,
+    describe,
+    is_store,
+    parts_folder,
+    summarize,
+    task_key,
+)
 from landscape.store.agreement import differing_field
 from landscape.store.record import LATER
 from landscape.version import VERSION
@@ -56,12 +65,21 @@ def assert_holds(store, keys):
                 np.testing.assert_array_equal(table.converged[row], record.converged)
                 np.testing.assert_array_equal(table.ritz_values[row, :m], record.ritz_values)
                 np.testing.assert_array_equal(table.ritz_weights[row, :m], record.ritz_weights)
-                assert np.isnan(table.ritz_values[row, m:]).all() and np.isnan(table.ritz_weights[row, m:]).all()
+                assert (
+                    np.isnan(table.ritz_values[row, m:]).all()
+                    and np.isnan(table.ritz_weights[row, m:]).all()
+                )
                 for name in LATER:
                     np.testing.assert_array_equal(getattr(table, name)[row], getattr(record, name))
                 assert (table.loss[row], table.seconds[row]) == (record.loss, record.seconds)
-                assert (table.num_matvecs[row], table.batch_sha256[row]) == (record.num_matvecs, record.batch_sha256)
-                assert (table.checkpoint_sha256, table.num_params) == (record.checkpoint_sha256, record.num_params)
+                assert (table.num_matvecs[row], table.batch_sha256[row]) == (
+                    record.num_matvecs,
+                    record.batch_sha256,
+                )
+                assert (table.checkpoint_sha256, table.num_params) == (
+                    record.checkpoint_sha256,
+                    record.num_params,
+                )
     assert sorted(seen) == sorted(keys)
 
 
@@ -87,6 +105,7 @@ def output(tmp_path):
 
 # what is read is what was written
 
+
 @pytest.mark.parametrize(
     ("which", "values", "smallest", "largest", "residuals", "unsettled"),
     [
@@ -102,15 +121,31 @@ def test_a_batch_in_which_another_value_may_belong_among_the_eigenvalues_is_told
     tmp_path, which, values, smallest, largest, residuals, unsettled
 ):
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=1, which=which)
-    ends = {"smallest": smallest, "smallest_residuals": residuals, "largest": largest, "largest_residuals": residuals}
-    record = record_of("wide/0/0", checkpoint_sha256=manifest.series[0].checkpoints[0].sha256, values=np.array(values), **ends)
+    ends = {
+        "smallest": smallest,
+        "smallest_residuals": residuals,
+        "largest": largest,
+        "largest_residuals": residuals,
+    }
+    record = record_of(
+        "wide/0/0",
+        checkpoint_sha256=manifest.series[0].checkpoints[0].sha256,
+        values=np.array(values),
+        **ends,
+    )
     with SpectrumWriter(tmp_path / "a.h5", manifest) as writer:
         writer.add(record)
         writer.merge()
     with SpectrumStore.open(tmp_path / "a.h5") as store:
         assert store.records("wide", 0).unsettled(which=which, tol=1e-3).tolist() == [unsettled]
         assert summarize(store)[0].num_unsettled == int(unsettled)
-    assert any("in 1 batch another value may belong among them" in line for line in describe(tmp_path / "a.h5")) == unsettled
+    assert (
+        any(
+            "in 1 batch another value may belong among them" in line
+            for line in describe(tmp_path / "a.h5")
+        )
+        == unsettled
+    )
 
 
 def test_what_was_excluded_beyond_the_last_values_is_told_with_the_number_of_batches(tmp_path):
@@ -119,7 +154,13 @@ def test_what_was_excluded_beyond_the_last_values_is_told_with_the_number_of_bat
     with SpectrumWriter(tmp_path / "a.h5", manifest) as writer:
         for series in ("wide", "narrow"):
             for batch, (distance, probability) in enumerate(looks[series]):
-                writer.add(record_of(f"{series}/0/{batch}", missed_distance=distance, missed_probability=probability))
+                writer.add(
+                    record_of(
+                        f"{series}/0/{batch}",
+                        missed_distance=distance,
+                        missed_probability=probability,
+                    )
+                )
         writer.merge()
     lines = [line for line in describe(tmp_path / "a.h5") if "further eigenvalue" in line]
     where = "a further eigenvalue beyond the last, more than 3.2 % from every value found"
@@ -128,10 +169,17 @@ def test_what_was_excluded_beyond_the_last_values_is_told_with_the_number_of_bat
 
 @pytest.mark.parametrize(
     "changes",
-    [{"value_bounds": [-1.0, 0, 0]}, {"missed_distance": -0.1}, {"missed_probability": -0.1}, {"missed_probability": 1.1}],
+    [
+        {"value_bounds": [-1.0, 0, 0]},
+        {"missed_distance": -0.1},
+        {"missed_probability": -0.1},
+        {"missed_probability": 1.1},
+    ],
     ids=str,
 )
-def test_bounds_and_probabilities_that_cannot_be_are_refused_on_the_way_in_and_out(tmp_path, output, changes):
+def test_bounds_and_probabilities_that_cannot_be_are_refused_on_the_way_in_and_out(
+    tmp_path, output, changes
+):
     with pytest.raises(ValueError, match=next(iter(changes))):
         record_of("wide/0/0", **changes)
     write(output, manifest_of(tmp_path, epochs=(0,)))
@@ -157,7 +205,12 @@ def test_an_older_record_is_the_same_measurement_as_one_that_knows_more(tmp_path
 def test_every_number_comes_back_exactly_from_the_parts_and_from_the_merged_file(tmp_path, output):
     manifest = manifest_of(tmp_path)
     keys = write(output, manifest, merge=False)
-    assert keys == [task_key(name, epoch, b) for name in ("wide", "narrow") for epoch in (0, 2) for b in range(4)]
+    assert keys == [
+        task_key(name, epoch, b)
+        for name in ("wide", "narrow")
+        for epoch in (0, 2)
+        for b in range(4)
+    ]
     assert not output.exists()
     with SpectrumStore.open(output) as growing:
         assert_holds(growing, keys)
@@ -169,7 +222,9 @@ def test_every_number_comes_back_exactly_from_the_parts_and_from_the_merged_file
         assert finished.epochs("wide") == (0, 2)
 
 
-def test_a_file_from_before_the_later_columns_is_read_with_unknown_values_and_can_grow(tmp_path, output):
+def test_a_file_from_before_the_later_columns_is_read_with_unknown_values_and_can_grow(
+    tmp_path, output
+):
     write(output, manifest_of(tmp_path, epochs=(0,)))
     with h5py.File(output, "r+") as file:
         for series in file["spectra"].values():
@@ -177,8 +232,16 @@ def test_a_file_from_before_the_later_columns_is_read_with_unknown_values_and_ca
                 del series["0"][name]
     with SpectrumStore.open(output) as store:
         old = store.records("wide", 0)
-    assert old.smallest.shape == (4, K) and np.isnan(old.smallest).all() and np.isnan(old.parameter_norm).all()
-    assert (old.num_negative == -1).all() and (old.num_unused == -1).all() and old.num_positive.dtype == np.int64
+    assert (
+        old.smallest.shape == (4, K)
+        and np.isnan(old.smallest).all()
+        and np.isnan(old.parameter_norm).all()
+    )
+    assert (
+        (old.num_negative == -1).all()
+        and (old.num_unused == -1).all()
+        and old.num_positive.dtype == np.int64
+    )
     np.testing.assert_array_equal(old.eigenvalues[1], record_of("wide/0/1").values)
     write(output, manifest_of(tmp_path, epochs=(0, 2)))
     with SpectrumStore.open(output) as store:
@@ -195,11 +258,16 @@ def test_a_reader_that_knows_only_the_published_schema_finds_everything(tmp_path
         assert attributes["manifest_sha256"] == manifest.sha256
         assert attributes["landscape_version"] == VERSION
         assert json.loads(attributes["protocol"])["data"]["num_samples"] == 60
-        assert hashlib.sha256(attributes["protocol"].encode()).hexdigest() == attributes["protocol_sha256"]
+        assert (
+            hashlib.sha256(attributes["protocol"].encode()).hexdigest()
+            == attributes["protocol_sha256"]
+        )
         assert list(file["spectra"]) == ["wide", "narrow"]
         assert list(file["plan/series"].asstr()) == ["wide", "wide", "narrow", "narrow"]
         assert list(file["plan/label"].asstr())[0] == "ViT, wide"
-        assert list(file["plan/epoch"]) == [0, 2, 0, 2] and list(file["plan/num_batches"]) == [4] * 4
+        assert (
+            list(file["plan/epoch"]) == [0, 2, 0, 2] and list(file["plan/num_batches"]) == [4] * 4
+        )
         group = file["spectra/wide/2"]
         m = max(len(record_of(f"wide/2/{batch}").ritz_values) for batch in range(4))
         assert {name: (data.shape, data.dtype.str) for name, data in group.items()} == {
@@ -320,7 +388,11 @@ def test_a_finished_output_takes_a_plan_that_grew(tmp_path, output):
 def test_what_resumed_runs_disagree_on_is_stated_with_all_its_values(tmp_path, output, monkeypatch):
     manifest = manifest_of(tmp_path, series=("wide",), epochs=(0,), num_batches=3)
     for batch, threads, version in [(0, 1, "2.13"), (1, 2, "2.15"), (2, 1, "2.15")]:
-        monkeypatch.setattr(writer_module, "package_versions", lambda version=version: {"torch": version, "numpy": "2"})
+        monkeypatch.setattr(
+            writer_module,
+            "package_versions",
+            lambda version=version: {"torch": version, "numpy": "2"},
+        )
         with SpectrumWriter(output, manifest) as writer:
             writer.add(record_of(f"wide/0/{batch}", settings={"device": "cpu", "threads": threads}))
             writer.merge()
@@ -415,7 +487,9 @@ def test_a_part_that_is_damaged_before_the_merge_is_reported_and_the_rest_kept(t
         for key in ("wide/0/0", "wide/0/1"):
             writer.add(record_of(key))
         flip(parts_folder(output) / "records.0.log", -3)
-        refusal(writer.merge, "1 records became unreadable", "wide/0/1", "Run the same command again")
+        refusal(
+            writer.merge, "1 records became unreadable", "wide/0/1", "Run the same command again"
+        )
     assert entries(output.parent) == ["spectra.h5"]
     assert len(write(output, manifest)) == 15
 
@@ -438,8 +512,12 @@ def flip(path, position):
         lambda path: path.write_bytes(b"\x00" * 500),
         lambda path: path.write_bytes(b"[" * 100_000 + b"\n{}\n"),
         lambda path: path.write_bytes(b"[]\n[]\n"),
-        lambda path: path.write_bytes(path.read_bytes().replace(b'"schema_version": 1', b'"schema_version": 2')),
-        lambda path: path.write_bytes(path.read_bytes().replace(b'"seconds": 0.', b'"seconds": 1.')),
+        lambda path: path.write_bytes(
+            path.read_bytes().replace(b'"schema_version": 1', b'"schema_version": 2')
+        ),
+        lambda path: path.write_bytes(
+            path.read_bytes().replace(b'"seconds": 0.', b'"seconds": 1.')
+        ),
         lambda path: flip(path, 20),
         lambda path: flip(path, 300),
         lambda path: flip(path, -3),
@@ -473,7 +551,12 @@ def test_a_damaged_part_is_reported_never_used_and_measured_again(tmp_path, outp
 
 def manifest_keys(manifest: Manifest) -> list[str]:
     batches = range(manifest.data.num_batches)
-    return [task_key(one.name, epoch, batch) for one in manifest.series for epoch in one.epochs for batch in batches]
+    return [
+        task_key(one.name, epoch, batch)
+        for one in manifest.series
+        for epoch in one.epochs
+        for batch in batches
+    ]
 
 
 def test_parts_of_another_run_are_not_mixed_in(tmp_path, output):
@@ -483,9 +566,19 @@ def test_parts_of_another_run_are_not_mixed_in(tmp_path, output):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     other_seed = elsewhere / "seed.h5"
-    write(other_seed, manifest_of(tmp_path, series=("wide",), epochs=(0,), seed=1), keys=["wide/0/1"], merge=False)
+    write(
+        other_seed,
+        manifest_of(tmp_path, series=("wide",), epochs=(0,), seed=1),
+        keys=["wide/0/1"],
+        merge=False,
+    )
     other_series = elsewhere / "series.h5"
-    write(other_series, manifest_of(tmp_path, series=("other",), epochs=(0,)), keys=["other/0/0"], merge=False)
+    write(
+        other_series,
+        manifest_of(tmp_path, series=("other",), epochs=(0,)),
+        keys=["other/0/0"],
+        merge=False,
+    )
     other_weights = elsewhere / "weights.h5"
     with SpectrumWriter(other_weights, manifest) as writer:
         writer.add(record_of("wide/0/3", checkpoint_sha256="0" * 64))
@@ -510,7 +603,9 @@ def test_parts_of_another_output_beside_a_file_are_refused(tmp_path, output):
     log = (parts_folder(output) / "records.0.log").read_bytes()
     refusal(lambda: SpectrumStore.open(output), "were not measured for", "move it away")
     refusal(lambda: SpectrumWriter(output, manifest_of(tmp_path)), "move it away")
-    assert (parts_folder(output) / "records.0.log").read_bytes() == log and log.count(b"\n") == 2 * 16
+    assert (parts_folder(output) / "records.0.log").read_bytes() == log and log.count(
+        b"\n"
+    ) == 2 * 16
 
 
 def test_a_plan_that_is_lost_or_damaged_is_mended_by_the_manifest(tmp_path, output):
@@ -583,7 +678,9 @@ def test_the_lock_dies_with_a_killed_writer_even_if_its_children_live_on(tmp_pat
         child = int(process.stdout.readline())
         try:
             manifest = manifest_of(tmp_path)
-            refusal(lambda: SpectrumWriter(output, manifest), f"process {process.pid}", "is writing it")
+            refusal(
+                lambda: SpectrumWriter(output, manifest), f"process {process.pid}", "is writing it"
+            )
             process.kill()
             process.wait()
             assert len(write(output, manifest)) == 15
@@ -663,22 +760,33 @@ def test_a_merge_while_a_reader_opens_hides_nothing(tmp_path, output, monkeypatc
         ({"seed": 1}, ["hessian.seed is 0"]),
         ({"series": ("wide",)}, ["it holds series 'narrow'", "does not list"]),
         ({"epochs": (0,)}, ["it holds epoch 2 of series 'wide'", "does not list"]),
-        ({"model": "vit_small_64"}, ["series 'wide' is of model 'vit_tiny_64' in this output, but 'vit_small_64'"]),
+        (
+            {"model": "vit_small_64"},
+            ["series 'wide' is of model 'vit_tiny_64' in this output, but 'vit_small_64'"],
+        ),
     ],
 )
 @pytest.mark.parametrize("merge", [False, True])
-def test_an_output_of_another_manifest_is_refused_and_left_as_it_was(tmp_path, output, change, words, merge):
+def test_an_output_of_another_manifest_is_refused_and_left_as_it_was(
+    tmp_path, output, change, words, merge
+):
     write(output, manifest_of(tmp_path), merge=merge)
     before = {path: path.read_bytes() for path in output.parent.rglob("*") if path.is_file()}
     other = manifest_of(tmp_path, **change)
     refusal(lambda: SpectrumWriter(output, other), str(output), "Name another output", *words)
     refusal(lambda: SpectrumStore.check(output, other), *words)
-    assert {path: path.read_bytes() for path in output.parent.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in output.parent.rglob("*") if path.is_file()
+    } == before
 
 
 @pytest.mark.parametrize("with_sha256", [True, False])
-def test_a_checkpoint_written_anew_is_not_mixed_with_its_old_measurements(tmp_path, output, with_sha256):
-    keys = write(output, manifest_of(tmp_path, with_sha256=with_sha256), keys=["wide/2/0", "narrow/0/0"])
+def test_a_checkpoint_written_anew_is_not_mixed_with_its_old_measurements(
+    tmp_path, output, with_sha256
+):
+    keys = write(
+        output, manifest_of(tmp_path, with_sha256=with_sha256), keys=["wide/2/0", "narrow/0/0"]
+    )
     assert write(output, manifest_of(tmp_path, with_sha256=with_sha256), keys=keys) == []
     (tmp_path / "narrow_2.pt").write_text("a checkpoint without a measurement may change")
     assert write(output, manifest_of(tmp_path, with_sha256=with_sha256), keys=keys) == []
@@ -698,7 +806,9 @@ def test_another_schema_version_is_refused_with_the_version_that_can_read_it(tmp
     set_attribute(output, "schema_version", 2)
     set_attribute(output, "landscape_version", "7.5")
     for call in (lambda: SpectrumStore.open(output), lambda: SpectrumWriter(output, manifest)):
-        refusal(call, "schema version 2", "reads and writes version 1", "landscape 7.5, which wrote it")
+        refusal(
+            call, "schema version 2", "reads and writes version 1", "landscape 7.5, which wrote it"
+        )
     assert entries(output.parent) == ["spectra.h5"]
 
 
@@ -708,7 +818,9 @@ def test_parts_of_another_schema_version_are_refused(tmp_path, output):
     plan = parts_folder(output) / "plan.json"
     plan.write_bytes(plan.read_bytes().replace(b'"schema_version": 1', b'"schema_version": 2'))
     before = entries(parts_folder(output))
-    refusal(lambda: SpectrumWriter(output, manifest), "schema version 2", f"{VERSION}, which wrote it")
+    refusal(
+        lambda: SpectrumWriter(output, manifest), "schema version 2", f"{VERSION}, which wrote it"
+    )
     assert entries(parts_folder(output)) == before
 
 
@@ -733,17 +845,29 @@ def test_who_only_reads_is_not_told_of_overwriting(output):
     output.write_text("# My thesis")
     with pytest.raises(StoreError, match="not an HDF5 file; so it is no store") as refused:
         SpectrumStore.open(output)
-    assert "overwrite" not in str(refused.value) and "output" not in str(refused.value).replace(str(output), "")
+    assert "overwrite" not in str(refused.value) and "output" not in str(refused.value).replace(
+        str(output), ""
+    )
 
 
 def test_a_store_is_opened_as_if_it_had_some_series_alone(tmp_path, output):
     manifest = manifest_of(tmp_path)
     write(output, manifest)
     with SpectrumStore.open(output) as whole, SpectrumStore.open(output, series=["wide"]) as some:
-        assert len(whole.series()) > 1 and some.series() == ("wide",) and [one.name for one in some.plan.series] == ["wide"]
-        assert some.completed_keys() == {key for key in whole.completed_keys() if key.startswith("wide/")}
+        assert (
+            len(whole.series()) > 1
+            and some.series() == ("wide",)
+            and [one.name for one in some.plan.series] == ["wide"]
+        )
+        assert some.completed_keys() == {
+            key for key in whole.completed_keys() if key.startswith("wide/")
+        }
         refusal(lambda: some.records(whole.series()[1], 0), "no series")
-    refusal(lambda: SpectrumStore.open(output, series=["wide", "wid"]), "no series 'wid'", "did you mean 'wide'?")
+    refusal(
+        lambda: SpectrumStore.open(output, series=["wide", "wid"]),
+        "no series 'wid'",
+        "did you mean 'wide'?",
+    )
 
 
 def test_a_damaged_store_is_refused_with_a_sentence(tmp_path, output):
@@ -806,9 +930,19 @@ def test_a_record_that_does_not_belong_is_refused(tmp_path, output):
         with pytest.raises(ValueError, match="stored already"):
             writer.add(record_of("wide/0/0"))
         with pytest.raises(ValueError, match="has 2 eigenvalues"):
-            writer.add(record_of("wide/0/1", values=[1, 2], residuals=[0, 0], converged=[True, True]))
-        refusal(lambda: writer.add(record_of("wide/0/1", checkpoint_sha256="0" * 64)), "weights are not those", "0" * 64)
-        refusal(lambda: writer.add(record_of("wide/2/0", batch_sha256="0" * 64)), "pairs are not those", "0" * 64)
+            writer.add(
+                record_of("wide/0/1", values=[1, 2], residuals=[0, 0], converged=[True, True])
+            )
+        refusal(
+            lambda: writer.add(record_of("wide/0/1", checkpoint_sha256="0" * 64)),
+            "weights are not those",
+            "0" * 64,
+        )
+        refusal(
+            lambda: writer.add(record_of("wide/2/0", batch_sha256="0" * 64)),
+            "pairs are not those",
+            "0" * 64,
+        )
         assert writer.completed_keys() == {"wide/0/0"}
     with pytest.raises(ValueError, match="closed"):
         writer.add(record_of("wide/0/1"))
@@ -818,7 +952,11 @@ def test_pairs_that_changed_between_two_runs_are_noticed(tmp_path, output):
     manifest = manifest_of(tmp_path)
     write(output, manifest, keys=["wide/0/0"])
     with SpectrumWriter(output, manifest) as writer:
-        refusal(lambda: writer.add(record_of("wide/2/0", batch_sha256="0" * 64)), "pairs are not those", "changed")
+        refusal(
+            lambda: writer.add(record_of("wide/2/0", batch_sha256="0" * 64)),
+            "pairs are not those",
+            "changed",
+        )
 
 
 @pytest.mark.parametrize(
@@ -870,14 +1008,29 @@ def test_a_description_says_what_is_inside(tmp_path, output):
     write(output, manifest)
     assert is_store(output) and not is_store(tmp_path / "wide_0.pt")
     text = "\n".join(describe(output))
-    for words in ("complete: 16 of 16 records", manifest.sha256, "60 pairs", "nat per squared parameter", "narrow epoch 2"):
+    for words in (
+        "complete: 16 of 16 records",
+        manifest.sha256,
+        "60 pairs",
+        "nat per squared parameter",
+        "narrow epoch 2",
+    ):
         assert words in text
     with SpectrumStore.open(output) as store:
         (summary, *_) = summarize(store)
     values = np.stack([record_of(f"wide/0/{batch}").values for batch in range(4)])
-    assert (summary.largest, summary.smallest, summary.num_records) == (values.max(), values.min(), 4)
+    assert (summary.largest, summary.smallest, summary.num_records) == (
+        values.max(),
+        values.min(),
+        4,
+    )
 
 
 def test_the_store_imports_no_torch():
     code = "import sys, landscape.store; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )

@@ -25,7 +25,9 @@ def stored(tmp_path_factory):
     """Two series of which one lacks an epoch, and one lacks a batch; Ritz values of lengths that vary."""
     folder = tmp_path_factory.mktemp("study")
     manifest = manifest_of(folder, series=("wide", "narrow"), epochs=(0, 2), num_batches=4)
-    keys = [f"wide/{epoch}/{batch}" for epoch in (0, 2) for batch in range(4)] + [f"narrow/2/{batch}" for batch in (0, 2, 3)]
+    keys = [f"wide/{epoch}/{batch}" for epoch in (0, 2) for batch in range(4)] + [
+        f"narrow/2/{batch}" for batch in (0, 2, 3)
+    ]
     records = [record_of(key) for key in keys]
     with SpectrumWriter(folder / "spectra.h5", manifest) as writer:
         for record in records:
@@ -37,7 +39,11 @@ def stored(tmp_path_factory):
 def test_every_number_of_every_record_stands_at_its_coordinates(stored):
     path, records = stored
     dataset = SpectrumStore.open(path).to_xarray()
-    assert dict(dataset.sizes)["series"] == 2 and tuple(dataset.epoch.values) == (0, 2) and dataset.sizes["batch"] == 4
+    assert (
+        dict(dataset.sizes)["series"] == 2
+        and tuple(dataset.epoch.values) == (0, 2)
+        and dataset.sizes["batch"] == 4
+    )
     for record in records:
         at = dataset.sel(series=record.series, epoch=record.epoch, batch=record.batch)
         np.testing.assert_array_equal(at.eigenvalues, record.values)
@@ -54,8 +60,15 @@ def test_what_was_not_measured_is_nan_and_has_no_digest(stored):
     dataset = SpectrumStore.open(stored[0]).to_xarray()
     gap = dataset.sel(series="narrow", epoch=0)
     assert all(np.isnan(gap[name]).all() for name in VARIABLES)
-    assert set(gap.batch_sha256.values) == {""} and str(gap.checkpoint_sha256.values) == "" and np.isnan(gap.num_params)
-    assert np.isnan(dataset.loss.sel(series="narrow", epoch=2, batch=1)) and int(dataset.loss.notnull().sum()) == 11
+    assert (
+        set(gap.batch_sha256.values) == {""}
+        and str(gap.checkpoint_sha256.values) == ""
+        and np.isnan(gap.num_params)
+    )
+    assert (
+        np.isnan(dataset.loss.sel(series="narrow", epoch=2, batch=1))
+        and int(dataset.loss.notnull().sum()) == 11
+    )
 
 
 def test_every_column_of_the_store_is_there_with_dimensions_unit_and_meaning(stored):
@@ -86,17 +99,27 @@ def test_facts_of_the_runs_are_texts_of_json_and_coordinates_say_what_they_are(s
 
 def test_the_page_about_it_lists_every_variable_with_its_dimensions_unit_and_meaning(stored):
     dataset = SpectrumStore.open(stored[0]).to_xarray()
-    rows = [re.split(r"(?<!\\)\|", line) for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    described = {row[1].strip(" `"): [cell.strip().replace("\\|", "|") for cell in row[2:5]] for row in rows}
+    rows = [
+        re.split(r"(?<!\\)\|", line)
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    described = {
+        row[1].strip(" `"): [cell.strip().replace("\\|", "|") for cell in row[2:5]] for row in rows
+    }
     assert len(rows) == len(described) and set(described) == set(map(str, dataset.variables))
     for name, (dims, unit, meaning) in described.items():
         variable = dataset[name]
-        assert dims == ", ".join(map(str, variable.dims)) and unit == variable.attrs.get("units", ""), name
+        assert dims == ", ".join(map(str, variable.dims)) and unit == variable.attrs.get(
+            "units", ""
+        ), name
         assert meaning == variable.attrs["long_name"], name
 
 
 def test_a_bound_that_a_method_does_not_give_is_nan_and_not_minus_one(tmp_path):
-    path = write_store(tmp_path / "a.h5", {("vit", 0): np.ones((2, K))}, changes={("vit", 0): {"num_negative": -1}})
+    path = write_store(
+        tmp_path / "a.h5", {("vit", 0): np.ones((2, K))}, changes={("vit", 0): {"num_negative": -1}}
+    )
     assert np.isnan(SpectrumStore.open(path).to_xarray().num_negative).all()
 
 

@@ -23,7 +23,9 @@ class Bag(nn.Module):
         self.tied = tied
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                )
 
     def forward(self, tokens):
         features = torch.tanh(self.hidden(self.table(tokens).mean(1)))
@@ -41,7 +43,9 @@ def test_the_support_holds_the_rows_that_the_batch_looks_up_and_every_other_used
     for name, parameter in model.named_parameters():
         offsets[name] = start
         start += parameter.numel()
-    looked_up = [offsets["table.weight"] + 4 * row + column for row in (0, 1, 3, 7) for column in range(4)]
+    looked_up = [
+        offsets["table.weight"] + 4 * row + column for row in (0, 1, 3, 7) for column in range(4)
+    ]
     hidden = list(range(offsets["hidden.weight"], offsets["hidden.weight"] + 20))
     assert sorted(H.support.tolist()) == sorted(looked_up + hidden)
     assert H.n == start

@@ -73,7 +73,9 @@ def read(study: Path, name: str = "surface.h5") -> StoredSurface:
 # --- what it computes -------------------------------------------------------------------------------------------------
 
 
-def test_a_random_surface_holds_the_losses_of_models_moved_by_hand_on_the_mean_of_the_batches(study):
+def test_a_random_surface_holds_the_losses_of_models_moved_by_hand_on_the_mean_of_the_batches(
+    study,
+):
     result = surface(study, "--series", "two", "--epoch", "1", "--batches", "2", "--span", "0.5")
     assert result.exit_code == 0, result.output
     stored = read(study)
@@ -85,12 +87,19 @@ def test_a_random_surface_holds_the_losses_of_models_moved_by_hand_on_the_mean_o
     assert stored.result.axes[0].unit == "filter norms" and abs(stored.result.cosine) < 0.1
     # Predicted by derivatives, measured by differences.
     for number, axis in enumerate(stored.result.axes):
-        assert axis.fit.value == pytest.approx(stored.result.local.hessian[number, number], rel=1e-4)
+        assert axis.fit.value == pytest.approx(
+            stored.result.local.hessian[number, number], rel=1e-4
+        )
     assert result.stdout.count("they agree") == 2
 
 
 def test_a_slice_along_an_eigenvector_is_that_of_the_operators_own_eigenvector(study):
-    assert surface(study, "--series", "one", "--directions", "eigenvectors", "--dimensions", "1").exit_code == 0
+    assert (
+        surface(
+            study, "--series", "one", "--directions", "eigenvectors", "--dimensions", "1"
+        ).exit_code
+        == 0
+    )
     stored = read(study)
     axis = stored.result.axis
     model = build_model(MODEL, dtype=torch.float64)
@@ -107,7 +116,11 @@ def test_a_slice_along_an_eigenvector_is_that_of_the_operators_own_eigenvector(s
     objective, params = contrastive_objective(model)
     batch = {"image": batches[0]["image"].double(), "text": batches[0]["text"]}
     pairs = eigsh(HessianOperator(objective, params, batch), 1, tol=1e-8)
-    assert axis.eigenvalue == pytest.approx(float(pairs.values[0]), rel=1e-5) and axis.converged and axis.bound > 0
+    assert (
+        axis.eigenvalue == pytest.approx(float(pairs.values[0]), rel=1e-5)
+        and axis.converged
+        and axis.bound > 0
+    )
     assert axis.fit.value == pytest.approx(float(pairs.values[0]), rel=0.01)
     # The span is where half the eigenvalue times its square is one nat.
     assert 0.5 * abs(axis.eigenvalue) * axis.coordinates[-1] ** 2 == pytest.approx(1.0)
@@ -132,7 +145,19 @@ def test_a_line_joins_two_checkpoints_of_one_series_by_default_the_first_and_the
 
 
 def test_a_line_joins_two_series_of_one_model(study):
-    result = surface(study, "--series", "one", "--epoch", "1", "--directions", "line", "--to", "two:0", "--batches", "3")
+    result = surface(
+        study,
+        "--series",
+        "one",
+        "--epoch",
+        "1",
+        "--directions",
+        "line",
+        "--to",
+        "two:0",
+        "--batches",
+        "3",
+    )
     assert result.exit_code == 0, result.output
     result = read(study).result
     for end, path in ((0, "one_1.pt"), (-1, "two_0.pt")):
@@ -155,7 +180,9 @@ def test_both_ends_of_a_line_between_batch_norms_have_their_own_statistics(tmp_p
     assert surface(study, "--directions", "line").exit_code == 0
     losses = read(study).result.losses
     for end, epoch in ((0, 0), (-1, 1)):
-        expected = loss_of(study, state_of(tmp_path / f"one_{epoch}.pt", model=RESNET), 0, model=RESNET)
+        expected = loss_of(
+            study, state_of(tmp_path / f"one_{epoch}.pt", model=RESNET), 0, model=RESNET
+        )
         assert losses[end] == pytest.approx(expected, rel=1e-12)
 
 
@@ -164,13 +191,19 @@ def test_losses_that_are_not_finite_are_stored_drawn_and_counted(study, monkeypa
 
     def overflowing(loss_at):
         loss_at = guarded(loss_at)
-        return lambda *at: float("inf") if at[0] == 1.0 else float("nan") if at[0] == -1.0 else loss_at(*at)
+        return lambda *at: (
+            float("inf") if at[0] == 1.0 else float("nan") if at[0] == -1.0 else loss_at(*at)
+        )
 
     monkeypatch.setattr(source_module, "_guarded", overflowing)
     result = surface(study, "--series", "one", "--dimensions", "1", output="surface.svg")
     assert result.exit_code == 0 and "2 of the losses are not finite" in result.stdout
     stored = read(study)
-    assert stored.num_computed == 5 and np.isnan(stored.result.losses[0]) and stored.result.losses[4] == np.inf
+    assert (
+        stored.num_computed == 5
+        and np.isnan(stored.result.losses[0])
+        and stored.result.losses[4] == np.inf
+    )
     monkeypatch.undo()
     again = surface(study, "--series", "one", "--dimensions", "1", output="surface.svg")
     assert "0 now, 5 before" in again.stdout
@@ -183,13 +216,26 @@ def test_losses_that_are_not_finite_are_stored_drawn_and_counted(study, monkeypa
 def test_a_second_run_computes_nothing_and_only_draws_in_another_view(study):
     assert surface(study, "--series", "one").exit_code == 0
     before = (study.parent / "surface.h5").read_bytes()
-    result = surface(study, "--series", "one", "--view", "3d", "--data", study.parent / "surface.h5", output="relief.pdf")
+    result = surface(
+        study,
+        "--series",
+        "one",
+        "--view",
+        "3d",
+        "--data",
+        study.parent / "surface.h5",
+        output="relief.pdf",
+    )
     assert result.exit_code == 0 and "0 now, 25 before" in result.stdout
-    assert (study.parent / "surface.h5").read_bytes() == before and (study.parent / "relief.pdf").exists()
+    assert (study.parent / "surface.h5").read_bytes() == before and (
+        study.parent / "relief.pdf"
+    ).exists()
     assert not list(study.parent.glob("*.parts")) and not list(study.parent.glob(".*"))
 
 
-def test_a_run_that_fails_keeps_its_points_and_the_next_one_goes_on_to_the_same_numbers(study, monkeypatch):
+def test_a_run_that_fails_keeps_its_points_and_the_next_one_goes_on_to_the_same_numbers(
+    study, monkeypatch
+):
     options = ("--series", "one", "--directions", "eigenvectors")
     assert surface(study, *options, output="whole.png").exit_code == 0
     whole = points(study.parent / "whole.h5")
@@ -212,9 +258,14 @@ def test_a_run_that_fails_keeps_its_points_and_the_next_one_goes_on_to_the_same_
     assert "point (" in result.stderr and "out of memory" in result.stderr
     # The eigenvectors wait beside the file; 39 of the losses went into the two fits and the middle.
     assert 5 < len(points(study.parent / "surface.h5")) < 25
-    assert [path.name for path in parts_folder(study.parent / "surface.h5").iterdir()] == ["directions.safetensors"]
+    assert [path.name for path in parts_folder(study.parent / "surface.h5").iterdir()] == [
+        "directions.safetensors"
+    ]
     monkeypatch.undo()
-    monkeypatch.setattr("landscape.linalg.eigsh", lambda *args, **options: pytest.fail("the eigenvectors were found again"))
+    monkeypatch.setattr(
+        "landscape.linalg.eigsh",
+        lambda *args, **options: pytest.fail("the eigenvectors were found again"),
+    )
     result = surface(study, *options)
     assert result.exit_code == 0, result.output
     assert points(study.parent / "surface.h5") == whole
@@ -250,25 +301,42 @@ def test_a_surface_is_read_back_as_it_was_written(study):
     write_surface(study.parent / "copy.h5", stored)
     assert (study.parent / "copy.h5").read_bytes() == (study.parent / "surface.h5").read_bytes()
     with h5py.File(study.parent / "copy.h5") as file:
-        assert file.attrs["schema_version"] == 1 and file["losses"].shape == (5, 5) and file.attrs["unit"] == "nat"
+        assert (
+            file.attrs["schema_version"] == 1
+            and file["losses"].shape == (5, 5)
+            and file.attrs["unit"] == "nat"
+        )
         assert set(file["axes"]) == {"0", "1"} and file["axes/0"].attrs["converged"] == 1
 
 
 @pytest.mark.parametrize(
     "options",
-    [["--epoch", "0"], ["--points", "7"], ["--span", "2"], ["--batches", "2"], ["--seed", "1"], ["--directions", "eigenvectors"]],
+    [
+        ["--epoch", "0"],
+        ["--points", "7"],
+        ["--span", "2"],
+        ["--batches", "2"],
+        ["--seed", "1"],
+        ["--directions", "eigenvectors"],
+    ],
 )
 def test_a_file_of_another_picture_is_refused_and_left_alone(study, options):
     assert surface(study, "--series", "one").exit_code == 0
     before = (study.parent / "surface.h5").read_bytes()
     result = surface(study, "--series", "one", *options)
-    assert result.exit_code == 2 and options[0].removeprefix("--") in result.stderr and "--data" in result.stderr
+    assert (
+        result.exit_code == 2
+        and options[0].removeprefix("--") in result.stderr
+        and "--data" in result.stderr
+    )
     assert (study.parent / "surface.h5").read_bytes() == before
 
 
 def test_weights_that_changed_since_are_refused(study):
     assert surface(study, "--series", "one").exit_code == 0
-    save_checkpoint(study.parent / "one_1.pt", model=build_model(MODEL, seed=55), epoch=1, name=MODEL)
+    save_checkpoint(
+        study.parent / "one_1.pt", model=build_model(MODEL, seed=55), epoch=1, name=MODEL
+    )
     result = surface(study, "--series", "one")
     assert result.exit_code == 2 and "checkpoint_sha256" in result.stderr
 
@@ -284,7 +352,13 @@ def test_another_writer_is_refused(study):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda path: path.write_bytes(b"no"), lambda path: path.write_bytes(path.read_bytes()[:3000]), "schema", "foreign"]
+    "damage",
+    [
+        lambda path: path.write_bytes(b"no"),
+        lambda path: path.write_bytes(path.read_bytes()[:3000]),
+        "schema",
+        "foreign",
+    ],
 )
 def test_a_file_that_is_no_surface_is_refused_and_left_alone(study, damage):
     assert surface(study, "--series", "one").exit_code == 0
@@ -317,7 +391,10 @@ def test_a_file_that_is_no_surface_is_refused_and_left_alone(study, damage):
         (["--series", "one", "--batches", "4"], ["3 batches", "4 were asked"]),
         (["--series", "one", "--to", "0"], ["--directions line"]),
         (["--series", "one", "--directions", "line", "--span", "1"], ["leave --span out"]),
-        (["--series", "one", "--directions", "line", "--dimensions", "2"], ["leave --dimensions out"]),
+        (
+            ["--series", "one", "--directions", "line", "--dimensions", "2"],
+            ["leave --dimensions out"],
+        ),
         (["--series", "one", "--directions", "line", "--to", "last"], ["'last'", "SERIES:EPOCH"]),
         (["--series", "one", "--directions", "line", "--to", "three:0"], ["'three'", "one, two"]),
         (["--series", "one", "--directions", "line", "--to", "9"], ["no epoch 9"]),
@@ -347,7 +424,9 @@ def test_a_line_between_two_models_is_refused(study):
 
 
 def test_weights_that_do_not_fit_the_model_are_refused_at_either_end_of_a_line(study):
-    save_checkpoint(study.parent / "one_1.pt", model=build_model(RESNET, seed=1), epoch=1, name=RESNET)
+    save_checkpoint(
+        study.parent / "one_1.pt", model=build_model(RESNET, seed=1), epoch=1, name=RESNET
+    )
     result = surface(study, "--series", "one", "--directions", "line")
     assert_refused(result, "one_1.pt", "does not fit", output=study.parent / "surface.png")
 
@@ -365,20 +444,33 @@ def test_wrong_names_of_files_are_refused_before_any_work(study):
 
 def test_a_dry_run_says_what_is_left_and_writes_nothing(study):
     result = surface(study, "--series", "one", "--dry-run", "--batches", "2")
-    assert result.exit_code == 0 and "5 x 5 points, each the mean of 2 batches of 4" in result.stdout
+    assert (
+        result.exit_code == 0 and "5 x 5 points, each the mean of 2 batches of 4" in result.stdout
+    )
     assert "0 of 25 points" in result.stdout and not list(study.parent.glob("surface*"))
 
 
 def test_help_and_wrong_series_need_no_torch(study):
-    for command, status in ((["surface", "--help"], 0), (["surface", str(study), "-o", "x.png", "--series", "three"], 2)):
+    for command, status in (
+        (["surface", "--help"], 0),
+        (["surface", str(study), "-o", "x.png", "--series", "three"], 2),
+    ):
         code = f"import sys; from landscape.cli import main\ntry:\n    main({command})\nexcept SystemExit as stop:\n"
         code += f"    assert stop.code == {status}\nassert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_the_command_is_a_function_too(study):
-    report = run_surface(Manifest.load(study), study.parent / "a.svg", SurfaceRequest(series="two", points=5, dimensions=1))
-    assert report.stored is not None and report.stored.num_computed == 5 and report.figure == study.parent / "a.svg"
+    report = run_surface(
+        Manifest.load(study),
+        study.parent / "a.svg",
+        SurfaceRequest(series="two", points=5, dimensions=1),
+    )
+    assert (
+        report.stored is not None
+        and report.stored.num_computed == 5
+        and report.figure == study.parent / "a.svg"
+    )
 
 
 @pytest.mark.slow
@@ -388,7 +480,9 @@ def test_sigkill_at_random_moments_loses_no_point_and_changes_none(tmp_path):
     options = ["--series", "one", "--directions", "eigenvectors", "--points", "7"]
     arguments = [sys.executable, lab, study, tmp_path, "8", *options]
     arguments = [str(argument) for argument in arguments]
-    finished = subprocess.run(arguments, capture_output=True, text=True, cwd=lab.parent, timeout=500)
+    finished = subprocess.run(
+        arguments, capture_output=True, text=True, cwd=lab.parent, timeout=500
+    )
     assert finished.returncode == 0, finished.stderr
     outcome = json.loads(finished.stdout)
     assert not outcome["damaged"] and len(outcome["counts"]) == 8

@@ -27,7 +27,12 @@ NOTE = "Loss of one batch of 15 pairs, in nats. " * 6
 def axis_of(coordinates, number=1, eigenvalue=math.nan):
     fit = CurvatureFit(value=eigenvalue, error=0.1, step=0.1)
     return Axis(
-        name=f"eigenvector {number}", unit="Euclidean length", coordinates=coordinates, norm=1.0, eigenvalue=eigenvalue, fit=fit
+        name=f"eigenvector {number}",
+        unit="Euclidean length",
+        coordinates=coordinates,
+        norm=1.0,
+        eigenvalue=eigenvalue,
+        fit=fit,
     )
 
 
@@ -37,7 +42,9 @@ def slice_of(losses, *, eigenvalue=6.0, slope=0.5, computed=None):
     centre = losses[len(x) // 2]
     local = LocalModel(loss=centre, slopes=np.array([slope]), hessian=np.array([[eigenvalue]]))
     computed = np.ones(len(x), dtype=bool) if computed is None else computed
-    return LossSlice(axis=axis_of(x, eigenvalue=eigenvalue), losses=losses, computed=computed, local=local)
+    return LossSlice(
+        axis=axis_of(x, eigenvalue=eigenvalue), losses=losses, computed=computed, local=local
+    )
 
 
 def bent(points=21):
@@ -48,13 +55,19 @@ def bent(points=21):
 def line_of(losses):
     t = np.linspace(0, 1, len(losses))
     axis = Axis(name="epoch 0 to epoch 9", unit="share of the way", coordinates=t, norm=2.0)
-    return LossSlice(axis=axis, losses=np.asarray(losses, dtype=np.float64), computed=np.ones(len(t), dtype=bool))
+    return LossSlice(
+        axis=axis, losses=np.asarray(losses, dtype=np.float64), computed=np.ones(len(t), dtype=bool)
+    )
 
 
 def surface_of(function, *, points=15, eigenvalues=(6.0, -2.0), span=1.0):
     x = centred(points, span)
     losses = np.array([[function(a, b) for b in x] for a in x], dtype=np.float64)
-    local = LocalModel(loss=float(losses[points // 2, points // 2]), slopes=np.zeros(2), hessian=np.diag(eigenvalues))
+    local = LocalModel(
+        loss=float(losses[points // 2, points // 2]),
+        slopes=np.zeros(2),
+        hessian=np.diag(eigenvalues),
+    )
     axes = (axis_of(x, 1, eigenvalues[0]), axis_of(x, 2, eigenvalues[1]))
     computed = np.ones(losses.shape, dtype=bool)
     return LossSurface(axes=axes, losses=losses, computed=computed, local=local, cosine=0.0)
@@ -65,7 +78,9 @@ def saddle(**options):
 
 
 def lines_of(ax, style):
-    return [line for line in ax.lines if line.get_color() == style["color"] and len(line.get_xdata())]
+    return [
+        line for line in ax.lines if line.get_color() == style["color"] and len(line.get_xdata())
+    ]
 
 
 def legend_texts(fig):
@@ -89,7 +104,9 @@ def test_a_slice_shows_every_measured_point_and_the_predicted_parabola_within_th
     assert low < one.losses.min() and one.losses.max() < high and np.nanmax(y) <= high
     assert inside[len(x) // 2] and inside.sum() > 50
     assert legend_texts(fig) == ["measured", "predicted from slope and eigenvalue"]
-    assert ax.get_xlabel() == "eigenvector 1 (Euclidean length)" and ax.get_ylabel() == "Loss (nats)"
+    assert (
+        ax.get_xlabel() == "eigenvector 1 (Euclidean length)" and ax.get_ylabel() == "Loss (nats)"
+    )
 
 
 def test_several_slices_share_the_loss_axis_and_one_legend():
@@ -148,17 +165,32 @@ def test_levels_grow_by_a_constant_factor_above_the_lowest_loss_and_hold_every_f
 
 def test_levels_that_differ_in_late_digits_are_named_by_their_height_above_the_lowest():
     assert level_labels(np.array([1.0, 1.5, 2.25])) == ("Loss (nats)", ["1", "1.5", "2.25"])
-    assert level_labels(np.array([-2.0, -1.9996])) == ("Loss (nats)", ["\N{MINUS SIGN}2", "\N{MINUS SIGN}1.9996"])
+    assert level_labels(np.array([-2.0, -1.9996])) == (
+        "Loss (nats)",
+        ["\N{MINUS SIGN}2", "\N{MINUS SIGN}1.9996"],
+    )
     label, texts = level_labels(3 + np.array([0, 1e-7, 4e-7]))
-    assert label == "Loss above 3 (nats)" and texts == ["0", "1e\N{MINUS SIGN}07", "4e\N{MINUS SIGN}07"]
+    assert label == "Loss above 3 (nats)" and texts == [
+        "0",
+        "1e\N{MINUS SIGN}07",
+        "4e\N{MINUS SIGN}07",
+    ]
 
 
 def contours(ax):
     from matplotlib.contour import ContourSet
 
     sets = [child for child in ax.get_children() if isinstance(child, ContourSet)]
-    dashed = [one for one in sets if not one.filled and to_rgb(one.get_edgecolor()[0][:3]) == to_rgb(PREDICTED["color"])]
-    return [one for one in sets if one.filled], [one for one in sets if not one.filled and one not in dashed], dashed
+    dashed = [
+        one
+        for one in sets
+        if not one.filled and to_rgb(one.get_edgecolor()[0][:3]) == to_rgb(PREDICTED["color"])
+    ]
+    return (
+        [one for one in sets if one.filled],
+        [one for one in sets if not one.filled and one not in dashed],
+        dashed,
+    )
 
 
 def test_a_contour_plot_has_the_measured_levels_and_the_predicted_ellipses_at_some_of_them():
@@ -174,7 +206,9 @@ def test_a_contour_plot_has_the_measured_levels_and_the_predicted_ellipses_at_so
         x, y = path.vertices.T
         # The axes are the first direction, horizontal, and the second; linear interpolation on 201 points.
         np.testing.assert_allclose(2 + 3 * x**2 + y**2, level, atol=2e-4)
-    assert ax.get_xlabel().startswith("eigenvector 1") and ax.get_ylabel().startswith("eigenvector 2")
+    assert ax.get_xlabel().startswith("eigenvector 1") and ax.get_ylabel().startswith(
+        "eigenvector 2"
+    )
     assert bar.get_ylabel() == "Loss (nats)" and len(bar.get_yticklabels()) == len(levels)
     assert legend_texts(fig) == ["measured", "predicted from slopes and eigenvalues", "the model"]
 
@@ -184,7 +218,9 @@ def test_where_the_surface_is_the_quadratic_the_predicted_contours_lie_on_the_me
     (_, (measured,), (predicted,)) = contours(loss_contour(surface).axes[0])
     drawn = dict(zip(measured.levels.tolist(), measured.get_paths()))
     for level, path in zip(predicted.levels.tolist(), predicted.get_paths()):
-        distances = np.linalg.norm(path.vertices[:, None] - drawn[level].vertices[None], axis=-1).min(axis=1)
+        distances = np.linalg.norm(
+            path.vertices[:, None] - drawn[level].vertices[None], axis=-1
+        ).min(axis=1)
         # Vertices stand where a grid line is crossed: half a spacing of 1/20 apart at most, along the contour.
         assert distances.max() < 0.06
 
@@ -194,20 +230,33 @@ def test_a_surface_marks_what_is_not_finite_and_leaves_grey_what_is_not_computed
     losses, computed = surface.losses.copy(), surface.computed.copy()
     losses[0, 0], losses[3, 9] = np.inf, np.nan
     losses[10, 2], computed[10, 2] = np.nan, False
-    fig = loss_contour(LossSurface(axes=surface.axes, losses=losses, computed=computed, local=surface.local))
-    (crosses,) = [line for line in fig.axes[0].lines if line.get_marker() == "x" and len(line.get_xdata())]
+    fig = loss_contour(
+        LossSurface(axes=surface.axes, losses=losses, computed=computed, local=surface.local)
+    )
+    (crosses,) = [
+        line for line in fig.axes[0].lines if line.get_marker() == "x" and len(line.get_xdata())
+    ]
     x = surface.axes[0].coordinates
     assert list(zip(*crosses.get_data())) == [(x[0], x[0]), (x[3], x[9])]
-    assert to_rgb(fig.axes[0].get_facecolor()[:3]) == pytest.approx((0.82,) * 3) and "not finite" in legend_texts(fig)
+    assert to_rgb(fig.axes[0].get_facecolor()[:3]) == pytest.approx(
+        (0.82,) * 3
+    ) and "not finite" in legend_texts(fig)
     render(loss_surface_3d(LossSurface(axes=surface.axes, losses=losses, computed=computed)))
 
 
 def test_a_relief_has_three_labels_and_heights_on_a_logarithm_only_where_they_need_it():
-    plain, steep = loss_surface_3d(saddle()), loss_surface_3d(surface_of(lambda a, b: math.exp(6 * a)))
+    plain, steep = (
+        loss_surface_3d(saddle()),
+        loss_surface_3d(surface_of(lambda a, b: math.exp(6 * a))),
+    )
     for fig in (plain, steep):
         (ax,) = fig.axes
         labels = (ax.get_xlabel(), ax.get_ylabel(), ax.get_zlabel())
-        assert labels == ("eigenvector 1 (Euclidean length)", "eigenvector 2 (Euclidean length)", "Loss (nats)")
+        assert labels == (
+            "eigenvector 1 (Euclidean length)",
+            "eigenvector 2 (Euclidean length)",
+            "Loss (nats)",
+        )
     assert plain.axes[0].get_zlim()[1] == pytest.approx(saddle().losses.max())
     assert steep.axes[0].get_zlim()[1] == pytest.approx(6 / math.log(10))
 
@@ -220,7 +269,12 @@ def modules_of(series="a", num_modules=5, epochs=(0, 5, 10), names="block"):
     modules = tuple(f"{names}.{i}" for i in range(num_modules))
     converged = np.ones(values.shape, dtype=bool)
     return ModuleSample(
-        series=series, label=f"Model {series}", modules=modules, epochs=epochs, values=values, converged=converged
+        series=series,
+        label=f"Model {series}",
+        modules=modules,
+        epochs=epochs,
+        values=values,
+        converged=converged,
     )
 
 
@@ -246,12 +300,19 @@ def test_values_without_a_certificate_not_positive_or_missing_are_told_apart_and
     one.values[1, 2], one.values[2, 0] = -3.0, np.nan
     fig = module_heat_map([one])
     ax = fig.axes[0]
-    assert [(patch.get_xy(), patch.get_hatch()) for patch in ax.patches] == [((-0.5, 0.5), "/////"), ((0.5, 1.5), None)]
+    assert [(patch.get_xy(), patch.get_hatch()) for patch in ax.patches] == [
+        ((-0.5, 0.5), "/////"),
+        ((0.5, 1.5), None),
+    ]
     assert ax.images[0].get_array().mask.T.sum() == 3
     texts = {(text.get_position()): text.get_text() for text in ax.texts}
     assert texts[(1, 2)] == "\N{MINUS SIGN}3" and (2, 0) not in texts
     note = " ".join(text.get_text() for text in fig.texts).replace("\n", " ")
-    for words in ("1 of 12 values did not converge", "1 of 12 values are not positive", "1 of 12 values were not measured"):
+    for words in (
+        "1 of 12 values did not converge",
+        "1 of 12 values are not positive",
+        "1 of 12 values were not measured",
+    ):
         assert words in note
 
 
@@ -263,21 +324,38 @@ def test_numbers_are_left_out_of_cells_that_are_too_small_for_them():
 
 FIGURES = {
     "slice": lambda: loss_slice(bent(), title="ViT, epoch 2", note=NOTE),
-    "three slices": lambda: loss_slice([bent(), bent(9), slice_of(np.linspace(1, 90, 7))], title="T " * 60, note=NOTE),
-    "line": lambda: loss_slice(line_of([1.0, 2.0, 4.0, 3.0, 2.0]), title="ViT, from epoch 0 to epoch 9", note=NOTE),
+    "three slices": lambda: loss_slice(
+        [bent(), bent(9), slice_of(np.linspace(1, 90, 7))], title="T " * 60, note=NOTE
+    ),
+    "line": lambda: loss_slice(
+        line_of([1.0, 2.0, 4.0, 3.0, 2.0]), title="ViT, from epoch 0 to epoch 9", note=NOTE
+    ),
     "early barrier": lambda: loss_slice(line_of([1.0, 9.0, 4.0, 3.0, 2.0]), note=NOTE),
     "contour": lambda: loss_contour(saddle(), title="ViT, epoch 2", note=NOTE),
-    "small losses": lambda: loss_contour(surface_of(lambda a, b: 1e-5 * (a * a + b * b) - 3e-6, span=1e-4), note=NOTE),
+    "small losses": lambda: loss_contour(
+        surface_of(lambda a, b: 1e-5 * (a * a + b * b) - 3e-6, span=1e-4), note=NOTE
+    ),
     "relief": lambda: loss_surface_3d(saddle(), title="ViT, epoch 2", note=NOTE),
-    "steep relief": lambda: loss_surface_3d(surface_of(lambda a, b: math.exp(6 * a + b), span=0.01), note=NOTE),
-    "modules": lambda: module_heat_map([modules_of("a"), modules_of("bb", 20, names="layers.block")], title="S", note=NOTE),
-    "many epochs": lambda: module_heat_map([modules_of(epochs=tuple(range(0, 90, 3)))], note="Median."),
+    "steep relief": lambda: loss_surface_3d(
+        surface_of(lambda a, b: math.exp(6 * a + b), span=0.01), note=NOTE
+    ),
+    "modules": lambda: module_heat_map(
+        [modules_of("a"), modules_of("bb", 20, names="layers.block")], title="S", note=NOTE
+    ),
+    "many epochs": lambda: module_heat_map(
+        [modules_of(epochs=tuple(range(0, 90, 3)))], note="Median."
+    ),
 }
 
 
 def tick_labels(axes):
     """Those that are drawn: ticks beyond the limits are made and not shown."""
-    return [label for axis in axes for tick in axis._update_ticks() for label in (tick.label1, tick.label2)]
+    return [
+        label
+        for axis in axes
+        for tick in axis._update_ticks()
+        for label in (tick.label1, tick.label2)
+    ]
 
 
 @pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES.keys())
@@ -289,15 +367,26 @@ def test_no_text_is_cut_off_or_covers_another(make):
         axes = [ax.xaxis, ax.yaxis] + ([ax.zaxis] if hasattr(ax, "zaxis") else [])
         labels = [axis.label for axis in axes]
         # Those of a relief have no place before its projection.
-        texts += [*labels, *([] if hasattr(ax, "zaxis") else tick_labels(axes)), ax._left_title, *ax.texts]
+        texts += [
+            *labels,
+            *([] if hasattr(ax, "zaxis") else tick_labels(axes)),
+            ax._left_title,
+            *ax.texts,
+        ]
     texts = [text for text in texts if text.get_text() and text.get_visible()]
     boxes = {text: text.get_window_extent(renderer) for text in texts}
     page = fig.bbox.padded(1)
     for text, box in boxes.items():
-        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text
+        assert (
+            page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+        ), text
     # The box around a slanted label is larger than the label.
-    upright = [(text, box.padded(-1)) for text, box in boxes.items() if text.get_rotation() % 90 == 0]
-    assert not [(a, b) for (a, one), (b, other) in itertools.combinations(upright, 2) if one.overlaps(other)]
+    upright = [
+        (text, box.padded(-1)) for text, box in boxes.items() if text.get_rotation() % 90 == 0
+    ]
+    assert not [
+        (a, b) for (a, one), (b, other) in itertools.combinations(upright, 2) if one.overlaps(other)
+    ]
 
 
 @pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES.keys())
@@ -314,13 +403,21 @@ def test_the_same_figure_has_the_same_bytes_and_leaves_the_settings_alone(make, 
         (lambda: loss_slice([bent()] * 4), "got 4"),
         (lambda: loss_slice(slice_of(np.full(5, np.nan))), "none of the losses is finite"),
         (lambda: loss_contour(surface_of(lambda a, b: math.nan)), "got 0 finite"),
-        (lambda: loss_surface_3d(surface_of(lambda a, b: 1.0 if a == b == 0 else math.inf)), "got 1 finite"),
+        (
+            lambda: loss_surface_3d(surface_of(lambda a, b: 1.0 if a == b == 0 else math.inf)),
+            "got 1 finite",
+        ),
         (lambda: module_heat_map([]), "1 to 4 fit"),
         (lambda: module_heat_map([modules_of(), modules_of()]), "same series"),
         (lambda: ModuleSample(**(vars(modules_of()) | {"modules": ("a",) * 5})), "there twice"),
         (lambda: ModuleSample(**(vars(modules_of()) | {"epochs": (5, 0, 10)})), "must ascend"),
         (lambda: ModuleSample(**(vars(modules_of()) | {"epochs": (5, 10)})), r"\(2, 5\).*\(3, 5\)"),
-        (lambda: module_heat_map([ModuleSample(**(vars(modules_of()) | {"values": -np.ones((3, 5))}))]), "nothing to draw"),
+        (
+            lambda: module_heat_map(
+                [ModuleSample(**(vars(modules_of()) | {"values": -np.ones((3, 5))}))]
+            ),
+            "nothing to draw",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_with_what_was_given(make, words):

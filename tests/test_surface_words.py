@@ -38,14 +38,19 @@ def said(eigenvalue, bound, fit, error, *, converged=True):
         ((100, 0.1, 91, 0.1), "THEY DISAGREE"),
         # Errors of 9 % do not turn a difference of 9 % into agreement, nor into its opposite.
         ((100, 0.1, 91, 9.0), "consistent within errors of 9.1 %, which are too large to say more"),
-        ((100, 9.0, 100, 0.1), "consistent within errors of 9.1 %, which are too large to say more"),
+        (
+            (100, 9.0, 100, 0.1),
+            "consistent within errors of 9.1 %, which are too large to say more",
+        ),
         ((100, 0.1, -500, 700), "too uncertain to tell"),
         ((100, math.inf, 100, 0.1), "too uncertain to tell"),
         ((100, 0.1, math.nan, math.inf), "too uncertain to tell"),
         ((0.0, 0.0, 0.0, 1e-9), "too uncertain to tell"),
     ],
 )
-def test_curvatures_agree_only_where_difference_and_errors_are_at_most_one_percent(numbers, verdict):
+def test_curvatures_agree_only_where_difference_and_errors_are_at_most_one_percent(
+    numbers, verdict
+):
     assert said(*numbers).endswith(f": {verdict}.")
 
 
@@ -59,5 +64,7 @@ def test_an_eigenvalue_that_did_not_converge_is_refuted_or_left_open_and_never_c
 @pytest.mark.parametrize("end", [math.nan, math.inf])
 def test_a_barrier_of_which_an_end_is_not_known_is_unknown_and_not_absent(end):
     axis = Axis(name="line", unit="", coordinates=np.linspace(0, 1, 5), norm=1.0)
-    words = barrier_words(LossSlice(axis=axis, losses=np.array([1, 9, 9, 9, end]), computed=np.full(5, True)))
+    words = barrier_words(
+        LossSlice(axis=axis, losses=np.array([1, 9, 9, 9, end]), computed=np.full(5, True))
+    )
     assert words.startswith("barrier unknown") and "no barrier" not in words

@@ -12,7 +12,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from wrong_derivatives import FAULTS
 
-from landscape.curvature import HessianBlocks, HessianOperator, Objective, hessian, select_parameters
+from landscape.curvature import (
+    HessianBlocks,
+    HessianOperator,
+    Objective,
+    hessian,
+    select_parameters,
+)
 from landscape.curvature.products import Product
 from landscape.errors import ObjectiveError
 from landscape.linalg import eigsh
@@ -62,14 +68,27 @@ def rowwise(model):
 def whole_product(objective, params, batch, v):
     """H v without the L2 term by double backward on the whole tables."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
-    pieces = [piece.view(leaf.shape) for piece, leaf in zip(v.split([p.numel() for p in leaves.values()]), leaves.values())]
+    pieces = [
+        piece.view(leaf.shape)
+        for piece, leaf in zip(v.split([p.numel() for p in leaves.values()]), leaves.values())
+    ]
     with sdpa_kernel(SDPBackend.MATH):
         gradients = torch.autograd.grad(
-            objective.data_term(leaves, batch), list(leaves.values()), create_graph=True, allow_unused=True
+            objective.data_term(leaves, batch),
+            list(leaves.values()),
+            create_graph=True,
+            allow_unused=True,
         )
     pairs = [(g, piece) for g, piece in zip(gradients, pieces) if g is not None and g.requires_grad]
-    products = torch.autograd.grad([g for g, _ in pairs], list(leaves.values()), [v for _, v in pairs], allow_unused=True)
-    return torch.cat([torch.zeros_like(v).view(-1) if p is None else p.view(-1) for p, v in zip(products, pieces)])
+    products = torch.autograd.grad(
+        [g for g, _ in pairs], list(leaves.values()), [v for _, v in pairs], allow_unused=True
+    )
+    return torch.cat(
+        [
+            torch.zeros_like(v).view(-1) if p is None else p.view(-1)
+            for p, v in zip(products, pieces)
+        ]
+    )
 
 
 @pytest.fixture
@@ -127,7 +146,15 @@ def through_attention(model, tokens):
     return F.scaled_dot_product_attention(words, words, words)
 
 
-REDUCED = [scaled_by_its_shape, two_lookups, as_int32, of_both_types, chosen_by_values, by_keywords, through_attention]
+REDUCED = [
+    scaled_by_its_shape,
+    two_lookups,
+    as_int32,
+    of_both_types,
+    chosen_by_values,
+    by_keywords,
+    through_attention,
+]
 
 
 def with_a_penalty(model, tokens):
@@ -230,13 +257,19 @@ MAKERS = {
     "from_closure": lambda model, **options: HessianOperator(
         Objective.from_closure(model, loss), select_parameters(model), TOKENS, **options
     ),
-    "Objective": lambda model, **options: HessianOperator(rowwise(model), select_parameters(model), TOKENS, **options),
+    "Objective": lambda model, **options: HessianOperator(
+        rowwise(model), select_parameters(model), TOKENS, **options
+    ),
 }
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-@pytest.mark.parametrize("lookup", [None, *REDUCED], ids=lambda lookup: getattr(lookup, "__name__", "its own"))
-def test_a_table_that_is_only_looked_up_is_reduced_and_the_products_are_the_same(lookup, make, sizes):
+@pytest.mark.parametrize(
+    "lookup", [None, *REDUCED], ids=lambda lookup: getattr(lookup, "__name__", "its own")
+)
+def test_a_table_that_is_only_looked_up_is_reduced_and_the_products_are_the_same(
+    lookup, make, sizes
+):
     model = Reader(lookup)
     H = make(model)
     assert_same_to_the_bit(H, Objective.from_closure(model, loss), select_parameters(model), TOKENS)
@@ -258,12 +291,22 @@ def test_the_values_of_the_dense_hessian_agree_with_the_reference():
     model = Reader(two_lookups)
     objective, params = Objective.from_closure(model, loss), select_parameters(model)
     v = normal(sum(tensor.numel() for tensor in params.values()))
-    assert relative_error(whole_product(objective, params, TOKENS, v), dense_hessian(objective, params, TOKENS) @ v) < EXACT
+    assert (
+        relative_error(
+            whole_product(objective, params, TOKENS, v),
+            dense_hessian(objective, params, TOKENS) @ v,
+        )
+        < EXACT
+    )
 
 
 @pytest.mark.parametrize(
     "tokens",
-    [torch.arange(NUM_ROWS).view(2, -1), torch.full((2, 4), 17), torch.tensor([[NUM_ROWS - 1], [0]])],
+    [
+        torch.arange(NUM_ROWS).view(2, -1),
+        torch.full((2, 4), 17),
+        torch.tensor([[NUM_ROWS - 1], [0]]),
+    ],
     ids=["all rows", "one row", "first and last"],
 )
 def test_all_rows_and_one_row(tokens):
@@ -288,9 +331,18 @@ def test_a_frozen_table_is_no_parameter(sizes):
 
 
 def test_a_bag_of_words_has_no_second_derivative_and_is_refused_as_ever():
-    model = nn.ModuleDict({"words": nn.EmbeddingBag(NUM_ROWS, WIDTH), "head": nn.Linear(WIDTH, 2)}).double()
-    with pytest.raises(ObjectiveError, match="cannot be differentiated twice|cannot be differentiated, so PyTorch would drop"):
-        H = hessian(model, lambda model, tokens: model["head"](model["words"](tokens)).square().mean(), TOKENS)
+    model = nn.ModuleDict(
+        {"words": nn.EmbeddingBag(NUM_ROWS, WIDTH), "head": nn.Linear(WIDTH, 2)}
+    ).double()
+    with pytest.raises(
+        ObjectiveError,
+        match="cannot be differentiated twice|cannot be differentiated, so PyTorch would drop",
+    ):
+        H = hessian(
+            model,
+            lambda model, tokens: model["head"](model["words"](tokens)).square().mean(),
+            TOKENS,
+        )
         H @ normal(H.n)
 
 
@@ -308,11 +360,17 @@ def test_an_idle_parameter_that_the_loss_reaches_behind_the_model_is_refused():
     kept = list(model.parameters())
 
     def penalised(model, tokens):
-        return loss(model, tokens) + kept[0].square().sum() if kept[0] is captured else loss(model, tokens)
+        return (
+            loss(model, tokens) + kept[0].square().sum()
+            if kept[0] is captured
+            else loss(model, tokens)
+        )
 
     captured = kept[0]
     assert captured is model.idle
-    with pytest.raises(ObjectiveError, match=r"^idle: the loss uses this parameter other than through the model"):
+    with pytest.raises(
+        ObjectiveError, match=r"^idle: the loss uses this parameter other than through the model"
+    ):
         hessian(model, penalised, TOKENS)
 
 
@@ -326,7 +384,9 @@ def test_a_loss_may_ask_for_the_gradient_by_a_parameter_that_it_does_not_use(siz
     model = Reader()
     for product in ("retained", "rebuilt", "traced"):
         H = hessian(model, penalised, TOKENS, product=product)
-        assert_same_to_the_bit(H, Objective.from_closure(model, penalised), select_parameters(model), TOKENS)
+        assert_same_to_the_bit(
+            H, Objective.from_closure(model, penalised), select_parameters(model), TOKENS
+        )
         assert H.choice.product == product
     # It is left out of the vectors, and so are rows of the table.
     assert set(sizes) == {len(H.support)}
@@ -346,7 +406,9 @@ def test_the_l2_term_reaches_every_entry(sizes):
 # --- strategies and blocks --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lookup", [None, two_lookups, tied], ids=["its own", "two lookups", "tied"])
+@pytest.mark.parametrize(
+    "lookup", [None, two_lookups, tied], ids=["its own", "two lookups", "tied"]
+)
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp", "rows", "traced"])
 def test_every_strategy_multiplies_by_the_dense_hessian(product, columns, lookup):
@@ -358,7 +420,10 @@ def test_every_strategy_multiplies_by_the_dense_hessian(product, columns, lookup
     V = normal(H.n, 4)
     assert relative_error(H @ V, dense @ V) < EXACT
     assert H.choice.product == product
-    assert relative_error(H.matmat_in_support(V[H.support]), (dense @ _within(H, V))[H.support]) < EXACT
+    assert (
+        relative_error(H.matmat_in_support(V[H.support]), (dense @ _within(H, V))[H.support])
+        < EXACT
+    )
 
 
 def _within(H, V):
@@ -372,7 +437,11 @@ def test_blocks_of_modules_are_those_of_the_dense_hessian(product, weight_decay)
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     params = select_parameters(model)
     dense = dense_hessian(objective, params, TOKENS)
-    modules = {"table": ("table.weight",), "head": ("head.bias", "head.weight"), "ends": ("table.weight", "idle", "head.bias")}
+    modules = {
+        "table": ("table.weight",),
+        "head": ("head.bias", "head.weight"),
+        "ends": ("table.weight", "idle", "head.bias"),
+    }
     starts, start = {}, 0
     for name, tensor in params.items():
         starts[name] = torch.arange(start, start + tensor.numel())
@@ -399,8 +468,12 @@ def test_a_solver_works_with_vectors_of_the_support_alone(monkeypatch, sizes):
     monkeypatch.setattr(HessianOperator, "matmat_in_support", note)
     pairs = eigsh(H, 3, "LM", tol=1e-10)
     assert set(seen) == set(sizes) == {len(H.support)} and len(seen) == pairs.num_matvecs > 3
-    exact = torch.linalg.eigvalsh(dense_hessian(Objective.from_closure(model, loss), select_parameters(model), TOKENS))
-    torch.testing.assert_close(pairs.values, exact[exact.abs().argsort(descending=True)][:3], rtol=1e-9, atol=1e-13)
+    exact = torch.linalg.eigvalsh(
+        dense_hessian(Objective.from_closure(model, loss), select_parameters(model), TOKENS)
+    )
+    torch.testing.assert_close(
+        pairs.values, exact[exact.abs().argsort(descending=True)][:3], rtol=1e-9, atol=1e-13
+    )
     assert pairs.vectors.shape == (H.n, 3)
 
 
@@ -411,13 +484,17 @@ def test_vectors_outside_of_the_support_are_multiplied_to_zero():
     assert v.any() and not (H @ v).any()
 
 
-@pytest.mark.parametrize("fault", ["an opaque function that drops terms", "a backward that is off by a factor"])
+@pytest.mark.parametrize(
+    "fault", ["an opaque function that drops terms", "a backward that is off by a factor"]
+)
 def test_the_first_product_is_still_held_against_differences(fault):
     model = Reader()
     H = hessian(model, loss, TOKENS)
     assert H.check().verdict == "passed" and H.spot_check.product_error < 1e-6
     H = hessian(Reader(middle=FAULTS[fault]), loss, TOKENS)
-    with pytest.raises(ObjectiveError, match=r"failed when the first product was held against differences"):
+    with pytest.raises(
+        ObjectiveError, match=r"failed when the first product was held against differences"
+    ):
         H @ normal(H.n)
 
 
@@ -435,7 +512,9 @@ def test_a_product_that_is_not_finite_names_the_table():
         model.table.weight.abs_()
         model.table.weight[23, 1] = 0
     H = hessian(model, loss, TOKENS, check=False)
-    with pytest.raises(ObjectiveError, match=r"^table\.weight: a product with the Hessian is not finite"):
+    with pytest.raises(
+        ObjectiveError, match=r"^table\.weight: a product with the Hessian is not finite"
+    ):
         H @ normal(H.n)
 
 
@@ -464,13 +543,20 @@ def test_tokens_that_are_changed_in_place_are_refused_where_no_graph_is_kept(pro
     H = hessian(Reader(), loss, tokens, product=product)
     H @ normal(H.n)
     tokens[0, 0] = 44
-    with pytest.raises(ObjectiveError, match="looks up other rows of an embedding table .*changed in place.*on a copy"):
+    with pytest.raises(
+        ObjectiveError,
+        match="looks up other rows of an embedding table .*changed in place.*on a copy",
+    ):
         H @ normal(H.n)
 
 
-@pytest.mark.parametrize("failing", [("retained",), ("retained", "rebuilt")], ids=["rebuilt", "rows"])
+@pytest.mark.parametrize(
+    "failing", [("retained",), ("retained", "rebuilt")], ids=["rebuilt", "rows"]
+)
 @pytest.mark.parametrize("after", [0, 2])
-def test_what_takes_over_when_memory_runs_out_works_on_the_reduced_tables(monkeypatch, sizes, failing, after):
+def test_what_takes_over_when_memory_runs_out_works_on_the_reduced_tables(
+    monkeypatch, sizes, failing, after
+):
     model, counts = Reader(), {"made": 0}
     H = HessianOperator(rowwise(model), select_parameters(model), TOKENS, check=False)
     multiply = Product.multiply

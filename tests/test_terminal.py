@@ -14,7 +14,13 @@ AUDIT = TextTable(
     header=("module", "test", "error", "verdict", "why"),
     rows=(
         ("(whole model)", "symmetry", "1.2e-16", "passed", ""),
-        ("visual.blocks.0.scan", "gradient", "3.1e-01", "FAILED", "the product has no second derivatives of its own"),
+        (
+            "visual.blocks.0.scan",
+            "gradient",
+            "3.1e-01",
+            "FAILED",
+            "the product has no second derivatives of its own",
+        ),
     ),
     num_left=5,
 )
@@ -23,7 +29,9 @@ AUDIT = TextTable(
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
     store = write_study(tmp_path_factory.mktemp("study") / "spectra.h5", epochs=(0,))
-    return compare_stores([store], metrics=["lambda_max", "nep", "trace", "num_negative_estimate"], num_resamples=99)
+    return compare_stores(
+        [store], metrics=["lambda_max", "nep", "trace", "num_negative_estimate"], num_resamples=99
+    )
 
 
 def words_of(text: str) -> list[str]:
@@ -31,7 +39,9 @@ def words_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [300, 120, 80, 50, 20, 8])
-def test_every_word_and_number_of_a_comparison_stands_whole_in_a_terminal_of_any_width(comparison, width):
+def test_every_word_and_number_of_a_comparison_stands_whole_in_a_terminal_of_any_width(
+    comparison, width
+):
     text = to_terminal(comparison, width=width)
     printed = set(words_of(text.replace(":", " ")))
     for grid in grids(comparison):
@@ -47,7 +57,10 @@ def test_an_audit_is_whole_in_a_terminal_of_any_width(width):
     words = set(words_of(AUDIT.text(width)))
     for row in AUDIT.rows:
         assert set(" ".join(row).split()) <= {word.removesuffix(":") for word in words}
-    assert all(len(line) <= max(width, len("visual.blocks.0.scan")) for line in AUDIT.text(width).splitlines())
+    assert all(
+        len(line) <= max(width, len("visual.blocks.0.scan"))
+        for line in AUDIT.text(width).splitlines()
+    )
 
 
 def test_a_table_that_is_too_wide_is_split_by_its_columns_and_repeats_its_names():
@@ -63,7 +76,9 @@ def test_a_number_its_error_and_its_unit_stay_together():
     line = "estimated trace 630 ± 180, negative share 38 ± 14 % of all"
     for width in range(14, 60):
         lines = wrapped(line, width).splitlines()
-        assert any("630 ± 180," in part for part in lines) and any("38 ± 14 %" in part for part in lines)
+        assert any("630 ± 180," in part for part in lines) and any(
+            "38 ± 14 %" in part for part in lines
+        )
     assert wrapped(line, None) == line and wrapped("", 5) == ""
     table = TextTable(title="", header=("n", "trace"), rows=(("x", "(3.5 ± 1.0)e-04"),))
     assert "(3.5 ± 1.0)e-04" in table.text(26)

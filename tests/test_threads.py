@@ -17,7 +17,13 @@ import landscape
 from landscape import threads
 from landscape.linalg import DenseOperator, SymmetricOperator, krylov
 
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "KMP_BLOCKTIME",
+)
 # Run as a program: only a process in which torch is not loaded yet can be set up.
 PROBE = """
 import json, os, sys
@@ -48,7 +54,9 @@ print(json.dumps({"start": at_start, "large": sizes[0], "small": sizes[1], "blas
 
 def set_up_by_command(*arguments: str, **variables: str) -> dict[str, object]:
     """What a process with these variables has after a command, for a large and then a small network on three cores."""
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | variables
+    environment = {
+        name: value for name, value in os.environ.items() if name not in VARIABLES
+    } | variables
     command = [sys.executable, "-c", PROBE, *arguments]
     result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return json.loads(result.stdout.splitlines()[-1])
@@ -79,15 +87,25 @@ def two_threads():
 def hessian():
     model = nn.Sequential(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 5))
     batch = torch.randn(100, 10), torch.randint(5, (100,))
-    return landscape.hessian(model, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), batch)
+    return landscape.hessian(
+        model, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), batch
+    )
 
 
 def test_a_command_gives_small_networks_one_thread_and_large_ones_all_cores():
-    assert set_up_by_command("surface", "-h") == {"start": 1, "large": 3, "small": 1, "blas": [1], "wait": "PASSIVE"}
+    assert set_up_by_command("surface", "-h") == {
+        "start": 1,
+        "large": 3,
+        "small": 1,
+        "blas": [1],
+        "wait": "PASSIVE",
+    }
 
 
 def test_variables_of_the_user_win():
-    seen = set_up_by_command("surface", "-h", OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", OMP_WAIT_POLICY="ACTIVE")
+    seen = set_up_by_command(
+        "surface", "-h", OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", OMP_WAIT_POLICY="ACTIVE"
+    )
     assert seen == {"start": 2, "large": 2, "small": 2, "blas": [2], "wait": "ACTIVE"}
 
 
@@ -104,7 +122,9 @@ def test_a_process_that_has_loaded_torch_is_left_alone(two_threads, monkeypatch)
     assert torch.get_num_threads() == 2 and not any(name in os.environ for name in VARIABLES)
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("150000 100000", 1), ("400000 100000", 4), ("max 100000", 8), ("", 8)])
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("150000 100000", 1), ("400000 100000", 4), ("max 100000", 8), ("", 8)]
+)
 def test_the_quota_of_a_container_limits_the_cores(quota, cores, tmp_path, monkeypatch):
     path = tmp_path / "cpu.max"
     path.write_text(quota)
@@ -118,7 +138,10 @@ def test_the_quota_of_a_container_limits_the_cores(quota, cores, tmp_path, monke
 
 def stat_file(*idle_and_total):
     """The lines of /proc/stat for cores that were idle for so many of so many units of time."""
-    lines = [f"cpu{core} {total - idle} 0 0 {idle - 1} 1 0 0 0 0 0" for core, (idle, total) in enumerate(idle_and_total)]
+    lines = [
+        f"cpu{core} {total - idle} 0 0 {idle - 1} 1 0 0 0 0 0"
+        for core, (idle, total) in enumerate(idle_and_total)
+    ]
     return "\n".join(["cpu  1 1 1 1 1 1 1 1 0 0", *lines, "intr 5", ""])
 
 
@@ -139,9 +162,13 @@ def watched(tmp_path, monkeypatch):
         monkeypatch.setattr(threads, "_STAT", path)
         monkeypatch.setattr(threads, "_QUOTA", tmp_path / "no quota")
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(allowed), raising=False)
-        monkeypatch.setattr(threads, "time", SimpleNamespace(
-            sleep=sleep, perf_counter=lambda: clock["wall"], process_time=lambda: clock["cpu"]
-        ))
+        monkeypatch.setattr(
+            threads,
+            "time",
+            SimpleNamespace(
+                sleep=sleep, perf_counter=lambda: clock["wall"], process_time=lambda: clock["cpu"]
+            ),
+        )
         return threads.free_cores()
 
     return watch
@@ -179,7 +206,9 @@ def test_a_quota_limits_the_free_cores(watched, tmp_path, monkeypatch):
     assert watched(START, after) == 2
 
 
-@pytest.mark.parametrize("stat", [START, "", "cpu 1 2", "cpu0 a b c d e f g h", "cpu9 1 1 1 1 1 1 1 1"])
+@pytest.mark.parametrize(
+    "stat", [START, "", "cpu 1 2", "cpu0 a b c d e f g h", "cpu9 1 1 1 1 1 1 1 1"]
+)
 def test_all_cores_are_taken_for_free_where_the_system_does_not_say_what_they_do(stat, watched):
     assert watched(stat, stat) == 4
 
@@ -200,7 +229,9 @@ class TimedProduct:
     """A product whose wall and CPU seconds depend on torch's number of threads, on a clock of its own."""
 
     def __init__(self, monkeypatch, **seconds):
-        self.seconds = {int(number.removeprefix("with_")): value for number, value in seconds.items()}
+        self.seconds = {
+            int(number.removeprefix("with_")): value for number, value in seconds.items()
+        }
         self.asked, self.wall, self.cpu = [], 0.0, 0.0
         clock = SimpleNamespace(perf_counter=lambda: self.wall, process_time=lambda: self.cpu)
         monkeypatch.setattr(threads, "time", clock)
@@ -227,7 +258,14 @@ def test_more_threads_are_taken_where_they_are_clearly_faster(wall, chosen, monk
 
 
 def test_a_larger_number_has_to_pay_beside_the_one_before_it(monkeypatch):
-    product = TimedProduct(monkeypatch, with_1=(10, 10), with_2=(5.5, 11), with_4=(3, 12), with_8=(2.8, 20), with_16=(1, 16))
+    product = TimedProduct(
+        monkeypatch,
+        with_1=(10, 10),
+        with_2=(5.5, 11),
+        with_4=(3, 12),
+        with_8=(2.8, 20),
+        with_16=(1, 16),
+    )
     assert threads.faster_with([16, 8, 2, 4], product, num_parameters=LARGE) == 4
     assert product.asked == [1, 2, 4, 8]
 
@@ -244,7 +282,9 @@ def test_small_networks_have_one_thread_without_a_measurement(monkeypatch):
     assert product.asked == []
 
 
-def test_torch_has_its_number_of_threads_back_after_a_measurement_and_after_an_error(two_threads, monkeypatch):
+def test_torch_has_its_number_of_threads_back_after_a_measurement_and_after_an_error(
+    two_threads, monkeypatch
+):
     product = TimedProduct(monkeypatch, with_1=(10, 10), with_3=(3, 9))
     assert threads.faster_with([3], product, num_parameters=LARGE) == 3
     assert torch.get_num_threads() == 2
@@ -261,7 +301,9 @@ def test_parameters_of_embedding_tables_are_not_multiplied():
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-def test_small_matrices_are_solved_on_one_blas_thread_and_the_users_number_returns(hessian, two_threads, monkeypatch):
+def test_small_matrices_are_solved_on_one_blas_thread_and_the_users_number_returns(
+    hessian, two_threads, monkeypatch
+):
     seen, eigh = [], np.linalg.eigh
     monkeypatch.setattr(np.linalg, "eigh", lambda H: seen.append(blas_threads()) or eigh(H))
     landscape.eigsh(hessian, k=2, seed=0)
@@ -309,7 +351,9 @@ def test_a_python_thread_begun_during_a_section_has_the_users_number_of_threads(
     seen = []
     with threads.single_openmp_thread():
         assert torch.get_num_threads() == 1
-        other = threading.Thread(target=lambda: seen.append((torch.ones(100_000).sum(), torch.get_num_threads())[1]))
+        other = threading.Thread(
+            target=lambda: seen.append((torch.ones(100_000).sum(), torch.get_num_threads())[1])
+        )
         other.start()
         other.join()
     assert seen == [2] and torch.get_num_threads() == 2
@@ -327,8 +371,12 @@ class Watched(SymmetricOperator):
         return torch.arange(1, self.n + 1, dtype=self.dtype)[:, None] * V
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(30_000_000, {1}), (10, {2})], ids=["small", "large"])
-def test_a_small_basis_is_grown_on_one_thread_and_products_of_others_have_the_users(limit, expected, two_threads, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(30_000_000, {1}), (10, {2})], ids=["small", "large"]
+)
+def test_a_small_basis_is_grown_on_one_thread_and_products_of_others_have_the_users(
+    limit, expected, two_threads, monkeypatch
+):
     operator, seen, norm = Watched(50), [], krylov.norm
     monkeypatch.setattr(threads, "_FEW_MULTIPLICATIONS", limit)
     monkeypatch.setattr(krylov, "norm", lambda w: seen.append(torch.get_num_threads()) or norm(w))
@@ -338,10 +386,16 @@ def test_a_small_basis_is_grown_on_one_thread_and_products_of_others_have_the_us
     assert set(seen) == expected and set(operator.seen) == {2} and torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(30_000_000, {1}), (50 * 50, {2})], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(30_000_000, {1}), (50 * 50, {2})], ids=["small", "large"]
+)
 def test_a_small_matrix_is_multiplied_on_one_thread(limit, expected, two_threads, monkeypatch):
     operator, seen, matmul = DenseOperator(torch.eye(50)), [], torch.Tensor.__matmul__
     monkeypatch.setattr(threads, "_FEW_MULTIPLICATIONS", limit)
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda M, V: seen.append(torch.get_num_threads()) or matmul(M, V))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "__matmul__",
+        lambda M, V: seen.append(torch.get_num_threads()) or matmul(M, V),
+    )
     assert torch.equal(operator @ torch.ones(50), torch.ones(50))
     assert set(seen) == expected and torch.get_num_threads() == 2

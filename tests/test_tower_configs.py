@@ -33,7 +33,9 @@ PUBLISHED = {
     "simba_b": ("CLIP_Simba_B", 39_183_744, 1255),
     "simba_l": ("CLIP_Simba_L", 65_736_512, 1559),
 }
-SMALL = [f"{family}_{size}_64" for family in ("vmamba", "simba") for size in ("tiny", "small", "medium")]
+SMALL = [
+    f"{family}_{size}_64" for family in ("vmamba", "simba") for size in ("tiny", "small", "medium")
+]
 
 
 def _expand(line: str) -> list[str]:
@@ -71,7 +73,11 @@ def test_a_headless_tower_has_the_published_size_names_and_shapes(name):
     with torch.device("meta"):
         tower = timm.create_model(name, num_classes=0)
     assert sum(p.numel() for p in tower.parameters()) == PUBLISHED[name][1]
-    published = {k.removeprefix("visual."): v.shape for k, v in _published_entries(name).items() if k.startswith("visual.")}
+    published = {
+        k.removeprefix("visual."): v.shape
+        for k, v in _published_entries(name).items()
+        if k.startswith("visual.")
+    }
     assert {k: v.shape for k, v in tower.state_dict().items()} == published
 
 
@@ -84,11 +90,16 @@ def test_a_released_checkpoint_loads_strictly_into_the_open_clip_model(name, wei
     model = _build(f"{name}_clip", "meta")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        renamed = published_state_dict({prefix + key: value for key, value in entries.items()}, weights=weights)
+        renamed = published_state_dict(
+            {prefix + key: value for key, value in entries.items()}, weights=weights
+        )
     model.load_state_dict(renamed, strict=True)
     # The paper's text tower, projections and temperature: 63,821,313 parameters beside a tower of width 768.
     width = model.visual.trunk.num_features
-    assert sum(p.numel() for p in model.parameters()) - PUBLISHED[name][1] == 63_821_313 + (width - 768) * 512
+    assert (
+        sum(p.numel() for p in model.parameters()) - PUBLISHED[name][1]
+        == 63_821_313 + (width - 768) * 512
+    )
 
 
 def _as_published(model: nn.Module, *, averaged: float) -> dict[str, Tensor]:
@@ -106,7 +117,11 @@ def _as_published(model: nn.Module, *, averaged: float) -> dict[str, Tensor]:
 
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in model.state_dict().items() if "running" in name or "num_batches" in name}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if "running" in name or "num_batches" in name
+    }
 
 
 def test_features_of_a_loaded_model_are_the_towers_times_the_published_projection():
@@ -132,14 +147,22 @@ def test_averaged_weights_are_taken_whole_but_for_the_temperature_and_the_statis
     untouched = {"logit_scale", *_statistics(source)}
     assert len(untouched) == (1 if name.startswith("vmamba") else 10)
     for key, value in source.state_dict().items():
-        torch.testing.assert_close(renamed[key], value if key in untouched else 0.5 * value, rtol=0, atol=0)
+        torch.testing.assert_close(
+            renamed[key], value if key in untouched else 0.5 * value, rtol=0, atol=0
+        )
     messages = [str(warning.message) for warning in caught]
-    assert [("batch-norm statistics" in message) for message in messages] == ([True] if name.startswith("simba") else [])
+    assert [("batch-norm statistics" in message) for message in messages] == (
+        [True] if name.startswith("simba") else []
+    )
 
 
 def test_a_checkpoint_without_averages_says_so_and_its_online_weights_load():
     source = _build("vmamba_tiny_64")
-    entries = {k: v for k, v in _as_published(source, averaged=0.5).items() if not k.split(".")[0].endswith("_e")}
+    entries = {
+        k: v
+        for k, v in _as_published(source, averaged=0.5).items()
+        if not k.split(".")[0].endswith("_e")
+    }
     assert is_published(entries)
     _build("vmamba_tiny_64").load_state_dict(published_state_dict(entries), strict=True)
     with pytest.raises(CheckpointError, match="weights='ema' needs .*_e.* use weights='online'"):
@@ -149,7 +172,9 @@ def test_a_checkpoint_without_averages_says_so_and_its_online_weights_load():
 def test_another_layout_is_refused_with_what_was_found():
     source = _build("vmamba_tiny_64").state_dict()
     assert not is_published(source)
-    with pytest.raises(CheckpointError, match="expected an entry 'image_projection', got ln_final, .*visual"):
+    with pytest.raises(
+        CheckpointError, match="expected an entry 'image_projection', got ln_final, .*visual"
+    ):
         published_state_dict(source)
     with pytest.raises(ValueError, match="'online' or 'ema', got 'EMA'"):
         published_state_dict(source, weights="EMA")
@@ -161,7 +186,9 @@ def test_a_small_model_encodes_pictures_and_captions_and_trains_every_parameter(
     model = _build(name)
     assert model.visual.image_size == (64, 64)
     pictures = torch.randn(3, 3, 64, 64, generator=seeded(0))
-    captions = open_clip.tokenize(["a cat", "two dogs", "three birds"], context_length=model.context_length)
+    captions = open_clip.tokenize(
+        ["a cat", "two dogs", "three birds"], context_length=model.context_length
+    )
     image, text, scale = model(pictures, captions)
     assert image.shape == text.shape == (3, 64)
     (scale * image @ text.T).log_softmax(0).trace().neg().backward()
@@ -171,10 +198,17 @@ def test_a_small_model_encodes_pictures_and_captions_and_trains_every_parameter(
 
 @pytest.mark.parametrize("family", ["vmamba", "simba"])
 @pytest.mark.parametrize("size", ["tiny", "small"])
-def test_small_models_of_one_size_differ_in_the_image_tower_only_and_hardly_in_its_parameters(family, size):
-    ours, vit = (json.loads((CONFIGS / f"{kind}_{size}_64.json").read_text()) for kind in (family, "vit"))
+def test_small_models_of_one_size_differ_in_the_image_tower_only_and_hardly_in_its_parameters(
+    family, size
+):
+    ours, vit = (
+        json.loads((CONFIGS / f"{kind}_{size}_64.json").read_text()) for kind in (family, "vit")
+    )
     assert ours["text_cfg"] == vit["text_cfg"] and ours["embed_dim"] == vit["embed_dim"]
-    counts = [sum(p.numel() for p in _build(f"{kind}_{size}_64", "meta").visual.parameters()) for kind in (family, "vit")]
+    counts = [
+        sum(p.numel() for p in _build(f"{kind}_{size}_64", "meta").visual.parameters())
+        for kind in (family, "vit")
+    ]
     assert counts[0] == pytest.approx(counts[1], rel=0.05)
 
 
@@ -193,7 +227,9 @@ def test_every_tower_is_registered_and_takes_the_head_that_is_asked_for(name):
 def test_a_tower_can_be_locked_below_its_last_groups(name):
     model = _build(name)
     model.lock_image_tower(unlocked_groups=2)
-    free = {key for key, parameter in model.visual.trunk.named_parameters() if parameter.requires_grad}
+    free = {
+        key for key, parameter in model.visual.trunk.named_parameters() if parameter.requires_grad
+    }
     locked = set(dict(model.visual.trunk.named_parameters())) - free
     assert free and locked and any("patch_embed" in key for key in locked)
     assert any("classifier.norm" in key or "post_network" in key for key in free)

@@ -22,7 +22,14 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from toy_clip import make_toy_clip
 
-from landscape.curvature import HessianOperator, Objective, hessian, select_parameters, traced, traced_graph
+from landscape.curvature import (
+    HessianOperator,
+    Objective,
+    hessian,
+    select_parameters,
+    traced,
+    traced_graph,
+)
 from landscape.curvature.fingerprint import captured_by, contents_of
 from landscape.errors import MemoryLimitError, ObjectiveError
 from landscape.linalg import eigsh
@@ -54,13 +61,25 @@ def plain_product(model, loss, batch, v):
     """H v by double backward on the model itself."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     with sdpa_kernel(SDPBackend.MATH):
-        gradients = torch.autograd.grad(loss(model, batch), parameters, create_graph=True, allow_unused=True)
-    pieces = [piece.view(p.shape) for piece, p in zip(v.split([p.numel() for p in parameters]), parameters)]
+        gradients = torch.autograd.grad(
+            loss(model, batch), parameters, create_graph=True, allow_unused=True
+        )
+    pieces = [
+        piece.view(p.shape)
+        for piece, p in zip(v.split([p.numel() for p in parameters]), parameters)
+    ]
     pairs = [(g, piece) for g, piece in zip(gradients, pieces) if g is not None and g.requires_grad]
     if not pairs:
         return torch.zeros_like(v)
-    products = torch.autograd.grad([g for g, _ in pairs], parameters, [piece for _, piece in pairs], allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if h is None else h).reshape(-1) for h, p in zip(products, parameters)])
+    products = torch.autograd.grad(
+        [g for g, _ in pairs], parameters, [piece for _, piece in pairs], allow_unused=True
+    )
+    return torch.cat(
+        [
+            (torch.zeros_like(p) if h is None else h).reshape(-1)
+            for h, p in zip(products, parameters)
+        ]
+    )
 
 
 @pytest.fixture
@@ -77,7 +96,9 @@ def recordings(monkeypatch):
     return made
 
 
-def assert_right(model, loss, batch, expected="traced", *, reason="", seed=0, tolerance=EXACT, **options):
+def assert_right(
+    model, loss, batch, expected="traced", *, reason="", seed=0, tolerance=EXACT, **options
+):
     """The product is that of the plain model, by the strategy that is expected."""
     H = hessian(model, loss, batch, product=options.pop("product", "traced"), **options)
     v = normal(H.n, seed=seed).to(H.dtype)
@@ -85,7 +106,11 @@ def assert_right(model, loss, batch, expected="traced", *, reason="", seed=0, to
     assert (H @ v - truth).norm() <= tolerance * truth.norm()
     assert H.choice.product == expected, H.choice.reason
     if expected != "traced":
-        assert reason in H.choice.reason and H.choice.trials[0].product == "traced" and reason in H.choice.trials[0].failure
+        assert (
+            reason in H.choice.reason
+            and H.choice.trials[0].product == "traced"
+            and reason in H.choice.trials[0].failure
+        )
     return H
 
 
@@ -119,7 +144,10 @@ class LowRank(nn.Module):
     def __init__(self, layer, rank=2):
         super().__init__()
         self.layer = layer.requires_grad_(False)
-        self.down, self.up = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
+        self.down, self.up = (
+            nn.Linear(layer.in_features, rank, bias=False),
+            nn.Linear(rank, layer.out_features, bias=False),
+        )
 
     def forward(self, x):
         return self.layer(x) + 0.5 * self.up(self.down(x))
@@ -155,7 +183,10 @@ def words(seed):
 
 def pairs(seed):
     tokens = [[1, 9, 0], [2, 3, 9], [9, 4, 4], [5, 6, 9]]
-    return {"image": normal(4, 3, 16, 16, seed=seed), "text": torch.tensor(tokens)[torch.randperm(4, generator=seeded(seed))]}
+    return {
+        "image": normal(4, 3, 16, 16, seed=seed),
+        "text": torch.tensor(tokens)[torch.randperm(4, generator=seeded(seed))],
+    }
 
 
 def clip_of(tower):
@@ -170,23 +201,47 @@ def labelled(model, images):
     return F.cross_entropy(model(images), torch.arange(len(images)))
 
 
-VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2, "mlp_ratio": 1.0, "num_classes": 6}
+VIT = {
+    "img_size": 16,
+    "patch_size": 8,
+    "embed_dim": 8,
+    "depth": 1,
+    "num_heads": 2,
+    "mlp_ratio": 1.0,
+    "num_classes": 6,
+}
 ZOO = {
     "ViT": (lambda: clip_of(timm.models.VisionTransformer(**VIT)), contrastive_loss, pairs),
-    "VMamba": (lambda: clip_of(VMamba(dims=(6,), depths=(1,), gated=False, num_classes=6)), contrastive_loss, pairs),
+    "VMamba": (
+        lambda: clip_of(VMamba(dims=(6,), depths=(1,), gated=False, num_classes=6)),
+        contrastive_loss,
+        pairs,
+    ),
     "Simba": (
-        lambda: clip_of(Simba(stem=3, dims=(6, 8), depths=(1, 1), mlp_ratios=(2, 1), num_states=3, num_classes=6)),
+        lambda: clip_of(
+            Simba(
+                stem=3, dims=(6, 8), depths=(1, 1), mlp_ratios=(2, 1), num_states=3, num_classes=6
+            )
+        ),
         contrastive_loss,
         pairs,
     ),
     "ResNet": (
         lambda: timm.models.ResNet(
-            timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=3, stem_width=4, channels=(4, 4, 4, 6)
+            timm.models.resnet.BasicBlock,
+            (1, 1, 1, 1),
+            num_classes=3,
+            stem_width=4,
+            channels=(4, 4, 4, 6),
         ),
         labelled,
         pictures,
     ),
-    "ConvNeXt": (lambda: timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 4, 6, 6), num_classes=3), labelled, pictures),
+    "ConvNeXt": (
+        lambda: timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 4, 6, 6), num_classes=3),
+        labelled,
+        pictures,
+    ),
     "language model": (lambda: LanguageModel(tied=False), next_word, words),
     "language model, tied": (lambda: LanguageModel(tied=True), next_word, words),
     "GRU": (Recurrent, mean_square, lambda seed: normal(3, 4, 3, seed=seed)),
@@ -195,7 +250,11 @@ ZOO = {
         mean_square,
         lambda seed: normal(5, 3, seed=seed),
     ),
-    "tied weights": (Autoencoder, lambda model, x: (model(x) - x).square().mean(), lambda seed: normal(5, 3, seed=seed)),
+    "tied weights": (
+        Autoencoder,
+        lambda model, x: (model(x) - x).square().mean(),
+        lambda seed: normal(5, 3, seed=seed),
+    ),
 }
 
 
@@ -214,7 +273,9 @@ def of_the_zoo(name):
 LARGE = ("ViT", "VMamba", "Simba", "ResNet", "ConvNeXt", "language model", "language model, tied")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in ZOO])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in ZOO]
+)
 def test_every_strategy_makes_the_products_of_the_plain_model(name, recordings):
     model, loss, batch_of = of_the_zoo(name)
     for product in ("retained", "rebuilt", "jvp"):
@@ -231,14 +292,20 @@ def test_every_strategy_makes_the_products_of_the_plain_model(name, recordings):
     assert len(recordings) == 1
     if name in ("VMamba", "Simba"):
         # A scan is one operation of the graph, not the steps that its kernel takes.
-        names = {str(node.target) for graph in (recordings[0].primal, recordings[0].product) for node in graph.graph.nodes}
+        names = {
+            str(node.target)
+            for graph in (recordings[0].primal, recordings[0].product)
+            for node in graph.graph.nodes
+        }
         assert any("landscape" in name for name in names), sorted(names)
 
 
 def test_rows_and_a_graph_agree_where_rows_can_be_taken_in_chunks():
     model = perceptron()
     objective = Objective(
-        lambda params, x: torch.func.functional_call(model, params, x), lambda f, x: (f @ f.T).logsumexp(1).mean(), module=model
+        lambda params, x: torch.func.functional_call(model, params, x),
+        lambda f, x: (f @ f.T).logsumexp(1).mean(),
+        module=model,
     )
     params = select_parameters(model)
     dense = dense_hessian(objective, params, BATCHES[0])
@@ -255,12 +322,18 @@ def test_rows_and_a_graph_agree_where_rows_can_be_taken_in_chunks():
 def by_functional_call(model):
     """An objective around the model's own forward pass, whose buffers and frozen parameters the graph reads where they lie."""
     return Objective(
-        lambda params, x: torch.func.functional_call(model, params, x), lambda f, x: f.square().mean(), module=model
+        lambda params, x: torch.func.functional_call(model, params, x),
+        lambda f, x: f.square().mean(),
+        module=model,
     )
 
 
 def with_batch_norm():
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    model = (
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+        .double()
+        .eval()
+    )
     scramble(model, seed=1, scale=0.5)
     return model
 
@@ -329,10 +402,16 @@ def test_a_batch_of_another_size_has_a_graph_of_its_own(recordings):
 class TwoTables(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.head = nn.Embedding(900, 2), nn.Embedding(900, 2), nn.Linear(2, 2)
+        self.first, self.second, self.head = (
+            nn.Embedding(900, 2),
+            nn.Embedding(900, 2),
+            nn.Linear(2, 2),
+        )
 
     def forward(self, tokens):
-        return self.head(self.first(tokens[0]).tanh().mean(1) * self.second(tokens[1]).sin().mean(1))
+        return self.head(
+            self.first(tokens[0]).tanh().mean(1) * self.second(tokens[1]).sin().mean(1)
+        )
 
 
 def test_tables_are_padded_and_a_graph_serves_all_batches_that_its_padding_holds(recordings):
@@ -356,12 +435,18 @@ def test_tables_are_padded_and_a_graph_serves_all_batches_that_its_padding_holds
 
 @pytest.mark.parametrize(
     "wrap",
-    [lambda x, y: {"x": x, "y": y}, lambda x, y: (x, [y]), lambda x, y: [x, y, 2.5, "text", None, True]],
+    [
+        lambda x, y: {"x": x, "y": y},
+        lambda x, y: (x, [y]),
+        lambda x, y: [x, y, 2.5, "text", None, True],
+    ],
     ids=["dict", "tuple", "with numbers"],
 )
 def test_batches_are_any_nest_of_tensors_and_plain_values(wrap, recordings):
     def loss(model, batch):
-        x, y, scale = (batch["x"], batch["y"], 1) if isinstance(batch, dict) else (batch[0], batch[1], 1)
+        x, y, scale = (
+            (batch["x"], batch["y"], 1) if isinstance(batch, dict) else (batch[0], batch[1], 1)
+        )
         if len(batch) > 2:
             scale = batch[2]
         y = y[0] if isinstance(y, list) else y
@@ -376,7 +461,11 @@ def test_batches_are_any_nest_of_tensors_and_plain_values(wrap, recordings):
 def test_a_number_in_the_batch_is_part_of_the_graph(recordings):
     model = perceptron()
     for factor in (2.0, 3.0, 2.0, 2.0000000000000004):
-        assert_right(model, lambda model, batch: batch[1] * mean_square(model, batch[0]), (BATCHES[0], factor))
+        assert_right(
+            model,
+            lambda model, batch: batch[1] * mean_square(model, batch[0]),
+            (BATCHES[0], factor),
+        )
     assert len(recordings) == 3
 
 
@@ -385,10 +474,19 @@ class Sample:
     x: torch.Tensor
 
 
-@pytest.mark.parametrize("wrap", [Sample, lambda x: UserDict(x=x), lambda x: types.SimpleNamespace(x=x), lambda x: [x.numpy()]])
+@pytest.mark.parametrize(
+    "wrap",
+    [Sample, lambda x: UserDict(x=x), lambda x: types.SimpleNamespace(x=x), lambda x: [x.numpy()]],
+)
 def test_a_batch_that_hides_its_tensors_is_left_to_other_strategies(wrap, recordings):
     def loss(model, batch):
-        x = batch.x if hasattr(batch, "x") else batch["x"] if isinstance(batch, UserDict) else torch.from_numpy(batch[0])
+        x = (
+            batch.x
+            if hasattr(batch, "x")
+            else batch["x"]
+            if isinstance(batch, UserDict)
+            else torch.from_numpy(batch[0])
+        )
         return model(x).square().mean()
 
     model = perceptron()
@@ -400,7 +498,9 @@ def test_a_batch_that_hides_its_tensors_is_left_to_other_strategies(wrap, record
 def test_a_tensor_that_is_given_twice_is_two_inputs(recordings):
     model = perceptron()
     for batch in ((BATCHES[0], BATCHES[0]), (BATCHES[0], BATCHES[1]), (BATCHES[2], BATCHES[1])):
-        assert_right(model, lambda model, batch: (model(batch[0]) * model(batch[1]).tanh()).mean(), batch)
+        assert_right(
+            model, lambda model, batch: (model(batch[0]) * model(batch[1]).tanh()).mean(), batch
+        )
     assert len(recordings) == 1
 
 
@@ -445,15 +545,29 @@ def test_python_that_reads_values_is_not_recorded(loss):
     model = perceptron()
     for x in BATCHES[:3]:
         H = assert_right(model, loss, x, "retained", check=False)
-        assert "tracing tensor" in H.choice.reason or "reads the values of a tensor in Python" in H.choice.reason
+        assert (
+            "tracing tensor" in H.choice.reason
+            or "reads the values of a tensor in Python" in H.choice.reason
+        )
 
 
 def test_random_numbers_are_not_recorded_even_where_they_do_not_matter():
     model = perceptron()
     for x in BATCHES[:2]:
-        assert_right(model, lambda model, x: mean_square(model, x) + 0 * torch.rand(()), x, "retained", reason="random numbers")
+        assert_right(
+            model,
+            lambda model, x: mean_square(model, x) + 0 * torch.rand(()),
+            x,
+            "retained",
+            reason="random numbers",
+        )
     with pytest.raises(ObjectiveError, match="The loss is random"):
-        hessian(model, lambda model, x: F.dropout(model(x), 0.5, training=True).square().mean(), BATCHES[0], product="traced")
+        hessian(
+            model,
+            lambda model, x: F.dropout(model(x), 0.5, training=True).square().mean(),
+            BATCHES[0],
+            product="traced",
+        )
 
 
 # --- what functions capture -------------------------------------------------------------------------------------------
@@ -524,7 +638,13 @@ class Holder:
         def inner():
             return STRENGTH * Strength.value
 
-        return self.table["strength"][0] * self.inner.strength * float(self.array[1]) * inner() * self.own()
+        return (
+            self.table["strength"][0]
+            * self.inner.strength
+            * float(self.array[1])
+            * inner()
+            * self.own()
+        )
 
 
 CHANGES = [name for name in vars(Holder) if name.startswith("change_")]
@@ -537,7 +657,9 @@ def test_a_captured_value_that_changes_is_seen_though_the_loss_is_the_same(chang
     centre = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 
     def pulled(model, x):
-        pull = sum((tensor - centre[name]).square().sum() for name, tensor in model.named_parameters())
+        pull = sum(
+            (tensor - centre[name]).square().sum() for name, tensor in model.named_parameters()
+        )
         return mean_square(model, x) + holder.strength() * pull
 
     assert_right(model, pulled, BATCHES[0])
@@ -546,15 +668,21 @@ def test_a_captured_value_that_changes_is_seen_though_the_loss_is_the_same(chang
         # Another function of an object that the loss holds makes another kind of problem, with a graph of its own.
         assert_right(model, pulled, BATCHES[1])
     else:
-        assert_right(model, pulled, BATCHES[1], "retained", reason="values that its functions capture")
+        assert_right(
+            model, pulled, BATCHES[1], "retained", reason="values that its functions capture"
+        )
 
 
 def test_labels_captured_by_the_loss_are_seen_to_change():
     model = perceptron()
     for x, seed in zip(BATCHES, range(4)):
         labels = torch.randint(0, 2, (5,), generator=seeded(seed))
-        expected, reason = ("traced", "") if seed == 0 else ("retained", "values that its functions capture")
-        assert_right(model, lambda model, x: F.cross_entropy(model(x), labels), x, expected, reason=reason)
+        expected, reason = (
+            ("traced", "") if seed == 0 else ("retained", "values that its functions capture")
+        )
+        assert_right(
+            model, lambda model, x: F.cross_entropy(model(x), labels), x, expected, reason=reason
+        )
 
 
 def test_another_loss_of_the_same_model_has_a_graph_of_its_own(recordings):
@@ -606,11 +734,17 @@ def test_another_path_to_the_same_value_is_seen_by_its_operations():
     def pulled(model, x):
         value = mean_square(model, x)
         # Zero wherever the weights are.
-        return value + sum((p - p.detach()).square().sum() for p in model.parameters()) if switch.value else value
+        return (
+            value + sum((p - p.detach()).square().sum() for p in model.parameters())
+            if switch.value
+            else value
+        )
 
     assert_right(model, pulled, BATCHES[0], check=False)
     switch.value = True
-    assert_right(model, pulled, BATCHES[0], "retained", reason="the operations of the network", check=False)
+    assert_right(
+        model, pulled, BATCHES[0], "retained", reason="the operations of the network", check=False
+    )
 
 
 def test_a_small_loss_is_compared_relative_to_itself():
@@ -623,7 +757,15 @@ def test_a_small_loss_is_compared_relative_to_itself():
     x = BATCHES[0].float()
     assert_right(model, weighted, x, check=False, tolerance=1e-5)
     weight.value = 2e-9
-    assert_right(model, weighted, x, "retained", reason="its graph gives a loss of", check=False, tolerance=1e-5)
+    assert_right(
+        model,
+        weighted,
+        x,
+        "retained",
+        reason="its graph gives a loss of",
+        check=False,
+        tolerance=1e-5,
+    )
 
 
 # --- losses of other kinds --------------------------------------------------------------------------------------------
@@ -660,9 +802,12 @@ def of_its_own_gradient(model, x):
 
 
 @pytest.mark.parametrize(
-    "loss", [added_in_place, rectified_in_place, linear, linear_in_one, of_one_layer, of_its_own_gradient]
+    "loss",
+    [added_in_place, rectified_in_place, linear, linear_in_one, of_one_layer, of_its_own_gradient],
 )
-def test_losses_that_write_in_place_or_have_no_second_derivative_by_some_parameters(loss, recordings):
+def test_losses_that_write_in_place_or_have_no_second_derivative_by_some_parameters(
+    loss, recordings
+):
     model = perceptron()
     for x in BATCHES[:2]:
         assert_right(model, loss, x, check=False)
@@ -692,12 +837,16 @@ def test_a_padding_row_that_a_later_batch_looks_up_is_refused_though_the_graph_i
 @pytest.mark.parametrize("what", ["batch", "frozen"])
 def test_what_is_changed_in_place_after_the_operator_was_built_makes_the_next_product_raise(what):
     model, x = perceptron(), BATCHES[0].clone()
-    H = HessianOperator(by_functional_call(model), select_parameters(model, "0.*"), x, product="traced")
+    H = HessianOperator(
+        by_functional_call(model), select_parameters(model, "0.*"), x, product="traced"
+    )
     H @ normal(H.n)
     assert H.choice.product == "traced"
     with torch.no_grad():
         (x if what == "batch" else model[2].weight).mul_(2)
-    with pytest.raises(ObjectiveError, match="changed in place after the operator was built. Build it on a copy"):
+    with pytest.raises(
+        ObjectiveError, match="changed in place after the operator was built. Build it on a copy"
+    ):
         H @ normal(H.n)
 
 
@@ -710,7 +859,10 @@ def test_the_callers_gradient_mode_does_not_matter(mode):
         v = normal(H.n)
         products = [H @ v for _ in range(2)]
     truth = plain_product(model, mean_square, tokens, v.clone())
-    assert all(relative_error(product, truth) < EXACT for product in products) and H.choice.product == "traced"
+    assert (
+        all(relative_error(product, truth) < EXACT for product in products)
+        and H.choice.product == "traced"
+    )
 
 
 class LookUp(nn.Module):
@@ -728,7 +880,11 @@ class LookUp(nn.Module):
 
 def scale_one_node(graph, name, factor):
     """Multiply what the last operation of some name gives."""
-    nodes = [node for node in graph.graph.nodes if node.op == "call_function" and name in str(node.target)]
+    nodes = [
+        node
+        for node in graph.graph.nodes
+        if node.op == "call_function" and name in str(node.target)
+    ]
     with graph.graph.inserting_after(nodes[-1]):
         scaled = graph.graph.call_function(torch.ops.aten.mul.Tensor, (nodes[-1], factor))
     nodes[-1].replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
@@ -736,9 +892,12 @@ def scale_one_node(graph, name, factor):
 
 
 @pytest.mark.parametrize(
-    "part, name, reason", [("product", "mm", "differs from double backward"), ("primal", "mean", "gives a loss")]
+    "part, name, reason",
+    [("product", "mm", "differs from double backward"), ("primal", "mean", "gives a loss")],
 )
-def test_a_wrong_graph_is_dropped_with_its_reason_and_not_recorded_again(monkeypatch, part, name, reason):
+def test_a_wrong_graph_is_dropped_with_its_reason_and_not_recorded_again(
+    monkeypatch, part, name, reason
+):
     inner, calls = traced.trace, []
 
     def wrong(*arguments):
@@ -805,7 +964,12 @@ def test_the_first_product_is_held_against_differences():
 
     model = perceptron()
     assert assert_right(model, mean_square, BATCHES[0]).spot_check.verdict == "passed"
-    H = hessian(model, lambda model, x: ConstantSlope.apply(model(x)).square().mean(), BATCHES[0], product="traced")
+    H = hessian(
+        model,
+        lambda model, x: ConstantSlope.apply(model(x)).square().mean(),
+        BATCHES[0],
+        product="traced",
+    )
     with pytest.raises(ObjectiveError, match="held against differences"):
         H @ normal(H.n)
 
@@ -822,10 +986,16 @@ def test_a_choice_may_be_given_to_the_next_operator(recordings):
 def test_blocks_of_vectors_and_the_l2_term():
     model = perceptron()
     H = hessian(model, mean_square, BATCHES[0], product="traced", weight_decay=0.5)
-    dense = dense_hessian(Objective.from_closure(model, mean_square, weight_decay=0.5), select_parameters(model), BATCHES[0])
+    dense = dense_hessian(
+        Objective.from_closure(model, mean_square, weight_decay=0.5),
+        select_parameters(model),
+        BATCHES[0],
+    )
     V = normal(H.n, 4)
     assert relative_error(H @ V, dense @ V) < EXACT and H.choice.product == "traced"
-    assert H.loss == pytest.approx(hessian(model, mean_square, BATCHES[0], weight_decay=0.5).loss, rel=1e-15)
+    assert H.loss == pytest.approx(
+        hessian(model, mean_square, BATCHES[0], weight_decay=0.5).loss, rel=1e-15
+    )
 
 
 def test_float32_has_a_graph_of_its_own_near_that_of_float64(recordings):
@@ -862,7 +1032,10 @@ def test_recording_leaves_the_model_and_random_state_as_they_are():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def facts():
-        return [(id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad) for tensor in tensors]
+        return [
+            (id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad)
+            for tensor in tensors
+        ]
 
     tensors = [*model.parameters(), *model.buffers()]
     earlier = facts()
@@ -870,7 +1043,9 @@ def test_recording_leaves_the_model_and_random_state_as_they_are():
     assert_right(model, mean_square, BATCHES[0])
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert facts() == earlier and [id(t) for t in tensors] == [id(t) for t in (*model.parameters(), *model.buffers())]
+    assert facts() == earlier and [id(t) for t in tensors] == [
+        id(t) for t in (*model.parameters(), *model.buffers())
+    ]
     assert bool((model[0].weight.grad == 7).all()) and model[0].bias.grad is None
 
 
@@ -882,7 +1057,10 @@ def test_a_graph_keeps_neither_the_batch_nor_the_model_alive(loss):
     gc.collect()
     gc.disable()
     try:
-        gone = [weakref.ref(x), weakref.ref(next(iter(operator._multiplier._problem.leaves.values())))]
+        gone = [
+            weakref.ref(x),
+            weakref.ref(next(iter(operator._multiplier._problem.leaves.values()))),
+        ]
         del operator, x
         assert [ref() for ref in gone] == [None, None]
         (remembered,) = traced._remembered.values()
@@ -919,14 +1097,21 @@ def test_models_of_one_kind_share_a_graph_and_each_is_checked(recordings):
 
 
 def test_little_memory_is_not_exceeded_by_recording():
-    model = nn.Sequential(*(layer for _ in range(8) for layer in (nn.Linear(64, 64), nn.GELU()))).double().eval()
+    model = (
+        nn.Sequential(*(layer for _ in range(8) for layer in (nn.Linear(64, 64), nn.GELU())))
+        .double()
+        .eval()
+    )
     objective = by_functional_call(model)
     x, params = normal(200, 64), select_parameters(model)
     truth = HessianOperator(objective, params, x, product="retained")
     v = normal(truth.n)
     H = HessianOperator(objective, params, x, product="traced", max_memory=14 * 2**20)
     assert relative_error(H @ v, truth @ v) < EXACT
-    assert H.choice.product in ("rows", "rebuilt") and "traced: does not fit in memory" in H.choice.reason
+    assert (
+        H.choice.product in ("rows", "rebuilt")
+        and "traced: does not fit in memory" in H.choice.reason
+    )
 
 
 def test_a_worker_with_less_memory_follows_the_strategy_of_the_head(recordings):
@@ -934,7 +1119,9 @@ def test_a_worker_with_less_memory_follows_the_strategy_of_the_head(recordings):
     head = hessian(model, mean_square, BATCHES[0], product="traced", check=False)
     choice = dataclasses.replace(head.choose(), reason="pays for 1,200 batches")
     assert choice.peak == 0, "there was plenty of memory, so that none was counted"
-    worker = hessian(model, mean_square, BATCHES[1], product=choice, max_memory=choice.limit, check=False)
+    worker = hessian(
+        model, mean_square, BATCHES[1], product=choice, max_memory=choice.limit, check=False
+    )
     v = normal(worker.n)
     assert relative_error(worker @ v, plain_product(model, mean_square, BATCHES[1], v)) < EXACT
     assert (worker.choice.product, worker.choice.reason) == ("traced", "pays for 1,200 batches")
@@ -942,7 +1129,9 @@ def test_a_worker_with_less_memory_follows_the_strategy_of_the_head(recordings):
 
 def test_a_strategy_that_fails_leaves_the_limit_of_memory_in_force():
     model = perceptron()
-    choice = dataclasses.replace(hessian(model, mean_square, BATCHES[0], product="traced").choose(), limit=2**40, peak=1)
+    choice = dataclasses.replace(
+        hessian(model, mean_square, BATCHES[0], product="traced").choose(), limit=2**40, peak=1
+    )
     with pytest.raises(MemoryLimitError):
         operator = hessian(model, by_item, BATCHES[0], product=choice, max_memory=2000, check=False)
         operator @ normal(operator.n)
@@ -958,13 +1147,17 @@ def test_a_subclass_with_products_of_its_own_is_asked_for_them():
     objective = Objective.from_closure(model, lambda model, x: model(x).square().mean())
     tokens = torch.tensor([1, 4, 4])
     values = [
-        eigsh(kind(objective, select_parameters(model), tokens), 2, tol=1e-10).values for kind in (HessianOperator, Doubled)
+        eigsh(kind(objective, select_parameters(model), tokens), 2, tol=1e-10).values
+        for kind in (HessianOperator, Doubled)
     ]
     assert relative_error(values[1], 2 * values[0]) < 1e-9
 
 
 def test_a_fingerprint_tells_orders_and_signs_apart():
-    tensors = [torch.tensor(values, dtype=torch.float64) for values in ([1.0, 2.0], [2.0, 1.0], [-1.0, -2.0], [1.0, -2.0])]
+    tensors = [
+        torch.tensor(values, dtype=torch.float64)
+        for values in ([1.0, 2.0], [2.0, 1.0], [-1.0, -2.0], [1.0, -2.0])
+    ]
     for dtype in (torch.float64, torch.float32):
         assert len({contents_of([tensor.to(dtype)]) for tensor in tensors}) == 4
     assert contents_of([torch.empty(0), torch.empty(2, 0)]) == (0, 0)

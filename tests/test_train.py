@@ -33,7 +33,15 @@ from landscape.clip.recipes import learning_rate, training_transform
 from landscape.clip.train import _measurable
 from landscape.clip.train_folder import RunFolder
 from landscape.clip.train_loop import Process, loop_arguments, parameter_groups
-from landscape.errors import CheckpointError, DataError, LandscapeError, ManifestError, ModelError, NumericalError, StoreError
+from landscape.errors import (
+    CheckpointError,
+    DataError,
+    LandscapeError,
+    ManifestError,
+    ModelError,
+    NumericalError,
+    StoreError,
+)
 from landscape.manifest import Checkpoint, DataSettings, Manifest
 
 STEPS_PER_EPOCH = NUM_PAIRS // RECIPE.batch_size
@@ -95,9 +103,14 @@ def first_call_of_their_loop(monkeypatch, arguments):
 
     def record(model, data, loss, epoch, optimizer, *rest, **options):
         seen.setdefault("epoch", epoch)
-        seen.setdefault("state", {name: tensor.clone() for name, tensor in model.state_dict().items()})
+        seen.setdefault(
+            "state", {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        )
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        seen.setdefault("groups", [([names[id(p)] for p in group["params"]], group) for group in optimizer.param_groups])
+        seen.setdefault(
+            "groups",
+            [([names[id(p)] for p in group["params"]], group) for group in optimizer.param_groups],
+        )
         seen.setdefault("optimizer", optimizer.state_dict())
 
     root = logging.getLogger()
@@ -117,8 +130,28 @@ def first_call_of_their_loop(monkeypatch, arguments):
 
 
 def their_arguments(folder, table, *more):
-    common = ["--train-data", str(table), "--dataset-type", "csv", "--batch-size", "8", "--workers", "0"]
-    place = ["--device", "cpu", "--precision", "fp32", "--logs", str(folder), "--name", "theirs", "--save-frequency", "0"]
+    common = [
+        "--train-data",
+        str(table),
+        "--dataset-type",
+        "csv",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+    ]
+    place = [
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--logs",
+        str(folder),
+        "--name",
+        "theirs",
+        "--save-frequency",
+        "0",
+    ]
     return [*common, *place, *more]
 
 
@@ -135,7 +168,9 @@ def test_a_run_keeps_epoch_zero_and_every_epoch_after_it_with_their_digests(undi
         assert checkpoint.path == output / "checkpoints" / f"epoch_{checkpoint.epoch}.pt"
         assert checkpoint.sha256 == sha256(checkpoint.path)
         assert torch.load(checkpoint.path, weights_only=True)["epoch"] == checkpoint.epoch
-    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [f"epoch_{k}.pt" for k in range(4)]
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
+        f"epoch_{k}.pt" for k in range(4)
+    ]
 
 
 def test_the_log_has_a_line_per_epoch_with_loss_and_the_last_learning_rate(undisturbed):
@@ -147,7 +182,9 @@ def test_the_log_has_a_line_per_epoch_with_loss_and_the_last_learning_rate(undis
     # 1e-12 covers the order of the multiplications.
     assert lines[1]["lr"] == pytest.approx(5e-4, rel=1e-12)
     share = (STEPS_PER_EPOCH - 1) / (2 * STEPS_PER_EPOCH)
-    assert lines[2]["lr"] == pytest.approx(1e-5 + 4.9e-4 * (1 + math.cos(math.pi * share)) / 2, rel=1e-12)
+    assert lines[2]["lr"] == pytest.approx(
+        1e-5 + 4.9e-4 * (1 + math.cos(math.pi * share)) / 2, rel=1e-12
+    )
 
 
 def test_an_epoch_is_what_a_training_loop_written_by_hand_makes_of_it(tmp_path, table):
@@ -181,9 +218,16 @@ def test_an_epoch_is_what_a_training_loop_written_by_hand_makes_of_it(tmp_path, 
 def test_weight_decay_spares_the_parameters_named_here():
     model = build_model(PLAIN, seed=0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    spared, decayed = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.5))
+    spared, decayed = (
+        [names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.5)
+    )
     block = "resblocks.0"
-    weights_of_a_block = ["attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"]
+    weights_of_a_block = [
+        "attn.in_proj_weight",
+        "attn.out_proj.weight",
+        "mlp.c_fc.weight",
+        "mlp.c_proj.weight",
+    ]
     assert set(decayed) == {
         "positional_embedding",
         "text_projection",
@@ -194,14 +238,28 @@ def test_weight_decay_spares_the_parameters_named_here():
         *(f"transformer.{block}.{name}" for name in weights_of_a_block),
         *(f"visual.transformer.{block}.{name}" for name in weights_of_a_block),
     }
-    assert {"logit_scale", "visual.class_embedding", "visual.ln_pre.weight", "ln_final.bias"} <= set(spared)
+    assert {
+        "logit_scale",
+        "visual.class_embedding",
+        "visual.ln_pre.weight",
+        "ln_final.bias",
+    } <= set(spared)
     assert len(spared) + len(decayed) == len(names)
     assert [group["weight_decay"] for group in parameter_groups(model, 0.5)] == [0.0, 0.5]
 
 
 def test_weight_decay_goes_by_name_as_well_as_by_shape():
-    shapes = {"bias_table": (3, 2), "ln_scale": (2, 2), "bn_matrix": (2, 2), "gain": (4,), "scale": (), "A_log": (4, 2)}
-    model = torch.nn.ParameterDict({name: torch.nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()})
+    shapes = {
+        "bias_table": (3, 2),
+        "ln_scale": (2, 2),
+        "bn_matrix": (2, 2),
+        "gain": (4,),
+        "scale": (),
+        "A_log": (4, 2),
+    }
+    model = torch.nn.ParameterDict(
+        {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+    )
     model["frozen"] = torch.nn.Parameter(torch.ones(2, 2), requires_grad=False)
     spared, decayed = (group["params"] for group in parameter_groups(model, 0.5))
     assert [id(p) for p in decayed] == [id(model["A_log"])]
@@ -219,17 +277,23 @@ def hand_made_loader(model, table, *, seed):
     pictures = preprocess_for(model)
     pairs = open_pairs(DataSettings(source=str(table), split="all", num_samples=5, batch_size=5))
     transform = training_transform(RECIPE, 16, pictures.mean, pictures.std)
-    return epoch_loader(pairs, transform=transform, tokenizer=tokenizer_for(PLAIN), batch_size=8, seed=seed)
+    return epoch_loader(
+        pairs, transform=transform, tokenizer=tokenizer_for(PLAIN), batch_size=8, seed=seed
+    )
 
 
 def test_every_epoch_and_every_process_has_random_numbers_of_its_own(table):
     def numbers_in_a_step(epoch, rank):
         drawn = []
-        start_process(table, rank=rank).train_epoch(epoch, epochs=2, on_step=lambda loss: drawn.append(torch.rand(()).item()))
+        start_process(table, rank=rank).train_epoch(
+            epoch, epochs=2, on_step=lambda loss: drawn.append(torch.rand(()).item())
+        )
         return drawn
 
     assert numbers_in_a_step(0, 0) == numbers_in_a_step(0, 0)
-    assert len({tuple(numbers_in_a_step(epoch, rank)) for epoch in range(2) for rank in range(2)}) == 4
+    assert (
+        len({tuple(numbers_in_a_step(epoch, rank)) for epoch in range(2) for rank in range(2)}) == 4
+    )
 
 
 def test_the_scale_of_half_precision_is_saved_and_restored(tmp_path, table):
@@ -253,14 +317,18 @@ def test_the_scale_of_half_precision_is_saved_and_restored(tmp_path, table):
     resumed.restore(Checkpoint(epoch=1, path=path, sha256=digest))
     assert resumed.scaler.get_scale() == scale
     assert train_epoch(resumed, 1) == train_epoch(whole, 1)
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters())
+    )
 
 
 # Together with open_clip_train.
 
 
 @pytest.mark.parametrize("model", [MODEL, RESNET])
-def test_epoch_zero_is_the_initialisation_of_open_clip_train_under_the_same_seed(tmp_path, table, monkeypatch, model):
+def test_epoch_zero_is_the_initialisation_of_open_clip_train_under_the_same_seed(
+    tmp_path, table, monkeypatch, model
+):
     report = run(tmp_path / "ours", table, model=model, epochs=0, seed=7)
     assert report.trained == (0,) and list(digests(tmp_path / "ours")) == ["epoch_0.pt"]
     arguments = their_arguments(tmp_path, table, "--model", model, "--epochs", "1", "--seed", "7")
@@ -269,31 +337,52 @@ def test_epoch_zero_is_the_initialisation_of_open_clip_train_under_the_same_seed
         assert ours.keys() == theirs["state"].keys()
         assert all(torch.equal(ours[name], theirs["state"][name]) for name in ours)
         groups = parameter_groups(build_model(model), 0.2)
-        assert [len(group["params"]) for group in groups] == [len(names) for names, _ in theirs["groups"]]
-        assert [group["weight_decay"] for group in groups] == [group["weight_decay"] for _, group in theirs["groups"]]
+        assert [len(group["params"]) for group in groups] == [
+            len(names) for names, _ in theirs["groups"]
+        ]
+        assert [group["weight_decay"] for group in groups] == [
+            group["weight_decay"] for _, group in theirs["groups"]
+        ]
 
 
 def test_open_clip_train_resumes_from_our_checkpoint(undisturbed, tmp_path, table, monkeypatch):
     _, output = undisturbed
     ours = torch.load(output / "checkpoints" / "epoch_2.pt", weights_only=True)
-    resume = ["--model", MODEL, "--epochs", "3", "--resume", str(output / "checkpoints" / "epoch_2.pt")]
+    resume = [
+        "--model",
+        MODEL,
+        "--epochs",
+        "3",
+        "--resume",
+        str(output / "checkpoints" / "epoch_2.pt"),
+    ]
     with first_call_of_their_loop(monkeypatch, their_arguments(tmp_path, table, *resume)) as theirs:
         assert theirs["epoch"] == 2
-        assert all(torch.equal(ours["state_dict"][name], theirs["state"][name]) for name in theirs["state"])
+        assert all(
+            torch.equal(ours["state_dict"][name], theirs["state"][name]) for name in theirs["state"]
+        )
         for index, moments in theirs["optimizer"]["state"].items():
             for name, value in moments.items():
-                torch.testing.assert_close(value, ours["optimizer"]["state"][index][name], rtol=0, atol=0)
+                torch.testing.assert_close(
+                    value, ours["optimizer"]["state"][index][name], rtol=0, atol=0
+                )
 
 
 def test_open_clip_speaks_into_the_log_file_only(tmp_path, table, capfd, monkeypatch):
     others = io.StringIO()
-    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers, logging.StreamHandler(others)])
+    monkeypatch.setattr(
+        logging.getLogger(),
+        "handlers",
+        [*logging.getLogger().handlers, logging.StreamHandler(others)],
+    )
     before = list(logging.getLogger().handlers), logging.getLogger().level
     run(tmp_path / "quiet", table, epochs=1, progress=None)
     captured = capfd.readouterr()
     assert others.getvalue() == ""
     assert captured.out == ""
-    assert captured.err.splitlines() == [line for line in captured.err.splitlines() if line.startswith("quiet: epoch 1/1, loss")]
+    assert captured.err.splitlines() == [
+        line for line in captured.err.splitlines() if line.startswith("quiet: epoch 1/1, loss")
+    ]
     assert captured.err.count("\n") == 1
     assert "Train Epoch: 0" in (tmp_path / "quiet" / "train.log").read_text()
     assert (list(logging.getLogger().handlers), logging.getLogger().level) == before
@@ -334,7 +423,9 @@ def test_the_result_does_not_depend_on_the_number_of_workers(undisturbed, tmp_pa
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 3])
-def test_a_run_that_was_interrupted_ends_with_the_files_of_an_undisturbed_one(undisturbed, tmp_path, table, monkeypatch, epoch):
+def test_a_run_that_was_interrupted_ends_with_the_files_of_an_undisturbed_one(
+    undisturbed, tmp_path, table, monkeypatch, epoch
+):
     _, output = undisturbed
     with interrupted_at(epoch, monkeypatch):
         run(tmp_path / "run", table)
@@ -344,7 +435,9 @@ def test_a_run_that_was_interrupted_ends_with_the_files_of_an_undisturbed_one(un
     assert report.losses == undisturbed[0].losses
 
 
-def test_an_epoch_that_reached_the_log_but_not_the_manifest_is_logged_once(undisturbed, tmp_path, table, monkeypatch):
+def test_an_epoch_that_reached_the_log_but_not_the_manifest_is_logged_once(
+    undisturbed, tmp_path, table, monkeypatch
+):
     extend = train_folder.extend_run_manifest
 
     def die_at_epoch_two(*args, checkpoints, **options):
@@ -438,7 +531,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_what_was_whole(tmp_
 
 def test_weights_that_overflow_in_the_last_step_are_not_kept(tmp_path, table):
     # One step per epoch: its loss is fine, and what it does to the weights shows only afterwards.
-    recipe = dataclasses.replace(RECIPE, lr=1e30, warmup_start_lr=1e30, weight_decay=1e12, batch_size=26)
+    recipe = dataclasses.replace(
+        RECIPE, lr=1e30, warmup_start_lr=1e30, weight_decay=1e12, batch_size=26
+    )
     with pytest.raises(NumericalError, match="epoch 1: .* is not finite after the last step"):
         run(tmp_path / "run", table, recipe=recipe)
     assert list(digests(tmp_path / "run")) == ["epoch_0.pt"]
@@ -537,7 +632,8 @@ def test_an_unknown_model_recipe_or_device_is_refused(tmp_path, table):
 
 
 @pytest.mark.parametrize(
-    "option, value", [("epochs", -1), ("batch_size", 1), ("seed", -1), ("seed", 2**32), ("workers", -1)]
+    "option, value",
+    [("epochs", -1), ("batch_size", 1), ("seed", -1), ("seed", 2**32), ("workers", -1)],
 )
 def test_a_number_that_cannot_be_meant_is_a_value_error(tmp_path, table, option, value):
     with pytest.raises(ValueError, match=f"{option} must be"):
@@ -568,7 +664,9 @@ def run_in_two_processes(context, output, table, **options):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    for process in [start(context, run_as, rank, 2, port, output, table, options) for rank in range(2)]:
+    for process in [
+        start(context, run_as, rank, 2, port, output, table, options) for rank in range(2)
+    ]:
         process.join()
         assert process.exitcode == 0
     files = [output.with_name(f"{output.name}.{rank}.error") for rank in range(2)]
@@ -576,7 +674,9 @@ def run_in_two_processes(context, output, table, **options):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_with_the_files_of_an_undisturbed_one(undisturbed, tmp_path, table, context):
+def test_a_run_killed_at_random_moments_ends_with_the_files_of_an_undisturbed_one(
+    undisturbed, tmp_path, table, context
+):
     _, output = undisturbed
     for folder in ("first", "second"):
         begun = time.monotonic()
@@ -623,29 +723,57 @@ def check_only_whole_files(output, undisturbed):
             assert checkpoint.sha256 == expected[checkpoint.path.name] == sha256(checkpoint.path)
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused_before_the_processes_meet(tmp_path, table, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")  # The other one never comes, and nobody says where to meet it.
-    with pytest.raises(LandscapeError, match="a batch of 7 pairs cannot be shared out over 2 processes"):
+def test_a_batch_that_cannot_be_shared_out_is_refused_before_the_processes_meet(
+    tmp_path, table, monkeypatch
+):
+    monkeypatch.setenv(
+        "WORLD_SIZE", "2"
+    )  # The other one never comes, and nobody says where to meet it.
+    with pytest.raises(
+        LandscapeError, match="a batch of 7 pairs cannot be shared out over 2 processes"
+    ):
         run(tmp_path / "uneven", table, batch_size=7)
     assert not (tmp_path / "uneven").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_under_torchrun_train_as_one_does_on_the_whole_batch(tmp_path, table, context):
+def test_two_processes_under_torchrun_train_as_one_does_on_the_whole_batch(
+    tmp_path, table, context
+):
     options = {"model": PLAIN, "epochs": 2}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    program = [str(ROOT / "tests" / "tiny_run.py"), str(tmp_path / "two"), str(table), json.dumps(options)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    program = [
+        str(ROOT / "tests" / "tiny_run.py"),
+        str(tmp_path / "two"),
+        str(table),
+        json.dumps(options),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     subprocess.run([*launcher, *program], env=environment, check=True)
     report = run(tmp_path / "one", table, **options)
     assert list(digests(tmp_path / "two")) == ["epoch_0.pt", "epoch_1.pt", "epoch_2.pt"]
     assert not list((tmp_path / "two").glob("*.error"))
-    start, one, two = weights(tmp_path / "one", 0), weights(tmp_path / "one", 2), weights(tmp_path / "two", 2)
+    start, one, two = (
+        weights(tmp_path / "one", 0),
+        weights(tmp_path / "one", 2),
+        weights(tmp_path / "two", 2),
+    )
     for name in one:
         assert torch.equal(start[name], weights(tmp_path / "two", 0)[name])
         # As in the loop by hand: the same gradient, summed in another order.
-        assert (one[name] - two[name]).norm() <= 1e-3 * (one[name] - start[name]).norm() + 1e-7, name
-    lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()[1:]]
+        assert (one[name] - two[name]).norm() <= 1e-3 * (one[name] - start[name]).norm() + 1e-7, (
+            name
+        )
+    lines = [
+        json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()[1:]
+    ]
     assert {line["epoch"]: line["loss"] for line in lines} == pytest.approx(report.losses, rel=1e-5)
 
 
@@ -664,7 +792,9 @@ def test_a_run_over_two_processes_resumes_and_refuses_in_both(tmp_path, table, c
     assert snapshot(tmp_path / "whole" / "checkpoints") == before
 
 
-@pytest.mark.parametrize("pairs,samples,batch", [(50, 45, 15), (15, 15, 15), (12, 12, 12), (5000, 3000, 15)])
+@pytest.mark.parametrize(
+    "pairs,samples,batch", [(50, 45, 15), (15, 15, 15), (12, 12, 12), (5000, 3000, 15)]
+)
 def test_the_protocol_of_a_run_asks_for_no_more_pairs_than_there_are(pairs, samples, batch):
     published = DataSettings(source="pairs.tsv", num_samples=3000, batch_size=15)
     asked = _measurable(published, pairs)

@@ -12,8 +12,12 @@ from landscape.manifest import Checkpoint
 from landscape.pipeline import audit, spectra
 
 PASSED = AuditReport((AuditRow(WHOLE, "gradient", 1e-9, "passed"),), torch.float64, 0, 0)
-FAILED = AuditReport((AuditRow("visual (Scan)", "product", 0.3, "failed", "wrong"),), torch.float32, 0, 0)
-ZERO = AuditReport((AuditRow(WHOLE, "gradient", 0.5, "undecided", ZERO_TO_ROUNDING),), torch.float64, 0, 0)
+FAILED = AuditReport(
+    (AuditRow("visual (Scan)", "product", 0.3, "failed", "wrong"),), torch.float32, 0, 0
+)
+ZERO = AuditReport(
+    (AuditRow(WHOLE, "gradient", 0.5, "undecided", ZERO_TO_ROUNDING),), torch.float64, 0, 0
+)
 MANIFEST = SimpleNamespace(path=Path("study.yaml"), hessian=SimpleNamespace(method="slq", seed=0))
 
 
@@ -31,7 +35,9 @@ class Subject:
         return self.reports.get(f"at_{self.loaded[-1]}", self.reports["report"])
 
     def verdict(self, *, unaudited=False, hvp="double-backward", num_epochs=5):
-        checkpoints = [Checkpoint(epoch=epoch, path=Path(f"{epoch}.pt")) for epoch in range(num_epochs)]
+        checkpoints = [
+            Checkpoint(epoch=epoch, path=Path(f"{epoch}.pt")) for epoch in range(num_epochs)
+        ]
         series = SimpleNamespace(name="one", model="tiny", checkpoints=checkpoints)
         return audit.verdict_of(self, MANIFEST, series, unaudited=unaudited, hvp=hvp)
 
@@ -69,7 +75,10 @@ def test_a_series_of_perfect_fits_is_measured_and_marked():
 
 def test_a_failed_audit_ends_the_run_at_once_with_what_to_do():
     subject = Subject(report=FAILED)
-    with pytest.raises(ObjectiveError, match=r"series 'one' \(tiny\): the audit failed for visual \(Scan\).*--unaudited"):
+    with pytest.raises(
+        ObjectiveError,
+        match=r"series 'one' \(tiny\): the audit failed for visual \(Scan\).*--unaudited",
+    ):
         subject.verdict()
     assert subject.loaded == [4]
 
@@ -81,9 +90,14 @@ def test_a_fault_behind_a_perfect_fit_is_no_pass():
 
 def test_unaudited_series_and_products_by_differences_are_not_audited():
     subject = Subject(report=FAILED)
-    assert subject.verdict(unaudited=True) == {"passed": False, "reason": "not audited, by --unaudited"}
+    assert subject.verdict(unaudited=True) == {
+        "passed": False,
+        "reason": "not audited, by --unaudited",
+    }
     verdict = subject.verdict(hvp="finite-difference")
-    assert verdict["passed"] and "differences of the loss" in verdict["reason"] and not subject.loaded
+    assert (
+        verdict["passed"] and "differences of the loss" in verdict["reason"] and not subject.loaded
+    )
     assert subject.verdict(hvp="finite-difference", unaudited=True) == verdict
 
 
@@ -98,7 +112,9 @@ def test_checkpoints_that_are_gone_are_not_turned_to_unless_all_are(gone):
 
 
 def test_only_pyhessian_refuses_products_by_differences():
-    pyhessian = SimpleNamespace(path=Path("study.yaml"), hessian=SimpleNamespace(method="pyhessian"))
+    pyhessian = SimpleNamespace(
+        path=Path("study.yaml"), hessian=SimpleNamespace(method="pyhessian")
+    )
     with pytest.raises(ManifestError, match="pyhessian takes its own products"):
         audit.check_hvp(pyhessian, "finite-difference")
     audit.check_hvp(pyhessian, "double-backward")
@@ -110,13 +126,18 @@ def test_a_manifest_is_audited_with_the_weights_of_its_last_checkpoints(monkeypa
 
     subject = Subject(report=PASSED)
     checkpoints = [Checkpoint(epoch=epoch, path=Path(f"{epoch}.pt")) for epoch in (0, 7)]
-    series = [SimpleNamespace(name=name, model="tiny", checkpoints=checkpoints) for name in ("one", "two")]
+    series = [
+        SimpleNamespace(name=name, model="tiny", checkpoints=checkpoints) for name in ("one", "two")
+    ]
     manifest = SimpleNamespace(data=None, hessian=None, series=series)
     monkeypatch.setattr(audit.Manifest, "load", lambda path, **options: manifest)
     monkeypatch.setattr(image_text, "open_pairs", lambda data: None)
     monkeypatch.setattr(loaded_series, "device_of", lambda device: torch.device("cpu"))
     monkeypatch.setattr(loaded_series.LoadedSeries, "of", lambda *args, **options: subject)
-    assert [audited.title for audited in audit.audit_target("study.YML")] == ["one (tiny), epoch 7", "two (tiny), epoch 7"]
+    assert [audited.title for audited in audit.audit_target("study.YML")] == [
+        "one (tiny), epoch 7",
+        "two (tiny), epoch 7",
+    ]
     assert subject.loaded == [7, 7]
     monkeypatch.setattr(audit, "_audit_model", lambda name, device: (name, device))
     assert list(audit.audit_target("tiny")) == [("tiny", torch.device("cpu"))]
@@ -147,8 +168,12 @@ class Store:
         return {("one", 3): "b" * 64}
 
 
-@pytest.mark.parametrize("sha256, digest", [("a" * 64, "a" * 64), (None, "b" * 64)], ids=["listed", "stored"])
-def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(sha256, digest, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "sha256, digest", [("a" * 64, "a" * 64), (None, "b" * 64)], ids=["listed", "stored"]
+)
+def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(
+    sha256, digest, monkeypatch, tmp_path
+):
     # A digest that is listed is believed here: the file is read when it is loaded.
     path = tmp_path / "3.pt"
     if sha256:
@@ -164,4 +189,6 @@ def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(s
 
     assert known(passed, other) == passed
     assert known(other) is None
-    assert known({**passed, "passed": False}, {"passed": True, "product": "finite-difference"}) is None
+    assert (
+        known({**passed, "passed": False}, {"passed": True, "product": "finite-difference"}) is None
+    )

@@ -19,7 +19,9 @@ from landscape.towers.vmamba import SS2D, merge_orders, scan_order
 def _toy(**options) -> VMamba:
     """Two stages on grids of 4 x 4 and 2 x 2, every parameter off its start, float64."""
     torch.manual_seed(0)
-    tower = VMamba(**{"dims": (6, 8), "depths": (1, 2), "gated": False, "num_classes": 0, **options})
+    tower = VMamba(
+        **{"dims": (6, 8), "depths": (1, 2), "gated": False, "num_classes": 0, **options}
+    )
     tower = tower.double().eval()
     scramble(tower, seed=1, scale=0.3)
     return tower
@@ -57,7 +59,9 @@ def _literal_directions(u: Tensor, p: dict[str, Tensor], num_states: int) -> Ten
         h = torch.zeros(inner, num_states, dtype=u.dtype)
         for i, j in places:
             projected = p["x_proj_weight"][k] @ u[i, j]
-            delta = F.softplus(p["dt_projs_weight"][k] @ projected[:rank] + p["dt_projs_bias"][k])[:, None]
+            delta = F.softplus(p["dt_projs_weight"][k] @ projected[:rank] + p["dt_projs_bias"][k])[
+                :, None
+            ]
             B, C = projected[rank : rank + num_states], projected[rank + num_states :]
             h = torch.exp(delta * A) * h + delta * B * u[i, j][:, None]
             y[i, j] += h @ C + D * u[i, j]
@@ -79,12 +83,18 @@ def _literal_ss2d(x: Tensor, p: dict[str, Tensor], *, gated: bool, num_states: i
 
 
 def _part(p: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)
+    }
 
 
-def _literal_tower(x: Tensor, p: dict[str, Tensor], depths: tuple[int, ...], *, gated: bool) -> Tensor:
+def _literal_tower(
+    x: Tensor, p: dict[str, Tensor], depths: tuple[int, ...], *, gated: bool
+) -> Tensor:
     def convolution(x: Tensor, name: str) -> Tensor:
-        y = F.conv2d(x.permute(0, 3, 1, 2), p[f"{name}.weight"], p[f"{name}.bias"], stride=2, padding=1)
+        y = F.conv2d(
+            x.permute(0, 3, 1, 2), p[f"{name}.weight"], p[f"{name}.bias"], stride=2, padding=1
+        )
         return y.permute(0, 2, 3, 1)
 
     def gelu(x: Tensor) -> Tensor:
@@ -95,11 +105,17 @@ def _literal_tower(x: Tensor, p: dict[str, Tensor], depths: tuple[int, ...], *, 
     for i, depth in enumerate(depths):
         for j in range(depth):
             block = _part(p, f"layers.{i}.blocks.{j}.")
-            x = x + _literal_ss2d(_layer_norm(x, block, "norm"), _part(block, "op."), gated=gated, num_states=1)
-            hidden = gelu(_layer_norm(x, block, "norm2") @ block["mlp.fc1.weight"].T + block["mlp.fc1.bias"])
+            x = x + _literal_ss2d(
+                _layer_norm(x, block, "norm"), _part(block, "op."), gated=gated, num_states=1
+            )
+            hidden = gelu(
+                _layer_norm(x, block, "norm2") @ block["mlp.fc1.weight"].T + block["mlp.fc1.bias"]
+            )
             x = x + hidden @ block["mlp.fc2.weight"].T + block["mlp.fc2.bias"]
         if i + 1 < len(depths):
-            x = _layer_norm(convolution(x, f"layers.{i}.downsample.1"), p, f"layers.{i}.downsample.3")
+            x = _layer_norm(
+                convolution(x, f"layers.{i}.downsample.1"), p, f"layers.{i}.downsample.3"
+            )
     return _layer_norm(x, p, "classifier.norm").mean((1, 2))
 
 
@@ -126,7 +142,9 @@ def test_merging_the_orders_is_the_transpose_of_reading_in_them():
     x = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
     y = torch.randn(2, 4, 3, 20, generator=generator, dtype=torch.float64)
     read = scan_order(x.unsqueeze(1).expand(-1, 4, -1, -1, -1))
-    torch.testing.assert_close((read * y).sum(), (x * merge_orders(y, (4, 5))).sum(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        (read * y).sum(), (x * merge_orders(y, (4, 5))).sum(), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_each_of_the_four_directions_sees_only_what_it_has_passed():
@@ -135,16 +153,24 @@ def test_each_of_the_four_directions_sees_only_what_it_has_passed():
     layer = SS2D(3, gated=False).double()
     # Without the 3 x 3 convolution's neighbours, a change can spread only along the scan.
     with torch.no_grad():
-        layer.conv2d.weight.mul_(torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=torch.float64))
+        layer.conv2d.weight.mul_(
+            torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=torch.float64)
+        )
     x = torch.randn(1, 6, 3, 4, generator=seeded(1), dtype=torch.float64)
     last = [(2, 3), (2, 3), (0, 0), (0, 0)]
     for k in range(4):
         weights = torch.zeros(4, 1, 1, dtype=torch.float64)
         weights[k] = 1.0
-        silenced = {"x_proj_weight": layer.x_proj_weight * weights, "Ds": layer.Ds * weights.expand(4, 6, 1).flatten()}
+        silenced = {
+            "x_proj_weight": layer.x_proj_weight * weights,
+            "Ds": layer.Ds * weights.expand(4, 6, 1).flatten(),
+        }
         moved = x.clone()
         moved[:, :, *last[k]] += 1.0
-        before, after = (functional_call(_Scan(layer), {f"layer.{n}": v for n, v in silenced.items()}, (u,)) for u in (x, moved))
+        before, after = (
+            functional_call(_Scan(layer), {f"layer.{n}": v for n, v in silenced.items()}, (u,))
+            for u in (x, moved)
+        )
         changed = (before != after).any(1)[0].nonzero().tolist()
         assert changed == [list(last[k])]
 
@@ -174,14 +200,19 @@ def test_a_fresh_tower_has_the_published_initialisation():
             assert 0.9 * bound < module.weight.abs().max() <= bound
     for layer in (module for module in tower.modules() if isinstance(module, SS2D)):
         inner, rank = layer.dt_projs_weight.shape[1:]
-        for weight, bound in ((layer.x_proj_weight, inner**-0.5), (layer.dt_projs_weight, rank**-0.5)):
+        for weight, bound in (
+            (layer.x_proj_weight, inner**-0.5),
+            (layer.dt_projs_weight, rank**-0.5),
+        ):
             assert 0.99 * bound < weight.abs().max() <= bound
             assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
         steps = F.softplus(layer.dt_projs_bias)
         assert 0.00099 < steps.min() < 0.0015 and 0.08 < steps.max() < 0.1001
         # log-uniform in 0.001..0.1: the median is 0.01
         assert steps.median().item() == pytest.approx(0.01, rel=0.25)
-        torch.testing.assert_close(layer.A_logs, torch.tensor([0.0, math.log(2)]).expand(4 * inner, 2))
+        torch.testing.assert_close(
+            layer.A_logs, torch.tensor([0.0, math.log(2)]).expand(4 * inner, 2)
+        )
         assert (layer.Ds == 1).all()
 
 
@@ -205,7 +236,9 @@ def test_checkpointing_changes_no_value_and_no_derivative_even_with_other_parame
         params = {name: (p + 0.1).detach().requires_grad_() for name, p in tower.named_parameters()}
         loss = functional_call(tower, params, (x,)).pow(2).sum()
         gradients = torch.autograd.grad(loss, list(params.values()), create_graph=True)
-        products = torch.autograd.grad(gradients, list(params.values()), [torch.ones_like(g) for g in gradients])
+        products = torch.autograd.grad(
+            gradients, list(params.values()), [torch.ones_like(g) for g in gradients]
+        )
         results.append([loss, *gradients, *products])
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -223,13 +256,17 @@ def test_the_dense_hessian_of_a_toy_clip_is_the_true_one():
 
 def test_every_parameter_receives_a_gradient_that_carries_a_graph():
     tower = _toy(gated=True)
-    gradients = torch.autograd.grad(tower(toy_pictures()).pow(3).sum(), list(tower.parameters()), create_graph=True)
+    gradients = torch.autograd.grad(
+        tower(toy_pictures()).pow(3).sum(), list(tower.parameters()), create_graph=True
+    )
     for (name, _), gradient in zip(tower.named_parameters(), gradients):
         assert gradient.requires_grad and gradient.abs().max() > 0, name
 
 
 def test_features_head_and_pooling_follow_timms_conventions():
-    tower = timm.create_model("vmamba_tiny_64", num_classes=7, img_size=64, drop_path_rate=0.1).eval()
+    tower = timm.create_model(
+        "vmamba_tiny_64", num_classes=7, img_size=64, drop_path_rate=0.1
+    ).eval()
     x = torch.randn(2, 3, 64, 64, generator=seeded(0))
     features = tower.forward_features(x)
     assert features.shape == (2, 2, 2, tower.num_features)

@@ -50,17 +50,28 @@ def child() -> Iterator[ChildProcess]:
 
 def test_a_child_returns_what_the_function_returns_in_the_order_of_the_calls(child):
     futures = [child.submit(math.factorial, number) for number in range(20)]
-    assert [future.result() for future in futures] == [math.factorial(number) for number in range(20)]
+    assert [future.result() for future in futures] == [
+        math.factorial(number) for number in range(20)
+    ]
 
 
-def test_a_child_runs_in_another_session_without_the_variables_of_torchrun_and_without_the_main_module(monkeypatch):
+def test_a_child_runs_in_another_session_without_the_variables_of_torchrun_and_without_the_main_module(
+    monkeypatch,
+):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.syspath_prepend("/somewhere")
-    with ChildProcess("worker 1", num_threads=3, environment={"CUDA_VISIBLE_DEVICES": "5"}) as process:
+    with ChildProcess(
+        "worker 1", num_threads=3, environment={"CUDA_VISIBLE_DEVICES": "5"}
+    ) as process:
         seen = process.submit(worker_calls.describe_process).result()
-    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} & set(seen["environment"])
-    assert seen["environment"]["CUDA_VISIBLE_DEVICES"] == "5" and seen["environment"]["OMP_NUM_THREADS"] == "3"
+    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} & set(
+        seen["environment"]
+    )
+    assert (
+        seen["environment"]["CUDA_VISIBLE_DEVICES"] == "5"
+        and seen["environment"]["OMP_NUM_THREADS"] == "3"
+    )
     assert seen["session"] == seen["pid"] != os.getsid(0)
     assert seen["path"] == sys.path and seen["main"].endswith("serve.py") and not seen["torch"]
 
@@ -73,15 +84,27 @@ def test_a_child_has_its_own_number_of_threads_whatever_the_parent_has(monkeypat
 
 def test_an_exception_comes_back_as_it_was_with_the_place_where_it_was_raised(child):
     error = child.submit(int, "many").exception()
-    assert type(error) is ValueError and str(error) == str(pytest.raises(ValueError, int, "many").value)
+    assert type(error) is ValueError and str(error) == str(
+        pytest.raises(ValueError, int, "many").value
+    )
     assert "serve.py" in error.__notes__[0]
 
 
 def test_an_error_of_ours_keeps_type_and_message_whatever_its_constructor_takes(child):
     error = child.submit(worker_calls.raise_two_words).exception()
-    assert type(error) is worker_calls.TwoWordError and str(error) == "here: this" and error.exit_code == 2
-    sent = child.submit(worker_calls.raise_it, PictureError("a.png is torn.", "Remove it.")).exception()
-    assert type(sent) is PictureError and str(sent) == "a.png is torn. Remove it." and sent.problem == "a.png is torn."
+    assert (
+        type(error) is worker_calls.TwoWordError
+        and str(error) == "here: this"
+        and error.exit_code == 2
+    )
+    sent = child.submit(
+        worker_calls.raise_it, PictureError("a.png is torn.", "Remove it.")
+    ).exception()
+    assert (
+        type(sent) is PictureError
+        and str(sent) == "a.png is torn. Remove it."
+        and sent.problem == "a.png is torn."
+    )
 
 
 @pytest.mark.parametrize("function", [worker_calls.raise_locked, worker_calls.raise_interrupt])
@@ -106,7 +129,9 @@ def test_a_function_that_the_child_cannot_import_is_refused_with_advice(child, m
 
 def test_prints_and_warnings_of_children_break_nothing_and_are_shown_once(capfd):
     with LocalPool(3) as pool:
-        lines = [pool.submit(worker, worker_calls.say, "a remark").result() for worker in pool.workers()]
+        lines = [
+            pool.submit(worker, worker_calls.say, "a remark").result() for worker in pool.workers()
+        ]
     assert lines == ["a remark"] * 3
     shown = capfd.readouterr()
     assert shown.out == "" and shown.err.splitlines().count("a remark") == 1
@@ -117,12 +142,17 @@ def test_a_killed_child_fails_its_call_by_name_and_the_next_call_has_a_new_proce
     first = child.submit(os.getpid).result()
     assert child.pid == first
     killed, queued = child.submit(os.kill, first, signal.SIGKILL), child.submit(os.getpid)
-    with pytest.raises(WorkerDied, match=rf"^worker 1 \(process {first}\) was killed by signal 9, perhaps for memory$"):
+    with pytest.raises(
+        WorkerDied,
+        match=rf"^worker 1 \(process {first}\) was killed by signal 9, perhaps for memory$",
+    ):
         killed.result()
     assert queued.result() == child.pid != first
 
 
-def test_a_killed_child_is_noticed_although_a_process_that_it_started_holds_its_pipes_and_that_ends_as_well(child):
+def test_a_killed_child_is_noticed_although_a_process_that_it_started_holds_its_pipes_and_that_ends_as_well(
+    child,
+):
     forked = child.submit(worker_calls.fork_and_go_on).result()
     with pytest.raises(WorkerDied, match="killed by signal 9"):
         child.submit(os.kill, child.pid, signal.SIGKILL).result(timeout=20)
@@ -143,7 +173,9 @@ def test_a_death_reports_the_status_and_the_last_line(child):
 
 def test_a_child_that_cannot_start_is_an_error_and_no_endless_loop():
     with LocalPool(1, environments=[{"PYTHONHOME": "/nowhere"}]) as pool:
-        with pytest.raises(WorkerError, match=r"^worker 1 cannot start: \(process \d+\) ended with status 1; ") as caught:
+        with pytest.raises(
+            WorkerError, match=r"^worker 1 cannot start: \(process \d+\) ended with status 1; "
+        ) as caught:
             list(dispatch({"a": range(3)}, pool, worker_calls.squares))
     assert not isinstance(caught.value, WorkerDied)
 
@@ -175,7 +207,10 @@ def test_a_child_ends_with_its_killed_parent_even_in_a_call_that_holds_the_inter
 
 
 def test_a_child_ends_with_its_parent_although_a_fork_of_the_parent_holds_the_pipes():
-    ends = start_parent("time.sleep, 60", more="import os; print(forked, flush=True) if (forked := os.fork()) else None")
+    ends = start_parent(
+        "time.sleep, 60",
+        more="import os; print(forked, flush=True) if (forked := os.fork()) else None",
+    )
     parent, pid = next(ends)
     forked = int(parent.stdout.readline())
     parent.kill()
@@ -186,7 +221,10 @@ def test_a_child_ends_with_its_parent_although_a_fork_of_the_parent_holds_the_pi
 
 
 def test_an_interrupt_of_the_terminal_reaches_the_parent_alone():
-    ends = start_parent("time.sleep, 60", more="try: time.sleep(60)\nexcept KeyboardInterrupt: print(child.pid, flush=True)")
+    ends = start_parent(
+        "time.sleep, 60",
+        more="try: time.sleep(60)\nexcept KeyboardInterrupt: print(child.pid, flush=True)",
+    )
     parent, pid = next(ends)
     time.sleep(0.3)
     os.killpg(parent.pid, signal.SIGINT)
@@ -208,7 +246,11 @@ def start_parent(call: str, *, more: str = "") -> Iterator[tuple["subprocess.Pop
     script = PARENT.format(call=call, more=more)
     command = [sys.executable, "-c", script]
     with subprocess.Popen(
-        command, env=environment_of_scripts(), stdout=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment_of_scripts(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as parent:
         try:
             yield parent, int(parent.stdout.readline())
@@ -229,7 +271,15 @@ def test_a_script_from_standard_input_calculates_in_children():
 def test_every_rank_of_torchrun_calculates_in_children_of_its_own(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        str(script),
+    ]
     assert run_script(command).split("\n").count("225") == 2
 
 
@@ -261,9 +311,13 @@ def test_a_local_pool_grows_and_gives_each_worker_its_own_process_and_environmen
     with LocalPool(1, environments=environments) as pool:
         pool.grow(3)
         assert pool.workers() == ("worker 1", "worker 2", "worker 3")
-        seen = [pool.submit(name, worker_calls.describe_process).result() for name in pool.workers()]
+        seen = [
+            pool.submit(name, worker_calls.describe_process).result() for name in pool.workers()
+        ]
         assert [process["environment"]["DEVICE"] for process in seen] == ["0", "1", "2"]
-        assert [process["pid"] for process in seen] == list(pool.pids.values()) and len(set(pool.pids.values())) == 3
+        assert [process["pid"] for process in seen] == list(pool.pids.values()) and len(
+            set(pool.pids.values())
+        ) == 3
         with pytest.raises(ValueError, match="environments"):
             pool.grow(4)
 
@@ -273,7 +327,9 @@ def test_an_executor_calculates_and_its_broken_processes_are_workers_that_died()
         pool = ExecutorPool(executor)
         assert pool.window == 4
         done = list(dispatch({"a": range(10)}, pool, worker_calls.squares))
-        assert sorted(result[2] for unit in done for result in unit.results) == [item**2 for item in range(10)]
+        assert sorted(result[2] for unit in done for result in unit.results) == [
+            item**2 for item in range(10)
+        ]
         with pytest.raises(WorkerDied, match="ProcessPoolExecutor has lost a process"):
             pool.submit("executor", os._exit, 1).result()
         with pytest.raises(WorkerError, match="takes no more work"):
@@ -290,13 +346,17 @@ def test_a_child_killed_in_a_unit_costs_no_item(tmp_path):
     with LocalPool(2) as pool:
         done = list(dispatch({task: range(30)}, pool, worker_calls.die_once))
     assert Path(task).exists()
-    assert sorted(result for unit in done for result in unit.results) == [item**2 for item in range(30)]
+    assert sorted(result for unit in done for result in unit.results) == [
+        item**2 for item in range(30)
+    ]
 
 
 def test_an_item_that_kills_every_worker_is_lost_alone():
     with LocalPool(2) as pool:
         done = list(dispatch({"a": range(40)}, pool, worker_calls.die_at_poison))
-    results = {item: result for unit in done for item, result in zip(unit.items, unit.results, strict=True)}
+    results = {
+        item: result for unit in done for item, result in zip(unit.items, unit.results, strict=True)
+    }
     lost = results.pop(worker_calls.POISON)
     assert "was killed by signal 9" in lost.reason
     assert results == {item: item**2 for item in range(40) if item != worker_calls.POISON}
@@ -305,6 +365,8 @@ def test_an_item_that_kills_every_worker_is_lost_alone():
 def test_calls_of_all_arguments_survive_one_death_each_and_give_up_after_three(tmp_path):
     with LocalPool(2) as pool:
         arguments = [(str(tmp_path / str(index)), (worker_calls.POISON,)) for index in range(3)]
-        assert sorted(call_all(pool, worker_calls.die_once, arguments)) == [(index, [169]) for index in range(3)]
+        assert sorted(call_all(pool, worker_calls.die_once, arguments)) == [
+            (index, [169]) for index in range(3)
+        ]
         with pytest.raises(WorkerError, match="for the third time"):
             list(call_all(pool, worker_calls.die_at_poison, [("a", (worker_calls.POISON,))]))

@@ -51,7 +51,9 @@ PLAIN = register("tiny_vit")
 RESNET = register("tiny_resnet", image_size=32, layers=[1, 1, 1, 1], patch_size=None)
 # The gradient of a key's bias is zero but for rounding, and Adam would divide it by its own size; a larger eps does not, so that
 # two ways of computing the same step stay together.
-RECIPE = dataclasses.replace(RECIPES["clip_mamba"], name="tiny", epochs=3, batch_size=8, eps=1e-4, precision="fp32")
+RECIPE = dataclasses.replace(
+    RECIPES["clip_mamba"], name="tiny", epochs=3, batch_size=8, eps=1e-4, precision="fp32"
+)
 
 
 def write_pairs(folder: Path, num_pairs: int = NUM_PAIRS) -> Path:
@@ -69,12 +71,29 @@ def write_pairs(folder: Path, num_pairs: int = NUM_PAIRS) -> Path:
 
 def run(output: Path, table: Path, **options: Any) -> TrainReport:
     data = DataSettings(source=str(table), split="all", num_samples=20, batch_size=5)
-    return train(**{"model": MODEL, "output": output, "data": data, "recipe": RECIPE, "progress": False, **options})
+    return train(
+        **{
+            "model": MODEL,
+            "output": output,
+            "data": data,
+            "recipe": RECIPE,
+            "progress": False,
+            **options,
+        }
+    )
 
 
-def run_as(rank: int, world_size: int, port: int, output: Path, table: Path, options: dict[str, Any]) -> None:
+def run_as(
+    rank: int, world_size: int, port: int, output: Path, table: Path, options: dict[str, Any]
+) -> None:
     """`run` as one of several processes that torchrun would start; an error becomes the file OUTPUT.RANK.error."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "MASTER_PORT": port,
+        "MASTER_ADDR": "127.0.0.1",
+    }
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
         run(output, table, **options)

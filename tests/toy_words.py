@@ -25,7 +25,9 @@ class Words(nn.Module):
 def words_problem(device="cpu", seed=0):
     torch.manual_seed(seed)
     model = Words().double().eval().to(device)
-    return Objective.from_closure(model, lambda model, batch: F.cross_entropy(model(batch), batch["labels"])), model
+    return Objective.from_closure(
+        model, lambda model, batch: F.cross_entropy(model(batch), batch["labels"])
+    ), model
 
 
 def words_batch(seed, num_words=100, device="cpu"):
@@ -40,4 +42,6 @@ def words_batch(seed, num_words=100, device="cpu"):
 
 
 def traced(objective, model, batch):
-    return HessianOperator(objective, select_parameters(model), batch, product="traced", check=False)
+    return HessianOperator(
+        objective, select_parameters(model), batch, product="traced", check=False
+    )

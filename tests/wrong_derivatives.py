@@ -78,7 +78,9 @@ FAULTS: dict[str, type[nn.Module]] = {
 }
 
 
-def faulty(name: str, seed: int, dtype: torch.dtype) -> tuple[nn.Module, Callable[[Any, Any], Tensor], Tensor]:
+def faulty(
+    name: str, seed: int, dtype: torch.dtype
+) -> tuple[nn.Module, Callable[[Any, Any], Tensor], Tensor]:
     """A model with the fault in its middle (module "1"), a loss and a batch, of random weights and inputs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

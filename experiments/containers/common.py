@@ -36,7 +36,9 @@ def make_net() -> nn.Module:
 def data(rows: int = 12) -> torch.utils.data.TensorDataset:
     """Random rows and labels, always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.utils.data.TensorDataset(torch.randn(rows, 4, generator=generator), torch.arange(rows) % 3)
+    return torch.utils.data.TensorDataset(
+        torch.randn(rows, 4, generator=generator), torch.arange(rows) % 3
+    )
 
 
 def loader() -> torch.utils.data.DataLoader:

@@ -53,8 +53,14 @@ def check(case: Case) -> list[str]:
         faults += [f"epoch {info.epoch}, truth {case.epoch}"] if info.epoch != case.epoch else []
         faults += [] if tuple(case.copies) == info.available else [f"available {info.available}"]
         seen = outline(case.path)
-        agrees = (seen.epoch, seen.layout, seen.available) == (info.epoch, info.layout, info.available)
-        faults += [] if agrees else [f"outline differs: {seen.layout} {seen.epoch} {seen.available}"]
+        agrees = (seen.epoch, seen.layout, seen.available) == (
+            info.epoch,
+            info.layout,
+            info.available,
+        )
+        faults += (
+            [] if agrees else [f"outline differs: {seen.layout} {seen.epoch} {seen.available}"]
+        )
     return faults
 
 
@@ -66,7 +72,9 @@ def main() -> int:
     for package, write in WRITERS:
         name = package.split()[0]
         version = (
-            f" {importlib.metadata.version(name)}" if name != "torch" and " by hand" not in package else ""
+            f" {importlib.metadata.version(name)}"
+            if name != "torch" and " by hand" not in package
+            else ""
         )
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)

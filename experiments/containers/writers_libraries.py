@@ -8,7 +8,12 @@ import torch
 from common import Case, kept, make_net
 from torch import nn
 
-_TOWER = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2}
+_TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}
 
 
 def _make_clip() -> nn.Module:
@@ -42,7 +47,9 @@ def clip(folder: Path) -> list[Case]:
         image, text, scale = model(pictures, texts)
     torch.testing.assert_close(image, theirs.image_embeds, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(text, theirs.text_embeds, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(scale * image @ text.T, theirs.logits_per_image, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        scale * image @ text.T, theirs.logits_per_image, rtol=1e-4, atol=1e-4
+    )
     state = kept(model)
     return [
         Case(
@@ -117,8 +124,14 @@ def peft(folder: Path) -> list[Case]:
             path=folder / "adapter/adapter_model.safetensors",
             refused="merge_and_unload",
         ),
-        Case(what="state_dict() with adapters", path=folder / "full.pt", refused="merge_and_unload"),
-        Case(what="merged", path=folder / "merged.pt", copies={"online": kept(model.merge_and_unload())}),
+        Case(
+            what="state_dict() with adapters", path=folder / "full.pt", refused="merge_and_unload"
+        ),
+        Case(
+            what="merged",
+            path=folder / "merged.pt",
+            copies={"online": kept(model.merge_and_unload())},
+        ),
     ]
 
 
@@ -148,7 +161,10 @@ def hub(folder: Path) -> list[Case]:
             make=make,
         )
         for name in ("one", "shards")
-        for said, make in (("model that ties", Tied), ("model that does not", lambda: Tied(tie=False)))
+        for said, make in (
+            ("model that ties", Tied),
+            ("model that does not", lambda: Tied(tie=False)),
+        )
     ]
 
 
@@ -169,7 +185,11 @@ def safetensors(folder: Path) -> list[Case]:
             copies={"online": kept(model)},
             make=lambda: Tied(tie=False),
         ),
-        Case(what="a header of 0x..80 bytes", path=folder / "80.safetensors", copies={"online": kept(net)}),
+        Case(
+            what="a header of 0x..80 bytes",
+            path=folder / "80.safetensors",
+            copies={"online": kept(net)},
+        ),
     ]
 
 

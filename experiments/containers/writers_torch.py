@@ -54,7 +54,10 @@ def whole(folder: Path) -> list[Case]:
     torch.save(net, folder / "legacy", _use_new_zipfile_serialization=False)
     torch.jit.save(torch.jit.script(net), folder / "script")
     torch.jit.save(torch.jit.trace(net, torch.ones(2, 4)), folder / "trace")
-    torch.save({"epoch": 3, "model": net, "ema": make_net(), "updates": 8, "opt": None}, folder / "detector")
+    torch.save(
+        {"epoch": 3, "model": net, "ema": make_net(), "updates": 8, "opt": None},
+        folder / "detector",
+    )
     return [
         *(Case(what=f"whole model, {name}", path=folder / name, copies={"online": kept(net)}) for name in ("whole", "legacy", "script", "trace")),  # noqa: E501
         Case(what="whole models under 'model' and 'ema'", path=folder / "detector",
@@ -82,7 +85,9 @@ def distributed(folder: Path) -> list[Case]:
         Case(what="DCP folder", path=folder / "plain", copies={"online": kept(net)}),
         Case(what="DCP folder, fully_shard", path=folder / "fsdp", copies={"online": state}),
         Case(
-            what="torch.save of DTensors, one process", path=folder / "dtensor.pt", copies={"online": state}
+            what="torch.save of DTensors, one process",
+            path=folder / "dtensor.pt",
+            copies={"online": state},
         ),
         Case(what="__0_0.distcp", path=folder / "plain/__0_0.distcp", refused="Name the folder"),
     ]

@@ -10,7 +10,9 @@ from common import Case, State, data, kept, loader, make_net
 from torch import nn
 
 
-def _lightning_fit(folder: Path, *callbacks: Any, epochs: int = 2, **saving: Any) -> dict[int, State]:
+def _lightning_fit(
+    folder: Path, *callbacks: Any, epochs: int = 2, **saving: Any
+) -> dict[int, State]:
     """Train and save; the net's weights after each epoch."""
     import lightning
 
@@ -31,11 +33,15 @@ def _lightning_fit(folder: Path, *callbacks: Any, epochs: int = 2, **saving: Any
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), self.hparams.lr)
 
-    quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = dict(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
     saver = lightning.pytorch.callbacks.ModelCheckpoint(
         folder, filename="{epoch}-{step}", save_top_k=-1, **saving
     )
-    lightning.Trainer(max_epochs=epochs, callbacks=[*callbacks, saver], **quiet).fit(Module(), loader())
+    lightning.Trainer(max_epochs=epochs, callbacks=[*callbacks, saver], **quiet).fit(
+        Module(), loader()
+    )
     return after
 
 
@@ -78,7 +84,9 @@ def _lightning_by_hand(folder: Path) -> list[Case]:
     net = make_net()
     module = BoringModel()
     module.layer = net
-    module.training_step = lambda batch, batch_idx: nn.functional.cross_entropy(net(batch[0]), batch[1])
+    module.training_step = lambda batch, batch_idx: nn.functional.cross_entropy(
+        net(batch[0]), batch[1]
+    )
     module.configure_optimizers = lambda: torch.optim.SGD(net.parameters(), 0.1)
     cases = []
     for epochs in (0, 2):
@@ -177,13 +185,19 @@ def composer(folder: Path) -> list[Case]:
 
     plain = fit(folder / "plain")
     cases = [
-        Case(what="ep1-ba3", path=next((folder / "plain").glob("ep1*.pt")), copies={"online": plain}, epoch=1)
+        Case(
+            what="ep1-ba3",
+            path=next((folder / "plain").glob("ep1*.pt")),
+            copies={"online": plain},
+            epoch=1,
+        )
     ]
     ema = EMA(half_life=None, smoothing=0.5, update_interval="1ba")
     trained = fit(folder / "ema", ema)
     path = next((folder / "ema").glob("ep1*.pt"))
     average = {
-        n.removeprefix("net."): t for n, t in torch.load(path, weights_only=False)["state"]["model"].items()
+        n.removeprefix("net."): t
+        for n, t in torch.load(path, weights_only=False)["state"]["model"].items()
     }
     differ = any(not torch.equal(average[name], trained[name]) for name in trained)
     cases.append(
@@ -210,7 +224,9 @@ def mmengine(folder: Path) -> list[Case]:
             super().__init__()
             self.net = make_net()
 
-        def forward(self, inputs: torch.Tensor, labels: torch.Tensor, mode: str) -> dict[str, torch.Tensor]:
+        def forward(
+            self, inputs: torch.Tensor, labels: torch.Tensor, mode: str
+        ) -> dict[str, torch.Tensor]:
             return {"loss": nn.functional.cross_entropy(self.net(inputs), labels)}
 
         def train_step(self, batch: Any, optim_wrapper: Any) -> Any:
@@ -227,7 +243,10 @@ def mmengine(folder: Path) -> list[Case]:
     fit(folder / "plain")
     cases = [
         Case(
-            what="epoch_2.pth", path=folder / "plain/epoch_2.pth", copies={"online": after["online"]}, epoch=2
+            what="epoch_2.pth",
+            path=folder / "plain/epoch_2.pth",
+            copies={"online": after["online"]},
+            epoch=2,
         )
     ]
     hook = EMAHook(momentum=0.5)
@@ -276,7 +295,9 @@ def fastai(folder: Path) -> list[Case]:
     from fastai.learner import Learner
 
     loaders = DataLoaders(DataLoader(data(), bs=4), DataLoader(data(), bs=4))
-    learn = Learner(loaders, make_net(), loss_func=nn.functional.cross_entropy, path=folder, model_dir=".")
+    learn = Learner(
+        loaders, make_net(), loss_func=nn.functional.cross_entropy, path=folder, model_dir="."
+    )
     learn.remove_cb(ProgressCallback)
     learn.fit(1, 0.1)
     learn.save("with", with_opt=True)

@@ -79,7 +79,12 @@ STUDIES = {
 
 def manifest(study: Study, source: str, num_samples: int, seed: int) -> str:
     """The manifest of the measurement, as YAML."""
-    data = {"source": source, "num_samples": num_samples, "batch_size": BATCH_SIZE, "augmentation": study.augmentation}
+    data = {
+        "source": source,
+        "num_samples": num_samples,
+        "batch_size": BATCH_SIZE,
+        "augmentation": study.augmentation,
+    }
     if study.image_size is not None:
         data["image_size"] = study.image_size
     content = {
@@ -87,20 +92,50 @@ def manifest(study: Study, source: str, num_samples: int, seed: int) -> str:
         "data": data,
         "hessian": {"objective": "contrastive", "parameters": "image", "k": 5},
         "series": [
-            {"name": name, "model": model, "label": label, "from": f"seed_{seed}/{name}/checkpoints.yaml", "epochs": list(EPOCHS)}
+            {
+                "name": name,
+                "model": model,
+                "label": label,
+                "from": f"seed_{seed}/{name}/checkpoints.yaml",
+                "epochs": list(EPOCHS),
+            }
             for name, label, model in study.models
         ],
     }
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def commands(study: Study, output: Path, source: str, *, seed: int, device: str | None) -> Iterator[list[str]]:
+def commands(
+    study: Study, output: Path, source: str, *, seed: int, device: str | None
+) -> Iterator[list[str]]:
     """What is run, in order; the manifest is in place before the first measurement."""
     where = [] if device is None else ["--device", device]
     for name, label, model in study.models:
-        data = ["--data", source] + ([] if study.image_size is None else ["--image-size", str(study.image_size)])
-        options = ["--recipe", study.recipe, "--epochs", str(EPOCHS[-1]), "--seed", str(seed), "--name", name, "--label", label]
-        yield ["train", "--model", model, "-o", str(output / f"seed_{seed}" / name), *data, *options, *where]
+        data = ["--data", source] + (
+            [] if study.image_size is None else ["--image-size", str(study.image_size)]
+        )
+        options = [
+            "--recipe",
+            study.recipe,
+            "--epochs",
+            str(EPOCHS[-1]),
+            "--seed",
+            str(seed),
+            "--name",
+            name,
+            "--label",
+            label,
+        ]
+        yield [
+            "train",
+            "--model",
+            model,
+            "-o",
+            str(output / f"seed_{seed}" / name),
+            *data,
+            *options,
+            *where,
+        ]
     store = str(output / f"spectra_{seed}.h5")
     yield ["spectra", str(output / f"figure3_{seed}.yaml"), "-o", store, *where]
     yield ["figure", store, "-o", str(output / f"figure3_{seed}.png")]
@@ -117,7 +152,9 @@ def cost(study: Study, num_samples: int, pairs_per_epoch: float) -> str:
 
     from landscape.clip.model import build_model, image_size_of
 
-    lines = [f"{'':14} {'forward, GFLOP a pair':>22} {'training, TFLOP':>18} {'spectra, TFLOP':>16}"]
+    lines = [
+        f"{'':14} {'forward, GFLOP a pair':>22} {'training, TFLOP':>18} {'spectra, TFLOP':>16}"
+    ]
     for _, label, name in study.models:
         model = build_model(name)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -126,32 +163,62 @@ def cost(study: Study, num_samples: int, pairs_per_epoch: float) -> str:
         forward = counter.get_total_flops()
         training = 3 * forward * pairs_per_epoch * EPOCHS[-1]
         spectra = 3 * forward * GRADIENTS_PER_PRODUCT * PRODUCTS * num_samples * len(EPOCHS)
-        lines.append(f"{label:14} {forward / 1e9:22.2f} {training / 1e12:18,.0f} {spectra / 1e12:16,.0f}")
+        lines.append(
+            f"{label:14} {forward / 1e9:22.2f} {training / 1e12:18,.0f} {spectra / 1e12:16,.0f}"
+        )
     return "\n".join(lines)
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("size", choices=STUDIES)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the whole study")
-    parser.add_argument("--data", help="image-text pairs for paper: a CSV/TSV file or a pattern of tar shards")
-    parser.add_argument("--num-samples", type=int, help="pairs measured at every checkpoint; default 3000, as published")
-    parser.add_argument("--seed", type=int, action="append", help="of the training; may be given several times; default 0")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of the whole study"
+    )
+    parser.add_argument(
+        "--data", help="image-text pairs for paper: a CSV/TSV file or a pattern of tar shards"
+    )
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        help="pairs measured at every checkpoint; default 3000, as published",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        action="append",
+        help="of the training; may be given several times; default 0",
+    )
     parser.add_argument("--device")
-    parser.add_argument("--dry-run", action="store_true", help="print the manifest and the commands, run nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the manifest and the commands, run nothing"
+    )
     parser.add_argument("--cost", action="store_true", help="count operations, run nothing")
-    parser.add_argument("--pairs", type=float, default=14_689_580, help="with --cost: pairs of an epoch; default YFCC15M's")
+    parser.add_argument(
+        "--pairs",
+        type=float,
+        default=14_689_580,
+        help="with --cost: pairs of an epoch; default YFCC15M's",
+    )
     options = parser.parse_args()
     study = STUDIES[options.size]
     options.source = options.data or study.source
     if options.source is None and not options.cost:
-        parser.error(f"{options.size} needs --data: the publication trains on YFCC15M, which cannot be shipped.")
+        parser.error(
+            f"{options.size} needs --data: the publication trains on YFCC15M, which cannot be shipped."
+        )
     options.num_samples = study.num_samples if options.num_samples is None else options.num_samples
     number = options.num_samples
     if number < BATCH_SIZE or number % BATCH_SIZE:
-        parser.error(f"--num-samples must be a positive multiple of {BATCH_SIZE}, the pairs of a batch, got {number}.")
+        parser.error(
+            f"--num-samples must be a positive multiple of {BATCH_SIZE}, the pairs of a batch, got {number}."
+        )
     if options.source == "openmoji" and number > OPENMOJI_PAIRS:
-        parser.error(f"--num-samples must be at most {OPENMOJI_PAIRS}, the pairs of OpenMoji that are trained on, got {number}.")
+        parser.error(
+            f"--num-samples must be at most {OPENMOJI_PAIRS}, the pairs of OpenMoji that are trained on, got {number}."
+        )
     return options
 
 
@@ -160,7 +227,13 @@ def main() -> int:
     options = parsed()
     study = STUDIES[options.size]
     if options.cost:
-        print(cost(study, options.num_samples, OPENMOJI_PAIRS if study.source == "openmoji" else options.pairs))
+        print(
+            cost(
+                study,
+                options.num_samples,
+                OPENMOJI_PAIRS if study.source == "openmoji" else options.pairs,
+            )
+        )
         return 0
     program = str(Path(sys.executable).with_name("landscape"))
     for seed in options.seed or [0]:
@@ -170,7 +243,9 @@ def main() -> int:
         else:
             options.output.mkdir(parents=True, exist_ok=True)
             (options.output / f"figure3_{seed}.yaml").write_text(text)
-        for arguments in commands(study, options.output, options.source, seed=seed, device=options.device):
+        for arguments in commands(
+            study, options.output, options.source, seed=seed, device=options.device
+        ):
             print(shlex.join(["landscape", *arguments]), flush=True)
             if not options.dry_run:
                 # The command has said what is wrong.

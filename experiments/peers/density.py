@@ -69,16 +69,25 @@ def small_problem(dtype: torch.dtype) -> tuple[Objective, Params, Batch]:
         loss(model, batch).backward()
         optimizer.step()
     model = model.to(dtype).eval()
-    return Objective.from_closure(model, loss), select_parameters(model), {"points": points.to(dtype), "labels": labels}
+    return (
+        Objective.from_closure(model, loss),
+        select_parameters(model),
+        {"points": points.to(dtype), "labels": labels},
+    )
 
 
-def exact_eigenvalues(objective: Objective, params: Params, batch: Batch) -> Float[np.ndarray, " n"]:
+def exact_eigenvalues(
+    objective: Objective, params: Params, batch: Batch
+) -> Float[np.ndarray, " n"]:
     """Of the dense Hessian by double backward, row by row: nothing of the engine is in it."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in params.items()}
     tensors = list(leaves.values())
     gradients = torch.autograd.grad(objective(leaves, batch), tensors, create_graph=True)
     entries = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    rows = [torch.autograd.grad(entry, tensors, retain_graph=True, materialize_grads=True) for entry in entries]
+    rows = [
+        torch.autograd.grad(entry, tensors, retain_graph=True, materialize_grads=True)
+        for entry in entries
+    ]
     matrix = torch.stack([torch.cat([piece.reshape(-1) for piece in row]) for row in rows])
     return torch.linalg.eigvalsh((matrix + matrix.T) / 2).numpy()
 
@@ -86,14 +95,18 @@ def exact_eigenvalues(objective: Objective, params: Params, batch: Batch) -> Flo
 def _ours(probes: int, steps: int, seed: int) -> list[Measure]:
     """landscape.density, whose deflation is paid for with one of the probes."""
     operator = HessianOperator(*small_problem(torch.float32))
-    found = landscape.density(operator, num_probes=probes - 1, num_matvecs=steps, num_deflation=steps, seed=seed)
+    found = landscape.density(
+        operator, num_probes=probes - 1, num_matvecs=steps, num_deflation=steps, seed=seed
+    )
     exact = found.exact[0][~found.exact[0].isnan()].double()
     zeros = int(found.num_zeros[0])
     # Each probe stands for the eigenvalues that are neither known one by one nor zero by structure.
     share = (found.n - len(exact) - zeros) / found.n / found.num_probes
     there, one = ~found.nodes.isnan(), torch.ones(1, dtype=torch.float64) / found.n
     positions = torch.cat([found.nodes[there].double(), exact, 0 * one])
-    weights = torch.cat([found.weights[there].double() * share, one.expand(len(exact)), zeros * one])
+    weights = torch.cat(
+        [found.weights[there].double() * share, one.expand(len(exact)), zeros * one]
+    )
     return [Measure(positions.numpy(), weights.numpy())]
 
 
@@ -127,9 +140,13 @@ def _pyhessian_from_pypi(probes: int, steps: int, seed: int) -> list[Measure]:
 def _eigenthings(probes: int, steps: int, seed: int) -> list[Measure]:
     objective, params, batch = small_problem(torch.float32)
     package = importlib.import_module("hessian_eigenthings")
-    operator = package.HessianOperator(LossModule(objective, params), [batch], lambda module, batch: module(batch))
+    operator = package.HessianOperator(
+        LossModule(objective, params), [batch], lambda module, batch: module(batch)
+    )
     # It seeds its probes with seed, seed + 1, ...
-    found = package.spectral_density(operator, num_runs=probes, lanczos_steps=steps, seed=1000 * seed)
+    found = package.spectral_density(
+        operator, num_runs=probes, lanczos_steps=steps, seed=1000 * seed
+    )
     curve = found.density.double().numpy()
     smooth = Measure(found.grid.double().numpy(), curve / curve.sum())
     return [_probes_average(found.raw_eigenvalues, found.raw_weights), smooth]
@@ -161,36 +178,68 @@ def exact_task() -> list[float]:
     return cast(list[float], exact_eigenvalues(*small_problem(torch.float64)).tolist())
 
 
-def density_task(tool: int, probes: int, steps: int, seeds: Sequence[int], eigenvalues: list[float]) -> list[list[float]]:
+def density_task(
+    tool: int, probes: int, steps: int, seeds: Sequence[int], eigenvalues: list[float]
+) -> list[list[float]]:
     """Distances of each measure of a tool, one list per seed."""
     torch.set_num_threads(1)
     run, exact = list(TOOLS.values())[tool], np.array(eigenvalues)
     return [[measure.distance(exact) for measure in run(probes, steps, seed)] for seed in seeds]
 
 
-def compare_densities(python: str, *, budgets: Sequence[int] = BUDGETS, num_seeds: int = 20) -> list[DensityRow]:
+def compare_densities(
+    python: str, *, budgets: Sequence[int] = BUDGETS, num_seeds: int = 20
+) -> list[DensityRow]:
     eigenvalues = run_task("peers.density.exact_task", {})
     scale = float(np.abs(eigenvalues).mean())
     rows: list[DensityRow] = []
     for budget in budgets:
         for index, names in enumerate(TOOLS):
-            rows += _best_rows(index, names, budget, scale, python=python, eigenvalues=eigenvalues, num_seeds=num_seeds)
+            rows += _best_rows(
+                index,
+                names,
+                budget,
+                scale,
+                python=python,
+                eigenvalues=eigenvalues,
+                num_seeds=num_seeds,
+            )
     return rows
 
 
 def _best_rows(
-    index: int, names: Sequence[str], budget: int, scale: float, *, python: str, eigenvalues: list[float], num_seeds: int
+    index: int,
+    names: Sequence[str],
+    budget: int,
+    scale: float,
+    *,
+    python: str,
+    eigenvalues: list[float],
+    num_seeds: int,
 ) -> list[DensityRow]:
     """One row per measure of a tool, with the steps that serve it best."""
     best: dict[str, DensityRow] = {}
     for steps in (steps for steps in STEPS if budget // steps >= 2):
-        arguments = {"tool": index, "probes": budget // steps, "steps": steps, "seeds": list(range(num_seeds))}
+        arguments = {
+            "tool": index,
+            "probes": budget // steps,
+            "steps": steps,
+            "seeds": list(range(num_seeds)),
+        }
         try:
-            found = run_task("peers.density.density_task", {**arguments, "eigenvalues": eigenvalues}, python=python)
+            found = run_task(
+                "peers.density.density_task",
+                {**arguments, "eigenvalues": eigenvalues},
+                python=python,
+            )
         except TaskFailed as error:
             return [DensityRow(name, budget, failure=str(error)) for name in names]
         for name, distances in zip(names, zip(*found)):
-            error = statistics.stdev(distances) / len(distances) ** 0.5 if len(distances) > 1 else float("nan")
+            error = (
+                statistics.stdev(distances) / len(distances) ** 0.5
+                if len(distances) > 1
+                else float("nan")
+            )
             row = DensityRow(name, budget, steps, statistics.mean(distances) / scale, error / scale)
             if name not in best or row.distance < best[name].distance:
                 best[name] = row
@@ -198,7 +247,9 @@ def _best_rows(
 
 
 def density_table(rows: Sequence[DensityRow]) -> str:
-    names, budgets = (list(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("tool", "products"))
+    names, budgets = (
+        list(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("tool", "products")
+    )
     lines = [
         "1-Wasserstein distance to the exact spectrum of 2,950 eigenvalues, over the mean |eigenvalue|, ± a standard error",
         f"{'':34}" + "".join(f"{f'{budget} products':>26}" for budget in budgets),
@@ -209,6 +260,8 @@ def density_table(rows: Sequence[DensityRow]) -> str:
             if row.failure:
                 cells = [f"  failed: {row.failure[:70]}"]
                 break
-            cells.append(f"{f'{row.distance:.3f} ± {row.standard_error:.3f} ({row.steps} steps)':>26}")
+            cells.append(
+                f"{f'{row.distance:.3f} ± {row.standard_error:.3f} ({row.steps} steps)':>26}"
+            )
         lines.append(f"{name:34}" + "".join(cells))
     return "\n".join(lines)

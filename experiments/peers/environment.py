@@ -44,7 +44,15 @@ PEERS = (
         "landscaper",
         "landscaper",
         without=("landscaper", "topopy", "nglpy"),
-        needs=("gudhi", "treelib", "coloraide", "drawsvg", "networkx", "scikit-learn", "cloudpickle"),
+        needs=(
+            "gudhi",
+            "treelib",
+            "coloraide",
+            "drawsvg",
+            "networkx",
+            "scikit-learn",
+            "cloudpickle",
+        ),
     ),
 )
 
@@ -63,9 +71,15 @@ def make_environment(folder: Path, peers: Sequence[Peer] = PEERS) -> Environment
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-        inside = subprocess.check_output([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
-        seen = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()])
-        Path(inside.strip(), "packages_in_use.pth").write_text("".join(f"{path}\n" for path in seen))
+        inside = subprocess.check_output(
+            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        )
+        seen = dict.fromkeys(
+            [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+        )
+        Path(inside.strip(), "packages_in_use.pth").write_text(
+            "".join(f"{path}\n" for path in seen)
+        )
     keep = folder / "constraints.txt"
     keep.write_text("".join(f"{name}=={version(name).partition('+')[0]}\n" for name in _KEPT))
     versions, failures = {}, {}
@@ -75,15 +89,33 @@ def make_environment(folder: Path, peers: Sequence[Peer] = PEERS) -> Environment
             failures[peer.module] = failure
         else:
             ask = f"from importlib.metadata import version; print(version({peer.package!r}))"
-            versions[peer.module] = subprocess.check_output([str(python), "-c", ask], text=True).strip()
+            versions[peer.module] = subprocess.check_output(
+                [str(python), "-c", ask], text=True
+            ).strip()
     return Environment(str(python), versions, failures)
 
 
 def _install(python: Path, peer: Peer, keep: Path) -> str:
     """Why it failed, or nothing."""
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
-    with_dependencies = [*pip, "--constraint", str(keep), *(peer.needs or (() if peer.without else (peer.package,)))]
-    return _run(with_dependencies) or (_run([*pip, "--no-deps", *peer.without]) if peer.without else "")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    with_dependencies = [
+        *pip,
+        "--constraint",
+        str(keep),
+        *(peer.needs or (() if peer.without else (peer.package,))),
+    ]
+    return _run(with_dependencies) or (
+        _run([*pip, "--no-deps", *peer.without]) if peer.without else ""
+    )
 
 
 def _import(python: Path, peer: Peer) -> str:

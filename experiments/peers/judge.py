@@ -18,14 +18,20 @@ from torch import Tensor
 from landscape.linalg import SymmetricOperator
 
 
-def arpack_values(A: SymmetricOperator, k: int, *, tol: float = 1e-10, seed: int = 0) -> tuple[Float[np.ndarray, " k"], int]:
+def arpack_values(
+    A: SymmetricOperator, k: int, *, tol: float = 1e-10, seed: int = 0
+) -> tuple[Float[np.ndarray, " k"], int]:
     """The k eigenvalues of A largest in magnitude, largest first, and the products that ARPACK took."""
     products = 0
 
     def multiply(vector: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         nonlocal products
         products += 1
-        return (A @ torch.from_numpy(np.ascontiguousarray(vector).reshape(-1)).to(A.dtype)).double().numpy()
+        return (
+            (A @ torch.from_numpy(np.ascontiguousarray(vector).reshape(-1)).to(A.dtype))
+            .double()
+            .numpy()
+        )
 
     start = np.random.default_rng(seed).standard_normal(A.n)
     operator = LinearOperator((A.n, A.n), matvec=multiply, dtype=np.float64)
@@ -55,7 +61,9 @@ def textbook_lanczos(
         for _ in range(2):
             product -= basis[:m].T @ (basis[:m] @ product)
         couplings.append(float(product.norm()))
-        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(couplings[:-1], 1) + np.diag(couplings[:-1], -1))
+        values, vectors = np.linalg.eigh(
+            np.diag(diagonal) + np.diag(couplings[:-1], 1) + np.diag(couplings[:-1], -1)
+        )
         yield values, couplings[-1] * np.abs(vectors[-1])
         basis[m] = product / couplings[-1]
 
@@ -71,7 +79,12 @@ def first_converged(
 
 
 def krylov_dimension(
-    A: SymmetricOperator, values: Float[np.ndarray, " k"], *, tol: float, seed: int = 0, limit: int = 300
+    A: SymmetricOperator,
+    values: Float[np.ndarray, " k"],
+    *,
+    tol: float,
+    seed: int = 0,
+    limit: int = 300,
 ) -> int:
     """The dimension of the first Krylov space of a random vector that holds the k dominant pairs to a residual of tol.
 
@@ -90,7 +103,9 @@ def krylov_dimension(
     raise RuntimeError(f"{limit} products do not give {len(values)} pairs to a residual of {tol}.")
 
 
-def true_residuals(A: SymmetricOperator, values: Float[Tensor, " k"], vectors: Float[Tensor, "n k"]) -> list[float]:
+def true_residuals(
+    A: SymmetricOperator, values: Float[Tensor, " k"], vectors: Float[Tensor, "n k"]
+) -> list[float]:
     """||A v - value v|| / |value| of what a solver returned, its vectors scaled to length 1; infinite for a value of zero."""
     V = vectors.to(A.dtype)
     V = V / V.norm(dim=0)
@@ -103,6 +118,8 @@ def value_errors(found: Float[np.ndarray, " k"], truth: Float[np.ndarray, " k"])
 
     A value that was found twice costs the one that was missed; two of nearly one magnitude may come in either order.
     """
-    errors = np.abs(np.asarray(found)[None, :] - np.asarray(truth)[:, None]) / np.abs(truth)[:, None]
+    errors = (
+        np.abs(np.asarray(found)[None, :] - np.asarray(truth)[:, None]) / np.abs(truth)[:, None]
+    )
     rows, columns = linear_sum_assignment(errors)
     return errors[rows, columns].tolist()

@@ -56,7 +56,13 @@ def trained(run: Path, model: str, epochs: int) -> dict[int, Path]:
     folder = run / model / "checkpoints"
     if not (folder / f"epoch_{epochs}.pt").exists():
         train_run(
-            model=model, output=run / model, source="openmoji", split="train", image_size=None, recipe=RECIPE, epochs=epochs
+            model=model,
+            output=run / model,
+            source="openmoji",
+            split="train",
+            image_size=None,
+            recipe=RECIPE,
+            epochs=epochs,
         )
     return {epoch: folder / f"epoch_{epoch}.pt" for epoch in range(epochs + 1)}
 
@@ -68,7 +74,12 @@ def save_batches(run: Path, model: str, num_batches: int) -> Path:
         transform = preprocess_for(model)
         num_samples = num_batches * BATCH_SIZE
         pairs = open_pairs(
-            DataSettings(source="openmoji", image_size=transform.size[0], num_samples=num_samples, batch_size=BATCH_SIZE)
+            DataSettings(
+                source="openmoji",
+                image_size=transform.size[0],
+                num_samples=num_samples,
+                batch_size=BATCH_SIZE,
+            )
         )
         batches = curvature_batches(
             pairs,

@@ -23,13 +23,19 @@ class TaskFailed(Exception):
     """A process ended without a result; the message says why in one line."""
 
 
-def run_task(task: str, arguments: dict[str, Any], *, python: str = sys.executable, threads: int = 1) -> Any:
+def run_task(
+    task: str, arguments: dict[str, Any], *, python: str = sys.executable, threads: int = 1
+) -> Any:
     """The result of `task(**arguments)` in a new process.
 
     Raises:
         TaskFailed: If it ends without a result.
     """
-    paths = [str(EXPERIMENTS), str(Path(landscape.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [
+        str(EXPERIMENTS),
+        str(Path(landscape.__file__).parents[1]),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -55,7 +61,11 @@ def run_task(task: str, arguments: dict[str, Any], *, python: str = sys.executab
 def reason(stderr: str, status: int) -> str:
     """The exception that ended a process in one line, or else the signal, the last line, the exit status."""
     lines = [line.rstrip() for line in stderr.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|NoConvergence)\b", line)]
+    named = [
+        line
+        for line in lines
+        if re.match(r"[\w.]*(Error|Exception|Interrupt|NoConvergence)\b", line)
+    ]
     if status < 0:
         return f"killed by signal {-status}"
     return (named or lines or [f"exit status {status}"])[-1][:300]
@@ -84,7 +94,9 @@ def peak_mebibytes() -> float:
     except OSError:
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+            1024 if sys.platform == "linux" else 1024**2
+        )
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 
 

@@ -34,7 +34,9 @@ class RecyclingRow:
     all_converged: bool
 
 
-def recycling_task(case: dict[str, Any], earlier: dict[str, Any], num_batches: int) -> dict[str, Any]:
+def recycling_task(
+    case: dict[str, Any], earlier: dict[str, Any], num_batches: int
+) -> dict[str, Any]:
     """The fields of a RecyclingRow, of `case` and the case of one epoch earlier."""
     torch.set_num_threads(1)
     which, once = Case(**case), Case(**earlier)
@@ -63,7 +65,9 @@ def recycling_table(rows: list[RecyclingRow]) -> str:
         f"{'':34} {'random start':>20} {'the batch before':>20} {'one epoch earlier':>20}",
     ]
     for row in rows:
-        counts = " ".join(f"{_spread(products):>20}" for products in (row.cold, row.warm, row.earlier))
+        counts = " ".join(
+            f"{_spread(products):>20}" for products in (row.cold, row.warm, row.earlier)
+        )
         lines.append(f"{case_title(row.model, row.epoch):34} {counts}")
     if not all(row.all_converged for row in rows):
         lines.append("not all of them converged")

@@ -100,10 +100,14 @@ class Row:
 
 def _worst(numbers: Sequence[float]) -> float:
     """The largest; infinite if there is none, or one is no number."""
-    return max((float("inf") if math.isnan(number) else number for number in numbers), default=float("inf"))
+    return max(
+        (float("inf") if math.isnan(number) else number for number in numbers), default=float("inf")
+    )
 
 
-def gradient_seconds(objective: Objective, params: Params, batch: Batch, rounds: int = 5) -> list[float]:
+def gradient_seconds(
+    objective: Objective, params: Params, batch: Batch, rounds: int = 5
+) -> list[float]:
     """CPU seconds of one gradient, several times, after one that is not counted."""
     gradient(objective, params, batch)
     seconds = []
@@ -152,7 +156,9 @@ def solve_task(case: dict[str, Any], contender: str, settings: dict[str, Any]) -
         found = solve(solver, *problem, settings)
         seconds, peak = time.process_time() - begun, peak_mebibytes()
         unit = statistics.median(before + gradient_seconds(*problem))
-        residuals = true_residuals(HessianOperator(*load(which, torch.float64)), found.values, found.vectors)
+        residuals = true_residuals(
+            HessianOperator(*load(which, torch.float64)), found.values, found.vectors
+        )
     return {
         "products": found.products,
         "cpu_seconds": seconds,
@@ -175,16 +181,30 @@ def prepared_in(solver: Contender, objective: Objective, params: Params, batch: 
     return sum(os.times()[:4]) - begun
 
 
-def measure(case: Case, truth: Truth, contender: Contender, mode: str, settings: Settings, *, python: str) -> Row:
+def measure(
+    case: Case, truth: Truth, contender: Contender, mode: str, settings: Settings, *, python: str
+) -> Row:
     """One row, from a process of its own; what fails is a row with the reason."""
-    head = {"model": case.model, "epoch": case.epoch, "contender": contender.name, "mode": mode, "settings": dict(settings)}
+    head = {
+        "model": case.model,
+        "epoch": case.epoch,
+        "contender": contender.name,
+        "mode": mode,
+        "settings": dict(settings),
+    }
     arguments = {"case": asdict(case), "contender": contender.name, "settings": dict(settings)}
-    print(f"{case.model}, epoch {case.epoch}: {contender.name}, {mode} {dict(settings) or ''} ...", file=sys.stderr, flush=True)
+    print(
+        f"{case.model}, epoch {case.epoch}: {contender.name}, {mode} {dict(settings) or ''} ...",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         found = run_task("peers.rows.solve_task", arguments, python=python)
     except TaskFailed as error:
         return Row(**head, failure=str(error))
-    return Row(**head, **found, errors=value_errors(np.array(found["values"]), np.array(truth.values)))
+    return Row(
+        **head, **found, errors=value_errors(np.array(found["values"]), np.array(truth.values))
+    )
 
 
 def drive(case: Case, truth: Truth, contender: Contender, *, python: str, first: int = 0) -> Row:

@@ -45,7 +45,9 @@ def sets_task(case: dict[str, Any], num_batches: int) -> dict[str, Any]:
     products, ours, wrong, ours_wrong, worst = [], [], [], [], 0.0
     for index in range(num_batches):
         operator = HessianOperator(*load(which, torch.float32, index))
-        truth = eigsh(operator, K, tol=TOL / 100, seed=1, num_checks=NUM_CHECKS, return_vectors=False).values.numpy()
+        truth = eigsh(
+            operator, K, tol=TOL / 100, seed=1, num_checks=NUM_CHECKS, return_vectors=False
+        ).values.numpy()
         spent, values = next(first_converged(operator, K, tol=TOL, seed=0))
         pairs = eigsh(operator, K, tol=TOL, seed=0, return_vectors=False)
         products.append(spent)
@@ -59,7 +61,9 @@ def sets_task(case: dict[str, Any], num_batches: int) -> dict[str, Any]:
 
 
 def measure_sets(case: Case, num_batches: int) -> SetsRow:
-    return SetsRow(**run_task("peers.sets.sets_task", {"case": asdict(case), "num_batches": num_batches}))
+    return SetsRow(
+        **run_task("peers.sets.sets_task", {"case": asdict(case), "num_batches": num_batches})
+    )
 
 
 def sets_table(rows: list[SetsRow]) -> str:
@@ -72,7 +76,9 @@ def sets_table(rows: list[SetsRow]) -> str:
             f"{len(places)} ({np.mean(spent):.1f})"
             for places, spent in ((row.wrong, row.products), (row.ours_wrong, row.ours_products))
         )
-        lines.append(f"{case_title(row.model, row.epoch):34} {' '.join(f'{cell:>20}' for cell in cells)}")
+        lines.append(
+            f"{case_title(row.model, row.epoch):34} {' '.join(f'{cell:>20}' for cell in cells)}"
+        )
     if any(row.largest_error for row in rows):
         lines.append(f"a wrong value is off by up to {max(row.largest_error for row in rows):.1%}")
     return "\n".join(lines)

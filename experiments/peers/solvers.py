@@ -113,11 +113,15 @@ def _ours_compiled(objective: Objective, params: Params, batch: Batch, settings:
     operator = HessianOperator(objective, params, batch, product="compiled")
     pairs = eigsh(operator, K, tol=TOL, **settings)
     assert pairs.vectors is not None
-    assert operator.choice is not None and operator.choice.product == "compiled", str(operator.choice)
+    assert operator.choice is not None and operator.choice.product == "compiled", str(
+        operator.choice
+    )
     return Found(pairs.values, pairs.vectors, pairs.num_matvecs, bool(pairs.converged.all()))
 
 
-def _arpack_on_ours(objective: Objective, params: Params, batch: Batch, settings: Settings) -> Found:
+def _arpack_on_ours(
+    objective: Objective, params: Params, batch: Batch, settings: Settings
+) -> Found:
     operator = HessianOperator(objective, params, batch)
     return _by_arpack(lambda vector: operator @ torch.from_numpy(vector), operator.n, settings)
 
@@ -131,7 +135,13 @@ def _by_arpack(multiply: Callable[[np.ndarray], Tensor], n: int, settings: Setti
 
     start = np.random.default_rng(0).standard_normal(n).astype(np.float32)
     # It raises ArpackNoConvergence where it does not converge.
-    values, vectors = arpack(LinearOperator((n, n), matvec=counted, dtype=np.float32), K, which="LM", v0=start, **settings)
+    values, vectors = arpack(
+        LinearOperator((n, n), matvec=counted, dtype=np.float32),
+        K,
+        which="LM",
+        v0=start,
+        **settings,
+    )
     return Found(torch.from_numpy(values), torch.from_numpy(vectors), len(products), True)
 
 
@@ -149,20 +159,32 @@ def _eigenthings(objective: Objective, params: Params, batch: Batch) -> tuple[An
             products.append(None)
             return super().matvec(v)
 
-    return Counted(LossModule(objective, params), [batch], lambda module, batch: module(batch)), products
+    return Counted(
+        LossModule(objective, params), [batch], lambda module, batch: module(batch)
+    ), products
 
 
-def _eigenthings_power(objective: Objective, params: Params, batch: Batch, settings: Settings) -> Found:
+def _eigenthings_power(
+    objective: Objective, params: Params, batch: Batch, settings: Settings
+) -> Found:
     operator, products = _eigenthings(objective, params, batch)
     package = importlib.import_module("hessian_eigenthings")
     result = package.deflated_power_iteration(operator, k=K, seed=0, **settings)
-    return Found(result.eigenvalues, result.eigenvectors.T, len(products), bool(result.converged.all()))
+    return Found(
+        result.eigenvalues, result.eigenvectors.T, len(products), bool(result.converged.all())
+    )
 
 
-def _eigenthings_lanczos(objective: Objective, params: Params, batch: Batch, settings: Settings) -> Found:
+def _eigenthings_lanczos(
+    objective: Objective, params: Params, batch: Batch, settings: Settings
+) -> Found:
     operator, products = _eigenthings(objective, params, batch)
-    result = importlib.import_module("hessian_eigenthings").lanczos(operator, k=K, seed=0, **settings)
-    return Found(result.eigenvalues, result.eigenvectors.T, len(products), bool(result.converged.all()))
+    result = importlib.import_module("hessian_eigenthings").lanczos(
+        operator, k=K, seed=0, **settings
+    )
+    return Found(
+        result.eigenvalues, result.eigenvectors.T, len(products), bool(result.converged.all())
+    )
 
 
 def _curvlinops(objective: Objective, params: Params, batch: Batch, settings: Settings) -> Found:
@@ -185,7 +207,9 @@ def _curvlinops(objective: Objective, params: Params, batch: Batch, settings: Se
             batch_size_fn=lambda _: 1,
             check_deterministic=check,
         )
-        found = _by_arpack(lambda vector: operator @ torch.from_numpy(vector), operator.shape[0], options)
+        found = _by_arpack(
+            lambda vector: operator @ torch.from_numpy(vector), operator.shape[0], options
+        )
     return Found(found.values, found.vectors, len(products), True)
 
 
@@ -193,8 +217,12 @@ def _plain_silu(x: Tensor, inplace: bool = False) -> Tensor:
     return x * torch.sigmoid(x)
 
 
-def _plain_convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, **geometry: Any) -> Tensor:
-    return (nn.functional.conv1d if x.ndim == 3 else nn.functional.conv2d)(x, weight, bias, **geometry)
+def _plain_convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, **geometry: Any
+) -> Tensor:
+    return (nn.functional.conv1d if x.ndim == 3 else nn.functional.conv2d)(
+        x, weight, bias, **geometry
+    )
 
 
 @contextmanager
@@ -205,7 +233,10 @@ def _for_jvp_of_jacrev() -> Iterator[None]:
     convolution; as two operations, and as torch's grouped convolution, they can.
     """
     towers = importlib.import_module("landscape.towers.convolution")
-    with mock.patch.object(nn.functional, "silu", _plain_silu), mock.patch.object(towers, "convolve", _plain_convolve):
+    with (
+        mock.patch.object(nn.functional, "silu", _plain_silu),
+        mock.patch.object(towers, "convolve", _plain_convolve),
+    ):
         yield
 
 
@@ -218,7 +249,12 @@ def _landscaper(objective: Objective, params: Params, batch: Batch, settings: Se
             return super().hv_product(v)
 
     def gradients(module: nn.Module, criterion: Any, data: Any, device: Any) -> Any:
-        yield 1, torch.autograd.grad(module(data), list(module.parameters()), create_graph=True, materialize_grads=True)
+        yield (
+            1,
+            torch.autograd.grad(
+                module(data), list(module.parameters()), create_graph=True, materialize_grads=True
+            ),
+        )
 
     module = LossModule(objective, params).eval()
     solver = Counted(module, None, batch, "cpu", hessian_generator=gradients, try_cache=True)
@@ -226,10 +262,14 @@ def _landscaper(objective: Objective, params: Params, batch: Batch, settings: Se
         torch.default_generator.manual_seed(0)
         values, vectors = solver.eigenvalues(top_n=K, **settings)
     flat = [torch.cat([piece.detach().reshape(-1) for piece in vector]) for vector in vectors]
-    return Found(torch.tensor(values, dtype=torch.float64), torch.stack(flat, dim=1), len(products), None)
+    return Found(
+        torch.tensor(values, dtype=torch.float64), torch.stack(flat, dim=1), len(products), None
+    )
 
 
-def solve(contender: Contender, objective: Objective, params: Params, batch: Batch, settings: Settings) -> Found:
+def solve(
+    contender: Contender, objective: Objective, params: Params, batch: Batch, settings: Settings
+) -> Found:
     """Run a contender with attention that can be differentiated twice, and its warnings kept to itself."""
     with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
@@ -269,7 +309,10 @@ CONTENDERS: dict[str, Contender] = {
             _eigenthings_lanczos,
             {},
             # Without reorthogonalisation, its default above 50 steps, it returns ghosts.
-            tuple({"max_iter": steps, "reorthogonalize": True} for steps in (*range(16, 52, 2), 60, 80)),
+            tuple(
+                {"max_iter": steps, "reorthogonalize": True}
+                for steps in (*range(16, 52, 2), 60, 80)
+            ),
         ),
         Contender(
             "curvlinops + SciPy eigsh",

@@ -36,8 +36,14 @@ def architecture_table(truth: Truth, rows: Sequence[Row]) -> str:
         if row.failure:
             lines.append(f"{head} failed: {row.failure}")
             continue
-        once = f"  after {row.prepare_cpu_seconds:.0f} CPU s once a model" if row.prepare_cpu_seconds else ""
-        reached = "" if row.mode == "defaults" or row.is_right else f"  its best, with {row.settings}"
+        once = (
+            f"  after {row.prepare_cpu_seconds:.0f} CPU s once a model"
+            if row.prepare_cpu_seconds
+            else ""
+        )
+        reached = (
+            "" if row.mode == "defaults" or row.is_right else f"  its best, with {row.settings}"
+        )
         lines.append(
             f"{head} {row.products:8d} {row.cpu_seconds:7.2f} {row.gradients:9.1f} {row.peak_mebibytes:6.0f} "
             f"{row.worst_residual:8.1e} {row.worst_error:8.1e} {_SAYS[row.says_converged]:>7} "
@@ -61,11 +67,17 @@ def summary_table(results: Sequence[tuple[Truth, Sequence[Row]]]) -> str:
             ratios += [min(good) / _ours(rows).gradients] if good else []
             right += any(row.is_right for row in own if row.mode == "defaults")
             tried += 1
-        spread = (min(ratios), statistics.median(ratios), max(ratios)) if ratios else (math.nan,) * 3
-        lines.append(f"{name:31} {' '.join(map(_ratio, spread))}  {len(ratios)} of {tried}   {right} of {tried}")
+        spread = (
+            (min(ratios), statistics.median(ratios), max(ratios)) if ratios else (math.nan,) * 3
+        )
+        lines.append(
+            f"{name:31} {' '.join(map(_ratio, spread))}  {len(ratios)} of {tried}   {right} of {tried}"
+        )
     fastest = [_fastest_peer(rows) for _, rows in results]
     limits = [_ours(rows).gradients / truth.limit_gradients for truth, rows in results]
-    peers = ", ".join(f"{ratio:.2f} ({name})" if name else "none is right" for ratio, name in fastest)
+    peers = ", ".join(
+        f"{ratio:.2f} ({name})" if name else "none is right" for ratio, name in fastest
+    )
     lines.append(f"fastest peer that is right / ours: {peers}")
     lines.append(f"ours / limit: {', '.join(f'{ratio:.2f}' for ratio in limits)}")
     return "\n".join(lines)
@@ -73,7 +85,11 @@ def summary_table(results: Sequence[tuple[Truth, Sequence[Row]]]) -> str:
 
 def _fastest_peer(rows: Sequence[Row]) -> tuple[float, str]:
     """Its time over ours, and its name; nothing if no peer is right."""
-    peers = [row for row in rows if row.contender not in (OURS, RETAINED, ARPACK_ON_OURS) and row.is_right]
+    peers = [
+        row
+        for row in rows
+        if row.contender not in (OURS, RETAINED, ARPACK_ON_OURS) and row.is_right
+    ]
     if not peers:
         return math.nan, ""
     best = min(peers, key=lambda row: row.gradients)

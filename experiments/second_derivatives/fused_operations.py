@@ -17,11 +17,15 @@ def mamba_chunk_scan() -> Case:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return dual(
-        lambda *inputs: mamba_chunk_scan_combined(*inputs, chunk_size=16), dtype=torch.float32, how=INTERPRETER
+        lambda *inputs: mamba_chunk_scan_combined(*inputs, chunk_size=16),
+        dtype=torch.float32,
+        how=INTERPRETER,
     )
 
 
-def _rows(function: Callable[..., Tensor], reference: Callable[..., Tensor], *rows: str, weights: str = "") -> Case:
+def _rows(
+    function: Callable[..., Tensor], reference: Callable[..., Tensor], *rows: str, weights: str = ""
+) -> Case:
     """Something that works on rows (5, 8), with weights (8,)."""
     shapes = {name: (5, 8) for name in rows} | {name: (8,) for name in weights.split()}
     return Case(function, reference, shapes=shapes, dtype=torch.float32, how=INTERPRETER)
@@ -32,7 +36,12 @@ def mamba_rms_norm() -> Case:
     interpreted("mamba_ssm")
     from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
 
-    return _rows(lambda x, weight: rms_norm_fn(x, weight, None, eps=1e-6), references.rms_norm, "x", weights="weight")
+    return _rows(
+        lambda x, weight: rms_norm_fn(x, weight, None, eps=1e-6),
+        references.rms_norm,
+        "x",
+        weights="weight",
+    )
 
 
 @operation("mamba-ssm/layer_norm_fn")
@@ -70,7 +79,12 @@ def fla_rms_norm() -> Case:
     interpreted("fla")
     from fla.modules.norm.layernorm import rms_norm
 
-    return _rows(lambda x, weight: rms_norm(x, weight, None, eps=1e-6), references.rms_norm, "x", weights="weight")
+    return _rows(
+        lambda x, weight: rms_norm(x, weight, None, eps=1e-6),
+        references.rms_norm,
+        "x",
+        weights="weight",
+    )
 
 
 @operation("fla-core/modules.swiglu")
@@ -95,7 +109,9 @@ def fla_convolution() -> Case:
     )
 
 
-def _of_heads(function: Callable[..., Tensor], reference: Callable[..., Tensor], **more: tuple[int, ...]) -> Case:
+def _of_heads(
+    function: Callable[..., Tensor], reference: Callable[..., Tensor], **more: tuple[int, ...]
+) -> Case:
     from interpreter import with_loop_index
 
     with_loop_index("fla.")
@@ -129,8 +145,12 @@ def fla_gated_delta_rule() -> Case:
 
     log_gate = torch.nn.functional.logsigmoid
     return _of_heads(
-        lambda q, k, v, g, beta: chunk_gated_delta_rule(q, _unit(k), v, log_gate(g), beta.sigmoid(), scale=0.5)[0],
-        lambda q, k, v, g, beta: references.delta_rule(q, _unit(k), v, beta.sigmoid(), g.sigmoid(), scale=0.5),
+        lambda q, k, v, g, beta: chunk_gated_delta_rule(
+            q, _unit(k), v, log_gate(g), beta.sigmoid(), scale=0.5
+        )[0],
+        lambda q, k, v, g, beta: references.delta_rule(
+            q, _unit(k), v, beta.sigmoid(), g.sigmoid(), scale=0.5
+        ),
         g=(1, 8, 2),
         beta=(1, 8, 2),
     )
@@ -182,7 +202,9 @@ def fla_l2_norm() -> Case:
     interpreted("fla")
     from fla.modules.norm.l2norm import l2norm
 
-    return _rows(lambda x: l2norm(x), lambda x: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6), "x")
+    return _rows(
+        lambda x: l2norm(x), lambda x: x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6), "x"
+    )
 
 
 @operation("fla-core/fused_recurrent_hgrn")
@@ -205,7 +227,9 @@ def fla_recurrent_delta_rule() -> Case:
     from fla.ops.delta_rule import fused_recurrent_delta_rule
 
     return _of_heads(
-        lambda q, k, v, beta: fused_recurrent_delta_rule(q, _unit(k), v, beta.sigmoid(), scale=0.5)[0],
+        lambda q, k, v, beta: fused_recurrent_delta_rule(q, _unit(k), v, beta.sigmoid(), scale=0.5)[
+            0
+        ],
         lambda q, k, v, beta: references.delta_rule(q, _unit(k), v, beta.sigmoid(), scale=0.5),
         beta=(1, 8, 2),
     )
@@ -219,7 +243,9 @@ def fla_simple_gla() -> Case:
     log_gate = torch.nn.functional.logsigmoid
     return _of_heads(
         lambda q, k, v, g: chunk_simple_gla(q, k, v, log_gate(g), scale=0.5)[0],
-        lambda q, k, v, g: references.linear_attention(q, k, v, g.sigmoid()[..., None].expand_as(k), scale=0.5),
+        lambda q, k, v, g: references.linear_attention(
+            q, k, v, g.sigmoid()[..., None].expand_as(k), scale=0.5
+        ),
         g=(1, 8, 2),
     )
 
@@ -230,7 +256,9 @@ def accelerated_triton() -> Case:
     from accelerated_scan.scalar import scan
 
     def along_length(a: Tensor, x: Tensor) -> Tensor:
-        return scan(a.sigmoid().transpose(1, 2).contiguous(), x.transpose(1, 2).contiguous()).transpose(1, 2)
+        return scan(
+            a.sigmoid().transpose(1, 2).contiguous(), x.transpose(1, 2).contiguous()
+        ).transpose(1, 2)
 
     return Case(
         along_length,

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-_PROPERTIES = types.SimpleNamespace(multi_processor_count=2, name="interpreter", gcnArchName="", major=8, minor=0)
+_PROPERTIES = types.SimpleNamespace(
+    multi_processor_count=2, name="interpreter", gcnArchName="", major=8, minor=0
+)
 
 
 class _Driver:
@@ -49,7 +51,9 @@ def _range(*bounds: Any) -> Iterator[_Index]:
 
 
 def _smallest_blocks(tuner: Any, _: Any) -> list[Any]:
-    sizes = [math.prod(x for x in config.kwargs.values() if type(x) is int) for config in tuner.configs]
+    sizes = [
+        math.prod(x for x in config.kwargs.values() if type(x) is int) for config in tuner.configs
+    ]
     return [tuner.configs[sizes.index(min(sizes))]]
 
 

@@ -52,10 +52,14 @@ class Case:
 
 def split(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> Inputs:
     sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-    return {name: part.view(shape) for part, (name, shape) in zip(flat.split(sizes), shapes.items())}
+    return {
+        name: part.view(shape) for part, (name, shape) in zip(flat.split(sizes), shapes.items())
+    }
 
 
-def loss_of(function: Function, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[Tensor], Tensor]:
+def loss_of(
+    function: Function, shapes: Mapping[str, tuple[int, ...]]
+) -> Callable[[Tensor], Tensor]:
     """The loss as a function of the leaf."""
 
     def loss(leaf: Tensor) -> Tensor:
@@ -72,7 +76,9 @@ class _Measurement:
         self.case = case
         generator = torch.Generator().manual_seed(seed)
         size = sum(torch.Size(shape).numel() for shape in case.shapes.values())
-        points, self.direction = (torch.randn(2, size, generator=generator, dtype=torch.float64) for _ in range(2))
+        points, self.direction = (
+            torch.randn(2, size, generator=generator, dtype=torch.float64) for _ in range(2)
+        )
         self.points = 0.7 * points
         self.direction /= self.direction.norm(dim=1, keepdim=True)
         self.loss = loss_of(case.function, case.shapes)
@@ -87,12 +93,18 @@ class _Measurement:
 
         leaf = self.points[0].clone().requires_grad_()
         slope = torch.autograd.grad(self.reference(leaf), leaf, create_graph=True)[0]
-        products = [torch.autograd.grad(slope, leaf, v, retain_graph=True)[0] for v in self.direction]
+        products = [
+            torch.autograd.grad(slope, leaf, v, retain_graph=True)[0] for v in self.direction
+        ]
         v = self.direction[0]
-        difference = (gradient(self.points[0] + _STEP * v) - gradient(self.points[0] - _STEP * v)) / (2 * _STEP)
+        difference = (
+            gradient(self.points[0] + _STEP * v) - gradient(self.points[0] - _STEP * v)
+        ) / (2 * _STEP)
         agreement = float((difference - products[0]).norm() / products[0].norm())
         assert agreement < 1e-6, f"the reference's product is {agreement:.1e} off its differences"
-        return torch.stack([gradient(point).detach() for point in self.points]), torch.stack(products)
+        return torch.stack([gradient(point).detach() for point in self.points]), torch.stack(
+            products
+        )
 
     def _leaf(self) -> Tensor:
         return self.points[0].to(self.case.dtype).requires_grad_()
@@ -143,7 +155,9 @@ class _Measurement:
         except Exception as error:
             return "raises: " + _in_short(error)
         error = float((result.detach().double() - truth).norm() / truth.norm())
-        return f"right {error:.0e}" if error <= _TOLERANCE[self.case.dtype] else f"WRONG {error:.2g}"
+        return (
+            f"right {error:.0e}" if error <= _TOLERANCE[self.case.dtype] else f"WRONG {error:.2g}"
+        )
 
 
 # Fragments of long messages -> what the table says.
@@ -202,7 +216,9 @@ def audited(case: Case) -> str:
     model = Outer(case).to(case.dtype)
     start = time.monotonic()
     try:
-        report = landscape.audit(model, lambda model, x: model(x).square().sum(), torch.randn(4, dtype=case.dtype))
+        report = landscape.audit(
+            model, lambda model, x: model(x).square().sum(), torch.randn(4, dtype=case.dtype)
+        )
     # A crash of the audit is news, too.
     except Exception as error:
         return f"raises {type(error).__name__}: {str(error)[:90]}"
@@ -213,7 +229,9 @@ def judged(report: AuditReport) -> str:
     """The verdict of an AuditReport in a few words: the tests that did not pass, and whom it blames."""
     if report.passed:
         return "passed"
-    tests = dict.fromkeys(f"{row.test} {row.verdict}" for row in report.rows if row.verdict != "passed")
+    tests = dict.fromkeys(
+        f"{row.test} {row.verdict}" for row in report.rows if row.verdict != "passed"
+    )
     modules = dict.fromkeys(name.partition(" ")[0] for name in report.blamed if name != WHOLE)
     return f"{', '.join(tests)}; names {', '.join(modules) or 'no module'}"
 

@@ -17,25 +17,57 @@ from torch import Tensor, nn
 
 import landscape
 
-_COMMON = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_COMMON = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
 CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "Mamba": ("Mamba", {"state_size": 4}),
     "Mamba, use_mambapy=True": ("Mamba", {"state_size": 4, "use_mambapy": True}),
-    "Mamba2": ("Mamba2", {"state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 8}),
+    "Mamba2": (
+        "Mamba2",
+        {"state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+    ),
     "FalconMamba": ("FalconMamba", {"state_size": 4}),
     "Jamba": (
         "Jamba",
-        {"mamba_d_state": 4, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
+        {
+            "mamba_d_state": 4,
+            "num_experts": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
+        }
         | _ATTENTION,
     ),
     "Rwkv": ("Rwkv", {"attention_hidden_size": 16, "context_length": 16}),
-    "Rwkv, rescale_every=0": ("Rwkv", {"attention_hidden_size": 16, "context_length": 16, "rescale_every": 0}),
+    "Rwkv, rescale_every=0": (
+        "Rwkv",
+        {"attention_hidden_size": 16, "context_length": 16, "rescale_every": 0},
+    ),
     "Qwen3Next": (
         "Qwen3Next",
-        {"head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
-        | {"linear_value_head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
-        | {"shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]}
+        {
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+        }
+        | {
+            "linear_value_head_dim": 8,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 16,
+        }
+        | {
+            "shared_expert_intermediate_size": 16,
+            "layer_types": ["linear_attention", "full_attention"],
+        }
         | _ATTENTION,
     ),
     "Lfm2": ("Lfm2", {"block_ff_dim": 32, "layer_types": ["conv", "full_attention"]} | _ATTENTION),
@@ -62,7 +94,10 @@ def difference_error(model: nn.Module, batch: Mapping[str, Tensor], operator: An
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     direction = torch.randn(operator.n, generator=torch.Generator().manual_seed(1))
     direction /= direction.norm()
-    parts = [part.view_as(parameter) for part, parameter in zip(direction.split([p.numel() for p in parameters]), parameters)]
+    parts = [
+        part.view_as(parameter)
+        for part, parameter in zip(direction.split([p.numel() for p in parameters]), parameters)
+    ]
 
     def gradient_at(step: float) -> Tensor:
         with torch.no_grad():

@@ -31,7 +31,9 @@ def load_operations() -> dict[str, Callable[[], Case]]:
     """All operations by PACKAGE/NAME, those of one package together."""
     importlib.import_module("fused_operations")
     packages = list(dict.fromkeys(key.partition("/")[0] for key in OPERATIONS))
-    return dict(sorted(OPERATIONS.items(), key=lambda item: packages.index(item[0].partition("/")[0])))
+    return dict(
+        sorted(OPERATIONS.items(), key=lambda item: packages.index(item[0].partition("/")[0]))
+    )
 
 
 def without_init(package: str) -> None:
@@ -54,7 +56,9 @@ def interpreted(package: str) -> None:
 def gated(scan: Callable[[Tensor, Tensor], Tensor]) -> Case:
     """A scan h_t = sigmoid(a_t) h_{t-1} + x_t along dimension 1 of (b, l, d)."""
     return Case(
-        lambda a, x: scan(a.sigmoid(), x), lambda a, x: references.linear_recurrence(a.sigmoid(), x), shapes=SEQUENCE
+        lambda a, x: scan(a.sigmoid(), x),
+        lambda a, x: references.linear_recurrence(a.sigmoid(), x),
+        shapes=SEQUENCE,
     )
 
 
@@ -85,7 +89,9 @@ def torch_scan() -> Case:
         return h, h.clone()
 
     def along_length(a: Tensor, x: Tensor) -> Tensor:
-        return scan(step, torch.zeros_like(x[:, 0]), (a.transpose(0, 1), x.transpose(0, 1)))[1].transpose(0, 1)
+        return scan(step, torch.zeros_like(x[:, 0]), (a.transpose(0, 1), x.transpose(0, 1)))[
+            1
+        ].transpose(0, 1)
 
     return gated(along_length)
 
@@ -149,7 +155,9 @@ _SELECTIVE = {"u": (1, 3, 6), "delta": (1, 3, 6), "A": (3, 2), "B": (1, 2, 6), "
 def _selective(scan: Callable[..., Tensor], *, dtype: torch.dtype) -> Case:
     return Case(
         lambda u, delta, A, B, C: scan(u, delta, -A.exp(), B, C, delta_softplus=True),
-        lambda u, delta, A, B, C: references.selective_scan(u, torch.nn.functional.softplus(delta), -A.exp(), B, C),
+        lambda u, delta, A, B, C: references.selective_scan(
+            u, torch.nn.functional.softplus(delta), -A.exp(), B, C
+        ),
         shapes=_SELECTIVE,
         dtype=dtype,
     )
@@ -185,7 +193,9 @@ def dual(scan: Callable[..., Tensor], *, dtype: torch.dtype, how: str) -> Case:
     def positive(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda x, dt, A, B, C: function(x, torch.nn.functional.softplus(dt), -A.exp(), B, C)
 
-    return Case(positive(scan), positive(references.state_space_dual), shapes=_DUAL, dtype=dtype, how=how)
+    return Case(
+        positive(scan), positive(references.state_space_dual), shapes=_DUAL, dtype=dtype, how=how
+    )
 
 
 @operation("mamba-ssm/ssd_minimal_discrete")
@@ -208,7 +218,9 @@ _MLSTM = {"q": (1, 2, 8, 4), "k": (1, 2, 8, 4), "v": (1, 2, 8, 4), "i": (1, 2, 8
 
 def _mlstm(kind: str, name: str, *, normed: bool = False, **options: object) -> Case:
     interpreted("mlstm_kernels")
-    kernel = getattr(importlib.import_module(f"mlstm_kernels.torch.{kind}.native.fwbw"), f"mlstm_{kind}__{name}")
+    kernel = getattr(
+        importlib.import_module(f"mlstm_kernels.torch.{kind}.native.fwbw"), f"mlstm_{kind}__{name}"
+    )
     if name == "native_custbw":
         options["autocast_kernel_dtype"] = torch.float32
 

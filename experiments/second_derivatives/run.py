@@ -26,12 +26,25 @@ _TOGETHER = ("einops==0.8.2", "transformers==5.24.0")
 _LIMIT = 300
 # Without a GPU there is no answer; a missing answer is a row as well.
 _NOT_RUN = (
-    ("mamba-ssm", "selective_scan_fn, mamba_inner_fn, mamba_split_conv1d_scan_combined", "compiled CUDA extensions"),
+    (
+        "mamba-ssm",
+        "selective_scan_fn, mamba_inner_fn, mamba_split_conv1d_scan_combined",
+        "compiled CUDA extensions",
+    ),
     ("causal-conv1d", "causal_conv1d_fn", "a compiled CUDA extension"),
     ("accelerated-scan", "warp.scan", "CUDA"),
     ("torch", "associative_scan, pointwise, on CUDA", "a GPU"),
 )
-_HEADER = ("package", "operation", "first gradient", "double backward", "jvp of gradient", "batched / vmap", "audit", "run in")
+_HEADER = (
+    "package",
+    "operation",
+    "first gradient",
+    "double backward",
+    "jvp of gradient",
+    "batched / vmap",
+    "audit",
+    "run in",
+)
 _MODELS_HEADER = ("class", "parameters", "product against differences", "eigsh, k = 2", "audit")
 
 
@@ -44,11 +57,21 @@ def make_environment(folder: Path) -> Path:
     """A Python that sees the packages of this one, with what all need beside them."""
     environment = folder / "environment"
     if not environment.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-        inside = environment / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True
+        )
+        inside = (
+            environment
+            / "lib"
+            / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+            / "site-packages"
+        )
         (inside / "packages_in_use.pth").write_text(sysconfig.get_path("purelib") + "\n")
         python = str(environment / "bin" / "python")
-        subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *_TOGETHER], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *_TOGETHER],
+            check=True,
+        )
     return environment / "bin" / "python"
 
 
@@ -58,22 +81,45 @@ def install(folder: Path, name: str) -> Path:
     if not target.exists():
         # mamba-ssm looks for a wheel on GitHub and compiles CUDA code unless it is told otherwise.
         environment = {**os.environ, "MAMBA_FORCE_BUILD": "TRUE", "MAMBA_SKIP_CUDA_BUILD": "TRUE"}
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-        subprocess.run([*pip, "--target", str(target), f"{name}=={pins()[name]}"], check=True, env=environment)
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+        ]
+        subprocess.run(
+            [*pip, "--target", str(target), f"{name}=={pins()[name]}"], check=True, env=environment
+        )
     return target
 
 
 def ask(python: Path, script: str, key: str, paths: Sequence[Path]) -> Mapping[str, str]:
     """The row that a script prints for a key; {"failed": reason} if there is none."""
-    path = os.pathsep.join([*map(str, paths), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(
+        [*map(str, paths), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [str(python), str(HERE / script), key]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=_LIMIT)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=_LIMIT
+        )
     except subprocess.TimeoutExpired:
         return {"failed": f"no answer in {_LIMIT} s"}
     if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:120]}
+        return {
+            "failed": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][
+                :120
+            ]
+        }
     row: Mapping[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
     return row
 
@@ -88,7 +134,16 @@ def operation_cells(key: str, row: Mapping[str, str]) -> tuple[str, ...]:
     if row["double_by_backward"].partition(" ")[0] != double.partition(" ")[0]:
         double = f"autograd.grad: {double}; .backward: {row['double_by_backward']}"
     where = f"{row['how']}, {row['dtype']}"
-    return (label, name, row["first"], double, row["jvp"], f"{row['batched']} / {row['vmap']}", row["audit"], where)
+    return (
+        label,
+        name,
+        row["first"],
+        double,
+        row["jvp"],
+        f"{row['batched']} / {row['vmap']}",
+        row["audit"],
+        where,
+    )
 
 
 def model_cells(name: str, row: Mapping[str, str]) -> tuple[str, ...]:
@@ -126,12 +181,21 @@ def tables(folder: Path, only: Sequence[str]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="Keeps the packages; a temporary one by default.")
-    parser.add_argument("--only", nargs="+", default=(), help="Operations and models whose name holds one of these.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="Keeps the packages; a temporary one by default."
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=(), help="Operations and models whose name holds one of these."
+    )
     options = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton"))
-    print(f"{date.today()}, Python {platform.python_version()}, {packages}, {platform.machine()}, one thread\n", flush=True)
+    print(
+        f"{date.today()}, Python {platform.python_version()}, {packages}, {platform.machine()}, one thread\n",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as temporary:
         for text in tables(options.folder or Path(temporary), options.only):
             print(text, flush=True)

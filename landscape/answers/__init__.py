@@ -1,9 +1,9 @@
 """Decisions of people and models about labelled pictures, and how alike they are; numpy, scipy and pandas, no pictures.
 
-    answers = read_answers(["raw-data"])          # model-vs-human's folder, single files, or tables of many observers
-    print(model_table(score(answers)))            # accuracy out of distribution, error consistency, shape bias
-    print(resample(answers).interval("resnet50", "error_consistency"))
-    print(compare_models(answers, "resnet50", "bagnet33").table())
+answers = read_answers(["raw-data"])          # model-vs-human's folder, single files, or tables of many observers
+print(model_table(score(answers)))            # accuracy out of distribution, error consistency, shape bias
+print(resample(answers).interval("resnet50", "error_consistency"))
+print(compare_models(answers, "resnet50", "bagnet33").table())
 """
 
 from landscape.answers.benchmark import (
@@ -23,8 +23,21 @@ from landscape.answers.consistency import PairCounts, count_pairs
 from landscape.answers.decision import category_scores, category_scores_of_probabilities, decide
 from landscape.answers.metrics import HUMANS, METRICS
 from landscape.answers.reading import read_answers
-from landscape.answers.scores import DatasetScores, Scores, SetMean, condition_table, dataset_table, model_table, score
-from landscape.answers.shape_texture import ShapeBias, shape_bias, shape_bias_by_category, shape_bias_by_person
+from landscape.answers.scores import (
+    DatasetScores,
+    Scores,
+    SetMean,
+    condition_table,
+    dataset_table,
+    model_table,
+    score,
+)
+from landscape.answers.shape_texture import (
+    ShapeBias,
+    shape_bias,
+    shape_bias_by_category,
+    shape_bias_by_person,
+)
 from landscape.answers.spread import range_over_people
 from landscape.answers.table import Answers, Trials, answers_of_model
 from landscape.answers.uncertainty import SHAPE_BIAS, Difference, Resamples, resample

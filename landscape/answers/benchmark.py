@@ -86,11 +86,16 @@ def _number(text: str) -> float | None:
     return None if number != number else number
 
 
-def _dataset(name: str, label: str, axis_label: str = "", conditions: str = "0", ticks: str = "") -> Dataset:
+def _dataset(
+    name: str, label: str, axis_label: str = "", conditions: str = "0", ticks: str = ""
+) -> Dataset:
     """Make a data set; "-" before a condition excludes it."""
     names = conditions.split()
     shown = ticks.split() if ticks else [text.removeprefix("-") for text in names]
-    levels = [Condition(text.removeprefix("-"), tick, text.startswith("-")) for text, tick in zip(names, shown, strict=True)]
+    levels = [
+        Condition(text.removeprefix("-"), tick, text.startswith("-"))
+        for text, tick in zip(names, shown, strict=True)
+    ]
     return Dataset(name, label, axis_label, tuple(levels))
 
 
@@ -101,7 +106,11 @@ _REACH = "log2 of the reach"
 _DATASETS = (
     _dataset("colour", "Colour", "Colour", "-cr bw", "colour greyscale"),
     _dataset(
-        "contrast", "Contrast", "Contrast (%)", "-c100 c50 c30 c15 c10 c05 -c03 -c01", "100 50 30 15 10 5 3 1"
+        "contrast",
+        "Contrast",
+        "Contrast (%)",
+        "-c100 c50 c30 c15 c10 c05 -c03 -c01",
+        "100 50 30 15 10 5 3 1",
     ),
     _dataset(
         "high-pass",
@@ -110,9 +119,18 @@ _DATASETS = (
         "-inf 3.0 1.5 1.0 0.7 -0.55 -0.45 -0.4",
         "inf 3 1.5 1 0.7 0.55 0.45 0.4",
     ),
-    _dataset("low-pass", "Low-pass", "Standard deviation of the filter (pixels)", "-0 1 3 5 7 10 -15 -40"),
-    _dataset("phase-scrambling", "Phase scrambling", "Width of the phase noise (degrees)", "-0 30 60 90 120 -150 -180"),
-    _dataset("power-equalisation", "Power equalisation", "Power spectrum", "-0 pow", "original equalised"),
+    _dataset(
+        "low-pass", "Low-pass", "Standard deviation of the filter (pixels)", "-0 1 3 5 7 10 -15 -40"
+    ),
+    _dataset(
+        "phase-scrambling",
+        "Phase scrambling",
+        "Width of the phase noise (degrees)",
+        "-0 30 60 90 120 -150 -180",
+    ),
+    _dataset(
+        "power-equalisation", "Power equalisation", "Power spectrum", "-0 pow", "original equalised"
+    ),
     _dataset("false-colour", "False colour", "Colour", "-True False", "true opponent"),
     _dataset("rotation", "Rotation", "Angle (degrees)", "-0 90 180 270"),
     _dataset(

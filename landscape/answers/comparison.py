@@ -90,7 +90,9 @@ def compare_models(
     for name in (first, second):
         if name not in answers.models:
             there = ", ".join(answers.models) or "none"
-            raise AnswersError(f"answers: there is no model {name!r} to compare. There are: {there}. Name two of them.")
+            raise AnswersError(
+                f"answers: there is no model {name!r} to compare. There are: {there}. Name two of them."
+            )
     tests = _tests(answers, first, second, alpha)
     if not tests:
         raise AnswersError(
@@ -103,7 +105,9 @@ def compare_models(
         "ood_accuracy_16": resamples.difference(first, second, "accuracy", SIXTEEN),
     }
     if HUMANS in resamples.scores:
-        differences |= {metric: resamples.difference(first, second, metric) for metric in METRICS[1:]}
+        differences |= {
+            metric: resamples.difference(first, second, metric) for metric in METRICS[1:]
+        }
     differences[SHAPE_BIAS] = resamples.difference(first, second, SHAPE_BIAS, ("cue-conflict",))
     tested = {test.dataset for test in tests}
     return ModelComparison(
@@ -136,7 +140,9 @@ def _tests(answers: Answers, first: str, second: str, alpha: float) -> list[Data
                 "first_only": pair.first_only,
                 "second_only": pair.second_only,
                 "p_value": pair.p_value,
-                "detectable": minimal_detectable_difference(pair.num_items, pair.discordant_share, alpha=alpha),
+                "detectable": minimal_detectable_difference(
+                    pair.num_items, pair.discordant_share, alpha=alpha
+                ),
             }
         )
     corrected = holm(np.array([row["p_value"] for row in rows], dtype=float))

@@ -84,7 +84,9 @@ class PairCounts:
 
 
 def count_pairs(
-    first: Float[np.ndarray, "f n"], second: Float[np.ndarray, "s n"], weights: Float[np.ndarray, "r n"] | None = None
+    first: Float[np.ndarray, "f n"],
+    second: Float[np.ndarray, "s n"],
+    weights: Float[np.ndarray, "r n"] | None = None,
 ) -> PairCounts:
     """Count right answers and disagreements of every first with every second observer.
 
@@ -101,7 +103,9 @@ def count_pairs(
     saw_x, saw_y = ~np.isnan(first), ~np.isnan(second)
 
     def both(of_first: Any, of_second: Any) -> Float[np.ndarray, "r f s"]:
-        products = (of_first[:, None, :] * of_second[None, :, :]).reshape(len(first) * len(second), first.shape[1])
+        products = (of_first[:, None, :] * of_second[None, :, :]).reshape(
+            len(first) * len(second), first.shape[1]
+        )
         return (rows @ products.T.astype(float)).reshape(pairs)
 
     if saw_x.all() and saw_y.all():

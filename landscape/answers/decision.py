@@ -15,7 +15,9 @@ NUM_CLASSES = 1000
 _SUM_TOLERANCE = 1e-3
 
 
-def category_scores(logits: Float[np.ndarray, "*s 1000"], *, scale: float = 1.0) -> Float[np.ndarray, "*s 16"]:
+def category_scores(
+    logits: Float[np.ndarray, "*s 1000"], *, scale: float = 1.0
+) -> Float[np.ndarray, "*s 16"]:
     r"""Average a model's probabilities over the ImageNet classes of each category.
 
     With p = softmax(scale * logits) over the 1000 classes and C_k the classes of category k, the score is
@@ -42,7 +44,9 @@ def category_scores(logits: Float[np.ndarray, "*s 1000"], *, scale: float = 1.0)
     return _means(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
-def category_scores_of_probabilities(probabilities: Float[np.ndarray, "*s 1000"]) -> Float[np.ndarray, "*s 16"]:
+def category_scores_of_probabilities(
+    probabilities: Float[np.ndarray, "*s 1000"],
+) -> Float[np.ndarray, "*s 16"]:
     """Average given probabilities as `category_scores` does after its softmax.
 
     Raises:
@@ -51,7 +55,9 @@ def category_scores_of_probabilities(probabilities: Float[np.ndarray, "*s 1000"]
     probabilities = _checked(probabilities, "probabilities")
     sums = probabilities.sum(axis=-1)
     if (probabilities < 0).any() or (np.abs(sums - 1) > _SUM_TOLERANCE).any():
-        raise ValueError("probabilities must not be negative and must sum to 1 over the 1000 classes; are these logits?")
+        raise ValueError(
+            "probabilities must not be negative and must sum to 1 over the 1000 classes; are these logits?"
+        )
     return _means(probabilities)
 
 
@@ -69,7 +75,9 @@ def decide(scores: Float[np.ndarray, "*s 16"]) -> Int[np.ndarray, "*s"]:
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape[-1:] != (len(CATEGORIES),) or np.isnan(scores).any():
-        raise ValueError(f"a decision needs {len(CATEGORIES)} scores that are numbers, got shape {scores.shape}.")
+        raise ValueError(
+            f"a decision needs {len(CATEGORIES)} scores that are numbers, got shape {scores.shape}."
+        )
     return np.asarray(len(CATEGORIES) - 1 - np.argmax(scores[..., ::-1], axis=-1))
 
 
@@ -81,7 +89,11 @@ def _means(probabilities: Float[np.ndarray, "*s 1000"]) -> Float[np.ndarray, "*s
 def _checked(values: Any, name: str) -> Float[np.ndarray, "*s 1000"]:
     values = np.asarray(values, dtype=np.float64)
     if values.shape[-1:] != (NUM_CLASSES,):
-        raise ValueError(f"{name} of {NUM_CLASSES} ImageNet classes are needed in the last axis, got shape {values.shape}.")
+        raise ValueError(
+            f"{name} of {NUM_CLASSES} ImageNet classes are needed in the last axis, got shape {values.shape}."
+        )
     if not np.isfinite(values).all():
-        raise ValueError(f"{int((~np.isfinite(values)).sum())} of the {name} are not finite; a decision would be arbitrary.")
+        raise ValueError(
+            f"{int((~np.isfinite(values)).sum())} of the {name} are not finite; a decision would be arbitrary."
+        )
     return values

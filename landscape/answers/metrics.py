@@ -62,7 +62,9 @@ def accuracies(
     right, shown = _condition_counts(trials, kind, weights)
     kept = _kept(trials)
     complete = (shown[..., kept] > 0).all(axis=-1)
-    return np.where(complete, share(right[..., kept].sum(axis=-1), shown[..., kept].sum(axis=-1)), np.nan)
+    return np.where(
+        complete, share(right[..., kept].sum(axis=-1), shown[..., kept].sum(axis=-1)), np.nan
+    )
 
 
 def pooled_accuracy(
@@ -78,7 +80,9 @@ def pooled_accuracy(
     right, shown = _pooled_counts(trials, weights, people)
     kept = _kept(trials)
     complete = (shown[..., kept] > 0).all(axis=-1)
-    return np.where(complete, share(right[..., kept].sum(axis=-1), shown[..., kept].sum(axis=-1)), np.nan)
+    return np.where(
+        complete, share(right[..., kept].sum(axis=-1), shown[..., kept].sum(axis=-1)), np.nan
+    )
 
 
 def pooled_condition_accuracies(
@@ -104,7 +108,9 @@ def models_and_people(
     """
     pairs = _pairs(trials, "model", weights)
     counts = np.ones(len(trials.humans)) if people is None else people[:, None, :]
-    return HumanLikeness(*(share((values * counts).sum(axis=-1), counts.sum(axis=-1)) for values in pairs))
+    return HumanLikeness(
+        *(share((values * counts).sum(axis=-1), counts.sum(axis=-1)) for values in pairs)
+    )
 
 
 def people_and_people(
@@ -123,7 +129,12 @@ def people_and_people(
     pairs = _pairs(trials, "human", weights)
     first, second = np.triu_indices(len(trials.humans), k=1)
     counts = np.ones(len(first)) if people is None else people[:, first] * people[:, second]
-    return HumanLikeness(*(share((values[..., first, second] * counts).sum(axis=-1), counts.sum(axis=-1)) for values in pairs))
+    return HumanLikeness(
+        *(
+            share((values[..., first, second] * counts).sum(axis=-1), counts.sum(axis=-1))
+            for values in pairs
+        )
+    )
 
 
 def measure(
@@ -145,29 +156,48 @@ def measure(
     Returns:
         An array for each of `METRICS`.
     """
-    models, pairs = models_and_people(trials, weights, models_people), people_and_people(trials, weights, pairs_of_people)
+    models, pairs = (
+        models_and_people(trials, weights, models_people),
+        people_and_people(trials, weights, pairs_of_people),
+    )
     columns = {
-        "accuracy": (accuracies(trials, "model", weights), pooled_accuracy(trials, weights, people)),
+        "accuracy": (
+            accuracies(trials, "model", weights),
+            pooled_accuracy(trials, weights, people),
+        ),
         "accuracy_difference": (models.accuracy_difference, pairs.accuracy_difference),
         "observed_consistency": (models.observed, pairs.observed),
         "error_consistency": (models.error_consistency, pairs.error_consistency),
     }
-    return {name: np.concatenate([first, last[..., None]], axis=-1) for name, (first, last) in columns.items()}
+    return {
+        name: np.concatenate([first, last[..., None]], axis=-1)
+        for name, (first, last) in columns.items()
+    }
 
 
-def _pairs(trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"] | None) -> list[Float[np.ndarray, "*r o h"]]:
+def _pairs(
+    trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"] | None
+) -> list[Float[np.ndarray, "*r o h"]]:
     """The three measures of each observer with each person, averaged over the kept conditions."""
     first, second = trials.correct(kind), trials.correct("human")
     counts: list[PairCounts] = []
     for here, condition in zip(trials.slices, trials.dataset.conditions, strict=True):
         if condition.excluded:
             continue
-        counts.append(count_pairs(first[:, here], second[:, here], None if weights is None else weights[:, here]))
-    measures = [[pair.observed, pair.error_consistency, pair.squared_accuracy_difference] for pair in counts]
+        counts.append(
+            count_pairs(
+                first[:, here], second[:, here], None if weights is None else weights[:, here]
+            )
+        )
+    measures = [
+        [pair.observed, pair.error_consistency, pair.squared_accuracy_difference] for pair in counts
+    ]
     return [np.mean([values[index] for values in measures], axis=0) for index in range(3)]
 
 
-def _condition_counts(trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"] | None) -> tuple[Any, Any]:
+def _condition_counts(
+    trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"] | None
+) -> tuple[Any, Any]:
     """Right answers and pictures shown, (*r, o, c) each."""
     correct = trials.correct(kind)
     rows = np.ones((1, len(trials.images))) if weights is None else weights
@@ -180,7 +210,9 @@ def _condition_counts(trials: Trials, kind: Kind, weights: Float[np.ndarray, "r 
 
 
 def _pooled_counts(
-    trials: Trials, weights: Float[np.ndarray, "r n"] | None, people: Float[np.ndarray, "r h"] | None
+    trials: Trials,
+    weights: Float[np.ndarray, "r n"] | None,
+    people: Float[np.ndarray, "r h"] | None,
 ) -> tuple[Any, Any]:
     """Right answers and trials of all people together, (*r, c) each."""
     right, shown = _condition_counts(trials, "human", weights)

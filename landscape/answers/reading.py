@@ -68,7 +68,9 @@ def read_answers(paths: Path | str | Iterable[Path | str]) -> Answers:
     sources = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     files = list(dict.fromkeys(file for source in sources for file in _files(source)))
     if not files:
-        raise AnswersError("answers: no file was named. Name model-vs-human's raw-data folder, or CSV files of answers.")
+        raise AnswersError(
+            "answers: no file was named. Name model-vs-human's raw-data folder, or CSV files of answers."
+        )
     tables = [_read(file) for file in files]
     table = joined_columns(tables)
     _check_consistent(table, files, [len(rows) for rows in tables])
@@ -77,11 +79,18 @@ def read_answers(paths: Path | str | Iterable[Path | str]) -> Answers:
 
 def _files(source: Path) -> Iterator[Path]:
     if not source.exists():
-        raise AnswersError(f"{source}: there is nothing of that name. Name a folder or CSV files of answers.")
+        raise AnswersError(
+            f"{source}: there is nothing of that name. Name a folder or CSV files of answers."
+        )
     if not source.is_dir():
         yield source
         return
-    files = sorted(path for pattern in ("*.csv", "*.csv.gz") for path in source.rglob(pattern) if path.name[0] != ".")
+    files = sorted(
+        path
+        for pattern in ("*.csv", "*.csv.gz")
+        for path in source.rglob(pattern)
+        if path.name[0] != "."
+    )
     if not files:
         raise AnswersError(
             f"{source}: no *.csv or *.csv.gz is in this folder or below it. model-vs-human's answers are in "
@@ -95,13 +104,19 @@ def _read(path: Path) -> pd.DataFrame:
     raw = _raw_table(path)
     columns = {own: _column(path, raw, own, names) for own, names in _NAMES.items()}
     if raw.empty:
-        raise AnswersError(f"{path}: there is a header and no answer. Write a row per answer, or leave the file out.")
+        raise AnswersError(
+            f"{path}: there is a header and no answer. Write a row per answer, or leave the file out."
+        )
     _filled(path, "observer", columns["observer"])
-    columns["dataset"] = raw["dataset"] if "dataset" in raw else pd.Series(_dataset_of(path), index=raw.index)
+    columns["dataset"] = (
+        raw["dataset"] if "dataset" in raw else pd.Series(_dataset_of(path), index=raw.index)
+    )
     if "kind" in raw:
         columns["kind"] = raw["kind"]
     else:
-        kinds = named(columns["observer"], lambda name: "human" if name.startswith(HUMAN_PREFIX) else "model")
+        kinds = named(
+            columns["observer"], lambda name: "human" if name.startswith(HUMAN_PREFIX) else "model"
+        )
         columns["kind"] = pd.Series(kinds, index=raw.index)
     table = {"observer": named(columns["observer"], str)}
     for name in ("kind", "dataset", "category", "response"):
@@ -132,14 +147,21 @@ def _raw_table(path: Path) -> pd.DataFrame:
     table.columns = [header[at] for at in used]
     if not table.columns.is_unique:
         twice = next(header[at] for at in used if header.count(header[at]) > 1)
-        raise AnswersError(f"{path}: there are two columns {twice!r}, so which of them counts is open. Rename one of them.")
+        raise AnswersError(
+            f"{path}: there are two columns {twice!r}, so which of them counts is open. Rename one of them."
+        )
     return table
 
 
 def _parsed(content: bytes, **options: Any) -> pd.DataFrame:
     # "na" is an answer, and "0.10" the name of a condition: pandas must make numbers of neither.
     return pd.read_csv(
-        io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, **options
+        io.BytesIO(content),
+        dtype=str,
+        keep_default_na=False,
+        encoding="utf-8-sig",
+        index_col=False,
+        **options,
     )
 
 
@@ -147,7 +169,9 @@ def _column(path: Path, raw: pd.DataFrame, own: str, names: Sequence[str]) -> "p
     chosen = next((name for name in names if name in raw), None)
     if chosen is None:
         expected = " or ".join(repr(name) for name in names)
-        there = f"of use are {', '.join(raw.columns)}" if len(raw.columns) else "and no other of use"
+        there = (
+            f"of use are {', '.join(raw.columns)}" if len(raw.columns) else "and no other of use"
+        )
         raise AnswersError(
             f"{path}: there is no column {expected} ({there}), so the {own} of each answer is unknown. "
             "Expected model-vs-human's header, with commas: subj,session,trial,rt,object_response,category,condition,imagename."

@@ -12,7 +12,13 @@ import numpy as np
 import pandas as pd
 
 from landscape.answers.benchmark import SEVENTEEN, SIXTEEN
-from landscape.answers.metrics import HUMANS, METRICS, condition_accuracies, measure, pooled_condition_accuracies
+from landscape.answers.metrics import (
+    HUMANS,
+    METRICS,
+    condition_accuracies,
+    measure,
+    pooled_condition_accuracies,
+)
 from landscape.answers.shape_texture import ShapeBias, shape_bias
 from landscape.answers.table import NOT_SHOWN, Answers, Trials
 from landscape.statistics import wilson_interval
@@ -60,7 +66,11 @@ class SetMean:
 
     def __str__(self) -> str:
         total = len(self.datasets) + len(self.missing)
-        gap = f" ({len(self.datasets)} of {total} sets, without {', '.join(self.missing)})" if self.missing else ""
+        gap = (
+            f" ({len(self.datasets)} of {total} sets, without {', '.join(self.missing)})"
+            if self.missing
+            else ""
+        )
         return f"{self.value:.3f}{gap}"
 
 
@@ -86,10 +96,18 @@ class Scores:
         Args:
             metric: "accuracy", "accuracy_difference", "observed_consistency" or "error_consistency".
         """
-        values = {name: getattr(self.by_dataset[name], metric) for name in datasets if name in self.by_dataset}
+        values = {
+            name: getattr(self.by_dataset[name], metric)
+            for name in datasets
+            if name in self.by_dataset
+        }
         present = tuple(name for name, value in values.items() if math.isfinite(value))
         value = float(np.mean([values[name] for name in present])) if present else math.nan
-        return SetMean(value=value, datasets=present, missing=tuple(name for name in datasets if name not in present))
+        return SetMean(
+            value=value,
+            datasets=present,
+            missing=tuple(name for name in datasets if name not in present),
+        )
 
 
 def score(answers: Answers) -> dict[str, Scores]:
@@ -98,12 +116,18 @@ def score(answers: Answers) -> dict[str, Scores]:
     Returns:
         Models by name in the order of the table, then "humans" where there are people.
     """
-    by_observer: dict[str, dict[str, DatasetScores]] = {name: {} for name in (*answers.models, HUMANS)}
+    by_observer: dict[str, dict[str, DatasetScores]] = {
+        name: {} for name in (*answers.models, HUMANS)
+    }
     for trials in answers.trials.values():
         for observer, of_dataset in _dataset_scores(trials).items():
             by_observer[observer][trials.dataset.name] = of_dataset
     return {
-        name: Scores(observer=name, by_dataset=sets, shape_bias=shape_bias(answers, None if name == HUMANS else name))
+        name: Scores(
+            observer=name,
+            by_dataset=sets,
+            shape_bias=shape_bias(answers, None if name == HUMANS else name),
+        )
         for name, sets in by_observer.items()
         if sets
     }
@@ -112,7 +136,9 @@ def score(answers: Answers) -> dict[str, Scores]:
 def _dataset_scores(trials: Trials) -> dict[str, DatasetScores]:
     metrics, scores = measure(trials), {}
     for index, name in enumerate((*trials.models, HUMANS)):
-        responses = trials.human_responses if name == HUMANS else trials.model_responses[index : index + 1]
+        responses = (
+            trials.human_responses if name == HUMANS else trials.model_responses[index : index + 1]
+        )
         if not (responses != NOT_SHOWN).any():
             continue
         kept = responses[:, trials.is_kept]
@@ -137,18 +163,30 @@ def model_table(scores: dict[str, Scores]) -> pd.DataFrame:
     """
     rows = []
     for name, of_observer in scores.items():
-        means = {"ood_accuracy_17": of_observer.mean("accuracy"), "ood_accuracy_16": of_observer.mean("accuracy", SIXTEEN)}
+        means = {
+            "ood_accuracy_17": of_observer.mean("accuracy"),
+            "ood_accuracy_16": of_observer.mean("accuracy", SIXTEEN),
+        }
         means |= {metric: of_observer.mean(metric) for metric in METRICS[1:]}
         gaps = dict.fromkeys(dataset for mean in means.values() for dataset in mean.missing)
         row: dict[str, Any] = {"model": name}
-        row |= {column: mean.value if mean.is_complete else math.nan for column, mean in means.items()}
-        row["shape_bias"] = math.nan if of_observer.shape_bias is None else of_observer.shape_bias.bias
+        row |= {
+            column: mean.value if mean.is_complete else math.nan for column, mean in means.items()
+        }
+        row["shape_bias"] = (
+            math.nan if of_observer.shape_bias is None else of_observer.shape_bias.bias
+        )
         row["mean_rank"] = math.nan
-        rows.append(row | {"num_datasets": len(means["ood_accuracy_17"].datasets), "missing": ", ".join(gaps)})
+        rows.append(
+            row
+            | {"num_datasets": len(means["ood_accuracy_17"].datasets), "missing": ", ".join(gaps)}
+        )
     table = pd.DataFrame(rows)
     if len(table):
         ranked = table[table.model != HUMANS].dropna(subset=list(METRICS[1:]))
-        ranks = [ranked[metric].rank(ascending=metric == "accuracy_difference") for metric in METRICS[1:]]
+        ranks = [
+            ranked[metric].rank(ascending=metric == "accuracy_difference") for metric in METRICS[1:]
+        ]
         table.loc[ranked.index, "mean_rank"] = np.mean(ranks, axis=0)
     return table
 
@@ -182,11 +220,21 @@ def condition_table(answers: Answers) -> pd.DataFrame:
             ("human", trials.humans, trials.human_responses, condition_accuracies(trials, "human")),
         ]
         if trials.humans:
-            blocks.append((HUMANS, (HUMANS,), trials.human_responses, pooled_condition_accuracies(trials)[None]))
+            blocks.append(
+                (
+                    HUMANS,
+                    (HUMANS,),
+                    trials.human_responses,
+                    pooled_condition_accuracies(trials)[None],
+                )
+            )
         for kind, names, responses, values in blocks:
             shown = _shown(trials, responses)
             shown = shown.sum(axis=0, keepdims=True) if kind == HUMANS else shown
-            frames += [_condition_rows(trials, kind, *row) for row in zip(names, values, shown, strict=True)]
+            frames += [
+                _condition_rows(trials, kind, *row)
+                for row in zip(names, values, shown, strict=True)
+            ]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return table[table.num_trials > 0].reset_index(drop=True) if len(table) else table
 
@@ -194,10 +242,15 @@ def condition_table(answers: Answers) -> pd.DataFrame:
 def _shown(trials: Trials, responses: Any) -> Any:
     """Number of pictures of each condition that each observer saw."""
     conditions = range(len(trials.dataset.conditions))
-    return np.stack([(responses[:, trials.condition == at] != NOT_SHOWN).sum(axis=1) for at in conditions], axis=1)
+    return np.stack(
+        [(responses[:, trials.condition == at] != NOT_SHOWN).sum(axis=1) for at in conditions],
+        axis=1,
+    )
 
 
-def _condition_rows(trials: Trials, kind: str, observer: str, accuracy: Any, num_trials: Any) -> pd.DataFrame:
+def _condition_rows(
+    trials: Trials, kind: str, observer: str, accuracy: Any, num_trials: Any
+) -> pd.DataFrame:
     conditions = trials.dataset.conditions
     return pd.DataFrame(
         {

@@ -70,7 +70,10 @@ def shape_bias_by_category(answers: Answers, model: str | None = None) -> dict[s
     if trials is None:
         return {}
     kind: Kind = "human" if model is None else "model"
-    return {name: _count(trials, kind, who, trials.category == index) for index, name in enumerate(CATEGORIES)}
+    return {
+        name: _count(trials, kind, who, trials.category == index)
+        for index, name in enumerate(CATEGORIES)
+    }
 
 
 def shape_bias_by_person(answers: Answers) -> dict[str, ShapeBias]:
@@ -78,11 +81,17 @@ def shape_bias_by_person(answers: Answers) -> dict[str, ShapeBias]:
     trials, _ = _rows(answers, None)
     if trials is None:
         return {}
-    return {name: _count(trials, "human", np.arange(len(trials.humans)) == at) for at, name in enumerate(trials.humans)}
+    return {
+        name: _count(trials, "human", np.arange(len(trials.humans)) == at)
+        for at, name in enumerate(trials.humans)
+    }
 
 
 def resampled_shape_bias(
-    trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"], people: Float[np.ndarray, "r h"] | None = None
+    trials: Trials,
+    kind: Kind,
+    weights: Float[np.ndarray, "r n"],
+    people: Float[np.ndarray, "r h"] | None = None,
 ) -> Float[np.ndarray, "r o"]:
     """Compute the shape bias in every resample.
 
@@ -108,7 +117,9 @@ def _rows(answers: Answers, model: str | None) -> tuple[Trials | None, Bool[np.n
     return (trials if meant.any() else None), meant
 
 
-def _hits(trials: Trials, kind: Kind) -> tuple[Bool[np.ndarray, "o n"], Bool[np.ndarray, "o n"], Bool[np.ndarray, " n"]]:
+def _hits(
+    trials: Trials, kind: Kind
+) -> tuple[Bool[np.ndarray, "o n"], Bool[np.ndarray, "o n"], Bool[np.ndarray, " n"]]:
     """Who named the shape, who the texture, and which pictures have a conflict."""
     responses = trials.human_responses if kind == "human" else trials.model_responses
     texture = trials.texture
@@ -117,7 +128,10 @@ def _hits(trials: Trials, kind: Kind) -> tuple[Bool[np.ndarray, "o n"], Bool[np.
 
 
 def _count(
-    trials: Trials, kind: Kind, who: Bool[np.ndarray, " o"], pictures: Bool[np.ndarray, " n"] | None = None
+    trials: Trials,
+    kind: Kind,
+    who: Bool[np.ndarray, " o"],
+    pictures: Bool[np.ndarray, " n"] | None = None,
 ) -> ShapeBias:
     responses = trials.human_responses if kind == "human" else trials.model_responses
     shape, texture, conflict = _hits(trials, kind)

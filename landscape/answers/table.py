@@ -12,7 +12,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from landscape.answers.benchmark import CATEGORIES, CUE_CONFLICT, DATASETS, NO_ANSWER, Dataset, image_key, texture_of
+from landscape.answers.benchmark import (
+    CATEGORIES,
+    CUE_CONFLICT,
+    DATASETS,
+    NO_ANSWER,
+    Dataset,
+    image_key,
+    texture_of,
+)
 from landscape.errors import AnswersError
 
 Kind = Literal["human", "model"]
@@ -21,15 +29,28 @@ RESPONSES = (*CATEGORIES, NO_ANSWER)
 COLUMNS = ("observer", "kind", "dataset", "condition", "category", "image", "response")
 # In response arrays, where others are positions in RESPONSES.
 NOT_SHOWN = -1
-_CONDITIONS = tuple(dict.fromkeys(condition.name for dataset in DATASETS.values() for condition in dataset.conditions))
+_CONDITIONS = tuple(
+    dict.fromkeys(
+        condition.name for dataset in DATASETS.values() for condition in dataset.conditions
+    )
+)
 # Position of a condition in its data set, by the numbers of both; -1 where the data set has no such condition.
 _LEVELS = np.array(
     [
-        [next((at for at, level in enumerate(dataset.conditions) if level.name == name), -1) for name in _CONDITIONS]
+        [
+            next((at for at, level in enumerate(dataset.conditions) if level.name == name), -1)
+            for name in _CONDITIONS
+        ]
         for dataset in DATASETS.values()
     ]
 )
-VALUES = {"kind": KINDS, "dataset": tuple(DATASETS), "condition": _CONDITIONS, "category": CATEGORIES, "response": RESPONSES}
+VALUES = {
+    "kind": KINDS,
+    "dataset": tuple(DATASETS),
+    "condition": _CONDITIONS,
+    "category": CATEGORIES,
+    "response": RESPONSES,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +87,15 @@ class Answers:
         missing = [name for name in COLUMNS if name not in given.columns]
         if missing:
             there = ", ".join(map(str, given.columns))
-            raise AnswersError(f"answers: there is no column {missing[0]!r} among {there}; expected {', '.join(COLUMNS)}.")
+            raise AnswersError(
+                f"answers: there is no column {missing[0]!r} among {there}; expected {', '.join(COLUMNS)}."
+            )
         columns: dict[str, Any] = {}
         for name in COLUMNS:
             if name not in VALUES:
-                columns[name] = named(given[name].astype(str), image_key if name == "image" else str)
+                columns[name] = named(
+                    given[name].astype(str), image_key if name == "image" else str
+                )
                 continue
             codes = codes_of(name, given[name])
             columns[name] = categorical(name, codes)
@@ -92,7 +117,9 @@ class Answers:
         """
         table = self.table
         if (row := first_unknown_condition(table)) is not None:
-            raise AnswersError(f"{where(table, row)}: {condition_problem(table, row)}. Correct the row.")
+            raise AnswersError(
+                f"{where(table, row)}: {condition_problem(table, row)}. Correct the row."
+            )
         if (row := first_repeated(table)) is not None:
             raise AnswersError(
                 f"{where(table, row)}: there is more than one answer to this picture, so which counts is open. Keep one."
@@ -126,14 +153,20 @@ class Answers:
         return tuple(name for name in DATASETS if name in present)
 
     def only(
-        self, *, kind: Kind | None = None, models: Collection[str] | None = None, datasets: Collection[str] | None = None
+        self,
+        *,
+        kind: Kind | None = None,
+        models: Collection[str] | None = None,
+        datasets: Collection[str] | None = None,
     ) -> "Answers":
         """Keep one kind of observer, some models (and all people), some data sets."""
         keep = np.ones(len(self.table), dtype=bool)
         if kind is not None:
             keep &= (self.table.kind == kind).to_numpy()
         if models is not None:
-            keep &= ((self.table.kind == "human") | self.table.observer.isin(list(models))).to_numpy()
+            keep &= (
+                (self.table.kind == "human") | self.table.observer.isin(list(models))
+            ).to_numpy()
         if datasets is not None:
             keep &= self.table.dataset.isin(list(datasets)).to_numpy()
         return Answers(self.table[keep].reset_index(drop=True))
@@ -141,7 +174,8 @@ class Answers:
     def equals(self, other: "Answers") -> bool:
         """Tell whether both hold the same answers, in any order of rows."""
         ours, theirs = (
-            answers.table.astype(str).sort_values(list(COLUMNS)).reset_index(drop=True) for answers in (self, other)
+            answers.table.astype(str).sort_values(list(COLUMNS)).reset_index(drop=True)
+            for answers in (self, other)
         )
         return bool(ours.equals(theirs))
 
@@ -183,12 +217,16 @@ class Trials:
     def slices(self) -> list[slice]:
         """The pictures of each condition."""
         ends = np.searchsorted(self.condition, np.arange(len(self.dataset.conditions) + 1))
-        return [slice(int(start), int(stop)) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+        return [
+            slice(int(start), int(stop)) for start, stop in zip(ends[:-1], ends[1:], strict=True)
+        ]
 
     @property
     def is_kept(self) -> Bool[np.ndarray, " n"]:
         """Whether a picture's condition counts in means."""
-        return ~np.array([condition.excluded for condition in self.dataset.conditions])[self.condition]
+        return ~np.array([condition.excluded for condition in self.dataset.conditions])[
+            self.condition
+        ]
 
     @property
     def strata(self) -> Int[np.ndarray, " n"]:
@@ -226,11 +264,22 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 def joined_columns(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Join the rows of tables of categorical columns; nothing is checked."""
-    return pd.DataFrame({name: pd.api.types.union_categoricals([table[name] for table in tables]) for name in COLUMNS})
+    return pd.DataFrame(
+        {
+            name: pd.api.types.union_categoricals([table[name] for table in tables])
+            for name in COLUMNS
+        }
+    )
 
 
 def answers_of_model(
-    model: str, dataset: str, *, images: Sequence[str], conditions: Sequence[str], categories: Sequence[str], responses: Any
+    model: str,
+    dataset: str,
+    *,
+    images: Sequence[str],
+    conditions: Sequence[str],
+    categories: Sequence[str],
+    responses: Any,
 ) -> Answers:
     """Put the decisions of a model about one data set into a table.
 
@@ -245,8 +294,15 @@ def answers_of_model(
     responses = np.asarray(responses)
     if responses.dtype.kind in "iu":
         responses = np.array(CATEGORIES)[responses]
-    rows = dict(condition=list(conditions), category=list(categories), image=list(images), response=responses)
-    return Answers.of_rows(pd.DataFrame({"observer": model, "kind": "model", "dataset": dataset, **rows}))
+    rows = dict(
+        condition=list(conditions),
+        category=list(categories),
+        image=list(images),
+        response=responses,
+    )
+    return Answers.of_rows(
+        pd.DataFrame({"observer": model, "kind": "model", "dataset": dataset, **rows})
+    )
 
 
 def codes_of(name: str, values: Any) -> Any:
@@ -329,5 +385,12 @@ def _trials(dataset: Dataset, rows: pd.DataFrame) -> Trials:
         responses[kind] = np.full((len(names), len(images)), NOT_SHOWN, dtype=np.int8)
         responses[kind][line, column[here]] = response[here]
     return Trials(
-        dataset, images, condition, category, observers["human"], observers["model"], responses["human"], responses["model"]
+        dataset,
+        images,
+        condition,
+        category,
+        observers["human"],
+        observers["model"],
+        responses["human"],
+        responses["model"],
     )

@@ -24,7 +24,13 @@ from landscape.answers.metrics import HUMANS, METRICS, measure, pooled_condition
 from landscape.answers.scores import Scores, score
 from landscape.answers.shape_texture import resampled_shape_bias
 from landscape.answers.table import Answers, Trials
-from landscape.statistics import Bootstrap, Interval, bootstrap_p_value, percentile_interval, stratified_weights
+from landscape.statistics import (
+    Bootstrap,
+    Interval,
+    bootstrap_p_value,
+    percentile_interval,
+    stratified_weights,
+)
 
 SHAPE_BIAS = "shape_bias"
 # Streams of random numbers: pictures of data set i have i, its people this much more.
@@ -90,9 +96,14 @@ class Resamples:
         if HUMANS not in self.scores or dataset not in self.scores[HUMANS].by_dataset:
             return []
         values, points = self.people_by_condition[dataset][1:], self.people_by_condition[dataset][0]
-        return [percentile_interval(float(points[at]), values[:, at], self.settings.confidence) for at in range(len(points))]
+        return [
+            percentile_interval(float(points[at]), values[:, at], self.settings.confidence)
+            for at in range(len(points))
+        ]
 
-    def difference(self, first: str, second: str, metric: str, datasets: Sequence[str] = SEVENTEEN) -> Difference:
+    def difference(
+        self, first: str, second: str, metric: str, datasets: Sequence[str] = SEVENTEEN
+    ) -> Difference:
         """Compare two observers by one number, with paired resamples.
 
         A mean is over those of the data sets that both have.
@@ -105,7 +116,9 @@ class Resamples:
         first_value, first_resampled, _ = self._values(first, metric, shared)
         second_value, second_resampled, _ = self._values(second, metric, shared)
         resampled = first_resampled - second_resampled
-        interval = percentile_interval(first_value - second_value, resampled, self.settings.confidence)
+        interval = percentile_interval(
+            first_value - second_value, resampled, self.settings.confidence
+        )
         return Difference(
             metric=metric,
             first=first_value,
@@ -123,8 +136,13 @@ class Resamples:
     ) -> tuple[float, Float[np.ndarray, " r"], tuple[str, ...]]:
         """Look up a number, its resamples, and the data sets behind it."""
         if observer not in self.scores:
-            raise ValueError(f"there is no observer {observer!r}; there are {', '.join(self.scores)}.")
-        column, nothing = self.observers.index(observer), np.full(self.settings.num_resamples, math.nan)
+            raise ValueError(
+                f"there is no observer {observer!r}; there are {', '.join(self.scores)}."
+            )
+        column, nothing = (
+            self.observers.index(observer),
+            np.full(self.settings.num_resamples, math.nan),
+        )
         if metric == SHAPE_BIAS:
             counts = self.scores[observer].shape_bias
             if counts is None or self.shape_bias is None:
@@ -133,10 +151,16 @@ class Resamples:
         mean = self.scores[observer].mean(metric, datasets)
         if not mean.datasets:
             return math.nan, nothing, ()
-        return mean.value, np.mean([self.by_dataset[name][metric][:, column] for name in mean.datasets], axis=0), mean.datasets
+        return (
+            mean.value,
+            np.mean([self.by_dataset[name][metric][:, column] for name in mean.datasets], axis=0),
+            mean.datasets,
+        )
 
 
-def resample(answers: Answers, settings: Bootstrap | None = None, *, resample_people: bool = False) -> Resamples:
+def resample(
+    answers: Answers, settings: Bootstrap | None = None, *, resample_people: bool = False
+) -> Resamples:
     """Resample pictures and people, and compute every number of every resample.
 
     A number of people (accuracy, likeness of one person to another) varies over pictures and people, who are drawn
@@ -157,20 +181,33 @@ def resample(answers: Answers, settings: Bootstrap | None = None, *, resample_pe
         stream = list(DATASETS).index(name)
         people, pairs = _people_weights(trials, settings, _PEOPLE + stream)
         columns = [observers.index(observer) for observer in (*trials.models, HUMANS)]
-        metrics = {metric: np.full((settings.num_resamples, len(observers)), math.nan) for metric in METRICS}
+        metrics = {
+            metric: np.full((settings.num_resamples, len(observers)), math.nan)
+            for metric in METRICS
+        }
         conditions = [pooled_condition_accuracies(trials)[None]]
         biases = []
         start = 0
         for weights in settings.weights(trials.strata, stream=stream):
             rows = slice(start, start + len(weights))
             start = rows.stop
-            block = measure(trials, weights, people[rows], people[rows] if resample_people else None, pairs[rows])
+            block = measure(
+                trials,
+                weights,
+                people[rows],
+                people[rows] if resample_people else None,
+                pairs[rows],
+            )
             for metric in METRICS:
                 metrics[metric][rows, columns] = block[metric]
             conditions.append(pooled_condition_accuracies(trials, weights, people[rows]))
             if name == CUE_CONFLICT:
                 of_models = resampled_shape_bias(trials, "model", weights)
-                biases.append(np.hstack([of_models, resampled_shape_bias(trials, "human", weights, people[rows])]))
+                biases.append(
+                    np.hstack(
+                        [of_models, resampled_shape_bias(trials, "human", weights, people[rows])]
+                    )
+                )
         by_dataset[name], people_by_condition[name] = metrics, np.concatenate(conditions)
         if biases:
             bias = np.full((settings.num_resamples, len(observers)), math.nan)

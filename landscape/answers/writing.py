@@ -39,20 +39,34 @@ def write_answers(answers: Answers, folder: Path) -> list[Path]:
     contents: dict[Path, bytes] = {}
     for (model, dataset), rows in table.groupby(["observer", "dataset"], observed=True, sort=False):
         if str(model).startswith(HUMAN_PREFIX):
-            raise AnswersError(f"model {model}: names that begin with {HUMAN_PREFIX!r} are read as people. Rename the model.")
-        path = folder / str(dataset) / f"{dataset}_{re.sub('[^A-Za-z0-9.+-]', '-', str(model))}_session-1.csv"
+            raise AnswersError(
+                f"model {model}: names that begin with {HUMAN_PREFIX!r} are read as people. Rename the model."
+            )
+        path = (
+            folder
+            / str(dataset)
+            / f"{dataset}_{re.sub('[^A-Za-z0-9.+-]', '-', str(model))}_session-1.csv"
+        )
         if path in contents:
-            raise AnswersError(f"{path}: two models would have this file, of which one is {model}. Rename one of them.")
-        contents[path] = _rows(str(model), str(dataset), rows).to_csv(index=False, lineterminator="\n").encode()
+            raise AnswersError(
+                f"{path}: two models would have this file, of which one is {model}. Rename one of them."
+            )
+        contents[path] = (
+            _rows(str(model), str(dataset), rows).to_csv(index=False, lineterminator="\n").encode()
+        )
     if not contents:
-        raise AnswersError(f"{folder}: there is no answer of a model to write. People's answers are not written.")
+        raise AnswersError(
+            f"{folder}: there is no answer of a model to write. People's answers are not written."
+        )
     for path, content in contents.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
         except OSError as error:
             reason = error.strerror or error
-            raise AnswersError(f"{path}: the answers cannot be written: {reason}. Choose another folder.") from None
+            raise AnswersError(
+                f"{path}: the answers cannot be written: {reason}. Choose another folder."
+            ) from None
     return list(contents)
 
 

@@ -78,7 +78,11 @@ class Architecture:
 
     def as_file(self) -> dict[str, Any] | None:
         """What open_clip_config.json of a folder would hold; None where open_clip knows the architecture by its name."""
-        return None if self.is_registered else {"model_cfg": self.config, "preprocess_cfg": self.preprocess}
+        return (
+            None
+            if self.is_registered
+            else {"model_cfg": self.config, "preprocess_cfg": self.preprocess}
+        )
 
     @contextmanager
     def schema(self) -> Iterator[str]:
@@ -140,7 +144,11 @@ def check_same_architecture(name: str, config: Path) -> None:
     Raises:
         ModelError: If so; names the first key that differs.
     """
-    known = open_clip.get_model_config(name.replace("/", "-")) if not name.startswith((_HUB, LOCAL_DIR)) else None
+    known = (
+        open_clip.get_model_config(name.replace("/", "-"))
+        if not name.startswith((_HUB, LOCAL_DIR))
+        else None
+    )
     if known is None or config.stem == name:
         return
     theirs = _of_file(name, config).config
@@ -172,43 +180,86 @@ def _of_file(name: str, path: Path) -> Architecture:
         check_regular(path)
         contents = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        there = sorted(entry.name for entry in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        hint = f" The folder holds {', '.join(there[:3])}: name such a file itself." if there else " Check the path."
-        raise ModelError(f"{path}: cannot be read ({error.strerror}), so there is no architecture.{hint}") from error
+        there = (
+            sorted(entry.name for entry in path.parent.glob("*.json"))
+            if path.parent.is_dir()
+            else []
+        )
+        hint = (
+            f" The folder holds {', '.join(there[:3])}: name such a file itself."
+            if there
+            else " Check the path."
+        )
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}), so there is no architecture.{hint}"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: is not JSON ({' '.join(str(error).split())}). Name a configuration of open_clip.") from error
-    hub = contents if isinstance(contents, dict) and "model_cfg" in contents else {"model_cfg": contents}
+        raise ModelError(
+            f"{path}: is not JSON ({' '.join(str(error).split())}). Name a configuration of open_clip."
+        ) from error
+    hub = (
+        contents
+        if isinstance(contents, dict) and "model_cfg" in contents
+        else {"model_cfg": contents}
+    )
     config = hub["model_cfg"]
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
-        raise ModelError(f"{path}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg.")
+        raise ModelError(
+            f"{path}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg."
+        )
     _check_sections(path, config, hub.get("preprocess_cfg"))
     for key in ("hf_model_name", "hf_tokenizer_name"):
         local = path.parent / str(config["text_cfg"].get(key, "\0"))
         if "\0" not in str(local) and local.is_dir():
             config["text_cfg"][key] = str(local.resolve())
-    preprocess = {key: value for key, value in (hub.get("preprocess_cfg") or {}).items() if key in CLIP_PREPROCESS}
+    preprocess = {
+        key: value
+        for key, value in (hub.get("preprocess_cfg") or {}).items()
+        if key in CLIP_PREPROCESS
+    }
     return Architecture(name, config, preprocess, is_registered=False, folder=path.parent)
 
 
 def _check_sections(path: Path, config: Mapping[str, Any], preprocess: Any) -> None:
     """Refuse what is no mapping, or no text, where open_clip takes one for granted."""
-    sections = {"vision_cfg": config["vision_cfg"], "text_cfg": config["text_cfg"], "preprocess_cfg": preprocess or {}}
+    sections = {
+        "vision_cfg": config["vision_cfg"],
+        "text_cfg": config["text_cfg"],
+        "preprocess_cfg": preprocess or {},
+    }
     for key, value in sections.items():
         if not isinstance(value, dict):
-            raise ModelError(f"{path}: {key} is {shown(value)}, but a mapping is expected. Correct it.")
+            raise ModelError(
+                f"{path}: {key} is {shown(value)}, but a mapping is expected. Correct it."
+            )
     for key in ("vision_cfg", "text_cfg"):
         layers = config[key].get("layers", 0)
-        most = max((one for one in (layers if isinstance(layers, list) else [layers]) if isinstance(one, int)), default=0)
+        most = max(
+            (
+                one
+                for one in (layers if isinstance(layers, list) else [layers])
+                if isinstance(one, int)
+            ),
+            default=0,
+        )
         if most > MAX_LAYERS:
-            raise ModelError(f"{path}: {key}.layers is {shown(layers)}, but a tower has at most {MAX_LAYERS}. Correct it.")
+            raise ModelError(
+                f"{path}: {key}.layers is {shown(layers)}, but a tower has at most {MAX_LAYERS}. Correct it."
+            )
     for key in ("hf_model_name", "hf_tokenizer_name"):
         value = config["text_cfg"].get(key)
         if not isinstance(value, str | None):
-            raise ModelError(f"{path}: text_cfg.{key} is {shown(value)}, but a text is expected. Correct it.")
+            raise ModelError(
+                f"{path}: text_cfg.{key} is {shown(value)}, but a text is expected. Correct it."
+            )
 
 
 def create_clip(
-    architecture: Architecture, *, model_args: Mapping[str, Any], preprocess: Mapping[str, Any], pretrained: str | None
+    architecture: Architecture,
+    *,
+    model_args: Mapping[str, Any],
+    preprocess: Mapping[str, Any],
+    pretrained: str | None,
 ) -> nn.Module:
     """Build it with random weights.
 
@@ -222,7 +273,11 @@ def create_clip(
             f"{architecture.name}: preprocess.{foreign[0]} belongs to timm's classifiers; a CLIP model has "
             f"{', '.join(CLIP_PREPROCESS)}."
         )
-    of_tag = open_clip.get_pretrained_cfg(architecture.name.replace("/", "-"), pretrained) if pretrained else {}
+    of_tag = (
+        open_clip.get_pretrained_cfg(architecture.name.replace("/", "-"), pretrained)
+        if pretrained
+        else {}
+    )
     of_tag = {key: value for key, value in of_tag.items() if key in CLIP_PREPROCESS}
     with architecture.schema() as name:
         model = open_clip.create_model(
@@ -242,7 +297,10 @@ def create_clip(
 def unknown(name: str, known: list[str]) -> ModelError:
     """The refusal of a name, with the nearest ones that there are."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    near = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    near = [
+        by_lower[match]
+        for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    ]
     nearest = f" (nearest: {', '.join(near)})" if near else ""
     return ModelError(
         f"model {name!r} is unknown{nearest}. Give one of {', '.join(OWN_NAMES)}, a name of open_clip.list_models(), timm:NAME "

@@ -90,7 +90,9 @@ def read_checkpoint(path: Path, *, expected_sha256: str | None = None) -> dict[s
     return stored
 
 
-def describe_checkpoint(path: Path, *, weights: str = "online", expected_sha256: str | None = None) -> CheckpointInfo:
+def describe_checkpoint(
+    path: Path, *, weights: str = "online", expected_sha256: str | None = None
+) -> CheckpointInfo:
     """What is inside a checkpoint, without the model that it belongs to.
 
     Raises:
@@ -124,8 +126,12 @@ def load_checkpoint(
     notes += _notes_of_equal_copies(file, contents, asked=weights)
     state, said = fit_to_model(path, stored, model, aliases=file.aliases)
     expected = model.state_dict()
-    converted = {name: _convert(path, name, tensor, expected[name].dtype) for name, tensor in state.items()}
-    _check_finite(path, {name: tensor for name, tensor in converted.items() if not is_constant(name)})
+    converted = {
+        name: _convert(path, name, tensor, expected[name].dtype) for name, tensor in state.items()
+    }
+    _check_finite(
+        path, {name: tensor for name, tensor in converted.items() if not is_constant(name)}
+    )
     model.load_state_dict(converted, strict=True)
     notes = [*notes, *said, *_note_casts(state, converted)]
     return _describe(path, sha256, file, contents, stored, weights, notes=tuple(notes))
@@ -166,11 +172,18 @@ def save_checkpoint(
         CheckpointError: If the file cannot be written.
         ValueError: If `extra` names an entry of the layout, or something could not be read back without running code.
     """
-    contents = {"epoch": epoch, "name": name, "state_dict": model.state_dict(), "landscape_version": VERSION}
+    contents = {
+        "epoch": epoch,
+        "name": name,
+        "state_dict": model.state_dict(),
+        "landscape_version": VERSION,
+    }
     if optimizer is not None:
         contents["optimizer"] = optimizer.state_dict()
     if taken := sorted(set(contents).union({"optimizer"}).intersection(extra or {})):
-        raise ValueError(f"extra must not name {', '.join(taken)}: the layout has that entry already.")
+        raise ValueError(
+            f"extra must not name {', '.join(taken)}: the layout has that entry already."
+        )
     contents.update(extra or {})
     return write_checkpoint(path, contents)
 
@@ -209,7 +222,9 @@ def _read(path: Path, expected_sha256: str | None) -> tuple[str, WeightFile]:
     return sha256, file
 
 
-def _look_into(path: Path, weights: str, expected_sha256: str | None) -> tuple[str, WeightFile, Contents]:
+def _look_into(
+    path: Path, weights: str, expected_sha256: str | None
+) -> tuple[str, WeightFile, Contents]:
     if weights not in ("online", "ema"):
         raise ValueError(f'weights must be "online" or "ema", got {weights!r}.')
     sha256, file = _read(path, expected_sha256)
@@ -230,17 +245,24 @@ def _state_of(file: WeightFile, contents: Contents, weights: str) -> tuple[State
     """The chosen copy, by open_clip's names where another package's are known; and what was done."""
     stubs = without_wrappers(file.path, contents.copies[weights])
     state = StoredTensors().state(stubs)
-    notes = [note.format(taken="averaged" if weights == "ema" else "online") for note in contents.notes]
+    notes = [
+        note.format(taken="averaged" if weights == "ema" else "online") for note in contents.notes
+    ]
     notes += note_of_stand_ins(file.foreign)
     if is_published(state):
         state, said = _from_published(file.path, state, weights)
         return state, [*said, *notes]
     if is_hf_clip(state):
-        return hf_clip_state_dict(state), [*notes, "Renamed from transformers' CLIP to open_clip's names; q, k and v joined."]
+        return hf_clip_state_dict(state), [
+            *notes,
+            "Renamed from transformers' CLIP to open_clip's names; q, k and v joined.",
+        ]
     return state, notes
 
 
-def _notes_of_equal_copies(file: WeightFile, contents: Contents, *, asked: str | None = None) -> list[str]:
+def _notes_of_equal_copies(
+    file: WeightFile, contents: Contents, *, asked: str | None = None
+) -> list[str]:
     """Tell a file of Lightning's averaging that was saved after `fit`, which has put the average into the model.
 
     The first average is a copy of what was trained, so two equal copies are then no sign of it.
@@ -253,14 +275,18 @@ def _notes_of_equal_copies(file: WeightFile, contents: Contents, *, asked: str |
     if not all(torch.equal(reader.read(online[name]), reader.read(ema[name])) for name in online):
         return []
     if averaged == 1:
-        return ["Both copies are equal after one update of the average: saved right then, or after `fit`, which replaces one."]
+        return [
+            "Both copies are equal after one update of the average: saved right then, or after `fit`, which replaces one."
+        ]
     if asked == "online":
         raise CheckpointError(
             f"{file.path}: holds the average twice ({averaged} updates, all {len(online)} tensors of both copies equal), and no "
             "trained weights: at the end of `fit` Lightning puts the average into the model. Load it with "
             'weights="ema", in a manifest weights: ema, or take a file that ModelCheckpoint wrote.'
         )
-    return ["In this file both copies are the average: `fit` puts it into the model at its end, so no trained weights are left."]
+    return [
+        "In this file both copies are the average: `fit` puts it into the model at its end, so no trained weights are left."
+    ]
 
 
 def _from_published(path: Path, state: State, weights: str) -> tuple[State, list[str]]:
@@ -273,7 +299,9 @@ def _from_published(path: Path, state: State, weights: str) -> tuple[State, list
             raise CheckpointError(f"{path}: {error}") from error
     notes = ["Renamed from the layout of SLIP and mamba-clip to open_clip's."]
     if left_out := len(state) - len(renamed):
-        notes.append(f"Left out the {left_out} tensors of the {'online' if weights == 'ema' else 'averaged'} copy.")
+        notes.append(
+            f"Left out the {left_out} tensors of the {'online' if weights == 'ema' else 'averaged'} copy."
+        )
     return renamed, [*notes, *(str(warning.message) for warning in said)]
 
 
@@ -287,7 +315,9 @@ def _convert(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> Tenso
             f"{path}: {name!r} holds no plain numbers ({tensor.layout}, device {tensor.device}), so there is nothing to load. "
             "Save a dense tensor."
         )
-    same_sort = tensor.dtype == dtype or (tensor.dtype.is_floating_point and dtype.is_floating_point)
+    same_sort = tensor.dtype == dtype or (
+        tensor.dtype.is_floating_point and dtype.is_floating_point
+    )
     if not same_sort:
         raise CheckpointError(
             f"{path}: {name!r} is {tensor.dtype}, but the model's is {dtype}, and one cannot stand for the other. "
@@ -300,10 +330,14 @@ def _check_finite(path: Path, state: State) -> None:
     """After conversion: what overflows in the model's dtype is not finite either."""
     bad = {}
     for name, tensor in state.items():
-        if tensor.is_floating_point() and (count := tensor.numel() - int(torch.isfinite(tensor).sum())):
+        if tensor.is_floating_point() and (
+            count := tensor.numel() - int(torch.isfinite(tensor).sum())
+        ):
             bad[name] = count
     if bad:
-        shown = _shown(f"{name!r} with {count} of {state[name].numel()}" for name, count in bad.items())
+        shown = _shown(
+            f"{name!r} with {count} of {state[name].numel()}" for name, count in bad.items()
+        )
         raise CheckpointError(
             f"{path}: {len(bad)} of {len(state)} tensors hold NaN or infinite numbers ({shown}), so no loss or curvature is "
             "defined. Training diverged before this epoch: measure an earlier one."
@@ -316,7 +350,9 @@ def _note_casts(state: State, converted: State) -> list[str]:
         if tensor.dtype != converted[name].dtype:
             cast = (_short(tensor.dtype), _short(converted[name].dtype))
             casts[cast] = casts.get(cast, 0) + 1
-    return [f"Converted {count} tensors from {old} to {new}." for (old, new), count in casts.items()]
+    return [
+        f"Converted {count} tensors from {old} to {new}." for (old, new), count in casts.items()
+    ]
 
 
 def _describe(

@@ -48,7 +48,9 @@ def fit_to_model(
         notes += _leave_out_constants(fitted, expected)
         notes += _fill_constants(fitted, expected, parameters)
     notes += _fill_ties(fitted, expected)
-    if expected.keys() != fitted.keys() or any(fitted[name].shape != expected[name].shape for name in expected):
+    if expected.keys() != fitted.keys() or any(
+        fitted[name].shape != expected[name].shape for name in expected
+    ):
         raise CheckpointError(f"{path}: {explain_misfit(fitted, expected)}")
     _check_ties(path, fitted, expected)
     return {name: fitted[name] for name in expected}, notes
@@ -63,11 +65,20 @@ def _without_prefix(state: State, expected: Mapping[str, Tensor]) -> tuple[State
     first = min(wanted, key=len)
     prefixes = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
     for prefix in prefixes:
-        inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        inside = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
         beside = [name for name in state if not name.startswith(prefix)]
         if all(_is_metric_state(name, state[name]) for name in beside):
-            notes = [*left_out, f"Took the prefix {prefix!r} off {'its' if beside else 'all'} {len(inside)} names."]
-            counts = f"Left out {_listed(beside)}: counts of metrics, which the model does not read."
+            notes = [
+                *left_out,
+                f"Took the prefix {prefix!r} off {'its' if beside else 'all'} {len(inside)} names.",
+            ]
+            counts = (
+                f"Left out {_listed(beside)}: counts of metrics, which the model does not read."
+            )
             return inside, [*notes, counts] if beside else notes
     return dict(state), left_out
 
@@ -79,11 +90,17 @@ def _without_average(state: State) -> tuple[State, list[str]]:
         return state, []
     online, average = pair
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(average)}
-    return kept, [f"Left out the {len(state) - len(kept)} tensors under {average!r}, the average of {online!r}."]
+    return kept, [
+        f"Left out the {len(state) - len(kept)} tensors under {average!r}, the average of {online!r}."
+    ]
 
 
 def _is_metric_state(name: str, tensor: Tensor) -> bool:
-    return _METRIC_STATES.fullmatch(name) is not None and not tensor.is_floating_point() and not tensor.is_complex()
+    return (
+        _METRIC_STATES.fullmatch(name) is not None
+        and not tensor.is_floating_point()
+        and not tensor.is_complex()
+    )
 
 
 def _with_scalars_of(state: State, expected: Mapping[str, Tensor]) -> State:
@@ -96,32 +113,65 @@ def _with_scalars_of(state: State, expected: Mapping[str, Tensor]) -> State:
     return state | scalars
 
 
-def _fill_aliases(state: State, aliases: Mapping[str, str], expected: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    filled = {left_out: kept for left_out, kept in aliases.items() if left_out not in state and kept in state}
-    notes = [f"{left_out!r} is {kept!r}, as the file says of tied weights." for left_out, kept in filled.items()]
+def _fill_aliases(
+    state: State, aliases: Mapping[str, str], expected: Mapping[str, Tensor]
+) -> tuple[State, list[str]]:
+    filled = {
+        left_out: kept
+        for left_out, kept in aliases.items()
+        if left_out not in state and kept in state
+    }
+    notes = [
+        f"{left_out!r} is {kept!r}, as the file says of tied weights."
+        for left_out, kept in filled.items()
+    ]
     return state | {left_out: state[kept] for left_out, kept in filled.items()}, notes
 
 
 def _leave_out_constants(state: State, expected: Mapping[str, Tensor]) -> list[str]:
-    surplus = [name for name in state if name not in expected and (is_constant(name) or _is_number_of_archive(name, state[name]))]
+    surplus = [
+        name
+        for name in state
+        if name not in expected and (is_constant(name) or _is_number_of_archive(name, state[name]))
+    ]
     for name in surplus:
         del state[name]
-    return [f"Left out {_listed(surplus)}: constants that this model does not store."] if surplus else []
+    return (
+        [f"Left out {_listed(surplus)}: constants that this model does not store."]
+        if surplus
+        else []
+    )
 
 
 def _is_number_of_archive(name: str, tensor: Tensor) -> bool:
     return name in _ARCHIVE_NUMBERS and tensor.numel() == 1 and not tensor.is_floating_point()
 
 
-def _fill_constants(state: State, expected: Mapping[str, Tensor], parameters: set[str]) -> list[str]:
-    lacking = [name for name in expected if name not in state and is_constant(name) and name not in parameters]
+def _fill_constants(
+    state: State, expected: Mapping[str, Tensor], parameters: set[str]
+) -> list[str]:
+    lacking = [
+        name
+        for name in expected
+        if name not in state and is_constant(name) and name not in parameters
+    ]
     state.update({name: expected[name].detach().to("cpu", copy=True) for name in lacking})
-    return [f"Filled in {_listed(lacking)} from the model: constants that the file does not store."] if lacking else []
+    return (
+        [f"Filled in {_listed(lacking)} from the model: constants that the file does not store."]
+        if lacking
+        else []
+    )
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
     """Equal for tensors that are one and the same memory."""
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    return (
+        tensor.untyped_storage().data_ptr(),
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+    )
 
 
 def _ties(expected: Mapping[str, Tensor]) -> list[list[str]]:
@@ -140,7 +190,9 @@ def _fill_ties(state: State, expected: Mapping[str, Tensor]) -> list[str]:
         lacking = [name for name in names if name not in state]
         if stored and lacking:
             state.update(dict.fromkeys(lacking, state[stored[0]]))
-            notes.append(f"{_listed(lacking)} is {stored[0]!r}: the model ties them and the file stores them once.")
+            notes.append(
+                f"{_listed(lacking)} is {stored[0]!r}: the model ties them and the file stores them once."
+            )
     return notes
 
 

@@ -46,13 +46,19 @@ _OUTSIDE = {
     "vision_model.post_layernorm.weight": "visual.ln_post.weight",
     "vision_model.post_layernorm.bias": "visual.ln_post.bias",
 }
-_TRANSPOSED = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
+_TRANSPOSED = {
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+}
 _JOINED = ("q_proj", "k_proj", "v_proj")
 
 
 def is_hf_clip(names: Mapping[str, object]) -> bool:
     """Whether the names are those of transformers' CLIPModel."""
-    return "text_model.final_layer_norm.weight" in names and "vision_model.pre_layrnorm.weight" in names
+    return (
+        "text_model.final_layer_norm.weight" in names
+        and "vision_model.pre_layrnorm.weight" in names
+    )
 
 
 def hf_clip_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,7 +74,9 @@ def hf_clip_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _within_layer(state: Mapping[str, Tensor], match: re.Match[str], tensor: Tensor) -> dict[str, Tensor]:
+def _within_layer(
+    state: Mapping[str, Tensor], match: re.Match[str], tensor: Tensor
+) -> dict[str, Tensor]:
     tower, number, rest = match.groups()
     block = f"{_BLOCKS[tower]}.{number}"
     part, _, kind = rest.rpartition(".")

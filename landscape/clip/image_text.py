@@ -21,7 +21,12 @@ from landscape.clip.openmoji import load_openmoji
 from landscape.clip.pair_shards import open_shards
 from landscape.clip.pair_tables import open_csv
 from landscape.clip.pairs import ArrayPairs, Pairs, PairsFromDataset, Picture, pair_digest, split_of
-from landscape.clip.seeding import call_plainly, derive_seed, draw_without_replacement, seeded_globals
+from landscape.clip.seeding import (
+    call_plainly,
+    derive_seed,
+    draw_without_replacement,
+    seeded_globals,
+)
 from landscape.errors import DataError
 from landscape.linalg.operator import seeded
 from landscape.manifest import DataSettings
@@ -42,7 +47,9 @@ Transform = Callable[[Any], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
 
 
-def open_pairs(settings: DataSettings, *, cache: Path | None = None, progress: bool | None = None) -> Pairs:
+def open_pairs(
+    settings: DataSettings, *, cache: Path | None = None, progress: bool | None = None
+) -> Pairs:
     """Open the pairs that a manifest names.
 
     Args:
@@ -57,7 +64,9 @@ def open_pairs(settings: DataSettings, *, cache: Path | None = None, progress: b
     source = settings.source
     if source == "openmoji":
         if settings.image_size is None:
-            raise DataError("openmoji: image_size is missing, and the pictures are drawn at it. Set it to 64, say.")
+            raise DataError(
+                "openmoji: image_size is missing, and the pictures are drawn at it. Set it to 64, say."
+            )
         arrays = load_openmoji(settings.image_size, cache=cache, progress=progress)
         return ArrayPairs(arrays, split=settings.split, source=source)
     if source.lower().endswith((".csv", ".tsv")):
@@ -73,9 +82,14 @@ def open_pairs(settings: DataSettings, *, cache: Path | None = None, progress: b
         )
     if settings.in_shards:
         return open_shards(
-            source, split=settings.split, image_size=settings.image_size, caption_key=settings.caption_key
+            source,
+            split=settings.split,
+            image_size=settings.image_size,
+            caption_key=settings.caption_key,
         )
-    raise DataError(f"{source}: unknown kind of source. Expected openmoji, a .csv or .tsv file, or a pattern of .tar shards.")
+    raise DataError(
+        f"{source}: unknown kind of source. Expected openmoji, a .csv or .tsv file, or a pattern of .tar shards."
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,7 +116,10 @@ class CurvatureBatches:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What was left out or is read otherwise than it looks, a sentence each: of the pairs, and of the drawn pictures."""
-        drawn = (*self.pairs.notes, *self.pairs.notes_on(self.indices, getattr(self.transform, "size", None)))
+        drawn = (
+            *self.pairs.notes,
+            *self.pairs.notes_on(self.indices, getattr(self.transform, "size", None)),
+        )
         if not self.replaced:
             return drawn
         shown = " ".join(problem for _, problem in self.replaced[:3])
@@ -148,7 +165,9 @@ class CurvatureBatches:
     def _image(self, index: int, picture: Picture) -> Tensor:
         if self.transform is None:
             if not isinstance(picture, Tensor):
-                raise ValueError(f"{self.pairs.name}: the pictures are PIL images, so a transform to tensors is needed.")
+                raise ValueError(
+                    f"{self.pairs.name}: the pictures are PIL images, so a transform to tensors is needed."
+                )
             return picture
         if self.augmentation_seed is None:
             return call_plainly(self.transform, picture)
@@ -188,14 +207,18 @@ class CurvatureBatches:
         return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
 
 
-def _targets(targets: Sequence[str | int], tokenizer: Tokenizer | None, name: str) -> dict[str, Tensor]:
+def _targets(
+    targets: Sequence[str | int], tokenizer: Tokenizer | None, name: str
+) -> dict[str, Tensor]:
     captions = [target for target in targets if isinstance(target, str)]
     if tokenizer is not None and len(captions) == len(targets):
         return {"text": tokenizer(captions).long()}
     if tokenizer is None and not captions:
         return {"label": torch.tensor(targets, dtype=torch.int64)}
     if tokenizer is not None:
-        raise ValueError(f"{name}: a tokenizer was given, but there are labels in place of captions; pass tokenizer=None.")
+        raise ValueError(
+            f"{name}: a tokenizer was given, but there are labels in place of captions; pass tokenizer=None."
+        )
     raise ValueError(f"{name}: the pairs have captions, so a tokenizer is needed.")
 
 
@@ -232,8 +255,12 @@ def curvature_batches(
             to stand in for others.
     """
     if (augmentation == "none") != (augmentation_seed is None):
-        raise ValueError(f"augmentation {augmentation!r} with augmentation_seed {augmentation_seed}: give both, or neither.")
-    _check_counts(len(pairs), pairs.name, num_samples, batch_size, contrastive=tokenizer is not None)
+        raise ValueError(
+            f"augmentation {augmentation!r} with augmentation_seed {augmentation_seed}: give both, or neither."
+        )
+    _check_counts(
+        len(pairs), pairs.name, num_samples, batch_size, contrastive=tokenizer is not None
+    )
     indices = tuple(draw_without_replacement(len(pairs), num_samples, seed=seed))
     replaced: tuple[tuple[int, str], ...] = ()
     if on_bad_picture == "skip":
@@ -265,7 +292,9 @@ def _replace_bad(
     Raises:
         DataError: If there are no more pairs.
     """
-    problems = {index: problem for index in indices if (problem := pairs.problem(index)) is not None}
+    problems = {
+        index: problem for index in indices if (problem := pairs.problem(index)) is not None
+    }
     spare: list[int] = []
     drawn = len(indices)
     while len(spare) < len(problems):
@@ -284,13 +313,21 @@ def _replace_bad(
     return taken, replaced
 
 
-def _check_counts(available: int, name: str, num_samples: int, batch_size: int, *, contrastive: bool) -> None:
+def _check_counts(
+    available: int, name: str, num_samples: int, batch_size: int, *, contrastive: bool
+) -> None:
     if num_samples < 1 or batch_size < 1:
-        raise DataError(f"{name}: num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}.")
+        raise DataError(
+            f"{name}: num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}."
+        )
     if batch_size == 1 and contrastive:
-        raise DataError(f"{name}: batch_size is 1, but a contrastive loss over one pair is constant. Take at least 2.")
+        raise DataError(
+            f"{name}: batch_size is 1, but a contrastive loss over one pair is constant. Take at least 2."
+        )
     if batch_size > num_samples:
-        raise DataError(f"{name}: batch_size {batch_size} is larger than num_samples {num_samples}. Lower batch_size.")
+        raise DataError(
+            f"{name}: batch_size {batch_size} is larger than num_samples {num_samples}. Lower batch_size."
+        )
     if num_samples % batch_size:
         raise DataError(
             f"{name}: num_samples {num_samples} is not a multiple of batch_size {batch_size}, so the last batch would be smaller "
@@ -310,7 +347,9 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor | int]]):
     with the index because a worker process that outlives an epoch would not hear of the next one.
     """
 
-    def __init__(self, pairs: Pairs, transform: Transform, tokenizer: Tokenizer | None, *, seed: int) -> None:
+    def __init__(
+        self, pairs: Pairs, transform: Transform, tokenizer: Tokenizer | None, *, seed: int
+    ) -> None:
         self.pairs = pairs
         self._transform = transform
         self._tokenizer = tokenizer
@@ -340,7 +379,9 @@ class EpochSampler(DistributedSampler):
         rank, num_replicas: By default those of torch.distributed where it runs (torchrun), else 0 of 1.
     """
 
-    def __init__(self, pairs: Any, *, seed: int, rank: int | None = None, num_replicas: int | None = None) -> None:
+    def __init__(
+        self, pairs: Any, *, seed: int, rank: int | None = None, num_replicas: int | None = None
+    ) -> None:
         running = torch.distributed.is_available() and torch.distributed.is_initialized()
         if rank is None:
             rank = torch.distributed.get_rank() if running else 0
@@ -355,7 +396,10 @@ class EpochSampler(DistributedSampler):
         generator = seeded(derive_seed("shuffle", self.seed, self.epoch))
         order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
         epoch = self.epoch
-        return ((epoch, index) for index in order[self.rank : len(self) * self.num_replicas : self.num_replicas])
+        return (
+            (epoch, index)
+            for index in order[self.rank : len(self) * self.num_replicas : self.num_replicas]
+        )
 
 
 def epoch_loader(

@@ -44,7 +44,9 @@ class LoadedSeries:
     reads_runs: bool = True
 
     @classmethod
-    def of(cls, manifest: Manifest, series: CheckpointSeries, pairs: Pairs, *, device: torch.device) -> "LoadedSeries":
+    def of(
+        cls, manifest: Manifest, series: CheckpointSeries, pairs: Pairs, *, device: torch.device
+    ) -> "LoadedSeries":
         """Build the model of a series and check that the Hessian that the manifest asks for exists.
 
         Raises:
@@ -76,7 +78,9 @@ class LoadedSeries:
             reads_runs=series.reads_runs,
         )
 
-    def objective_on(self, model: torch.nn.Module, hessian: HessianSettings) -> tuple[Objective, Params]:
+    def objective_on(
+        self, model: torch.nn.Module, hessian: HessianSettings
+    ) -> tuple[Objective, Params]:
         """The same loss of another instance of the model, and its parameters under study."""
         return objective_as_trained(model, hessian, self.trained)
 
@@ -87,7 +91,9 @@ class LoadedSeries:
             CheckpointError: If the file is not what the manifest says, is unsafe, or does not fit the model.
         """
         weights = self.trained.get("weights", "online")
-        info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=weights)
+        info = load_checkpoint(
+            self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=weights
+        )
         self._check_settings(checkpoint, info.settings)
         check_epoch(checkpoint, info.epoch, info.stored_epoch)
         return info
@@ -107,7 +113,9 @@ class LoadedSeries:
         Raises:
             CheckpointError: As `load`, short of what needs the numbers.
         """
-        contents = check_fit(self.model, checkpoint.path, weights=self.trained.get("weights", "online"))
+        contents = check_fit(
+            self.model, checkpoint.path, weights=self.trained.get("weights", "online")
+        )
         self._check_settings(checkpoint, contents.settings)
         check_epoch(checkpoint, contents.epoch, contents.stored_epoch)
 
@@ -115,7 +123,9 @@ class LoadedSeries:
         """Batch `index` in the model's precision, on its device."""
         dtype = next(iter(self.params.values())).dtype
         return {
-            name: value.to(self.device, dtype) if value.is_floating_point() else value.to(self.device)
+            name: value.to(self.device, dtype)
+            if value.is_floating_point()
+            else value.to(self.device)
             for name, value in self.batches[index].items()
         }
 
@@ -148,7 +158,9 @@ class Notes:
         """Take the notes of a checkpoint that was just loaded."""
         self.by_sentence |= {note: note for note in loaded.batches.notes}
         for note in (*loaded.trained.notes, *info.notes):
-            self.by_sentence.setdefault(f"{series} {re.sub('[0-9]+', '0', note)}", f"{series}: {note}")
+            self.by_sentence.setdefault(
+                f"{series} {re.sub('[0-9]+', '0', note)}", f"{series}: {note}"
+            )
 
 
 def device_of(name: str | None) -> torch.device:
@@ -158,16 +170,22 @@ def device_of(name: str | None) -> torch.device:
         LandscapeError: If it is not there.
     """
     try:
-        device = torch.device(name if name is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(
+            name if name is not None else "cuda" if torch.cuda.is_available() else "cpu"
+        )
         torch.empty(0, device=device)
     # torch raises what the back end raises: AssertionError, RuntimeError, NotImplementedError.
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise LandscapeError(f"device {name!r} is not available here ({reason}). Ask for another, such as cpu.") from error
+        raise LandscapeError(
+            f"device {name!r} is not available here ({reason}). Ask for another, such as cpu."
+        ) from error
     return device
 
 
-def check_run_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], trained: TrainedAs) -> None:
+def check_run_settings(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], trained: TrainedAs
+) -> None:
     """Compare what a checkpoint holds about its run with what its model was built by: a series is of one run.
 
     Raises:
@@ -183,14 +201,18 @@ def check_run_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], trai
             ) from None
 
 
-def check_epoch(checkpoint: Checkpoint, epoch: int | None, stored_epoch: int | float | None) -> None:
+def check_epoch(
+    checkpoint: Checkpoint, epoch: int | None, stored_epoch: int | float | None
+) -> None:
     """Refuse a checkpoint that says it was written after another epoch than it is listed as.
 
     Raises:
         CheckpointError: If so.
     """
     if epoch is not None and epoch != checkpoint.epoch:
-        stored = "" if stored_epoch in (None, epoch) else f" (it stores {stored_epoch}, counted from 0)"
+        stored = (
+            "" if stored_epoch in (None, epoch) else f" (it stores {stored_epoch}, counted from 0)"
+        )
         raise CheckpointError(
             f"{checkpoint.path}: was written after {epoch} finished epochs{stored}, but the manifest lists it as epoch "
             f"{checkpoint.epoch}, so its spectrum would stand in the wrong panel. List it as epoch {epoch}, or name the "
@@ -206,8 +228,12 @@ def _batches(manifest: Manifest, model: torch.nn.Module, pairs: Pairs) -> Curvat
     if augmented:
         if data.augmentation not in RECIPES:
             known = ", ".join(("none", *RECIPES))
-            raise ManifestError(f"{manifest.path}: augmentation {data.augmentation!r} is unknown; it must be one of {known}.")
-        transform = training_transform(data.augmentation, image_size_of(model), preprocess.mean, preprocess.std)
+            raise ManifestError(
+                f"{manifest.path}: augmentation {data.augmentation!r} is unknown; it must be one of {known}."
+            )
+        transform = training_transform(
+            data.augmentation, image_size_of(model), preprocess.mean, preprocess.std
+        )
     contrastive = manifest.hessian.objective == "contrastive"
     if contrastive and not isinstance(pairs.target(0), str):
         raise DataError(

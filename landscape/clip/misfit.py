@@ -13,10 +13,15 @@ _NUM_SHOWN = 3
 _CONSTANTS = re.compile(
     r"(.*\.)?(position_ids|num_batches_tracked|attn_mask|token_type_ids|relative_position_index|relative_coords_table|inv_freq)"
 )
-_LOSS_WEIGHTS = re.compile(r"(.*\.)?(\w*(loss|criterion|entropy|objective)\w*|b?ce)\.(pos_)?weight", re.IGNORECASE)
+_LOSS_WEIGHTS = re.compile(
+    r"(.*\.)?(\w*(loss|criterion|entropy|objective)\w*|b?ce)\.(pos_)?weight", re.IGNORECASE
+)
 # A sign in the names -> what keeps a weight in parts, and the function of torch.nn.utils that puts it together again.
 _PARTS = {
-    "parametrizations.": ("a parametrization, such as a norm", "parametrize.remove_parametrizations(module, 'weight')"),
+    "parametrizations.": (
+        "a parametrization, such as a norm",
+        "parametrize.remove_parametrizations(module, 'weight')",
+    ),
     "weight_mask": ("a pruned weight", "prune.remove(module, 'weight')"),
     "weight_g": ("a weight norm", "remove_weight_norm(module)"),
     "weight_orig": ("a spectral norm", "remove_spectral_norm(module)"),
@@ -44,7 +49,9 @@ class _Misfit:
     @property
     def reshaped(self) -> list[str]:
         """Names of both, with two shapes."""
-        return [name for name, shape in self.stored.items() if self.expected.get(name, shape) != shape]
+        return [
+            name for name, shape in self.stored.items() if self.expected.get(name, shape) != shape
+        ]
 
 
 def is_constant(name: str) -> bool:
@@ -59,15 +66,30 @@ def explain_misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         {name: tuple(tensor.shape) for name, tensor in expected.items()},
     )
     # What no removed prefix makes fit comes first.
-    rules = (_adapter, _prefix, _custom_text, _logit_bias, _classes, _picture, _context, _patch, _depth, _width)
-    reason = next((said for rule in rules if (said := rule(misfit))), "Name the model that wrote this checkpoint.")
-    return (
-        f"does not fit the model: {_faults(misfit)}. Nothing is loaded in part, and no position embedding is resized. {reason}"
+    rules = (
+        _adapter,
+        _prefix,
+        _custom_text,
+        _logit_bias,
+        _classes,
+        _picture,
+        _context,
+        _patch,
+        _depth,
+        _width,
     )
+    reason = next(
+        (said for rule in rules if (said := rule(misfit))),
+        "Name the model that wrote this checkpoint.",
+    )
+    return f"does not fit the model: {_faults(misfit)}. Nothing is loaded in part, and no position embedding is resized. {reason}"
 
 
 def _faults(misfit: _Misfit) -> str:
-    shapes = [f"{name!r} expected {misfit.expected[name]}, got {misfit.stored[name]}" for name in misfit.reshaped]
+    shapes = [
+        f"{name!r} expected {misfit.expected[name]}, got {misfit.stored[name]}"
+        for name in misfit.reshaped
+    ]
     total = len(misfit.expected)
     faults = [
         f"{len(names)} {what} ({_shown(names if what.endswith('shape') else map(repr, names))}){_grouped(names, what)}"
@@ -86,7 +108,11 @@ def _grouped(names: list[str], what: str) -> str:
     if len(names) <= _NUM_SHOWN or what.endswith("shape"):
         return ""
     counts = Counter(name.partition(".")[0] for name in names).most_common(_NUM_SHOWN)
-    counted = [f"{count} of {len(names)} begin with {f'{first}.'!r}" for first, count in counts if count > 1]
+    counted = [
+        f"{count} of {len(names)} begin with {f'{first}.'!r}"
+        for first, count in counts
+        if count > 1
+    ]
     return f": {', '.join(counted)}" if counted else ""
 
 
@@ -96,8 +122,14 @@ def _prefix(misfit: _Misfit) -> str | None:
         return None
     wanted = {name: shape for name, shape in misfit.expected.items() if not is_constant(name)}
     first = min(wanted, key=len, default="")
-    prefixes = sorted({name.removesuffix(first) for name in misfit.stored if name.endswith(f".{first}")})
-    whole = [prefix for prefix in prefixes if all(misfit.stored.get(f"{prefix}{name}") == wanted[name] for name in wanted)]
+    prefixes = sorted(
+        {name.removesuffix(first) for name in misfit.stored if name.endswith(f".{first}")}
+    )
+    whole = [
+        prefix
+        for prefix in prefixes
+        if all(misfit.stored.get(f"{prefix}{name}") == wanted[name] for name in wanted)
+    ]
     if len(whole) > 1:
         return (
             f"The names under {' and under '.join(map(repr, whole))} hold this model each, and nothing says which of them is "
@@ -119,7 +151,9 @@ def _beside(misfit: _Misfit, prefix: str) -> str:
     """What stands beside the one prefix that holds the model; the class weights of a loss are the likeliest."""
     inside = [name for name in misfit.stored if name.startswith(prefix)]
     others = [name for name in misfit.stored if not name.startswith(prefix)]
-    weighted = [name for name in others if _LOSS_WEIGHTS.fullmatch(name) and len(misfit.stored[name]) == 1]
+    weighted = [
+        name for name in others if _LOSS_WEIGHTS.fullmatch(name) and len(misfit.stored[name]) == 1
+    ]
     if weighted:
         why = (
             f"{'it says' if len(others) == 1 else f'{weighted[0]!r} says'} that the run's loss weighs the classes, and "
@@ -165,22 +199,38 @@ def _logit_bias(misfit: _Misfit) -> str | None:
 def _classes(misfit: _Misfit) -> str | None:
     """Another number of rows in the last layer, and nothing else."""
     names = misfit.reshaped
-    if not names or misfit.missing or misfit.surplus or len({name.rpartition(".")[0] for name in names}) > 2:
+    if (
+        not names
+        or misfit.missing
+        or misfit.surplus
+        or len({name.rpartition(".")[0] for name in names}) > 2
+    ):
         return None
     pairs = {(misfit.stored[name][:1], misfit.expected[name][:1]) for name in names}
     same_rest = all(misfit.stored[name][1:] == misfit.expected[name][1:] for name in names)
     last = list(misfit.expected)[-1].rpartition(".")[0]
-    is_head = any(name.rpartition(".")[0] == last or re.search(r"(^|\.)(head|fc|classifier)\b", name) for name in names)
+    is_head = any(
+        name.rpartition(".")[0] == last or re.search(r"(^|\.)(head|fc|classifier)\b", name)
+        for name in names
+    )
     if len(pairs) != 1 or not same_rest or not is_head or any("embed" in name for name in names):
         return None
     [(stored, expected)] = pairs
-    return f"The checkpoint has {stored[0]} classes, the model {expected[0]}: say num_classes: {stored[0]}." if stored else None
+    return (
+        f"The checkpoint has {stored[0]} classes, the model {expected[0]}: say num_classes: {stored[0]}."
+        if stored
+        else None
+    )
 
 
 def _patches(shapes: dict[str, tuple[int, ...]]) -> tuple[str, int] | None:
     """The patch embedding of an image tower and the side of its patches."""
     for name, shape in shapes.items():
-        if len(shape) == 4 and shape[2] == shape[3] and re.search(r"(visual\.conv1|patch_embed\.proj)\.weight$", name):
+        if (
+            len(shape) == 4
+            and shape[2] == shape[3]
+            and re.search(r"(visual\.conv1|patch_embed\.proj)\.weight$", name)
+        ):
             return name, shape[2]
     return None
 
@@ -239,11 +289,21 @@ def _depths(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
 
 def _depth(misfit: _Misfit) -> str | None:
     stored, expected = _depths(misfit.stored), _depths(misfit.expected)
-    other = {key: (stored[key], expected[key]) for key in stored if key in expected and stored[key] != expected[key]}
-    inside = all(any(name.startswith(f"{key}.") for key in other) for name in (*misfit.missing, *misfit.surplus))
+    other = {
+        key: (stored[key], expected[key])
+        for key in stored
+        if key in expected and stored[key] != expected[key]
+    }
+    inside = all(
+        any(name.startswith(f"{key}.") for key in other)
+        for name in (*misfit.missing, *misfit.surplus)
+    )
     if not other or not inside:
         return None
-    said = ", ".join(f"{count} blocks under {key!r} (the model {wanted})" for key, (count, wanted) in other.items())
+    said = ", ".join(
+        f"{count} blocks under {key!r} (the model {wanted})"
+        for key, (count, wanted) in other.items()
+    )
     return f"The checkpoint has {said}: name the model of that depth, or give {_given(misfit)}."
 
 

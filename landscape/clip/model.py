@@ -21,7 +21,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import landscape.towers  # noqa: F401
-from landscape.clip.architecture import OWN_NAMES, Architecture, architecture_of, create_clip, model_names, silent_log, unknown
+from landscape.clip.architecture import (
+    OWN_NAMES,
+    Architecture,
+    architecture_of,
+    create_clip,
+    model_names,
+    silent_log,
+    unknown,
+)
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
 from landscape.clip.seeding import seeded_globals
 from landscape.curvature.memory import MemoryWatch, free_memory, is_out_of_memory
@@ -71,8 +79,17 @@ class Preprocessing:
         Raises:
             ValueError: If it is something else.
         """
-        pixels = picture.permute(1, 2, 0).cpu().numpy() if isinstance(picture, Tensor) and picture.ndim == 3 else picture
-        if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3:
+        pixels = (
+            picture.permute(1, 2, 0).cpu().numpy()
+            if isinstance(picture, Tensor) and picture.ndim == 3
+            else picture
+        )
+        if (
+            isinstance(pixels, np.ndarray)
+            and pixels.dtype == np.uint8
+            and pixels.ndim == 3
+            and pixels.shape[2] == 3
+        ):
             pixels = Image.fromarray(np.ascontiguousarray(pixels))
         if not isinstance(pixels, Image.Image):
             shape = tuple(getattr(picture, "shape", ()))
@@ -122,13 +139,24 @@ def build_model(
     model_args, preprocess = dict(model_args or {}), dict(preprocess or {})
     limit = free_memory(torch.device("cpu")) if max_bytes is None else max_bytes
     try:
-        with seeded_globals(secrets.randbits(63) if seed is None else seed), silent_log(), MemoryWatch(limit):
+        with (
+            seeded_globals(secrets.randbits(63) if seed is None else seed),
+            silent_log(),
+            MemoryWatch(limit),
+        ):
             if classifier is not None:
-                classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+                classes: dict[str, Any] = (
+                    {} if num_classes is None else {"num_classes": num_classes}
+                )
                 model = timm.create_model(classifier, pretrained=False, **classes, **model_args)
             else:
                 assert architecture is not None
-                model = create_clip(architecture, model_args=model_args, preprocess=preprocess, pretrained=pretrained)
+                model = create_clip(
+                    architecture,
+                    model_args=model_args,
+                    preprocess=preprocess,
+                    pretrained=pretrained,
+                )
     except ModelError:
         raise
     # timm and open_clip raise whatever their constructors meet.
@@ -141,7 +169,9 @@ def build_model(
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _not_built(name: str, model_args: Mapping[str, Any], error: Exception, *, limited: bool) -> ModelError:
+def _not_built(
+    name: str, model_args: Mapping[str, Any], error: Exception, *, limited: bool
+) -> ModelError:
     """Say why the constructor of a model failed."""
     reason = " ".join(str(error).split())[:200]
     if is_out_of_memory(error):
@@ -212,10 +242,16 @@ def tokenizer_for(model: str | nn.Module) -> Tokenizer:
         architecture = None if _classifier_name(model) is not None else architecture_of(model)
         config = {} if architecture is None else architecture.config
     if architecture is None:
-        raise ModelError(f"{name}: is a classifier and reads no captions. Choose a CLIP model, or objective: cross_entropy.")
+        raise ModelError(
+            f"{name}: is a classifier and reads no captions. Choose a CLIP model, or objective: cross_entropy."
+        )
     vocabulary = config["text_cfg"].get("hf_tokenizer_name")
     # A hub folder holds its tokenizer itself, whatever name it had on the hub.
-    if vocabulary and architecture.folder is not None and (architecture.folder / "tokenizer_config.json").is_file():
+    if (
+        vocabulary
+        and architecture.folder is not None
+        and (architecture.folder / "tokenizer_config.json").is_file()
+    ):
         vocabulary = str(architecture.folder)
     if vocabulary and not Path(vocabulary).is_dir():
         raise ModelError(
@@ -227,7 +263,10 @@ def tokenizer_for(model: str | nn.Module) -> Tokenizer:
         if vocabulary and architecture.folder is not None:
             # open_clip.get_tokenizer looks into the folder of the configuration alone, not where hf_tokenizer_name leads.
             text = config["text_cfg"]
-            options = {"tokenizer_mode": text.get("tokenizer_mode"), **text.get("tokenizer_kwargs", {})}
+            options = {
+                "tokenizer_mode": text.get("tokenizer_mode"),
+                **text.get("tokenizer_kwargs", {}),
+            }
             with silent_log():
                 return HFTokenizer(vocabulary, context_length=length, **options)
         with silent_log(), architecture.schema() as schema:
@@ -263,7 +302,9 @@ def _classifier_name(name: str) -> str | None:
 
 
 def _clip_preprocessing(settings: dict[str, Any]) -> Preprocessing:
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    known = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
     cfg = PreprocessCfg(**known)
     size = (cfg.size, cfg.size) if isinstance(cfg.size, int) else (cfg.size[0], cfg.size[1])
     return Preprocessing(
@@ -276,10 +317,16 @@ def _clip_preprocessing(settings: dict[str, Any]) -> Preprocessing:
     )
 
 
-def _timm_preprocessing(pretrained_cfg: dict[str, Any], changed: Mapping[str, Any]) -> Preprocessing:
+def _timm_preprocessing(
+    pretrained_cfg: dict[str, Any], changed: Mapping[str, Any]
+) -> Preprocessing:
     if foreign := sorted(set(changed) - set(TIMM_PREPROCESS)):
-        raise ModelError(f"preprocess.{foreign[0]} belongs to CLIP models; a timm classifier has {', '.join(TIMM_PREPROCESS)}.")
-    arguments = {name: value for name, value in changed.items() if name != "size" and value is not None}
+        raise ModelError(
+            f"preprocess.{foreign[0]} belongs to CLIP models; a timm classifier has {', '.join(TIMM_PREPROCESS)}."
+        )
+    arguments = {
+        name: value for name, value in changed.items() if name != "size" and value is not None
+    }
     if (size := changed.get("size")) is not None:
         arguments["input_size"] = (3, size, size) if isinstance(size, int) else (3, *size)
     settings = timm.data.resolve_data_config(arguments, pretrained_cfg=pretrained_cfg)

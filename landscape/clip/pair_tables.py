@@ -46,8 +46,16 @@ def open_csv(
         files.append(table.pair(number, row))
         open_marks += row.open_marks
     if not files:
-        raise DataError(f"{path}: the table has a header and no row, so there is no pair. Write one row per pair.")
-    return FilePairs(files, split=split, source=str(path), image_size=image_size, notes=tuple(_notes(path, files, open_marks)))
+        raise DataError(
+            f"{path}: the table has a header and no row, so there is no pair. Write one row per pair."
+        )
+    return FilePairs(
+        files,
+        split=split,
+        source=str(path),
+        image_size=image_size,
+        notes=tuple(_notes(path, files, open_marks)),
+    )
 
 
 def _notes(path: Path, files: list[PictureFile], open_marks: int) -> Iterator[str]:
@@ -69,9 +77,15 @@ class _Table:
         DataError: If a column is missing, or there twice.
     """
 
-    def __init__(self, path: Path, header: Row, separator: str, *, image_key: str, caption_key: str) -> None:
+    def __init__(
+        self, path: Path, header: Row, separator: str, *, image_key: str, caption_key: str
+    ) -> None:
         self._title, self._folder = str(path), str(path.parent)
-        self.path, self.separator, self.names = path, separator, [name.strip() for name in header.fields]
+        self.path, self.separator, self.names = (
+            path,
+            separator,
+            [name.strip() for name in header.fields],
+        )
         if "" in self.names and not set(self.names) - {""}:
             raise DataError(f"{path}: the header is empty; expected the names of the columns.")
         self.image = self._column(header, "image_key", image_key, (image_key, caption_key))
@@ -95,11 +109,17 @@ class _Table:
                     f"{self.path}: there is no column {name!r} with separator {self.separator!r}, but with {other!r} there is. "
                     f"Set `separator: {_yaml(other)}` below `data:`."
                 )
-        there = ", ".join(repr(there) for there in self.names[:20]) + (", ..." if len(self.names) > 20 else "")
+        there = ", ".join(repr(there) for there in self.names[:20]) + (
+            ", ..." if len(self.names) > 20 else ""
+        )
         raise DataError(
             f"{self.path}: there is no column {name!r} (there are [{there}] with separator {self.separator!r}). "
             f"Set `{option}` to the column that the table has"
-            + (", and `separator` to what stands between the columns." if len(self.names) == 1 else ".")
+            + (
+                ", and `separator` to what stands between the columns."
+                if len(self.names) == 1
+                else "."
+            )
         )
 
     def pair(self, number: int, row: Row) -> PictureFile:
@@ -122,8 +142,15 @@ class _Table:
             self._refuse_length(where, row)
         name = row.fields[self.image]
         if not name.strip():
-            raise DataError(f"{where}: column {self.names[self.image]!r} is empty, so there is no picture. Drop the row.")
-        return PictureFile(key=name, caption=row.fields[self.caption], path=os.path.join(self._folder, name), where=where)
+            raise DataError(
+                f"{where}: column {self.names[self.image]!r} is empty, so there is no picture. Drop the row."
+            )
+        return PictureFile(
+            key=name,
+            caption=row.fields[self.caption],
+            path=os.path.join(self._folder, name),
+            where=where,
+        )
 
     def _refuse_open_mark(self, where: str, row: Row, num_joined: int) -> NoReturn:
         caption = row.lines[0].split(self.separator)[self.caption]
@@ -134,9 +161,15 @@ class _Table:
         )
 
     def _refuse_length(self, where: str, row: Row) -> NoReturn:
-        span = f"line {row.line}" if len(row.lines) < 2 else f"lines {row.line} to {row.line + len(row.lines) - 1}"
+        span = (
+            f"line {row.line}"
+            if len(row.lines) < 2
+            else f"lines {row.line} to {row.line + len(row.lines) - 1}"
+        )
         advice = "Put captions that hold separators or line ends in quotation marks, and double the marks within."
-        if '"' in row.raw and all(len(line.split(self.separator)) == len(self.names) for line in row.lines):
+        if '"' in row.raw and all(
+            len(line.split(self.separator)) == len(self.names) for line in row.lines
+        ):
             advice += " If marks are characters of the captions, write `quoting: none` below `data:` instead."
         raise DataError(
             f"{where} ({span}): there are {len(row.fields)} columns with separator {self.separator!r}, expected "

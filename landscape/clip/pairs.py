@@ -71,13 +71,15 @@ class Pairs(ABC, Dataset[Pair]):
             DataError: If the picture of one of the pairs is not there.
         """
 
-    def notes_on(self, indices: Sequence[int], model_size: tuple[int, int] | None = None) -> tuple[str, ...]:
+    def notes_on(
+        self, indices: Sequence[int], model_size: tuple[int, int] | None = None
+    ) -> tuple[str, ...]:
         """What is to be known of some pairs' pictures for a model's size, a sentence each, without decoding them."""
         return ()
 
 
 def split_of(key: str, caption: str) -> str:
-    """"train" or "held_out", from the pair alone: no other pair, coming or going, moves it to the other split.
+    """ "train" or "held_out", from the pair alone: no other pair, coming or going, moves it to the other split.
 
     Args:
         key: What names the picture in its source: code points, path as written, key within a shard.
@@ -86,17 +88,25 @@ def split_of(key: str, caption: str) -> str:
     return "held_out" if int.from_bytes(digest[:8], "big") % _HELD_OUT_EVERY == 0 else "train"
 
 
-def select_split(keys: Sequence[str], captions: Sequence[str], *, split: str, source: str) -> list[int]:
+def select_split(
+    keys: Sequence[str], captions: Sequence[str], *, split: str, source: str
+) -> list[int]:
     """The positions of a split's pairs, ascending.
 
     Raises:
         DataError: If there is no such split, or it holds no pair.
     """
     if split not in SPLITS:
-        raise DataError(f"{source}: there is no split {split!r}; choose one of {', '.join(SPLITS)}.")
-    chosen = [i for i in range(len(keys)) if split == "all" or split_of(keys[i], captions[i]) == split]
+        raise DataError(
+            f"{source}: there is no split {split!r}; choose one of {', '.join(SPLITS)}."
+        )
+    chosen = [
+        i for i in range(len(keys)) if split == "all" or split_of(keys[i], captions[i]) == split
+    ]
     if not chosen:
-        raise DataError(f"{source}: split {split!r} is empty ({len(keys)} pairs in all). Choose another split, or other data.")
+        raise DataError(
+            f"{source}: split {split!r} is empty ({len(keys)} pairs in all). Choose another split, or other data."
+        )
     return chosen
 
 
@@ -114,7 +124,10 @@ class ArrayPairs(Pairs):
 
     @cached_property
     def digest(self) -> str:
-        names, captions = ([column[i] for i in self._chosen] for column in (self._arrays.names, self._arrays.captions))
+        names, captions = (
+            [column[i] for i in self._chosen]
+            for column in (self._arrays.names, self._arrays.captions)
+        )
         return digest_arrays(self._arrays.images[self._chosen], names, captions)
 
     def __len__(self) -> int:
@@ -144,9 +157,13 @@ class PairsFromDataset(Pairs):
         self._dataset = dataset
         self._digest = digest
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise ValueError(f"{self.name}: expected a map-style data set (len and [index]), got {type(dataset).__name__}.")
+            raise ValueError(
+                f"{self.name}: expected a map-style data set (len and [index]), got {type(dataset).__name__}."
+            )
         if len(dataset) == 0:
-            raise DataError(f"{self.name}: the data set is empty, so there is nothing to measure on.")
+            raise DataError(
+                f"{self.name}: the data set is empty, so there is nothing to measure on."
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -163,7 +180,9 @@ class PairsFromDataset(Pairs):
     def __getitem__(self, index: int) -> Pair:
         item = self._dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
-            raise DataError(f"{self.name}, item {index}: expected a pair (picture, caption or label), got {type(item).__name__}.")
+            raise DataError(
+                f"{self.name}, item {index}: expected a pair (picture, caption or label), got {type(item).__name__}."
+            )
         return self._picture(item[0], index), self._target(item[1], index)
 
     def _picture(self, picture: Any, index: int) -> Picture:
@@ -175,8 +194,14 @@ class PairsFromDataset(Pairs):
             return to_pil_image(picture)
         if isinstance(picture, Tensor) and picture.ndim == 3 and picture.is_floating_point():
             return picture
-        found = f"{picture.dtype} tensor {tuple(picture.shape)}" if isinstance(picture, Tensor) else type(picture).__name__
-        raise DataError(f"{self.name}, item {index}: expected a PIL image or a uint8 or float tensor (c, h, w), got {found}.")
+        found = (
+            f"{picture.dtype} tensor {tuple(picture.shape)}"
+            if isinstance(picture, Tensor)
+            else type(picture).__name__
+        )
+        raise DataError(
+            f"{self.name}, item {index}: expected a PIL image or a uint8 or float tensor (c, h, w), got {found}."
+        )
 
     def _target(self, target: Any, index: int) -> str | int:
         if isinstance(target, str):
@@ -196,7 +221,9 @@ def pair_digest(picture: Picture, target: str | int) -> bytes:
     "label " and the text.
     """
     if isinstance(picture, Tensor):
-        header = " ".join([str(picture.dtype).removeprefix("torch."), *(str(size) for size in picture.shape)])
+        header = " ".join(
+            [str(picture.dtype).removeprefix("torch."), *(str(size) for size in picture.shape)]
+        )
         content = picture.detach().cpu().contiguous().numpy().tobytes()
     else:
         header = f"{picture.mode} {picture.width} {picture.height}"

@@ -59,14 +59,20 @@ def decode_with_opacity(content: bytes) -> Image.Image:
     """
     with _whole_pictures_only(), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
         if picture.mode.startswith(_DEEP):
-            raise ValueError(f"it holds numbers of more than 8 bits (mode {picture.mode}); save it with 8 bits")
+            raise ValueError(
+                f"it holds numbers of more than 8 bits (mode {picture.mode}); save it with 8 bits"
+            )
         return picture.convert("RGBA" if _is_transparent(picture) else "RGB")
 
 
 def has_transparency(path: Path) -> bool | None:
     """Tell whether a picture's header announces transparency; None if unreadable."""
     try:
-        with open_regular(path) as stream, _whole_pictures_only(), Image.open(stream, formats=FORMATS) as picture:
+        with (
+            open_regular(path) as stream,
+            _whole_pictures_only(),
+            Image.open(stream, formats=FORMATS) as picture,
+        ):
             return _is_transparent(picture)
     # Whoever decodes it will say why.
     except Exception:
@@ -107,7 +113,11 @@ def _whole_pictures_only() -> Iterator[None]:
 
 
 def remarks(
-    headers: Iterable[Header | None], *, image_size: int | None, model_size: tuple[int, int] | None, from_table: bool
+    headers: Iterable[Header | None],
+    *,
+    image_size: int | None,
+    model_size: tuple[int, int] | None,
+    from_table: bool,
 ) -> Iterator[str]:
     """Say what becomes of pictures that are not 8-bit RGB of at least the model's size, as ends of sentences.
 
@@ -132,7 +142,9 @@ def remarks(
         )
     if model_size is not None and image_size is not None and (image_size, image_size) != model_size:
         yield f"all are scaled to image_size {image_size} first, then to the model's {model_size[0]} x {model_size[1]} pixels"
-    least = image_size if image_size is not None else min(model_size) if model_size is not None else 0
+    least = (
+        image_size if image_size is not None else min(model_size) if model_size is not None else 0
+    )
     small = sum(min(header.width, header.height) < least for header in known)
     if small:
         yield f"{small} of {len(known)} drawn pictures are smaller than {least} pixels, and are enlarged"

@@ -31,7 +31,9 @@ def is_published(state_dict: Mapping[str, Tensor]) -> bool:
     return "image_projection" in _without_module(state_dict)
 
 
-def published_state_dict(state_dict: Mapping[str, Tensor], *, weights: str = "online") -> dict[str, Tensor]:
+def published_state_dict(
+    state_dict: Mapping[str, Tensor], *, weights: str = "online"
+) -> dict[str, Tensor]:
     """Rename the entries of a published checkpoint's "state_dict" to those of the open_clip model of our config.
 
     Args:

@@ -85,7 +85,9 @@ class Recipe:
         if self.warmup_epochs and self.warmup_steps:
             raise ValueError(f"Recipe '{self.name}': give warmup_epochs or warmup_steps, not both.")
         if self.batch_size < 2:
-            raise ValueError(f"Recipe '{self.name}': a contrastive batch needs 2 pairs or more, got {self.batch_size}.")
+            raise ValueError(
+                f"Recipe '{self.name}': a contrastive batch needs 2 pairs or more, got {self.batch_size}."
+            )
 
 
 _CLIP_MAMBA = Recipe(
@@ -178,7 +180,9 @@ _OPENMOJI_DEMO = dataclasses.replace(
     ),
 )
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (_CLIP_MAMBA, _SLIP_CLIP, _OPEN_CLIP, _OPENMOJI_DEMO)}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (_CLIP_MAMBA, _SLIP_CLIP, _OPEN_CLIP, _OPENMOJI_DEMO)
+}
 
 
 def get_recipe(name: str, *, model: str) -> Recipe:
@@ -216,7 +220,10 @@ def learning_rate(recipe: Recipe, step: int, *, steps_per_epoch: int, epochs: in
 
 
 def training_transform(
-    recipe: str | Recipe, image_size: int | tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    recipe: str | Recipe,
+    image_size: int | tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Callable[[Any], Any]:
     """The recipe's augmentation as a torchvision transform: RGB PIL picture -> normalised float32 tensor (3, h, w).
 
@@ -231,16 +238,24 @@ def training_transform(
         raise ValueError(f"Unknown recipe '{recipe}' (known: {', '.join(RECIPES)}).")
     what = (RECIPES[recipe] if isinstance(recipe, str) else recipe).augmentation
     interpolation = transforms.InterpolationMode(what.interpolation)
-    steps: list[Any] = [transforms.RandomResizedCrop(image_size, scale=what.crop_scale, interpolation=interpolation)]
+    steps: list[Any] = [
+        transforms.RandomResizedCrop(image_size, scale=what.crop_scale, interpolation=interpolation)
+    ]
     if what.color_jitter_probability:
-        steps.append(transforms.RandomApply([transforms.ColorJitter(*what.color_jitter)], p=what.color_jitter_probability))
+        steps.append(
+            transforms.RandomApply(
+                [transforms.ColorJitter(*what.color_jitter)], p=what.color_jitter_probability
+            )
+        )
     if what.grayscale_probability:
         steps.append(transforms.RandomGrayscale(p=what.grayscale_probability))
     if what.blur_probability:
         steps.append(transforms.RandomApply([_PilBlur(what.blur_sigma)], p=what.blur_probability))
     if what.solarize_probability:
         steps.append(transforms.RandomSolarize(threshold=128, p=what.solarize_probability))
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(tuple(mean), tuple(std))])
+    return transforms.Compose(
+        [*steps, transforms.ToTensor(), transforms.Normalize(tuple(mean), tuple(std))]
+    )
 
 
 @dataclass(frozen=True)

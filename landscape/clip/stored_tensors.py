@@ -8,7 +8,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from landscape.containers.stand_ins import ITEM_SIZES, ChunkedStub, Global, NamedStub, Span, Stub, TensorStub
+from landscape.containers.stand_ins import (
+    ITEM_SIZES,
+    ChunkedStub,
+    Global,
+    NamedStub,
+    Span,
+    Stub,
+    TensorStub,
+)
 from landscape.containers.weight_files import damaged, unreadable
 from landscape.errors import CheckpointError
 
@@ -33,7 +41,9 @@ class StoredTensors:
         try:
             if isinstance(stub, NamedStub):
                 return self._read_named(stub)
-            return self._read_chunks(stub) if isinstance(stub, ChunkedStub) else self._read_view(stub)
+            return (
+                self._read_chunks(stub) if isinstance(stub, ChunkedStub) else self._read_view(stub)
+            )
         except OSError as error:
             raise unreadable(path, error) from error
         except (RuntimeError, ValueError, SafetensorError) as error:
@@ -51,12 +61,16 @@ class StoredTensors:
         if id(value) in done:
             return done[id(value)]
         if depth < 0:
-            raise CheckpointError(f"A checkpoint is nested deeper than {_MAX_DEPTH} levels, as none is. Save its weights alone.")
+            raise CheckpointError(
+                f"A checkpoint is nested deeper than {_MAX_DEPTH} levels, as none is. Save its weights alone."
+            )
         if isinstance(value, Stub):
             done[id(value)] = self.read(value)
         elif isinstance(value, dict):
             done[id(value)] = {}
-            done[id(value)].update((key, self._tree(item, done, depth - 1)) for key, item in value.items())
+            done[id(value)].update(
+                (key, self._tree(item, done, depth - 1)) for key, item in value.items()
+            )
         elif type(value) is list:
             done[id(value)] = []
             done[id(value)].extend(self._tree(item, done, depth - 1) for item in value)
@@ -84,7 +98,10 @@ class StoredTensors:
             return self._read_view(stub.chunks[0][1])
         whole = torch.empty(stub.shape, dtype=getattr(torch, stub.dtype))
         for offsets, piece in stub.chunks:
-            place = tuple(slice(start, start + length) for start, length in zip(offsets, piece.shape, strict=True))
+            place = tuple(
+                slice(start, start + length)
+                for start, length in zip(offsets, piece.shape, strict=True)
+            )
             whole[place] = self._read_view(piece)
         return whole
 
@@ -95,7 +112,9 @@ class StoredTensors:
         key = (span, stub.storage.key)
         if key not in self._storages:
             if span.path not in self._files:
-                mapped: Any = torch.UntypedStorage.from_file(str(span.path), False, span.path.stat().st_size)
+                mapped: Any = torch.UntypedStorage.from_file(
+                    str(span.path), False, span.path.stat().st_size
+                )
                 self._files[span.path] = mapped
             whole = self._files[span.path]
             if span.start + span.size > whole.nbytes():

@@ -22,7 +22,11 @@ _MARKS = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-_OTHER_FILES = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive", b"PAR1": "a Parquet file"}
+_OTHER_FILES = {
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "a Parquet file",
+}
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -58,10 +62,14 @@ def read_text(path: Path, encoding: str) -> str:
         with open_regular(path) as stream:
             content = stream.read()
     except OSError as error:
-        raise DataError(f"{path}: the table of pairs cannot be read ({error.strerror or error}). Check `source`.") from error
+        raise DataError(
+            f"{path}: the table of pairs cannot be read ({error.strerror or error}). Check `source`."
+        ) from error
     for start, kind in _OTHER_FILES.items():
         if content.startswith(start):
-            raise DataError(f"{path}: this is {kind}, but expected a CSV/TSV table. Unpack it, or write it again as one.")
+            raise DataError(
+                f"{path}: this is {kind}, but expected a CSV/TSV table. Unpack it, or write it again as one."
+            )
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), encoding)
     try:
         text = content.decode(marked)
@@ -79,7 +87,9 @@ def read_text(path: Path, encoding: str) -> str:
     return text
 
 
-def _wrong_encoding(path: Path, content: bytes, start: int, encoding: str, guess: str | None = None) -> str:
+def _wrong_encoding(
+    path: Path, content: bytes, start: int, encoding: str, guess: str | None = None
+) -> str:
     guess = _guess(content) if guess is None else guess
     row = content.count(b"\n", 0, start)
     where = f"{path}, row {row}" if row else f"{path}, header"
@@ -127,7 +137,9 @@ def split_rows(text: str, *, separator: str, quoting: str) -> Iterator[Row]:
     """
     plain, end = rf"([^{re.escape(separator)}\r\n]*+)", rf"({re.escape(separator)}|\r\n|\r|\n|\Z)"
     quoted = r'"([^"]*+(?:""[^"]*+)*+)"'
-    pattern = re.compile(f"(?:{quoted}|{plain}){end}" if quoting == "minimal" else f"()(?:{plain}){end}")
+    pattern = re.compile(
+        f"(?:{quoted}|{plain}){end}" if quoting == "minimal" else f"()(?:{plain}){end}"
+    )
     fields: list[str] = []
     first, line, open_marks = 0, 1, 0
     for match in pattern.finditer(text):
@@ -146,7 +158,9 @@ def split_rows(text: str, *, separator: str, quoting: str) -> Iterator[Row]:
         fields, first, open_marks = [], match.end(), 0
 
 
-def joined_rows(row: Row, *, separator: str, num_columns: int, image_column: int, folder: Path) -> int:
+def joined_rows(
+    row: Row, *, separator: str, num_columns: int, image_column: int, folder: Path
+) -> int:
     """How many rows of the table a mark that is not closed has made part of `row`; 0 if it is a row of several lines.
 
     They are rows if each of them has as many columns as the table, and a picture where pictures are: a name with the ending of
@@ -159,7 +173,10 @@ def joined_rows(row: Row, *, separator: str, num_columns: int, image_column: int
         return 0
     names = [fields[image_column].strip('"') for fields in lines]
     endings = {Path(names[0]).suffix.lower(), *(f".{suffix}" for suffix in PICTURE_SUFFIXES)} - {""}
-    pictures = (Path(name).suffix.lower() in endings or (name and _is_file(folder / name)) for name in names[1:])
+    pictures = (
+        Path(name).suffix.lower() in endings or (name and _is_file(folder / name))
+        for name in names[1:]
+    )
     return len(names) - 1 if all(pictures) else 0
 
 

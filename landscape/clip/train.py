@@ -29,7 +29,13 @@ from landscape.clip.model import build_model, is_classifier, preprocess_for, tok
 from landscape.clip.pairs import Pairs
 from landscape.clip.recipes import Recipe, get_recipe, training_transform
 from landscape.clip.train_folder import RunFolder
-from landscape.clip.train_loop import Process, from_first_process, loop_arguments, lost_processes, open_clip_log
+from landscape.clip.train_loop import (
+    Process,
+    from_first_process,
+    loop_arguments,
+    lost_processes,
+    open_clip_log,
+)
 from landscape.clip.train_progress import reporter
 from landscape.kernels.first_order import first_order_kernels
 from landscape.limits import MAX_NUMPY_SEED
@@ -135,7 +141,11 @@ def train(
             stack.enter_context(first_order_kernels(torch.device(args.device)))
         network = build_model(model, seed=seed)
         threads.fit(network)
-        pairs = open_pairs(data, progress=progress if args.rank == 0 else False) if pairs is None else pairs
+        pairs = (
+            open_pairs(data, progress=progress if args.rank == 0 else False)
+            if pairs is None
+            else pairs
+        )
         loader = _loader(network, pairs, resolved, args, workers)
         folder = RunFolder(
             path=output,
@@ -144,7 +154,8 @@ def train(
             label=label,
             data=_measurable(data, len(pairs)),
             architecture=None if architecture is None else architecture.as_file(),
-            settings=_settings(network, pairs, data, resolved, args) | ({} if scan == "landscape" else {"scan": scan}),
+            settings=_settings(network, pairs, data, resolved, args)
+            | ({} if scan == "landscape" else {"scan": scan}),
         )
         done = from_first_process(args, folder.checkpoints_done)
         left = tuple(range(len(done), resolved.epochs + 1))
@@ -165,14 +176,21 @@ def train(
 
 
 def _check_numbers(epochs: int | None, batch_size: int | None, seed: int, workers: int) -> None:
-    for what, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 2), ("workers", workers, 0), ("seed", seed, 0)):
+    for what, value, least in (
+        ("epochs", epochs, 0),
+        ("batch_size", batch_size, 2),
+        ("workers", workers, 0),
+        ("seed", seed, 0),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{what} must be {least} or more, got {value}.")
     if seed > MAX_NUMPY_SEED:
         raise ValueError(f"seed must be {MAX_NUMPY_SEED} or less, got {seed}.")
 
 
-def _resolve(recipe: str | Recipe, model: str, *, epochs: int | None, batch_size: int | None) -> Recipe:
+def _resolve(
+    recipe: str | Recipe, model: str, *, epochs: int | None, batch_size: int | None
+) -> Recipe:
     chosen = get_recipe(recipe, model=model) if isinstance(recipe, str) else recipe
     return dataclasses.replace(
         chosen,
@@ -181,7 +199,9 @@ def _resolve(recipe: str | Recipe, model: str, *, epochs: int | None, batch_size
     )
 
 
-def _loader(network: nn.Module, pairs: Pairs, recipe: Recipe, args: Namespace, workers: int) -> DataLoader[Any]:
+def _loader(
+    network: nn.Module, pairs: Pairs, recipe: Recipe, args: Namespace, workers: int
+) -> DataLoader[Any]:
     pictures = preprocess_for(network)
     if args.rank == 0:
         pairs.check(range(len(pairs)))
@@ -190,7 +210,9 @@ def _loader(network: nn.Module, pairs: Pairs, recipe: Recipe, args: Namespace, w
         transform=training_transform(recipe, pictures.size, pictures.mean, pictures.std),
         tokenizer=tokenizer_for(network),
         # The initialisation needs no step, so any number of pairs will do for it.
-        batch_size=min(args.batch_size, max(len(pairs), 1)) if recipe.epochs == 0 else args.batch_size,
+        batch_size=min(args.batch_size, max(len(pairs), 1))
+        if recipe.epochs == 0
+        else args.batch_size,
         seed=args.seed,
         num_workers=workers,
         rank=args.rank,
@@ -198,14 +220,18 @@ def _loader(network: nn.Module, pairs: Pairs, recipe: Recipe, args: Namespace, w
     )
 
 
-def _settings(network: nn.Module, pairs: Pairs, data: DataSettings, recipe: Recipe, args: Namespace) -> dict[str, Any]:
+def _settings(
+    network: nn.Module, pairs: Pairs, data: DataSettings, recipe: Recipe, args: Namespace
+) -> dict[str, Any]:
     """Everything on which the weights depend, but for the versions of the libraries and the number of threads."""
     unused = ("source", "image_mean", "image_std", "epochs", "batch_size")
     pictures = preprocess_for(network)
     return {
         "model": args.model,
         "model_config": network.landscape_config,
-        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key not in unused},
+        "recipe": {
+            key: value for key, value in dataclasses.asdict(recipe).items() if key not in unused
+        },
         "epochs": recipe.epochs,
         "batch_size": recipe.batch_size,
         "seed": args.seed,
@@ -225,11 +251,18 @@ def _measurable(data: DataSettings, num_pairs: int) -> DataSettings:
     """The protocol of the run's manifest, of no more pairs than there are, in whole batches."""
     batch_size = max(1, min(data.batch_size, num_pairs))
     num_samples = min(data.num_samples, num_pairs - num_pairs % batch_size)
-    return dataclasses.replace(data, batch_size=batch_size, num_samples=max(num_samples, batch_size))
+    return dataclasses.replace(
+        data, batch_size=batch_size, num_samples=max(num_samples, batch_size)
+    )
 
 
 def _train_rest(
-    folder: RunFolder, process: Process, done: tuple[Checkpoint, ...], *, epochs: int, progress: bool | None
+    folder: RunFolder,
+    process: Process,
+    done: tuple[Checkpoint, ...],
+    *,
+    epochs: int,
+    progress: bool | None,
 ) -> None:
     args, first = process.args, max(len(done), 1)
     weights = sum(tensor.nbytes for tensor in process.model.state_dict().values())
@@ -239,7 +272,9 @@ def _train_rest(
     shown = progress if args.rank == 0 else False
     with (
         open_clip_log(folder.path / "train.log" if args.rank == 0 else None),
-        reporter(folder.name, first=first, last=epochs, num_steps=len(process.loader), progress=shown) as report,
+        reporter(
+            folder.name, first=first, last=epochs, num_steps=len(process.loader), progress=shown
+        ) as report,
     ):
         if done:
             process.restore(done[-1])
@@ -253,7 +288,9 @@ def _train_rest(
             _keep(folder, process, epoch=epoch, loss=loss, seconds=time.monotonic() - begun)
 
 
-def _keep(folder: RunFolder, process: Process, *, epoch: int, loss: float | None, seconds: float) -> None:
+def _keep(
+    folder: RunFolder, process: Process, *, epoch: int, loss: float | None, seconds: float
+) -> None:
     entry = {
         "loss": loss,
         "lr": process.optimizer.param_groups[0]["lr"] if epoch else None,
@@ -268,4 +305,6 @@ def _keep(folder: RunFolder, process: Process, *, epoch: int, loss: float | None
             "python": platform.python_version(),
         },
     }
-    from_first_process(process.args, lambda: folder.add(epoch, lambda path: process.save(path, epoch), entry))
+    from_first_process(
+        process.args, lambda: folder.add(epoch, lambda path: process.save(path, epoch), entry)
+    )

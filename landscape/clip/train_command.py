@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 _NUM_SAMPLES, _BATCH_SIZE = 3000, 15
 
 
-def train_run(*, model: str, output: Path, source: str, split: str, image_size: int | None, **options: Any) -> "TrainReport":
+def train_run(
+    *, model: str, output: Path, source: str, split: str, image_size: int | None, **options: Any
+) -> "TrainReport":
     """Train, with the data named as on the command line; the other options are those of `landscape.clip.train.train`.
 
     Raises:

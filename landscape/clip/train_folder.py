@@ -99,11 +99,15 @@ class RunFolder:
             first = Checkpoint(epoch=0, path=self.checkpoint(0))
             CheckpointSeries(name=self.name, model=self.model, label=label, checkpoints=(first,))
         except ValueError as error:
-            raise ManifestError(f"{self.path}: {error} The series is named after the folder unless a name is given.") from None
+            raise ManifestError(
+                f"{self.path}: {error} The series is named after the folder unless a name is given."
+            ) from None
 
     def _check_empty(self) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise StoreError(f"{self.path}: is a file, but a training run needs a folder. Choose another output.")
+            raise StoreError(
+                f"{self.path}: is a file, but a training run needs a folder. Choose another output."
+            )
         if self.manifest.exists() or (self.path / "checkpoints").exists():
             raise StoreError(
                 f"{self.path}: holds checkpoints but no settings.json, so another program wrote them, and they would be "
@@ -144,9 +148,13 @@ class RunFolder:
         """
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "settings.json", (json.dumps(self.settings, indent=1) + "\n").encode())
+            write_atomically(
+                self.path / "settings.json", (json.dumps(self.settings, indent=1) + "\n").encode()
+            )
             if self.architecture is not None:
-                write_atomically(self.config, (json.dumps(self.architecture, indent=1) + "\n").encode())
+                write_atomically(
+                    self.config, (json.dumps(self.architecture, indent=1) + "\n").encode()
+                )
             # What a killed run left behind; a run of an older landscape calls it .part.
             for pattern in (".epoch_*.pt.tmp", ".epoch_*.pt.*.part"):
                 for leftover in (self.path / "checkpoints").glob(pattern):
@@ -176,7 +184,9 @@ class RunFolder:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StoreError(f"{self.path}: another run trains into this folder. Wait for it, or choose another.") from None
+                raise StoreError(
+                    f"{self.path}: another run trains into this folder. Wait for it, or choose another."
+                ) from None
             yield
 
     def add(self, epoch: int, save: Callable[[Path], str], entry: Mapping[str, Any]) -> None:
@@ -207,15 +217,26 @@ class RunFolder:
 
     def losses(self) -> dict[int, float]:
         """Mean training loss of every epoch done, in nats; epoch 0 has none."""
-        return {entry["epoch"]: entry["loss"] for entry in self._entries_before(math.inf) if type(entry.get("loss")) is float}
+        return {
+            entry["epoch"]: entry["loss"]
+            for entry in self._entries_before(math.inf)
+            if type(entry.get("loss")) is float
+        }
 
     def _entries_before(self, epoch: float) -> list[dict[str, Any]]:
         try:
-            entries = [json.loads(line) for line in read_regular(self.log, largest=_LARGEST_FILE).splitlines()]
+            entries = [
+                json.loads(line)
+                for line in read_regular(self.log, largest=_LARGEST_FILE).splitlines()
+            ]
         # A log is for reading only: one that is lost or was edited must not stop a run.
         except (OSError, ValueError, RecursionError):
             return []
-        entries = [entry for entry in entries if isinstance(entry, dict) and type(entry.get("epoch")) is int]
+        entries = [
+            entry
+            for entry in entries
+            if isinstance(entry, dict) and type(entry.get("epoch")) is int
+        ]
         return [entry for entry in entries if entry["epoch"] < epoch]
 
 
@@ -230,4 +251,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path}: cannot be written ({error.strerror or error}), so no epoch could be kept. Choose another output.")
+    return StoreError(
+        f"{path}: cannot be written ({error.strerror or error}), so no epoch could be kept. Choose another output."
+    )

@@ -41,7 +41,11 @@ def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None)
             did not start this process as one of them.
     """
     _check_slurm_tasks()
-    from open_clip_train.distributed import init_distributed_device, is_device_available, world_info_from_env
+    from open_clip_train.distributed import (
+        init_distributed_device,
+        is_device_available,
+        world_info_from_env,
+    )
     from open_clip_train.params import parse_args
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +54,9 @@ def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None)
     except RuntimeError:
         usable = False
     if not usable:
-        raise LandscapeError(f"device {device!r} is not available here; open_clip_train would take the CPU instead. Ask for cpu.")
+        raise LandscapeError(
+            f"device {device!r} is not available here; open_clip_train would take the CPU instead. Ask for cpu."
+        )
     # Before the processes meet: one that refuses would leave, and who is still on the way to meet it would lose the connection.
     _, _, world_size = world_info_from_env()
     if recipe.batch_size % world_size:
@@ -120,7 +126,9 @@ def lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.distributed.DistError) and not any(part in str(error) for part in _LOST):
+        if not isinstance(error, torch.distributed.DistError) and not any(
+            part in str(error) for part in _LOST
+        ):
             raise
         raise LandscapeError(
             f"another process of this training has ended ({one_line(error)}), so this one cannot go on. Every whole epoch is "
@@ -136,7 +144,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if parameter.requires_grad:
             spare = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
             (spared if spare else decayed).append(parameter)
-    return [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+    return [
+        {"params": spared, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+    ]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -158,7 +169,9 @@ class Process:
     loader: DataLoader[Any]
 
     @classmethod
-    def start(cls, args: Namespace, recipe: Recipe, model: nn.Module, loader: DataLoader[Any]) -> "Process":
+    def start(
+        cls, args: Namespace, recipe: Recipe, model: nn.Module, loader: DataLoader[Any]
+    ) -> "Process":
         device = torch.device(args.device)
         model = model.to(device)
         # A tuple would do for the towers, but train_one_epoch asks for names.
@@ -168,21 +181,37 @@ class Process:
         network = model
         if args.distributed:
             # open_clip_train passes its device for the CPU too, which DistributedDataParallel refuses.
-            network = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+            network = nn.parallel.DistributedDataParallel(
+                model, device_ids=[device] if device.type == "cuda" else None
+            )
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps
+            parameter_groups(model, recipe.weight_decay),
+            lr=recipe.lr,
+            betas=recipe.betas,
+            eps=recipe.eps,
         )
         scaler = torch.amp.GradScaler(device=device.type) if args.precision == "amp" else None
         loader.num_samples, loader.num_batches = len(loader.dataset), len(loader)  # type: ignore[arg-type]
         return cls(
-            args=args, recipe=recipe, model=model, network=network, optimizer=optimizer, scaler=scaler, loader=loader
+            args=args,
+            recipe=recipe,
+            model=model,
+            network=network,
+            optimizer=optimizer,
+            scaler=scaler,
+            loader=loader,
         )
 
     def save(self, path: Path, epoch: int) -> str:
         """Write what open_clip_train saves, names without "module." in every case; the result is the file's sha256."""
         extra = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
         return save_checkpoint(
-            path, model=self.model, epoch=epoch, name=self.args.model, optimizer=self.optimizer, extra=extra
+            path,
+            model=self.model,
+            epoch=epoch,
+            name=self.args.model,
+            optimizer=self.optimizer,
+            extra=extra,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -232,11 +261,24 @@ class Process:
             try:
                 with _quiet_gathering():
                     train_one_epoch(
-                        self.network, data, watched, epoch, self.optimizer, self.scaler, schedule, None, self.args
+                        self.network,
+                        data,
+                        watched,
+                        epoch,
+                        self.optimizer,
+                        self.scaler,
+                        schedule,
+                        None,
+                        self.args,
                     )
             except PictureError as error:
                 # A worker process sends its whole traceback as the message; the last line is the error's own.
-                sentence = str(error).rstrip().splitlines()[-1].removeprefix(f"{PictureError.__module__}.PictureError: ")
+                sentence = (
+                    str(error)
+                    .rstrip()
+                    .splitlines()[-1]
+                    .removeprefix(f"{PictureError.__module__}.PictureError: ")
+                )
                 raise PictureError(f"epoch {epoch + 1}: {sentence}") from error
         self._check_weights(epoch + 1)
         return self._mean_over_processes(watched.mean())
@@ -261,7 +303,9 @@ class Process:
 def _quiet_gathering() -> Iterator[None]:
     """Silence a warning of torch 2.14 that open_clip's loss causes twice a step in each process."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated", FutureWarning
+        )
         yield
 
 

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Reporter(Protocol):
@@ -21,7 +28,9 @@ class Reporter(Protocol):
 
 
 @contextmanager
-def reporter(title: str, *, first: int, last: int, num_steps: int, progress: bool | None) -> Iterator[Reporter]:
+def reporter(
+    title: str, *, first: int, last: int, num_steps: int, progress: bool | None
+) -> Iterator[Reporter]:
     """Report the epochs from `first` to `last` on stderr.
 
     Args:
@@ -49,17 +58,26 @@ class _Bars:
     """A bar for the run, and one for each epoch with its mean loss so far."""
 
     def __init__(self, bars: Progress, everything: Any, *, last: int, num_steps: int) -> None:
-        self._bars, self._everything, self._last, self._num_steps = bars, everything, last, num_steps
+        self._bars, self._everything, self._last, self._num_steps = (
+            bars,
+            everything,
+            last,
+            num_steps,
+        )
         self._current = everything
         self._losses: list[float] = []
 
     def begin(self, epoch: int) -> None:
         self._losses = []
-        self._current = self._bars.add_task(f"  epoch {epoch}/{self._last}", total=self._num_steps, loss="")
+        self._current = self._bars.add_task(
+            f"  epoch {epoch}/{self._last}", total=self._num_steps, loss=""
+        )
 
     def step(self, loss: float) -> None:
         self._losses.append(loss)
-        self._bars.update(self._current, advance=1, loss=f", loss {sum(self._losses) / len(self._losses):.4f}")
+        self._bars.update(
+            self._current, advance=1, loss=f", loss {sum(self._losses) / len(self._losses):.4f}"
+        )
         self._bars.advance(self._everything)
 
     def end(self, epoch: int, loss: float) -> None:
@@ -81,4 +99,8 @@ class _Lines:
         seconds = time.monotonic() - self._begun
         left = f"{seconds:.1f} s, {seconds * (self._last - epoch):.0f} s left"
         if self._shown:
-            print(f"{self._title}: epoch {epoch}/{self._last}, loss {loss:.4f}, {left}", file=sys.stderr, flush=True)
+            print(
+                f"{self._title}: epoch {epoch}/{self._last}, loss {loss:.4f}, {left}",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -26,11 +26,17 @@ _EXPANSION = 8
 # For what is made beside the weights, such as masks.
 _ROOM = 2**30
 _QUICK_GELU = "model_args.force_quick_gelu"
-_DEFAULTS: dict[str, Any] = {"vision_cfg": open_clip.CLIPVisionCfg(), "text_cfg": open_clip.CLIPTextCfg()}
+_DEFAULTS: dict[str, Any] = {
+    "vision_cfg": open_clip.CLIPVisionCfg(),
+    "text_cfg": open_clip.CLIPTextCfg(),
+}
 
 
 def build_as_trained(
-    series: CheckpointSeries, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    series: CheckpointSeries,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
     """Build the model of a series as it was trained, with random weights.
 
@@ -49,7 +55,11 @@ def build_as_trained(
     num_classes = None
     if is_classifier(series.model):
         # A script may list open_clip's flags for classifiers too, which have none of them.
-        foreign = {name for name in model_args if name.startswith("force_") and trained.source(f"model_args.{name}") != MANIFEST}
+        foreign = {
+            name
+            for name in model_args
+            if name.startswith("force_") and trained.source(f"model_args.{name}") != MANIFEST
+        }
         model_args = {name: value for name, value in model_args.items() if name not in foreign}
         num_classes = trained.get("num_classes") or _classes_of(series)
     model = build_model(
@@ -71,7 +81,13 @@ def _most_bytes(series: CheckpointSeries) -> int | None:
     """What a model that fits the last checkpoint can take while it is built; None where that has no size."""
     path = series.checkpoints[-1].path
     # A folder, or an index of shards beside it, is at most all that lies there.
-    files = path.iterdir() if path.is_dir() else path.parent.iterdir() if path.suffix == ".json" else [path]
+    files = (
+        path.iterdir()
+        if path.is_dir()
+        else path.parent.iterdir()
+        if path.suffix == ".json"
+        else [path]
+    )
     try:
         return _ROOM + _EXPANSION * sum(file.stat().st_size for file in files)
     except OSError:
@@ -116,12 +132,15 @@ def _classes_of(series: CheckpointSeries) -> int | None:
     widths = {
         shape[0]
         for name, shape in shapes.items()
-        if shape and any(name == f"{layer}.weight" or name.endswith(f".{layer}.weight") for layer in heads)
+        if shape
+        and any(name == f"{layer}.weight" or name.endswith(f".{layer}.weight") for layer in heads)
     }
     return widths.pop() if len(widths) == 1 else None
 
 
-def objective_as_trained(model: nn.Module, hessian: HessianSettings, trained: TrainedAs) -> tuple[Objective, Params]:
+def objective_as_trained(
+    model: nn.Module, hessian: HessianSettings, trained: TrainedAs
+) -> tuple[Objective, Params]:
     """The objective that the settings name, by the loss that trained the model, and the parameters under study.
 
     Raises:
@@ -130,7 +149,10 @@ def objective_as_trained(model: nn.Module, hessian: HessianSettings, trained: Tr
     parameters: str | Sequence[str] = hessian.parameters
     if hessian.objective == "contrastive":
         return contrastive_objective(
-            model, parameters=parameters, weight_decay=hessian.weight_decay, loss=trained.get("loss")
+            model,
+            parameters=parameters,
+            weight_decay=hessian.weight_decay,
+            loss=trained.get("loss"),
         )
     smoothing = trained.get("label_smoothing", 0.0)
     return cross_entropy_objective(
@@ -138,14 +160,20 @@ def objective_as_trained(model: nn.Module, hessian: HessianSettings, trained: Tr
     )
 
 
-def as_trained(model: nn.Module, trained: TrainedAs, hessian: HessianSettings) -> dict[str, list[Any]]:
+def as_trained(
+    model: nn.Module, trained: TrainedAs, hessian: HessianSettings
+) -> dict[str, list[Any]]:
     """Everything that was used of how a model was trained: by name the value and who states it, as JSON values.
 
     Returns:
         Such as {"activation": ["QuickGELU", "params.txt"], "image_size": [[64, 64], "default"], ...}.
     """
     pictures = preprocess_for(model)
-    of_pictures = {"mean": list(pictures.mean), "std": list(pictures.std), "interpolation": pictures.interpolation}
+    of_pictures = {
+        "mean": list(pictures.mean),
+        "std": list(pictures.std),
+        "interpolation": pictures.interpolation,
+    }
     used: dict[str, list[Any]] = {}
     if hessian.objective == "contrastive":
         used |= _clip_settings(model, trained)
@@ -154,16 +182,31 @@ def as_trained(model: nn.Module, trained: TrainedAs, hessian: HessianSettings) -
         # timm's own number of classes, unless somebody states another or the checkpoint's classifier has another width.
         ordinary = getattr(model, "pretrained_cfg", {}).get("num_classes")
         whose = trained.source("num_classes")
-        used["num_classes"] = [classes, "checkpoint" if whose == "default" and classes != ordinary else whose]
+        used["num_classes"] = [
+            classes,
+            "checkpoint" if whose == "default" and classes != ordinary else whose,
+        ]
         used["loss"] = ["cross_entropy", trained.source("loss")]
-        used["label_smoothing"] = [trained.get("label_smoothing", 0.0), trained.source("label_smoothing")]
+        used["label_smoothing"] = [
+            trained.get("label_smoothing", 0.0),
+            trained.source("label_smoothing"),
+        ]
     size_from = _first(trained, "preprocess.size", "model_args.force_image_size", "config_sha256")
     used["picture_size"] = [list(pictures.size), size_from]
     of_tag = _of_tag(model, trained)
     for name, value in {**of_pictures, **pictures.fitting}.items():
-        used[name] = [value, _first(trained, f"preprocess.{name}", *(["pretrained"] if name in of_tag else []))]
+        used[name] = [
+            value,
+            _first(trained, f"preprocess.{name}", *(["pretrained"] if name in of_tag else [])),
+        ]
     used["weights"] = [trained.get("weights", "online"), trained.source("weights")]
-    shown = {"force_quick_gelu", "force_image_size", "force_context_length", "force_custom_text", "init_logit_bias"}
+    shown = {
+        "force_quick_gelu",
+        "force_image_size",
+        "force_context_length",
+        "force_custom_text",
+        "init_logit_bias",
+    }
     for name, value in trained.section("model_args").items():
         if name not in shown:
             used[f"model_args.{name}"] = [value, trained.source(f"model_args.{name}")]
@@ -173,7 +216,11 @@ def as_trained(model: nn.Module, trained: TrainedAs, hessian: HessianSettings) -
 def _tower_of_hub(path: str) -> str:
     """Name a tower of transformers by its folder and the digest of its configuration, which holds its activation."""
     config = Path(path) / "config.json"
-    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:12] if config.is_file() else "no config.json"
+    digest = (
+        hashlib.sha256(config.read_bytes()).hexdigest()[:12]
+        if config.is_file()
+        else "no config.json"
+    )
     return f"{Path(path).name} ({digest})"
 
 
@@ -206,12 +253,24 @@ def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]
             _first(trained, "model_args.force_context_length", where),
         ],
         "text_tower": [tower, _first(trained, "model_args.force_custom_text", where)],
-        "logit_bias": [has_bias, _first(trained, "model_args.init_logit_bias", *([where] if default == "siglip" else []))],
-        "loss": [trained.get("loss", default), _first(trained, "loss", *([where] if default == "siglip" else []))],
+        "logit_bias": [
+            has_bias,
+            _first(
+                trained, "model_args.init_logit_bias", *([where] if default == "siglip" else [])
+            ),
+        ],
+        "loss": [
+            trained.get("loss", default),
+            _first(trained, "loss", *([where] if default == "siglip" else [])),
+        ],
     }
 
 
 def _first(trained: TrainedAs, *keys: str) -> str:
     """Name the source of the first setting that changes the model, else of one that is stated."""
     meant = [trained.source(key) for key in keys if trained.changes_model(key)]
-    return (meant or [trained.source(key) for key in keys if trained.get(key) is not None] or ["default"])[0]
+    return (
+        meant
+        or [trained.source(key) for key in keys if trained.get(key) is not None]
+        or ["default"]
+    )[0]

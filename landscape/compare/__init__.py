@@ -5,7 +5,15 @@ from landscape.compare.metrics import HEADLINES, METRICS, Metric
 from landscape.compare.result import Comparison, Difference, SeriesInfo, Summary
 from landscape.compare.sentences import sentence
 from landscape.compare.statistics import Resampling, Sample, effect_size, holm
-from landscape.compare.tables import FORMATS, format_of, to_csv, to_json, to_latex, to_terminal, write_comparison
+from landscape.compare.tables import (
+    FORMATS,
+    format_of,
+    to_csv,
+    to_json,
+    to_latex,
+    to_terminal,
+    write_comparison,
+)
 
 __all__ = [
     "Comparison",

@@ -26,7 +26,12 @@ from landscape.statistics import (
     roc_auc,
     wilson_interval,
 )
-from landscape.store.predictions import CheckpointPredictions, PictureSet, PredictionStore, SetPredictions
+from landscape.store.predictions import (
+    CheckpointPredictions,
+    PictureSet,
+    PredictionStore,
+    SetPredictions,
+)
 
 METRIC_TITLES = {
     "top1": "top-1 accuracy",
@@ -68,10 +73,18 @@ class Scored:
             found = mean_class_recall(labels, self.correct[shown], weights)
         elif metric == "roc_auc":
             both = 0 < (labels == 1).sum() < len(labels)
-            found = roc_auc(self._margins()[shown], labels == 1, weights) if both else np.full(len(weights), np.nan)
+            found = (
+                roc_auc(self._margins()[shown], labels == 1, weights)
+                if both
+                else np.full(len(weights), np.nan)
+            )
         else:
             both = metric == "top1_top5"
-            hits = half_top_1_and_5(labels, self.answers.top[shown]) if both else self.correct[shown].astype(float)
+            hits = (
+                half_top_1_and_5(labels, self.answers.top[shown])
+                if both
+                else self.correct[shown].astype(float)
+            )
             found = weights @ hits / weights.sum(axis=1)
         return np.asarray(found, dtype=float)
 
@@ -84,7 +97,11 @@ class Scored:
     @property
     def strata(self) -> np.ndarray:
         """Pictures are resampled class by class, as the sets were drawn; accuracies over all pictures alike."""
-        return self.one.labels[self.shown] if self.one.metric in ("mean_per_class", "roc_auc") else np.zeros(self.num_items, int)
+        return (
+            self.one.labels[self.shown]
+            if self.one.metric in ("mean_per_class", "roc_auc")
+            else np.zeros(self.num_items, int)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +132,17 @@ class SetScore:
     def row(self) -> dict[str, Any]:
         """As plain values, one row of a table."""
         names = ("series", "label", "model", "epoch", "dataset", "condition", "title", "metric")
-        numbers = {"value": self.value.value, "low": self.value.low, "high": self.value.high, "n": self.n}
-        rest = {"num_pictures": self.num_pictures, "num_unread": self.num_unread, "chance": self.chance}
+        numbers = {
+            "value": self.value.value,
+            "low": self.value.low,
+            "high": self.value.high,
+            "n": self.n,
+        }
+        rest = {
+            "num_pictures": self.num_pictures,
+            "num_unread": self.num_unread,
+            "chance": self.chance,
+        }
         return {name: getattr(self, name) for name in names} | numbers | rest
 
 
@@ -183,7 +209,10 @@ def means_of(store: PredictionStore, bootstrap: Bootstrap = Bootstrap()) -> list
     common = [
         (number, one)
         for number, (name, one) in enumerate(store.sets.items())
-        if not one.condition and all(name in each.sets and each.sets[name].complete for each in store.checkpoints.values())
+        if not one.condition
+        and all(
+            name in each.sets and each.sets[name].complete for each in store.checkpoints.values()
+        )
     ]
     # The tasks of OpenMoji are named openmoji/group, openmoji/name, ...
     if len(common) < 2 or len({one.dataset.partition("/")[0] for _, one in common}) < len(common):
@@ -200,7 +229,9 @@ def means_of(store: PredictionStore, bootstrap: Bootstrap = Bootstrap()) -> list
                 series=checkpoint.series,
                 label=checkpoint.label,
                 epoch=checkpoint.epoch,
-                value=percentile_interval(float(np.mean(values)), np.mean(resampled, axis=0), bootstrap.confidence),
+                value=percentile_interval(
+                    float(np.mean(values)), np.mean(resampled, axis=0), bootstrap.confidence
+                ),
                 datasets=tuple(one.dataset for _, one in common),
             )
         )
@@ -214,7 +245,9 @@ def _resampled(scored: Scored, bootstrap: Bootstrap, *, stream: int) -> Float[np
     n = scored.num_items
     # Resampling pictures is drawing how many are right.
     generator = np.random.default_rng([bootstrap.seed, stream])
-    return generator.binomial(n, scored.correct[scored.shown].mean(), size=bootstrap.num_resamples) / n
+    return (
+        generator.binomial(n, scored.correct[scored.shown].mean(), size=bootstrap.num_resamples) / n
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +274,10 @@ class PairedTest:
 
 
 def paired_tests(
-    store: PredictionStore, first: CheckpointPredictions, second: CheckpointPredictions, bootstrap: Bootstrap = Bootstrap()
+    store: PredictionStore,
+    first: CheckpointPredictions,
+    second: CheckpointPredictions,
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> list[PairedTest]:
     """Compare two checkpoints, set by set, on the pictures that both were shown."""
     found = []
@@ -276,7 +312,9 @@ def _only(answers: SetPredictions, shown: Bool[np.ndarray, " n"]) -> SetPredicti
     return SetPredictions(top=answers.top, scores=answers.scores, done=shown, unread=answers.unread)
 
 
-def _difference(pair: Sequence[Scored], bootstrap: Bootstrap, *, stream: int) -> tuple[Interval, float, float]:
+def _difference(
+    pair: Sequence[Scored], bootstrap: Bootstrap, *, stream: int
+) -> tuple[Interval, float, float]:
     """The difference with its interval, the p value, and the difference that could have been detected."""
     first, second = pair
 
@@ -286,18 +324,28 @@ def _difference(pair: Sequence[Scored], bootstrap: Bootstrap, *, stream: int) ->
     whole = float(statistic(np.ones((1, first.num_items)))[0])
     if first.one.metric != "top1":
         resampled = bootstrap.resample(statistic, first.strata, stream=stream)
-        return percentile_interval(whole, resampled, bootstrap.confidence), bootstrap_p_value(resampled), float("nan")
+        return (
+            percentile_interval(whole, resampled, bootstrap.confidence),
+            bootstrap_p_value(resampled),
+            float("nan"),
+        )
     test = mcnemar(first.correct[first.shown], second.correct[second.shown])
     n, share = test.num_items, test.discordant_share
     # Resampling pictures is drawing how many of each of these three kinds there are.
-    kinds = np.array([test.first_only, test.second_only, n - test.first_only - test.second_only]) / n
-    counts = np.random.default_rng([bootstrap.seed, stream]).multinomial(n, kinds, size=bootstrap.num_resamples)
+    kinds = (
+        np.array([test.first_only, test.second_only, n - test.first_only - test.second_only]) / n
+    )
+    counts = np.random.default_rng([bootstrap.seed, stream]).multinomial(
+        n, kinds, size=bootstrap.num_resamples
+    )
     interval = percentile_interval(whole, (counts[:, 0] - counts[:, 1]) / n, bootstrap.confidence)
     detectable = minimal_detectable_difference(n, share) if 0 < share < 1 else float("nan")
     return interval, test.p_value, detectable
 
 
-def winners(store: PredictionStore, bootstrap: Bootstrap = Bootstrap(), *, alpha: float = 0.05) -> set[tuple[str, int, str, str]]:
+def winners(
+    store: PredictionStore, bootstrap: Bootstrap = Bootstrap(), *, alpha: float = 0.05
+) -> set[tuple[str, int, str, str]]:
     """(series, epoch, dataset, condition) whose metric is the best of its epoch by a paired test against every other series.
 
     Tests are corrected by Holm over the sets of each pair, and again over the pairs of an epoch (Bonferroni).

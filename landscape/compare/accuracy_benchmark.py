@@ -64,7 +64,10 @@ class BenchmarkPair:
         resamples = resample(shared, bootstrap)
         compared = compare_models(shared, *labels, resamples=resamples)
         checkpoints = [store.checkpoints[info.name, epoch] for info in pair]
-        rows = [_set_row(test, pair, epoch, resamples, *_counts(store, checkpoints, test.dataset)) for test in compared.tests]
+        rows = [
+            _set_row(test, pair, epoch, resamples, *_counts(store, checkpoints, test.dataset))
+            for test in compared.tests
+        ]
         means = []
         for name, by in compared.differences.items():
             label, is_accuracy, datasets = _NUMBERS[name]
@@ -103,10 +106,19 @@ def _answered_by_both(answers: Answers, labels: tuple[str, str]) -> Answers:
     return Answers(table[keep].reset_index(drop=True))
 
 
-def _counts(store: PredictionStore, checkpoints: Sequence[CheckpointPredictions], dataset: str) -> tuple[int, int]:
+def _counts(
+    store: PredictionStore, checkpoints: Sequence[CheckpointPredictions], dataset: str
+) -> tuple[int, int]:
     """Pictures of a data set's kept conditions, and how many of them either series could not read."""
-    names = [(dataset, condition.name) for condition in DATASETS[dataset].kept if (dataset, condition.name) in store.sets]
-    unread = [{place for one in checkpoints if name in one.sets for place in one.sets[name].unread} for name in names]
+    names = [
+        (dataset, condition.name)
+        for condition in DATASETS[dataset].kept
+        if (dataset, condition.name) in store.sets
+    ]
+    unread = [
+        {place for one in checkpoints if name in one.sets for place in one.sets[name].unread}
+        for name in names
+    ]
     return sum(len(store.sets[name]) for name in names), sum(map(len, unread))
 
 
@@ -120,7 +132,10 @@ def _set_row(
 ) -> SetDifference:
     by = resamples.difference(pair[0].label, pair[1].label, "accuracy", (test.dataset,))
     n, confidence = test.num_pictures, resamples.settings.confidence
-    ends = [wilson_interval(round(value * n), n, confidence=confidence) for value in (test.first, test.second)]
+    ends = [
+        wilson_interval(round(value * n), n, confidence=confidence)
+        for value in (test.first, test.second)
+    ]
     return SetDifference(
         **_names(pair, epoch),
         family="ood",

@@ -16,7 +16,12 @@ from landscape.answers import Answers
 from landscape.compare.accuracy import Scored
 from landscape.compare.accuracy_benchmark import BenchmarkPair
 from landscape.compare.accuracy_join import JoinedStores, join_stores
-from landscape.compare.accuracy_result import AccuracyComparison, EvaluatedSeries, MeanDifference, SetDifference
+from landscape.compare.accuracy_result import (
+    AccuracyComparison,
+    EvaluatedSeries,
+    MeanDifference,
+    SetDifference,
+)
 from landscape.compare.accuracy_sentences import caveats, notes, sentences
 from landscape.datasets import SUITE
 from landscape.errors import StoreError
@@ -64,12 +69,18 @@ def compare_predictions(
     joined = join_stores(paths, series=series)
     chosen = _chosen(joined, epochs)
     answers_of = answers_at(joined) if answers_at is not None else None
-    read = {epoch: answers_of(joined.store, epoch) for epoch in {epoch for _, epoch in chosen}} if answers_of else {}
+    read = (
+        {epoch: answers_of(joined.store, epoch) for epoch in {epoch for _, epoch in chosen}}
+        if answers_of
+        else {}
+    )
     sets: list[SetDifference] = []
     means: list[MeanDifference] = []
     for (first, second), epoch in chosen:
         rows, numbers = _family_rows(joined.store, (first, second), epoch, bootstrap)
-        benchmark = BenchmarkPair.of(read.get(epoch), (first, second), epoch, bootstrap, store=joined.store)
+        benchmark = BenchmarkPair.of(
+            read.get(epoch), (first, second), epoch, bootstrap, store=joined.store
+        )
         sets += _corrected([*rows, *benchmark.sets], alpha=1 - bootstrap.confidence)
         means += [*numbers, *benchmark.means]
     comparison = AccuracyComparison(
@@ -110,11 +121,19 @@ def _chosen(joined: JoinedStores, epochs: Sequence[int] | None) -> list[tuple[Pa
     chosen = []
     for pair in itertools.combinations(joined.series, 2):
         common = sorted(set(pair[0].epochs) & set(pair[1].epochs))
-        chosen += [(pair, epoch) for epoch in common if epoch in (common[-1:] if epochs is None else epochs)]
+        chosen += [
+            (pair, epoch)
+            for epoch in common
+            if epoch in (common[-1:] if epochs is None else epochs)
+        ]
     if not chosen:
-        there = "; ".join(f"{info.name} {', '.join(map(str, info.epochs))}" for info in joined.series)
+        there = "; ".join(
+            f"{info.name} {', '.join(map(str, info.epochs))}" for info in joined.series
+        )
         asked = "" if epochs is None else f" of {', '.join(map(str, epochs))}"
-        raise StoreError(f"{files}: no two series have an epoch{asked} in common, so none can be compared; there are: {there}.")
+        raise StoreError(
+            f"{files}: no two series have an epoch{asked} in common, so none can be compared; there are: {there}."
+        )
     return chosen
 
 
@@ -135,15 +154,28 @@ def _family_rows(
     shared = {
         name: scored
         for name, pictures in store.sets.items()
-        if not pictures.rule.startswith("imagenet16") and (scored := _shown_to_both(pictures, checkpoints)) is not None
+        if not pictures.rule.startswith("imagenet16")
+        and (scored := _shown_to_both(pictures, checkpoints)) is not None
     }
     resampled = _resample(shared, bootstrap)
-    rows = [_set_row(pair, epoch, scored, resampled[name], bootstrap) for name, scored in shared.items()]
+    rows = [
+        _set_row(pair, epoch, scored, resampled[name], bootstrap) for name, scored in shared.items()
+    ]
     means = []
     for family in _MEANS:
         names = [name for name in shared if _family_of(store.sets[name]) == family]
         if names:
-            means.append(_mean_row(store, pair, epoch, family, {name: shared[name] for name in names}, resampled, bootstrap))
+            means.append(
+                _mean_row(
+                    store,
+                    pair,
+                    epoch,
+                    family,
+                    {name: shared[name] for name in names},
+                    resampled,
+                    bootstrap,
+                )
+            )
     return rows, means
 
 
@@ -172,27 +204,50 @@ def _resample(
         lead = shared[names[0]][0].one
         place = {key: number for number, key in enumerate(lead.keys)}
         columns = [
-            np.array([place[key] for key in np.array(shared[name][0].one.keys, dtype=object)[shared[name][0].shown]])
+            np.array(
+                [
+                    place[key]
+                    for key in np.array(shared[name][0].one.keys, dtype=object)[
+                        shared[name][0].shown
+                    ]
+                ]
+            )
             for name in names
         ]
 
         def statistic(weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r s 2"]:
             pairs = zip(columns, names, strict=True)
-            values = [[scored.statistic(weights[:, column]) for scored in shared[name]] for column, name in pairs]
+            values = [
+                [scored.statistic(weights[:, column]) for scored in shared[name]]
+                for column, name in pairs
+            ]
             return np.moveaxis(np.array(values), 2, 0)
 
-        drawn = bootstrap.resample(statistic, _strata(lead, place, [shared[name][0] for name in names]), stream=stream)
+        drawn = bootstrap.resample(
+            statistic, _strata(lead, place, [shared[name][0] for name in names]), stream=stream
+        )
         resampled |= {name: drawn[:, number] for number, name in enumerate(names)}
     return resampled
 
 
-def _resampled_shares(first: Scored, second: Scored, bootstrap: Bootstrap, *, stream: int) -> Float[np.ndarray, "r 2"]:
+def _resampled_shares(
+    first: Scored, second: Scored, bootstrap: Bootstrap, *, stream: int
+) -> Float[np.ndarray, "r 2"]:
     """Two accuracies in every resample: drawing pictures is drawing how many there are of each of four kinds."""
     right, other = first.correct[first.shown], second.correct[second.shown]
-    kinds = np.array([(right & other).mean(), (right & ~other).mean(), (~right & other).mean(), (~right & ~other).mean()])
+    kinds = np.array(
+        [
+            (right & other).mean(),
+            (right & ~other).mean(),
+            (~right & other).mean(),
+            (~right & ~other).mean(),
+        ]
+    )
     generator = np.random.default_rng([bootstrap.seed, stream])
     counts = generator.multinomial(len(right), kinds, size=bootstrap.num_resamples)
-    return np.asarray(np.stack([counts[:, 0] + counts[:, 1], counts[:, 0] + counts[:, 2]], axis=1) / len(right))
+    return np.asarray(
+        np.stack([counts[:, 0] + counts[:, 1], counts[:, 0] + counts[:, 2]], axis=1) / len(right)
+    )
 
 
 def _clusters(sets: Sequence[PictureSet]) -> list[list[tuple[str, str]]]:
@@ -215,12 +270,21 @@ def _strata(lead: PictureSet, place: dict[str, int], members: Sequence[Scored]) 
             strata[[place[key] for key in member.one.keys]] = member.one.labels
             break
     # Pictures that nobody was shown, or not yet, are no part of the sample.
-    shown = {key for member in members for key, done in zip(member.one.keys, member.shown, strict=True) if done}
+    shown = {
+        key
+        for member in members
+        for key, done in zip(member.one.keys, member.shown, strict=True)
+        if done
+    }
     return np.where([key in shown for key in lead.keys], strata, -2)
 
 
 def _set_row(
-    pair: Pair, epoch: int, scored: tuple[Scored, Scored], resampled: Float[np.ndarray, "r 2"], bootstrap: Bootstrap
+    pair: Pair,
+    epoch: int,
+    scored: tuple[Scored, Scored],
+    resampled: Float[np.ndarray, "r 2"],
+    bootstrap: Bootstrap,
 ) -> SetDifference:
     pictures, n = scored[0].one, scored[0].num_items
     first, second = (float(one.statistic(np.ones((1, n)))[0]) for one in scored)
@@ -229,10 +293,16 @@ def _set_row(
     if pictures.metric == "top1":
         test = mcnemar(*(one.correct[one.shown] for one in scored))
         p_value, discordant = test.p_value, test.discordant_share
-        ends = [wilson_interval(round(value * n), n, confidence=bootstrap.confidence) for value in (first, second)]
+        ends = [
+            wilson_interval(round(value * n), n, confidence=bootstrap.confidence)
+            for value in (first, second)
+        ]
     else:
         p_value, discordant = bootstrap_p_value(by), math.nan
-        ranges = [percentile_interval(value, resampled[:, at], bootstrap.confidence) for at, value in enumerate((first, second))]
+        ranges = [
+            percentile_interval(value, resampled[:, at], bootstrap.confidence)
+            for at, value in enumerate((first, second))
+        ]
         ends = [(one.low, one.high) for one in ranges]
     return SetDifference(
         first=pair[0].name,
@@ -245,7 +315,9 @@ def _set_row(
         metric=pictures.metric,
         n=n,
         num_pictures=len(pictures),
-        num_unread=len({place for one in scored for place in one.answers.unread if one.shown[place]}),
+        num_unread=len(
+            {place for one in scored for place in one.answers.unread if one.shown[place]}
+        ),
         first_value=first,
         second_value=second,
         difference=interval.value,
@@ -264,10 +336,15 @@ def _corrected(rows: Sequence[SetDifference], *, alpha: float) -> list[SetDiffer
     corrected = holm(np.array([row.p_value for row in rows], dtype=float))
     known = [math.isfinite(row.discordant_share) for row in rows]
     detectable = [
-        minimal_detectable_difference(row.n, row.discordant_share, alpha=alpha / len(rows)) if told else math.nan
+        minimal_detectable_difference(row.n, row.discordant_share, alpha=alpha / len(rows))
+        if told
+        else math.nan
         for row, told in zip(rows, known, strict=True)
     ]
-    return [replace(row, p_holm=float(p), detectable=least) for row, p, least in zip(rows, corrected, detectable, strict=True)]
+    return [
+        replace(row, p_holm=float(p), detectable=least)
+        for row, p, least in zip(rows, corrected, detectable, strict=True)
+    ]
 
 
 def _mean_row(
@@ -284,13 +361,27 @@ def _mean_row(
     sizes = {dataset: sum(name[0] == dataset for name in shared) for dataset in datasets}
     shares = {name: 1 / (sizes[name[0]] * len(datasets)) for name in shared}
     first, second = (
-        sum(shares[name] * float(scored[at].statistic(np.ones((1, scored[at].num_items)))[0]) for name, scored in shared.items())
+        sum(
+            shares[name] * float(scored[at].statistic(np.ones((1, scored[at].num_items)))[0])
+            for name, scored in shared.items()
+        )
         for at in (0, 1)
     )
-    drawn = np.sum([share * (resampled[name][:, 0] - resampled[name][:, 1]) for name, share in shares.items()], axis=0)
+    drawn = np.sum(
+        [share * (resampled[name][:, 0] - resampled[name][:, 1]) for name, share in shares.items()],
+        axis=0,
+    )
     interval = percentile_interval(first - second, drawn, bootstrap.confidence)
-    known = [name for name, pictures in store.sets.items() if _family_of(pictures) == family and name not in shared]
-    missing = [store.sets[name].place for name in known if not store.sets[name].rule.startswith("imagenet16")]
+    known = [
+        name
+        for name, pictures in store.sets.items()
+        if _family_of(pictures) == family and name not in shared
+    ]
+    missing = [
+        store.sets[name].place
+        for name in known
+        if not store.sets[name].rule.startswith("imagenet16")
+    ]
     if family == "table1":
         missing = [known.title for known in SUITE if (known.identifier, "") not in shared]
     return MeanDifference(

@@ -34,10 +34,18 @@ def grids(comparison: AccuracyComparison) -> list[Grid]:
         at = f"Epoch {epoch}" if epoch else "Initialisation"
         sets = [row for row in comparison.sets if row.epoch == epoch]
         rows = tuple(_set_texts(comparison, row) for row in sets)
-        found.append(Grid(f"{at}, each set: paired differences in points {confidence}", _SET_HEADER, rows))
+        found.append(
+            Grid(f"{at}, each set: paired differences in points {confidence}", _SET_HEADER, rows)
+        )
         means = [row for row in comparison.means if row.epoch == epoch]
         rows = tuple(_mean_texts(comparison, row) for row in means)
-        found.append(Grid(f"{at}, over sets: paired differences {confidence}, accuracies in percent", _MEAN_HEADER, rows))
+        found.append(
+            Grid(
+                f"{at}, over sets: paired differences {confidence}, accuracies in percent",
+                _MEAN_HEADER,
+                rows,
+            )
+        )
     return [grid for grid in found if grid.rows]
 
 
@@ -71,7 +79,9 @@ def _mean_texts(comparison: AccuracyComparison, row: MeanDifference) -> tuple[st
 
 
 def _difference_text(row: SetDifference | MeanDifference, *, scale: int, digits: int) -> str:
-    value, low, high = (f"{scale * number:.{digits}f}" for number in (row.difference, row.low, row.high))
+    value, low, high = (
+        f"{scale * number:.{digits}f}" for number in (row.difference, row.low, row.high)
+    )
     return value if math.isnan(row.low) else f"{value} [{low}, {high}]"
 
 
@@ -81,12 +91,17 @@ def to_terminal(comparison: AccuracyComparison, *, width: int | None = None) -> 
     Args:
         width: Columns of the terminal; by default as many as it has, or 120 where there is none.
     """
-    return text_of([_glued(grid) for grid in grids(comparison)], texts_of(comparison), width=width).replace(_TOGETHER, " ")
+    return text_of(
+        [_glued(grid) for grid in grids(comparison)], texts_of(comparison), width=width
+    ).replace(_TOGETHER, " ")
 
 
 def _glued(grid: Grid) -> Grid:
     """The same table, in which "79.2 vs 58.1" and "20 of 30" stay on one line."""
-    rows = tuple((*row[:2], *(re.sub(" (vs|of) ", rf"{_TOGETHER}\1{_TOGETHER}", cell) for cell in row[2:])) for row in grid.rows)
+    rows = tuple(
+        (*row[:2], *(re.sub(" (vs|of) ", rf"{_TOGETHER}\1{_TOGETHER}", cell) for cell in row[2:]))
+        for row in grid.rows
+    )
     return replace(grid, rows=rows)
 
 
@@ -98,13 +113,19 @@ def to_latex(comparison: AccuracyComparison) -> str:
 def to_csv(comparison: AccuracyComparison) -> str:
     """One row per pair, epoch and set ("set"), and one per number over sets ("mean"); unknown numbers are empty."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, CSV_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(
+        stream, CSV_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n"
+    )
     writer.writeheader()
     for row in comparison.sets:
         writer.writerow({"kind": "set", "name": row.dataset} | _known(row))
     for mean in comparison.means:
         # Shape bias and kappa are what `name` says; of a mean, the metric is that of its sets.
-        writer.writerow({"kind": "mean", "title": mean.label} | _known(mean) | {"missing": ", ".join(mean.missing)})
+        writer.writerow(
+            {"kind": "mean", "title": mean.label}
+            | _known(mean)
+            | {"missing": ", ".join(mean.missing)}
+        )
     return stream.getvalue()
 
 
@@ -124,7 +145,9 @@ FORMATS: dict[str, Callable[[AccuracyComparison], str]] = {
 }
 
 
-def write_accuracy_comparison(comparison: AccuracyComparison, output: Path | None, *, kind: str) -> str:
+def write_accuracy_comparison(
+    comparison: AccuracyComparison, output: Path | None, *, kind: str
+) -> str:
     """Return a comparison as text, or, where it goes to a file, a sentence that says so.
 
     Args:

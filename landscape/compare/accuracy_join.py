@@ -8,7 +8,12 @@ from pathlib import Path
 
 from landscape.compare.accuracy_result import EvaluatedSeries
 from landscape.errors import StoreError
-from landscape.store.predictions import CheckpointPredictions, PictureSet, PredictionStore, read_predictions
+from landscape.store.predictions import (
+    CheckpointPredictions,
+    PictureSet,
+    PredictionStore,
+    read_predictions,
+)
 
 _DIFFERS = {
     "classes_digest": "its classes or prompts are others",
@@ -43,16 +48,26 @@ def join_stores(paths: Sequence[Path], *, series: Sequence[str] = ()) -> JoinedS
     stores: dict[Path, PredictionStore] = {}
     for path in paths:
         if any(os.path.realpath(path) == os.path.realpath(other) for other in stores):
-            raise StoreError(f"{path}: named twice, and a series does not differ from itself; name each store once.")
+            raise StoreError(
+                f"{path}: named twice, and a series does not differ from itself; name each store once."
+            )
         store = read_predictions(path)
         if store is None:
-            raise StoreError(f"{path}: there is no such file; `landscape evaluate` and `landscape ood` write one.")
+            raise StoreError(
+                f"{path}: there is no such file; `landscape evaluate` and `landscape ood` write one."
+            )
         stores[path] = store
     kept = _wanted(stores, series)
     names = _unique_names(list(kept))
-    infos = [_info(path, name, names[path, name], checkpoints) for (path, name), checkpoints in kept.items()]
+    infos = [
+        _info(path, name, names[path, name], checkpoints)
+        for (path, name), checkpoints in kept.items()
+    ]
     labels = Counter(info.label for info in infos)
-    infos = [info if labels[info.label] == 1 else replace(info, label=f"{info.label} ({info.name})") for info in infos]
+    infos = [
+        info if labels[info.label] == 1 else replace(info, label=f"{info.label} ({info.name})")
+        for info in infos
+    ]
     renamed = {
         (info.name, checkpoint.epoch): replace(checkpoint, series=info.name, label=info.label)
         for info, checkpoints in zip(infos, kept.values(), strict=True)
@@ -78,25 +93,38 @@ def _wanted(
     files = ", ".join(map(str, stores))
     for name in series:
         if name not in there:
-            raise StoreError(f"{files}: no series {name!r} has answered anything; there are {', '.join(there) or 'none'}.")
+            raise StoreError(
+                f"{files}: no series {name!r} has answered anything; there are {', '.join(there) or 'none'}."
+            )
     if not kept:
-        raise StoreError(f"{files}: no series has answered a picture, so there is nothing to compare; evaluate some first.")
+        raise StoreError(
+            f"{files}: no series has answered a picture, so there is nothing to compare; evaluate some first."
+        )
     return {key: checkpoints for key, checkpoints in kept.items() if not series or key[1] in series}
 
 
 def _unique_names(keys: Sequence[tuple[Path, str]]) -> dict[tuple[Path, str], str]:
     """Put the file before names that two stores share: "a:vit", or the path where the files have one name too."""
-    names, stems = Counter(name for _, name in keys), Counter(path.stem for path in {path for path, _ in keys})
+    names, stems = (
+        Counter(name for _, name in keys),
+        Counter(path.stem for path in {path for path, _ in keys}),
+    )
     return {
-        (path, name): name if names[name] == 1 else f"{path.stem if stems[path.stem] == 1 else path}:{name}"
+        (path, name): name
+        if names[name] == 1
+        else f"{path.stem if stems[path.stem] == 1 else path}:{name}"
         for path, name in keys
     }
 
 
-def _info(path: Path, name: str, unique: str, checkpoints: Sequence[CheckpointPredictions]) -> EvaluatedSeries:
+def _info(
+    path: Path, name: str, unique: str, checkpoints: Sequence[CheckpointPredictions]
+) -> EvaluatedSeries:
     last = max(checkpoints, key=lambda checkpoint: checkpoint.epoch)
     epochs = tuple(sorted(checkpoint.epoch for checkpoint in checkpoints))
-    return EvaluatedSeries(name=unique, label=last.label or name, model=last.model, store=str(path), epochs=epochs)
+    return EvaluatedSeries(
+        name=unique, label=last.label or name, model=last.model, store=str(path), epochs=epochs
+    )
 
 
 def _joined_sets(stores: Mapping[Path, PredictionStore]) -> dict[tuple[str, str], PictureSet]:
@@ -105,8 +133,12 @@ def _joined_sets(stores: Mapping[Path, PredictionStore]) -> dict[tuple[str, str]
         for name, pictures in store.sets.items():
             other, known = sets.setdefault(name, (path, pictures))
             identity = known.identity()
-            key = next((key for key, value in pictures.identity().items() if identity[key] != value), None)
-            if key is None and (known.keys != pictures.keys or (known.labels != pictures.labels).any()):
+            key = next(
+                (key for key, value in pictures.identity().items() if identity[key] != value), None
+            )
+            if key is None and (
+                known.keys != pictures.keys or (known.labels != pictures.labels).any()
+            ):
                 key = "pictures_digest"
             if key is not None:
                 raise StoreError(

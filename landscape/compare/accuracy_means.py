@@ -78,7 +78,9 @@ def control_of(dataset: str) -> str | None:
 
 
 def accuracy_means(
-    sets: Mapping[_Name, PictureSet], checkpoints: Sequence[CheckpointPredictions], bootstrap: Bootstrap = Bootstrap()
+    sets: Mapping[_Name, PictureSet],
+    checkpoints: Sequence[CheckpointPredictions],
+    bootstrap: Bootstrap = Bootstrap(),
 ) -> dict[str, AccuracyMean]:
     """Compute the means that these answers give, by name.
 
@@ -89,12 +91,22 @@ def accuracy_means(
     Robustness is (accuracy - chance) / (accuracy of the control - chance), both means over the data sets that have a control:
     1 where a distortion takes nothing, 0 where it leaves guessing. Only where the control is above chance in every resample.
     """
-    drawn = {name: _sampled(one, checkpoints, bootstrap, stream) for name, one, stream in _streams(sets)}
+    drawn = {
+        name: _sampled(one, checkpoints, bootstrap, stream) for name, one, stream in _streams(sets)
+    }
     means = {}
     for name, wanted in ((ZERO_SHOT, False), (OOD, True)):
-        of_kind = {key: drawn[key] for key, one in sets.items() if is_distorted(one) is wanted and one.dataset != CUE_CONFLICT}
+        of_kind = {
+            key: drawn[key]
+            for key, one in sets.items()
+            if is_distorted(one) is wanted and one.dataset != CUE_CONFLICT
+        }
         common, notes = _common(of_kind)
-        weights = _weights_of_conditions(common, controls=False) if wanted else {key: 1.0 for key in common}
+        weights = (
+            _weights_of_conditions(common, controls=False)
+            if wanted
+            else {key: 1.0 for key in common}
+        )
         mean = _mean(name, common, weights, bootstrap, notes)
         if mean.values:
             means[name] = mean
@@ -134,11 +146,15 @@ def _sampled(
 def _common(sets: Mapping[_Name, _Sampled]) -> tuple[dict[_Name, _Sampled], tuple[str, ...]]:
     """The sets that all checkpoints have, of those that have any; and what is left out."""
     having = {key for sampled in sets.values() for key in sampled.values}
-    common = {name: sampled for name, sampled in sets.items() if having and having <= set(sampled.values)}
+    common = {
+        name: sampled for name, sampled in sets.items() if having and having <= set(sampled.values)
+    }
     left_out = [sampled.one.place for name, sampled in sets.items() if name not in common]
     if not (having and left_out):
         return common, ()
-    names = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
+    names = ", ".join(left_out[:5]) + (
+        f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+    )
     return common, (f"Left out of means, as not every checkpoint was shown all of it: {names}.",)
 
 
@@ -164,7 +180,11 @@ def _counts(one: PictureSet) -> bool:
 
 
 def _mean(
-    name: str, sets: Mapping[_Name, _Sampled], weights: Mapping[_Name, float], bootstrap: Bootstrap, notes: tuple[str, ...]
+    name: str,
+    sets: Mapping[_Name, _Sampled],
+    weights: Mapping[_Name, float],
+    bootstrap: Bootstrap,
+    notes: tuple[str, ...],
 ) -> AccuracyMean:
     """The weighted mean over sets of every checkpoint."""
     keys = list(dict.fromkeys(key for set_name in weights for key in sets[set_name].values))
@@ -175,7 +195,9 @@ def _mean(
         resamples[key] = resampled
     datasets = tuple(dict.fromkeys(sets[set_name].one.dataset for set_name in weights))
     chance = _mean_chance(sets, weights) if weights else math.nan
-    return AccuracyMean(name=name, values=values, resamples=resamples, datasets=datasets, chance=chance, notes=notes)
+    return AccuracyMean(
+        name=name, values=values, resamples=resamples, datasets=datasets, chance=chance, notes=notes
+    )
 
 
 def _weighted(
@@ -183,7 +205,10 @@ def _weighted(
 ) -> tuple[float, Float[np.ndarray, " r"]]:
     total = sum(weights.values())
     value = sum(weight * sets[name].values[key] for name, weight in weights.items()) / total
-    resampled = sum((weight * sets[name].resamples[key] for name, weight in weights.items()), np.zeros(())) / total
+    resampled = (
+        sum((weight * sets[name].resamples[key] for name, weight in weights.items()), np.zeros(()))
+        / total
+    )
     return value, resampled
 
 
@@ -200,7 +225,9 @@ def _interval(
         (name,) = weights
         scored = sets[name].shown[key]
         if scored.one.metric == "top1":
-            low, high = wilson_interval(int(scored.correct.sum()), scored.num_items, confidence=bootstrap.confidence)
+            low, high = wilson_interval(
+                int(scored.correct.sum()), scored.num_items, confidence=bootstrap.confidence
+            )
             return Interval(value, float(low), float(high))
     return percentile_interval(value, resampled, bootstrap.confidence)
 
@@ -249,4 +276,6 @@ def _robustness(sets: Mapping[_Name, _Sampled], bootstrap: Bootstrap) -> Accurac
 
 
 def _mean_chance(sets: Mapping[_Name, _Sampled], weights: Mapping[_Name, float]) -> float:
-    return sum(weight * sets[name].one.chance for name, weight in weights.items()) / sum(weights.values())
+    return sum(weight * sets[name].one.chance for name, weight in weights.items()) / sum(
+        weights.values()
+    )

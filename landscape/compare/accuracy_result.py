@@ -87,7 +87,11 @@ class SetDifference:
 
     def direction(self, alpha: float) -> int:
         """1 where the first is demonstrably better, -1 where the second is, 0 where neither is."""
-        return int(math.copysign(1, self.difference)) if self.difference and self.p_holm <= alpha else 0
+        return (
+            int(math.copysign(1, self.difference))
+            if self.difference and self.p_holm <= alpha
+            else 0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +171,9 @@ class AccuracyComparison:
         """What a person calls a series."""
         return next(info.label for info in self.series if info.name == series)
 
-    def of_pair(self, pair: tuple[str, str, int]) -> tuple[list[SetDifference], list[MeanDifference]]:
+    def of_pair(
+        self, pair: tuple[str, str, int]
+    ) -> tuple[list[SetDifference], list[MeanDifference]]:
         """The rows of a pair at an epoch."""
         return (
             [row for row in self.sets if (row.first, row.second, row.epoch) == pair],
@@ -176,7 +182,15 @@ class AccuracyComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null for what is unknown."""
-        content: dict[str, Any] = {"kind": "accuracy"} | {field.name: getattr(self, field.name) for field in fields(self)}
+        content: dict[str, Any] = {"kind": "accuracy"} | {
+            field.name: getattr(self, field.name) for field in fields(self)
+        }
         for name in ("series", "sets", "means"):
-            content[name] = [{key: plain(value) for key, value in asdict(row).items()} for row in getattr(self, name)]
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+            content[name] = [
+                {key: plain(value) for key, value in asdict(row).items()}
+                for row in getattr(self, name)
+            ]
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in content.items()
+        }

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from landscape.compare.accuracy_join import JoinedStores
-from landscape.compare.accuracy_result import FAMILIES, AccuracyComparison, MeanDifference, SetDifference
+from landscape.compare.accuracy_result import (
+    FAMILIES,
+    AccuracyComparison,
+    MeanDifference,
+    SetDifference,
+)
 from landscape.compare.sentences import counted, epoch_text, p_text
 from landscape.compare.sentences import with_interval as numbers_with_interval
 from landscape.linalg.rounding import short
@@ -14,11 +19,20 @@ from landscape.store.predictions import notes_on
 
 # What is said of who has the larger number, and of two that do not differ.
 _LIKENESS = {
-    "error_consistency": ("errs more like people than {other}", "in error consistency with people", "error consistency"),
+    "error_consistency": (
+        "errs more like people than {other}",
+        "in error consistency with people",
+        "error consistency",
+    ),
     "shape_bias": ("decides more by shape than {other}", "in shape bias", "shape bias"),
 }
 # The mean that goes with the tests of a family.
-_MEAN_OF = {"table1": "mean_table1", "sets": "mean_sets", "distorted": "mean_distorted", "ood": "ood_accuracy_17"}
+_MEAN_OF = {
+    "table1": "mean_table1",
+    "sets": "mean_sets",
+    "distorted": "mean_distorted",
+    "ood": "ood_accuracy_17",
+}
 # Names that a sentence lists before it counts the others.
 _MOST_NAMES = 6
 
@@ -32,13 +46,20 @@ def sentences(comparison: AccuracyComparison) -> tuple[str, ...]:
         for family in FAMILIES:
             rows = [row for row in sets if row.family == family]
             if rows:
-                said.append(_accuracy_sentence(comparison, rows, by_name.get(_MEAN_OF[family]), len(sets)))
-        said += [_likeness_sentence(comparison, by_name[name]) for name in _LIKENESS if name in by_name]
+                said.append(
+                    _accuracy_sentence(comparison, rows, by_name.get(_MEAN_OF[family]), len(sets))
+                )
+        said += [
+            _likeness_sentence(comparison, by_name[name]) for name in _LIKENESS if name in by_name
+        ]
     return tuple(said)
 
 
 def _accuracy_sentence(
-    comparison: AccuracyComparison, rows: Sequence[SetDifference], mean: MeanDifference | None, num_tests: int
+    comparison: AccuracyComparison,
+    rows: Sequence[SetDifference],
+    mean: MeanDifference | None,
+    num_tests: int,
 ) -> str:
     """On how many sets one is better, and by how much on average; the one that is better more often stands first."""
     directions = [row.direction(comparison.alpha) for row in rows]
@@ -61,13 +82,21 @@ def _accuracy_sentence(
 
 def _tests(rows: Sequence[SetDifference]) -> str:
     exact = [row.is_exact for row in rows]
-    return "McNemar" if all(exact) else "McNemar or paired bootstrap" if any(exact) else "paired bootstrap"
+    return (
+        "McNemar"
+        if all(exact)
+        else "McNemar or paired bootstrap"
+        if any(exact)
+        else "paired bootstrap"
+    )
 
 
 def _mean_text(mean: MeanDifference) -> str:
     over = f" over {mean.num_sets} of {mean.num_planned} sets" if mean.missing else ""
     what = "mean difference" if mean.num_planned > 1 else "difference"
-    return f"{what}{over} {points(mean.difference, mean.low, mean.high)}, p = {p_text(mean.p_value)}"
+    return (
+        f"{what}{over} {points(mean.difference, mean.low, mean.high)}, p = {p_text(mean.p_value)}"
+    )
 
 
 def _likeness_sentence(comparison: AccuracyComparison, mean: MeanDifference) -> str:
@@ -75,7 +104,11 @@ def _likeness_sentence(comparison: AccuracyComparison, mean: MeanDifference) -> 
     larger = mean.direction(comparison.alpha)
     mean = _turned(mean) if larger < 0 else mean
     first, second = (comparison.label(series) for series in (mean.first, mean.second))
-    said = f"{first} {claim.format(other=second)}" if larger else f"{first} and {second} do not differ demonstrably {undecided}"
+    said = (
+        f"{first} {claim.format(other=second)}"
+        if larger
+        else f"{first} and {second} do not differ demonstrably {undecided}"
+    )
     over = f" over {mean.num_sets} of {mean.num_planned} sets" if mean.missing else ""
     values = f"{short(mean.first_value)} vs {short(mean.second_value)}"
     by = numbers_with_interval(mean.difference, mean.low, mean.high)
@@ -130,18 +163,26 @@ def notes(
     said += _of_answers(comparison)
     said += _missing_sets(comparison)
     for first, second, epoch in compared:
-        weights = {joined.store.checkpoints[name, epoch].checkpoint_sha256 for name in (first, second)}
+        weights = {
+            joined.store.checkpoints[name, epoch].checkpoint_sha256 for name in (first, second)
+        }
         if len(weights) == 1:
             labels = " and ".join(map(comparison.label, (first, second)))
-            said.append(f"{labels} are the same file of weights at {epoch_text(epoch)}: a difference there is none of training.")
-    names = {(row.dataset, row.condition) for row in comparison.sets} | {(row.dataset, "") for row in comparison.sets}
+            said.append(
+                f"{labels} are the same file of weights at {epoch_text(epoch)}: a difference there is none of training."
+            )
+    names = {(row.dataset, row.condition) for row in comparison.sets} | {
+        (row.dataset, "") for row in comparison.sets
+    }
     of_ood = {row.dataset for row in comparison.sets if row.family == "ood"}
     used = [one for name, one in joined.store.sets.items() if name in names or name[0] in of_ood]
     return tuple([*said, *notes_on(used)])
 
 
 def _uncompared(
-    comparison: AccuracyComparison, compared: Sequence[tuple[str, str, int]], wanted: Sequence[int] | None
+    comparison: AccuracyComparison,
+    compared: Sequence[tuple[str, str, int]],
+    wanted: Sequence[int] | None,
 ) -> list[str]:
     said = []
     names = [info.name for info in comparison.series]
@@ -154,7 +195,9 @@ def _uncompared(
             lacking = [epoch for epoch in wanted or () if epoch not in epochs]
             if lacking:
                 said.append(f"{labels}: not both have epoch {', '.join(map(str, lacking))}.")
-            for epoch in sorted(epochs - {epoch for *pair, epoch in comparison.pairs if pair == [first, second]}):
+            for epoch in sorted(
+                epochs - {epoch for *pair, epoch in comparison.pairs if pair == [first, second]}
+            ):
                 said.append(f"{labels} were shown no picture both at {epoch_text(epoch)}.")
     return said
 
@@ -162,7 +205,11 @@ def _uncompared(
 def _of_answers(comparison: AccuracyComparison) -> list[str]:
     """Pictures that were not shown to both, or could not be read."""
     said = []
-    partly = [f"{row.place} {row.n:,} of {row.num_pictures:,}" for row in comparison.sets if row.n < row.num_pictures]
+    partly = [
+        f"{row.place} {row.n:,} of {row.num_pictures:,}"
+        for row in comparison.sets
+        if row.n < row.num_pictures
+    ]
     if partly:
         said.append(f"Compared on the pictures that both have answered: {listed(partly)}.")
     if unread := {row.place: row.num_unread for row in comparison.sets if row.num_unread}:
@@ -201,9 +248,16 @@ def caveats(comparison: AccuracyComparison, joined: JoinedStores) -> tuple[str, 
         *_power(comparison),
         *_resamples(comparison),
     ]
-    if any(len({row.metric for row in comparison.sets if row.family == family}) > 1 for family in FAMILIES):
+    if any(
+        len({row.metric for row in comparison.sets if row.family == family}) > 1
+        for family in FAMILIES
+    ):
         said.append("The means average different metrics, which need not be of one scale.")
-    other = [one.place for one in joined.store.sets.values() if any("not the paper's prompts" in note for note in one.notes)]
+    other = [
+        one.place
+        for one in joined.store.sets.values()
+        if any("not the paper's prompts" in note for note in one.notes)
+    ]
     if other:
         said.append(
             f"Prompts are not the paper's for {listed(other)}: differences between series are fair, values are not "
@@ -215,7 +269,9 @@ def caveats(comparison: AccuracyComparison, joined: JoinedStores) -> tuple[str, 
             "apart: intervals of its means may be slightly too narrow."
         )
     if any(row.name == "error_consistency" for row in comparison.means):
-        said.append("Likeness to people is to these few people: intervals are over pictures, and other people may say otherwise.")
+        said.append(
+            "Likeness to people is to these few people: intervals are over pictures, and other people may say otherwise."
+        )
     return tuple(said)
 
 
@@ -264,7 +320,9 @@ def _power(comparison: AccuracyComparison) -> list[str]:
 def _resamples(comparison: AccuracyComparison) -> list[str]:
     """Sets that no resample contradicts, but whose p value cannot be as small as the correction needs."""
     smallest = 2 / (comparison.num_resamples + 1)
-    tests = [row for row in comparison.sets if not row.is_exact and not row.direction(comparison.alpha)]
+    tests = [
+        row for row in comparison.sets if not row.is_exact and not row.direction(comparison.alpha)
+    ]
     few = [row.place for row in tests if row.p_value <= smallest]
     said = f"Too few resamples to demonstrate a difference after Holm's correction on {listed(few)}; raise --resamples."
     return [said] if few else []

@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from landscape.compare.accuracy import METRIC_TITLES, MeanScore, SetScore, means_of, scores_of, winners
+from landscape.compare.accuracy import (
+    METRIC_TITLES,
+    MeanScore,
+    SetScore,
+    means_of,
+    scores_of,
+    winners,
+)
 from landscape.compare.tables import escaped_latex, format_of
 from landscape.errors import StoreError
 from landscape.files import write_atomically
@@ -77,11 +84,15 @@ def chosen_checkpoints(
     names = dict.fromkeys(name for name, _ in store.checkpoints)
     for name in series:
         if name not in names:
-            raise StoreError(f"there is no series {name!r} in this store; it has {', '.join(names)}.")
+            raise StoreError(
+                f"there is no series {name!r} in this store; it has {', '.join(names)}."
+            )
     known = sorted({epoch for _, epoch in store.checkpoints})
     for epoch in epochs or ():
         if epoch not in known:
-            raise StoreError(f"no series of this store has an epoch {epoch}; it has {', '.join(map(str, known))}.")
+            raise StoreError(
+                f"no series of this store has an epoch {epoch}; it has {', '.join(map(str, known))}."
+            )
     kept = {
         key: one
         for key, one in store.checkpoints.items()
@@ -95,7 +106,9 @@ def chosen_checkpoints(
 def distinct_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """What tables and figures call each series: its label, with its name where several have one label."""
     counts = Counter(labels.values())
-    return {name: label if counts[label] == 1 else f"{label} ({name})" for name, label in labels.items()}
+    return {
+        name: label if counts[label] == 1 else f"{label} ({name})" for name, label in labels.items()
+    }
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -131,7 +144,10 @@ def to_json(table: AccuracyTable) -> str:
         }
         for mean in table.means
     ]
-    return json.dumps({"rows": rows(table), "means": means, "notes": list(table.notes)}, indent=1) + "\n"
+    return (
+        json.dumps({"rows": rows(table), "means": means, "notes": list(table.notes)}, indent=1)
+        + "\n"
+    )
 
 
 def to_terminal(table: AccuracyTable) -> str:
@@ -139,12 +155,23 @@ def to_terminal(table: AccuracyTable) -> str:
     width = terminal_width()
     checkpoints, sets, cells = _grid(table)
     header = ("set", "n", "chance", *(f"{label} {epoch}" for label, epoch in checkpoints))
-    lines = [(title, *facts, *(cells.get((key, checkpoint), "") for checkpoint in checkpoints)) for key, title, facts in sets]
-    grid = TextTable(title="Percent ± half of the 95 % interval", header=header, rows=tuple(lines), num_names=1, num_left=1)
+    lines = [
+        (title, *facts, *(cells.get((key, checkpoint), "") for checkpoint in checkpoints))
+        for key, title, facts in sets
+    ]
+    grid = TextTable(
+        title="Percent ± half of the 95 % interval",
+        header=header,
+        rows=tuple(lines),
+        num_names=1,
+        num_left=1,
+    )
     return "\n".join([grid.text(width), *(wrapped(line, width) for line in _remarks(table))])
 
 
-def _grid(table: AccuracyTable) -> tuple[list[tuple[str, int]], list[tuple[Any, str, tuple[str, str]]], dict[Any, str]]:
+def _grid(
+    table: AccuracyTable,
+) -> tuple[list[tuple[str, int]], list[tuple[Any, str, tuple[str, str]]], dict[Any, str]]:
     """Checkpoints, sets with their title and facts, and the cells."""
     several = len({score.metric for score in table.scores}) > 1
     labels = distinct_labels({score.series: score.label for score in table.scores})
@@ -153,7 +180,9 @@ def _grid(table: AccuracyTable) -> tuple[list[tuple[str, int]], list[tuple[Any, 
     cells: dict[Any, str] = {}
     for score in table.scores:
         key = score.dataset, score.condition
-        title = f"{score.title} {score.condition}".strip() + (f", {_short(score.metric)}" if several else "")
+        title = f"{score.title} {score.condition}".strip() + (
+            f", {_short(score.metric)}" if several else ""
+        )
         chance = "" if math.isnan(score.chance) else f"{100 * score.chance:.1f}"
         sets.setdefault(key, (key, title, (f"{score.num_pictures:,}", chance)))
         cells[key, (labels[score.series], score.epoch)] = _cell(score, best=table.is_best(score))
@@ -164,13 +193,22 @@ def _grid(table: AccuracyTable) -> tuple[list[tuple[str, int]], list[tuple[Any, 
 
 
 def _short(metric: str) -> str:
-    return {"top1": "top-1", "mean_per_class": "per class", "top1_top5": "top-1, top-5", "roc_auc": "AUC"}[metric]
+    return {
+        "top1": "top-1",
+        "mean_per_class": "per class",
+        "top1_top5": "top-1, top-5",
+        "roc_auc": "AUC",
+    }[metric]
 
 
 def _counted(datasets: Sequence[str]) -> str:
     """How many sets there are; of the published table's, how many of those."""
     published = _published()
-    return f"{len(datasets)} of {len(published)} sets" if set(datasets) <= set(published) else f"{len(datasets)} sets"
+    return (
+        f"{len(datasets)} of {len(published)} sets"
+        if set(datasets) <= set(published)
+        else f"{len(datasets)} sets"
+    )
 
 
 def _percent(value: Interval) -> str:
@@ -186,7 +224,9 @@ def _cell(score: SetScore, *, best: bool) -> str:
 def _remarks(table: AccuracyTable) -> list[str]:
     lines = []
     if table.best:
-        lines.append("* better than every other series at this epoch by a paired test, corrected for all sets and pairs.")
+        lines.append(
+            "* better than every other series at this epoch by a paired test, corrected for all sets and pairs."
+        )
     metrics = dict.fromkeys(score.metric for score in table.scores)
     named = "; ".join(METRIC_TITLES[metric] for metric in metrics)
     lines.append(f"Metrics: {named}. Intervals: Wilson for top-1, else bootstrap.")
@@ -196,7 +236,9 @@ def _remarks(table: AccuracyTable) -> list[str]:
         lines.append(f"Of the published table's sets there are not: {', '.join(missing)}.")
     unread = sum(score.num_unread for score in table.scores)
     if unread:
-        lines.append(f"{unread} answers are missing, as pictures could not be read; they count as wrong.")
+        lines.append(
+            f"{unread} answers are missing, as pictures could not be read; they count as wrong."
+        )
     return [*lines, *table.notes]
 
 
@@ -207,7 +249,12 @@ def to_latex(table: AccuracyTable) -> str:
     lines = []
     for label, epoch in checkpoints:
         found = [cells.get((key, (label, epoch)), "--") for key, _, _ in sets]
-        texts = [rf"\textbf{{{escaped_latex(cell[:-2])}}}" if cell.endswith(" *") else escaped_latex(cell) for cell in found]
+        texts = [
+            rf"\textbf{{{escaped_latex(cell[:-2])}}}"
+            if cell.endswith(" *")
+            else escaped_latex(cell)
+            for cell in found
+        ]
         lines.append(" & ".join([escaped_latex(label), str(epoch), *texts]) + r" \\")
     return "\n".join(
         [
@@ -246,7 +293,12 @@ T = TypeVar("T")
 
 
 def shown_or_written(
-    formats: Mapping[str, Callable[[T], str]], table: T, output: Path | None, *, kind: str | None, num_rows: int
+    formats: Mapping[str, Callable[[T], str]],
+    table: T,
+    output: Path | None,
+    *,
+    kind: str | None,
+    num_rows: int,
 ) -> str:
     """A table of any kind as text, or, where it goes to a file, a sentence that says so.
 
@@ -268,5 +320,7 @@ def shown_or_written(
         write_atomically(output, text.encode())
     except OSError as error:
         reason = error.strerror or error
-        raise StoreError(f"{output}: cannot be written ({reason}); choose a folder that is writable.") from error
+        raise StoreError(
+            f"{output}: cannot be written ({reason}); choose a folder that is writable."
+        ) from error
     return f"{output}: {num_rows} rows."

@@ -14,7 +14,15 @@ from landscape.compare.metrics import METRICS, QUOTED, Metric
 from landscape.compare.remarks import caveats, notes
 from landscape.compare.result import Comparison, Difference, Summary
 from landscape.compare.sentences import sentence
-from landscape.compare.series import Asked, Observed, Pairing, Series, check_same_batches, check_same_loss, read_series
+from landscape.compare.series import (
+    Asked,
+    Observed,
+    Pairing,
+    Series,
+    check_same_batches,
+    check_same_loss,
+    read_series,
+)
 from landscape.compare.statistics import Resampling, effect_size, holm
 from landscape.errors import StoreError
 from landscape.linalg import Estimate
@@ -75,7 +83,12 @@ def summarize_stores(
         ValueError, StoreError: As `compare_stores`, except that batches may differ.
     """
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
-    return _compare(paths, Asked(_metrics(metrics), epochs, True, keep_unconverged, with_pairs=False), resampling, series)
+    return _compare(
+        paths,
+        Asked(_metrics(metrics), epochs, True, keep_unconverged, with_pairs=False),
+        resampling,
+        series,
+    )
 
 
 def _compare(
@@ -93,11 +106,16 @@ def _compare(
         for metric in asked.metrics
         for one in series
         for epoch in kept
-        if (found := one.observed(epoch, metric, keep_unconverged=asked.keep_unconverged)) is not None
+        if (found := one.observed(epoch, metric, keep_unconverged=asked.keep_unconverged))
+        is not None
     }
     told = {name for (_, _, name), found in seen.items() if found.counts.any()}
     metrics = tuple(metric for metric in asked.metrics if metric.name in told)
-    summaries = tuple(_summary(key, found, series, resampling) for key, found in seen.items() if found.counts.any())
+    summaries = tuple(
+        _summary(key, found, series, resampling)
+        for key, found in seen.items()
+        if found.counts.any()
+    )
     comparison = Comparison(
         stores=tuple(dict.fromkeys(one.info.store for one in series)),
         series=tuple(one.info for one in series),
@@ -138,7 +156,9 @@ def _epochs(series: Sequence[Series], wanted: Sequence[int] | None) -> tuple[int
     return tuple(measured if wanted is None else sorted(set(wanted)))
 
 
-def _summary(key: tuple[str, int, str], found: Observed, series: Sequence[Series], resampling: Resampling) -> Summary:
+def _summary(
+    key: tuple[str, int, str], found: Observed, series: Sequence[Series], resampling: Resampling
+) -> Summary:
     name, epoch, metric = key
     table = next(one for one in series if one.info.name == name).tables[epoch]
     sample, estimate = found.counted, found.counted_estimate
@@ -149,7 +169,11 @@ def _summary(key: tuple[str, int, str], found: Observed, series: Sequence[Series
     else:
         told = _estimated(estimate, resampling.confidence)
         values = values if estimate.is_known else values[:0]
-    quantiles = np.quantile(values, list(_QUANTILES.values())) if len(values) else np.full(len(_QUANTILES), math.nan)
+    quantiles = (
+        np.quantile(values, list(_QUANTILES.values()))
+        if len(values)
+        else np.full(len(_QUANTILES), math.nan)
+    )
     told |= dict(zip(_QUANTILES, map(float, quantiles), strict=True))
     return Summary(
         series=name,
@@ -166,9 +190,19 @@ def _summary(key: tuple[str, int, str], found: Observed, series: Sequence[Series
 def _estimated(estimate: Estimate, confidence: float) -> dict[str, Any]:
     """Fields of a summary; an unknown number has a bracket and no value."""
     low, high = estimate.interval(confidence)
-    value, error = (float(number) if estimate.is_known else math.nan for number in (estimate.value, estimate.standard_error))
+    value, error = (
+        float(number) if estimate.is_known else math.nan
+        for number in (estimate.value, estimate.standard_error)
+    )
     bracket = {"open_low": float(estimate.low), "open_high": float(estimate.high)}
-    return {"value": value, "low": low, "high": high, "standard_error": error, "known": estimate.is_known, **bracket}
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "standard_error": error,
+        "known": estimate.is_known,
+        **bracket,
+    }
 
 
 def _differences(
@@ -185,21 +219,36 @@ def _differences(
     for metric in metrics:
         rows = []
         for (one, other), epoch in itertools.product(pairs if metric.compared else (), epochs):
-            first, second = (seen.get((which.info.name, epoch, metric.name)) for which in (one, other))
+            first, second = (
+                seen.get((which.info.name, epoch, metric.name)) for which in (one, other)
+            )
             if first is not None and second is not None:
                 pairing = Pairing.of(first, second, paired=paired)
                 if pairing.num_batches and pairing.is_known:
-                    rows.append(_difference((one, other), epoch, metric, pairing, resampling, paired=paired))
+                    rows.append(
+                        _difference((one, other), epoch, metric, pairing, resampling, paired=paired)
+                    )
         corrected = holm(np.array([row.p_value for row in rows]))
-        differences += [replace(row, p_holm=float(p)) for row, p in zip(rows, corrected, strict=True)]
+        differences += [
+            replace(row, p_holm=float(p)) for row, p in zip(rows, corrected, strict=True)
+        ]
     return tuple(differences)
 
 
 def _difference(
-    pair: tuple[Series, Series], epoch: int, metric: Metric, pairing: Pairing, resampling: Resampling, *, paired: bool
+    pair: tuple[Series, Series],
+    epoch: int,
+    metric: Metric,
+    pairing: Pairing,
+    resampling: Resampling,
+    *,
+    paired: bool,
 ) -> Difference:
     first, second = pairing.first, pairing.second
-    by, times = resampling.difference(first, second, paired=paired), resampling.quotient(first, second, paired=paired)
+    by, times = (
+        resampling.difference(first, second, paired=paired),
+        resampling.quotient(first, second, paired=paired),
+    )
     tested, errors = first, {}
     if pairing.estimates is not None:
         by, times = widened(by, pairing.estimates), widened_quotient(times, pairing.estimates)

@@ -38,7 +38,9 @@ def same_weights(comparison: Comparison, series: Sequence[Series]) -> list[str]:
         if same:
             labels = " and ".join(comparison.label(which.info.name) for which in (one, other))
             epochs = f"epoch{'s' * (len(same) > 1)} {', '.join(map(str, same))}"
-            said.append(f"{labels} are the same file of weights at {epochs}: a difference there is one of how it was measured.")
+            said.append(
+                f"{labels} are the same file of weights at {epochs}: a difference there is one of how it was measured."
+            )
     return said
 
 
@@ -47,17 +49,26 @@ def _several(facts: Mapping[str, Any], key: str) -> list[Any]:
     if key not in facts:
         return []
     value = facts[key]
-    return list(value["several"]) if isinstance(value, Mapping) and set(value) == {"several"} else [value]
+    return (
+        list(value["several"])
+        if isinstance(value, Mapping) and set(value) == {"several"}
+        else [value]
+    )
 
 
 def _products(table: SpectraTable) -> list[str]:
     """Kinds of products: those of one kind compute the same matrix, however they save time or memory."""
     exact = ("double backward", "jvp")
-    return ["second derivatives" if text.startswith(exact) else text for text in map(str, _several(table.settings, "product"))]
+    return [
+        "second derivatives" if text.startswith(exact) else text
+        for text in map(str, _several(table.settings, "product"))
+    ]
 
 
 def _tf32(table: SpectraTable) -> list[str]:
-    choices = [one for one in _several(table.settings, "product_choice") if isinstance(one, Mapping)]
+    choices = [
+        one for one in _several(table.settings, "product_choice") if isinstance(one, Mapping)
+    ]
     return ["allowed" if one.get("allow_tf32") else "off" for one in choices]
 
 
@@ -67,7 +78,9 @@ def _trained(*names: str) -> Callable[[SpectraTable], list[str]]:
     def of(table: SpectraTable) -> list[str]:
         models = models_as_trained(table.settings)
         known = [used for used in models if used.keys() & set(names)]
-        return [" ".join(value_text(used[name][0]) for name in names if name in used) for used in known]
+        return [
+            " ".join(value_text(used[name][0]) for name in names if name in used) for used in known
+        ]
 
     return of
 
@@ -81,7 +94,9 @@ _FREE: dict[str, Callable[[SpectraTable], list[str]]] = {
     "copy of the weights": _trained("weights"),
     "size of the pictures": _trained("picture_size"),
     "normalisation of the pictures": _trained("mean", "std"),
-    "resizing of the pictures": _trained("interpolation", "resize_mode", "fill_color", "crop_pct", "crop_mode"),
+    "resizing of the pictures": _trained(
+        "interpolation", "resize_mode", "fill_color", "crop_pct", "crop_mode"
+    ),
     "TF32": _tf32,
     "device": lambda table: list(map(str, _several(table.settings, "device"))),
     "torch": lambda table: list(map(str, _several(table.versions, "torch"))),

@@ -95,13 +95,24 @@ class _Points:
 
     def of(self, mask: np.ndarray) -> "_Points":
         """The points of a mask (p,)."""
-        rest = self.sharpness_drawn[:, mask], self.accuracy_drawn[:, mask], self.series[mask], self.epochs[mask]
+        rest = (
+            self.sharpness_drawn[:, mask],
+            self.accuracy_drawn[:, mask],
+            self.series[mask],
+            self.epochs[mask],
+        )
         return _Points(self.sharpness[mask], self.accuracy[mask], *rest)
 
-    def correlation(self, scope: str, mask: np.ndarray | None = None, *, drawn: bool = False) -> Any:
+    def correlation(
+        self, scope: str, mask: np.ndarray | None = None, *, drawn: bool = False
+    ) -> Any:
         """The statistic of a scope: of the points of a mask, or of every resample."""
         mask = np.ones(len(self), dtype=bool) if mask is None else mask
-        x, y = (self.sharpness_drawn, self.accuracy_drawn) if drawn else (self.sharpness, self.accuracy)
+        x, y = (
+            (self.sharpness_drawn, self.accuracy_drawn)
+            if drawn
+            else (self.sharpness, self.accuracy)
+        )
         x, y = x[..., mask], y[..., mask]
         if scope == SAME_EPOCH:
             return blocked_spearman(x, y, self.epochs[mask])
@@ -137,12 +148,17 @@ def correlations_of(
     shared = _at_shared_epochs(points)
     if len(names) > 1 and len(np.unique(points.epochs)) > 1 and shared.any():
         scopes.append((SAME_EPOCH, "", points.of(shared)))
-    long_enough = np.isin(points.series, [name for name in names if (points.series == name).sum() >= MIN_POINTS])
+    long_enough = np.isin(
+        points.series, [name for name in names if (points.series == name).sum() >= MIN_POINTS]
+    )
     if len(np.unique(points.series[long_enough])) > 1:
         scopes.append((WITHIN, "", points.of(long_enough)))
     if len(names) > 1 and len(points) > len(names):
         scopes += [(ONE_SERIES, name, points.of(points.series == name)) for name in names]
-    return [_correlation(metric, mean.name, scope, name, chosen, bootstrap) for scope, name, chosen in scopes]
+    return [
+        _correlation(metric, mean.name, scope, name, chosen, bootstrap)
+        for scope, name, chosen in scopes
+    ]
 
 
 def _at_shared_epochs(points: _Points) -> np.ndarray:
@@ -151,7 +167,9 @@ def _at_shared_epochs(points: _Points) -> np.ndarray:
     return np.isin(points.epochs, epochs[counts > 1])
 
 
-def _correlation(metric: str, mean: str, scope: str, name: str, points: _Points, bootstrap: Bootstrap) -> Correlation:
+def _correlation(
+    metric: str, mean: str, scope: str, name: str, points: _Points, bootstrap: Bootstrap
+) -> Correlation:
     facts: dict[str, Any] = {"metric": metric, "mean": mean, "scope": scope, "series": name}
     facts |= {"num_points": len(points), "num_series": points.num_series}
     value = float(points.correlation(scope)) if len(points) >= MIN_POINTS else math.nan
@@ -159,7 +177,11 @@ def _correlation(metric: str, mean: str, scope: str, name: str, points: _Points,
         return Correlation(**facts, why_not=_why_not(points))
     clusters = Interval(value)
     if scope != ONE_SERIES:
-        clusters = jackknife_interval(lambda mask: _of_part(points, scope, mask), points.series, confidence=bootstrap.confidence)
+        clusters = jackknife_interval(
+            lambda mask: _of_part(points, scope, mask),
+            points.series,
+            confidence=bootstrap.confidence,
+        )
     p_value, smallest = _exchanged(points, scope, bootstrap.seed)
     return Correlation(
         **facts,
@@ -177,7 +199,9 @@ def _measured(points: _Points, scope: str, value: float, bootstrap: Bootstrap) -
         return Interval(value)
     drawn = np.asarray(points.correlation(scope, drawn=True))
     # Where a resample puts all checkpoints of a scope level, nothing goes with anything.
-    found = percentile_interval(value, np.where(np.isfinite(drawn), drawn, 0.0), bootstrap.confidence)
+    found = percentile_interval(
+        value, np.where(np.isfinite(drawn), drawn, 0.0), bootstrap.confidence
+    )
     # Nearly all resamples give one order: that hardly another was seen is no width.
     return found if found.low < found.high else Interval(value)
 
@@ -202,10 +226,15 @@ def _exchanged(points: _Points, scope: str, seed: int) -> tuple[float, float]:
     if one_each:
         tables = [values[:, None] for values in (points.sharpness, points.accuracy)]
         return exchange_test(lambda x, y: spearman(x[..., 0], y[..., 0]), *tables, seed=seed)
-    epochs = [epoch for epoch in np.unique(points.epochs) if (points.epochs == epoch).sum() == len(names)]
+    epochs = [
+        epoch for epoch in np.unique(points.epochs) if (points.epochs == epoch).sum() == len(names)
+    ]
     if not epochs:
         return math.nan, math.nan
-    order = [[int(np.flatnonzero((points.series == name) & (points.epochs == e))[0]) for e in epochs] for name in names]
+    order = [
+        [int(np.flatnonzero((points.series == name) & (points.epochs == e))[0]) for e in epochs]
+        for name in names
+    ]
     blocks = np.tile(np.arange(len(epochs)), len(names))
 
     def statistic(x: Any, y: Any) -> Any:

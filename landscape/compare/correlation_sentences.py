@@ -17,7 +17,9 @@ TRAINING = (
 
 def correlation_sentences(correlations: Iterable[Correlation]) -> tuple[str, ...]:
     """Say the correlations of the largest eigenvalue, over all checkpoints and at the same epoch; empty without any."""
-    quoted = [one for one in correlations if one.metric == "lambda_max" and math.isfinite(one.value)]
+    quoted = [
+        one for one in correlations if one.metric == "lambda_max" and math.isfinite(one.value)
+    ]
     sentences = [_over_all(one) for one in quoted if one.scope == ALL]
     sentences += [_at_same(one) for one in quoted if one.scope == SAME_EPOCH]
     return (*sentences, TRAINING) if sentences else ()
@@ -28,7 +30,11 @@ def signed(value: float) -> str:
     text = f"{value:+.2f}"
     if abs(value) < 1 and text[1:] == "1.00":
         text = f"{text[0]}0.99"
-    return text.replace("-", "\N{MINUS SIGN}").replace("+0.00", "0.00").replace("\N{MINUS SIGN}0.00", "0.00")
+    return (
+        text.replace("-", "\N{MINUS SIGN}")
+        .replace("+0.00", "0.00")
+        .replace("\N{MINUS SIGN}0.00", "0.00")
+    )
 
 
 def ends(interval: Interval) -> str:
@@ -50,8 +56,13 @@ def _at_same(one: Correlation) -> str:
 
 def _association(one: Correlation) -> str:
     """What goes with what, as far as measurement error lets these checkpoints tell."""
-    sharper, title = f"sharper checkpoints, by their {METRICS[one.metric].label},", MEAN_TITLES[one.mean]
-    if one.value == 0 or (math.isfinite(one.measured.low) and one.measured.low <= 0 <= one.measured.high):
+    sharper, title = (
+        f"sharper checkpoints, by their {METRICS[one.metric].label},",
+        MEAN_TITLES[one.mean],
+    )
+    if one.value == 0 or (
+        math.isfinite(one.measured.low) and one.measured.low <= 0 <= one.measured.high
+    ):
         return f"it cannot be told whether {sharper} have more or less {title}"
     return f"{sharper} have {'more' if one.value > 0 else 'less'} {title}"
 

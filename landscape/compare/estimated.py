@@ -19,7 +19,11 @@ def least_different(first: Sample, second: Sample, estimates: Estimates) -> Samp
     """
     difference = float(estimates[0].value) - float(estimates[1].value)
     low, high = _open(estimates)
-    shift = min(max(difference - low, 0.0), difference) if difference > 0 else max(min(difference - high, 0.0), difference)
+    shift = (
+        min(max(difference - low, 0.0), difference)
+        if difference > 0
+        else max(min(difference - high, 0.0), difference)
+    )
     return replace(first, numerator=first.numerator - shift * first.denominator)
 
 
@@ -27,7 +31,9 @@ def widened(difference: Interval, estimates: Estimates) -> Interval:
     """The interval of a difference, by what the quadratures leave open at either end."""
     value = float(estimates[0].value) - float(estimates[1].value)
     low, high = _open(estimates)
-    return replace(difference, low=difference.low - (value - low), high=difference.high + (high - value))
+    return replace(
+        difference, low=difference.low - (value - low), high=difference.high + (high - value)
+    )
 
 
 def widened_quotient(quotient: Interval, estimates: Estimates) -> Interval:

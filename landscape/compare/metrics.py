@@ -24,9 +24,7 @@ _CLIP_MAMBA = "Huang et al., CLIP-Mamba, arXiv 2404.19394"
 _QUADRATURE = "Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 38 (2017)"
 _GHORBANI = "Ghorbani, Krishnan & Xiao, An Investigation into Neural Net Optimization via Hessian Eigenvalue Density, 2019"
 _MODERN_LOOK = "Andriushchenko et al., A Modern Look at the Relationship between Sharpness and Generalization, arXiv 2302.07011"
-_SPHERICAL = (
-    "Lyu, Li & Arora, Understanding the Generalization Benefit of Normalization Layers: Sharpness Reduction, arXiv 2206.07085"
-)
+_SPHERICAL = "Lyu, Li & Arora, Understanding the Generalization Benefit of Normalization Layers: Sharpness Reduction, arXiv 2206.07085"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +68,9 @@ class Measured:
     def probed(self) -> ProbedSpectrum | None:
         """What the quadratures of the records say of the whole spectrum; None where no record has any."""
         rows = self._probed_rows
-        return probed_spectrum(self.table, self.hessian["dtype"], rows.tolist()) if len(rows) else None
+        return (
+            probed_spectrum(self.table, self.hessian["dtype"], rows.tolist()) if len(rows) else None
+        )
 
     @cached_property
     def _probed_rows(self) -> Int[np.ndarray, " r"]:
@@ -83,7 +83,9 @@ class Measured:
             column[self._probed_rows] = function(self.probed)
         return column
 
-    def of_all(self, function: Callable[[ProbedSpectrum], Estimate], rows: Int[np.ndarray, " r"]) -> Estimate:
+    def of_all(
+        self, function: Callable[[ProbedSpectrum], Estimate], rows: Int[np.ndarray, " r"]
+    ) -> Estimate:
         """What these records together say of their spectra, with its error; each has a quadrature."""
         assert self.probed is not None, "rows without a quadrature say nothing of the spectrum"
         if len(rows) == len(self._probed_rows):
@@ -118,7 +120,9 @@ class Metric:
     location: Location = "median"
     certified: bool = False
     compared: bool = True
-    estimate: Callable[[ProbedSpectrum], Estimate] | None = field(default=None, repr=False, compare=False)
+    estimate: Callable[[ProbedSpectrum], Estimate] | None = field(
+        default=None, repr=False, compare=False
+    )
     is_share: bool = False
 
     def columns(self, measured: Measured) -> tuple[_Column, _Column]:
@@ -140,7 +144,11 @@ def lambda_max(measured: Measured) -> _Column:
 
 
 def _lambda_min(measured: Measured) -> _Column:
-    return measured.table.eigenvalues.min(axis=1) if measured.hessian["which"] == "SA" else measured.end("smallest")
+    return (
+        measured.table.eigenvalues.min(axis=1)
+        if measured.hessian["which"] == "SA"
+        else measured.end("smallest")
+    )
 
 
 def _magnitude(measured: Measured) -> _Column:
@@ -257,7 +265,9 @@ _ALL = (
         location="mean",
         meaning="estimated share of negative values among all eigenvalues: the number of them per parameter",
         source=_QUADRATURE,
-        of=lambda measured: measured.of_each(ProbedSpectrum.num_negative_of_each) / measured.table.num_params,
+        of=lambda measured: (
+            measured.of_each(ProbedSpectrum.num_negative_of_each) / measured.table.num_params
+        ),
         estimate=ProbedSpectrum.negative_share,
         is_share=True,
     ),
@@ -290,7 +300,9 @@ _ALL = (
         meaning="estimated mean eigenvalue: twice the mean rise of the loss, per parameter, when all change independently with "
         "variance 1",
         source=f"average-case sharpness of {_MODERN_LOOK}",
-        of=lambda measured: measured.of_each(ProbedSpectrum.trace_of_each) / measured.table.num_params,
+        of=lambda measured: (
+            measured.of_each(ProbedSpectrum.trace_of_each) / measured.table.num_params
+        ),
         estimate=ProbedSpectrum.trace_per_parameter,
     ),
     Metric(
@@ -344,4 +356,11 @@ NORMALISED = {
     }
 }
 # What a terminal table has room for.
-HEADLINES = ("lambda_max", "nep", "ape", "lambda_max_per_loss", "spherical_sharpness", "trace_per_parameter")
+HEADLINES = (
+    "lambda_max",
+    "nep",
+    "ape",
+    "lambda_max_per_loss",
+    "spherical_sharpness",
+    "trace_per_parameter",
+)

@@ -16,7 +16,11 @@ FEWEST_BATCHES = 20
 def caveats(comparison: Comparison) -> tuple[str, ...]:
     """What no number of batches can show, in sentences."""
     data, hessian = comparison.protocol["data"], comparison.protocol["hessian"]
-    choice = "the choice among metrics or of epochs" if _unseen_epochs(comparison) else "the choice among metrics"
+    choice = (
+        "the choice among metrics or of epochs"
+        if _unseen_epochs(comparison)
+        else "the choice among metrics"
+    )
     said = [
         "Each series is one training run: the intervals are over mini-batches, and another seed may move the numbers further.",
         f"All batches are of one data set ({data['source']}, {data['split']}), of "
@@ -30,7 +34,9 @@ def caveats(comparison: Comparison) -> tuple[str, ...]:
         f"metric, not {choice}.",
     ]
     if not comparison.paired:
-        said.append("Unpaired: differences between the batches of the series are mixed with differences between the series.")
+        said.append(
+            "Unpaired: differences between the batches of the series are mixed with differences between the series."
+        )
     return tuple(said)
 
 
@@ -40,7 +46,10 @@ def _unseen_epochs(comparison: Comparison) -> set[int]:
 
 
 def notes(
-    comparison: Comparison, series: Sequence[Series], seen: Mapping[tuple[str, int, str], Observed], asked: Asked
+    comparison: Comparison,
+    series: Sequence[Series],
+    seen: Mapping[tuple[str, int, str], Observed],
+    asked: Asked,
 ) -> tuple[str, ...]:
     """Gaps, what was left out, and what was measured in another way."""
     epochs = comparison.epochs
@@ -49,7 +58,9 @@ def notes(
         said.append("There is one series only, so there is no difference to take.")
     if len(epochs) == 1:
         what = "is looked at, though more were" if _unseen_epochs(comparison) else "was"
-        said.append(f"Only {epoch_text(epochs[0])} {what} measured, so nothing is said about training.")
+        said.append(
+            f"Only {epoch_text(epochs[0])} {what} measured, so nothing is said about training."
+        )
     for one in series:
         said += _of_series(comparison, one, keep_unconverged=asked.keep_unconverged)
     said += _of_metrics(comparison, series, seen, asked)
@@ -62,7 +73,12 @@ def notes(
             f"{FEWEST_BATCHES} on."
         )
     said += _of_unknown(comparison, with_pairs=asked.with_pairs)
-    return tuple(said + _without_interval(comparison) + _of_power(comparison) + _of_normalised(comparison, asked))
+    return tuple(
+        said
+        + _without_interval(comparison)
+        + _of_power(comparison)
+        + _of_normalised(comparison, asked)
+    )
 
 
 def _of_unknown(comparison: Comparison, *, with_pairs: bool) -> list[str]:
@@ -92,12 +108,20 @@ def _without_interval(comparison: Comparison) -> list[str]:
     for row in comparison.summaries:
         if row.num_batches > 1 and math.isfinite(row.value) and math.isnan(row.low):
             label = METRICS[row.metric].label
-            found.setdefault(label, {}).setdefault(comparison.label(row.series), []).append(row.epoch)
+            found.setdefault(label, {}).setdefault(comparison.label(row.series), []).append(
+                row.epoch
+            )
     parts = []
     for metric, rows in found.items():
         where = "; ".join(f"{label}, {_epochs(epochs)}" for label, epochs in rows.items())
         parts.append(f"{metric} ({where})")
-    return [f"No interval, since all batches say the same or too few say anything: {', '.join(parts)}."] if parts else []
+    return (
+        [
+            f"No interval, since all batches say the same or too few say anything: {', '.join(parts)}."
+        ]
+        if parts
+        else []
+    )
 
 
 def _of_power(comparison: Comparison) -> list[str]:
@@ -123,7 +147,9 @@ def _of_normalised(comparison: Comparison, asked: Asked) -> list[str]:
     for name, versions in NORMALISED.items():
         missing = [version for version in versions if METRICS[version] not in asked.metrics]
         if missing and any(row.metric == name for row in comparison.differences):
-            said.append(f"Not compared, though each may say otherwise than {name}: {', '.join(missing)}.")
+            said.append(
+                f"Not compared, though each may say otherwise than {name}: {', '.join(missing)}."
+            )
     return said
 
 
@@ -133,18 +159,31 @@ def _of_series(comparison: Comparison, one: Series, *, keep_unconverged: bool) -
     missing = [epoch for epoch in comparison.epochs if epoch not in one.tables]
     if missing:
         said.append(f"{label}: not measured at {_epochs(missing)}.")
-    unfinished = {e: one.tables[e] for e in measured if one.tables[e].num_records < one.tables[e].num_planned}
+    unfinished = {
+        e: one.tables[e] for e in measured if one.tables[e].num_records < one.tables[e].num_planned
+    }
     if unfinished:
-        parts = ", ".join(f"{table.num_records} of {table.num_planned} at epoch {e}" for e, table in unfinished.items())
+        parts = ", ".join(
+            f"{table.num_records} of {table.num_planned} at epoch {e}"
+            for e, table in unfinished.items()
+        )
         said.append(f"{label}: unfinished, batches measured: {parts}.")
     loose = {e: int((~one.measured[e].certified).sum()) for e in measured}
     loose = {e: count for e, count in loose.items() if count}
     if loose:
-        parts = ", ".join(f"{count} of {one.tables[e].num_records} at epoch {e}" for e, count in loose.items())
-        treated = "kept, although they are" if keep_unconverged else "left out of what is made of eigenvalues, as"
+        parts = ", ".join(
+            f"{count} of {one.tables[e].num_records} at epoch {e}" for e, count in loose.items()
+        )
+        treated = (
+            "kept, although they are"
+            if keep_unconverged
+            else "left out of what is made of eigenvalues, as"
+        )
         said.append(f"{label}: records {treated} not certified: {parts}.")
     if not all(one.audited(e) for e in measured):
-        said.append(f"{label}: NOT AUDITED: nobody has checked that these are second derivatives of the whole model.")
+        said.append(
+            f"{label}: NOT AUDITED: nobody has checked that these are second derivatives of the whole model."
+        )
     return said
 
 
@@ -173,7 +212,9 @@ def _of_metrics(
                     unknown.setdefault(comparison.label(one.info.name), {})[epoch] = count
         for label, counts in unknown.items():
             parts = ", ".join(f"{count} at epoch {epoch}" for epoch, count in counts.items())
-            said.append(f"{label}: records that do not say the {metric.label} are left out of it: {parts}.")
+            said.append(
+                f"{label}: records that do not say the {metric.label} are left out of it: {parts}."
+            )
     return said
 
 

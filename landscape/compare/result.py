@@ -144,12 +144,26 @@ class Comparison:
 
     def summary(self, series: str, epoch: int, metric: str) -> Summary | None:
         """The row of a series, or None where there is a gap."""
-        return next((one for one in self.summaries if (one.series, one.epoch, one.metric) == (series, epoch, metric)), None)
+        return next(
+            (
+                one
+                for one in self.summaries
+                if (one.series, one.epoch, one.metric) == (series, epoch, metric)
+            ),
+            None,
+        )
 
     def difference(self, first: str, second: str, epoch: int, metric: str) -> Difference | None:
         """The row of a pair, or None where it could not be compared."""
         key = (first, second, epoch, metric)
-        return next((one for one in self.differences if (one.first, one.second, one.epoch, one.metric) == key), None)
+        return next(
+            (
+                one
+                for one in self.differences
+                if (one.first, one.second, one.epoch, one.metric) == key
+            ),
+            None,
+        )
 
     def label(self, series: str) -> str:
         """What a person calls a series; its name where labels are not unique."""
@@ -161,10 +175,17 @@ class Comparison:
         """Plain values; null for what is unknown."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
         named = [one.name for one in fields(Metric) if one.name not in ("of", "estimate")]
-        found["metrics"] = [{name: getattr(metric, name) for name in named} for metric in self.metrics]
+        found["metrics"] = [
+            {name: getattr(metric, name) for name in named} for metric in self.metrics
+        ]
         for name in ("series", "summaries", "differences"):
-            found[name] = [{key: plain(value) for key, value in asdict(row).items()} for row in getattr(self, name)]
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+            found[name] = [
+                {key: plain(value) for key, value in asdict(row).items()}
+                for row in getattr(self, name)
+            ]
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in found.items()
+        }
 
 
 def plain(value: Any) -> Any:

@@ -29,9 +29,15 @@ def sentence(comparison: Comparison, row: Difference) -> str:
     else:
         claim = f"{first} and {second} {_undecided(comparison, row)} {where}"
     batches = counted(row.num_batches, "batch", "batches")
-    on = f"On the same {batches}" if row.paired else f"On at least {batches} each, not compared batch by batch"
+    on = (
+        f"On the same {batches}"
+        if row.paired
+        else f"On at least {batches} each, not compared batch by batch"
+    )
     what = f"{'paired ' if row.paired else ''}difference {with_interval(row.difference, row.low, row.high)}"
-    numbers = f"{_naming(metric)} {' vs '.join(sides_text(row))}, {what}, Holm p = {p_text(row.p_holm)}"
+    numbers = (
+        f"{_naming(metric)} {' vs '.join(sides_text(row))}, {what}, Holm p = {p_text(row.p_holm)}"
+    )
     return "; ".join([f"{on}, {claim}: {numbers}", *objections, *_doubts(row)]) + "."
 
 
@@ -65,7 +71,9 @@ def direction(comparison: Comparison, row: Difference) -> int:
 
     Both have to agree: the test, which looks at all epochs together, and the interval, where there is one.
     """
-    shown = row.p_holm <= 1 - comparison.confidence and (math.isnan(row.low) or row.low * row.high > 0)
+    shown = row.p_holm <= 1 - comparison.confidence and (
+        math.isnan(row.low) or row.low * row.high > 0
+    )
     return int(np.sign(row.difference)) if shown else 0
 
 
@@ -74,7 +82,10 @@ def can_decide(comparison: Comparison, row: Difference) -> bool:
     key = (row.first, row.second, row.epoch)
     family = [one for one in comparison.differences if one.metric == row.metric]
     keys = [(one.first, one.second, one.epoch) for one in family]
-    best = [one.smallest_p if one_key == key else one.p_value for one, one_key in zip(family, keys, strict=True)]
+    best = [
+        one.smallest_p if one_key == key else one.p_value
+        for one, one_key in zip(family, keys, strict=True)
+    ]
     return bool(holm(np.array(best))[keys.index(key)] <= 1 - comparison.confidence)
 
 
@@ -100,7 +111,9 @@ def _objections(comparison: Comparison, row: Difference, larger: int) -> list[st
             verdict = f"but {winner} {_more(METRICS[row.metric])}" if found else "left open"
             # The series stand in the order of the sentence.
             values = " vs ".join(sides_text(_turned(other) if larger < 0 else other))
-            said.setdefault(verdict, []).append(f"{how} ({values}, Holm p = {p_text(other.p_holm)})")
+            said.setdefault(verdict, []).append(
+                f"{how} ({values}, Holm p = {p_text(other.p_holm)})"
+            )
     return [f"{verdict} {', '.join(hows)}" for verdict, hows in said.items()]
 
 
@@ -108,7 +121,9 @@ def _doubts(row: Difference) -> list[str]:
     """What of the records behind a difference has no certificate or was not audited."""
     said = []
     if row.num_uncertified:
-        what = counted(row.num_uncertified, *(("batch", "batches") if row.paired else ("record", "records")))
+        what = counted(
+            row.num_uncertified, *(("batch", "batches") if row.paired else ("record", "records"))
+        )
         said.append(f"{what} WITHOUT CERTIFICATE")
     return said if row.audited else [*said, "NOT AUDITED"]
 
@@ -119,7 +134,9 @@ def _more(metric: Metric) -> str:
 
 def _naming(metric: Metric) -> str:
     name = metric.name if metric.name == "lambda_max" else metric.label
-    return name if metric.location == "ratio" or metric.name == "nep" else f"{metric.location} {name}"
+    return (
+        name if metric.location == "ratio" or metric.name == "nep" else f"{metric.location} {name}"
+    )
 
 
 def summary_text(row: Summary) -> str:
@@ -134,7 +151,11 @@ def summary_text(row: Summary) -> str:
 
 def with_interval(value: float, low: float, high: float) -> str:
     """A number and its interval, if there is one."""
-    return number(value) if math.isnan(low) or math.isnan(high) else f"{number(value)} [{number(low)}, {number(high)}]"
+    return (
+        number(value)
+        if math.isnan(low) or math.isnan(high)
+        else f"{number(value)} [{number(low)}, {number(high)}]"
+    )
 
 
 def p_text(p: float) -> str:

@@ -15,7 +15,13 @@ from landscape.compare.result import SeriesInfo
 from landscape.compare.statistics import Sample
 from landscape.errors import StoreError
 from landscape.linalg import Estimate
-from landscape.store import SpectraTable, SpectrumStore, differing_setting, is_audited, models_as_trained
+from landscape.store import (
+    SpectraTable,
+    SpectrumStore,
+    differing_setting,
+    is_audited,
+    models_as_trained,
+)
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,16 @@ class Series:
             return None
         measured = self.measured[epoch]
         loose = ~measured.certified if metric.certified else np.zeros(table.num_records, dtype=bool)
-        numerator, denominator = (np.asarray(column, dtype=np.float64) for column in metric.columns(measured))
+        numerator, denominator = (
+            np.asarray(column, dtype=np.float64) for column in metric.columns(measured)
+        )
         counts = np.isfinite(numerator) & np.isfinite(denominator)
         if metric.certified:
             counts &= measured.finite if keep_unconverged else measured.certified
         estimate = None if metric.estimate is None else partial(measured.of_all, metric.estimate)
-        return Observed(table.batch, counts, loose, Sample(metric.location, numerator, denominator), estimate)
+        return Observed(
+            table.batch, counts, loose, Sample(metric.location, numerator, denominator), estimate
+        )
 
     def audited(self, epoch: int) -> bool:
         """Whether every record of an epoch was made by a product that passed an audit."""
@@ -78,7 +88,11 @@ class Observed:
     @property
     def counted_estimate(self) -> Estimate | None:
         """The estimate of all batches that count; None for what is none."""
-        return None if self.estimate is None or not self.counts.any() else self.estimate(np.flatnonzero(self.counts))
+        return (
+            None
+            if self.estimate is None or not self.counts.any()
+            else self.estimate(np.flatnonzero(self.counts))
+        )
 
     @property
     def counted(self) -> Sample:
@@ -116,9 +130,15 @@ class Pairing:
             rows, other_rows, num_left_out = rows[both], other_rows[both], int((~both).sum())
             loose = int((one.loose[rows] | other.loose[other_rows]).sum())
         estimates = None
-        if one.estimate is not None and other.estimate is not None and min(len(rows), len(other_rows)):
+        if (
+            one.estimate is not None
+            and other.estimate is not None
+            and min(len(rows), len(other_rows))
+        ):
             estimates = one.estimate(rows), other.estimate(other_rows)
-        return cls(one.sample.take(rows), other.sample.take(other_rows), num_left_out, loose, estimates)
+        return cls(
+            one.sample.take(rows), other.sample.take(other_rows), num_left_out, loose, estimates
+        )
 
     @property
     def num_batches(self) -> int:
@@ -145,7 +165,9 @@ def read_series(
     protocols: list[tuple[Path, dict[str, dict[str, Any]]]] = []
     for path in map(Path, paths):
         if any(os.path.realpath(path) == os.path.realpath(other) for other, _ in protocols):
-            raise StoreError(f"{path}: named twice, and a series does not differ from itself; name each store once.")
+            raise StoreError(
+                f"{path}: named twice, and a series does not differ from itself; name each store once."
+            )
         with SpectrumStore.open(path, series=wanted) as store:
             if protocols:
                 _check_protocols(*protocols[0], path, store.plan.protocol)
@@ -161,11 +183,21 @@ def read_series(
 def _series(path: Path, store: SpectrumStore, name: str) -> Series:
     tables = {epoch: store.records(name, epoch) for epoch in sorted(store.epochs(name))}
     table = next(iter(tables.values()))
-    facts: dict[str, Any] = {"label": table.label, "model": table.model, "num_params": table.num_params}
-    return Series(SeriesInfo(name=name, store=str(path), epochs=tuple(tables), **facts), tables, store.plan.protocol["hessian"])
+    facts: dict[str, Any] = {
+        "label": table.label,
+        "model": table.model,
+        "num_params": table.num_params,
+    }
+    return Series(
+        SeriesInfo(name=name, store=str(path), epochs=tuple(tables), **facts),
+        tables,
+        store.plan.protocol["hessian"],
+    )
 
 
-def _check_protocols(one: Path, old: dict[str, dict[str, Any]], other: Path, new: dict[str, dict[str, Any]]) -> None:
+def _check_protocols(
+    one: Path, old: dict[str, dict[str, Any]], other: Path, new: dict[str, dict[str, Any]]
+) -> None:
     found = differing_setting(old, new)
     if found is not None:
         section, key = found
@@ -179,7 +211,9 @@ def _check_protocols(one: Path, old: dict[str, dict[str, Any]], other: Path, new
 def _with_unique_names(found: list[Series]) -> list[Series]:
     """Put the file before names that two stores share: "a:vit", or the path where the files have one name too."""
     names = Counter(one.info.name for one in found)
-    stems = Counter({store: Path(store).stem for store in {one.info.store for one in found}}.values())
+    stems = Counter(
+        {store: Path(store).stem for store in {one.info.store for one in found}}.values()
+    )
     unique = []
     for one in found:
         info, file = one.info, Path(one.info.store)
@@ -203,7 +237,9 @@ def check_same_loss(series: Sequence[Series]) -> None:
                 if "loss" in used:
                     losses.setdefault(str(used["loss"][0]), []).append(one.info.name)
     if len(losses) > 1:
-        parts = "; ".join(f"{loss} by {', '.join(dict.fromkeys(names))}" for loss, names in losses.items())
+        parts = "; ".join(
+            f"{loss} by {', '.join(dict.fromkeys(names))}" for loss, names in losses.items()
+        )
         raise StoreError(
             f"{series[0].info.store}: the series minimise different losses ({parts}), so their eigenvalues are those of "
             "different functions and no difference means anything. Compare those of one loss, each named with --series."
@@ -220,7 +256,8 @@ def check_same_batches(one: Series, other: Series, epochs: Sequence[int]) -> Non
     """
     for epoch in (epoch for epoch in epochs if epoch in one.tables and epoch in other.tables):
         digests, others = (
-            dict(zip(table.batch.tolist(), table.batch_sha256, strict=True)) for table in (one.tables[epoch], other.tables[epoch])
+            dict(zip(table.batch.tolist(), table.batch_sha256, strict=True))
+            for table in (one.tables[epoch], other.tables[epoch])
         )
         common = sorted(set(digests) & set(others))
         differing = [batch for batch in common if digests[batch] != others[batch]]

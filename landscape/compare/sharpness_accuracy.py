@@ -21,7 +21,12 @@ from landscape.compare.series import Observed, Series, read_series
 from landscape.compare.statistics import Resampling, Sample
 from landscape.errors import StoreError
 from landscape.statistics import Bootstrap, Interval
-from landscape.store.predictions import CheckpointPredictions, PictureSet, PredictionStore, read_predictions
+from landscape.store.predictions import (
+    CheckpointPredictions,
+    PictureSet,
+    PredictionStore,
+    read_predictions,
+)
 
 # What is asked of sharpness: the largest eigenvalue, and how far from convex.
 SHARPNESS = ("lambda_max", "nep")
@@ -100,7 +105,9 @@ def sharpness_and_accuracy(
             checkpoint has another digest in the two kinds of file, or none is in both.
     """
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
-    bootstrap = Bootstrap(num_resamples=min(num_resamples, _MAX_RESAMPLES), confidence=confidence, seed=seed)
+    bootstrap = Bootstrap(
+        num_resamples=min(num_resamples, _MAX_RESAMPLES), confidence=confidence, seed=seed
+    )
     measured, _ = read_series([spectra], series)
     answers = read_answers(predictions)
     joined, notes = _joined(spectra, measured, answers, named=series)
@@ -110,7 +117,8 @@ def sharpness_and_accuracy(
         for one in measured
         for epoch in one.tables
         if (one.info.name, epoch) in joined
-        and (found := one.observed(epoch, METRICS[metric], keep_unconverged=keep_unconverged)) is not None
+        and (found := one.observed(epoch, METRICS[metric], keep_unconverged=keep_unconverged))
+        is not None
         and found.counts.any()
     }
     chosen = PredictionStore(sets=answers.sets, checkpoints=joined)
@@ -122,7 +130,9 @@ def sharpness_and_accuracy(
             label=one.info.label,
             epoch=epoch,
             sharpness={
-                metric: resampling.location(observed[metric, key].counted) for metric in SHARPNESS if (metric, key) in observed
+                metric: resampling.location(observed[metric, key].counted)
+                for metric in SHARPNESS
+                if (metric, key) in observed
             },
             scores=tuple(score for score in scores if (score.series, score.epoch) == key),
             means={name: mean.values[key] for name, mean in means.items() if key in mean.values},
@@ -131,7 +141,11 @@ def sharpness_and_accuracy(
         for epoch in one.tables
         if (key := (one.info.name, epoch)) in joined
     )
-    digests = {(one.info.name, epoch): table.batch_sha256 for one in measured for epoch, table in one.tables.items()}
+    digests = {
+        (one.info.name, epoch): table.batch_sha256
+        for one in measured
+        for epoch, table in one.tables.items()
+    }
     correlations = []
     for metric in SHARPNESS:
         of_metric = {key: found for (name, key), found in observed.items() if name == metric}
@@ -168,11 +182,15 @@ def read_answers(paths: Sequence[Path]) -> PredictionStore:
     places: list[str] = []
     for path in paths:
         if os.path.realpath(path) in places:
-            raise StoreError(f"{path}: named twice, and its answers would count twice; name each file once.")
+            raise StoreError(
+                f"{path}: named twice, and its answers would count twice; name each file once."
+            )
         places.append(os.path.realpath(path))
         store = read_predictions(path)
         if store is None:
-            raise StoreError(f"{path}: there is no such file; `landscape evaluate` and `landscape ood` write one.")
+            raise StoreError(
+                f"{path}: there is no such file; `landscape evaluate` and `landscape ood` write one."
+            )
         for name, one in store.sets.items():
             if name in sets and sets[name].identity() != one.identity():
                 raise StoreError(
@@ -181,11 +199,15 @@ def read_answers(paths: Sequence[Path]) -> PredictionStore:
                 )
             sets[name] = one
         for key, checkpoint in store.checkpoints.items():
-            checkpoints[key] = _merged(checkpoints[key], checkpoint, path) if key in checkpoints else checkpoint
+            checkpoints[key] = (
+                _merged(checkpoints[key], checkpoint, path) if key in checkpoints else checkpoint
+            )
     return PredictionStore(sets=sets, checkpoints=checkpoints)
 
 
-def _merged(one: CheckpointPredictions, other: CheckpointPredictions, path: Path) -> CheckpointPredictions:
+def _merged(
+    one: CheckpointPredictions, other: CheckpointPredictions, path: Path
+) -> CheckpointPredictions:
     """What two files say of one checkpoint."""
     _check_digest(path, "in the files before", other, one.checkpoint_sha256)
     twice = [name for name in other.sets if name in one.sets]
@@ -207,7 +229,11 @@ def _check_digest(path: Path, where: str, checkpoint: CheckpointPredictions, dig
 
 
 def _joined(
-    spectra: Path, measured: Sequence[Series], answers: PredictionStore, *, named: Sequence[str] | None
+    spectra: Path,
+    measured: Sequence[Series],
+    answers: PredictionStore,
+    *,
+    named: Sequence[str] | None,
 ) -> tuple[dict[Key, CheckpointPredictions], list[str]]:
     """The checkpoints that have both, and what is left out.
 
@@ -233,9 +259,15 @@ def _joined(
     notes = []
     if without:
         notes.append(f"Without answers, so not in this chapter: {', '.join(without)}.")
-    rest = [f"{name} epoch {epoch}" for name, epoch in answers.checkpoints if (name, epoch) not in joined]
+    rest = [
+        f"{name} epoch {epoch}"
+        for name, epoch in answers.checkpoints
+        if (name, epoch) not in joined
+    ]
     if rest and named is None:
-        notes.append(f"With answers but without spectra, so not in this chapter: {', '.join(rest)}.")
+        notes.append(
+            f"With answers but without spectra, so not in this chapter: {', '.join(rest)}."
+        )
     return joined, notes
 
 
@@ -257,7 +289,11 @@ def resampled_sharpness(
     owned = {key: np.asarray(digests[key])[found.counts] for key, found in observed.items()}
     batches = np.unique(np.concatenate([np.zeros(0, dtype="<U1"), *owned.values()]))
     generator = np.random.default_rng([bootstrap.seed, len(batches)])
-    drawn = generator.integers(len(batches), size=(bootstrap.num_resamples, max(1, len(batches) - 1))) if len(batches) else None
+    drawn = (
+        generator.integers(len(batches), size=(bootstrap.num_resamples, max(1, len(batches) - 1)))
+        if len(batches)
+        else None
+    )
     resampled = {}
     for key, sample in samples.items():
         rows = {digest: row for row, digest in enumerate(owned[key])}

@@ -68,7 +68,9 @@ class Sample:
         values = self.numerator[index]
         if self.location == "ratio":
             return _quotient(values.sum(axis=axis), self.denominator[index].sum(axis=axis))
-        return np.asarray(np.median(values, axis=axis) if self.location == "median" else values.mean(axis=axis))
+        return np.asarray(
+            np.median(values, axis=axis) if self.location == "median" else values.mean(axis=axis)
+        )
 
     def take(self, rows: Int[np.ndarray, " n"]) -> "Sample":
         """The batches of these rows."""
@@ -76,7 +78,10 @@ class Sample:
 
     def joined(self, other: "Sample") -> "Sample":
         """The batches of both, one after the other."""
-        numerators, denominators = (self.numerator, other.numerator), (self.denominator, other.denominator)
+        numerators, denominators = (
+            (self.numerator, other.numerator),
+            (self.denominator, other.denominator),
+        )
         return Sample(self.location, np.concatenate(numerators), np.concatenate(denominators))
 
 
@@ -133,7 +138,9 @@ class Resampling:
             return Interval(math.nan)
         return self._of_two(first, second, _quotient, paired=paired)
 
-    def _of_two(self, first: Sample, second: Sample, combine: _Combine, *, paired: bool) -> Interval:
+    def _of_two(
+        self, first: Sample, second: Sample, combine: _Combine, *, paired: bool
+    ) -> Interval:
         contrast = _contrast(first.joined(second), combine, paired=paired)
         one, other = np.arange(first.size), first.size + np.arange(second.size)
         if paired:
@@ -142,7 +149,9 @@ class Resampling:
         found = self._interval([one, other], contrast)
         return Interval(found.value) if first.is_constant or second.is_constant else found
 
-    def _interval(self, batches: Sequence[Int[np.ndarray, " n"]], statistic: Callable[..., Any]) -> Interval:
+    def _interval(
+        self, batches: Sequence[Int[np.ndarray, " n"]], statistic: Callable[..., Any]
+    ) -> Interval:
         """The percentile interval of a statistic of batches, at a level that makes up for small samples.
 
         The bootstrap's spread is too small by sqrt((n - 1) / n), and it knows no heavier tail than the normal one; at this
@@ -181,7 +190,11 @@ class Resampling:
             )
         if np.ptp(resampled.bootstrap_distribution) <= _ROUNDING * abs(value):
             return Interval(value)
-        return Interval(value, float(resampled.confidence_interval.low), float(resampled.confidence_interval.high))
+        return Interval(
+            value,
+            float(resampled.confidence_interval.low),
+            float(resampled.confidence_interval.high),
+        )
 
     def p_value(self, first: Sample, second: Sample, *, paired: bool) -> float:
         """Of the two-sided permutation test that the two series are exchangeable.
@@ -268,4 +281,6 @@ def _contrast(pool: Sample, combine: _Combine, *, paired: bool) -> Callable[...,
 def _quotient(numerator: Any, denominator: Any) -> Any:
     """NaN where the denominator is 0."""
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
-    return np.divide(numerator, denominator, out=np.full(shape, math.nan), where=np.asarray(denominator) != 0)
+    return np.divide(
+        numerator, denominator, out=np.full(shape, math.nan), where=np.asarray(denominator) != 0
+    )

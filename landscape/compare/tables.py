@@ -68,10 +68,17 @@ def _series_grid(comparison: Comparison, metrics: Sequence[Metric]) -> Grid:
         for one in comparison.series:
             found = [comparison.summary(one.name, epoch, metric.name) for metric in metrics]
             counted = {summary.num_batches for summary in found if summary is not None}
-            batches = "-".join(map(str, sorted({min(counted), max(counted)}))) if counted else "none"
+            batches = (
+                "-".join(map(str, sorted({min(counted), max(counted)}))) if counted else "none"
+            )
             values = [summary_text(summary) if summary is not None else "" for summary in found]
             rows.append((str(epoch), comparison.label(one.name), batches, *values))
-    header = ("epoch", "series", "batches", *(f"{metric.label}, {_located(metric)}" for metric in metrics))
+    header = (
+        "epoch",
+        "series",
+        "batches",
+        *(f"{metric.label}, {_located(metric)}" for metric in metrics),
+    )
     return Grid("Each series over its batches", header, tuple(rows))
 
 
@@ -86,23 +93,38 @@ def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
             str(row.num_batches),
             " vs ".join(sides_text(row)),
             with_interval(*(scale * number for number in (row.difference, row.low, row.high))),
-            with_interval(row.ratio, row.ratio_low, row.ratio_high) if math.isfinite(row.ratio) else "",
+            with_interval(row.ratio, row.ratio_low, row.ratio_high)
+            if math.isfinite(row.ratio)
+            else "",
             f"{row.effect:+.2f}" if math.isfinite(row.effect) else "",
             p_text(row.p_holm),
         )
         for row in sorted(found, key=lambda row: names.index((row.first, row.second)))
     ]
-    header = ("pair", "epoch", "batches", _located(metric), "difference", "ratio", "effect", "Holm p")
+    header = (
+        "pair",
+        "epoch",
+        "batches",
+        _located(metric),
+        "difference",
+        "ratio",
+        "effect",
+        "Holm p",
+    )
     unit = "" if metric.unit == "1" else f", {metric.unit}"
     unit = ", %" if metric.is_share else unit
     title = f"{metric.label}{unit}: {'paired ' if comparison.paired else ''}differences [{100 * comparison.confidence:g} %]"
     return Grid(title, header, tuple(rows)) if rows else None
 
 
-def _normalised_grid(comparison: Comparison, metric: Metric, versions: Sequence[Metric]) -> Grid | None:
+def _normalised_grid(
+    comparison: Comparison, metric: Metric, versions: Sequence[Metric]
+) -> Grid | None:
     """One row per pair and epoch: the ratio, or where there is none the difference, in each normalised version."""
     found = {(row.first, row.second, row.epoch, row.metric): row for row in comparison.differences}
-    keys = dict.fromkeys(key[:3] for key in found if key[3] in {version.name for version in versions})
+    keys = dict.fromkeys(
+        key[:3] for key in found if key[3] in {version.name for version in versions}
+    )
     pairs = list(dict.fromkeys(key[:2] for key in keys))
     rows = []
     for first, second, epoch in sorted(keys, key=lambda key: pairs.index(key[:2])):
@@ -110,7 +132,9 @@ def _normalised_grid(comparison: Comparison, metric: Metric, versions: Sequence[
         rows.append((f"{comparison.label(first)} / {comparison.label(second)}", str(epoch), *cells))
     header = ("pair", "epoch", *(version.label for version in versions))
     paired = "paired " if comparison.paired else ""
-    title = f"{metric.label}, normalised: {paired}ratios [{100 * comparison.confidence:g} %] and Holm p"
+    title = (
+        f"{metric.label}, normalised: {paired}ratios [{100 * comparison.confidence:g} %] and Holm p"
+    )
     return Grid(title, header, tuple(rows)) if rows else None
 
 
@@ -118,7 +142,11 @@ def _compact(row: Difference | None) -> str:
     if row is None:
         return ""
     ratio = with_interval(row.ratio, row.ratio_low, row.ratio_high)
-    what = ratio if math.isfinite(row.ratio) else f"difference {with_interval(row.difference, row.low, row.high)}"
+    what = (
+        ratio
+        if math.isfinite(row.ratio)
+        else f"difference {with_interval(row.difference, row.low, row.high)}"
+    )
     return f"{what}, p {p_text(row.p_holm)}"
 
 
@@ -126,7 +154,9 @@ def _located(metric: Metric) -> str:
     return "pooled" if metric.location == "ratio" else metric.location
 
 
-def to_terminal(comparison: Comparison, metrics: Sequence[str] | None = None, *, width: int | None = None) -> str:
+def to_terminal(
+    comparison: Comparison, metrics: Sequence[str] | None = None, *, width: int | None = None
+) -> str:
     """Tables, then what to quote, what was left out, and what the numbers do not show.
 
     Args:
@@ -135,7 +165,12 @@ def to_terminal(comparison: Comparison, metrics: Sequence[str] | None = None, *,
     return text_of(grids(comparison, metrics), texts_of(comparison), width=width)
 
 
-def text_of(tables: Sequence[Grid], texts: Sequence[tuple[str, tuple[str, ...]]], *, width: int | None = None) -> str:
+def text_of(
+    tables: Sequence[Grid],
+    texts: Sequence[tuple[str, tuple[str, ...]]],
+    *,
+    width: int | None = None,
+) -> str:
     """Tables and headed lists of sentences for a terminal.
 
     Args:
@@ -152,7 +187,14 @@ def text_of(tables: Sequence[Grid], texts: Sequence[tuple[str, tuple[str, ...]]]
 
 def _text_table(grid: Grid) -> TextTable:
     sections = [index for index in range(len(grid.rows)) if grid.begins_section(index)]
-    return TextTable(title=grid.title, header=grid.header, rows=grid.rows, num_names=2, num_left=2, sections=sections)
+    return TextTable(
+        title=grid.title,
+        header=grid.header,
+        rows=grid.rows,
+        num_names=2,
+        num_left=2,
+        sections=sections,
+    )
 
 
 class WithSentences(Protocol):
@@ -184,8 +226,13 @@ def to_csv(comparison: Comparison) -> str:
     writer.writeheader()
     for kind, rows in (("series", comparison.summaries), ("difference", comparison.differences)):
         for row in rows:
-            fields = {key: "" if plain(value) is None else value for key, value in asdict(row).items()}
-            fields = {{"series": "first", "difference": "value"}.get(key, key): value for key, value in fields.items()}
+            fields = {
+                key: "" if plain(value) is None else value for key, value in asdict(row).items()
+            }
+            fields = {
+                {"series": "first", "difference": "value"}.get(key, key): value
+                for key, value in fields.items()
+            }
             writer.writerow({"kind": kind, "unit": METRICS[row.metric].unit, **fields})
     return stream.getvalue()
 
@@ -196,7 +243,13 @@ def to_json(comparison: Comparison) -> str:
 
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 _LATEX |= {character: f"${character}$" for character in "<>"}
-_LATEX |= {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "|": r"\textbar{}", "\N{MINUS SIGN}": "$-$"}
+_LATEX |= {
+    "\\": r"\textbackslash{}",
+    "^": r"\^{}",
+    "~": r"\~{}",
+    "|": r"\textbar{}",
+    "\N{MINUS SIGN}": "$-$",
+}
 
 
 def to_latex(comparison: Comparison, metrics: Sequence[str] | None = None) -> str:
@@ -239,11 +292,18 @@ def _latex_rows(grid: Grid) -> list[str]:
 
 def escaped_latex(text: str) -> str:
     escaped = re.sub(r"[\\^~\u2212<>|&%$#_{}]", lambda found: _LATEX[found.group()], text)
-    powers = re.sub(r"(?<=[\d)])e([+-]\d+)\b", lambda found: rf"$\times10^{{{int(found[1])}}}$", escaped)
+    powers = re.sub(
+        r"(?<=[\d)])e([+-]\d+)\b", lambda found: rf"$\times10^{{{int(found[1])}}}$", escaped
+    )
     return re.sub(r"(?<![\w.{])-(?=[\d.])", "$-$", powers)
 
 
-FORMATS: dict[str, Callable[..., str]] = {"table": to_terminal, "csv": to_csv, "json": to_json, "latex": to_latex}
+FORMATS: dict[str, Callable[..., str]] = {
+    "table": to_terminal,
+    "csv": to_csv,
+    "json": to_json,
+    "latex": to_latex,
+}
 SUFFIXES = {".txt": "table", ".csv": "csv", ".json": "json", ".tex": "latex"}
 
 
@@ -256,7 +316,9 @@ def format_of(path: Path | None, *, kind: str | None = None) -> str:
     told = None if path is None else SUFFIXES.get(path.suffix.lower())
     if path is not None and kind is None and told is None:
         known = ", ".join(SUFFIXES)
-        raise ValueError(f"{path}: a comparison cannot be written as {path.suffix!r}; the suffix must be one of {known}.")
+        raise ValueError(
+            f"{path}: a comparison cannot be written as {path.suffix!r}; the suffix must be one of {known}."
+        )
     if kind is not None and told is not None and kind != told:
         suffix = next(suffix for suffix, other in SUFFIXES.items() if other == kind)
         raise ValueError(
@@ -266,7 +328,11 @@ def format_of(path: Path | None, *, kind: str | None = None) -> str:
 
 
 def write_comparison(
-    comparison: Comparison, path: Path, *, kind: str | None = None, metrics: Sequence[str] | None = None
+    comparison: Comparison,
+    path: Path,
+    *,
+    kind: str | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> None:
     """Write a comparison into a file, whole or not at all.
 
@@ -279,7 +345,12 @@ def write_comparison(
         StoreError: If the file cannot be written.
     """
     kind = format_of(path, kind=kind)
-    write_text(path, FORMATS[kind](comparison, metrics) if kind in ("table", "latex") else FORMATS[kind](comparison))
+    write_text(
+        path,
+        FORMATS[kind](comparison, metrics)
+        if kind in ("table", "latex")
+        else FORMATS[kind](comparison),
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,7 +24,9 @@ def probed_rows(table: SpectraTable) -> Int[np.ndarray, " r"]:
     return np.array(known, dtype=np.int64)
 
 
-def probed_spectrum(table: SpectraTable, dtype: str, rows: Sequence[int] | None = None) -> ProbedSpectrum:
+def probed_spectrum(
+    table: SpectraTable, dtype: str, rows: Sequence[int] | None = None
+) -> ProbedSpectrum:
     """The spectrum as the probes of some records saw it, or those of all.
 
     Args:
@@ -39,4 +41,6 @@ def probed_spectrum(table: SpectraTable, dtype: str, rows: Sequence[int] | None 
 
 
 def _rules(table: SpectraTable) -> list[Rule]:
-    return [(x[~np.isnan(x)], w[~np.isnan(w)]) for x, w in zip(table.ritz_values, table.ritz_weights)]
+    return [
+        (x[~np.isnan(x)], w[~np.isnan(w)]) for x, w in zip(table.ritz_values, table.ritz_weights)
+    ]

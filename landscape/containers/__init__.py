@@ -1,6 +1,11 @@
 """Files and folders of weights, read as data: what is in them, who wrote them, and what that means. Imports no torch."""
 
-from landscape.containers.folders import digest_of_checkpoint, known_digests, read_weights, remember_digests
+from landscape.containers.folders import (
+    digest_of_checkpoint,
+    known_digests,
+    read_weights,
+    remember_digests,
+)
 from landscape.containers.layouts import Contents, interpret
 from landscape.containers.outline import Outline, outline
 

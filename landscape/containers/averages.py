@@ -15,7 +15,11 @@ def averaged(state: State) -> State:
     """The weights of an AveragedModel, or of MMEngine's copy, without their counter."""
     counters = {"n_averaged", "steps"}.intersection(state)
     if counters and all(name.startswith("module.") or name in counters for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items() if name not in counters}
+        return {
+            name.removeprefix("module."): value
+            for name, value in state.items()
+            if name not in counters
+        }
     return state
 
 
@@ -50,15 +54,23 @@ def with_average_inside(copies: dict[str, State]) -> tuple[dict[str, State], tup
     if pair is None:
         return copies, ()
     online, ema = pair
-    average = _unwrapped({name.removeprefix(ema): value for name, value in state.items() if name.startswith(ema)})
+    average = _unwrapped(
+        {name.removeprefix(ema): value for name, value in state.items() if name.startswith(ema)}
+    )
     others = {name: value for name, value in state.items() if not name.startswith(pair)}
     # The note is a format.
-    said = f"The module holds {online!r} and its average {ema!r}.".replace("{", "{{").replace("}", "}}")
-    return copies | {"ema": {f"{ema}{name}": value for name, value in average.items()} | others}, (said,)
+    said = f"The module holds {online!r} and its average {ema!r}.".replace("{", "{{").replace(
+        "}", "}}"
+    )
+    return copies | {"ema": {f"{ema}{name}": value for name, value in average.items()} | others}, (
+        said,
+    )
 
 
 def _unwrapped(group: dict[str, Any]) -> dict[str, Any]:
     """Without the counter and the wrapper of an AveragedModel, or timm's ModelEma."""
     group = averaged(group)
     wrapped = all(name.startswith("module.") for name in group)
-    return {name.removeprefix("module."): value for name, value in group.items()} if wrapped else group
+    return (
+        {name.removeprefix("module."): value for name, value in group.items()} if wrapped else group
+    )

@@ -1,7 +1,7 @@
 """Folders of torch.distributed.checkpoint (DCP), read shard by shard without running anything.
 
-    .metadata      a pickle: which tensors there are, in which pieces, and where each piece lies
-    __R_N.distcp   the pieces of rank R one after another, each an archive of torch.save
+.metadata      a pickle: which tensors there are, in which pieces, and where each piece lies
+__R_N.distcp   the pieces of rank R one after another, each an archive of torch.save
 """
 
 import io
@@ -23,7 +23,16 @@ _LARGEST_OBJECT = 1 << 20
 def convert_line(folder: Path) -> str:
     """The command that makes one file of a folder of torch.distributed.checkpoint."""
     target = folder.with_name(f"{folder.name}.pt")
-    return shlex.join(["python", "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch", str(folder), str(target)])
+    return shlex.join(
+        [
+            "python",
+            "-m",
+            "torch.distributed.checkpoint.format_utils",
+            "dcp_to_torch",
+            str(folder),
+            str(target),
+        ]
+    )
 
 
 class _Unreadable(Exception):
@@ -53,7 +62,9 @@ def read_distributed(folder: Path, *, verified: bool) -> WeightFile:
         ) from error
     except Exception as error:
         raise refusal(folder / METADATA, error, len(program)) from error
-    return WeightFile(path=folder, kind=DISTRIBUTED, stored=stored, files=(folder / METADATA, *shards.paths))
+    return WeightFile(
+        path=folder, kind=DISTRIBUTED, stored=stored, files=(folder / METADATA, *shards.paths)
+    )
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -62,7 +73,9 @@ def _attributes(value: Any) -> dict[str, Any]:
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
         state = {**(state[0] or {}), **state[1]}
     if not isinstance(state, dict):
-        raise _Unreadable(f"its metadata hold a {getattr(value, 'name', type(value).__name__)} of unknown content")
+        raise _Unreadable(
+            f"its metadata hold a {getattr(value, 'name', type(value).__name__)} of unknown content"
+        )
     return state
 
 
@@ -88,7 +101,12 @@ class _Shards:
     def read(self, place: dict[str, Any]) -> WeightFile:
         """The archive at a place."""
         name, offset, length = place.get("relative_path"), place.get("offset"), place.get("length")
-        if type(name) is not str or Path(name).name != name or type(offset) is not int or type(length) is not int:
+        if (
+            type(name) is not str
+            or Path(name).name != name
+            or type(offset) is not int
+            or type(length) is not int
+        ):
             raise _Unreadable("its metadata do not say where the pieces lie")
         if place.get("transform_descriptors"):
             raise _Unreadable("its pieces are compressed")
@@ -120,7 +138,10 @@ def _read_entries(metadata: dict[str, Any], shards: _Shards) -> dict[str, Any]:
 
 
 def _tensor(
-    name: str, described: dict[str, Any], places: list[tuple[tuple[int, ...] | None, dict[str, Any]]], shards: _Shards
+    name: str,
+    described: dict[str, Any],
+    places: list[tuple[tuple[int, ...] | None, dict[str, Any]]],
+    shards: _Shards,
 ) -> ChunkedStub:
     """The pieces of a tensor, which cover it exactly."""
     size = described["size"]
@@ -128,19 +149,32 @@ def _tensor(
     for offset, place in places:
         piece = shards.read(place).stored
         if not isinstance(piece, TensorStub):
-            raise _Unreadable(f"a piece of {name!r} is a {getattr(piece, 'name', type(piece).__name__)}")
+            raise _Unreadable(
+                f"a piece of {name!r} is a {getattr(piece, 'name', type(piece).__name__)}"
+            )
         chunks.append((offset or (0,) * len(piece.shape), piece))
-    described_chunks = sorted((_attributes(chunk)["offsets"], _attributes(chunk)["sizes"]) for chunk in described["chunks"])
+    described_chunks = sorted(
+        (_attributes(chunk)["offsets"], _attributes(chunk)["sizes"])
+        for chunk in described["chunks"]
+    )
     if sorted((offset, piece.shape) for offset, piece in chunks) != described_chunks:
         raise _Unreadable(f"the pieces of {name!r} are not those that its metadata list")
     _check_cover(name, size, chunks)
     return ChunkedStub(chunks[0][1].dtype, size, tuple(chunks))
 
 
-def _check_cover(name: str, size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], TensorStub]]) -> None:
+def _check_cover(
+    name: str, size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], TensorStub]]
+) -> None:
     """Pieces that lie within the tensor, do not overlap and have its number of elements fill it."""
-    boxes = [(offset, tuple(o + n for o, n in zip(offset, piece.shape, strict=True))) for offset, piece in chunks]
-    within = all(len(end) == len(size) and all(e <= s for e, s in zip(end, size, strict=True)) for _, end in boxes)
+    boxes = [
+        (offset, tuple(o + n for o, n in zip(offset, piece.shape, strict=True)))
+        for offset, piece in chunks
+    ]
+    within = all(
+        len(end) == len(size) and all(e <= s for e, s in zip(end, size, strict=True))
+        for _, end in boxes
+    )
     apart = not any(
         all(a < d and c < b for a, b, c, d in zip(*first, *second, strict=True)) and size
         for i, first in enumerate(boxes)
@@ -150,7 +184,13 @@ def _check_cover(name: str, size: tuple[int, ...], chunks: list[tuple[tuple[int,
     for length in size:
         total *= length
     same_dtype = len({piece.dtype for _, piece in chunks}) == 1
-    if not (chunks and within and apart and same_dtype and sum(piece.size for _, piece in chunks) == total):
+    if not (
+        chunks
+        and within
+        and apart
+        and same_dtype
+        and sum(piece.size for _, piece in chunks) == total
+    ):
         raise _Unreadable(f"the pieces of {name!r} do not make up the whole of it")
 
 

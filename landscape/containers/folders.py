@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from landscape.containers.distributed import METADATA, read_distributed
-from landscape.containers.weight_files import WeightFile, aliases_in, damaged, read_weight_file, unreadable
+from landscape.containers.weight_files import (
+    WeightFile,
+    aliases_in,
+    damaged,
+    read_weight_file,
+    unreadable,
+)
 from landscape.errors import CheckpointError
 from landscape.files import sha256_of_file
 
@@ -19,7 +25,12 @@ Stamps = tuple[tuple[str, int, int, int], ...]
 _digests: dict[Stamps, str] = {}
 _INDEX = "*.index.json"
 # In the order in which transformers and huggingface_hub look for them.
-_WHOLE = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_WHOLE = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 _LARGEST_INDEX = 64 << 20
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.(safetensors|bin|pt)")
 
@@ -43,11 +54,17 @@ def read_weights(path: Path, *, verified: bool = True) -> WeightFile:
             )
         if path.name.endswith(_INDEX[1:]) and path.is_file():
             return _read_index(path, verified)
-        indices = sorted(path.parent.glob(_INDEX)) if _SHARD.fullmatch(path.name) and path.is_file() else []
+        indices = (
+            sorted(path.parent.glob(_INDEX))
+            if _SHARD.fullmatch(path.name) and path.is_file()
+            else []
+        )
     except OSError as error:
         raise unreadable(path, error) from error
     if indices:
-        raise CheckpointError(f"{path}: is one of several shards. Name the index of all of them: {indices[0]}")
+        raise CheckpointError(
+            f"{path}: is one of several shards. Name the index of all of them: {indices[0]}"
+        )
     return read_weight_file(path, verified=verified)
 
 
@@ -77,11 +94,16 @@ def _read_index(path: Path, verified: bool) -> WeightFile:
         index = json.loads(path.read_bytes())
         placed: dict[str, str] = dict(index["weight_map"])
         metadata: dict[str, Any] = dict(index.get("metadata") or {})
-        if not placed or not all(type(name) is str and Path(name).name == name for name in placed.values()):
+        if not placed or not all(
+            type(name) is str and Path(name).name == name for name in placed.values()
+        ):
             raise ValueError("its weight_map does not name files beside it")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, error) from error
-    shards = {name: read_weight_file(path.parent / name, verified=verified) for name in sorted(set(placed.values()))}
+    shards = {
+        name: read_weight_file(path.parent / name, verified=verified)
+        for name in sorted(set(placed.values()))
+    }
     lost = [name for name, shard in placed.items() if name not in shards[shard].stored]
     unlisted = [name for shard in shards.values() for name in shard.stored if name not in placed]
     if lost or unlisted:
@@ -94,7 +116,13 @@ def _read_index(path: Path, verified: bool) -> WeightFile:
     foreign = tuple(sorted({name for shard in shards.values() for name in shard.foreign}))
     aliases = aliases_in(metadata, stored)
     return WeightFile(
-        path=path, kind=SHARDED, stored=stored, files=files, metadata=metadata, foreign=foreign, aliases=aliases
+        path=path,
+        kind=SHARDED,
+        stored=stored,
+        files=files,
+        metadata=metadata,
+        foreign=foreign,
+        aliases=aliases,
     )
 
 
@@ -133,7 +161,9 @@ def remember_digests(digests: Mapping[Stamps, str]) -> None:
 
 def _stamps(files: Sequence[Path]) -> Stamps:
     found = [(file, file.stat()) for file in sorted(files)]
-    return tuple((str(file), status.st_size, status.st_mtime_ns, status.st_ino) for file, status in found)
+    return tuple(
+        (str(file), status.st_size, status.st_mtime_ns, status.st_ino) for file, status in found
+    )
 
 
 def _digest(files: Sequence[Path]) -> str:

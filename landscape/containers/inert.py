@@ -16,7 +16,16 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from landscape.containers.inert_calls import MAKERS
-from landscape.containers.stand_ins import ITEM_SIZES, Global, Inert, NeedsCode, Storage, TensorStub, TooLarge, simple_key
+from landscape.containers.stand_ins import (
+    ITEM_SIZES,
+    Global,
+    Inert,
+    NeedsCode,
+    Storage,
+    TensorStub,
+    TooLarge,
+    simple_key,
+)
 
 _STORAGES = {
     "DoubleStorage": "float64",
@@ -72,7 +81,9 @@ class InertUnpickler(pickle._Unpickler):
     read: Callable[[int], bytes]
     readline: Callable[[], bytes]
 
-    def __init__(self, program: BinaryIO, *, limit: int, storage: Callable[..., Storage] | None = None) -> None:
+    def __init__(
+        self, program: BinaryIO, *, limit: int, storage: Callable[..., Storage] | None = None
+    ) -> None:
         super().__init__(program, encoding="latin1")
         self.limit = limit
         self.make_storage = storage
@@ -99,9 +110,18 @@ class InertUnpickler(pickle._Unpickler):
     def persistent_load(self, identity: Any) -> Storage | Global:
         """A storage, from ("storage", type, key, location, number of elements, ...)."""
         # Before torch 1.6 a module's class came with its source text.
-        if type(identity) is tuple and identity[:1] == ("module",) and isinstance(identity[1], Global):
+        if (
+            type(identity) is tuple
+            and identity[:1] == ("module",)
+            and isinstance(identity[1], Global)
+        ):
             return identity[1]
-        if self.make_storage is None or type(identity) is not tuple or len(identity) < 5 or identity[0] != "storage":
+        if (
+            self.make_storage is None
+            or type(identity) is not tuple
+            or len(identity) < 5
+            or identity[0] != "storage"
+        ):
             raise ValueError("a persistent id that is no storage")
         _, kind, key, _, size, *more = identity
         dtype = _STORAGES.get(kind.name.rpartition(".")[2]) if type(kind) is Global else None
@@ -180,7 +200,9 @@ class InertUnpickler(pickle._Unpickler):
 
     def _dict_of_items(self) -> None:
         items = self.pop_mark()
-        self.append({simple_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)})
+        self.append(
+            {simple_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+        )
 
     def _frozenset(self) -> None:
         self.append(frozenset(map(simple_key, self.pop_mark())))

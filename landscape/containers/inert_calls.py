@@ -50,7 +50,9 @@ def _encode(machine: InertUnpickler, args: tuple[Any, ...]) -> bytes:
 
 
 def _bytearray(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
-    return args[0] if len(args) == 1 and type(args[0]) is bytes else Inert("builtins.bytearray", args)
+    return (
+        args[0] if len(args) == 1 and type(args[0]) is bytes else Inert("builtins.bytearray", args)
+    )
 
 
 def _size(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
@@ -75,12 +77,18 @@ def _tensor_of_dtype(machine: InertUnpickler, args: tuple[Any, ...]) -> TensorSt
     return _strided(machine, storage, name, offset, shape, stride)
 
 
-def _strided(machine: InertUnpickler, storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any) -> TensorStub:
+def _strided(
+    machine: InertUnpickler, storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any
+) -> TensorStub:
     """A view, checked to lie within its storage and to unfold to no more than the file."""
     if type(shape) is not tuple or type(stride) is not tuple:
         raise ValueError("a tensor without a shape")
     numbers = (offset, *shape, *stride)
-    if len(shape) != len(stride) or len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in numbers):
+    if (
+        len(shape) != len(stride)
+        or len(shape) > MAX_DIMS
+        or any(type(n) is not int or n < 0 for n in numbers)
+    ):
         raise ValueError("a tensor whose shape and strides are no sizes")
     size = prod(shape)
     if size * ITEM_SIZES[dtype] > machine.limit:
@@ -93,7 +101,11 @@ def _strided(machine: InertUnpickler, storage: Storage, dtype: str, offset: Any,
 
 def _first_tensor(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
     """A parameter: its tensor."""
-    return args[0] if args and isinstance(args[0], TensorStub) else Inert("torch.nn.parameter.Parameter", args)
+    return (
+        args[0]
+        if args and isinstance(args[0], TensorStub)
+        else Inert("torch.nn.parameter.Parameter", args)
+    )
 
 
 def _from_type(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
@@ -110,12 +122,20 @@ def _local_part(tensor: Inert) -> Any:
     """The tensor in a DTensor, where this process held all of it."""
     if tensor.args[:1] != (Global("torch.distributed.tensor.DTensor"),) or len(tensor.args) < 3:
         return tensor
-    parts = [part for part in tensor.state if isinstance(part, dict)] if isinstance(tensor.state, tuple) else []
+    parts = (
+        [part for part in tensor.state if isinstance(part, dict)]
+        if isinstance(tensor.state, tuple)
+        else []
+    )
     local = next((part["_local_tensor"] for part in parts if "_local_tensor" in part), None)
     spec = next((part["_spec"] for part in parts if isinstance(part.get("_spec"), Inert)), None)
-    placements = spec.state.get("placements") if spec is not None and isinstance(spec.state, dict) else None
+    placements = (
+        spec.state.get("placements") if spec is not None and isinstance(spec.state, dict) else None
+    )
     placements = placements if isinstance(placements, tuple) else ()
-    summed = not placements or any(getattr(placement, "name", "").endswith("Partial") for placement in placements)
+    summed = not placements or any(
+        getattr(placement, "name", "").endswith("Partial") for placement in placements
+    )
     if isinstance(local, TensorStub) and local.shape == tensor.args[2] and not summed:
         return local
     tensor.name = "part of a torch.distributed.tensor.DTensor"
@@ -134,7 +154,15 @@ def _reconstructor(machine: InertUnpickler, args: tuple[Any, ...]) -> Inert:
 
 
 MAKERS: dict[str, Callable[[InertUnpickler, tuple[Any, ...]], Any]] = {
-    **dict.fromkeys(("collections.OrderedDict", "collections.Counter", "collections.defaultdict", "builtins.dict"), _dict),
+    **dict.fromkeys(
+        (
+            "collections.OrderedDict",
+            "collections.Counter",
+            "collections.defaultdict",
+            "builtins.dict",
+        ),
+        _dict,
+    ),
     **dict.fromkeys(("builtins.set", "builtins.frozenset"), _set),
     "builtins.complex": _complex,
     "builtins.bytearray": _bytearray,

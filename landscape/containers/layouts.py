@@ -19,8 +19,26 @@ State = dict[str, Stub]
 Counts = Literal["finished", "last", "unknown"]
 
 # Where two of these are in one file and no rule says which is meant, the file is refused.
-ONLINE_KEYS = ("state_dict", "model", "module", "net", "model_state_dict", "model_state", "network", "weights", "params")
-EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "model_ema_state_dict", "params_ema")
+ONLINE_KEYS = (
+    "state_dict",
+    "model",
+    "module",
+    "net",
+    "model_state_dict",
+    "model_state",
+    "network",
+    "weights",
+    "params",
+)
+EMA_KEYS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "ema_model",
+    "model_ema_state_dict",
+    "params_ema",
+)
 _STEP_KEYS = ("global_step", "iteration", "iter", "step", "global_steps")
 
 
@@ -73,14 +91,20 @@ def entry(stored: Any, path: str) -> Any:
         if not isinstance(value, dict):
             return None
         if part.endswith("*"):
-            part = next((key for key in value if type(key) is str and key.startswith(part[:-1])), part)
+            part = next(
+                (key for key in value if type(key) is str and key.startswith(part[:-1])), part
+            )
         value = value.get(part)
     return value
 
 
 def _pairs_as_dict(value: list[Any] | tuple[Any, ...]) -> dict[Any, Any] | None:
     """A list of (name, value), as composer writes its algorithms."""
-    pairs = [item for item in value if isinstance(item, (list, tuple)) and len(item) == 2 and type(item[0]) is str]
+    pairs = [
+        item
+        for item in value
+        if isinstance(item, (list, tuple)) and len(item) == 2 and type(item[0]) is str
+    ]
     return {name: item for name, item in pairs} if pairs and len(pairs) == len(value) else None
 
 
@@ -91,7 +115,10 @@ def _finished_of_lightning(stored: dict[str, Any]) -> int | None:
     `trainer.save_checkpoint` writes after `fit`, and neither within an epoch.
     """
     loop = entry(stored, "loops.fit_loop")
-    started, processed = (whole_number(entry(loop, f"epoch_progress.current.{name}")) for name in ("started", "processed"))
+    started, processed = (
+        whole_number(entry(loop, f"epoch_progress.current.{name}"))
+        for name in ("started", "processed")
+    )
     # The name of this entry has a dot in it.
     batches = loop.get("epoch_loop.batch_progress") if isinstance(loop, dict) else None
     if started is None or processed is None:
@@ -105,7 +132,11 @@ def _finished_of_lightning(stored: dict[str, Any]) -> int | None:
 def _finished_of_composer(stored: dict[str, Any]) -> int | None:
     """Finished epochs, unless batches of a further epoch were done."""
     timestamp = entry(stored, "state.timestamp.Timestamp") or entry(stored, "state.timestamp")
-    return None if whole_number(entry(timestamp, "batch_in_epoch")) else whole_number(entry(timestamp, "epoch"))
+    return (
+        None
+        if whole_number(entry(timestamp, "batch_in_epoch"))
+        else whole_number(entry(timestamp, "epoch"))
+    )
 
 
 _LIGHTNING = ("pytorch-lightning_version", "state_dict")
@@ -124,7 +155,9 @@ RULES = (
         ema=("state_dict",),
         counts="last",
         settings=("hyper_parameters", "datamodule_hyper_parameters"),
-        notes=("Lightning averaged the weights: its 'state_dict' is the average, 'current_model_state' what was trained.",),
+        notes=(
+            "Lightning averaged the weights: its 'state_dict' is the average, 'current_model_state' what was trained.",
+        ),
         finished=_finished_of_lightning,
     ),
     Rule(
@@ -144,7 +177,9 @@ RULES = (
         epoch="meta.epoch",
         name="meta.experiment_name",
         settings=("meta.cfg",),
-        notes=("MMEngine's EMAHook swaps the copies: 'state_dict' is the average, 'ema_state_dict' what was trained.",),
+        notes=(
+            "MMEngine's EMAHook swaps the copies: 'state_dict' is the average, 'ema_state_dict' what was trained.",
+        ),
     ),
     Rule(
         layout="mmengine",
@@ -163,7 +198,9 @@ RULES = (
         epoch="state.timestamp.Timestamp.epoch",
         name="state.run_name",
         settings=(),
-        notes=("composer's EMA swaps the copies: 'model' is the average, 'ema_model' what was trained.",),
+        notes=(
+            "composer's EMA swaps the copies: 'model' is the average, 'ema_model' what was trained.",
+        ),
         finished=_finished_of_composer,
     ),
     Rule(
@@ -186,20 +223,42 @@ RULES = (
         settings=(),
         finished=_finished_of_composer,
     ),
-    Rule(layout="timm", signs=("arch", "version", "state_dict"), counts="last", name="arch", notes=(_TIMM_NOTE,)),
-    Rule(layout="timm", signs=("arch", "state_dict_ema", "state_dict"), counts="last", name="arch", notes=(_TIMM_NOTE,)),
+    Rule(
+        layout="timm",
+        signs=("arch", "version", "state_dict"),
+        counts="last",
+        name="arch",
+        notes=(_TIMM_NOTE,),
+    ),
+    Rule(
+        layout="timm",
+        signs=("arch", "state_dict_ema", "state_dict"),
+        counts="last",
+        name="arch",
+        notes=(_TIMM_NOTE,),
+    ),
     Rule(layout="open_clip", signs=("name", "state_dict", "epoch")),
     Rule(layout="slip", signs=("args", "state_dict", "best_acc*")),
     # The imagenet script of pytorch/examples stores epoch + 1. Others with an `arch` count either way.
     Rule(layout="imagenet example", signs=("arch", "state_dict", "best_acc1"), name="arch"),
     Rule(layout="training run", signs=("arch", "state_dict"), counts="unknown", name="arch"),
-    Rule(layout="detectron2", signs=("model", "iteration"), counts="unknown", epoch="", settings=()),
+    Rule(
+        layout="detectron2", signs=("model", "iteration"), counts="unknown", epoch="", settings=()
+    ),
     Rule(layout="swin", signs=("model", "config", "epoch"), counts="last"),
     Rule(layout="DeiT family", signs=("model", "args", "epoch"), counts="last", writer=_DEIT),
-    Rule(layout="DeiT family", signs=("model", "lr_scheduler", "epoch"), counts="last", writer=_DEIT),
+    Rule(
+        layout="DeiT family", signs=("model", "lr_scheduler", "epoch"), counts="last", writer=_DEIT
+    ),
     Rule(layout="DeiT family", signs=("model", "model_ema", "epoch"), counts="last", writer=_DEIT),
     Rule(layout="pytorch-cifar", signs=("net", "acc", "epoch"), counts="last"),
-    Rule(layout="deepspeed", signs=("module", "ds_*"), online=("module",), counts="unknown", settings=("ds_config",)),
+    Rule(
+        layout="deepspeed",
+        signs=("module", "ds_*"),
+        online=("module",),
+        counts="unknown",
+        settings=("ds_config",),
+    ),
     Rule(layout="fastai", signs=("model", "opt"), absent=("epoch",), settings=()),
 )
 _UNKNOWN = Rule(layout="training run", counts="unknown")
@@ -254,7 +313,9 @@ def interpret(path: Path, stored: Any, *, metadata: dict[str, Any] | None = None
     epoch, stored_epoch, notes = _epoch(rule, stored)
     both = said or (rule.notes if len(copies) == 2 else ())
     found = {key: entry(stored, key) for key in rule.settings}
-    settings |= {key.rpartition(".")[2]: plain(value) for key, value in found.items() if value is not None}
+    settings |= {
+        key.rpartition(".")[2]: plain(value) for key, value in found.items() if value is not None
+    }
     name = entry(stored, rule.name)
     return Contents(
         layout=rule.layout,
@@ -272,7 +333,13 @@ def _bare(state: State, settings: dict[str, Any], notes: tuple[str, ...]) -> Con
     copy = "ema" if "n_averaged" in state else "online"
     copies, said = with_average_inside(with_twins({copy: averaged(state)}))
     return Contents(
-        layout=_BARE, epoch=None, stored_epoch=None, name=None, copies=copies, settings=settings, notes=(*said, *notes)
+        layout=_BARE,
+        epoch=None,
+        stored_epoch=None,
+        name=None,
+        copies=copies,
+        settings=settings,
+        notes=(*said, *notes),
     )
 
 
@@ -283,7 +350,13 @@ def _state_at(path: Path, stored: dict[str, Any], key: str) -> State | None:
     if isinstance(value, dict) and "named_parameters_dict" in value:
         # composer's copy; its counters of batch norm are plain numbers.
         parts = (value["named_parameters_dict"], value.get("named_buffers_dict"))
-        value = {name: item for part in parts if isinstance(part, dict) for name, item in part.items() if isinstance(item, Stub)}
+        value = {
+            name: item
+            for part in parts
+            if isinstance(part, dict)
+            for name, item in part.items()
+            if isinstance(item, Stub)
+        }
     return averaged(value) if is_tensors(value) else None
 
 
@@ -352,7 +425,9 @@ def _epoch(rule: Rule, stored: dict[str, Any]) -> tuple[int | None, int | float 
     number = whole_number(value)
     if number is None:
         fraction = value if type(value) is float else None
-        lies_within = f"The file says epoch {fraction}, which is no whole number, so it lies within an epoch."
+        lies_within = (
+            f"The file says epoch {fraction}, which is no whole number, so it lies within an epoch."
+        )
         return None, fraction, [lies_within] if fraction else []
     if rule.finished is not None:
         finished = rule.finished(stored)
@@ -370,7 +445,11 @@ def _epoch(rule: Rule, stored: dict[str, Any]) -> tuple[int | None, int | float 
         said += f"its epoch {number} is {_epochs(number + 1)}."
         return number + 1, number, [said]
     if number == 0 and (steps := _steps(stored)):
-        return None, 0, [f"The file says epoch 0 after {steps} steps, so it is not the initialisation."]
+        return (
+            None,
+            0,
+            [f"The file says epoch 0 after {steps} steps, so it is not the initialisation."],
+        )
     return number, number, []
 
 
@@ -380,5 +459,7 @@ def _epochs(number: int) -> str:
 
 def _steps(stored: dict[str, Any]) -> int:
     """Steps that were done, where an entry counts them."""
-    values: Iterator[Any] = (entry(stored, f"{where}{key}") for where in ("", "meta.") for key in _STEP_KEYS)
+    values: Iterator[Any] = (
+        entry(stored, f"{where}{key}") for where in ("", "meta.") for key in _STEP_KEYS
+    )
     return max((whole_number(value) or 0 for value in values), default=0)

@@ -68,5 +68,8 @@ def outline(path: Path) -> Outline:
         shapes={name: stub.shape for name, stub in state.items()},
         dtypes={name: stub.dtype for name, stub in state.items()},
         files=file.files,
-        notes=(*(note for note in contents.notes if "{taken}" not in note), *note_of_stand_ins(file.foreign)),
+        notes=(
+            *(note for note in contents.notes if "{taken}" not in note),
+            *note_of_stand_ins(file.foreign),
+        ),
     )

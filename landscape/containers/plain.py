@@ -65,7 +65,11 @@ class _Copy:
         if value is None or type(value) in (str, int, float, bool):
             return value
         if isinstance(value, dict):
-            return {_text(key): self.copy(item, depth - 1) for key, item in value.items() if self.left >= 0}
+            return {
+                _text(key): self.copy(item, depth - 1)
+                for key, item in value.items()
+                if self.left >= 0
+            }
         if isinstance(value, (list, tuple, set, frozenset)):
             return [self.copy(item, depth - 1) for item in value if self.left >= 0]
         if isinstance(value, Inert):
@@ -73,7 +77,11 @@ class _Copy:
         number = number_in(value)
         if number is not None:
             return number
-        return f"<{value.name}>" if isinstance(value, Global) else f"<{type(value).__name__.removesuffix('Stub').lower()}>"
+        return (
+            f"<{value.name}>"
+            if isinstance(value, Global)
+            else f"<{type(value).__name__.removesuffix('Stub').lower()}>"
+        )
 
     def _object(self, value: Inert, depth: int) -> Any:
         number = number_in(value)
@@ -104,7 +112,13 @@ def _wrapped(value: Inert) -> tuple[Any] | None:
 
 
 def _text(key: Any) -> str:
-    return key if type(key) is str else str(key) if type(key) in (int, float, bool, type(None)) else "..."
+    return (
+        key
+        if type(key) is str
+        else str(key)
+        if type(key) in (int, float, bool, type(None))
+        else "..."
+    )
 
 
 def whole_number(value: Any) -> int | None:
@@ -147,4 +161,8 @@ def _unpack(code: str | None, content: Any) -> int | float | None:
 
 def is_tensors(value: Any) -> bool:
     """Whether this is a state dict: tensors by name, at least one."""
-    return isinstance(value, dict) and bool(value) and all(type(k) is str and isinstance(v, Stub) for k, v in value.items())
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(type(k) is str and isinstance(v, Stub) for k, v in value.items())
+    )

@@ -23,7 +23,12 @@ from landscape.containers.stand_ins import ITEM_SIZES, NamedStub, NeedsCode, Spa
 from landscape.errors import CheckpointError
 from landscape.files import open_regular
 
-TORCH, TORCH_LEGACY, SAFETENSORS, TORCHSCRIPT = "torch", "torch before 1.6", "safetensors", "TorchScript"
+TORCH, TORCH_LEGACY, SAFETENSORS, TORCHSCRIPT = (
+    "torch",
+    "torch before 1.6",
+    "safetensors",
+    "TorchScript",
+)
 
 _ZIP_END = 22
 # The pickle of a CLIP ViT-B/16 with its AdamW state is 0.13 MB; reading it as data costs about 1 microsecond per byte.
@@ -94,15 +99,23 @@ class Section(io.RawIOBase):
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """Say why the operating system does not give us a file."""
     if isinstance(error, FileNotFoundError):
-        return CheckpointError(f"{path}: there is no such file. Correct the path, or write it with `landscape train`.")
+        return CheckpointError(
+            f"{path}: there is no such file. Correct the path, or write it with `landscape train`."
+        )
     if isinstance(error, IsADirectoryError):
-        return CheckpointError(f"{path}: is a folder, but a checkpoint is one file. Give the file inside it.")
-    return CheckpointError(f"{path}: cannot be read ({error.strerror or error}). Check its name and its permissions.")
+        return CheckpointError(
+            f"{path}: is a folder, but a checkpoint is one file. Give the file inside it."
+        )
+    return CheckpointError(
+        f"{path}: cannot be read ({error.strerror or error}). Check its name and its permissions."
+    )
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """Say that a file is not as its writer left it."""
-    return CheckpointError(f"{path}: is damaged or cut short ({one_line(error)}). Copy it again, or train that epoch again.")
+    return CheckpointError(
+        f"{path}: is damaged or cut short ({one_line(error)}). Copy it again, or train that epoch again."
+    )
 
 
 def one_line(error: Exception) -> str:
@@ -142,7 +155,9 @@ def _kind(path: Path, file: BinaryIO, size: int) -> str:
     """
     head = file.read(9)
     if size == 0:
-        raise CheckpointError(f"{path}: is empty (0 bytes), so writing it was interrupted. Write it again.")
+        raise CheckpointError(
+            f"{path}: is empty (0 bytes), so writing it was interrupted. Write it again."
+        )
     opens_header = head[8:9] == b"{"
     if opens_header and int.from_bytes(head[:8], "little") <= min(size - 8, _LARGEST_HEADER):
         return SAFETENSORS
@@ -158,7 +173,9 @@ def _kind(path: Path, file: BinaryIO, size: int) -> str:
     )
 
 
-def read_archive(path: Path, whole: BinaryIO, start: int, size: int, *, verified: bool) -> WeightFile:
+def read_archive(
+    path: Path, whole: BinaryIO, start: int, size: int, *, verified: bool
+) -> WeightFile:
     """Read an archive of torch.save or torch.jit.save that is a section of a file."""
     file = Section(whole, start, size)
     # Without a comment there is one place for the end record, so no two readers can disagree on it.
@@ -177,8 +194,14 @@ def read_archive(path: Path, whole: BinaryIO, start: int, size: int, *, verified
             _check_sums(path, file, entries)
         by_name = {_name(entry): entry for entry in entries}
         program = _content(file, by_name["data.pkl"], limit=LARGEST_PICKLE)
-        order = _content(file, by_name["byteorder"], limit=16).decode() if "byteorder" in by_name else "little"
-        stored, foreign = _unpickle(program, size, lambda *declared: _storage(path, file, by_name, order, *declared))
+        order = (
+            _content(file, by_name["byteorder"], limit=16).decode()
+            if "byteorder" in by_name
+            else "little"
+        )
+        stored, foreign = _unpickle(
+            program, size, lambda *declared: _storage(path, file, by_name, order, *declared)
+        )
     except CheckpointError:
         raise
     except Exception as error:
@@ -219,7 +242,11 @@ def note_of_stand_ins(names: Iterable[str]) -> list[str]:
     """Say which objects of a file were not made, if any."""
     foreign = [name for name in names if not _ORDINARY.fullmatch(name)]
     shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
-    return [f"Left out objects of {shown}: nothing but tensors and plain values is read."] if foreign else []
+    return (
+        [f"Left out objects of {shown}: nothing but tensors and plain values is read."]
+        if foreign
+        else []
+    )
 
 
 class _PickleTooLong(Exception):
@@ -231,7 +258,9 @@ def _name(entry: zipfile.ZipInfo) -> str:
     return entry.filename.partition("/")[2]
 
 
-def _checked_entries(path: Path, entries: list[zipfile.ZipInfo], size: int, *, script: bool) -> list[zipfile.ZipInfo]:
+def _checked_entries(
+    path: Path, entries: list[zipfile.ZipInfo], size: int, *, script: bool
+) -> list[zipfile.ZipInfo]:
     """The entries that are read. TorchScript compresses its code, which is not."""
     names = [entry.filename for entry in entries]
     if not any(_name(entry) == "data.pkl" for entry in entries):
@@ -239,16 +268,29 @@ def _checked_entries(path: Path, entries: list[zipfile.ZipInfo], size: int, *, s
             f"{path}: is a zip archive, but not one of torch.save (it has no data.pkl). Give the checkpoint itself."
         )
     if script:
-        entries = [entry for entry in entries if _name(entry).startswith(("data/", "data.pkl", "byteorder"))]
+        entries = [
+            entry
+            for entry in entries
+            if _name(entry).startswith(("data/", "data.pkl", "byteorder"))
+        ]
     declared = sum(entry.file_size for entry in entries)
-    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1]
+    packed = [
+        entry.filename
+        for entry in entries
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1
+    ]
     if packed or declared > size:
         raise CheckpointError(
             f"{path}: unpacks to {declared} bytes from a file of {size}, {len(packed)} of {len(entries)} entries compressed. "
             "torch.save never compresses, so the archive was made to exhaust memory, or repacked. Get the original file."
         )
-    if len({name.lower() for name in names}) < len(names) or len({name.partition("/")[0] for name in names}) > 1:
-        raise CheckpointError(f"{path}: holds several archives in one, which torch.save never writes. Get the original file.")
+    if (
+        len({name.lower() for name in names}) < len(names)
+        or len({name.partition("/")[0] for name in names}) > 1
+    ):
+        raise CheckpointError(
+            f"{path}: holds several archives in one, which torch.save never writes. Get the original file."
+        )
     return entries
 
 
@@ -283,7 +325,13 @@ def _check_sums(path: Path, file: Section, entries: list[zipfile.ZipInfo]) -> No
 
 
 def _storage(
-    path: Path, file: Section, entries: dict[str, zipfile.ZipInfo], order: str, key: str, dtype: str, size: int
+    path: Path,
+    file: Section,
+    entries: dict[str, zipfile.ZipInfo],
+    order: str,
+    key: str,
+    dtype: str,
+    size: int,
 ) -> Storage:
     entry = entries[f"data/{key}"]
     num_bytes = size * ITEM_SIZES[dtype]
@@ -346,10 +394,18 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> WeightFile:
         raise
     except Exception as error:
         raise refusal(path, error, size) from error
-    return WeightFile(path=path, kind=TORCH_LEGACY, stored=stored, files=(path,), foreign=tuple(sorted(machine.names)))
+    return WeightFile(
+        path=path,
+        kind=TORCH_LEGACY,
+        stored=stored,
+        files=(path,),
+        foreign=tuple(sorted(machine.names)),
+    )
 
 
-def _locate_legacy(path: Path, file: BinaryIO, size: int, storages: dict[str, Storage], keys: list[str]) -> None:
+def _locate_legacy(
+    path: Path, file: BinaryIO, size: int, storages: dict[str, Storage], keys: list[str]
+) -> None:
     """Each storage is its number of elements, then its bytes."""
     if sorted(keys) != sorted(storages):
         raise ValueError("storages and their keys differ")
@@ -370,16 +426,30 @@ def _read_safetensors(path: Path) -> WeightFile:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}
             stored = {
-                name: NamedStub(_SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()), path, name)
+                name: NamedStub(
+                    _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()),
+                    tuple(part.get_shape()),
+                    path,
+                    name,
+                )
                 for name, part in slices.items()
             }
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error
     return WeightFile(
-        path=path, kind=SAFETENSORS, stored=stored, files=(path,), metadata=metadata, aliases=aliases_in(metadata, stored)
+        path=path,
+        kind=SAFETENSORS,
+        stored=stored,
+        files=(path,),
+        metadata=metadata,
+        aliases=aliases_in(metadata, stored),
     )
 
 
 def aliases_in(metadata: dict[str, Any], stored: dict[str, Any]) -> dict[str, str]:
     """Tied weights that were left out: safetensors' own save_model notes each by its name -> that of the kept one."""
-    return {name: kept for name, kept in metadata.items() if type(kept) is str and kept in stored and name not in stored}
+    return {
+        name: kept
+        for name, kept in metadata.items()
+        if type(kept) is str and kept in stored and name not in stored
+    }

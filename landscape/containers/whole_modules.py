@@ -12,7 +12,11 @@ _MAX_DEPTH = 100
 
 def is_module(value: Any) -> bool:
     """Whether this stands for a torch.nn.Module or a compiled TorchScript module."""
-    return isinstance(value, Inert) and isinstance(value.state, dict) and (_is_plain_module(value) or _is_script(value))
+    return (
+        isinstance(value, Inert)
+        and isinstance(value.state, dict)
+        and (_is_plain_module(value) or _is_script(value))
+    )
 
 
 def _is_plain_module(value: Inert) -> bool:
@@ -47,10 +51,15 @@ def _collect(path: Path, module: Any, prefix: str, state: dict[str, Stub], depth
         )
     if not _is_plain_module(module):
         # TorchScript keeps parameters, buffers, modules and constants as attributes alike.
-        tensors, modules = module.state, {k: v for k, v in module.state.items() if isinstance(v, Inert) and is_module(v)}
+        tensors, modules = (
+            module.state,
+            {k: v for k, v in module.state.items() if isinstance(v, Inert) and is_module(v)},
+        )
     else:
         hidden = module.state.get("_non_persistent_buffers_set") or ()
-        buffers = {name: value for name, value in module.state["_buffers"].items() if name not in hidden}
+        buffers = {
+            name: value for name, value in module.state["_buffers"].items() if name not in hidden
+        }
         tensors, modules = {**module.state["_parameters"], **buffers}, module.state["_modules"]
         tensors = {name: value for name, value in tensors.items() if value is not None}
         if wrong := [name for name, value in tensors.items() if not isinstance(value, Stub)]:
@@ -58,9 +67,13 @@ def _collect(path: Path, module: Any, prefix: str, state: dict[str, Stub], depth
                 f"{path}: {prefix}{wrong[0]} is a {getattr(tensors[wrong[0]], 'name', type(tensors[wrong[0]]).__name__)}, not "
                 "plain numbers, so it cannot be read. Save model.state_dict() of the plain model."
             )
-    state.update({f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Stub)})
+    state.update(
+        {f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Stub)}
+    )
     for name, child in modules.items():
         if child is not None:
             _collect(path, child, f"{prefix}{name}.", state, depth - 1)
     if len(state) > 1_000_000:
-        raise CheckpointError(f"{path}: holds more than a million tensors, as no model does. Get the original file.")
+        raise CheckpointError(
+            f"{path}: holds more than a million tensors, as no model does. Get the original file."
+        )

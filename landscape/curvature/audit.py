@@ -104,9 +104,20 @@ class AuditReport:
     def __str__(self) -> str:
         cells = [("module", "test", "error", "verdict", "")]
         for row in self.rows:
-            cells.append((row.name, row.test, "" if row.error is None else f"{row.error:.1e}", row.verdict, row.reason))
+            cells.append(
+                (
+                    row.name,
+                    row.test,
+                    "" if row.error is None else f"{row.error:.1e}",
+                    row.verdict,
+                    row.reason,
+                )
+            )
         widths = [max(len(row[column]) for row in cells) for column in range(4)]
-        return "\n".join("  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[4]]).rstrip() for row in cells)
+        return "\n".join(
+            "  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[4]]).rstrip()
+            for row in cells
+        )
 
 
 def audit(
@@ -132,7 +143,9 @@ def audit(
     """
 
     def make(module: nn.Module) -> tuple[Objective, Params]:
-        return Objective.from_closure(module, loss, weight_decay=weight_decay), select_parameters(module, parameters)
+        return Objective.from_closure(module, loss, weight_decay=weight_decay), select_parameters(
+            module, parameters
+        )
 
     return audit_objective(make, model, batch, seed=seed)
 
@@ -140,7 +153,12 @@ def audit(
 def audit_objective(make: Make, model: nn.Module, batch: Batch, *, seed: int = 0) -> AuditReport:
     """As `audit`, for a function that makes the objective and its parameters from the model or a copy of it."""
     objective, params = make(model)
-    return audit_at(replace(objective, module=model, rebound=lambda other: make(other)[0]), params, batch, seed=seed)
+    return audit_at(
+        replace(objective, module=model, rebound=lambda other: make(other)[0]),
+        params,
+        batch,
+        seed=seed,
+    )
 
 
 def audit_at(objective: Objective, params: Params, batch: Batch, *, seed: int = 0) -> AuditReport:
@@ -157,7 +175,9 @@ def audit_at(objective: Objective, params: Params, batch: Batch, *, seed: int = 
         rows = list(examination.rows())
         if examination is not plain and not any(row.verdict == "failed" for row in rows):
             rows.append(plain.against(examination))
-        is_doubtful = any(row.verdict != "passed" and row.reason != ZERO_TO_ROUNDING for row in rows)
+        is_doubtful = any(
+            row.verdict != "passed" and row.reason != ZERO_TO_ROUNDING for row in rows
+        )
         if is_doubtful and examination.objective.module is not None:
             known = {(row.name, row.test) for row in rows}
             # Where the whole is only in doubt, a part that fails by itself is a hint, and no proof.
@@ -168,7 +188,10 @@ def audit_at(objective: Objective, params: Params, batch: Batch, *, seed: int = 
                 if (one.name, one.test) not in known
             ]
     points = {id(one): one for one in (plain, examination)}.values()
-    gradients, products = sum(one.point.num_gradients for one in points), sum(one.num_products for one in points)
+    gradients, products = (
+        sum(one.point.num_gradients for one in points),
+        sum(one.num_products for one in points),
+    )
     return AuditReport(tuple(rows), examination.point.dtype, gradients, products)
 
 
@@ -196,17 +219,27 @@ class _Examination:
         """The loss is one number; anything else that is wrong with it is for the tests to say."""
         loss: Any = self.point.evaluate(self.point.leaves())
         if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
-            got = f"a tensor of shape {tuple(loss.shape)} in {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ObjectiveError(f"The loss must be one real number, a tensor of shape (), got {got}.")
+            got = (
+                f"a tensor of shape {tuple(loss.shape)} in {loss.dtype}"
+                if isinstance(loss, Tensor)
+                else type(loss).__name__
+            )
+            raise ObjectiveError(
+                f"The loss must be one real number, a tensor of shape (), got {got}."
+            )
 
     def guard(self, *, kernels_may_fail: bool = True) -> str | None:
         """What HessianOperator says against the loss, or None; what a kernel raises is said likewise, or raised."""
         if self._operator is None and self._refusal is None:
             try:
-                self._operator = UncheckedHessian(_without_decay(self.objective), self.point.params, self.batch)
+                self._operator = UncheckedHessian(
+                    _without_decay(self.objective), self.point.params, self.batch
+                )
             # A kernel's backward may raise anything.
             except Exception as error:
-                if is_out_of_memory(error) or not (kernels_may_fail or isinstance(error, ObjectiveError)):
+                if is_out_of_memory(error) or not (
+                    kernels_may_fail or isinstance(error, ObjectiveError)
+                ):
                     raise
                 self._refusal = _said(error)
             self.point.num_gradients += 1
@@ -230,7 +263,9 @@ class _Examination:
             return
         if self.point.digits not in PRECISION:
             refusal = self.guard()
-            yield AuditRow(_named(refusal), "graph", None, *_verdict(refusal is None, refusal or ""))
+            yield AuditRow(
+                _named(refusal), "graph", None, *_verdict(refusal is None, refusal or "")
+            )
             reason = f"the loss is computed in {self.point.digits}, which has too few digits for differences"
             yield AuditRow(WHOLE, "gradient", None, "undecided", reason)
             return
@@ -247,7 +282,9 @@ class _Examination:
     def _numbers(self, slope: Params) -> Iterator[AuditRow]:
         directions = self.directions()
         try:
-            product: Product = self._guarded if self._operator is not None else PlainProduct(self.point)
+            product: Product = (
+                self._guarded if self._operator is not None else PlainProduct(self.point)
+            )
             self._products = [product(direction) for direction in directions]
             self.num_products += len(directions)
         except (ObjectiveError, RuntimeError) as error:
@@ -260,7 +297,9 @@ class _Examination:
             rows = self._allowing_for_cancellation(rows, directions, slope)
         yield from rows
 
-    def _compared(self, directions: list[Params], slope: Params, *, size: float = 0.0) -> list[AuditRow]:
+    def _compared(
+        self, directions: list[Params], slope: Params, *, size: float = 0.0
+    ) -> list[AuditRow]:
         """The tests by differences; `size` as for `judge_derivatives`."""
         products: Sequence[Params | None] = self._products or [None] * len(directions)
         outcomes = [
@@ -273,10 +312,14 @@ class _Examination:
             floor = smallest_visible(self.point, size) / self.point.precision.tolerance
             error = asymmetry(directions, self._products, floor=floor)
             allowed = error <= self.point.precision.tolerance
-            rows.append(AuditRow(WHOLE, "symmetry", error, *_verdict(allowed, _REASONS["symmetry"])))
+            rows.append(
+                AuditRow(WHOLE, "symmetry", error, *_verdict(allowed, _REASONS["symmetry"]))
+            )
         return rows
 
-    def _allowing_for_cancellation(self, rows: list[AuditRow], directions: list[Params], slope: Params) -> list[AuditRow]:
+    def _allowing_for_cancellation(
+        self, rows: list[AuditRow], directions: list[Params], slope: Params
+    ) -> list[AuditRow]:
         """The tests again, with the rounding of terms that cancel in the loss allowed for.
 
         What passes then is undecided where gradient and products are all below that rounding: there is nothing to test.
@@ -288,7 +331,8 @@ class _Examination:
             return again
         self._is_zero = True
         return [
-            row if row.verdict != "passed" or before.verdict == "passed"
+            row
+            if row.verdict != "passed" or before.verdict == "passed"
             else replace(row, verdict="undecided", reason=ZERO_TO_ROUNDING)
             for row, before in zip(again, rows)
         ]
@@ -314,11 +358,15 @@ class _Examination:
         if error > _OWN_PRECISION_TOLERANCE and (other._is_zero or self._fits_perfectly(other)):
             return AuditRow(WHOLE, "precision", error, "undecided", ZERO_TO_ROUNDING)
         reason = f"the product in {self.point.dtype} is not that in {other.point.dtype}"
-        return AuditRow(WHOLE, "precision", error, *_verdict(error <= _OWN_PRECISION_TOLERANCE, reason))
+        return AuditRow(
+            WHOLE, "precision", error, *_verdict(error <= _OWN_PRECISION_TOLERANCE, reason)
+        )
 
     def _fits_perfectly(self, other: "_Examination") -> bool:
         """Whether the loss, as `other` knows it, is lost in the rounding of its terms in this precision."""
-        rounding = 10 * torch.finfo(self.point.dtype).eps * natural_size(self.point, self.directions())
+        rounding = (
+            10 * torch.finfo(self.point.dtype).eps * natural_size(self.point, self.directions())
+        )
         return abs(other.point.evaluate(other.point.leaves()).item()) <= rounding
 
 
@@ -327,9 +375,15 @@ def _search(examination: _Examination) -> list[Suspect]:
     return blamed(examination.objective.module, examination.point, seed=examination.seed)
 
 
-def _promoted(objective: Objective, batch: Batch, plain: _Examination, *, seed: int) -> _Examination | None:
+def _promoted(
+    objective: Objective, batch: Batch, plain: _Examination, *, seed: int
+) -> _Examination | None:
     """The examination in float64, of a copy where there is a module; None if something in the loss does not follow."""
-    point = None if plain.point.dtype == torch.float64 else promoted(objective, plain.point.params, batch)
+    point = (
+        None
+        if plain.point.dtype == torch.float64
+        else promoted(objective, plain.point.params, batch)
+    )
     if point is None:
         return None
     examination = _Examination(point.objective, point.params, point.batch, seed=seed)
@@ -342,7 +396,9 @@ def _promoted(objective: Objective, batch: Batch, plain: _Examination, *, seed: 
 
 
 def _without_decay(objective: Objective) -> Objective:
-    return Objective(objective.forward, objective.loss, module=objective.module, rowwise=objective.rowwise)
+    return Objective(
+        objective.forward, objective.loss, module=objective.module, rowwise=objective.rowwise
+    )
 
 
 def _named(refusal: str | None) -> str:
@@ -372,6 +428,10 @@ def _row(test: str, outcomes: list[Outcome]) -> AuditRow:
     best = min(outcomes, key=lambda one: (order[one.verdict], one.error))
     if worst.verdict == "undecided" and best.verdict == "passed":
         return AuditRow(WHOLE, test, best.error, "passed")
-    reason = _REASONS[test] if worst.verdict == "failed" else "the differences do not settle, so they prove nothing"
+    reason = (
+        _REASONS[test]
+        if worst.verdict == "failed"
+        else "the differences do not settle, so they prove nothing"
+    )
     where = f" (worst for {worst.worst})" if worst.worst else ""
     return AuditRow(WHOLE, test, worst.error, worst.verdict, reason + where)

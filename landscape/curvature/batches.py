@@ -12,15 +12,33 @@ from torch import Tensor, nn
 
 from landscape.curvature.evaluation import Problem, twice_evaluated
 from landscape.curvature.graph import no_checkpointing
-from landscape.curvature.objective import Batch, Objective, Params, select_parameters, squared_norm, unflatten
+from landscape.curvature.objective import (
+    Batch,
+    Objective,
+    Params,
+    select_parameters,
+    squared_norm,
+    unflatten,
+)
 from landscape.curvature.preconditions import check_batch, describe_batch
 from landscape.curvature.products import Product, RetainedGraph
 from landscape.curvature.rounding import product_errors
 from landscape.curvature.row_chunks import RowChunks, count_rows
-from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, is_general, spot_checked
+from landscape.curvature.spot_check import (
+    NOT_ASKED,
+    FirstProduct,
+    SpotCheck,
+    is_general,
+    spot_checked,
+)
 from landscape.curvature.unchecked import checked_leaves, support_indices, unused_parameters
 from landscape.errors import ObjectiveError
-from landscape.linalg.operator import SymmetricOperator, normalized_weights, said_once, union_of_supports
+from landscape.linalg.operator import (
+    SymmetricOperator,
+    normalized_weights,
+    said_once,
+    union_of_supports,
+)
 
 # As in check_same_loss: the order of additions on a GPU may vary.
 _ROUNDINGS = 1000
@@ -73,12 +91,16 @@ class HessianOfBatches(SymmetricOperator):
         if rows is not None and not (isinstance(rows, int) and rows >= 1):
             raise ValueError(f"rows must be a whole number from 1 on, got {rows!r}.")
         if rows is not None and keep_graphs:
-            raise ValueError("rows: chunks keep no graph, so keep_graphs=True cannot be obeyed. Leave one of them out.")
+            raise ValueError(
+                "rows: chunks keep no graph, so keep_graphs=True cannot be obeyed. Leave one of them out."
+            )
         batches = _listed(batches)
         self.rows = rows
         self.weights = tuple(normalized_weights(len(batches), weights))
         leaves = checked_leaves(objective, params, batches[0], copy=True)
-        self._problems = [Problem(objective=objective, leaves=leaves, batch=batch) for batch in batches]
+        self._problems = [
+            Problem(objective=objective, leaves=leaves, batch=batch) for batch in batches
+        ]
         self.dtype, self.device = self._problems[0].like.dtype, self._problems[0].like.device
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
@@ -96,7 +118,11 @@ class HessianOfBatches(SymmetricOperator):
         self.losses = tuple(losses)
         self.loss = sum(weight * loss for weight, loss in zip(self.weights, losses))
         if self.weight_decay:
-            self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+            self.loss += (
+                0.5
+                * self.weight_decay
+                * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+            )
         # The L2 term reaches every row.
         self.support = None if self.weight_decay else union_of_supports(supports)
 
@@ -136,7 +162,9 @@ class HessianOfBatches(SymmetricOperator):
         options: dict[str, Any] = {"weights": self.weights, "rows": self.rows, "check": False}
         return HessianOfBatches(self._problems[0].objective, params, batches, **options)
 
-    def _multiply(self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> None:
+    def _multiply(
+        self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]
+    ) -> None:
         try:
             way = self._kept[index] or self._rebuilt(index)
             for row, product in zip(rows.split(1), products.split(1)):
@@ -144,18 +172,29 @@ class HessianOfBatches(SymmetricOperator):
             if index in self._unchecked and is_general(rows, self.support):
                 self._check(index, rows, products, way.name)
             if not torch.isfinite(products).all():
-                raise ObjectiveError("a product with the Hessian is not finite: the vector or a second derivative is not.")
+                raise ObjectiveError(
+                    "a product with the Hessian is not finite: the vector or a second derivative is not."
+                )
         except ObjectiveError as error:
             raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
 
-    def _check(self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"], way: str) -> None:
+    def _check(
+        self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"], way: str
+    ) -> None:
         first = FirstProduct(
-            self._problems[index], None, rows, products, way=(way, self.rows), operations=self._operations[index]
+            self._problems[index],
+            None,
+            rows,
+            products,
+            way=(way, self.rows),
+            operations=self._operations[index],
         )
         self._spot_checks.append(spot_checked(first))
         self._unchecked.discard(index)
 
-    def _evaluated(self, index: int, problem: Problem) -> tuple[float, Int64[Tensor, " s"] | None, Product]:
+    def _evaluated(
+        self, index: int, problem: Problem
+    ) -> tuple[float, Int64[Tensor, " s"] | None, Product]:
         """The loss of a batch, the support of its Hessian, and products with it."""
         chunks = None
         try:
@@ -173,19 +212,27 @@ class HessianOfBatches(SymmetricOperator):
             )
             raise
         self._operations.append(evaluated.operations)
-        support = support_indices(problem.leaves, unused_parameters(problem.leaves, evaluated.gradients), evaluated.looked_up)
+        support = support_indices(
+            problem.leaves,
+            unused_parameters(problem.leaves, evaluated.gradients),
+            evaluated.looked_up,
+        )
         return evaluated.loss, support, chunks or RetainedGraph(problem, evaluated.gradients)
 
     def _rebuilt(self, index: int) -> RetainedGraph:
         problem, before = self._problems[index], self.losses[index]
         with problem.differentiating(), no_checkpointing():
             loss = problem.objective.data_term(problem.leaves, problem.batch)
-            if abs(loss.item() - before) > _ROUNDINGS * torch.finfo(self.dtype).eps * max(1.0, abs(before)):
+            if abs(loss.item() - before) > _ROUNDINGS * torch.finfo(self.dtype).eps * max(
+                1.0, abs(before)
+            ):
                 raise ObjectiveError(
                     f"its loss is {loss.item():.9g} now and was {before:.9g}, so this is no longer one matrix. The batch, or "
                     "parameters and buffers that were not selected, were changed since. Build the operator on a copy."
                 )
-            gradients = torch.autograd.grad(loss, list(problem.leaves.values()), create_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss, list(problem.leaves.values()), create_graph=True, allow_unused=True
+            )
         return RetainedGraph(problem, gradients)
 
 
@@ -246,4 +293,6 @@ def hessian_of_batches(
     weights = _numbers_of_rows(batches) if weights is None else weights
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     chosen = select_parameters(model, parameters)
-    return HessianOfBatches(objective, chosen, batches, weights=weights, keep_graphs=keep_graphs, check=check)
+    return HessianOfBatches(
+        objective, chosen, batches, weights=weights, keep_graphs=keep_graphs, check=check
+    )

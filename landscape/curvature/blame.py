@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from landscape.curvature.differences import PRECISION, Outcome, Params, PlainProduct, Point, displaced, judge_derivatives
+from landscape.curvature.differences import (
+    PRECISION,
+    Outcome,
+    Params,
+    PlainProduct,
+    Point,
+    displaced,
+    judge_derivatives,
+)
 from landscape.curvature.objective import Objective, flatten
 from landscape.linalg.operator import seeded
 
@@ -49,7 +57,11 @@ def blamed(model: nn.Module, point: Point, *, seed: int) -> list[Suspect]:
         key = str(id(part))
         if key not in tested:
             within = {inner: value for inner, value in _own_parameters(point.params, name)}
-            tested[key] = None if len(tested) >= _MOST_TESTS else _test(name, part, within, calls[id(part)], seed=seed)
+            tested[key] = (
+                None
+                if len(tested) >= _MOST_TESTS
+                else _test(name, part, within, calls[id(part)], seed=seed)
+            )
         return tested[key]
 
     def search(name: str, part: nn.Module) -> list[Suspect]:
@@ -58,7 +70,9 @@ def blamed(model: nn.Module, point: Point, *, seed: int) -> list[Suspect]:
             found = test(name, part)
             if found is None:
                 return []
-        children = ((f"{name}.{key}" if name else key, child) for key, child in part.named_children())
+        children = (
+            (f"{name}.{key}" if name else key, child) for key, child in part.named_children()
+        )
         inner = [suspect for path, child in children for suspect in search(path, child)]
         return inner or ([found] if found else [])
 
@@ -78,7 +92,9 @@ def _recorded(model: nn.Module, point: Point) -> dict[int, _Call]:
     def record(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if id(part) not in calls:
             leaves, structure = tree_flatten((args, kwargs))
-            copies = tuple(leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+            copies = tuple(
+                leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves
+            )
             calls[id(part)] = _Call(copies, structure)
 
     with _calls_watched(model, record):
@@ -103,7 +119,11 @@ def _calls_watched(model: nn.Module, record: Any) -> Iterator[None]:
 def _test(name: str, part: nn.Module, params: Params, call: _Call, *, seed: int) -> Suspect | None:
     """The tests of one module, quickest first; None if it passes, or cannot be run by itself."""
     title = f"{name} ({type(part).__name__})"
-    inputs = {f"input {index}": _as_real(leaf) for index, leaf in enumerate(call.leaves) if _is_floating(leaf)}
+    inputs = {
+        f"input {index}": _as_real(leaf)
+        for index, leaf in enumerate(call.leaves)
+        if _is_floating(leaf)
+    }
     variables = {**{f"own {key}": value for key, value in params.items()}, **inputs}
     if not variables or len({value.dtype for value in variables.values()}) > 1:
         return None
@@ -157,7 +177,11 @@ def _compared(title: str, point: Point, direction: Params, slope: Params) -> Sus
         return Suspect(title, "gradient", first)
     if refused:
         return Suspect(title, "product", Outcome(math.inf, "failed", ""))
-    return Suspect(title, "product", second) if second is not None and second.verdict == "failed" else None
+    return (
+        Suspect(title, "product", second)
+        if second is not None and second.verdict == "failed"
+        else None
+    )
 
 
 def _scalarised(part: nn.Module, call: _Call, *, seed: int) -> Objective:
@@ -171,8 +195,13 @@ def _scalarised(part: nn.Module, call: _Call, *, seed: int) -> Objective:
     sizes: list[float] = []
 
     def forward(variables: Params, batch: Any) -> list[Tensor]:
-        own = {key[len("own ") :]: value for key, value in variables.items() if key.startswith("own ")}
-        leaves = [_restored(leaf, variables.get(f"input {index}")) for index, leaf in enumerate(call.leaves)]
+        own = {
+            key[len("own ") :]: value for key, value in variables.items() if key.startswith("own ")
+        }
+        leaves = [
+            _restored(leaf, variables.get(f"input {index}"))
+            for index, leaf in enumerate(call.leaves)
+        ]
         args, kwargs = tree_unflatten(leaves, call.structure)
         state = {**{name: value.clone() for name, value in buffers.items()}, **own}
         output = functional_call(part, state, args, kwargs)
@@ -182,13 +211,19 @@ def _scalarised(part: nn.Module, call: _Call, *, seed: int) -> Objective:
         generator = seeded(seed + 3)
         terms = []
         if not sizes:
-            sizes.extend(max(float(output.detach().square().mean().sqrt()), 1e-6) for output in outputs)
+            sizes.extend(
+                max(float(output.detach().square().mean().sqrt()), 1e-6) for output in outputs
+            )
         for output, size in zip(outputs, sizes):
             linear, square = (
-                torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.device, output.dtype)
+                torch.randn(output.shape, generator=generator, dtype=torch.float64).to(
+                    output.device, output.dtype
+                )
                 for _ in range(2)
             )
-            terms.append((linear * output).sum() / size + 0.5 * (square * output.square()).sum() / size**2)
+            terms.append(
+                (linear * output).sum() / size + 0.5 * (square * output.square()).sum() / size**2
+            )
         return torch.stack(terms).sum()
 
     return Objective(forward, loss, rowwise=False)

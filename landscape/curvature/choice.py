@@ -20,7 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from landscape.curvature.evaluation import Evaluated, Problem, twice_evaluated
-from landscape.curvature.memory import MemoryWatch, forget_failed_backward, free_memory, is_out_of_memory
+from landscape.curvature.memory import (
+    MemoryWatch,
+    forget_failed_backward,
+    free_memory,
+    is_out_of_memory,
+)
 from landscape.curvature.preconditions import describe_batch
 from landscape.curvature.products import Product, RebuiltGraph, RetainedGraph, TangentOfGradient
 from landscape.curvature.replayed import ReplayedGraph, ReplayedTrace, can_replay
@@ -34,7 +39,16 @@ _LADDER = ("retained", "rebuilt", "rows")
 PRODUCTS = ("auto", "retained", "rebuilt", "jvp", "rows", "traced", "compiled")
 # Ways that record a graph once for many batches.
 RECORDED = (TracedProduct.name, ReplayedTrace.name, CompiledProduct.name)
-_WAYS = (RetainedGraph, RebuiltGraph, TangentOfGradient, RowChunks, ReplayedGraph, TracedProduct, ReplayedTrace, CompiledProduct)
+_WAYS = (
+    RetainedGraph,
+    RebuiltGraph,
+    TangentOfGradient,
+    RowChunks,
+    ReplayedGraph,
+    TracedProduct,
+    ReplayedTrace,
+    CompiledProduct,
+)
 _TITLES = {way.name: way.title for way in _WAYS}
 # Of the memory that is allowed or free, the share that tensors may take. On a CPU the C library's heap held up to 2.4 times what
 # lived in it (1.1 times where each tensor is mapped for itself), and running over is fatal; on a GPU it is an error.
@@ -97,7 +111,9 @@ class ProductChoice:
     def as_settings(self) -> dict[str, Any]:
         """Plain JSON values, for a record."""
         facts = asdict(self)
-        return facts | {f"{key}_mebibytes": facts.pop(key) // _MIB for key in ("limit", "held", "peak")}
+        return facts | {
+            f"{key}_mebibytes": facts.pop(key) // _MIB for key in ("limit", "held", "peak")
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +168,18 @@ class Multiplier:
         self._share = SHARE.get(self._device.type, min(SHARE.values()))
         self._watch = MemoryWatch(int(self._share * (max_memory or self._free)))
         # What fitted once may not fit now, or in what is allowed here.
-        self._given = given if given is not None and self._fits(given, limited=max_memory is not None) else None
-        asked = product.product if isinstance(product, ProductChoice) else "rows" if rows is not None else product
+        self._given = (
+            given
+            if given is not None and self._fits(given, limited=max_memory is not None)
+            else None
+        )
+        asked = (
+            product.product
+            if isinstance(product, ProductChoice)
+            else "rows"
+            if rows is not None
+            else product
+        )
         # A graph that was recorded for many batches is recorded here too, within what is allowed.
         keeps = given is None or self._given is not None or given.product in RECORDED
         self._asked = asked if keeps else "auto"
@@ -172,7 +198,9 @@ class Multiplier:
         self.choice: ProductChoice | None = None
 
     def _fits(self, given: ProductChoice, *, limited: bool) -> bool:
-        allowed = not limited or given.limit <= self._watch.limit or 0 < given.peak <= self._watch.limit
+        allowed = (
+            not limited or given.limit <= self._watch.limit or 0 < given.peak <= self._watch.limit
+        )
         return given.peak <= self._free and allowed
 
     def evaluate(self) -> Evaluated:
@@ -190,7 +218,10 @@ class Multiplier:
                 return evaluated
         if self._floor < _rank("rows"):
             evaluated = self._guarded(
-                "retained", None, lambda: twice_evaluated(self._problem, self._guard, reduces=True), watched=False
+                "retained",
+                None,
+                lambda: twice_evaluated(self._problem, self._guard, reduces=True),
+                watched=False,
             )
             if evaluated is not None:
                 self._problem = evaluated.problem
@@ -211,7 +242,9 @@ class Multiplier:
         made = self._guarded(
             asked,
             None,
-            lambda: traced_evaluation(self._problem, compiles=asked == "compiled", guard=self._guard),
+            lambda: traced_evaluation(
+                self._problem, compiles=asked == "compiled", guard=self._guard
+            ),
             optional=True,
             watched=False,
         )
@@ -225,7 +258,9 @@ class Multiplier:
             replayed = self._guarded(asked, None, lambda: ReplayedTrace(traced), optional=True)
             self._way, self.choice = replayed or traced, self._given
             if replayed is None:
-                self.choice = replace(self._given, product=traced.name, trials=(*self._given.trials, *self._trials))
+                self.choice = replace(
+                    self._given, product=traced.name, trials=(*self._given.trials, *self._trials)
+                )
         elif traced.name != asked:
             self._trials.append(Trial(product=asked, failure=traced.failure))
             self._asked, self._given, self._watches, self._traced = traced.name, None, True, traced
@@ -238,7 +273,10 @@ class Multiplier:
     def _guard(self) -> AbstractContextManager[Any]:
         """The watch over the first evaluation, and over what comes after it unless there is plenty for that."""
         n = sum(leaf.numel() for leaf in self._problem.leaves.values())
-        ample = _AMPLE_EVALUATIONS * self._watch.peak + _AMPLE_VECTORS * n * self._problem.like.element_size()
+        ample = (
+            _AMPLE_EVALUATIONS * self._watch.peak
+            + _AMPLE_VECTORS * n * self._problem.like.element_size()
+        )
         if self._watch.peak and ample < self._watch.limit:
             self._watches = False
         return self._watched()
@@ -252,7 +290,12 @@ class Multiplier:
         Raises:
             ObjectiveError, MemoryLimitError: As `multiply`.
         """
-        if self._way is None and self._given is not None and self._given.product == "retained" and self._gradients is not None:
+        if (
+            self._way is None
+            and self._given is not None
+            and self._given.product == "retained"
+            and self._gradients is not None
+        ):
             self._way, self._gradients = RetainedGraph(self._problem, self._gradients), None
             self.choice = self._given
         if self._way is None:
@@ -290,7 +333,9 @@ class Multiplier:
         if trial not in self.choice.trials:
             self.choice = replace(self.choice, trials=(*self.choice.trials, trial))
 
-    def multiply_block(self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]) -> bool:
+    def multiply_block(
+        self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]
+    ) -> bool:
         """Write the products of `rows` with the diagonal block of some parameters, through their part of the graph that is kept.
 
         Returns:
@@ -305,7 +350,9 @@ class Multiplier:
             return False
         leaves = {name: self._problem.leaves[name] for name in names}
         gradients = dict(zip(self._problem.leaves, way.gradients))
-        block = RetainedGraph(replace(self._problem, leaves=leaves), [gradients[name] for name in names])
+        block = RetainedGraph(
+            replace(self._problem, leaves=leaves), [gradients[name] for name in names]
+        )
         try:
             self._check_free()
             for row, product in zip(rows.split(1), out.split(1)):
@@ -349,7 +396,11 @@ class Multiplier:
             if made is None:
                 continue
             fitting.append(made)
-            if candidate.name == TracedProduct.name or candidate.name == "retained" and self._asked in ("auto", "replayed"):
+            if (
+                candidate.name == TracedProduct.name
+                or candidate.name == "retained"
+                and self._asked in ("auto", "replayed")
+            ):
                 fitting += self._replayed(made, rows)
             if candidate.name != "rebuilt" or self._asked != "auto":
                 break
@@ -370,7 +421,9 @@ class Multiplier:
         if gradients is not None:
             retained = RetainedGraph(problem, gradients)
             if self._asked == "jvp":
-                yield _Candidate("jvp", lambda: TangentOfGradient(problem, None if self._given else retained))
+                yield _Candidate(
+                    "jvp", lambda: TangentOfGradient(problem, None if self._given else retained)
+                )
             yield _Candidate("retained", lambda: retained)
             del retained, gradients
         if self._floor <= _rank("rebuilt"):
@@ -383,7 +436,9 @@ class Multiplier:
     def _sizes(self) -> list[int]:
         """Rows of a chunk, halved down to 1, from those that are known to fit, from what was asked for, or from half."""
         num_rows = count_rows(self._problem.batch)
-        size = self._chunks.rows if self._chunks is not None else self._max_rows or -(-num_rows // 2)
+        size = (
+            self._chunks.rows if self._chunks is not None else self._max_rows or -(-num_rows // 2)
+        )
         sizes = [max(1, min(size, num_rows))]
         while sizes[-1] > 1:
             sizes.append(-(-sizes[-1] // 2))
@@ -400,7 +455,12 @@ class Multiplier:
             return way, self._clock() - begun
 
         self._watch.peak = self._watch.live
-        made = self._guarded(candidate.name, candidate.rows, attempt, optional=candidate.name not in ("retained", "rebuilt"))
+        made = self._guarded(
+            candidate.name,
+            candidate.rows,
+            attempt,
+            optional=candidate.name not in ("retained", "rebuilt"),
+        )
         if made is None:
             return None
         way, seconds = made
@@ -411,13 +471,22 @@ class Multiplier:
             seconds = self._clock() - begun
         peak = self._watch.peak if self._watches else 0
         trial = Trial(
-            product=candidate.name, rows=candidate.rows, seconds=float(f"{seconds / len(rows):.3g}"), mebibytes=peak // _MIB
+            product=candidate.name,
+            rows=candidate.rows,
+            seconds=float(f"{seconds / len(rows):.3g}"),
+            mebibytes=peak // _MIB,
         )
         self._trials.append(trial)
         return _Fitting(way, out, trial, seconds, peak)
 
     def _guarded(
-        self, name: str, rows: int | None, make: Callable[[], _T], *, optional: bool = False, watched: bool = True
+        self,
+        name: str,
+        rows: int | None,
+        make: Callable[[], _T],
+        *,
+        optional: bool = False,
+        watched: bool = True,
     ) -> _T | None:
         """What `make` makes within the limit, or None and a note.
 
@@ -459,7 +528,9 @@ class Multiplier:
         out = torch.empty_like(rows[:_BLOCK])
         self._multiply(rows[:1], out[:1])
         assert self.choice is not None and self._way is not None
-        single = next(one.seconds for one in reversed(self._trials) if one.product == self.choice.product)
+        single = next(
+            one.seconds for one in reversed(self._trials) if one.product == self.choice.product
+        )
         way = self._way
         block = self._try(_Candidate(way.name, lambda: way, self.choice.rows), rows[:_BLOCK])
         pays = block is not None and single is not None and block.seconds / len(out) < single
@@ -471,7 +542,11 @@ class Multiplier:
         """Leave a way for which memory ran out, and look for one that takes less of what is free now."""
         assert self.choice is not None
         left = self.choice
-        self._trials.append(Trial(product=left.product, rows=left.rows, failure="ran out of memory in a later product"))
+        self._trials.append(
+            Trial(
+                product=left.product, rows=left.rows, failure="ran out of memory in a later product"
+            )
+        )
         self._way = self._given = None
         forget_failed_backward(self._device)
         self._asked = "auto"
@@ -480,7 +555,9 @@ class Multiplier:
         else:
             self._floor = _rank(left.product) + 1
         self._watches = True
-        self._watch.limit = min(self._watch.limit, self._watch.live + int(self._share * free_memory(self._device)))
+        self._watch.limit = min(
+            self._watch.limit, self._watch.live + int(self._share * free_memory(self._device))
+        )
 
     def _check_free(self) -> None:
         """On a CPU, where no allocation fails, see that what the next product takes is there, if it is a large part."""
@@ -511,17 +588,27 @@ class Multiplier:
         )
 
     def _reason(self, best: _Fitting, num_fitting: int) -> str:
-        failures = {f"{one.product}: {one.failure}" for one in self._trials if one.failure and one.product != best.trial.product}
+        failures = {
+            f"{one.product}: {one.failure}"
+            for one in self._trials
+            if one.failure and one.product != best.trial.product
+        }
         why = f" ({'; '.join(sorted(failures))})" if failures else ""
         if best.trial.product == self._asked:
             return f"{self._why}{why}"
         if best.trial.product == "retained" and num_fitting == 1:
             return f"its graph fits in memory{why}"
-        return (f"the fastest of {num_fitting} ways that fit" if num_fitting > 1 else "it fits in memory") + why
+        return (
+            f"the fastest of {num_fitting} ways that fit"
+            if num_fitting > 1
+            else "it fits in memory"
+        ) + why
 
     def _nothing_fits(self) -> str:
         tried = [
-            f"{one.product}{f' of {one.rows}' if one.rows else ''} ({one.failure})" for one in self._trials if one.failure
+            f"{one.product}{f' of {one.rows}' if one.rows else ''} ({one.failure})"
+            for one in self._trials
+            if one.failure
         ]
         return (
             f"Products with the Hessian do not fit in memory: {self._watch.limit / self._share / _MIB:.0f} MiB are allowed "
@@ -535,11 +622,17 @@ def _rank(product: str) -> int:
     return _LADDER.index(product) if product in _LADDER else 0
 
 
-def _check_arguments(product: str | ProductChoice, rows: int | None, columns: int | None, max_memory: int | None) -> None:
+def _check_arguments(
+    product: str | ProductChoice, rows: int | None, columns: int | None, max_memory: int | None
+) -> None:
     if isinstance(product, str) and product not in PRODUCTS:
-        raise ValueError(f"product must be one of {', '.join(PRODUCTS)} or a ProductChoice, got {product!r}.")
+        raise ValueError(
+            f"product must be one of {', '.join(PRODUCTS)} or a ProductChoice, got {product!r}."
+        )
     if rows is not None and product not in ("auto", "rows"):
-        raise ValueError(f"rows are those of a chunk, and product={product!r} takes no chunks. Leave one of them out.")
+        raise ValueError(
+            f"rows are those of a chunk, and product={product!r} takes no chunks. Leave one of them out."
+        )
     for name, value in (("rows", rows), ("columns", columns), ("max_memory", max_memory)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -42,7 +42,9 @@ def compiled(graph: fx.GraphModule, example: Sequence[Tensor]) -> Callable[..., 
 
             # These loggers exist from here on.
             with _quiet():
-                function: Any = standalone_compile(graph, list(example), dynamic_shapes="from_example_inputs")
+                function: Any = standalone_compile(
+                    graph, list(example), dynamic_shapes="from_example_inputs"
+                )
                 # What fails only when it is loaded or run fails here.
                 function(*example)
     # Whatever a compiler, a loader or a cache raises: there is another way to compute the same.
@@ -77,7 +79,9 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"0")
     except OSError as error:
-        raise CannotCompile(f"the cache {folder} cannot be written to ({error.strerror})") from error
+        raise CannotCompile(
+            f"the cache {folder} cannot be written to ({error.strerror})"
+        ) from error
 
 
 @contextmanager
@@ -97,7 +101,10 @@ def _cached_in(folder: Path) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep to this module what torch says of its compiler while it looks for it, and of files of its cache that are spoilt."""
-    names = [*_LOGGERS, *(name for name in logging.root.manager.loggerDict if name.startswith(_LOGGERS))]
+    names = [
+        *_LOGGERS,
+        *(name for name in logging.root.manager.loggerDict if name.startswith(_LOGGERS)),
+    ]
     loggers = [logging.getLogger(name) for name in dict.fromkeys(names)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -141,7 +141,9 @@ class Point:
                     leaf.add_(direction[name], alpha=step * self.scales[name])
         return leaves
 
-    def loss_and_gradient(self, direction: Params | None = None, step: float = 0.0) -> tuple[float, Params]:
+    def loss_and_gradient(
+        self, direction: Params | None = None, step: float = 0.0
+    ) -> tuple[float, Params]:
         """At `step` times the direction away, both in scaled coordinates; zeros where the loss carries no graph."""
         self.num_gradients += 1
         leaves = self.moved(direction, step)
@@ -159,7 +161,10 @@ def gradient_of(loss: Tensor, leaves: Params) -> Params:
 
 
 def scale_of(tensor: Tensor) -> float:
-    size = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) / max(tensor.numel(), 1) ** 0.5
+    size = (
+        float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
+        / max(tensor.numel(), 1) ** 0.5
+    )
     return max(size, SMALLEST)
 
 
@@ -170,7 +175,8 @@ def displaced(params: Params, generator: torch.Generator) -> Params:
     a little way off, and derivatives that are right there are right at the parameters.
     """
     return {
-        name: tensor.detach() + DISPLACEMENT * scale_of(tensor) * _normal(tensor, generator) for name, tensor in params.items()
+        name: tensor.detach() + DISPLACEMENT * scale_of(tensor) * _normal(tensor, generator)
+        for name, tensor in params.items()
     }
 
 
@@ -180,7 +186,9 @@ def natural_size(point: Point, directions: Sequence[Params]) -> float:
     A loss that has been fitted perfectly is far below the terms that cancel in it, and so are its derivatives; this is of the
     size of those terms, and scales with the loss. Bounded, since a deep network moved so far may give anything.
     """
-    sizes = sorted(abs(point.loss(direction, step)) for direction in directions for step in (1.0, -1.0))
+    sizes = sorted(
+        abs(point.loss(direction, step)) for direction in directions for step in (1.0, -1.0)
+    )
     middle = sizes[len(sizes) // 2]
     return min(1.0, middle) if math.isfinite(middle) else 1.0
 
@@ -211,37 +219,54 @@ def judge_derivatives(
     unit = torch.finfo(point.digits).eps / (precision.steps[0] * precision.tolerance)
     first = second = None
     for step in precision.steps:
-        ahead, behind = point.loss_and_gradient(direction, step), point.loss_and_gradient(direction, -step)
+        ahead, behind = (
+            point.loss_and_gradient(direction, step),
+            point.loss_and_gradient(direction, -step),
+        )
         losses.append((ahead[0] - behind[0]) / (2 * step))
         gradients.append({name: (ahead[1][name] - behind[1][name]) / (2 * step) for name in slope})
         noise = 100 * unit * max(abs(ahead[0]), size)
-        first = judge_number(float(derivative.sum()), losses, size=length + noise, tolerance=precision.tolerance)
+        first = judge_number(
+            float(derivative.sum()), losses, size=length + noise, tolerance=precision.tolerance
+        )
         if product is not None:
-            rounding = {name: 10 * unit * max(float(piece.norm()), size) for name, piece in slope.items()}
-            second = judge_blocks(product, gradients, rounding=rounding, tolerance=precision.tolerance)
+            rounding = {
+                name: 10 * unit * max(float(piece.norm()), size) for name, piece in slope.items()
+            }
+            second = judge_blocks(
+                product, gradients, rounding=rounding, tolerance=precision.tolerance
+            )
         if first.verdict == "passed" and (second is None or second.verdict == "passed"):
             break
     assert first is not None
     return first, second
 
 
-def judge_blocks(value: Params, differences: list[Params], *, rounding: dict[str, float], tolerance: float) -> Outcome:
+def judge_blocks(
+    value: Params, differences: list[Params], *, rounding: dict[str, float], tolerance: float
+) -> Outcome:
     """Each block of `value` against the same block of the differences at several steps."""
     sizes = {
-        name: max(float(piece.norm()), min(float(one[name].norm()) for one in differences)) for name, piece in value.items()
+        name: max(float(piece.norm()), min(float(one[name].norm()) for one in differences))
+        for name, piece in value.items()
     }
     floor = _NEGLIGIBLE * max(sizes.values()) + torch.finfo(torch.float64).tiny
     outcomes = []
     for name, piece in value.items():
         size = sizes[name] + floor + rounding[name]
         errors = [float((piece - one[name]).norm()) / size for one in differences]
-        moves = [float((one[name] - other[name]).norm()) / size for one, other in zip(differences, differences[1:])]
+        moves = [
+            float((one[name] - other[name]).norm()) / size
+            for one, other in zip(differences, differences[1:])
+        ]
         outcomes.append(Outcome(min(errors), _verdict(errors, moves, tolerance), name))
     order = {"failed": 2, "undecided": 1, "passed": 0}
     return max(outcomes, key=lambda one: (order[one.verdict], one.error))
 
 
-def judge_number(value: float, differences: list[float], *, size: float, tolerance: float) -> Outcome:
+def judge_number(
+    value: float, differences: list[float], *, size: float, tolerance: float
+) -> Outcome:
     """A number against differences at several steps, in units of `size`."""
     size = size + torch.finfo(torch.float64).tiny
     errors = [abs(value - one) / size for one in differences]
@@ -258,7 +283,9 @@ def _verdict(errors: list[float], moves: list[float], tolerance: float) -> str:
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     """Drawn on the CPU in float64, so that all devices and types get the same numbers."""
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(
+        like.device, like.dtype
+    )
 
 
 class PlainProduct:
@@ -277,9 +304,15 @@ class PlainProduct:
             loss = point.evaluate(self._leaves)
             seed = torch.ones_like(loss, requires_grad=True)
             if loss.requires_grad:
-                pieces = torch.autograd.grad(loss, list(self._leaves.values()), seed, create_graph=True, allow_unused=True)
+                pieces = torch.autograd.grad(
+                    loss, list(self._leaves.values()), seed, create_graph=True, allow_unused=True
+                )
         gradients = dict(zip(self._leaves, pieces))
-        self._attached = {name: piece for name, piece in gradients.items() if piece is not None and piece.requires_grad}
+        self._attached = {
+            name: piece
+            for name, piece in gradients.items()
+            if piece is not None and piece.requires_grad
+        }
 
     def __call__(self, direction: Params) -> Params:
         """In scaled coordinates."""
@@ -302,7 +335,9 @@ def asymmetry(directions: list[Params], products: list[Params], *, floor: float 
     Args:
         floor: The smallest denominator, where rounding hides what is below it.
     """
-    forms = torch.tensor([[_inner(u, product) for product in products] for u in directions], dtype=torch.float64)
+    forms = torch.tensor(
+        [[_inner(u, product) for product in products] for u in directions], dtype=torch.float64
+    )
     forms -= torch.diag(forms.diagonal())
     size = max(float(forms.norm()), floor)
     return float((forms - forms.T).norm()) / size if size > 0 else 0.0

@@ -77,8 +77,12 @@ def filter_normalised(direction: Params, params: Params) -> Params:
     Raises:
         ValueError: If names or shapes differ.
     """
-    if [(name, tensor.shape) for name, tensor in direction.items()] != [(name, t.shape) for name, t in params.items()]:
-        raise ValueError("A direction needs the names and shapes of the parameters, in their order; take it from `unflatten`.")
+    if [(name, tensor.shape) for name, tensor in direction.items()] != [
+        (name, t.shape) for name, t in params.items()
+    ]:
+        raise ValueError(
+            "A direction needs the names and shapes of the parameters, in their order; take it from `unflatten`."
+        )
     normalised = {}
     for name, weights in params.items():
         axes = filter_axes(name, weights)
@@ -96,7 +100,9 @@ def _norms(tensor: Tensor, axes: list[int]) -> Tensor:
     return torch.linalg.vector_norm(tensor, dim=axes, keepdim=True, dtype=torch.float64)
 
 
-def random_directions(params: Params, count: int, *, generator: torch.Generator) -> tuple[Direction, ...]:
+def random_directions(
+    params: Params, count: int, *, generator: torch.Generator
+) -> tuple[Direction, ...]:
     """Gaussian directions, filter-normalised; on the CPU's generator, so that every device draws the same ones.
 
     They are not made orthogonal: in n dimensions two of them have a cosine of about 1 / sqrt(n).
@@ -114,9 +120,14 @@ def random_directions(params: Params, count: int, *, generator: torch.Generator)
         )
     directions = []
     for number in range(1, count + 1):
-        draw = {name: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for name, t in params.items()}
+        draw = {
+            name: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t)
+            for name, t in params.items()
+        }
         vector = flatten(filter_normalised(draw, params))
-        directions.append(Direction(name=f"random direction {number}", unit=FILTER_UNIT, vector=vector))
+        directions.append(
+            Direction(name=f"random direction {number}", unit=FILTER_UNIT, vector=vector)
+        )
     return tuple(directions)
 
 

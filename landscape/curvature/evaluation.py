@@ -167,7 +167,10 @@ def value_of(objective: Objective, params: Params, batch: Batch) -> Tensor:
 
 
 def twice_evaluated(
-    problem: Problem, guard: Callable[[], AbstractContextManager[Any]] = nullcontext, *, reduces: bool = False
+    problem: Problem,
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    *,
+    reduces: bool = False,
 ) -> Evaluated:
     """An evaluation that a first one has confirmed, with the graph of its gradient.
 
@@ -208,7 +211,9 @@ class FirstEvaluation:
         """The same problem for the entries that the loss depends on; itself where that is all or more is not known."""
         if self.edited:
             return self.problem
-        objective, leaves = reduced(self.problem.objective, self.problem.leaves, self.looked_up, self.unused)
+        objective, leaves = reduced(
+            self.problem.objective, self.problem.leaves, self.looked_up, self.unused
+        )
         if leaves is self.problem.leaves:
             return self.problem
         return replace(self.problem, objective=objective, leaves=leaves, whole=self.problem)
@@ -231,7 +236,12 @@ def evaluated_once(problem: Problem) -> FirstEvaluation:
     except ObjectiveError:
         edited = True
     return FirstEvaluation(
-        problem, loss.item(), rows_looked_up(loss, leaves), operations_behind(loss), unreached(loss, leaves), edited
+        problem,
+        loss.item(),
+        rows_looked_up(loss, leaves),
+        operations_behind(loss),
+        unreached(loss, leaves),
+        edited,
     )
 
 
@@ -247,7 +257,11 @@ def confirmed_reduced(first: FirstEvaluation) -> Evaluated:
             return _confirmed(reduced, first)
         except Exception as error:
             # Code of the loss that a stand-in for a table does not suit, whatever it raises.
-            if is_out_of_memory(error) or isinstance(error, ObjectiveError) and not isinstance(error, TableInUse):
+            if (
+                is_out_of_memory(error)
+                or isinstance(error, ObjectiveError)
+                and not isinstance(error, TableInUse)
+            ):
                 raise
     return _confirmed(first.problem, first)
 
@@ -270,7 +284,9 @@ def _confirmed(problem: Problem, first: FirstEvaluation) -> Evaluated:
         raise TableInUse("the loss reads a stand-in for a table as a tensor")
     check_same_loss(first.loss, loss.item(), dtype=problem.like.dtype)
     constants = reduction_of(objective).constants
-    gradients = differentiable_gradient(loss, leaves, timeline, module=objective.module, constants=constants)
+    gradients = differentiable_gradient(
+        loss, leaves, timeline, module=objective.module, constants=constants
+    )
     check_gradients(leaves, gradients, first.loss)
     return Evaluated(first.loss, problem, gradients, first.looked_up, operations)
 
@@ -285,10 +301,15 @@ def backward_in_place(problem: Problem) -> str | None:
     # Whatever is raised here has been raised before, and said.
     with suppress(Exception), problem.differentiating(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.autograd.set_detect_anomaly(True, check_nan=False), module_timeline(objective.module) as timeline:
+        with (
+            torch.autograd.set_detect_anomaly(True, check_nan=False),
+            module_timeline(objective.module) as timeline,
+        ):
             loss = objective.data_term(leaves, problem.batch)
             seed = torch.ones_like(loss, requires_grad=True)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), seed, create_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                loss, list(leaves.values()), seed, create_graph=True, allow_unused=True
+            )
         return overwritten_in_backward(gradients, timeline)
     return None
 

@@ -33,12 +33,18 @@ _EXACT, _PIECES, _STRIDE = 2**20, 64, 61
 def code_of(objective: Objective) -> Hashable:
     """What an objective computes, as far as the code and the plain values of its functions and modules tell."""
     functions = signature_of(objective.forward), signature_of(objective.loss)
-    return functions, () if objective.module is None else tuple(attributes_of(part) for part in objective.module.modules())
+    return functions, () if objective.module is None else tuple(
+        attributes_of(part) for part in objective.module.modules()
+    )
 
 
 def contents_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """A number for each tensor that changes with its values and their order: a sum of its bits, read as whole numbers."""
-    plain = [tensor.detach() for tensor in tensors if tensor.layout == torch.strided and not tensor.is_quantized]
+    plain = [
+        tensor.detach()
+        for tensor in tensors
+        if tensor.layout == torch.strided and not tensor.is_quantized
+    ]
     return tuple(torch.stack([_sum_of_bits(tensor) for tensor in plain]).tolist()) if plain else ()
 
 
@@ -46,18 +52,32 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
     flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).contiguous().view(-1)
     num_bytes = flat.numel() * flat.element_size()
     # In words of 8 bytes where they fit, which torch adds without converting them.
-    fits = num_bytes % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0 and flat.element_size() <= 8
+    fits = (
+        num_bytes % 8 == 0
+        and flat.storage_offset() * flat.element_size() % 8 == 0
+        and flat.element_size() <= 8
+    )
     words = flat.view(torch.int64) if fits else flat.view(_WHOLE[flat.element_size()]).long()
     # Shifted, so that signs count in more than the last bit; times odd numbers, so that places count.
-    return ((words ^ (words >> 29)) * torch.arange(1, 2 * len(words) + 1, 2, device=words.device)).sum()
+    return (
+        (words ^ (words >> 29)) * torch.arange(1, 2 * len(words) + 1, 2, device=words.device)
+    ).sum()
 
 
 def attributes_of(part: Any, depth: int = 0) -> Hashable:
     """The class of an object, its plain values and its functions."""
     own = getattr(part, "__dict__", {})
     plain = {name: value for name, value in own.items() if _is_plain(value)}
-    called = [value for value in own.values() if callable(value) and not isinstance(value, (type, nn.Module))]
-    return type(part), repr(sorted(plain.items())), tuple(signature_of(one, depth + 1) for one in called)
+    called = [
+        value
+        for value in own.values()
+        if callable(value) and not isinstance(value, (type, nn.Module))
+    ]
+    return (
+        type(part),
+        repr(sorted(plain.items())),
+        tuple(signature_of(one, depth + 1) for one in called),
+    )
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
@@ -72,7 +92,9 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 def structure_of(batch: Batch) -> Hashable:
     """How a batch is nested, and types and shapes of its tensors but for the number of rows."""
     leaves, spec = tree_flatten(batch)
-    return str(spec), tuple((leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
+    return str(spec), tuple(
+        (leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves
+    )
 
 
 def signature_of(value: Any, depth: int = 0) -> Hashable:
@@ -87,7 +109,11 @@ def signature_of(value: Any, depth: int = 0) -> Hashable:
         return repr(value) if _is_plain(value) else attributes_of(value, depth)
     inner = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
     inner += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    inner += [value.__globals__.get(name) for name in names_in(code) if _is_plain(value.__globals__.get(name))]
+    inner += [
+        value.__globals__.get(name)
+        for name in names_in(code)
+        if _is_plain(value.__globals__.get(name))
+    ]
     inner += [value.__self__] if hasattr(value, "__self__") else []
     return code, tuple(signature_of(one, depth + 1) for one in inner)
 
@@ -158,10 +184,19 @@ class _Search:
 
     def members(self) -> list[Any]:
         """Members of places that code has named, and that were not seen yet."""
-        named = [vars(place)[name] for place in self.places.values() for name in self.names if name in vars(place)]
+        named = [
+            vars(place)[name]
+            for place in self.places.values()
+            for name in self.names
+            if name in vars(place)
+        ]
         # Numbers have no identity by which they were seen.
         self.marks.extend(repr(value) for value in named if isinstance(value, _NUMBERS))
-        return [value for value in named if not isinstance(value, _NUMBERS) and id(value) not in self.seen]
+        return [
+            value
+            for value in named
+            if not isinstance(value, _NUMBERS) and id(value) not in self.seen
+        ]
 
     def _reached_from(self, value: Any) -> Iterable[Any]:
         """What an object holds that its use as, or in, a function can depend on; in an order that does not change."""
@@ -193,7 +228,9 @@ class _Search:
         if _root(type(value)) in _OPAQUE and not isinstance(value, _HOLDERS):
             return ()
         # A recurrent layer keeps a list of whatever stood for its parameters last.
-        inner = [part for name, part in getattr(value, "__dict__", {}).items() if name != "_flat_weights"]
+        inner = [
+            part for name, part in getattr(value, "__dict__", {}).items() if name != "_flat_weights"
+        ]
         return *inner, type(value)
 
     def _reached_from_function(self, function: FunctionType) -> Iterable[Any]:
@@ -204,7 +241,9 @@ class _Search:
         self.marks.append(function.__code__)
         names = dict.fromkeys([*names_in(function.__code__), "forward", "__call__"])
         self.names |= names
-        return *held, *(function.__globals__[name] for name in names if name in function.__globals__)
+        return *held, *(
+            function.__globals__[name] for name in names if name in function.__globals__
+        )
 
 
 def _mark_of(value: Any) -> Hashable:
@@ -231,7 +270,9 @@ def _mark_of(value: Any) -> Hashable:
 
 def _root(thing: Any) -> str:
     """The package that a function, class or module is from."""
-    return str(thing.__name__ if isinstance(thing, ModuleType) else thing.__module__).partition(".")[0]
+    return str(thing.__name__ if isinstance(thing, ModuleType) else thing.__module__).partition(
+        "."
+    )[0]
 
 
 def _is_of_a_library(thing: Any) -> bool:

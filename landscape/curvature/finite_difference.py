@@ -62,7 +62,9 @@ class FiniteDifferenceOperator(SymmetricOperator):
     Source: Nocedal & Wright, Numerical Optimization (2006), section 8.1, on the two errors of a step.
     """
 
-    def __init__(self, objective: Objective, params: Params, batch: Batch, *, step: float | None = None) -> None:
+    def __init__(
+        self, objective: Objective, params: Params, batch: Batch, *, step: float | None = None
+    ) -> None:
         if step is not None and not (math.isfinite(step) and step > 0):
             raise ValueError(f"step must be positive and finite, got {step}.")
         leaves = checked_leaves(objective, params, batch, copy=True)
@@ -78,7 +80,11 @@ class FiniteDifferenceOperator(SymmetricOperator):
         check_same_loss(value, again, dtype=self.dtype)
         self.loss = value
         if self.weight_decay:
-            self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+            self.loss += (
+                0.5
+                * self.weight_decay
+                * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+            )
         direction = _unit(slope)
         if direction is None:
             raise ObjectiveError(
@@ -86,7 +92,9 @@ class FiniteDifferenceOperator(SymmetricOperator):
             )
         # Each entry of a gradient is rounded to its own last place, at least.
         self._noise = torch.finfo(self.dtype).eps * _length(slope)
-        self.step, image = self._ladder(direction) if step is None else (step, self._difference(direction, step))
+        self.step, image = (
+            self._ladder(direction) if step is None else (step, self._difference(direction, step))
+        )
         self._check_slope(slope, value)
         self.error_estimate = max(self._estimated_error(direction, image), self._noise / self.step)
 
@@ -105,19 +113,26 @@ class FiniteDifferenceOperator(SymmetricOperator):
             columns.append(self._difference(v / length, self.step) * length)
         products = torch.stack(columns, dim=1) if columns else torch.zeros_like(V)
         if not torch.isfinite(products).all():
-            raise ObjectiveError("A difference of gradients is not finite: the loss overflows next to the parameters.")
+            raise ObjectiveError(
+                "A difference of gradients is not finite: the loss overflows next to the parameters."
+            )
         return products.add(V, alpha=self.weight_decay) if self.weight_decay else products
 
     @property
     def checked(self) -> str:
         return "operator checked: the gradient is the derivative of the loss, and products are differences of it"
 
-    def _loss_and_gradient(self, offset: Float[Tensor, " n"] | None) -> tuple[float, Float[Tensor, " n"]]:
+    def _loss_and_gradient(
+        self, offset: Float[Tensor, " n"] | None
+    ) -> tuple[float, Float[Tensor, " n"]]:
         """Of the data term, at `offset` from the parameters."""
         centre = self._centre if offset is None else self._centre + offset
         with torch.inference_mode(False), torch.enable_grad(), no_checkpointing():
             # Cloned in here, because an inference tensor cannot take part in what is differentiated.
-            leaves = {name: piece.clone().requires_grad_() for name, piece in unflatten(centre, self.params).items()}
+            leaves = {
+                name: piece.clone().requires_grad_()
+                for name, piece in unflatten(centre, self.params).items()
+            }
             # What modules do is judged at the centre alone; differences, which are many, need no hooks.
             watched = module_timeline(self._objective.module) if offset is None else nullcontext()
             with watched as timeline, reading_only(leaves):
@@ -131,7 +146,9 @@ class FiniteDifferenceOperator(SymmetricOperator):
         return loss.item(), flatten(dict(zip(leaves, gradients)))
 
     def _difference(self, v: Float[Tensor, " n"], step: float) -> Float[Tensor, " n"]:
-        return (self._loss_and_gradient(step * v)[1] - self._loss_and_gradient(-step * v)[1]) / (2 * step)
+        return (self._loss_and_gradient(step * v)[1] - self._loss_and_gradient(-step * v)[1]) / (
+            2 * step
+        )
 
     def _ladder(self, v: Float[Tensor, " n"]) -> tuple[float, Float[Tensor, " n"]]:
         """The step whose difference along v moves least when the next smaller one is taken, and that difference."""
@@ -161,7 +178,10 @@ class FiniteDifferenceOperator(SymmetricOperator):
         assert v is not None
         errors = []
         for step in (self.step, 4 * self.step, self.step / 4):
-            ahead, behind = self._loss_and_gradient(step * v)[0], self._loss_and_gradient(-step * v)[0]
+            ahead, behind = (
+                self._loss_and_gradient(step * v)[0],
+                self._loss_and_gradient(-step * v)[0],
+            )
             rounding = 8 * torch.finfo(self.dtype).eps * abs(value) / step
             errors.append((abs((ahead - behind) / (2 * step) - size) - rounding) / size)
             if errors[-1] <= _SLOPE_TOLERANCE[self.dtype]:
@@ -172,11 +192,18 @@ class FiniteDifferenceOperator(SymmetricOperator):
         )
 
     def _estimated_error(self, direction: Float[Tensor, " n"], image: Float[Tensor, " n"]) -> float:
-        random = _unit(torch.randn(self.n, generator=seeded(0), dtype=torch.float64).to(self.device, self.dtype))
+        random = _unit(
+            torch.randn(self.n, generator=seeded(0), dtype=torch.float64).to(
+                self.device, self.dtype
+            )
+        )
         largest = 0.0
         for v in (direction, _unit(image), random):
             if v is not None:
-                largest = max(largest, _length(self._difference(v, self.step) - self._difference(v, self.step / 2)))
+                largest = max(
+                    largest,
+                    _length(self._difference(v, self.step) - self._difference(v, self.step / 2)),
+                )
         return largest
 
 

@@ -27,7 +27,15 @@ from landscape.curvature.graph import (
     rows_looked_up,
 )
 from landscape.curvature.hessian import HessianOperator
-from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters, squared_norm, unflatten
+from landscape.curvature.objective import (
+    Batch,
+    Objective,
+    Params,
+    flatten,
+    select_parameters,
+    squared_norm,
+    unflatten,
+)
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.curvature.rounding import product_errors
 from landscape.curvature.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
@@ -78,7 +86,13 @@ class GaussNewtonOperator(SymmetricOperator):
     """
 
     def __init__(
-        self, objective: Objective, params: Params, batch: Batch, *, columns: int = 1, check: bool = True
+        self,
+        objective: Objective,
+        params: Params,
+        batch: Batch,
+        *,
+        columns: int = 1,
+        check: bool = True,
     ) -> None:
         if columns < 1:
             raise ValueError(f"columns must be at least 1, got {columns}.")
@@ -92,12 +106,23 @@ class GaussNewtonOperator(SymmetricOperator):
         self.weight_decay = objective.weight_decay
         self.loss, nest, gradients = self._linearised()
         if self.weight_decay:
-            self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+            self.loss += (
+                0.5
+                * self.weight_decay
+                * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+            )
         self._leaves = tuple(leaves.values())
         self._sizes = [leaf.numel() for leaf in self._leaves]
-        used = {i: gradient for i, gradient in enumerate(gradients) if gradient is not None and gradient.requires_grad}
+        used = {
+            i: gradient
+            for i, gradient in enumerate(gradients)
+            if gradient is not None and gradient.requires_grad
+        }
         self._used, self._gradients = tuple(used), tuple(used.values())
-        unused, looked_up = unused_parameters(leaves, gradients), rows_looked_up(self._outputs, leaves)
+        unused, looked_up = (
+            unused_parameters(leaves, gradients),
+            rows_looked_up(self._outputs, leaves),
+        )
         self.support = None if self.weight_decay else support_indices(leaves, unused, looked_up)
         assert objective.cut is not None
         self._head = _hessian_by_outputs(objective.cut.convex, nest, self._outputs, batch)
@@ -116,9 +141,13 @@ class GaussNewtonOperator(SymmetricOperator):
             self._outputs = nest.differentiable
             # Of no special values: a pullback is linear, so its derivative is the same everywhere.
             generator = seeded(0)
-            self._seeds = tuple(_normal_like(output, generator).requires_grad_() for output in self._outputs)
+            self._seeds = tuple(
+                _normal_like(output, generator).requires_grad_() for output in self._outputs
+            )
             module = problem.objective.module
-            gradients = differentiable_pullback(self._outputs, self._seeds, problem.leaves, timeline, module=module)
+            gradients = differentiable_pullback(
+                self._outputs, self._seeds, problem.leaves, timeline, module=module
+            )
         for name, gradient in zip(problem.leaves, gradients):
             if gradient is not None and not torch.isfinite(gradient).all():
                 raise ObjectiveError(
@@ -161,7 +190,9 @@ class GaussNewtonOperator(SymmetricOperator):
         return product_errors(self, self._at, self.params, v)
 
     def _at(self, params: Params) -> "GaussNewtonOperator":
-        return GaussNewtonOperator(self._problem.objective, params, self._problem.batch, check=False)
+        return GaussNewtonOperator(
+            self._problem.objective, params, self._problem.batch, check=False
+        )
 
     @property
     def checked(self) -> str:
@@ -180,9 +211,14 @@ class GaussNewtonOperator(SymmetricOperator):
             tangent = (self._outputs_at(v, step) - self._outputs_at(v, -step)) / (2 * step)
             curvatures.append(float(tangent.double() @ (self._head @ tangent).double()))
             largest = max(abs(value), *map(abs, curvatures))
-            outcome = judge_number(value, curvatures, size=largest, tolerance=_TOLERANCE[self.dtype])
+            outcome = judge_number(
+                value, curvatures, size=largest, tolerance=_TOLERANCE[self.dtype]
+            )
             if outcome.verdict == "passed":
-                return SpotCheck("passed", reason=f"curvature within {outcome.error:.1e} of differences of the outputs")
+                return SpotCheck(
+                    "passed",
+                    reason=f"curvature within {outcome.error:.1e} of differences of the outputs",
+                )
         # Stairs, which rounding makes, are told from kinks by the audit, in float64.
         said = audited(self._problem)
         if outcome.verdict == "undecided":
@@ -197,7 +233,10 @@ class GaussNewtonOperator(SymmetricOperator):
         """The outputs at `step` times v from the parameters, as one vector."""
         with self._problem.differentiating():
             pieces = self.unflatten(v.detach())
-            leaves = {name: tensor.add(pieces[name], alpha=step).requires_grad_() for name, tensor in self.params.items()}
+            leaves = {
+                name: tensor.add(pieces[name], alpha=step).requires_grad_()
+                for name, tensor in self.params.items()
+            }
             outputs = _Nest(_cut_in_two(replace(self._problem, leaves=leaves))[0]).differentiable
             return torch.cat([output.detach().reshape(-1).to(self.dtype) for output in outputs])
 
@@ -209,7 +248,12 @@ class GaussNewtonOperator(SymmetricOperator):
         if not cotangents:
             return rows.new_zeros(len(rows), self.num_outputs)
         tangents = torch.autograd.grad(
-            self._gradients, self._seeds, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=bool(lead)
+            self._gradients,
+            self._seeds,
+            cotangents,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=bool(lead),
         )
         return _as_rows(tangents, self._seeds, len(rows))
 
@@ -217,18 +261,33 @@ class GaussNewtonOperator(SymmetricOperator):
         """H u of every row u = J v, once u.(H u) has been found not to be negative."""
         products = (self._head @ tangents.T).T
         curvatures = (tangents.double() * products.double()).sum(1)
-        least = -_ROUNDINGS * torch.finfo(self.dtype).eps * self._head_size * tangents.double().square().sum(1)
+        least = (
+            -_ROUNDINGS
+            * torch.finfo(self.dtype).eps
+            * self._head_size
+            * tangents.double().square().sum(1)
+        )
         if (curvatures < least).any():
-            raise _not_convex(float((curvatures / tangents.double().square().sum(1)).min()), self._head_size)
+            raise _not_convex(
+                float((curvatures / tangents.double().square().sum(1)).min()), self._head_size
+            )
         return products
 
     def _pulled_back(self, cotangents: Float[Tensor, "c q"]) -> Float[Tensor, "c n"]:
         """J^T w of every row w."""
         lead = (len(cotangents),) if len(cotangents) > 1 else ()
         pieces = cotangents.split([output.numel() for output in self._outputs], dim=1)
-        seeds = [piece.reshape(lead + output.shape).to(output.dtype) for piece, output in zip(pieces, self._outputs)]
+        seeds = [
+            piece.reshape(lead + output.shape).to(output.dtype)
+            for piece, output in zip(pieces, self._outputs)
+        ]
         products = torch.autograd.grad(
-            self._outputs, self._leaves, seeds, retain_graph=True, allow_unused=True, is_grads_batched=bool(lead)
+            self._outputs,
+            self._leaves,
+            seeds,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=bool(lead),
         )
         return _as_rows(products, self._leaves, len(cotangents))
 
@@ -264,7 +323,11 @@ class _Nest:
 
     def __init__(self, outputs: Any) -> None:
         self.values, self.spec = tree_flatten(outputs)
-        self.places = [i for i, value in enumerate(self.values) if isinstance(value, Tensor) and value.requires_grad]
+        self.places = [
+            i
+            for i, value in enumerate(self.values)
+            if isinstance(value, Tensor) and value.requires_grad
+        ]
         if not self.places:
             raise ObjectiveError(
                 f"The outputs must be a tensor, or tuples, lists and dicts of tensors, that depend on the parameters; got a "
@@ -299,7 +362,12 @@ def _checked_cut(problem: Problem) -> float:
     Raises:
         ObjectiveError: If there is no cut, it gives another number, or the loss is not one finite number.
     """
-    objective, leaves, batch, dtype = problem.objective, problem.leaves, problem.batch, problem.like.dtype
+    objective, leaves, batch, dtype = (
+        problem.objective,
+        problem.leaves,
+        problem.batch,
+        problem.like.dtype,
+    )
     if objective.cut is None:
         raise ObjectiveError(
             "The objective does not say in what its loss is convex, and a Gauss-Newton matrix is linearised up to that. Give "
@@ -313,7 +381,9 @@ def _checked_cut(problem: Problem) -> float:
     check_loss(parts, batch, dtype=dtype)
     if objective.module is not None:
         _refuse_bypassed_parameters(list(_nodes(whole, parts)), leaves, objective.module)
-    if abs(whole.item() - parts.item()) > _ROUNDINGS * torch.finfo(dtype).eps * max(1.0, abs(whole.item())):
+    if abs(whole.item() - parts.item()) > _ROUNDINGS * torch.finfo(dtype).eps * max(
+        1.0, abs(whole.item())
+    ):
         raise ObjectiveError(
             f"The two parts of the cut do not make the loss: they give {parts.item():.9g} instead of {whole.item():.9g}, so the "
             "Gauss-Newton matrix would be that of another loss. Mend the cut of the objective."
@@ -325,7 +395,9 @@ def _hessian_by_outputs(
     convex: Callable[[Any, Batch], Tensor], nest: _Nest, outputs: Sequence[Tensor], batch: Batch
 ) -> HessianOperator:
     """The Hessian of the loss by the outputs, with all that is refused of a Hessian."""
-    objective = Objective(lambda params, batch: nest.filled(list(params.values())), convex, rowwise=False)
+    objective = Objective(
+        lambda params, batch: nest.filled(list(params.values())), convex, rowwise=False
+    )
     return HessianOperator(objective, dict(zip(nest.names(), outputs)), batch, product="retained")
 
 
@@ -335,7 +407,14 @@ def _largest_curvature(head: HessianOperator) -> float:
     Raises:
         ObjectiveError: If it found one. A Ritz value is the curvature along a direction, so this is no estimate.
     """
-    pairs = eigsh(head, 1, "SA", max_matvecs=min(head.n, _CONVEXITY_PRODUCTS), num_checks=0, return_vectors=False)
+    pairs = eigsh(
+        head,
+        1,
+        "SA",
+        max_matvecs=min(head.n, _CONVEXITY_PRODUCTS),
+        num_checks=0,
+        return_vectors=False,
+    )
     assert pairs.quadrature is not None
     nodes = pairs.quadrature.nodes
     largest, least = float(nodes.abs().max()), float(nodes.min())
@@ -353,10 +432,14 @@ def _not_convex(curvature: float, largest: float) -> ObjectiveError:
 
 
 def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device, tensor.dtype)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(
+        tensor.device, tensor.dtype
+    )
 
 
-def _as_rows(pieces: Sequence[Tensor | None], like: Sequence[Tensor], count: int) -> Float[Tensor, "c _"]:
+def _as_rows(
+    pieces: Sequence[Tensor | None], like: Sequence[Tensor], count: int
+) -> Float[Tensor, "c _"]:
     """One row per vector from one piece per tensor; zeros where nothing depends on it."""
     blocks = [
         one.new_zeros(count, one.numel()) if piece is None else piece.reshape(count, one.numel())

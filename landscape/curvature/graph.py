@@ -83,7 +83,10 @@ def module_timeline(module: nn.Module | None) -> Iterator[ModuleTimeline]:
         if id(part) in names:
             timeline.spans.append((start, torch.autograd._get_sequence_nr(), names[id(part)]))
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    handles = [
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    ]
     try:
         yield timeline
     finally:
@@ -111,7 +114,9 @@ def differentiable_gradient(
         ObjectiveError: As `differentiable_pullback`.
     """
     seeds = [torch.ones_like(loss, requires_grad=True)]
-    return differentiable_pullback([loss], seeds, params, timeline, module=module, constants=constants)
+    return differentiable_pullback(
+        [loss], seeds, params, timeline, module=module, constants=constants
+    )
 
 
 def differentiable_pullback(
@@ -148,13 +153,17 @@ def differentiable_pullback(
     faults: list[str] = []
     dtype = next(iter(params.values())).dtype
     handles = [
-        node.register_hook(partial(_inspect, partial(timeline.name_of, node), node.name(), faults, dtype))
+        node.register_hook(
+            partial(_inspect, partial(timeline.name_of, node), node.name(), faults, dtype)
+        )
         for node in nodes
         if not hasattr(node, "variable")
     ]
     try:
         with explained_errors():
-            gradients = torch.autograd.grad(outputs, list(params.values()), seeds, create_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                outputs, list(params.values()), seeds, create_graph=True, allow_unused=True
+            )
     finally:
         for handle in handles:
             handle.remove()
@@ -163,7 +172,9 @@ def differentiable_pullback(
     return gradients
 
 
-def refuse_edited_gradients(outputs: Sequence[Tensor], params: Params, timeline: ModuleTimeline) -> None:
+def refuse_edited_gradients(
+    outputs: Sequence[Tensor], params: Params, timeline: ModuleTimeline
+) -> None:
     """Refuse embeddings whose gradients PyTorch was asked to make something other than derivatives.
 
     Raises:
@@ -200,7 +211,9 @@ def _made_of(table: Node | None, params: Params) -> bool:
     return leaf is None or any(leaf is parameter for parameter in params.values())
 
 
-def rows_looked_up(outputs: Tensor | Sequence[Tensor], params: Params) -> dict[str, Int64[Tensor, " rows"]]:
+def rows_looked_up(
+    outputs: Tensor | Sequence[Tensor], params: Params
+) -> dict[str, Int64[Tensor, " rows"]]:
     """Of parameters that a loss, or `outputs`, use only as embedding tables, the rows that they look up, ascending.
 
     Which rows those are does not depend on the parameters, so the other rows have exactly no gradient here and around
@@ -246,7 +259,9 @@ def coarsest_type(loss: Tensor, dtype: torch.dtype) -> torch.dtype:
     found = {dtype, loss.dtype}
     for node in _nodes(loss):
         found.update(made.dtype for made in node._input_metadata)
-    return max((one for one in found if one.is_floating_point), key=lambda one: torch.finfo(one).eps)
+    return max(
+        (one for one in found if one.is_floating_point), key=lambda one: torch.finfo(one).eps
+    )
 
 
 def operations_behind(loss: Tensor) -> int:
@@ -255,7 +270,9 @@ def operations_behind(loss: Tensor) -> int:
     return hash(tuple("view" if name in _VIEWS else (kind, name) for kind, name in names))
 
 
-def overwritten_in_backward(gradients: Sequence[Tensor | None], timeline: ModuleTimeline) -> str | None:
+def overwritten_in_backward(
+    gradients: Sequence[Tensor | None], timeline: ModuleTimeline
+) -> str | None:
     """The operation whose backward pass overwrites what its own derivative needs, and its module; None if there is none.
 
     Args:
@@ -334,7 +351,9 @@ def _inspect(
 
 def _left_the_graph(gradient: Tensor) -> bool:
     """Detached, or attached to the error node of once_differentiable alone, which autograd.grad prunes."""
-    return not gradient.requires_grad or (gradient.grad_fn is not None and gradient.grad_fn.name() == "torch::autograd::Error")
+    return not gradient.requires_grad or (
+        gradient.grad_fn is not None and gradient.grad_fn.name() == "torch::autograd::Error"
+    )
 
 
 @contextmanager
@@ -392,5 +411,7 @@ def explained_errors(find_culprit: Callable[[], str | None] = lambda: None) -> I
         for fragment, meaning in _EXPLANATIONS.items():
             if fragment in str(error):
                 first_line = str(error).partition("\n")[0]
-                raise ObjectiveError(f"The loss cannot be differentiated twice: {meaning}. PyTorch says: {first_line}") from error
+                raise ObjectiveError(
+                    f"The loss cannot be differentiated twice: {meaning}. PyTorch says: {first_line}"
+                ) from error
         raise

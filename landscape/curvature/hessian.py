@@ -17,7 +17,14 @@ from landscape.curvature.graph import module_timeline, refuse_edited_gradients
 from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters
 from landscape.curvature.preconditions import check_loss, reading_only
 from landscape.curvature.rounding import product_errors
-from landscape.curvature.spot_check import NOT_ASKED, FirstProduct, SpotCheck, checked_before, is_general, spot_checked
+from landscape.curvature.spot_check import (
+    NOT_ASKED,
+    FirstProduct,
+    SpotCheck,
+    checked_before,
+    is_general,
+    spot_checked,
+)
 from landscape.curvature.unchecked import UncheckedHessian, checked_leaves
 from landscape.linalg.operator import seeded
 
@@ -91,7 +98,14 @@ class HessianOperator(UncheckedHessian):
         self._gradients: dict[str, Tensor | None] = {}
         self._operations = 0
         super().__init__(
-            objective, params, batch, product=product, rows=rows, columns=columns, max_memory=max_memory, allow_tf32=allow_tf32
+            objective,
+            params,
+            batch,
+            product=product,
+            rows=rows,
+            columns=columns,
+            max_memory=max_memory,
+            allow_tf32=allow_tf32,
         )
 
     def _describe(self, evaluated: Evaluated) -> None:
@@ -99,7 +113,8 @@ class HessianOperator(UncheckedHessian):
         if self.spot_check is None:
             # They share the memory of those that are kept.
             self._gradients = {
-                name: None if g is None else g.detach() for name, g in zip(evaluated.problem.leaves, evaluated.gradients)
+                name: None if g is None else g.detach()
+                for name, g in zip(evaluated.problem.leaves, evaluated.gradients)
             }
             self._operations = evaluated.operations
 
@@ -112,7 +127,9 @@ class HessianOperator(UncheckedHessian):
         """
         if self.spot_check is None:
             size = sum(tensor.numel() for tensor in self._reduced.values())
-            rows = torch.randn(1, size, generator=seeded(0), dtype=torch.float64).to(self.device, self.dtype)
+            rows = torch.randn(1, size, generator=seeded(0), dtype=torch.float64).to(
+                self.device, self.dtype
+            )
             products = torch.empty_like(rows)
             self._multiplier.multiply(rows, products)
             self._check(rows, products)
@@ -129,7 +146,10 @@ class HessianOperator(UncheckedHessian):
         self._gradients = {}
 
     def _first_product(
-        self, rows: Float[Tensor, "k r"], products: Float[Tensor, "k r"], way: tuple[str, int | None]
+        self,
+        rows: Float[Tensor, "k r"],
+        products: Float[Tensor, "k r"],
+        way: tuple[str, int | None],
     ) -> FirstProduct:
         return FirstProduct(
             self._problem,
@@ -199,7 +219,12 @@ def hessian(
     """
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     return HessianOperator(
-        objective, select_parameters(model, parameters), batch, product=product, max_memory=max_memory, check=check
+        objective,
+        select_parameters(model, parameters),
+        batch,
+        product=product,
+        max_memory=max_memory,
+        check=check,
     )
 
 
@@ -220,4 +245,8 @@ def gradient(objective: Objective, params: Params, batch: Batch) -> Float[Tensor
         refuse_edited_gradients([loss], leaves, timeline)
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     flat = flatten(dict(zip(leaves, gradients)))
-    return flat.add_(flatten(params).detach(), alpha=objective.weight_decay) if objective.weight_decay else flat
+    return (
+        flat.add_(flatten(params).detach(), alpha=objective.weight_decay)
+        if objective.weight_decay
+        else flat
+    )

@@ -70,7 +70,9 @@ def solve_in_lockstep(
     ways = [_traced_product(operator) for operator in operators]
     _check_shared(ways)
     meeting = _Meeting(ways)
-    runs = [_Run(partial(solve, i, operator), f"lockstep-{i}") for i, operator in enumerate(operators)]
+    runs = [
+        _Run(partial(solve, i, operator), f"lockstep-{i}") for i, operator in enumerate(operators)
+    ]
     with ExitStack() as stack:
         for operator, way, run in zip(operators, ways, runs):
             stack.enter_context(operator.multiplier.lent(_HandedIn(way, run)))
@@ -80,7 +82,9 @@ def solve_in_lockstep(
     return [run.outcome() for run in runs]
 
 
-def batches_that_fit(operator: UncheckedHessian, *, num_vectors: int, free: int | None = None) -> int:
+def batches_that_fit(
+    operator: UncheckedHessian, *, num_vectors: int, free: int | None = None
+) -> int:
     """Count batches like that of an operator that memory holds in lockstep; at least 1.
 
     Args:
@@ -98,7 +102,9 @@ def batches_that_fit(operator: UncheckedHessian, *, num_vectors: int, free: int 
     vectors = num_vectors * operator.dtype.itemsize * (operator.n - operator.num_unused)
     copies = _COPIES_REPLAYED if can_replay(operator.device) else _COPIES
     needed = copies * sum(tensor.numel() * tensor.element_size() for tensor in saved) + vectors
-    available = SHARE.get(operator.device.type, min(SHARE.values())) * (free_memory(operator.device) if free is None else free)
+    available = SHARE.get(operator.device.type, min(SHARE.values())) * (
+        free_memory(operator.device) if free is None else free
+    )
     return max(1, int(available // max(1, needed)))
 
 
@@ -106,7 +112,11 @@ def depends_on_batch(way: TracedProduct) -> tuple[bool, ...]:
     """Whether each saved tensor depends on the batch, or on which rows of tables it looks up; else on weights alone."""
     graph, reduction = way.batch.graph, reduction_of(way.problem.objective)
     fixed = len(reduction.constants) + len(state_of_model(way.problem))
-    inputs = [name in graph.num_rows for name in graph.names] + [True] * len(reduction.rows) + [False] * fixed
+    inputs = (
+        [name in graph.num_rows for name in graph.names]
+        + [True] * len(reduction.rows)
+        + [False] * fixed
+    )
     nodes = list(graph.primal.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     inputs += [True] * (len(placeholders) - len(inputs))
@@ -122,7 +132,9 @@ def _traced_product(operator: UncheckedHessian) -> TracedProduct:
     choice = operator.choose()
     way = operator.multiplier.way
     if not isinstance(way, TracedProduct):
-        raise ValueError(f"Lockstep needs operators whose product is traced, got {choice.title}; ask for product='traced'.")
+        raise ValueError(
+            f"Lockstep needs operators whose product is traced, got {choice.title}; ask for product='traced'."
+        )
     return way
 
 
@@ -138,7 +150,9 @@ def _check_shared(ways: Sequence[TracedProduct]) -> None:
                 "Lockstep needs operators that share a traced graph: of one model and loss, and of batches of the same shapes "
                 "whose rows of tables its padding holds."
             )
-        for mine, first, moves in zip(way.batch.saved, ways[0].batch.saved, depends_on_batch(ways[0])):
+        for mine, first, moves in zip(
+            way.batch.saved, ways[0].batch.saved, depends_on_batch(ways[0])
+        ):
             if not moves and not torch.equal(mine, first):
                 raise ValueError("Lockstep needs operators of the same weights, got others.")
 
@@ -211,7 +225,11 @@ class _Run(Generic[_Result]):
             self._heard()
             grad, inference = self._modes
             # What belongs to a thread, as in the one that waits.
-            with torch.cuda.stream(self._stream), torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            with (
+                torch.cuda.stream(self._stream),
+                torch.inference_mode(inference),
+                torch.set_grad_enabled(grad),
+            ):
                 self._results.append(self._work())
         except BaseException as error:
             self._error = error
@@ -244,7 +262,9 @@ def _conduct(runs: Sequence[_Run], meeting: "_Meeting") -> None:
     try:
         while answers:
             handed_in = {index: runs[index].resume(answer) for index, answer in answers.items()}
-            answers = meeting.multiply({index: row for index, row in handed_in.items() if row is not None})
+            answers = meeting.multiply(
+                {index: row for index, row in handed_in.items() if row is not None}
+            )
     finally:
         for run in runs:
             run.abandon()
@@ -272,7 +292,9 @@ class _Meeting:
         except Exception as error:
             self._give_up(error)
 
-    def multiply(self, rows: Mapping[int, Float[Tensor, "1 n"]]) -> dict[int, Tensor | BaseException | None]:
+    def multiply(
+        self, rows: Mapping[int, Float[Tensor, "1 n"]]
+    ) -> dict[int, Tensor | BaseException | None]:
         """The product of each vector, or what it raises."""
         if self._call is not None and len(rows) > 1:
             try:
@@ -291,11 +313,16 @@ class _Meeting:
             return error
         return out
 
-    def _multiply_together(self, call: "_Call", rows: Mapping[int, Float[Tensor, "1 n"]]) -> dict[int, Tensor]:
+    def _multiply_together(
+        self, call: "_Call", rows: Mapping[int, Float[Tensor, "1 n"]]
+    ) -> dict[int, Tensor]:
         """Products by one call; a batch without a vector takes part with that of another, and nobody reads its product."""
         spare = next(iter(rows))
         with self._ways[0].problem.differentiating(), torch.no_grad():
-            vectors = [[piece.clone() for piece in self._padded(i, rows, spare)] for i in range(len(self._ways))]
+            vectors = [
+                [piece.clone() for piece in self._padded(i, rows, spare)]
+                for i in range(len(self._ways))
+            ]
             products = call([torch.stack(pieces) for pieces in zip(*vectors)])
             outs = {index: torch.empty_like(row) for index, row in rows.items()}
             for index, out in outs.items():
@@ -303,13 +330,20 @@ class _Meeting:
         return outs
 
     def _padded(self, index: int, rows: Mapping[int, Tensor], spare: int) -> list[Tensor]:
-        return self._ways[index].padded(rows[index]) if index in rows else self._ways[spare].padded(rows[spare])
+        return (
+            self._ways[index].padded(rows[index])
+            if index in rows
+            else self._ways[spare].padded(rows[spare])
+        )
 
     def _stacked(self) -> list[Tensor]:
         """Saved tensors of all batches one above the other, those that depend on weights alone as they are."""
         moves = depends_on_batch(self._ways[0])
         by_tensor = zip(*(way.batch.saved for way in self._ways))
-        return [torch.stack(tensors) if moving else tensors[0] for moving, tensors in zip(moves, by_tensor)]
+        return [
+            torch.stack(tensors) if moving else tensors[0]
+            for moving, tensors in zip(moves, by_tensor)
+        ]
 
     def _checked_call(self) -> "_Call":
         """The vmapped graph, once its product was that of each batch alone, or of the first where the graph is known.
@@ -324,7 +358,11 @@ class _Meeting:
             raise ObjectiveError(recorded)
         saved = self._stacked()
         recorded = recorded or _Recorded(self._vmapped(saved))
-        call = self._replayed(recorded, saved) if can_replay(self._device) else partial(_run, recorded.graph, saved)
+        call = (
+            self._replayed(recorded, saved)
+            if can_replay(self._device)
+            else partial(_run, recorded.graph, saved)
+        )
         generator, like = seeded(0), self._ways[0].problem.like
         rows = {
             index: torch.randn(1, way.size, generator=generator, dtype=torch.float64).to(like)
@@ -341,7 +379,10 @@ class _Meeting:
     def _vmapped(self, saved: Sequence[Tensor]) -> fx.GraphModule:
         """The product graph of several batches."""
         first = self._ways[0]
-        in_dims = *(0 if moves else None for moves in depends_on_batch(first)), *(0 for _ in first.leaves)
+        in_dims = (
+            *(0 if moves else None for moves in depends_on_batch(first)),
+            *(0 for _ in first.leaves),
+        )
         with first.problem.differentiating(), torch.no_grad():
             product = vmap(_with_reshapes(first.batch.graph.product), in_dims=in_dims)
             vmapped = make_fx(product, tracing_mode="real")(*saved, *self._zeros())
@@ -360,12 +401,18 @@ class _Meeting:
         with self._ways[0].problem.differentiating(), torch.no_grad():
             if recorded.static is None and not recorded.failure:
                 try:
-                    recorded.static = StaticProduct(recorded.graph, batch, self._zeros(), replayed.cuda_graph)
+                    recorded.static = StaticProduct(
+                        recorded.graph, batch, self._zeros(), replayed.cuda_graph
+                    )
                 except RuntimeError as error:
                     if is_out_of_memory(error):
                         raise
                     recorded.failure = str(error)
-        return partial(_run, recorded.graph, saved) if recorded.static is None else partial(_replay, recorded.static, batch)
+        return (
+            partial(_run, recorded.graph, saved)
+            if recorded.static is None
+            else partial(_replay, recorded.static, batch)
+        )
 
     @property
     def _device(self) -> torch.device:
@@ -393,15 +440,21 @@ class _Recorded:
 
 
 # By number of batches, or why there is none. They hold no traced graph, so that one which is forgotten goes.
-_known: "weakref.WeakKeyDictionary[TracedGraph, dict[int, _Recorded | str]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[TracedGraph, dict[int, _Recorded | str]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _run(graph: fx.GraphModule, saved: Sequence[Tensor], vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+def _run(
+    graph: fx.GraphModule, saved: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> Sequence[Tensor]:
     products: Sequence[Tensor] = graph(*saved, *vectors)
     return products
 
 
-def _replay(static: StaticProduct, batch: BatchGraph, vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+def _replay(
+    static: StaticProduct, batch: BatchGraph, vectors: Sequence[Tensor]
+) -> Sequence[Tensor]:
     with static.lock:
         return [product.clone() for product in static.multiply(batch, vectors)]
 

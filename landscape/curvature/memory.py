@@ -35,7 +35,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of this process, of a GPU, or of what a MemoryWatch allows."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(fragment in str(error) for fragment in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(
+        fragment in str(error) for fragment in _OUT_OF_MEMORY
+    )
 
 
 def forget_failed_backward(device: torch.device) -> None:
@@ -78,12 +80,18 @@ class MemoryWatch(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         # Views and in-place results live in memory that is counted, or that was there before.
         schema = getattr(function, "_schema", None)
-        if schema is None or not any(returned.alias_info is not None for returned in schema.returns):
+        if schema is None or not any(
+            returned.alias_info is not None for returned in schema.returns
+        ):
             flat = result if isinstance(result, (tuple, list)) else (result,)
             for tensor in tree_leaves(result) if schema is None else flat:
                 if isinstance(tensor, Tensor) and tensor.layout == torch.strided:

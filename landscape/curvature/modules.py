@@ -77,12 +77,16 @@ class HessianBlock(SymmetricOperator):
         with torch.inference_mode(False):
             rows = (V.clone() if V.is_inference() else V.detach()).T
             products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
-            if not self._blocks.whole.multiply_block(self._blocks.modules[self.name], rows, products):
+            if not self._blocks.whole.multiply_block(
+                self._blocks.modules[self.name], rows, products
+            ):
                 self._alone = self._alone or self._blocks.alone(self.name)
                 products.copy_((self._alone @ rows.T).T)
         products.add_(rows, alpha=self._blocks.weight_decay)
         if not torch.isfinite(products).all():
-            raise ObjectiveError(f"{self.name}: a product with its block of the Hessian is not finite; look for an overflow.")
+            raise ObjectiveError(
+                f"{self.name}: a product with its block of the Hessian is not finite; look for an overflow."
+            )
         return products.T
 
     def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -129,16 +133,26 @@ class HessianBlocks:
     ) -> None:
         for module, names in modules.items():
             if not names or any(name not in params for name in names):
-                raise ValueError(f"module {module!r} must hold some of the chosen parameters and no others, got {list(names)}.")
+                raise ValueError(
+                    f"module {module!r} must hold some of the chosen parameters and no others, got {list(names)}."
+                )
         self.modules = modules
         self._objective, self._batch = objective, batch
-        self._options: dict[str, Any] = {"max_memory": max_memory, "allow_tf32": allow_tf32, "check": check}
+        self._options: dict[str, Any] = {
+            "max_memory": max_memory,
+            "allow_tf32": allow_tf32,
+            "check": check,
+        }
         self._whole: HessianOperator | None = HessianOperator(
             objective, params, batch, product=product, rows=rows, **self._options
         )
         # Made anew it is the same.
         self._options["check"] = False
-        self.params, self.loss, self.weight_decay = self._whole.params, self._whole.loss, objective.weight_decay
+        self.params, self.loss, self.weight_decay = (
+            self._whole.params,
+            self._whole.loss,
+            objective.weight_decay,
+        )
         self._choice: ProductChoice | None = None
         self._check: SpotCheck | None = None
 
@@ -160,7 +174,9 @@ class HessianBlocks:
     def whole(self) -> HessianOperator:
         """The Hessian by all parameters, which keeps the graph; made anew where it was let go of."""
         if self._whole is None:
-            self._whole = HessianOperator(self._objective, self.params, self._batch, product=self.choice, **self._options)
+            self._whole = HessianOperator(
+                self._objective, self.params, self._batch, product=self.choice, **self._options
+            )
         return self._whole
 
     @property
@@ -183,7 +199,9 @@ class HessianBlocks:
 
     def at(self, params: Params) -> "HessianBlocks":
         """The same blocks at other parameters."""
-        return HessianBlocks(self._objective, params, self._batch, self.modules, product=self.choice, **self._options)
+        return HessianBlocks(
+            self._objective, params, self._batch, self.modules, product=self.choice, **self._options
+        )
 
     def block(self, module: str) -> HessianBlock:
         """The block of a module; the coordinates are its parameters in the order of `modules`."""
@@ -239,9 +257,20 @@ def per_module_spectra(
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     params = select_parameters(model, parameters)
     blocks = HessianBlocks(
-        objective, params, batch, modules_of(model, params, modules), product=product, max_memory=max_memory, check=check
+        objective,
+        params,
+        batch,
+        modules_of(model, params, modules),
+        product=product,
+        max_memory=max_memory,
+        check=check,
     )
-    options: dict[str, Any] = {"tol": tol, "max_matvecs": max_matvecs, "seed": seed, "max_basis_memory": max_basis_memory}
+    options: dict[str, Any] = {
+        "tol": tol,
+        "max_matvecs": max_matvecs,
+        "seed": seed,
+        "max_basis_memory": max_basis_memory,
+    }
     return spectra_of(blocks, k=k, which=which, **options)
 
 
@@ -267,12 +296,23 @@ def spectra_of(
                 f"{module}: {max_basis_memory:,} bytes hold {room} vectors of {block.n - block.num_unused:,} numbers, but {most} "
                 f"eigenvalues of this block need {most + LEAST_ROOM}. Allow more for the Krylov vectors, or leave the block out."
             )
-        pairs = eigsh(block, most, which, tol=tol, max_matvecs=limit, seed=seed, max_basis=room, return_vectors=False)
+        pairs = eigsh(
+            block,
+            most,
+            which,
+            tol=tol,
+            max_matvecs=limit,
+            seed=seed,
+            max_basis=room,
+            return_vectors=False,
+        )
         spectra.append(ModuleSpectrum(module, block.n, pairs))
     return tuple(spectra)
 
 
-def modules_of(model: nn.Module, params: Params, patterns: Sequence[str] | None = None) -> dict[str, tuple[str, ...]]:
+def modules_of(
+    model: nn.Module, params: Params, patterns: Sequence[str] | None = None
+) -> dict[str, tuple[str, ...]]:
     """The modules of a network that are worth a spectrum of their own, and the chosen parameters that each holds.
 
     Without patterns they are the blocks that the network repeats: the elements of every innermost ModuleList or Sequential
@@ -292,7 +332,9 @@ def modules_of(model: nn.Module, params: Params, patterns: Sequence[str] | None 
     Raises:
         ObjectiveError: If a pattern matches no module that holds a chosen parameter.
     """
-    places = _chosen_places(params, patterns) if patterns is not None else _own_places(model, params)
+    places = (
+        _chosen_places(params, patterns) if patterns is not None else _own_places(model, params)
+    )
     found: dict[str, list[str]] = {}
     for name, place in places.items():
         found.setdefault(place, []).append(name)
@@ -311,8 +353,12 @@ def coordinates_of(params: Params, names: Iterable[str]) -> Int64[Tensor, " s"]:
         start += tensor.numel()
     names = list(names)
     if unknown := [name for name in names if name not in ranges]:
-        raise ValueError(f"{unknown[0]!r} is not one of the {len(ranges)} parameters of the operator.")
-    return torch.cat([ranges[name] for name in names]) if names else torch.zeros(0, dtype=torch.int64)
+        raise ValueError(
+            f"{unknown[0]!r} is not one of the {len(ranges)} parameters of the operator."
+        )
+    return (
+        torch.cat([ranges[name] for name in names]) if names else torch.zeros(0, dtype=torch.int64)
+    )
 
 
 def _chosen_places(params: Params, patterns: Sequence[str]) -> dict[str, str]:
@@ -339,7 +385,9 @@ def _own_places(model: nn.Module, params: Params) -> dict[str, str]:
         return {name: name.rpartition(".")[0] or name for name in params}
     above = {prefix for block in blocks for prefix in _prefixes(block)[:-1]}
     # The first prefix that is not above a block: an innermost block, a module beside blocks, or the parameter itself.
-    return {name: next(prefix for prefix in _prefixes(name) if prefix not in above) for name in params}
+    return {
+        name: next(prefix for prefix in _prefixes(name) if prefix not in above) for name in params
+    }
 
 
 def _repeated_blocks(model: nn.Module) -> set[str]:
@@ -351,7 +399,11 @@ def _blocks_in(name: str, module: nn.Module) -> list[str]:
     """Names of a list's elements, if all that have parameters are of one class and made of modules that have some."""
     if not isinstance(module, nn.ModuleList | nn.Sequential):
         return []
-    children = {key: child for key, child in module.named_children() if any(True for _ in child.parameters())}
+    children = {
+        key: child
+        for key, child in module.named_children()
+        if any(True for _ in child.parameters())
+    }
     kinds = {type(child) for child in children.values()}
     if len(kinds) != 1 or not all(_is_composite(child) for child in children.values()):
         return []

@@ -21,7 +21,9 @@ from landscape.errors import ObjectiveError
 from landscape.kernels.first_order import second_order
 
 Params = dict[str, Tensor]
-_given_state: "ContextVar[tuple[nn.Module, Mapping[str, Tensor]] | None]" = ContextVar("given_state", default=None)
+_given_state: "ContextVar[tuple[nn.Module, Mapping[str, Tensor]] | None]" = ContextVar(
+    "given_state", default=None
+)
 Batch = Any
 Features = Any
 
@@ -75,7 +77,9 @@ class Objective:
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}.")
 
     @classmethod
-    def from_closure(cls, model: nn.Module, loss: Callable[[Any, Batch], Tensor], *, weight_decay: float = 0.0) -> "Objective":
+    def from_closure(
+        cls, model: nn.Module, loss: Callable[[Any, Batch], Tensor], *, weight_decay: float = 0.0
+    ) -> "Objective":
         """The objective of `loss(model, batch)`, which may use the model in any way: call it, its parts, its parameters.
 
         What the loss reaches through its `model` argument sees the parameters under study. A tensor that the loss
@@ -93,7 +97,12 @@ class Objective:
             return cls.from_closure(other, loss, weight_decay=weight_decay)
 
         return cls(
-            forward, lambda value, batch: value, weight_decay=weight_decay, module=model, rowwise=False, rebound=rebound
+            forward,
+            lambda value, batch: value,
+            weight_decay=weight_decay,
+            module=model,
+            rowwise=False,
+            rebound=rebound,
         )
 
     @classmethod
@@ -119,7 +128,15 @@ class Objective:
             return cls.from_outputs(other, outputs, loss, weight_decay=weight_decay)
 
         cut = ConvexCut(outputs=lambda features, batch: features, convex=loss)
-        return cls(forward, loss, weight_decay=weight_decay, module=model, rowwise=False, cut=cut, rebound=rebound)
+        return cls(
+            forward,
+            loss,
+            weight_decay=weight_decay,
+            module=model,
+            rowwise=False,
+            cut=cut,
+            rebound=rebound,
+        )
 
     def data_term(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
         """The loss without the L2 term, on kernels that can be differentiated twice."""
@@ -128,7 +145,11 @@ class Objective:
 
     def holding(self, held: Params) -> "Objective":
         """The same loss as a function of the other parameters: those of `held` stay as they are, and have no L2 term."""
-        return replace(self, forward=lambda params, batch: self.forward({**held, **params}, batch), rebound=None)
+        return replace(
+            self,
+            forward=lambda params, batch: self.forward({**held, **params}, batch),
+            rebound=None,
+        )
 
     def __call__(self, params: Params, batch: Batch) -> Float[Tensor, ""]:
         value = self.data_term(params, batch)
@@ -152,7 +173,9 @@ class _Bound(nn.Module):
         return self.function(self.module, *args)
 
 
-def call_with_parameters(module: nn.Module, params: Params, function: Callable[..., Any], *args: Any) -> Any:
+def call_with_parameters(
+    module: nn.Module, params: Params, function: Callable[..., Any], *args: Any
+) -> Any:
     """Evaluate `function(module, *args)` with `params` in place of the module's own parameters.
 
     Parameters not named in `params` and all buffers are replaced by detached copies: the result depends on
@@ -172,7 +195,9 @@ def call_with_parameters(module: nn.Module, params: Params, function: Callable[.
     others = own_state(module, params) if given is None or given[0] is not module else given[1]
     state = {name: tensor.detach().clone() for name, tensor in others.items()}
     state.update(params)
-    return functional_call(_Bound(module, function), {f"module.{name}": tensor for name, tensor in state.items()}, args)
+    return functional_call(
+        _Bound(module, function), {f"module.{name}": tensor for name, tensor in state.items()}, args
+    )
 
 
 def own_state(module: nn.Module, params: Container[str]) -> dict[str, Tensor]:
@@ -206,10 +231,16 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] = "all") -
         ValueError: If there is no pattern, one is no string, or `model` is no module.
     """
     _check_model(model)
-    given = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else list(patterns)
+    given = (
+        [patterns]
+        if isinstance(patterns, str) or not isinstance(patterns, Iterable)
+        else list(patterns)
+    )
     globs = ["*"] if patterns == "all" else given
     if not all(isinstance(glob, str) for glob in globs):
-        raise ValueError(f'parameters must be "all", a pattern or a sequence of patterns, all strings, got {patterns!r}.')
+        raise ValueError(
+            f'parameters must be "all", a pattern or a sequence of patterns, all strings, got {patterns!r}.'
+        )
     if not globs:
         raise ValueError('patterns must be "all" or at least one pattern, got none.')
     names: dict[int, list[str]] = {}
@@ -264,6 +295,8 @@ def unflatten(vector: Float[Tensor, " n"], like: Params) -> Params:
     """
     total = sum(tensor.numel() for tensor in like.values())
     if vector.shape != (total,):
-        raise ValueError(f"Parameters of total size {total} need a vector of that size, got one of shape {tuple(vector.shape)}.")
+        raise ValueError(
+            f"Parameters of total size {total} need a vector of that size, got one of shape {tuple(vector.shape)}."
+        )
     pieces = vector.split([tensor.numel() for tensor in like.values()])
     return {name: piece.view(tensor.shape) for piece, (name, tensor) in zip(pieces, like.items())}

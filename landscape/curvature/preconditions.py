@@ -66,7 +66,9 @@ def _train_mode_fault(part: nn.Module) -> str | None:
 
 
 def _has_spectral_norm(part: nn.Module) -> bool:
-    return isinstance(part, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in part._forward_pre_hooks.values())
+    return isinstance(part, _SpectralNorm) or any(
+        isinstance(hook, SpectralNorm) for hook in part._forward_pre_hooks.values()
+    )
 
 
 def _active_dropout(part: nn.Module) -> str | None:
@@ -79,7 +81,12 @@ def _active_dropout(part: nn.Module) -> str | None:
     is_dropout = "drop" in kind or "stochasticdepth" in kind
     for name, value in vars(part).items():
         named = "drop" in name.lower() or (is_dropout and name in ("p", "prob"))
-        if named and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1:
+        if (
+            named
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and 0 < value <= 1
+        ):
             return f"{name}={value:g}"
     return None
 
@@ -131,7 +138,9 @@ def check_parameters(params: Params) -> None:
             value is not finite.
     """
     if not params:
-        raise ObjectiveError("No parameters were given, so there is no derivative to take. Use select_parameters(model, ...).")
+        raise ObjectiveError(
+            "No parameters were given, so there is no derivative to take. Use select_parameters(model, ...)."
+        )
     if not any(tensor.numel() for tensor in params.values()):
         raise ObjectiveError(
             f"The selected parameters ({', '.join(params)}) have 0 entries in all, so there is no derivative. Select others."
@@ -181,8 +190,14 @@ def check_loss(loss: Any, batch: Batch, *, dtype: torch.dtype) -> None:
         ObjectiveError: If `loss` is no such number; the message describes the batch.
     """
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
-        got = f"a tensor of shape {tuple(loss.shape)} in {loss.dtype}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise ObjectiveError(f"The loss must be one real number, a tensor of shape (), got {got}. Reduce it, e.g. with .mean().")
+        got = (
+            f"a tensor of shape {tuple(loss.shape)} in {loss.dtype}"
+            if isinstance(loss, Tensor)
+            else f"a {type(loss).__name__}"
+        )
+        raise ObjectiveError(
+            f"The loss must be one real number, a tensor of shape (), got {got}. Reduce it, e.g. with .mean()."
+        )
     if not torch.isfinite(loss):
         raise ObjectiveError(
             f"The loss is {loss.item()} on the batch {describe_batch(batch)}, so it has no curvature there. Look for an "

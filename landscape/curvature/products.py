@@ -44,7 +44,10 @@ class Product(ABC):
         Raises:
             ObjectiveError: If an operation turns out to have no second derivative.
         """
-        with self.problem.differentiating(), explained_errors(partial(backward_in_place, self.problem)):
+        with (
+            self.problem.differentiating(),
+            explained_errors(partial(backward_in_place, self.problem)),
+        ):
             self._multiply(rows, out)
 
     @abstractmethod
@@ -58,7 +61,10 @@ class Product(ABC):
     def split(self, rows: Float[Tensor, "c n"]) -> list[Tensor]:
         """The vectors by parameter, in its shape, with a leading dimension c only if there are several."""
         lead = (len(rows),) if len(rows) > 1 else ()
-        return [piece.reshape(lead + leaf.shape) for piece, leaf in zip(rows.split(self._sizes, dim=1), self.leaves)]
+        return [
+            piece.reshape(lead + leaf.shape)
+            for piece, leaf in zip(rows.split(self._sizes, dim=1), self.leaves)
+        ]
 
     def write(self, products: Sequence[Tensor | None], out: Float[Tensor, "c n"]) -> None:
         """Products by parameter as flat vectors, None as zero."""
@@ -168,7 +174,10 @@ class TangentOfGradient(Product):
 
 
 def check_agreement(
-    product: Tensor, reference: Tensor, title: str, tolerances: Mapping[torch.dtype, float] = AGREEMENT
+    product: Tensor,
+    reference: Tensor,
+    title: str,
+    tolerances: Mapping[torch.dtype, float] = AGREEMENT,
 ) -> None:
     """Refuse a product that is not that of another way.
 
@@ -181,4 +190,6 @@ def check_agreement(
     size = float(torch.linalg.vector_norm(reference, dtype=torch.float64))
     error = float(torch.linalg.vector_norm(product - reference, dtype=torch.float64))
     if not error <= tolerances[reference.dtype] * size:
-        raise ObjectiveError(f"{title}: differs from double backward by {error / (size or 1):.1e}, so it is not used.")
+        raise ObjectiveError(
+            f"{title}: differs from double backward by {error / (size or 1):.1e}, so it is not used."
+        )

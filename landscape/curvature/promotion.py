@@ -15,7 +15,9 @@ from landscape.curvature.differences import Point, Precision
 from landscape.curvature.objective import Batch, Objective, Params
 
 
-def promoted(objective: Objective, params: Params, batch: Batch, *, precision: Precision | None = None) -> Point | None:
+def promoted(
+    objective: Objective, params: Params, batch: Batch, *, precision: Precision | None = None
+) -> Point | None:
     """The point in float64, on a copy of the module where there is one; None if something in the loss does not follow."""
     try:
         wide = objective
@@ -64,7 +66,11 @@ class _Widening(TorchFunctionMode):
     """Takes the tensors of float32 that a loss captured, such as class weights, along into operations in float64."""
 
     def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

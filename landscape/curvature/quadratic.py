@@ -40,7 +40,11 @@ class CurvatureFit:
 
 
 def fit_curvature(
-    loss_at: Callable[[float], float], *, radius: float, dtype: torch.dtype, num_steps: int = _NUM_STEPS
+    loss_at: Callable[[float], float],
+    *,
+    radius: float,
+    dtype: torch.dtype,
+    num_steps: int = _NUM_STEPS,
 ) -> CurvatureFit:
     """The second derivative of `loss_at` at 0, from 2 num_steps + 1 values at 0 and +-radius / 2^j.
 
@@ -59,7 +63,11 @@ def fit_curvature(
 
 
 def extrapolate(
-    steps: Float[np.ndarray, " s"], losses: Float[np.ndarray, "s 2"], centre: float, *, dtype: torch.dtype
+    steps: Float[np.ndarray, " s"],
+    losses: Float[np.ndarray, "s 2"],
+    centre: float,
+    *,
+    dtype: torch.dtype,
 ) -> CurvatureFit:
     """Richardson's extrapolation of the second differences at steps that halve; the entry of least error is taken.
 
@@ -79,16 +87,24 @@ def extrapolate(
     """
     bad = np.flatnonzero(~np.isfinite(losses).all(axis=1))
     first = (int(bad[-1]) + 1 if len(bad) else 0) if math.isfinite(centre) else len(steps)
-    table = _extrapolation_table(steps[first:], losses[first:], centre, unit=_ROUNDING_UNITS * torch.finfo(dtype).eps)
+    table = _extrapolation_table(
+        steps[first:], losses[first:], centre, unit=_ROUNDING_UNITS * torch.finfo(dtype).eps
+    )
     best = CurvatureFit(value=math.nan, error=math.inf, step=math.nan)
     for row, entries in enumerate(table):
         finer = [later[1] for later in table[row + 1 :]]
         for order in range(1, len(entries)):
             value, noise = entries[order]
-            change = max(abs(value - entries[order - 1][0]), abs(value - table[row - 1][order - 1][0]))
-            doubt = max((abs(value - other) - other_noise for other, other_noise in finer), default=0.0)
+            change = max(
+                abs(value - entries[order - 1][0]), abs(value - table[row - 1][order - 1][0])
+            )
+            doubt = max(
+                (abs(value - other) - other_noise for other, other_noise in finer), default=0.0
+            )
             if (error := change + noise + max(doubt, 0.0)) < best.error:
-                best = CurvatureFit(value=value, error=error, step=float(steps[first + row - order]))
+                best = CurvatureFit(
+                    value=value, error=error, step=float(steps[first + row - order])
+                )
     return best
 
 
@@ -102,7 +118,9 @@ def _extrapolation_table(
         entries = [(((below - centre) + (after - centre)) / step**2, rounding / step**2)]
         for order, (old, old_noise) in enumerate(table[-1] if table else (), start=1):
             (value, noise), weight = entries[-1], 4.0**order
-            entries.append(((weight * value - old) / (weight - 1), (weight * noise + old_noise) / (weight - 1)))
+            entries.append(
+                ((weight * value - old) / (weight - 1), (weight * noise + old_noise) / (weight - 1))
+            )
         table.append(entries)
     return table
 
@@ -150,7 +168,9 @@ def local_model(
     for batch in batches:
         slopes += _inner(vectors, gradient(objective, params, batch)[:, None])[:, 0] / len(batches)
     if eigenvalues is None:
-        products = HessianOfBatches(objective, params, batches, keep_graphs=len(batches) == 1) @ vectors
+        products = (
+            HessianOfBatches(objective, params, batches, keep_graphs=len(batches) == 1) @ vectors
+        )
         hessian = _inner(vectors, products).numpy()
     else:
         hessian = np.diag(np.asarray(eigenvalues, dtype=np.float64))

@@ -54,13 +54,17 @@ def pyhessian_eigenpairs(
     if not 1 <= k <= operator.n:
         raise ValueError(f"k must be between 1 and the number of parameters {operator.n}, got {k}.")
     if max_iterations < 1 or not tol > 0:
-        raise ValueError(f"max_iterations and tol must be positive, got {max_iterations} and {tol}.")
+        raise ValueError(
+            f"max_iterations and tol must be positive, got {max_iterations} and {tol}."
+        )
     values, vectors, num_matvecs = run_pyhessian(
         objective, operator.params, batch, k=k, seed=seed, max_iterations=max_iterations, tol=tol
     )
     order = values.abs().argsort(descending=True, stable=True)
     values, vectors = values[order].to(operator.device, operator.dtype), vectors[:, order]
-    vectors = vectors / torch.linalg.vector_norm(vectors, dim=0, dtype=torch.float64).to(operator.dtype)
+    vectors = vectors / torch.linalg.vector_norm(vectors, dim=0, dtype=torch.float64).to(
+        operator.dtype
+    )
     residuals = _residuals(operator, values, vectors)
     return EigenPairs(values, vectors, residuals, residuals <= tol, num_matvecs)
 
@@ -77,7 +81,9 @@ class _ParametersAsModule(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         params: Params = dict(zip(self._names, self._values))
         # Present at weight_decay 0 too: pyhessian fails on a parameter that the loss does not use, or uses linearly.
-        return self._objective.data_term(params, batch) + 0.5 * self._objective.weight_decay * squared_norm(params)
+        return self._objective.data_term(
+            params, batch
+        ) + 0.5 * self._objective.weight_decay * squared_norm(params)
 
 
 def run_pyhessian(
@@ -101,9 +107,16 @@ def run_pyhessian(
     package = import_pyhessian()
     module = _ParametersAsModule(objective, params)
     leaves = list(module.parameters())
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    with (
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.enable_grad(),
+    ):
         # The cycle it warns of is broken by pyhessian, which clears the gradients before every product.
-        warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message="Using backward\\(\\) with create_graph=True", category=UserWarning
+        )
         # On the CPU only: manual_seed would reseed every GPU, and pyhessian draws its vectors on the CPU.
         torch.default_generator.manual_seed(seed)
         # cuda=False keeps it from moving a batch that need not be a tensor; its device is set by hand instead.
@@ -113,7 +126,11 @@ def run_pyhessian(
         leaves[0].register_hook(lambda gradient: products.append(None))
         values, vectors = solver.eigenvalues(maxIter=max_iterations, tol=tol, top_n=k)
     flat = [torch.cat([piece.detach().reshape(-1) for piece in vector]) for vector in vectors]
-    return torch.tensor(values, dtype=torch.float64), torch.stack(flat, dim=1).to(leaves[0].dtype), len(products)
+    return (
+        torch.tensor(values, dtype=torch.float64),
+        torch.stack(flat, dim=1).to(leaves[0].dtype),
+        len(products),
+    )
 
 
 def import_pyhessian() -> Any:
@@ -131,8 +148,12 @@ def import_pyhessian() -> Any:
         ) from error
 
 
-def _residuals(operator: HessianOperator, values: Float[Tensor, " k"], vectors: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
+def _residuals(
+    operator: HessianOperator, values: Float[Tensor, " k"], vectors: Float[Tensor, "n k"]
+) -> Float[Tensor, " k"]:
     """||H v - value v|| / |value|, with a value of zero counted as met only by a product of zero."""
-    defects = torch.linalg.vector_norm(operator @ vectors - vectors * values, dim=0, dtype=torch.float64)
+    defects = torch.linalg.vector_norm(
+        operator @ vectors - vectors * values, dim=0, dtype=torch.float64
+    )
     ratios = defects / values.abs().double()
     return torch.where(defects == 0, torch.zeros_like(ratios), ratios).to(operator.dtype)

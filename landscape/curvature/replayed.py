@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.curvature.products import AGREEMENT, SAME_OPERATIONS, Product, RetainedGraph, check_agreement
+from landscape.curvature.products import (
+    AGREEMENT,
+    SAME_OPERATIONS,
+    Product,
+    RetainedGraph,
+    check_agreement,
+)
 from landscape.curvature.traced import TracedProduct
 from landscape.curvature.traced_graph import BatchGraph, CannotTrace, TracedGraph
 from landscape.errors import ObjectiveError
@@ -74,11 +80,15 @@ class ReplayedGraph(Product):
     def __init__(self, plain: RetainedGraph, *, record: Recorder | None = None) -> None:
         super().__init__(plain.problem)
         like = plain.problem.like
-        self._vector, self._product = (torch.zeros(1, self.size, dtype=like.dtype, device=like.device) for _ in range(2))
+        self._vector, self._product = (
+            torch.zeros(1, self.size, dtype=like.dtype, device=like.device) for _ in range(2)
+        )
         # Kept alive: the recorded pass reads its tensors.
         self.plain = plain
         with plain.problem.differentiating():
-            self._replay = (record or cuda_graph)(lambda: plain._multiply(self._vector, self._product), like.device)
+            self._replay = (record or cuda_graph)(
+                lambda: plain._multiply(self._vector, self._product), like.device
+            )
         _check_replayed(self, plain, AGREEMENT)
 
     def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
@@ -127,7 +137,9 @@ class ReplayedTrace(TracedProduct):
         return self._static.multiply(self.batch, vectors)
 
 
-def _check_replayed(replayed: Product, plain: Product, tolerances: dict[torch.dtype, float]) -> None:
+def _check_replayed(
+    replayed: Product, plain: Product, tolerances: dict[torch.dtype, float]
+) -> None:
     """Compare products of two vectors, so that one that is stuck at the first of them is found.
 
     Raises:
@@ -135,7 +147,9 @@ def _check_replayed(replayed: Product, plain: Product, tolerances: dict[torch.dt
     """
     like = plain.problem.like
     for seed in range(2):
-        row = torch.randn(1, plain.size, generator=seeded(seed), dtype=torch.float64).to(like.device, like.dtype)
+        row = torch.randn(1, plain.size, generator=seeded(seed), dtype=torch.float64).to(
+            like.device, like.dtype
+        )
         expected, product = torch.empty_like(row), torch.empty_like(row)
         plain.multiply(row, expected)
         replayed.multiply(row, product)
@@ -145,7 +159,9 @@ def _check_replayed(replayed: Product, plain: Product, tolerances: dict[torch.dt
 # --- memory that a recording reads and writes -------------------------------------------------------------------------
 
 # They hold no traced graph, so that one which is forgotten goes, and its buffers with it.
-_static_products: "weakref.WeakKeyDictionary[TracedGraph, StaticProduct]" = weakref.WeakKeyDictionary()
+_static_products: "weakref.WeakKeyDictionary[TracedGraph, StaticProduct]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _static_product(plain: TracedProduct, record: Recorder) -> "StaticProduct":
@@ -155,7 +171,9 @@ def _static_product(plain: TracedProduct, record: Recorder) -> "StaticProduct":
     if static is None or static.is_spoilt:
         like = plain.problem.like
         vectors = plain.padded(torch.zeros(1, plain.size, dtype=like.dtype, device=like.device))
-        static = _static_products[graph] = StaticProduct(graph.product, plain.batch, vectors, record)
+        static = _static_products[graph] = StaticProduct(
+            graph.product, plain.batch, vectors, record
+        )
     return static
 
 
@@ -173,14 +191,20 @@ class StaticProduct:
     """
 
     def __init__(
-        self, product: Callable[..., Sequence[Tensor]], batch: BatchGraph, vectors: Sequence[Tensor], record: Recorder
+        self,
+        product: Callable[..., Sequence[Tensor]],
+        batch: BatchGraph,
+        vectors: Sequence[Tensor],
+        record: Recorder,
     ) -> None:
         # One recording serves every operator, copies included.
         self.lock = RLock()
         self.num_checked, self.is_spoilt = 0, False
         stretches, self._layout = _stretches(batch.saved)
         self._buffers = [stretch.clone() for stretch in stretches]
-        self._vectors = [torch.zeros_like(vector, memory_format=torch.contiguous_format) for vector in vectors]
+        self._vectors = [
+            torch.zeros_like(vector, memory_format=torch.contiguous_format) for vector in vectors
+        ]
         self._products: Sequence[Tensor] = ()
         self._owner: Callable[[], BatchGraph | None] = weakref.ref(batch)
         saved = [
@@ -204,7 +228,9 @@ class StaticProduct:
             CannotTrace: If so.
         """
         if _stretches(batch.saved)[1] != self._layout:
-            raise CannotTrace("what the graph needs of this batch lies in memory in another way than that of the recorded batch")
+            raise CannotTrace(
+                "what the graph needs of this batch lies in memory in another way than that of the recorded batch"
+            )
 
     def spoil(self) -> None:
         """Let nobody use it any more."""
@@ -217,7 +243,9 @@ class StaticProduct:
             vectors: By parameter, tables with their padding.
         """
         if self.is_spoilt:
-            raise ObjectiveError(f"{ReplayedTrace.title}: was found to differ from the plain product on another batch.")
+            raise ObjectiveError(
+                f"{ReplayedTrace.title}: was found to differ from the plain product on another batch."
+            )
         self._load(batch)
         for static, vector in zip(self._vectors, vectors):
             static.copy_(vector)
@@ -270,7 +298,9 @@ def _stretches(tensors: Sequence[Tensor]) -> tuple[list[Tensor], _Layout]:
         start = int(tensor.storage_offset())
         reach = sum(int((size - 1) * stride) for size, stride in zip(tensor.shape, tensor.stride()))
         stop = start + 1 + reach if tensor.numel() else start
-        groups.setdefault((tensor.untyped_storage()._cdata, tensor.dtype), []).append((start, stop, index))
+        groups.setdefault((tensor.untyped_storage()._cdata, tensor.dtype), []).append(
+            (start, stop, index)
+        )
     stretches: list[tuple[int, int, int]] = []
     places = [(0, 0)] * len(tensors)
     for group in groups.values():
@@ -282,6 +312,8 @@ def _stretches(tensors: Sequence[Tensor]) -> tuple[list[Tensor], _Layout]:
             else:
                 stretches.append((start, stop, index))
             places[index] = len(stretches) - 1, start - stretches[-1][0]
-    flat = [tensors[index].as_strided((stop - start,), (1,), start) for start, stop, index in stretches]
+    flat = [
+        tensors[index].as_strided((stop - start,), (1,), start) for start, stop, index in stretches
+    ]
     strided = tuple((tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors)
     return flat, _Layout(tuple(places), strided, tuple(map(len, flat)))

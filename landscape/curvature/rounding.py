@@ -20,7 +20,10 @@ _NUM_MOVES, _SAFETY, _MOST_UNITS = 4, 2.0, 4
 
 
 def product_errors(
-    A: SymmetricOperator, at: Callable[[Params], SymmetricOperator], params: Params, v: Float[Tensor, " n"]
+    A: SymmetricOperator,
+    at: Callable[[Params], SymmetricOperator],
+    params: Params,
+    v: Float[Tensor, " n"],
 ) -> Float[Tensor, " n"]:
     """An estimate of the sizes of the errors in the entries of A @ v.
 
@@ -39,4 +42,6 @@ def product_errors(
 def _moved(tensor: Tensor, generator: torch.Generator) -> Tensor:
     units = torch.randint(1, _MOST_UNITS + 1, tensor.shape, generator=generator)
     signs = 2 * torch.randint(2, tensor.shape, generator=generator) - 1
-    return tensor.detach() * (1 + torch.finfo(tensor.dtype).eps * (signs * units).to(tensor.device, tensor.dtype))
+    return tensor.detach() * (
+        1 + torch.finfo(tensor.dtype).eps * (signs * units).to(tensor.device, tensor.dtype)
+    )

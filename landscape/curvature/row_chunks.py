@@ -31,7 +31,13 @@ from landscape.curvature.graph import (
     rows_looked_up,
 )
 from landscape.curvature.objective import Batch
-from landscape.curvature.preconditions import _tensors, check_loss, check_same_loss, describe_batch, reading_only
+from landscape.curvature.preconditions import (
+    _tensors,
+    check_loss,
+    check_same_loss,
+    describe_batch,
+    reading_only,
+)
 from landscape.curvature.products import Product
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
@@ -65,14 +71,19 @@ class RowChunks(Product):
         check_rowwise(problem)
         self.rows = rows
         self.num_rows = count_rows(problem.batch)
-        self._parts = [slice(start, min(start + rows, self.num_rows)) for start in range(0, self.num_rows, rows)]
+        self._parts = [
+            slice(start, min(start + rows, self.num_rows))
+            for start in range(0, self.num_rows, rows)
+        ]
         with problem.differentiating(), no_checkpointing():
             self._gather_features()
             if len(self._parts) > 1:
                 self._check_company()
             loss, self._cotangents = self._loss_and_cotangents()
             self._evaluated = self._evaluate(loss)
-        self._used = tuple(i for i, gradient in enumerate(self._evaluated.gradients) if gradient is not None)
+        self._used = tuple(
+            i for i, gradient in enumerate(self._evaluated.gradients) if gradient is not None
+        )
 
     def pop_evaluated(self) -> Evaluated:
         """What the evaluation told, with a gradient that has no graph and is not kept here."""
@@ -84,11 +95,17 @@ class RowChunks(Product):
     def _forward(self, batch: Batch) -> tuple[list[Tensor], Any]:
         """The features of some rows and how they are nested."""
         with reading_only(self.problem.leaves):
-            features, nest = tree_flatten(self.problem.objective.forward(self.problem.leaves, batch))
+            features, nest = tree_flatten(
+                self.problem.objective.forward(self.problem.leaves, batch)
+            )
         num_rows = count_rows(batch)
         for feature in features:
             if not isinstance(feature, Tensor) or feature.ndim == 0 or len(feature) != num_rows:
-                got = f"a tensor of shape {tuple(feature.shape)}" if isinstance(feature, Tensor) else type(feature).__name__
+                got = (
+                    f"a tensor of shape {tuple(feature.shape)}"
+                    if isinstance(feature, Tensor)
+                    else type(feature).__name__
+                )
                 raise ObjectiveError(
                     f"Row chunks need features with one entry per row, {num_rows} here, got {got}. Expand what all rows share, "
                     "such as a temperature, to every row."
@@ -118,7 +135,9 @@ class RowChunks(Product):
         for picked in order.split(self.rows + 1):
             with torch.no_grad():
                 features, _ = self._forward(take_rows(self.problem.batch, picked))
-            if (error := _difference(features, [feature[picked] for feature in self._features])) > 1:
+            if (
+                error := _difference(features, [feature[picked] for feature in self._features])
+            ) > 1:
                 raise ObjectiveError(
                     "Row chunks cannot be used: the features of a row change with the other rows that are evaluated with it, by "
                     f"{error * _ROUNDINGS:.1e} units of rounding, so the network couples the rows of the batch (batch norm on "
@@ -139,7 +158,8 @@ class RowChunks(Product):
         check_gradients(leaves, gradients, loss.item())
         found = dict(zip(leaves, gradients))
         return loss.item(), [
-            None if (g := found.get(_feature_name(i))) is None else g.detach() for i in range(len(self._features))
+            None if (g := found.get(_feature_name(i))) is None else g.detach()
+            for i in range(len(self._features))
         ]
 
     def _loss_of_features(self) -> tuple[dict[str, Tensor], Tensor]:
@@ -149,8 +169,12 @@ class RowChunks(Product):
             for i, feature in enumerate(self._features)
             if self._differentiable[i]
         }
-        features = [leaves.get(_feature_name(i), feature) for i, feature in enumerate(self._features)]
-        return leaves, self.problem.objective.loss(tree_unflatten(features, self._nest), self.problem.batch)
+        features = [
+            leaves.get(_feature_name(i), feature) for i, feature in enumerate(self._features)
+        ]
+        return leaves, self.problem.objective.loss(
+            tree_unflatten(features, self._nest), self.problem.batch
+        )
 
     def _evaluate(self, loss: float) -> Evaluated:
         """The gradient, chunk by chunk, each judged by its graph as the whole would be."""
@@ -161,7 +185,11 @@ class RowChunks(Product):
         for part in self._parts:
             with module_timeline(module) as timeline:
                 features, _ = self._forward(take_rows(self.problem.batch, part))
-            terms = [(f * g[part]).sum() for f, g in zip(features, self._cotangents) if g is not None and f.requires_grad]
+            terms = [
+                (f * g[part]).sum()
+                for f, g in zip(features, self._cotangents)
+                if g is not None and f.requires_grad
+            ]
             if not terms:
                 continue
             along = torch.stack(terms).sum()
@@ -171,14 +199,20 @@ class RowChunks(Product):
                 if gradient is None:
                     continue
                 before = total[name]
-                total[name] = gradient.detach().clone() if before is None else before.add_(gradient.detach())
+                total[name] = (
+                    gradient.detach().clone() if before is None else before.add_(gradient.detach())
+                )
                 if name in tables:
                     looked_up[name].append(tables[name])
                 else:
                     dense.add(name)
             del features, terms, along, gradients
         check_gradients(leaves, tuple(total.values()), loss)
-        tables = {name: torch.cat(found).unique() for name, found in looked_up.items() if found and name not in dense}
+        tables = {
+            name: torch.cat(found).unique()
+            for name, found in looked_up.items()
+            if found and name not in dense
+        }
         return Evaluated(loss, self.problem, tuple(total.values()), tables)
 
     # --- products -----------------------------------------------------------------------------------------------------
@@ -199,13 +233,21 @@ class RowChunks(Product):
     ) -> None:
         """Add (<g, f>)'' v of the rows of `part` to `out`, and write f' v into `tangents`."""
         features, _ = self._forward(take_rows(self.problem.batch, part))
-        chosen = [i for i, g in enumerate(self._cotangents) if g is not None and features[i].requires_grad]
+        chosen = [
+            i for i, g in enumerate(self._cotangents) if g is not None and features[i].requires_grad
+        ]
         cotangents = [self._cotangents[i][part].clone().requires_grad_() for i in chosen]  # type: ignore[index]
         leaves = [self.leaves[j] for j in self._used]
         if not chosen:
             return
-        pullback = torch.autograd.grad([features[i] for i in chosen], leaves, cotangents, create_graph=True, allow_unused=True)
-        pairs = [(w, vectors[j]) for w, j in zip(pullback, self._used) if w is not None and w.requires_grad]
+        pullback = torch.autograd.grad(
+            [features[i] for i in chosen], leaves, cotangents, create_graph=True, allow_unused=True
+        )
+        pairs = [
+            (w, vectors[j])
+            for w, j in zip(pullback, self._used)
+            if w is not None and w.requires_grad
+        ]
         if not pairs:
             return
         batched = len(out) > 1
@@ -224,9 +266,15 @@ class RowChunks(Product):
     def _change_of_cotangents(self, tangents: list[Tensor], *, batched: bool) -> dict[int, Tensor]:
         """By feature the derivative of g along the tangents, where there is one."""
         leaves, loss = self._loss_of_features()
-        gradients = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            loss, list(leaves.values()), create_graph=True, allow_unused=True
+        )
         indices = [i for i in range(len(self._features)) if _feature_name(i) in leaves]
-        pairs = [(g, tangents[i]) for g, i in zip(gradients, indices) if g is not None and g.requires_grad]
+        pairs = [
+            (g, tangents[i])
+            for g, i in zip(gradients, indices)
+            if g is not None and g.requires_grad
+        ]
         if not pairs:
             return {}
         changes = torch.autograd.grad(
@@ -238,7 +286,9 @@ class RowChunks(Product):
         )
         return {i: change for i, change in zip(indices, changes) if change is not None}
 
-    def _second_pass(self, part: slice, changes: dict[int, Tensor], out: Float[Tensor, "c n"]) -> None:
+    def _second_pass(
+        self, part: slice, changes: dict[int, Tensor], out: Float[Tensor, "c n"]
+    ) -> None:
         """Add f'^T g' of the rows of `part` to `out`."""
         batched = len(out) > 1
         if not changes:

@@ -65,8 +65,14 @@ class SpotCheck:
             return f"operator check undecided: {self.reason}"
         if self.product_error is None:
             return f"operator checked: {self.reason}"
-        gradient = "" if self.gradient_error is None else f" and gradient within {self.gradient_error:.1e}"
-        hidden = ", the gradient hidden by the rounding of the loss" if self.gradient_error is None else ""
+        gradient = (
+            "" if self.gradient_error is None else f" and gradient within {self.gradient_error:.1e}"
+        )
+        hidden = (
+            ", the gradient hidden by the rounding of the loss"
+            if self.gradient_error is None
+            else ""
+        )
         reason = self.reason and f" {self.reason}"
         return f"operator checked: product within {self.product_error:.1e}{gradient} of central differences{reason}{hidden}"
 
@@ -121,7 +127,9 @@ def spot_checked(first: FirstProduct) -> SpotCheck:
     return known[key]
 
 
-def checked_before(problem: Problem, way: tuple[str, int | None], operations: int) -> SpotCheck | None:
+def checked_before(
+    problem: Problem, way: tuple[str, int | None], operations: int
+) -> SpotCheck | None:
     """What `spot_checked` said of such a product before; None where nothing is known. Arguments as for `FirstProduct`."""
     return _remembered(problem).get(_key(problem, way, operations))
 
@@ -141,7 +149,9 @@ def _compared(first: FirstProduct) -> SpotCheck | None:
     return None if outcomes is None else SpotCheck("passed", *outcomes, reason="in float64")
 
 
-def _judged(point: Point, direction: Params, product: Params, slope: Params) -> tuple[float, float | None] | None:
+def _judged(
+    point: Point, direction: Params, product: Params, slope: Params
+) -> tuple[float, float | None] | None:
     """The errors of product and gradient, that of the gradient None where rounding hides it; None where differences disagree."""
     gradient, second = judge_derivatives(point, direction, slope, product)
     assert second is not None
@@ -150,7 +160,9 @@ def _judged(point: Point, direction: Params, product: Params, slope: Params) -> 
     along = _error_along_the_gradient(point, slope)
     if along is None:
         return second.error, None
-    return (second.error, max(along, gradient.error)) if along <= point.precision.tolerance else None
+    return (
+        (second.error, max(along, gradient.error)) if along <= point.precision.tolerance else None
+    )
 
 
 def _error_along_the_gradient(point: Point, slope: Params) -> float | None:
@@ -178,7 +190,9 @@ def _direction_and_product(first: FirstProduct, point: Point) -> tuple[Params, P
     """A direction through the vectors that were multiplied, and its product, in scaled coordinates."""
     leaves = first.problem.leaves
     vector, product = random_combination(first.rows, first.products)
-    direction = {name: piece / point.scales[name] for name, piece in unflatten(vector, leaves).items()}
+    direction = {
+        name: piece / point.scales[name] for name, piece in unflatten(vector, leaves).items()
+    }
     # A step then moves the parameters by that fraction of their size, in the mean square.
     size = norm(flatten(direction)) / len(vector) ** 0.5
     direction = {name: piece / size for name, piece in direction.items()}
@@ -218,9 +232,14 @@ def audited(problem: Problem) -> SpotCheck:
     if report.passed:
         worst = "" if report.worst_error is None else f" (worst error {report.worst_error:.1e})"
         # No semicolon: it parts what several operators say.
-        return SpotCheck("passed", reason=f"by the audit a little off the parameters{worst}: at them differences do not settle")
+        return SpotCheck(
+            "passed",
+            reason=f"by the audit a little off the parameters{worst}: at them differences do not settle",
+        )
     if report.is_zero_to_rounding:
-        return SpotCheck("undecided", reason=next(row.reason for row in report.rows if row.verdict != "passed"))
+        return SpotCheck(
+            "undecided", reason=next(row.reason for row in report.rows if row.verdict != "passed")
+        )
     failed = [row for row in report.rows if row.verdict == "failed"]
     if not failed:
         return SpotCheck("undecided", reason="differences do not settle next to the parameters")
@@ -239,13 +258,21 @@ class _PointInChunks(Point):
 
     def __init__(self, problem: Problem, rows: int) -> None:
         dtype = problem.like.dtype
-        super().__init__(problem.objective, problem.leaves, problem.batch, digits=dtype, precision=_PRECISION[dtype])
+        super().__init__(
+            problem.objective,
+            problem.leaves,
+            problem.batch,
+            digits=dtype,
+            precision=_PRECISION[dtype],
+        )
         self._problem, self._rows = problem, rows
 
     def loss(self, direction: Params, step: float) -> float:
         return self.loss_and_gradient(direction, step)[0]
 
-    def loss_and_gradient(self, direction: Params | None = None, step: float = 0.0) -> tuple[float, Params]:
+    def loss_and_gradient(
+        self, direction: Params | None = None, step: float = 0.0
+    ) -> tuple[float, Params]:
         self.num_gradients += 1
         problem = replace(self._problem, leaves=self.moved(direction, step))
         evaluated = RowChunks(problem, self._rows).pop_evaluated()
@@ -259,7 +286,9 @@ def _point(first: FirstProduct) -> Point:
         return _PointInChunks(problem, rows)
     # One that computes in fewer digits than its parameters have is refused when an operator is built.
     dtype = problem.like.dtype
-    return Point(problem.objective, problem.leaves, problem.batch, digits=dtype, precision=_PRECISION[dtype])
+    return Point(
+        problem.objective, problem.leaves, problem.batch, digits=dtype, precision=_PRECISION[dtype]
+    )
 
 
 # --- what was checked before ------------------------------------------------------------------------------------------

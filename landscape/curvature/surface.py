@@ -112,8 +112,12 @@ class LossSlice:
             ValueError: If the points are not evenly spaced around 0.
         """
         x, half = self.axis.coordinates, len(self.axis.coordinates) // 2
-        if len(x) % 2 == 0 or not np.allclose(x, np.linspace(-x[-1], x[-1], len(x)), atol=1e-9 * abs(x[-1]), rtol=0):
-            raise ValueError(f"a curvature is fitted to evenly spaced points on both sides of 0, got {len(x)} from {x[0]:g}.")
+        if len(x) % 2 == 0 or not np.allclose(
+            x, np.linspace(-x[-1], x[-1], len(x)), atol=1e-9 * abs(x[-1]), rtol=0
+        ):
+            raise ValueError(
+                f"a curvature is fitted to evenly spaced points on both sides of 0, got {len(x)} from {x[0]:g}."
+            )
         counts = 2 ** np.arange(int(math.log2(half)), -1, -1)
         pairs = np.stack([self.losses[half - counts], self.losses[half + counts]], axis=1)
         return extrapolate(x[half + counts], pairs, float(self.losses[half]), dtype=dtype)
@@ -130,7 +134,9 @@ class LossSlice:
         """
         t = self.axis.coordinates
         if t[0] != 0 or t[-1] != 1:
-            raise ValueError(f"a barrier lies between 0 and 1, but the slice runs from {t[0]:g} to {t[-1]:g}.")
+            raise ValueError(
+                f"a barrier lies between 0 and 1, but the slice runs from {t[0]:g} to {t[-1]:g}."
+            )
         missing = int(np.count_nonzero(np.isnan(self.losses)))
         ends = self.losses[[0, -1]]
         if not np.isfinite(ends).all():
@@ -169,7 +175,9 @@ class LossSurface:
         """The local quadratic at the points of the surface."""
         if self.local is None:
             return None
-        return self.local(np.stack(np.meshgrid(*(axis.coordinates for axis in self.axes), indexing="ij"), axis=-1))
+        return self.local(
+            np.stack(np.meshgrid(*(axis.coordinates for axis in self.axes), indexing="ij"), axis=-1)
+        )
 
     @property
     def num_undefined(self) -> int:
@@ -180,7 +188,9 @@ class LossSurface:
 def _check_shapes(axes: Sequence[Axis], losses: np.ndarray, computed: np.ndarray) -> None:
     expected = tuple(len(axis.coordinates) for axis in axes)
     if losses.shape != expected or computed.shape != expected:
-        raise ValueError(f"losses and computed must have the shape {expected}, got {losses.shape} and {computed.shape}.")
+        raise ValueError(
+            f"losses and computed must have the shape {expected}, got {losses.shape} and {computed.shape}."
+        )
     if np.isfinite(losses[~computed]).any():
         raise ValueError("a loss stands where nothing was computed.")
 
@@ -192,7 +202,9 @@ def centred(num_points: int, span: float) -> Float[np.ndarray, " m"]:
         ValueError: If the number of points is even or below 5, or the span is not positive and finite.
     """
     if num_points < MINIMUM_POINTS or num_points % 2 == 0:
-        raise ValueError(f"points must be odd, so that one lies in the middle, and at least {MINIMUM_POINTS}, got {num_points}.")
+        raise ValueError(
+            f"points must be odd, so that one lies in the middle, and at least {MINIMUM_POINTS}, got {num_points}."
+        )
     if not (math.isfinite(span) and span > 0):
         raise ValueError(f"span must be finite and > 0, got {span}.")
     half = num_points // 2
@@ -213,7 +225,9 @@ def losses_along(
     _check_batches(batches)
     base = flatten(params).detach().clone()
     if vectors.ndim != 2 or len(vectors) != len(base):
-        raise ValueError(f"directions of {len(base)} parameters have the shape ({len(base)}, d), got {tuple(vectors.shape)}.")
+        raise ValueError(
+            f"directions of {len(base)} parameters have the shape ({len(base)}, d), got {tuple(vectors.shape)}."
+        )
     like = {name: tensor.detach() for name, tensor in params.items()}
 
     def loss_at(*coordinates: float) -> float:
@@ -256,7 +270,10 @@ def line_losses(
             for name, tensor in moving.state_dict().items():
                 if tensor.is_floating_point():
                     # Exact at both ends, which start + t (end - start) is not.
-                    tensor.copy_((1 - t) * start[name].double() + t * end[name].to(tensor.device, torch.float64))
+                    tensor.copy_(
+                        (1 - t) * start[name].double()
+                        + t * end[name].to(tensor.device, torch.float64)
+                    )
         return _mean_loss(objective, params, batches)
 
     return loss_at
@@ -269,7 +286,10 @@ def _check_batches(batches: Sequence[Batch]) -> None:
 
 def _check_same_shapes(start: dict[str, Tensor], end: dict[str, Tensor]) -> None:
     for name in [*start, *(name for name in end if name not in start)]:
-        here, there = (tuple(state[name].shape) if name in state else "no such tensor" for state in (start, end))
+        here, there = (
+            tuple(state[name].shape) if name in state else "no such tensor"
+            for state in (start, end)
+        )
         if here != there:
             raise ObjectiveError(
                 f"{name}: {here} at one end of the line, {there} at the other. A line joins two sets of weights of one "
@@ -281,7 +301,11 @@ def _mean_loss(objective: Objective, params: Params, batches: Sequence[Batch]) -
     """Summed in float64, whatever the dtype; a loss that is not finite is passed on."""
     total = sum(float(value_of(objective, params, batch)) for batch in batches) / len(batches)
     if objective.weight_decay:
-        total += 0.5 * objective.weight_decay * float(squared_norm({name: t.double() for name, t in params.items()}))
+        total += (
+            0.5
+            * objective.weight_decay
+            * float(squared_norm({name: t.double() for name, t in params.items()}))
+        )
     return float(total)
 
 

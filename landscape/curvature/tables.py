@@ -53,10 +53,21 @@ class TableRows(Tensor):
     checks: bool
 
     @classmethod
-    def of(cls, leaf: Float[Tensor, "r w"], rows: Int64[Tensor, " r"], shape: torch.Size, *, checks: bool = True) -> "TableRows":
+    def of(
+        cls,
+        leaf: Float[Tensor, "r w"],
+        rows: Int64[Tensor, " r"],
+        shape: torch.Size,
+        *,
+        checks: bool = True,
+    ) -> "TableRows":
         """Stand in for a table of this shape."""
         # One number, repeated by strides of zero; what reads it past `__torch_function__` makes the loss NaN, which is seen.
-        table = torch.full((), torch.nan, dtype=leaf.dtype, device=leaf.device).expand(shape).as_subclass(cls)
+        table = (
+            torch.full((), torch.nan, dtype=leaf.dtype, device=leaf.device)
+            .expand(shape)
+            .as_subclass(cls)
+        )
         table.leaf, table.rows, table.checks = leaf, rows, checks
         return table
 
@@ -118,7 +129,8 @@ class ReducedForward:
 
     def __call__(self, params: Params, batch: Batch) -> Features:
         tables = {
-            name: TableRows.of(params[name], rows, self.shapes[name], checks=self.checks) for name, rows in self.rows.items()
+            name: TableRows.of(params[name], rows, self.shapes[name], checks=self.checks)
+            for name, rows in self.rows.items()
         }
         return self.forward({**self.constants, **params, **tables}, batch)
 
@@ -130,7 +142,10 @@ def reduction_of(objective: Objective) -> ReducedForward:
 
 
 def reduced(
-    objective: Objective, leaves: Params, looked_up: Mapping[str, Int64[Tensor, " r"]], unused: Container[str]
+    objective: Objective,
+    leaves: Params,
+    looked_up: Mapping[str, Int64[Tensor, " r"]],
+    unused: Container[str],
 ) -> tuple[Objective, Params]:
     """The same loss as a function of the rows that it looks up and of the parameters that it depends on.
 

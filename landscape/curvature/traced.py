@@ -18,7 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from landscape.curvature.evaluation import Evaluated, Problem, check_gradients, confirmed_reduced, evaluated_once
+from landscape.curvature.evaluation import (
+    Evaluated,
+    Problem,
+    check_gradients,
+    confirmed_reduced,
+    evaluated_once,
+)
 from landscape.curvature.fingerprint import captured_by
 from landscape.curvature.graph import no_checkpointing
 from landscape.curvature.memory import is_out_of_memory
@@ -81,13 +87,19 @@ class TracedProduct(Product):
             ObjectiveError: If what the graph reads was changed in place.
         """
         self.batch.check_unchanged()
-        return [self._with_padding(name, piece) for name, piece in zip(self.batch.graph.names, self.split(row))]
+        return [
+            self._with_padding(name, piece)
+            for name, piece in zip(self.batch.graph.names, self.split(row))
+        ]
 
     def write_padded(self, products: Sequence[Tensor], out: Float[Tensor, "1 n"]) -> None:
         """HVPs as the graph gives them as a flat vector."""
         graph, found = self.batch.graph, iter(products)
         by_name = [next(found) if there else None for there in graph.with_product]
-        self.write([self._without_padding(name, product) for name, product in zip(graph.names, by_name)], out)
+        self.write(
+            [self._without_padding(name, product) for name, product in zip(graph.names, by_name)],
+            out,
+        )
 
     def _run(self, *inputs: Tensor) -> Sequence[Tensor]:
         return self.batch.graph.product(*inputs)
@@ -100,7 +112,11 @@ class TracedProduct(Product):
         return padded
 
     def _without_padding(self, name: str, product: Tensor | None) -> Tensor | None:
-        return product if product is None or name not in self._padded else product[: len(self.problem.leaves[name])]
+        return (
+            product
+            if product is None or name not in self._padded
+            else product[: len(self.problem.leaves[name])]
+        )
 
 
 class CompiledProduct(TracedProduct):
@@ -119,7 +135,10 @@ class CompiledProduct(TracedProduct):
 
 
 def traced_evaluation(
-    problem: Problem, *, compiles: bool, guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+    problem: Problem,
+    *,
+    compiles: bool,
+    guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Evaluated, TracedProduct]:
     """Evaluate a problem by a traced graph, recorded now or before, and make HVPs by it.
 
@@ -144,15 +163,23 @@ def traced_evaluation(
             batch = graph.evaluate(reduced)
         _check_loss(reduced, batch.loss, first.loss)
         check_gradients(reduced.leaves, batch.gradients, first.loss)
-        evaluated = Evaluated(first.loss, reduced, batch.gradients, first.looked_up, first.operations)
+        evaluated = Evaluated(
+            first.loss, reduced, batch.gradients, first.looked_up, first.operations
+        )
         return evaluated, _product(reduced, batch, compiles)
     with problem.differentiating(), no_checkpointing(), guard():
         evaluated = confirmed_reduced(first)
         vector, reference = _reference(evaluated)
     # Without the graph, which need not be in memory beside that which follows.
-    evaluated = replace(evaluated, gradients=tuple(None if g is None else g.detach() for g in evaluated.gradients))
+    evaluated = replace(
+        evaluated, gradients=tuple(None if g is None else g.detach() for g in evaluated.gradients)
+    )
     problem = evaluated.problem
-    graph = graph or find(problem, evaluated.operations) or _recorded(problem, evaluated.operations, guard)
+    graph = (
+        graph
+        or find(problem, evaluated.operations)
+        or _recorded(problem, evaluated.operations, guard)
+    )
     with guard():
         batch = graph.evaluate(problem)
     _check_loss(problem, batch.loss, evaluated.loss)
@@ -183,11 +210,15 @@ def _reference(evaluated: Evaluated) -> tuple[Float[Tensor, "1 n"], Float[Tensor
     return vector, product
 
 
-def _recorded(problem: Problem, operations: int, guard: Callable[[], AbstractContextManager[Any]]) -> TracedGraph:
+def _recorded(
+    problem: Problem, operations: int, guard: Callable[[], AbstractContextManager[Any]]
+) -> TracedGraph:
     known = _remembered.get(kind_of(problem), ())
     assert not isinstance(known, str), "find has raised"
     padded = [graph.num_rows for graph in known]
-    least_rows = {name: max(rows[name] for rows in padded) for name in (padded[0] if padded else ())}
+    least_rows = {
+        name: max(rows[name] for rows in padded) for name in (padded[0] if padded else ())
+    }
     try:
         with guard():
             graph = trace(problem, least_rows, _made_of(problem, operations))
@@ -221,7 +252,10 @@ def _multiplied(product: TracedProduct, vector: Float[Tensor, "1 n"]) -> Float[T
 
 
 def _check_compiled(
-    product: CompiledProduct, graph: TracedGraph, vector: Float[Tensor, "1 n"], reference: Float[Tensor, "1 n"]
+    product: CompiledProduct,
+    graph: TracedGraph,
+    vector: Float[Tensor, "1 n"],
+    reference: Float[Tensor, "1 n"],
 ) -> None:
     """Drop a compiled form that fails, or whose HVP is not that of the retained graph."""
     try:
@@ -233,7 +267,9 @@ def _check_compiled(
         graph.compiled, graph.failure = None, first_line(error)
 
 
-def _check_product(product: TracedProduct, vector: Float[Tensor, "1 n"], reference: Float[Tensor, "1 n"]) -> None:
+def _check_product(
+    product: TracedProduct, vector: Float[Tensor, "1 n"], reference: Float[Tensor, "1 n"]
+) -> None:
     """Refuse a graph whose HVP is not that of the retained graph.
 
     Raises:
@@ -261,11 +297,21 @@ def kind_of(problem: Problem) -> Hashable:
     return (
         problem.code,
         str(spec),
-        tuple((leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves),
-        tuple((name, leaf.shape) for name, leaf in problem.leaves.items() if name not in reduction.rows),
+        tuple(
+            (leaf.shape, leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf)
+            for leaf in leaves
+        ),
+        tuple(
+            (name, leaf.shape)
+            for name, leaf in problem.leaves.items()
+            if name not in reduction.rows
+        ),
         tuple(reduction.shapes.items()),
         tuple(reduction.constants),
-        tuple((name, tensor.shape, tensor.stride(), tensor.dtype) for name, tensor in state_of_model(problem).items()),
+        tuple(
+            (name, tensor.shape, tensor.stride(), tensor.dtype)
+            for name, tensor in state_of_model(problem).items()
+        ),
         problem.like.dtype,
         str(problem.like.device),
         problem.allow_tf32,
@@ -298,7 +344,9 @@ def find(problem: Problem, operations: int) -> TracedGraph | None:
         raise CannotTrace(reason)
     # The newest is padded for most rows, of every table.
     newest = found[-1] if found else None
-    fits = newest is not None and all(len(problem.leaves[name]) <= rows for name, rows in newest.num_rows.items())
+    fits = newest is not None and all(
+        len(problem.leaves[name]) <= rows for name, rows in newest.num_rows.items()
+    )
     return newest if fits else None
 
 
@@ -306,7 +354,9 @@ def remember(problem: Problem, graph: TracedGraph | str) -> None:
     """Keep a graph for later problems of the same kind, or say why there is none."""
     kind = kind_of(problem)
     before = _remembered.pop(kind, None)
-    _remembered[kind] = graph if isinstance(graph, str) else [*(before if isinstance(before, list) else ()), graph]
+    _remembered[kind] = (
+        graph if isinstance(graph, str) else [*(before if isinstance(before, list) else ()), graph]
+    )
     if len(_remembered) > _MOST_REMEMBERED:
         _remembered.popitem(last=False)
 

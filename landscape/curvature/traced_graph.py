@@ -102,14 +102,19 @@ class TracedGraph:
     made_of: Hashable = None
     compiled: Callable[..., Sequence[Tensor]] | None = None
     failure: str = ""
-    checkpoints: "weakref.WeakKeyDictionary[Any, set[tuple[bool, Hashable]]]" = field(default_factory=weakref.WeakKeyDictionary)
+    checkpoints: "weakref.WeakKeyDictionary[Any, set[tuple[bool, Hashable]]]" = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
 
     def compile(self, problem: Problem, batch: "BatchGraph") -> None:
         """Compile the product graph, for vectors and saved tensors like those of a batch; `failure` says why not."""
         # Contiguous, as the pieces of a vector are.
         try:
             with problem.differentiating():
-                vectors = [tensor.new_zeros(tensor.shape) for tensor in inputs_of(problem, self.num_rows).params]
+                vectors = [
+                    tensor.new_zeros(tensor.shape)
+                    for tensor in inputs_of(problem, self.num_rows).params
+                ]
                 self.compiled = compiled(self.product, [*batch.saved, *vectors])
         except CannotCompile as error:
             self.failure = str(error)
@@ -121,7 +126,9 @@ class TracedGraph:
             loss, gradients, saved = self.primal(*inputs)
         given = iter(gradients)
         by_name = [next(given) if there else None for there in self.with_gradient]
-        sizes = [len(leaf) if name in self.num_rows else None for name, leaf in problem.leaves.items()]
+        sizes = [
+            len(leaf) if name in self.num_rows else None for name, leaf in problem.leaves.items()
+        ]
         cut = tuple(g if g is None or size is None else g[:size] for g, size in zip(by_name, sizes))
         return BatchGraph(self, float(loss), cut, tuple(saved), _watched(saved, inputs))
 
@@ -163,7 +170,11 @@ class BatchGraph:
 
 def _watched(saved: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, int], ...]:
     shared = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    return tuple((tensor, _version_of(tensor)) for tensor in saved if tensor.untyped_storage().data_ptr() in shared)
+    return tuple(
+        (tensor, _version_of(tensor))
+        for tensor in saved
+        if tensor.untyped_storage().data_ptr() in shared
+    )
 
 
 def _version_of(tensor: Tensor) -> int:
@@ -177,7 +188,9 @@ def inputs_of(problem: Problem, num_rows: Mapping[str, int]) -> Inputs:
     """The inputs of a graph whose tables have so many rows."""
     reduction = reduction_of(problem.objective)
     return Inputs(
-        params=tuple(_padded(leaf.detach(), num_rows.get(name)) for name, leaf in problem.leaves.items()),
+        params=tuple(
+            _padded(leaf.detach(), num_rows.get(name)) for name, leaf in problem.leaves.items()
+        ),
         rows=tuple(_padded_rows(rows, num_rows[name]) for name, rows in reduction.rows.items()),
         constants=tuple(reduction.constants.values()),
         state=tuple(state_of_model(problem).values()),
@@ -198,13 +211,19 @@ def _padded_rows(rows: Int64[Tensor, " r"], num_rows: int) -> Int64[Tensor, " p"
 def state_of_model(problem: Problem) -> dict[str, Tensor]:
     """The model's parameters that are not differentiated, and its buffers, by name."""
     module = problem.objective.module
-    return {} if module is None else own_state(module, {**problem.leaves, **reduction_of(problem.objective).constants})
+    return (
+        {}
+        if module is None
+        else own_state(module, {**problem.leaves, **reduction_of(problem.objective).constants})
+    )
 
 
 def _batch_tensors(batch: Batch) -> tuple[Tensor, ...]:
     leaves, _ = tree_flatten(batch)
     # Inference tensors do not tell whether they were changed in place.
-    return tuple(leaf.clone() if leaf.is_inference() else leaf for leaf in leaves if isinstance(leaf, Tensor))
+    return tuple(
+        leaf.clone() if leaf.is_inference() else leaf for leaf in leaves if isinstance(leaf, Tensor)
+    )
 
 
 def check_recordable(batch: Batch) -> None:
@@ -221,7 +240,9 @@ def check_recordable(batch: Batch) -> None:
 def _with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     leaves, spec = tree_flatten(batch)
     given = iter(tensors)
-    return tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+    return tree_unflatten(
+        [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+    )
 
 
 # --- recording --------------------------------------------------------------------------------------------------------
@@ -263,9 +284,14 @@ def trace(problem: Problem, least_rows: Mapping[str, int], made_of: Hashable = N
 def _recorded(recorder: "_Recorder", inputs: Inputs) -> fx.GraphModule:
     # Not the vector with which the graph is checked.
     generator = seeded(1)
-    vectors = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf) for leaf in inputs.params]
+    vectors = [
+        torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
+        for leaf in inputs.params
+    ]
     # Recording tells tensors apart by identity, so that one that is given twice would count as one input.
-    flat = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in [*inputs.flat, *vectors]]
+    flat = [
+        tensor.detach().requires_grad_(tensor.requires_grad) for tensor in [*inputs.flat, *vectors]
+    ]
     with _Unread():
         recorded = make_fx(recorder, tracing_mode="real")(*flat)
     if any(map(_mutates, recorded.graph.nodes)):
@@ -307,25 +333,44 @@ class _Recorder:
     def __call__(self, *flat: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         problem, inputs = self._problem, self._inputs.like(flat)
         vectors = flat[len(inputs.flat) :]
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in zip(problem.leaves, inputs.params)}
+        leaves = {
+            name: tensor.detach().requires_grad_()
+            for name, tensor in zip(problem.leaves, inputs.params)
+        }
         reduction = reduction_of(problem.objective)
         rows = dict(zip(reduction.rows, inputs.rows))
-        constants = {name: tensor.detach().requires_grad_() for name, tensor in zip(reduction.constants, inputs.constants)}
+        constants = {
+            name: tensor.detach().requires_grad_()
+            for name, tensor in zip(reduction.constants, inputs.constants)
+        }
         reading = replace(reduction, rows=rows, constants=constants, checks=False)
         objective = replace(problem.objective, forward=reading)
         state = dict(zip(state_of_model(problem), inputs.state))
         with given_state(objective.module, state):
             loss = objective.data_term(leaves, _with_tensors(problem.batch, inputs.batch))
-        gradients = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
-        pairs = [(g, vector) for g, vector in zip(gradients, vectors) if g is not None and g.requires_grad]
+        gradients = torch.autograd.grad(
+            loss, list(leaves.values()), create_graph=True, allow_unused=True
+        )
+        pairs = [
+            (g, vector)
+            for g, vector in zip(gradients, vectors)
+            if g is not None and g.requires_grad
+        ]
         products: Sequence[Tensor | None] = [None] * len(leaves)
         if pairs:
             products = torch.autograd.grad(
-                [g for g, _ in pairs], list(leaves.values()), [vector for _, vector in pairs], allow_unused=True
+                [g for g, _ in pairs],
+                list(leaves.values()),
+                [vector for _, vector in pairs],
+                allow_unused=True,
             )
         self.with_gradient = tuple(g is not None for g in gradients)
         self.with_product = tuple(h is not None for h in products)
-        return loss.detach(), [g.detach() for g in gradients if g is not None], [h for h in products if h is not None]
+        return (
+            loss.detach(),
+            [g.detach() for g in gradients if g is not None],
+            [h for h in products if h is not None],
+        )
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -342,7 +387,10 @@ def _check(recorded: fx.GraphModule) -> None:
         is_known = isinstance(node.target, OpOverload) or node.target is operator.getitem
         if node.op in ("call_module", "call_method") or node.op == "call_function" and not is_known:
             raise CannotTrace(f"it calls {node.target}")
-        if isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+        if (
+            isinstance(node.target, OpOverload)
+            and torch.Tag.nondeterministic_seeded in node.target.tags
+        ):
             raise CannotTrace(f"it draws random numbers ({node.target})")
         if _mutates(node):
             raise CannotTrace(f"it changes a tensor in place ({node.target})")
@@ -390,7 +438,9 @@ def _split(recorded: fx.GraphModule, num_vectors: int) -> tuple[fx.GraphModule, 
     for node in nodes:
         if node.op != "output" and node not in moving:
             values[node] = primal.node_copy(node, values.__getitem__)
-    primal.output((values[loss], [values[node] for node in gradients], [values[node] for node in saved]))
+    primal.output(
+        (values[loss], [values[node] for node in gradients], [values[node] for node in saved])
+    )
     values = {node: product.placeholder(f"saved_{i}") for i, node in enumerate(saved)}
     values |= {node: product.placeholder(f"vector_{i}") for i, node in enumerate(vectors)}
     for node in nodes:

@@ -13,7 +13,12 @@ from torch import Tensor
 from landscape.curvature.choice import Multiplier, ProductChoice
 from landscape.curvature.evaluation import Evaluated, Problem
 from landscape.curvature.objective import Batch, Objective, Params, squared_norm, unflatten
-from landscape.curvature.preconditions import check_autocast, check_batch, check_parameters, check_twice_differentiable
+from landscape.curvature.preconditions import (
+    check_autocast,
+    check_batch,
+    check_parameters,
+    check_twice_differentiable,
+)
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import SymmetricOperator
 
@@ -42,8 +47,12 @@ class UncheckedHessian(SymmetricOperator):
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.n = self.num_params = sum(leaf.numel() for leaf in leaves.values())
         self.weight_decay = objective.weight_decay
-        self._problem = Problem(objective=objective, leaves=leaves, batch=batch, allow_tf32=allow_tf32)
-        self._multiplier = Multiplier(self._problem, product=product, rows=rows, columns=columns, max_memory=max_memory)
+        self._problem = Problem(
+            objective=objective, leaves=leaves, batch=batch, allow_tf32=allow_tf32
+        )
+        self._multiplier = Multiplier(
+            self._problem, product=product, rows=rows, columns=columns, max_memory=max_memory
+        )
         self._describe(self._multiplier.evaluate())
 
     # The parameters that derivatives are taken of, and vectors are multiplied for: see `landscape.curvature.tables`.
@@ -53,7 +62,11 @@ class UncheckedHessian(SymmetricOperator):
         """Keep what the evaluation tells of the loss and of its support."""
         self.loss = evaluated.loss
         if self.weight_decay:
-            self.loss += 0.5 * self.weight_decay * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+            self.loss += (
+                0.5
+                * self.weight_decay
+                * float(squared_norm({k: v.double() for k, v in self.params.items()}))
+            )
         self._looked_up = evaluated.looked_up
         self._reduced = {name: leaf.detach() for name, leaf in evaluated.problem.leaves.items()}
         dropped = self.params.keys() - self._reduced.keys()
@@ -77,7 +90,9 @@ class UncheckedHessian(SymmetricOperator):
         """The entries of some parameters that are multiplied, in that order; None for all of them."""
         whole = {name: self.params[name] for name in names}
         sizes = {name: len(tensor) for name, tensor in self._reduced.items() if tensor.ndim}
-        tables = {name: rows for name, rows in self._looked_up.items() if sizes.get(name) == len(rows)}
+        tables = {
+            name: rows for name, rows in self._looked_up.items() if sizes.get(name) == len(rows)
+        }
         return support_indices(whole, whole.keys() - self._reduced.keys(), tables)
 
     def support_of(self, names: Sequence[str]) -> Int64[Tensor, " s"] | None:
@@ -85,9 +100,13 @@ class UncheckedHessian(SymmetricOperator):
         # The L2 term reaches every row.
         if self.weight_decay:
             return None
-        return support_indices({name: self.params[name] for name in names}, self._unused, self._looked_up)
+        return support_indices(
+            {name: self.params[name] for name in names}, self._unused, self._looked_up
+        )
 
-    def multiply_block(self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]) -> bool:
+    def multiply_block(
+        self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]
+    ) -> bool:
         """Write the products of `rows` with the diagonal block of some parameters, without the L2 term.
 
         Returns:
@@ -140,13 +159,17 @@ class UncheckedHessian(SymmetricOperator):
             products = self._multiplied(rows)
         else:
             products = torch.zeros(rows.shape, dtype=self.dtype, device=self.device)
-            products.index_copy_(1, self._entries, self._multiplied(rows.index_select(1, self._entries)))
+            products.index_copy_(
+                1, self._entries, self._multiplied(rows.index_select(1, self._entries))
+            )
         if self.weight_decay:
             products.add_(rows, alpha=self.weight_decay)
         return products.T
 
     def matmat_in_support(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
-        assert not self.weight_decay, "the L2 term reaches every row, so there is no support to be in"
+        assert not self.weight_decay, (
+            "the L2 term reaches every row, so there is no support to be in"
+        )
         if type(self).matmat is not UncheckedHessian.matmat:
             # A subclass has products of its own.
             return super().matmat_in_support(V)
@@ -154,7 +177,9 @@ class UncheckedHessian(SymmetricOperator):
         if self._places is None:
             return self._multiplied(rows).T
         size = self.n if self._entries is None else len(self._entries)
-        whole = torch.zeros(len(rows), size, dtype=self.dtype, device=self.device).index_copy_(1, self._places, rows)
+        whole = torch.zeros(len(rows), size, dtype=self.dtype, device=self.device).index_copy_(
+            1, self._places, rows
+        )
         return self._multiplied(whole).index_select(1, self._places).T
 
     def _multiplied(self, rows: Float[Tensor, "k r"]) -> Float[Tensor, "k r"]:
@@ -174,7 +199,9 @@ class UncheckedHessian(SymmetricOperator):
         """Vectors of the reduced parameters as those of all, zero elsewhere."""
         if self._entries is None:
             return rows
-        return torch.zeros(len(rows), self.n, dtype=self.dtype, device=self.device).index_copy_(1, self._entries, rows)
+        return torch.zeros(len(rows), self.n, dtype=self.dtype, device=self.device).index_copy_(
+            1, self._entries, rows
+        )
 
 
 def _plain_rows(V: Float[Tensor, "n k"]) -> Float[Tensor, "k n"]:
@@ -189,7 +216,9 @@ def _same(first: Tensor | None, second: Tensor | None) -> bool:
     return torch.equal(first, second)
 
 
-def _places(support: Int64[Tensor, " s"] | None, entries: Int64[Tensor, " r"] | None) -> Int64[Tensor, " s"] | None:
+def _places(
+    support: Int64[Tensor, " s"] | None, entries: Int64[Tensor, " r"] | None
+) -> Int64[Tensor, " s"] | None:
     """Where the indices of the support lie among those of the entries, all of which contain it."""
     assert support is not None, "a support of everything is multiplied as a whole"
     return support if entries is None else torch.searchsorted(entries, support)
@@ -204,7 +233,10 @@ def checked_leaves(objective: Objective, params: Params, batch: Batch, *, copy: 
     if objective.module is not None:
         check_twice_differentiable(objective.module)
     with torch.inference_mode(False):
-        return {name: _leaf(tensor, copy=copy or tensor.is_inference()) for name, tensor in params.items()}
+        return {
+            name: _leaf(tensor, copy=copy or tensor.is_inference())
+            for name, tensor in params.items()
+        }
 
 
 def _leaf(tensor: Tensor, *, copy: bool) -> Tensor:
@@ -216,7 +248,9 @@ def unused_parameters(leaves: Params, gradients: tuple[Tensor | None, ...]) -> f
     return frozenset(name for name, gradient in zip(leaves, gradients) if gradient is None)
 
 
-def support_indices(leaves: Params, unused: Container[str], looked_up: Params) -> Int64[Tensor, " s"] | None:
+def support_indices(
+    leaves: Params, unused: Container[str], looked_up: Params
+) -> Int64[Tensor, " s"] | None:
     """The flat indices of the entries that the loss depends on; None if that is all of them."""
     kept, start = [], 0
     for name, leaf in leaves.items():
@@ -235,7 +269,10 @@ def support_indices(leaves: Params, unused: Container[str], looked_up: Params) -
 def _not_finite(rows: Tensor, sums: Params) -> str:
     if not torch.isfinite(rows).all():
         return "A vector with infinite or NaN entries was multiplied. The Hessian is not to blame; look where it comes from."
-    name = next((name for name, total in sums.items() if not torch.isfinite(total).all()), "one of the parameters")
+    name = next(
+        (name for name, total in sums.items() if not torch.isfinite(total).all()),
+        "one of the parameters",
+    )
     return (
         f"{name}: a product with the Hessian is not finite although the gradient is. The loss has no second derivative here; "
         "look for a power below 2, a norm or a square root at zero."

@@ -31,12 +31,18 @@ class Classes:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise DataError(f"{self.names_source}: there is no class, so there is nothing to choose from. Name at least one.")
+            raise DataError(
+                f"{self.names_source}: there is no class, so there is nothing to choose from. Name at least one."
+            )
         for i, synonyms in enumerate(self.names):
             if not synonyms or not all(isinstance(name, str) and name.strip() for name in synonyms):
-                raise DataError(f"{self.names_source}: class {i} has an empty name, so no prompt can be made. Name it.")
+                raise DataError(
+                    f"{self.names_source}: class {i} has an empty name, so no prompt can be made. Name it."
+                )
         if not self.templates:
-            raise DataError(f"{self.templates_source}: there is no prompt. Write one with {{}} for the name, a line each.")
+            raise DataError(
+                f"{self.templates_source}: there is no prompt. Write one with {{}} for the name, a line each."
+            )
         for template in self.templates:
             if template.count("{}") != 1:
                 raise DataError(
@@ -51,9 +57,17 @@ class Classes:
 
     def prompts(self, index: int) -> list[str]:
         """List all prompts of a class: each synonym in each template."""
-        return [template.replace("{}", name) for name in self.names[index] for template in self.templates]
+        return [
+            template.replace("{}", name)
+            for name in self.names[index]
+            for template in self.templates
+        ]
 
     def duplicates(self) -> list[tuple[int, int]]:
         """List pairs (first, later) of classes with the same names, whose scores tie."""
         first: dict[tuple[str, ...], int] = {}
-        return [(first[names], i) for i, names in enumerate(self.names) if first.setdefault(names, i) != i]
+        return [
+            (first[names], i)
+            for i, names in enumerate(self.names)
+            if first.setdefault(names, i) != i
+        ]

@@ -38,7 +38,9 @@ class Choose:
         return pictures[self.first : self.end]
 
 
-def read_folders(path: Path, *, split: str | None, default_split: str | None, choose: Choose | None = None) -> RawPictures:
+def read_folders(
+    path: Path, *, split: str | None, default_split: str | None, choose: Choose | None = None
+) -> RawPictures:
     """Index class folders; integer names are sorted as integers, others as ASCII.
 
     Args:
@@ -60,7 +62,9 @@ def read_folders(path: Path, *, split: str | None, default_split: str | None, ch
     if choose is not None:
         notes.append(choose.note)
     if not files:
-        raise DataError(f"{root}: no picture is left of split {found_split!r}. Check that the set is complete.")
+        raise DataError(
+            f"{root}: no picture is left of split {found_split!r}. Check that the set is complete."
+        )
     numbers = {label: i for i, label in enumerate(classes)}
     listed, listed_file = _lines(root, path, "classnames.txt")
     templates, templates_file = _lines(root, path, "zeroshot_classification_templates.txt")
@@ -73,7 +77,9 @@ def read_folders(path: Path, *, split: str | None, default_split: str | None, ch
         notes=tuple(notes),
         names=listed,
         names_file=listed_file,
-        templates=None if templates is None else tuple(line.replace("{c}", "{}") for line in templates),
+        templates=None
+        if templates is None
+        else tuple(line.replace("{c}", "{}") for line in templates),
         templates_file=templates_file,
         classes_are_named=bool(names),
     )
@@ -101,16 +107,22 @@ def _files(
             )
         for picture in pictures if choose is None else choose.pictures(pictures):
             key = picture.relative_to(root).as_posix()
-            files.append(PictureFile(key, names.get(folder, folder), str(picture), where=str(picture)))
+            files.append(
+                PictureFile(key, names.get(folder, folder), str(picture), where=str(picture))
+            )
     return files, tuple(dict.fromkeys(names.get(folder, folder) for folder in folders))
 
 
-def _split_folder(path: Path, split: str | None, default: str | None) -> tuple[Path, str, list[str]]:
+def _split_folder(
+    path: Path, split: str | None, default: str | None
+) -> tuple[Path, str, list[str]]:
     """Find the folder of class folders, its split, and what was guessed."""
     if not path.is_dir():
         what = "this is a file, expected a folder" if path.exists() else "there is no such folder"
         raise DataError(f"{path}: {what} of labelled pictures. Check the path.")
-    there = {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    there = {
+        entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    }
     known = {name for names in SPLIT_NAMES.values() for name in names}
     parts = [name for name in sorted(there & known) if _class_folders(path / name)]
     if not parts:
@@ -126,12 +138,18 @@ def _split_folder(path: Path, split: str | None, default: str | None) -> tuple[P
                 guessed = split is None and wanted != default
                 said = f"Split {name!r} was taken: there are {', '.join(parts)}."
                 return path / name, name, [said] if guessed else []
-    raise DataError(f"{path}: there is no split {split or default or 'test'!r}, but {', '.join(parts)}. Name one of these.")
+    raise DataError(
+        f"{path}: there is no split {split or default or 'test'!r}, but {', '.join(parts)}. Name one of these."
+    )
 
 
 def _class_folders(root: Path) -> list[str]:
-    folders = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(folders, key=lambda name: (not _is_number(name), int(name) if _is_number(name) else 0, name))
+    folders = [
+        entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    ]
+    return sorted(
+        folders, key=lambda name: (not _is_number(name), int(name) if _is_number(name) else 0, name)
+    )
 
 
 def _is_number(name: str) -> bool:
@@ -139,9 +157,15 @@ def _is_number(name: str) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = (
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     # Hidden files are programs' own: previews, checkpoints of notebooks.
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(
+        path
+        for path in found
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _class_names(root: Path, path: Path) -> dict[str, str]:
@@ -151,7 +175,9 @@ def _class_names(root: Path, path: Path) -> dict[str, str]:
     for number, line in enumerate(lines or (), start=1):
         folder, tab, name = line.partition("\t")
         if not (tab and folder.strip() and name.strip()):
-            raise DataError(f"{source}, line {number}: expected FOLDER TAB CLASS NAME, got {line[:60]!r}. Correct it.")
+            raise DataError(
+                f"{source}, line {number}: expected FOLDER TAB CLASS NAME, got {line[:60]!r}. Correct it."
+            )
         if folder in names:
             raise DataError(
                 f"{source}, line {number}: folder {folder!r} has two classes, {names[folder]!r} and {name!r}. Drop one."
@@ -174,11 +200,17 @@ def read_lines(file: Path) -> tuple[tuple[str, ...], str]:
     """
     try:
         content = read_regular(file, largest=_MOST_TEXT)
-        lines = tuple(line.rstrip("\r") for line in content.decode("utf-8-sig").split("\n") if line.strip())
+        lines = tuple(
+            line.rstrip("\r") for line in content.decode("utf-8-sig").split("\n") if line.strip()
+        )
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: the file cannot be read as UTF-8 text ({error}). Write it again.") from error
+        raise DataError(
+            f"{file}: the file cannot be read as UTF-8 text ({error}). Write it again."
+        ) from error
     if not lines:
-        raise DataError(f"{file}: the file is empty, so it names no class and no prompt. Fill it, or remove it.")
+        raise DataError(
+            f"{file}: the file is empty, so it names no class and no prompt. Fill it, or remove it."
+        )
     return lines, f"{file.name} beside the data, sha256 {hashlib.sha256(content).hexdigest()}"
 
 

@@ -105,7 +105,10 @@ class PictureFiles(PictureSource):
         try:
             picture = self._pairs[i][0]
         except PictureError as error:
-            raise PictureError(error.problem, "Its answer is counted as missing; restore the picture, or remove it.") from error
+            raise PictureError(
+                error.problem,
+                "Its answer is counted as missing; restore the picture, or remove it.",
+            ) from error
         assert isinstance(picture, Image.Image)
         return picture
 
@@ -119,7 +122,9 @@ class PictureArrays(PictureSource):
         where: For messages: what holds the pictures.
     """
 
-    def __init__(self, keys: Sequence[str], array: Callable[[int], np.ndarray], *, where: str) -> None:
+    def __init__(
+        self, keys: Sequence[str], array: Callable[[int], np.ndarray], *, where: str
+    ) -> None:
         self.keys = keys
         self._array, self._where = array, where
 
@@ -130,8 +135,14 @@ class PictureArrays(PictureSource):
         try:
             return Image.fromarray(self._array(i)).convert("RGB")
         except (OSError, ValueError, LookupError, TypeError) as error:
-            where, reason = f"{self._where}, picture {in_one_line(self.keys[i])}", " ".join(str(error).split())
-            raise PictureError(f"{where}: the picture cannot be read ({reason}).", "Restore the file that holds it.") from error
+            where, reason = (
+                f"{self._where}, picture {in_one_line(self.keys[i])}",
+                " ".join(str(error).split()),
+            )
+            raise PictureError(
+                f"{where}: the picture cannot be read ({reason}).",
+                "Restore the file that holds it.",
+            ) from error
 
 
 def array_row(arrays: np.ndarray, i: int) -> np.ndarray:
@@ -179,7 +190,9 @@ class OpenedPictures(LabelledPictures):
         DataError: If there is no picture, or two have one key.
     """
 
-    def __init__(self, raw: RawPictures, classes: Classes, indices: Sequence[int], *, name: str, path: str) -> None:
+    def __init__(
+        self, raw: RawPictures, classes: Classes, indices: Sequence[int], *, name: str, path: str
+    ) -> None:
         self.name, self.path, self.split = name, path, raw.split
         self.classes, self.notes = classes, raw.notes
         self._contents = raw.contents
@@ -217,5 +230,7 @@ class OpenedPictures(LabelledPictures):
     def _digest(self) -> str:
         digest = hashlib.sha256(self._contents.encode())
         for i in range(len(self)):
-            digest.update(json.dumps([self.key(i), self.label(i), self._pictures.size(i)]).encode() + b"\n")
+            digest.update(
+                json.dumps([self.key(i), self.label(i), self._pictures.size(i)]).encode() + b"\n"
+            )
         return digest.hexdigest()

@@ -20,7 +20,9 @@ _NUMBERING = re.compile(r"^\s*\d+[\s._-]+(?=\S)")
 
 def words(text: str) -> str:
     """Normalise a name: lower-case words with one space between them."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    plain = "".join(
+        c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c)
+    )
     return " ".join(re.sub(r"[\W_]+", " ", re.sub(r"['’`]", "", plain)).split())
 
 
@@ -42,7 +44,10 @@ def readable(label: str) -> str:
 def nearest(text: str, choices: Iterable[str], *, count: int = 3) -> list[str]:
     """List the choices whose spelling is most like a text."""
     by_words = {words(choice): choice for choice in choices}
-    return [by_words[found] for found in difflib.get_close_matches(words(text), by_words, n=count, cutoff=0.5)]
+    return [
+        by_words[found]
+        for found in difflib.get_close_matches(words(text), by_words, n=count, cutoff=0.5)
+    ]
 
 
 class ClassIndex:
@@ -106,7 +111,9 @@ class ClassIndex:
         return indices
 
     def _list(self, indices: Sequence[int]) -> str:
-        return ", ".join(f"{self._shown[i]!r} (number {i})" for i in indices[:4]) + (", ..." if len(indices) > 4 else "")
+        return ", ".join(f"{self._shown[i]!r} (number {i})" for i in indices[:4]) + (
+            ", ..." if len(indices) > 4 else ""
+        )
 
     def _no_class(self, label: str, where: str) -> str:
         candidates = nearest(label, self._all) or self._shown[:3]

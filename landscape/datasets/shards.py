@@ -34,13 +34,21 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
     _check_layout(path)
     classes, classes_file = read_lines(path / "classnames.txt")
     templates_path = path / "zeroshot_classification_templates.txt"
-    templates, templates_file = read_lines(templates_path) if templates_path.is_file() else (None, "")
-    pairs = open_shards(_pattern(folder), split="all", image_size=None, caption_key="caption").labelled()
+    templates, templates_file = (
+        read_lines(templates_path) if templates_path.is_file() else (None, "")
+    )
+    pairs = open_shards(
+        _pattern(folder), split="all", image_size=None, caption_key="caption"
+    ).labelled()
     if pairs is None:
-        raise DataError(f"{folder}: the pictures have no KEY.cls with the number of their class. Write the shards again.")
+        raise DataError(
+            f"{folder}: the pictures have no KEY.cls with the number of their class. Write the shards again."
+        )
     notes = [note for note in pairs.notes if "classes in KEY.cls are read" not in note]
     if split is not None and folder.name != split:
-        notes.append(f"Split {split!r} is read from folder {folder.name!r}, as the layout calls what is evaluated on.")
+        notes.append(
+            f"Split {split!r} is read from folder {folder.name!r}, as the layout calls what is evaluated on."
+        )
     labels = []
     for file in pairs.files:
         label = file.label
@@ -49,7 +57,10 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
                 f"{file.where}: class {label} is beyond the {len(classes)} lines of classnames.txt. Fetch it again."
             )
         labels.append(label)
-    keyed = [replace(file, key=f"{Path(file.path).relative_to(path).as_posix()}/{file.key}") for file in pairs.files]
+    keyed = [
+        replace(file, key=f"{Path(file.path).relative_to(path).as_posix()}/{file.key}")
+        for file in pairs.files
+    ]
     return RawPictures(
         PictureFiles(keyed, source=str(folder)),
         labels,
@@ -59,7 +70,9 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
         notes=tuple(notes),
         names=classes,
         names_file=classes_file,
-        templates=None if templates is None else tuple(line.replace("{c}", "{}") for line in templates),
+        templates=None
+        if templates is None
+        else tuple(line.replace("{c}", "{}") for line in templates),
         templates_file=templates_file,
         classes_are_named=True,
         numbered=True,
@@ -69,7 +82,9 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
 def _check_layout(path: Path) -> None:
     kind_file = path / "dataset_type.txt"
     if kind_file.is_file() and (kind := read_lines(kind_file)[0][0].strip()) != "classification":
-        raise DataError(f"{path}: the set is of type {kind!r}, expected pictures with classes. Choose another set.")
+        raise DataError(
+            f"{path}: the set is of type {kind!r}, expected pictures with classes. Choose another set."
+        )
     if not (path / "classnames.txt").is_file():
         raise DataError(
             f"{path}: there is no classnames.txt, so the numbers of classes mean nothing. Fetch it with the shards."
@@ -82,11 +97,15 @@ def _split_folder(path: Path, split: str | None) -> Path:
     for name in wanted:
         if name in there:
             return path / name
-    raise DataError(f"{path}: there is no {wanted[0]}/{COUNT_FILE}, but {', '.join(there)}. Choose one of these splits.")
+    raise DataError(
+        f"{path}: there is no {wanted[0]}/{COUNT_FILE}, but {', '.join(there)}. Choose one of these splits."
+    )
 
 
 def _pattern(folder: Path) -> str:
     count = read_lines(folder / COUNT_FILE)[0][0].strip()
     if not (count.isascii() and count.isdigit() and int(count) > 0):
-        raise DataError(f"{folder / COUNT_FILE}: expected the number of shards, got {count[:40]!r}. Write it again.")
+        raise DataError(
+            f"{folder / COUNT_FILE}: expected the number of shards, got {count[:40]!r}. Write it again."
+        )
     return f"{glob.escape(str(folder))}/{{0..{int(count) - 1}}}.tar"

@@ -71,7 +71,10 @@ def find_names(known: KnownSet | None, raw: RawPictures, slip: Path | None) -> F
     for choice in choices:
         if (found := choice()) is not None:
             return found
-    named = tuple(label.replace("_", " ") if raw.classes_are_named else readable(label) for label in raw.classes)
+    named = tuple(
+        label.replace("_", " ") if raw.classes_are_named else readable(label)
+        for label in raw.classes
+    )
     named = tuple(_spoken(known, name) for name in named)
     source = "the data set's class names" if raw.classes_are_named else "folder names"
     papers = known is not None and not known.identifier.startswith("openmoji/")
@@ -97,7 +100,9 @@ def find_templates(known: KnownSet | None, raw: RawPictures, slip: Path | None) 
     for choice in choices:
         if (found := choice()) is not None:
             return found
-    note = f'The prompt is the general "{GENERIC_TEMPLATE}"' + (f", {NOT_THE_PAPERS}." if known is not None else ", a guess.")
+    note = f'The prompt is the general "{GENERIC_TEMPLATE}"' + (
+        f", {NOT_THE_PAPERS}." if known is not None else ", a guess."
+    )
     return Found((GENERIC_TEMPLATE,), "this project's default", notes=(note,))
 
 
@@ -128,7 +133,11 @@ def _spoken(known: KnownSet | None, name: str) -> str:
 
 
 def _names_beside(raw: RawPictures) -> Found | None:
-    return None if raw.names is None else Found(tuple((name,) for name in raw.names), raw.names_file, own=raw.numbered)
+    return (
+        None
+        if raw.names is None
+        else Found(tuple((name,) for name in raw.names), raw.names_file, own=raw.numbered)
+    )
 
 
 def _templates_beside(raw: RawPictures) -> Found | None:
@@ -148,13 +157,20 @@ def _open_clip_templates(known: KnownSet) -> Found | None:
         return None
     from open_clip import SIMPLE_IMAGENET_TEMPLATES
 
-    return Found(tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES), "open_clip, the 7 templates")
+    return Found(
+        tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
+        "open_clip, the 7 templates",
+    )
 
 
 def _table_names(known: KnownSet) -> Found | None:
     if not known.names:
         return None
-    notes = ("The class names are this project's words, not the paper's.",) if known.identifier in _OWN_WORDS else ()
+    notes = (
+        ("The class names are this project's words, not the paper's.",)
+        if known.identifier in _OWN_WORDS
+        else ()
+    )
     return Found(known.names, "this project's table", listed=True, notes=notes)
 
 
@@ -164,7 +180,11 @@ def _flower_names(known: KnownSet) -> Found | None:
     from torchvision.datasets import Flowers102
 
     names = getattr(Flowers102, "classes", None)
-    return None if names is None else Found(tuple((_spoken(known, name),) for name in names), "torchvision", listed=True)
+    return (
+        None
+        if names is None
+        else Found(tuple((_spoken(known, name),) for name in names), "torchvision", listed=True)
+    )
 
 
 def _slip(known: KnownSet, folder: Path | None, kind: str) -> Found | None:
@@ -202,7 +222,9 @@ def _clip_benchmark(known: KnownSet, file_name: str) -> Found | None:
         notes = (f"The prompts are clip-benchmark's, {NOT_THE_PAPERS}.",)
     if not names:
         content = tuple(template.replace("{c}", "{}") for template in content)
-    return Found(content, f"clip-benchmark's package data, sha256 {digest}", listed=names, notes=notes)
+    return Found(
+        content, f"clip-benchmark's package data, sha256 {digest}", listed=names, notes=notes
+    )
 
 
 def _benchmark_names(known: KnownSet) -> Iterator[str]:
@@ -229,7 +251,9 @@ def _read_json(path: Path) -> tuple[dict[str, Any], str]:
         if not isinstance(table, dict):
             raise ValueError(f"expected an object, got {type(table).__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: class names or prompts cannot be read ({error}). Fetch the file again.") from error
+        raise DataError(
+            f"{path}: class names or prompts cannot be read ({error}). Fetch the file again."
+        ) from error
     return table, hashlib.sha256(content).hexdigest()
 
 
@@ -237,11 +261,20 @@ def _checked(content: Any, path: Path, name: str, *, synonyms: bool) -> tuple[An
     """Turn the list of a set into tuples; synonyms are lists within."""
 
     def text_list(value: Any) -> bool:
-        return isinstance(value, list) and bool(value) and all(isinstance(entry, str) for entry in value)
+        return (
+            isinstance(value, list)
+            and bool(value)
+            and all(isinstance(entry, str) for entry in value)
+        )
 
     if isinstance(content, list) and content:
         if synonyms and all(isinstance(entry, str) or text_list(entry) for entry in content):
-            return tuple((" ".join(entry.split()),) if isinstance(entry, str) else tuple(entry) for entry in content)
+            return tuple(
+                (" ".join(entry.split()),) if isinstance(entry, str) else tuple(entry)
+                for entry in content
+            )
         if not synonyms and text_list(content):
             return tuple(content)
-    raise DataError(f"{path}, {name!r}: expected a list of texts, got {str(content)[:60]!r}. Fetch the file again.")
+    raise DataError(
+        f"{path}, {name!r}: expected a list of texts, got {str(content)[:60]!r}. Fetch the file again."
+    )

@@ -78,7 +78,10 @@ FLOWERS = (
     ("pink and yellow dahlia", "pink-yellow dahlia?"),
     ("air plant", "ball moss"),
 )
-PCAM = (("lymph node", "no_tumor", "0"), ("lymph node containing metastatic tumor tissue", "tumor", "1"))
+PCAM = (
+    ("lymph node", "no_tumor", "0"),
+    ("lymph node containing metastatic tumor tissue", "tumor", "1"),
+)
 MEMES = (("meme", "not_hateful", "0"), ("hatespeech meme", "hateful", "1"))
 SST2 = (("negative", "0"), ("positive", "1"))
 

@@ -66,7 +66,13 @@ class Stimuli:
     """
 
     def __init__(
-        self, dataset: str, condition: str, stimuli: Sequence[Stimulus], *, is_published: bool, classes: Sequence[str] = ()
+        self,
+        dataset: str,
+        condition: str,
+        stimuli: Sequence[Stimulus],
+        *,
+        is_published: bool,
+        classes: Sequence[str] = (),
     ) -> None:
         self.dataset, self.condition, self.is_published = dataset, condition, is_published
         self._classes = tuple(classes) or tuple(sorted({one.category for one in stimuli}))
@@ -74,7 +80,12 @@ class Stimuli:
         self.paths = tuple(stimulus.path for stimulus in stimuli)
         self.categories = tuple(stimulus.category for stimulus in stimuli)
         self.textures = tuple(stimulus.texture for stimulus in stimuli)
-        files = [PictureFile(key=one.image, caption=one.category, path=str(one.path), where=str(one.path)) for one in stimuli]
+        files = [
+            PictureFile(
+                key=one.image, caption=one.category, path=str(one.path), where=str(one.path)
+            )
+            for one in stimuli
+        ]
         self._pictures = PictureFiles(files, source=str(stimuli[0].path.parent))
 
     def __len__(self) -> int:
@@ -128,7 +139,9 @@ def open_stimuli(
     stimuli: dict[tuple[str, str], Stimuli] = {}
     for name in names:
         is_published = name in DATASETS and not (own or (own is None and name in distorted))
-        reader = _SetReader(folder / name, name, is_published=is_published, is_distorted=name in distorted)
+        reader = _SetReader(
+            folder / name, name, is_published=is_published, is_distorted=name in distorted
+        )
         stimuli |= reader.by_condition()
     return stimuli
 
@@ -137,10 +150,18 @@ def _set_names(folder: Path, datasets: Collection[str] | None) -> list[str]:
     """Folders that are data sets, the benchmark's first."""
     if not folder.is_dir():
         what = "this is a file, expected a folder" if folder.exists() else "there is no such folder"
-        raise DataError(f"{folder}: {what} of stimuli. Name the folder that holds the data sets' folders.")
+        raise DataError(
+            f"{folder}: {what} of stimuli. Name the folder that holds the data sets' folders."
+        )
     if (folder / _SESSIONS).is_dir():
-        raise DataError(f"{folder}: this is one data set, expected the folder that holds data sets. Name {folder.parent}.")
-    there = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "." and _is_set(entry)]
+        raise DataError(
+            f"{folder}: this is one data set, expected the folder that holds data sets. Name {folder.parent}."
+        )
+    there = [
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and entry.name[0] != "." and _is_set(entry)
+    ]
     names = [*(name for name in DATASETS if name in there), *sorted(set(there) - set(DATASETS))]
     if not names:
         raise DataError(
@@ -149,13 +170,17 @@ def _set_names(folder: Path, datasets: Collection[str] | None) -> list[str]:
         )
     for name in datasets or ():
         if name not in names:
-            raise DataError(f"{folder}: there is no data set {in_one_line(name)}, but {', '.join(map(in_one_line, names))}.")
+            raise DataError(
+                f"{folder}: there is no data set {in_one_line(name)}, but {', '.join(map(in_one_line, names))}."
+            )
     return [name for name in names if datasets is None or name in datasets]
 
 
 def _is_set(folder: Path) -> bool:
     """Whether it has a layout of a data set; a folder of pictures alone is a category."""
-    return folder.name in DATASETS or any(entry.is_dir() and entry.name[0] != "." for entry in folder.iterdir())
+    return folder.name in DATASETS or any(
+        entry.is_dir() and entry.name[0] != "." for entry in folder.iterdir()
+    )
 
 
 def _distorted_sets(folder: Path) -> frozenset[str]:
@@ -201,17 +226,24 @@ class _SetReader:
             )
         classes = sorted({one.category for group in groups.values() for one in group})
         return {
-            (self.name, text): Stimuli(self.name, text, groups[text], is_published=self.is_published, classes=classes)
+            (self.name, text): Stimuli(
+                self.name, text, groups[text], is_published=self.is_published, classes=classes
+            )
             for text in _ordered(self.name, groups)
         }
 
     def _stimuli(self) -> Iterator[Stimulus]:
         sessions = self.folder / _SESSIONS
         if sessions.is_dir():
-            for session in sorted((entry for entry in sessions.iterdir() if entry.is_dir()), key=lambda at: _natural(at.name)):
+            for session in sorted(
+                (entry for entry in sessions.iterdir() if entry.is_dir()),
+                key=lambda at: _natural(at.name),
+            ):
                 yield from (self._of_trial(path) for path in _pictures(session))
             return
-        for category in sorted(entry for entry in self.folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
+        for category in sorted(
+            entry for entry in self.folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+        ):
             yield from (self._of_category(path, category.name) for path in _pictures(category))
 
     def _of_trial(self, path: Path) -> Stimulus:
@@ -224,7 +256,9 @@ class _SetReader:
                 "Rename or remove it."
             )
         category = self._category(path, fields[_CATEGORY])
-        return Stimulus(path, self._key(path, category), self._condition(path, fields[_CONDITION]), category)
+        return Stimulus(
+            path, self._key(path, category), self._condition(path, fields[_CONDITION]), category
+        )
 
     def _of_category(self, path: Path, folder: str) -> Stimulus:
         """Read a file name in a folder of its category."""
@@ -277,7 +311,9 @@ def _ordered(name: str, levels: Collection[str]) -> list[str]:
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
     )
 
 
@@ -288,4 +324,7 @@ def _shown(path: Path) -> str:
 def _natural(text: str) -> tuple[tuple[float, str], ...]:
     """Sort key: numbers in a text by their size, "inf" too."""
     parts = re.findall(r"\d+(?:\.\d+)?|inf|\D+", text)
-    return tuple((float(part), "") if part[0].isdecimal() or part == "inf" else (-1.0, part) for part in parts)
+    return tuple(
+        (float(part), "") if part[0].isdecimal() or part == "inf" else (-1.0, part)
+        for part in parts
+    )

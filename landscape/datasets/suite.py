@@ -69,7 +69,16 @@ SUITE: tuple[KnownSet, ...] = (
         25_250,
         templates=("a photo of {}, a type of food.",),
     ),
-    KnownSet("cifar10", "CIFAR-10", ("vtab/cifar10",), "test", "top1", 10, 10_000, names=split_names(spellings.CIFAR10)),
+    KnownSet(
+        "cifar10",
+        "CIFAR-10",
+        ("vtab/cifar10",),
+        "test",
+        "top1",
+        10,
+        10_000,
+        names=split_names(spellings.CIFAR10),
+    ),
     KnownSet("cifar100", "CIFAR-100", ("vtab/cifar100",), "test", "top1", 100, 10_000),
     KnownSet(
         "cub200",
@@ -79,7 +88,9 @@ SUITE: tuple[KnownSet, ...] = (
         "top1",
         200,
         None,
-        notes=(f"{_NOT_REBUILT}: which pictures it held is stated nowhere (the official test list has 5,794).",),
+        notes=(
+            f"{_NOT_REBUILT}: which pictures it held is stated nowhere (the official test list has 5,794).",
+        ),
         templates=("a photo of a {}, a type of bird.",),
     ),
     KnownSet(
@@ -102,9 +113,14 @@ SUITE: tuple[KnownSet, ...] = (
         "mean_per_class",
         100,
         3_333,
-        templates=("a photo of a {}, a type of aircraft.", "a photo of the {}, a type of aircraft."),
+        templates=(
+            "a photo of a {}, a type of aircraft.",
+            "a photo of the {}, a type of aircraft.",
+        ),
     ),
-    KnownSet("dtd", "DTD", ("vtab/dtd",), "test", "top1", 47, 1_880, names=split_names(spellings.DTD)),
+    KnownSet(
+        "dtd", "DTD", ("vtab/dtd",), "test", "top1", 47, 1_880, names=split_names(spellings.DTD)
+    ),
     KnownSet(
         "pets",
         "Pets",
@@ -160,7 +176,9 @@ SUITE: tuple[KnownSet, ...] = (
         "top1",
         7,
         7_178,
-        names=split_names("angry, disgusted, fearful, happy/smiling, neutral/bored, sad/depressed, surprised/shocked/spooked"),
+        names=split_names(
+            "angry, disgusted, fearful, happy/smiling, neutral/bored, sad/depressed, surprised/shocked/spooked"
+        ),
         same=spellings.FER,
     ),
     KnownSet(
@@ -239,13 +257,24 @@ SUITE: tuple[KnownSet, ...] = (
         "top1",
         2,
         32_768,
-        notes=(AT_CHANCE, "The published numbers were made on pictures that were saved again as JPEG."),
+        notes=(
+            AT_CHANCE,
+            "The published numbers were made on pictures that were saved again as JPEG.",
+        ),
         names=first_of_each(spellings.PCAM),
         templates=("this is a photo of {}",),
         same=spellings.PCAM,
     ),
     KnownSet("ucf101_frames", "UCF101", ("ucf101", "UCF101"), "val", "top1", 101, 3_783),
-    KnownSet("kinetics700_frames", "Kinetics700", ("kinetics700", "Kinetics"), "val", "top1_top5", 700, None),
+    KnownSet(
+        "kinetics700_frames",
+        "Kinetics700",
+        ("kinetics700", "Kinetics"),
+        "val",
+        "top1_top5",
+        700,
+        None,
+    ),
     KnownSet(
         "clevr_counts",
         "CLEVR",
@@ -285,7 +314,15 @@ SUITE: tuple[KnownSet, ...] = (
         templates=("a {} review of a movie.",),
         same=spellings.SST2,
     ),
-    KnownSet("imagenet", "ImageNet", ("imagenet1k", "imagenet-1k", "ImageNet"), "val", "top1", 1000, 50_000),
+    KnownSet(
+        "imagenet",
+        "ImageNet",
+        ("imagenet1k", "imagenet-1k", "ImageNet"),
+        "val",
+        "top1",
+        1000,
+        50_000,
+    ),
 )
 
 _DRAWINGS = ("a drawing of a {}.", "a drawing of {}.", "an emoji of a {}.", "an emoji of {}.")
@@ -293,7 +330,17 @@ _DRAWINGS = ("a drawing of a {}.", "a drawing of {}.", "an emoji of a {}.", "an 
 
 def _openmoji(task: str, title: str) -> KnownSet:
     notes = ("Drawings, not photographs; the classes are Unicode's.",)
-    return KnownSet(f"openmoji/{task}", title, (), "held_out", "top1", None, None, notes=notes, templates=_DRAWINGS)
+    return KnownSet(
+        f"openmoji/{task}",
+        title,
+        (),
+        "held_out",
+        "top1",
+        None,
+        None,
+        notes=notes,
+        templates=_DRAWINGS,
+    )
 
 
 OPENMOJI_SETS: tuple[KnownSet, ...] = (
@@ -307,7 +354,9 @@ def find_set(name: str) -> KnownSet | None:
     """Find a known set by identifier, title or alias, in any case."""
     wanted = _plain(name)
     for known in (*SUITE, *OPENMOJI_SETS):
-        if wanted in {_plain(spelling) for spelling in (known.identifier, known.title, *known.aliases)}:
+        if wanted in {
+            _plain(spelling) for spelling in (known.identifier, known.title, *known.aliases)
+        }:
             return known
     return None
 

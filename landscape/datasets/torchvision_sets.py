@@ -55,7 +55,9 @@ def find_root(known: KnownSet, path: Path) -> Path | None:
         return None
     if (path / layout.folder).is_dir():
         return path
-    if path.name == layout.folder and any((path.parent / marker.split("{")[0]).exists() for marker in layout.markers):
+    if path.name == layout.folder and any(
+        (path.parent / marker.split("{")[0]).exists() for marker in layout.markers
+    ):
         return path.parent
     return None
 
@@ -99,15 +101,29 @@ def _torchvision(name: str) -> Any:
 
 
 def _files(
-    root: Path, folder: str, paths: Sequence[Any], labels: Sequence[int], classes: Sequence[str], split: str, **more: Any
+    root: Path,
+    folder: str,
+    paths: Sequence[Any],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    split: str,
+    **more: Any,
 ) -> RawPictures:
     """Pictures in files, with keys below the set's folder, sorted."""
     base = root / folder
-    rows = sorted((Path(path).relative_to(base).as_posix(), int(label)) for path, label in zip(paths, labels, strict=True))
-    files = [PictureFile(key=key, caption=classes[label], path=str(base / key), where=str(base / key)) for key, label in rows]
+    rows = sorted(
+        (Path(path).relative_to(base).as_posix(), int(label))
+        for path, label in zip(paths, labels, strict=True)
+    )
+    files = [
+        PictureFile(key=key, caption=classes[label], path=str(base / key), where=str(base / key))
+        for key, label in rows
+    ]
     where = f"{base}, split {split}"
     pictures = PictureFiles(_some(files, where), source=where)
-    return RawPictures(pictures, [label for _, label in rows], tuple(classes), where=where, split=split, **more)
+    return RawPictures(
+        pictures, [label for _, label in rows], tuple(classes), where=where, split=split, **more
+    )
 
 
 def _some(files: list[PictureFile], where: str) -> list[PictureFile]:
@@ -117,12 +133,25 @@ def _some(files: list[PictureFile], where: str) -> list[PictureFile]:
 
 
 def _arrays(
-    root: Path, folder: str, array: Callable[[int], np.ndarray], labels: Any, classes: Sequence[str], split: str, **more: Any
+    root: Path,
+    folder: str,
+    array: Callable[[int], np.ndarray],
+    labels: Any,
+    classes: Sequence[str],
+    split: str,
+    **more: Any,
 ) -> RawPictures:
     """Pictures within larger files, named by their number."""
     where, numbers = f"{root / folder}, split {split}", [int(label) for label in labels]
     keys = tuple(f"{split}/{i:06d}" for i in range(len(numbers)))
-    return RawPictures(PictureArrays(keys, array, where=where), numbers, tuple(classes), where=where, split=split, **more)
+    return RawPictures(
+        PictureArrays(keys, array, where=where),
+        numbers,
+        tuple(classes),
+        where=where,
+        split=split,
+        **more,
+    )
 
 
 def _listed(name: str, folder: str, *, files: str = "_image_files", **options: Any) -> Reader:
@@ -130,12 +159,22 @@ def _listed(name: str, folder: str, *, files: str = "_image_files", **options: A
 
     def read(root: Path, split: str) -> RawPictures:
         data = _torchvision(name)(root, split=split, **options)
-        return _files(root, folder, getattr(data, files), data._labels, data.classes, split, classes_are_named=True)
+        return _files(
+            root,
+            folder,
+            getattr(data, files),
+            data._labels,
+            data.classes,
+            split,
+            classes_are_named=True,
+        )
 
     return read
 
 
-def _sampled(name: str, folder: str, attribute: str, classes: Sequence[str] | None = None) -> Reader:
+def _sampled(
+    name: str, folder: str, attribute: str, classes: Sequence[str] | None = None
+) -> Reader:
     """A reader for classes that list (file, label)."""
 
     def read(root: Path, split: str) -> RawPictures:
@@ -150,7 +189,15 @@ def _sampled(name: str, folder: str, attribute: str, classes: Sequence[str] | No
 def _cifar(name: str, folder: str) -> Reader:
     def read(root: Path, split: str) -> RawPictures:
         data = _torchvision(name)(root, train=_is_train(split))
-        return _arrays(root, folder, partial(array_row, data.data), data.targets, data.classes, split, classes_are_named=True)
+        return _arrays(
+            root,
+            folder,
+            partial(array_row, data.data),
+            data.targets,
+            data.classes,
+            split,
+            classes_are_named=True,
+        )
 
     return read
 
@@ -164,13 +211,29 @@ def _is_train(split: str) -> bool:
 def _mnist(root: Path, split: str) -> RawPictures:
     data = _torchvision("MNIST")(root, train=_is_train(split))
     digits = [str(digit) for digit in range(10)]
-    return _arrays(root, "MNIST", partial(array_row, data.data.numpy()), data.targets, digits, split, classes_are_named=True)
+    return _arrays(
+        root,
+        "MNIST",
+        partial(array_row, data.data.numpy()),
+        data.targets,
+        digits,
+        split,
+        classes_are_named=True,
+    )
 
 
 def _stl10(root: Path, split: str) -> RawPictures:
     data = _torchvision("STL10")(root, split=split)
     pixels = np.transpose(data.data, (0, 2, 3, 1))
-    return _arrays(root, "stl10_binary", partial(array_row, pixels), data.labels, data.classes, split, classes_are_named=True)
+    return _arrays(
+        root,
+        "stl10_binary",
+        partial(array_row, pixels),
+        data.labels,
+        data.classes,
+        split,
+        classes_are_named=True,
+    )
 
 
 def _fer2013(root: Path, split: str) -> RawPictures:
@@ -181,19 +244,29 @@ def _fer2013(root: Path, split: str) -> RawPictures:
             f"{root / 'fer2013'}: test.csv gives no labels. Put fer2013.csv or icml_face_data.csv there, which hold both "
             "splits."
         )
-    notes = ("Split test is the public and the private test pictures together.",) if split == "test" else ()
+    notes = (
+        ("Split test is the public and the private test pictures together.",)
+        if split == "test"
+        else ()
+    )
     pixels = np.stack([picture.numpy() for picture, _ in data._samples])
-    return _arrays(root, "fer2013", partial(array_row, pixels), labels, FER_LABELS, split, notes=notes)
+    return _arrays(
+        root, "fer2013", partial(array_row, pixels), labels, FER_LABELS, split, notes=notes
+    )
 
 
 def _pcam(root: Path, split: str) -> RawPictures:
     import h5py
 
     data = _torchvision("PCAM")(root, split=split)
-    pictures, targets = (data._base_folder / data._FILES[split][kind][0] for kind in ("images", "targets"))
+    pictures, targets = (
+        data._base_folder / data._FILES[split][kind][0] for kind in ("images", "targets")
+    )
     with h5py.File(targets) as file:
         labels = file["y"][:, 0, 0, 0]
-    return _arrays(root, "pcam", partial(_pcam_picture, pictures), labels, ("no_tumor", "tumor"), split)
+    return _arrays(
+        root, "pcam", partial(_pcam_picture, pictures), labels, ("no_tumor", "tumor"), split
+    )
 
 
 def _pcam_picture(path: Path, i: int) -> np.ndarray:
@@ -206,10 +279,14 @@ def _pcam_picture(path: Path, i: int) -> np.ndarray:
 def _clevr(root: Path, split: str) -> RawPictures:
     data = _torchvision("CLEVRClassification")(root, split=split)
     if None in data._labels:
-        raise DataError(f"{root / 'clevr'}: split {split!r} of CLEVR has no labels. Choose train or val.")
+        raise DataError(
+            f"{root / 'clevr'}: split {split!r} of CLEVR has no labels. Choose train or val."
+        )
     counts = sorted(set(data._labels))
     labels = [counts.index(count) for count in data._labels]
-    return _files(root, "clevr/CLEVR_v1.0", data._image_files, labels, [str(count) for count in counts], split)
+    return _files(
+        root, "clevr/CLEVR_v1.0", data._image_files, labels, [str(count) for count in counts], split
+    )
 
 
 def _flowers(root: Path, split: str) -> RawPictures:
@@ -222,7 +299,16 @@ def _sun397(root: Path, split: str) -> RawPictures:
     data = _torchvision("SUN397")(root)
     names = [name.replace("/", " ") for name in data.classes]
     note = "torchvision knows no splits of SUN397: all its pictures are used."
-    return _files(root, "SUN397", data._image_files, data._labels, names, "all", notes=(note,), classes_are_named=True)
+    return _files(
+        root,
+        "SUN397",
+        data._image_files,
+        data._labels,
+        names,
+        "all",
+        notes=(note,),
+        classes_are_named=True,
+    )
 
 
 def _eurosat(root: Path, split: str) -> RawPictures:
@@ -239,14 +325,18 @@ def _eurosat(root: Path, split: str) -> RawPictures:
 
 
 def _caltech101(root: Path, split: str) -> RawPictures:
-    return read_folders(root / "caltech101" / "101_ObjectCategories", split=None, default_split=split)
+    return read_folders(
+        root / "caltech101" / "101_ObjectCategories", split=None, default_split=split
+    )
 
 
 def _kitti(root: Path, split: str) -> RawPictures:
     """Index KITTI's training pictures by the distance to the nearest vehicle."""
     base = root / "Kitti" / "raw" / "training"
     pictures = sorted((base / "image_2").glob("*.png"))
-    labels = [kitti_label((base / "label_2" / f"{picture.stem}.txt").read_text()) for picture in pictures]
+    labels = [
+        kitti_label((base / "label_2" / f"{picture.stem}.txt").read_text()) for picture in pictures
+    ]
     note = "All training pictures are used: the published split was drawn without a seed."
     return _files(root, "Kitti/raw/training", pictures, labels, KITTI_LABELS, "all", notes=(note,))
 
@@ -275,27 +365,40 @@ _LAYOUTS: dict[str, _Layout] = {
     "cifar10": _Layout(("cifar-10-batches-py",), _cifar("CIFAR10", "cifar-10-batches-py")),
     "cifar100": _Layout(("cifar-100-python",), _cifar("CIFAR100", "cifar-100-python")),
     "sun397": _Layout(("SUN397/ClassName.txt",), _sun397),
-    "cars": _Layout(("stanford_cars/devkit/cars_meta.mat",), _sampled("StanfordCars", "stanford_cars", "_samples")),
+    "cars": _Layout(
+        ("stanford_cars/devkit/cars_meta.mat",),
+        _sampled("StanfordCars", "stanford_cars", "_samples"),
+    ),
     "aircraft": _Layout(
         ("fgvc-aircraft-2013b/data/variants.txt",),
         _listed("FGVCAircraft", "fgvc-aircraft-2013b/data", annotation_level="variant"),
     ),
     "dtd": _Layout(("dtd/dtd/labels",), _listed("DTD", "dtd/dtd", partition=1)),
     "pets": _Layout(
-        ("oxford-iiit-pet/annotations",), _listed("OxfordIIITPet", "oxford-iiit-pet", files="_images"), (("train", "trainval"),)
+        ("oxford-iiit-pet/annotations",),
+        _listed("OxfordIIITPet", "oxford-iiit-pet", files="_images"),
+        (("train", "trainval"),),
     ),
     "caltech101": _Layout(("caltech101/101_ObjectCategories",), _caltech101),
     "flowers": _Layout(("flowers-102/setid.mat",), _flowers),
     "mnist": _Layout(("MNIST/raw",), _mnist),
-    "fer2013": _Layout(tuple(f"fer2013/{name}" for name in ("fer2013.csv", "icml_face_data.csv", "test.csv")), _fer2013),
+    "fer2013": _Layout(
+        tuple(f"fer2013/{name}" for name in ("fer2013.csv", "icml_face_data.csv", "test.csv")),
+        _fer2013,
+    ),
     "stl10": _Layout(("stl10_binary",), _stl10),
     "eurosat": _Layout(("eurosat/2750",), _eurosat),
     "gtsrb": _Layout(
-        ("gtsrb/GT-final_test.csv",), _sampled("GTSRB", "gtsrb/GTSRB", "_samples", [f"{number:05d}" for number in range(43)])
+        ("gtsrb/GT-final_test.csv",),
+        _sampled("GTSRB", "gtsrb/GTSRB", "_samples", [f"{number:05d}" for number in range(43)]),
     ),
-    "country211": _Layout(("country211/{split}",), _sampled("Country211", "country211", "samples"), _VALID),
+    "country211": _Layout(
+        ("country211/{split}",), _sampled("Country211", "country211", "samples"), _VALID
+    ),
     "patch_camelyon": _Layout(("pcam/camelyonpatch_level_2_split_valid_x.h5", "pcam"), _pcam),
     "clevr_counts": _Layout(("clevr/CLEVR_v1.0",), _clevr),
-    "rendered_sst2": _Layout(("rendered-sst2",), _sampled("RenderedSST2", "rendered-sst2", "_samples")),
+    "rendered_sst2": _Layout(
+        ("rendered-sst2",), _sampled("RenderedSST2", "rendered-sst2", "_samples")
+    ),
     "kitti_distance": _Layout(("Kitti/raw/training/label_2",), _kitti),
 }

@@ -24,7 +24,14 @@ LARGEST_SIGMA = 64.0
 NOISE_PEAK = 127.5
 
 
-def eidolon(picture: Rgb, reach: float, generator: np.random.Generator, *, coherence: float, grain: float = 10.0) -> Rgb:
+def eidolon(
+    picture: Rgb,
+    reach: float,
+    generator: np.random.Generator,
+    *,
+    coherence: float,
+    grain: float = 10.0,
+) -> Rgb:
     """Return g with every scale displaced by random fields, clipped.
 
     g is decomposed into differences of Gaussians; each difference is resampled at its own displacement
@@ -81,7 +88,9 @@ def _slices(plane: Plane) -> Iterator[Plane]:
     larger = np.zeros(shape)
     for sigma in reversed(SIGMAS):
         vertical, horizontal = _transfer(sigma, shape)
-        blurred = _inverse(spectrum[:, : len(horizontal)] * vertical[:, None] * horizontal, shape[1])
+        blurred = _inverse(
+            spectrum[:, : len(horizontal)] * vertical[:, None] * horizontal, shape[1]
+        )
         yield blurred - larger
         larger = blurred
 
@@ -120,13 +129,19 @@ def _noise(shape: tuple[int, ...], sigma: float, generator: np.random.Generator)
     noise *= NOISE_PEAK / max(noise.max(), -noise.min())
     vertical, horizontal = _transfer(sigma, canvas)
     # Only what the filter lets through is transformed, and only the rows of the picture are transformed back.
-    spectrum = fft.fft(fft.rfft(noise, axis=1)[:, : len(horizontal)], axis=0) * vertical[:, None] * horizontal
+    spectrum = (
+        fft.fft(fft.rfft(noise, axis=1)[:, : len(horizontal)], axis=0)
+        * vertical[:, None]
+        * horizontal
+    )
     mean, std = _moments(spectrum, canvas)
     rows, columns = _centre(shape)
     return _inverse(spectrum, canvas[1], rows)[:, columns] - mean / std
 
 
-def _transfer(sigma: float, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
+def _transfer(
+    sigma: float, shape: tuple[int, ...]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
     """Return a periodic Gaussian's transfer function, for rows and columns of `rfft2`.
 
     It is exp(-2 pi^2 sigma^2 f^2). The columns end where it falls below exp(-40), less than a double can add to 1.
@@ -134,11 +149,15 @@ def _transfer(sigma: float, shape: tuple[int, ...]) -> tuple[Float[np.ndarray, "
     last = math.sqrt(40 / 2) / (math.pi * sigma)
     horizontal = fft.rfftfreq(shape[1])
     horizontal = horizontal[: max(2, int(np.searchsorted(horizontal, last)))]
-    vertical, horizontal = (np.exp(-2 * (np.pi * sigma * f) ** 2) for f in (fft.fftfreq(shape[0]), horizontal))
+    vertical, horizontal = (
+        np.exp(-2 * (np.pi * sigma * f) ** 2) for f in (fft.fftfreq(shape[0]), horizontal)
+    )
     return vertical, horizontal
 
 
-def _inverse(spectrum: Complex[np.ndarray, "n m"], num_columns: int, rows: slice = slice(None)) -> Plane:
+def _inverse(
+    spectrum: Complex[np.ndarray, "n m"], num_columns: int, rows: slice = slice(None)
+) -> Plane:
     """Invert `rfft2` for some rows; columns that are not given are 0."""
     plane: Plane = fft.irfft(fft.ifft(spectrum, axis=0)[rows], n=num_columns, axis=1)
     return plane

@@ -58,7 +58,9 @@ def high_pass(picture: Rgb, sigma: float) -> Rgb:
     """
     plane = grey_plane(picture)
     if sigma == 0:
-        raise DistortionError("high-pass: sigma 0 leaves nothing of the picture. Use a larger one; inf is the clean picture.")
+        raise DistortionError(
+            "high-pass: sigma 0 leaves nothing of the picture. Use a larger one; inf is the clean picture."
+        )
     if not math.isinf(sigma):
         check_sigma(sigma, *plane.shape)
         plane = plane - _blurred(plane, sigma)
@@ -68,5 +70,7 @@ def high_pass(picture: Rgb, sigma: float) -> Rgb:
 def _blurred(plane: Plane, sigma: float) -> Plane:
     if sigma == 0:
         return plane
-    blurred: Plane = ndimage.gaussian_filter(plane, sigma, mode="constant", cval=MEAN_GREY, truncate=TRUNCATE)
+    blurred: Plane = ndimage.gaussian_filter(
+        plane, sigma, mode="constant", cval=MEAN_GREY, truncate=TRUNCATE
+    )
     return blurred

@@ -36,5 +36,7 @@ def relative_path(kind: Kind, level: Level, picture: SourcePicture, suffix: str)
     else:
         folder, name = Path(kind.name, category), f"{key}.{suffix}"
     if len(os.fsencode(name)) > _LONGEST_NAME:
-        raise DataError(f"{picture.where}: its distorted picture, {name}, would have too long a name for a file. Rename it.")
+        raise DataError(
+            f"{picture.where}: its distorted picture, {name}, would have too long a name for a file. Rename it."
+        )
     return folder / name

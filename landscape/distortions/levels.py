@@ -53,7 +53,9 @@ def read_level(kind: str, given: str | float, published: Sequence[Level], rule: 
         level = rule(text)
     except _Unknown as problem:
         names = " ".join(level.text for level in published)
-        raise DistortionError(f"{kind}: {text!r} is no level; expected {problem}. The published levels are {names}.") from None
+        raise DistortionError(
+            f"{kind}: {text!r} is no level; expected {problem}. The published levels are {names}."
+        ) from None
     return next((known for known in published if known.value == level.value), level)
 
 

@@ -19,7 +19,11 @@ _CHUNK = 32
 
 
 def make_mean_spectrum(
-    path: Path, pictures: Sequence[SourcePicture], size: int, pool: Pool, tick: Callable[[], None] = lambda: None
+    path: Path,
+    pictures: Sequence[SourcePicture],
+    size: int,
+    pool: Pool,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the mean amplitude spectrum of the pictures that can be read.
 
@@ -33,7 +37,9 @@ def make_mean_spectrum(
     Raises:
         DataError: If none of them can be read, or the file cannot be written.
     """
-    calls = [(size, tuple(pictures[start : start + _CHUNK])) for start in range(0, len(pictures), _CHUNK)]
+    calls = [
+        (size, tuple(pictures[start : start + _CHUNK])) for start in range(0, len(pictures), _CHUNK)
+    ]
     waiting: dict[int, tuple[Plane, int]] = {}
     total, number, next_index = np.zeros((size, size)), 0, 0
     for index, result in call_all(pool, sum_amplitudes, calls, tick=tick):
@@ -53,4 +59,6 @@ def make_mean_spectrum(
     try:
         write_atomically(path, content.getvalue())
     except OSError as error:
-        raise DataError(f"{path}: the mean spectrum cannot be written ({error.strerror or error}). Make room.") from error
+        raise DataError(
+            f"{path}: the mean spectrum cannot be written ({error.strerror or error}). Make room."
+        ) from error

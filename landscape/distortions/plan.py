@@ -77,7 +77,9 @@ class Plan:
         """Estimate how long one process takes."""
         scale = (self.job.size / 224) ** 2
         names = [name for wanted in self.wanted.values() for name, _ in wanted]
-        return scale * sum(_SECONDS_OF_EIDOLON if name.startswith("eidolon") else _SECONDS for name in names)
+        return scale * sum(
+            _SECONDS_OF_EIDOLON if name.startswith("eidolon") else _SECONDS for name in names
+        )
 
 
 def make_plan(request: DistortRequest) -> Plan:
@@ -90,10 +92,15 @@ def make_plan(request: DistortRequest) -> Plan:
     """
     kinds, levels_of = _kinds(request), {}
     for kind in kinds:
-        levels_of[kind] = tuple(dict.fromkeys(map(kind.level, request.levels))) if request.levels else kind.levels
+        levels_of[kind] = (
+            tuple(dict.fromkeys(map(kind.level, request.levels))) if request.levels else kind.levels
+        )
         for level in levels_of[kind]:
             kind.check_size(level, request.size, request.size)
-    equalised = any(kind.name == "power-equalisation" and any(level.value for level in levels_of[kind]) for kind in kinds)
+    equalised = any(
+        kind.name == "power-equalisation" and any(level.value for level in levels_of[kind])
+        for kind in kinds
+    )
     if request.gamma_lut is not None:
         load_gamma_lut(request.gamma_lut)
     if request.mean_spectrum is not None:
@@ -110,21 +117,30 @@ def make_plan(request: DistortRequest) -> Plan:
         gamma_lut=None if request.gamma_lut is None else request.gamma_lut.absolute(),
         mean_spectrum=(request.mean_spectrum or own_spectrum).absolute() if equalised else None,
     )
-    record = check_record(job.output, {kind.name: _settings(request, source, kind) for kind in levels_of})
+    record = check_record(
+        job.output, {kind.name: _settings(request, source, kind) for kind in levels_of}
+    )
     wanted, num_skipped = _missing(job, source, levels_of, without)
     return Plan(job, source, record, wanted, num_skipped, tuple(notes))
 
 
 def _kinds(request: DistortRequest) -> list[Kind]:
     names = [name for name in request.kinds if name != EVERY_KIND]
-    every = [kind for kind in KINDS.values() if kind.in_all] if len(names) < len(request.kinds) else []
+    every = (
+        [kind for kind in KINDS.values() if kind.in_all] if len(names) < len(request.kinds) else []
+    )
     if every and request.levels:
-        raise DistortionError("level: --kind all has no level in common. Name one kind, or leave the level out.")
+        raise DistortionError(
+            "level: --kind all has no level in common. Name one kind, or leave the level out."
+        )
     return list(dict.fromkeys([*every, *map(kind_of, names)]))
 
 
 def _offered(
-    request: DistortRequest, source: Source, levels_of: Mapping[Kind, tuple[Level, ...]], notes: list[str]
+    request: DistortRequest,
+    source: Source,
+    levels_of: Mapping[Kind, tuple[Level, ...]],
+    notes: list[str],
 ) -> tuple[dict[Kind, tuple[Level, ...]], frozenset[SourcePicture]]:
     """Leave out the distortions that the pictures do not allow, with a note.
 
@@ -159,24 +175,37 @@ def left_out(pictures: Sequence[SourcePicture], number: int) -> list[str]:
         return []
     named = ", ".join(picture.where for picture in pictures[:_NUM_NAMED])
     more = f" and {len(pictures) - _NUM_NAMED} more" if len(pictures) > _NUM_NAMED else ""
-    return [f"silhouette: {len(pictures)} of {number} pictures have no transparency and are left out: {named}{more}."]
+    return [
+        f"silhouette: {len(pictures)} of {number} pictures have no transparency and are left out: {named}{more}."
+    ]
 
 
 def _settings(request: DistortRequest, source: Source, kind: Kind) -> Settings:
     """List on what the pictures of a set depend, beside level and picture."""
-    settings: dict[str, str | int] = {"source": source.identity, "size": request.size, "format": request.suffix}
+    settings: dict[str, str | int] = {
+        "source": source.identity,
+        "size": request.size,
+        "format": request.suffix,
+    }
     if kind.is_random:
         settings["seed"] = request.seed
     if kind.name == "false-colour":
-        settings["gamma table"] = "sRGB" if request.gamma_lut is None else f"sha256 {sha256_of_file(request.gamma_lut)}"
+        settings["gamma table"] = (
+            "sRGB" if request.gamma_lut is None else f"sha256 {sha256_of_file(request.gamma_lut)}"
+        )
     if kind.name == "power-equalisation":
         given = request.mean_spectrum
-        settings["mean spectrum"] = f"of {source.digest()}" if given is None else f"sha256 {sha256_of_file(given)}"
+        settings["mean spectrum"] = (
+            f"of {source.digest()}" if given is None else f"sha256 {sha256_of_file(given)}"
+        )
     return settings
 
 
 def _missing(
-    job: Job, source: Source, levels_of: Mapping[Kind, tuple[Level, ...]], without: frozenset[SourcePicture]
+    job: Job,
+    source: Source,
+    levels_of: Mapping[Kind, tuple[Level, ...]],
+    without: frozenset[SourcePicture],
 ) -> tuple[dict[SourcePicture, tuple[Wanted, ...]], int]:
     """List what is not there, and count what is."""
     there = {

@@ -87,5 +87,7 @@ def rotation(picture: Rgb, degrees: float) -> Rgb:
         DistortionError: If the angle is no multiple of 90 degrees.
     """
     if degrees % 90:
-        raise DistortionError(f"rotation: {degrees:g} degrees, but only multiples of 90 move pixels to pixels. Use one.")
+        raise DistortionError(
+            f"rotation: {degrees:g} degrees, but only multiples of 90 move pixels to pixels. Use one."
+        )
     return np.ascontiguousarray(np.rot90(greyscale(picture), int(degrees // 90)))

@@ -39,7 +39,11 @@ def check_record(output: Path, wanted: Mapping[str, Settings]) -> dict[str, Sett
                 f"{output / name}: there is such a folder, but {RECORD_FILE} beside it does not say what its pictures were "
                 "made with, and two kinds would be mixed. Choose another output, or remove it."
             )
-        differing = [key for key in sorted({*settings, *known[name]}) if settings.get(key) != known[name].get(key)]
+        differing = [
+            key
+            for key in sorted({*settings, *known[name]})
+            if settings.get(key) != known[name].get(key)
+        ]
         if differing:
             key = differing[0]
             raise DataError(
@@ -63,7 +67,9 @@ def _read(path: Path) -> dict[str, Settings]:
     try:
         document = json.loads(read_regular(path, largest=_LARGEST))
         sets = document["sets"]
-        if document["version"] != _VERSION or not all(isinstance(settings, dict) for settings in sets.values()):
+        if document["version"] != _VERSION or not all(
+            isinstance(settings, dict) for settings in sets.values()
+        ):
             raise ValueError("another version or no sets")
     except FileNotFoundError:
         return {}

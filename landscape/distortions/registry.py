@@ -148,7 +148,9 @@ def kind_of(name: str) -> Kind:
         DistortionError: If there is none of this name.
     """
     if name not in KINDS:
-        raise DistortionError(f"{name!r}: there is no distortion of this name; choose from {', '.join(KINDS)}.")
+        raise DistortionError(
+            f"{name!r}: there is no distortion of this name; choose from {', '.join(KINDS)}."
+        )
     return KINDS[name]
 
 
@@ -158,7 +160,9 @@ def generator_for(seed: int, kind: str, level: Level, key: str) -> np.random.Gen
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
 
-def _parametric(name: str, what: str, experiment: str, published: str, rule: Rule, apply: _Apply, **more: Any) -> Kind:
+def _parametric(
+    name: str, what: str, experiment: str, published: str, rule: Rule, apply: _Apply, **more: Any
+) -> Kind:
     """Describe a distortion with several levels, as words; the first is the control."""
     names = published.split()
     return Kind(
@@ -176,7 +180,16 @@ def _parametric(name: str, what: str, experiment: str, published: str, rule: Rul
 def _single(name: str, what: str, experiment: str, apply: _Apply, **more: Any) -> Kind:
     rule = levels.choices(**{"0": 0.0})
     only = levels.published_levels(["0"], rule)
-    return Kind(name=name, what=what, experiment=experiment, levels=only, control=None, rule=rule, apply=apply, **more)
+    return Kind(
+        name=name,
+        what=what,
+        experiment=experiment,
+        levels=only,
+        control=None,
+        rule=rule,
+        apply=apply,
+        **more,
+    )
 
 
 def _random(generator: np.random.Generator | None) -> np.random.Generator:
@@ -196,7 +209,9 @@ def _eidolon(name: str, tenths: int) -> Kind:
         lambda picture, reach, generator, _: eidolons.eidolon(
             picture.rgb, reach, _random(generator), coherence=coherence, grain=_EIDOLON_GRAIN
         ),
-        check=lambda _, height, width: eidolons.check_sides(height, width, coherence=coherence, grain=_EIDOLON_GRAIN),
+        check=lambda _, height, width: eidolons.check_sides(
+            height, width, coherence=coherence, grain=_EIDOLON_GRAIN
+        ),
         is_random=True,
     )
 
@@ -222,13 +237,17 @@ def _false_colour(picture: Picture, is_true: float, _: object, inputs: Inputs) -
 
 def _silhouette(picture: Picture, *_: object) -> Rgb:
     if picture.alpha is None:
-        raise DistortionError("silhouette: the picture has no transparency, which gives the shape. Use a PNG with alpha.")
+        raise DistortionError(
+            "silhouette: the picture has no transparency, which gives the shape. Use a PNG with alpha."
+        )
     return shapes.silhouette(picture.alpha)
 
 
 def _sketch(picture: Picture, *_: object) -> Rgb:
     if picture.lines is None:
-        raise DistortionError("sketch: the picture has no line layer; only OpenMoji's SVG files have one. Use edge instead.")
+        raise DistortionError(
+            "sketch: the picture has no line layer; only OpenMoji's SVG files have one. Use edge instead."
+        )
     return picture.lines
 
 
@@ -238,10 +257,15 @@ def _scrambled(mirrored: bool) -> _Apply:
     )
 
 
-_PHASES, _DEGREES = "0 30 60 90 120 150 180", levels.numbers(0, 180, "largest phase shift in degrees")
+_PHASES, _DEGREES = (
+    "0 30 60 90 120 150 180",
+    levels.numbers(0, 180, "largest phase shift in degrees"),
+)
 
 _ALL = (
-    _parametric("colour", "cr: as it is; bw: grey", "cl", "cr bw", levels.choices(cr=0, bw=1), _colour),
+    _parametric(
+        "colour", "cr: as it is; bw: grey", "cl", "cr bw", levels.choices(cr=0, bw=1), _colour
+    ),
     _parametric(
         "contrast",
         "(1 - c)/2 + c g",
@@ -257,7 +281,9 @@ _ALL = (
         "inf 3.0 1.5 1.0 0.7 0.55 0.45 0.4",
         levels.numbers(0.01, 1e5, "sigma in pixels", infinite=True),
         lambda picture, sigma, *_: filters.high_pass(picture.rgb, sigma),
-        check=lambda sigma, height, width: None if math.isinf(sigma) else filters.check_sigma(sigma, height, width),
+        check=lambda sigma, height, width: (
+            None if math.isinf(sigma) else filters.check_sigma(sigma, height, width)
+        ),
     ),
     _parametric(
         "low-pass",
@@ -320,12 +346,16 @@ _ALL = (
         "nse",
         "0.0 0.03 0.05 0.1 0.2 0.35 0.6 0.9",
         levels.numbers(0, 10, "half the width of the noise"),
-        lambda picture, width, generator, _: pointwise.uniform_noise(picture.rgb, width, _random(generator)),
+        lambda picture, width, generator, _: pointwise.uniform_noise(
+            picture.rgb, width, _random(generator)
+        ),
         is_random=True,
     ),
     _single("sketch", "OpenMoji's line layer", "ske", _sketch, needs="svg"),
     _single("silhouette", "black where opaque, white elsewhere", "sif", _silhouette, needs="alpha"),
-    _single("edge", "Canny edges, black on white", "edg", lambda picture, *_: shapes.edge(picture.rgb)),
+    _single(
+        "edge", "Canny edges, black on white", "edg", lambda picture, *_: shapes.edge(picture.rgb)
+    ),
 )
 
 KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _ALL})

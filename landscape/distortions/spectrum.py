@@ -12,7 +12,9 @@ from landscape.distortions.pointwise import Plane, Rgb, grey_plane, stacked
 from landscape.errors import DistortionError
 
 
-def phase_scrambling(picture: Rgb, width: float, generator: np.random.Generator, *, mirrored: bool = False) -> Rgb:
+def phase_scrambling(
+    picture: Rgb, width: float, generator: np.random.Generator, *, mirrored: bool = False
+) -> Rgb:
     """Shift the Fourier phases of g by random angles.
 
     Of the picture that comes out, the real part is taken and clipped. The block of frequencies that has the zero frequency
@@ -74,7 +76,9 @@ def check_amplitudes(amplitudes: Plane, height: int, width: int) -> None:
             "frequency of a picture needs one amplitude. Give one of this size, or none: then it is that of the pictures."
         )
     if not (np.isfinite(amplitudes).all() and amplitudes.min() >= 0):
-        raise DistortionError("mean spectrum: it has values that are negative or not finite, so they are no amplitudes.")
+        raise DistortionError(
+            "mean spectrum: it has values that are negative or not finite, so they are no amplitudes."
+        )
 
 
 def _picture_of(spectrum: Complex[np.ndarray, "h w"]) -> Rgb:

@@ -76,7 +76,9 @@ def write_distorted(job: Job, picture: SourcePicture, wanted: Sequence[Wanted]) 
         if name == "silhouette" and opaque:
             continue
         result = distort(clean, name, level, seed=job.seed, key=picture.key, inputs=_inputs(job))
-        path = job.output / relative_path(kinds[name], kinds[name].level(level), picture, job.suffix)
+        path = job.output / relative_path(
+            kinds[name], kinds[name].level(level), picture, job.suffix
+        )
         _save(path, result, job.suffix)
         num_written += 1
     return Outcome(num_written=num_written, opaque=opaque)
@@ -97,7 +99,9 @@ def _save(path: Path, picture: Rgb, suffix: str) -> None:
 def _inputs(job: Job) -> Inputs:
     return Inputs(
         gamma_lut=None if job.gamma_lut is None else load_gamma_lut(job.gamma_lut),
-        amplitudes=None if job.mean_spectrum is None else load_amplitudes(job.mean_spectrum, job.size),
+        amplitudes=None
+        if job.mean_spectrum is None
+        else load_amplitudes(job.mean_spectrum, job.size),
     )
 
 
@@ -133,7 +137,9 @@ def _load(path: Path) -> Plane:
         return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
     except (OSError, ValueError, TypeError, EOFError, AttributeError, SyntaxError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise DistortionError(f"{path}: cannot be read as one array of numbers ({reason}). Give an .npy file.") from error
+        raise DistortionError(
+            f"{path}: cannot be read as one array of numbers ({reason}). Give an .npy file."
+        ) from error
 
 
 def sum_amplitudes(size: int, pictures: Sequence[SourcePicture]) -> tuple[Plane, int]:

@@ -40,7 +40,9 @@ class AsinhAxis:
             return cls(linear_width=1.0)
         width = float(max(np.quantile(magnitudes, 0.05), np.median(magnitudes) / 1e3))
         decade = 10.0 ** math.floor(math.log10(width))
-        return cls(linear_width=max(m * decade for m in (1, 2, 5) if m * decade <= width * (1 + 1e-9)))
+        return cls(
+            linear_width=max(m * decade for m in (1, 2, 5) if m * decade <= width * (1 + 1e-9))
+        )
 
     def forward(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """lambda -> u."""
@@ -63,14 +65,20 @@ class AsinhAxis:
         major = labelled = [0.0]
         for mantissas in ((1,), (1, 2, 5), range(1, 10)):
             if len(labelled) < 3:
-                major = _both_signs([m * d for d in decades for m in mantissas], self.linear_width, low, high)
+                major = _both_signs(
+                    [m * d for d in decades for m in mantissas], self.linear_width, low, high
+                )
                 labelled = self._thin(major, gap=gap)
-        minor = _both_signs([m * d for d in decades for m in range(2, 10)], self.linear_width, low, high)
+        minor = _both_signs(
+            [m * d for d in decades for m in range(2, 10)], self.linear_width, low, high
+        )
         powers = all(abs(tick) in decades for tick in labelled if tick)
         plain = all(0.01 <= abs(tick) < (1e3 if powers else 1e4) for tick in labelled if tick)
         return Ticks(
             major=tuple(major),
-            labels=tuple(tick_label(tick, plain=plain) if tick in labelled else "" for tick in major),
+            labels=tuple(
+                tick_label(tick, plain=plain) if tick in labelled else "" for tick in major
+            ),
             minor=tuple(tick for tick in minor if tick not in major) if len(decades) <= 5 else (),
         )
 
@@ -78,14 +86,19 @@ class AsinhAxis:
         """Zero, and every tick whose magnitude is at least `gap` in u from the magnitudes already kept, going outwards."""
         kept = [0.0]
         for size in sorted({abs(tick) for tick in ticks}):
-            if math.asinh(size / self.linear_width) - math.asinh(kept[-1] / self.linear_width) >= gap:
+            if (
+                math.asinh(size / self.linear_width) - math.asinh(kept[-1] / self.linear_width)
+                >= gap
+            ):
                 kept.append(size)
         return [tick for tick in ticks if abs(tick) in kept]
 
 
 def _both_signs(sizes: Iterable[float], smallest: float, low: float, high: float) -> list[float]:
     """Zero, and +-size for every size >= `smallest`, as far as they lie within the axis."""
-    signed = {sign * size for size in sizes if size >= smallest * (1 - 1e-9) for sign in (-1.0, 1.0)}
+    signed = {
+        sign * size for size in sizes if size >= smallest * (1 - 1e-9) for sign in (-1.0, 1.0)
+    }
     return sorted(x for x in signed | {0.0} if low <= x <= high)
 
 

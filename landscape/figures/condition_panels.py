@@ -67,7 +67,12 @@ class ConditionPanel:
 
 
 def draw_condition_panels(
-    panels: Sequence[ConditionPanel], looks: Sequence[Look], *, title: str, note: str, num_columns: int = 4
+    panels: Sequence[ConditionPanel],
+    looks: Sequence[Look],
+    *,
+    title: str,
+    note: str,
+    num_columns: int = 4,
 ) -> "Figure":
     """Draw the panels row by row, with one legend above.
 
@@ -98,7 +103,9 @@ def draw_condition_panels(
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     for at, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
-        ax.set_title(panel.title, fontsize=_fitting_points(panel.title, panel_width), parse_math=False)
+        ax.set_title(
+            panel.title, fontsize=_fitting_points(panel.title, panel_width), parse_math=False
+        )
         if at % num_columns == 0:
             ax.set_ylabel("Classification accuracy", fontsize=_LABEL_POINTS + 0.5)
         _draw_panel(ax, panel, looks, width=panel_width, top=top)
@@ -111,7 +118,13 @@ def draw_condition_panels(
 
 def _top_of(panels: Sequence[ConditionPanel]) -> float:
     """The highest tick of an axis that holds all values, their intervals and chance."""
-    found = [number for panel in panels for one in panel.observers for number in (*one.value, *one.high) if math.isfinite(number)]
+    found = [
+        number
+        for panel in panels
+        for one in panel.observers
+        for number in (*one.value, *one.high)
+        if math.isfinite(number)
+    ]
     largest = max([*found, *(panel.chance for panel in panels)])
     return next(top for top in _TOPS if largest <= top or top == _TOPS[-1])
 
@@ -126,7 +139,11 @@ def _room_below(panel: ConditionPanel, width: float) -> float:
     """Height for the labels of an axis."""
     if len(panel.ticks) == 1:
         return 0.1
-    label = 0.03 + _LABEL_LINE * (_axis_label(panel, width).count("\n") + 1) if panel.axis_label else 0.0
+    label = (
+        0.03 + _LABEL_LINE * (_axis_label(panel, width).count("\n") + 1)
+        if panel.axis_label
+        else 0.0
+    )
     return 0.07 + _TickTexts.fit(panel, width).height + label
 
 
@@ -148,23 +165,38 @@ class _TickTexts:
         short = tuple(text[1:] if text.startswith("0.") else text for text in panel.ticks)
         for texts in (panel.ticks, short):
             widths = [text_width(text, points=_TICK_POINTS) for text in texts]
-            if all((first + second) / 2 + 0.03 <= step for first, second in zip(widths, widths[1:])):
+            if all(
+                (first + second) / 2 + 0.03 <= step for first, second in zip(widths, widths[1:])
+            ):
                 return cls(texts, are_turned=False)
         return cls(panel.ticks, are_turned=True)
 
     @property
     def height(self) -> float:
         """Inches below the axis."""
-        return max(text_width(text, points=_TICK_POINTS) for text in self.texts) if self.are_turned else 0.08
+        return (
+            max(text_width(text, points=_TICK_POINTS) for text in self.texts)
+            if self.are_turned
+            else 0.08
+        )
 
 
-def _draw_panel(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, width: float, top: float) -> None:
+def _draw_panel(
+    ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, width: float, top: float
+) -> None:
     if not panel.observers:
         ax.set_xticks([])
         ax.spines[["left", "bottom"]].set(color="0.75", linestyle=(0, (2, 2)))
         ax.tick_params(axis="y", color="0.75")
         ax.text(
-            0.5, 0.5, panel.absent, transform=ax.transAxes, ha="center", va="center", fontsize=_TEXT_POINTS, color="0.35"
+            0.5,
+            0.5,
+            panel.absent,
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            fontsize=_TEXT_POINTS,
+            color="0.35",
         )
         return
     ax.axhline(panel.chance, color="0.45", linestyle=":", linewidth=0.9, zorder=1.5)
@@ -177,21 +209,34 @@ def _draw_panel(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, wid
     ax.tick_params(axis="x", pad=2, rotation=90 if ticks.are_turned else 0)
     ax.set_xlabel(_axis_label(panel, width), fontsize=_LABEL_POINTS, labelpad=2, parse_math=False)
     # People last, above all others.
-    for order, values in enumerate(sorted(panel.observers, key=lambda values: values.look.is_people)):
+    for order, values in enumerate(
+        sorted(panel.observers, key=lambda values: values.look.is_people)
+    ):
         _draw_line(ax, panel, values, order=3 + order)
 
 
 def _draw_line(ax: "Axes", panel: ConditionPanel, values: LevelValues, *, order: int) -> None:
     look, x = values.look, np.arange(len(panel.ticks))
     if look.is_people:
-        ax.fill_between(x, values.low, values.high, color=look.color, alpha=0.16, linewidth=0, zorder=1)
+        ax.fill_between(
+            x, values.low, values.high, color=look.color, alpha=0.16, linewidth=0, zorder=1
+        )
     elif np.isfinite(values.low).any():
         ax.vlines(x, values.low, values.high, color=look.color, linewidth=0.7, zorder=order)
-    ax.plot(x, values.value, color=look.color, linestyle="-", linewidth=1.1 if look.is_people else 0.8, zorder=order)
+    ax.plot(
+        x,
+        values.value,
+        color=look.color,
+        linestyle="-",
+        linewidth=1.1 if look.is_people else 0.8,
+        zorder=order,
+    )
     hollow = np.array(panel.hollow)
     marker: dict[str, Any] = {"linestyle": "none", "marker": look.marker, "zorder": order}
     full, empty = x[~hollow], x[hollow]
-    ax.plot(full, values.value[full], color=look.color, markersize=look.size, **MARKER_EDGE, **marker)
+    ax.plot(
+        full, values.value[full], color=look.color, markersize=look.size, **MARKER_EDGE, **marker
+    )
     ax.plot(
         empty,
         values.value[empty],
@@ -210,11 +255,25 @@ def _draw_bars(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, top:
     places = {look: at for at, look in enumerate(looks)}
     for values in panel.observers:
         look, x = values.look, places[values.look]
-        value, low, high = (float(numbers[0]) for numbers in (values.value, values.low, values.high))
+        value, low, high = (
+            float(numbers[0]) for numbers in (values.value, values.low, values.high)
+        )
         ax.bar(x, value, width=0.72, color=look.color, linewidth=0, zorder=2)
         if math.isfinite(low):
             for color, width, order in (("white", 2.0, 3), ("0.25", 0.9, 4)):
-                ax.plot([x, x], [low, high], color=color, linestyle="-", linewidth=width, zorder=order, solid_capstyle="butt")
+                ax.plot(
+                    [x, x],
+                    [low, high],
+                    color=color,
+                    linestyle="-",
+                    linewidth=width,
+                    zorder=order,
+                    solid_capstyle="butt",
+                )
         above = np.nanmax([value, high]) + _BAR_MARKER * top
-        marker: dict[str, Any] = {"linestyle": "none", "marker": look.marker, "markersize": 0.9 * look.size}
+        marker: dict[str, Any] = {
+            "linestyle": "none",
+            "marker": look.marker,
+            "markersize": 0.9 * look.size,
+        }
         ax.plot([x], [above], color=look.color, zorder=5, **marker, **MARKER_EDGE)

@@ -27,7 +27,9 @@ def bandwidth(drawn: Float[np.ndarray, " n"], *, floor: float, ceiling: float = 
 
     Source: Silverman, Density Estimation for Statistics and Data Analysis (1986), eq. (3.31).
     """
-    deviations = np.concatenate([side - side.mean() for side in (drawn[drawn < 0], drawn[drawn >= 0]) if side.size])
+    deviations = np.concatenate(
+        [side - side.mean() for side in (drawn[drawn < 0], drawn[drawn >= 0]) if side.size]
+    )
     spread = float(np.sqrt(np.mean(deviations**2)))
     quartiles = float(np.subtract(*np.quantile(deviations, [0.75, 0.25]))) / 1.34
     if quartiles > 0:

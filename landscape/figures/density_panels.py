@@ -96,7 +96,9 @@ class _Page:
     def tops(self) -> tuple[float, float, float, float]:
         """Distances from the upper edge down to the stamp, the title, the legend and the panels."""
         title = 0.06 + 0.26 * bool(self.stamp)
-        legend = title + (self.title_line * (self.title.count("\n") + 1) + 0.04 if self.title else 0.0)
+        legend = title + (
+            self.title_line * (self.title.count("\n") + 1) + 0.04 if self.title else 0.0
+        )
         return 0.06, title, legend, legend + self.legend_line * self.legend.num_lines + 0.24
 
     @property
@@ -148,11 +150,17 @@ def _draw_panel(ax: "Axes", plan: DensityPlan, epoch: int, styles: Styles) -> No
         if curve is not None:
             if curve.exact is not None:
                 grey = np.maximum(curve.exact, plan.floor)
-                ax.fill_between(x, plan.floor, grey, color="0.8", linewidth=0, zorder=0, label="exact")
+                ax.fill_between(
+                    x, plan.floor, grey, color="0.8", linewidth=0, zorder=0, label="exact"
+                )
                 ax.plot(x, plan.above_floor(curve.exact), color="0.45", linewidth=0.6, zorder=1)
             low, high = np.maximum(curve.low, plan.floor), np.maximum(curve.high, plan.floor)
-            ax.fill_between(x, low, high, color=style["color"], alpha=0.25, linewidth=0, zorder=2, label="band")
-            ax.plot(x, plan.above_floor(curve.value), zorder=3 + row, label=plan.labels[series], **style)
+            ax.fill_between(
+                x, low, high, color=style["color"], alpha=0.25, linewidth=0, zorder=2, label="band"
+            )
+            ax.plot(
+                x, plan.above_floor(curve.value), zorder=3 + row, label=plan.labels[series], **style
+            )
         if curve is None or _says_shares(plan):
             remarks[series] = plan.remark(series, epoch)
     title = "share of $\\lambda$ < 0" if _says_shares(plan) else None
@@ -164,7 +172,9 @@ def _set_axes(first: "Axes", plan: DensityPlan, page: _Page) -> None:
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
     low, high = plan.axis.inverse(np.array(plan.limits)).tolist()
-    ticks = plan.axis.ticks(low, high, gap=0.3 / page.panel_width * (plan.limits[1] - plan.limits[0]))
+    ticks = plan.axis.ticks(
+        low, high, gap=0.3 / page.panel_width * (plan.limits[1] - plan.limits[0])
+    )
     first.set_xscale("asinh", linear_width=plan.axis.linear_width)
     first.set_xlim(low, high)
     first.xaxis.set_major_locator(FixedLocator(ticks.major))
@@ -184,10 +194,24 @@ def _write_around(fig: "Figure", plan: DensityPlan, page: _Page, styles: Styles)
 
     down = [1 - distance / page.height for distance in page.tops]
     if page.stamp:
-        fig.text(0.5, down[0], page.stamp, ha="center", va="top", fontsize=6.5, weight="bold", bbox=STAMP_BOX)
+        fig.text(
+            0.5,
+            down[0],
+            page.stamp,
+            ha="center",
+            va="top",
+            fontsize=6.5,
+            weight="bold",
+            bbox=STAMP_BOX,
+        )
     if page.title:
         fig.suptitle(page.title, y=down[1], parse_math=False)
-    page.legend.draw(fig, [Line2D([], [], **style) for style in styles.values()], at=(0.5, down[2]), loc="upper center")
+    page.legend.draw(
+        fig,
+        [Line2D([], [], **style) for style in styles.values()],
+        at=(0.5, down[2]),
+        loc="upper center",
+    )
     width = plan.axis.linear_width
     coordinate = "asinh($\\lambda$)" if width == 1 else f"asinh($\\lambda$ / {width:g})"
     note_top = (page.bottom - 0.42) / page.height

@@ -91,7 +91,12 @@ class DensityPlan:
     def peak(self) -> float:
         """The largest density of any curve."""
         curves = self.curves.values()
-        return max(float(np.max(one)) for curve in curves for one in (curve.value, curve.exact) if one is not None)
+        return max(
+            float(np.max(one))
+            for curve in curves
+            for one in (curve.value, curve.exact)
+            if one is not None
+        )
 
     def remark(self, series: str, epoch: int) -> str:
         """What is said about a series in a panel."""
@@ -104,7 +109,10 @@ class DensityPlan:
 
 
 def make_density_plan(
-    samples: Sequence[DensitySample], *, epochs: Sequence[int] | None = None, width: float | None = None
+    samples: Sequence[DensitySample],
+    *,
+    epochs: Sequence[int] | None = None,
+    width: float | None = None,
 ) -> DensityPlan:
     """Choose panels, coordinate and kernel, and smooth; arguments and errors as of `density_figure`."""
     keys = [(one.series, one.epoch) for one in samples]
@@ -112,9 +120,13 @@ def make_density_plan(
     measured = sorted({one.epoch for one in samples})
     wanted = epochs_to_draw(measured) if epochs is None else tuple(sorted(set(epochs)))
     if not samples or len(set(keys)) < len(keys) or len(labels) > MAX_SERIES:
-        raise ValueError(f"samples must be one per series and epoch, of 1 to {MAX_SERIES} series, got {keys}.")
+        raise ValueError(
+            f"samples must be one per series and epoch, of 1 to {MAX_SERIES} series, got {keys}."
+        )
     if not wanted or not set(wanted) <= set(measured):
-        raise ValueError(f"epochs: no series has {sorted(set(wanted) - set(measured))}; measured are {measured}.")
+        raise ValueError(
+            f"epochs: no series has {sorted(set(wanted) - set(measured))}; measured are {measured}."
+        )
     if width is not None and not width > 0:
         raise ValueError(f"width must be > 0, got {width}.")
     shown = [one for one in samples if one.epoch in wanted]
@@ -144,7 +156,11 @@ class _Kernel:
     def curve(self, sample: DensitySample) -> DensityCurve:
         found = self.smoothed(sample.density)
         value, error = np.asarray(found.value), np.asarray(found.standard_error)
-        exact = None if sample.dense is None else np.mean([self.mean(values) for values in sample.dense], axis=0)
+        exact = (
+            None
+            if sample.dense is None
+            else np.mean([self.mean(values) for values in sample.dense], axis=0)
+        )
         return DensityCurve(sample, value, value - _BAND * error, value + _BAND * error, exact)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
@@ -177,7 +193,9 @@ class _Kernel:
         # A thousandth of the kernel makes no difference, and no division by zero.
         short = np.maximum(1e-3 * self.width - (high - low), 0) / 2
         low, high = (low - short)[..., None], (high + short)[..., None]
-        return (ndtr((self.grid - low) / self.width) - ndtr((self.grid - high) / self.width)) / (high - low)
+        return (ndtr((self.grid - low) / self.width) - ndtr((self.grid - high) / self.width)) / (
+            high - low
+        )
 
 
 def _linear_width(samples: Sequence[DensitySample]) -> float:
@@ -197,7 +215,9 @@ def _linear_width(samples: Sequence[DensitySample]) -> float:
     return max(factor * decade for factor in (1, 2, 5) if factor * decade <= wanted * (1 + 1e-9))
 
 
-def _neighbours(density: "SpectralDensity", axis: AsinhAxis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _neighbours(
+    density: "SpectralDensity", axis: AsinhAxis
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All nodes, ascending, and where on the axis the neighbours of each lie; beyond its last node a probe sees nothing."""
     nodes, left, right = [np.full(1, np.inf)], [np.zeros(1)], [np.zeros(1)]
     for row in density.nodes.numpy():
@@ -236,7 +256,11 @@ def footnote(plan: DensityPlan, *, shares: bool) -> str:
         )
     zeros = [float(one.num_zeros.double().mean()) / one.n for one in densities]
     if max(zeros) > 0:
-        sentences.append(f"{span([100 * share for share in zeros], '.3g')} % are zero by structure: rows that no batch uses.")
+        sentences.append(
+            f"{span([100 * share for share in zeros], '.3g')} % are zero by structure: rows that no batch uses."
+        )
     if any(one.dense is not None for one in samples):
-        sentences.append("Grey: the exact spectrum, from the assembled matrix, under the same kernel.")
+        sentences.append(
+            "Grey: the exact spectrum, from the assembled matrix, under the same kernel."
+        )
     return " ".join(sentences)

@@ -30,7 +30,9 @@ def spectral_density(record: DensityRecord) -> "SpectralDensity":
 
     from landscape.linalg import SpectralDensity
 
-    facts: dict[str, Any] = {name: torch.from_numpy(np.asarray(getattr(record, name))) for name in _ARRAYS}
+    facts: dict[str, Any] = {
+        name: torch.from_numpy(np.asarray(getattr(record, name))) for name in _ARRAYS
+    }
     facts |= {"checked": str(record.settings.get("operator", ""))}
     return SpectralDensity(**facts, **{name: getattr(record, name) for name in _NUMBERS})
 
@@ -59,9 +61,13 @@ def stored_densities(path: Path, *, series: Sequence[str] | None = None) -> list
     """
     with SpectrumStore.open(path, series=series) as store:
         dtype = store.plan.protocol["hessian"]["dtype"]
-        tables = [store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)]
+        tables = [
+            store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)
+        ]
     if not tables:
-        raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
+        raise StoreError(
+            f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first."
+        )
     return [record_of_table(table, path, dtype) for table in tables]
 
 
@@ -101,10 +107,16 @@ def _check_quadratures(table: SpectraTable, place: str) -> None:
     Raises:
         StoreError: If so; says why.
     """
-    missing = [int(batch) for batch, nodes in zip(table.batch, table.ritz_values) if np.isnan(nodes).all()]
+    missing = [
+        int(batch) for batch, nodes in zip(table.batch, table.ritz_values) if np.isnan(nodes).all()
+    ]
     if missing:
         recycled = "start" in table.settings
-        why = "a start from recycled eigenvectors is no random probe" if recycled else "power iteration leaves none"
+        why = (
+            "a start from recycled eigenvectors is no random probe"
+            if recycled
+            else "power iteration leaves none"
+        )
         raise StoreError(
             f"{place}: batch {missing[0]} has no quadrature, since {why}, so there is no density. Measure "
             f"{'without --recycle' if recycled else 'with the method lanczos'} into another file, or give the manifest to "

@@ -61,7 +61,9 @@ def figure3(
             epoch is asked for that no series has.
         StoreError: If no value is left to draw.
     """
-    plan = make_plan(samples, epochs=epochs, clip_quantile=clip_quantile, keep_unconverged=keep_unconverged)
+    plan = make_plan(
+        samples, epochs=epochs, clip_quantile=clip_quantile, keep_unconverged=keep_unconverged
+    )
     with paper_style():
         return _draw(plan, _Page.fit(plan, title=title, unaudited=unaudited))
 
@@ -103,7 +105,9 @@ class _Page:
 
     @property
     def panel_width(self) -> float:
-        return (self.width - self.left - self.right - (self.num_columns - 1) * self.column_gap) / self.num_columns
+        return (
+            self.width - self.left - self.right - (self.num_columns - 1) * self.column_gap
+        ) / self.num_columns
 
     @property
     def panel_height(self) -> float:
@@ -119,7 +123,12 @@ class _Page:
         """Distances from the upper edge down to the stamp, the title, the legend and the panels."""
         title = 0.06 + 0.24 * bool(self.stamp)
         legend = title + (0.18 * (self.title.count("\n") + 1) + 0.04 if self.title else 0.0)
-        return 0.06, title, legend, legend + self.legend.num_lines * self.line + 0.02 + self.panel_title
+        return (
+            0.06,
+            title,
+            legend,
+            legend + self.legend.num_lines * self.line + 0.02 + self.panel_title,
+        )
 
     @property
     def height(self) -> float:
@@ -156,7 +165,9 @@ def _set_axes(axes: "Sequence[Axes]", plan: Plan, page: _Page) -> Corner:
     from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
 
     low, high = plan.axis.inverse(np.array(plan.limits)).tolist()
-    ticks = plan.axis.ticks(low, high, gap=0.27 / page.panel_width * (plan.limits[1] - plan.limits[0]))
+    ticks = plan.axis.ticks(
+        low, high, gap=0.27 / page.panel_width * (plan.limits[1] - plan.limits[0])
+    )
     first = axes[0]
     first.set_xscale("asinh", linear_width=plan.axis.linear_width)
     first.set_xlim(low, high)
@@ -167,7 +178,9 @@ def _set_axes(axes: "Sequence[Axes]", plan: Plan, page: _Page) -> Corner:
     corner, top = _headroom(plan, page)
     first.set_ylim(-_rug_row(plan) * (len(plan.labels) + 0.5), top)
     # Below zero there are no densities, only the rows of ticks.
-    first.yaxis.set_major_locator(FixedLocator([tick for tick in MaxNLocator(4).tick_values(0.0, top) if 0 <= tick <= top]))
+    first.yaxis.set_major_locator(
+        FixedLocator([tick for tick in MaxNLocator(4).tick_values(0.0, top) if 0 <= tick <= top])
+    )
     num_panels = len(plan.epochs)
     for ax in axes[num_panels:]:
         ax.set_axis_off()
@@ -187,8 +200,13 @@ def _headroom(plan: Plan, page: _Page) -> tuple[Corner, float]:
     peak = float(envelope.max())
     share = min(1.0, (0.45 + 0.05 * max(map(len, remarks))) / page.panel_width)
     points = max(1, int(share * envelope.size))
-    beside = {"upper left": float(envelope[:points].max()), "upper right": float(envelope[-points:].max())}
-    corner: Corner = "upper left" if beside["upper left"] <= 1.5 * beside["upper right"] else "upper right"
+    beside = {
+        "upper left": float(envelope[:points].max()),
+        "upper right": float(envelope[-points:].max()),
+    }
+    corner: Corner = (
+        "upper left" if beside["upper left"] <= 1.5 * beside["upper right"] else "upper right"
+    )
     rows = len(plan.labels) + 1 if len(plan.labels) <= MAX_REMARKS else 0
     fraction = (0.08 + 0.112 * rows) / page.panel_height
     rug = _rug_row(plan) * (len(plan.labels) + 0.5)
@@ -216,11 +234,15 @@ def _draw_panel(ax: "Axes", plan: Plan, epoch: int, styles: Styles, *, corner: C
             line = np.where(curve.density > invisible, curve.density, np.nan)
             ax.plot(x, line, label=plan.labels[series], zorder=3 + row, **style)
             if len(plan.labels) <= _MAX_FILLED:
-                ax.fill_between(x, curve.density, color=style["color"], alpha=0.12, linewidth=0, zorder=1)
+                ax.fill_between(
+                    x, curve.density, color=style["color"], alpha=0.12, linewidth=0, zorder=1
+                )
             _draw_rug(ax, plan, curve, row=row, color=style["color"])
         if say_shares or not drawn:
             remarks[series] = plan.remark(series, epoch)
-    draw_remarks(ax, remarks, styles, title="share of $\\lambda$ < 0" if say_shares else None, corner=corner)
+    draw_remarks(
+        ax, remarks, styles, title="share of $\\lambda$ < 0" if say_shares else None, corner=corner
+    )
 
 
 def _draw_rug(ax: "Axes", plan: Plan, curve: Curve, *, row: int, color: str) -> None:
@@ -250,13 +272,38 @@ def _write_around(fig: "Figure", plan: Plan, page: _Page, styles: Styles) -> Non
     centre = (page.left + page.width - page.right) / 2 / page.width
     middle = (page.bottom + page.height - page.tops[3]) / 2 / page.height
     note_top = (page.bottom - page.tick_labels - 0.2) / page.height
-    fig.supxlabel(f"Hessian eigenvalue $\\lambda$ ({UNIT}), drawn at {coordinate}", x=centre, y=note_top + 0.03 / page.height)
+    fig.supxlabel(
+        f"Hessian eigenvalue $\\lambda$ ({UNIT}), drawn at {coordinate}",
+        x=centre,
+        y=note_top + 0.03 / page.height,
+    )
     fig.supylabel(f"Density per unit of {coordinate}", x=0.05 / page.width, y=middle)
     fig.text(
-        0.06 / page.width, note_top, page.note, fontsize=6, color="0.25", va="top", linespacing=1.25, parse_math=False
+        0.06 / page.width,
+        note_top,
+        page.note,
+        fontsize=6,
+        color="0.25",
+        va="top",
+        linespacing=1.25,
+        parse_math=False,
     )
     if page.title:
         fig.suptitle(page.title, y=down[1], parse_math=False)
-    page.legend.draw(fig, [Line2D([], [], **style) for style in styles.values()], at=(centre, down[2]), loc="upper center")
+    page.legend.draw(
+        fig,
+        [Line2D([], [], **style) for style in styles.values()],
+        at=(centre, down[2]),
+        loc="upper center",
+    )
     if page.stamp:
-        fig.text(centre, down[0], page.stamp, ha="center", va="top", fontsize=6.5, weight="bold", bbox=STAMP_BOX)
+        fig.text(
+            centre,
+            down[0],
+            page.stamp,
+            ha="center",
+            va="top",
+            fontsize=6.5,
+            weight="bold",
+            bbox=STAMP_BOX,
+        )

@@ -73,7 +73,11 @@ class Plan:
 
 
 def make_plan(
-    samples: Sequence[EigenvalueSample], *, epochs: Sequence[int] | None, clip_quantile: float, keep_unconverged: bool
+    samples: Sequence[EigenvalueSample],
+    *,
+    epochs: Sequence[int] | None,
+    clip_quantile: float,
+    keep_unconverged: bool,
 ) -> Plan:
     """Choose panels, values, coordinate, limits and kernels; arguments and errors as of `figure3`."""
     if not 0.0 <= clip_quantile < 0.5:
@@ -97,7 +101,9 @@ def make_plan(
     for key, u in drawn.items():
         density = kernel_density(u, grid, width=widths[key]) if u.size else np.zeros_like(grid)
         share = shown[key].negative_share(keep_unconverged=keep_unconverged)
-        curves[key] = Curve(drawn=u, density=density, width=widths[key], sample=shown[key], share=share)
+        curves[key] = Curve(
+            drawn=u, density=density, width=widths[key], sample=shown[key], share=share
+        )
     return Plan(epochs, labels, axis, limits, grid, curves, keep_unconverged)
 
 
@@ -108,12 +114,16 @@ def _labels(samples: Sequence[EigenvalueSample]) -> dict[str, str]:
     keys = [(sample.series, sample.epoch) for sample in samples]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
-        raise ValueError(f"samples: series {twice[0]!r} has more than one sample for epoch {twice[1]}.")
+        raise ValueError(
+            f"samples: series {twice[0]!r} has more than one sample for epoch {twice[1]}."
+        )
     labels: dict[str, str] = {}
     for sample in samples:
         labels.setdefault(sample.series, sample.label)
     if len(labels) > MAX_SERIES:
-        raise ValueError(f"samples: {len(labels)} series, but more than {MAX_SERIES} curves in a panel cannot be told apart.")
+        raise ValueError(
+            f"samples: {len(labels)} series, but more than {MAX_SERIES} curves in a panel cannot be told apart."
+        )
     return told_apart(labels)
 
 
@@ -123,7 +133,9 @@ def _epochs(samples: Sequence[EigenvalueSample], wanted: Sequence[int] | None) -
         return epochs_to_draw(measured)
     unknown = sorted(set(wanted) - set(measured))
     if unknown or not wanted:
-        raise ValueError(f"epochs: no series has {unknown or 'an epoch of an empty list'}; measured are {measured}.")
+        raise ValueError(
+            f"epochs: no series has {unknown or 'an epoch of an empty list'}; measured are {measured}."
+        )
     return tuple(sorted(set(wanted)))
 
 
@@ -136,11 +148,19 @@ def _widths_and_limits(
 ) -> tuple[dict[tuple[str, int], float], tuple[float, float]]:
     """Kernel widths, and the axis in u: every value with three kernel widths around it, and zero with room on both sides."""
     filled = {key: u for key, u in drawn.items() if u.size}
-    low, high = (float(q) for q in np.quantile(np.concatenate(list(filled.values())), [clip_quantile, 1 - clip_quantile]))
+    low, high = (
+        float(q)
+        for q in np.quantile(
+            np.concatenate(list(filled.values())), [clip_quantile, 1 - clip_quantile]
+        )
+    )
     # Even where all values have one sign, the other side of zero is seen to be empty.
     room = max(math.asinh(1.0), 0.15 * max(-low, high))
     floor = _NARROWEST * (max(high, room) - min(low, -room))
-    widths = {key: bandwidth(u, floor=floor, ceiling=_WIDEST) if u.size else floor for key, u in drawn.items()}
+    widths = {
+        key: bandwidth(u, floor=floor, ceiling=_WIDEST) if u.size else floor
+        for key, u in drawn.items()
+    }
     if clip_quantile == 0:
         low = float(min(u.min() - 3 * widths[key] for key, u in filled.items()))
         high = float(max(u.max() + 3 * widths[key] for key, u in filled.items()))
@@ -151,7 +171,10 @@ def footnote(plan: Plan) -> str:
     """The numbers behind the curves and everything that was left out, as one paragraph."""
     samples = [curve.sample for curve in plan.curves.values()]
     drawn = [curve for curve in plan.curves.values() if curve.drawn.size]
-    top, batches = span([s.values.shape[1] for s in samples]), span([s.num_batches for s in samples])
+    top, batches = (
+        span([s.values.shape[1] for s in samples]),
+        span([s.num_batches for s in samples]),
+    )
     of_batches = "of 1 mini-batch" if batches == "1" else f"of each of {batches} mini-batches"
     sentences = [
         f"Each curve: {span([c.drawn.size for c in drawn])} eigenvalues, the top {top} {of_batches}.",
@@ -165,7 +188,9 @@ def footnote(plan: Plan) -> str:
     if infinite:
         sentences.append(f"Left out: {infinite} values that are not finite.")
     if loose:
-        sentences.append(f"{'Drawn' if plan.keep_unconverged else 'Left out'}: {loose} values that did not converge.")
+        sentences.append(
+            f"{'Drawn' if plan.keep_unconverged else 'Left out'}: {loose} values that did not converge."
+        )
     if loose and not plan.keep_unconverged:
         sentences.append("Shares: of the batches of which all values converged.")
     if beyond:
@@ -179,7 +204,9 @@ def _unfinished(plan: Plan) -> list[str]:
     for (series, epoch), curve in plan.curves.items():
         sample = curve.sample
         if sample.num_batches < sample.planned:
-            epochs.setdefault((plan.labels[series], sample.num_batches, sample.planned), []).append(epoch)
+            epochs.setdefault((plan.labels[series], sample.num_batches, sample.planned), []).append(
+                epoch
+            )
     return [
         f"Unfinished: {label}, {done} of {planned} batches at epoch{'s' * (len(at) > 1)} {', '.join(map(str, sorted(at)))}."
         for (label, done, planned), at in epochs.items()

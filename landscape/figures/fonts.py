@@ -16,12 +16,34 @@ _FIRST = "DejaVu Sans"
 _FALL_BACKS = (
     *(f"Noto Sans CJK {place}" for place in ("SC", "TC", "HK", "JP", "KR")),
     *(f"Noto Sans {place}" for place in ("SC", "TC", "HK", "JP", "KR")),
-    *("Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAGothic", "NanumGothic"),
-    *("PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *(
+        "Source Han Sans SC",
+        "WenQuanYi Micro Hei",
+        "WenQuanYi Zen Hei",
+        "Droid Sans Fallback",
+        "IPAGothic",
+        "NanumGothic",
+    ),
+    *(
+        "PingFang SC",
+        "Hiragino Sans GB",
+        "Hiragino Sans",
+        "Apple SD Gothic Neo",
+        "Arial Unicode MS",
+    ),
     *("Microsoft YaHei", "SimHei", "Yu Gothic", "MS Gothic", "Malgun Gothic"),
-    *(f"Noto Sans {script}" for script in ("Arabic", "Hebrew", "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya")),
-    *(f"Noto Sans {script}" for script in ("Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Thai", "Khmer")),
-    *(f"Noto Sans {script}" for script in ("Myanmar", "Ethiopic", "Mongolian", "Symbols", "Symbols 2", "Math")),
+    *(
+        f"Noto Sans {script}"
+        for script in ("Arabic", "Hebrew", "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya")
+    ),
+    *(
+        f"Noto Sans {script}"
+        for script in ("Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Thai", "Khmer")
+    ),
+    *(
+        f"Noto Sans {script}"
+        for script in ("Myanmar", "Ethiopic", "Mongolian", "Symbols", "Symbols 2", "Math")
+    ),
     *("Nirmala UI", "Leelawadee UI", "FreeSans", "Noto Emoji", "Segoe UI Symbol", "Unifont"),
 )
 
@@ -57,8 +79,17 @@ def tell_missing(fig: "Figure") -> None:
     """Warn once, on one line, of the characters of a figure that no font has."""
     from matplotlib.text import Text
 
-    written = {character for text in fig.findobj(Text) if text.get_visible() for character in text.get_text()}
-    missing = {character for character in written if character.isprintable() and ord(character) not in _known()}
+    written = {
+        character
+        for text in fig.findobj(Text)
+        if text.get_visible()
+        for character in text.get_text()
+    }
+    missing = {
+        character
+        for character in written
+        if character.isprintable() and ord(character) not in _known()
+    }
     if missing:
         _warn("".join(sorted(missing)))
 
@@ -77,7 +108,9 @@ def _warn(characters: str) -> None:
     from matplotlib.font_manager import FontManager
 
     fonts = os.path.join(matplotlib.get_cachedir(), f"fontlist-v{FontManager.__version__}.json")
-    shown = characters if len(characters) <= 40 else f"{characters[:40]}... ({len(characters)} in all)"
+    shown = (
+        characters if len(characters) <= 40 else f"{characters[:40]}... ({len(characters)} in all)"
+    )
     warnings.warn_explicit(
         f"the figure is written, but no font at hand has {shown!r}, so boxes stand in their place. Install fonts that do "
         f"(Noto Sans, Noto Sans CJK, Noto Emoji), and delete matplotlib's list of fonts, {fonts}.",

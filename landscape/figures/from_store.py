@@ -41,7 +41,9 @@ def check_figure_name(output: Path) -> None:
     from landscape.figures import SUFFIXES
 
     if output.suffix.lower() not in SUFFIXES:
-        raise LandscapeError(f"{output}: a figure is one of {', '.join(SUFFIXES)}; name such a file with -o.")
+        raise LandscapeError(
+            f"{output}: a figure is one of {', '.join(SUFFIXES)}; name such a file with -o."
+        )
 
 
 def draw_figure3(
@@ -68,9 +70,17 @@ def draw_figure3(
     with SpectrumStore.open(path, series=series) as store:
         samples, unaudited = eigenvalue_samples(store), not _is_audited(store)
     if not samples:
-        raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first.")
+        raise StoreError(
+            f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first."
+        )
     try:
-        drawn = figure3(samples, epochs=epochs, title=title, keep_unconverged=keep_unconverged, unaudited=unaudited)
+        drawn = figure3(
+            samples,
+            epochs=epochs,
+            title=title,
+            keep_unconverged=keep_unconverged,
+            unaudited=unaudited,
+        )
         save_figure(drawn, output)
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
@@ -109,7 +119,11 @@ def draw_sharpness(
 
 
 def _is_audited(store: SpectrumStore) -> bool:
-    return all(is_audited(store.records(name, epoch).extras) for name in store.series() for epoch in store.epochs(name))
+    return all(
+        is_audited(store.records(name, epoch).extras)
+        for name in store.series()
+        for epoch in store.epochs(name)
+    )
 
 
 def _listed(epochs: set[int]) -> str:

@@ -40,20 +40,37 @@ class Legend:
     def fit(cls, labels: Iterable[str], width: float, *, points: float = 7.5) -> "Legend":
         """Lay out labels of any length within `width` inches."""
         texts = tuple(wrap(label, width - _SAMPLE - 0.04, points=points) for label in labels)
-        longest = max((text_width(line, points=points) for text in texts for line in text.splitlines() or [""]), default=0.0)
+        longest = max(
+            (
+                text_width(line, points=points)
+                for text in texts
+                for line in text.splitlines() or [""]
+            ),
+            default=0.0,
+        )
         fitting = max(1, int(width / (longest + _SAMPLE)))
-        return cls(texts, math.ceil(len(texts) / math.ceil(len(texts) / fitting)) if texts else 1, points)
+        return cls(
+            texts, math.ceil(len(texts) / math.ceil(len(texts) / fitting)) if texts else 1, points
+        )
 
     @property
     def num_lines(self) -> int:
         """Lines of text in the longest column; matplotlib fills one after the other, the first ones with an entry more."""
         per_column, longer = divmod(len(self.texts), self.num_columns)
         lines = [text.count("\n") + 1 for text in self.texts]
-        starts = [number * per_column + min(number, longer) for number in range(self.num_columns + 1)]
+        starts = [
+            number * per_column + min(number, longer) for number in range(self.num_columns + 1)
+        ]
         return max(sum(lines[first:last]) for first, last in zip(starts, starts[1:]))
 
     def draw(
-        self, fig: "Figure", handles: "Sequence[Artist | None]", *, at: tuple[float, float], loc: _Place, **style: Any
+        self,
+        fig: "Figure",
+        handles: "Sequence[Artist | None]",
+        *,
+        at: tuple[float, float],
+        loc: _Place,
+        **style: Any,
     ) -> None:
         """Put it on a page.
 
@@ -62,7 +79,11 @@ class Legend:
             at: Where the corner or side `loc` comes to stand, in shares of the page.
             style: Further arguments of `Figure.legend`.
         """
-        shown = [(handle, text) for handle, text in zip(handles, self.texts, strict=True) if handle is not None]
+        shown = [
+            (handle, text)
+            for handle, text in zip(handles, self.texts, strict=True)
+            if handle is not None
+        ]
         if not shown:
             return
         # The texts are set afterwards: a legend drops those that start with an underscore and typesets dollar signs.
@@ -82,7 +103,13 @@ class Legend:
 
 
 def draw_remarks(
-    ax: "Axes", remarks: Mapping[str, str], styles: Styles, *, title: str | None, corner: Corner, opaque: bool = False
+    ax: "Axes",
+    remarks: Mapping[str, str],
+    styles: Styles,
+    *,
+    title: str | None,
+    corner: Corner,
+    opaque: bool = False,
 ) -> None:
     """What is said of each series in a panel, such as its share of negative values, beside a piece of its line.
 

@@ -25,7 +25,9 @@ _MAX_PANELS = 3
 _MEASURED, _NOT_FINITE = "measured", "not finite"
 
 
-def loss_slice(slices: "LossSlice | Sequence[LossSlice]", *, title: str | None = None, note: str = "") -> "Figure":
+def loss_slice(
+    slices: "LossSlice | Sequence[LossSlice]", *, title: str | None = None, note: str = ""
+) -> "Figure":
     """Draw the loss along one to three lines, side by side.
 
     Along a direction, the parabola that the derivatives in the middle predict is dashed, as far as the axis reaches. Along a
@@ -65,13 +67,17 @@ def loss_slice(slices: "LossSlice | Sequence[LossSlice]", *, title: str | None =
 def _labels(lines: "Sequence[LossSlice]") -> tuple[str, ...]:
     """What the legend holds."""
     predicted = [_prediction(one) for one in lines]
-    return tuple(dict.fromkeys([_MEASURED, *predicted, *[_NOT_FINITE for one in lines if one.num_undefined]]))
+    return tuple(
+        dict.fromkeys([_MEASURED, *predicted, *[_NOT_FINITE for one in lines if one.num_undefined]])
+    )
 
 
 def _prediction(one: "LossSlice") -> str:
     if one.local is None:
         return "between the ends"
-    return "predicted from slope and " + ("curvature" if math.isnan(one.axis.eigenvalue) else "eigenvalue")
+    return "predicted from slope and " + (
+        "curvature" if math.isnan(one.axis.eigenvalue) else "eigenvalue"
+    )
 
 
 def _set_loss_axis(ax: "Axes", finite: Float[np.ndarray, " m"]) -> None:
@@ -86,7 +92,14 @@ def _set_loss_axis(ax: "Axes", finite: Float[np.ndarray, " m"]) -> None:
 
 def _draw(ax: "Axes", one: "LossSlice") -> None:
     x = one.axis.coordinates
-    ax.plot(x, np.where(np.isfinite(one.losses), one.losses, np.nan), marker="o", markersize=2.2, label=_MEASURED, **MEASURED)
+    ax.plot(
+        x,
+        np.where(np.isfinite(one.losses), one.losses, np.nan),
+        marker="o",
+        markersize=2.2,
+        label=_MEASURED,
+        **MEASURED,
+    )
     if one.local is not None:
         _draw_prediction(ax, one)
     else:

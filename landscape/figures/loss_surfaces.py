@@ -59,7 +59,13 @@ def loss_contour(surface: "LossSurface", *, title: str | None = None, note: str 
     levels = _checked_levels(surface)
     with paper_style():
         page = Page(
-            num_columns=1, panel=(3.3, 3.3), title=title or "", note=note, left=0.65, right=1.0, legend=_labels(surface)
+            num_columns=1,
+            panel=(3.3, 3.3),
+            title=title or "",
+            note=note,
+            left=0.65,
+            right=1.0,
+            legend=_labels(surface),
         )
         fig, (ax,) = page.figure()
         _fill(ax, surface, levels)
@@ -74,7 +80,9 @@ def loss_contour(surface: "LossSurface", *, title: str | None = None, note: str 
 def _checked_levels(surface: "LossSurface") -> Float[np.ndarray, " levels"]:
     finite = np.isfinite(surface.losses)
     if min(finite.any(axis=0).sum(), finite.any(axis=1).sum()) < 2:
-        raise ValueError(f"a surface needs finite losses at 2 x 2 points at least, got {int(finite.sum())} finite losses.")
+        raise ValueError(
+            f"a surface needs finite losses at 2 x 2 points at least, got {int(finite.sum())} finite losses."
+        )
     return contour_levels(surface.losses)
 
 
@@ -85,7 +93,9 @@ def _labels(surface: "LossSurface") -> tuple[str, ...]:
 
 
 def _prediction(surface: "LossSurface") -> str:
-    known = "curvature" if any(math.isnan(axis.eigenvalue) for axis in surface.axes) else "eigenvalues"
+    known = (
+        "curvature" if any(math.isnan(axis.eigenvalue) for axis in surface.axes) else "eigenvalues"
+    )
     return f"predicted from slopes and {known}"
 
 
@@ -101,13 +111,17 @@ def _fill(ax: "Axes", surface: "LossSurface", levels: Float[np.ndarray, " levels
     norm = BoundaryNorm(levels, 256)
     ax.set_facecolor("0.82")
     ax.contourf(x, y, known, levels=levels, norm=norm, cmap=COLOURS)
-    ax.contour(x, y, known, levels=levels[1:-1], colors="black", linewidths=0.35, linestyles="solid")
+    ax.contour(
+        x, y, known, levels=levels[1:-1], colors="black", linewidths=0.35, linestyles="solid"
+    )
     ax.plot([], [], color="black", linewidth=0.6, label=_MEASURED)
     ax.set_xlim(x[0], x[-1])
     ax.set_ylim(y[0], y[-1])
 
 
-def _draw_predicted(ax: "Axes", surface: "LossSurface", levels: Float[np.ndarray, " levels"]) -> None:
+def _draw_predicted(
+    ax: "Axes", surface: "LossSurface", levels: Float[np.ndarray, " levels"]
+) -> None:
     """Every second of the inner levels, on a grid finer than the measured one."""
     if surface.local is None:
         return
@@ -116,12 +130,31 @@ def _draw_predicted(ax: "Axes", surface: "LossSurface", levels: Float[np.ndarray
     chosen = [level for level in levels[1:-1:2] if predicted.min() < level < predicted.max()]
     if chosen:
         dashes = [PREDICTED["linestyle"]]
-        ax.contour(x, y, predicted, levels=chosen, colors=PREDICTED["color"], linewidths=0.9, linestyles=dashes, zorder=4)
+        ax.contour(
+            x,
+            y,
+            predicted,
+            levels=chosen,
+            colors=PREDICTED["color"],
+            linewidths=0.9,
+            linestyles=dashes,
+            zorder=4,
+        )
     ax.plot([], [], label=_prediction(surface), **PREDICTED)
 
 
 def _mark(ax: "Axes", surface: "LossSurface") -> None:
-    ax.plot([0], [0], "o", markersize=4, markerfacecolor="white", markeredgecolor="black", zorder=6, label=_CENTRE, clip_on=False)
+    ax.plot(
+        [0],
+        [0],
+        "o",
+        markersize=4,
+        markerfacecolor="white",
+        markeredgecolor="black",
+        zorder=6,
+        label=_CENTRE,
+        clip_on=False,
+    )
     bad = surface.computed & ~np.isfinite(surface.losses)
     if bad.any():
         first, second = np.nonzero(bad)
@@ -135,8 +168,12 @@ def _colour_bar(fig: "Figure", page: Page, levels: Float[np.ndarray, " levels"])
     from matplotlib.colors import BoundaryNorm
 
     left = (page.left + page.panel[0] + 0.12) / page.width
-    ax = fig.add_axes((left, page.bottom / page.height, 0.12 / page.width, page.panel[1] / page.height))
-    bar = fig.colorbar(ScalarMappable(BoundaryNorm(levels, 256), COLOURS), cax=ax, spacing="uniform")
+    ax = fig.add_axes(
+        (left, page.bottom / page.height, 0.12 / page.width, page.panel[1] / page.height)
+    )
+    bar = fig.colorbar(
+        ScalarMappable(BoundaryNorm(levels, 256), COLOURS), cax=ax, spacing="uniform"
+    )
     label, texts = level_labels(levels)
     bar.set_ticks(levels.tolist(), labels=texts)
     bar.set_label(label)
@@ -152,14 +189,18 @@ def level_labels(levels: Float[np.ndarray, " levels"]) -> tuple[str, list[str]]:
         texts = [_number(level, digits) for level in levels]
         if len(set(texts)) == len(texts):
             return "Loss (nats)", texts
-    return f"Loss above {_number(levels[0], 5)} (nats)", [_number(level, 3) for level in levels - levels[0]]
+    return f"Loss above {_number(levels[0], 5)} (nats)", [
+        _number(level, 3) for level in levels - levels[0]
+    ]
 
 
 def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}")
 
 
-def loss_surface_3d(surface: "LossSurface", *, title: str | None = None, note: str = "") -> "Figure":
+def loss_surface_3d(
+    surface: "LossSurface", *, title: str | None = None, note: str = ""
+) -> "Figure":
     """Draw the loss in a plane as a relief, with its contours on the floor.
 
     Heights are logarithmic where losses span more than a factor of 50. Where the loss is not finite or was not computed there
@@ -176,7 +217,15 @@ def loss_surface_3d(surface: "LossSurface", *, title: str | None = None, note: s
     finite = surface.losses[np.isfinite(surface.losses)]
     is_log = bool(finite.min() > 0 and finite.max() / finite.min() > _LOG_RATIO)
     with paper_style():
-        page = Page(num_columns=1, panel=(4.1, 3.0), title=title or "", note=note, left=0.1, right=0.3, labels=0.3)
+        page = Page(
+            num_columns=1,
+            panel=(4.1, 3.0),
+            title=title or "",
+            note=note,
+            left=0.1,
+            right=0.3,
+            labels=0.3,
+        )
         fig, axes = page.figure(projection="3d")
         # An Axes3D, whose methods matplotlib's stubs of Axes do not know.
         ax: Any = axes[0]
@@ -189,7 +238,9 @@ def loss_surface_3d(surface: "LossSurface", *, title: str | None = None, note: s
     return fig
 
 
-def _draw_relief(ax: Any, surface: "LossSurface", levels: Float[np.ndarray, " levels"], *, is_log: bool) -> None:
+def _draw_relief(
+    ax: Any, surface: "LossSurface", levels: Float[np.ndarray, " levels"], *, is_log: bool
+) -> None:
     from matplotlib.colors import Normalize
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -202,7 +253,15 @@ def _draw_relief(ax: Any, surface: "LossSurface", levels: Float[np.ndarray, " le
     edges = {"rstride": 1, "cstride": 1, "linewidth": 0.15, "edgecolor": (0, 0, 0, 0.35)}
     ax.plot_surface(x, y, heights, cmap=COLOURS, norm=norm, **edges)
     shadow = {"cmap": COLOURS, "norm": norm, "linewidths": 0.7}
-    ax.contour(x, y, np.ma.masked_invalid(heights), levels=scaled(levels[1:-1]), zdir="z", offset=floor, **shadow)
+    ax.contour(
+        x,
+        y,
+        np.ma.masked_invalid(heights),
+        levels=scaled(levels[1:-1]),
+        zdir="z",
+        offset=floor,
+        **shadow,
+    )
     ax.set_zlim(floor, max(high, floor + 1e-9))
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.set_major_locator(MaxNLocator(5))

@@ -53,7 +53,12 @@ class ModuleSample:
 
     def __post_init__(self) -> None:
         where, shape = f"modules of series {self.series!r}", (len(self.epochs), len(self.modules))
-        if not self.modules or not self.epochs or self.values.shape != shape or self.converged.shape != shape:
+        if (
+            not self.modules
+            or not self.epochs
+            or self.values.shape != shape
+            or self.converged.shape != shape
+        ):
             raise ValueError(
                 f"{where}: values and converged must have the shape (epochs, modules) = {shape}, at least (1, 1), got "
                 f"{self.values.shape} and {self.converged.shape}."
@@ -69,7 +74,9 @@ class ModuleSample:
         return np.isfinite(self.values) & self.converged & (self.values > 0)
 
 
-def module_heat_map(samples: Sequence[ModuleSample], *, title: str | None = None, note: str = "") -> "Figure":
+def module_heat_map(
+    samples: Sequence[ModuleSample], *, title: str | None = None, note: str = ""
+) -> "Figure":
     """Draw the sharpness of modules: depth downwards, epochs to the right, one logarithmic colour scale for all panels.
 
     A value that did not converge is hatched and has no colour; one that is not positive, which a logarithm cannot show, is
@@ -89,7 +96,9 @@ def module_heat_map(samples: Sequence[ModuleSample], *, title: str | None = None
         raise ValueError("samples: two are of the same series.")
     shown = np.concatenate([one.values[one.shown] for one in samples])
     if not shown.size:
-        raise ValueError("no module has a positive value that converged, so there is nothing to draw.")
+        raise ValueError(
+            "no module has a positive value that converged, so there is nothing to draw."
+        )
     from matplotlib.colors import LogNorm
 
     low, high = float(shown.min()), float(shown.max())
@@ -113,7 +122,11 @@ def _counts(samples: Sequence[ModuleSample]) -> list[str]:
         "are not positive (orange)": measured & converged & (values <= 0),
         "were not measured (grey)": ~measured,
     }
-    return [f"{int(found.sum())} of {found.size} values {what}." for what, found in counts.items() if found.any()]
+    return [
+        f"{int(found.sum())} of {found.size} values {what}."
+        for what, found in counts.items()
+        if found.any()
+    ]
 
 
 def _page(samples: Sequence[ModuleSample], title: str, note: str) -> Page:
@@ -124,7 +137,10 @@ def _page(samples: Sequence[ModuleSample], title: str, note: str) -> Page:
     names = max(text_width(one.label, points=8.0) for one in samples)
     return Page(
         num_columns=len(samples),
-        panel=(max(cell * epochs, names, 0.8), max(_ROW * max(len(one.modules) for one in samples), 0.6)),
+        panel=(
+            max(cell * epochs, names, 0.8),
+            max(_ROW * max(len(one.modules) for one in samples), 0.6),
+        ),
         title=title,
         note=note,
         left=longest + 0.15,
@@ -138,7 +154,13 @@ def _draw(ax: "Axes", one: ModuleSample, norm: Any) -> None:
     from matplotlib.patches import Rectangle
 
     ax.set_facecolor("0.85")
-    ax.imshow(np.ma.masked_where(~one.shown, one.values).T, aspect="auto", cmap=COLOURS, norm=norm, interpolation="nearest")
+    ax.imshow(
+        np.ma.masked_where(~one.shown, one.values).T,
+        aspect="auto",
+        cmap=COLOURS,
+        norm=norm,
+        interpolation="nearest",
+    )
     for column, row in np.argwhere(np.isfinite(one.values) & ~one.shown):
         done = bool(one.converged[column, row])
         cell = Rectangle((column - 0.5, row - 0.5), 1, 1, edgecolor="0.5", linewidth=0)
@@ -160,16 +182,39 @@ def _write_numbers(ax: "Axes", one: ModuleSample, norm: Any) -> None:
     for column, row in np.argwhere(np.isfinite(one.values)):
         value = float(one.values[column, row])
         dark = bool(one.shown[column, row]) and float(norm(value)) < 0.5
-        box = None if one.converged[column, row] else {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-        text = f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}" if abs(value) < 1e4 else f"{value:.0e}".replace("e+0", "e")
+        box = (
+            None
+            if one.converged[column, row]
+            else {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+        )
+        text = (
+            f"{value:.2g}"
+            if abs(value) < 100
+            else f"{value:.0f}"
+            if abs(value) < 1e4
+            else f"{value:.0e}".replace("e+0", "e")
+        )
         text = text.replace("-", "\N{MINUS SIGN}")
-        ax.text(column, row, text, ha="center", va="center", fontsize=5.5, color="white" if dark else "black", bbox=box)
+        ax.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=5.5,
+            color="white" if dark else "black",
+            bbox=box,
+        )
 
 
 def _colour_bar(fig: "Figure", page: Page, norm: Any) -> None:
     from matplotlib.cm import ScalarMappable
 
     left = (page.width - page.right + 0.12) / page.width
-    ax = fig.add_axes((left, page.bottom / page.height, 0.12 / page.width, page.panel[1] / page.height))
-    fig.colorbar(ScalarMappable(norm, COLOURS), cax=ax).set_label(f"Largest eigenvalue\n({UNIT})", fontsize=6)
+    ax = fig.add_axes(
+        (left, page.bottom / page.height, 0.12 / page.width, page.panel[1] / page.height)
+    )
+    fig.colorbar(ScalarMappable(norm, COLOURS), cax=ax).set_label(
+        f"Largest eigenvalue\n({UNIT})", fontsize=6
+    )
     ax.tick_params(size=2)

@@ -40,13 +40,18 @@ def draw_modules(
         samples, note = module_samples(store, epochs=epochs, keep_unconverged=keep_unconverged)
     if not samples:
         wanted = "" if epochs is None else f" of epochs {', '.join(map(str, epochs))}"
-        raise StoreError(f"{path}: it holds no spectra of modules{wanted}; `landscape spectra --per-module` measures them.")
+        raise StoreError(
+            f"{path}: it holds no spectra of modules{wanted}; `landscape spectra --per-module` measures them."
+        )
     try:
         drawn = module_heat_map(samples, title=title, note=note)
         save_figure(drawn, output)
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
-    counts = ", ".join(f"{one.series} with {len(one.modules)} modules at epochs {_listed(one.epochs)}" for one in samples)
+    counts = ", ".join(
+        f"{one.series} with {len(one.modules)} modules at epochs {_listed(one.epochs)}"
+        for one in samples
+    )
     return f"{output}: {counts}."
 
 
@@ -92,12 +97,20 @@ def _medians(
 ) -> tuple[Float[np.ndarray, " module"], Bool[np.ndarray, " module"]]:
     """Over the certified batches, or over all where none is; NaN where there is no number at all."""
     certified = _certified(table, tol)
-    converged = certified.any(axis=0) | (keep_unconverged & np.isfinite(table.largest[:, :, 0]).any(axis=0))
-    used = np.isfinite(table.largest[:, :, 0]) if keep_unconverged else np.where(certified.any(axis=0), certified, True)
+    converged = certified.any(axis=0) | (
+        keep_unconverged & np.isfinite(table.largest[:, :, 0]).any(axis=0)
+    )
+    used = (
+        np.isfinite(table.largest[:, :, 0])
+        if keep_unconverged
+        else np.where(certified.any(axis=0), certified, True)
+    )
     values = np.full(len(table.modules), np.nan)
     for module, chosen in enumerate(used.T):
         found = table.largest[chosen, module, 0]
-        values[module] = np.median(found[np.isfinite(found)]) if np.isfinite(found).any() else np.nan
+        values[module] = (
+            np.median(found[np.isfinite(found)]) if np.isfinite(found).any() else np.nan
+        )
     return values, converged
 
 
@@ -111,7 +124,8 @@ def _note(tables: dict[str, list[ModuleTable]], tol: float, *, keep_unconverged:
         "NOT AUDITED: nobody has checked that these are second derivatives of the whole model."
         * (not all(is_audited(table.extras) for table in every)),
         f"Largest eigenvalue of each module's block of the Hessian, median over {counts} batches.",
-        f"{'Drawn' if keep_unconverged else 'Left out'}: {missed} of {total} values that did not converge." * (missed > 0),
+        f"{'Drawn' if keep_unconverged else 'Left out'}: {missed} of {total} values that did not converge."
+        * (missed > 0),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 

@@ -54,7 +54,9 @@ class Look:
         from matplotlib.lines import Line2D
 
         marker: dict[str, Any] = {"marker": self.marker, "markersize": self.size}
-        return Line2D([], [], color=self.color, linestyle="-", linewidth=0.9, **marker, **MARKER_EDGE)
+        return Line2D(
+            [], [], color=self.color, linestyle="-", linewidth=0.9, **marker, **MARKER_EDGE
+        )
 
 
 def model_looks(models: Sequence[str], labels: Mapping[str, str] | None = None) -> dict[str, Look]:
@@ -82,7 +84,9 @@ def observer_looks(answers: Answers, labels: Mapping[str, str] | None = None) ->
         People first, then models in the order of the answers.
     """
     has_people = bool((answers.table.kind == "human").any())
-    people = Look((labels or {}).get(HUMANS, PEOPLE_LABEL), PEOPLE_COLOR, PEOPLE_MARKER, is_people=True)
+    people = Look(
+        (labels or {}).get(HUMANS, PEOPLE_LABEL), PEOPLE_COLOR, PEOPLE_MARKER, is_people=True
+    )
     return ({HUMANS: people} if has_people else {}) | model_looks(answers.models, labels)
 
 

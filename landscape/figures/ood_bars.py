@@ -42,10 +42,16 @@ class BarMetric:
 
 _WITH = "of models with people, averaged over conditions, people and sets; of people, one person with another"
 BAR_METRICS = {
-    "accuracy": BarMetric("Accuracy out of distribution", "share of right answers, averaged over sets", CHANCE),
+    "accuracy": BarMetric(
+        "Accuracy out of distribution", "share of right answers, averaged over sets", CHANCE
+    ),
     "accuracy_difference": BarMetric("Accuracy difference", f"squared difference {_WITH}"),
-    "observed_consistency": BarMetric("Observed consistency", f"share of pictures that both have right or both wrong, {_WITH}"),
-    "error_consistency": BarMetric("Error consistency \N{GREEK SMALL LETTER KAPPA}", f"agreement beyond chance {_WITH}", 0.0),
+    "observed_consistency": BarMetric(
+        "Observed consistency", f"share of pictures that both have right or both wrong, {_WITH}"
+    ),
+    "error_consistency": BarMetric(
+        "Error consistency \N{GREEK SMALL LETTER KAPPA}", f"agreement beyond chance {_WITH}", 0.0
+    ),
 }
 
 
@@ -90,7 +96,9 @@ def ood_bars(
     if metric not in BAR_METRICS:
         raise ValueError(f"metric: there is no {metric!r}; there are {', '.join(BAR_METRICS)}.")
     check_datasets(datasets)
-    plan = _BarPlan.of(answers, resamples or resample(answers), metric=metric, datasets=datasets, labels=labels)
+    plan = _BarPlan.of(
+        answers, resamples or resample(answers), metric=metric, datasets=datasets, labels=labels
+    )
     with paper_style():
         return _draw(plan, title=title or "")
 
@@ -125,7 +133,9 @@ class _BarPlan:
         for name, look in observer_looks(answers, labels).items():
             interval = resamples.interval(name, metric, datasets)
             if math.isfinite(interval.value):
-                bars.append(Bar(look, interval, resamples.scores[name].mean(metric, datasets).missing))
+                bars.append(
+                    Bar(look, interval, resamples.scores[name].mean(metric, datasets).missing)
+                )
             else:
                 without.append(look.label)
         if not bars:
@@ -153,11 +163,17 @@ class _BarPlan:
         for bar in self.bars:
             if lacking := self.lacks_more(bar):
                 compared = "so it compares with the others only roughly"
-                sentences.append(f"* {bar.look.label}: also without {', '.join(lacking)}, {compared}.")
+                sentences.append(
+                    f"* {bar.look.label}: also without {', '.join(lacking)}, {compared}."
+                )
         if self.without:
             sentences.append(f"No value: {', '.join(self.without)}.")
-        people = "; of people also over people" if any(bar.look.is_people for bar in self.bars) else ""
-        sentences.append(f"Whiskers: {100 * self.confidence:g} % bootstrap intervals over pictures{people}.")
+        people = (
+            "; of people also over people" if any(bar.look.is_people for bar in self.bars) else ""
+        )
+        sentences.append(
+            f"Whiskers: {100 * self.confidence:g} % bootstrap intervals over pictures{people}."
+        )
         if self.metric.chance is not None:
             sentences.append("Dotted: chance, 1/16." if self.metric.chance else "Chance: 0.")
         return " ".join(sentences)
@@ -169,14 +185,20 @@ class _BarPlan:
         there = [name for name in self.datasets if name not in self.missing]
         if not self.missing:
             return f"Sets: all {total}." if total > 4 else f"Sets: {', '.join(there)}."
-        short = f"without {', '.join(self.missing)}" if len(self.missing) < len(there) else f"only {', '.join(there)}"
+        short = (
+            f"without {', '.join(self.missing)}"
+            if len(self.missing) < len(there)
+            else f"only {', '.join(there)}"
+        )
         return f"Sets: {len(there)} of {total}, {short}."
 
 
 def _draw(plan: _BarPlan, *, title: str) -> "Figure":
     starred = [bar.look.label + " *" * bool(plan.lacks_more(bar)) for bar in plan.bars]
     names = [wrap(name, _MOST_NAME, points=_NAME_POINTS) for name in starred]
-    left = 0.15 + max(text_width(line, points=_NAME_POINTS) for name in names for line in name.splitlines())
+    left = 0.15 + max(
+        text_width(line, points=_NAME_POINTS) for name in names for line in name.splitlines()
+    )
     left, right = max(0.6, left), 0.42
     heights = [max(_ROW, 0.06 + _NAME_LINE * (name.count("\n") + 1)) for name in names]
     page = Page(
@@ -202,7 +224,10 @@ def _set_axes(ax: "Axes", plan: _BarPlan, *, height: float) -> None:
     chance = plan.metric.chance
     low = min(0.0, *numbers)
     high = max(*numbers, chance or 0.0)
-    ax.set_xlim(low - (0.03 * (high - low) if low < 0 else 0.0), high + 0.02 * (high - low) if high > low else 1.0)
+    ax.set_xlim(
+        low - (0.03 * (high - low) if low < 0 else 0.0),
+        high + 0.02 * (high - low) if high > low else 1.0,
+    )
     ax.set_ylim(-0.03, height - 0.03)
     ax.set_yticks([])
     ax.spines["left"].set_visible(low == 0)
@@ -214,7 +239,9 @@ def _set_axes(ax: "Axes", plan: _BarPlan, *, height: float) -> None:
 
 
 def _numbers(interval: Interval) -> list[float]:
-    return [number for number in (interval.value, interval.low, interval.high) if math.isfinite(number)]
+    return [
+        number for number in (interval.value, interval.low, interval.high) if math.isfinite(number)
+    ]
 
 
 def _draw_bar(ax: "Axes", bar: Bar, name: str, at: float) -> None:

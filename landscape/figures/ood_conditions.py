@@ -55,11 +55,15 @@ def ood_conditions(
     check_num_models(len(answers.models))
     answers = answers.only(datasets=datasets)
     if not len(answers):
-        raise AnswersError(f"figure: there is no answer to any of {', '.join(datasets)}, so there is nothing to draw.")
+        raise AnswersError(
+            f"figure: there is no answer to any of {', '.join(datasets)}, so there is nothing to draw."
+        )
     looks, tables = observer_looks(answers, labels), _Tables.of(answers)
     panels = [_panel(DATASETS[name], looks, tables) for name in datasets]
     with paper_style():
-        return draw_condition_panels(panels, list(looks.values()), title=title or "", note=_note(looks, tables))
+        return draw_condition_panels(
+            panels, list(looks.values()), title=title or "", note=_note(looks, tables)
+        )
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,17 @@ class _Tables:
         """Ends of the band or the whisker in each condition; NaN on the lines of models."""
         names = [condition.name for condition in dataset.conditions]
         if is_people:
-            rows = self.people[self.people.dataset == dataset.name].set_index("condition").reindex(names)
+            rows = (
+                self.people[self.people.dataset == dataset.name]
+                .set_index("condition")
+                .reindex(names)
+            )
             return [rows[end].to_numpy(dtype=float) for end in ("low", "high")]
         if dataset.is_parametric:
             return [np.full(len(names), math.nan)] * 2
-        return [np.array([self.wilson.loc[(dataset.name, observer), end]]) for end in ("low", "high")]
+        return [
+            np.array([self.wilson.loc[(dataset.name, observer), end]]) for end in ("low", "high")
+        ]
 
 
 def _panel(dataset: Dataset, looks: Mapping[str, Look], tables: _Tables) -> ConditionPanel:
@@ -100,10 +110,14 @@ def _panel(dataset: Dataset, looks: Mapping[str, Look], tables: _Tables) -> Cond
     levels = tables.levels[tables.levels.dataset == dataset.name]
     observers = []
     for name, look in looks.items():
-        rows = levels[(levels.observer == name) & (levels.kind == (HUMANS if look.is_people else "model"))]
+        rows = levels[
+            (levels.observer == name) & (levels.kind == (HUMANS if look.is_people else "model"))
+        ]
         if len(rows):
             value = rows.set_index("condition").accuracy.reindex(names).to_numpy(dtype=float)
-            observers.append(LevelValues(look, value, *tables.ends(dataset, name, is_people=look.is_people)))
+            observers.append(
+                LevelValues(look, value, *tables.ends(dataset, name, is_people=look.is_people))
+            )
     return ConditionPanel(
         title=dataset.label,
         axis_label=dataset.axis_label,
@@ -116,7 +130,9 @@ def _panel(dataset: Dataset, looks: Mapping[str, Look], tables: _Tables) -> Cond
 
 def _note(looks: Mapping[str, Look], tables: _Tables) -> str:
     levels = tables.levels
-    is_line = levels.dataset.isin([name for name, dataset in DATASETS.items() if dataset.is_parametric])
+    is_line = levels.dataset.isin(
+        [name for name, dataset in DATASETS.items() if dataset.is_parametric]
+    )
     sentences = ["Dotted: chance, 1/16."]
     if is_line.any():
         sentences.append("Hollow: levels that the benchmark leaves out of its means.")
@@ -130,7 +146,9 @@ def _note(looks: Mapping[str, Look], tables: _Tables) -> str:
     models = [name for name, look in looks.items() if not look.is_people]
     if models and not is_line.all():
         sentences.append("Whiskers of models' bars: Wilson's 95 % intervals.")
-    if lacking := [text for name in models if (text := _missing_sets(levels, name, looks[name].label))]:
+    if lacking := [
+        text for name in models if (text := _missing_sets(levels, name, looks[name].label))
+    ]:
         sentences.append(f"No answers: {'; '.join(lacking)}.")
     return " ".join(sentences)
 

@@ -47,7 +47,10 @@ class ConditionCurve:
     chance: float
 
     def __post_init__(self) -> None:
-        lengths = {len(getattr(self, name)) for name in ("conditions", "accuracy", "low", "high", "num_pictures")}
+        lengths = {
+            len(getattr(self, name))
+            for name in ("conditions", "accuracy", "low", "high", "num_pictures")
+        }
         if lengths != {len(set(self.conditions))} or not self.conditions:
             raise ValueError(
                 f"curve of {self.series!r} on {self.dataset}: every condition needs a name of its own, an accuracy, both ends "
@@ -85,7 +88,10 @@ class ConditionCurve:
 
 
 def own_conditions(
-    curves: Sequence[ConditionCurve], *, intervals: str = "Wilson's 95 % intervals", title: str | None = None
+    curves: Sequence[ConditionCurve],
+    *,
+    intervals: str = "Wilson's 95 % intervals",
+    title: str | None = None,
 ) -> "Figure":
     """Draw a panel per data set, a line or bar per series, with whiskers; the note says that people never saw these pictures.
 
@@ -107,18 +113,28 @@ def own_conditions(
         by_dataset.setdefault(curve.dataset, []).append(curve)
     panels = [_panel(name, group, looks) for name, group in by_dataset.items()]
     with paper_style():
-        return draw_condition_panels(panels, list(looks.values()), title=title or "", note=_note(curves, intervals))
+        return draw_condition_panels(
+            panels, list(looks.values()), title=title or "", note=_note(curves, intervals)
+        )
 
 
-def _panel(name: str, curves: Sequence[ConditionCurve], looks: Mapping[str, Look]) -> ConditionPanel:
+def _panel(
+    name: str, curves: Sequence[ConditionCurve], looks: Mapping[str, Look]
+) -> ConditionPanel:
     series = [curve.series for curve in curves]
     chances = {curve.chance for curve in curves}
     if len(set(series)) < len(series) or len(chances) > 1:
-        raise ValueError(f"{name}: curves need different series and one chance; got {', '.join(series)} and {sorted(chances)}.")
-    conditions = tuple(dict.fromkeys(condition for curve in curves for condition in curve.conditions))
+        raise ValueError(
+            f"{name}: curves need different series and one chance; got {', '.join(series)} and {sorted(chances)}."
+        )
+    conditions = tuple(
+        dict.fromkeys(condition for curve in curves for condition in curve.conditions)
+    )
     known = DATASETS.get(name)
     levels = {level.name: level.tick for level in known.conditions} if known else {}
-    published = [levels.get(known.condition_named(text) or "") if known else None for text in conditions]
+    published = [
+        levels.get(known.condition_named(text) or "") if known else None for text in conditions
+    ]
     ticks = tuple(tick for tick in published if tick is not None)
     has_ticks = len(ticks) == len(conditions)
     return ConditionPanel(
@@ -127,7 +143,10 @@ def _panel(name: str, curves: Sequence[ConditionCurve], looks: Mapping[str, Look
         ticks=ticks if has_ticks else conditions,
         hollow=(False,) * len(conditions),
         observers=tuple(
-            LevelValues(looks[curve.series], *(_aligned(curve, conditions, field) for field in ("accuracy", "low", "high")))
+            LevelValues(
+                looks[curve.series],
+                *(_aligned(curve, conditions, field) for field in ("accuracy", "low", "high")),
+            )
             for curve in curves
         ),
         chance=chances.pop(),

@@ -14,8 +14,19 @@ if TYPE_CHECKING:
 
 # Colours of the style's cycle, by meaning.
 MEASURED: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.2, "zorder": 3}
-PREDICTED: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (4, 1.5)), "linewidth": 1.1, "zorder": 4}
-MISSING: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "x", "markersize": 3.5, "zorder": 5}
+PREDICTED: dict[str, Any] = {
+    "color": "#D55E00",
+    "linestyle": (0, (4, 1.5)),
+    "linewidth": 1.1,
+    "zorder": 4,
+}
+MISSING: dict[str, Any] = {
+    "color": "black",
+    "linestyle": "none",
+    "marker": "x",
+    "markersize": 3.5,
+    "zorder": 5,
+}
 
 _NOTE_POINTS, _LEGEND_POINTS, _TITLE_POINTS = 6.0, 7.0, 9.0
 _NOTE_LINE, _LEGEND_LINE, _TITLE_LINE = 0.106, 0.15, 0.17
@@ -56,12 +67,19 @@ class Page:
 
     @property
     def width(self) -> float:
-        return self.left + self.num_columns * self.panel[0] + (self.num_columns - 1) * self.gap + self.right
+        return (
+            self.left
+            + self.num_columns * self.panel[0]
+            + (self.num_columns - 1) * self.gap
+            + self.right
+        )
 
     @property
     def title_lines(self) -> list[str]:
         # Bold letters are wider than those that are measured.
-        return wrap(self.title, self.width - self.left - 0.1, points=1.15 * _TITLE_POINTS).splitlines()
+        return wrap(
+            self.title, self.width - self.left - 0.1, points=1.15 * _TITLE_POINTS
+        ).splitlines()
 
     @property
     def note_lines(self) -> list[str]:
@@ -74,12 +92,19 @@ class Page:
     @property
     def bottom(self) -> float:
         """From the lower edge to the panels."""
-        return 0.08 + _NOTE_LINE * len(self.note_lines) + (0.06 if self.note_lines else 0.0) + self.labels
+        return (
+            0.08
+            + _NOTE_LINE * len(self.note_lines)
+            + (0.06 if self.note_lines else 0.0)
+            + self.labels
+        )
 
     @property
     def top(self) -> float:
         """From the upper edge to the panels."""
-        return self.legend_top + _LEGEND_LINE * self.fitted_legend.num_lines + 0.08 + self.panel_titles
+        return (
+            self.legend_top + _LEGEND_LINE * self.fitted_legend.num_lines + 0.08 + self.panel_titles
+        )
 
     @property
     def legend_top(self) -> float:
@@ -87,7 +112,12 @@ class Page:
 
     @property
     def height(self) -> float:
-        return self.top + self.num_rows * self.panel[1] + (self.num_rows - 1) * self.row_gap + self.bottom
+        return (
+            self.top
+            + self.num_rows * self.panel[1]
+            + (self.num_rows - 1) * self.row_gap
+            + self.bottom
+        )
 
     def figure(self, *, sharey: bool = False, **subplot: Any) -> "tuple[Figure, list[Axes]]":
         """A figure with its panels, empty."""
@@ -110,7 +140,9 @@ class Page:
             axis.get_major_formatter().set_powerlimits((-3, 4))
         return fig, axes
 
-    def write(self, fig: "Figure", axes: "Sequence[Axes]", handles: "Sequence[Artist] | None" = None) -> None:
+    def write(
+        self, fig: "Figure", axes: "Sequence[Axes]", handles: "Sequence[Artist] | None" = None
+    ) -> None:
         """Write the title, one legend for all panels, and the note.
 
         Args:
@@ -133,4 +165,13 @@ class Page:
         self.fitted_legend.draw(fig, shown, at=at, loc="upper left", **style)
         note = "\n".join(self.note_lines)
         y = (self.bottom - self.labels - 0.06) / self.height
-        fig.text(0.06 / self.width, y, note, fontsize=_NOTE_POINTS, color="0.25", va="top", linespacing=1.25, parse_math=False)
+        fig.text(
+            0.06 / self.width,
+            y,
+            note,
+            fontsize=_NOTE_POINTS,
+            color="0.25",
+            va="top",
+            linespacing=1.25,
+            parse_math=False,
+        )

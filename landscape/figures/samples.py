@@ -46,7 +46,9 @@ class EigenvalueSample:
         if self.epoch < 0:
             raise ValueError(f"{where}: the epoch must be 0 (initialisation) or more.")
         if self.num_batches > self.planned:
-            raise ValueError(f"{where}: {self.num_batches} batches, but only {self.planned} were planned.")
+            raise ValueError(
+                f"{where}: {self.num_batches} batches, but only {self.planned} were planned."
+            )
 
     @property
     def num_batches(self) -> int:
@@ -99,4 +101,7 @@ def epochs_to_draw(available: Iterable[int], *, num_panels: int = 6) -> tuple[in
 def told_apart(labels: Mapping[str, str]) -> dict[str, str]:
     """Series -> what a picture calls it, in the same order: equal labels get the name of their series."""
     texts = list(labels.values())
-    return {name: text if texts.count(text) == 1 else f"{text} ({name})" for name, text in labels.items()}
+    return {
+        name: text if texts.count(text) == 1 else f"{text} ({name})"
+        for name, text in labels.items()
+    }

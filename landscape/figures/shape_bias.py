@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from landscape.answers import CATEGORIES, CUE_CONFLICT, Answers, ShapeBias, shape_bias, shape_bias_by_category
+from landscape.answers import (
+    CATEGORIES,
+    CUE_CONFLICT,
+    Answers,
+    ShapeBias,
+    shape_bias,
+    shape_bias_by_category,
+)
 from landscape.errors import AnswersError
 from landscape.figures.observers import MARKER_EDGE, Look, check_num_models, observer_looks
 from landscape.figures.page import Page
@@ -38,7 +45,9 @@ class ObserverBias:
     by_category: dict[str, ShapeBias]
 
 
-def shape_bias_matrix(answers: Answers, *, labels: Mapping[str, str] | None = None, title: str | None = None) -> "Figure":
+def shape_bias_matrix(
+    answers: Answers, *, labels: Mapping[str, str] | None = None, title: str | None = None
+) -> "Figure":
     """Draw which share of the decisions for shape or texture is for the texture, by category of the shape.
 
     Rows are in the order of people's share of shape, the largest at the top; without people in that of the alphabet. The
@@ -64,7 +73,12 @@ def shape_bias_matrix(answers: Answers, *, labels: Mapping[str, str] | None = No
             "Add answers to it."
         )
     with paper_style():
-        return _draw(observers, _ordered(observers), title=title or "", without=_without(answers, labels, observers))
+        return _draw(
+            observers,
+            _ordered(observers),
+            title=title or "",
+            without=_without(answers, labels, observers),
+        )
 
 
 def _ordered(observers: list[ObserverBias]) -> list[str]:
@@ -74,24 +88,37 @@ def _ordered(observers: list[ObserverBias]) -> list[str]:
         return list(CATEGORIES)
     # Where people named neither, at the bottom.
     share = {name: people.by_category[name].bias for name in CATEGORIES}
-    return sorted(CATEGORIES, key=lambda name: share[name] if math.isfinite(share[name]) else -1.0, reverse=True)
+    return sorted(
+        CATEGORIES,
+        key=lambda name: share[name] if math.isfinite(share[name]) else -1.0,
+        reverse=True,
+    )
 
 
-def _without(answers: Answers, labels: Mapping[str, str] | None, observers: list[ObserverBias]) -> list[str]:
+def _without(
+    answers: Answers, labels: Mapping[str, str] | None, observers: list[ObserverBias]
+) -> list[str]:
     drawn = [observer.look for observer in observers]
     return [look.label for look in observer_looks(answers, labels).values() if look not in drawn]
 
 
-def _draw(observers: list[ObserverBias], categories: list[str], *, title: str, without: list[str]) -> "Figure":
+def _draw(
+    observers: list[ObserverBias], categories: list[str], *, title: str, without: list[str]
+) -> "Figure":
     page = Page(
         num_columns=1,
-        panel=(_WIDTH - _LEFT - _RIGHT, (_ROW + _PER_OBSERVER * len(observers)) * (len(categories) + 1)),
+        panel=(
+            _WIDTH - _LEFT - _RIGHT,
+            (_ROW + _PER_OBSERVER * len(observers)) * (len(categories) + 1),
+        ),
         title=title,
         note=_note(observers, without),
         left=_LEFT,
         right=_RIGHT,
         panel_titles=_UPPER,
-        legend=tuple(f"{observer.look.label} ({observer.pooled.bias:.3f})" for observer in observers),
+        legend=tuple(
+            f"{observer.look.label} ({observer.pooled.bias:.3f})" for observer in observers
+        ),
     )
     fig, [ax] = page.figure()
     _set_axes(ax, categories)
@@ -130,10 +157,21 @@ def _mirrored(share: float) -> float:
     return 1 - share
 
 
-def _draw_observer(ax: "Axes", observer: ObserverBias, rows: Mapping[str, int], *, offset: float) -> None:
+def _draw_observer(
+    ax: "Axes", observer: ObserverBias, rows: Mapping[str, int], *, offset: float
+) -> None:
     look = observer.look
-    ax.axvline(1 - observer.pooled.bias, color=look.color, linestyle="-", linewidth=1.1, alpha=0.75, zorder=2)
-    biases = {rows[name]: observer.by_category[name].bias for name in rows} | {len(rows): observer.pooled.bias}
+    ax.axvline(
+        1 - observer.pooled.bias,
+        color=look.color,
+        linestyle="-",
+        linewidth=1.1,
+        alpha=0.75,
+        zorder=2,
+    )
+    biases = {rows[name]: observer.by_category[name].bias for name in rows} | {
+        len(rows): observer.pooled.bias
+    }
     drawn = {row: 1 - bias for row, bias in biases.items() if math.isfinite(bias)}
     ax.plot(
         list(drawn.values()),
@@ -148,8 +186,16 @@ def _draw_observer(ax: "Axes", observer: ObserverBias, rows: Mapping[str, int], 
 
 
 def _note(observers: list[ObserverBias], without: list[str]) -> str:
-    conflicts = sorted({observer.pooled.num_conflicts for observer in observers if not observer.look.is_people})
-    counted = f"{conflicts[0]}" if len(conflicts) == 1 else f"{conflicts[0]} to {conflicts[-1]}" if conflicts else ""
+    conflicts = sorted(
+        {observer.pooled.num_conflicts for observer in observers if not observer.look.is_people}
+    )
+    counted = (
+        f"{conflicts[0]}"
+        if len(conflicts) == 1
+        else f"{conflicts[0]} to {conflicts[-1]}"
+        if conflicts
+        else ""
+    )
     people = next((observer for observer in observers if observer.look.is_people), None)
     trials = [f"{counted} answers of a model"] * bool(counted)
     trials += [f"{people.pooled.num_conflicts} answers of people"] if people else []
@@ -162,7 +208,11 @@ def _note(observers: list[ObserverBias], without: list[str]) -> str:
     empty = [
         f"{observer.look.label} of {', '.join(names)}"
         for observer in observers
-        if (names := [name for name, bias in observer.by_category.items() if not math.isfinite(bias.bias)])
+        if (
+            names := [
+                name for name, bias in observer.by_category.items() if not math.isfinite(bias.bias)
+            ]
+        )
     ]
     if empty:
         sentences.append(f"Neither was named: by {'; by '.join(empty)}.")

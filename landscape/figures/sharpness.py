@@ -46,11 +46,16 @@ class Line:
     def of(cls, comparison: Comparison, series: str, metric: str) -> "Line":
         rows = [comparison.summary(series, epoch, metric) for epoch in comparison.epochs]
         names = ("value", "low", "high", "q25", "q75")
-        columns = [np.array([np.nan if row is None else getattr(row, name) for row in rows]) for name in names]
+        columns = [
+            np.array([np.nan if row is None else getattr(row, name) for row in rows])
+            for name in names
+        ]
         return cls(comparison.epochs, *columns)
 
 
-def sharpness(comparison: Comparison, *, title: str | None = None, unaudited: bool = False) -> "Figure":
+def sharpness(
+    comparison: Comparison, *, title: str | None = None, unaudited: bool = False
+) -> "Figure":
     """Draw the largest eigenvalue and NEP over epochs: a panel each, a line with a marker per epoch for every series.
 
     A pale band holds the middle half of the batches (of the largest eigenvalue alone), a darker one is the bootstrap
@@ -67,9 +72,13 @@ def sharpness(comparison: Comparison, *, title: str | None = None, unaudited: bo
     """
     metrics = [name for name in PANELS if any(row.metric == name for row in comparison.summaries)]
     if not metrics:
-        raise ValueError("no certified record says how large an eigenvalue is, so there is nothing to draw.")
+        raise ValueError(
+            "no certified record says how large an eigenvalue is, so there is nothing to draw."
+        )
     if len(comparison.series) > MAX_SERIES:
-        raise ValueError(f"{len(comparison.series)} series, but more than {MAX_SERIES} lines in a panel cannot be told apart.")
+        raise ValueError(
+            f"{len(comparison.series)} series, but more than {MAX_SERIES} lines in a panel cannot be told apart."
+        )
     labels = tuple(comparison.label(one.name) for one in comparison.series)
     heading = ". ".join(text for text in (title or "", UNAUDITED if unaudited else "") if text)
     with paper_style():
@@ -113,29 +122,52 @@ def _draw(ax: "Axes", comparison: Comparison, metric: str, labels: Sequence[str]
         if spread:
             _band(ax, line, line.inner_low, line.inner_high, color=style["color"], alpha=0.10)
         _band(ax, line, line.low, line.high, color=style["color"], alpha=0.28)
-        ax.plot(line.epochs, line.value, marker="o", markersize=3, label=label, zorder=3 + order, **style)
+        ax.plot(
+            line.epochs,
+            line.value,
+            marker="o",
+            markersize=3,
+            label=label,
+            zorder=3 + order,
+            **style,
+        )
     ax.set_title(METRICS[metric].label[0].upper() + METRICS[metric].label[1:])
     ax.set_xlabel("epoch")
     _label_epochs(ax, comparison.epochs)
     if metric == "nep":
         ax.set_ylabel(f"share of negatives among the top {comparison.protocol['hessian']['k']}")
-        ax.set_ylim(-0.02, max(0.2, 1.08 * float(np.nanmax([np.fmax(line.value, line.high) for line in lines]))))
+        ax.set_ylim(
+            -0.02,
+            max(0.2, 1.08 * float(np.nanmax([np.fmax(line.value, line.high) for line in lines]))),
+        )
         ax.yaxis.set_major_locator(MaxNLocator(5))
         return
     ax.set_ylabel(f"{METRICS[metric].location}, {METRICS[metric].unit}")
-    drawn = np.concatenate([column for line in lines for column in (line.value, line.low, line.inner_low, line.high)])
+    drawn = np.concatenate(
+        [column for line in lines for column in (line.value, line.low, line.inner_low, line.high)]
+    )
     if np.nanmin(drawn) > 0 and np.nanmax(drawn) > _WIDE * np.nanmin(drawn):
         ax.set_yscale("log")
         _label_decades(ax)
 
 
-def _band(ax: "Axes", line: Line, low: np.ndarray, high: np.ndarray, *, color: str, alpha: float) -> None:
+def _band(
+    ax: "Axes", line: Line, low: np.ndarray, high: np.ndarray, *, color: str, alpha: float
+) -> None:
     """A band over the epochs; a bar where an epoch has no neighbour that was measured."""
     ax.fill_between(line.epochs, low, high, color=color, alpha=alpha, linewidth=0, zorder=1)
     known = np.isfinite(low)
     beside = np.concatenate([[False], known[:-1]]) | np.concatenate([known[1:], [False]])
     lonely = known & ~beside
-    ax.vlines(np.array(line.epochs)[lonely], low[lonely], high[lonely], color=color, alpha=alpha, linewidth=5, zorder=1)
+    ax.vlines(
+        np.array(line.epochs)[lonely],
+        low[lonely],
+        high[lonely],
+        color=color,
+        alpha=alpha,
+        linewidth=5,
+        zorder=1,
+    )
 
 
 def _label_epochs(ax: "Axes", epochs: Sequence[int]) -> None:

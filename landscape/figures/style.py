@@ -18,7 +18,11 @@ STYLE_FILE = Path(__file__).parent.parent / "paper.mplstyle"
 # The colour cycle of the style file has as many entries; more curves in one panel cannot be told apart.
 MAX_SERIES = 8
 # Metadata that would differ between two runs on the same numbers is left out.
-_METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
 SUFFIXES = tuple(f".{name}" for name in _METADATA)
 
 
@@ -37,7 +41,10 @@ def line_styles() -> tuple[LineStyle, ...]:
 
     cycle = rc_params_from_file(STYLE_FILE, use_default_template=False)["axes.prop_cycle"]
     return tuple(
-        LineStyle(color=f"#{one['color'].lstrip('#')}", dash=() if one["linestyle"] == "-" else tuple(one["linestyle"][1]))
+        LineStyle(
+            color=f"#{one['color'].lstrip('#')}",
+            dash=() if one["linestyle"] == "-" else tuple(one["linestyle"][1]),
+        )
         for one in cycle
     )
 
@@ -78,7 +85,9 @@ def save_figure(fig: "Figure", path: Path) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: a figure cannot be written as {suffix!r}, the suffix must be one of {', '.join(SUFFIXES)}.")
+        raise ValueError(
+            f"{path}: a figure cannot be written as {suffix!r}, the suffix must be one of {', '.join(SUFFIXES)}."
+        )
     stream = io.BytesIO()
     _write(fig, stream, suffix[1:])
     try:

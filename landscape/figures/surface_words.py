@@ -17,7 +17,9 @@ def findings(result: "LossSlice | LossSurface") -> list[str]:
     """A line for each direction and for the barrier; for a terminal."""
     lines = [line for number in range(len(axes_of(result))) if (line := check(result, number))]
     if result.num_undefined:
-        lines.append(f"{result.num_undefined} of the losses are not finite; they are stored and drawn as such.")
+        lines.append(
+            f"{result.num_undefined} of the losses are not finite; they are stored and drawn as such."
+        )
     if barrier := barrier_words(result):
         lines.append(barrier)
     return lines
@@ -73,7 +75,9 @@ def barrier_words(result: "LossSlice | LossSurface") -> str:
     return f"barrier: {least}{barrier.height:.4g} nats above the line between the ends, at {barrier.at:.2g} of the way."
 
 
-def note(result: "LossSlice | LossSurface", *, directions: str, num_batches: int, num_pairs: int) -> str:
+def note(
+    result: "LossSlice | LossSurface", *, directions: str, num_batches: int, num_pairs: int
+) -> str:
     """The text under a figure.
 
     Args:

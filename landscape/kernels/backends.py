@@ -34,7 +34,9 @@ def resolve_backend(backend: Backend, device: torch.device) -> str:
         kernel = {"cpu": "cpu", "cuda": "gpu"}.get(device.type, "log_depth")
         return kernel if kernel == "log_depth" or _is_installed(_NEEDS[kernel]) else "log_depth"
     if backend not in ("reference", "log_depth", "cpu", "gpu"):
-        raise ValueError(f"backend must be one of auto, reference, log_depth, cpu, gpu; got {backend!r}.")
+        raise ValueError(
+            f"backend must be one of auto, reference, log_depth, cpu, gpu; got {backend!r}."
+        )
     if backend in _NEEDS and not _is_installed(_NEEDS[backend]):
         raise MissingDependencyError(
             f"backend={backend!r} needs the package {_NEEDS[backend]}, which is not installed: "
@@ -44,5 +46,7 @@ def resolve_backend(backend: Backend, device: torch.device) -> str:
     interpreted = backend == "gpu" and os.environ.get("TRITON_INTERPRET") == "1"
     runs_on = {"cpu": "cpu", "gpu": "cuda"}.get(backend, device.type)
     if device.type != runs_on and not interpreted:
-        raise ValueError(f"backend={backend!r} runs on {runs_on} tensors, got {device.type} ones: use backend='auto'.")
+        raise ValueError(
+            f"backend={backend!r} runs on {runs_on} tensors, got {device.type} ones: use backend='auto'."
+        )
     return backend

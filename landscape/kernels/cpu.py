@@ -28,7 +28,14 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def run(kernel: Callable[..., Any], num_tasks: int, work: int, scratch_size: int, like: Tensor, *args: Any) -> None:
+def run(
+    kernel: Callable[..., Any],
+    num_tasks: int,
+    work: int,
+    scratch_size: int,
+    like: Tensor,
+    *args: Any,
+) -> None:
     """Call kernel(first, last, scratch, *args) so that the ranges cover `num_tasks` tasks.
 
     Uses at most `torch.get_num_threads()` threads. They are Python threads, since the kernels hold no GIL: Numba's own
@@ -56,12 +63,25 @@ def flat(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().view(-1).numpy()
 
 
-def _by_rows(kernel: Callable[..., Any], inputs: tuple[Tensor, ...], num_outputs: int, reverse: bool) -> tuple[Tensor, ...]:
+def _by_rows(
+    kernel: Callable[..., Any], inputs: tuple[Tensor, ...], num_outputs: int, reverse: bool
+) -> tuple[Tensor, ...]:
     """Run a kernel of the linear recurrence along the last dimension of tensors of one shape."""
     like = inputs[0]
-    outputs = tuple(torch.empty_like(like, memory_format=torch.contiguous_format) for _ in range(num_outputs))
+    outputs = tuple(
+        torch.empty_like(like, memory_format=torch.contiguous_format) for _ in range(num_outputs)
+    )
     length = like.shape[-1]
-    run(kernel, like.numel() // length, like.numel(), 0, like, *map(flat, (*inputs, *outputs)), length, reverse)
+    run(
+        kernel,
+        like.numel() // length,
+        like.numel(),
+        0,
+        like,
+        *map(flat, (*inputs, *outputs)),
+        length,
+        reverse,
+    )
     return outputs
 
 
@@ -76,7 +96,9 @@ def linear_gradient(a: Tensor, h: Tensor, dh: Tensor, reverse: bool) -> tuple[Te
     return da, db
 
 
-def linear_product(a: Tensor, h: Tensor, g: Tensor, va: Tensor, vb: Tensor, reverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+def linear_product(
+    a: Tensor, h: Tensor, g: Tensor, va: Tensor, vb: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The derivatives of <va, da> + <vb, db> of `linear_gradient` in a, h and dh, where g = db."""
     ua, uh, ud = _by_rows(linear_kernels.product, (a, h, g, va, vb), 3, reverse)
     return ua, uh, ud

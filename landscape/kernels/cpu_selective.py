@@ -33,14 +33,18 @@ def _num_parts(u: Tensor) -> int:
     return max(1, min(blocks, -(-_MIN_TASKS // max(u.shape[0], 1))))
 
 
-def _launch(kernel: Callable[..., Any], theta: Sequence[Tensor], quantities: int, softplus: bool, *args: Any) -> None:
+def _launch(
+    kernel: Callable[..., Any], theta: Sequence[Tensor], quantities: int, softplus: bool, *args: Any
+) -> None:
     """Run a kernel over all rows; `args` are what it takes between its scratch memory and its sizes, and after those."""
     u, states = theta[0], theta[2].shape[2]
     rows, channels, length = u.shape
     lanes = VECTOR_BYTES // u.element_size()
     tile_steps = min(length, max(lanes, _TILE_BYTES // (quantities * VECTOR_BYTES)))
     # Per state: A, the adjoint state and the sum for A, each with its derivative; then the state at the start of each tile.
-    num_vectors = quantities * tile_steps + 6 * states + 2 * states * (-(-length // tile_steps) + 1) + 2
+    num_vectors = (
+        quantities * tile_steps + 6 * states + 2 * states * (-(-length // tile_steps) + 1) + 2
+    )
     sizes = (channels, states, length, _num_parts(u), tile_steps, softplus)
     before, after = args[:-1], args[-1]
     work = quantities * u.numel() * states // _FORWARD
@@ -71,12 +75,24 @@ def forward(theta: Sequence[Tensor], softplus: bool) -> Tensor:
 def gradient(theta: Sequence[Tensor], dy: Tensor, softplus: bool) -> list[Tensor]:
     """The gradient of <dy, y> in theta."""
     out = _with_parts(_like(theta), _num_parts(theta[0]))
-    _launch(selective_kernels.gradient, theta, _GRADIENT, softplus, _arrays((*theta, dy)), _arrays(out), ())
+    _launch(
+        selective_kernels.gradient,
+        theta,
+        _GRADIENT,
+        softplus,
+        _arrays((*theta, dy)),
+        _arrays(out),
+        (),
+    )
     return _add_parts(out)
 
 
 def tangent(
-    theta: Sequence[Tensor], dy: Tensor, theta_: Sequence[Tensor], dy_: Tensor | None, softplus: bool
+    theta: Sequence[Tensor],
+    dy: Tensor,
+    theta_: Sequence[Tensor],
+    dy_: Tensor | None,
+    softplus: bool,
 ) -> list[Tensor]:
     """The derivatives along (theta_, dy_) of the gradient of <dy, y> in theta, and of y."""
     out = _with_parts(_like((*theta, dy)), _num_parts(theta[0]))

@@ -38,7 +38,9 @@ def first_order_kernels(device: torch.device) -> Iterator[None]:
         MissingDependencyError: If mamba-ssm or its CUDA extension is not installed.
     """
     if device.type != _DEVICE:
-        raise LandscapeError(f"mamba-ssm's scan runs on {_DEVICE} devices, not on {device}: train with scan='landscape'.")
+        raise LandscapeError(
+            f"mamba-ssm's scan runs on {_DEVICE} devices, not on {device}: train with scan='landscape'."
+        )
     _kernel()
     with _counted("first"):
         yield
@@ -51,7 +53,12 @@ def second_order() -> AbstractContextManager[None]:
 
 def training_scan(x: Tensor) -> Callable[..., Tensor] | None:
     """Return mamba-ssm's `selective_scan_fn` if it may compute the scan of `x`."""
-    if not _open["first"] or _open["second"] or x.device.type != _DEVICE or x.dtype != torch.float32:
+    if (
+        not _open["first"]
+        or _open["second"]
+        or x.device.type != _DEVICE
+        or x.dtype != torch.float32
+    ):
         return None
     return _kernel()
 

@@ -31,7 +31,10 @@ def _linear_scan(  # type: ignore[no-untyped-def]
         t = start + steps
         inside = (row < num_rows) & (t < length)
         at = row.to(tl.int64) * length + (length - 1 - t if REVERSE else t)
-        decay, source = tl.load(a + at, mask=inside, other=0.0), tl.load(b + at, mask=inside, other=0.0)
+        decay, source = (
+            tl.load(a + at, mask=inside, other=0.0),
+            tl.load(b + at, mask=inside, other=0.0),
+        )
         decay, source = tl.associative_scan((decay, source), 1, _compose)
         states = source + decay * state
         tl.store(h + at, states, mask=inside)
@@ -48,5 +51,7 @@ def linear_scan(a: Tensor, b: Tensor, reverse: bool) -> Tensor:
         steps = min(triton.next_power_of_2(length), _TILE_STEPS)
         rows = max(1, _TILE // steps)
         with torch.cuda.device_of(b):
-            _linear_scan[(triton.cdiv(num_rows, rows),)](a, b, h, num_rows, length, reverse, rows, steps)
+            _linear_scan[(triton.cdiv(num_rows, rows),)](
+                a, b, h, num_rows, length, reverse, rows, steps
+            )
     return h

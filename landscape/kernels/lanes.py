@@ -23,7 +23,9 @@ from numba.extending import intrinsic, models, overload, register_model
 VECTOR_BYTES = 64
 # Lets the compiler fuse a multiplication with an addition; nothing else is relaxed, so NaN and infinity survive.
 _FLAGS = ("contract",)
-_SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:12]
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()[:12]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +76,9 @@ def _splat(builder: ir.IRBuilder, vector: ir.VectorType, value: ir.Value) -> ir.
     return builder.shuffle_vector(first, undefined, _mask([0] * vector.count))
 
 
-def _address(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, index: ir.Value) -> ir.Value:
+def _address(
+    context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, index: ir.Value
+) -> ir.Value:
     """Pointer to the vector that starts at element `index` of a flat array."""
     vector = context.get_value_type(Lanes(array_type.dtype))
     data = context.make_array(array_type)(context, builder, array).data
@@ -133,7 +137,9 @@ def lane_sum(typing: Any, x: Lanes) -> Any:
         name = f"llvm.vector.reduce.fadd.v{vector.count}f{x.scalar.bitwidth}"
         kind = ir.FunctionType(vector.element, [vector.element, vector])
         function = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(function, [ir.Constant(vector.element, -0.0), args[0]], fastmath=("reassoc",))
+        return builder.call(
+            function, [ir.Constant(vector.element, -0.0), args[0]], fastmath=("reassoc",)
+        )
 
     return x.scalar(x), generate
 
@@ -154,7 +160,9 @@ def _polynomial(builder: ir.IRBuilder, x: ir.Value, coefficients: list[float]) -
     """Horner's rule, highest power first."""
     total = _constant(x.type, coefficients[0])
     for coefficient in coefficients[1:]:
-        total = builder.fadd(builder.fmul(total, x, flags=_FLAGS), _constant(x.type, coefficient), flags=_FLAGS)
+        total = builder.fadd(
+            builder.fmul(total, x, flags=_FLAGS), _constant(x.type, coefficient), flags=_FLAGS
+        )
     return total
 
 
@@ -165,7 +173,8 @@ def _exp2_series(degree: int) -> list[float]:
     """
     a = math.log(2) / 2
     bessel = [
-        sum((a / 2) ** (2 * m + k) / (math.factorial(m) * math.factorial(m + k)) for m in range(9)) for k in range(degree + 1)
+        sum((a / 2) ** (2 * m + k) / (math.factorial(m) * math.factorial(m + k)) for m in range(9))
+        for k in range(degree + 1)
     ]
     powers = np.polynomial.chebyshev.cheb2poly([bessel[0], *(2 * value for value in bessel[1:])])
     return [float(c) * 2.0**k for k, c in enumerate(powers)][::-1]
@@ -182,14 +191,18 @@ def exp2(typing: Any, x: Lanes) -> Any:
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         (x,), vector = args, args[0].type
         single = _is_float32(vector)
-        low, high, mantissa, bias, degree = (-127.0, 128.4, 23, 127, 6) if single else (-1023.0, 1024.4, 52, 1023, 11)
+        low, high, mantissa, bias, degree = (
+            (-127.0, 128.4, 23, 127, 6) if single else (-1023.0, 1024.4, 52, 1023, 11)
+        )
         for operation, limit in (("<", _constant(vector, low)), (">", _constant(vector, high))):
             x = builder.select(builder.fcmp_ordered(operation, x, limit), limit, x)
         magic = _constant(vector, 1.5 * 2**mantissa + bias)
         shifted = builder.fadd(x, magic)
         remainder = builder.fsub(x, builder.fsub(shifted, magic))
         integer = ir.VectorType(ir.IntType(32 if single else 64), vector.count)
-        power = builder.bitcast(builder.shl(builder.bitcast(shifted, integer), _constant(integer, mantissa)), vector)
+        power = builder.bitcast(
+            builder.shl(builder.bitcast(shifted, integer), _constant(integer, mantissa)), vector
+        )
         return builder.fmul(_polynomial(builder, remainder, _exp2_series(degree)), power)
 
     return x(x), generate
@@ -203,7 +216,9 @@ def log1p_unit(typing: Any, x: Lanes) -> Any:
         (x,), vector = args, args[0].type
         z = builder.fdiv(x, builder.fadd(x, _constant(vector, 2.0)))
         terms = 6 if _is_float32(vector) else 16
-        series = _polynomial(builder, builder.fmul(z, z), [2 / (2 * j + 1) for j in range(terms, -1, -1)])
+        series = _polynomial(
+            builder, builder.fmul(z, z), [2 / (2 * j + 1) for j in range(terms, -1, -1)]
+        )
         return builder.fmul(z, series)
 
     return x(x), generate
@@ -216,7 +231,9 @@ def _transposition(builder: ir.IRBuilder, vector: ir.VectorType) -> ir.Function:
     """
     pointer, integer, count = vector.as_pointer(), ir.IntType(64), vector.count
     kind = ir.FunctionType(ir.VoidType(), [vector.element.as_pointer(), integer] * 2)
-    function = cgutils.get_or_insert_function(builder.module, kind, f"landscape_transpose_{vector.element.intrinsic_name}")
+    function = cgutils.get_or_insert_function(
+        builder.module, kind, f"landscape_transpose_{vector.element.intrinsic_name}"
+    )
     if not function.is_declaration:
         return function
     function.linkage = "internal"
@@ -230,9 +247,15 @@ def _transposition(builder: ir.IRBuilder, vector: ir.VectorType) -> ir.Function:
 
     rows = [body.load(row(source, pitch, i), align=align) for i in range(count)]
     half = count // 2
-    masks = [_mask([(j // 2) + (j % 2) * count + start for j in range(count)]) for start in (0, half)]
+    masks = [
+        _mask([(j // 2) + (j % 2) * count + start for j in range(count)]) for start in (0, half)
+    ]
     for _ in range(half.bit_length()):
-        rows = [body.shuffle_vector(rows[i], rows[i + half], mask) for i in range(half) for mask in masks]
+        rows = [
+            body.shuffle_vector(rows[i], rows[i + half], mask)
+            for i in range(half)
+            for mask in masks
+        ]
     for i, values in enumerate(rows):
         body.store(values, row(target, step, i), align=align)
     body.ret_void()
@@ -255,7 +278,10 @@ def transpose(
         source_type, _, _, target_type, _, _ = signature.args
         addresses = [
             builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-            for kind, array, index in ((source_type, args[0], args[1]), (target_type, args[3], args[4]))
+            for kind, array, index in (
+                (source_type, args[0], args[1]),
+                (target_type, args[3], args[4]),
+            )
         ]
         function = _transposition(builder, context.get_value_type(Lanes(source.dtype)))
         builder.call(function, [addresses[0], args[2], addresses[1], args[5]])

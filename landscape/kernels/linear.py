@@ -55,7 +55,11 @@ _product_kernel.register_fake(lambda a, *_: (_like(a), _like(a), _like(a)))
 
 def _mapped(call: Callable[..., Any], info: Any, in_dims: tuple, args: tuple) -> tuple[Any, Any]:
     """The vmap rule of everything here: the mapped dimension goes to the front of all tensors."""
-    moved = [x[None] if dim is None else x.movedim(dim, 0) for x, dim in zip(args, in_dims) if isinstance(x, Tensor)]
+    moved = [
+        x[None] if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(args, in_dims)
+        if isinstance(x, Tensor)
+    ]
     outputs = call(*torch.broadcast_tensors(*moved), *args[len(moved) :])
     return outputs, 0 if isinstance(outputs, Tensor) else (0,) * len(outputs)
 
@@ -111,7 +115,9 @@ class _LinearScan(torch.autograd.Function):
         return _mapped(_LinearScan.apply, info, in_dims, args)
 
 
-def _gradient(a: Tensor, h: Tensor, dh: Tensor, reverse: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _gradient(
+    a: Tensor, h: Tensor, dh: Tensor, reverse: bool, backend: str
+) -> tuple[Tensor, Tensor]:
     """The gradient of <dh, h> in a and b. The adjoint runs the other way: g_t = dh_t + a_{t+1} g_{t+1}, da_t = g_t h_{t-1}."""
     g = _LinearScan.apply(_shift(a, later=reverse), dh, not reverse, backend)
     return g * _shift(h, later=not reverse), g
@@ -143,7 +149,9 @@ class _LinearGradient(torch.autograd.Function):
             return da_ + g * _shift(h_, later=not ctx.reverse), g_
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def vmap(
+        info: Any, in_dims: tuple, *args: Any
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         return _mapped(_LinearGradient.apply, info, in_dims, args)
 
 
@@ -160,7 +168,10 @@ class _LinearProduct(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
         saved = (*inputs[:4], output[2])
-        ctx.before, ctx.after = partial(_shift, later=not inputs[-1]), partial(_shift, later=inputs[-1])
+        ctx.before, ctx.after = (
+            partial(_shift, later=not inputs[-1]),
+            partial(_shift, later=inputs[-1]),
+        )
         ctx.reverse = inputs[-1]
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
@@ -170,14 +181,23 @@ class _LinearProduct(torch.autograd.Function):
         (a, h, g, va, k), before, after = ctx.saved_tensors, ctx.before, ctx.after
         xh = before(xh)
         by_a, by_vb = _LinearGradient.apply(a, k, xd + after(xa * g), ctx.reverse)
-        return by_a, after(by_vb * va), xa * before(k) + xh * va, xh * g + by_vb * before(h), by_vb, None
+        return (
+            by_a,
+            after(by_vb * va),
+            xa * before(k) + xh * va,
+            xh * g + by_vb * before(h),
+            by_vb,
+            None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         with forward_rule(ctx) as (a, h, g, va, k):
             a_, h_, g_, va_, vb_ = (torch.zeros_like(k) if x is None else x for x in tangents[:-1])
             before, after = ctx.before, ctx.after
-            k_ = _LinearScan.apply(a, vb_ + va_ * before(h) + va * before(h_) + a_ * before(k), ctx.reverse, "cpu")
+            k_ = _LinearScan.apply(
+                a, vb_ + va_ * before(h) + va * before(h_) + a_ * before(k), ctx.reverse, "cpu"
+            )
             return before(k_) * g + before(k) * g_, after(va_ * g + va * g_), k_
 
     @staticmethod
@@ -192,7 +212,9 @@ def _check_pair(a: Tensor, b: Tensor) -> None:
             "multiplies rounding errors, so half precision is not supported. Convert them with .float()."
         )
     if a.device != b.device:
-        raise ValueError(f"linear_scan: a and b must be on one device, got {a.device} and {b.device}.")
+        raise ValueError(
+            f"linear_scan: a and b must be on one device, got {a.device} and {b.device}."
+        )
     if a.dim() == 0 or b.dim() == 0 or a.shape[-1] != b.shape[-1] or b.shape[-1] == 0:
         raise ValueError(
             f"linear_scan: the last dimension of a and b is time, of one length >= 1; got shapes {tuple(a.shape)} and "
@@ -201,7 +223,11 @@ def _check_pair(a: Tensor, b: Tensor) -> None:
 
 
 def linear_scan(
-    a: Float[Tensor, "*#rows l"], b: Float[Tensor, "*#rows l"], *, reverse: bool = False, backend: Backend = "auto"
+    a: Float[Tensor, "*#rows l"],
+    b: Float[Tensor, "*#rows l"],
+    *,
+    reverse: bool = False,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "*rows l"]:
     r"""First-order linear recurrence h_t = a_t h_{t-1} + b_t along the last dimension, from h_{-1} = 0.
 
@@ -228,7 +254,9 @@ def linear_scan(
     try:
         a, b = torch.broadcast_tensors(a, b)
     except RuntimeError:
-        raise ValueError(f"linear_scan: shapes {tuple(a.shape)} and {tuple(b.shape)} do not broadcast.") from None
+        raise ValueError(
+            f"linear_scan: shapes {tuple(a.shape)} and {tuple(b.shape)} do not broadcast."
+        ) from None
     if chosen == "reference":
         return reference.linear_scan_loop(a, b, reverse=reverse)
     return _LinearScan.apply(a, b, reverse, chosen)

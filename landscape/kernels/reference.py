@@ -65,7 +65,10 @@ def step_sizes(
 
 
 def finish(
-    y: Float[Tensor, "b d l"], u: Float[Tensor, "b d l"], D: Float[Tensor, " d"] | None, z: Float[Tensor, "b d l"] | None
+    y: Float[Tensor, "b d l"],
+    u: Float[Tensor, "b d l"],
+    D: Float[Tensor, " d"] | None,
+    z: Float[Tensor, "b d l"] | None,
 ) -> Float[Tensor, "b d l"]:
     """Add the skip connection and apply the gate."""
     if D is not None:
@@ -96,7 +99,9 @@ def selective_scan_loop(
     h = u.new_zeros(u.shape[0], *A.shape)
     outputs = []
     # Taken apart at once, because the gradient of indexing is as large as the whole array, at every step.
-    for step, source, B_t, C_t in zip(delta[:, :, None].unbind(-1), u[:, :, None].unbind(-1), B.unbind(-1), C.unbind(-1)):
+    for step, source, B_t, C_t in zip(
+        delta[:, :, None].unbind(-1), u[:, :, None].unbind(-1), B.unbind(-1), C.unbind(-1)
+    ):
         h = torch.exp(step * A) * h + step * B_t * source
         outputs.append((h * C_t).sum(dim=-1))
     return torch.stack(outputs, dim=-1), h

@@ -20,7 +20,9 @@ __all__ = ["linear_scan", "selective_scan"]
 def _expect_shape(name: str, x: Tensor | None, *shapes: tuple[int, ...]) -> None:
     if x is not None and tuple(x.shape) not in shapes:
         allowed = " or ".join(str(shape) for shape in shapes)
-        raise ValueError(f"selective_scan: {name} must have shape {allowed} to fit u and A, got {tuple(x.shape)}.")
+        raise ValueError(
+            f"selective_scan: {name} must have shape {allowed} to fit u and A, got {tuple(x.shape)}."
+        )
 
 
 def _check_selective(tensors: dict[str, Tensor | None]) -> None:
@@ -30,9 +32,13 @@ def _check_selective(tensors: dict[str, Tensor | None]) -> None:
         if x is None:
             continue
         if x.is_complex():
-            raise ValueError(f"selective_scan: {name} is complex, which is not supported: pass real tensors.")
+            raise ValueError(
+                f"selective_scan: {name} is complex, which is not supported: pass real tensors."
+            )
         if x.device != u.device:
-            raise ValueError(f"selective_scan: all tensors must be on one device, got u on {u.device}, {name} on {x.device}.")
+            raise ValueError(
+                f"selective_scan: all tensors must be on one device, got u on {u.device}, {name} on {x.device}."
+            )
     if u.dim() != 3 or A.dim() != 2 or u.shape[-1] == 0:
         raise ValueError(
             f"selective_scan: u must have shape (batch, channels, length >= 1) and A (channels, states), got "
@@ -138,15 +144,30 @@ def selective_scan(
 
     Source: Gu & Dao, Mamba: Linear-time sequence modeling with selective state spaces (2023), section 3.
     """
-    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    tensors = {
+        "u": u,
+        "delta": delta,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "z": z,
+        "delta_bias": delta_bias,
+    }
     _check_selective(tensors)
     dtype = _compute_dtype(tensors)
     chosen = resolve_backend(backend, u.device)
     x, delta, A, B, C = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
-    D, z, delta_bias = (None if tensor is None else tensor.to(dtype) for tensor in (D, z, delta_bias))
+    D, z, delta_bias = (
+        None if tensor is None else tensor.to(dtype) for tensor in (D, z, delta_bias)
+    )
     if not delta_softplus:
         _refuse_negative_steps(reference.step_sizes(delta, delta_bias, False))
-    if backend == "auto" and not return_last_state and (first_order := training_scan(x)) is not None:
+    if (
+        backend == "auto"
+        and not return_last_state
+        and (first_order := training_scan(x)) is not None
+    ):
         return first_order(x, delta, A, B, C, D, z, delta_bias, delta_softplus).to(u.dtype)
     if chosen == "cpu" and not return_last_state and B.dim() > 2 and C.dim() > 2:
         y = fused(x, delta, A, B, C, D, delta_bias, delta_softplus)
@@ -154,6 +175,8 @@ def selective_scan(
     if chosen == "reference":
         y, last = reference.selective_scan_loop(x, delta, A, B, C, delta_bias, delta_softplus)
     else:
-        y, last = _in_memory(x, reference.step_sizes(delta, delta_bias, delta_softplus), A, B, C, chosen)
+        y, last = _in_memory(
+            x, reference.step_sizes(delta, delta_bias, delta_softplus), A, B, C, chosen
+        )
     out = reference.finish(y, x, D, z).to(u.dtype)
     return (out, last) if return_last_state else out

@@ -106,7 +106,9 @@ for _kernel in (_forward, _gradient, _push, _tangent):
 
 
 def _dense(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(x) if tangent is None else tangent for tangent, x in zip(tangents, like)]
+    return [
+        torch.zeros_like(x) if tangent is None else tangent for tangent, x in zip(tangents, like)
+    ]
 
 
 class _Scan(torch.autograd.Function):
@@ -179,9 +181,14 @@ class _Push(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         with forward_rule(ctx) as saved:
             theta, theta_ = saved[:_NUM_INPUTS], saved[_NUM_INPUTS:]
-            first, second = _dense(tangents[:_NUM_INPUTS], theta), _dense(tangents[_NUM_INPUTS:-1], theta_)
+            first, second = (
+                _dense(tangents[:_NUM_INPUTS], theta),
+                _dense(tangents[_NUM_INPUTS:-1], theta_),
+            )
             zero = torch.zeros_like(theta[0])
-            curved = _third_derivative((*theta, zero), (*theta_, zero), (*first, zero), ctx.softplus)[-1]
+            curved = _third_derivative(
+                (*theta, zero), (*theta_, zero), (*first, zero), ctx.softplus
+            )[-1]
             return curved + _Push.apply(*theta, *second, ctx.softplus)
 
     @staticmethod
@@ -239,7 +246,9 @@ def composed(*theta_and_softplus: Any) -> Tensor:
     return (h * C[:, None]).sum(dim=2) + D[..., None] * u
 
 
-def _third_derivative(p: Sequence[Tensor], q: Sequence[Tensor], r: Sequence[Tensor], softplus: bool) -> tuple[Tensor, ...]:
+def _third_derivative(
+    p: Sequence[Tensor], q: Sequence[Tensor], r: Sequence[Tensor], softplus: bool
+) -> tuple[Tensor, ...]:
     """The gradient in p of <r, H(p) q>, which is symmetric in q and r, by differentiating the slow twin three times."""
     everything = tuple(range(len(p)))
 
@@ -253,18 +262,29 @@ def _third_derivative(p: Sequence[Tensor], q: Sequence[Tensor], r: Sequence[Tens
 
 
 def fused(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None, softplus: bool
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
 ) -> Tensor:
     """`selective_scan` without gate for B and C that vary in time; shapes and meaning as there."""
     (batch, channels, length), states = u.shape, A.shape[1]
     B, C = (X[:, None] if X.dim() == 3 else X for X in (B, C))
     groups = math.lcm(B.shape[1], C.shape[1])
     rows = batch * groups
-    B, C = (X if X.shape[1] == groups else X.repeat_interleave(groups // X.shape[1], dim=1) for X in (B, C))
+    B, C = (
+        X if X.shape[1] == groups else X.repeat_interleave(groups // X.shape[1], dim=1)
+        for X in (B, C)
+    )
     B, C = (X.reshape(rows, states, length) for X in (B, C))
     D, delta_bias = (u.new_zeros(channels) if x is None else x for x in (D, delta_bias))
     u, delta = (x.reshape(rows, channels // groups, length) for x in (u, delta))
     A, D, delta_bias = (
-        x.expand(batch, *x.shape).reshape(rows, channels // groups, *x.shape[1:]) for x in (A, D, delta_bias)
+        x.expand(batch, *x.shape).reshape(rows, channels // groups, *x.shape[1:])
+        for x in (A, D, delta_bias)
     )
     return _Scan.apply(u, delta, A, B, C, D, delta_bias, softplus).reshape(batch, channels, length)

@@ -15,7 +15,17 @@ Quantities of a tile are vectors over channels.
 
 import math
 
-from landscape.kernels.lanes import compiled, exp2, lane_count, lane_sum, load, log1p_unit, splat, store, where_less
+from landscape.kernels.lanes import (
+    compiled,
+    exp2,
+    lane_count,
+    lane_sum,
+    load,
+    log1p_unit,
+    splat,
+    store,
+    where_less,
+)
 from landscape.kernels.tiles import load_tile, store_tile
 
 # Quantities of one step in a tile: the forward kernel needs the first five, and running backwards has dy where it has y.
@@ -65,7 +75,9 @@ def load_constants(p, channel, rows, states, tile, at, zero):  # type: ignore[no
     lanes = lane_count(tile)
     for vector in range(2):
         for i in range(lanes):
-            tile[vector * lanes + i] = p[5 + vector][channel + i] if i < rows else tile.dtype.type(0)
+            tile[vector * lanes + i] = (
+                p[5 + vector][channel + i] if i < rows else tile.dtype.type(0)
+            )
     D, bias = load(tile, 0), load(tile, lanes)
     load_tile(p[2], channel * states, states, rows, states, tile, at, lanes)
     return D, bias
@@ -84,7 +96,9 @@ def _advance(tile, pitch, steps, A, h, B, C, at_time, with_output):  # type: ign
     rate = A * LOG2_E
     for t in range(steps):
         at = t * pitch
-        h = exp2(load(tile, at + DELTA * lanes) * rate) * h + B[at_time + t] * load(tile, at + X * lanes)
+        h = exp2(load(tile, at + DELTA * lanes) * rate) * h + B[at_time + t] * load(
+            tile, at + X * lanes
+        )
         if with_output:
             store(tile, at + Y * lanes, load(tile, at + Y * lanes) + C[at_time + t] * h)
     return h
@@ -107,12 +121,24 @@ def forward(first, last, tile, p, y, sizes):  # type: ignore[no-untyped-def]
             fill(tile, at_h, at_h + states * lanes, tile.dtype.type(0))
             for done in range(0, length, tile_steps):
                 steps = min(tile_steps, length - done)
-                prepare(p, channel * length + done, sizes, rows, steps, tile, pitch, bias, zero, False)
+                prepare(
+                    p, channel * length + done, sizes, rows, steps, tile, pitch, bias, zero, False
+                )
                 for at in range(0, steps * pitch, pitch):
                     store(tile, at + Y * lanes, D * load(tile, at + U * lanes))
                 for i in range(states):
                     A, h = load(tile, at_A + i * lanes), load(tile, at_h + i * lanes)
-                    h = _advance(tile, pitch, steps, A, h, p[3], p[4], (row * states + i) * length + done, True)
+                    h = _advance(
+                        tile,
+                        pitch,
+                        steps,
+                        A,
+                        h,
+                        p[3],
+                        p[4],
+                        (row * states + i) * length + done,
+                        True,
+                    )
                     store(tile, at_h + i * lanes, h)
                 store_tile(y, channel * length + done, length, rows, steps, tile, Y * lanes, pitch)
 
@@ -128,7 +154,9 @@ def _state_starts(p, channel, row, sizes, rows, tile, pitch, at_A, at_starts, bi
         at = at_starts + done // tile_steps * states * lanes
         for i in range(states):
             A, h = load(tile, at_A + i * lanes), load(tile, at + i * lanes)
-            h = _advance(tile, pitch, tile_steps, A, h, p[3], p[4], (row * states + i) * length + done, False)
+            h = _advance(
+                tile, pitch, tile_steps, A, h, p[3], p[4], (row * states + i) * length + done, False
+            )
             store(tile, at + (states + i) * lanes, h)
 
 
@@ -166,7 +194,11 @@ def _gradient_block(p, out, task, row, block, sizes, tile, zero):  # type: ignor
     lanes = lane_count(tile)
     pitch = GRADIENT_QUANTITIES * lanes
     at_A = pitch * tile_steps
-    at_carry, at_dA, at_starts = at_A + states * lanes, at_A + 2 * states * lanes, at_A + 3 * states * lanes
+    at_carry, at_dA, at_starts = (
+        at_A + states * lanes,
+        at_A + 2 * states * lanes,
+        at_A + 3 * states * lanes,
+    )
     rows, channel = min(lanes, channels - block * lanes), row * channels + block * lanes
     D, bias = load_constants(p, channel, rows, states, tile, at_A, zero)
     fill(tile, at_carry, at_starts, tile.dtype.type(0))
@@ -183,12 +215,21 @@ def _gradient_block(p, out, task, row, block, sizes, tile, zero):  # type: ignor
         for i in range(states):
             A, carry = load(tile, at_A + i * lanes), load(tile, at_carry + i * lanes)
             h = load(tile, at_starts + (k * states + i) * lanes)
-            at_time, at_out = (row * states + i) * length + done, (task * states + i) * length + done
-            carry, dA = _gradient_of_state(tile, pitch, steps, A, h, carry, p, at_time, out, at_out, zero)
+            at_time, at_out = (
+                (row * states + i) * length + done,
+                (task * states + i) * length + done,
+            )
+            carry, dA = _gradient_of_state(
+                tile, pitch, steps, A, h, carry, p, at_time, out, at_out, zero
+            )
             store(tile, at_carry + i * lanes, carry)
             store(tile, at_dA + i * lanes, load(tile, at_dA + i * lanes) + dA)
         for at in range(0, steps * pitch, pitch):
-            u, dx, dy = load(tile, at + U * lanes), load(tile, at + DX * lanes), load(tile, at + DY * lanes)
+            u, dx, dy = (
+                load(tile, at + U * lanes),
+                load(tile, at + DX * lanes),
+                load(tile, at + DY * lanes),
+            )
             ds = (load(tile, at + DDELTA * lanes) + u * dx) * load(tile, at + SLOPE * lanes)
             dD, dbias = dD + dy * u, dbias + ds
             store(tile, at + DX * lanes, load(tile, at + DELTA * lanes) * dx + D * dy)

@@ -28,7 +28,9 @@ from landscape.kernels.tiles import load_tile, store_tile
 
 # Quantities of one step in a tile, after those of the gradient.
 TANGENT_QUANTITIES = GRADIENT_QUANTITIES + 9
-U_, DELTA_, SLOPE_, X_, Y_, DY_, DX_, DDELTA_, KEPT_ = range(GRADIENT_QUANTITIES, TANGENT_QUANTITIES)
+U_, DELTA_, SLOPE_, X_, Y_, DY_, DX_, DDELTA_, KEPT_ = range(
+    GRADIENT_QUANTITIES, TANGENT_QUANTITIES
+)
 
 
 @compiled
@@ -112,7 +114,10 @@ def _push_tiles(  # type: ignore[no-untyped-def]
         steps, start = min(tile_steps, length - done), channel * length + done
         _prepare_tangent(p, q, start, sizes, rows, steps, tile, pitch, constants, zero)
         for i in range(states):
-            at, at_time = at_starts + 2 * (k * states + i) * lanes, (row * states + i) * length + done
+            at, at_time = (
+                at_starts + 2 * (k * states + i) * lanes,
+                (row * states + i) * length + done,
+            )
             A, A_ = load(tile, at_A + i * lanes), load(tile, at_A + (states + i) * lanes)
             h, h_ = load(tile, at), load(tile, at + lanes)
             h, h_ = _advance_tangent(tile, pitch, steps, A, A_, h, h_, p, q, at_time)
@@ -133,9 +138,16 @@ def _tangent_back(p, q, out, row, task, k, sizes, tile, pitch, at_A, at_starts, 
         at, at_time = at_starts + 2 * (k * states + i) * lanes, (row * states + i) * length + done
         at_out = (task * states + i) * length + done
         A, A_ = load(tile, at_A + i * lanes), load(tile, at_A + (states + i) * lanes)
-        _advance_tangent(tile, pitch, steps, A, A_, load(tile, at), load(tile, at + lanes), p, q, at_time)
-        carry, carry_ = load(tile, at_carry + 2 * i * lanes), load(tile, at_carry + (2 * i + 1) * lanes)
-        carry, carry_, dA_ = _tangent_of_state(tile, pitch, steps, A, A_, carry, carry_, p, q, at_time, out, at_out, zero)
+        _advance_tangent(
+            tile, pitch, steps, A, A_, load(tile, at), load(tile, at + lanes), p, q, at_time
+        )
+        carry, carry_ = (
+            load(tile, at_carry + 2 * i * lanes),
+            load(tile, at_carry + (2 * i + 1) * lanes),
+        )
+        carry, carry_, dA_ = _tangent_of_state(
+            tile, pitch, steps, A, A_, carry, carry_, p, q, at_time, out, at_out, zero
+        )
         store(tile, at_carry + 2 * i * lanes, carry)
         store(tile, at_carry + (2 * i + 1) * lanes, carry_)
         store(tile, at_dA_ + i * lanes, load(tile, at_dA_ + i * lanes) + dA_)
@@ -152,7 +164,12 @@ def _tangent_finish(tile, pitch, steps, D, D_, dD_, dbias_):  # type: ignore[no-
         ddelta = load(tile, at + DDELTA * lanes) + u * dx
         ddelta_ = load(tile, at + DDELTA_ * lanes) + u_ * dx + u * dx_
         ds_ = load(tile, at + SLOPE_ * lanes) * ddelta + load(tile, at + SLOPE * lanes) * ddelta_
-        du_ = load(tile, at + DELTA_ * lanes) * dx + load(tile, at + DELTA * lanes) * dx_ + D_ * dy + D * dy_
+        du_ = (
+            load(tile, at + DELTA_ * lanes) * dx
+            + load(tile, at + DELTA * lanes) * dx_
+            + D_ * dy
+            + D * dy_
+        )
         store(tile, at + DX_ * lanes, du_)
         store(tile, at + DDELTA_ * lanes, ds_)
         dD_, dbias_ = dD_ + dy_ * u + dy * u_, dbias_ + ds_
@@ -165,7 +182,11 @@ def _tangent_block(p, q, out, task, row, block, sizes, tile, zero, backward):  #
     lanes = lane_count(tile)
     pitch = TANGENT_QUANTITIES * lanes
     at_A = pitch * tile_steps
-    at_carry, at_dA_, at_starts = at_A + 2 * states * lanes, at_A + 4 * states * lanes, at_A + 5 * states * lanes
+    at_carry, at_dA_, at_starts = (
+        at_A + 2 * states * lanes,
+        at_A + 4 * states * lanes,
+        at_A + 5 * states * lanes,
+    )
     rows, channel = min(lanes, channels - block * lanes), row * channels + block * lanes
     D_, bias_ = load_constants(q, channel, rows, states, tile, at_A + states * lanes, zero)
     D, bias = load_constants(p, channel, rows, states, tile, at_A, zero)
@@ -173,7 +194,9 @@ def _tangent_block(p, q, out, task, row, block, sizes, tile, zero, backward):  #
     fill(tile, at_carry, at_starts, tile.dtype.type(0))
     constants = (D, bias, D_, bias_)
     last = num_tiles - 1 if backward else num_tiles
-    _push_tiles(p, q, out, channel, row, sizes, rows, tile, pitch, at_A, at_starts, constants, zero, last)
+    _push_tiles(
+        p, q, out, channel, row, sizes, rows, tile, pitch, at_A, at_starts, constants, zero, last
+    )
     if not backward:
         return
     dD_, dbias_ = zero, zero
@@ -205,6 +228,8 @@ def tangent(first, last, tile, p, q, out, sizes, backward):  # type: ignore[no-u
         row, part = task // parts, task % parts
         if backward:
             for summed in (out[3], out[4]):
-                fill(summed, task * states * length, (task + 1) * states * length, tile.dtype.type(0))
+                fill(
+                    summed, task * states * length, (task + 1) * states * length, tile.dtype.type(0)
+                )
         for block in range(blocks * part // parts, blocks * (part + 1) // parts):
             _tangent_block(p, q, out, task, row, block, sizes, tile, zero, backward)

@@ -18,7 +18,9 @@ def load_tile(source, start, length, rows, steps, tile, at, pitch):  # type: ign
             done = t + lanes
     for i in range(lanes):
         for t in range(done, steps):
-            tile[at + t * pitch + i] = source[start + i * length + t] if i < rows else tile.dtype.type(0)
+            tile[at + t * pitch + i] = (
+                source[start + i * length + t] if i < rows else tile.dtype.type(0)
+            )
 
 
 @compiled

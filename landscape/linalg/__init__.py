@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from landscape.linalg.estimate import Estimate
     from landscape.linalg.lanczos import eigsh
     from landscape.linalg.missed import MissedLook
-    from landscape.linalg.operator import Combination, DenseOperator, SymmetricOperator, average, seeded, shifted
+    from landscape.linalg.operator import (
+        Combination,
+        DenseOperator,
+        SymmetricOperator,
+        average,
+        seeded,
+        shifted,
+    )
     from landscape.linalg.power import power_iteration
     from landscape.linalg.probed import ProbedSpectrum
     from landscape.linalg.probing import dense_spectrum, density, trace

@@ -20,7 +20,11 @@ Interval = tuple[float, float]
 
 
 def mass_below(
-    nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"], point: float, *, remainder: float | None = None
+    nodes: Float[np.ndarray, " m"],
+    weights: Float[np.ndarray, " m"],
+    point: float,
+    *,
+    remainder: float | None = None,
 ) -> Interval:
     """The tightest interval that holds both the measure of (-inf, point) and that of (-inf, point].
 
@@ -33,11 +37,17 @@ def mass_below(
     rule_nodes, rule_weights = radau_rule(nodes, weights, point, remainder=remainder)
     fixed = int(np.abs(rule_nodes - point).argmin())
     below = float(rule_weights[:fixed].sum())
-    return max(0.0, below - _WEIGHT_ROUNDING), min(1.0, below + float(rule_weights[fixed]) + _WEIGHT_ROUNDING)
+    return max(0.0, below - _WEIGHT_ROUNDING), min(
+        1.0, below + float(rule_weights[fixed]) + _WEIGHT_ROUNDING
+    )
 
 
 def radau_rule(
-    nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"], point: float, *, remainder: float | None = None
+    nodes: Float[np.ndarray, " m"],
+    weights: Float[np.ndarray, " m"],
+    point: float,
+    *,
+    remainder: float | None = None,
 ) -> tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"]]:
     r"""The rule with a node at `point` that has the moments known of the measure, apart from the last one.
 
@@ -90,7 +100,9 @@ def _determined(
     return np.array(theta), np.array(first) / np.linalg.norm(first)
 
 
-def _last_components(theta: Float[np.ndarray, " m"], first: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+def _last_components(
+    theta: Float[np.ndarray, " m"], first: Float[np.ndarray, " m"]
+) -> Float[np.ndarray, " m"]:
     """Last components of the unit eigenvectors of the tridiagonal matrix with eigenvalues theta and these first ones."""
     gaps = theta[:, None] - theta[None, :]
     np.fill_diagonal(gaps, 1.0)
@@ -113,7 +125,10 @@ def cumulative_bounds(
 
 
 def negative_part(
-    nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"], *, remainder: float | None = None
+    nodes: Float[np.ndarray, " m"],
+    weights: Float[np.ndarray, " m"],
+    *,
+    remainder: float | None = None,
 ) -> tuple[float, Interval]:
     r"""The integral of max(-x, 0) by the rule, and an interval that holds its true value.
 
@@ -135,7 +150,10 @@ def negative_part(
     # All nodes lie on one side of zero; what the measure has on the other is bounded by Cauchy and Schwarz.
     below, up_to = mass_below(nodes, weights, 0.0, remainder=remainder)
     beyond = up_to if k < 0 else 1 - below
-    return value, (value, value + float(np.sqrt(beyond * _second_moment(nodes, weights, remainder))))
+    return value, (
+        value,
+        value + float(np.sqrt(beyond * _second_moment(nodes, weights, remainder))),
+    )
 
 
 # Where F is bounded between zero and the next node, as fractions of the way: denser towards zero, where eigenvalues crowd.
@@ -152,13 +170,19 @@ def _excesses(
     """Upper bounds of int (G - F)_+ and int (F - G)_+ between zero and a node beside it, where G is `rise`."""
     toward = ends[0] if ends[1] == 0 else ends[1]
     points = np.sort(toward * _FRACTIONS)
-    bounds = np.array([mass_below(nodes, weights, float(point), remainder=remainder) for point in points])
+    bounds = np.array(
+        [mass_below(nodes, weights, float(point), remainder=remainder) for point in points]
+    )
     steps = np.diff(points)
     # F rises, so its lower bound at the left end of a step holds on the step, and its upper bound at the right end.
-    return float(steps @ np.maximum(rise - bounds[:-1, 0], 0)), float(steps @ np.maximum(bounds[1:, 1] - rise, 0))
+    return float(steps @ np.maximum(rise - bounds[:-1, 0], 0)), float(
+        steps @ np.maximum(bounds[1:, 1] - rise, 0)
+    )
 
 
-def _second_moment(nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"], remainder: float | None) -> float:
+def _second_moment(
+    nodes: Float[np.ndarray, " m"], weights: Float[np.ndarray, " m"], remainder: float | None
+) -> float:
     """Known from two nodes on; from one, only with the remainder."""
     moment = float(np.sum(weights * nodes**2))
     if len(nodes) > 1:

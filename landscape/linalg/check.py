@@ -37,7 +37,9 @@ class OperatorCheck:
     tol: float
 
 
-def check_operator(A: SymmetricOperator, *, seed: int = 0, num_probes: int = 3, tol: float | None = None) -> OperatorCheck:
+def check_operator(
+    A: SymmetricOperator, *, seed: int = 0, num_probes: int = 3, tol: float | None = None
+) -> OperatorCheck:
     """Test the contract of an operator with random vectors, at num_probes + 2 products, one more where it states a support.
 
     What is not symmetric by more than `tol` in the Frobenius norm is found with near certainty: a random bilinear form
@@ -58,7 +60,9 @@ def check_operator(A: SymmetricOperator, *, seed: int = 0, num_probes: int = 3, 
     """
     check_is_operator(A)
     if num_probes < 2:
-        raise ValueError(f"num_probes must be at least 2, as one vector has no second to be symmetric with, got {num_probes}.")
+        raise ValueError(
+            f"num_probes must be at least 2, as one vector has no second to be symmetric with, got {num_probes}."
+        )
     if tol is not None and not (math.isfinite(tol) and tol > 0):
         raise ValueError(f"tol must be finite and > 0, got {tol}.")
     X = _probes(A, num_probes, seed)
@@ -66,7 +70,9 @@ def check_operator(A: SymmetricOperator, *, seed: int = 0, num_probes: int = 3, 
     size = float(torch.linalg.matrix_norm(products.double())) / math.sqrt(num_probes)
     check = OperatorCheck(
         asymmetry=_asymmetry(X, products, size),
-        nonlinearity=_relative(_multiplied(A, X @ _combination(X, seed)) - products @ _combination(X, seed), size),
+        nonlinearity=_relative(
+            _multiplied(A, X @ _combination(X, seed)) - products @ _combination(X, seed), size
+        ),
         unrepeatability=_relative(_multiplied(A, X[:, 0]) - products[:, 0], size),
         outside=_outside(A, X[:, 0], products, size),
         tol=_default_tolerance(A, size) if tol is None else tol,
@@ -77,7 +83,9 @@ def check_operator(A: SymmetricOperator, *, seed: int = 0, num_probes: int = 3, 
 
 def _probes(A: SymmetricOperator, count: int, seed: int) -> Float[Tensor, "n p"]:
     """Drawn on the CPU in float64, so that all devices and types get the same numbers."""
-    return torch.randn(A.n, count, generator=seeded(seed), dtype=torch.float64).to(A.device, A.dtype)
+    return torch.randn(A.n, count, generator=seeded(seed), dtype=torch.float64).to(
+        A.device, A.dtype
+    )
 
 
 def _combination(X: Float[Tensor, "n p"], seed: int) -> Float[Tensor, " p"]:
@@ -89,16 +97,28 @@ def _combination(X: Float[Tensor, "n p"], seed: int) -> Float[Tensor, " p"]:
 def _multiplied(A: SymmetricOperator, V: Tensor) -> Tensor:
     before = V.clone()
     products = A @ V
-    if not isinstance(products, Tensor) or (products.shape, products.dtype, products.device) != (V.shape, V.dtype, V.device):
-        got = f"{tuple(products.shape)} in {products.dtype}" if isinstance(products, Tensor) else f"a {type(products).__name__}"
+    if not isinstance(products, Tensor) or (products.shape, products.dtype, products.device) != (
+        V.shape,
+        V.dtype,
+        V.device,
+    ):
+        got = (
+            f"{tuple(products.shape)} in {products.dtype}"
+            if isinstance(products, Tensor)
+            else f"a {type(products).__name__}"
+        )
         raise NumericalError(
             f"{_name(A)}: its product with a tensor of shape {tuple(V.shape)} in {V.dtype} is {got}, but every solver counts on "
             "the same shape, dtype and device. Mend its matmat."
         )
     if not torch.equal(V, before):
-        raise NumericalError(f"{_name(A)}: it changes the vectors that it multiplies, which solvers keep. Mend its matmat.")
+        raise NumericalError(
+            f"{_name(A)}: it changes the vectors that it multiplies, which solvers keep. Mend its matmat."
+        )
     if not torch.isfinite(products).all():
-        raise NumericalError(f"{_name(A)}: its product with a random vector is not finite, so it has no spectrum.")
+        raise NumericalError(
+            f"{_name(A)}: its product with a random vector is not finite, so it has no spectrum."
+        )
     return products.detach()
 
 
@@ -113,11 +133,15 @@ def _relative(defect: Tensor, size: float) -> float:
     return length / size if size > 0 else 0.0 if length == 0 else math.inf
 
 
-def _outside(A: SymmetricOperator, x: Float[Tensor, " n"], products: Float[Tensor, "n p"], size: float) -> float:
+def _outside(
+    A: SymmetricOperator, x: Float[Tensor, " n"], products: Float[Tensor, "n p"], size: float
+) -> float:
     if A.support is None:
         return 0.0
     if not bool((A.support[1:] > A.support[:-1]).all()):
-        raise NumericalError(f"{_name(A)}: its support is not ascending, so vectors would be put together in another order.")
+        raise NumericalError(
+            f"{_name(A)}: its support is not ascending, so vectors would be put together in another order."
+        )
     outside = torch.ones(A.n, dtype=torch.bool, device=A.device)
     outside[A.support] = False
     return max(_relative(products[outside], size), _relative(_multiplied(A, x * outside), size))

@@ -88,7 +88,12 @@ class Estimate:
         batch_error = None if self.batch_error is None else self.batch_error * factor
         whole = None if self.whole is None else self.whole * factor
         return Estimate(
-            self.value * factor, self.probe_error * factor, batch_error, self.low * factor, self.high * factor, whole
+            self.value * factor,
+            self.probe_error * factor,
+            batch_error,
+            self.low * factor,
+            self.high * factor,
+            whole,
         )
 
     @property
@@ -111,7 +116,11 @@ class Estimate:
             return f"Estimate({np.size(self.value)} values)"
         unit = 100 if self.is_share else 1
         parts = [f"probes {two_digits(unit * float(self.probe_error))}"]
-        parts += [] if self.batch_error is None else [f"batches {two_digits(unit * float(self.batch_error))}"]
+        parts += (
+            []
+            if self.batch_error is None
+            else [f"batches {two_digits(unit * float(self.batch_error))}"]
+        )
         is_open = self.high > self.low and self.is_known
         parts += [f"quadrature {unit * self.low:.4g} to {unit * self.high:.4g}"] if is_open else []
         return f"{self} ({', '.join(parts)})"
@@ -132,11 +141,17 @@ class Sums:
     freedom: np.ndarray
     skewness: np.ndarray
 
-    def estimate(self, *, open_low: np.ndarray | float = 0.0, open_high: np.ndarray | float = 0.0) -> Estimate:
+    def estimate(
+        self, *, open_low: np.ndarray | float = 0.0, open_high: np.ndarray | float = 0.0
+    ) -> Estimate:
         """The mean over operators; `open_low` and `open_high` are what else the true value may lie below and above it."""
         count = len(self.values)
         value = self.values.mean(axis=0)
-        probe_error = np.sqrt(self.variances.mean(axis=0) / count) * _widening(self.freedom) * _skew_widening(self.skewness)
+        probe_error = (
+            np.sqrt(self.variances.mean(axis=0) / count)
+            * _widening(self.freedom)
+            * _skew_widening(self.skewness)
+        )
         batch_error = None
         if count > 1:
             # The spread of the estimates is that of the operators and that of the probes together.

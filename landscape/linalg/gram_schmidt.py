@@ -20,7 +20,11 @@ from torch import Tensor
 # Numbers of w at a time. With as many of each of 22 rows they take 200 KB in float32; lengths of 512 to 4096 were within 10 %.
 _STRETCH = 2048
 # Sums may be vectorised, and a multiplication fused with an addition; nothing else is relaxed, so NaN and infinity survive.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "reassoc"},
+}
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +106,9 @@ def _two_passes(rows, w, x, first_pass, second_pass):  # type: ignore[no-untyped
     return square
 
 
-def orthogonalise(rows: Sequence[Float[Tensor, " n"]], w: Float[Tensor, " n"]) -> tuple[Float[np.ndarray, " m"], float]:
+def orthogonalise(
+    rows: Sequence[Float[Tensor, " n"]], w: Float[Tensor, " n"]
+) -> tuple[Float[np.ndarray, " m"], float]:
     """Remove from w, in place, its components along orthonormal rows, by two passes.
 
     Args:
@@ -115,7 +121,9 @@ def orthogonalise(rows: Sequence[Float[Tensor, " n"]], w: Float[Tensor, " n"]) -
     Source: Giraud, Langou & Rozloznik, The loss of orthogonality in the Gram-Schmidt process (2005).
     """
     assert w.is_contiguous() and w.dtype in (torch.float32, torch.float64)
-    assert all(row.is_contiguous() and row.dtype == w.dtype and row.shape == w.shape for row in rows)
+    assert all(
+        row.is_contiguous() and row.dtype == w.dtype and row.shape == w.shape for row in rows
+    )
     addresses = np.array([row.data_ptr() for row in rows], dtype=np.uint64)
     first_pass, second_pass = np.zeros(len(rows)), np.zeros(len(rows))
     square = _two_passes(addresses, w.detach().numpy(), np.empty(_STRETCH), first_pass, second_pass)

@@ -95,7 +95,9 @@ class KrylovBasis:
     for large symmetric eigenvalue problems (2000).
     """
 
-    def __init__(self, A: SymmetricOperator, *, generator: torch.Generator, max_rows: int | None = None) -> None:
+    def __init__(
+        self, A: SymmetricOperator, *, generator: torch.Generator, max_rows: int | None = None
+    ) -> None:
         self.A = A
         self.generator = generator
         self.max_rows = max_rows
@@ -134,7 +136,10 @@ class KrylovBasis:
         different products, so they are measured there. An operator that is not symmetric at all cannot be certified for
         the same reason.
         """
-        basis = 4 * math.sqrt(1 + self.num_restarts) * torch.finfo(self.A.dtype).eps + 64 * torch.finfo(torch.float64).eps
+        basis = (
+            4 * math.sqrt(1 + self.num_restarts) * torch.finfo(self.A.dtype).eps
+            + 64 * torch.finfo(torch.float64).eps
+        )
         return basis * self.scale + 2 * self.asymmetry + self.measured
 
     @property
@@ -159,7 +164,9 @@ class KrylovBasis:
         if self._size == self.A.n:
             return False
         with self._threads():
-            w = torch.randn(self.A.n, generator=self.generator, dtype=torch.float64).to(self.A.device, self.A.dtype)
+            w = torch.randn(self.A.n, generator=self.generator, dtype=torch.float64).to(
+                self.A.device, self.A.dtype
+            )
             w /= norm(w)
             if towards is not None:
                 w = towards / norm(towards) + _RANDOM_PART * w
@@ -217,7 +224,10 @@ class KrylovBasis:
         self.asymmetry = max(self.asymmetry, float(np.linalg.norm(defect)))
         self.done.append(index)
         # A direction that is all rounding would only repeat what is there.
-        if remaining > max(self.rounding, 10 * torch.finfo(self.A.dtype).eps * size) and self._size < self.A.n:
+        if (
+            remaining > max(self.rounding, 10 * torch.finfo(self.A.dtype).eps * size)
+            and self._size < self.A.n
+        ):
             new = self._append(w / remaining)
             self._coefficients[new, index] = remaining
             self.pending.append(new)
@@ -288,7 +298,9 @@ class KrylovBasis:
         H = self._coefficients[np.ix_(self.done, self.done)]
         # Column j is complete for the rows that existed when j was multiplied; the rest follows from symmetry.
         indices = np.arange(len(H))
-        return np.where(indices[:, None] <= indices, H, H.T), self._coefficients[np.ix_(self.pending, self.done)]
+        return np.where(indices[:, None] <= indices, H, H.T), self._coefficients[
+            np.ix_(self.pending, self.done)
+        ]
 
     def combine(self, Y: Float[np.ndarray, "m k"]) -> Float[Tensor, "n k"]:
         """The vectors V_done^T Y."""
@@ -308,14 +320,28 @@ class KrylovBasis:
         step = max(1, _CHUNK.get(self.A.device.type, 1 << 20) // max(self._size, 1))
         with self._threads():
             for start in range(0, self.A.n, step):
-                piece = torch.cat([block[:, start : start + step] for block in self._blocks])[: self._size].double()
+                piece = torch.cat([block[:, start : start + step] for block in self._blocks])[
+                    : self._size
+                ].double()
                 gram.addmm_(piece, piece.T)
-        return float((gram - torch.eye(self._size, dtype=torch.float64, device=self.A.device)).abs().max()) if self._size else 0.0
+        return (
+            float(
+                (gram - torch.eye(self._size, dtype=torch.float64, device=self.A.device))
+                .abs()
+                .max()
+            )
+            if self._size
+            else 0.0
+        )
 
     def _orthogonalise(self, w: Float[Tensor, " n"]) -> tuple[Float[np.ndarray, " m"], float]:
         """Remove from w, in place, its components along all rows; return them and the norm of what is left."""
         # The kernel has one thread.
-        if self.A.n >= _FUSED_LENGTH.get(w.dtype, math.inf) and w.device.type == "cpu" and torch_threads() == 1:
+        if (
+            self.A.n >= _FUSED_LENGTH.get(w.dtype, math.inf)
+            and w.device.type == "cpu"
+            and torch_threads() == 1
+        ):
             fused = _fused() if w.is_contiguous() else None
             if fused is not None:
                 # Numba writes what it has compiled to a cache, before it calls it.
@@ -323,7 +349,9 @@ class KrylovBasis:
                     return fused([self.row(index) for index in range(self._size)], w)
         return self._orthogonalise_by_torch(w)
 
-    def _orthogonalise_by_torch(self, w: Float[Tensor, " n"]) -> tuple[Float[np.ndarray, " m"], float]:
+    def _orthogonalise_by_torch(
+        self, w: Float[Tensor, " n"]
+    ) -> tuple[Float[np.ndarray, " m"], float]:
         total = np.zeros(self._size)
         for _ in range(2):
             components = self._inner(w)
@@ -335,13 +363,17 @@ class KrylovBasis:
 
     def _inner(self, w: Float[Tensor, " n"]) -> Float[np.ndarray, " m"]:
         starts = range(0, self._size, self._block_rows)
-        parts = [inner(block[: self._size - start], w) for start, block in zip(starts, self._blocks)]
+        parts = [
+            inner(block[: self._size - start], w) for start, block in zip(starts, self._blocks)
+        ]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def _append(self, w: Tensor) -> int:
         if self._size % self._block_rows == 0:
             self._blocks.append(
-                torch.empty(self._rows_to_come(), self.A.n, dtype=self.A.dtype, device=self.A.device)
+                torch.empty(
+                    self._rows_to_come(), self.A.n, dtype=self.A.dtype, device=self.A.device
+                )
             )
         if self._size == len(self._coefficients):
             self._coefficients = np.pad(self._coefficients, (0, len(self._coefficients)))

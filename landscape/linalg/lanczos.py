@@ -45,7 +45,9 @@ class _Ritz:
     def residuals(self) -> Float[np.ndarray, " m"]:
         """The norms as fractions of the values; an exact zero with nothing left over has residual 0."""
         size = np.abs(self.values)
-        return np.divide(self.norms, size, out=np.where(self.norms > 0, np.inf, 0.0), where=size > 0)
+        return np.divide(
+            self.norms, size, out=np.where(self.norms > 0, np.inf, 0.0), where=size > 0
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class _Wanted:
         """Whether every wanted pair has converged, or little but the products' error is left of its residual; and settled."""
         if len(ritz.values) < self.k:
             return False
-        return bool((self.converged(ritz) | (ritz.norms[: self.k] <= 2 * error)).all()) and self.settled(ritz, error)
+        return bool(
+            (self.converged(ritz) | (ritz.norms[: self.k] <= 2 * error)).all()
+        ) and self.settled(ritz, error)
 
     def settled(self, ritz: _Ritz, error: float) -> bool:
         """Whether no other Ritz value may still move beyond the last wanted one, by more than what the tolerance leaves open."""
@@ -93,7 +97,9 @@ class _Wanted:
     def moved(self, old: _Ritz, new: _Ritz, error: float) -> bool:
         """Whether a wanted value changed by more than a converged pair can; that is about tol^2 / relative gap."""
         before, after = old.values[: self.k], new.values[: self.k]
-        return bool((np.abs(after - before) > np.maximum(0.1 * self.tol * np.abs(before), 2 * error)).any())
+        return bool(
+            (np.abs(after - before) > np.maximum(0.1 * self.tol * np.abs(before), 2 * error)).any()
+        )
 
 
 def num_spot_checks(A: SymmetricOperator) -> int | None:
@@ -181,7 +187,9 @@ def eigsh(
             return_vectors=return_vectors,
         )
         return part.whole_pairs(inside, k, which)
-    basis = KrylovBasis(A, generator=generator if generator is not None else seeded(seed), max_rows=max_basis)
+    basis = KrylovBasis(
+        A, generator=generator if generator is not None else seeded(seed), max_rows=max_basis
+    )
     if towards is not None:
         basis.start_chain(towards)
     wanted = _Wanted(k, which, tol)
@@ -193,7 +201,11 @@ def eigsh(
             ritz, excluded = _exclude_missed(basis, ritz, wanted, limit)
             if excluded and num_checks is None:
                 break
-        if basis.is_complete or basis.num_matvecs >= limit or not wanted.satisfied(ritz, basis.error):
+        if (
+            basis.is_complete
+            or basis.num_matvecs >= limit
+            or not wanted.satisfied(ritz, basis.error)
+        ):
             break
         if max_basis is not None and max_basis < k + len(basis.pending) + 3:
             # No room for one more chain beside the wanted pairs.
@@ -201,28 +213,42 @@ def eigsh(
         ritz, moved, thorough = _look_for_missed(basis, ritz, wanted, limit, num_checks)
         if not moved:
             break
-    pairs = _pairs(basis, ritz, wanted, return_vectors=return_vectors, copies_checked=thorough or basis.is_complete)
+    pairs = _pairs(
+        basis,
+        ritz,
+        wanted,
+        return_vectors=return_vectors,
+        copies_checked=thorough or basis.is_complete,
+    )
     if looks and pairs.settled:
         pairs = replace(pairs, missed=_look(basis, ritz, wanted)[0])
     return pairs if towards is None else replace(pairs, quadrature=None)
 
 
-def _direction(A: SymmetricOperator, start: Float[torch.Tensor, "n j"]) -> Float[torch.Tensor, " n"]:
+def _direction(
+    A: SymmetricOperator, start: Float[torch.Tensor, "n j"]
+) -> Float[torch.Tensor, " n"]:
     """The sum of the starting vectors, each of length 1.
 
     Raises:
         ValueError: If it is no direction of the operator's space.
     """
     if start.ndim != 2 or start.shape[0] != A.n or start.shape[1] == 0:
-        raise ValueError(f"start must have the shape (n, j) = ({A.n}, j), got {tuple(start.shape)}.")
+        raise ValueError(
+            f"start must have the shape (n, j) = ({A.n}, j), got {tuple(start.shape)}."
+        )
     columns = start.to(A.device, A.dtype)
     lengths = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
     if not (torch.isfinite(lengths).all() and (lengths > 0).all()):
-        raise ValueError("start has a column that is zero or not finite, which is no direction to start from.")
+        raise ValueError(
+            "start has a column that is zero or not finite, which is no direction to start from."
+        )
     return columns @ (1 / lengths).to(columns)
 
 
-def _within(part: SupportedPart, towards: Float[torch.Tensor, " n"] | None) -> Float[torch.Tensor, "s 1"] | None:
+def _within(
+    part: SupportedPart, towards: Float[torch.Tensor, " n"] | None
+) -> Float[torch.Tensor, "s 1"] | None:
     """The direction as a start for the part; None where it lies outside."""
     inside = None if towards is None else towards.index_select(0, part.rows)[:, None]
     return inside if inside is not None and inside.any() else None
@@ -243,12 +269,17 @@ def _expand(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> bool:
     if basis.is_full:
         assert basis.max_rows is not None
         # Half of the unwanted ones, as a rule: what is given up has to be found anew, what is kept takes room.
-        kept = min(wanted.k + (basis.max_rows - wanted.k) // 2, basis.max_rows - max(len(basis.pending), 1) - 1)
+        kept = min(
+            wanted.k + (basis.max_rows - wanted.k) // 2,
+            basis.max_rows - max(len(basis.pending), 1) - 1,
+        )
         basis.restart(ritz.values[:kept], ritz.coordinates[:, :kept])
     return basis.expand()
 
 
-def _exclude_missed(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int) -> tuple[_Ritz, bool]:
+def _exclude_missed(
+    basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, limit: int
+) -> tuple[_Ritz, bool]:
     """Expand the first chain until it excludes a further eigenvalue but near those found; whether it got there."""
     most = basis.num_matvecs + _number_of_checks(basis, ritz, wanted)
     while wanted.satisfied(ritz, basis.error):
@@ -329,7 +360,11 @@ def _number_of_checks(basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted) -> int:
     needed = _MOST_CHECKS
     if ratio > 1:
         amplification = 100 * math.sqrt(basis.A.n / wanted.tol)
-        needed = min(needed, len(basis.pending) * (1 + math.ceil(math.acosh(amplification) / math.acosh(min(ratio, 1e6)))))
+        needed = min(
+            needed,
+            len(basis.pending)
+            * (1 + math.ceil(math.acosh(amplification) / math.acosh(min(ratio, 1e6)))),
+        )
     return needed
 
 
@@ -337,7 +372,9 @@ def _pairs(
     basis: KrylovBasis, ritz: _Ritz, wanted: _Wanted, *, return_vectors: bool, copies_checked: bool
 ) -> EigenPairs:
     k = min(wanted.k, len(ritz.values))
-    bounds = value_bounds(ritz.values[:k], ritz.norms[:k], ritz.values[k:], ritz.norms[k:], error=basis.error)
+    bounds = value_bounds(
+        ritz.values[:k], ritz.norms[:k], ritz.values[k:], ritz.norms[k:], error=basis.error
+    )
     with np.errstate(invalid="ignore"):
         # In the last place, what was divided and multiplied again differs.
         bounds = np.fmin(bounds, ritz.residuals[:k] * np.abs(ritz.values[:k]))
@@ -379,7 +416,9 @@ def _check_arguments(
     if not (math.isfinite(tol) and tol > 0):
         raise ValueError(f"tol must be finite and > 0, got {tol}.")
     if max_matvecs is not None and max_matvecs < k:
-        raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs}: k products give at most k pairs.")
+        raise ValueError(
+            f"max_matvecs must be at least k = {k}, got {max_matvecs}: k products give at most k pairs."
+        )
     if num_checks is not None and num_checks < 0:
         raise ValueError(f"num_checks must be >= 0, got {num_checks}.")
     if max_basis is not None and max_basis < k + LEAST_ROOM:

@@ -132,7 +132,9 @@ class Chain:
     def rule(self) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
         """The Ritz values of the chain, ascending, and the squared first components of their eigenvectors."""
         off_diagonal = self.couplings[:-1]
-        values, vectors = np.linalg.eigh(np.diag(self.diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1))
+        values, vectors = np.linalg.eigh(
+            np.diag(self.diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
+        )
         return values, vectors[0] ** 2
 
 
@@ -194,10 +196,17 @@ def _cells_above(
     # At a Ritz value nothing is known, in whatever precision.
     error = max(chain.error, np.finfo(float).tiny)
     noise = error * np.sqrt(inverse_squares.sum(axis=1))
-    floor = chain.start_error + error * np.sqrt((weights * inverse_squares).sum(axis=1, where=weights > 0))
+    floor = chain.start_error + error * np.sqrt(
+        (weights * inverse_squares).sum(axis=1, where=weights > 0)
+    )
     # The last cell reaches from the last point to infinity, and all terms are largest at that point.
     noise, floor = (np.append(np.maximum(term[:-1], term[1:]), term[-1]) for term in (noise, floor))
-    distances = np.append(np.nan_to_num(np.maximum(relative[:-1], relative[1:]), nan=np.inf).min(axis=1, initial=np.inf), np.inf)
+    distances = np.append(
+        np.nan_to_num(np.maximum(relative[:-1], relative[1:]), nan=np.inf).min(
+            axis=1, initial=np.inf
+        ),
+        np.inf,
+    )
     component = (_NORM_OF_BASIS + noise) / np.sqrt(sums) + floor
     return distances, _chance(component, chain.n), _chance(floor, chain.n)
 
@@ -216,7 +225,11 @@ def _points(
     cuts = np.unique(cuts[cuts >= edge])
     steps = np.diff(cuts)[:, None] * _FRACTIONS
     size = max(float(np.abs(nodes).max()), abs(float(cuts[-1])), np.finfo(float).tiny)
-    inner = [(cuts[:-1, None] + steps).ravel(), (cuts[1:, None] - steps).ravel(), cuts[-1] + size * _BEYOND]
+    inner = [
+        (cuts[:-1, None] + steps).ravel(),
+        (cuts[1:, None] - steps).ravel(),
+        cuts[-1] + size * _BEYOND,
+    ]
     return np.unique(np.concatenate([cuts, around[around > edge], *inner]))
 
 

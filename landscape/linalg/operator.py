@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 # The types of numbers that SciPy's operators can hold.
-_SCIPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+_SCIPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 
 
 class SymmetricOperator(ABC):
@@ -51,7 +54,9 @@ class SymmetricOperator(ABC):
     def matmat_in_support(self, V: Float[Tensor, "s k"]) -> Float[Tensor, "s k"]:
         """Multiply k vectors that are zero outside of `support`, given by their entries in it; so are the products."""
         assert self.support is not None
-        whole = torch.zeros(self.n, V.shape[1], dtype=V.dtype, device=V.device).index_copy_(0, self.support, V)
+        whole = torch.zeros(self.n, V.shape[1], dtype=V.dtype, device=V.device).index_copy_(
+            0, self.support, V
+        )
         return self.matmat(whole).index_select(0, self.support)
 
     def __matmul__(self, V: Tensor) -> Tensor:
@@ -61,9 +66,13 @@ class SymmetricOperator(ABC):
             ValueError: If the shape, dtype or device of V is not the operator's.
         """
         if not isinstance(V, Tensor):
-            raise ValueError(f"A {type(self).__name__} multiplies torch tensors, got {type(V).__name__}.")
+            raise ValueError(
+                f"A {type(self).__name__} multiplies torch tensors, got {type(V).__name__}."
+            )
         if V.ndim not in (1, 2) or V.shape[0] != self.n:
-            raise ValueError(f"A {type(self).__name__} of size {self.n} cannot multiply a tensor of shape {tuple(V.shape)}.")
+            raise ValueError(
+                f"A {type(self).__name__} of size {self.n} cannot multiply a tensor of shape {tuple(V.shape)}."
+            )
         if V.dtype != self.dtype or V.device != self.device:
             raise ValueError(
                 f"A {type(self).__name__} in {self.dtype} on {self.device} cannot multiply a tensor in {V.dtype} on "
@@ -97,14 +106,22 @@ class SymmetricOperator(ABC):
         return f"{type(self).__name__}(n={self.n:,}{unused}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
 
     def __add__(self, other: object) -> "SymmetricOperator":
-        return Combination([self, other], [1.0, 1.0]) if isinstance(other, SymmetricOperator) else NotImplemented
+        return (
+            Combination([self, other], [1.0, 1.0])
+            if isinstance(other, SymmetricOperator)
+            else NotImplemented
+        )
 
     def __radd__(self, other: object) -> "SymmetricOperator":
         # What sum() begins with.
         return self if isinstance(other, Real) and other == 0 else NotImplemented
 
     def __sub__(self, other: object) -> "SymmetricOperator":
-        return Combination([self, other], [1.0, -1.0]) if isinstance(other, SymmetricOperator) else NotImplemented
+        return (
+            Combination([self, other], [1.0, -1.0])
+            if isinstance(other, SymmetricOperator)
+            else NotImplemented
+        )
 
     def __mul__(self, factor: object) -> "SymmetricOperator":
         return Combination([self], [float(factor)]) if isinstance(factor, Real) else NotImplemented
@@ -131,7 +148,9 @@ class SymmetricOperator(ABC):
             ValueError: If the operator is in neither float32 nor float64, which SciPy could not hold.
         """
         if self.dtype not in _SCIPY_DTYPES:
-            raise ValueError(f"SciPy holds operators in float32 or float64, got one in {self.dtype}.")
+            raise ValueError(
+                f"SciPy holds operators in float32 or float64, got one in {self.dtype}."
+            )
         from scipy.sparse.linalg import LinearOperator
 
         multiply = self._multiply_numpy
@@ -148,9 +167,13 @@ class SymmetricOperator(ABC):
     def _multiply_numpy(self, V: np.ndarray) -> np.ndarray:
         """Multiply a vector (n,) or a block (n, k) of numpy."""
         if np.iscomplexobj(V):
-            raise ValueError("A real symmetric operator multiplies real vectors, got complex ones; multiply both parts.")
+            raise ValueError(
+                "A real symmetric operator multiplies real vectors, got complex ones; multiply both parts."
+            )
         # SciPy's solvers pass views of their own workspace, and of any byte order or stride.
-        block = torch.tensor(np.ascontiguousarray(V, dtype=_SCIPY_DTYPES[self.dtype]), device=self.device)
+        block = torch.tensor(
+            np.ascontiguousarray(V, dtype=_SCIPY_DTYPES[self.dtype]), device=self.device
+        )
         products: np.ndarray = (self @ block).cpu().numpy()
         return products
 
@@ -168,9 +191,13 @@ class DenseOperator(SymmetricOperator):
     def __init__(self, matrix: Float[Tensor, "n n"]) -> None:
         if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
             got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-            raise ValueError(f"A DenseOperator needs a tensor of real floating-point numbers, got {got}; convert the matrix.")
+            raise ValueError(
+                f"A DenseOperator needs a tensor of real floating-point numbers, got {got}; convert the matrix."
+            )
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
-            raise ValueError(f"A DenseOperator needs a square matrix with at least one row, got shape {tuple(matrix.shape)}.")
+            raise ValueError(
+                f"A DenseOperator needs a square matrix with at least one row, got shape {tuple(matrix.shape)}."
+            )
         if not torch.isfinite(matrix).all():
             raise ValueError("A DenseOperator needs a finite matrix, got infinite or NaN entries.")
         defect = (matrix - matrix.T).abs().max()
@@ -208,14 +235,22 @@ class Combination(SymmetricOperator):
     terms: tuple[SymmetricOperator, ...]
     coefficients: tuple[float, ...]
 
-    def __init__(self, terms: Sequence[SymmetricOperator], coefficients: Sequence[float], *, shift: float = 0.0) -> None:
+    def __init__(
+        self,
+        terms: Sequence[SymmetricOperator],
+        coefficients: Sequence[float],
+        *,
+        shift: float = 0.0,
+    ) -> None:
         if not terms or len(terms) != len(coefficients):
             raise ValueError(
                 f"A combination needs as many coefficients as operators, at least one; got {len(terms)} operators and "
                 f"{len(coefficients)} coefficients."
             )
         if not all(math.isfinite(number) for number in (*coefficients, shift)):
-            raise ValueError(f"A combination needs finite coefficients, got {list(coefficients)} and a shift of {shift}.")
+            raise ValueError(
+                f"A combination needs finite coefficients, got {list(coefficients)} and a shift of {shift}."
+            )
         first = terms[0]
         for term in terms:
             check_is_operator(term)
@@ -230,14 +265,21 @@ class Combination(SymmetricOperator):
         for term, coefficient in zip(terms, coefficients):
             if isinstance(term, Combination):
                 self.shift += coefficient * term.shift
-                pairs += [(part, coefficient * factor) for part, factor in zip(term.terms, term.coefficients)]
+                pairs += [
+                    (part, coefficient * factor)
+                    for part, factor in zip(term.terms, term.coefficients)
+                ]
             else:
                 pairs.append((term, float(coefficient)))
         kept = [(term, coefficient) for term, coefficient in pairs if coefficient != 0]
         self.terms = tuple(term for term, _ in kept)
         self.coefficients = tuple(coefficient for _, coefficient in kept)
-        self.error_estimate = sum(abs(coefficient) * term.error_estimate for term, coefficient in kept)
-        self.support = None if self.shift else union_of_supports([term.support for term in self.terms])
+        self.error_estimate = sum(
+            abs(coefficient) * term.error_estimate for term, coefficient in kept
+        )
+        self.support = (
+            None if self.shift else union_of_supports([term.support for term in self.terms])
+        )
 
     @property
     def checked(self) -> str:
@@ -257,7 +299,9 @@ class Combination(SymmetricOperator):
         return errors
 
 
-def average(operators: Iterable[SymmetricOperator], *, weights: Sequence[float] | None = None) -> Combination:
+def average(
+    operators: Iterable[SymmetricOperator], *, weights: Sequence[float] | None = None
+) -> Combination:
     """The average of operators, such as the Hessian of a data set from those of its batches.
 
     Args:
@@ -281,8 +325,14 @@ def normalized_weights(count: int, weights: Sequence[float] | None) -> list[floa
         raise ValueError("An average needs at least one operator, got none.")
     given = [1.0] * count if weights is None else [float(weight) for weight in weights]
     total = sum(given)
-    if len(given) != count or not all(math.isfinite(weight) and weight >= 0 for weight in given) or total == 0:
-        raise ValueError(f"An average of {count} operators needs {count} finite weights >= 0 that are not all 0, got {given}.")
+    if (
+        len(given) != count
+        or not all(math.isfinite(weight) and weight >= 0 for weight in given)
+        or total == 0
+    ):
+        raise ValueError(
+            f"An average of {count} operators needs {count} finite weights >= 0 that are not all 0, got {given}."
+        )
     return [weight / total for weight in given]
 
 

@@ -67,13 +67,19 @@ def power_iteration(
         vectors.append(vector)
         products += spent
     V = torch.stack(vectors, dim=1)
-    residuals = torch.tensor([_residual(A, value, vector) for value, vector in zip(values, vectors)], dtype=torch.float64)
+    residuals = torch.tensor(
+        [_residual(A, value, vector) for value, vector in zip(values, vectors)], dtype=torch.float64
+    )
     numbers = torch.tensor(values, dtype=torch.float64)
     return EigenPairs(numbers, V, residuals, residuals <= tol, products + k, checked=A.checked)
 
 
 def _dominant_pair(
-    A: SymmetricOperator, found: list[Tensor], tol: float, max_iterations: int, generator: torch.Generator
+    A: SymmetricOperator,
+    found: list[Tensor],
+    tol: float,
+    max_iterations: int,
+    generator: torch.Generator,
 ) -> tuple[float, Float[Tensor, " n"], int]:
     """One eigenvalue of A deflated by the vectors found so far, its vector, and the products spent."""
     v = torch.randn(A.n, generator=generator, dtype=torch.float64).to(A.device, A.dtype)

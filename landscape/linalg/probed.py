@@ -55,14 +55,21 @@ class ProbedSpectrum:
 
     @classmethod
     def from_rules(
-        cls, rules: Sequence[Rule], n: int, *, rounding: float, operators: Sequence[int] | None = None
+        cls,
+        rules: Sequence[Rule],
+        n: int,
+        *,
+        rounding: float,
+        operators: Sequence[int] | None = None,
     ) -> "ProbedSpectrum":
         """Take the quadratures of random starts; arguments and errors as of `SpectralDensity.from_quadratures`."""
         if not rules:
             raise ValueError("quadratures must be at least one, got none.")
         owners = list(range(len(rules))) if operators is None else list(operators)
         if len(owners) != len(rules) or set(owners) != set(range(max(owners, default=0) + 1)):
-            raise ValueError(f"operators must number {len(rules)} quadratures from 0 without gaps, got {owners}.")
+            raise ValueError(
+                f"operators must number {len(rules)} quadratures from 0 without gaps, got {owners}."
+            )
         parts = [without_zero_block(rule, n) for rule in rules]
         for index, (nodes, _, num_zeros) in enumerate(parts):
             if not has_enough_nodes(len(nodes), n - num_zeros):
@@ -79,7 +86,9 @@ class ProbedSpectrum:
             n=n,
             operators=np.array(owners),
             # A rule of as many nodes as there are dimensions is the measure itself.
-            remainders=np.array([0.0 if len(x) == n - num_zeros else math.nan for x, _, num_zeros in parts]),
+            remainders=np.array(
+                [0.0 if len(x) == n - num_zeros else math.nan for x, _, num_zeros in parts]
+            ),
             exact=nothing,
             exact_residuals=nothing,
             num_zeros=np.array([zeros[index] for index in range(len(zeros))]),
@@ -138,9 +147,14 @@ class ProbedSpectrum:
         """
         free = self._dimensions
         low, high = self._below_zero
-        mean_low, mean_high = float(self._averages @ low @ free) / len(free), float(self._averages @ high @ free) / len(free)
+        mean_low, mean_high = (
+            float(self._averages @ low @ free) / len(free),
+            float(self._averages @ high @ free) / len(free),
+        )
         exact, doubt = self.exact, self.exact_residuals
-        known = [float((exact + sign * doubt < -self.resolution).sum()) / len(free) for sign in (1, -1)]
+        known = [
+            float((exact + sign * doubt < -self.resolution).sum()) / len(free) for sign in (1, -1)
+        ]
         middle = self.num_negative_of_each()
         size = float(free[self.operators].sum())
         spread = share_error(float(low.mean()), float(high.mean()), size) * float(free.mean())
@@ -153,7 +167,9 @@ class ProbedSpectrum:
     def num_negative_of_each(self) -> Float[np.ndarray, " b"]:
         """The middle of the bracket of each operator; their mean is the value of `num_negative`."""
         low, high = self._below_zero
-        return self._averages @ (low + high) / 2 * self._dimensions + (self.exact < -self.resolution).sum(axis=1)
+        return self._averages @ (low + high) / 2 * self._dimensions + (
+            self.exact < -self.resolution
+        ).sum(axis=1)
 
     def negative_share(self) -> Estimate:
         """`num_negative` as a share of all n eigenvalues."""
@@ -168,13 +184,19 @@ class ProbedSpectrum:
             return Estimate(math.nan, 0.0, None, math.nan, math.nan, whole=1.0)
         share = float(negative.mean()) / total
         # To first order, the error of a ratio is that of a sum.
-        errors = self._sums(lambda x: np.maximum(-x, 0) - share * np.abs(x)).estimate() * (1 / total)
+        errors = self._sums(lambda x: np.maximum(-x, 0) - share * np.abs(x)).estimate() * (
+            1 / total
+        )
         free = self._dimensions / self.num_operators
-        left, right = (float(self._averages @ side @ free) + self._slack for side in self._open_mass)
+        left, right = (
+            float(self._averages @ side @ free) + self._slack for side in self._open_mass
+        )
         # The trace is the same wherever the quadrature is off: the positive side grows as the negative one does.
         trace, mass = total - 2 * share * total, share * total
         ends = [share, *(_part_of(mass + off, trace) for off in (-left, right))]
-        return Estimate(share, errors.probe_error, errors.batch_error, min(ends), max(ends), whole=1.0)
+        return Estimate(
+            share, errors.probe_error, errors.batch_error, min(ends), max(ends), whole=1.0
+        )
 
     def negative_mass_of_each(self) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
         """Sum of |lambda| over the negative eigenvalues of each operator, and over all: numerator and denominator."""
@@ -198,7 +220,12 @@ class ProbedSpectrum:
         for row, (nodes, weights, _) in enumerate(self._rules()):
             sides[:, row] = bounds.cumulative_bounds(nodes, weights, grid)
         owners, free = self.operators, self._dimensions
-        seen = np.stack([(weights[:, None] * (nodes[:, None] <= grid)).sum(axis=0) for nodes, weights, _ in self._rules()])
+        seen = np.stack(
+            [
+                (weights[:, None] * (nodes[:, None] <= grid)).sum(axis=0)
+                for nodes, weights, _ in self._rules()
+            ]
+        )
         gaps = np.abs(sides - seen) * free[owners][:, None]
         below, above = np.einsum("bp,spg->sg", self._averages, gaps) / self.num_operators
         return sums.estimate(open_low=below, open_high=above) * (1 / self.n)
@@ -261,7 +288,9 @@ class ProbedSpectrum:
         offset = seen - centre[self.operators][:, None]
         # Products, since numpy's powers of 3 and 4 take ten times as long.
         square = offset * offset
-        second, third, fourth = (self._average(weights, power) for power in (square, square * offset, square * square))
+        second, third, fourth = (
+            self._average(weights, power) for power in (square, square * offset, square * square)
+        )
         shape = (-1,) + (1,) * (second.ndim - 1)
         free = self._dimensions.reshape(shape)
         # (d + 2) p / 2 is the number by which moments become variances of their means; the mean takes a part of one itself.
@@ -295,7 +324,9 @@ class ProbedSpectrum:
         rules = []
         for nodes, weights, remainder in zip(self.nodes, self.weights, self.remainders.tolist()):
             there = ~np.isnan(nodes)
-            rules.append((nodes[there], weights[there], None if math.isnan(remainder) else remainder))
+            rules.append(
+                (nodes[there], weights[there], None if math.isnan(remainder) else remainder)
+            )
         return rules
 
     @cached_property
@@ -303,7 +334,10 @@ class ProbedSpectrum:
         """Bounds of the measure that each probe has below zero."""
         # Thousands of small matrices: entering the section for each would take half of the time.
         with single_blas_thread():
-            pairs = [bounds.mass_below(x, w, -self.resolution, remainder=rest) for x, w, rest in self._rules()]
+            pairs = [
+                bounds.mass_below(x, w, -self.resolution, remainder=rest)
+                for x, w, rest in self._rules()
+            ]
         low, high = np.array(pairs).T
         return low, high
 
@@ -312,7 +346,9 @@ class ProbedSpectrum:
         """How far the integral of max(-x, 0) may lie below and above each probe's quadrature."""
         with single_blas_thread():
             found = [bounds.negative_part(x, w, remainder=rest) for x, w, rest in self._rules()]
-        return np.array([value - low for value, (low, _) in found]), np.array([high - value for value, (_, high) in found])
+        return np.array([value - low for value, (low, _) in found]), np.array(
+            [high - value for value, (_, high) in found]
+        )
 
 
 def has_enough_nodes(num_nodes: int, dimension: int) -> bool:
@@ -322,4 +358,8 @@ def has_enough_nodes(num_nodes: int, dimension: int) -> bool:
 
 def _part_of(mass: float, trace: float) -> float:
     """The share of negative mass where that mass is this and the trace that."""
-    return min(max(mass / (trace + 2 * mass), 0.0), 1.0) if 0 < mass < math.inf and trace + 2 * mass > 0 else float(mass > 0)
+    return (
+        min(max(mass / (trace + 2 * mass), 0.0), 1.0)
+        if 0 < mass < math.inf and trace + 2 * mass > 0
+        else float(mass > 0)
+    )

@@ -41,7 +41,11 @@ class _Cost:
 
     @classmethod
     def of(cls, basis: KrylovBasis) -> "_Cost":
-        return cls(basis.num_matvecs, basis.error, basis.orthogonality_defect() if basis.num_matvecs else 0.0)
+        return cls(
+            basis.num_matvecs,
+            basis.error,
+            basis.orthogonality_defect() if basis.num_matvecs else 0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ def density(
     check_is_operator(A)
     num_deflation = num_matvecs if num_deflation is None else num_deflation
     if num_probes < 1 or num_deflation < 0:
-        raise ValueError(f"num_probes must be at least 1 and num_deflation at least 0, got {num_probes} and {num_deflation}.")
+        raise ValueError(
+            f"num_probes must be at least 1 and num_deflation at least 0, got {num_probes} and {num_deflation}."
+        )
     generator = generator if generator is not None else seeded(seed)
     part = A if A.support is None else SupportedPart(A)
     fewest = max(1, min(FEWEST_NODES, part.n))
@@ -116,14 +122,18 @@ def density(
     if len(exact.values) == part.n:
         # Nothing is left to probe; the rule stands for none of the eigenvalues.
         return _assemble(A, part.n, exact, [_Rule(np.zeros(1), np.ones(1), 0.0)], [exact.cost])
-    rules, costs = map(list, zip(*(_probe(part, exact.vectors, num_matvecs, generator) for _ in range(num_probes))))
+    rules, costs = map(
+        list, zip(*(_probe(part, exact.vectors, num_matvecs, generator) for _ in range(num_probes)))
+    )
     # The first vector saw the whole of each eigenspace as one direction, so of its copies the rest holds nothing.
     if exact.rest is not None and not exact.have_copies(rules):
         rules.append(exact.rest)
     return _assemble(A, part.n, exact, rules, [exact.cost, *costs])
 
 
-def _assemble(A: SymmetricOperator, supported: int, exact: _Exact, rules: list[_Rule], costs: list[_Cost]) -> SpectralDensity:
+def _assemble(
+    A: SymmetricOperator, supported: int, exact: _Exact, rules: list[_Rule], costs: list[_Cost]
+) -> SpectralDensity:
     return SpectralDensity(
         nodes=pad([torch.from_numpy(rule.nodes) for rule in rules]),
         weights=pad([torch.from_numpy(rule.weights) for rule in rules]),
@@ -153,14 +163,20 @@ def dense_spectrum(A: SymmetricOperator) -> Float[Tensor, " n"]:
     check_is_operator(A)
     part = A if A.support is None else SupportedPart(A)
     identity = torch.eye(part.n, dtype=A.dtype, device=A.device)
-    M = torch.cat([(part @ columns).double().cpu() for columns in identity.split(_COLUMNS, dim=1)], dim=1)
+    M = torch.cat(
+        [(part @ columns).double().cpu() for columns in identity.split(_COLUMNS, dim=1)], dim=1
+    )
     _check_finite(M, "unit vectors")
     inside = torch.linalg.eigvalsh((M + M.T) / 2)
     return torch.cat([inside, torch.zeros(A.n - part.n, dtype=torch.float64)]).sort().values
 
 
 def trace(
-    A: SymmetricOperator, *, num_matvecs: int = 60, seed: int = 0, generator: torch.Generator | None = None
+    A: SymmetricOperator,
+    *,
+    num_matvecs: int = 60,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
 ) -> Estimate:
     """Estimate the sum of all eigenvalues of A.
 
@@ -183,7 +199,9 @@ def trace(
     """
     check_is_operator(A)
     if num_matvecs < 4:
-        raise ValueError(f"num_matvecs must be at least 4, two for the part that stands out and two probes, got {num_matvecs}.")
+        raise ValueError(
+            f"num_matvecs must be at least 4, two for the part that stands out and two probes, got {num_matvecs}."
+        )
     generator = generator if generator is not None else seeded(seed)
     part = A if A.support is None else SupportedPart(A)
     basis = KrylovBasis(part, generator=generator)
@@ -227,7 +245,9 @@ def _standing_out(A: SymmetricOperator, num_matvecs: int, generator: torch.Gener
     left = seen[~kept].sum()
     is_probe = one_chain and len(values) >= FEWEST_NODES and left > torch.finfo(A.dtype).eps
     rest = _Rule(values[~kept], seen[~kept] / left, math.nan) if is_probe else None
-    return _Exact(values[kept], basis.combine(coordinates[:, kept]), norms[kept], rest, _Cost.of(basis))
+    return _Exact(
+        values[kept], basis.combine(coordinates[:, kept]), norms[kept], rest, _Cost.of(basis)
+    )
 
 
 def _probe(
@@ -243,10 +263,14 @@ def _probe(
     H, coupling = basis.projected()
     with single_blas_thread():
         nodes, vectors = np.linalg.eigh(H)
-    return _Rule(nodes, vectors[0] ** 2, float(coupling[0, -1]) if len(coupling) else 0.0), _Cost.of(basis)
+    return _Rule(
+        nodes, vectors[0] ** 2, float(coupling[0, -1]) if len(coupling) else 0.0
+    ), _Cost.of(basis)
 
 
-def _quotients(A: SymmetricOperator, Q: Float[Tensor, "n k"], generator: torch.Generator) -> tuple[float, float]:
+def _quotients(
+    A: SymmetricOperator, Q: Float[Tensor, "n k"], generator: torch.Generator
+) -> tuple[float, float]:
     """v^T A v and the squared length of A v without its part in Q, for a random unit vector v orthogonal to Q.
 
     Raises:

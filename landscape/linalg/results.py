@@ -69,7 +69,11 @@ class RitzValues:
         Args:
             which: "LA" for the largest, "SA" for the smallest.
         """
-        values, norms = (self.values, self.norms) if which == "SA" else (self.values.flip(0), self.norms.flip(0))
+        values, norms = (
+            (self.values, self.norms)
+            if which == "SA"
+            else (self.values.flip(0), self.norms.flip(0))
+        )
         values, norms = values[:k], norms[:k]
         return values, torch.where(norms > 0, norms / values.abs(), 0.0)
 
@@ -117,7 +121,9 @@ class EigenPairs:
     def __repr__(self) -> str:
         rows = ", ".join(
             f"{_with_bound(value, abs(value) * residual)}{'' if done else ' (not converged)'}"
-            for value, residual, done in zip(self.values.tolist(), self.residuals.tolist(), self.converged.tolist())
+            for value, residual, done in zip(
+                self.values.tolist(), self.residuals.tolist(), self.converged.tolist()
+            )
         )
         doubt = "" if self.settled or self.ritz is None else ", another value may belong among them"
         missed = f", {self.missed}" if self.missed is not None else ""

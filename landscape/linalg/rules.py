@@ -20,14 +20,19 @@ def padded(rows: Sequence[Float[np.ndarray, " m"]]) -> Float[np.ndarray, "p m"]:
     return out
 
 
-def without_zero_block(rule: Rule, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"], int]:
+def without_zero_block(
+    rule: Rule, n: int
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"], int]:
     """Nodes and weights of the support alone, ascending, and how many eigenvalues lie outside of it.
 
     `SupportedPart` adds them as a node of exactly 0 whose weight is a whole number of n-ths; no probe is needed to know them.
     Where a random probe meets nothing but 0, the matrix is 0.
     """
     order = np.argsort(rule[0], kind="stable")
-    nodes, weights = np.asarray(rule[0], dtype=np.float64)[order], np.asarray(rule[1], dtype=np.float64)[order]
+    nodes, weights = (
+        np.asarray(rule[0], dtype=np.float64)[order],
+        np.asarray(rule[1], dtype=np.float64)[order],
+    )
     if not nodes.any():
         return np.zeros(1), np.ones(1), n
     at_zero = np.flatnonzero(nodes == 0)

@@ -65,7 +65,12 @@ class SpectralDensity:
 
     @classmethod
     def from_quadratures(
-        cls, quadratures: Sequence[Quadrature], n: int, *, dtype: torch.dtype, operators: Sequence[int] | None = None
+        cls,
+        quadratures: Sequence[Quadrature],
+        n: int,
+        *,
+        dtype: torch.dtype,
+        operators: Sequence[int] | None = None,
     ) -> "SpectralDensity":
         """Take the quadratures that `eigsh` leaves, of one operator or of several, one probe each or more.
 
@@ -80,14 +85,25 @@ class SpectralDensity:
             ValueError: If there is no quadrature, or one has too few nodes, or `operators` are not as many, or leave out a
                 number.
         """
-        rules = [(one.nodes.double().cpu().numpy(), one.weights.double().cpu().numpy()) for one in quadratures]
-        return cls.of(ProbedSpectrum.from_rules(rules, n, rounding=float(torch.finfo(dtype).eps), operators=operators))
+        rules = [
+            (one.nodes.double().cpu().numpy(), one.weights.double().cpu().numpy())
+            for one in quadratures
+        ]
+        return cls.of(
+            ProbedSpectrum.from_rules(
+                rules, n, rounding=float(torch.finfo(dtype).eps), operators=operators
+            )
+        )
 
     @classmethod
     def of(cls, spectrum: ProbedSpectrum) -> "SpectralDensity":
         """The same numbers with tensors."""
-        arrays: dict[str, Any] = {name: torch.from_numpy(getattr(spectrum, name)) for name in _ARRAYS}
-        return cls(**arrays, n=spectrum.n, resolution=spectrum.resolution, rounding=spectrum.rounding)
+        arrays: dict[str, Any] = {
+            name: torch.from_numpy(getattr(spectrum, name)) for name in _ARRAYS
+        }
+        return cls(
+            **arrays, n=spectrum.n, resolution=spectrum.resolution, rounding=spectrum.rounding
+        )
 
     @classmethod
     def pooled(cls, densities: Sequence["SpectralDensity"]) -> "SpectralDensity":
@@ -97,15 +113,21 @@ class SpectralDensity:
             ValueError: If there is none, or the dimensions differ.
         """
         if len({one.n for one in densities}) != 1:
-            raise ValueError(f"densities must be of one dimension, got {[one.n for one in densities]}.")
+            raise ValueError(
+                f"densities must be of one dimension, got {[one.n for one in densities]}."
+            )
         starts = np.cumsum([0, *(one.num_operators for one in densities)])
-        defects = [one.orthogonality_defect for one in densities if one.orthogonality_defect is not None]
+        defects = [
+            one.orthogonality_defect for one in densities if one.orthogonality_defect is not None
+        ]
         products = [one.num_matvecs for one in densities if one.num_matvecs is not None]
         return cls(
             nodes=pad([row for one in densities for row in one.nodes]),
             weights=pad([row for one in densities for row in one.weights]),
             n=densities[0].n,
-            operators=torch.cat([one.operators + int(start) for one, start in zip(densities, starts)]),
+            operators=torch.cat(
+                [one.operators + int(start) for one, start in zip(densities, starts)]
+            ),
             remainders=torch.cat([one.remainders for one in densities]),
             exact=pad([row for one in densities for row in one.exact]),
             exact_residuals=pad([row for one in densities for row in one.exact_residuals]),
@@ -159,7 +181,9 @@ class SpectralDensity:
     def probed(self) -> ProbedSpectrum:
         """The same numbers without torch, which know their estimates."""
         arrays = {name: getattr(self, name).numpy() for name in _ARRAYS}
-        return ProbedSpectrum(**arrays, n=self.n, resolution=self.resolution, rounding=self.rounding)
+        return ProbedSpectrum(
+            **arrays, n=self.n, resolution=self.resolution, rounding=self.rounding
+        )
 
     def trace(self) -> Estimate:
         """Sum of all eigenvalues."""
@@ -224,9 +248,13 @@ class NegativeCounts:
             ValueError: If the pairs come from a method without Ritz values, or the density is of several operators.
         """
         if pairs.ritz is None:
-            raise ValueError("pairs must come from `eigsh`: power iteration has no Ritz values, so it certifies no count.")
+            raise ValueError(
+                "pairs must come from `eigsh`: power iteration has no Ritz values, so it certifies no count."
+            )
         if density.num_operators != 1:
-            raise ValueError(f"density must be of the operator of the pairs alone, got one of {density.num_operators}.")
+            raise ValueError(
+                f"density must be of the operator of the pairs alone, got one of {density.num_operators}."
+            )
         return cls(certified=pairs.ritz.num_negative, estimated=density.num_negative(), n=density.n)
 
     def __repr__(self) -> str:

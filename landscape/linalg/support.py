@@ -34,12 +34,18 @@ class Restriction(SymmetricOperator):
     def __init__(self, A: SymmetricOperator, rows: Int64[Tensor, " s"]) -> None:
         check_is_operator(A)
         if rows.ndim != 1 or rows.dtype != torch.int64:
-            raise ValueError(f"The chosen coordinates must be a vector of int64 indices, got {rows.dtype} {tuple(rows.shape)}.")
+            raise ValueError(
+                f"The chosen coordinates must be a vector of int64 indices, got {rows.dtype} {tuple(rows.shape)}."
+            )
         if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < A.n):
-            raise ValueError(f"The chosen coordinates must lie in 0..{A.n - 1}, got {int(rows.min())} to {int(rows.max())}.")
+            raise ValueError(
+                f"The chosen coordinates must lie in 0..{A.n - 1}, got {int(rows.min())} to {int(rows.max())}."
+            )
         # Ascending indices need no sorting to be seen as different.
         if not bool((rows[1:] > rows[:-1]).all()) and len(rows.unique()) < len(rows):
-            raise ValueError("A coordinate was chosen twice; its row would stand in the restriction twice. Give each index once.")
+            raise ValueError(
+                "A coordinate was chosen twice; its row would stand in the restriction twice. Give each index once."
+            )
         self.whole = A
         self.rows = rows.to(A.device)
         self.n, self.dtype, self.device = len(rows), A.dtype, A.device
@@ -47,7 +53,9 @@ class Restriction(SymmetricOperator):
         if A.support is not None and A.support is not rows:
             inside = torch.isin(self.rows, A.support)
             # Where nothing is inside all is zero, but a solver needs a coordinate to begin with.
-            self.support = inside.nonzero()[:, 0] if bool(inside.any()) and not bool(inside.all()) else None
+            self.support = (
+                inside.nonzero()[:, 0] if bool(inside.any()) and not bool(inside.all()) else None
+            )
 
     @property
     def checked(self) -> str:
@@ -90,7 +98,9 @@ class SupportedPart(Restriction):
         none = torch.zeros(0, dtype=torch.float64)
         return EigenPairs(
             values=none,
-            vectors=torch.zeros(0, 0, dtype=self.dtype, device=self.device) if return_vectors else None,
+            vectors=torch.zeros(0, 0, dtype=self.dtype, device=self.device)
+            if return_vectors
+            else None,
             residuals=none,
             converged=torch.zeros(0, dtype=torch.bool),
             num_matvecs=0,
@@ -126,14 +136,18 @@ class SupportedPart(Restriction):
             residuals=torch.cat([pairs.residuals, zeros])[order],
             converged=torch.cat([pairs.converged, torch.ones(num_zeros, dtype=torch.bool)])[order],
             num_matvecs=pairs.num_matvecs,
-            quadrature=None if pairs.quadrature is None else self._whole_quadrature(pairs.quadrature),
+            quadrature=None
+            if pairs.quadrature is None
+            else self._whole_quadrature(pairs.quadrature),
             ritz=None if pairs.ritz is None else self._whole_ritz(pairs.ritz, num_zeros),
             copies_checked=pairs.copies_checked,
             settled=pairs.settled,
             checked=pairs.checked,
             # Where zeros take the places of values, "beyond the last" says less than it did of the part.
             missed=pairs.missed,
-            value_bounds=None if pairs.value_bounds is None else torch.cat([pairs.value_bounds, zeros])[order],
+            value_bounds=None
+            if pairs.value_bounds is None
+            else torch.cat([pairs.value_bounds, zeros])[order],
         )
 
     def _whole_ritz(self, part: RitzValues, num_zeros: int) -> RitzValues:

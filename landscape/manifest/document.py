@@ -32,7 +32,9 @@ _PLAIN = {
     "bool": (re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z"), list("tTfF")),
     "int": (re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z"), list("-+0123456789")),
     "float": (
-        re.compile(r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)\Z"),
+        re.compile(
+            r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)\Z"
+        ),
         list("-+.0123456789"),
     ),
 }
@@ -56,7 +58,10 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader without tags, aliases, dates, octal numbers and duplicate keys."""
 
     yaml_implicit_resolvers = _RESOLVERS
-    yaml_constructors = {_PREFIX + name: yaml.SafeLoader.yaml_constructors[_PREFIX + name] for name in (*_PLAIN, "seq")}
+    yaml_constructors = {
+        _PREFIX + name: yaml.SafeLoader.yaml_constructors[_PREFIX + name]
+        for name in (*_PLAIN, "seq")
+    }
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -122,14 +127,20 @@ def read_document(path: Path) -> "Section":
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark is not None else ""
-        hint = f"; {_QUOTE}" if error.context in ("while scanning an alias", "while scanning an anchor") else ""
+        hint = (
+            f"; {_QUOTE}"
+            if error.context in ("while scanning an alias", "while scanning an anchor")
+            else ""
+        )
         problem = _one_line(error.problem or error.context)
         raise ManifestError(f"{path}{line}: not a readable manifest: {problem}{hint}.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ManifestError(f"{path}: not a readable manifest: {_one_line(error)}.") from None
     if not isinstance(value, Located):
         found = "nothing" if value is None else kind(value)
-        raise ManifestError(f"{path}: expected a mapping with the keys version, data, hessian and series, got {found}.")
+        raise ManifestError(
+            f"{path}: expected a mapping with the keys version, data, hessian and series, got {found}."
+        )
     return Section(path, "", value)
 
 
@@ -137,9 +148,13 @@ def _read_guarded(path: Path) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise ManifestError(f"{path}: expected a manifest, got something that is not a regular file.")
+            raise ManifestError(
+                f"{path}: expected a manifest, got something that is not a regular file."
+            )
         if status.st_size > LARGEST_FILE:
-            raise ManifestError(f"{path}: {status.st_size} bytes, but a manifest has at most {LARGEST_FILE}; is it another file?")
+            raise ManifestError(
+                f"{path}: {status.st_size} bytes, but a manifest has at most {LARGEST_FILE}; is it another file?"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         advice = "`landscape train` writes a manifest beside its checkpoints"
@@ -189,7 +204,9 @@ class Section:
         known = list(known)
         for key in self.mapping:
             if key not in known:
-                self.refuse(f"{shown(key)[1:-1]} is not a known key; {nearest(key, known)}", key=key)
+                self.refuse(
+                    f"{shown(key)[1:-1]} is not a known key; {nearest(key, known)}", key=key
+                )
         for key in required:
             if key not in self.mapping:
                 self.refuse(f"{key} is missing; add `{key}: ...`.")
@@ -202,18 +219,34 @@ class Section:
         """One value: a str, int, float (an int will do), list, or mapping (as a Section)."""
         value = self.mapping[key]
         if value == FILL_IN:
-            self.refuse(f"{key} is still to be filled in; the comment beside or above it says with what.", key=key)
+            self.refuse(
+                f"{key} is still to be filled in; the comment beside or above it says with what.",
+                key=key,
+            )
         if expected is dict and isinstance(value, Located):
             return Section(self.path, f"{self.name}{key}.", value)
         if expected is float and type(value) in (int, float):
             if not math.isfinite(value):
                 self.refuse(f"{key} is {value}, but it must be finite.", key=key)
             return float(value)
-        if expected is int and type(value) is float and value.is_integer() and abs(value) <= MAX_INTEGER:
-            self.refuse(f"{key}: expected a whole number, got {value}; write {int(value)}.", key=key)
+        if (
+            expected is int
+            and type(value) is float
+            and value.is_integer()
+            and abs(value) <= MAX_INTEGER
+        ):
+            self.refuse(
+                f"{key}: expected a whole number, got {value}; write {int(value)}.", key=key
+            )
         if expected in (str, int, list) and type(value) is expected:
             return value
-        words = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
+        words = {
+            str: "text",
+            int: "a whole number",
+            float: "a number",
+            list: "a list",
+            dict: "a mapping",
+        }
         hint = "; put it in quotes" if expected is str and type(value) in (bool, int, float) else ""
         self.refuse(f"{key}: expected {words[expected]}, got {kind(value)}{hint}.", key=key)
 
@@ -222,6 +255,9 @@ class Section:
         sections = []
         for position, item in enumerate(self.value(key, list), start=1):
             if not isinstance(item, Located):
-                self.refuse(f"{key}: expected a list of mappings, got {kind(item)} at position {position}.", key=key)
+                self.refuse(
+                    f"{key}: expected a list of mappings, got {kind(item)} at position {position}.",
+                    key=key,
+                )
             sections.append(Section(self.path, f"{self.name}{key}[{position}].", item))
         return sections

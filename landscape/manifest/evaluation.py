@@ -60,11 +60,18 @@ def read_evaluation(section: Section) -> EvaluationSettings:
             path = given.get("path")
             found.append(
                 EvaluationSet(
-                    name=name, path=None if path is None else str(absolute(section.path, path)), split=given.get("split")
+                    name=name,
+                    path=None if path is None else str(absolute(section.path, path)),
+                    split=given.get("split"),
                 )
             )
         elif value is None:
             found.append(EvaluationSet(name=name))
         else:
-            sets.refuse(f"{name}: expected the path of its files, or a mapping of path and split, got {kind(value)}.", key=name)
-    return EvaluationSettings(sets=tuple(found), slip=None if slip is None else absolute(section.path, slip))
+            sets.refuse(
+                f"{name}: expected the path of its files, or a mapping of path and split, got {kind(value)}.",
+                key=name,
+            )
+    return EvaluationSettings(
+        sets=tuple(found), slip=None if slip is None else absolute(section.path, slip)
+    )

@@ -14,7 +14,9 @@ def is_gone(checkpoint: Checkpoint) -> bool:
     return not may_be_checkpoint(checkpoint.path)
 
 
-def check_weights(manifest: Manifest, tasks: Sequence[Task], selected: Sequence[Task]) -> tuple[str, ...]:
+def check_weights(
+    manifest: Manifest, tasks: Sequence[Task], selected: Sequence[Task]
+) -> tuple[str, ...]:
     """See that every checkpoint that has something left to measure is there.
 
     Args:
@@ -35,7 +37,10 @@ def check_weights(manifest: Manifest, tasks: Sequence[Task], selected: Sequence[
                 "measured yet. Restore it or train it again."
             )
     gone = [(task.series.name, task.checkpoint) for task in selected if is_gone(task.checkpoint)]
-    return tuple(f"{name}: epoch {one.epoch}: measured; its checkpoint {one.path} is gone." for name, one in gone)
+    return tuple(
+        f"{name}: epoch {one.epoch}: measured; its checkpoint {one.path} is gone."
+        for name, one in gone
+    )
 
 
 def digest_of(checkpoint: Checkpoint, *, stored: str | None = None) -> str:

@@ -30,7 +30,9 @@ def _protocol_of(settings: DataSettings) -> dict[str, Any]:
             del data[key]
     if settings.in_shards:
         # The first stores hold the default of tables for shards as well.
-        data["caption_key"] = "title" if settings.caption_key == "caption" else f"json: {settings.caption_key}"
+        data["caption_key"] = (
+            "title" if settings.caption_key == "caption" else f"json: {settings.caption_key}"
+        )
     return data
 
 
@@ -92,7 +94,11 @@ class Manifest:
         Raises:
             CheckpointError: If a file cannot be read or is another one.
         """
-        return {(one.name, checkpoint.epoch): checkpoint.verify() for one in self.series for checkpoint in one.checkpoints}
+        return {
+            (one.name, checkpoint.epoch): checkpoint.verify()
+            for one in self.series
+            for checkpoint in one.checkpoints
+        }
 
     def protocol(self) -> dict[str, dict[str, Any]]:
         """The settings of data and Hessian as plain values: what numbers must share to be comparable.
@@ -142,7 +148,9 @@ class Manifest:
     def describe(self) -> list[str]:
         """What is inside, one line each, for a terminal."""
         data, hessian = self.protocol()["data"], self.protocol()["hessian"]
-        image_size = "the model's own size" if data["image_size"] is None else f"{data['image_size']} px"
+        image_size = (
+            "the model's own size" if data["image_size"] is None else f"{data['image_size']} px"
+        )
         lines = [
             f"manifest, version {self.version}: {len(self.series)} series, "
             f"{sum(len(one.checkpoints) for one in self.series)} checkpoints",
@@ -156,7 +164,9 @@ class Manifest:
             unsigned = sum(checkpoint.sha256 is None for checkpoint in one.checkpoints)
             note = f" ({unsigned} without sha256)" if unsigned else ""
             epochs = ", ".join(str(epoch) for epoch in one.epochs)
-            lines.append(f"series {one.name}: {one.label}, model {one.model}, epochs {epochs}{note}")
+            lines.append(
+                f"series {one.name}: {one.label}, model {one.model}, epochs {epochs}{note}"
+            )
             lines += [f"  {line}" for line in one.trained.describe()]
             lines += [f"  not known: {why}" for why in one.trained.doubts.values()]
         lines.append(f"protocol sha256 {self.protocol_digest()}")

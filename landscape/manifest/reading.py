@@ -16,7 +16,14 @@ from landscape.manifest.settings import OPENMOJI, CheckpointSeries, DataSettings
 VERSION = 1
 EPOCH_ZERO = ("required", "optional")
 
-_TOP = {"version": int, "epoch_zero": str, "data": dict, "hessian": dict, "evaluation": dict, "series": list}
+_TOP = {
+    "version": int,
+    "epoch_zero": str,
+    "data": dict,
+    "hessian": dict,
+    "evaluation": dict,
+    "series": list,
+}
 _DATA = {
     "source": str,
     "split": str,
@@ -58,7 +65,11 @@ class Contents:
 
 
 def read_manifest(
-    path: Path, *, included: bool = False, files_exist: bool = True, checkpoints_exist: bool | None = None
+    path: Path,
+    *,
+    included: bool = False,
+    files_exist: bool = True,
+    checkpoints_exist: bool | None = None,
 ) -> Contents:
     """Read and check a manifest of version 1.
 
@@ -77,16 +88,27 @@ def read_manifest(
     values = top.take(_TOP)
     epoch_zero = values.get("epoch_zero", "required")
     if epoch_zero not in EPOCH_ZERO:
-        top.refuse(f"epoch_zero is {shown(epoch_zero)}, but it must be required or optional.", key="epoch_zero")
+        top.refuse(
+            f"epoch_zero is {shown(epoch_zero)}, but it must be required or optional.",
+            key="epoch_zero",
+        )
     data = _read_data(values["data"], files_exist=files_exist and not included)
     hessian = _read_hessian(values["hessian"])
-    evaluation = read_evaluation(values["evaluation"]) if "evaluation" in values else EvaluationSettings()
+    evaluation = (
+        read_evaluation(values["evaluation"]) if "evaluation" in values else EvaluationSettings()
+    )
     sections = top.items("series")
     if included and len(sections) != 1:
-        top.refuse(f"series: a manifest that `from` names lists one series, got {len(sections)}.", key="series")
+        top.refuse(
+            f"series: a manifest that `from` names lists one series, got {len(sections)}.",
+            key="series",
+        )
     files_exist = files_exist if checkpoints_exist is None else checkpoints_exist
     include = partial(_included_series, files_exist=files_exist)
-    series = tuple(read_series(section, include=None if included else include, files_exist=files_exist) for section in sections)
+    series = tuple(
+        read_series(section, include=None if included else include, files_exist=files_exist)
+        for section in sections
+    )
     try:
         check_manifest(data, hessian, series, epoch_zero="optional" if included else epoch_zero)
     except ValueError as error:
@@ -98,12 +120,23 @@ def _check_version(top: Section) -> None:
     version = top.mapping.get("version", VERSION)
     if version is True or version != VERSION:
         newer = type(version) is int and version > VERSION
-        advice = "read it with the landscape that it was written for" if newer else f"write `version: {VERSION}`"
-        top.refuse(f"version is {kind(version)}, but this landscape reads version {VERSION}; {advice}.", key="version")
+        advice = (
+            "read it with the landscape that it was written for"
+            if newer
+            else f"write `version: {VERSION}`"
+        )
+        top.refuse(
+            f"version is {kind(version)}, but this landscape reads version {VERSION}; {advice}.",
+            key="version",
+        )
 
 
 def check_manifest(
-    data: DataSettings, hessian: HessianSettings, series: tuple[CheckpointSeries, ...], *, epoch_zero: str
+    data: DataSettings,
+    hessian: HessianSettings,
+    series: tuple[CheckpointSeries, ...],
+    *,
+    epoch_zero: str,
 ) -> None:
     """The rules that no single setting can break alone.
 
@@ -116,11 +149,15 @@ def check_manifest(
             "Hessian; use batch_size: 15 as published, or at least 2."
         )
     if not series:
-        raise ValueError("series is empty, but there must be at least one; `landscape train` writes one.")
+        raise ValueError(
+            "series is empty, but there must be at least one; `landscape train` writes one."
+        )
     names = [one.name for one in series]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"series {name!r} is there twice, but names tell series apart; rename one.")
+            raise ValueError(
+                f"series {name!r} is there twice, but names tell series apart; rename one."
+            )
     for one in series:
         _check_loss(one, hessian)
         if epoch_zero == "required" and one.epochs[0] != 0:
@@ -132,7 +169,9 @@ def check_manifest(
 
 def _check_loss(series: CheckpointSeries, hessian: HessianSettings) -> None:
     """Raise ValueError where a series was trained by a loss of another kind than is measured."""
-    losses = {"contrastive": ("clip", "siglip"), "cross_entropy": ("cross_entropy",)}[hessian.objective]
+    losses = {"contrastive": ("clip", "siglip"), "cross_entropy": ("cross_entropy",)}[
+        hessian.objective
+    ]
     loss = series.trained.get("loss", losses[0])
     if loss not in losses:
         raise ValueError(
@@ -151,16 +190,24 @@ def _read_data(section: Section, *, files_exist: bool) -> DataSettings:
     source = values["source"]
     for key in _CSV_ONLY:
         if key in values and (source == OPENMOJI or source.endswith(".tar")):
-            section.refuse(f"{key} is for a CSV/TSV file, but the source is {shown(source)}; remove it.", key=key)
+            section.refuse(
+                f"{key} is for a CSV/TSV file, but the source is {shown(source)}; remove it.",
+                key=key,
+            )
     if "caption_key" in values and source == OPENMOJI:
         reason = "caption_key is for a CSV/TSV file or for shards, but the source is openmoji; remove it."
         section.refuse(reason, key="caption_key")
     if "://" in source or source.startswith("pipe:"):
-        section.refuse(f"source is {shown(source)}, but data is read from local files only; download it first.", key="source")
+        section.refuse(
+            f"source is {shown(source)}, but data is read from local files only; download it first.",
+            key="source",
+        )
     if source.strip() and source != OPENMOJI:
         values["source"] = str(absolute(section.path, source))
         if files_exist and not _may_be_there(values["source"]):
-            advice = "check the path." if "/" in source or "." in source else nearest(source, [OPENMOJI])
+            advice = (
+                "check the path." if "/" in source or "." in source else nearest(source, [OPENMOJI])
+            )
             reason = f"source is {shown(source)}, but there is no such file in {section.path.parent}; {advice}"
             section.refuse(reason, key="source")
     return build(section, DataSettings, values)
@@ -178,19 +225,28 @@ def _read_hessian(section: Section) -> HessianSettings:
         parameters = section.mapping["parameters"]
         if isinstance(parameters, list):
             if not all(isinstance(pattern, str) for pattern in parameters):
-                section.refuse("parameters: expected a list of patterns, each a text in quotes.", key="parameters")
+                section.refuse(
+                    "parameters: expected a list of patterns, each a text in quotes.",
+                    key="parameters",
+                )
             parameters = tuple(parameters)
         elif not isinstance(parameters, str):
             section.refuse(
-                f"parameters: expected all, image, text, or a list of patterns, got {kind(parameters)}.", key="parameters"
+                f"parameters: expected all, image, text, or a list of patterns, got {kind(parameters)}.",
+                key="parameters",
             )
         values["parameters"] = parameters
     return build(section, HessianSettings, values)
 
 
-def _included_series(section: Section, source: str, model: str | None, *, files_exist: bool) -> CheckpointSeries:
+def _included_series(
+    section: Section, source: str, model: str | None, *, files_exist: bool
+) -> CheckpointSeries:
     path = absolute(section.path, source)
     if not os.path.exists(path):
         what = f" --model {model}" if model is not None else ""
-        section.refuse(f"from: there is no {source}; train the series with `landscape train{what}` first.", key="from")
+        section.refuse(
+            f"from: there is no {source}; train the series with `landscape train{what}` first.",
+            key="from",
+        )
     return read_manifest(path, included=True, files_exist=files_exist).series[0]

@@ -39,11 +39,19 @@ _SECTIONS = ("model_args", "preprocess")
 _SYNONYMS = {"quick_gelu": "force_quick_gelu"}
 _EPOCH_FILE = re.compile(r"epoch_([0-9]+)\.pth?")
 _LATEST = "epoch_latest.pt"
-_FOLDER_SIGNS = (".metadata", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_FOLDER_SIGNS = (
+    ".metadata",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+)
 _IGNORE = "remove what is wrong from the manifest, or say `run_files: ignore` for the series if the run's file is"
 
 
-def read_series(section: Section, *, include: Include | None, files_exist: bool) -> CheckpointSeries:
+def read_series(
+    section: Section, *, include: Include | None, files_exist: bool
+) -> CheckpointSeries:
     """One series.
 
     Args:
@@ -53,14 +61,25 @@ def read_series(section: Section, *, include: Include | None, files_exist: bool)
     Raises:
         ManifestError: Where, what, why, and what to do.
     """
-    section.check_keys(known=[*_TEXTS, *_STATED, *_SECTIONS, "checkpoints", "epochs"], required=["name"])
+    section.check_keys(
+        known=[*_TEXTS, *_STATED, *_SECTIONS, "checkpoints", "epochs"], required=["name"]
+    )
     values = section.take(_TEXTS)
     section = Section(section.path, f"series {shown(values['name'])}: ", section.mapping)
-    source, config, ignore = values.pop("from", None), values.pop("config", None), _ignores(section, values)
+    source, config, ignore = (
+        values.pop("from", None),
+        values.pop("config", None),
+        _ignores(section, values),
+    )
     if (source is not None) == ("checkpoints" in section.mapping):
-        section.refuse("it needs either checkpoints or from: checkpoints lists the files, from names a run's manifest.")
+        section.refuse(
+            "it needs either checkpoints or from: checkpoints lists the files, from names a run's manifest."
+        )
     if include is None and source is not None:
-        section.refuse("a manifest that `from` names may not use `from` itself; list its checkpoints.", key="from")
+        section.refuse(
+            "a manifest that `from` names may not use `from` itself; list its checkpoints.",
+            key="from",
+        )
     values, path = _architecture(section, values, config)
     stated = _stated(section)
     if source is not None:
@@ -80,7 +99,11 @@ def read_series(section: Section, *, include: Include | None, files_exist: bool)
         section.refuse("model is missing; add `model: ...`.")
     if "epochs" in section.mapping:
         checkpoints = _only_epochs(section, checkpoints)
-    everything = {"label": values["name"]} | values | {"checkpoints": checkpoints, "config": path, "trained": stated}
+    everything = (
+        {"label": values["name"]}
+        | values
+        | {"checkpoints": checkpoints, "config": path, "trained": stated}
+    )
     everything["reads_runs"] = not ignore
     return build(section, CheckpointSeries, everything)
 
@@ -101,11 +124,15 @@ def absolute(manifest: Path, written: str) -> Path:
 def _ignores(section: Section, values: dict[str, Any]) -> bool:
     choice = values.pop("run_files", "read")
     if choice not in ("read", "ignore"):
-        section.refuse(f"run_files is {shown(choice)}, but it must be read or ignore.", key="run_files")
+        section.refuse(
+            f"run_files is {shown(choice)}, but it must be read or ignore.", key="run_files"
+        )
     return bool(choice == "ignore")
 
 
-def _architecture(section: Section, values: dict[str, Any], config: str | None) -> tuple[dict[str, Any], Path | None]:
+def _architecture(
+    section: Section, values: dict[str, Any], config: str | None
+) -> tuple[dict[str, Any], Path | None]:
     """Where `model` or `config` names a configuration file: the name of the model, and the file."""
     key = "config" if config is not None else "model"
     written = values.get("model", "") if config is None else config
@@ -115,14 +142,23 @@ def _architecture(section: Section, values: dict[str, Any], config: str | None) 
     if written.startswith(LOCAL_DIR) or path.is_dir():
         name, folder, path = path.name, path, path / HUB_CONFIG
         if not path.is_file():
-            others = sorted(entry.name for entry in folder.glob("*.json")) if folder.is_dir() else []
+            others = (
+                sorted(entry.name for entry in folder.glob("*.json")) if folder.is_dir() else []
+            )
             written = written.removeprefix(LOCAL_DIR)
-            advice = f"name the file itself, `{key}: {written}/{others[0]}`" if others else "check the path"
+            advice = (
+                f"name the file itself, `{key}: {written}/{others[0]}`"
+                if others
+                else "check the path"
+            )
             section.refuse(f"{key}: there is no {HUB_CONFIG} in {folder}; {advice}.", key=key)
     else:
         name = path.stem
         if not path.is_file():
-            section.refuse(f"{key}: there is no file {shown(written)} in {section.path.parent}; check the path.", key=key)
+            section.refuse(
+                f"{key}: there is no file {shown(written)} in {section.path.parent}; check the path.",
+                key=key,
+            )
     return ({"model": name} | values if config is not None else values | {"model": name}), path
 
 
@@ -134,7 +170,9 @@ def _stated(section: Section) -> TrainedAs:
             inner = section.value(name, dict).mapping
             for key, value in inner.items():
                 if isinstance(value, Located):
-                    section.refuse(f"{name}: {key} is a mapping, but a plain value is expected.", key=name)
+                    section.refuse(
+                        f"{name}: {key} is a mapping, but a plain value is expected.", key=name
+                    )
                 values[f"{name}.{_SYNONYMS.get(key, key)}"] = value
     try:
         check_values(values)
@@ -147,8 +185,14 @@ def _with_config(section: Section, stated: TrainedAs, config: Path) -> TrainedAs
     """What is stated, and what a configuration file says of the architecture and the pictures where nobody says otherwise."""
     architecture, preprocess = _contents_of(config)
     text = json.dumps(architecture, sort_keys=True, separators=(",", ":"))
-    digest = TrainedAs.stated({"config_sha256": hashlib.sha256(text.encode()).hexdigest()}, config.name)
-    pictures = {f"preprocess.{key}": value for key, value in preprocess.items() if key in PREPROCESS and key != "size"}
+    digest = TrainedAs.stated(
+        {"config_sha256": hashlib.sha256(text.encode()).hexdigest()}, config.name
+    )
+    pictures = {
+        f"preprocess.{key}": value
+        for key, value in preprocess.items()
+        if key in PREPROCESS and key != "size"
+    }
     try:
         check_values(pictures)
     except SettingError as error:
@@ -161,30 +205,50 @@ def _contents_of(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         contents = json.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ManifestError(f"{config}: cannot be read ({error.strerror}); check `config`.") from error
+        raise ManifestError(
+            f"{config}: cannot be read ({error.strerror}); check `config`."
+        ) from error
     except (ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise ManifestError(f"{config}: is not JSON ({problem}), so it describes no model; name open_clip's JSON.") from error
+        raise ManifestError(
+            f"{config}: is not JSON ({problem}), so it describes no model; name open_clip's JSON."
+        ) from error
     architecture = contents.get("model_cfg", contents) if isinstance(contents, dict) else None
-    if not isinstance(architecture, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(architecture):
-        raise ManifestError(f"{config}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg.")
+    if not isinstance(architecture, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(
+        architecture
+    ):
+        raise ManifestError(
+            f"{config}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg."
+        )
     preprocess = contents.get("preprocess_cfg")
     return architecture, preprocess if isinstance(preprocess, dict) else {}
 
 
 def _included(
-    section: Section, values: dict[str, Any], path: Path | None, stated: TrainedAs, run: CheckpointSeries
+    section: Section,
+    values: dict[str, Any],
+    path: Path | None,
+    stated: TrainedAs,
+    run: CheckpointSeries,
 ) -> tuple[dict[str, Any], Path | None, TrainedAs, tuple[Checkpoint, ...]]:
     """The series of a run's manifest; what is stated here must agree with what stands there."""
     if values.get("model", run.model) != run.model:
-        section.refuse(f"model is {shown(values['model'])}, but the run trained {run.model!r}; remove one.", key="model")
+        section.refuse(
+            f"model is {shown(values['model'])}, but the run trained {run.model!r}; remove one.",
+            key="model",
+        )
     settings = {
         key: Setting(setting.value, BY_HAND[1]) if setting.source == MANIFEST else setting
         for key, setting in run.trained.settings.items()
     }
     theirs = TrainedAs(settings, run.trained.notes, run.trained.doubts)
     together = _agreed(section, [stated, theirs])
-    return {"model": run.model, "label": run.label} | values, path or run.config, together, run.checkpoints
+    return (
+        {"model": run.model, "label": run.label} | values,
+        path or run.config,
+        together,
+        run.checkpoints,
+    )
 
 
 def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
@@ -197,9 +261,14 @@ def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
     places = {(path.parent, path.resolve().parent, path.is_dir() and path): path for path in paths}
     for path in places.values():
         files |= {file.path: file for file in run_files(path)}
-    there = [checkpoint for checkpoint in checkpoints if may_be_checkpoint(checkpoint.path)] or checkpoints
+    there = [
+        checkpoint for checkpoint in checkpoints if may_be_checkpoint(checkpoint.path)
+    ] or checkpoints
     last = max(there, key=lambda checkpoint: checkpoint.epoch).path
-    return [*files.values(), *(inside_checkpoint(dict(look.settings), last) if (look := _look(last)) else [])]
+    return [
+        *files.values(),
+        *(inside_checkpoint(dict(look.settings), last) if (look := _look(last)) else []),
+    ]
 
 
 def _look(path: Path) -> Outline | None:
@@ -211,7 +280,11 @@ def _look(path: Path) -> Outline | None:
 
 
 def _with_run(
-    section: Section, values: dict[str, Any], path: Path | None, stated: TrainedAs, files: list[RunFile]
+    section: Section,
+    values: dict[str, Any],
+    path: Path | None,
+    stated: TrainedAs,
+    files: list[RunFile],
 ) -> tuple[dict[str, Any], Path | None, TrainedAs]:
     """The manifest's words completed by the run's; refused where they disagree."""
     together = _agreed(section, [stated, *(file.trained for file in files)])
@@ -237,7 +310,11 @@ def _with_run(
                 key="model",
             )
         # timm's tag, after the dot, brings a preprocessing of its own.
-        values["model"] = values["model"] if path is not None or "." in values["model"] else same or values["model"]
+        values["model"] = (
+            values["model"]
+            if path is not None or "." in values["model"]
+            else same or values["model"]
+        )
         together = together.filled(TrainedAs.stated({"run_model": file.model}, file.path.name))
     return values, path, together
 
@@ -257,7 +334,11 @@ def _same_model(one: str, other: str) -> str | None:
     plain = [name.replace("timm/", "timm:", 1) for name in (one, other)]
     if plain[0].startswith("timm:") and plain[1].startswith("timm:"):
         (first, _, tag), (second, _, other_tag) = (name.partition(".") for name in plain)
-        return max(plain, key=len) if first == second and (not tag or not other_tag or tag == other_tag) else None
+        return (
+            max(plain, key=len)
+            if first == second and (not tag or not other_tag or tag == other_tag)
+            else None
+        )
     return one if plain[0].replace("/", "-") == plain[1].replace("/", "-") else None
 
 
@@ -266,14 +347,19 @@ def _agreed(section: Section, all_of_them: list[TrainedAs]) -> TrainedAs:
         return joined(all_of_them)
     except Disagreement as error:
         key = error.key.partition(".")[0]
-        section.refuse(f"{error}; the same tensors fit both, and their Hessians differ; {_IGNORE}.", key=key)
+        section.refuse(
+            f"{error}; the same tensors fit both, and their Hessians differ; {_IGNORE}.", key=key
+        )
 
 
 def _read_checkpoints(section: Section, *, files_exist: bool) -> tuple[Checkpoint, ...]:
     if isinstance(section.mapping["checkpoints"], str):
         return _checkpoints_of_folder(section, section.mapping["checkpoints"])
     if "epochs" in section.mapping:
-        section.refuse("epochs selects from a folder or from a run, but checkpoints is a list; remove epochs.", key="epochs")
+        section.refuse(
+            "epochs selects from a folder or from a run, but checkpoints is a list; remove epochs.",
+            key="epochs",
+        )
     types = {"epoch": int, "path": str, "sha256": str}
     checkpoints = []
     for item in section.items("checkpoints"):
@@ -284,7 +370,10 @@ def _read_checkpoints(section: Section, *, files_exist: bool) -> tuple[Checkpoin
             values["sha256"] = values["sha256"].lower()
         if files_exist and not may_be_checkpoint(values["path"]):
             written = shown(item.mapping["path"])
-            item.refuse(f"path: there is no file {written} in {section.path.parent}; restore it or train it again.", key="path")
+            item.refuse(
+                f"path: there is no file {written} in {section.path.parent}; restore it or train it again.",
+                key="path",
+            )
         checkpoints.append(build(item, Checkpoint, values))
     return tuple(checkpoints)
 
@@ -304,7 +393,11 @@ def _checkpoints_of_folder(section: Section, source: str) -> tuple[Checkpoint, .
         reason = f"checkpoints: {shown(source)} is not a readable folder ({error.strerror}); name one, or list the files."
         section.refuse(reason, key="checkpoints")
     found = ((_EPOCH_FILE.fullmatch(name), folder / name) for name in names)
-    checkpoints = tuple(Checkpoint(epoch=int(match[1]), path=path) for match, path in found if match and len(match[1]) < 19)
+    checkpoints = tuple(
+        Checkpoint(epoch=int(match[1]), path=path)
+        for match, path in found
+        if match and len(match[1]) < 19
+    )
     if checkpoints:
         return checkpoints
     if _LATEST in names:
@@ -325,10 +418,15 @@ def _only_epochs(section: Section, checkpoints: tuple[Checkpoint, ...]) -> tuple
     there = {checkpoint.epoch: checkpoint for checkpoint in checkpoints}
     for epoch in wanted:
         if type(epoch) is not int or not 0 <= epoch <= MAX_INTEGER:
-            section.refuse(f"epochs: expected a list of epochs, got {kind(epoch)} in it.", key="epochs")
+            section.refuse(
+                f"epochs: expected a list of epochs, got {kind(epoch)} in it.", key="epochs"
+            )
         if epoch not in there:
             listed = shown(sorted(there))
-            section.refuse(f"epochs: epoch {epoch} is not there (it has {listed}); train further, or remove it.", key="epochs")
+            section.refuse(
+                f"epochs: epoch {epoch} is not there (it has {listed}); train further, or remove it.",
+                key="epochs",
+            )
         if wanted.count(epoch) > 1:
             section.refuse(f"epochs: epoch {epoch} is there twice; keep one.", key="epochs")
     return tuple(there[epoch] for epoch in wanted)

@@ -13,9 +13,17 @@ from landscape.files import write_atomically
 from landscape.manifest.document import Dumper
 from landscape.manifest.manifest import Manifest
 from landscape.manifest.reading import read_manifest
-from landscape.manifest.settings import OPENMOJI, Checkpoint, CheckpointSeries, DataSettings, HessianSettings
+from landscape.manifest.settings import (
+    OPENMOJI,
+    Checkpoint,
+    CheckpointSeries,
+    DataSettings,
+    HessianSettings,
+)
 
-_HEADER = "# Written by `landscape train` after every epoch; `landscape spectra` measures it as it is.\n"
+_HEADER = (
+    "# Written by `landscape train` after every epoch; `landscape spectra` measures it as it is.\n"
+)
 
 
 def write_run_manifest(
@@ -42,7 +50,14 @@ def write_run_manifest(
     """
     checkpoints = _that_exist(path, checkpoints)
     return _write(
-        path, name=name, model=model, label=label, config=config, data=data, hessian=hessian, checkpoints=checkpoints
+        path,
+        name=name,
+        model=model,
+        label=label,
+        config=config,
+        data=data,
+        hessian=hessian,
+        checkpoints=checkpoints,
     )
 
 
@@ -76,9 +91,21 @@ def extend_run_manifest(
                     f"{path}: the {key} is {found!r}, but this run trains {expected!r}; give the run a folder of its own."
                 )
         entries = {checkpoint.epoch: checkpoint for checkpoint in (*old.checkpoints, *checkpoints)}
-        data, hessian, label, checkpoints = contents.data, contents.hessian, old.label, tuple(entries.values())
+        data, hessian, label, checkpoints = (
+            contents.data,
+            contents.hessian,
+            old.label,
+            tuple(entries.values()),
+        )
     return _write(
-        path, name=name, model=model, label=label, config=config, data=data, hessian=hessian, checkpoints=checkpoints
+        path,
+        name=name,
+        model=model,
+        label=label,
+        config=config,
+        data=data,
+        hessian=hessian,
+        checkpoints=checkpoints,
     )
 
 
@@ -86,7 +113,9 @@ def _that_exist(path: Path, checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoi
     checkpoints = tuple(checkpoints)
     for checkpoint in checkpoints:
         if not checkpoint.path.is_file():
-            raise ManifestError(f"{path}: epoch {checkpoint.epoch}: there is no file {checkpoint.path}; save it, then list it.")
+            raise ManifestError(
+                f"{path}: epoch {checkpoint.epoch}: there is no file {checkpoint.path}; save it, then list it."
+            )
     return checkpoints
 
 
@@ -104,7 +133,9 @@ def _write(
     path = Path(os.path.abspath(path))
     try:
         label = name if label is None else label
-        series = CheckpointSeries(name=name, model=model, label=label, checkpoints=checkpoints, config=config)
+        series = CheckpointSeries(
+            name=name, model=model, label=label, checkpoints=checkpoints, config=config
+        )
         manifest = Manifest(path=path, data=data, hessian=hessian, series=(series,))
     except ValueError as error:
         raise ManifestError(f"{path}: {error}") from None
@@ -140,15 +171,36 @@ def _as_yaml(manifest: Manifest) -> str:
 
 def _without_defaults(data: DataSettings) -> dict[str, Any]:
     """All settings but those of files and an image size that were never said."""
-    silent = ("image_size", "separator", "image_key", "caption_key", "encoding", "quoting", "on_bad_picture")
-    defaults = {field.name: field.default for field in fields(data)} | {"caption_key": data.default_caption_key}
+    silent = (
+        "image_size",
+        "separator",
+        "image_key",
+        "caption_key",
+        "encoding",
+        "quoting",
+        "on_bad_picture",
+    )
+    defaults = {field.name: field.default for field in fields(data)} | {
+        "caption_key": data.default_caption_key
+    }
     values = {field.name: getattr(data, field.name) for field in fields(data)}
-    return {name: value for name, value in values.items() if name not in silent or value != defaults[name]}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in silent or value != defaults[name]
+    }
 
 
 def _dump(value: dict[str, Any], *, flow: bool | None) -> str:
     """YAML text; flow=None puts each mapping without inner ones on one line."""
-    return yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=flow, width=10**6, allow_unicode=True)
+    return yaml.dump(
+        value,
+        Dumper=Dumper,
+        sort_keys=False,
+        default_flow_style=flow,
+        width=10**6,
+        allow_unicode=True,
+    )
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -66,15 +66,23 @@ class Selection:
         names = [series.name for series in manifest.series]
         for name in self.series:
             if name not in names:
-                raise ManifestError(f"{manifest.path}: there is no series {name!r}; {nearest(name, names)}")
+                raise ManifestError(
+                    f"{manifest.path}: there is no series {name!r}; {nearest(name, names)}"
+                )
         known = sorted({epoch for series in manifest.series for epoch in series.epochs})
         for epoch in self.epochs or ():
             if epoch not in known:
-                raise ManifestError(f"{manifest.path}: no series has an epoch {epoch}; it has {known}.")
+                raise ManifestError(
+                    f"{manifest.path}: no series has an epoch {epoch}; it has {known}."
+                )
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
-            raise ManifestError(f"shard {self.shard}: must be (i, N) with 1 <= i <= N, as (1, 8) for the first of eight.")
+            raise ManifestError(
+                f"shard {self.shard}: must be (i, N) with 1 <= i <= N, as (1, 8) for the first of eight."
+            )
         if not self.tasks(manifest) and self.shard is None:
-            raise ManifestError(f"{manifest.path}: no checkpoint of {', '.join(self.series)} has an epoch among {self.epochs}.")
+            raise ManifestError(
+                f"{manifest.path}: no checkpoint of {', '.join(self.series)} has an epoch among {self.epochs}."
+            )
         if self.num_batches is not None and not 1 <= self.num_batches <= manifest.data.num_batches:
             raise ManifestError(
                 f"{manifest.path}: has {manifest.data.num_batches} batches, but {self.num_batches} were asked for. "
@@ -88,7 +96,8 @@ class Selection:
             Task(series, checkpoint, tuple(range(num_batches)))
             for series in manifest.series
             for checkpoint in series.checkpoints
-            if series.name in (self.series or (series.name,)) and checkpoint.epoch in (self.epochs or (checkpoint.epoch,))
+            if series.name in (self.series or (series.name,))
+            and checkpoint.epoch in (self.epochs or (checkpoint.epoch,))
         ]
         return tasks if self.shard is None else _share(tasks, *self.shard)
 

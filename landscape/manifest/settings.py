@@ -96,25 +96,39 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if not self.source.strip() or "\0" in self.source:
-            _refuse("source", self.source, "it must be openmoji, the path of a CSV/TSV file, or a path pattern of tar shards.")
+            _refuse(
+                "source",
+                self.source,
+                "it must be openmoji, the path of a CSV/TSV file, or a path pattern of tar shards.",
+            )
         _check_choice("split", self.split, SPLITS)
         if self.image_size is None and self.source == OPENMOJI:
             sentence = "image_size is missing, but openmoji pictures are drawn at a size; add `image_size: 64`."
             raise SettingError("image_size", sentence)
         if self.image_size is not None:
-            _check_count("image_size", self.image_size, 1, "a picture has at least one pixel.", most=MAX_SIDE)
+            _check_count(
+                "image_size", self.image_size, 1, "a picture has at least one pixel.", most=MAX_SIDE
+            )
         _check_count("batch_size", self.batch_size, 1, "a batch holds at least one pair.")
         reason = f"one batch alone takes batch_size = {self.batch_size} pairs."
         _check_count("num_samples", self.num_samples, self.batch_size, reason)
         if self.num_samples % self.batch_size:
             nearest = self.num_samples - self.num_samples % self.batch_size
-            _refuse("num_samples", self.num_samples, f"it must be a multiple of batch_size = {self.batch_size}; try {nearest}.")
+            _refuse(
+                "num_samples",
+                self.num_samples,
+                f"it must be a multiple of batch_size = {self.batch_size}; try {nearest}.",
+            )
         if self.num_batches > MAX_BATCHES:
             reason = f"that makes {self.num_batches} batches of {self.batch_size} pairs, and at most {MAX_BATCHES} are measured."
             _refuse("num_samples", self.num_samples, reason)
         _check_count("seed", self.seed, 0, "a seed is an integer from 0 to 2^63 - 1.")
         if not NAME.fullmatch(self.augmentation):
-            _refuse("augmentation", self.augmentation, "it must be none or the name of a training recipe.")
+            _refuse(
+                "augmentation",
+                self.augmentation,
+                "it must be none or the name of a training recipe.",
+            )
         _check_choice("quoting", self.quoting, QUOTING)
         _check_choice("on_bad_picture", self.on_bad_picture, ON_BAD_PICTURE)
         self._check_columns()
@@ -123,7 +137,9 @@ class DataSettings:
         if not self.caption_key:
             object.__setattr__(self, "caption_key", self.default_caption_key)
         if len(self.separator) != 1 or self.separator in '"\r\n\0':
-            _refuse("separator", self.separator, 'it must be a single character, such as "\\t" or ",".')
+            _refuse(
+                "separator", self.separator, 'it must be a single character, such as "\\t" or ",".'
+            )
         if not self.image_key:
             _refuse("image_key", self.image_key, "it must name a column of the CSV/TSV file.")
         try:
@@ -134,12 +150,18 @@ class DataSettings:
                 # However it is written, it is the default.
                 object.__setattr__(self, "encoding", name)
         except (LookupError, ValueError):
-            _refuse("encoding", self.encoding, "it must be one that Python knows, such as utf-8, latin-1, cp1252 or utf-16.")
+            _refuse(
+                "encoding",
+                self.encoding,
+                "it must be one that Python knows, such as utf-8, latin-1, cp1252 or utf-16.",
+            )
 
     @property
     def in_shards(self) -> bool:
         """Whether the source is a pattern of tar shards."""
-        return ".tar" in Path(self.source).name.lower() and not self.source.lower().endswith((".csv", ".tsv"))
+        return ".tar" in Path(self.source).name.lower() and not self.source.lower().endswith(
+            (".csv", ".tsv")
+        )
 
     @property
     def default_caption_key(self) -> str:
@@ -183,15 +205,26 @@ class HessianSettings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for key, choices in {"objective": OBJECTIVES, "method": METHODS, "which": WHICH, "dtype": DTYPES}.items():
+        for key, choices in {
+            "objective": OBJECTIVES,
+            "method": METHODS,
+            "which": WHICH,
+            "dtype": DTYPES,
+        }.items():
             _check_choice(key, getattr(self, key), choices)
         self._check_parameters()
         if not 0 <= self.weight_decay <= MAX_WEIGHT_DECAY:
             reason = f"it must be a number from 0 to {MAX_WEIGHT_DECAY:.0e}; 0.1 and 0.2 are usual."
             _refuse("weight_decay", self.weight_decay, reason)
-        _check_count("k", self.k, 1, "at least one eigenvalue must be asked for.", most=MAX_EIGENVALUES)
+        _check_count(
+            "k", self.k, 1, "at least one eigenvalue must be asked for.", most=MAX_EIGENVALUES
+        )
         if not (math.isfinite(self.tol) and 0 < self.tol < 1):
-            _refuse("tol", self.tol, "a relative residual to reach lies between 0 and 1; 0.001 is usual.")
+            _refuse(
+                "tol",
+                self.tol,
+                "a relative residual to reach lies between 0 and 1; 0.001 is usual.",
+            )
         reason = f"k = {self.k} eigenvalues take at least as many products."
         _check_count("max_matvecs", self.max_matvecs, self.k, reason, most=MAX_MATVECS)
         _check_count("seed", self.seed, 0, "a seed is an integer from 0 to 2^63 - 1.")
@@ -204,8 +237,14 @@ class HessianSettings:
             if self.parameters not in TOWERS:
                 reason = f'it must be all, image, text, or a list of patterns such as ["{self.parameters}"].'
                 _refuse("parameters", self.parameters, reason)
-        elif not 1 <= len(self.parameters) <= 100 or not all(1 <= len(pattern) <= 200 for pattern in self.parameters):
-            _refuse("parameters", self.parameters, "a list holds 1 to 100 patterns of 1 to 200 characters each.")
+        elif not 1 <= len(self.parameters) <= 100 or not all(
+            1 <= len(pattern) <= 200 for pattern in self.parameters
+        ):
+            _refuse(
+                "parameters",
+                self.parameters,
+                "a list holds 1 to 100 patterns of 1 to 200 characters each.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +262,15 @@ class Checkpoint:
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        _check_count("epoch", self.epoch, 0, "epochs count from 0, the initialisation.", most=MAX_EPOCH)
+        _check_count(
+            "epoch", self.epoch, 0, "epochs count from 0, the initialisation.", most=MAX_EPOCH
+        )
         if self.sha256 is not None and not SHA256.fullmatch(self.sha256):
-            _refuse("sha256", self.sha256, "a SHA-256 digest has 64 hexadecimal digits; take it from `sha256sum`.")
+            _refuse(
+                "sha256",
+                self.sha256,
+                "a SHA-256 digest has 64 hexadecimal digits; take it from `sha256sum`.",
+            )
 
     def verify(self) -> str:
         """Digest the file, or the files of a folder, and compare with what the manifest says.
@@ -268,19 +313,31 @@ class CheckpointSeries:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            reason = "it names groups and files: 1 to 100 of A-Z a-z 0-9 . _ -, not starting with a dot."
+            reason = (
+                "it names groups and files: 1 to 100 of A-Z a-z 0-9 . _ -, not starting with a dot."
+            )
             _refuse("name", self.name, reason)
         for key in ("model", "label"):
             value = getattr(self, key)
             if not value.strip() or not value.isprintable() or len(value) > 200:
                 _refuse(key, value, "it must be one line of 1 to 200 printable characters.")
         if not self.checkpoints:
-            raise SettingError("checkpoints", f"series {self.name!r} is empty, but it needs at least one checkpoint.")
+            raise SettingError(
+                "checkpoints",
+                f"series {self.name!r} is empty, but it needs at least one checkpoint.",
+            )
         epochs = [checkpoint.epoch for checkpoint in self.checkpoints]
         if len(set(epochs)) != len(epochs):
             twice = next(epoch for epoch in epochs if epochs.count(epoch) > 1)
-            raise SettingError("checkpoints", f"series {self.name!r} lists epoch {twice} twice, but an epoch has one checkpoint.")
-        object.__setattr__(self, "checkpoints", tuple(sorted(self.checkpoints, key=lambda checkpoint: checkpoint.epoch)))
+            raise SettingError(
+                "checkpoints",
+                f"series {self.name!r} lists epoch {twice} twice, but an epoch has one checkpoint.",
+            )
+        object.__setattr__(
+            self,
+            "checkpoints",
+            tuple(sorted(self.checkpoints, key=lambda checkpoint: checkpoint.epoch)),
+        )
 
     @property
     def epochs(self) -> tuple[int, ...]:

@@ -49,7 +49,11 @@ PREPROCESS = tuple(dict.fromkeys((*CLIP_PREPROCESS, *TIMM_PREPROCESS)))
 LOCAL_DIR, HUB_CONFIG = "local-dir:", "open_clip_config.json"
 # Values beside None that leave a model as it is by default. open_clip's `force_...: False` does, timm's `qkv_bias: False`
 # does not.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"pretrained": ("",), "weights": ("online",), "label_smoothing": (0,)}
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "pretrained": ("",),
+    "weights": ("online",),
+    "label_smoothing": (0,),
+}
 _FORCE = "model_args.force_"
 # Normalisations are of pixels from 0 to 1, or from 0 to 255.
 _MAX_OF_PIXELS = 1000
@@ -107,24 +111,33 @@ class TrainedAs:
             Disagreement: If they state different values of one setting.
         """
         for key in self.settings:
-            if key in other.settings and not _agree(key, self.settings[key].value, other.settings[key].value):
+            if key in other.settings and not _agree(
+                key, self.settings[key].value, other.settings[key].value
+            ):
                 raise Disagreement(key, self.settings[key], other.settings[key])
         settings = {**other.settings, **self.settings}
         everything = {**other.doubts, **self.doubts}
         # How pictures were prepared has many keys: a doubt about it is settled by any that the user states.
-        pictures = any(key.startswith("preprocess.") and setting.source in BY_HAND for key, setting in settings.items())
+        pictures = any(
+            key.startswith("preprocess.") and setting.source in BY_HAND
+            for key, setting in settings.items()
+        )
         settled = {*settings, *(["preprocess"] if pictures else [])}
         doubts = {key: why for key, why in everything.items() if key not in settled}
         return TrainedAs(settings, tuple(dict.fromkeys((*self.notes, *other.notes))), doubts)
 
     def filled(self, other: "TrainedAs") -> "TrainedAs":
         """Fill in what `other` states where nothing but the model's own is stated here."""
-        missing = {key: setting for key, setting in other.settings.items() if not self.changes_model(key)}
+        missing = {
+            key: setting for key, setting in other.settings.items() if not self.changes_model(key)
+        }
         return TrainedAs({**self.settings, **missing}, self.notes, self.doubts)
 
     def stated_by(self, source: str) -> "TrainedAs":
         """Keep what one source states."""
-        return TrainedAs({key: setting for key, setting in self.settings.items() if setting.source == source})
+        return TrainedAs(
+            {key: setting for key, setting in self.settings.items() if setting.source == source}
+        )
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a setting, `default` where nobody states it."""
@@ -142,12 +155,20 @@ class TrainedAs:
 
     def section(self, name: str) -> dict[str, Any]:
         """Return the values of `name.KEY` by KEY, without those that leave the default."""
-        return {key.partition(".")[2]: setting.value for key, setting in self._meant() if key.startswith(f"{name}.")}
+        return {
+            key.partition(".")[2]: setting.value
+            for key, setting in self._meant()
+            if key.startswith(f"{name}.")
+        }
 
     def facts(self) -> dict[str, Any]:
         """Return the run's facts about the architecture, by open_clip's dotted names."""
         prefix = f"{ARCHITECTURE}."
-        return {key.removeprefix(prefix): setting.value for key, setting in self.settings.items() if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): setting.value
+            for key, setting in self.settings.items()
+            if key.startswith(prefix)
+        }
 
     def changes(self) -> dict[str, Any]:
         """List the values by which the same weights mean another function than by default, as JSON values.
@@ -156,8 +177,16 @@ class TrainedAs:
         """
         ordinary = (("loss", "clip"), ("loss", "cross_entropy"))
         meant = sorted(self._meant(), key=lambda pair: pair[0])
-        kept = [(key, setting.value) for key, setting in meant if key not in _CHECKED and (key, setting.value) not in ordinary]
-        return {key: _plainest(value) for key, value in kept if not (key == "pretrained" and _is_path(value))}
+        kept = [
+            (key, setting.value)
+            for key, setting in meant
+            if key not in _CHECKED and (key, setting.value) not in ordinary
+        ]
+        return {
+            key: _plainest(value)
+            for key, value in kept
+            if not (key == "pretrained" and _is_path(value))
+        }
 
     def _meant(self) -> Iterator[tuple[str, Setting]]:
         facts = f"{ARCHITECTURE}."
@@ -187,17 +216,27 @@ def check_values(values: Mapping[str, Any]) -> None:
         elif section == "preprocess":
             _check_preprocess(name, value)
         elif key == "num_classes" and not 1 <= value <= MAX_CLASSES:
-            raise SettingError(key, f"num_classes is {value}, but a classifier has 1 to {MAX_CLASSES} classes.")
+            raise SettingError(
+                key, f"num_classes is {value}, but a classifier has 1 to {MAX_CLASSES} classes."
+            )
         elif key == "label_smoothing" and not 0 <= value < 1:
             raise SettingError(key, f"label_smoothing is {value}, but it lies from 0 to below 1.")
         elif key in _CHOICES and value not in _CHOICES[key]:
-            raise SettingError(key, f"{key} is {shown(value)}, but it must be one of {', '.join(_CHOICES[key])}.")
+            raise SettingError(
+                key, f"{key} is {shown(value)}, but it must be one of {', '.join(_CHOICES[key])}."
+            )
 
 
 def _check_argument(name: str, value: Any) -> None:
     if name in _RESERVED:
-        hint = "it has a key of its own" if name in ("num_classes", "pretrained") else "weights come from the checkpoints alone"
-        raise SettingError("model_args", f"model_args: {name} cannot be given here: {hint}; remove it.")
+        hint = (
+            "it has a key of its own"
+            if name in ("num_classes", "pretrained")
+            else "weights come from the checkpoints alone"
+        )
+        raise SettingError(
+            "model_args", f"model_args: {name} cannot be given here: {hint}; remove it."
+        )
     if not isinstance(value, (bool, int, float, str, type(None))) and not _is_list_of_plain(value):
         reason = "a text, a number, true, false or a list of these is expected"
         raise SettingError("model_args", f"model_args: {name} is {shown(value)}, but {reason}.")
@@ -205,7 +244,10 @@ def _check_argument(name: str, value: Any) -> None:
 
 def _check_preprocess(name: str, value: Any) -> None:
     if name not in PREPROCESS:
-        raise SettingError("preprocess", f"preprocess: {name} is not known; it must be one of {', '.join(PREPROCESS)}.")
+        raise SettingError(
+            "preprocess",
+            f"preprocess: {name} is not known; it must be one of {', '.join(PREPROCESS)}.",
+        )
     values = value if isinstance(value, (list, tuple)) else [value]
     numbers = all(type(item) in (int, float) and abs(item) <= _MAX_OF_PIXELS for item in values)
     sides = all(type(item) is int and 1 <= item <= MAX_SIDE for item in values)
@@ -224,11 +266,15 @@ def _check_preprocess(name: str, value: Any) -> None:
             "fill_color": "a whole number from 0 to 255",
             "crop_pct": "a positive number",
         }.get(name, "a text")
-        raise SettingError("preprocess", f"preprocess: {name} is {shown(value)}, but {wanted} is expected.")
+        raise SettingError(
+            "preprocess", f"preprocess: {name} is {shown(value)}, but {wanted} is expected."
+        )
 
 
 def _is_list_of_plain(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, (bool, int, float, str)) for item in value)
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(item, (bool, int, float, str)) for item in value
+    )
 
 
 def _is_neutral(key: str, value: Any) -> bool:

@@ -60,7 +60,9 @@ def _audit_model(name: str, device: "torch.device") -> Audited:
     from landscape.curvature import audit_objective
 
     model, batches = model_on_openmoji(name, device, num_batches=1)
-    return Audited(f"{name}, random weights", audit_objective(contrastive_objective, model, batches[0]))
+    return Audited(
+        f"{name}, random weights", audit_objective(contrastive_objective, model, batches[0])
+    )
 
 
 def audit_series(loaded: "LoadedSeries", hessian: "HessianSettings") -> "AuditReport":
@@ -76,7 +78,12 @@ def audit_series(loaded: "LoadedSeries", hessian: "HessianSettings") -> "AuditRe
 
 
 def verdict_of(
-    loaded: "LoadedSeries", manifest: Manifest, series: CheckpointSeries, *, unaudited: bool, hvp: str
+    loaded: "LoadedSeries",
+    manifest: Manifest,
+    series: CheckpointSeries,
+    *,
+    unaudited: bool,
+    hvp: str,
 ) -> dict[str, Any]:
     """What is stored with every record of a series: JSON values.
 
@@ -134,7 +141,9 @@ def stored_verdict(
         return None
     last = series.checkpoints[-1]
     now = last.sha256 or digest_of(last, stored=digest)
-    return next((dict(verdict) for verdict in verdicts if verdict.get("checkpoint_sha256") == now), None)
+    return next(
+        (dict(verdict) for verdict in verdicts if verdict.get("checkpoint_sha256") == now), None
+    )
 
 
 def check_hvp(manifest: Manifest, hvp: str) -> None:
@@ -144,4 +153,6 @@ def check_hvp(manifest: Manifest, hvp: str) -> None:
         ManifestError: If so.
     """
     if hvp == "finite-difference" and manifest.hessian.method == "pyhessian":
-        raise ManifestError(f"{manifest.path}: pyhessian takes its own products; --hvp finite-difference needs another method.")
+        raise ManifestError(
+            f"{manifest.path}: pyhessian takes its own products; --hvp finite-difference needs another method."
+        )

@@ -71,14 +71,20 @@ def _compare_predictions(
     for name, value in others.items():
         if value:
             option, why = _OF_SPECTRA[name]
-            raise StoreError(f"{stores[0]}: {option} is of spectra, and this file holds predictions: {why}. Leave it out.")
+            raise StoreError(
+                f"{stores[0]}: {option} is of spectra, and this file holds predictions: {why}. Leave it out."
+            )
     try:
         wanted = format_of(output, kind=kind)
         bootstrap = Bootstrap(num_resamples=num_resamples, seed=seed)
     except ValueError as error:
         raise StoreError(f"compare: {error}") from error
     comparison = compare_predictions(
-        stores, series=tuple(series or ()), epochs=epochs, bootstrap=bootstrap, answers_at=_answers_at
+        stores,
+        series=tuple(series or ()),
+        epochs=epochs,
+        bootstrap=bootstrap,
+        answers_at=_answers_at,
     )
     return write_accuracy_comparison(comparison, output, kind=wanted)
 
@@ -103,6 +109,8 @@ def _people(tables: Sequence[bytes]) -> "Answers | None":
 
     if not tables:
         return None
-    rows = pd.concat([pd.read_csv(io.BytesIO(table), dtype=str, keep_default_na=False) for table in tables])
+    rows = pd.concat(
+        [pd.read_csv(io.BytesIO(table), dtype=str, keep_default_na=False) for table in tables]
+    )
     of_people = rows[rows["kind"] == "human"].drop_duplicates().reset_index(drop=True)
     return Answers.of_rows(of_people) if len(of_people) else None

@@ -41,7 +41,11 @@ class DensityFile:
             )
         self.target = target
         self._order = list(requests)
-        stored = {(one.series, one.epoch): one for one in read_densities(target)} if target.exists() else {}
+        stored = (
+            {(one.series, one.epoch): one for one in read_densities(target)}
+            if target.exists()
+            else {}
+        )
         self.known: dict[Key, DensityRecord] = {}
         for key, facts in requests.items():
             record = stored.pop(key, None)
@@ -49,7 +53,11 @@ class DensityFile:
                 self.known[key] = record
         settings = next(iter(requests.values()))["settings"] if requests else None
         # Checkpoints that are not asked for stay in the file where they were measured in the same way.
-        self._others = [record for record in stored.values() if settings is not None and record.matches(settings)]
+        self._others = [
+            record
+            for record in stored.values()
+            if settings is not None and record.matches(settings)
+        ]
 
     def missing(self, key: Key, num_batches: int) -> tuple[int, ...]:
         """Batches of a checkpoint, of the first so many, that are not measured."""
@@ -63,9 +71,14 @@ class DensityFile:
     def keep(self, key: Key, record: DensityRecord) -> None:
         """Write a record, and all others again."""
         self.known[key] = record
-        write_densities(self.target, [*(self.known[key] for key in self._order if key in self.known), *self._others])
+        write_densities(
+            self.target,
+            [*(self.known[key] for key in self._order if key in self.known), *self._others],
+        )
 
 
 def _answers(record: DensityRecord, facts: Mapping[str, Any]) -> bool:
     """Whether a record is of these weights and was measured as asked."""
-    return record.checkpoint_sha256 == facts["checkpoint_sha256"] and record.matches(facts["settings"])
+    return record.checkpoint_sha256 == facts["checkpoint_sha256"] and record.matches(
+        facts["settings"]
+    )

@@ -86,14 +86,20 @@ class DensityMeasurement(Measurement):
         return len(self.tasks) * self.settings.num_batches
 
     def undigested(self) -> list[Path]:
-        return [] if self.manifest is None else [task.checkpoint.path for task in self.tasks if not is_gone(task.checkpoint)]
+        return (
+            []
+            if self.manifest is None
+            else [task.checkpoint.path for task in self.tasks if not is_gone(task.checkpoint)]
+        )
 
     def sent(self, tasks: Sequence[Task]) -> Self:
         manifest = None if self.manifest is None else sent(self.manifest, tasks[0].series)
         return replace(self, manifest=manifest, tasks=())
 
     def sharing(self, num_workers: int, free: int | None) -> Self:
-        settings = replace(self.settings, products=self.settings.products.sharing(num_workers, free))
+        settings = replace(
+            self.settings, products=self.settings.products.sharing(num_workers, free)
+        )
         return replace(self, settings=settings)
 
     def requests(self) -> dict[Key, dict[str, Any]]:
@@ -106,8 +112,15 @@ class DensityMeasurement(Measurement):
         requests = {}
         for task in self.tasks:
             series, key = task.series, _key(task)
-            digest = "" if self.manifest is None else digest_of(task.checkpoint, stored=stored.get(key))
-            facts = {"series": series.name, "label": series.label, "model": series.model, "epoch": key[1]}
+            digest = (
+                "" if self.manifest is None else digest_of(task.checkpoint, stored=stored.get(key))
+            )
+            facts = {
+                "series": series.name,
+                "label": series.label,
+                "model": series.model,
+                "epoch": key[1],
+            }
             requests[key] = facts | {"checkpoint_sha256": digest, "settings": settings}
         return requests
 
@@ -117,8 +130,15 @@ class DensityMeasurement(Measurement):
 
     def left(self, file: DensityFile) -> list[Task]:
         """Checkpoints that lack batches, or the audit."""
-        tasks = [replace(task, indices=file.missing(_key(task), self.settings.num_batches)) for task in self.tasks]
-        return [task for task in tasks if task.indices or not (self.unaudited or file.is_audited(_key(task)))]
+        tasks = [
+            replace(task, indices=file.missing(_key(task), self.settings.num_batches))
+            for task in self.tasks
+        ]
+        return [
+            task
+            for task in tasks
+            if task.indices or not (self.unaudited or file.is_audited(_key(task)))
+        ]
 
     @contextmanager
     def open(self) -> Iterator["DensityOutput"]:
@@ -129,7 +149,9 @@ class DensityMeasurement(Measurement):
             remove_status(lock.folder)
             lock.release(remove_folder=True)
 
-    def prepare(self, session: Session, tasks: Sequence[Task], known: KnownSeries) -> PreparedSeries:
+    def prepare(
+        self, session: Session, tasks: Sequence[Task], known: KnownSeries
+    ) -> PreparedSeries:
         num_products = self.settings.num_probes * self.settings.num_matvecs
         if self.manifest is None:
             return self._named(session, tasks[0]).prepare(self)
@@ -142,7 +164,9 @@ class DensityMeasurement(Measurement):
             num_vectors=self.settings.num_matvecs,
             output=self.target,
         )
-        return preparation.of(session.series(self.manifest, tasks[0].series, self.device), tasks, known)
+        return preparation.of(
+            session.series(self.manifest, tasks[0].series, self.device), tasks, known
+        )
 
     def _named(self, session: Session, task: Task) -> "NamedModel":
         name, num_batches = task.series.model, self.settings.num_batches
@@ -154,7 +178,11 @@ class DensityMeasurement(Measurement):
         return named
 
     def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "DensityBench":
-        loaded = self._named(session, task) if self.manifest is None else session.series(self.manifest, task.series, self.device)
+        loaded = (
+            self._named(session, task)
+            if self.manifest is None
+            else session.series(self.manifest, task.series, self.device)
+        )
         return DensityBench(self.settings, loaded, prepared)
 
 
@@ -192,14 +220,21 @@ class DensityOutput(Output):
         for task in self.measurement.left(self.file):
             record = self.file.known.get(_key(task))
             if task.indices and record is not None and task.series.name in self._used:
-                self._keep(_key(task), audited=record.audited or self._passed.get(task.series.name, False))
+                self._keep(
+                    _key(task), audited=record.audited or self._passed.get(task.series.name, False)
+                )
 
     def _keep(self, key: Key, *, audited: bool) -> None:
         """Write the record of all batches of a checkpoint."""
         before = self.file.known.get(key)
-        num_batches = max(self.measurement.settings.num_batches, 0 if before is None else before.settings["num_batches"])
+        num_batches = max(
+            self.measurement.settings.num_batches,
+            0 if before is None else before.settings["num_batches"],
+        )
         facts, used = self.requests[key], self._used[key[0]]
-        self.file.keep(key, joined_record(facts, num_batches, self._batches[key], audited=audited, used=used))
+        self.file.keep(
+            key, joined_record(facts, num_batches, self._batches[key], audited=audited, used=used)
+        )
 
 
 def _key(task: Task) -> Key:
@@ -210,7 +245,10 @@ class DensityBench(Bench):
     """A series, or a model by its name, whose densities are measured in this process."""
 
     def __init__(
-        self, settings: DensitySettings, loaded: "LoadedSeries | NamedModel", prepared: PreparedSeries
+        self,
+        settings: DensitySettings,
+        loaded: "LoadedSeries | NamedModel",
+        prepared: PreparedSeries,
     ) -> None:
         super().__init__(loaded, prepared)
         self.settings, self.products = settings, SeriesProducts(settings.products, prepared.choice)
@@ -230,9 +268,13 @@ def _measure(bench: DensityBench, index: int) -> BatchDensity:
     settings, loaded = bench.settings, bench.loaded
     operator = bench.products.operator(loaded.objective, loaded.params, loaded.batch(index))
     seed = settings.seed + 7919 * index
-    density = linalg.density(operator, num_probes=settings.num_probes, num_matvecs=settings.num_matvecs, seed=seed)
+    density = linalg.density(
+        operator, num_probes=settings.num_probes, num_matvecs=settings.num_matvecs, seed=seed
+    )
     if float(density.nodes.abs().nan_to_num().max()) > LARGEST_VALUE:
-        raise NumericalError(f"batch {index} has a Ritz value beyond {LARGEST_VALUE:.3g}: products overflowed. Scale the loss.")
+        raise NumericalError(
+            f"batch {index} has a Ritz value beyond {LARGEST_VALUE:.3g}: products overflowed. Scale the loss."
+        )
     small = operator.n - operator.num_unused <= settings.dense_limit
     dense = linalg.dense_spectrum(operator).numpy() if small else None
     bench.products.keep(operator)
@@ -242,12 +284,22 @@ def _measure(bench: DensityBench, index: int) -> BatchDensity:
 def batches_of(record: DensityRecord) -> dict[int, BatchDensity]:
     """The batches of a record, each on its own."""
     parts = spectral_density(record).by_operator()
-    dense: list[Any] = list(record.dense_eigenvalues) if record.dense_eigenvalues.size else [None] * len(parts)
-    return {index: BatchDensity(density, values) for index, density, values in zip(record.batches, parts, dense)}
+    dense: list[Any] = (
+        list(record.dense_eigenvalues) if record.dense_eigenvalues.size else [None] * len(parts)
+    )
+    return {
+        index: BatchDensity(density, values)
+        for index, density, values in zip(record.batches, parts, dense)
+    }
 
 
 def joined_record(
-    facts: Mapping[str, Any], num_batches: int, measured: Mapping[int, BatchDensity], *, audited: bool, used: Mapping[str, Any]
+    facts: Mapping[str, Any],
+    num_batches: int,
+    measured: Mapping[int, BatchDensity],
+    *,
+    audited: bool,
+    used: Mapping[str, Any],
 ) -> DensityRecord:
     """The batches that are measured, of the first so many, as one record."""
     from landscape.linalg import SpectralDensity
@@ -256,7 +308,9 @@ def joined_record(
     together = SpectralDensity.pooled([batch.density for batch in batches])
     dense = [batch.dense for batch in batches if batch.dense is not None]
     missing = [index for index in range(num_batches) if index not in measured]
-    which: dict[str, Any] = {"num_batches": num_batches} | ({"missing_batches": missing} if missing else {})
+    which: dict[str, Any] = {"num_batches": num_batches} | (
+        {"missing_batches": missing} if missing else {}
+    )
     which |= {"as_trained": used} if used else {}
     which |= {"operator": together.checked} if together.checked else {}
     return density_record(
@@ -280,7 +334,9 @@ class NamedModel:
         from landscape.clip.objectives import contrastive_objective
 
         self.name = name
-        self.model, self.batches = model_on_openmoji(name, device_of(device), num_batches=num_batches)
+        self.model, self.batches = model_on_openmoji(
+            name, device_of(device), num_batches=num_batches
+        )
         self.objective, self.params = contrastive_objective(self.model)
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -312,11 +368,21 @@ class NamedModel:
         products = SeriesProducts(measurement.settings.products)
         products.choose(self.objective, self.params, lambda: self.batches[0])
         threads = torch.get_num_threads()
-        return PreparedSeries(audit={"passed": passed}, choice=products.plain_choice(), num_threads=threads, memory=peak_memory())
+        return PreparedSeries(
+            audit={"passed": passed},
+            choice=products.plain_choice(),
+            num_threads=threads,
+            memory=peak_memory(),
+        )
 
 
 def manifest_measurement(
-    manifest: Manifest, settings: DensitySettings, target: Path, *, epochs: Sequence[int] | None, **options: Any
+    manifest: Manifest,
+    settings: DensitySettings,
+    target: Path,
+    *,
+    epochs: Sequence[int] | None,
+    **options: Any,
 ) -> DensityMeasurement:
     """The densities of a manifest's checkpoints.
 
@@ -328,24 +394,36 @@ def manifest_measurement(
             f"{manifest.path}: has {manifest.data.num_batches} batches, but a density over {settings.num_batches} was asked for. "
             "Lower --batches, or raise num_samples."
         )
-    selection = Selection(epochs=None if epochs is None else tuple(epochs), num_batches=settings.num_batches)
+    selection = Selection(
+        epochs=None if epochs is None else tuple(epochs), num_batches=settings.num_batches
+    )
     selection.check(manifest)
     tasks = tuple(selection.tasks(manifest))
-    return DensityMeasurement(manifest=manifest, tasks=tasks, target=target, settings=settings, **options)
+    return DensityMeasurement(
+        manifest=manifest, tasks=tasks, target=target, settings=settings, **options
+    )
 
 
-def model_measurement(name: str, settings: DensitySettings, target: Path, **options: Any) -> DensityMeasurement:
+def model_measurement(
+    name: str, settings: DensitySettings, target: Path, **options: Any
+) -> DensityMeasurement:
     """The density of a model by its name with random weights.
 
     Raises:
         LandscapeError: If that can be no name of a model.
     """
     is_path = name.startswith(LOCAL_DIR) or name.endswith(".json")
-    short = Path(name.removeprefix(LOCAL_DIR)).stem if is_path else re.sub("[^A-Za-z0-9._-]", "-", name)
+    short = (
+        Path(name.removeprefix(LOCAL_DIR)).stem if is_path else re.sub("[^A-Za-z0-9._-]", "-", name)
+    )
     checkpoint = Checkpoint(epoch=0, path=Path(name))
     try:
         series = CheckpointSeries(name=short, model=name, label=name, checkpoints=(checkpoint,))
     except ValueError as error:
-        raise LandscapeError(f"{name!r}: no name of a model ({error}). Name one of open_clip.list_models().") from error
+        raise LandscapeError(
+            f"{name!r}: no name of a model ({error}). Name one of open_clip.list_models()."
+        ) from error
     task = Task(series, checkpoint, tuple(range(settings.num_batches)))
-    return DensityMeasurement(manifest=None, tasks=(task,), target=target, settings=settings, **options)
+    return DensityMeasurement(
+        manifest=None, tasks=(task,), target=target, settings=settings, **options
+    )

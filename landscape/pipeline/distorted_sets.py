@@ -69,11 +69,20 @@ class DistortedRequest:
         kind.check_size(level, self.size, self.size)
         labelled = _labelled(self.base)
         chosen = _with_what_it_needs(labelled, kind)
-        facts = [labelled.digest, self.kind, level.text, self.size, self.seed if kind.is_random else None, list(chosen)]
+        facts = [
+            labelled.digest,
+            self.kind,
+            level.text,
+            self.size,
+            self.seed if kind.is_random else None,
+            list(chosen),
+        ]
         left_out = len(labelled) - len(chosen)
         notes = [*labelled.notes, *labelled.classes.notes]
         if left_out:
-            notes.append(f"{left_out} of {len(labelled)} pictures are left out: without transparency, so without a silhouette.")
+            notes.append(
+                f"{left_out} of {len(labelled)} pictures are left out: without transparency, so without a silhouette."
+            )
         one = PictureSet(
             dataset=self.dataset,
             title=f"{labelled.name}, {self.kind}",
@@ -88,10 +97,14 @@ class DistortedRequest:
             keys=tuple(labelled.key(i) for i in chosen),
             labels=np.array([labelled.label(i) for i in chosen], dtype=np.int32),
         )
-        return OpenedSet(one, _DistortedPictures(self, labelled, kind, level.text, chosen), labelled.classes)
+        return OpenedSet(
+            one, _DistortedPictures(self, labelled, kind, level.text, chosen), labelled.classes
+        )
 
 
-def distorted_requests(base: SetRequest, *, kinds: Iterable[str] = (), size: int, seed: int = 0) -> Iterator[DistortedRequest]:
+def distorted_requests(
+    base: SetRequest, *, kinds: Iterable[str] = (), size: int, seed: int = 0
+) -> Iterator[DistortedRequest]:
     """A request for each level of each distortion; of all that these pictures can have where no kinds are named.
 
     Raises:
@@ -102,11 +115,15 @@ def distorted_requests(base: SetRequest, *, kinds: Iterable[str] = (), size: int
 
     kinds = tuple(kinds)
     drawn = base.path is None
-    for name in kinds or [kind.name for kind in KINDS.values() if kind.in_all or not kind.is_parametric]:
+    for name in kinds or [
+        kind.name for kind in KINDS.values() if kind.in_all or not kind.is_parametric
+    ]:
         kind = kind_of(name)
         if kind.needs == "svg" and not drawn:
             if kinds:
-                raise DistortionError(f"{name}: is made of the line layer of a drawing, and {base.place} has none. Leave it out.")
+                raise DistortionError(
+                    f"{name}: is made of the line layer of a drawing, and {base.place} has none. Leave it out."
+                )
             continue
         for level in kind.levels:
             try:
@@ -143,7 +160,11 @@ def _with_what_it_needs(labelled: "LabelledPictures", kind: "Kind") -> tuple[int
 
     # One that cannot be read has an answer of its own, which is missing.
     paths = [_source(labelled, i).path for i in everything]
-    chosen = tuple(i for i, path in enumerate(paths) if path is not None and has_transparency(path) is not False)
+    chosen = tuple(
+        i
+        for i, path in enumerate(paths)
+        if path is not None and has_transparency(path) is not False
+    )
     if not chosen:
         raise DataError(
             f"{labelled.name}: no picture has transparency, and a {kind.name} is made of it. Leave {kind.name} out with --kind."
@@ -165,7 +186,9 @@ def _source(labelled: "LabelledPictures", index: int) -> "SourcePicture":
     if not labelled.path:
         return SourcePicture(key, _OPENMOJI)
     folder = Path(labelled.path)
-    path = next((path for path in (folder / key, folder / labelled.split / key) if path.is_file()), None)
+    path = next(
+        (path for path in (folder / key, folder / labelled.split / key) if path.is_file()), None
+    )
     if path is None:
         raise PictureError(
             f"{labelled.name}: {key} is no file in {labelled.path}, and only pictures in class folders are distorted. Unpack "
@@ -185,9 +208,20 @@ class _DistortedPictures:
     _kept: dict[tuple[str, str], np.ndarray] = {}
 
     def __init__(
-        self, request: DistortedRequest, labelled: "LabelledPictures", kind: "Kind", level: str, chosen: tuple[int, ...]
+        self,
+        request: DistortedRequest,
+        labelled: "LabelledPictures",
+        kind: "Kind",
+        level: str,
+        chosen: tuple[int, ...],
     ) -> None:
-        self._request, self._labelled, self._kind, self._level, self._chosen = request, labelled, kind, level, chosen
+        self._request, self._labelled, self._kind, self._level, self._chosen = (
+            request,
+            labelled,
+            kind,
+            level,
+            chosen,
+        )
         self._name = f"{labelled.digest} {kind.name} {level} {request.seed} {request.size}"
 
     def picture(self, i: int) -> "Image.Image":
@@ -203,7 +237,14 @@ class _DistortedPictures:
             clean = self._clean(index)
             seed, name = self._request.seed, _name_of(self._labelled, key)
             try:
-                distorted = distort(clean, self._kind.name, self._level, seed=seed, key=name, inputs=self._inputs(clean))
+                distorted = distort(
+                    clean,
+                    self._kind.name,
+                    self._level,
+                    seed=seed,
+                    key=name,
+                    inputs=self._inputs(clean),
+                )
             except DistortionError as error:
                 raise PictureError(f"{key}: {error}") from error
             pixels = to_bytes(distorted)
@@ -215,7 +256,9 @@ class _DistortedPictures:
     def _clean(self, index: int) -> "Picture":
         from landscape.distortions.sources import read_picture
 
-        return read_picture(_source(self._labelled, index), self._request.size, needs={self._kind.needs})
+        return read_picture(
+            _source(self._labelled, index), self._request.size, needs={self._kind.needs}
+        )
 
     def _inputs(self, clean: "Picture") -> "Inputs":
         from landscape.distortions import Inputs
@@ -241,5 +284,7 @@ def _mean_amplitudes(base: SetRequest, size: int) -> np.ndarray:
         except PictureError:
             continue
     if not number:
-        raise DataError(f"{labelled.name}: no picture can be read, so there is no mean spectrum. Restore them.")
+        raise DataError(
+            f"{labelled.name}: no picture can be read, so there is no mean spectrum. Restore them."
+        )
     return total / number

@@ -41,7 +41,9 @@ class EvaluationReport:
 
     @property
     def complete(self) -> bool:
-        return self.dry_run or self.outcome.num_stored + self.outcome.num_measured == self.num_planned
+        return (
+            self.dry_run or self.outcome.num_stored + self.outcome.num_measured == self.num_planned
+        )
 
     def summary(self) -> str:
         """For a terminal."""
@@ -49,7 +51,9 @@ class EvaluationReport:
         lines = list(self.lines)
         if self.dry_run:
             left = self.num_planned - outcome.num_stored
-            lines.append(f"to do: {left} of {self.num_planned} units of {self.num_checkpoints} checkpoints.")
+            lines.append(
+                f"to do: {left} of {self.num_planned} units of {self.num_checkpoints} checkpoints."
+            )
             return "\n".join(lines)
         done = outcome.num_stored + outcome.num_measured
         lines += outcome.failures
@@ -58,7 +62,9 @@ class EvaluationReport:
             f"({outcome.num_measured} now, {outcome.num_stored} before). `landscape table {self.target}` shows what they say."
         )
         if self.num_unread:
-            lines.append(f"{self.num_unread} answers are missing, as pictures could not be read; they count as wrong.")
+            lines.append(
+                f"{self.num_unread} answers are missing, as pictures could not be read; they count as wrong."
+            )
         return "\n".join(lines)
 
 
@@ -89,13 +95,20 @@ def requests_of(
     """
     image_size = manifest.data.image_size if manifest.data.source == OPENMOJI else None
     slip = manifest.evaluation.slip if slip is None else Path(os.path.abspath(slip))
-    common: dict[str, Any] = {"slip": slip, "image_size": _DRAWN_SIZE if image_size is None else image_size}
+    common: dict[str, Any] = {
+        "slip": slip,
+        "image_size": _DRAWN_SIZE if image_size is None else image_size,
+    }
     requests = []
     for text in data:
         name, sign, path = text.partition("=")
         if not name.strip() or sign and not path:
-            raise DataError(f"--data {text!r}: expected NAME=PATH, such as food101=/data/food-101, or the name of a set alone.")
-        requests.append(SetRequest(name=name.strip(), path=os.path.abspath(path) if sign else None, **common))
+            raise DataError(
+                f"--data {text!r}: expected NAME=PATH, such as food101=/data/food-101, or the name of a set alone."
+            )
+        requests.append(
+            SetRequest(name=name.strip(), path=os.path.abspath(path) if sign else None, **common)
+        )
     if not data:
         for one in manifest.evaluation.sets:
             requests.append(SetRequest(name=one.name, path=one.path, split=one.split, **common))
@@ -103,7 +116,9 @@ def requests_of(
         requests = [SetRequest(name=name, **common) for name in DEFAULT_SETS]
     check_names([request.name for request in requests])
     if slip is not None and not slip.is_dir():
-        raise DataError(f"{slip}: there is no such folder; --slip names the one that holds labels.json and templates.json.")
+        raise DataError(
+            f"{slip}: there is no such folder; --slip names the one that holds labels.json and templates.json."
+        )
     return tuple(requests)
 
 
@@ -156,14 +171,23 @@ def run_evaluation(
     if dry_run:
         stored = with_sets(read_predictions(target) or PredictionStore(), opened, path=target)
         done = sum(
-            bool(checkpoint.sets[opened[stretch.number].name].done[stretch.first : stretch.last].all())
+            bool(
+                checkpoint.sets[opened[stretch.number].name]
+                .done[stretch.first : stretch.last]
+                .all()
+            )
             for task in measurement.checkpoints
-            if (checkpoint := stored.checkpoints.get((task.series.name, task.checkpoint.epoch))) is not None
+            if (checkpoint := stored.checkpoints.get((task.series.name, task.checkpoint.epoch)))
+            is not None
             for stretch in measurement.stretches
             if opened[stretch.number].name in checkpoint.sets
         )
         return EvaluationReport(**common, outcome=Outcome(num_stored=done), dry_run=True)
     outcome = run_measurement(measurement, workers=workers, progress=progress)
     stored = read_predictions(target) or PredictionStore()
-    unread = sum(len(answers.unread) for checkpoint in stored.checkpoints.values() for answers in checkpoint.sets.values())
+    unread = sum(
+        len(answers.unread)
+        for checkpoint in stored.checkpoints.values()
+        for answers in checkpoint.sets.values()
+    )
     return EvaluationReport(**common, outcome=outcome, num_unread=unread)

@@ -64,7 +64,9 @@ class EvaluationMeasurement(Measurement):
 
     @property
     def tasks(self) -> list[Task]:
-        return [replace(task, indices=tuple(range(len(self.stretches)))) for task in self.checkpoints]
+        return [
+            replace(task, indices=tuple(range(len(self.stretches)))) for task in self.checkpoints
+        ]
 
     @property
     def num_planned(self) -> int:
@@ -83,7 +85,9 @@ class EvaluationMeasurement(Measurement):
         for task in self.checkpoints:
             key = task.series.name, task.checkpoint.epoch
             known = store.checkpoints.get(key)
-            found[key] = digest_of(task.checkpoint, stored=None if known is None else known.checkpoint_sha256)
+            found[key] = digest_of(
+                task.checkpoint, stored=None if known is None else known.checkpoint_sha256
+            )
         return found
 
     def title(self, task: Task) -> str:
@@ -102,7 +106,12 @@ class EvaluationMeasurement(Measurement):
         try:
             sets = [request.open().one for request in self.requests]
             output = EvaluationOutput(
-                self.target, lock.folder, sets, tasks=self.tasks, stretches=self.stretches, digests=self.digests
+                self.target,
+                lock.folder,
+                sets,
+                tasks=self.tasks,
+                stretches=self.stretches,
+                digests=self.digests,
             )
             try:
                 yield output
@@ -113,7 +122,9 @@ class EvaluationMeasurement(Measurement):
             remove_status(lock.folder)
             lock.release(remove_folder=True)
 
-    def prepare(self, session: Session, tasks: Sequence[Task], known: KnownSeries) -> PreparedSeries:
+    def prepare(
+        self, session: Session, tasks: Sequence[Task], known: KnownSeries
+    ) -> PreparedSeries:
         """Build the model, compare it with every checkpoint and set, and time a few pictures."""
         import torch
 
@@ -134,7 +145,9 @@ class EvaluationMeasurement(Measurement):
             num_threads=threads_of_torch(),
             seconds=seconds * PICTURES_A_UNIT,
             memory=peak_memory(),
-            num_gpus=(torch.cuda.device_count() if model.device.index is None else 1) if cuda else 0,
+            num_gpus=(torch.cuda.device_count() if model.device.index is None else 1)
+            if cuda
+            else 0,
             details=model.settings(),
         )
 
@@ -184,7 +197,9 @@ class EvaluationBench(Bench):
         stretch = self.stretches[index]
         opened = self.opened[stretch.number]
         tensors, places, unread = [], [], {}
-        for place, result in enumerate(self._read(opened.pictures, range(stretch.first, stretch.last))):
+        for place, result in enumerate(
+            self._read(opened.pictures, range(stretch.first, stretch.last))
+        ):
             if isinstance(result, PictureError):
                 unread[place] = " ".join(result.problem.split())[:300]
             else:
@@ -201,7 +216,9 @@ class EvaluationBench(Bench):
                     f"{opened.one.keys[stretch.first + bad]}: the model's scores are not finite, so any answer would be "
                     "arbitrary. Check the checkpoint."
                 )
-            top[places], scores[places] = predictions_of(*by_rule(opened.one.rule, found, self.loaded))
+            top[places], scores[places] = predictions_of(
+                *by_rule(opened.one.rule, found, self.loaded)
+            )
         return UnitPredictions(stretch.number, stretch.first, top, scores, unread)
 
     def _read(self, pictures: Pictures, indices: range) -> Iterator[Any]:

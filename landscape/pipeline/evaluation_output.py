@@ -117,9 +117,13 @@ class EvaluationOutput(Output):
             StoreError: If so.
         """
         for (name, epoch), stored in self.store.checkpoints.items():
-            if name == series and canonical_json(stored.as_trained) != canonical_json(prepared.used):
+            if name == series and canonical_json(stored.as_trained) != canonical_json(
+                prepared.used
+            ):
                 keys = sorted({*stored.as_trained, *prepared.used})
-                differing = [key for key in keys if stored.as_trained.get(key) != prepared.used.get(key)]
+                differing = [
+                    key for key in keys if stored.as_trained.get(key) != prepared.used.get(key)
+                ]
                 raise StoreError(
                     f"{self.target}: epoch {epoch} of series {series!r} was evaluated with another "
                     f"{', '.join(differing)}: the same weights mean another function. Name another output with -o."
@@ -151,7 +155,13 @@ class EvaluationOutput(Output):
         return 0
 
     def _put(
-        self, facts: dict[str, Any], one: PictureSet, first: int, top: np.ndarray, scores: np.ndarray, unread: dict[int, str]
+        self,
+        facts: dict[str, Any],
+        one: PictureSet,
+        first: int,
+        top: np.ndarray,
+        scores: np.ndarray,
+        unread: dict[int, str],
     ) -> None:
         key = facts["series"], facts["epoch"]
         checkpoint = self.store.checkpoints.setdefault(key, CheckpointPredictions(**facts))
@@ -174,7 +184,10 @@ class EvaluationOutput(Output):
 
     def _logs(self) -> list[Path]:
         numbered = ((log_number(path), path) for path in self.folder.iterdir())
-        return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
+        return [
+            path
+            for _, path in sorted((number, path) for number, path in numbered if number is not None)
+        ]
 
     def _replay(self) -> Iterator[str]:
         """Take in what earlier runs have logged; yields why something is not used."""
@@ -196,7 +209,9 @@ class EvaluationOutput(Output):
         facts, answers = content["checkpoint"], content["answers"]
         one = self.store.sets[tuple(answers["of"])]
         if json_sha256(one.identity()) != answers["identity"]:
-            raise ValueError(f"its answers are to other pictures or classes than those of {one.place}")
+            raise ValueError(
+                f"its answers are to other pictures or classes than those of {one.place}"
+            )
         before = self.store.checkpoints.get((facts["series"], facts["epoch"]))
         if before is not None and before.checkpoint_sha256 != facts["checkpoint_sha256"]:
             raise ValueError("it is of other weights than the rest of its checkpoint")
@@ -209,12 +224,16 @@ class EvaluationOutput(Output):
 
 
 def _plain_set(one: PictureSet) -> dict[str, Any]:
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(one).items()}
+    values = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in vars(one).items()
+    }
     return values | {"labels": one.labels.tolist(), "sources": dict(one.sources)}
 
 
 def _read_set(values: Any) -> PictureSet:
-    found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    found: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
     return PictureSet(**found | {"labels": np.array(values["labels"], dtype=np.int32)})
 
 

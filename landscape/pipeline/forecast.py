@@ -34,7 +34,10 @@ _NUM_PRODUCTS, _MEASURED_K = 25, 5
 _COLUMNS, _MARGIN = 80, 15
 _NUM_TIMED, _ENOUGH_SECONDS = 3, 1.0
 # What recording HVPs takes off the time, by strategy.
-_SAVED = {"traced": "; the run records a graph, for a tenth less", "compiled": "; the run compiles a graph once, for about half"}
+_SAVED = {
+    "traced": "; the run records a graph, for a tenth less",
+    "compiled": "; the run compiles a graph once, for about half",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +89,18 @@ def forecast(
     lines: list[str] = []
     seen: list[_Series] = []
     for name, group in groupby(tasks, key=lambda task: task.series.name):
-        look = _Look(manifest, list(group), pairs, device, hvp=hvp, products=products, solver=solver)
+        look = _Look(
+            manifest, list(group), pairs, device, hvp=hvp, products=products, solver=solver
+        )
         seen.append(look.all())
         lines += ["", f"{name}: {look.title}", *_rows(seen[-1].rows)]
         # On one line each, as the run would print it.
         lines += [f"  {'refused':<{_MARGIN - 2}}{reason}" for reason in seen[-1].refusals]
     num_refused = sum(len(one.refusals) for one in seen)
-    return Forecast(lines=(*lines, "", *_in_all(manifest.hessian, seen, audited=audited)), num_refused=num_refused)
+    return Forecast(
+        lines=(*lines, "", *_in_all(manifest.hessian, seen, audited=audited)),
+        num_refused=num_refused,
+    )
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -180,13 +188,17 @@ class _Look:
     def _build(self) -> "LoadedSeries":
         from landscape.clip.loaded_series import LoadedSeries
 
-        loaded = LoadedSeries.of(self.manifest, self.tasks[0].series, self.pairs, device=self.device)
+        loaded = LoadedSeries.of(
+            self.manifest, self.tasks[0].series, self.pairs, device=self.device
+        )
         total = sum(parameter.numel() for parameter in loaded.model.parameters())
         studied = sum(parameter.numel() for parameter in loaded.params.values())
         which = "all studied" if studied == total else f"{studied:,} studied"
         self.title = f"{self.tasks[0].series.model}, {total:,} parameters, {which}"
         for line in described_as_trained({"as_trained": loaded.used}):
-            self.seen.rows += [("as trained", part) for part in line.removeprefix("as trained: ").split("; ")]
+            self.seen.rows += [
+                ("as trained", part) for part in line.removeprefix("as trained: ").split("; ")
+            ]
         return loaded
 
     def _checkpoints(self, loaded: "LoadedSeries") -> bool:
@@ -213,9 +225,13 @@ class _Look:
             except PictureError as error:
                 self.seen.rows.append(("batch", f"batch {index} would fail: {error}"))
         else:
-            raise PictureError(f"{self.manifest.path}: no batch that is left can be read; restore the pictures.")
+            raise PictureError(
+                f"{self.manifest.path}: no batch that is left can be read; restore the pictures."
+            )
         self._index = index
-        shapes = ", ".join(f"{name} {' x '.join(map(str, value.shape))}" for name, value in batch.items())
+        shapes = ", ".join(
+            f"{name} {' x '.join(map(str, value.shape))}" for name, value in batch.items()
+        )
         self.seen.rows.append(("batch", f"{shapes}; sha256 {loaded.batches.digest(index)[:16]}..."))
         return batch
 
@@ -236,24 +252,37 @@ class _Look:
         seconds = _seconds_of_product(operator)
         num_batches = sum(len(task.indices) for task in self.tasks)
         num_products = num_products_of(hessian)
-        vectors = operator.n * operator.dtype.itemsize * num_products * (hessian.method == "lanczos")
+        vectors = (
+            operator.n * operator.dtype.itemsize * num_products * (hessian.method == "lanczos")
+        )
         if self.solver.max_basis_memory is not None:
             vectors = min(vectors, self.solver.max_basis_memory)
         self.seen.memory = peak[0] + vectors
         self.seen.seconds = num_batches * (per_batch + num_products * seconds)
         saved = self._saved(num_batches * num_products, seconds)
         self.seen.rows.append(("product", f"{seconds_text(seconds)}, {title}{saved}"))
-        self.seen.rows.append(("memory", f"{size_text(peak[0])} for products, {size_text(vectors)} for Krylov vectors"))
+        self.seen.rows.append(
+            (
+                "memory",
+                f"{size_text(peak[0])} for products, {size_text(vectors)} for Krylov vectors",
+            )
+        )
         if hessian.method == "lanczos":
-            self.seen.rows.append(("time", f"about {duration_text(self.seen.seconds)} for {num_batches} batches"))
+            self.seen.rows.append(
+                ("time", f"about {duration_text(self.seen.seconds)} for {num_batches} batches")
+            )
 
     def _saved(self, num_products: int, seconds: float) -> str:
         """What the run will do to be faster than the forecast."""
         if self.hvp == "finite-difference" or self.products.asked.product != "auto":
             return ""
-        return _SAVED.get(strategy_for(num_products, seconds, is_cpu=self.device.type == "cpu") or "", "")
+        return _SAVED.get(
+            strategy_for(num_products, seconds, is_cpu=self.device.type == "cpu") or "", ""
+        )
 
-    def _operator(self, loaded: "LoadedSeries", index: int) -> "HessianOperator | FiniteDifferenceOperator":
+    def _operator(
+        self, loaded: "LoadedSeries", index: int
+    ) -> "HessianOperator | FiniteDifferenceOperator":
         from landscape.curvature import FiniteDifferenceOperator
 
         batch = loaded.batch(index)
@@ -272,7 +301,9 @@ class _Look:
         return choice.title
 
 
-def _seconds_of_product(operator: "HessianOperator | FiniteDifferenceOperator", *, at_most: int = _NUM_TIMED) -> float:
+def _seconds_of_product(
+    operator: "HessianOperator | FiniteDifferenceOperator", *, at_most: int = _NUM_TIMED
+) -> float:
     """Mean time of a few products of a random vector."""
     import torch
 

@@ -49,13 +49,17 @@ def measure_in_lockstep(
                 results[index] = made
                 continue
             if not lot:
-                num_fitting = try_measure(partial(batches_that_fit, made, num_vectors=num_vectors), contained=True)
+                num_fitting = try_measure(
+                    partial(batches_that_fit, made, num_vectors=num_vectors), contained=True
+                )
                 size = num_fitting if isinstance(num_fitting, int) else 1
             lot[index] = made
         outcomes = _solved(lot, solve)
         seconds = (time.process_time() - begun) / max(1, len(lot))
         for (index, one), outcome in zip(lot.items(), outcomes):
-            results[index] = try_measure(partial(_recorded, record, index, outcome, one, seconds), contained=contained)
+            results[index] = try_measure(
+                partial(_recorded, record, index, outcome, one, seconds), contained=contained
+            )
     return [results[index] for index in indices]
 
 
@@ -79,7 +83,13 @@ def _attempted(solve: "Callable[[], EigenPairs]") -> "EigenPairs | Exception":
         return error
 
 
-def _recorded(record: Callable[..., Any], index: int, outcome: Any, operator: "HessianOperator", seconds: float) -> Any:
+def _recorded(
+    record: Callable[..., Any],
+    index: int,
+    outcome: Any,
+    operator: "HessianOperator",
+    seconds: float,
+) -> Any:
     if isinstance(outcome, Exception):
         raise outcome
     return record(index, outcome, operator, seconds)

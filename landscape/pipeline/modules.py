@@ -17,7 +17,13 @@ from landscape.manifest.selection import Task
 from landscape.pipeline.plan import RunReport, plan
 from landscape.pipeline.preparation import KnownSeries, PreparedSeries
 from landscape.pipeline.session import Session
-from landscape.pipeline.spectra import SpectraBench, SpectraMeasurement, checked_record, report_of, run
+from landscape.pipeline.spectra import (
+    SpectraBench,
+    SpectraMeasurement,
+    checked_record,
+    report_of,
+    run,
+)
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter
 from landscape.workers.crew import WorkerSettings
 
@@ -59,8 +65,12 @@ class ModuleMeasurement(SpectraMeasurement):
     def num_unconverged(self, record: Any) -> int:
         return int(record.num_not_converged)
 
-    def prepare(self, session: Session, tasks: "Sequence[Task]", known: KnownSeries) -> PreparedSeries:
-        modules = modules_in(session.series(self.manifest, tasks[0].series, self.device), tasks[0], self.modules)
+    def prepare(
+        self, session: Session, tasks: "Sequence[Task]", known: KnownSeries
+    ) -> PreparedSeries:
+        modules = modules_in(
+            session.series(self.manifest, tasks[0].series, self.device), tasks[0], self.modules
+        )
         return replace(super().prepare(session, tasks, known), details=tuple(modules))
 
     def num_recorded(self, series: CheckpointSeries) -> int:
@@ -71,7 +81,9 @@ class ModuleMeasurement(SpectraMeasurement):
         return False
 
     def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "ModuleBench":
-        return ModuleBench(self, session.series(self.manifest, task.series, self.device), task, prepared)
+        return ModuleBench(
+            self, session.series(self.manifest, task.series, self.device), task, prepared
+        )
 
     def report(self, **counts: Any) -> RunReport:
         return replace(super().report(**counts), what="modules")
@@ -102,7 +114,11 @@ class ModuleBench(SpectraBench):
     """A series whose modules are measured in this process."""
 
     def __init__(
-        self, measurement: ModuleMeasurement, loaded: "LoadedSeries", task: Task, prepared: PreparedSeries
+        self,
+        measurement: ModuleMeasurement,
+        loaded: "LoadedSeries",
+        task: Task,
+        prepared: PreparedSeries,
     ) -> None:
         super().__init__(measurement, loaded, task, prepared)
         self.modules = modules_in(loaded, task, measurement.modules)
@@ -155,7 +171,11 @@ def run_with_modules(
 
 
 def _measurement(
-    manifest: Manifest, output: Path, modules: tuple[str, ...], module_batches: int | None, options: dict[str, Any]
+    manifest: Manifest,
+    output: Path,
+    modules: tuple[str, ...],
+    module_batches: int | None,
+    options: dict[str, Any],
 ) -> ModuleMeasurement:
     if module_batches is not None and not 1 <= module_batches <= manifest.data.num_batches:
         raise ManifestError(
@@ -173,11 +193,19 @@ def _measurement(
 def _check_patterns(measurement: ModuleMeasurement) -> None:
     """Refuse patterns that name no module of some series, before the whole is measured."""
     session = Session()
-    for task in {task.series.name: task for task in measurement.selection.tasks(measurement.manifest)}.values():
-        modules_in(session.series(measurement.manifest, task.series, measurement.device), task, measurement.modules)
+    for task in {
+        task.series.name: task for task in measurement.selection.tasks(measurement.manifest)
+    }.values():
+        modules_in(
+            session.series(measurement.manifest, task.series, measurement.device),
+            task,
+            measurement.modules,
+        )
 
 
-def modules_in(loaded: "LoadedSeries", task: Task, patterns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def modules_in(
+    loaded: "LoadedSeries", task: Task, patterns: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
     """The parameters of each module that is measured.
 
     Raises:
@@ -188,7 +216,9 @@ def modules_in(loaded: "LoadedSeries", task: Task, patterns: tuple[str, ...]) ->
     try:
         return modules_of(loaded.model, loaded.params, patterns or None)
     except ObjectiveError as error:
-        raise ObjectiveError(f"series {task.series.name!r} ({task.series.model}): {error}") from error
+        raise ObjectiveError(
+            f"series {task.series.name!r} ({task.series.model}): {error}"
+        ) from error
 
 
 def _measure(bench: ModuleBench, index: int) -> ModuleRecord:
@@ -238,14 +268,18 @@ def _columns(spectra: "tuple[ModuleSpectrum, ...]", k: int) -> dict[str, Any]:
         values = {
             "eigenvalues": _padded(eigenpairs.values, k),
             "residuals": _padded(eigenpairs.residuals, k),
-            "converged": np.concatenate([eigenpairs.converged.numpy(), np.zeros(k - len(eigenpairs.converged), dtype=bool)]),
+            "converged": np.concatenate(
+                [eigenpairs.converged.numpy(), np.zeros(k - len(eigenpairs.converged), dtype=bool)]
+            ),
             "smallest": _padded(smallest, k),
             "smallest_residuals": _padded(below, k),
             "largest": _padded(largest, k),
             "largest_residuals": _padded(above, k),
             "value_bounds": _padded(eigenpairs.value_bounds, k),
             "missed_distance": np.nan if eigenpairs.missed is None else eigenpairs.missed.distance,
-            "missed_probability": np.nan if eigenpairs.missed is None else eigenpairs.missed.far_probability,
+            "missed_probability": np.nan
+            if eigenpairs.missed is None
+            else eigenpairs.missed.far_probability,
             "module_params": spectrum.num_params,
             "num_negative": ritz.num_negative,
             "num_positive": ritz.num_positive,

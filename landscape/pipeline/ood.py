@@ -82,14 +82,28 @@ class OodReport:
         lines = [] if self.evaluation is None else [self.evaluation.summary()]
         if self.answers is not None and not self.dry_run:
             table = self.answers.table
-            people, models = int((table["kind"] == "human").sum()), int((table["kind"] == "model").sum())
-            lines.append(f"{self.target}: holds {people:,} answers of people and {models:,} of other models.")
+            people, models = (
+                int((table["kind"] == "human").sum()),
+                int((table["kind"] == "model").sum()),
+            )
+            lines.append(
+                f"{self.target}: holds {people:,} answers of people and {models:,} of other models."
+            )
         if self.files:
-            lines.append(f"{self.files[0].parent.parent}: {len(self.files)} CSV files of answers, as model-vs-human reads them.")
+            lines.append(
+                f"{self.files[0].parent.parent}: {len(self.files)} CSV files of answers, as model-vs-human reads them."
+            )
         return "\n".join(lines)
 
 
-def run_ood(manifest: Manifest | None, output: Path, request: OodRequest, *, dry_run: bool = False, **options: Any) -> OodReport:
+def run_ood(
+    manifest: Manifest | None,
+    output: Path,
+    request: OodRequest,
+    *,
+    dry_run: bool = False,
+    **options: Any,
+) -> OodReport:
     """Let every checkpoint answer to out-of-distribution pictures, and keep other answers beside.
 
     Args:
@@ -101,28 +115,50 @@ def run_ood(manifest: Manifest | None, output: Path, request: OodRequest, *, dry
     """
     answers = request.answers()
     if manifest is None and answers is None:
-        raise DataError("ood: there is neither a manifest nor a file of answers, so there is nothing to do. Name one of them.")
-    if manifest is None and (request.stimuli or request.own or request.kinds or request.size or request.written):
+        raise DataError(
+            "ood: there is neither a manifest nor a file of answers, so there is nothing to do. Name one of them."
+        )
+    if manifest is None and (
+        request.stimuli or request.own or request.kinds or request.size or request.written
+    ):
         raise DataError(
             "ood: --stimuli, --own, --kind, --size and --write-answers are of models, but no manifest names one. Name one."
         )
-    if request.written is not None and request.stimuli is None and not _has_decisions(Path(os.path.abspath(output))):
-        raise DataError("ood: --write-answers writes answers to the published stimuli, and there are none. Give --stimuli.")
+    if (
+        request.written is not None
+        and request.stimuli is None
+        and not _has_decisions(Path(os.path.abspath(output)))
+    ):
+        raise DataError(
+            "ood: --write-answers writes answers to the published stimuli, and there are none. Give --stimuli."
+        )
     evaluation = None
     if manifest is not None:
-        evaluation = run_evaluation(manifest, output, requests_for(manifest, request), dry_run=dry_run, **options)
+        evaluation = run_evaluation(
+            manifest, output, requests_for(manifest, request), dry_run=dry_run, **options
+        )
     elif not Path(os.path.abspath(output)).parent.is_dir():
-        raise StoreError(f"{output}: there is no folder {Path(os.path.abspath(output)).parent}; make it first.")
+        raise StoreError(
+            f"{output}: there is no folder {Path(os.path.abspath(output)).parent}; make it first."
+        )
     if answers is not None and not dry_run:
         _keep(Path(os.path.abspath(output)), answers)
-    files = () if request.written is None or dry_run else _written(Path(os.path.abspath(output)), request.written)
-    return OodReport(target=output, evaluation=evaluation, answers=answers, files=files, dry_run=dry_run)
+    files = (
+        ()
+        if request.written is None or dry_run
+        else _written(Path(os.path.abspath(output)), request.written)
+    )
+    return OodReport(
+        target=output, evaluation=evaluation, answers=answers, files=files, dry_run=dry_run
+    )
 
 
 def _has_decisions(target: Path) -> bool:
     """Whether a file holds answers to the benchmark's stimuli."""
     store = read_predictions(target)
-    return store is not None and any(one.rule.startswith("imagenet16") for one in store.sets.values())
+    return store is not None and any(
+        one.rule.startswith("imagenet16") for one in store.sets.values()
+    )
 
 
 def _written(target: Path, folder: Path) -> tuple[Path, ...]:
@@ -134,9 +170,15 @@ def _written(target: Path, folder: Path) -> tuple[Path, ...]:
     from landscape.answers import write_answers
 
     store = replace(read_ood(target), answers=b"")
-    answers = all_answers(store, epochs=sorted({epoch for _, epoch in store.checkpoints})) if store.checkpoints else None
+    answers = (
+        all_answers(store, epochs=sorted({epoch for _, epoch in store.checkpoints}))
+        if store.checkpoints
+        else None
+    )
     if answers is None:
-        raise StoreError(f"{target}: no model has answered to the benchmark's stimuli: nothing to write. Give --stimuli.")
+        raise StoreError(
+            f"{target}: no model has answered to the benchmark's stimuli: nothing to write. Give --stimuli."
+        )
     return tuple(write_answers(answers, folder))
 
 
@@ -145,7 +187,9 @@ def _keep(target: Path, answers: "Answers") -> None:
     lock = FolderLock(parts_folder(target), output=target)
     try:
         store = read_predictions(target) or PredictionStore()
-        write_predictions(target, replace(store, answers=answers.table.to_csv(index=False).encode()))
+        write_predictions(
+            target, replace(store, answers=answers.table.to_csv(index=False).encode())
+        )
     finally:
         lock.release(remove_folder=True)
 
@@ -158,7 +202,9 @@ def requests_for(manifest: Manifest, request: OodRequest) -> Sequence[Request]:
     """
     requests: list[Request] = []
     if request.stimuli is not None and request.own is None and (request.kinds or request.size):
-        raise DataError("ood: --kind and --size are of your own pictures, but only --stimuli is given. Add --own.")
+        raise DataError(
+            "ood: --kind and --size are of your own pictures, but only --stimuli is given. Add --own."
+        )
     if request.stimuli is not None:
         from landscape.pipeline.stimuli_sets import stimuli_requests
 
@@ -171,7 +217,9 @@ def requests_for(manifest: Manifest, request: OodRequest) -> Sequence[Request]:
         else:
             path = os.path.abspath(own)
             # Never the name of a known set, whose classes it need not have.
-            base = SetRequest(name=f"own {os.path.basename(path)}", path=path, slip=manifest.evaluation.slip)
+            base = SetRequest(
+                name=f"own {os.path.basename(path)}", path=path, slip=manifest.evaluation.slip
+            )
         forget_own()
         requests += distorted_requests(base, kinds=request.kinds, size=size, seed=request.seed)
     return requests
@@ -192,7 +240,9 @@ def read_ood(path: Path) -> PredictionStore:
     return found
 
 
-def all_answers(store: PredictionStore, *, series: Iterable[str] = (), epochs: Iterable[int] | None = None) -> "Answers | None":
+def all_answers(
+    store: PredictionStore, *, series: Iterable[str] = (), epochs: Iterable[int] | None = None
+) -> "Answers | None":
     """The answers of people, other models and the evaluated ones about the benchmark's sets; None where there are none.
 
     Args:
@@ -236,7 +286,12 @@ def all_answers(store: PredictionStore, *, series: Iterable[str] = (), epochs: I
                 continue
             parts.append(
                 answers_of_model(
-                    name, dataset, images=images, conditions=conditions, categories=categories, responses=responses
+                    name,
+                    dataset,
+                    images=images,
+                    conditions=conditions,
+                    categories=categories,
+                    responses=responses,
                 )
             )
     joined: Answers | None = None
@@ -256,10 +311,17 @@ def named_checkpoints(
     series, epochs = tuple(series), None if epochs is None else tuple(epochs)
     chosen = chosen_checkpoints(store, series=series, epochs=epochs).checkpoints
     last = {name: max(epoch for one, epoch in chosen if one == name) for name, _ in chosen}
-    shown = chosen if epochs is not None else {key: one for key, one in chosen.items() if key[1] == last[key[0]]}
+    shown = (
+        chosen
+        if epochs is not None
+        else {key: one for key, one in chosen.items() if key[1] == last[key[0]]}
+    )
     several = {name for name, _ in shown if sum(one == name for one, _ in shown) > 1}
     labels = distinct_labels({name: one.label for (name, _), one in shown.items()})
-    return {f"{labels[key[0]]} {key[1]}" if key[0] in several else labels[key[0]]: one for key, one in shown.items()}
+    return {
+        f"{labels[key[0]]} {key[1]}" if key[0] in several else labels[key[0]]: one
+        for key, one in shown.items()
+    }
 
 
 def is_own(dataset: str) -> bool:

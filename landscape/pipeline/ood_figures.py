@@ -35,7 +35,13 @@ def draw_ood(
         StoreError: If the file holds nothing that this figure shows.
         LandscapeError: As the figures.
     """
-    from landscape.figures import ood_bars, ood_conditions, own_conditions, save_figure, shape_bias_matrix
+    from landscape.figures import (
+        ood_bars,
+        ood_conditions,
+        own_conditions,
+        save_figure,
+        shape_bias_matrix,
+    )
     from landscape.figures.from_store import check_figure_name
 
     check_figure_name(output)
@@ -43,11 +49,18 @@ def draw_ood(
     answers = all_answers(found, series=series, epochs=epochs)
     # Own pictures alone were shown to the models: people of other pictures do not belong beside them.
     evaluated = set(named_checkpoints(found, series=series, epochs=epochs))
-    if kind == "conditions" and evaluated and answers is not None and not evaluated & set(answers.models):
+    if (
+        kind == "conditions"
+        and evaluated
+        and answers is not None
+        and not evaluated & set(answers.models)
+    ):
         answers = None
     figure: Any
     if answers is not None:
-        draw = {"ood": ood_bars, "shape-bias": shape_bias_matrix, "conditions": ood_conditions}[kind]
+        draw = {"ood": ood_bars, "shape-bias": shape_bias_matrix, "conditions": ood_conditions}[
+            kind
+        ]
         figure = draw(answers, title=title)
     elif kind == "conditions" and (curves := own_curves(found, series=series, epochs=epochs)):
         figure = own_conditions(curves, title=title)
@@ -76,7 +89,11 @@ def own_curves(
     curves = []
     for name, checkpoint in named_checkpoints(store, series=series, epochs=epochs).items():
         for dataset, conditions in datasets.items():
-            there = [one for one in conditions if one.name in checkpoint.sets and checkpoint.sets[one.name].done.any()]
+            there = [
+                one
+                for one in conditions
+                if one.name in checkpoint.sets and checkpoint.sets[one.name].done.any()
+            ]
             if not there:
                 continue
             scored = [Scored(one, checkpoint.sets[one.name]) for one in there]

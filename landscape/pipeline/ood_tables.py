@@ -73,7 +73,9 @@ class OodRow:
     @property
     def missing(self) -> tuple[str, ...]:
         """Data sets that are missing from any of the means."""
-        return tuple(name for name in SEVENTEEN if any(name in cell.missing for cell in self.cells.values()))
+        return tuple(
+            name for name in SEVENTEEN if any(name in cell.missing for cell in self.cells.values())
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,9 @@ class OodTable:
                 gaps.setdefault(row.missing, []).append(row.label)
         for missing, labels in gaps.items():
             who = "all rows" if len(labels) == len(self.rows) else ", ".join(labels)
-            lines.append(f"Not in the means of {who}: {', '.join(missing)}. Their means compare with no published ones.")
+            lines.append(
+                f"Not in the means of {who}: {', '.join(missing)}. Their means compare with no published ones."
+            )
         if any(row.is_people for row in self.rows):
             lines.append(
                 "Accuracy difference (squared) and consistencies: of models with people; of people, one person with another. "
@@ -109,7 +113,9 @@ class OodTable:
         return lines
 
 
-def ood_table(answers: Answers, *, resamples: Resamples | None = None, labels: Mapping[str, str] | None = None) -> OodTable:
+def ood_table(
+    answers: Answers, *, resamples: Resamples | None = None, labels: Mapping[str, str] | None = None
+) -> OodTable:
     """Compute the means of every observer, and their intervals.
 
     Args:
@@ -120,11 +126,17 @@ def ood_table(answers: Answers, *, resamples: Resamples | None = None, labels: M
         AnswersError: If there is no answer.
     """
     if not len(answers):
-        raise AnswersError("table: there is no answer, so there is nothing to tabulate. Name answers of models or people.")
+        raise AnswersError(
+            "table: there is no answer, so there is nothing to tabulate. Name answers of models or people."
+        )
     resamples = resamples or resample(answers)
     names = {HUMANS: "people"} | dict(labels or {})
     rows = tuple(
-        OodRow(model=name, label=names.get(name, name), cells={column: _cell(resamples, name, column) for column in _COLUMNS})
+        OodRow(
+            model=name,
+            label=names.get(name, name),
+            cells={column: _cell(resamples, name, column) for column in _COLUMNS},
+        )
         for name in resamples.scores
     )
     return OodTable(rows=rows, confidence=resamples.settings.confidence)
@@ -151,10 +163,20 @@ def rows(table: OodTable) -> list[dict[str, Any]]:
     """
     records = []
     for row in table.rows:
-        record: dict[str, Any] = {"model": row.model, "label": row.label, "kind": "human" if row.is_people else "model"}
+        record: dict[str, Any] = {
+            "model": row.model,
+            "label": row.label,
+            "kind": "human" if row.is_people else "model",
+        }
         for name, cell in row.cells.items():
-            numbers = zip(("", "_low", "_high"), (cell.interval.value, cell.interval.low, cell.interval.high), strict=True)
-            record |= {f"{name}{end}": number if math.isfinite(number) else None for end, number in numbers}
+            numbers = zip(
+                ("", "_low", "_high"),
+                (cell.interval.value, cell.interval.low, cell.interval.high),
+                strict=True,
+            )
+            record |= {
+                f"{name}{end}": number if math.isfinite(number) else None for end, number in numbers
+            }
             record[f"{name}_sets"] = cell.num_sets
         records.append(record | {"missing": ", ".join(row.missing)})
     return records
@@ -181,7 +203,10 @@ def to_terminal(table: OodTable, *, width: int | None = None) -> str:
     """
     width = width if width is not None else terminal_width() or 120
     # "(2 of 17)" stays on one line.
-    cells = [tuple(text.replace(" of ", f"{_TOGETHER}of{_TOGETHER}") for text in _texts(row)[1:]) for row in table.rows]
+    cells = [
+        tuple(text.replace(" of ", f"{_TOGETHER}of{_TOGETHER}") for text in _texts(row)[1:])
+        for row in table.rows
+    ]
     grid = TextTable(
         title=_title(table),
         header=_header(),
@@ -233,7 +258,11 @@ def _text(name: str, cell: OodCell) -> str:
     interval = cell.interval
     if not math.isfinite(interval.value):
         return ""
-    ends = f" [{_number(interval.low)}, {_number(interval.high)}]" if math.isfinite(interval.low) else ""
+    ends = (
+        f" [{_number(interval.low)}, {_number(interval.high)}]"
+        if math.isfinite(interval.low)
+        else ""
+    )
     partly = f" ({cell.num_sets} of {len(_COLUMNS[name][1])})" if cell.missing else ""
     return f"{_number(interval.value)}{ends}{partly}"
 

@@ -78,7 +78,9 @@ class SetRequest:
         """
         from landscape.datasets import open_labelled
 
-        return open_labelled(self.name, self.path, slip=self.slip, image_size=self.image_size, split=self.split)
+        return open_labelled(
+            self.name, self.path, slip=self.slip, image_size=self.image_size, split=self.split
+        )
 
     def open(self) -> OpenedSet:
         """The pictures, and what is stored of them.
@@ -122,10 +124,14 @@ def picture_set(
 
     keys = tuple(pictures.key(i) for i in range(len(pictures)))
     if not keys:
-        raise DataError(f"{pictures.name}: there is no picture in {pictures.path or 'it'}, so there is nothing to evaluate.")
+        raise DataError(
+            f"{pictures.name}: there is no picture in {pictures.path or 'it'}, so there is nothing to evaluate."
+        )
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise DataError(f"{pictures.name}: two pictures have the key {twice!r}, so their answers would be mixed up. Rename one.")
+        raise DataError(
+            f"{pictures.name}: two pictures have the key {twice!r}, so their answers would be mixed up. Rename one."
+        )
     classes = pictures.classes
     return PictureSet(
         dataset=pictures.name,
@@ -145,7 +151,11 @@ def picture_set(
 
 def sources_of(classes: "Classes") -> dict[str, Any]:
     """Where names and prompts come from, as plain values."""
-    return {"names": classes.names_source, "prompts": classes.templates_source, "num_prompts": len(classes.templates)}
+    return {
+        "names": classes.names_source,
+        "prompts": classes.templates_source,
+        "num_prompts": len(classes.templates),
+    }
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -156,4 +166,6 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if names.count(name) > 1:
-            raise DataError(f"data set {name!r} is given twice, and its answers would be stored in one place. Rename one.")
+            raise DataError(
+                f"data set {name!r} is given twice, and its answers would be stored in one place. Rename one."
+            )

@@ -7,7 +7,9 @@ from landscape.manifest import Manifest, Selection, Task
 from landscape.store import task_key
 
 
-def plan(manifest: Manifest, stored: frozenset[str], selection: Selection = Selection()) -> list[Task]:
+def plan(
+    manifest: Manifest, stored: frozenset[str], selection: Selection = Selection()
+) -> list[Task]:
     """The selected tasks that are left when the records with the keys `stored` are there, in the order of the manifest."""
     tasks = []
     for task in selection.tasks(manifest):
@@ -57,7 +59,11 @@ class RunReport:
         done = self.num_stored + self.num_measured
         failed = f", {len(self.failures)} failed" if self.failures else ""
         counts = f"{self.num_measured} now, {self.num_stored} before{failed}"
-        lines.append(f"{self.output}: {of}{done} of {self.num_planned} batches are measured ({counts}).")
+        lines.append(
+            f"{self.output}: {of}{done} of {self.num_planned} batches are measured ({counts})."
+        )
         if self.num_unconverged:
-            lines.append(f"{self.num_unconverged} of the eigenvalues measured now missed the tolerance; they are marked so.")
+            lines.append(
+                f"{self.num_unconverged} of the eigenvalues measured now missed the tolerance; they are marked so."
+            )
         return "\n".join([*lines, *self.forecast])

@@ -35,7 +35,9 @@ def show_table(
 
     found = read_predictions(store)
     if found is None:
-        raise StoreError(f"{store}: there is no such file; `landscape evaluate` and `landscape ood` write one.")
+        raise StoreError(
+            f"{store}: there is no such file; `landscape evaluate` and `landscape ood` write one."
+        )
     bootstrap = Bootstrap(num_resamples=num_resamples, seed=seed)
     answers = None if by == "set" else all_answers(found, series=series, epochs=epochs)
     if answers is None and by == "model":
@@ -44,7 +46,11 @@ def show_table(
             "--stimuli` or --humans, or show the table --by set."
         )
     if answers is None:
-        return write_table(AccuracyTable.of(found, series=series, epochs=epochs, bootstrap=bootstrap), output, kind=kind)
+        return write_table(
+            AccuracyTable.of(found, series=series, epochs=epochs, bootstrap=bootstrap),
+            output,
+            kind=kind,
+        )
     from landscape.answers import resample
     from landscape.pipeline.ood_tables import ood_table, write
 

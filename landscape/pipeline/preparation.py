@@ -130,7 +130,9 @@ class Preparation:
     num_planned: int = 0
     check_operator: "Callable[[HessianOperator], object]" = lambda operator: None
 
-    def of(self, loaded: "LoadedSeries", tasks: Sequence[Task], known: KnownSeries) -> PreparedSeries:
+    def of(
+        self, loaded: "LoadedSeries", tasks: Sequence[Task], known: KnownSeries
+    ) -> PreparedSeries:
         """What is learned of the series of `tasks`.
 
         Raises:
@@ -143,13 +145,19 @@ class Preparation:
         audit = None
         if self.hvp != "finite-difference":
             audit = stored_verdict(series, known.verdicts, known.last_digest)
-        audit = audit or verdict_of(loaded, self.manifest, series, unaudited=self.unaudited, hvp=self.hvp)
+        audit = audit or verdict_of(
+            loaded, self.manifest, series, unaudited=self.unaudited, hvp=self.hvp
+        )
         notes, chosen = Notes(), SeriesProducts(self.products)
         seconds, num_threads, vectors, each, memory = 0.0, threads_of_torch(), 0, 0, 0
         most_sharing = None
         for task in tasks:
             notes.add(loaded, loaded.load(task.checkpoint), series=series.name)
-            if task is tasks[0] and self.hvp == "double-backward" and self.manifest.hessian.method != "pyhessian":
+            if (
+                task is tasks[0]
+                and self.hvp == "double-backward"
+                and self.manifest.hessian.method != "pyhessian"
+            ):
                 # Batches that are left after a bad picture may all be bad.
                 read = partial(loaded.first_batch, (*task.indices, *range(len(loaded.batches))))
                 operator = chosen.choose(loaded.objective, loaded.params, read)
@@ -163,7 +171,12 @@ class Preparation:
                 del operator
                 # A compiler takes more, once, and in no other process.
                 memory = peak_memory()
-                if seconds and self.num_planned and self.products.product == "auto" and self.products.rows is None:
+                if (
+                    seconds
+                    and self.num_planned
+                    and self.products.product == "auto"
+                    and self.products.rows is None
+                ):
                     with suppress(NumericalError, ObjectiveError, MemoryError, RuntimeError):
                         seconds = self._recorded(chosen, loaded, read(), seconds, known)
                 if each:
@@ -182,21 +195,32 @@ class Preparation:
         )
 
     def _recorded(
-        self, chosen: SeriesProducts, loaded: "LoadedSeries", batch: "Batch", seconds: float, known: KnownSeries
+        self,
+        chosen: SeriesProducts,
+        loaded: "LoadedSeries",
+        batch: "Batch",
+        seconds: float,
+        known: KnownSeries,
     ) -> float:
         """Record HVPs where that pays, or an output was begun so; the seconds of a product."""
         from landscape.curvature.compiled import has_compiler
 
         is_cpu = loaded.device.type == "cpu"
-        strategy = known.strategy or strategy_for(self.num_planned * self.num_products, seconds, is_cpu=is_cpu)
+        strategy = known.strategy or strategy_for(
+            self.num_planned * self.num_products, seconds, is_cpu=is_cpu
+        )
         if strategy is None:
             return seconds
         if strategy == "compiled" and not has_compiler():
             strategy = "traced"
         if strategy == "compiled" and sys.stderr.isatty():
-            show_notes(["HVPs are being compiled, which takes some minutes once on a machine."], shown=None)
+            show_notes(
+                ["HVPs are being compiled, which takes some minutes once on a machine."], shown=None
+            )
         reason = f"pays for {self.num_planned:,} batches"
-        operator = chosen.record(loaded.objective, loaded.params, batch, strategy=strategy, reason=reason)
+        operator = chosen.record(
+            loaded.objective, loaded.params, batch, strategy=strategy, reason=reason
+        )
         return _seconds_of(operator, _random_vector(operator))
 
     def _most_sharing(self, chosen: SeriesProducts, each: int) -> int | None:
@@ -209,11 +233,18 @@ class Preparation:
 
         needed = {self.max_basis_memory: self.min_vectors * each}
         if chosen.choice is not None and chosen.choice.peak:
-            needed[self.products.max_memory or free_memory()] = int(chosen.choice.peak / SHARE["cpu"])
-        return min((max(1, limit // amount) for limit, amount in needed.items() if limit is not None), default=None)
+            needed[self.products.max_memory or free_memory()] = int(
+                chosen.choice.peak / SHARE["cpu"]
+            )
+        return min(
+            (max(1, limit // amount) for limit, amount in needed.items() if limit is not None),
+            default=None,
+        )
 
 
-def best_threads(loaded: "LoadedSeries", operator: "HessianOperator", known: KnownSeries) -> tuple[int, float]:
+def best_threads(
+    loaded: "LoadedSeries", operator: "HessianOperator", known: KnownSeries
+) -> tuple[int, float]:
     """The number of threads with which a series is measured, and the seconds of a product.
 
     Those with which an output was begun, so that it stays of one kind; else as many as pay on the first product.

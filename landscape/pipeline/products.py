@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Self
 from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 
 if TYPE_CHECKING:
-    from landscape.curvature import Batch, HessianBlocks, HessianOperator, Objective, Params, ProductChoice
+    from landscape.curvature import (
+        Batch,
+        HessianBlocks,
+        HessianOperator,
+        Objective,
+        Params,
+        ProductChoice,
+    )
 
 
 # Strategies that record a graph once for all batches.
@@ -40,7 +47,9 @@ class ProductSettings:
                 "Leave them out, or use another method."
             )
         if self.rows is not None and self.product not in ("auto", "rows"):
-            raise LandscapeError(f"--rows: sizes chunks, but --product {self.product} takes none. Leave one of them out.")
+            raise LandscapeError(
+                f"--rows: sizes chunks, but --product {self.product} takes none. Leave one of them out."
+            )
 
     def check_blocks(self) -> None:
         """Refuse what diagonal blocks cannot use.
@@ -88,13 +97,17 @@ class SeriesProducts:
         if choice is not None:
             from landscape.curvature.choice import ProductChoice, Trial
 
-            self.choice = ProductChoice(**{**choice, "trials": tuple(Trial(**trial) for trial in choice["trials"])})
+            self.choice = ProductChoice(
+                **{**choice, "trials": tuple(Trial(**trial) for trial in choice["trials"])}
+            )
 
     def plain_choice(self) -> dict[str, Any] | None:
         """The choice as plain values, which can be sent without loading torch where they arrive."""
         return None if self.choice is None else asdict(self.choice)
 
-    def choose(self, objective: "Objective", params: "Params", read: "Callable[[], Batch]") -> "HessianOperator | None":
+    def choose(
+        self, objective: "Objective", params: "Params", read: "Callable[[], Batch]"
+    ) -> "HessianOperator | None":
         """Let an operator on the batch that `read` gives choose, with one product.
 
         Returns:
@@ -114,7 +127,13 @@ class SeriesProducts:
         return operator
 
     def record(
-        self, objective: "Objective", params: "Params", batch: "Batch", *, strategy: str, reason: str
+        self,
+        objective: "Objective",
+        params: "Params",
+        batch: "Batch",
+        *,
+        strategy: str,
+        reason: str,
     ) -> "HessianOperator":
         """Let an operator record its HVP by a strategy, and use that for the next batches, where it works.
 
@@ -133,14 +152,20 @@ class SeriesProducts:
         self.choice = replace(choice, reason=choice.reason.replace("asked for", reason, 1))
         return operator
 
-    def operator(self, objective: "Objective", params: "Params", batch: "Batch") -> "HessianOperator":
+    def operator(
+        self, objective: "Objective", params: "Params", batch: "Batch"
+    ) -> "HessianOperator":
         """The Hessian on `batch`."""
         from landscape.curvature import HessianOperator
 
         return HessianOperator(objective, params, batch, **self._options())
 
     def blocks(
-        self, objective: "Objective", params: "Params", batch: "Batch", modules: "Mapping[str, tuple[str, ...]]"
+        self,
+        objective: "Objective",
+        params: "Params",
+        batch: "Batch",
+        modules: "Mapping[str, tuple[str, ...]]",
     ) -> "HessianBlocks":
         """Its diagonal blocks that belong to modules."""
         from landscape.curvature import HessianBlocks

@@ -51,7 +51,10 @@ class Outcome:
 
 
 def run_measurement(
-    measurement: Measurement, *, workers: WorkerSettings = WorkerSettings(), progress: bool | None = None
+    measurement: Measurement,
+    *,
+    workers: WorkerSettings = WorkerSettings(),
+    progress: bool | None = None,
 ) -> Outcome:
     """Measure what is not stored yet. An item that cannot be measured costs itself alone.
 
@@ -67,9 +70,13 @@ def run_measurement(
         with measurement.open() as output:
             tasks = output.remaining()
             show_notes(output.notes, shown=progress)
-            outcome = Outcome(num_stored=measurement.num_planned - sum(len(task.indices) for task in tasks))
+            outcome = Outcome(
+                num_stored=measurement.num_planned - sum(len(task.indices) for task in tasks)
+            )
             if tasks:
-                outcome = _Run(measurement, output, tasks, crew, progress=progress).measured(outcome)
+                outcome = _Run(measurement, output, tasks, crew, progress=progress).measured(
+                    outcome
+                )
             output.finish()
     return outcome
 
@@ -78,12 +85,20 @@ class _Run:
     """The loop over units."""
 
     def __init__(
-        self, measurement: Measurement, output: Output, tasks: list[Task], crew: Crew, *, progress: bool | None
+        self,
+        measurement: Measurement,
+        output: Output,
+        tasks: list[Task],
+        crew: Crew,
+        *,
+        progress: bool | None,
     ) -> None:
         self.measurement, self.output, self.tasks = measurement, output, tasks
         self.crew, self.progress = crew, progress
         self.run, self._waiting_since = uuid.uuid4().hex, time.monotonic()
-        self.by_series = {name: list(group) for name, group in groupby(tasks, key=lambda task: task.series.name)}
+        self.by_series = {
+            name: list(group) for name, group in groupby(tasks, key=lambda task: task.series.name)
+        }
 
     def measured(self, outcome: Outcome) -> Outcome:
         """Prepare and measure everything."""
@@ -111,7 +126,11 @@ class _Run:
 
     def _sharing(self) -> Measurement:
         """The measurement with the memory of one of the workers of this machine."""
-        return self.measurement if self.crew.num_sharing == 1 else self.measurement.sharing(*self.crew.share())
+        return (
+            self.measurement
+            if self.crew.num_sharing == 1
+            else self.measurement.sharing(*self.crew.share())
+        )
 
     def _prepare(self, measurement: Measurement) -> dict[str, PreparedSeries]:
         """Look at every series, before anything is measured."""
@@ -126,14 +145,22 @@ class _Run:
             )
             for name, tasks in self.by_series.items()
         }
-        calls = [(self.run, measurement.sent(tasks), tasks, known[name]) for name, tasks in self.by_series.items()]
+        calls = [
+            (self.run, measurement.sent(tasks), tasks, known[name])
+            for name, tasks in self.by_series.items()
+        ]
         names, prepared = list(self.by_series), {}
         # The first one alone: it may have to draw the data.
         for begin, end in ((0, 1), (1, len(calls))):
-            for index, result in call_all(crew.pool, prepare_in_session, calls[begin:end], tick=self._tick):
+            for index, result in call_all(
+                crew.pool, prepare_in_session, calls[begin:end], tick=self._tick
+            ):
                 prepared[names[begin + index]] = result
         prepared = {name: prepared[name] for name in names}
-        show_notes(dict.fromkeys(note for one in prepared.values() for note in one.notes.values()), shown=self.progress)
+        show_notes(
+            dict.fromkeys(note for one in prepared.values() for note in one.notes.values()),
+            shown=self.progress,
+        )
         for series in prepared.values():
             remember_digests(series.digests)
         return {name: self.output.accept(name, series) for name, series in prepared.items()}
@@ -141,20 +168,33 @@ class _Run:
     def _settled(self, prepared: dict[str, PreparedSeries]) -> dict[str, PreparedSeries]:
         """The series with the number of threads that each worker has."""
         self.crew.settle(
-            seconds=sum(prepared[task.series.name].seconds * len(task.indices) for task in self.tasks),
+            seconds=sum(
+                prepared[task.series.name].seconds * len(task.indices) for task in self.tasks
+            ),
             memory=max(series.memory for series in prepared.values()),
             num_gpus=max(series.num_gpus for series in prepared.values()),
-            most_sharing=min((series.most_sharing for series in prepared.values() if series.most_sharing), default=None),
+            most_sharing=min(
+                (series.most_sharing for series in prepared.values() if series.most_sharing),
+                default=None,
+            ),
         )
         most = self.crew.cores_each
         if most is None:
             return prepared
-        return {name: replace(series, num_threads=min(series.num_threads, most)) for name, series in prepared.items()}
+        return {
+            name: replace(series, num_threads=min(series.num_threads, most))
+            for name, series in prepared.items()
+        }
 
-    def _measure(self, measurement: Measurement, prepared: dict[str, PreparedSeries], outcome: Outcome) -> Outcome:
+    def _measure(
+        self, measurement: Measurement, prepared: dict[str, PreparedSeries], outcome: Outcome
+    ) -> Outcome:
         """Measure unit by unit, and store each as it comes."""
         crew = self.crew
-        tasks = [replace(task, series=replace(task.series, checkpoints=(task.checkpoint,))) for task in self.tasks]
+        tasks = [
+            replace(task, series=replace(task.series, checkpoints=(task.checkpoint,)))
+            for task in self.tasks
+        ]
         lots = {
             Lot(
                 replace(task, indices=()),
@@ -185,11 +225,15 @@ class _Run:
             for done in dispatch(lots, crew.pool, measure_unit, tick=tick, **sizes):
                 tick()
                 progress.begin(measurement.title(done.task.task))
-                num_done, unconverged, failures = self._keep(done, has_worked=bool(outcome.num_stored or outcome.num_measured))
+                num_done, unconverged, failures = self._keep(
+                    done, has_worked=bool(outcome.num_stored or outcome.num_measured)
+                )
                 outcome.num_measured += num_done
                 outcome.num_unconverged += unconverged
                 outcome.failures += tuple(failures)
-                progress.add(done.worker, num_done=num_done, num_failed=len(failures), seconds=done.seconds)
+                progress.add(
+                    done.worker, num_done=num_done, num_failed=len(failures), seconds=done.seconds
+                )
         return outcome
 
     def _keep(self, done: "Done[Lot]", *, has_worked: bool) -> tuple[int, int, list[str]]:
@@ -204,9 +248,15 @@ class _Run:
             else:
                 records.append((index, result))
         unconverged = self.output.keep(task, records, prepared) if records else 0
-        if (error := refusal([*records, *(why for _, why in failures)], has_worked=has_worked)) is not None:
+        if (
+            error := refusal([*records, *(why for _, why in failures)], has_worked=has_worked)
+        ) is not None:
             raise error
-        return len(records), unconverged, [self.measurement.failure(task, i, why.reason) for i, why in failures]
+        return (
+            len(records),
+            unconverged,
+            [self.measurement.failure(task, i, why.reason) for i, why in failures],
+        )
 
 
 def refusal(results: Sequence[Any], *, has_worked: bool) -> LandscapeError | None:

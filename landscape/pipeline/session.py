@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from landscape.containers import digest_of_checkpoint, known_digests, remember_digests
-from landscape.errors import LandscapeError, NumericalError, ObjectiveError, PictureError, WorkerDied
+from landscape.errors import (
+    LandscapeError,
+    NumericalError,
+    ObjectiveError,
+    PictureError,
+    WorkerDied,
+)
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest, json_sha256
 from landscape.manifest.selection import Task
 from landscape.pipeline.preparation import KnownSeries, PreparedSeries, digests_at
@@ -128,7 +134,9 @@ class Measurement:
         """
         raise NotImplementedError
 
-    def prepare(self, session: "Session", tasks: Sequence[Task], known: KnownSeries) -> PreparedSeries:
+    def prepare(
+        self, session: "Session", tasks: Sequence[Task], known: KnownSeries
+    ) -> PreparedSeries:
         """Look at the series of `tasks` before its first unit.
 
         Raises:
@@ -209,7 +217,9 @@ class Session:
         self._model: tuple[object, ZeroShotModel] | None = None
         self._other: tuple[object, Any] | None = None
 
-    def series(self, manifest: Manifest, series: CheckpointSeries, device: str | None) -> "LoadedSeries":
+    def series(
+        self, manifest: Manifest, series: CheckpointSeries, device: str | None
+    ) -> "LoadedSeries":
         """The series on its batches, with whatever weights it had last.
 
         Raises:
@@ -223,7 +233,10 @@ class Session:
             if self._pairs is None or self._data != manifest.data:
                 self._data, self._pairs = manifest.data, open_pairs(manifest.data)
             self._series = self._bench = None
-            self._series = (key, LoadedSeries.of(manifest, series, self._pairs, device=device_of(device)))
+            self._series = (
+                key,
+                LoadedSeries.of(manifest, series, self._pairs, device=device_of(device)),
+            )
         return self._series[1]
 
     def model(self, series: CheckpointSeries, device: str | None) -> "ZeroShotModel":
@@ -235,7 +248,13 @@ class Session:
         from landscape.clip.loaded_series import device_of
         from landscape.zeroshot import ZeroShotModel
 
-        key = (series.name, series.model, str(series.config), json_sha256(series.trained.changes()), device)
+        key = (
+            series.name,
+            series.model,
+            str(series.config),
+            json_sha256(series.trained.changes()),
+            device,
+        )
         if self._model is None or self._model[0] != key:
             self._model = self._bench = None
             self._model = (key, ZeroShotModel.of(series, device=device_of(device)))
@@ -263,8 +282,16 @@ class Session:
 
 def _identity(manifest: Manifest, series: CheckpointSeries, device: str | None) -> str:
     """Digest of all that a loaded series depends on, but for its weights."""
-    facts = {"protocol": manifest.protocol(), "path": str(manifest.path), "series": series.name, "model": series.model}
-    return json_sha256(facts | {"config": str(series.config), "trained": series.trained.changes(), "device": device})
+    facts = {
+        "protocol": manifest.protocol(),
+        "path": str(manifest.path),
+        "series": series.name,
+        "model": series.model,
+    }
+    return json_sha256(
+        facts
+        | {"config": str(series.config), "trained": series.trained.changes(), "device": device}
+    )
 
 
 # The session of this process, or of this thread of it, with the run that it is of: another one begins anew.

@@ -96,7 +96,14 @@ class Solver:
     _before: "dict[str, Tensor]" = field(default_factory=dict)
 
     def solve(
-        self, hessian: HessianSettings, loaded: "LoadedSeries", index: int, *, series: str, hvp: str, products: "SeriesProducts"
+        self,
+        hessian: HessianSettings,
+        loaded: "LoadedSeries",
+        index: int,
+        *,
+        series: str,
+        hvp: str,
+        products: "SeriesProducts",
     ) -> tuple["EigenPairs", "FiniteDifferenceOperator | HessianOperator"]:
         """Eigenpairs of batch `index`, and the operator that they are of.
 
@@ -116,17 +123,23 @@ class Solver:
         if hessian.method == "lanczos":
             pairs = self.lanczos(operator, hessian, index, series=series)
         elif hessian.method == "power":
-            pairs = power_iteration(operator, hessian.k, tol=hessian.tol, seed=_seed(hessian, index))
+            pairs = power_iteration(
+                operator, hessian.k, tol=hessian.tol, seed=_seed(hessian, index)
+            )
         else:
             from landscape.curvature.reference import pyhessian_eigenpairs
 
             seed = _seed(hessian, index)
-            pairs = pyhessian_eigenpairs(loaded.objective, loaded.params, batch, k=hessian.k, seed=seed, tol=hessian.tol)
+            pairs = pyhessian_eigenpairs(
+                loaded.objective, loaded.params, batch, k=hessian.k, seed=seed, tol=hessian.tol
+            )
         if hessian.method != "pyhessian" and hvp != "finite-difference":
             products.keep(operator)
         return pairs, operator
 
-    def lanczos(self, operator: "SymmetricOperator", hessian: HessianSettings, index: int, *, series: str) -> "EigenPairs":
+    def lanczos(
+        self, operator: "SymmetricOperator", hessian: HessianSettings, index: int, *, series: str
+    ) -> "EigenPairs":
         """Solve for batch `index` by Lanczos; for one batch, look for copies where the size makes that a choice.
 
         Raises:

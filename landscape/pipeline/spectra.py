@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from landscape.linalg import EigenPairs, RitzValues
 
 _Result = TypeVar("_Result")
-_PRODUCTS = {"double-backward": "double backward, retained graph", "finite-difference": "central differences of gradients"}
+_PRODUCTS = {
+    "double-backward": "double backward, retained graph",
+    "finite-difference": "central differences of gradients",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,11 @@ class SpectraMeasurement(Measurement):
 
     def num_recorded(self, series: CheckpointSeries) -> int:
         """Batches of a series for which one graph can be recorded."""
-        return sum(len(task.indices) for task in self.selection.tasks(self.manifest) if task.series.name == series.name)
+        return sum(
+            len(task.indices)
+            for task in self.selection.tasks(self.manifest)
+            if task.series.name == series.name
+        )
 
     @property
     def chained(self) -> str | None:
@@ -100,7 +107,9 @@ class SpectraMeasurement(Measurement):
         with SpectrumWriter(self.output, self.manifest) as writer:
             yield StoreOutput(self, writer)
 
-    def prepare(self, session: Session, tasks: Sequence[Task], known: KnownSeries) -> PreparedSeries:
+    def prepare(
+        self, session: Session, tasks: Sequence[Task], known: KnownSeries
+    ) -> PreparedSeries:
         from landscape.linalg.lanczos import LEAST_ROOM
 
         hessian = self.manifest.hessian
@@ -117,10 +126,14 @@ class SpectraMeasurement(Measurement):
             min_vectors=hessian.k + LEAST_ROOM,
             check_operator=lambda operator: self.solver.check_fits(operator, hessian.k),
         )
-        return preparation.of(session.series(self.manifest, tasks[0].series, self.device), tasks, known)
+        return preparation.of(
+            session.series(self.manifest, tasks[0].series, self.device), tasks, known
+        )
 
     def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "SpectraBench":
-        return SpectraBench(self, session.series(self.manifest, task.series, self.device), task, prepared)
+        return SpectraBench(
+            self, session.series(self.manifest, task.series, self.device), task, prepared
+        )
 
     def is_lockstep(self, product: str | None, device: str) -> bool:
         """Whether the batches of a unit are solved together, whose HVPs are computed in this way on such a device."""
@@ -129,7 +142,11 @@ class SpectraMeasurement(Measurement):
 
     def unit_seconds(self, prepared: PreparedSeries) -> float:
         product = None if prepared.choice is None else prepared.choice["product"]
-        return lockstep.UNIT_SECONDS if self.is_lockstep(product, "cuda" if prepared.num_gpus else "cpu") else 0.0
+        return (
+            lockstep.UNIT_SECONDS
+            if self.is_lockstep(product, "cuda" if prepared.num_gpus else "cpu")
+            else 0.0
+        )
 
     def num_unconverged(self, record: Any) -> int:
         """Values of a record that missed the tolerance."""
@@ -138,8 +155,14 @@ class SpectraMeasurement(Measurement):
     def undigested(self) -> list[Path]:
         """Checkpoints that have records and no digest in the manifest, so that their files must be read."""
         stored = stored_digests(self.output)
-        checkpoints = [(series.name, one) for series in self.manifest.series for one in series.checkpoints]
-        return [one.path for name, one in checkpoints if one.sha256 is None and (name, one.epoch) in stored and not is_gone(one)]
+        checkpoints = [
+            (series.name, one) for series in self.manifest.series for one in series.checkpoints
+        ]
+        return [
+            one.path
+            for name, one in checkpoints
+            if one.sha256 is None and (name, one.epoch) in stored and not is_gone(one)
+        ]
 
     def report(self, **counts: Any) -> RunReport:
         """The report of a run."""
@@ -150,9 +173,18 @@ class SpectraMeasurement(Measurement):
         from landscape.clip.loaded_series import device_of
 
         tasks = plan(self.manifest, SpectrumStore.check(self.output, self.manifest), self.selection)
-        show_notes(check_weights(self.manifest, tasks, self.selection.tasks(self.manifest)), shown=progress)
-        audited, device = self.hvp != "finite-difference" and not self.unaudited, device_of(self.device)
-        options: dict[str, Any] = {"hvp": self.hvp, "products": self.products, "solver": self.solver}
+        show_notes(
+            check_weights(self.manifest, tasks, self.selection.tasks(self.manifest)), shown=progress
+        )
+        audited, device = (
+            self.hvp != "finite-difference" and not self.unaudited,
+            device_of(self.device),
+        )
+        options: dict[str, Any] = {
+            "hvp": self.hvp,
+            "products": self.products,
+            "solver": self.solver,
+        }
         looked = forecast(self.manifest, tasks, device, audited=audited, **options)
         num_stored = self.num_planned - sum(len(task.indices) for task in tasks)
         facts: dict[str, Any] = {"forecast": looked.lines, "num_refused": looked.num_refused}
@@ -168,8 +200,12 @@ class StoreOutput(Output):
 
     def remaining(self) -> list[Task]:
         measurement = self.measurement
-        tasks = plan(measurement.manifest, measurement.completed(self.writer), measurement.selection)
-        self.notes = check_weights(measurement.manifest, tasks, measurement.selection.tasks(measurement.manifest))
+        tasks = plan(
+            measurement.manifest, measurement.completed(self.writer), measurement.selection
+        )
+        self.notes = check_weights(
+            measurement.manifest, tasks, measurement.selection.tasks(measurement.manifest)
+        )
         return tasks
 
     def known(self, series: CheckpointSeries) -> KnownSeries:
@@ -216,7 +252,9 @@ def _known(store: SpectrumStore, series: CheckpointSeries) -> KnownSeries:
     # One checkpoint in memory at a time, and each fact once.
     for epoch in store.epochs(series.name) if series.name in store.series() else ():
         table = store.records(series.name, epoch)
-        passed += [told for told in verdicts(table.extras) if told.get("passed") and told not in passed]
+        passed += [
+            told for told in verdicts(table.extras) if told.get("passed") and told not in passed
+        ]
         models += [used for used in models_as_trained(table.settings) if used not in models]
         count = table.settings.get("num_threads")
         num_threads = count if isinstance(count, int) else num_threads
@@ -236,7 +274,11 @@ class SpectraBench(Bench):
     """A series whose spectra are measured in this process."""
 
     def __init__(
-        self, measurement: SpectraMeasurement, loaded: "LoadedSeries", task: Task, prepared: PreparedSeries
+        self,
+        measurement: SpectraMeasurement,
+        loaded: "LoadedSeries",
+        task: Task,
+        prepared: PreparedSeries,
     ) -> None:
         super().__init__(loaded, prepared)
         self.measurement, self.series = measurement, task.series.name
@@ -253,14 +295,20 @@ class SpectraBench(Bench):
         hessian = self.measurement.manifest.hessian
         return lockstep.measure_in_lockstep(
             indices,
-            operator=lambda index: self.products.operator(self.loaded.objective, self.loaded.params, self.loaded.batch(index)),
-            solve=lambda index, operator: self.solver.lanczos(operator, hessian, index, series=self.series),
+            operator=lambda index: self.products.operator(
+                self.loaded.objective, self.loaded.params, self.loaded.batch(index)
+            ),
+            solve=lambda index, operator: self.solver.lanczos(
+                operator, hessian, index, series=self.series
+            ),
             record=self._record,
             num_vectors=num_products_of(hessian),
             contained=contained,
         )
 
-    def _record(self, index: int, eigenpairs: "EigenPairs", operator: "HessianOperator", seconds: float) -> Record:
+    def _record(
+        self, index: int, eigenpairs: "EigenPairs", operator: "HessianOperator", seconds: float
+    ) -> Record:
         self.products.keep(operator)
         return _record(self, index, eigenpairs, operator, begun=time.process_time() - seconds)
 
@@ -275,7 +323,8 @@ class SpectraBench(Bench):
             "batch_sha256": self.loaded.batches.digest(index),
             "checkpoint_sha256": self.info.sha256,
             "seconds": time.process_time() - begun,
-            "extras": {"audit": self.prepared.audit, "operator": checked} | self.loaded.notes_on(self.info),
+            "extras": {"audit": self.prepared.audit, "operator": checked}
+            | self.loaded.notes_on(self.info),
         }
 
 
@@ -332,7 +381,11 @@ def run(
 
 
 def report_of(
-    measurement: SpectraMeasurement, workers: WorkerSettings, *, dry_run: bool, progress: bool | None
+    measurement: SpectraMeasurement,
+    workers: WorkerSettings,
+    *,
+    dry_run: bool,
+    progress: bool | None,
 ) -> RunReport:
     """Measure into a store, or say what would be measured."""
     if dry_run:
@@ -392,7 +445,11 @@ def _record(
     if eigenpairs.quadrature is not None:
         nodes, weights = eigenpairs.quadrature.nodes.numpy(), eigenpairs.quadrature.weights.numpy()
     ends: dict[str, Any] = {} if eigenpairs.ritz is None else _ends(eigenpairs.ritz, hessian.k)
-    settings = settings_of(loaded, hessian, product=_PRODUCTS[hvp]) | products.settings() | bench.solver.facts()
+    settings = (
+        settings_of(loaded, hessian, product=_PRODUCTS[hvp])
+        | products.settings()
+        | bench.solver.facts()
+    )
     return checked_record(
         Record,
         values=eigenpairs.values.cpu().numpy(),
@@ -431,7 +488,9 @@ def checked_record(kind: Callable[..., _Result], **columns: Any) -> _Result:
     try:
         return kind(**columns)
     except ValueError as error:
-        raise NumericalError(f"{error} The loss or its products overflowed; scale the loss, or use dtype float64.") from error
+        raise NumericalError(
+            f"{error} The loss or its products overflowed; scale the loss, or use dtype float64."
+        ) from error
 
 
 def _ends(ritz: "RitzValues", k: int) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def stimuli_requests(folder: Path, *, logit_scale: float | None) -> Iterator[Sti
     folder = folder.absolute()
     forget_stimuli()
     for dataset, condition in _stimuli(folder):
-        yield StimuliRequest(folder=folder, dataset=dataset, condition=condition, logit_scale=logit_scale)
+        yield StimuliRequest(
+            folder=folder, dataset=dataset, condition=condition, logit_scale=logit_scale
+        )
 
 
 def forget_stimuli() -> None:

@@ -73,7 +73,9 @@ def run_surface(
     _check_files(output, data, view, plan)
     measurement = SurfaceMeasurement(manifest=manifest, plan=plan, data=data, device=device)
     stored, num_points = measurement.stored(), measurement.num_planned
-    report = SurfaceReport(data=data, plan=plan, num_points=num_points, num_stored=stored.num_computed if stored else 0)
+    report = SurfaceReport(
+        data=data, plan=plan, num_points=num_points, num_stored=stored.num_computed if stored else 0
+    )
     if dry_run:
         return report
     # A run that was killed after its last point may have left its eigenvectors.
@@ -93,9 +95,13 @@ def _check_files(output: Path, data: Path, view: str | None, plan: SurfacePlan) 
 
     check_figure_name(output)
     if data.suffix.lower() in SUFFIXES:
-        raise LandscapeError(f"{data}: the points are stored as HDF5; name a file such as surface.h5 with --data.")
+        raise LandscapeError(
+            f"{data}: the points are stored as HDF5; name a file such as surface.h5 with --data."
+        )
     if view is not None and plan.dimensions == 1:
-        raise LandscapeError(f"view {view}: a slice along one direction is drawn as a curve; leave --view out.")
+        raise LandscapeError(
+            f"view {view}: a slice along one direction is drawn as a curve; leave --view out."
+        )
     if not data.parent.is_dir():
         raise StoreError(f"{data}: there is no folder {data.parent}; make it first.")
 
@@ -104,6 +110,13 @@ def _draw(stored: StoredSurface, plan: SurfacePlan, output: Path, view: str | No
     from landscape.figures import loss_contour, loss_slice, loss_surface_3d, save_figure
     from landscape.figures.surface_words import note
 
-    draw: Callable[..., Any] = loss_slice if plan.dimensions == 1 else loss_surface_3d if view == "3d" else loss_contour
-    words = note(stored.result, directions=plan.directions, num_batches=plan.num_batches, num_pairs=plan.num_pairs)
+    draw: Callable[..., Any] = (
+        loss_slice if plan.dimensions == 1 else loss_surface_3d if view == "3d" else loss_contour
+    )
+    words = note(
+        stored.result,
+        directions=plan.directions,
+        num_batches=plan.num_batches,
+        num_pairs=plan.num_pairs,
+    )
     save_figure(draw(stored.result, title=plan.title, note=words), output)

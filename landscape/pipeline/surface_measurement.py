@@ -18,7 +18,14 @@ from landscape.pipeline.preparation import KnownSeries, PreparedSeries, num_gpus
 from landscape.pipeline.session import Bench, Measurement, Output, Session, sent
 from landscape.pipeline.surface_plan import SurfacePlan
 from landscape.pipeline.surface_source import DIRECTIONS_FILE, Slice, open_slice
-from landscape.store import StoredSurface, axes_of, check_same_request, parts_folder, read_surface, write_surface
+from landscape.store import (
+    StoredSurface,
+    axes_of,
+    check_same_request,
+    parts_folder,
+    read_surface,
+    write_surface,
+)
 from landscape.store.lock import FolderLock
 from landscape.workers.run_status import remove_status
 
@@ -70,7 +77,9 @@ class SurfaceMeasurement(Measurement):
             remove_status(lock.folder)
             lock.release(remove_folder=True)
 
-    def prepare(self, session: Session, tasks: Sequence[Task], known: KnownSeries) -> PreparedSeries:
+    def prepare(
+        self, session: Session, tasks: Sequence[Task], known: KnownSeries
+    ) -> PreparedSeries:
         opened = self._slice(session)
         begun = time.perf_counter()
         opened.loss_at(*[0.0] * self.plan.dimensions)
@@ -132,10 +141,14 @@ class SurfaceOutput(Output):
 
         plan = self.measurement.plan
         shape = (plan.points,) * plan.dimensions
-        computed = np.zeros(shape, dtype=bool) if self.stored is None else self.stored.result.computed
+        computed = (
+            np.zeros(shape, dtype=bool) if self.stored is None else self.stored.result.computed
+        )
         missing = from_the_middle(computed)
         indices = np.ravel_multi_index(tuple(missing.T), shape) if len(missing) else ()
-        return [Task(plan.series, plan.checkpoint, tuple(map(int, indices)))] if len(indices) else []
+        return (
+            [Task(plan.series, plan.checkpoint, tuple(map(int, indices)))] if len(indices) else []
+        )
 
     def known(self, series: CheckpointSeries) -> KnownSeries:
         return KnownSeries(num_stored=0 if self.stored is None else self.stored.num_computed)

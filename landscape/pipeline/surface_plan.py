@@ -101,7 +101,10 @@ def make_plan(manifest: Manifest, request: SurfaceRequest) -> SurfacePlan:
                 f"{end_series.name!r}. Name the other end with --to EPOCH or --to SERIES:EPOCH."
             )
         ends = [(series, checkpoint), (end_series, end)]
-        named = [f"{one.label}, epoch {point.epoch}" if one is not series else f"epoch {point.epoch}" for one, point in ends]
+        named = [
+            f"{one.label}, epoch {point.epoch}" if one is not series else f"epoch {point.epoch}"
+            for one, point in ends
+        ]
         line_name = " to ".join(named)
     plan = SurfacePlan(
         series=series,
@@ -123,27 +126,41 @@ def make_plan(manifest: Manifest, request: SurfaceRequest) -> SurfacePlan:
 def _check_options(manifest: Manifest, request: SurfaceRequest) -> None:
     line = request.directions == "line"
     if request.directions not in DIRECTIONS:
-        raise LandscapeError(f"directions {request.directions!r}: must be one of {', '.join(DIRECTIONS)}.")
+        raise LandscapeError(
+            f"directions {request.directions!r}: must be one of {', '.join(DIRECTIONS)}."
+        )
     if line and request.dimensions == 2:
-        raise LandscapeError("dimensions 2: a line between two checkpoints has one; leave --dimensions out.")
+        raise LandscapeError(
+            "dimensions 2: a line between two checkpoints has one; leave --dimensions out."
+        )
     if line and request.span is not None:
-        raise LandscapeError("span: a line runs from one checkpoint to the other; leave --span out.")
+        raise LandscapeError(
+            "span: a line runs from one checkpoint to the other; leave --span out."
+        )
     if not line and request.to is not None:
-        raise LandscapeError(f"to {request.to}: only a line has another end; say --directions line, or leave --to out.")
+        raise LandscapeError(
+            f"to {request.to}: only a line has another end; say --directions line, or leave --to out."
+        )
     if request.points < 5 or request.points % 2 == 0:
-        raise LandscapeError(f"points {request.points}: must be odd, so that one lies in the middle, and at least 5.")
+        raise LandscapeError(
+            f"points {request.points}: must be odd, so that one lies in the middle, and at least 5."
+        )
     if request.span is not None and not 0 < request.span < float("inf"):
         raise LandscapeError(f"span {request.span}: must be a number above 0.")
     available = manifest.data.num_batches
     if not 1 <= request.batches <= available:
-        raise ManifestError(f"{manifest.path}: it describes {available} batches, but {request.batches} were asked for.")
+        raise ManifestError(
+            f"{manifest.path}: it describes {available} batches, but {request.batches} were asked for."
+        )
 
 
 def _series(manifest: Manifest, name: str | None) -> CheckpointSeries:
     known = [one.name for one in manifest.series]
     if name is None:
         if len(known) > 1:
-            raise ManifestError(f"{manifest.path}: it lists the series {', '.join(known)}; choose one with --series.")
+            raise ManifestError(
+                f"{manifest.path}: it lists the series {', '.join(known)}; choose one with --series."
+            )
         return manifest.series[0]
     if name not in known:
         raise ManifestError(f"{manifest.path}: there is no series {name!r}; {nearest(name, known)}")
@@ -153,11 +170,15 @@ def _series(manifest: Manifest, name: str | None) -> CheckpointSeries:
 def _checkpoint(manifest: Manifest, series: CheckpointSeries, epoch: int) -> Checkpoint:
     if epoch not in series.epochs:
         listed = ", ".join(map(str, series.epochs))
-        raise ManifestError(f"{manifest.path}: series {series.name!r} has no epoch {epoch}; it has {listed}.")
+        raise ManifestError(
+            f"{manifest.path}: series {series.name!r} has no epoch {epoch}; it has {listed}."
+        )
     return series.checkpoints[series.epochs.index(epoch)]
 
 
-def _end(manifest: Manifest, series: CheckpointSeries, to: str | None) -> tuple[CheckpointSeries, Checkpoint]:
+def _end(
+    manifest: Manifest, series: CheckpointSeries, to: str | None
+) -> tuple[CheckpointSeries, Checkpoint]:
     """The other end of a line."""
     if to is None:
         return series, series.checkpoints[-1]
@@ -178,7 +199,9 @@ def _end(manifest: Manifest, series: CheckpointSeries, to: str | None) -> tuple[
     return other, _checkpoint(manifest, other, int(epoch))
 
 
-def _decisive(manifest: Manifest, plan: SurfacePlan, end_series: CheckpointSeries) -> dict[str, Any]:
+def _decisive(
+    manifest: Manifest, plan: SurfacePlan, end_series: CheckpointSeries
+) -> dict[str, Any]:
     """What the numbers depend on."""
     protocol = manifest.protocol()
     hessian = protocol["hessian"]
@@ -190,14 +213,18 @@ def _decisive(manifest: Manifest, plan: SurfacePlan, end_series: CheckpointSerie
         "epoch": plan.checkpoint.epoch,
         "checkpoint_sha256": digest_of(plan.checkpoint),
         "directions": plan.directions,
-        "to": None if end is None else {"series": end_series.name, "epoch": end.epoch, "checkpoint_sha256": digest_of(end)},
+        "to": None
+        if end is None
+        else {"series": end_series.name, "epoch": end.epoch, "checkpoint_sha256": digest_of(end)},
         "dimensions": plan.dimensions,
         "points": plan.points,
         "span": plan.span,
         "batches": plan.num_batches,
         "seed": plan.seed if plan.directions == "random" else None,
         "data": protocol["data"],
-        "objective": {name: hessian[name] for name in ("objective", "parameters", "weight_decay", "dtype")},
+        "objective": {
+            name: hessian[name] for name in ("objective", "parameters", "weight_decay", "dtype")
+        },
         "solver": solver if plan.directions == "eigenvectors" else None,
     }
     trained = plan.series.trained.changes()

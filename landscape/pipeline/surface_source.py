@@ -42,7 +42,9 @@ class Slice:
     used: dict[str, Any] = field(default_factory=dict)
 
 
-def open_slice(loaded: "LoadedSeries", hessian: HessianSettings, plan: SurfacePlan, folder: Path) -> Slice:
+def open_slice(
+    loaded: "LoadedSeries", hessian: HessianSettings, plan: SurfacePlan, folder: Path
+) -> Slice:
     """Load what the plan names.
 
     Args:
@@ -64,7 +66,11 @@ def open_slice(loaded: "LoadedSeries", hessian: HessianSettings, plan: SurfacePl
 
 
 def _line(
-    loaded: "LoadedSeries", end: "dict[str, torch.Tensor]", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan
+    loaded: "LoadedSeries",
+    end: "dict[str, torch.Tensor]",
+    batches: "list[Batch]",
+    hessian: HessianSettings,
+    plan: SurfacePlan,
 ) -> Slice:
     import numpy as np
 
@@ -75,14 +81,22 @@ def _line(
 
     def empty() -> LossSlice:
         axis = Axis(name=plan.line_name, unit="share of the way", coordinates=t, norm=math.nan)
-        return LossSlice(axis=axis, losses=np.full(t.shape, np.nan), computed=np.zeros(t.shape, dtype=bool))
+        return LossSlice(
+            axis=axis, losses=np.full(t.shape, np.nan), computed=np.zeros(t.shape, dtype=bool)
+        )
 
-    loss_at = line_losses(lambda model: loaded.objective_on(model, hessian), loaded.model, end, batches)
+    loss_at = line_losses(
+        lambda model: loaded.objective_on(model, hessian), loaded.model, end, batches
+    )
     return Slice(loss_at=_guarded(loss_at), empty=empty, used=loaded.used)
 
 
 def _plane(
-    loaded: "LoadedSeries", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan, kept: Path
+    loaded: "LoadedSeries",
+    batches: "list[Batch]",
+    hessian: HessianSettings,
+    plan: SurfacePlan,
+    kept: Path,
 ) -> Slice:
     import torch
 
@@ -117,7 +131,11 @@ def _guarded(loss_at: "LossAt") -> "LossAt":
 
 
 def _directions(
-    loaded: "LoadedSeries", batches: "list[Batch]", hessian: HessianSettings, plan: SurfacePlan, kept: Path
+    loaded: "LoadedSeries",
+    batches: "list[Batch]",
+    hessian: HessianSettings,
+    plan: SurfacePlan,
+    kept: Path,
 ) -> "tuple[Direction, ...]":
     """Random ones from their seed; eigenvectors from the file `kept`, or else found and put there."""
     from landscape.clip.seeding import derive_seed
@@ -125,11 +143,15 @@ def _directions(
     from landscape.linalg import eigsh, seeded
 
     if plan.directions == "random":
-        return random_directions(loaded.params, plan.dimensions, generator=seeded(derive_seed("surface", plan.seed)))
+        return random_directions(
+            loaded.params, plan.dimensions, generator=seeded(derive_seed("surface", plan.seed))
+        )
     pairs = _read_pairs(kept, plan, loaded.device)
     if pairs is None:
         pairs = eigsh(
-            HessianOfBatches(loaded.objective, loaded.params, batches, keep_graphs=len(batches) == 1),
+            HessianOfBatches(
+                loaded.objective, loaded.params, batches, keep_graphs=len(batches) == 1
+            ),
             plan.dimensions,
             hessian.which,  # type: ignore[arg-type]
             tol=hessian.tol,
@@ -143,8 +165,17 @@ def _directions(
 def _write_pairs(path: Path, plan: SurfacePlan, pairs: "EigenPairs") -> None:
     from safetensors.torch import save
 
-    tensors = {name: getattr(pairs, name).cpu().contiguous() for name in ("values", "vectors", "residuals", "converged")}
-    write_atomically(path, save(tensors, metadata={"request": plan.request_sha256, "num_matvecs": str(pairs.num_matvecs)}))
+    tensors = {
+        name: getattr(pairs, name).cpu().contiguous()
+        for name in ("values", "vectors", "residuals", "converged")
+    }
+    write_atomically(
+        path,
+        save(
+            tensors,
+            metadata={"request": plan.request_sha256, "num_matvecs": str(pairs.num_matvecs)},
+        ),
+    )
 
 
 def _read_pairs(path: Path, plan: SurfacePlan, device: "torch.device") -> "EigenPairs | None":
@@ -166,7 +197,11 @@ def _read_pairs(path: Path, plan: SurfacePlan, device: "torch.device") -> "Eigen
 
 
 def _empty_plane(
-    loaded: "LoadedSeries", batches: "list[Batch]", plan: SurfacePlan, directions: "tuple[Direction, ...]", loss_at: "LossAt"
+    loaded: "LoadedSeries",
+    batches: "list[Batch]",
+    plan: SurfacePlan,
+    directions: "tuple[Direction, ...]",
+    loss_at: "LossAt",
 ) -> "LossSlice | LossSurface":
     """The axes with their certificates and fits, the local quadratic, and no point yet."""
     import numpy as np
@@ -199,11 +234,17 @@ def _empty_plane(
         for number, direction in enumerate(directions)
     )
     shape = (plan.points,) * len(axes)
-    nothing: dict[str, Any] = {"losses": np.full(shape, np.nan), "computed": np.zeros(shape, dtype=bool), "local": local}
+    nothing: dict[str, Any] = {
+        "losses": np.full(shape, np.nan),
+        "computed": np.zeros(shape, dtype=bool),
+        "local": local,
+    }
     if len(axes) == 1:
         return LossSlice(axis=axes[0], **nothing)
     inner = float(directions[0].vector.double() @ directions[1].vector.double())
-    return LossSurface(axes=(axes[0], axes[1]), cosine=inner / (axes[0].norm * axes[1].norm), **nothing)
+    return LossSurface(
+        axes=(axes[0], axes[1]), cosine=inner / (axes[0].norm * axes[1].norm), **nothing
+    )
 
 
 def _span(eigenvalue: float) -> float:
@@ -220,4 +261,6 @@ def _fit(loss_at: "LossAt", number: int, hessian: Any, dtype: "torch.dtype") -> 
         return loss_at(*coordinates)
 
     curvature = abs(float(hessian[number, number]))
-    return fit_curvature(along, radius=math.sqrt(2 * _FITTED_RISE / curvature) if curvature > 0 else 1.0, dtype=dtype)
+    return fit_curvature(
+        along, radius=math.sqrt(2 * _FITTED_RISE / curvature) if curvature > 0 else 1.0, dtype=dtype
+    )

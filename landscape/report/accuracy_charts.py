@@ -21,7 +21,12 @@ _GAP = 0.07
 _LONGEST_LABEL = 18
 _NONE = Interval(np.nan)
 # Where the label of a point may stand: plotly's name, and the direction from the point.
-_PLACES = {"top right": (1, 1), "bottom left": (-1, -1), "bottom right": (1, -1), "top left": (-1, 1)}
+_PLACES = {
+    "top right": (1, 1),
+    "bottom left": (-1, -1),
+    "bottom right": (1, -1),
+    "top left": (-1, 1),
+}
 # Size of a character of a label, as a share of the plot: about 6 of 1,100 and 14 of 280 pixels.
 _LETTER, _LINE = 0.0055, 0.05
 _HOVER = (
@@ -66,10 +71,15 @@ def _mean(row: CheckpointRow, name: str) -> Interval:
 
 
 def _columns(intervals: list[Interval]) -> dict[str, np.ndarray]:
-    return {name: np.array([getattr(one, name) for one in intervals], dtype=float) for name in ("value", "low", "high")}
+    return {
+        name: np.array([getattr(one, name) for one in intervals], dtype=float)
+        for name in ("value", "low", "high")
+    }
 
 
-def _over_epochs(accuracy: SharpnessAccuracy, labels: Mapping[str, str], styles: Mapping[str, LineStyle]) -> Chart:
+def _over_epochs(
+    accuracy: SharpnessAccuracy, labels: Mapping[str, str], styles: Mapping[str, LineStyle]
+) -> Chart:
     panels = {"": METRICS[_CHARTED].unit} | {name: _axis_title(name) for name in accuracy.means}
     epochs = sorted({row.epoch for row in accuracy.rows})
     height = (1 - _GAP * (len(panels) - 1)) / len(panels)
@@ -81,19 +91,38 @@ def _over_epochs(accuracy: SharpnessAccuracy, labels: Mapping[str, str], styles:
         for series in dict.fromkeys(row.series for row in accuracy.rows):
             # NaN where there is no checkpoint: the line has a gap there.
             rows = [accuracy.row(series, epoch) for epoch in epochs]
-            found = [_NONE if row is None else _mean(row, name) if name else _sharpness(row) for row in rows]
+            found = [
+                _NONE if row is None else _mean(row, name) if name else _sharpness(row)
+                for row in rows
+            ]
             columns = _columns(found)
             options: dict[str, Any] = {"label": labels[series], "yaxis": axis, **columns}
             traces.append(line_with_bars(series, styles[series], x=np.array(epochs), **options))
-            numbers += [float(number) for column in columns.values() for number in column[np.isfinite(column)]]
+            numbers += [
+                float(number)
+                for column in columns.values()
+                for number in column[np.isfinite(column)]
+            ]
         top = 1 - place * (height + _GAP)
         drawn = value_axis(title, numbers) if numbers else {**PLAIN, "title": {"text": title}}
-        layout[f"yaxis{place + 1}" if place else "yaxis"] = {**drawn, "domain": [max(0.0, top - height), top], "anchor": "x"}
+        layout[f"yaxis{place + 1}" if place else "yaxis"] = {
+            **drawn,
+            "domain": [max(0.0, top - height), top],
+            "anchor": "x",
+        }
         if name:
             layout["shapes"] += _guessing(accuracy.means[name].chance, axis)
     lowest = f"y{len(panels)}"
-    xaxis = {**PLAIN, "title": {"text": "finished epochs"}, "tickvals": epochs, "showgrid": False, "anchor": lowest}
-    return Chart(frames=(tuple(traces),), layout={**layout, "xaxis": xaxis}, note=_note_over_epochs(accuracy))
+    xaxis = {
+        **PLAIN,
+        "title": {"text": "finished epochs"},
+        "tickvals": epochs,
+        "showgrid": False,
+        "anchor": lowest,
+    }
+    return Chart(
+        frames=(tuple(traces),), layout={**layout, "xaxis": xaxis}, note=_note_over_epochs(accuracy)
+    )
 
 
 def _axis_title(name: str) -> str:
@@ -106,18 +135,34 @@ def _guessing(chance: float, axis: str) -> list[dict[str, Any]]:
         return []
     height = 100 * chance
     line = {"width": 1.5, "color": "#777", "dash": "dot"}
-    return [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": axis, "y0": height, "y1": height, "line": line}]
+    return [
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "yref": axis,
+            "y0": height,
+            "y1": height,
+            "line": line,
+        }
+    ]
 
 
 def _note_over_epochs(accuracy: SharpnessAccuracy) -> str:
     bars = f"Bars: {100 * accuracy.confidence:g} % intervals, over batches above and over pictures below."
     order = ", ".join([METRICS[_CHARTED].label, *(MEAN_TITLES[name] for name in accuracy.means)])
-    guessing = " Dotted: guessing." if any(mean.chance > 0 for mean in accuracy.means.values()) else ""
+    guessing = (
+        " Dotted: guessing." if any(mean.chance > 0 for mean in accuracy.means.values()) else ""
+    )
     return f"From the top: {order}. {bars}{guessing}"
 
 
 def _scatter(
-    accuracy: SharpnessAccuracy, name: str, labels: Mapping[str, str], styles: Mapping[str, LineStyle]
+    accuracy: SharpnessAccuracy,
+    name: str,
+    labels: Mapping[str, str],
+    styles: Mapping[str, LineStyle],
 ) -> Chart:
     rows = [row for row in accuracy.rows if name in row.means and _CHARTED in row.sharpness]
     ends = [end for row in rows for end in _finite(_sharpness(row))]
@@ -131,7 +176,9 @@ def _scatter(
     traces = []
     for series in dict.fromkeys(row.series for row in rows):
         own = [row for row in rows if row.series == series]
-        traces.append(_points(own, name, labels[series], styles[series], [places[row.key] for row in own]))
+        traces.append(
+            _points(own, name, labels[series], styles[series], [places[row.key] for row in own])
+        )
     layout = {"xaxis": xaxis, "yaxis": yaxis, "shapes": _guessing(accuracy.means[name].chance, "y")}
     note = (
         "A point per checkpoint, labelled with its series and epoch; lines join those of a series in the order of training. "
@@ -168,7 +215,9 @@ def _places(
     x = np.array([_sharpness(row).value for row in rows])
     y = np.array([_mean(row, name).value for row in rows])
     x = np.log10(x) if logarithmic else x
-    points = np.stack([(values - values.min()) / (float(np.ptp(values)) or 1.0) for values in (x, y)], axis=1)
+    points = np.stack(
+        [(values - values.min()) / (float(np.ptp(values)) or 1.0) for values in (x, y)], axis=1
+    )
     # Boxes by their lower and upper corner; a point is a small one.
     boxes = [np.stack([point - 0.006, point + 0.006]) for point in points]
     places = {}
@@ -177,8 +226,12 @@ def _places(
         candidates = {}
         for place, direction in _PLACES.items():
             corner = point + np.array(direction) * (size + 0.006)
-            candidates[place] = np.sort(np.stack([point + np.array(direction) * 0.006, corner]), axis=0)
-        places[row.key] = min(candidates, key=lambda place: sum(_meet(candidates[place], box) for box in boxes))
+            candidates[place] = np.sort(
+                np.stack([point + np.array(direction) * 0.006, corner]), axis=0
+            )
+        places[row.key] = min(
+            candidates, key=lambda place: sum(_meet(candidates[place], box) for box in boxes)
+        )
         boxes.append(candidates[places[row.key]])
     return places
 
@@ -187,9 +240,13 @@ def _meet(one: np.ndarray, other: np.ndarray) -> bool:
     return bool((one[0] < other[1]).all() and (other[0] < one[1]).all())
 
 
-def _points(rows: list[CheckpointRow], name: str, label: str, style: LineStyle, places: list[str]) -> Trace:
+def _points(
+    rows: list[CheckpointRow], name: str, label: str, style: LineStyle, places: list[str]
+) -> Trace:
     x, y = _columns([_sharpness(row) for row in rows]), _columns([_mean(row, name) for row in rows])
-    facts = np.stack([[row.epoch for row in rows], x["value"], x["low"], x["high"], y["low"], y["high"]], axis=1)
+    facts = np.stack(
+        [[row.epoch for row in rows], x["value"], x["low"], x["high"], y["low"], y["high"]], axis=1
+    )
     trace = line_of(
         rows[0].series,
         style,
@@ -211,4 +268,10 @@ def _points(rows: list[CheckpointRow], name: str, label: str, style: LineStyle, 
 
 def _bars(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     up, down = columns["high"] - columns["value"], columns["value"] - columns["low"]
-    return {"type": "data", "array": packed(up), "arrayminus": packed(down), "width": 0, "thickness": 1}
+    return {
+        "type": "data",
+        "array": packed(up),
+        "arrayminus": packed(down),
+        "width": 0,
+        "thickness": 1,
+    }

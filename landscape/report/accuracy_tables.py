@@ -14,7 +14,11 @@ from landscape.report.accuracy_charts import OVER_EPOCHS, num_panels, percent
 from landscape.report.tables import NOTHING, Table, interval, number, with_unit
 from landscape.statistics import Interval
 
-_SCOPES = {"all": "all checkpoints", "same_epoch": "series at the same epoch", "within": "training, mean of series"}
+_SCOPES = {
+    "all": "all checkpoints",
+    "same_epoch": "series at the same epoch",
+    "within": "training, mean of series",
+}
 # Height of a panel of the chart over epochs, and of what stands below, in rem.
 _PANEL, _BELOW = 11, 4
 
@@ -33,7 +37,10 @@ def accuracy_texts(accuracy: SharpnessAccuracy, labels: Mapping[str, str]) -> di
         "num_checkpoints": len(accuracy.rows),
         "sentences": correlation_sentences(accuracy.correlations),
         "headings": {OVER_EPOCHS: "Sharpness and accuracy over epochs"}
-        | {f"accuracy-{name}": f"{_capital(title)} against sharpness" for name, title in MEAN_TITLES.items()},
+        | {
+            f"accuracy-{name}": f"{_capital(title)} against sharpness"
+            for name, title in MEAN_TITLES.items()
+        },
         "height": _PANEL * num_panels(accuracy) + _BELOW,
         "correlations": _correlation_table(known, labels, accuracy) if known else None,
         "covers": tuple(COVERS.values()),
@@ -49,8 +56,19 @@ def _capital(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 
-def _correlation_table(correlations: list[Correlation], labels: Mapping[str, str], accuracy: SharpnessAccuracy) -> Table:
-    header = ("sharpness", "accuracy", "over", "checkpoints", "series", "correlation", "measurement error", "series as clusters")
+def _correlation_table(
+    correlations: list[Correlation], labels: Mapping[str, str], accuracy: SharpnessAccuracy
+) -> Table:
+    header = (
+        "sharpness",
+        "accuracy",
+        "over",
+        "checkpoints",
+        "series",
+        "correlation",
+        "measurement error",
+        "series as clusters",
+    )
     rows = tuple(
         (
             METRICS[one.metric].label,
@@ -77,7 +95,9 @@ def _correlation_table(correlations: list[Correlation], labels: Mapping[str, str
 def _reasons(correlations: list[Correlation]) -> tuple[str, ...]:
     """Say why there is no correlation, each reason once."""
     if not correlations:
-        return ("No rank correlation: no checkpoint has both a sharpness that counts and a mean accuracy.",)
+        return (
+            "No rank correlation: no checkpoint has both a sharpness that counts and a mean accuracy.",
+        )
     reasons: dict[str, list[str]] = {}
     for one in correlations:
         if not math.isfinite(one.value):
@@ -88,7 +108,10 @@ def _reasons(correlations: list[Correlation]) -> tuple[str, ...]:
 
 def _checkpoint_table(accuracy: SharpnessAccuracy, labels: Mapping[str, str]) -> Table:
     metrics = [name for name in SHARPNESS if any(name in row.sharpness for row in accuracy.rows)]
-    titles = (*(with_unit(METRICS[name]) for name in metrics), *(f"{mean.title} (%)" for mean in accuracy.means.values()))
+    titles = (
+        *(with_unit(METRICS[name]) for name in metrics),
+        *(f"{mean.title} (%)" for mean in accuracy.means.values()),
+    )
     rows = tuple(
         (
             labels[row.series],
@@ -145,13 +168,27 @@ def _set_table(accuracy: SharpnessAccuracy, labels: Mapping[str, str]) -> Table:
             name = score.dataset, score.condition
             chance = number(100 * score.chance, ".1f")
             metric = METRIC_TITLES[score.metric]
-            facts.setdefault(name, (score.dataset, score.condition, metric, str(score.num_pictures), chance))
+            facts.setdefault(
+                name, (score.dataset, score.condition, metric, str(score.num_pictures), chance)
+            )
             partly = "" if score.n == score.num_pictures else f" (of {score.n})"
             cells.setdefault(name, {})[row.key] = f"{_share(score.value)}{partly}"
-    header = ("set", "condition", "metric", "pictures", "chance", *(_column(row, labels) for row in accuracy.rows))
-    rows = tuple((*facts[name], *(cells[name].get(row.key, NOTHING) for row in accuracy.rows)) for name in cells)
+    header = (
+        "set",
+        "condition",
+        "metric",
+        "pictures",
+        "chance",
+        *(_column(row, labels) for row in accuracy.rows),
+    )
+    rows = tuple(
+        (*facts[name], *(cells[name].get(row.key, NOTHING) for row in accuracy.rows))
+        for name in cells
+    )
     level = f"{100 * accuracy.confidence:g} % intervals"
-    caption = f"Percent, with {level} over pictures; pictures that could not be read count as wrong."
+    caption = (
+        f"Percent, with {level} over pictures; pictures that could not be read count as wrong."
+    )
     return Table(caption=caption, header=header, rows=rows, num_heads=3)
 
 

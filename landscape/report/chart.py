@@ -21,7 +21,14 @@ Trace = dict[str, Any]
 _LINE_WIDTH = 2.0
 # Width of a tick's label and the space after it, as a share of the plot: about 40 pixels of 900, and of 300 on a phone.
 _WIDE_GAP, _NARROW_GAP = 0.05, 0.125
-PLAIN = {"zeroline": False, "showline": True, "linecolor": "#555", "ticks": "outside", "gridcolor": "#ececec", "automargin": True}
+PLAIN = {
+    "zeroline": False,
+    "showline": True,
+    "linecolor": "#555",
+    "ticks": "outside",
+    "gridcolor": "#ececec",
+    "automargin": True,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,11 @@ class Chart:
 def packed(array: np.ndarray) -> dict[str, str]:
     """An array as plotly.js reads it without parsing digits: single precision, base64; NaN is a gap."""
     shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
-    return {"dtype": "f4", "bdata": base64.b64encode(array.astype("<f4").tobytes()).decode(), **shape}
+    return {
+        "dtype": "f4",
+        "bdata": base64.b64encode(array.astype("<f4").tobytes()).decode(),
+        **shape,
+    }
 
 
 def literal(text: str) -> str:
@@ -61,13 +72,25 @@ def dash_of(style: LineStyle) -> str:
     return ",".join(f"{length * _LINE_WIDTH:g}px" for length in style.dash) or "solid"
 
 
-def line_of(series: str, style: LineStyle, *, x: np.ndarray, y: np.ndarray, **properties: Any) -> Trace:
+def line_of(
+    series: str, style: LineStyle, *, x: np.ndarray, y: np.ndarray, **properties: Any
+) -> Trace:
     """A curve of a series; NaN in `y` are gaps."""
     line = {"color": style.color, "dash": dash_of(style), "width": _LINE_WIDTH}
-    return {"type": "scatter", "mode": "lines", "x": packed(x), "y": packed(y), "line": line, "meta": series, **properties}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": packed(x),
+        "y": packed(y),
+        "line": line,
+        "meta": series,
+        **properties,
+    }
 
 
-def band_of(series: str, style: LineStyle, *, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> Trace:
+def band_of(
+    series: str, style: LineStyle, *, x: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> Trace:
     """What lies between two curves: a polygon for each run without NaN, all in one trace."""
     there = np.isfinite(low) & np.isfinite(high)
     starts = np.flatnonzero(np.diff(there, prepend=False, append=False))
@@ -101,11 +124,14 @@ def coordinate(axis: AsinhAxis) -> str:
     return "asinh λ" if axis.linear_width == 1 else f"asinh(λ / {axis.linear_width:g})"
 
 
-def asinh_axis(axis: AsinhAxis, limits: tuple[float, float]) -> tuple[dict[str, Any], dict[str, Any]]:
+def asinh_axis(
+    axis: AsinhAxis, limits: tuple[float, float]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plotly's horizontal axis in u, marked in eigenvalues, and what is other on a narrow page."""
     low, high = axis.inverse(np.array(limits)).tolist()
     wide, narrow = (
-        _plotly_ticks(axis, axis.ticks(low, high, gap=gap * (limits[1] - limits[0]))) for gap in (_WIDE_GAP, _NARROW_GAP)
+        _plotly_ticks(axis, axis.ticks(low, high, gap=gap * (limits[1] - limits[0])))
+        for gap in (_WIDE_GAP, _NARROW_GAP)
     )
     wide["title"] = {"text": f"Hessian eigenvalue λ ({UNIT}), drawn at {coordinate(axis)}"}
     narrow["title"] = {"text": f"λ ({UNIT})"}
@@ -114,7 +140,11 @@ def asinh_axis(axis: AsinhAxis, limits: tuple[float, float]) -> tuple[dict[str, 
 
 def _plotly_ticks(axis: AsinhAxis, ticks: Ticks) -> dict[str, Any]:
     positions: Float[np.ndarray, " ticks"] = axis.forward(np.array(ticks.major))
-    return {"tickmode": "array", "tickvals": positions.tolist(), "ticktext": [from_mathtext(label) for label in ticks.labels]}
+    return {
+        "tickmode": "array",
+        "tickvals": positions.tolist(),
+        "ticktext": [from_mathtext(label) for label in ticks.labels],
+    }
 
 
 def from_mathtext(label: str) -> str:

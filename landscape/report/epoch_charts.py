@@ -33,7 +33,9 @@ def metric_charts(study: Study, styles: Mapping[str, LineStyle]) -> dict[str, Ch
     }
 
 
-def _metric_chart(comparison: Comparison, metric: Metric, study: Study, styles: Mapping[str, LineStyle]) -> Chart:
+def _metric_chart(
+    comparison: Comparison, metric: Metric, study: Study, styles: Mapping[str, LineStyle]
+) -> Chart:
     traces: list[Trace] = []
     numbers: list[float] = []
     with_quartiles = metric.location == "median"
@@ -42,12 +44,28 @@ def _metric_chart(comparison: Comparison, metric: Metric, study: Study, styles: 
         row = [comparison.summary(series, epoch, metric.name) for epoch in study.epochs]
         if with_quartiles:
             low, high = (_column(row, name) for name in ("q25", "q75"))
-            traces.append(band_of(series, styles[series], x=np.array(study.epochs), low=low, high=high))
+            traces.append(
+                band_of(series, styles[series], x=np.array(study.epochs), low=low, high=high)
+            )
         traces.append(_line(series, row, study, styles[series]))
-        numbers += [number for one in row if one is not None for number in _drawn_numbers(one, with_quartiles)]
+        numbers += [
+            number
+            for one in row
+            if one is not None
+            for number in _drawn_numbers(one, with_quartiles)
+        ]
     yaxis = value_axis(literal(metric.label if metric.unit == "1" else metric.unit), numbers)
-    xaxis = {**PLAIN, "title": {"text": "finished epochs"}, "tickvals": list(study.epochs), "showgrid": False}
-    return Chart(frames=(tuple(traces),), layout={"xaxis": xaxis, "yaxis": yaxis}, note=_note(comparison, metric, with_quartiles))
+    xaxis = {
+        **PLAIN,
+        "title": {"text": "finished epochs"},
+        "tickvals": list(study.epochs),
+        "showgrid": False,
+    }
+    return Chart(
+        frames=(tuple(traces),),
+        layout={"xaxis": xaxis, "yaxis": yaxis},
+        note=_note(comparison, metric, with_quartiles),
+    )
 
 
 def value_axis(title: str, numbers: Sequence[float]) -> dict[str, Any]:
@@ -85,7 +103,15 @@ def _column(row: list[Summary | None], name: str) -> Float[np.ndarray, " epochs"
 
 def _line(series: str, row: list[Summary | None], study: Study, style: LineStyle) -> Trace:
     value, low, high = (_column(row, name) for name in ("value", "low", "high"))
-    return line_with_bars(series, style, label=study.labels[series], x=np.array(study.epochs), value=value, low=low, high=high)
+    return line_with_bars(
+        series,
+        style,
+        label=study.labels[series],
+        x=np.array(study.epochs),
+        value=value,
+        low=low,
+        high=high,
+    )
 
 
 def line_with_bars(

@@ -46,17 +46,29 @@ def write_report(
     from landscape.report import render
 
     if output.suffix.lower() not in (".html", ".htm"):
-        raise StoreError(f"{output}: a report is an HTML page; name a file that ends in .html or .htm.")
-    options: dict[str, Any] = {"series": series, "keep_unconverged": keep_unconverged, "num_resamples": num_resamples}
+        raise StoreError(
+            f"{output}: a report is an HTML page; name a file that ends in .html or .htm."
+        )
+    options: dict[str, Any] = {
+        "series": series,
+        "keep_unconverged": keep_unconverged,
+        "num_resamples": num_resamples,
+    }
     study = read_study(path, predictions=predictions, **options)
     page = render(study, title=title, keep_unconverged=keep_unconverged).encode()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, page)
     except OSError as error:
-        raise StoreError(f"{output}: cannot be written ({error.strerror}); choose a folder that is writable.") from error
-    unfinished = "" if study.num_records == study.num_planned else f" of {study.num_planned} planned"
-    answered = "" if study.accuracy is None else f"accuracy of {len(study.accuracy.rows)} checkpoints, "
+        raise StoreError(
+            f"{output}: cannot be written ({error.strerror}); choose a folder that is writable."
+        ) from error
+    unfinished = (
+        "" if study.num_records == study.num_planned else f" of {study.num_planned} planned"
+    )
+    answered = (
+        "" if study.accuracy is None else f"accuracy of {len(study.accuracy.rows)} checkpoints, "
+    )
     return (
         f"{output}: {len(study.series)} series, epochs {', '.join(map(str, study.epochs))}, {study.num_records}{unfinished} "
         f"records, {answered}{len(page) / 1e6:.1f} MB."
@@ -76,16 +88,31 @@ def read_study(
     from landscape.report import Study
 
     with SpectrumStore.open(path, series=series) as store:
-        tables = {(name, epoch): store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)}
+        tables = {
+            (name, epoch): store.records(name, epoch)
+            for name in store.series()
+            for epoch in store.epochs(name)
+        }
         modules, modules_note = module_samples(store, keep_unconverged=keep_unconverged)
-        plan, rejected = store.plan, tuple(f"{part.path.name}: {part.reason}" for part in store.rejected)
+        plan, rejected = (
+            store.plan,
+            tuple(f"{part.path.name}: {part.reason}" for part in store.rejected),
+        )
     if not tables:
-        raise StoreError(f"{path}: it holds no eigenvalues yet, so there is nothing to report. Run `landscape spectra` first.")
-    options: dict[str, Any] = {"series": series, "keep_unconverged": keep_unconverged, "num_resamples": num_resamples}
+        raise StoreError(
+            f"{path}: it holds no eigenvalues yet, so there is nothing to report. Run `landscape spectra` first."
+        )
+    options: dict[str, Any] = {
+        "series": series,
+        "keep_unconverged": keep_unconverged,
+        "num_resamples": num_resamples,
+    }
     # Before what takes long, as a wrong file shows here.
     accuracy = sharpness_and_accuracy(path, predictions, **options) if predictions else None
     changed, sha256 = _date_and_digest(path)
-    densities, why_no_density = _densities(Path(path.name), tables.values(), plan.protocol["hessian"]["dtype"])
+    densities, why_no_density = _densities(
+        Path(path.name), tables.values(), plan.protocol["hessian"]["dtype"]
+    )
     comparison, why_not = _comparison(path, **options)
     return Study(
         name=path.name,
@@ -106,7 +133,9 @@ def read_study(
     )
 
 
-def _densities(path: Path, tables: Iterable[SpectraTable], dtype: str) -> "tuple[tuple[DensitySample, ...], str]":
+def _densities(
+    path: Path, tables: Iterable[SpectraTable], dtype: str
+) -> "tuple[tuple[DensitySample, ...], str]":
     """The whole densities of the checkpoints that have one, beside the sentence that says why another has none."""
     found, why_not = [], ""
     for table in tables:
@@ -117,7 +146,9 @@ def _densities(path: Path, tables: Iterable[SpectraTable], dtype: str) -> "tuple
     return tuple(found), why_not
 
 
-def _audits(tables: Mapping[tuple[str, int], SpectraTable]) -> dict[str, tuple[Mapping[str, Any], ...]]:
+def _audits(
+    tables: Mapping[tuple[str, int], SpectraTable],
+) -> dict[str, tuple[Mapping[str, Any], ...]]:
     """The distinct verdicts of each series."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for (name, _), table in tables.items():

@@ -53,26 +53,44 @@ def render(study: Study, *, title: str | None = None, keep_unconverged: bool = F
     moving = {"spectrum": spectrum, "density": density_chart(study, styles)}
     over_epochs = metric_charts(study, styles)
     remarks = {
-        series: ["" if plan is None else _spoken(plan.remark(series, epoch)) for epoch in study.epochs] for series in study.series
+        series: [
+            "" if plan is None else _spoken(plan.remark(series, epoch)) for epoch in study.epochs
+        ]
+        for series in study.series
     }
     beside = {} if study.accuracy is None else accuracy_charts(study.accuracy, study.labels, styles)
-    charts = {name: chart for name, chart in {**moving, **over_epochs, **beside}.items() if isinstance(chart, Chart)}
-    return _environment().get_template("page.html").render(
-        study=study,
-        title=title or f"Hessian spectra in {study.name}",
-        data={
-            "charts": {name: chart.to_json() for name, chart in charts.items()},
-            "epochs": ["initialisation" if epoch == 0 else f"epoch {epoch}" for epoch in study.epochs],
-            "remarks": remarks,
-        },
-        series=[{"name": name, "label": study.labels[name], "style": styles[name]} for name in study.series],
-        moving=moving,
-        over_epochs=over_epochs,
-        beside=beside,
-        accuracy=None if study.accuracy is None else accuracy_texts(study.accuracy, study.labels),
-        module_pictures=list(_module_pictures(study)),
-        plotly_js=_plotly_js(),
-        **_texts(study),
+    charts = {
+        name: chart
+        for name, chart in {**moving, **over_epochs, **beside}.items()
+        if isinstance(chart, Chart)
+    }
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            study=study,
+            title=title or f"Hessian spectra in {study.name}",
+            data={
+                "charts": {name: chart.to_json() for name, chart in charts.items()},
+                "epochs": [
+                    "initialisation" if epoch == 0 else f"epoch {epoch}" for epoch in study.epochs
+                ],
+                "remarks": remarks,
+            },
+            series=[
+                {"name": name, "label": study.labels[name], "style": styles[name]}
+                for name in study.series
+            ],
+            moving=moving,
+            over_epochs=over_epochs,
+            beside=beside,
+            accuracy=None
+            if study.accuracy is None
+            else accuracy_texts(study.accuracy, study.labels),
+            module_pictures=list(_module_pictures(study)),
+            plotly_js=_plotly_js(),
+            **_texts(study),
+        )
     )
 
 
@@ -80,7 +98,9 @@ def _module_pictures(study: Study) -> Iterator[tuple[str, int]]:
     """The heat maps of `landscape figure --kind modules`, four series in each: (address that holds it all, width in pixels)."""
     for first in range(0, len(study.modules), MAX_PANELS):
         try:
-            drawn = module_heat_map(study.modules[first : first + MAX_PANELS], note=study.modules_note)
+            drawn = module_heat_map(
+                study.modules[first : first + MAX_PANELS], note=study.modules_note
+            )
         except ValueError:
             # No value to draw; the page says that there is no picture.
             continue
@@ -109,7 +129,9 @@ def _texts(study: Study) -> dict[str, Any]:
         "batches": batch_table(study),
         "protocol": {section: facts(settings) for section, settings in study.plan.protocol.items()},
         "versions": facts(combined(table.versions for table in study.tables.values())),
-        "settings": facts(combined(_without_model(table.settings) for table in study.tables.values())),
+        "settings": facts(
+            combined(_without_model(table.settings) for table in study.tables.values())
+        ),
     }
 
 
@@ -123,10 +145,20 @@ def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("landscape.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("landscape.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False, "separators": (",", ":")}
-    environment.filters["dash_array"] = lambda style: dash_of(style).replace("px", "") if style.dash else "none"
+    environment.policies["json.dumps_kwargs"] = {
+        "sort_keys": True,
+        "allow_nan": False,
+        "separators": (",", ":"),
+    }
+    environment.filters["dash_array"] = lambda style: (
+        dash_of(style).replace("px", "") if style.dash else "none"
+    )
     return environment
 
 

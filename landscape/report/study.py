@@ -71,7 +71,8 @@ class Study:
     def missing(self) -> dict[str, tuple[int, ...]]:
         """Series -> its planned epochs without a record; only the series that have such epochs."""
         gaps = {
-            one.name: tuple(epoch for epoch in one.epochs if (one.name, epoch) not in self.tables) for one in self.plan.series
+            one.name: tuple(epoch for epoch in one.epochs if (one.name, epoch) not in self.tables)
+            for one in self.plan.series
         }
         return {name: epochs for name, epochs in gaps.items() if epochs}
 
@@ -94,7 +95,9 @@ class Study:
     @property
     def worst_residual(self) -> float:
         """The largest relative residual of a value that counts as converged; NaN if none does."""
-        residuals = np.concatenate([table.residuals[table.converged] for table in self.tables.values()])
+        residuals = np.concatenate(
+            [table.residuals[table.converged] for table in self.tables.values()]
+        )
         return float(residuals.max()) if residuals.size else float("nan")
 
     def samples(self) -> list[EigenvalueSample]:

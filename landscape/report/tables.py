@@ -18,7 +18,13 @@ from landscape.terminal import TOGETHER
 
 # Columns of the table of numbers, where the comparison has them, in this order.
 _CERTAIN = ("lambda_max", "nep", "ape", "num_negative_at_least")
-_ESTIMATED = ("num_negative_estimate", "negative_share", "negative_mass", "trace", "trace_per_parameter")
+_ESTIMATED = (
+    "num_negative_estimate",
+    "negative_share",
+    "negative_mass",
+    "trace",
+    "trace_per_parameter",
+)
 _NUMBERS = (*_CERTAIN, *_ESTIMATED, "loss")
 NOTHING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
@@ -50,13 +56,21 @@ def printed(text: str) -> str:
 
 def interval(value: float, low: float, high: float) -> str:
     """A number with its interval in brackets, which do not break."""
-    return number(value) if number(low) == NOTHING else f"{number(value)} [{number(low)},\N{NO-BREAK SPACE}{number(high)}]"
+    return (
+        number(value)
+        if number(low) == NOTHING
+        else f"{number(value)} [{number(low)},\N{NO-BREAK SPACE}{number(high)}]"
+    )
 
 
 def summary_cell(row: Summary) -> str:
     """An estimate with its error, or "unknown"; any other number with its interval."""
     metric = METRICS[row.metric]
-    return interval(row.value, row.low, row.high) if metric.estimate is None else printed(summary_text(row))
+    return (
+        interval(row.value, row.low, row.high)
+        if metric.estimate is None
+        else printed(summary_text(row))
+    )
 
 
 def numbers_table(study: Study) -> Table | None:
@@ -70,7 +84,14 @@ def numbers_table(study: Study) -> Table | None:
         for epoch in planned.epochs:
             found = [comparison.summary(planned.name, epoch, metric.name) for metric in metrics]
             cells = [NOTHING if one is None else summary_cell(one) for one in found]
-            rows.append((_label(study, planned.name), str(epoch), _batches(study, planned.name, epoch), *cells))
+            rows.append(
+                (
+                    _label(study, planned.name),
+                    str(epoch),
+                    _batches(study, planned.name, epoch),
+                    *cells,
+                )
+            )
     header = ("series", "epoch", "batches", *(with_unit(metric) for metric in metrics))
     caption = (
         f"In brackets: {100 * comparison.confidence:g} % bootstrap intervals over mini-batches. After \N{PLUS-MINUS SIGN}: one "
@@ -94,12 +115,26 @@ def _batches(study: Study, series: str, epoch: int) -> str:
     table = study.tables.get((series, epoch))
     if table is None:
         return "not measured"
-    return f"{table.num_records}" if table.num_records == table.num_planned else f"{table.num_records} of {table.num_planned}"
+    return (
+        f"{table.num_records}"
+        if table.num_records == table.num_planned
+        else f"{table.num_records} of {table.num_planned}"
+    )
 
 
 def difference_tables(comparison: Comparison) -> list[tuple[Metric, Table]]:
     """The pairwise differences of every metric that has any."""
-    header = ("first against second", "epoch", "first", "second", "difference", "ratio", "effect", "p (Holm)", "batches")
+    header = (
+        "first against second",
+        "epoch",
+        "first",
+        "second",
+        "difference",
+        "ratio",
+        "effect",
+        "p (Holm)",
+        "batches",
+    )
     how = "paired by mini-batch" if comparison.paired else "not paired: the batches differ"
     caption = (
         f"First minus second, {how}; in brackets {100 * comparison.confidence:g} % bootstrap intervals; p-values by permutation, "
@@ -107,7 +142,11 @@ def difference_tables(comparison: Comparison) -> list[tuple[Metric, Table]]:
     )
     tables = []
     for metric in comparison.metrics:
-        rows = tuple(_difference_row(comparison, one) for one in comparison.differences if one.metric == metric.name)
+        rows = tuple(
+            _difference_row(comparison, one)
+            for one in comparison.differences
+            if one.metric == metric.name
+        )
         if rows:
             tables.append((metric, Table(caption=caption, header=header, rows=rows)))
     return tables
@@ -130,7 +169,14 @@ def _difference_row(comparison: Comparison, one: Difference) -> tuple[str, ...]:
 
 def certificate_table(study: Study) -> Table:
     """What stands behind the eigenvalues of every checkpoint that has a record."""
-    certified = ("eigenvalues converged", "worst residual", "worst of the rest", "negative for certain", "basis defect", "missed")
+    certified = (
+        "eigenvalues converged",
+        "worst residual",
+        "worst of the rest",
+        "negative for certain",
+        "basis defect",
+        "missed",
+    )
     header = ("series", "epoch", "batches", *certified, "products per batch", "CPU s per batch")
     rows = []
     for (series, epoch), table in study.tables.items():
@@ -186,7 +232,9 @@ def audit_table(study: Study) -> Table:
             rows.append(
                 (
                     study.labels[series],
-                    next(table.model for (name, _), table in study.tables.items() if name == series),
+                    next(
+                        table.model for (name, _), table in study.tables.items() if name == series
+                    ),
                     "passed" if passed else _not_passed(str(verdict.get("reason", ""))),
                     number(error, ".1e") if isinstance(error, float) else NOTHING,
                     str(verdict.get("epoch", NOTHING)),
@@ -203,16 +251,22 @@ def trained_table(study: Study) -> Table | None:
     """What was used of how each model was trained, with who states it; None in stores that do not know."""
     of_series = {}
     for series in study.series:
-        settings = combined(table.settings for (name, _), table in study.tables.items() if name == series)
+        settings = combined(
+            table.settings for (name, _), table in study.tables.items() if name == series
+        )
         of_series[series] = models_as_trained(settings)
-    names = list(dict.fromkeys(name for models in of_series.values() for used in models for name in used))
+    names = list(
+        dict.fromkeys(name for models in of_series.values() for used in models for name in used)
+    )
     if not names:
         return None
     rows = []
     for name in names:
         cells = []
         for models in of_series.values():
-            said = dict.fromkeys(f"{value_text(used[name][0])} ({used[name][1]})" for used in models if name in used)
+            said = dict.fromkeys(
+                f"{value_text(used[name][0])} ({used[name][1]})" for used in models if name in used
+            )
             cells.append("; ".join(said) or NOTHING)
         rows.append((name.replace("_", " "), *cells))
     header = ("setting", *(study.labels[series] for series in of_series))
@@ -226,7 +280,12 @@ def checkpoint_table(study: Study) -> Table:
         (study.labels[series], str(epoch), f"{table.num_params:,}", table.checkpoint_sha256)
         for (series, epoch), table in study.tables.items()
     )
-    return Table(caption="Files of weights.", header=("series", "epoch", "parameters", "sha256"), rows=rows, numeric=False)
+    return Table(
+        caption="Files of weights.",
+        header=("series", "epoch", "parameters", "sha256"),
+        rows=rows,
+        numeric=False,
+    )
 
 
 def batch_table(study: Study) -> tuple[str, Table]:
@@ -237,10 +296,20 @@ def batch_table(study: Study) -> tuple[str, Table]:
             digests.setdefault(batch, set()).add(digest)
     rows = tuple((str(batch), "; ".join(sorted(digests[batch]))) for batch in sorted(digests))
     different = [batch for batch, found in digests.items() if len(found) > 1]
-    sentence = f"Every checkpoint was measured on the same pairs, batch by batch ({len(digests)} batches)."
+    sentence = (
+        f"Every checkpoint was measured on the same pairs, batch by batch ({len(digests)} batches)."
+    )
     if different:
-        sentence = f"The pairs of {len(different)} of {len(digests)} batches differ between checkpoints."
-    return sentence, Table(caption="Pairs of each batch.", header=("batch", "sha256"), rows=rows, num_heads=1, numeric=False)
+        sentence = (
+            f"The pairs of {len(different)} of {len(digests)} batches differ between checkpoints."
+        )
+    return sentence, Table(
+        caption="Pairs of each batch.",
+        header=("batch", "sha256"),
+        rows=rows,
+        num_heads=1,
+        numeric=False,
+    )
 
 
 def facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:

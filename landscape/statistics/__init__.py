@@ -1,7 +1,18 @@
 """Intervals, tests and metrics of answers to labelled items: numpy and scipy, nothing of data sets, models or stores."""
 
-from landscape.statistics.bootstrap import Bootstrap, bootstrap_p_value, check_resampling, percentile_interval, stratified_weights
-from landscape.statistics.classification import half_top_1_and_5, mean_class_recall, roc_auc, top_k_hits
+from landscape.statistics.bootstrap import (
+    Bootstrap,
+    bootstrap_p_value,
+    check_resampling,
+    percentile_interval,
+    stratified_weights,
+)
+from landscape.statistics.classification import (
+    half_top_1_and_5,
+    mean_class_recall,
+    roc_auc,
+    top_k_hits,
+)
 from landscape.statistics.intervals import Interval, holm
 from landscape.statistics.proportions import (
     PairedAnswers,

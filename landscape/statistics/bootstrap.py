@@ -32,7 +32,9 @@ def check_resampling(confidence: float, num_resamples: int, seed: int) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}.")
     if num_resamples < 99:
-        raise ValueError(f"num_resamples must be at least 99, got {num_resamples}; tails of fewer are noise.")
+        raise ValueError(
+            f"num_resamples must be at least 99, got {num_resamples}; tails of fewer are noise."
+        )
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
 
@@ -69,22 +71,30 @@ class Bootstrap:
         for start in range(0, self.num_resamples, block):
             yield stratified_weights(strata, min(block, self.num_resamples - start), generator)
 
-    def resample(self, statistic: Statistic, strata: Any, *, stream: int = 0) -> Float[np.ndarray, "r *s"]:
+    def resample(
+        self, statistic: Statistic, strata: Any, *, stream: int = 0
+    ) -> Float[np.ndarray, "r *s"]:
         """Compute a statistic of every resample.
 
         Args:
             statistic: Takes weights (r, n), returns (r, ...). It must not depend on the scale of the weights of a row.
             strata, stream: As in `weights`.
         """
-        return np.concatenate([np.asarray(statistic(weights)) for weights in self.weights(strata, stream=stream)])
+        return np.concatenate(
+            [np.asarray(statistic(weights)) for weights in self.weights(strata, stream=stream)]
+        )
 
     def interval(self, statistic: Statistic, strata: Any, *, stream: int = 0) -> Interval:
         """Compute a statistic that is one number, with its percentile interval."""
         value = float(np.asarray(statistic(np.ones((1, len(strata)))))[0])
-        return percentile_interval(value, self.resample(statistic, strata, stream=stream), self.confidence)
+        return percentile_interval(
+            value, self.resample(statistic, strata, stream=stream), self.confidence
+        )
 
 
-def stratified_weights(strata: Any, num_resamples: int, generator: np.random.Generator) -> Float[np.ndarray, "r n"]:
+def stratified_weights(
+    strata: Any, num_resamples: int, generator: np.random.Generator
+) -> Float[np.ndarray, "r n"]:
     """Draw bootstrap weights of items: resampled with replacement, each stratum by itself.
 
     Of a stratum of m items, m - 1 are drawn, and each drawn counts m / (m - 1). Drawing all m would make the variance of a
@@ -118,7 +128,9 @@ def stratified_weights(strata: Any, num_resamples: int, generator: np.random.Gen
     return weights if (column[:-1] < column[1:]).all() else weights[:, np.argsort(column)]
 
 
-def percentile_interval(value: float, resampled: Float[np.ndarray, " r"], confidence: float = 0.95) -> Interval:
+def percentile_interval(
+    value: float, resampled: Float[np.ndarray, " r"], confidence: float = 0.95
+) -> Interval:
     """Take the percentile interval of a resampled number.
 
     Returns:

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 
-def top_k_hits(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"], k: int) -> Bool[np.ndarray, " n"]:
+def top_k_hits(
+    labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"], k: int
+) -> Bool[np.ndarray, " n"]:
     """Tell for each item whether its class is among the k best.
 
     Args:
@@ -20,11 +22,15 @@ def top_k_hits(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"], k: i
         ValueError: If `best` holds fewer than `k` classes, or `k` is less than 1.
     """
     if not 1 <= k <= best.shape[1]:
-        raise ValueError(f"k must be between 1 and the {best.shape[1]} classes that are given per item, got {k}.")
+        raise ValueError(
+            f"k must be between 1 and the {best.shape[1]} classes that are given per item, got {k}."
+        )
     return (best[:, :k] == labels[:, None]).any(axis=1)
 
 
-def half_top_1_and_5(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
+def half_top_1_and_5(
+    labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"]
+) -> Float[np.ndarray, " n"]:
     """Average whether each item is a top-1 and a top-5 hit.
 
     1 where its class is the best, 1/2 where it is among the best five, else 0. The mean over items is (top-1 + top-5) / 2, the
@@ -37,7 +43,9 @@ def half_top_1_and_5(labels: Int[np.ndarray, " n"], best: Int[np.ndarray, "n k"]
 
 
 def mean_class_recall(
-    labels: Int[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], weights: Float[np.ndarray, "r n"] | None = None
+    labels: Int[np.ndarray, " n"],
+    correct: Bool[np.ndarray, " n"],
+    weights: Float[np.ndarray, "r n"] | None = None,
 ) -> Any:
     """Average the shares of right answers over the classes that occur.
 
@@ -68,7 +76,9 @@ def mean_class_recall(
 
 
 def roc_auc(
-    scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], weights: Float[np.ndarray, "r n"] | None = None
+    scores: Float[np.ndarray, " n"],
+    positive: Bool[np.ndarray, " n"],
+    weights: Float[np.ndarray, "r n"] | None = None,
 ) -> Any:
     """Compute the area under the ROC curve.
 
@@ -90,9 +100,13 @@ def roc_auc(
     """
     positive = np.asarray(positive, dtype=bool)
     if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN, which have no rank.")
+        raise ValueError(
+            f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN, which have no rank."
+        )
     if positive.all() or not positive.any():
-        raise ValueError("the area under the ROC curve needs positive and negative items, and there is only one kind.")
+        raise ValueError(
+            "the area under the ROC curve needs positive and negative items, and there is only one kind."
+        )
     rows = np.ones((1, len(scores))) if weights is None else weights
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
@@ -102,5 +116,7 @@ def roc_auc(
     negatives = np.add.reduceat((rows * ~positive)[:, order], starts, axis=1)
     below = np.cumsum(negatives, axis=1) - negatives / 2
     pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    areas = np.divide((positives * below).sum(axis=1), pairs, out=np.full(len(rows), np.nan), where=pairs > 0)
+    areas = np.divide(
+        (positives * below).sum(axis=1), pairs, out=np.full(len(rows), np.nan), where=pairs > 0
+    )
     return float(areas[0]) if weights is None else areas

@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Bool
 
 
-def wilson_interval(num_correct: Any, num_items: Any, *, confidence: float = 0.95) -> tuple[Any, Any]:
+def wilson_interval(
+    num_correct: Any, num_items: Any, *, confidence: float = 0.95
+) -> tuple[Any, Any]:
     r"""Compute Wilson's score interval of a proportion.
 
     With p = k / n and z the normal quantile of (1 + confidence) / 2,
@@ -90,7 +92,9 @@ def mcnemar(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"])
 
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"two vectors of the same items are needed, got shapes {first.shape} and {second.shape}.")
+        raise ValueError(
+            f"two vectors of the same items are needed, got shapes {first.shape} and {second.shape}."
+        )
     b, c = int((first & ~second).sum()), int((~first & second).sum())
     p_value = min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5)))
     return PairedAnswers(num_items=len(first), first_only=b, second_only=c, p_value=p_value)
@@ -130,7 +134,9 @@ def minimal_detectable_difference(
     page 209.
     """
     if num_items < 1 or not 0 <= discordant_share <= 1:
-        raise ValueError(f"num_items must be at least 1 and discordant_share in [0, 1], got {num_items}, {discordant_share}.")
+        raise ValueError(
+            f"num_items must be at least 1 and discordant_share in [0, 1], got {num_items}, {discordant_share}."
+        )
     if not 0.5 < power < 1:
         raise ValueError(f"power must be more than 0.5 and less than 1, got {power}.")
     a, b = normal_quantile(1 - _checked_share("alpha", alpha) / 2), normal_quantile(power)
@@ -157,7 +163,9 @@ def independent_discordant_share(first: Any, second: Any) -> Any:
     Args:
         first, second: Accuracies, numbers or arrays.
     """
-    return np.asarray(first) * (1 - np.asarray(second)) + np.asarray(second) * (1 - np.asarray(first))
+    return np.asarray(first) * (1 - np.asarray(second)) + np.asarray(second) * (
+        1 - np.asarray(first)
+    )
 
 
 def _checked_share(name: str, value: float) -> float:

@@ -38,7 +38,9 @@ def spearman(x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"]) -> Any:
     return blocked_spearman(x, y, np.zeros(np.shape(x)[-1], dtype=int))
 
 
-def blocked_spearman(x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"], blocks: Any) -> Any:
+def blocked_spearman(
+    x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"], blocks: Any
+) -> Any:
     """Compute the rank correlation of points within blocks: what differs between blocks does not count.
 
     Ranks are taken within each block and centred there; the correlation is that of all centred ranks together.
@@ -55,7 +57,9 @@ def blocked_spearman(x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"],
     first, second = _centred_ranks(x, blocks), _centred_ranks(y, blocks)
     product = (first * second).sum(axis=-1)
     scale = np.sqrt((first**2).sum(axis=-1) * (second**2).sum(axis=-1))
-    return np.divide(product, scale, out=np.full(np.shape(product), math.nan), where=scale > _ROUNDING)
+    return np.divide(
+        product, scale, out=np.full(np.shape(product), math.nan), where=scale > _ROUNDING
+    )
 
 
 def mean_spearman(x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"], clusters: Any) -> Any:
@@ -65,7 +69,13 @@ def mean_spearman(x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"], cl
         As in `spearman`; NaN where a cluster has no correlation.
     """
     names = np.asarray(clusters)
-    return np.mean([spearman(x[..., names == name], y[..., names == name]) for name in dict.fromkeys(names.tolist())], axis=0)
+    return np.mean(
+        [
+            spearman(x[..., names == name], y[..., names == name])
+            for name in dict.fromkeys(names.tolist())
+        ],
+        axis=0,
+    )
 
 
 def _centred_ranks(values: Float[np.ndarray, "*r n"], blocks: Any) -> Float[np.ndarray, "*r n"]:
@@ -80,7 +90,9 @@ def _centred_ranks(values: Float[np.ndarray, "*r n"], blocks: Any) -> Float[np.n
     return ranks
 
 
-def jackknife_interval(statistic: Callable[[np.ndarray], float], clusters: Any, *, confidence: float = 0.95) -> Interval:
+def jackknife_interval(
+    statistic: Callable[[np.ndarray], float], clusters: Any, *, confidence: float = 0.95
+) -> Interval:
     """Compute the interval of a statistic whose clusters are the sample, by leaving out one after the other.
 
     With theta_i the statistic without cluster i, the variance is (s - 1) / s times the sum of (theta_i - mean)^2, and the
@@ -135,7 +147,9 @@ def exchange_test(
     starts = range(0, len(orders), _BLOCK)
     parts = [orders[start : start + _BLOCK] for start in starts]
     # Orders are given alike to both, so that the statistic sees equal shapes.
-    values = np.concatenate([np.atleast_1d(statistic(np.broadcast_to(x, (len(o), *x.shape)), y[o])) for o in parts])
+    values = np.concatenate(
+        [np.atleast_1d(statistic(np.broadcast_to(x, (len(o), *x.shape)), y[o])) for o in parts]
+    )
     smallest = min(1.0, 2 / len(orders))
     if not np.isfinite(values).all():
         return math.nan, smallest

@@ -1,7 +1,13 @@
 """SpectrumStore: HDF5 schema version 1; a log while it grows; merge; resume; read. Imports no torch."""
 
 from landscape.store.as_trained import described_as_trained, models_as_trained, value_text
-from landscape.store.densities import DensityRecord, describe_densities, is_density_file, read_densities, write_densities
+from landscape.store.densities import (
+    DensityRecord,
+    describe_densities,
+    is_density_file,
+    read_densities,
+    write_densities,
+)
 from landscape.store.describe import CheckpointSummary, describe, is_store, summarize
 from landscape.store.hdf5 import LARGEST_VALUE
 from landscape.store.merge import MergeReport, merge_stores

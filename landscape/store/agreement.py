@@ -24,7 +24,9 @@ def differing_field(stored: Record | ModuleRecord, new: Record | ModuleRecord) -
         first, second = getattr(stored, field.name), getattr(new, field.name)
         if field.name in later and _is_unknown(first):
             continue
-        equal = np.array_equal(first, second, equal_nan=True) if _is_numeric(first) else first == second
+        equal = (
+            np.array_equal(first, second, equal_nan=True) if _is_numeric(first) else first == second
+        )
         if not equal:
             return field.name
     return None
@@ -70,7 +72,9 @@ def _sorted_with_bounds(record: Record | ModuleRecord) -> tuple[np.ndarray, np.n
 
 def record_of_row(table: SpectraTable, row: int) -> Record:
     """A row of a table as the record that it was made of; settings and extras are those of the checkpoint."""
-    values = {name: getattr(table, name)[row] for name in COLUMNS if name not in ("eigenvalues", *RITZ)}
+    values = {
+        name: getattr(table, name)[row] for name in COLUMNS if name not in ("eigenvalues", *RITZ)
+    }
     there = ~np.isnan(table.ritz_values[row])
     quadrature = {name: getattr(table, name)[row][there] for name in RITZ}
     return Record(values=table.eigenvalues[row], **quadrature, **values, **_facts(table))
@@ -79,7 +83,9 @@ def record_of_row(table: SpectraTable, row: int) -> Record:
 def module_record_of_row(table: ModuleTable, row: int) -> ModuleRecord:
     """The same of a table of modules."""
     values = {name: getattr(table, name)[row] for name in MODULE_COLUMNS}
-    return ModuleRecord(modules=table.modules, module_params=table.module_params, **values, **_facts(table))
+    return ModuleRecord(
+        modules=table.modules, module_params=table.module_params, **values, **_facts(table)
+    )
 
 
 def _facts(table: SpectraTable | ModuleTable) -> dict[str, Any]:

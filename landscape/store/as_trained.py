@@ -19,7 +19,9 @@ def models_as_trained(settings: Mapping[str, Any]) -> list[Used]:
     if not isinstance(stored, Mapping):
         return []
     several = list(stored["several"]) if set(stored) == {"several"} else [stored]
-    return [{name: (value, str(source)) for name, (value, source) in one.items()} for one in several]
+    return [
+        {name: (value, str(source)) for name, (value, source) in one.items()} for one in several
+    ]
 
 
 def described_as_trained(settings: Mapping[str, Any]) -> list[str]:
@@ -35,9 +37,16 @@ def notes_of(extras: Mapping[str, Any]) -> list[str]:
 
 
 def _by_source(used: Used) -> list[str]:
-    sources = sorted({source for _, source in used.values()}, key=lambda source: (source == "default", source))
+    sources = sorted(
+        {source for _, source in used.values()}, key=lambda source: (source == "default", source)
+    )
     return [
-        f"{source}: " + ", ".join(f"{name} {value_text(value)}" for name, (value, whose) in used.items() if whose == source)
+        f"{source}: "
+        + ", ".join(
+            f"{name} {value_text(value)}"
+            for name, (value, whose) in used.items()
+            if whose == source
+        )
         for source in sources
     ]
 
@@ -46,5 +55,9 @@ def value_text(value: Any) -> str:
     """A value as a reader writes it: [64, 64] is 64 x 64, a list of others is joined by blanks."""
     if isinstance(value, (list, tuple)):
         whole = all(isinstance(item, int) for item in value)
-        return (" x " if whole else " ").join(f"{item:.4g}" if isinstance(item, float) else str(item) for item in value)
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+        return (" x " if whole else " ").join(
+            f"{item:.4g}" if isinstance(item, float) else str(item) for item in value
+        )
+    return (
+        {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    )

@@ -91,7 +91,9 @@ class DensityRecord:
     @property
     def batches(self) -> tuple[int, ...]:
         """The batches that it is of."""
-        return tuple(i for i in range(self.settings["num_batches"]) if i not in self.missing_batches)
+        return tuple(
+            i for i in range(self.settings["num_batches"]) if i not in self.missing_batches
+        )
 
     def num_batches_in_words(self) -> str:
         """As "3 batches", or "2 of 3 batches (1 missing)"."""
@@ -110,7 +112,9 @@ _NOT_ASKED = ("num_batches", "missing_batches", "as_trained", "operator")
 
 
 def _but_batches(settings: Mapping[str, Any]) -> str:
-    return canonical_json({name: value for name, value in settings.items() if name not in _NOT_ASKED})
+    return canonical_json(
+        {name: value for name, value in settings.items() if name not in _NOT_ASKED}
+    )
 
 
 def is_density_file(path: Path) -> bool:
@@ -136,9 +140,13 @@ def write_densities(path: Path, records: Sequence[DensityRecord]) -> None:
                 if one.name in ARRAYS:
                     # An exact spectrum may be zeros for the most part, of parameters that a batch does not use.
                     packed = "gzip" if one.name == "dense_eigenvalues" and value.size else None
-                    group.create_dataset(one.name, data=value, fletcher32=value.size > 0, compression=packed)
+                    group.create_dataset(
+                        one.name, data=value, fletcher32=value.size > 0, compression=packed
+                    )
                 elif one.name not in ("series", "epoch"):
-                    group.attrs[one.name] = canonical_json(value) if one.name == "settings" else value
+                    group.attrs[one.name] = (
+                        canonical_json(value) if one.name == "settings" else value
+                    )
 
     content = file_image(write)
     try:
@@ -157,8 +165,13 @@ def read_densities(path: Path) -> list[DensityRecord]:
         StoreError: If there is none, it is of another version, or damaged.
     """
     if not is_density_file(path):
-        raise StoreError(f"{path}: not a file of densities; `landscape density` writes one beside its figure.")
-    with corrupt_file_errors(path, advice="Measure again into another file."), open_hdf5(path) as file:
+        raise StoreError(
+            f"{path}: not a file of densities; `landscape density` writes one beside its figure."
+        )
+    with (
+        corrupt_file_errors(path, advice="Measure again into another file."),
+        open_hdf5(path) as file,
+    ):
         version = int(file.attrs["density_schema_version"])
         if version != DENSITY_SCHEMA_VERSION:
             raise StoreError(
@@ -166,7 +179,11 @@ def read_densities(path: Path) -> list[DensityRecord]:
                 f"Read it with landscape {file.attrs['landscape_version']}, which wrote it."
             )
         series = groups_in(file["density"]) if "density" in file else ()
-        return [_read(name, int(epoch), group) for name, epochs in series for epoch, group in groups_in(epochs)]
+        return [
+            _read(name, int(epoch), group)
+            for name, epochs in series
+            for epoch, group in groups_in(epochs)
+        ]
 
 
 def describe_densities(path: Path) -> list[str]:
@@ -182,19 +199,32 @@ def describe_densities(path: Path) -> list[str]:
             f"{one.series} epoch {one.epoch} ({one.model}, {one.n} parameters): {one.num_batches_in_words()}, "
             f"{len(one.nodes)} probes, {one.num_matvecs} products{exact}, {'audited' if one.audited else 'not audited'}"
         )
-        lines += [f"{one.series} epoch {one.epoch} {line}" for line in described_as_trained(one.settings)]
-        lines += [f"{one.series} epoch {one.epoch} {said}" for said in str(one.settings.get("operator", "")).split("; ") if said]
+        lines += [
+            f"{one.series} epoch {one.epoch} {line}" for line in described_as_trained(one.settings)
+        ]
+        lines += [
+            f"{one.series} epoch {one.epoch} {said}"
+            for said in str(one.settings.get("operator", "")).split("; ")
+            if said
+        ]
     return lines
 
 
 def _read(series: str, epoch: int, group: h5py.Group) -> DensityRecord:
-    facts: dict[str, Any] = {name: str(group.attrs[name]) for name in ("label", "model", "checkpoint_sha256")}
+    facts: dict[str, Any] = {
+        name: str(group.attrs[name]) for name in ("label", "model", "checkpoint_sha256")
+    }
     facts |= {name: int(group.attrs[name]) for name in ("n", "num_matvecs")}
-    facts |= {name: float(group.attrs[name]) for name in ("resolution", "rounding", "orthogonality_defect")}
+    facts |= {
+        name: float(group.attrs[name])
+        for name in ("resolution", "rounding", "orthogonality_defect")
+    }
     settings, audited = json.loads(group.attrs["settings"]), bool(group.attrs["audited"])
     check_facts(check_mapping(settings, "settings"), {})
     arrays = _arrays(group, facts["n"])
-    record = DensityRecord(series=series, epoch=epoch, settings=settings, audited=audited, **facts, **arrays)
+    record = DensityRecord(
+        series=series, epoch=epoch, settings=settings, audited=audited, **facts, **arrays
+    )
     _check_batches(record)
     _check_numbers(record)
     return record
@@ -215,7 +245,12 @@ def _arrays(group: h5py.Group, n: int) -> dict[str, Any]:
         "num_negative": num_zeros.shape if group["num_negative"].size else (0,),
     }
     for name, shape in shapes.items():
-        arrays[name] = read_array(group, name, dtype="<i8" if name in ("operators", "num_negative") else "<f8", shape=shape)
+        arrays[name] = read_array(
+            group,
+            name,
+            dtype="<i8" if name in ("operators", "num_negative") else "<f8",
+            shape=shape,
+        )
     return arrays
 
 
@@ -224,11 +259,17 @@ def _check_batches(record: DensityRecord) -> None:
     count, missing = record.settings.get("num_batches"), record.missing_batches
     place = f"{record.series} epoch {record.epoch}"
     if count is not None:
-        if type(count) is not int or not len(missing) <= count == len(record.num_zeros) + len(missing):
-            raise ValueError(f"{place} has {len(record.num_zeros)} batches and names {count!r}, {len(missing)} of them missing")
+        if type(count) is not int or not len(missing) <= count == len(record.num_zeros) + len(
+            missing
+        ):
+            raise ValueError(
+                f"{place} has {len(record.num_zeros)} batches and names {count!r}, {len(missing)} of them missing"
+            )
         if not all(type(batch) is int and 0 <= batch < count for batch in missing):
             raise ValueError(f"{place} names missing batches {missing!r:.80}")
-    if record.operators.size and not 0 <= record.operators.min() <= record.operators.max() < len(record.num_zeros):
+    if record.operators.size and not 0 <= record.operators.min() <= record.operators.max() < len(
+        record.num_zeros
+    ):
         raise ValueError(f"{place} has probes of batches that it does not have")
 
 
@@ -241,7 +282,9 @@ def _check_numbers(record: DensityRecord) -> None:
         values = getattr(record, name)
         wrong = values[np.abs(values) > LARGEST_VALUE]
         if wrong.size or (name == "dense_eigenvalues" and np.isnan(values).any()):
-            raise ValueError(f"{name} of {place} is {wrong[0] if wrong.size else np.nan}, which no measurement gives")
+            raise ValueError(
+                f"{name} of {place} is {wrong[0] if wrong.size else np.nan}, which no measurement gives"
+            )
     for values, others in ((record.nodes, record.weights), (record.exact, record.exact_residuals)):
         if not (ends_in_nan(values).all() and (np.isnan(values) == np.isnan(others)).all()):
             raise ValueError(f"{place} has a NaN among its nodes, weights or exact eigenvalues")

@@ -61,7 +61,9 @@ def _summary(table: SpectraTable, store: SpectrumStore) -> CheckpointSummary:
         epoch=table.epoch,
         model=table.model,
         num_params=table.num_params,
-        num_unused=None if table.num_unused.min() < 0 else (int(table.num_unused.min()), int(table.num_unused.max())),
+        num_unused=None
+        if table.num_unused.min() < 0
+        else (int(table.num_unused.min()), int(table.num_unused.max())),
         num_records=table.num_records,
         num_planned=table.num_planned,
         num_not_converged=table.num_not_converged,
@@ -78,7 +80,11 @@ def _unused(one: CheckpointSummary) -> str:
     if one.num_unused is None or one.num_unused[1] == 0:
         return ""
     fewest, most = one.num_unused
-    return f", {fewest} of them unused by a batch" if fewest == most else f", {fewest} to {most} of them unused by a batch"
+    return (
+        f", {fewest} of them unused by a batch"
+        if fewest == most
+        else f", {fewest} to {most} of them unused by a batch"
+    )
 
 
 def _unsettled(one: CheckpointSummary) -> str:
@@ -117,14 +123,22 @@ def describe(path: str | Path) -> list[str]:
             lines.append(_line(_summary(table, store)))
             tables.setdefault(table.series, []).append(table)
         for series, stored in tables.items():
-            settings, extras = combined(table.settings for table in stored), combined(table.extras for table in stored)
+            settings, extras = (
+                combined(table.settings for table in stored),
+                combined(table.extras for table in stored),
+            )
             lines += [f"{series} {line}" for line in described_as_trained(settings)]
             lines += [f"{series} note: {note}" for note in notes_of(extras)]
             lines += [f"{series} {said}" for said in operator_checks(extras)]
-            lines += [f"{series} {said}" for said in _look(stored, tol=store.plan.protocol["hessian"]["tol"])]
+            lines += [
+                f"{series} {said}"
+                for said in _look(stored, tol=store.plan.protocol["hessian"]["tol"])
+            ]
         for series, epoch in store.module_identities:
             modules, batches = store.module_names(series), store.module_batches(series, epoch)
-            lines.append(f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches")
+            lines.append(
+                f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches"
+            )
         lines += [f"not used: {part.path.name}: {part.reason}" for part in store.rejected]
     return lines
 

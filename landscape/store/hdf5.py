@@ -53,7 +53,9 @@ def corrupt_file_errors(path: Path, *, advice: str = _RESTORE) -> Iterator[None]
         # A KeyError shows its message as Python would write it.
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
         reason = " ".join(str(said).split()).rstrip(".")[:200] or type(error).__name__
-        raise StoreError(f"{path}: damaged, or not written by landscape ({reason}). {advice}") from error
+        raise StoreError(
+            f"{path}: damaged, or not written by landscape ({reason}). {advice}"
+        ) from error
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -121,7 +123,9 @@ class _DiskFile:
             raise self.error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = offset + (self._end if whence == os.SEEK_END else self._position if whence else 0)
+        self._position = offset + (
+            self._end if whence == os.SEEK_END else self._position if whence else 0
+        )
         return self._position
 
     def tell(self) -> int:
@@ -178,17 +182,26 @@ class _DiskFile:
 
     def _read(self, position: int, size: int) -> bytes:
         content = bytearray(self._read_disk(position, size))
-        for number in range(position // _PAGE, (position + size - 1) // _PAGE + 1) if self._pages else ():
+        for number in (
+            range(position // _PAGE, (position + size - 1) // _PAGE + 1) if self._pages else ()
+        ):
             if number in self._pages:
-                first, last = max(position, number * _PAGE), min(position + size, (number + 1) * _PAGE)
-                content[first - position : last - position] = self._pages[number][first - number * _PAGE : last - number * _PAGE]
+                first, last = (
+                    max(position, number * _PAGE),
+                    min(position + size, (number + 1) * _PAGE),
+                )
+                content[first - position : last - position] = self._pages[number][
+                    first - number * _PAGE : last - number * _PAGE
+                ]
         return bytes(content)
 
     def _read_disk(self, position: int, size: int) -> bytes:
         """Bytes of the file; zeros where it has none, or the disk fails."""
         content = b""
         try:
-            while len(content) < size and (block := os.pread(self._descriptor, size - len(content), position + len(content))):
+            while len(content) < size and (
+                block := os.pread(self._descriptor, size - len(content), position + len(content))
+            ):
                 content += block
         except OSError as error:
             self.error = self.error or error
@@ -244,7 +257,9 @@ def groups_in(group: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
         yield name, _member(group, name, h5py.Group)
 
 
-def read_array(group: h5py.Group, name: str, *, dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+def read_array(
+    group: h5py.Group, name: str, *, dtype: str, shape: tuple[int | None, ...]
+) -> np.ndarray:
     """A dataset of numbers, truth values or texts of a fixed length.
 
     Args:
@@ -258,7 +273,9 @@ def read_array(group: h5py.Group, name: str, *, dtype: str, shape: tuple[int | N
     wanted = np.dtype(dtype)
     if dataset.dtype.kind != wanted.kind:
         raise ValueError(f"{dataset.name} holds {dataset.dtype}, not {wanted}")
-    fits = len(dataset.shape) == len(shape) and all(a is None or a == b for a, b in zip(shape, dataset.shape))
+    fits = len(dataset.shape) == len(shape) and all(
+        a is None or a == b for a, b in zip(shape, dataset.shape)
+    )
     if not fits:
         expected = ", ".join("any" if length is None else str(length) for length in shape)
         raise ValueError(f"{dataset.name} has shape {dataset.shape}, not ({expected})")
@@ -274,7 +291,9 @@ def read_texts(group: h5py.Group, name: str) -> list[str]:
     """
     dataset = _dataset(group, name)
     if h5py.check_string_dtype(dataset.dtype) is None or len(dataset.shape) != 1:
-        raise ValueError(f"{dataset.name} holds {dataset.dtype} of shape {dataset.shape}, not a list of texts")
+        raise ValueError(
+            f"{dataset.name} holds {dataset.dtype} of shape {dataset.shape}, not a list of texts"
+        )
     _check_size(dataset)
     texts, left = [], dataset.file.id.get_filesize()
     view = dataset.asstr()
@@ -312,12 +331,18 @@ def _member(group: h5py.Group, name: str, kind: type) -> h5py.Group | h5py.Datas
 def _check_size(dataset: h5py.Dataset) -> None:
     """Refuse a dataset that declares more than is stored of it, before it is allocated."""
     item = dataset.dtype.itemsize
-    chunk = int(np.prod([float(length) for length in dataset.chunks])) if dataset.chunks and dataset.size else 0
+    chunk = (
+        int(np.prod([float(length) for length in dataset.chunks]))
+        if dataset.chunks and dataset.size
+        else 0
+    )
     declared = item * max(dataset.size, chunk)
     stored = dataset.id.get_storage_size()
     most = stored * (_MOST_PACKED if dataset.compression else 1)
     if declared > most or stored > dataset.file.id.get_filesize():
-        raise ValueError(f"{dataset.name} declares {declared:,} bytes in shape {dataset.shape}, and {stored:,} are stored")
+        raise ValueError(
+            f"{dataset.name} declares {declared:,} bytes in shape {dataset.shape}, and {stored:,} are stored"
+        )
 
 
 def check_mapping(value: object, name: str) -> Mapping[str, object]:

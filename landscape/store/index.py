@@ -84,13 +84,19 @@ class Entry(NamedTuple):
         try:
             content = self.source.read(self.offset, self.length)
         except OSError as error:
-            raise StoreError(f"{path}: cannot be read ({error.strerror or error}); mend the disk.") from error
+            raise StoreError(
+                f"{path}: cannot be read ({error.strerror or error}); mend the disk."
+            ) from error
         try:
             part = decode_part(content, path)
         except (*CORRUPT, StoreError) as error:
-            raise DamagedRecordError(f"{path}: {self.key} became unreadable ({reason_of(error)}).") from error
+            raise DamagedRecordError(
+                f"{path}: {self.key} became unreadable ({reason_of(error)})."
+            ) from error
         if (part.record.key, part.record.batch_sha256) != (self.key, self.batch_sha256):
-            raise DamagedRecordError(f"{path}: {self.key} became another record, {part.record.key}.")
+            raise DamagedRecordError(
+                f"{path}: {self.key} became another record, {part.record.key}."
+            )
         return part
 
 
@@ -107,7 +113,9 @@ class Entries:
         """The entry of a record that lies at `offset` of a source."""
         record = part.record
         modules = record.modules if isinstance(record, ModuleRecord) else None
-        origin = Origin(part.protocol_sha256, record.checkpoint_sha256, record.num_params, record.k, modules)
+        origin = Origin(
+            part.protocol_sha256, record.checkpoint_sha256, record.num_params, record.k, modules
+        )
         return Entry(
             self._shared(record.series),
             record.epoch,
@@ -148,7 +156,9 @@ class PartIndex(Generic[_Record]):
 
     def close(self) -> None:
         """Close the files that records lie in."""
-        for source in {entry.source for entries in self._entries.values() for entry in entries.values()}:
+        for source in {
+            entry.source for entries in self._entries.values() for entry in entries.values()
+        }:
             source.close()
 
     def batches(self, key: Key) -> dict[int, str]:
@@ -164,7 +174,9 @@ class PartIndex(Generic[_Record]):
         entry = self._entries.get(key, {}).get(batch)
         return None if entry is None else cast(_Record, entry.read().record)
 
-    def read(self, key: Key, *, on_error: OnError = None) -> list[tuple[_Record, Mapping[str, Any]]]:
+    def read(
+        self, key: Key, *, on_error: OnError = None
+    ) -> list[tuple[_Record, Mapping[str, Any]]]:
         """The records of one checkpoint, each with the versions of the packages that measured it.
 
         Args:

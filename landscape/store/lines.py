@@ -22,7 +22,9 @@ from landscape.store.record import Record
 LARGEST_RECORD = 2**28
 LONGEST_HEADER = 2**10
 # What every header of a record begins with; no content does, since its first key is another.
-HEADER = re.compile(rb'\{"landscape": "(record|modules|predictions)", "schema_version": \d+, "sha256": "([0-9a-f]{64})"\}\n')
+HEADER = re.compile(
+    rb'\{"landscape": "(record|modules|predictions)", "schema_version": \d+, "sha256": "([0-9a-f]{64})"\}\n'
+)
 HEADER_START = re.compile(rb'\{"landscape": "(?:record|modules|predictions)", "schema_version": ')
 _OPENING = b'{"landscape": "'
 
@@ -39,19 +41,33 @@ class Part:
 def encode(kind: str, content: Mapping[str, Any]) -> bytes:
     """Write a header and a content as two lines."""
     body = json.dumps(content).encode()
-    header = {"landscape": kind, "schema_version": SCHEMA_VERSION, "sha256": hashlib.sha256(body).hexdigest()}
+    header = {
+        "landscape": kind,
+        "schema_version": SCHEMA_VERSION,
+        "sha256": hashlib.sha256(body).hexdigest(),
+    }
     return json.dumps(header).encode() + b"\n" + body + b"\n"
 
 
 def encode_part(part: Part) -> bytes:
     """Write a record as two lines."""
     record = {key: _plain(value) for key, value in vars(part.record).items()}
-    content = {"protocol_sha256": part.protocol_sha256, "versions": dict(part.versions), "record": record}
+    content = {
+        "protocol_sha256": part.protocol_sha256,
+        "versions": dict(part.versions),
+        "record": record,
+    }
     return encode("modules" if isinstance(part.record, ModuleRecord) else "record", content)
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else dict(value) if isinstance(value, Mapping) else value
+    return (
+        value.tolist()
+        if isinstance(value, np.ndarray)
+        else dict(value)
+        if isinstance(value, Mapping)
+        else value
+    )
 
 
 def decode(data: bytes, path: Path, *, kind: str | None = None) -> tuple[str, Mapping[str, Any]]:
@@ -74,7 +90,9 @@ def decode(data: bytes, path: Path, *, kind: str | None = None) -> tuple[str, Ma
     if header["sha256"] != hashlib.sha256(lines[1]).hexdigest():
         raise ValueError("it is damaged: its digest is wrong")
     content = check_mapping(json.loads(lines[1]), "its content")
-    check_schema_version(path, header["schema_version"], written_by=content.get("landscape_version"))
+    check_schema_version(
+        path, header["schema_version"], written_by=content.get("landscape_version")
+    )
     return header["landscape"], content
 
 
@@ -84,7 +102,9 @@ def decode_part(data: bytes, path: Path, *, kind: str | None = None) -> Part:
     values: Any = content["record"]
     record = ModuleRecord(**values) if kind == "modules" else Record(**values)
     versions = check_mapping(content["versions"], "versions")
-    return Part(record=record, protocol_sha256=str(content["protocol_sha256"]), versions=dict(versions))
+    return Part(
+        record=record, protocol_sha256=str(content["protocol_sha256"]), versions=dict(versions)
+    )
 
 
 def is_torn(header: bytes) -> bool:

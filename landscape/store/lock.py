@@ -63,12 +63,16 @@ class FolderLock:
                     f"{output}: its file system has no locks ({error.strerror}), so that two runs could write it at once. "
                     "Name an output in another folder, or have the file system mounted with locks (Lustre: -o flock)."
                 ) from error
-            raise StoreError(f"{output}: cannot be written ({folder}: {error.strerror}); choose a writable folder.") from error
+            raise StoreError(
+                f"{output}: cannot be written ({folder}: {error.strerror}); choose a writable folder."
+            ) from error
         _held.add(self._descriptor)
         # A full disk takes no name, and the lock holds all the same.
         with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+            os.pwrite(
+                self._descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0
+            )
 
     def _acquire(self, output: Path) -> int:
         for _ in range(1000):
@@ -78,7 +82,9 @@ class FolderLock:
             except FileExistsError:
                 pass
             try:
-                descriptor = os.open(self.folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                descriptor = os.open(
+                    self.folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+                )
             except FileNotFoundError:
                 # The writer before us removed its folder just now.
                 continue

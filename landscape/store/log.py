@@ -70,7 +70,11 @@ def scan(stream: BinaryIO) -> Iterator[Stretch]:
     while header := stream.readline(LONGEST_HEADER):
         match = HEADER.fullmatch(header)
         body = stream.readline(LARGEST_RECORD) if match else b""
-        if match and body.endswith(b"\n") and hashlib.sha256(body[:-1]).hexdigest().encode() == match[2]:
+        if (
+            match
+            and body.endswith(b"\n")
+            and hashlib.sha256(body[:-1]).hexdigest().encode() == match[2]
+        ):
             yield Stretch(offset, len(header) + len(body), header + body)
             offset += len(header) + len(body)
             continue
@@ -79,7 +83,9 @@ def scan(stream: BinaryIO) -> Iterator[Stretch]:
         end = _next_header(stream, offset + 1)
         length = (os.fstat(stream.fileno()).st_size if end is None else end) - offset
         what = "the digest is wrong" if match else "no header of a record"
-        yield Stretch(offset, length, None, f"{length} bytes from byte {offset} on are damaged: {what}")
+        yield Stretch(
+            offset, length, None, f"{length} bytes from byte {offset} on are damaged: {what}"
+        )
         if end is None:
             return
         offset = end
@@ -168,4 +174,10 @@ class LogWriter:
 
 
 def _next_number(folder: Path) -> int:
-    return max((number for path in folder.iterdir() if (number := log_number(path)) is not None), default=-1) + 1
+    return (
+        max(
+            (number for path in folder.iterdir() if (number := log_number(path)) is not None),
+            default=-1,
+        )
+        + 1
+    )

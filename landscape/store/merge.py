@@ -14,11 +14,22 @@ import numpy as np
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json
 from landscape.store import schema
-from landscape.store.agreement import difference_within, differing_field, module_record_of_row, record_of_row
+from landscape.store.agreement import (
+    difference_within,
+    differing_field,
+    module_record_of_row,
+    record_of_row,
+)
 from landscape.store.index import Key
 from landscape.store.lock import FolderLock, lock_owner
 from landscape.store.module_record import MODULE_COLUMNS, ModuleTable
-from landscape.store.parts import RejectedPart, is_begun, merged_temporary, parts_folder, remove_parts
+from landscape.store.parts import (
+    RejectedPart,
+    is_begun,
+    merged_temporary,
+    parts_folder,
+    remove_parts,
+)
 from landscape.store.plan import Plan, PlannedSeries, differing_setting
 from landscape.store.record import COLUMNS, SpectraTable
 from landscape.store.store import SpectrumStore, checked_target
@@ -57,15 +68,23 @@ class MergeReport:
         """What `landscape merge` prints."""
         lines = [f"{path}: {number} records taken" for path, number in self.sources]
         if self.num_equal:
-            lines.append(f"{self.num_equal} records were there twice with equal values; one of each is kept.")
+            lines.append(
+                f"{self.num_equal} records were there twice with equal values; one of each is kept."
+            )
         if self.num_close:
             lines.append(
                 f"{self.num_close} records were there twice with values that differ by at most {self.largest_difference:.2g}, "
                 "within their residuals; the first of each is kept."
             )
         lines += [f"not used: {part.path}: {part.reason}" for part in self.rejected]
-        modules = f", and the spectra of modules of {self.num_module_records} batches" if self.num_module_records else ""
-        lines.append(f"{self.output}: {self.num_records} of {self.num_planned} planned records{modules}.")
+        modules = (
+            f", and the spectra of modules of {self.num_module_records} batches"
+            if self.num_module_records
+            else ""
+        )
+        lines.append(
+            f"{self.output}: {self.num_records} of {self.num_planned} planned records{modules}."
+        )
         return "\n".join(lines)
 
 
@@ -113,11 +132,15 @@ def merge_stores(paths: Sequence[str | Path], output: str | Path) -> MergeReport
 def _check_paths(sources: Sequence[Path], target: Path) -> None:
     for number, path in enumerate(sources):
         if path == target:
-            raise StoreError(f"{path}: it is the output too. Leave it out: what an output holds stays in it.")
+            raise StoreError(
+                f"{path}: it is the output too. Leave it out: what an output holds stays in it."
+            )
         if path in sources[:number]:
             raise StoreError(f"{path}: it is named twice; name every store once.")
         if (owner := lock_owner(parts_folder(path))) is not None:
-            raise StoreError(f"{path}: {owner} is writing it. Merge it when that run has ended, or stop it.")
+            raise StoreError(
+                f"{path}: {owner} is writing it. Merge it when that run has ended, or stop it."
+            )
 
 
 def _is_begun(target: Path) -> bool:
@@ -131,7 +154,9 @@ def _merge(stores: Sequence[SpectrumStore], target: Path) -> MergeReport:
     _check_pairs(stores)
     _check_modules(stores)
     if not any(store.stored() for store in stores):
-        raise StoreError(f"{target}: none of the stores holds a record, so there is nothing to merge.")
+        raise StoreError(
+            f"{target}: none of the stores holds a record, so there is nothing to merge."
+        )
     tally = _Tally(taken=[0] * len(stores))
     schema.write_file(
         target,
@@ -250,7 +275,9 @@ def _tables(stores: Sequence[SpectrumStore], plan: Plan, tally: _Tally) -> Itera
             yield replace(whole, **_facts(plan, key[0]))
 
 
-def _module_tables(stores: Sequence[SpectrumStore], plan: Plan, tally: _Tally) -> Iterator[ModuleTable]:
+def _module_tables(
+    stores: Sequence[SpectrumStore], plan: Plan, tally: _Tally
+) -> Iterator[ModuleTable]:
     for key in _keys(plan):
         whole: ModuleTable | None = None
         for store in stores:

@@ -110,7 +110,11 @@ class ModuleRecord:
         object.__setattr__(self, "modules", tuple(map(str, self.modules)))
         for name in MODULE_LATER:
             if np.size(getattr(self, name)) == 0:
-                object.__setattr__(self, name, np.full(np.shape(self.eigenvalues)[: 2 if name in MATRICES else 1], np.nan))
+                object.__setattr__(
+                    self,
+                    name,
+                    np.full(np.shape(self.eigenvalues)[: 2 if name in MATRICES else 1], np.nan),
+                )
         for name in (*MATRICES, *VECTORS, "module_params"):
             array: np.ndarray = np.array(getattr(self, name), dtype=MODULE_COLUMNS.get(name, "<i8"))
             array.setflags(write=False)
@@ -124,27 +128,55 @@ class ModuleRecord:
     def _check(self) -> None:
         count = len(self.modules)
         if not count or len(set(self.modules)) < count or any(not name for name in self.modules):
-            raise ValueError(f"{self.key}: modules must be different names, at least one, got {self.modules}.")
+            raise ValueError(
+                f"{self.key}: modules must be different names, at least one, got {self.modules}."
+            )
         for name in (*VECTORS, "module_params"):
             if getattr(self, name).shape != (count,):
-                raise ValueError(f"{self.key}: {name} must have shape ({count},), got {getattr(self, name).shape}.")
-        if self.eigenvalues.ndim != 2 or not all(getattr(self, name).shape == (count, self.k) for name in MATRICES):
+                raise ValueError(
+                    f"{self.key}: {name} must have shape ({count},), got {getattr(self, name).shape}."
+                )
+        if self.eigenvalues.ndim != 2 or not all(
+            getattr(self, name).shape == (count, self.k) for name in MATRICES
+        ):
             shapes = ", ".join(f"{name} {getattr(self, name).shape}" for name in MATRICES)
             raise ValueError(f"{self.key}: all values must have shape ({count}, k), got {shapes}.")
         there = np.arange(self.k) < self.module_params[:, None]
-        if not np.isfinite(self.eigenvalues[there]).all() or np.isfinite(self.eigenvalues[~there]).any():
-            raise ValueError(f"{self.key}: a block has as many finite eigenvalues as its size allows, got {self.eigenvalues}.")
+        if (
+            not np.isfinite(self.eigenvalues[there]).all()
+            or np.isfinite(self.eigenvalues[~there]).any()
+        ):
+            raise ValueError(
+                f"{self.key}: a block has as many finite eigenvalues as its size allows, got {self.eigenvalues}."
+            )
         if (np.abs(self.eigenvalues[there]) > LARGEST_VALUE).any():
-            raise ValueError(f"{self.key}: eigenvalues must be at most {LARGEST_VALUE:.3g} in magnitude, got {self.eigenvalues}.")
+            raise ValueError(
+                f"{self.key}: eigenvalues must be at most {LARGEST_VALUE:.3g} in magnitude, got {self.eigenvalues}."
+            )
         if not np.isfinite(self.residuals[self.converged]).all():
-            raise ValueError(f"{self.key}: a pair without a finite residual cannot count as converged.")
-        if any((getattr(self, name) < 0).any() for name in MODULE_LATER) or (self.missed_probability > 1).any():
-            raise ValueError(f"{self.key}: {', '.join(MODULE_LATER)} must not be negative, nor a probability exceed 1.")
-        if not (np.isfinite(self.loss) and self.seconds >= 0 and min(self.epoch, self.batch, self.num_params) >= 0):
-            raise ValueError(f"{self.key}: a finite loss is needed, and no negative numbers of anything.")
+            raise ValueError(
+                f"{self.key}: a pair without a finite residual cannot count as converged."
+            )
+        if (
+            any((getattr(self, name) < 0).any() for name in MODULE_LATER)
+            or (self.missed_probability > 1).any()
+        ):
+            raise ValueError(
+                f"{self.key}: {', '.join(MODULE_LATER)} must not be negative, nor a probability exceed 1."
+            )
+        if not (
+            np.isfinite(self.loss)
+            and self.seconds >= 0
+            and min(self.epoch, self.batch, self.num_params) >= 0
+        ):
+            raise ValueError(
+                f"{self.key}: a finite loss is needed, and no negative numbers of anything."
+            )
         for name in ("batch_sha256", "checkpoint_sha256"):
             if not is_digest(getattr(self, name)):
-                raise ValueError(f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}."
+                )
 
         if not (isinstance(self.settings, Mapping) and isinstance(self.extras, Mapping)):
             raise ValueError(f"{self.key}: settings and extras must be mappings.")
@@ -191,15 +223,23 @@ class ModuleTable(CheckpointTable):
 
 
 def module_table_of(
-    records: Iterable[tuple[ModuleRecord, Mapping[str, Any]]], *, model: str, label: str, num_planned: int
+    records: Iterable[tuple[ModuleRecord, Mapping[str, Any]]],
+    *,
+    model: str,
+    label: str,
+    num_planned: int,
 ) -> ModuleTable:
     """The table of records of one checkpoint, each with the versions of the packages that measured it."""
     pairs = sorted(records, key=lambda pair: pair[0].batch)
     rows = [record for record, _ in pairs]
-    modules: dict[str, Any] = {name: getattr(rows[0], name) for name in ("modules", "module_params")}
+    modules: dict[str, Any] = {
+        name: getattr(rows[0], name) for name in ("modules", "module_params")
+    }
     facts = facts_of(rows, (versions for _, versions in pairs))
     columns: dict[str, Any] = stacked(rows, MODULE_COLUMNS)
-    return ModuleTable(model=model, label=label, num_planned=num_planned, **modules, **facts, **columns)
+    return ModuleTable(
+        model=model, label=label, num_planned=num_planned, **modules, **facts, **columns
+    )
 
 
 def check_module_table(table: ModuleTable) -> None:
@@ -212,7 +252,11 @@ def check_module_table(table: ModuleTable) -> None:
     if not table.modules or len(set(table.modules)) < len(table.modules):
         raise ValueError(f"{table.series}/{table.epoch} names no modules, or one twice")
     there = np.arange(table.eigenvalues.shape[2]) < table.module_params[:, None]
-    check_each(table, "eigenvalues", np.where(there, np.abs(table.eigenvalues) <= LARGEST_VALUE, np.isnan(table.eigenvalues)))
+    check_each(
+        table,
+        "eigenvalues",
+        np.where(there, np.abs(table.eigenvalues) <= LARGEST_VALUE, np.isnan(table.eigenvalues)),
+    )
     for name in ("smallest", "largest"):
         check_each(table, name, ~(np.abs(getattr(table, name)) > LARGEST_VALUE))
     for name in MODULE_LATER:

@@ -42,16 +42,23 @@ class ModuleShelf:
         StoreError: If the file is damaged.
     """
 
-    def __init__(self, path: Path, file: h5py.File | None, index: PartIndex[ModuleRecord] | None = None) -> None:
+    def __init__(
+        self, path: Path, file: h5py.File | None, index: PartIndex[ModuleRecord] | None = None
+    ) -> None:
         self.index: PartIndex[ModuleRecord] = PartIndex() if index is None else index
         self._path = path
         self._groups: dict[Key, h5py.Group] = {}
         self._identities: dict[Key, tuple[str, int]] = {}
         with corrupt_file_errors(path):
-            for series, epochs in groups_in(file[_GROUP]) if file is not None and _GROUP in file else ():
+            for series, epochs in (
+                groups_in(file[_GROUP]) if file is not None and _GROUP in file else ()
+            ):
                 for epoch, group in groups_in(epochs):
                     self._groups[series, int(epoch)] = group
-                    identity = (str(group.attrs["checkpoint_sha256"]), int(group.attrs["num_params"]))
+                    identity = (
+                        str(group.attrs["checkpoint_sha256"]),
+                        int(group.attrs["num_params"]),
+                    )
                     self._identities[series, int(epoch)] = identity
 
     @property
@@ -73,7 +80,9 @@ class ModuleShelf:
             if key[0] == series:
                 with corrupt_file_errors(self._path):
                     return _names(group)
-        return next((self.index.modules(key) for key in self.index.identities if key[0] == series), None)
+        return next(
+            (self.index.modules(key) for key in self.index.identities if key[0] == series), None
+        )
 
     def merged_table(self, key: Key, **facts: Any) -> ModuleTable | None:
         """What the merged file holds of one checkpoint; None if nothing."""
@@ -105,10 +114,14 @@ def write_module_table(file: h5py.File, table: ModuleTable) -> None:
 
 def _write(group: h5py.Group, table: ModuleTable) -> None:
     group.create_dataset("modules", data=list(table.modules), dtype=h5py.string_dtype())
-    group.create_dataset("module_params", data=np.asarray(table.module_params, dtype="<i8"), fletcher32=True)
+    group.create_dataset(
+        "module_params", data=np.asarray(table.module_params, dtype="<i8"), fletcher32=True
+    )
     for name, dtype in MODULE_COLUMNS.items():
         # A checksum, so that damage to the file is seen.
-        group.create_dataset(name, data=np.asarray(getattr(table, name), dtype=dtype), fletcher32=True)
+        group.create_dataset(
+            name, data=np.asarray(getattr(table, name), dtype=dtype), fletcher32=True
+        )
     write_attributes(group, table, num_not_converged=table.num_not_converged)
 
 

@@ -91,7 +91,9 @@ def read_parts(folder: Path) -> tuple[list[Entry], list[RejectedPart]]:
     except (FileNotFoundError, NotADirectoryError):
         return [], []
     except OSError as error:
-        raise StoreError(f"{folder}: cannot be read ({error.strerror}); mend its permissions.") from error
+        raise StoreError(
+            f"{folder}: cannot be read ({error.strerror}); mend its permissions."
+        ) from error
     make = Entries()
     entries: list[Entry] = []
     rejected: list[RejectedPart] = []
@@ -114,14 +116,21 @@ def read_parts(folder: Path) -> tuple[list[Entry], list[RejectedPart]]:
 
 def _read_part(path: Path, make: Entries) -> Entry:
     content = read_regular(path, largest=LARGEST_RECORD)
-    part = decode_part(content, path, kind="modules" if path.name.endswith(_MODULES + _SUFFIX) else "record")
+    part = decode_part(
+        content, path, kind="modules" if path.name.endswith(_MODULES + _SUFFIX) else "record"
+    )
     if path.name != part_name(part.record):
         raise ValueError(f"it holds {part.record.key}, which its name does not say")
     return make.of(part, PartContent(path, content), 0, len(content))
 
 
 def _read_log(
-    path: Path, make: Entries, entries: list[Entry], rejected: list[RejectedPart], *, stays_open: bool
+    path: Path,
+    make: Entries,
+    entries: list[Entry],
+    rejected: list[RejectedPart],
+    *,
+    stays_open: bool,
 ) -> None:
     try:
         log = LogFile(path, open_regular(path))
@@ -137,7 +146,9 @@ def _read_log(
             part = decode_part(stretch.content, path)
             entries.append(make.of(part, log, stretch.offset, stretch.length))
         except (*CORRUPT, StoreError) as error:
-            rejected.append(RejectedPart(path=path, reason=f"at byte {stretch.offset}: {reason_of(error)}"))
+            rejected.append(
+                RejectedPart(path=path, reason=f"at byte {stretch.offset}: {reason_of(error)}")
+            )
     if not stays_open:
         log.close()
 
@@ -151,7 +162,9 @@ def _stretches(log: LogFile) -> Iterator[Stretch]:
 
 def unreadable(path: Path, error: OSError) -> UnreadableLogError:
     """Say that a log cannot be read: to take its records as lost would measure them again and remove them."""
-    return UnreadableLogError(f"{path}: cannot be read ({error.strerror or error}); its records are needed: mend that first.")
+    return UnreadableLogError(
+        f"{path}: cannot be read ({error.strerror or error}); its records are needed: mend that first."
+    )
 
 
 def split_fitting(
@@ -172,12 +185,23 @@ def split_fitting(
     foreign = []
     for entry in entries:
         reason = _misfit(entry, plan, protocols, known, modules)
-        other = fitting.setdefault((entry.key, entry.origin.modules is None), entry) if reason is None else entry
-        if other is not entry and (field := differing_field(other.read().record, entry.read().record)) is not None:
+        other = (
+            fitting.setdefault((entry.key, entry.origin.modules is None), entry)
+            if reason is None
+            else entry
+        )
+        if (
+            other is not entry
+            and (field := differing_field(other.read().record, entry.read().record)) is not None
+        ):
             reason = f"{entry.key} is stored with another {field} before it"
         if reason is not None:
             named = entry.key in reason or not isinstance(entry.source, LogFile)
-            foreign.append(RejectedPart(path=entry.source.path, reason=reason if named else f"{entry.key}: {reason}"))
+            foreign.append(
+                RejectedPart(
+                    path=entry.source.path, reason=reason if named else f"{entry.key}: {reason}"
+                )
+            )
     return list(fitting.values()), foreign
 
 
@@ -197,7 +221,10 @@ def _misfit(
         return f"{entry.key} is not planned"
     if origin.k != plan.k:
         return f"it holds {origin.k} eigenvalues instead of {plan.k}"
-    if origin.modules is not None and modules.setdefault(entry.series, origin.modules) != origin.modules:
+    if (
+        origin.modules is not None
+        and modules.setdefault(entry.series, origin.modules) != origin.modules
+    ):
         return "its modules are not those of the rest of its series"
     if known.setdefault((entry.series, entry.epoch), identity) != identity:
         return "it was measured on other weights than the rest of its checkpoint"
@@ -207,14 +234,19 @@ def _misfit(
 def remove_parts(folder: Path) -> None:
     """Remove what this module writes, whole or half, the plan last; files of others stay."""
     for path in sorted(_listed(folder)):
-        if (_holds_records(path) or path.name == STATUS_FILE or _is_temporary(path)) and not path.is_dir():
+        if (
+            _holds_records(path) or path.name == STATUS_FILE or _is_temporary(path)
+        ) and not path.is_dir():
             path.unlink()
     (folder / _PLAN).unlink(missing_ok=True)
 
 
 def has_parts(folder: Path) -> bool:
     """Whether a folder holds records; a log that nothing was written to does not count."""
-    return any(_holds_records(path) and (log_number(path) is None or path.stat().st_size) for path in _listed(folder))
+    return any(
+        _holds_records(path) and (log_number(path) is None or path.stat().st_size)
+        for path in _listed(folder)
+    )
 
 
 def _listed(folder: Path) -> list[Path]:

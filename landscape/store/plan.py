@@ -48,11 +48,17 @@ class Plan:
     def of(cls, manifest: Manifest) -> "Plan":
         series = [
             PlannedSeries(
-                name=one.name, model=one.model, label=one.label, epochs=one.epochs, trained=one.trained.changes()
+                name=one.name,
+                model=one.model,
+                label=one.label,
+                epochs=one.epochs,
+                trained=one.trained.changes(),
             )
             for one in manifest.series
         ]
-        return cls(manifest_sha256=manifest.sha256, protocol=manifest.protocol(), series=tuple(series))
+        return cls(
+            manifest_sha256=manifest.sha256, protocol=manifest.protocol(), series=tuple(series)
+        )
 
     @property
     def num_batches(self) -> int:
@@ -77,7 +83,12 @@ class Plan:
     def keys(self) -> list[str]:
         """Of every measurement, in the order of series, epochs and batches."""
         batches = range(self.num_batches)
-        return [task_key(one.name, epoch, batch) for one in self.series for epoch in one.epochs for batch in batches]
+        return [
+            task_key(one.name, epoch, batch)
+            for one in self.series
+            for epoch in one.epochs
+            for batch in batches
+        ]
 
     @property
     def num_records(self) -> int:
@@ -117,7 +128,9 @@ class Plan:
         if not is_digest(plan.manifest_sha256):
             raise ValueError(f"the digest of its manifest is {plan.manifest_sha256!r:.80}")
         _check_protocol(plan.protocol)
-        if not all(NAME.fullmatch(one.name) and one.epochs and min(one.epochs) >= 0 for one in series):
+        if not all(
+            NAME.fullmatch(one.name) and one.epochs and min(one.epochs) >= 0 for one in series
+        ):
             raise ValueError("a series has no name or no epochs")
         return plan
 
@@ -136,7 +149,9 @@ def _check_protocol(protocol: Mapping[str, Mapping[str, Any]]) -> None:
                 raise ValueError(f"{section}.{name} is {values[name]!r:.80}, not a whole number")
         if section == "hessian":
             parameters = values["parameters"]
-            values["parameters"] = tuple(map(str, parameters)) if isinstance(parameters, list) else parameters
+            values["parameters"] = (
+                tuple(map(str, parameters)) if isinstance(parameters, list) else parameters
+            )
         for name in _ALWAYS[section]:
             values[name]
         # Keys of a later landscape are none of ours to judge.
@@ -157,14 +172,20 @@ def check_schema_version(path: Path, found: object, *, written_by: object) -> No
         StoreError: If it is not version 1.
     """
     if found != SCHEMA_VERSION:
-        reader = f"landscape {written_by}, which wrote it" if written_by else "the landscape that wrote it"
+        reader = (
+            f"landscape {written_by}, which wrote it"
+            if written_by
+            else "the landscape that wrote it"
+        )
         raise StoreError(
             f"{path}: schema version {found}, but landscape {VERSION} reads and writes version {SCHEMA_VERSION}. "
             f"Read it with {reader}, or name another output."
         )
 
 
-def check_resumable(path: Path, plan: Plan, stored: Mapping[tuple[str, int], str], manifest: Manifest) -> None:
+def check_resumable(
+    path: Path, plan: Plan, stored: Mapping[tuple[str, int], str], manifest: Manifest
+) -> None:
     """May the measurements of `manifest` go into the output at `path`, made under `plan`?
 
     They may if every setting of data and Hessian is equal and each stored checkpoint is still listed with the same
@@ -182,10 +203,14 @@ def check_resumable(path: Path, plan: Plan, stored: Mapping[tuple[str, int], str
         if difference is None:
             difference = _differing_checkpoint(plan, name, epoch, digest, manifest)
     if difference is not None:
-        raise StoreError(f"{path}: {difference} Name another output with -o, or go back to the manifest that began this one.")
+        raise StoreError(
+            f"{path}: {difference} Name another output with -o, or go back to the manifest that began this one."
+        )
 
 
-def differing_setting(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> tuple[str, str] | None:
+def differing_setting(
+    one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, str] | None:
     """Section and key of the first setting in which two protocols differ; None where they are equal."""
     for section in [*other, *(section for section in one if section not in other)]:
         settings, others = one.get(section, {}), other.get(section, {})
@@ -207,7 +232,9 @@ def _differing_setting(protocol: Mapping[str, Mapping[str, Any]], manifest: Mani
     )
 
 
-def _differing_checkpoint(plan: Plan, name: str, epoch: int, digest: str, manifest: Manifest) -> str | None:
+def _differing_checkpoint(
+    plan: Plan, name: str, epoch: int, digest: str, manifest: Manifest
+) -> str | None:
     series = next((one for one in manifest.series if one.name == name), None)
     if series is None or epoch not in series.epochs:
         missing = f"series {name!r}" if series is None else f"epoch {epoch} of series {name!r}"
@@ -215,8 +242,14 @@ def _differing_checkpoint(plan: Plan, name: str, epoch: int, digest: str, manife
     planned = plan.named(name)
     if planned is not None and planned.model != series.model:
         return f"series {name!r} is of model {planned.model!r} in this output, but {series.model!r} in {manifest.path}."
-    if planned is not None and (key := _differing_key(planned.trained, series.trained.changes())) is not None:
-        old, new = planned.trained.get(key, "the model's own"), series.trained.get(key, "the model's own")
+    if (
+        planned is not None
+        and (key := _differing_key(planned.trained, series.trained.changes())) is not None
+    ):
+        old, new = (
+            planned.trained.get(key, "the model's own"),
+            series.trained.get(key, "the model's own"),
+        )
         return (
             f"series {name!r} was measured with {key} {old!r}, but now it is {new!r} ({series.trained.source(key)}): the same "
             "weights mean another function."
@@ -234,4 +267,11 @@ def _differing_checkpoint(plan: Plan, name: str, epoch: int, digest: str, manife
 
 def _differing_key(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """The first key on which two mappings of JSON values disagree."""
-    return next((key for key in sorted({*one, *other}) if canonical_json(one.get(key)) != canonical_json(other.get(key))), None)
+    return next(
+        (
+            key
+            for key in sorted({*one, *other})
+            if canonical_json(one.get(key)) != canonical_json(other.get(key))
+        ),
+        None,
+    )

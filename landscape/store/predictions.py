@@ -94,7 +94,10 @@ class PictureSet:
 
     def identity(self) -> dict[str, Any]:
         """What predictions must share to be of one set, as JSON values."""
-        return {name: getattr(self, name) for name in ("metric", "rule", "classes_digest", "pictures_digest")}
+        return {
+            name: getattr(self, name)
+            for name in ("metric", "rule", "classes_digest", "pictures_digest")
+        }
 
 
 @dataclass(kw_only=True, eq=False)
@@ -125,7 +128,9 @@ class SetPredictions:
     def complete(self) -> bool:
         return bool(self.done.all())
 
-    def put(self, first: int, top: np.ndarray, scores: np.ndarray, unread: Mapping[int, str]) -> None:
+    def put(
+        self, first: int, top: np.ndarray, scores: np.ndarray, unread: Mapping[int, str]
+    ) -> None:
         """Take the answers to the pictures from `first` on; places in `unread` count from there."""
         piece = slice(first, first + len(top))
         for place in range(first, first + len(top)):
@@ -176,7 +181,11 @@ class PredictionStore:
         parts: list[Any] = [[*name, one.identity()] for name, one in sorted(self.sets.items())]
         for key, checkpoint in sorted(self.checkpoints.items()):
             for name, one in sorted(checkpoint.sets.items()):
-                content = [checkpoint.checkpoint_sha256, one.top.tobytes().hex(), one.scores.tobytes().hex()]
+                content = [
+                    checkpoint.checkpoint_sha256,
+                    one.top.tobytes().hex(),
+                    one.scores.tobytes().hex(),
+                ]
                 parts.append([*key, *name, *content, one.done.tobytes().hex(), sorted(one.unread)])
         return json_sha256(parts)
 
@@ -201,8 +210,12 @@ def write_predictions(path: Path, store: PredictionStore) -> None:
 
 
 def _write(file: h5py.File, store: PredictionStore) -> None:
-    file.attrs.update({"kind": _KIND, "schema_version": PREDICTION_SCHEMA_VERSION, "landscape_version": VERSION})
-    sets, predictions = (file.create_group(name, track_order=True) for name in ("sets", "predictions"))
+    file.attrs.update(
+        {"kind": _KIND, "schema_version": PREDICTION_SCHEMA_VERSION, "landscape_version": VERSION}
+    )
+    sets, predictions = (
+        file.create_group(name, track_order=True) for name in ("sets", "predictions")
+    )
     numbers = {name: str(number) for number, name in enumerate(store.sets)}
     for name, one in store.sets.items():
         group = sets.create_group(numbers[name])
@@ -226,7 +239,9 @@ def _write(file: h5py.File, store: PredictionStore) -> None:
             group.attrs[key] = canonical_json(getattr(checkpoint, key))
         for name, answers in checkpoint.sets.items():
             own = group.create_group(numbers[name])
-            own.attrs["unread"] = canonical_json({str(place): why for place, why in answers.unread.items()})
+            own.attrs["unread"] = canonical_json(
+                {str(place): why for place, why in answers.unread.items()}
+            )
             for key, dtype in (("top", "<i4"), ("scores", "<f4"), ("done", "?")):
                 array = getattr(answers, key)
                 own.create_dataset(key, data=array, dtype=dtype, **_compressed(array.size))
@@ -250,10 +265,14 @@ def read_predictions(path: Path) -> PredictionStore | None:
     if not path.exists():
         return None
     if not is_predictions(path):
-        raise StoreError(f"{path}: holds no predictions. Name one of `landscape evaluate` or `landscape ood`, or a new output.")
+        raise StoreError(
+            f"{path}: holds no predictions. Name one of `landscape evaluate` or `landscape ood`, or a new output."
+        )
     advice = "Restore it from a copy, or remove it to evaluate anew."
     with corrupt_file_errors(path, advice=advice), open_hdf5(path) as file:
-        check_schema_version(path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"])
+        check_schema_version(
+            path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"]
+        )
         numbered = {number: _read_set(group) for number, group in groups_in(file["sets"])}
         checkpoints = [
             _read_checkpoint(group, series, int(epoch), numbered)
@@ -263,7 +282,9 @@ def read_predictions(path: Path) -> PredictionStore | None:
         return PredictionStore(
             sets={one.name: one for one in numbered.values()},
             checkpoints={one.key: one for one in checkpoints},
-            answers=read_array(file, "answers", dtype="u1", shape=(None,)).tobytes() if "answers" in file else b"",
+            answers=read_array(file, "answers", dtype="u1", shape=(None,)).tobytes()
+            if "answers" in file
+            else b"",
             landscape_version=str(file.attrs["landscape_version"]),
         )
 
@@ -271,19 +292,33 @@ def read_predictions(path: Path) -> PredictionStore | None:
 def _read_set(group: h5py.Group) -> PictureSet:
     known = set(PictureSet.__dataclass_fields__) - {"keys", "labels"}
     facts: dict[str, Any] = dict(check_mapping(json.loads(group.attrs["facts"]), "facts"))
-    facts = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items() if name in known}
+    facts = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in facts.items()
+        if name in known
+    }
     facts["chance"] = math.nan if facts.get("chance") is None else float(facts["chance"])
-    keys = tuple(map(str, json.loads(read_array(group, "keys", dtype="u1", shape=(None,)).tobytes())))
-    found = PictureSet(**facts, keys=keys, labels=read_array(group, "labels", dtype="<i4", shape=(len(keys),)))
+    keys = tuple(
+        map(str, json.loads(read_array(group, "keys", dtype="u1", shape=(None,)).tobytes()))
+    )
+    found = PictureSet(
+        **facts, keys=keys, labels=read_array(group, "labels", dtype="<i4", shape=(len(keys),))
+    )
     num_classes = len(found.class_names)
     if found.labels.size and not (0 <= found.labels.min() and found.labels.max() < num_classes):
         raise ValueError(f"{found.place} has labels beyond its {num_classes} classes")
     return found
 
 
-def _read_checkpoint(group: h5py.Group, series: str, epoch: int, sets: Mapping[str, PictureSet]) -> CheckpointPredictions:
-    facts: dict[str, Any] = {key: str(group.attrs[key]) for key in ("model", "label", "checkpoint_sha256")}
-    facts |= {key: check_mapping(json.loads(group.attrs[key]), key) for key in ("settings", "as_trained")}
+def _read_checkpoint(
+    group: h5py.Group, series: str, epoch: int, sets: Mapping[str, PictureSet]
+) -> CheckpointPredictions:
+    facts: dict[str, Any] = {
+        key: str(group.attrs[key]) for key in ("model", "label", "checkpoint_sha256")
+    }
+    facts |= {
+        key: check_mapping(json.loads(group.attrs[key]), key) for key in ("settings", "as_trained")
+    }
     found = CheckpointPredictions(series=series, epoch=epoch, **facts)
     for number, own in groups_in(group):
         one = sets[number]
@@ -309,7 +344,11 @@ def notes_on(sets: Iterable[PictureSet]) -> list[str]:
 
 
 def _several(places: list[str]) -> str:
-    return " and ".join(places) if len(places) <= 2 else f"{places[0]} and {len(places) - 1} other sets"
+    return (
+        " and ".join(places)
+        if len(places) <= 2
+        else f"{places[0]} and {len(places) - 1} other sets"
+    )
 
 
 def describe_predictions(path: Path) -> list[str]:
@@ -340,7 +379,9 @@ def describe_predictions(path: Path) -> list[str]:
             f"checkpoint sha256 {checkpoint.checkpoint_sha256}"
         )
     if store.answers:
-        lines.append(f"answers of people and other models: {store.answers.count(bytes([10])) - 1:,}")
+        lines.append(
+            f"answers of people and other models: {store.answers.count(bytes([10])) - 1:,}"
+        )
     return [*lines, *notes_on(store.sets.values())]
 
 
@@ -357,7 +398,9 @@ def with_sets(store: PredictionStore, sets: Iterable[PictureSet], *, path: Path)
     for one in sets:
         before = joined.get(one.name)
         if before is not None and before.identity() != one.identity():
-            key = next(key for key, value in one.identity().items() if before.identity()[key] != value)
+            key = next(
+                key for key, value in one.identity().items() if before.identity()[key] != value
+            )
             raise StoreError(
                 f"{path}: {one.place}: {_CHANGED.get(key, f'its {key} is another')} than those that were evaluated, and answers "
                 "to both are not comparable. Name another output with -o, or give the data as before."

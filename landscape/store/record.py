@@ -32,7 +32,15 @@ RITZ = ("ritz_values", "ritz_weights")
 PER_VALUE = (*ENDS, "value_bounds")
 _LOOK = ("missed_distance", "missed_probability")
 # Columns that the first files of this schema lack.
-LATER = (*PER_VALUE, "num_negative", "num_positive", "orthogonality_defect", "parameter_norm", "num_unused", *_LOOK)
+LATER = (
+    *PER_VALUE,
+    "num_negative",
+    "num_positive",
+    "orthogonality_defect",
+    "parameter_norm",
+    "num_unused",
+    *_LOOK,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,41 +118,67 @@ class Record:
                 array = padded(array[: self.values.size], self.values.size)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        for name in ("epoch", "batch", "num_matvecs", "num_params", "num_unused", "num_negative", "num_positive"):
+        for name in (
+            "epoch",
+            "batch",
+            "num_matvecs",
+            "num_params",
+            "num_unused",
+            "num_negative",
+            "num_positive",
+        ):
             object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("loss", "seconds", "orthogonality_defect", "parameter_norm", *_LOOK):
             object.__setattr__(self, name, float(getattr(self, name)))
         self._check()
 
     def _check(self) -> None:
-        if self.values.ndim != 1 or not (self.values.shape == self.residuals.shape == self.converged.shape):
+        if self.values.ndim != 1 or not (
+            self.values.shape == self.residuals.shape == self.converged.shape
+        ):
             shapes = f"{self.values.shape}, {self.residuals.shape}, {self.converged.shape}"
-            raise ValueError(f"{self.key}: values, residuals and converged must all have shape (k,), got {shapes}.")
+            raise ValueError(
+                f"{self.key}: values, residuals and converged must all have shape (k,), got {shapes}."
+            )
         if self.ritz_values.ndim != 1 or self.ritz_values.shape != self.ritz_weights.shape:
             shapes = f"{self.ritz_values.shape}, {self.ritz_weights.shape}"
-            raise ValueError(f"{self.key}: ritz_values and ritz_weights must both have shape (m,), got {shapes}.")
+            raise ValueError(
+                f"{self.key}: ritz_values and ritz_weights must both have shape (m,), got {shapes}."
+            )
         for name in PER_VALUE:
             if getattr(self, name).shape != self.values.shape:
-                raise ValueError(f"{self.key}: {name} must have shape (k,), got {getattr(self, name).shape}.")
+                raise ValueError(
+                    f"{self.key}: {name} must have shape (k,), got {getattr(self, name).shape}."
+                )
         for name in ("values", "ritz_values", "ritz_weights", "loss", "seconds"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{self.key}: {name} must be finite, got {getattr(self, name)}.")
         for name in ("values", "ritz_values", "smallest", "largest"):
             if (np.abs(getattr(self, name)) > LARGEST_VALUE).any():
-                raise ValueError(f"{self.key}: {name} must be at most {LARGEST_VALUE:.3g} in size, got {getattr(self, name)}.")
+                raise ValueError(
+                    f"{self.key}: {name} must be at most {LARGEST_VALUE:.3g} in size, got {getattr(self, name)}."
+                )
         if not np.isfinite(self.residuals[self.converged]).all():
-            raise ValueError(f"{self.key}: a pair without a finite residual cannot count as converged, got {self.residuals}.")
+            raise ValueError(
+                f"{self.key}: a pair without a finite residual cannot count as converged, got {self.residuals}."
+            )
         for name in ("epoch", "batch", "num_matvecs", "num_params", "seconds"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{self.key}: {name} must not be negative, got {getattr(self, name)}.")
+                raise ValueError(
+                    f"{self.key}: {name} must not be negative, got {getattr(self, name)}."
+                )
         # NaN stands for what is not known.
         if (self.value_bounds < 0).any() or self.missed_distance < 0:
             raise ValueError(f"{self.key}: value_bounds and missed_distance must not be negative.")
         if self.missed_probability < 0 or self.missed_probability > 1:
-            raise ValueError(f"{self.key}: missed_probability must be in [0, 1], got {self.missed_probability}.")
+            raise ValueError(
+                f"{self.key}: missed_probability must be in [0, 1], got {self.missed_probability}."
+            )
         for name in ("batch_sha256", "checkpoint_sha256"):
             if not is_digest(getattr(self, name)):
-                raise ValueError(f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}."
+                )
 
         if not (isinstance(self.settings, Mapping) and isinstance(self.extras, Mapping)):
             raise ValueError(f"{self.key}: settings and extras must be mappings.")
@@ -197,13 +231,19 @@ class SpectraTable(CheckpointTable):
             which, tol: As measured; what is within tol of the last value does not count. False where no ends are known.
         """
         ends = np.concatenate([self.smallest, self.largest], axis=1)
-        norms = np.concatenate([self.smallest_residuals, self.largest_residuals], axis=1) * np.abs(ends)
-        among = np.isclose(ends[:, :, None], self.eigenvalues[:, None, :], rtol=1e-12, atol=0).any(axis=2)
+        norms = np.concatenate([self.smallest_residuals, self.largest_residuals], axis=1) * np.abs(
+            ends
+        )
+        among = np.isclose(ends[:, :, None], self.eigenvalues[:, None, :], rtol=1e-12, atol=0).any(
+            axis=2
+        )
 
         def size(values: np.ndarray) -> np.ndarray:
             return {"LM": np.abs(values), "LA": values, "SA": -values}[which]
 
-        last = size(self.eigenvalues).min(axis=1, keepdims=True) + tol * np.abs(self.eigenvalues[:, -1:])
+        last = size(self.eigenvalues).min(axis=1, keepdims=True) + tol * np.abs(
+            self.eigenvalues[:, -1:]
+        )
         return np.asarray((~among & (size(ends) + norms > last)).any(axis=1))
 
 
@@ -231,7 +271,9 @@ def check_table(table: SpectraTable) -> None:
         check_each(table, name, ~(np.abs(getattr(table, name)) > LARGEST_VALUE))
     if table.ritz_values.shape != table.ritz_weights.shape:
         raise ValueError(f"the quadratures of {table.series}/{table.epoch} have shapes that differ")
-    check_each(table, "ritz_values", ends_in_nan(table.ritz_values)[:, None] | ~np.isnan(table.ritz_values))
+    check_each(
+        table, "ritz_values", ends_in_nan(table.ritz_values)[:, None] | ~np.isnan(table.ritz_values)
+    )
     check_each(table, "ritz_weights", ~(np.abs(table.ritz_weights) > LARGEST_VALUE))
     check_each(table, "ritz_weights", np.isnan(table.ritz_weights) == np.isnan(table.ritz_values))
     for name in ("value_bounds", *_LOOK):

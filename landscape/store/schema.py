@@ -60,7 +60,9 @@ def write_file(
         file.attrs["manifest_sha256"] = plan.manifest_sha256
         file.attrs["protocol"] = canonical_json(plan.protocol)
         file.attrs["protocol_sha256"] = plan.protocol_sha256
-        file.attrs["trained"] = canonical_json({one.name: one.trained for one in plan.series if one.trained})
+        file.attrs["trained"] = canonical_json(
+            {one.name: one.trained for one in plan.series if one.trained}
+        )
         file.attrs["unit"] = UNIT
         _write_plan(file.create_group("plan"), plan)
         spectra = file.create_group("spectra", track_order=True)
@@ -128,7 +130,9 @@ def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
             version = file.attrs.get("schema_version")
             written_by = file.attrs.get("landscape_version")
             if version is None or written_by is None:
-                raise StoreError(f"{path}: an HDF5 file, but not a landscape store: it has no schema_version. Name another one.")
+                raise StoreError(
+                    f"{path}: an HDF5 file, but not a landscape store: it has no schema_version. Name another one."
+                )
             check_schema_version(path, version, written_by=written_by)
             if (kind := file.attrs.get("kind")) is not None:
                 holds = _OTHER_KINDS.get(str(kind), "something else")
@@ -165,7 +169,13 @@ def read_plan_of_file(file: h5py.File, path: Path) -> Plan:
 
 
 def _planned(name: str, model: str, label: str, trained: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "model": model, "label": label, "epochs": [], "trained": trained.get(name, {})}
+    return {
+        "name": name,
+        "model": model,
+        "label": label,
+        "epochs": [],
+        "trained": trained.get(name, {}),
+    }
 
 
 def stored_checkpoints(file: h5py.File, path: Path) -> dict[tuple[str, int], tuple[str, int]]:
@@ -176,7 +186,10 @@ def stored_checkpoints(file: h5py.File, path: Path) -> dict[tuple[str, int], tup
     """
     with corrupt_file_errors(path):
         return {
-            (series, int(epoch)): (str(table.attrs["checkpoint_sha256"]), int(table.attrs["num_params"]))
+            (series, int(epoch)): (
+                str(table.attrs["checkpoint_sha256"]),
+                int(table.attrs["num_params"]),
+            )
             for series, epochs in groups_in(file["spectra"])
             for epoch, table in groups_in(epochs)
         }
@@ -197,7 +210,11 @@ def _read_column(group: h5py.Group, name: str, shape: tuple[int, int]) -> np.nda
     """A dataset of a table; unknown values where the file is older than the column."""
     num_rows, k = shape
     if name in LATER and name not in group:
-        return np.full(shape if name in PER_VALUE else shape[:1], -1 if COLUMNS[name] == "<i8" else np.nan, dtype=COLUMNS[name])
+        return np.full(
+            shape if name in PER_VALUE else shape[:1],
+            -1 if COLUMNS[name] == "<i8" else np.nan,
+            dtype=COLUMNS[name],
+        )
     wide = name in ("eigenvalues", "residuals", "converged", *PER_VALUE)
     length = (num_rows, k) if wide else (num_rows, None) if name in RITZ else (num_rows,)
     return read_array(group, name, dtype=COLUMNS[name], shape=length)
@@ -212,10 +229,14 @@ def read_table(file: h5py.File, path: Path, series: str, epoch: int) -> SpectraT
     with corrupt_file_errors(path):
         group = file[f"spectra/{series}/{epoch}"]
         num_rows, k = group["eigenvalues"].shape
-        columns: dict[str, Any] = {name: _read_column(group, name, (num_rows, k)) for name in COLUMNS}
+        columns: dict[str, Any] = {
+            name: _read_column(group, name, (num_rows, k)) for name in COLUMNS
+        }
         columns["batch_sha256"] = tuple(digest.decode() for digest in columns["batch_sha256"])
         facts = read_facts(group)
-        facts |= {name: str(group.attrs[name]) for name in ("model", "label")} | {"num_planned": int(group.attrs["num_planned"])}
+        facts |= {name: str(group.attrs[name]) for name in ("model", "label")} | {
+            "num_planned": int(group.attrs["num_planned"])
+        }
         table = SpectraTable(series=series, epoch=epoch, **facts, **columns)
         check_table(table)
         return table

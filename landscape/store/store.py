@@ -58,9 +58,15 @@ class SpectrumStore:
         self._file = file
         self._close = weakref.finalize(self, file.close) if file is not None else lambda: None
         self._merged_identities = {} if file is None else schema.stored_checkpoints(file, path)
-        self._merged = {key: schema.stored_batches(file, path, *key) for key in self._merged_identities} if file else {}
+        self._merged = (
+            {key: schema.stored_batches(file, path, *key) for key in self._merged_identities}
+            if file
+            else {}
+        )
         self._index = PartIndex[Record](entry for entry in entries if entry.origin.modules is None)
-        of_modules = PartIndex[ModuleRecord](entry for entry in entries if entry.origin.modules is not None)
+        of_modules = PartIndex[ModuleRecord](
+            entry for entry in entries if entry.origin.modules is not None
+        )
         self._shelf = ModuleShelf(path, file, of_modules)
 
     @property
@@ -105,8 +111,13 @@ class SpectrumStore:
         unknown = next((name for name in series if name not in known), None)
         if unknown is not None:
             self.close()
-            raise StoreError(f"{self.path}: it has no series {unknown!r}; {nearest(unknown, known)}")
-        self.plan = replace(self.plan, series=tuple(planned for planned in self.plan.series if planned.name in series))
+            raise StoreError(
+                f"{self.path}: it has no series {unknown!r}; {nearest(unknown, known)}"
+            )
+        self.plan = replace(
+            self.plan,
+            series=tuple(planned for planned in self.plan.series if planned.name in series),
+        )
 
     @classmethod
     def _read(cls, path: Path, *, fallback: Plan | None) -> Self | None:
@@ -120,19 +131,40 @@ class SpectrumStore:
         file = schema.open_file(path, to_write=fallback is not None)
         try:
             merged_plan = None if file is None else schema.read_plan_of_file(file, path)
-            if planned is not None and merged_plan is not None and planned.protocol != merged_plan.protocol:
-                raise StoreError(f"{folder}: its parts were not measured for {path}, which has other settings; move it away.")
+            if (
+                planned is not None
+                and merged_plan is not None
+                and planned.protocol != merged_plan.protocol
+            ):
+                raise StoreError(
+                    f"{folder}: its parts were not measured for {path}, which has other settings; move it away."
+                )
             shelf = ModuleShelf(path, file)
-            identities = shelf.identities | ({} if file is None else schema.stored_checkpoints(file, path))
+            identities = shelf.identities | (
+                {} if file is None else schema.stored_checkpoints(file, path)
+            )
             plans = (plan for plan in (planned, merged_plan, fallback) if plan is not None)
-            plan = next((plan for plan in plans if all(plan.holds(*key) for key in identities)), None)
+            plan = next(
+                (plan for plan in plans if all(plan.holds(*key) for key in identities)), None
+            )
             if plan is None:
                 if file is None and not entries and not rejected:
                     return None
-                raise StoreError(f"{path}: its plan is lost; run `landscape spectra` on its manifest again, which mends it.")
-            modules = {name: names for name, _ in identities if (names := shelf.modules(name)) is not None}
+                raise StoreError(
+                    f"{path}: its plan is lost; run `landscape spectra` on its manifest again, which mends it."
+                )
+            modules = {
+                name: names for name, _ in identities if (names := shelf.modules(name)) is not None
+            }
             entries, foreign = split_fitting(entries, plan, identities, modules)
-            return cls(path, plan, merged_plan=merged_plan, file=file, entries=entries, rejected=[*rejected, *foreign])
+            return cls(
+                path,
+                plan,
+                merged_plan=merged_plan,
+                file=file,
+                entries=entries,
+                rejected=[*rejected, *foreign],
+            )
         except BaseException:
             if file is not None:
                 file.close()
@@ -167,7 +199,9 @@ class SpectrumStore:
         """
         epochs = tuple(epoch for name, epoch in self.identities if name == series)
         if not epochs:
-            raise StoreError(f"{self.path}: it has no series {series!r}; {nearest(series, self.series())}")
+            raise StoreError(
+                f"{self.path}: it has no series {series!r}; {nearest(series, self.series())}"
+            )
         return epochs
 
     def records(self, series: str, epoch: int) -> SpectraTable:
@@ -178,7 +212,9 @@ class SpectrumStore:
         """
         if epoch not in self.epochs(series):
             found = ", ".join(map(str, self.epochs(series)))
-            raise StoreError(f"{self.path}: series {series!r} has no epoch {epoch}; it has {found}.")
+            raise StoreError(
+                f"{self.path}: series {series!r} has no epoch {epoch}; it has {found}."
+            )
         table = self._table((series, epoch))
         assert table is not None, "a record that became unreadable is an error here"
         return table
@@ -187,7 +223,11 @@ class SpectrumStore:
         """What the plan says of the tables of a series."""
         planned = self.plan.named(series)
         assert planned is not None, "a plan holds what it was checked against"
-        return {"model": planned.model, "label": planned.label, "num_planned": self.plan.num_batches}
+        return {
+            "model": planned.model,
+            "label": planned.label,
+            "num_planned": self.plan.num_batches,
+        }
 
     def _table(self, key: Key, *, on_error: OnError = None) -> SpectraTable | None:
         """The spectra of one checkpoint; None if nothing is readable. `on_error` as in `PartIndex.read`."""
@@ -209,7 +249,9 @@ class SpectrumStore:
     def stored_record(self, series: str, epoch: int, batch: int) -> Record | None:
         """One record; None if it is not stored. Of the merged file, settings and extras are those of its checkpoint."""
         key = (series, epoch)
-        if (record := self._index.record(key, batch)) is not None or (table := self._merged_table(key)) is None:
+        if (record := self._index.record(key, batch)) is not None or (
+            table := self._merged_table(key)
+        ) is None:
             return record
         rows = table.batch.tolist()
         return record_of_row(table, rows.index(batch)) if batch in rows else None
@@ -221,7 +263,11 @@ class SpectrumStore:
             return record
         table = self._shelf.merged_table(key, **self._facts(series))
         rows = [] if table is None else table.batch.tolist()
-        return module_record_of_row(table, rows.index(batch)) if table is not None and batch in rows else None
+        return (
+            module_record_of_row(table, rows.index(batch))
+            if table is not None and batch in rows
+            else None
+        )
 
     def to_xarray(self) -> "Dataset":
         """The spectra of whole models as one xarray.Dataset; docs/xarray.md lists its dimensions and variables.
@@ -246,7 +292,10 @@ class SpectrumStore:
             StoreError: If none is, or the file is damaged.
         """
         if (series, epoch) not in self.module_identities:
-            stored = ", ".join(f"{name} epoch {number}" for name, number in self.module_identities) or "none at all"
+            stored = (
+                ", ".join(f"{name} epoch {number}" for name, number in self.module_identities)
+                or "none at all"
+            )
             raise StoreError(
                 f"{self.path}: it has no spectra of modules of {series} epoch {epoch}, but of {stored}. "
                 "`landscape spectra --per-module` measures them."
@@ -265,15 +314,23 @@ class SpectrumStore:
 
     def completed_modules(self) -> frozenset[str]:
         """Keys of all batches of which the spectra of modules are stored."""
-        return frozenset(task_key(*key, batch) for key in self.module_identities for batch in self.module_batches(*key))
+        return frozenset(
+            task_key(*key, batch)
+            for key in self.module_identities
+            for batch in self.module_batches(*key)
+        )
 
     def stored(self) -> dict[tuple[str, int], str]:
         """Digest of the weights of each (series, epoch) of which anything is stored."""
-        return {key: digest for key, (digest, _) in (self.module_identities | self.identities).items()}
+        return {
+            key: digest for key, (digest, _) in (self.module_identities | self.identities).items()
+        }
 
     def completed_keys(self) -> frozenset[str]:
         """Keys of all records that are stored."""
-        return frozenset(task_key(*key, batch) for key in self.identities for batch in self.batches(*key))
+        return frozenset(
+            task_key(*key, batch) for key in self.identities for batch in self.batches(*key)
+        )
 
     def close(self) -> None:
         self._close()
@@ -299,5 +356,7 @@ def checked_target(path: str | Path) -> Path:
     if target.exists() and not target.is_file():
         raise StoreError(f"{path}: not a regular file; name a file such as spectra.h5.")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise StoreError(f"{path}: the folder {target.parent} is not writable; name another output.")
+        raise StoreError(
+            f"{path}: the folder {target.parent} is not writable; name another output."
+        )
     return target

@@ -134,10 +134,14 @@ def read_surface(path: Path) -> StoredSurface | None:
     if not path.exists():
         return None
     if not is_surface(path):
-        raise StoreError(f"{path}: not a loss surface of landscape, which would overwrite it. Name another file with --data.")
+        raise StoreError(
+            f"{path}: not a loss surface of landscape, which would overwrite it. Name another file with --data."
+        )
     advice = "Restore it from a copy, or remove it to compute it anew."
     with corrupt_file_errors(path, advice=advice), open_hdf5(path) as file:
-        check_schema_version(path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"])
+        check_schema_version(
+            path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"]
+        )
         as_trained = check_mapping(json.loads(file.attrs.get("as_trained", "{}")), "as_trained")
         check_facts({"as_trained": as_trained} if as_trained else {}, {})
         return StoredSurface(
@@ -171,10 +175,16 @@ def _read_axis(group: h5py.Group) -> "Axis":
     from landscape.curvature import Axis, CurvatureFit
 
     attributes = group.attrs
-    fit = CurvatureFit(**{name: float(attributes[f"fit_{name}"]) for name in ("value", "error", "step")})
+    fit = CurvatureFit(
+        **{name: float(attributes[f"fit_{name}"]) for name in ("value", "error", "step")}
+    )
     converged = int(attributes["converged"])
     coordinates = read_array(group, "coordinates", dtype="<f8", shape=(None,))
-    if len(coordinates) < 2 or not (np.diff(coordinates) > 0).all() or not np.isfinite(coordinates).all():
+    if (
+        len(coordinates) < 2
+        or not (np.diff(coordinates) > 0).all()
+        or not np.isfinite(coordinates).all()
+    ):
         raise ValueError(f"the coordinates of {group.name} do not ascend")
     return Axis(
         name=str(attributes["name"]),
@@ -226,10 +236,25 @@ def describe_surface(path: Path) -> list[str]:
         f"loss surface, schema version 1: {stored.num_computed} of {stored.num_points} points{extent}, "
         f"{result.num_undefined} not finite",
         f"written by landscape {stored.landscape_version}: "
-        + ", ".join(f"{name} {value}" for name, value in request.items() if not isinstance(value, dict)),
+        + ", ".join(
+            f"{name} {value}" for name, value in request.items() if not isinstance(value, dict)
+        ),
     ]
     for axis in axes_of(result):
-        certificate = "" if math.isnan(axis.eigenvalue) else f", eigenvalue {axis.eigenvalue:.6g} ± {axis.bound:.1g}"
-        fit = "" if axis.fit is None else f", curvature by differences {axis.fit.value:.6g} ± {axis.fit.error:.1g}"
-        lines.append(f"{axis.name}: {axis.coordinates[0]:g} to {axis.coordinates[-1]:g} {axis.unit}{certificate}{fit}")
-    return [*lines, *(described_as_trained({"as_trained": stored.as_trained}) if stored.as_trained else [])]
+        certificate = (
+            ""
+            if math.isnan(axis.eigenvalue)
+            else f", eigenvalue {axis.eigenvalue:.6g} ± {axis.bound:.1g}"
+        )
+        fit = (
+            ""
+            if axis.fit is None
+            else f", curvature by differences {axis.fit.value:.6g} ± {axis.fit.error:.1g}"
+        )
+        lines.append(
+            f"{axis.name}: {axis.coordinates[0]:g} to {axis.coordinates[-1]:g} {axis.unit}{certificate}{fit}"
+        )
+    return [
+        *lines,
+        *(described_as_trained({"as_trained": stored.as_trained}) if stored.as_trained else []),
+    ]

@@ -75,7 +75,10 @@ def facts_of(rows: Sequence[Any], versions: Iterable[Mapping[str, Any]]) -> dict
     """
     first = rows[0]
     return {
-        **{name: getattr(first, name) for name in ("series", "epoch", "checkpoint_sha256", "num_params")},
+        **{
+            name: getattr(first, name)
+            for name in ("series", "epoch", "checkpoint_sha256", "num_params")
+        },
         "settings": combined(row.settings for row in rows),
         "versions": combined(versions),
         "extras": combined(row.extras for row in rows),
@@ -93,7 +96,9 @@ def stacked(rows: Sequence[Any], columns: Mapping[str, str], **names: str) -> di
     found = {}
     for column, dtype in columns.items():
         if column != "batch_sha256":
-            arrays = [np.asarray(getattr(row, names.get(column, column)), dtype=dtype) for row in rows]
+            arrays = [
+                np.asarray(getattr(row, names.get(column, column)), dtype=dtype) for row in rows
+            ]
             longest = max((array.shape[-1] for array in arrays if array.ndim), default=0)
             found[column] = np.stack([padded(array, longest) for array in arrays])
     return found
@@ -107,16 +112,23 @@ def joined(one: _Table, other: _Table, *, columns: Iterable[str]) -> _Table:
     def rows(name: str) -> np.ndarray:
         first, second = getattr(one, name), getattr(other, name)[new]
         longest = max(first.shape[-1], second.shape[-1])
-        return np.concatenate([padded(first, longest), padded(second, longest)] if first.ndim > 1 else [first, second])[order]
+        return np.concatenate(
+            [padded(first, longest), padded(second, longest)] if first.ndim > 1 else [first, second]
+        )[order]
 
-    digests = [*one.batch_sha256, *(digest for digest, is_new in zip(other.batch_sha256, new) if is_new)]
+    digests = [
+        *one.batch_sha256,
+        *(digest for digest, is_new in zip(other.batch_sha256, new) if is_new),
+    ]
     changes: dict[str, Any] = {name: rows(name) for name in columns if name != "batch_sha256"}
     for name in ("settings", "versions", "extras"):
         changes[name] = combined([getattr(one, name), getattr(other, name)])
     return replace(one, batch_sha256=tuple(digests[i] for i in order), **changes)
 
 
-def write_attributes(group: "h5py.Group", table: CheckpointTable, *, num_not_converged: int) -> None:
+def write_attributes(
+    group: "h5py.Group", table: CheckpointTable, *, num_not_converged: int
+) -> None:
     """The facts of a table as attributes of its group."""
     for name in ("settings", "versions", "extras"):
         group.attrs[name] = canonical_json(getattr(table, name))
@@ -132,11 +144,16 @@ def read_facts(group: "h5py.Group") -> dict[str, Any]:
     Raises:
         ValueError, TypeError, KeyError: If one is missing or has another form.
     """
-    facts: dict[str, Any] = {name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")}
+    facts: dict[str, Any] = {
+        name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")
+    }
     for name, value in facts.items():
         check_mapping(value, f"{name} of {group.name}")
     check_facts(facts["settings"], facts["extras"])
-    facts |= {"checkpoint_sha256": str(group.attrs["checkpoint_sha256"]), "num_params": int(group.attrs["num_params"])}
+    facts |= {
+        "checkpoint_sha256": str(group.attrs["checkpoint_sha256"]),
+        "num_params": int(group.attrs["num_params"]),
+    }
     if not is_digest(facts["checkpoint_sha256"]) or facts["num_params"] < 0:
         raise ValueError(f"{group.name} has a wrong digest or number of parameters")
     return facts
@@ -174,7 +191,11 @@ def check_columns(table: CheckpointTable) -> None:
     check_each(table, "batch", table.batch >= 0)
     check_each(table, "seconds", np.isfinite(table.seconds) & (table.seconds >= 0))
     check_each(table, "loss", np.isfinite(table.loss))
-    check_each(table, "batch_sha256", np.array([is_digest(digest) for digest in table.batch_sha256], dtype=bool))
+    check_each(
+        table,
+        "batch_sha256",
+        np.array([is_digest(digest) for digest in table.batch_sha256], dtype=bool),
+    )
     if len(set(table.keys)) < table.num_records:
         raise ValueError(f"{table.series}/{table.epoch} holds a batch twice")
 
@@ -208,7 +229,11 @@ def combined(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for fact in facts:
         for key, value in fact.items():
-            several = value["several"] if isinstance(value, Mapping) and set(value) == {"several"} else [value]
+            several = (
+                value["several"]
+                if isinstance(value, Mapping) and set(value) == {"several"}
+                else [value]
+            )
             for one in several:
                 found.setdefault(key, {}).setdefault(canonical_json(one), one)
     return {

@@ -21,8 +21,13 @@ def is_audited(extras: Mapping[str, Any]) -> bool:
 def operator_checks(extras: Mapping[str, Any]) -> list[str]:
     """What was said of the operators' first products, a line for each kind of saying: the first, and how many more there are."""
     stored = extras.get("operator", "")
-    several = [str(one) for one in (stored["several"] if isinstance(stored, Mapping) else [stored]) if one]
+    several = [
+        str(one) for one in (stored["several"] if isinstance(stored, Mapping) else [stored]) if one
+    ]
     kinds: dict[str, list[str]] = {}
     for said in several:
         kinds.setdefault(said.partition(":")[0], []).append(said)
-    return [said[0] + (f" (and {len(said) - 1} more like it)" if len(said) > 1 else "") for said in kinds.values()]
+    return [
+        said[0] + (f" (and {len(said) - 1} more like it)" if len(said) > 1 else "")
+        for said in kinds.values()
+    ]

@@ -155,10 +155,15 @@ class SpectrumWriter:
         """
         self._check_modules(series, modules, ChainMap({}, self._modules))
 
-    def _check_modules(self, series: str, modules: tuple[str, ...], stored: MutableMapping[str, tuple[str, ...]]) -> None:
+    def _check_modules(
+        self, series: str, modules: tuple[str, ...], stored: MutableMapping[str, tuple[str, ...]]
+    ) -> None:
         known = stored.setdefault(series, modules)
         if known != modules:
-            other = next((name for name in (*modules, *known) if (name in known) != (name in modules)), "their order")
+            other = next(
+                (name for name in (*modules, *known) if (name in known) != (name in modules)),
+                "their order",
+            )
             raise StoreError(
                 f"{self.path}: series {series!r} has the spectra of {len(known)} modules, and these are {len(modules)} others "
                 f"({other}). Ask for the same modules, or name another output with -o."
@@ -183,12 +188,24 @@ class SpectrumWriter:
             identity = (record.checkpoint_sha256, record.num_params)
             known = checkpoints.setdefault((record.series, record.epoch), identity)
             if known != identity:
-                self._refuse(record, "its weights are not those of the records beside it", known[0], identity[0])
+                self._refuse(
+                    record,
+                    "its weights are not those of the records beside it",
+                    known[0],
+                    identity[0],
+                )
             digest = digests.setdefault((record.series, record.batch), record.batch_sha256)
             if digest != record.batch_sha256:
-                self._refuse(record, "its pairs are not those of the same batch at other epochs", digest, record.batch_sha256)
+                self._refuse(
+                    record,
+                    "its pairs are not those of the same batch at other epochs",
+                    digest,
+                    record.batch_sha256,
+                )
             slot = (record.key, isinstance(record, ModuleRecord))
-            other = self._stored(record) if record.key in self._completed_of(record) else new.get(slot)
+            other = (
+                self._stored(record) if record.key in self._completed_of(record) else new.get(slot)
+            )
             if other is None:
                 new[slot] = record
             else:
@@ -196,13 +213,22 @@ class SpectrumWriter:
         return list(new.values())
 
     def _check_planned(self, record: AnyRecord) -> None:
-        if not self.plan.holds(record.series, record.epoch) or record.batch >= self.plan.num_batches:
+        if (
+            not self.plan.holds(record.series, record.epoch)
+            or record.batch >= self.plan.num_batches
+        ):
             raise ValueError(f"{record.key} is not a measurement of this manifest.")
         if record.k != self.plan.k:
-            raise ValueError(f"{record.key} has {record.k} eigenvalues, but the manifest asks for {self.plan.k}.")
+            raise ValueError(
+                f"{record.key} has {record.k} eigenvalues, but the manifest asks for {self.plan.k}."
+            )
 
     def _stored(self, record: AnyRecord) -> AnyRecord | None:
-        find = self._store.stored_module_record if isinstance(record, ModuleRecord) else self._store.stored_record
+        find = (
+            self._store.stored_module_record
+            if isinstance(record, ModuleRecord)
+            else self._store.stored_record
+        )
         return find(record.series, record.epoch, record.batch)
 
     def _check_equal(self, stored: AnyRecord, record: AnyRecord) -> None:
@@ -222,7 +248,11 @@ class SpectrumWriter:
     def _append(self, records: Sequence[AnyRecord]) -> None:
         """Bring records to the log, and enter where they lie."""
         parts = [
-            Part(record=record, protocol_sha256=self.plan.protocol_sha256_of(record.series), versions=self._versions)
+            Part(
+                record=record,
+                protocol_sha256=self.plan.protocol_sha256_of(record.series),
+                versions=self._versions,
+            )
             for record in records
         ]
         lines = [encode_part(part) for part in parts]
@@ -237,7 +267,9 @@ class SpectrumWriter:
     def _enter(self, record: AnyRecord, entry: Entry) -> None:
         self._store._enter(entry)
         self._completed_of(record).add(record.key)
-        self._checkpoints.setdefault((record.series, record.epoch), (record.checkpoint_sha256, record.num_params))
+        self._checkpoints.setdefault(
+            (record.series, record.epoch), (record.checkpoint_sha256, record.num_params)
+        )
         self._digests.setdefault((record.series, record.batch), record.batch_sha256)
         if isinstance(record, ModuleRecord):
             self._modules.setdefault(record.series, record.modules)
@@ -323,14 +355,20 @@ def write_merged(store: SpectrumStore, folder: Path) -> list[str]:
 
     old = store.path.stat().st_size if store.path.exists() else 0
     checkpoints = len(store.identities) + len(store.module_identities)
-    size = old + num_bytes(folder) // _JSON_TO_HDF5 + (0 if old else checkpoints * _LEAST_CHECKPOINT)
+    size = (
+        old + num_bytes(folder) // _JSON_TO_HDF5 + (0 if old else checkpoints * _LEAST_CHECKPOINT)
+    )
 
     def check(path: Path) -> None:
         if not written:
             raise _NothingWritten
         check_written(written, path)
 
-    options: dict[str, Any] = {"num_bytes": size, "temporary": merged_temporary(folder), "check": check}
+    options: dict[str, Any] = {
+        "num_bytes": size,
+        "temporary": merged_temporary(folder),
+        "check": check,
+    }
     with suppress(_NothingWritten):
         schema.write_file(store.path, store.plan, tables(), module_tables(), **options)
     return sorted(lost)

@@ -24,7 +24,11 @@ _RELATIVE = "|Hv - lambda v| / |lambda|"
 VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "eigenvalues": (_TOP, UNIT, "eigenvalues in the order of the solver"),
     "residuals": (_TOP, "1", f"relative residual {_RELATIVE} of each eigenvalue"),
-    "converged": (_TOP, "1", "1 where the residual met the tolerance, 0 where not, NaN where nothing was measured"),
+    "converged": (
+        _TOP,
+        "1",
+        "1 where the residual met the tolerance, 0 where not, NaN where nothing was measured",
+    ),
     "smallest": (_TOP, UNIT, "smallest Ritz values, outermost first"),
     "smallest_residuals": (_TOP, "1", f"relative residual {_RELATIVE} of each"),
     "largest": (_TOP, UNIT, "largest Ritz values, outermost first"),
@@ -37,8 +41,16 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "ritz_values": (_RITZ, UNIT, "nodes of the Krylov quadrature"),
     "ritz_weights": (_RITZ, "1", "weights of the Krylov quadrature, which sum to 1"),
     "num_matvecs": (_BATCH, "1", "Hessian-vector products spent"),
-    "num_negative": (_BATCH, "1", "certified lower bound of the number of negative eigenvalues; NaN where there is none"),
-    "num_positive": (_BATCH, "1", "certified lower bound of the number of positive eigenvalues; NaN where there is none"),
+    "num_negative": (
+        _BATCH,
+        "1",
+        "certified lower bound of the number of negative eigenvalues; NaN where there is none",
+    ),
+    "num_positive": (
+        _BATCH,
+        "1",
+        "certified lower bound of the number of positive eigenvalues; NaN where there is none",
+    ),
     "missed_distance": (
         _BATCH,
         "1",
@@ -52,7 +64,11 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "loss": (_BATCH, "nat", "loss of the batch"),
     "seconds": (_BATCH, "s", "CPU time"),
     "orthogonality_defect": (_BATCH, "1", "max |V^T V - I| of the Krylov basis"),
-    "num_unused": (_BATCH, "1", "parameters that the batch cannot move: zeros of the spectrum; NaN where nobody counted"),
+    "num_unused": (
+        _BATCH,
+        "1",
+        "parameters that the batch cannot move: zeros of the spectrum; NaN where nobody counted",
+    ),
     "parameter_norm": (_BATCH, "1", "Euclidean norm of the parameters that the Hessian is of"),
 }
 
@@ -64,7 +80,10 @@ CHECKPOINTS: dict[str, tuple[str, str]] = {
     "num_planned": ("1", "batches that the manifest asks for"),
     "settings": ("", "how the products were computed, as JSON"),
     "versions": ("", "of the libraries that measured, as JSON"),
-    "extras": ("", "further facts as JSON; 'audit' is the verdict on the products, 'several' those of runs that differ"),
+    "extras": (
+        "",
+        "further facts as JSON; 'audit' is the verdict on the products, 'several' those of runs that differ",
+    ),
 }
 # Of every coordinate: its dimension, its unit, empty for a text, and what it is.
 COORDINATES: dict[str, tuple[str, str, str]] = {
@@ -106,12 +125,22 @@ def to_dataset(tables: Sequence[SpectraTable], plan: Plan, *, path: Path) -> "Da
     coordinates = _coordinates(tables)
     sizes = {name: len(values) for name, values in coordinates.items()}
     variables = {
-        name: (("series", "epoch", *dims), _filled(name, dims, tables, coordinates, sizes), {"units": unit, "long_name": meaning})
+        name: (
+            ("series", "epoch", *dims),
+            _filled(name, dims, tables, coordinates, sizes),
+            {"units": unit, "long_name": meaning},
+        )
         for name, (dims, unit, meaning) in VARIABLES.items()
     }
-    texts = {"batch_sha256": _digests(tables, coordinates, sizes), **_of_checkpoints(tables, coordinates, sizes)}
+    texts = {
+        "batch_sha256": _digests(tables, coordinates, sizes),
+        **_of_checkpoints(tables, coordinates, sizes),
+    }
     values = {**coordinates, **_of_series(tables)}
-    described = {name: (dim, values[name], _attributes_of(unit, meaning)) for name, (dim, unit, meaning) in COORDINATES.items()}
+    described = {
+        name: (dim, values[name], _attributes_of(unit, meaning))
+        for name, (dim, unit, meaning) in COORDINATES.items()
+    }
     return xarray.Dataset({**variables, **texts}, coords=described, attrs=_attributes(plan))
 
 
@@ -127,7 +156,11 @@ def _coordinates(tables: Sequence[SpectraTable]) -> dict[str, Any]:
 
 
 def _filled(
-    name: str, dims: tuple[str, ...], tables: Sequence[SpectraTable], coordinates: dict[str, Any], sizes: dict[str, int]
+    name: str,
+    dims: tuple[str, ...],
+    tables: Sequence[SpectraTable],
+    coordinates: dict[str, Any],
+    sizes: dict[str, int],
 ) -> np.ndarray:
     """A column of all tables in one array, NaN where a table has no such entry."""
     whole = np.full([sizes[dim] for dim in ("series", "epoch", *dims)], np.nan)
@@ -136,7 +169,9 @@ def _filled(
         if name.startswith("num_"):
             column = np.where(column < 0, np.nan, column)
         rows = np.searchsorted(coordinates["batch"], table.batch)
-        place = whole[coordinates["series"].index(table.series), coordinates["epoch"].index(table.epoch)]
+        place = whole[
+            coordinates["series"].index(table.series), coordinates["epoch"].index(table.epoch)
+        ]
         if column.ndim == 1:
             place[rows] = column
         else:
@@ -144,26 +179,43 @@ def _filled(
     return whole
 
 
-def _digests(tables: Sequence[SpectraTable], coordinates: dict[str, Any], sizes: dict[str, int]) -> tuple[Any, ...]:
+def _digests(
+    tables: Sequence[SpectraTable], coordinates: dict[str, Any], sizes: dict[str, int]
+) -> tuple[Any, ...]:
     dims = ("series", "epoch", "batch")
     whole = np.full([sizes[dim] for dim in dims], "", dtype="<U64")
     for table in tables:
         rows = np.searchsorted(coordinates["batch"], table.batch)
-        whole[coordinates["series"].index(table.series), coordinates["epoch"].index(table.epoch), rows] = table.batch_sha256
+        whole[
+            coordinates["series"].index(table.series), coordinates["epoch"].index(table.epoch), rows
+        ] = table.batch_sha256
     return dims, whole, _attributes_of("", _DIGESTS)
 
 
-def _of_checkpoints(tables: Sequence[SpectraTable], coordinates: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
+def _of_checkpoints(
+    tables: Sequence[SpectraTable], coordinates: dict[str, Any], sizes: dict[str, int]
+) -> dict[str, Any]:
     """Facts with one value per checkpoint."""
     dims = ("series", "epoch")
     variables = {}
     for name, (unit, meaning) in CHECKPOINTS.items():
-        whole = np.full([sizes[dim] for dim in dims], np.nan if unit else "", dtype=np.float64 if unit else object)
+        whole = np.full(
+            [sizes[dim] for dim in dims],
+            np.nan if unit else "",
+            dtype=np.float64 if unit else object,
+        )
         for table in tables:
             value = getattr(table, name)
-            place = coordinates["series"].index(table.series), coordinates["epoch"].index(table.epoch)
+            place = (
+                coordinates["series"].index(table.series),
+                coordinates["epoch"].index(table.epoch),
+            )
             whole[place] = canonical_json(value) if isinstance(value, Mapping) else value
-        variables[name] = (dims, whole if unit else whole.astype(str), _attributes_of(unit, meaning))
+        variables[name] = (
+            dims,
+            whole if unit else whole.astype(str),
+            _attributes_of(unit, meaning),
+        )
     return variables
 
 

@@ -35,7 +35,9 @@ class _Geometry:
 
     def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         zeros, ones = [0] * len(self.stride), [1] * len(self.stride)
-        return _aten.convolution(x, weight, bias, self.stride, self.padding, ones, False, zeros, self.groups)
+        return _aten.convolution(
+            x, weight, bias, self.stride, self.padding, ones, False, zeros, self.groups
+        )
 
     def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *, wanted: int) -> Tensor:
         """The gradient for x (wanted=0) or for weight (wanted=1); the unwanted array only lends its shape."""
@@ -73,8 +75,16 @@ class _Output(_Bilinear):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         (x, weight), (geometry,) = ctx.saved_tensors, ctx.rest
-        for_x = _InputGradient.apply(grad, weight, geometry, x.shape[1:]) if ctx.needs_input_grad[0] else None
-        for_weight = _WeightGradient.apply(x, grad, geometry, weight.shape) if ctx.needs_input_grad[1] else None
+        for_x = (
+            _InputGradient.apply(grad, weight, geometry, x.shape[1:])
+            if ctx.needs_input_grad[0]
+            else None
+        )
+        for_weight = (
+            _WeightGradient.apply(x, grad, geometry, weight.shape)
+            if ctx.needs_input_grad[1]
+            else None
+        )
         return for_x, for_weight, None
 
     @staticmethod
@@ -97,11 +107,17 @@ class _InputGradient(_Bilinear):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tensor], ...]:
         (grad, weight), (geometry, _) = ctx.saved_tensors, ctx.rest
         for_grad = _Output.apply(cotangent, weight, geometry) if ctx.needs_input_grad[0] else None
-        for_weight = _WeightGradient.apply(cotangent, grad, geometry, weight.shape) if ctx.needs_input_grad[1] else None
+        for_weight = (
+            _WeightGradient.apply(cotangent, grad, geometry, weight.shape)
+            if ctx.needs_input_grad[1]
+            else None
+        )
         return for_grad, for_weight, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dgrad: Optional[Tensor], dweight: Optional[Tensor], *_: None) -> Optional[Tensor]:
+    def jvp(
+        ctx: Any, dgrad: Optional[Tensor], dweight: Optional[Tensor], *_: None
+    ) -> Optional[Tensor]:
         with forward_rule(ctx) as (grad, weight):
             return _sum(
                 None if dgrad is None else _InputGradient.apply(dgrad, weight, *ctx.rest),
@@ -119,7 +135,11 @@ class _WeightGradient(_Bilinear):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tensor], ...]:
         (x, grad), (geometry, _) = ctx.saved_tensors, ctx.rest
-        for_x = _InputGradient.apply(grad, cotangent, geometry, x.shape[1:]) if ctx.needs_input_grad[0] else None
+        for_x = (
+            _InputGradient.apply(grad, cotangent, geometry, x.shape[1:])
+            if ctx.needs_input_grad[0]
+            else None
+        )
         for_grad = _Output.apply(x, cotangent, geometry) if ctx.needs_input_grad[1] else None
         return for_x, for_grad, None, None
 
@@ -172,7 +192,9 @@ class DepthwiseConv1d(nn.Conv1d):
         assert self.bias is not None
         if _casts(x.device.type) or x.dtype.itemsize < torch.float32.itemsize:
             # Which sums in float32 and rounds once.
-            return convolve(x, self.weight, self.bias, stride=(1,), padding=(0,), groups=self.groups)
+            return convolve(
+                x, self.weight, self.bias, stride=(1,), padding=(0,), groups=self.groups
+            )
         length = x.shape[-1] - self.kernel_size[0] + 1
         first, *taps = self.weight[:, 0].unbind(-1)
         y = self.bias[:, None] + first[:, None] * x[..., :length]
@@ -185,8 +207,12 @@ class DepthwiseConv2d(nn.Conv2d):
     """One filter per channel on a grid of the same size; names and initialisation of `torch.nn.Conv2d`."""
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = True) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
+        super().__init__(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias
+        )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         margin = self.kernel_size[0] // 2
-        return convolve(x, self.weight, self.bias, stride=(1, 1), padding=(margin, margin), groups=self.groups)
+        return convolve(
+            x, self.weight, self.bias, stride=(1, 1), padding=(margin, margin), groups=self.groups
+        )

@@ -54,7 +54,9 @@ class Mamba(nn.Module):
         step, B, C = self.x_proj(u.transpose(1, 2)).transpose(1, 2).split(self.sizes, dim=1)
         # The bias of the step size is added inside the scan, in its precision.
         delta = torch.matmul(self.dt_proj.weight, step)
-        y = state_space(u, delta, self.A_log, B[:, None], C[:, None], self.D, delta_bias=self.dt_proj.bias)
+        y = state_space(
+            u, delta, self.A_log, B[:, None], C[:, None], self.D, delta_bias=self.dt_proj.bias
+        )
         y = y.to(z.dtype).transpose(1, 2) * F.silu(z)
         return self.out_proj(y)
 
@@ -141,7 +143,9 @@ class PatchEmbed(nn.Module):
 def _stem(in_chans: int, hidden: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels, size, stride in ((in_chans, 7, 2), (hidden, 3, 1), (hidden, 3, 1)):
-        convolution = nn.Conv2d(channels, hidden, size, stride=stride, padding=size // 2, bias=False)
+        convolution = nn.Conv2d(
+            channels, hidden, size, stride=stride, padding=size // 2, bias=False
+        )
         layers += [convolution, nn.BatchNorm2d(hidden), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -190,14 +194,20 @@ class Simba(nn.Module):
         rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
         for i, (dim, depth, ratio) in enumerate(zip(dims, depths, mlp_ratios)):
             embed = PatchEmbed(dims[i - 1], dim) if i else PatchEmbed(in_chans, dim, stem=stem)
-            blocks = [Block(dim, mlp_ratio=ratio, num_states=num_states, drop_path=next(rates)) for _ in range(depth)]
+            blocks = [
+                Block(dim, mlp_ratio=ratio, num_states=num_states, drop_path=next(rates))
+                for _ in range(depth)
+            ]
             setattr(self, f"patch_embed{i + 1}", embed)
             setattr(self, f"block{i + 1}", nn.ModuleList(blocks))
             setattr(self, f"norm{i + 1}", nn.LayerNorm(dim, eps=1e-6))
         block = ClassBlock(dims[-1], mlp_ratio=mlp_ratios[-1], num_states=num_states)
         self.post_network = nn.ModuleList([block])
         self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
-        self.feature_info = [{"num_chs": c, "reduction": 4 * 2**i, "module": f"block{i + 1}"} for i, c in enumerate(dims)]
+        self.feature_info = [
+            {"num_chs": c, "reduction": 4 * 2**i, "module": f"block{i + 1}"}
+            for i, c in enumerate(dims)
+        ]
         self.apply(_initialise)
 
     def _set_global_pool(self, global_pool: str) -> None:
@@ -209,7 +219,11 @@ class Simba(nn.Module):
         for i in range(1, self.num_stages + 1):
             x = getattr(self, f"patch_embed{i}")(x)
             for block in getattr(self, f"block{i}"):
-                x = checkpointed(block, x) if self.grad_checkpointing and torch.is_grad_enabled() else block(x)
+                x = (
+                    checkpointed(block, x)
+                    if self.grad_checkpointing and torch.is_grad_enabled()
+                    else block(x)
+                )
             if i < self.num_stages:
                 x = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2)
         return x
@@ -244,7 +258,11 @@ class Simba(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's layer groups, used by `open_clip`'s tower locking."""
-        blocks = [(r"^patch_embed(\d+)", (-1,)), (r"^block(\d+)\.(\d+)", None), (r"^norm(\d+)", (99998,))]
+        blocks = [
+            (r"^patch_embed(\d+)", (-1,)),
+            (r"^block(\d+)\.(\d+)", None),
+            (r"^norm(\d+)", (99998,)),
+        ]
         stages = [(r"^(?:patch_embed|block|norm)(\d+)", None)] if coarse else blocks
         return {"stem": r"^patch_embed1", "blocks": [*stages, (r"^post_network", (99999,))]}
 
@@ -258,7 +276,9 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
     elif isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        fan_out = (
+            module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        )
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
     else:
         return
@@ -290,7 +310,9 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _build(name: str, pretrained: bool, defaults: dict[str, Any], overrides: dict[str, Any]) -> Simba:
+def _build(
+    name: str, pretrained: bool, defaults: dict[str, Any], overrides: dict[str, Any]
+) -> Simba:
     return build_model_with_cfg(Simba, name, pretrained, **(defaults | overrides))
 
 

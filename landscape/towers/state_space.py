@@ -36,7 +36,10 @@ def state_space(
     # Looked up at every call, so that an experiment can put another scan in its place.
     scan = kernels.selective_scan
     A = -torch.exp(_at_least_float32(A_log))
-    return cast(Tensor, scan(_at_least_float32(u), delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True))
+    return cast(
+        Tensor,
+        scan(_at_least_float32(u), delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True),
+    )
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

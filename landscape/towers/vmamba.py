@@ -47,7 +47,9 @@ def merge_orders(y: Float[Tensor, "b 4 d l"], size: tuple[int, int]) -> Float[Te
     height, width = size
     both = y[:, :2] + y[:, 2:].flip(-1)
     rows, columns = both.unbind(1)
-    return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).transpose(2, 3)
+    return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).transpose(
+        2, 3
+    )
 
 
 class SS2D(nn.Module):
@@ -82,7 +84,12 @@ class SS2D(nn.Module):
         rank, inner = self.sizes[0], self.Ds.numel() // 4
         self.x_proj_weight.uniform_(-(inner**-0.5), inner**-0.5)
         self.dt_projs_weight.uniform_(-(rank**-0.5), rank**-0.5)
-        step = torch.empty_like(self.dt_projs_bias).uniform_(math.log(0.001), math.log(0.1)).exp().clamp_min(1e-4)
+        step = (
+            torch.empty_like(self.dt_projs_bias)
+            .uniform_(math.log(0.001), math.log(0.1))
+            .exp()
+            .clamp_min(1e-4)
+        )
         self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
@@ -104,7 +111,13 @@ class SS2D(nn.Module):
         u = scan_order(x.unsqueeze(1).expand(-1, 4, -1, -1, -1))
         delta = torch.matmul(self.dt_projs_weight, steps)
         y = state_space(
-            u.flatten(1, 2), delta.flatten(1, 2), self.A_logs, B, C, self.Ds, delta_bias=self.dt_projs_bias.flatten()
+            u.flatten(1, 2),
+            delta.flatten(1, 2),
+            self.A_logs,
+            B,
+            C,
+            self.Ds,
+            delta_bias=self.dt_projs_bias.flatten(),
         )
         return merge_orders(y.unflatten(1, (4, -1)), size)
 
@@ -143,7 +156,11 @@ class VSSStage(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b u v e"]:
         for block in self.blocks:
-            x = checkpointed(block, x) if self.grad_checkpointing and torch.is_grad_enabled() else block(x)
+            x = (
+                checkpointed(block, x)
+                if self.grad_checkpointing and torch.is_grad_enabled()
+                else block(x)
+            )
         return self.downsample(x)
 
 
@@ -196,11 +213,19 @@ class VMamba(nn.Module):
         rates = iter([drop_path_rate * i / last for i in range(sum(depths))])
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, depths)):
-            blocks = [VSSBlock(dim, gated=gated, num_states=num_states, drop_path=next(rates)) for _ in range(depth)]
-            stages.append(VSSStage(blocks, dim=dim, next_dim=dims[i + 1] if i + 1 < len(dims) else None))
+            blocks = [
+                VSSBlock(dim, gated=gated, num_states=num_states, drop_path=next(rates))
+                for _ in range(depth)
+            ]
+            stages.append(
+                VSSStage(blocks, dim=dim, next_dim=dims[i + 1] if i + 1 < len(dims) else None)
+            )
         self.layers = nn.ModuleList(stages)
         self.classifier = Classifier(dims[-1], num_classes)
-        self.feature_info = [{"num_chs": c, "reduction": 4 * 2**i, "module": f"layers.{i}"} for i, c in enumerate(dims)]
+        self.feature_info = [
+            {"num_chs": c, "reduction": 4 * 2**i, "module": f"layers.{i}"}
+            for i, c in enumerate(dims)
+        ]
         self.apply(_initialise_linear)
 
     def _set_global_pool(self, global_pool: str) -> None:
@@ -231,7 +256,9 @@ class VMamba(nn.Module):
         if global_pool is not None:
             self._set_global_pool(global_pool)
         self.num_classes = num_classes
-        self.classifier.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.classifier.head = (
+            nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        )
         _initialise_linear(self.classifier.head)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -241,7 +268,10 @@ class VMamba(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's layer groups, used by `open_clip`'s tower locking."""
-        blocks = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", (99998,))]
+        blocks = [
+            (r"^layers\.(\d+)\.blocks\.(\d+)", None),
+            (r"^layers\.(\d+)\.downsample", (99998,)),
+        ]
         stages = [(r"^layers\.(\d+)", None)] if coarse else blocks
         return {"stem": r"^patch_embed", "blocks": [*stages, (r"^classifier\.norm", (99999,))]}
 
@@ -292,7 +322,9 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _build(name: str, pretrained: bool, defaults: dict[str, Any], overrides: dict[str, Any]) -> VMamba:
+def _build(
+    name: str, pretrained: bool, defaults: dict[str, Any], overrides: dict[str, Any]
+) -> VMamba:
     return build_model_with_cfg(VMamba, name, pretrained, **(defaults | overrides))
 
 
@@ -313,7 +345,9 @@ def vmamba_s(pretrained: bool = False, **kwargs: Any) -> VMamba:
 @register_model
 def vmamba_b(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """87,532,800 parameters without a head."""
-    defaults = dict(dims=(128, 256, 512, 1024), depths=(2, 2, 15, 2), gated=False, drop_path_rate=0.6)
+    defaults = dict(
+        dims=(128, 256, 512, 1024), depths=(2, 2, 15, 2), gated=False, drop_path_rate=0.6
+    )
     return _build("vmamba_b", pretrained, defaults, kwargs)
 
 

@@ -4,4 +4,14 @@ from landscape.workers.child import ChildProcess
 from landscape.workers.dispatch import Done, Lost, call_all, dispatch
 from landscape.workers.pools import ExecutorPool, InlinePool, LocalPool, Pool
 
-__all__ = ["ChildProcess", "Done", "ExecutorPool", "InlinePool", "LocalPool", "Lost", "Pool", "call_all", "dispatch"]
+__all__ = [
+    "ChildProcess",
+    "Done",
+    "ExecutorPool",
+    "InlinePool",
+    "LocalPool",
+    "Lost",
+    "Pool",
+    "call_all",
+    "dispatch",
+]

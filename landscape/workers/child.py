@@ -51,7 +51,9 @@ class ChildProcess:
         environment: Variables to set in the child.
     """
 
-    def __init__(self, name: str, *, num_threads: int = 1, environment: Mapping[str, str] = _NOTHING) -> None:
+    def __init__(
+        self, name: str, *, num_threads: int = 1, environment: Mapping[str, str] = _NOTHING
+    ) -> None:
         self.name = name
         self._num_threads = num_threads
         self._environment = dict(environment)
@@ -160,7 +162,11 @@ class ChildProcess:
             words = process.last_words()
             self._start_deaths += 1
             # A process that is killed by a signal may have better luck next time.
-            if process.popen.returncode < 0 and self._start_deaths < _MAX_START_DEATHS and not self._closed:
+            if (
+                process.popen.returncode < 0
+                and self._start_deaths < _MAX_START_DEATHS
+                and not self._closed
+            ):
                 raise WorkerDied(f"{self.name} {words}")
             raise WorkerError(f"{self.name} cannot start: {words}.")
         self._start_deaths = 0
@@ -183,7 +189,14 @@ class _Process:
         (requests, to_child), (from_child, answers), (life, keep) = pipes
         theirs = (requests, answers, life)
         # Without -P, a random.py in the current folder would be imported instead of the library's.
-        command = [sys.executable, "-P", "-m", "landscape.workers.serve", *map(str, theirs), str(os.getpid())]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "landscape.workers.serve",
+            *map(str, theirs),
+            str(os.getpid()),
+        ]
         try:
             popen = subprocess.Popen(
                 command,
@@ -197,7 +210,9 @@ class _Process:
         except OSError as error:
             for descriptor in (to_child, from_child, keep):
                 os.close(descriptor)
-            raise WorkerError(f"{name} cannot start: {sys.executable or 'no Python'}: {error.strerror}.") from error
+            raise WorkerError(
+                f"{name} cannot start: {sys.executable or 'no Python'}: {error.strerror}."
+            ) from error
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
@@ -233,7 +248,11 @@ class _Process:
         _kill_group(self.popen.pid)
         for descriptor in (self.requests, self.answers, self.life):
             os.close(descriptor)
-        how = f"ended with status {status}" if status >= 0 else f"was killed by signal {-status}{_meaning(-status)}"
+        how = (
+            f"ended with status {status}"
+            if status >= 0
+            else f"was killed by signal {-status}{_meaning(-status)}"
+        )
         line = self.lines.last()
         return f"(process {self.popen.pid}) {how}" + (f"; its last line: {line}" if line else "")
 

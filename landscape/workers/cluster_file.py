@@ -1,11 +1,11 @@
 """Cluster files: YAML with the queue, the number of workers, and the keyword arguments of dask_jobqueue's class for that queue.
 
-    cluster: slurm        # or pbs, sge, lsf, htcondor, oar, moab, local
-    workers: 16
-    cores: 4
-    memory: 30GB
-    walltime: "04:00:00"
-    job_extra_directives: ["--gres=gpu:1"]
+cluster: slurm        # or pbs, sge, lsf, htcondor, oar, moab, local
+workers: 16
+cores: 4
+memory: 30GB
+walltime: "04:00:00"
+job_extra_directives: ["--gres=gpu:1"]
 """
 
 import difflib
@@ -38,16 +38,51 @@ _OWN_KEYS = ("cluster", "workers")
 _REQUIRED = ("cluster", "workers", "cores", "memory")
 # Arguments that are ours to give, or that are no data.
 _NOT_FOR_FILES = frozenset(
-    ("self", "args", "kwargs", "job_kwargs", "base_class_kwargs", "n_workers", "job_cls", "loop", "asynchronous", "scheduler")
-    + ("scheduler_cls", "dashboard_address", "host", "silence_logs", "security", "shared_temp_directory", "config_name")
+    (
+        "self",
+        "args",
+        "kwargs",
+        "job_kwargs",
+        "base_class_kwargs",
+        "n_workers",
+        "job_cls",
+        "loop",
+        "asynchronous",
+        "scheduler",
+    )
+    + (
+        "scheduler_cls",
+        "dashboard_address",
+        "host",
+        "silence_logs",
+        "security",
+        "shared_temp_directory",
+        "config_name",
+    )
 )
 # The constructors say nothing of types; of the keys that are not listed here anything is taken.
 _TEXTS = (
-    *("queue", "account", "project", "walltime", "interface", "python", "local_directory", "log_directory", "job_name"),
+    *(
+        "queue",
+        "account",
+        "project",
+        "walltime",
+        "interface",
+        "python",
+        "local_directory",
+        "log_directory",
+        "job_name",
+    ),
     *("job_mem", "shebang", "protocol", "resource_spec"),
 )
 _NUMBERS = ("workers", "cores", "processes", "job_cpu")
-_LISTS = ("job_extra_directives", "job_script_prologue", "worker_extra_args", "job_directives_skip", "submit_command_extra")
+_LISTS = (
+    "job_extra_directives",
+    "job_script_prologue",
+    "worker_extra_args",
+    "job_directives_skip",
+    "submit_command_extra",
+)
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(_TEXTS, ((str,), "a text in quotes")),
     **dict.fromkeys(_NUMBERS, ((int,), "a whole number, at least 1")),
@@ -84,8 +119,14 @@ def read_cluster_file(path: Path) -> ClusterSettings:
     content = _load(path)
     kind = content.get("cluster")
     if kind not in CLUSTERS:
-        problem = "'cluster' is missing" if kind is None else f"cluster: {kind!r}{_nearest(str(kind), CLUSTERS)} is not known"
-        raise WorkerError(f"{path}: {problem}: expected one of {', '.join(CLUSTERS)}, the queue that starts the workers.")
+        problem = (
+            "'cluster' is missing"
+            if kind is None
+            else f"cluster: {kind!r}{_nearest(str(kind), CLUSTERS)} is not known"
+        )
+        raise WorkerError(
+            f"{path}: {problem}: expected one of {', '.join(CLUSTERS)}, the queue that starts the workers."
+        )
     keys = {*_OWN_KEYS, *keys_of(kind)}
     for key, value in content.items():
         if key not in keys:
@@ -96,7 +137,9 @@ def read_cluster_file(path: Path) -> ClusterSettings:
         _check_type(path, key, value)
     for key in _REQUIRED:
         if key not in content:
-            raise WorkerError(f"{path}: '{key}' is missing: {kind} jobs need it. Add a line such as `{key}: {_example(key)}`.")
+            raise WorkerError(
+                f"{path}: '{key}' is missing: {kind} jobs need it. Add a line such as `{key}: {_example(key)}`."
+            )
     options = {key: value for key, value in content.items() if key not in _OWN_KEYS}
     return ClusterSettings(kind, content["workers"], options)
 
@@ -112,7 +155,9 @@ def import_dask_jobqueue() -> ModuleType:
     try:
         return importlib.import_module("dask_jobqueue")
     except ValueError as error:
-        raise WorkerError(f"cluster: dask_jobqueue must be imported by the main thread ({error}); import it there.") from error
+        raise WorkerError(
+            f"cluster: dask_jobqueue must be imported by the main thread ({error}); import it there."
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGINT, handler)
@@ -131,8 +176,14 @@ def cluster_class(kind: str) -> Any:
 def keys_of(kind: str) -> set[str]:
     """Name the keyword arguments that dask_jobqueue takes for this queue, from the signatures of its constructors."""
     cluster = cluster_class(kind)
-    constructors = [base.__init__ for base in (*cluster.__mro__, *cluster.job_cls.__mro__) if "jobqueue" in base.__module__]
-    names = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    constructors = [
+        base.__init__
+        for base in (*cluster.__mro__, *cluster.job_cls.__mro__)
+        if "jobqueue" in base.__module__
+    ]
+    names = {
+        name for constructor in constructors for name in inspect.signature(constructor).parameters
+    }
     return names - _NOT_FOR_FILES
 
 
@@ -144,22 +195,36 @@ def _load(path: Path) -> dict[Any, Any]:
     except OSError as error:
         raise WorkerError(f"{path}: the cluster file cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkerError(f"{path}: no YAML, but a cluster file is: {' '.join(str(error).split())}.") from error
+        raise WorkerError(
+            f"{path}: no YAML, but a cluster file is: {' '.join(str(error).split())}."
+        ) from error
     if not isinstance(content, dict):
-        raise WorkerError(f"{path}: {type(content).__name__}, but a mapping with the keys 'cluster' and 'workers' is needed.")
+        raise WorkerError(
+            f"{path}: {type(content).__name__}, but a mapping with the keys 'cluster' and 'workers' is needed."
+        )
     return content
 
 
 def _check_type(path: Path, key: str, value: Any) -> None:
     kinds, words = _TYPES.get(key, ((object,), ""))
     # True is an int, and YAML reads 4:00:00 as the number 14400.
-    right = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds and object not in kinds)
+    right = isinstance(value, kinds) and not (
+        isinstance(value, bool) and bool not in kinds and object not in kinds
+    )
     if not right or (key in _NUMBERS and value < 1):
-        raise WorkerError(f"{path}: {key}: {value!r}, expected {words}, such as `{key}: {_example(key)}`.")
+        raise WorkerError(
+            f"{path}: {key}: {value!r}, expected {words}, such as `{key}: {_example(key)}`."
+        )
 
 
 def _example(key: str) -> str:
-    examples = {"cluster": "slurm", "walltime": '"04:00:00"', "memory": "16GB", "nanny": "false", "scheduler_options": "{}"}
+    examples = {
+        "cluster": "slurm",
+        "walltime": '"04:00:00"',
+        "memory": "16GB",
+        "nanny": "false",
+        "scheduler_options": "{}",
+    }
     default = "4" if key in _NUMBERS else '["--gres=gpu:1"]' if key in _LISTS else '"name"'
     return examples.get(key, default)
 

@@ -52,14 +52,22 @@ class WorkerSettings:
         Raises:
             LandscapeError: If two places are named, or several workers for items that depend on each other.
         """
-        named = {"--scheduler": self.scheduler, "--cluster": self.cluster, "executor": self.executor}
+        named = {
+            "--scheduler": self.scheduler,
+            "--cluster": self.cluster,
+            "executor": self.executor,
+        }
         places = [name for name, value in named.items() if value is not None]
         if self.num_workers not in (None, 1):
             places.insert(0, "--workers")
         if len(places) > 1:
-            raise LandscapeError(f"{places[0]} and {places[1]}: a run calculates in one place; leave one of them out.")
+            raise LandscapeError(
+                f"{places[0]} and {places[1]}: a run calculates in one place; leave one of them out."
+            )
         if self.num_workers is not None and self.num_workers < 1:
-            raise LandscapeError(f"workers {self.num_workers}: must be at least 1, or None for as many as pay.")
+            raise LandscapeError(
+                f"workers {self.num_workers}: must be at least 1, or None for as many as pay."
+            )
         if chained is not None and places:
             raise LandscapeError(
                 f"{chained}: every batch starts from the one before, so one process measures them all. Leave {chained} or "
@@ -76,7 +84,9 @@ class Crew:
         free_memory: Bytes that were free when the run began.
     """
 
-    def __init__(self, settings: WorkerSettings, *, chained: bool = False, device: str | None = None) -> None:
+    def __init__(
+        self, settings: WorkerSettings, *, chained: bool = False, device: str | None = None
+    ) -> None:
         self.settings = settings
         # A device with a number, such as cuda:1, is the same for all workers.
         self._gpus = visible_gpus() if device in (None, "cuda") else []
@@ -161,9 +171,15 @@ class Crew:
 
     def _local_pool(self) -> LocalPool:
         number = self.num_sharing
-        return LocalPool(number, num_threads=threads.chosen() or 1, environments=_environments(self._gpus, number))
+        return LocalPool(
+            number,
+            num_threads=threads.chosen() or 1,
+            environments=_environments(self._gpus, number),
+        )
 
-    def settle(self, *, seconds: float, memory: int, num_gpus: int = 0, most_sharing: int | None = None) -> None:
+    def settle(
+        self, *, seconds: float, memory: int, num_gpus: int = 0, most_sharing: int | None = None
+    ) -> None:
         """Decide on the number of workers, now that it is known what the work takes.
 
         Args:
@@ -184,12 +200,16 @@ class Crew:
                 f"free. Ask for at most {fitting}."
             )
 
-    def _choose(self, seconds: float, memory: int, fitting: int, num_gpus: int, most_sharing: int | None) -> None:
+    def _choose(
+        self, seconds: float, memory: int, fitting: int, num_gpus: int, most_sharing: int | None
+    ) -> None:
         """Start as many workers as pay."""
         if seconds < _SMALL_JOB:
             return
         free, each = threads.free_cores(), threads.chosen() or 1
-        told = f"{free} of {threads.available_cores()} cores are free" + (f", {each} threads each" if each > 1 else "")
+        told = f"{free} of {threads.available_cores()} cores are free" + (
+            f", {each} threads each" if each > 1 else ""
+        )
         limits = {
             told: max(1, free // each),
             f"each takes {size_text(memory)} of {size_text(self.free_memory)} free": fitting,
@@ -201,7 +221,9 @@ class Crew:
             there = f"{num_gpus} GPU{'s are' if num_gpus > 1 else ' is'} there"
             limits = {there: num_gpus, f"{self.num_items} items are left": self.num_items}
         reason, number = min(limits.items(), key=lambda limit: limit[1])
-        self.said.append(f"{number} worker{'s' if number > 1 else ''}: {reason}, about {duration_text(seconds)} of work.")
+        self.said.append(
+            f"{number} worker{'s' if number > 1 else ''}: {reason}, about {duration_text(seconds)} of work."
+        )
         if number > 1:
             self.num_sharing = number
             self._use(self._local_pool())

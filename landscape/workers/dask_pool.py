@@ -23,7 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import MissingDependencyError, WorkerDied, WorkerError
-from landscape.workers.cluster_file import ClusterSettings, cluster_class, import_dask_jobqueue, read_cluster_file
+from landscape.workers.cluster_file import (
+    ClusterSettings,
+    cluster_class,
+    import_dask_jobqueue,
+    read_cluster_file,
+)
 from landscape.workers.messages import unpack
 from landscape.workers.pools import _Closing
 
@@ -64,7 +69,9 @@ class DaskPool(_Closing):
     window = 2
     unit_seconds = _UNIT_SECONDS
 
-    def __init__(self, client: "Client", *, cluster: Any = None, num_workers: int = 0, num_threads: int = 1) -> None:
+    def __init__(
+        self, client: "Client", *, cluster: Any = None, num_workers: int = 0, num_threads: int = 1
+    ) -> None:
         from landscape.workers.dask_side import EndWithWorker
 
         self._client = client
@@ -134,7 +141,9 @@ class DaskPool(_Closing):
         task = asyncio.current_task()
         assert task is not None
         self._pending[task] = worker
-        future = self._client.submit(calculate, self._num_threads, call, key=key, workers=[worker], pure=False)
+        future = self._client.submit(
+            calculate, self._num_threads, call, key=key, workers=[worker], pure=False
+        )
         try:
             return unpack(await future._result())
         except KilledWorker as error:
@@ -223,7 +232,9 @@ class DaskPool(_Closing):
             task.cancel()
 
 
-def connect_scheduler(address_or_file: str, *, num_threads: int = 1, timeout: float = _CONNECT_TIMEOUT) -> DaskPool:
+def connect_scheduler(
+    address_or_file: str, *, num_threads: int = 1, timeout: float = _CONNECT_TIMEOUT
+) -> DaskPool:
     """Connect to a Dask scheduler that runs already.
 
     Args:
@@ -237,9 +248,15 @@ def connect_scheduler(address_or_file: str, *, num_threads: int = 1, timeout: fl
     """
     client_class = _require_dask()
     deadline = time.monotonic() + timeout
-    address = address_or_file if "://" in address_or_file else _address_in(Path(address_or_file), deadline)
+    address = (
+        address_or_file
+        if "://" in address_or_file
+        else _address_in(Path(address_or_file), deadline)
+    )
     try:
-        client = client_class(address, timeout=max(1.0, deadline - time.monotonic()), set_as_default=False)
+        client = client_class(
+            address, timeout=max(1.0, deadline - time.monotonic()), set_as_default=False
+        )
     # ValueError: an unknown protocol; ImportError: the scheduler has a Dask that does not understand ours.
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise WorkerError(
@@ -273,15 +290,23 @@ def start_cluster(path: Path, *, num_threads: int = 1) -> DaskPool:
             cluster = cluster_class(settings.kind)(**_options(settings, num_threads))
     # Whatever a wrong value makes of dask_jobqueue's and Dask's constructors.
     except Exception as error:
-        raise WorkerError(f"{path}: {settings.kind} cannot start workers: {_one_line(error)}.") from error
+        raise WorkerError(
+            f"{path}: {settings.kind} cannot start workers: {_one_line(error)}."
+        ) from error
     try:
         cluster.sync(_submit_jobs, cluster, settings.num_workers)
         # The scheduler is here, so that results need not go through it.
-        client = client_class(cluster, timeout=_CONNECT_TIMEOUT, set_as_default=False, direct_to_workers=True)
+        client = client_class(
+            cluster, timeout=_CONNECT_TIMEOUT, set_as_default=False, direct_to_workers=True
+        )
     except Exception as error:
         _close(cluster)
-        raise WorkerError(f"{path}: {settings.kind} has refused a job: {_one_line(error)}.") from error
-    return DaskPool(client, cluster=cluster, num_workers=settings.num_workers, num_threads=num_threads)
+        raise WorkerError(
+            f"{path}: {settings.kind} has refused a job: {_one_line(error)}."
+        ) from error
+    return DaskPool(
+        client, cluster=cluster, num_workers=settings.num_workers, num_threads=num_threads
+    )
 
 
 async def _submit_jobs(cluster: Any, num_workers: int) -> None:
@@ -299,7 +324,10 @@ def _options(settings: ClusterSettings, num_threads: int) -> dict[str, Any]:
     root = Path(__file__).resolve().parents[2]
     if "site-packages" not in root.parts:
         prologue = list(options.get("job_script_prologue", []))
-        options["job_script_prologue"] = [*prologue, f'export PYTHONPATH="{root}${{PYTHONPATH:+:$PYTHONPATH}}"']
+        options["job_script_prologue"] = [
+            *prologue,
+            f'export PYTHONPATH="{root}${{PYTHONPATH:+:$PYTHONPATH}}"',
+        ]
     return options
 
 
@@ -322,7 +350,10 @@ def _require_dask() -> "type[Client]":
             "Run `pip install distributed dask-jobqueue`."
         ) from error
     # What Dask reports on standard error, such as connections that end, is ours to say on one line.
-    for name in ("distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))):
+    for name in (
+        "distributed",
+        *(name for name in logging.root.manager.loggerDict if name.startswith("distributed.")),
+    ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return QuietClient
 
@@ -333,7 +364,11 @@ def _address_in(path: Path, deadline: float) -> str:
             return str(json.loads(path.read_text(encoding="utf-8"))["address"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             # A scheduler that starts at this moment writes it soon.
-            if time.monotonic() < deadline and not path.exists() and os.path.isdir(path.absolute().parent):
+            if (
+                time.monotonic() < deadline
+                and not path.exists()
+                and os.path.isdir(path.absolute().parent)
+            ):
                 time.sleep(_INTERVAL)
                 continue
             raise WorkerError(
@@ -345,7 +380,11 @@ def _address_in(path: Path, deadline: float) -> str:
 def _refusal(address: str, theirs: Any, ours: dict[str, str]) -> WorkerError:
     if not isinstance(theirs, dict):
         return WorkerError(f"worker {address}: it cannot say its versions: {_one_line(theirs)}.")
-    differences = [f"{name} {theirs[name] or 'is missing'}, but {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+    differences = [
+        f"{name} {theirs[name] or 'is missing'}, but {ours[name]} here"
+        for name in ours
+        if theirs[name] != ours[name]
+    ]
     return WorkerError(
         f"worker {address}: {'; '.join(differences)}: numbers could differ. Install the same versions on all machines."
     )

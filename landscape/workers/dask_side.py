@@ -89,7 +89,10 @@ def _child_with(num_threads: int) -> ChildProcess:
         close_child()
     with _lock:
         if _child is None:
-            _child, _num_threads = ChildProcess(f"worker {get_worker().address}", num_threads=num_threads), num_threads
+            _child, _num_threads = (
+                ChildProcess(f"worker {get_worker().address}", num_threads=num_threads),
+                num_threads,
+            )
         return _child
 
 

@@ -158,12 +158,16 @@ def _take(plan: "_Plan[T]", worker: str, unit: _Unit[T], future: "Future[Any]") 
         return Done(unit.task, unit.items, tuple(Lost(str(error)) for _ in unit.items), worker, 0.0)
     results, seconds = future.result()
     if len(results) != len(unit.items):
-        raise ValueError(f"function must return one result per item ({len(unit.items)}), got {len(results)}.")
+        raise ValueError(
+            f"function must return one result per item ({len(unit.items)}), got {len(results)}."
+        )
     plan.learn(len(unit.items), seconds)
     return Done(unit.task, unit.items, tuple(results), worker, seconds)
 
 
-def _timed(function: Callable[[T, tuple[int, ...]], Sequence[Any]], task: T, items: tuple[int, ...]) -> tuple[Any, float]:
+def _timed(
+    function: Callable[[T, tuple[int, ...]], Sequence[Any]], task: T, items: tuple[int, ...]
+) -> tuple[Any, float]:
     begun = time.perf_counter()
     return function(task, items), time.perf_counter() - begun
 
@@ -171,7 +175,9 @@ def _timed(function: Callable[[T, tuple[int, ...]], Sequence[Any]], task: T, ite
 class _Plan(Generic[T]):
     """What is left, who holds which task, and how long an item takes."""
 
-    def __init__(self, tasks: Mapping[T, Sequence[int]], pool: Pool, largest_unit: int, unit_seconds: float) -> None:
+    def __init__(
+        self, tasks: Mapping[T, Sequence[int]], pool: Pool, largest_unit: int, unit_seconds: float
+    ) -> None:
         self._tasks = tasks
         self._pool = pool
         self._largest_unit = largest_unit
@@ -234,7 +240,9 @@ class _Plan(Generic[T]):
         if (held := self._held.get(worker)) in self._open:
             return held
         there = set(self._pool.workers())
-        holders = Counter(task for name, task in self._held.items() if name in there and name != worker)
+        holders = Counter(
+            task for name, task in self._held.items() if name in there and name != worker
+        )
         free = next((task for task in self._open if not holders[task]), None)
         return max(self._open, key=self._left_of) if free is None else free
 
@@ -244,7 +252,11 @@ class _Plan(Generic[T]):
     def _size(self) -> int:
         if not self._num_items:
             return 1
-        wanted = self._unit_seconds * self._num_items / self._seconds if self._seconds else self._largest_unit
+        wanted = (
+            self._unit_seconds * self._num_items / self._seconds
+            if self._seconds
+            else self._largest_unit
+        )
         # Two units for each worker, or as many as an executor holds, so that all of them end at about the same time.
         places = max(1, len(self._pool.workers())) * max(2, self._pool.window)
         return max(1, min(int(wanted), self._largest_unit, self._num_left // places))

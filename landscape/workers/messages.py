@@ -81,7 +81,9 @@ def pack_error(error: BaseException) -> bytes:
         # Whatever a class of somebody else's does when it is pickled.
         except Exception:
             continue
-    return pickle.dumps((False, RuntimeError(f"A worker raised an error that cannot be sent:\n{text}")))
+    return pickle.dumps(
+        (False, RuntimeError(f"A worker raised an error that cannot be sent:\n{text}"))
+    )
 
 
 def _rebuild(kind: type[LandscapeError], message: str) -> LandscapeError:

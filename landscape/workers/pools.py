@@ -94,7 +94,11 @@ class LocalPool(_Closing):
     dashboard: str | None = None
 
     def __init__(
-        self, num_workers: int, *, num_threads: int = 1, environments: Sequence[Mapping[str, str]] | None = None
+        self,
+        num_workers: int,
+        *,
+        num_threads: int = 1,
+        environments: Sequence[Mapping[str, str]] | None = None,
     ) -> None:
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {num_workers}.")
@@ -106,11 +110,15 @@ class LocalPool(_Closing):
     def grow(self, num_workers: int) -> None:
         """Have at least this many workers from now on."""
         if self._environments and num_workers > len(self._environments):
-            raise ValueError(f"environments must be given for all {num_workers} workers, got {len(self._environments)}.")
+            raise ValueError(
+                f"environments must be given for all {num_workers} workers, got {len(self._environments)}."
+            )
         for index in range(len(self._children), num_workers):
             name = f"worker {index + 1}"
             environment = self._environments[index] if self._environments else {}
-            self._children[name] = ChildProcess(name, num_threads=self._num_threads, environment=environment)
+            self._children[name] = ChildProcess(
+                name, num_threads=self._num_threads, environment=environment
+            )
 
     def workers(self) -> tuple[str, ...]:
         return tuple(self._children)
@@ -144,7 +152,11 @@ class ExecutorPool(_Closing):
     name = "executor"
 
     def __init__(
-        self, executor: Executor, *, max_pending: int | None = None, unit_seconds: float = _LOCAL_UNIT_SECONDS
+        self,
+        executor: Executor,
+        *,
+        max_pending: int | None = None,
+        unit_seconds: float = _LOCAL_UNIT_SECONDS,
     ) -> None:
         if isinstance(executor, ThreadPoolExecutor):
             raise WorkerError(
@@ -180,7 +192,11 @@ class ExecutorPool(_Closing):
         try:
             result.set_result(answer.result())
         except BrokenExecutor as error:
-            result.set_exception(WorkerDied(f"{self.name}: {type(self._executor).__name__} has lost a process ({error})"))
+            result.set_exception(
+                WorkerDied(
+                    f"{self.name}: {type(self._executor).__name__} has lost a process ({error})"
+                )
+            )
         # What the call raised.
         except BaseException as error:
             result.set_exception(error)

@@ -109,7 +109,10 @@ class Progress:
             updated=now,
             rate_per_minute=rate,
             seconds_left=60 * left / rate if rate else math.inf,
-            workers=tuple((name, pace.num_items, pace.seconds / max(1, pace.num_items)) for name, pace in self._paces.items()),
+            workers=tuple(
+                (name, pace.num_items, pace.seconds / max(1, pace.num_items))
+                for name, pace in self._paces.items()
+            ),
             dashboard=self.dashboard,
             pid=os.getpid(),
             host=platform.node(),
@@ -132,7 +135,14 @@ def show_notes(notes: Iterable[str], *, shown: bool | None) -> None:
 
 def _new_bar(total: int, done: int) -> tuple[Any, Any]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

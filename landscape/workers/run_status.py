@@ -58,10 +58,14 @@ class RunStatus:
             object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("started", "updated", "rate_per_minute", "seconds_left"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        workers = tuple((str(name), int(items), float(seconds)) for name, items, seconds in self.workers)
+        workers = tuple(
+            (str(name), int(items), float(seconds)) for name, items, seconds in self.workers
+        )
         object.__setattr__(self, "workers", workers)
         object.__setattr__(self, "host", str(self.host))
-        object.__setattr__(self, "dashboard", None if self.dashboard is None else str(self.dashboard))
+        object.__setattr__(
+            self, "dashboard", None if self.dashboard is None else str(self.dashboard)
+        )
 
 
 def write_status(folder: Path, status: RunStatus) -> None:
@@ -115,13 +119,19 @@ def status_lines(status: RunStatus, *, now: float | None = None) -> list[str]:
         slowest = max(times, key=lambda name: times[name])
         others = median(times.values())
         if times[slowest] > _SLOW * others:
-            lines.append(f"slowest worker {slowest}: {times[slowest]:.3g} s each beside a median of {others:.3g} s")
+            lines.append(
+                f"slowest worker {slowest}: {times[slowest]:.3g} s each beside a median of {others:.3g} s"
+            )
     return lines
 
 
 def _duration(seconds: float) -> str:
     """A time in the unit that suits it."""
-    for unit, size, words in ((60.0, 1.0, "s"), (3600.0, 60.0, "minutes"), (math.inf, 3600.0, "hours")):
+    for unit, size, words in (
+        (60.0, 1.0, "s"),
+        (3600.0, 60.0, "minutes"),
+        (math.inf, 3600.0, "hours"),
+    ):
         if seconds < unit:
             return f"{seconds / size:.0f} {words}" if size == 1 else f"{seconds / size:.1f} {words}"
     return "unknown"

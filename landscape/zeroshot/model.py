@@ -25,7 +25,10 @@ from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, js
 from landscape.zeroshot.text import cached_class_features
 
 # Only says which facts of the model are listed.
-_CONTRASTIVE, _CLASSIFIER = HessianSettings(objective="contrastive"), HessianSettings(objective="cross_entropy")
+_CONTRASTIVE, _CLASSIFIER = (
+    HessianSettings(objective="contrastive"),
+    HessianSettings(objective="cross_entropy"),
+)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -91,7 +94,9 @@ class ZeroShotModel:
             CheckpointError: If the file is not what the manifest says, is unsafe, or does not fit the model.
         """
         self._classes, self._digest = {}, ""
-        info = load_checkpoint(self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=self.weights)
+        info = load_checkpoint(
+            self.model, checkpoint.path, expected_sha256=checkpoint.sha256, weights=self.weights
+        )
         self._check_run(checkpoint, info.settings)
         check_epoch(checkpoint, info.epoch, info.stored_epoch)
         self._digest = info.sha256
@@ -120,7 +125,10 @@ class ZeroShotModel:
         if self.tokenizer is not None:
             return
         outputs = getattr(self.model, "num_classes", None)
-        if outputs != len(IMAGENET_CLASSNAMES) or [names[0] for names in classes.names] != IMAGENET_CLASSNAMES:
+        if (
+            outputs != len(IMAGENET_CLASSNAMES)
+            or [names[0] for names in classes.names] != IMAGENET_CLASSNAMES
+        ):
             raise ModelError(
                 f"series {self.series.name!r}: {self.series.model} is a classifier with {outputs} outputs and reads no text, so "
                 f"it can be evaluated on ImageNet's {len(IMAGENET_CLASSNAMES)} classes alone, by open_clip's names in order, "
@@ -142,7 +150,9 @@ class ZeroShotModel:
             DataError: If a class has none.
         """
         if classes.digest not in self._classes:
-            features = cached_class_features(self._encode_text, classes, model_digest=self._text_digest())
+            features = cached_class_features(
+                self._encode_text, classes, model_digest=self._text_digest()
+            )
             self._classes[classes.digest] = features.to(self.device)
         return self._classes[classes.digest]
 
@@ -150,7 +160,12 @@ class ZeroShotModel:
         """How scores are computed where a protocol leaves freedom, as JSON values."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         score = "logit" if self.gives_logits else "cosine"
-        return {"device": device, "dtype": "float32", "score": score, "num_threads": torch.get_num_threads()}
+        return {
+            "device": device,
+            "dtype": "float32",
+            "score": score,
+            "num_threads": torch.get_num_threads(),
+        }
 
     def _text_digest(self) -> str:
         """Of everything that a text feature depends on: the weights, and the architecture that reads them."""
@@ -177,7 +192,9 @@ class ZeroShotModel:
         """The direction of each picture; the logits where the model is a classifier."""
         while True:
             try:
-                return torch.cat([self._see(piece.to(self.device)) for piece in pictures.split(self.num_at_once)])
+                return torch.cat(
+                    [self._see(piece.to(self.device)) for piece in pictures.split(self.num_at_once)]
+                )
             except Exception as error:
                 if not is_out_of_memory(error) or self.num_at_once == 1:
                     raise

@@ -37,7 +37,9 @@ def imagenet16(scale: float | None) -> str:
     return f"{_IMAGENET16}{'learned' if scale is None else f'{scale:g}'}"
 
 
-def by_rule(rule: str, scores: Float[Tensor, "n a"], model: Scaled) -> tuple[Float[Tensor, "n c"], bool]:
+def by_rule(
+    rule: str, scores: Float[Tensor, "n a"], model: Scaled
+) -> tuple[Float[Tensor, "n c"], bool]:
     """Scores of a set's own classes from those of what the model was asked; whether the last of equal ones wins."""
     if not rule.startswith(_IMAGENET16):
         return scores, False
@@ -62,7 +64,11 @@ def predictions_of(
     Args:
         last_wins: The class with the highest number comes first, as in model-vs-human's toolbox.
     """
-    ordered = torch.sort(scores.flip(1) if last_wins else scores, dim=1, descending=True, stable=True)
+    ordered = torch.sort(
+        scores.flip(1) if last_wins else scores, dim=1, descending=True, stable=True
+    )
     kept, num_classes = num_stored(scores.shape[1]), scores.shape[1]
     indices = num_classes - 1 - ordered.indices if last_wins else ordered.indices
-    return indices[:, :kept].cpu().numpy().astype(np.int32), ordered.values[:, :kept].float().cpu().numpy()
+    return indices[:, :kept].cpu().numpy().astype(np.int32), ordered.values[
+        :, :kept
+    ].float().cpu().numpy()

@@ -25,7 +25,9 @@ _PROMPTS_AT_ONCE = 256
 _FORMAT = 1
 
 
-def class_features(encode: Callable[[Sequence[str]], Float[Tensor, "p d"]], classes: Classes) -> Float[Tensor, "c d"]:
+def class_features(
+    encode: Callable[[Sequence[str]], Float[Tensor, "p d"]], classes: Classes
+) -> Float[Tensor, "c d"]:
     """The direction of each class: the mean of its normalised prompts, normalised.
 
     Prompts are all synonyms of a class in all templates, pooled in one mean.
@@ -40,9 +42,13 @@ def class_features(encode: Callable[[Sequence[str]], Float[Tensor, "p d"]], clas
     """
     prompts = [classes.prompts(index) for index in range(len(classes.names))]
     flat = [prompt for of_class in prompts for prompt in of_class]
-    points = torch.cat([encode(flat[i : i + _PROMPTS_AT_ONCE]) for i in range(0, len(flat), _PROMPTS_AT_ONCE)])
+    points = torch.cat(
+        [encode(flat[i : i + _PROMPTS_AT_ONCE]) for i in range(0, len(flat), _PROMPTS_AT_ONCE)]
+    )
     directions = F.normalize(points.double(), dim=1)
-    means = torch.stack([part.mean(dim=0) for part in directions.split([len(of_class) for of_class in prompts])])
+    means = torch.stack(
+        [part.mean(dim=0) for part in directions.split([len(of_class) for of_class in prompts])]
+    )
     lengths = means.norm(dim=1)
     for index in torch.nonzero(~(lengths > 0)).flatten().tolist():
         raise DataError(
@@ -63,7 +69,12 @@ def cached_class_features(
     path = _place(model_digest, classes)
     with suppress(OSError, ValueError, EOFError):
         found = np.load(path, allow_pickle=False)
-        if found.dtype == np.float32 and found.ndim == 2 and len(found) == len(classes.names) and np.isfinite(found).all():
+        if (
+            found.dtype == np.float32
+            and found.ndim == 2
+            and len(found) == len(classes.names)
+            and np.isfinite(found).all()
+        ):
             return torch.from_numpy(found)
     features = class_features(encode, classes)
     # A cache that cannot be written costs time alone.

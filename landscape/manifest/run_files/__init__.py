@@ -1,10 +1,10 @@
 """What a training program wrote beside its checkpoints about the run: read as text, never executed. Imports no torch.
 
-    params.txt                 open_clip_train; one folder above the checkpoints
-    open_clip_config.json      open_clip's hub folders: architecture and preprocessing
-    args.yaml                  timm's train.py
-    hparams.yaml               Lightning; what the LightningModule was constructed with
-    config.json                transformers (CLIP), with its image processor; timm's hub folders
+params.txt                 open_clip_train; one folder above the checkpoints
+open_clip_config.json      open_clip's hub folders: architecture and preprocessing
+args.yaml                  timm's train.py
+hparams.yaml               Lightning; what the LightningModule was constructed with
+config.json                transformers (CLIP), with its image processor; timm's hub folders
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,11 @@ def run_files(checkpoint: Path) -> list[RunFile]:
         for name, read, above in _FILES:
             parents = [folder.parent] if above == "always" or above == folder.name else []
             for path in (place / name for place in (folder, *parents)):
-                if path.is_file() and path.resolve() not in files and (file := read(path)) is not None:
+                if (
+                    path.is_file()
+                    and path.resolve() not in files
+                    and (file := read(path)) is not None
+                ):
                     files[path.resolve()] = file
                     break
     return list(files.values())
@@ -78,7 +82,9 @@ def _read_config(path: Path) -> RunFile | None:
     if contents.get("model_type") == "clip":
         return of_clip_config(path, contents)
     # Before timm 0.9.8 the configuration of the weights was not a part of its own.
-    if isinstance(contents.get("architecture"), str) and ("pretrained_cfg" in contents or "num_features" in contents):
+    if isinstance(contents.get("architecture"), str) and (
+        "pretrained_cfg" in contents or "num_features" in contents
+    ):
         return of_timm_hub(path, contents)
     return None
 

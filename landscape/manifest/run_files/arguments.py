@@ -30,7 +30,9 @@ _OPEN_CLIP = (
 _GENERIC = (*_OPEN_CLIP, "num_classes", "nb_classes", "label_smoothing", "smoothing")
 # Arguments of timm's train.py (kd_... since 1.0.23) and of DeiT's main.py by which the loss is not the cross-entropy.
 _OTHER_LOSSES = ("bce_loss", "jsd_loss", "distillation_type", "kd_model_name", "labelmix_loss")
-_SAY_CROSS_ENTROPY = "say `loss: cross_entropy` to measure that of the cross-entropy at these weights"
+_SAY_CROSS_ENTROPY = (
+    "say `loss: cross_entropy` to measure that of the cross-entropy at these weights"
+)
 
 
 def read_arguments(path: Path) -> RunFile | None:
@@ -51,20 +53,37 @@ def of_arguments(path: Path, source: str, values: Mapping[str, Any]) -> RunFile:
         trained = _timm_trained(path, values, source)
         return RunFile(path, "timm", f"timm:{model}" if model else None, trained, values=values)
     if {"val_resize_size", "val_crop_size", "label_smoothing"} <= set(values):
-        return RunFile(path, "torchvision", None, _torchvision_trained(path, values, source), values=values)
+        return RunFile(
+            path, "torchvision", None, _torchvision_trained(path, values, source), values=values
+        )
     stated = open_clip_settings(path, {name: values[name] for name in _OPEN_CLIP if name in values})
     doubts: dict[str, str] = {}
     for name in ("num_classes", "nb_classes", "label_smoothing"):
-        value, key = values.get(name), "label_smoothing" if name == "label_smoothing" else "num_classes"
-        if is_count(value) if key == "num_classes" else is_number(value) and value is not None and 0 <= value < 1:
+        value, key = (
+            values.get(name),
+            "label_smoothing" if name == "label_smoothing" else "num_classes",
+        )
+        if (
+            is_count(value)
+            if key == "num_classes"
+            else is_number(value) and value is not None and 0 <= value < 1
+        ):
             stated.setdefault(key, value)
         elif value not in (None, 0) or isinstance(value, bool):
-            doubt(doubts, key, f"{source} says {name}: {_short(value)}; say `{key}: ...`, as it was")
+            doubt(
+                doubts, key, f"{source} says {name}: {_short(value)}; say `{key}: ...`, as it was"
+            )
     notes = _cut_off(source, values)
     for name in _NESTED:
         if values.get(name) == TOO_LONG:
             doubt(doubts, "model_args", f"{source}: {name} is too long to be read")
-    return RunFile(path, "training script", None, trained_as(path, source, stated, notes=notes, doubts=doubts), values=values)
+    return RunFile(
+        path,
+        "training script",
+        None,
+        trained_as(path, source, stated, notes=notes, doubts=doubts),
+        values=values,
+    )
 
 
 def _flat(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,35 +99,55 @@ def _flat(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         for name, value in inner.items():
             if name in _GENERIC and name in flat and flat[name] != value:
-                raise unreadable(path, f"{name} is {_short(flat[name])}, and {_short(value)} in its {entry}")
+                raise unreadable(
+                    path, f"{name} is {_short(flat[name])}, and {_short(value)} in its {entry}"
+                )
             flat.setdefault(name, value)
     return flat
 
 
 def _cut_off(source: str, values: Mapping[str, Any]) -> list[str]:
-    return [f"{source}: {name} is too long to be read." for name, value in values.items() if value == TOO_LONG]
+    return [
+        f"{source}: {name} is too long to be read."
+        for name, value in values.items()
+        if value == TOO_LONG
+    ]
 
 
 def _short(value: Any) -> str:
-    return "a number of many digits" if type(value) is int and abs(value) > 2**63 else str(value)[:80]
+    return (
+        "a number of many digits" if type(value) is int and abs(value) > 2**63 else str(value)[:80]
+    )
 
 
 def _timm_trained(path: Path, values: Mapping[str, Any], source: str) -> TrainedAs:
     """Read timm's train.py (1.0) and DeiT's main.py: arguments of the model, of pictures in validation, of the loss."""
-    stated: dict[str, Any] = {"num_classes": values.get("num_classes") or values.get("nb_classes") or None}
+    stated: dict[str, Any] = {
+        "num_classes": values.get("num_classes") or values.get("nb_classes") or None
+    }
     for name, argument in (("bn_eps", "bn_eps"), ("gp", "global_pool")):
         if values.get(name) is not None:
             stated[f"model_args.{argument}"] = values[name]
-    stated |= {f"model_args.{name}": value for name, value in mapping(path, values, "model_kwargs").items()}
+    stated |= {
+        f"model_args.{name}": value for name, value in mapping(path, values, "model_kwargs").items()
+    }
     size = values.get("input_size") or values.get("img_size") or None
-    stated["preprocess.size"] = list(size[-2:]) if isinstance(size, (list, tuple)) and len(size) in (2, 3) else size
+    stated["preprocess.size"] = (
+        list(size[-2:]) if isinstance(size, (list, tuple)) and len(size) in (2, 3) else size
+    )
     for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         value = values.get(name)
-        stated[f"preprocess.{name}"] = None if value in ("", []) else per_channel(value) if name in ("mean", "std") else value
+        stated[f"preprocess.{name}"] = (
+            None if value in ("", []) else per_channel(value) if name in ("mean", "std") else value
+        )
     # DeiT's name for it; timm takes a share of 0 for none.
-    stated["preprocess.crop_pct"] = stated["preprocess.crop_pct"] or values.get("eval_crop_ratio") or None
+    stated["preprocess.crop_pct"] = (
+        stated["preprocess.crop_pct"] or values.get("eval_crop_ratio") or None
+    )
     doubts: dict[str, str] = {}
-    channels = values.get("in_chans") or (size[0] if isinstance(size, (list, tuple)) and len(size) == 3 else 3)
+    channels = values.get("in_chans") or (
+        size[0] if isinstance(size, (list, tuple)) and len(size) == 3 else 3
+    )
     if channels != 3:
         doubt_channels(source, _short(channels), doubts)
     if (mode := values.get("input_img_mode")) not in (None, "", "RGB"):
@@ -129,7 +168,9 @@ def _torchvision_trained(path: Path, values: Mapping[str, Any], source: str) -> 
     resized, size = values["val_resize_size"], values["val_crop_size"]
     for name, value in (("val_resize_size", resized), ("val_crop_size", size)):
         if not is_count(value):
-            raise unreadable(path, f"{name} is {_short(value)}, but a whole number from 1 is expected")
+            raise unreadable(
+                path, f"{name} is {_short(value)}, but a whole number from 1 is expected"
+            )
     stated = {
         "preprocess.size": size,
         "preprocess.crop_pct": _share(size, resized),
@@ -158,7 +199,10 @@ def of_swin(path: Path, source: str, values: Mapping[str, Any]) -> RunFile:
         ManifestError: If a value cannot be meant.
     """
     model, data = values["MODEL"], mapping(path, values, "DATA")
-    stated = {"num_classes": model.get("NUM_CLASSES") or None, "preprocess.size": data.get("IMG_SIZE") or None}
+    stated = {
+        "num_classes": model.get("NUM_CLASSES") or None,
+        "preprocess.size": data.get("IMG_SIZE") or None,
+    }
     if (smoothing := model.get("LABEL_SMOOTHING")) is not None:
         smoothing = float(smoothing) if is_number(smoothing) else smoothing
         stated |= {"loss": "cross_entropy", "label_smoothing": smoothing}

@@ -76,9 +76,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if node is None:
             return {}
         if _expanded(node, {}) > _MOST_NODES:
-            raise unreadable(path, f"with its aliases written out it holds more than {_MOST_NODES:,} values")
+            raise unreadable(
+                path, f"with its aliases written out it holds more than {_MOST_NODES:,} values"
+            )
         values = loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise unreadable(path, getattr(error, "problem", None) or error) from error
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
@@ -113,7 +122,12 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def trained_as(
-    path: Path, source: str, stated: Mapping[str, Any], *, notes: Iterable[str] = (), doubts: Mapping[str, str] | None = None
+    path: Path,
+    source: str,
+    stated: Mapping[str, Any],
+    *,
+    notes: Iterable[str] = (),
+    doubts: Mapping[str, str] | None = None,
 ) -> TrainedAs:
     """What a file states, once every value fits its setting; what is in doubt is not stated.
 
@@ -158,7 +172,9 @@ def mapping(path: Path, values: Mapping[str, Any], name: str) -> Mapping[str, An
         ManifestError: If it holds none.
     """
     value = values.get(name)
-    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+    if value is not None and not (
+        isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    ):
         raise unreadable(path, f"{name} is {_shown(value)}, but values by name are expected")
     return value or {}
 
@@ -174,7 +190,9 @@ def per_channel(value: Any) -> Any:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return type(value) is int and abs(value) < 2**63 or type(value) is float and math.isfinite(value)
+    return (
+        type(value) is int and abs(value) < 2**63 or type(value) is float and math.isfinite(value)
+    )
 
 
 def is_count(value: Any) -> bool:
@@ -184,7 +202,11 @@ def is_count(value: Any) -> bool:
 
 def is_size(value: Any) -> bool:
     """Whether it is a number of pixels, or height and width."""
-    pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(is_count(part) for part in value)
+    pair = (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(is_count(part) for part in value)
+    )
     return is_count(value) or pair
 
 
@@ -208,7 +230,9 @@ _SIZE: _Shape = (is_size, "a number of pixels, or [height, width]")
 _TEXT: _Shape = (lambda value: isinstance(value, str) and bool(value), "a name")
 _POSITIVE: _Shape = (lambda value: is_number(value) and value > 0, "a positive number")
 _COLOURS: _Shape = (
-    lambda value: isinstance(value, (list, tuple)) and len(value) == 3 and all(map(is_number, value)),
+    lambda value: (
+        isinstance(value, (list, tuple)) and len(value) == 3 and all(map(is_number, value))
+    ),
     "a list of three numbers",
 )
 _SHAPES: dict[str, _Shape] = {
@@ -221,12 +245,17 @@ _SHAPES: dict[str, _Shape] = {
     "preprocess.size": _SIZE,
     "preprocess.mean": _COLOURS,
     "preprocess.std": _COLOURS,
-    "preprocess.interpolation": _choice("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+    "preprocess.interpolation": _choice(
+        "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
+    ),
     "preprocess.resize_mode": _choice("shortest", "longest", "squash"),
     "preprocess.crop_pct": _POSITIVE,
     "preprocess.crop_mode": _choice("center", "squash", "border"),
     "num_classes": _COUNT,
-    "label_smoothing": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "label_smoothing": (
+        lambda value: is_number(value) and 0 <= value < 1,
+        "a number from 0 to below 1",
+    ),
     "pretrained": (lambda value: isinstance(value, str), "the tag of weights"),
     "architecture.quick_gelu": _FLAG,
     "architecture.embed_dim": _COUNT,

@@ -4,11 +4,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from landscape.manifest.run_files.files import RunFile, doubt, mapping, per_channel, read_json, trained_as, unreadable
+from landscape.manifest.run_files.files import (
+    RunFile,
+    doubt,
+    mapping,
+    per_channel,
+    read_json,
+    trained_as,
+    unreadable,
+)
 
 # They have settings of their own, or say where weights come from.
 _NOT_ARGUMENTS = {
-    *("num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *(
+        "num_classes",
+        "in_chans",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "cache_dir",
+    ),
     *("scriptable", "exportable", "no_jit", "device", "dtype"),
 }
 
@@ -24,22 +40,36 @@ def read_open_clip_config(path: Path) -> RunFile | None:
     known = ("mean", "std", "interpolation", "resize_mode", "fill_color")
     stated = {f"preprocess.{name}": pictures[name] for name in known if name in pictures}
     _three_colours(stated)
-    return RunFile(path, "open_clip", None, trained_as(path, path.name, stated), config=path, values=contents)
+    return RunFile(
+        path, "open_clip", None, trained_as(path, path.name, stated), config=path, values=contents
+    )
 
 
 def of_timm_hub(path: Path, contents: Mapping[str, Any]) -> RunFile:
     """Read what timm.models.push_to_hf_hub writes: architecture, classes, and the preprocessing of its pictures."""
-    pictures = mapping(path, contents, "pretrained_cfg") if "pretrained_cfg" in contents else contents
+    pictures = (
+        mapping(path, contents, "pretrained_cfg") if "pretrained_cfg" in contents else contents
+    )
     arguments = mapping(path, contents, "model_args")
-    stated: dict[str, Any] = {f"model_args.{name}": value for name, value in arguments.items() if name not in _NOT_ARGUMENTS}
+    stated: dict[str, Any] = {
+        f"model_args.{name}": value
+        for name, value in arguments.items()
+        if name not in _NOT_ARGUMENTS
+    }
     stated["num_classes"] = contents.get("num_classes") or arguments.get("num_classes") or None
     size = pictures.get("input_size")
     if size is not None:
         stated["preprocess.size"] = list(size[-2:]) if isinstance(size, list) else size
     known = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-    stated |= {f"preprocess.{name}": pictures[name] for name in known if pictures.get(name) not in (None, "")}
+    stated |= {
+        f"preprocess.{name}": pictures[name]
+        for name in known
+        if pictures.get(name) not in (None, "")
+    }
     _three_colours(stated)
-    channels = arguments.get("in_chans") or (size[0] if isinstance(size, list) and len(size) == 3 else 3)
+    channels = arguments.get("in_chans") or (
+        size[0] if isinstance(size, list) and len(size) == 3 else 3
+    )
     doubts: dict[str, str] = {}
     if channels != 3:
         doubt_channels(path.name, channels, doubts)

@@ -9,7 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from landscape.manifest.run_files.files import RunFile, doubt, flag, per_channel, read_text, trained_as, unreadable
+from landscape.manifest.run_files.files import (
+    RunFile,
+    doubt,
+    flag,
+    per_channel,
+    read_text,
+    trained_as,
+    unreadable,
+)
 from landscape.manifest.trained import TrainedAs
 
 # Of out.log, which grows as long as the run does; the model is printed before the first step.
@@ -20,14 +28,58 @@ _ARGUMENTS = ("force_quick_gelu", "force_custom_text", "force_image_size", "forc
 _PICTURES = ("mean", "std", "interpolation", "resize_mode")
 # Arguments by which a params.txt is open_clip's: no other program is likely to have three of them.
 _OWN = {
-    *("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length", "force_patch_dropout"),
-    *("precision", "dataset_type", "train_data", "val_data", "csv_separator", "csv_img_key", "csv_caption_key"),
-    *("imagenet_val", "imagenet_v2", "zeroshot_frequency", "lock_image", "lock_text", "local_loss", "gather_with_grad"),
-    *("use_bn_sync", "openai_pretrained", "skip_scheduler", "distill_model", "use_bnb_linear", "siglip", "wandb_notes"),
-    *("image_mean", "image_std", "image_interpolation", "image_resize_mode", "tensorboard_path", "save_most_recent"),
+    *(
+        "force_quick_gelu",
+        "force_custom_text",
+        "force_image_size",
+        "force_context_length",
+        "force_patch_dropout",
+    ),
+    *(
+        "precision",
+        "dataset_type",
+        "train_data",
+        "val_data",
+        "csv_separator",
+        "csv_img_key",
+        "csv_caption_key",
+    ),
+    *(
+        "imagenet_val",
+        "imagenet_v2",
+        "zeroshot_frequency",
+        "lock_image",
+        "lock_text",
+        "local_loss",
+        "gather_with_grad",
+    ),
+    *(
+        "use_bn_sync",
+        "openai_pretrained",
+        "skip_scheduler",
+        "distill_model",
+        "use_bnb_linear",
+        "siglip",
+        "wandb_notes",
+    ),
+    *(
+        "image_mean",
+        "image_std",
+        "image_interpolation",
+        "image_resize_mode",
+        "tensorboard_path",
+        "save_most_recent",
+    ),
 }
 # What is read below: a line of these that stands at a wrong place is not passed over.
-_READ = {*_ARGUMENTS, *(f"image_{name}" for name in _PICTURES), "siglip", "distill_model", "use_bnb_linear", "pretrained"}
+_READ = {
+    *_ARGUMENTS,
+    *(f"image_{name}" for name in _PICTURES),
+    "siglip",
+    "distill_model",
+    "use_bnb_linear",
+    "pretrained",
+}
 _QUICK_GELU = "model_args.force_quick_gelu"
 _SAY_QUICK_GELU = "say `model_args: {force_quick_gelu: true}` or false, as it was"
 
@@ -128,14 +180,22 @@ def _setting(name: str) -> str:
         return f"model_args.{name}"
     if name.startswith("image_"):
         return f"preprocess.{name.removeprefix('image_')}"
-    return {"siglip": "loss", "distill_model": "loss", "use_bnb_linear": "model_args"}.get(name, name)
+    return {"siglip": "loss", "distill_model": "loss", "use_bnb_linear": "model_args"}.get(
+        name, name
+    )
 
 
 def _doubt_losses(path: Path, values: Mapping[str, Any], doubts: dict[str, str]) -> None:
-    contrastive = "and the sum is not known here; say `loss: clip` to measure the contrastive part alone"
+    contrastive = (
+        "and the sum is not known here; say `loss: clip` to measure the contrastive part alone"
+    )
     if values.get("distill_model"):
         why = "so the run minimised a distillation loss beside the contrastive one"
-        doubt(doubts, "loss", f"{path} says distill_model: {values['distill_model']}, {why}, {contrastive}")
+        doubt(
+            doubts,
+            "loss",
+            f"{path} says distill_model: {values['distill_model']}, {why}, {contrastive}",
+        )
     elif "coca" in str(values["model"]).lower():
         why = "so the run minimised the loss of captions beside the contrastive one"
         doubt(doubts, "loss", f"{path} says model: {values['model']}, {why}, {contrastive}")
@@ -150,12 +210,18 @@ def _doubt_losses(path: Path, values: Mapping[str, Any], doubts: dict[str, str])
 def _notes(values: Mapping[str, Any], source: str) -> tuple[str, ...]:
     notes = []
     if str(values.get("precision")) in ("bf16", "fp16", "pure_bf16", "pure_fp16"):
-        notes.append(f"{source}: trained in {values['precision']}; measured in the manifest's dtype at the stored weights.")
+        notes.append(
+            f"{source}: trained in {values['precision']}; measured in the manifest's dtype at the stored weights."
+        )
     for tower in ("image", "text"):
         if values.get(f"lock_{tower}"):
-            notes.append(f"{source}: the {tower} tower was locked in training; `parameters` decides what is measured.")
+            notes.append(
+                f"{source}: the {tower} tower was locked in training; `parameters` decides what is measured."
+            )
     if values.get("image_interpolation") == "random":
-        notes.append(f"{source}: pictures were resized at random in training, and bicubically in validation, as here.")
+        notes.append(
+            f"{source}: pictures were resized at random in training, and bicubically in validation, as here."
+        )
     return tuple(notes)
 
 
@@ -167,7 +233,11 @@ def _with_activation(path: Path, values: Mapping[str, Any], trained: TrainedAs) 
     params.txt does not say the version.
     """
     tag = str(trained.get("pretrained", ""))
-    if "quickgelu" in str(values["model"]).lower() or values.get("force_quick_gelu") or _QUICK_GELU in trained.doubts:
+    if (
+        "quickgelu" in str(values["model"]).lower()
+        or values.get("force_quick_gelu")
+        or _QUICK_GELU in trained.doubts
+    ):
         return trained
     if "force_quick_gelu" not in values:
         why = "says no force_quick_gelu, and open_clip's versions before that argument trained with QuickGELU"
@@ -176,8 +246,15 @@ def _with_activation(path: Path, values: Mapping[str, Any], trained: TrainedAs) 
     else:
         return trained
     log = path.with_name("out.log")
-    printed = set(_PRINTED.findall(read_text(log, largest=_LARGEST_LOG, cut=True))) if log.is_file() else set()
-    rest = replace(trained, settings={key: value for key, value in trained.settings.items() if key != _QUICK_GELU})
+    printed = (
+        set(_PRINTED.findall(read_text(log, largest=_LARGEST_LOG, cut=True)))
+        if log.is_file()
+        else set()
+    )
+    rest = replace(
+        trained,
+        settings={key: value for key, value in trained.settings.items() if key != _QUICK_GELU},
+    )
     if printed:
         return rest.joined(TrainedAs.stated({_QUICK_GELU: "QuickGELU()" in printed}, log.name))
     return replace(rest, doubts={**trained.doubts, _QUICK_GELU: f"{path} {why}; {_SAY_QUICK_GELU}"})

@@ -56,9 +56,20 @@ _PROCESSOR: dict[str, Any] = {
     "resample": 3,
     "rescale_factor": 1 / 255,
 }
-_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
+_PROCESSORS = (
+    "CLIPImageProcessor",
+    "CLIPImageProcessorFast",
+    "CLIPImageProcessorPil",
+    "CLIPFeatureExtractor",
+)
 # Pillow's filters that open_clip has. transformers takes null for bilinear.
-_FILTERS = {2: "bilinear", 3: "bicubic", None: "bilinear", "bilinear": "bilinear", "bicubic": "bicubic"}
+_FILTERS = {
+    2: "bilinear",
+    3: "bicubic",
+    None: "bilinear",
+    "bilinear": "bilinear",
+    "bicubic": "bicubic",
+}
 _SAY = "say in `preprocess: {...}` what its pictures went through"
 
 
@@ -69,7 +80,10 @@ def of_clip_config(path: Path, contents: Mapping[str, Any]) -> RunFile:
         ManifestError: If a value cannot be meant.
     """
     text, vision = (_tower(path, contents, name) for name in ("text", "vision"))
-    stated: dict[str, Any] = {"loss": "clip", "model_args.force_image_size": _plain_size(vision["image_size"])}
+    stated: dict[str, Any] = {
+        "loss": "clip",
+        "model_args.force_image_size": _plain_size(vision["image_size"]),
+    }
     stated |= _facts(text, vision)
     embed_dim = contents.get("projection_dim")
     stated["architecture.embed_dim"] = _EMBED_DIM if embed_dim is None else embed_dim
@@ -80,15 +94,31 @@ def of_clip_config(path: Path, contents: Mapping[str, Any]) -> RunFile:
     elif activations == ["gelu"]:
         stated["architecture.quick_gelu"] = False
     else:
-        doubt(doubts, "model_args", f"{path} says hidden_act {', '.join(activations)}, which open_clip's towers do not have")
+        doubt(
+            doubts,
+            "model_args",
+            f"{path} says hidden_act {', '.join(activations)}, which open_clip's towers do not have",
+        )
     if any(tower["layer_norm_eps"] != 1e-5 for tower in (text, vision)):
-        doubt(doubts, "model_args", f"{path} says a layer_norm_eps other than 1e-05, which open_clip's towers do not have")
+        doubt(
+            doubts,
+            "model_args",
+            f"{path} says a layer_norm_eps other than 1e-05, which open_clip's towers do not have",
+        )
     if vision["num_channels"] != 3:
-        doubt(doubts, "model_args", f"{path} says num_channels {vision['num_channels']}, but pictures of three are read here")
+        doubt(
+            doubts,
+            "model_args",
+            f"{path} says num_channels {vision['num_channels']}, but pictures of three are read here",
+        )
     # 2 stands for the rule of old files, the token of the largest number, which is open_clip's.
     if text["eos_token_id"] not in (2, text["vocab_size"] - 1):
         end = f"{path} says eos_token_id {shown(text['eos_token_id'])}"
-        doubt(doubts, "model_args", f"{end}, but open_clip's text tower ends at the token of the largest number")
+        doubt(
+            doubts,
+            "model_args",
+            f"{end}, but open_clip's text tower ends at the token of the largest number",
+        )
     pictures, more = _pictures(path, vision["image_size"])
     for key, why in more.items():
         doubt(doubts, key, why)
@@ -101,23 +131,35 @@ def of_clip_config(path: Path, contents: Mapping[str, Any]) -> RunFile:
 
 def _tower(path: Path, contents: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The configuration of a tower; `..._config_dict` of old files replaces it, as in CLIPConfig."""
-    given = mapping(path, contents, f"{name}_config_dict") or mapping(path, contents, f"{name}_config")
+    given = mapping(path, contents, f"{name}_config_dict") or mapping(
+        path, contents, f"{name}_config"
+    )
     tower = {key: given.get(key, default) for key, default in _DEFAULTS[name].items()}
     where = f"{name}_config"
     for key in _COUNTS:
         if not is_count(tower[key]):
-            raise unreadable(path, f"{where}.{key} is {shown(tower[key])}, but a whole number from 1 is expected")
+            raise unreadable(
+                path, f"{where}.{key} is {shown(tower[key])}, but a whole number from 1 is expected"
+            )
     if tower["hidden_size"] % tower["num_attention_heads"]:
         heads = tower["num_attention_heads"]
-        raise unreadable(path, f"{where}.hidden_size is {tower['hidden_size']}, which {heads} heads cannot share")
+        raise unreadable(
+            path, f"{where}.hidden_size is {tower['hidden_size']}, which {heads} heads cannot share"
+        )
     if not isinstance(tower["hidden_act"], str):
-        raise unreadable(path, f"{where}.hidden_act is {shown(tower['hidden_act'])}, but a name is expected")
+        raise unreadable(
+            path, f"{where}.hidden_act is {shown(tower['hidden_act'])}, but a name is expected"
+        )
     for key in ("vocab_size", "max_position_embeddings"):
         if key in tower and not is_count(tower[key]):
-            raise unreadable(path, f"{where}.{key} is {shown(tower[key])}, but a whole number from 1 is expected")
+            raise unreadable(
+                path, f"{where}.{key} is {shown(tower[key])}, but a whole number from 1 is expected"
+            )
     for key in ("image_size", "patch_size"):
         if key in tower and not is_size(tower[key]):
-            raise unreadable(path, f"{where}.{key} is {shown(tower[key])}, but a number of pixels is expected")
+            raise unreadable(
+                path, f"{where}.{key} is {shown(tower[key])}, but a number of pixels is expected"
+            )
     return tower
 
 
@@ -132,7 +174,10 @@ def _facts(text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]
         "vision_cfg.image_size": _plain_size(vision["image_size"]),
     }
     for name, tower in (("text_cfg", text), ("vision_cfg", vision)):
-        facts |= {f"{name}.layers": tower["num_hidden_layers"], f"{name}.width": tower["hidden_size"]}
+        facts |= {
+            f"{name}.layers": tower["num_hidden_layers"],
+            f"{name}.width": tower["hidden_size"],
+        }
         # open_clip's files round it up to four places, as 4.9231; a width that differs does not fit the tensors.
         ratio = tower["intermediate_size"] / tower["hidden_size"]
         if round(ratio, 4) == ratio:
@@ -145,7 +190,9 @@ def _plain_size(size: Any) -> Any:
     return size[0] if isinstance(size, (list, tuple)) and size[0] == size[1] else size
 
 
-def _pictures(path: Path, image_size: Any) -> tuple[tuple[str, dict[str, Any]] | None, dict[str, str]]:
+def _pictures(
+    path: Path, image_size: Any
+) -> tuple[tuple[str, dict[str, Any]] | None, dict[str, str]]:
     """What the image processor says, with the name of its file, and what is in doubt.
 
     transformers 5 keeps it inside processor_config.json, earlier versions in a file of its own; where there are both, 5
@@ -169,7 +216,9 @@ def _pictures(path: Path, image_size: Any) -> tuple[tuple[str, dict[str, Any]] |
     return ((read[0][0], read[0][1]), read[0][2]) if read else (None, {})
 
 
-def _of_image_processor(path: Path, given: Mapping[str, Any], image_size: Any) -> tuple[dict[str, Any], dict[str, str]]:
+def _of_image_processor(
+    path: Path, given: Mapping[str, Any], image_size: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
     """CLIPImageProcessor: the shorter side resized, the middle cut out, then (pixel * factor - mean) / std."""
     settings = {**_PROCESSOR, **given}
     doubts: dict[str, str] = {}
@@ -182,14 +231,20 @@ def _of_image_processor(path: Path, given: Mapping[str, Any], image_size: Any) -
         if "resample" in given:
             stated["preprocess.interpolation"] = _FILTERS[resample]
     else:
-        doubt(doubts, "preprocess", f"{path} says resample: {shown(resample)}, a filter that open_clip does not have; {_SAY}")
+        doubt(
+            doubts,
+            "preprocess",
+            f"{path} says resample: {shown(resample)}, a filter that open_clip does not have; {_SAY}",
+        )
     unlike = _unlike_open_clip(path, settings, image_size, stated)
     if unlike:
         doubt(doubts, "preprocess", f"{path} says {unlike}; {_SAY}")
     return stated, doubts
 
 
-def _normalisation(path: Path, settings: Mapping[str, Any], doubts: dict[str, str]) -> dict[str, Any]:
+def _normalisation(
+    path: Path, settings: Mapping[str, Any], doubts: dict[str, str]
+) -> dict[str, Any]:
     """Mean and standard deviation of pictures from 0 to 1."""
     stated: dict[str, Any] = {}
     for name in ("mean", "std"):
@@ -198,11 +253,17 @@ def _normalisation(path: Path, settings: Mapping[str, Any], doubts: dict[str, st
     if not flag(path, settings, "do_normalize", True):
         stated = {"preprocess.mean": [0.0] * 3, "preprocess.std": [1.0] * 3}
     if not flag(path, settings, "do_rescale", True):
-        doubt(doubts, "preprocess", f"{path} says do_rescale: false, so the pictures' range is not known; {_SAY}")
+        doubt(
+            doubts,
+            "preprocess",
+            f"{path} says do_rescale: false, so the pictures' range is not known; {_SAY}",
+        )
         return stated
     factor = settings["rescale_factor"]
     if not is_number(factor) or factor <= 0:
-        raise unreadable(path, f"rescale_factor is {shown(factor)}, but a positive number is expected")
+        raise unreadable(
+            path, f"rescale_factor is {shown(factor)}, but a positive number is expected"
+        )
     if abs(255 * factor - 1) > 1e-6:
         trained_as(path, path.name, stated)
         mean, std = stated.get("preprocess.mean", _MEAN), stated.get("preprocess.std", _STD)
@@ -211,7 +272,9 @@ def _normalisation(path: Path, settings: Mapping[str, Any], doubts: dict[str, st
     return stated
 
 
-def _unlike_open_clip(path: Path, settings: Mapping[str, Any], image_size: Any, stated: dict[str, Any]) -> str:
+def _unlike_open_clip(
+    path: Path, settings: Mapping[str, Any], image_size: Any, stated: dict[str, Any]
+) -> str:
     """How pictures are made to fit where open_clip does not do it so; states `resize_mode` where it can."""
     if not flag(path, settings, "do_resize", True):
         return "do_resize: false"
@@ -233,7 +296,9 @@ def _unlike_open_clip(path: Path, settings: Mapping[str, Any], image_size: Any, 
     if not crops:
         return "do_center_crop: false, and pictures of every shape"
     if [crop.get("height"), crop.get("width")] != model or [size["shortest_edge"]] * 2 != model:
-        return f"size: {shown(size)} and crop_size: {shown(crop)} for a model of {model[0]}x{model[1]}"
+        return (
+            f"size: {shown(size)} and crop_size: {shown(crop)} for a model of {model[0]}x{model[1]}"
+        )
     return ""
 
 
