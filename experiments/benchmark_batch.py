@@ -1,16 +1,21 @@
-"""CPU seconds of a batch of `landscape spectra`, before and after a change, and whether its values are right.
+"""CPU seconds of a batch of `landscape spectra`, before and after a change, and whether its values
+are right.
 
-    python experiments/benchmark_batch.py --run runs                      # after `make figure3`; trains 5 epochs where it was not
-    python experiments/benchmark_batch.py --product traced --batches 5 --models vit_tiny_64 --json batch.json
+    python experiments/benchmark_batch.py --run runs
+    python experiments/benchmark_batch.py --hvp traced --batches 5 --models vit_tiny_64
 
-The three small models at initialisation and trained, on batches of 15 OpenMoji pairs as checkpoints.yaml states them, float32,
-one thread. Each version lives in a process of its own. After a batch that is not counted they take turns, a chunk of batches
-each, and a batch counts from reading its pictures to its five eigenvalues. Then, with the clocks stopped:
+Run it after `make figure3`; it trains 5 epochs where that was not done.
 
-    error    the largest relative difference of a value from eigsh in float64 to 1e-5, by the version before, kept in --run
+The three small models at initialisation and trained, on batches of 15 OpenMoji pairs as
+checkpoints.yaml states them, float32, one thread. Each version lives in a process of its own. After
+a batch that is not counted they take turns, a chunk of batches each, and a batch counts from
+reading its pictures to its five eigenvalues. Then, with the clocks stopped:
+
+    error    the largest relative difference of a value from eigsh in float64 to 1e-5, by the
+             version before, kept in --run
     bounds   the values that lie within their residual bound of one in float64, of all
     MiB      the peak of the process, libraries and whatever was compiled included
-    first    CPU seconds of the batch that is not counted, child processes such as a compiler included
+    first    CPU seconds of the batch that is not counted, with child processes such as a compiler
 """
 
 import argparse
@@ -39,8 +44,12 @@ TRUTH_TOL = 1e-5
 MANIFEST = """
 version: 1
 epoch_zero: optional
-data: {{source: openmoji, split: train, image_size: 64, num_samples: {samples}, batch_size: {pairs}, seed: 0, augmentation: none}}
-hessian: {{objective: contrastive, parameters: all, k: 5, which: LM, tol: {tol}, max_matvecs: 300, seed: 0, dtype: {dtype}}}
+data:
+  {{source: openmoji, split: train, image_size: 64, num_samples: {samples}, batch_size: {pairs},
+   seed: 0, augmentation: none}}
+hessian:
+  {{objective: contrastive, parameters: all, k: 5, which: LM, tol: {tol}, max_matvecs: 300, seed: 0,
+   dtype: {dtype}}}
 series:
   - name: {model}
     model: {model}
@@ -55,9 +64,11 @@ class Row:
 
     Attributes:
         products, before_products: Mean of a batch.
-        worst_value_error, before_worst_value_error: Relative, against float64; over all batches and values.
-        within_bounds, before_within_bounds: Share of the values that lie within their bound of a value in float64. Bounds are
-            those of the operator in float32, so values whose residual is near its rounding may lie outside.
+        worst_value_error, before_worst_value_error: Relative, against float64; over all batches and
+        values. within_bounds, before_within_bounds: Share of the values that lie within their bound
+        of a value in float64. Bounds are
+            those of the operator in float32, so values whose residual is near its rounding may lie
+            outside.
         first_cpu_seconds: Of the batch that is not counted, child processes included.
     """
 
@@ -80,7 +91,7 @@ class Row:
     chosen: str
 
 
-# --- the worker, which runs on both versions --------------------------------------------------------------------------
+# --- the worker, which runs on both versions ------------------------------------------------------
 
 
 def work(manifest_path: Path, product: str) -> None:
@@ -90,7 +101,7 @@ def work(manifest_path: Path, product: str) -> None:
     from landscape.clip.image_text import open_pairs
     from landscape.clip.loaded_series import LoadedSeries
     from landscape.manifest import Manifest
-    from landscape.pipeline.products import ProductSettings, SeriesProducts
+    from landscape.pipeline import products as hvps
     from landscape.pipeline.solve import Solver
 
     torch.set_num_threads(1)
@@ -100,7 +111,10 @@ def work(manifest_path: Path, product: str) -> None:
         manifest, series, open_pairs(manifest.data), device=torch.device("cpu")
     )
     loaded.load(series.checkpoints[0])
-    products, solver = SeriesProducts(ProductSettings(product=product)), Solver()
+    # Older versions know the settings by another name, and are measured with their defaults.
+    is_older = not hasattr(hvps, "HvpSettings")
+    settings = hvps.ProductSettings() if is_older else hvps.HvpSettings(hvp=product)
+    products, solver = hvps.SeriesProducts(settings), Solver()
 
     def measure(index: int) -> dict[str, Any]:
         begun = cpu_seconds()
@@ -131,7 +145,7 @@ def cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-# --- the driver -------------------------------------------------------------------------------------------------------
+# --- the driver -----------------------------------------------------------------------------------
 
 
 def checkpoint_of(run: Path, model: str, epoch: int) -> Path:
@@ -201,7 +215,9 @@ def truth_of(
 def in_turn(
     before: Worker, after: Worker, num_batches: int, *, chunk: int
 ) -> tuple[list[Any], list[Any]]:
-    """What both answer for batches 0, 1, ..., in chunks, each chunk by the version that came second before."""
+    """What both answer for batches 0, 1, ..., in chunks, each chunk by the version that came second
+    before.
+    """
     answers: tuple[list[Any], list[Any]] = ([], [])
     for number, start in enumerate(range(0, num_batches, chunk)):
         indices = list(range(start, min(start + chunk, num_batches)))
@@ -214,8 +230,8 @@ def in_turn(
 def worst_error(answers: Sequence[Any], truth: Sequence[Sequence[float]]) -> float:
     """The largest relative difference of a value from that of the same rank in float64.
 
-    Values are ranked from the largest to the smallest, signs included: of two of nearly the same size, rounding may decide which
-    comes first.
+    Values are ranked from the largest to the smallest, signs included: of two of nearly the same
+    size, rounding may decide which comes first.
     """
     errors = []
     for answer, exact in zip(answers, truth):
@@ -295,17 +311,19 @@ def compare(
 
 
 HEADER = (
-    f"{'':31} {'CPU s a batch':>21} {'products':>13} {'error':>15} {'bounds':>13} {'MiB':>11} {'first, CPU s':>13}\n"
-    f"{'':31} {'before':>7} {'after':>6} {'ratio':>6} {'before':>6} {'after':>6} {'before':>7} {'after':>7} "
-    f"{'before':>6} {'after':>6} {'before':>6} {'after':>5} {'before':>6} {'after':>6}"
+    f"{'':31} {'CPU s a batch':>21} {'products':>13} {'error':>15} {'bounds':>13} {'MiB':>11} "
+    f"{'first, CPU s':>13}\n{'':31} {'before':>7} {'after':>6} {'ratio':>6} {'before':>6} "
+    f"{'after':>6} {'before':>7} {'after':>7} {'before':>6} {'after':>6} {'before':>6} "
+    f"{'after':>5} {'before':>6} {'after':>6}"
 )
 
 
 def line(row: Row) -> str:
     ratio = row.before_cpu_seconds / row.after_cpu_seconds
     return (
-        f"{row.model:16}{row.state:15} {row.before_cpu_seconds:7.3f} {row.after_cpu_seconds:6.3f} {ratio:6.2f} "
-        f"{row.before_products:6.1f} {row.products:6.1f} {row.before_worst_value_error:7.0e} {row.worst_value_error:7.0e} "
+        f"{row.model:16}{row.state:15} {row.before_cpu_seconds:7.3f} {row.after_cpu_seconds:6.3f} "
+        f"{ratio:6.2f} {row.before_products:6.1f} {row.products:6.1f} "
+        f"{row.before_worst_value_error:7.0e} {row.worst_value_error:7.0e} "
         f"{row.before_within_bounds:6.1%} {row.within_bounds:6.1%} "
         f"{row.before_peak_mebibytes:6.0f} {row.after_peak_mebibytes:5.0f} "
         f"{row.before_first_cpu_seconds:6.1f} {row.after_first_cpu_seconds:6.1f}  {row.chosen}"
@@ -326,7 +344,9 @@ def main() -> None:
         "--before", default=BEFORE, help="commit to compare with (default: %(default)s)"
     )
     parser.add_argument(
+        "--hvp",
         "--product",
+        dest="product",
         default="auto",
         help="how the version after computes products (default: %(default)s)",
     )
@@ -353,9 +373,13 @@ def main() -> None:
     if options.work:
         work(Path(options.work[0]), options.work[1])
         return
-    versions = f"{commit_of(options.before)} against this checkout at {commit_of('HEAD')}, product {options.product}"
+    versions = (
+        f"{commit_of(options.before)} against this checkout at {commit_of('HEAD')}, product "
+        f"{options.product}"
+    )
     print(
-        f"{date.today()}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}, {versions}"
+        f"{date.today()}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}, "
+        f"{versions}"
     )
     print(HEADER)
     rows = []

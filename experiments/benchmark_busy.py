@@ -1,13 +1,15 @@
-"""Wall time of common tasks on a free machine and beside one busy process: default settings, no environment variables.
+"""Wall time of common tasks on a free machine and beside one busy process: default settings, no
+environment variables.
 
     python experiments/benchmark_busy.py                    # this checkout, under two minutes
     python experiments/benchmark_busy.py --ref 260ff95      # an older commit as well
 
-Tasks: an epoch of `landscape train` (20 steps of 32 small pictures), a batch of `landscape spectra`, and two calls of
-`landscape.eigsh` on a model of 325 parameters. Each task lives in a process of its own, which does everything once before it is
-measured, so that imports and compilation are not. Then free and busy take turns, and medians over the rounds are printed. The
-busy process is a shell loop that the system places where it likes. Run it on a quiet machine: the load average is printed
-beside the numbers. The processes inherit no variable that sets threads.
+Tasks: an epoch of `landscape train` (20 steps of 32 small pictures), a batch of `landscape
+spectra`, and two calls of `landscape.eigsh` on a model of 325 parameters. Each task lives in a
+process of its own, which does everything once before it is measured, so that imports and
+compilation are not. Then free and busy take turns, and medians over the rounds are printed. The
+busy process is a shell loop that the system places where it likes. Run it on a quiet machine: the
+load average is printed beside the numbers. The processes inherit no variable that sets threads.
 """
 
 import argparse
@@ -258,7 +260,8 @@ def main() -> None:
         work(options.work[0], Path(options.work[1]), Path(options.work[2]))
         return
     print(
-        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, wall seconds, medians of {options.rounds}"
+        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, wall seconds, "
+        f"medians of {options.rounds}"
     )
     print(f"{'task':14}{'commit':>10}{'free':>9}{'busy':>9}{'ratio':>8}{'worst':>9}")
     rows = []

@@ -1,11 +1,13 @@
-"""What a unit costs the coordinator: no-op units that return a record of 2 kB, through Dask and through local children.
+"""What a unit costs the coordinator: no-op units that return a record of 2 kB, through Dask and
+through local children.
 
     python experiments/benchmark_dispatch.py                            # a few minutes
     python experiments/benchmark_dispatch.py --units 100000 --workers 2 # one configuration
 
-Scheduler, client and dispatcher live in one process, whose CPU time is divided by the number of units; the workers are
-processes of their own (jobs of `cluster: local`). Every unit has one item, as when items are long. Memory is the resident set
-of the coordinator, before the first unit, on the way, and at its highest, read every 500 units. Each row is a process of its own.
+Scheduler, client and dispatcher live in one process, whose CPU time is divided by the number of
+units; the workers are processes of their own (jobs of `cluster: local`). Every unit has one item,
+as when items are long. Memory is the resident set of the coordinator, before the first unit, on the
+way, and at its highest, read every 500 units. Each row is a process of its own.
 """
 
 import argparse
@@ -24,12 +26,17 @@ from landscape.workers import LocalPool, Pool, dispatch
 
 RECORD_BYTES = 2_100
 ITEMS_OF_A_TASK = 200
-FILE = "cluster: local\nworkers: {workers}\ncores: 1\nmemory: 1GB\ninterface: lo\nscheduler_options: {{dashboard: false}}\n"
+FILE = (
+    "cluster: local\nworkers: {workers}\ncores: 1\nmemory: 1GB\ninterface: lo\nscheduler_options: "
+    "{{dashboard: false}}\n"
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """Costs of one run: CPU milliseconds a unit of the coordinator, seconds of the clock, and MiB."""
+    """Costs of one run: CPU milliseconds a unit of the coordinator, seconds of the clock, and
+    MiB.
+    """
 
     pool: str
     workers: int

@@ -1,12 +1,15 @@
-"""Seconds of `landscape.eigsh` on small dense matrices, at default settings, before and after a change of threads.
+"""Seconds of `landscape.eigsh` on small dense matrices, at default settings, before and after a
+change of threads.
 
     python experiments/benchmark_eigsh.py                     # some minutes
     python experiments/benchmark_eigsh.py --before HEAD~1 --sizes 50 301 --json eigsh.json
 
-Five eigenvalues largest in magnitude of random symmetric matrices (semicircle law), which have no gaps, so that the number of
-products is large. Each version lives in a process of its own that inherits no variable that sets threads; they take turns, free
-and beside one busy process. Medians over the rounds; `values` is the largest relative difference between both versions' values.
-The default of --before is the last commit in which NumPy's BLAS and torch took all threads for small work.
+Five eigenvalues largest in magnitude of random symmetric matrices (semicircle law), which have no
+gaps, so that the number of products is large. Each version lives in a process of its own that
+inherits no variable that sets threads; they take turns, free and beside one busy process. Medians
+over the rounds; `values` is the largest relative difference between both versions' values. The
+default of --before is the last commit in which NumPy's BLAS and torch took all threads for small
+work.
 """
 
 import argparse
@@ -100,8 +103,9 @@ def line(row: Row) -> str:
         row.before_cpu_seconds / row.after_cpu_seconds,
     )
     return (
-        f"{row.n:6d} {row.dtype:8} {state:5} {row.before_seconds:8.3f} {row.after_seconds:8.3f} {gain:7.1f} "
-        f"{row.before_cpu_seconds:9.3f} {row.after_cpu_seconds:8.3f} {cpu_gain:7.1f} {row.products:9d} {row.values:8.0e}"
+        f"{row.n:6d} {row.dtype:8} {state:5} {row.before_seconds:8.3f} {row.after_seconds:8.3f} "
+        f"{gain:7.1f} {row.before_cpu_seconds:9.3f} {row.after_cpu_seconds:8.3f} {cpu_gain:7.1f} "
+        f"{row.products:9d} {row.values:8.0e}"
     )
 
 
@@ -110,8 +114,8 @@ def measure(before: str, sizes: Sequence[int], *, rounds: int) -> list[Row]:
     rows = []
     print(f"{'':6} {'':8} {'':5} {'wall s':>8} {'':8} {'before':>7} {'CPU s':>9} {'':8} {'before'}")
     print(
-        f"{'n':>6} {'dtype':8} {'':5} {'before':>8} {'after':>8} {'/after':>7} {'before':>9} {'after':>8} {'/after':>7} "
-        f"{'products':>9} {'values':>8}"
+        f"{'n':>6} {'dtype':8} {'':5} {'before':>8} {'after':>8} {'/after':>7} {'before':>9} "
+        f"{'after':>8} {'/after':>7} {'products':>9} {'values':>8}"
     )
     with source_of(before) as old, source_of(None) as new:
         for n in sizes:
@@ -145,7 +149,8 @@ def main() -> None:
         return
     versions = f"{commit_of(options.before)} against this checkout at {commit_of('HEAD')}"
     print(
-        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions}, medians of {options.rounds} runs"
+        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions}, "
+        f"medians of {options.rounds} runs"
     )
     rows = measure(options.before, options.sizes, rounds=options.rounds)
     print(f"load {os.getloadavg()[0]:.1f} at the end")

@@ -1,11 +1,13 @@
-"""Pictures per CPU second of `landscape evaluate` beside clip-benchmark's command and the bare forward pass, and their answers.
+"""Pictures per CPU second of `landscape evaluate` beside clip-benchmark's command and the bare
+forward pass, and their answers.
 
     python experiments/benchmark_evaluate.py --json evaluate.json
 
-ViT-B-32 with random weights, 2,000 JPEG pictures of ten classes in clip-benchmark's shards, read by both from the same files with
-the same class names and prompts. clip-benchmark, as PyPI has it, runs in an environment that this makes in --environment. Each
-command is a process of its own with all its children; CPU seconds are of the whole command, starting included. `forward` is the
-image tower alone on tensors that are there, in batches of 32.
+ViT-B-32 with random weights, 2,000 JPEG pictures of ten classes in clip-benchmark's shards, read by
+both from the same files with the same class names and prompts. clip-benchmark, as PyPI has it, runs
+in an environment that this makes in --environment. Each command is a process of its own with all
+its children; CPU seconds are of the whole command, starting included. `forward` is the image tower
+alone on tensors that are there, in batches of 32.
 """
 
 import argparse
@@ -34,7 +36,8 @@ CLASSES = ("cat", "dog", "tree", "house", "boat", "chair", "clock", "knife", "tr
 TEMPLATES = ("a photo of a {c}.", "a drawing of a {c}.")
 MODEL = "ViT-B-32"
 SIDE, NUM_SHARDS = 300, 4
-# It imports requests and does not ask for it, and fails after its last picture where NumPy no longer takes an array for a number.
+# It imports requests and does not ask for it, and fails after its last picture where NumPy no
+# longer takes an array for a number.
 THEIRS = Peer(
     "clip-benchmark",
     "clip_benchmark.cli",
@@ -219,7 +222,8 @@ def measure(root: Path, options: argparse.Namespace, python: str, versions: Any)
         for way, found in ways.items()
     ]
     print(
-        f"{date.today()}, {os.cpu_count()} cores, {MODEL}, {options.pictures} pictures, clip-benchmark {dict(versions)}"
+        f"{date.today()}, {os.cpu_count()} cores, {MODEL}, {options.pictures} pictures, "
+        f"clip-benchmark {dict(versions)}"
     )
     for row in rows:
         rate = f"{row.pictures_per_cpu_second:7.2f} pictures per CPU s"

@@ -1,9 +1,11 @@
-"""CPU milliseconds of a Gram-Schmidt step, the fused Numba kernel beside plain torch, on one thread.
+"""CPU milliseconds of a Gram-Schmidt step, the fused Numba kernel beside plain torch, on one
+thread.
 
     python experiments/benchmark_gram_schmidt.py
 
-Medians of alternating calls in one process; `difference` is the largest one of the components, relative to the vector's norm.
-Then what the first call of the kernel takes in a new process: compiled anew, from the cache, and with no cache.
+Medians of alternating calls in one process; `difference` is the largest one of the components,
+relative to the vector's norm. Then what the first call of the kernel takes in a new process:
+compiled anew, from the cache, and with no cache.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from typing import Any
 import torch
 
 from landscape.linalg import DenseOperator, krylov, seeded
-from landscape.linalg.krylov import KrylovBasis, norm
+from landscape.linalg.krylov import KrylovBasis
+from landscape.linalg.vectors import norm
 
 SIZES = ((10_000, 22), (134_497, 22), (134_497, 60), (2_500_000, 22))
 DTYPES = (torch.float32, torch.float64)
@@ -35,7 +38,11 @@ from landscape.linalg import gram_schmidt
 gram_schmidt.orthogonalise([torch.ones(100) / 10], torch.ones(100))
 print(time.process_time() - begun)
 """
-UNCACHED = "gram_schmidt._two_passes = gram_schmidt.njit(gram_schmidt._two_passes.py_func, **gram_schmidt._OPTIONS)"
+UNCACHED = """
+for name in ("_inner", "_first_pass", "_second_pass"):
+    compiled = gram_schmidt.njit(getattr(gram_schmidt, name).py_func, **gram_schmidt._OPTIONS)
+    setattr(gram_schmidt, name, compiled)
+"""
 
 
 def basis_of(n: int, m: int, dtype: torch.dtype) -> KrylovBasis:
@@ -96,7 +103,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, CPU ms"
+        f"{date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch "
+        f"{torch.__version__}, CPU ms"
     )
     print(
         f"{'n':>9} {'m':>3} {'dtype':8} {'torch':>8} {'kernel':>8} {'ratio':>6} {'difference':>10}"

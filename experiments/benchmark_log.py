@@ -2,9 +2,10 @@
 
 Usage: python experiments/benchmark_log.py [--records 100000] [--unit 20] [--folder DIR]
 
-Every step runs in a process of its own, whose CPU seconds and peak memory (VmHWM, libraries included) are shown. Records have
-the size of real ones: 5 eigenvalues and a quadrature of 25 nodes, about 3.3 kB. Each unit is brought to the disk by one fsync.
-Also runs on versions that write one file a record: put them first on PYTHONPATH.
+Every step runs in a process of its own, whose CPU seconds and peak memory (VmHWM, libraries
+included) are shown. Records have the size of real ones: 5 eigenvalues and a quadrature of 25 nodes,
+about 3.3 kB. Each unit is brought to the disk by one fsync. Also runs on versions that write one
+file a record: put them first on PYTHONPATH.
 """
 
 import argparse
@@ -22,9 +23,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from spectra_by_hand import manifest_of, record_of  # noqa: E402
+from store_records import manifest_of, record_of
 
-from landscape.store import Record, SpectrumStore, parts_folder  # noqa: E402
+from landscape.store import Record, SpectrumStore, parts_folder
 
 _BATCHES, _K, _NODES = 2000, 5, 25
 _STEPS = ("write", "open", "merge", "open merged")
@@ -46,7 +47,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         print(
-            f"{options.records:,} records in {options.records // _BATCHES} checkpoints, {options.unit} a unit"
+            f"{options.records:,} records in {options.records // _BATCHES} checkpoints, "
+            f"{options.unit} a unit"
         )
         print(f"{'step':<12} {'CPU s':>7} {'wall s':>7} {'peak MiB':>9}  files")
         for step in _STEPS:
@@ -65,7 +67,8 @@ def main() -> None:
                 subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             )
             print(
-                f"{step:<12} {row['cpu']:>7.1f} {row['wall']:>7.1f} {row['peak']:>9.0f}  {row['files']}",
+                f"{step:<12} {row['cpu']:>7.1f} {row['wall']:>7.1f} {row['peak']:>9.0f}  "
+                f"{row['files']}",
                 flush=True,
             )
 

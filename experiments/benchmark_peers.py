@@ -1,31 +1,36 @@
-"""Top-5 eigenvalues of one batch by every public tool, side by side: products, CPU seconds, memory, and what is true of them.
+"""Top-5 eigenvalues of one batch by every public tool, side by side: products, CPU seconds, memory,
+and what is true of them.
 
     python experiments/benchmark_peers.py --json peers.json
 
-Peers: pyhessian, hessian-eigenthings (power iteration and Lanczos), curvlinops with SciPy's eigsh, landscaper, as PyPI
-has them, in an environment that this makes in --environment. Beside them SciPy's eigsh on this project's operator, the
-fifteen lines that anyone could write around it. All take the same weights, the same batch of 15 OpenMoji pairs, float32
-and one thread; three architectures (Mamba towers with this project's scan, which can be differentiated twice; --scan
-reference takes a plain loop in PyTorch, whose graph is too long to compile), at their initialisation and after a little
-training, done once in --run. None of the peers takes this loss as it is; each gets the help it needs. What is done once for
-a model, as compiling, is stated apart.
+Peers: pyhessian, hessian-eigenthings (power iteration and Lanczos), curvlinops with SciPy's eigsh,
+landscaper, as PyPI has them, in an environment that this makes in --environment. Beside them
+SciPy's eigsh on this project's operator, the fifteen lines that anyone could write around it. All
+take the same weights, the same batch of 15 OpenMoji pairs, float32 and one thread; three
+architectures (Mamba towers with this project's scan, which can be differentiated twice; --scan
+reference takes a plain loop in PyTorch, whose graph is too long to compile), at their
+initialisation and after a little training, done once in --run. None of the peers takes this loss as
+it is; each gets the help it needs. What is done once for a model, as compiling, is stated apart.
 
-Each run is a process of its own. "defaults" are the contender's own settings, "driven" the loosest on a ladder that
-reach a true residual of 1e-3 for all five, or the best; the search is not charged. Then, with the clocks stopped:
+Each run is a process of its own. "defaults" are the contender's own settings, "driven" the loosest
+on a ladder that reach a true residual of 1e-3 for all five, or the best; the search is not charged.
+Then, with the clocks stopped:
 
     residual   the worst of the five, ||Hv - value v|| / |value|, from products in float64
     error      the worst of the five values, relative, against ARPACK in float64 to 1e-10
     gradients  the CPU seconds in gradients of the same process, which a busy machine changes less
     / ours     the ratio of those
-    / limit    the same against what no solver can beat: the matrix products and convolutions of a product, timed alone, for each
-               product of the smallest Krylov space that holds the five pairs
+    / limit    the same against what no solver can beat: the matrix products and convolutions of a
+               product, timed alone, for each product of the smallest Krylov space that
+               holds the five pairs
 
-Then on how many of 20 batches five converged values are not the top five; the products a batch over 50 batches, from random
-starts and recycled from the batch before or from one epoch earlier; and how far the density of a spectrum is from the exact
-one, against the densities of pyhessian and hessian-eigenthings.
+Then on how many of 20 batches five converged values are not the top five; the products a batch over
+50 batches, from random starts and recycled from the batch before or from one epoch earlier; and how
+far the density of a spectrum is from the exact one, against the densities of pyhessian and
+hessian-eigenthings.
 
---contenders measures some of them only, --only one of the four parts; --quick the first architecture after training, three
-batches, and one density.
+--contenders measures some of them only, --only one of the four parts; --quick the first
+architecture after training, three batches, and one density.
 """
 
 import argparse
@@ -105,7 +110,9 @@ def sets(run: Path, models: tuple[str, ...], epochs: int, *, quick: bool) -> lis
 def recycling(
     run: Path, models: tuple[str, ...], epochs: int, *, quick: bool
 ) -> list[RecyclingRow]:
-    """After training, with the scan that this project runs on a CPU: it is counts that are compared."""
+    """After training, with the scan that this project runs on a CPU: it is counts that are
+    compared.
+    """
     rows = []
     for model in models[:1] if quick else models:
         batches = save_batches(run, model, 3 if quick else NUM_BATCHES)
@@ -123,8 +130,8 @@ def recycling(
 def first_rung(contender: Contender, truth: Truth, rows: Sequence[Row]) -> int:
     """The first setting of a ladder that is not known to be too loose.
 
-    landscaper's power iteration is pyhessian's; Lanczos does not get there with fewer products than the smallest Krylov
-    space, give or take the start vector.
+    landscaper's power iteration is pyhessian's; Lanczos does not get there with fewer products than
+    the smallest Krylov space, give or take the start vector.
     """
     if contender.name == "landscaper":
         known = [
@@ -175,7 +182,8 @@ def main() -> None:
     torch.set_num_threads(1)
     environment = make_environment(options.environment.resolve())
     print(
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32"
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch "
+        f"{torch.__version__}, float32"
     )
     print(
         "  ".join(f"{name} {version}" for name, version in environment.versions.items()), end="\n\n"

@@ -1,17 +1,21 @@
-"""What five eigenvalues cost: against the number of parameters, of pairs in a batch, of eigenvalues, and of batches.
+"""What five eigenvalues cost: against the number of parameters, of pairs in a batch, of
+eigenvalues, and of batches.
 
     python experiments/benchmark_scaling.py --json scaling.json
 
-Every row is a process of its own, one thread, float32, random weights, random pictures and captions: the cost of a
-product does not depend on what they are, the number of products does a little. Models are CLIP models of open_clip with a
-ViT for pictures of 64 pixels and a text tower of a small vocabulary, from 0.1 to 30 million parameters, and the small models
-of this project. Batches are of 15 pairs unless they are what is varied; k = 5, tol = 1e-3 likewise.
+Every row is a process of its own, one thread, float32, random weights, random pictures and
+captions: the cost of a product does not depend on what they are, the number of products does a
+little. Models are CLIP models of open_clip with a ViT for pictures of 64 pixels and a text tower of
+a small vocabulary, from 0.1 to 30 million parameters, and the small models of this project. Batches
+are of 15 pairs unless they are what is varied; k = 5, tol = 1e-3 likewise.
 
-    products   with the Hessian, until every residual is at most 1e-3, or --max-products, a third of that above 10 million
-               parameters, so that all of it takes ten minutes on one free core; then "no" under converged
+    products   with the Hessian, until every residual is at most 1e-3, or --max-products, a third of
+               that above 10 million parameters, so that all of it takes ten minutes on one free
+               core; then "no" under converged
     CPU s      from the objective to the pairs, the graph included
     / product  CPU milliseconds of one product, and the same in gradients of that process
-    MiB        peak resident memory of the process, above what it held before (libraries, weights, batch)
+    MiB        peak resident memory of the process, above what it held before (libraries, weights,
+               batch)
 
 --quick runs the small sizes only, in about a minute.
 """
@@ -34,7 +38,8 @@ from landscape.curvature import HessianOperator
 from landscape.linalg import eigsh, seeded
 
 TOL = 1e-3
-# Width and layers of both towers, and heads of 32: about 0.1, 0.4, 1.4, 5, 13 and 30 million parameters.
+# Width and layers of both towers, and heads of 32: about 0.1, 0.4, 1.4, 5, 13 and 30 million
+# parameters.
 FAMILY = ((32, 3), (64, 4), (128, 4), (224, 4), (320, 5), (416, 7))
 PROJECT_MODELS = (
     "vit_tiny_64",
@@ -97,7 +102,9 @@ def family_model(name: str) -> torch.nn.Module:
 def random_batch(
     num_pairs: int, vocabulary: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Pictures of noise, captions of any tokens that end with the largest one, where open_clip reads the text."""
+    """Pictures of noise, captions of any tokens that end with the largest one, where open_clip
+    reads the text.
+    """
     text = torch.randint(1, vocabulary - 1, (num_pairs, CONTEXT), generator=generator)
     text[:, -1] = vocabulary - 1
     return {"image": torch.randn(num_pairs, 3, 64, 64, generator=generator), "text": text}
@@ -193,12 +200,13 @@ def sections(*, quick: bool, max_products: int) -> dict[str, list[Job]]:
 def table(title: str, rows: Sequence[Row]) -> str:
     lines = [
         f"against {title}",
-        f"{'model':17} {'n':>11} {'pairs':>5} {'k':>3} {'batches':>7} {'products':>8} {'CPU s':>7} {'ms / product':>12} "
-        f"{'gradients':>9} {'MiB':>6} {'converged':>9}",
+        f"{'model':17} {'n':>11} {'pairs':>5} {'k':>3} {'batches':>7} {'products':>8} {'CPU s':>7} "
+        f"{'ms / product':>12} {'gradients':>9} {'MiB':>6} {'converged':>9}",
     ]
     lines += [
-        f"{row.job.model:17} {row.n:11,d} {row.job.num_pairs:5d} {row.job.k:3d} {row.job.num_batches:7d} {row.products:8d} "
-        f"{row.cpu_seconds:7.2f} {1e3 * row.product_seconds:12.1f} {row.product_seconds / row.gradient_seconds:9.2f} "
+        f"{row.job.model:17} {row.n:11,d} {row.job.num_pairs:5d} {row.job.k:3d} "
+        f"{row.job.num_batches:7d} {row.products:8d} {row.cpu_seconds:7.2f} "
+        f"{1e3 * row.product_seconds:12.1f} {row.product_seconds / row.gradient_seconds:9.2f} "
         f"{row.added_mebibytes:6.0f} {'yes' if row.converged else 'no':>9}"
         for row in rows
     ]
@@ -222,7 +230,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     options = parser.parse_args()
     print(
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch {torch.__version__}, float32",
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, 1 thread, torch "
+        f"{torch.__version__}, float32",
         end="\n\n",
     )
     results: dict[str, list[Row]] = {}

@@ -1,14 +1,18 @@
-"""The scans against plain PyTorch on a CPU: forward, gradient and Hessian-vector product, in CPU seconds and on the wall clock.
+"""The scans against plain PyTorch on a CPU: forward, gradient and Hessian-vector product, in CPU
+seconds and on the wall clock.
 
     python experiments/benchmark_scan.py --json scan.json
 
-Contenders: the Numba kernels, a scan of logarithmic depth in PyTorch, and the recurrence as a Python loop, which ordinary
-autograd differentiates. All take the same tensors, in float32. With a fixed random w, "gradient" is the value y and the
-gradient of <w, y> in all inputs, and "product" is one product with the Hessian of <w, y>, by double backward over a retained
-graph, as HessianOperator makes it; a loss with arithmetic of its own would add the same time to all contenders. Every
-contender does everything once before it is measured, so that compilation is not; then they take turns, and medians over
-the rounds are reported, because machines are noisy. Each lives in a process of its own, which keeps the memory that it
-frees: in a common one, or with glibc's defaults, memory is given back to the system and taken again on somebody else's time.
+Contenders: the Numba kernels, a scan of logarithmic depth in PyTorch, and the recurrence as a
+Python loop, which ordinary autograd differentiates. All take the same tensors, in float32. With a
+fixed random w, "gradient" is the value y and the gradient of <w, y> in all inputs, and "product" is
+one product with the Hessian of <w, y>, by double backward over a retained graph, as HessianOperator
+makes it; a loss with arithmetic of its own would add the same time to all contenders. Every
+contender does everything once before it is measured, so that compilation is not; then they take
+turns, and medians over the rounds are reported, because machines are noisy. Each lives in a process
+of its own, which keeps the memory that it
+frees: in a common one, or with glibc's defaults, memory is given back to the system and taken again
+on somebody else's time.
 """
 
 import argparse
@@ -29,7 +33,8 @@ from torch import Tensor
 
 from landscape.kernels import linear_scan, selective_scan
 
-# (batch, channels, states, length): a Mamba layer of a small picture, and a layer of VMamba at 224 pixels.
+# (batch, channels, states, length): a Mamba layer of a small picture, and a layer of VMamba at 224
+# pixels.
 SIZES = [(15, 192, 16, 64), (15, 384, 1, 784)]
 # glibc's names: hold on to freed memory, and serve arrays of up to 32 MiB from it.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
@@ -38,7 +43,9 @@ CONTENDERS = {"kernel": "cpu", "log depth": "log_depth", "loop": "reference"}
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: medians over the rounds, in seconds, and how many times faster than the loop it is."""
+    """One measurement: medians over the rounds, in seconds, and how many times faster than the loop
+    it is.
+    """
 
     scan: str
     size: tuple[int, ...]
@@ -106,7 +113,9 @@ def tasks(
 def work(
     pipe: Connection, backend: str, scan: str, size: tuple[int, int, int, int], threads: int
 ) -> None:
-    """The process of one contender: does a task whenever it is told to, and answers with CPU and wall seconds."""
+    """The process of one contender: does a task whenever it is told to, and answers with CPU and
+    wall seconds.
+    """
     torch.set_num_threads(threads)
     make, run = SCANS[scan]
     calls = tasks(run, make(size, torch.Generator().manual_seed(0)), backend)
@@ -144,7 +153,9 @@ def measure(scan: str, size: tuple[int, int, int, int], rounds: int, threads: in
 
 
 def table(rows: list[Row]) -> str:
-    """One line for each task: CPU milliseconds of all contenders, and how many times faster than the others the kernel is."""
+    """One line for each task: CPU milliseconds of all contenders, and how many times faster than
+    the others the kernel is.
+    """
     lines = [f"{'':37} {'CPU ms':^{10 * len(CONTENDERS)}} {'kernel is faster than':>24}"]
     names = "".join(f"{name:>10}" for name in CONTENDERS)
     lines += [f"{'scan':15}{'b, d, n, l':17}{'task':9}{names}{'log depth':>14}{'loop':>10}"]
@@ -155,7 +166,8 @@ def table(rows: list[Row]) -> str:
         name = f"{task[0]:15}{', '.join(map(str, task[1])):17}{task[2]:9}"
         ratios = times["log depth"] / times["kernel"], times["loop"] / times["kernel"]
         lines += [
-            f"{name}{''.join(f'{1e3 * times[name]:10.2f}' for name in CONTENDERS)}{ratios[0]:12.1f} x{ratios[1]:8.1f} x"
+            f"{name}{''.join(f'{1e3 * times[name]:10.2f}' for name in CONTENDERS)}"
+            f"{ratios[0]:12.1f} x{ratios[1]:8.1f} x"
         ]
     return "\n".join(lines)
 
@@ -186,7 +198,10 @@ def main() -> None:
         "cores": os.cpu_count(),
         "processor": platform.machine(),
     }
-    header = f"{date.today()}, {platform.machine()} with {os.cpu_count()} cores, {threads} threads, torch {torch.__version__}"
+    header = (
+        f"{date.today()}, {platform.machine()} with {os.cpu_count()} cores, {threads} threads, "
+        f"torch {torch.__version__}"
+    )
     print(f"float32, medians of {options.rounds} alternating runs, {header}")
     print(table(rows))
     if options.json:

@@ -1,10 +1,14 @@
 """What the check of an operator's first product costs, what it catches and whom it accuses.
 
-Usage: python experiments/benchmark_spot_check.py [--only cost|catches|alarms] [--seeds 100] [--models 200]
+Usage: python experiments/benchmark_spot_check.py [--only cost|catches|alarms] [--seeds 100]
+[--models 200]
 
-Cost: CPU seconds of building a Hessian and multiplying 25 random vectors, with the check and without, in turn; medians.
-Catches: models with a wrong derivative (tests/wrong_derivatives.py), one per seed, that the first product refuses.
-Alarms: random healthy models (tests/random_models.py), each in float32 and float64, that it refuses.
+Cost: CPU seconds of building a Hessian and multiplying 25 random vectors, with the check and
+without, in turn; medians.
+Catches: models with a wrong derivative (tests/wrong_derivatives.py), one per seed, that the first
+product refuses.
+Alarms: random healthy models (tests/random_models.py), each in float32 and float64, that it
+refuses.
 """
 
 import argparse
@@ -18,16 +22,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from random_models import random_model  # noqa: E402
-from wrong_derivatives import FAULTS, faulty  # noqa: E402
+from random_models import random_model
+from wrong_derivatives import FAULTS, faulty
 
-import landscape  # noqa: E402
-from landscape.clip.model import build_model  # noqa: E402
-from landscape.clip.objectives import contrastive_objective  # noqa: E402
-from landscape.curvature import HessianOperator  # noqa: E402
-from landscape.curvature.spot_check import forget  # noqa: E402
-from landscape.errors import ObjectiveError  # noqa: E402
-from landscape.linalg.operator import seeded  # noqa: E402
+import landscape
+from landscape.clip.model import build_model
+from landscape.clip.objectives import contrastive_objective
+from landscape.curvature import HessianOperator
+from landscape.curvature.spot_check import forget
+from landscape.errors import ObjectiveError
+from landscape.linalg.operator import seeded
 
 _TOWERS = ("vit_tiny_64", "vmamba_tiny_64", "simba_tiny_64")
 _PRODUCTS, _PAIRS, _REPEATS = 25, 15, 5
@@ -79,7 +83,8 @@ def cost(name: str) -> str:
     ratios = sorted(b / a - 1 for a, b in zip(spent[False], spent[True]))
     return (
         f"cost of {name}, n = {H.n:,}: {without:.2f} s without, {checked:.2f} s with the check, "
-        f"{statistics.median(ratios):+.1%} (from {ratios[0]:+.1%} to {ratios[-1]:+.1%}); {H.checked}"
+        f"{statistics.median(ratios):+.1%} (from {ratios[0]:+.1%} to {ratios[-1]:+.1%}); "
+        f"{H.checked}"
     )
 
 

@@ -1,14 +1,16 @@
-"""`landscape spectra` of this checkout against an older commit: wall and CPU seconds of the same manifest.
+"""`landscape spectra` of this checkout against an older commit: wall and CPU seconds of the same
+manifest.
 
-    python experiments/benchmark_workers.py --ref 0ffda8f                        # about 15 minutes on two free cores
-    python experiments/benchmark_workers.py --ref 0ffda8f --busy                 # beside one busy process
-    python experiments/benchmark_workers.py --ref 0ffda8f --large --batches 4    # for which the older commit takes all cores
+    python experiments/benchmark_workers.py --ref 0ffda8f          # 15 minutes on two free cores
+    python experiments/benchmark_workers.py --ref 0ffda8f --busy   # beside one busy process
+    python experiments/benchmark_workers.py --ref 0ffda8f --large --batches 4
 
-Two networks, 40 batches of 15 pairs each: of about 1 million parameters outside of embedding tables, or with --large of 13
-million. The variants take turns, each run a process of its own: the older commit with its default threads, the
-older commit with one thread, this checkout with its default, with one worker and with two. CPU seconds are those of the process
-and of all its children. The eigenvalues of every run are compared with those of the first. Run it on a quiet machine: the load
-average is printed beside the numbers.
+Two networks, 40 batches of 15 pairs each: of about 1 million parameters outside of embedding
+tables, or with --large of 13 million. The variants take turns, each run a process of its own: the
+older commit with its default threads, the older commit with one thread, this checkout with its
+default, with one worker and with two. CPU seconds are those of the process and of all its children.
+The eigenvalues of every run are compared with those of the first. Run it on a quiet machine: the
+load average is printed beside the numbers.
 """
 
 import argparse
@@ -157,7 +159,8 @@ def main() -> None:
                     values.setdefault(variant, eigenvalues(output))
                     wall, cpu = seen[variant][-1]
                     print(
-                        f"# {variant}: {wall:.1f} s wall, {cpu:.1f} s CPU, load {os.getloadavg()[0]:.1f}",
+                        f"# {variant}: {wall:.1f} s wall, {cpu:.1f} s CPU, load "
+                        f"{os.getloadavg()[0]:.1f}",
                         flush=True,
                     )
     report(seen, values, chosen)
@@ -171,10 +174,12 @@ def report(
     """Print medians over the rounds, and the ratios to the first variant."""
     beside = ", beside one busy process" if chosen.busy else ""
     print(
-        f"{date.today()}, before: {chosen.ref}, {os.cpu_count()} cores{beside}, {chosen.batches} batches of 2 networks"
+        f"{date.today()}, before: {chosen.ref}, {os.cpu_count()} cores{beside}, {chosen.batches} "
+        "batches of 2 networks"
     )
     print(
-        f"{'variant':22} {'wall s':>8} {'CPU s':>8} {'wall':>6} {'CPU':>6}  largest relative difference"
+        f"{'variant':22} {'wall s':>8} {'CPU s':>8} {'wall':>6} {'CPU':>6}  largest relative "
+        "difference"
     )
     medians = {
         name: [statistics.median(column) for column in zip(*rows)] for name, rows in seen.items()

@@ -78,7 +78,10 @@ def mutations() -> list[Mutation]:
         for function, statement, node, text in _changes(ast.parse(source), functions):
             begin, end = (starts[line - 1] + column for line, column in _ends(node))
             changed = source[:begin] + text.encode() + source[end:]
-            key = f"{Path(file).stem}.{function}: {_short(source[begin:end].decode())} -> {_short(text)}"
+            key = (
+                f"{Path(file).stem}.{function}: {_short(source[begin:end].decode())} -> "
+                f"{_short(text)}"
+            )
             if again := sum(one.key.partition(" #")[0] == key for one in made):
                 key += f" #{again + 1}"
             names: tuple[str, ...] = ()
@@ -143,8 +146,8 @@ def statements(body: list[ast.stmt], function: str) -> Iterator[tuple[str, ast.s
 def _of_statement(statement: ast.stmt) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
     """Results and checks left out; conditions that never or always hold.
 
-    Left out is what another mutation includes: a refusal or an early return that is all of a condition's body, and a refusal
-    that always happens, which every test sees.
+    Left out is what another mutation includes: a refusal or an early return that is all of a
+    condition's body, and a refusal that always happens, which every test sees.
     """
     if isinstance(statement, ast.Expr):
         if isinstance(statement.value, (ast.Yield, ast.YieldFrom)) and ast.unparse(

@@ -1,30 +1,38 @@
-"""Kill `landscape spectra` with SIGKILL at random moments, and count what is lost, wrong or computed twice.
+"""Kill `landscape spectra` with SIGKILL at random moments, and count what is lost, wrong or
+computed twice.
 
     python experiments/kill_campaign.py --place local --kills 40 --seed 0
 
-A tiny study of 18 batches is measured again and again by two workers, each time into a new store, while processes of the run
-are killed. What the moments hit: starting up, preparing, measuring, writing the log, merging. A killed parent is followed by the
-same command, until the store is whole; any other killed process must cost the run nothing but time.
+A tiny study of 18 batches is measured again and again by two workers, each time into a new store,
+while processes of the run are killed. What the moments hit: starting up, preparing, measuring,
+writing the log, merging. A killed parent is followed by the same command, until the store is whole;
+any other killed process must cost the run nothing but time.
 
     local      --workers 2; kills the parent and its children
-    dask       --cluster with `cluster: local`; kills the parent (with it the scheduler), workers, their nannies and children
-    scheduler  --scheduler, with a scheduler and two workers started by hand; kills these, the children and the parent
+    dask       --cluster with `cluster: local`; kills the parent (with it the scheduler), workers,
+               their nannies and children
+    scheduler  --scheduler, with a scheduler and two workers started by hand; kills these, the
+               children and the parent
     slurm      --cluster on a Slurm of one node (tests/slurm_node.py, as root); kills as dask does
-    store      writers of a store alone, in its log and its merge (tests/kill_laboratory.py)
+    store      writers of a store alone, in its log and its merge (tests/crash_store_writers.py)
 
-"parent, log" and "parent, merge" are kills aimed at a growing log and at the file into which the logs are merged. Columns:
+"parent, log" and "parent, merge" are kills aimed at a growing log and at the file into which the
+logs are merged. Columns:
 
     lost    records that were in the store before a kill and are not there after it, or at the end
-    wrong   records that differ from those of --workers 1 in any bit of any column but `seconds`, or in their settings but for
-            the choice of the product, which holds times
-    twice   units (records) of which a computation was thrown away, most at one kill; a unit is what a worker gets at a time
+    wrong   records that differ from those of --workers 1 in any bit of any column but `seconds`, or
+            in their settings but for the choice of the product, which holds times
+    twice   units (records) of which a computation was thrown away, most at one kill; a unit is
+            what a worker gets at a time
     died    processes that ended with that kill; a unit each may be computed twice, and no more
-    orphans seconds, at most, that a child lived on after its parent was killed; "stay" for more than --patience
+    orphans seconds, at most, that a child lived on after its parent was killed; "stay" for
+            more than --patience
     lines   on standard error about one kill, at most
     status  of the runs that were not killed themselves: how often each
 
-Every process logs the begin and the end of each record that it computes (sitecustomize on PYTHONPATH), so that what is computed
-twice is counted. Ends with status 1 if anything is lost or wrong or more than the above is computed twice.
+Every process logs the begin and the end of each record that it computes (sitecustomize on
+PYTHONPATH), so that what is computed twice is counted. Ends with status 1 if anything is lost or
+wrong or more than the above is computed twice.
 """
 
 import argparse
@@ -60,7 +68,8 @@ VICTIMS = {
     "scheduler": ("parent", "child", "worker", "scheduler", "scheduler"),
     "slurm": ("parent", "child", "worker", "nanny"),
 }
-# Kills of processes other than the parent in one run: a third of the same unit would make its records failures.
+# Kills of processes other than the parent in one run: a third of the same unit would make its
+# records failures.
 KILLS_PER_RUN = 2
 # What a run says, with status 2, whose scheduler is killed before it is done.
 NO_SCHEDULER = "the Dask scheduler has gone|no Dask scheduler answers|no scheduler file"
@@ -75,7 +84,8 @@ class Kill:
     """One SIGKILL and what came of it.
 
     Attributes:
-        died: Numbers of the processes that ended with it; only those that calculate, and the parent.
+        died: Numbers of the processes that ended with it; only those that calculate, and the
+            parent.
     """
 
     place: str
@@ -90,7 +100,9 @@ class Kill:
 
 
 def values_of(output: Path) -> dict[str, str]:
-    """Digest of every stored record in all columns but its seconds; empty where there is no store yet."""
+    """Digest of every stored record in all columns but its seconds; empty where there is no store
+    yet.
+    """
     if not output.exists() and not (parts_folder(output) / "plan.json").exists():
         return {}
     result = {}
@@ -98,7 +110,10 @@ def values_of(output: Path) -> dict[str, str]:
         assert not store.rejected, store.rejected
         for series, epoch in store.identities:
             table = store.records(series, epoch)
-            facts = f"{table.checkpoint_sha256} {table.num_params} {table.model} {table.label} {table.num_planned} "
+            facts = (
+                f"{table.checkpoint_sha256} {table.num_params} {table.model} {table.label} "
+                f"{table.num_planned} "
+            )
             # Of the choice of the product, times and limits are stored.
             settings = {
                 name: value for name, value in table.settings.items() if name != "product_choice"
@@ -178,7 +193,9 @@ class Campaign:
             )
 
     def undisturbed(self) -> None:
-        """Measure in one process, which gives the reference, and at this place, which says how long a run takes."""
+        """Measure in one process, which gives the reference, and at this place, which says how long
+        a run takes.
+        """
         reference = self.folder / "reference.h5"
         assert self.start(reference, ["--workers", "1"]).wait(RUN_TIMEOUT) == 0
         self.reference = values_of(reference)
@@ -210,7 +227,9 @@ class Campaign:
                 self.kills[-1].wrong += wrong
 
     def compare(self, values: dict[str, str], before: dict[str, str]) -> tuple[int, int]:
-        """Count the records of `before` that are lost, and those whose values are not the reference's."""
+        """Count the records of `before` that are lost, and those whose values are not the
+        reference's.
+        """
         lost = len(before.keys() - values.keys())
         return lost, sum(value != self.reference.get(key) for key, value in values.items())
 
@@ -240,7 +259,8 @@ class Campaign:
             status = run.wait(max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.problems.append(
-                f"{output.name}: did not end in {RUN_TIMEOUT:.0f} s after {[kill.victim for kill in kills]}"
+                f"{output.name}: did not end in {RUN_TIMEOUT:.0f} s after "
+                f"{[kill.victim for kill in kills]}"
             )
             run.kill()
             return run.wait()
@@ -250,7 +270,9 @@ class Campaign:
     def wait_for_moment(
         self, run: "subprocess.Popen[bytes]", output: Path, victim: str
     ) -> Process | None:
-        """Wait for a random moment, or for that of an aimed kill; None if the run has ended before."""
+        """Wait for a random moment, or for that of an aimed kill; None if the run has ended
+        before.
+        """
         kind, _, aim = victim.partition(", ")
         parts = parts_folder(output)
         size = log_bytes(parts)
@@ -273,7 +295,9 @@ class Campaign:
     def strike(
         self, process: Process, victim: str, output: Path, before: dict[str, str]
     ) -> Kill | None:
-        """Kill a process, once what is stored at this moment is known; None if it has just ended."""
+        """Kill a process, once what is stored at this moment is known; None if it has just
+        ended.
+        """
         if "," not in victim:
             before |= values_of(output)
         there = self.there()
@@ -335,11 +359,14 @@ class Campaign:
             allowed.append(2)
         if status not in allowed:
             self.problems.append(
-                f"{output.name}: status {status} after {[kill.victim for kill in kills]}: {text[-600:]}"
+                f"{output.name}: status {status} after {[kill.victim for kill in kills]}: "
+                f"{text[-600:]}"
             )
 
     def count_twice(self, kills: list[Kill]) -> None:
-        """Attribute every computation of a record but the last to the kill in which its process died."""
+        """Attribute every computation of a record but the last to the kill in which its process
+        died.
+        """
         begun: dict[str, list[tuple[int, str]]] = defaultdict(list)
         for line in self.log.read_text().splitlines():
             what, key, pid, unit, _ = line.split()
@@ -385,7 +412,8 @@ def table_of(campaign: Campaign) -> str:
         )
         lines.append(
             f"{campaign.place:10}{victim:15}{len(kills):6d}{sum(kill.lost for kill in kills):6d}"
-            f"{sum(kill.wrong for kill in kills):6d}{f'{len(most.units)} ({most.records})':>8}{len(most.died):5d}{lived:>9}"
+            f"{sum(kill.wrong for kill in kills):6d}{f'{len(most.units)} ({most.records})':>8}"
+            f"{len(most.died):5d}{lived:>9}"
             f"{max(kill.lines for kill in kills):6d}"
         )
     twice = sum(bool(kill.units) for kill in campaign.kills)
@@ -393,8 +421,9 @@ def table_of(campaign: Campaign) -> str:
         f"{status}: {number}" for status, number in sorted(campaign.statuses.items())
     )
     lines.append(
-        f"{campaign.stores['equal']} of {sum(campaign.stores.values())} stores bit-equal to --workers 1; status {statuses}; "
-        f"{twice} kills cost a computation; an undisturbed run takes {campaign.span:.0f} s"
+        f"{campaign.stores['equal']} of {sum(campaign.stores.values())} stores bit-equal to "
+        f"--workers 1; status {statuses}; {twice} kills cost a computation; an undisturbed run "
+        f"takes {campaign.span:.0f} s"
     )
     return "\n".join(lines + [f"PROBLEM {problem}" for problem in campaign.problems])
 
@@ -405,7 +434,7 @@ def kill_at(place: str, num_kills: int, *, seed: int, patience: float) -> bool:
     if place == "store":
         command = [
             sys.executable,
-            str(ROOT / "tests" / "kill_laboratory.py"),
+            str(ROOT / "tests" / "crash_store_writers.py"),
             "random",
             str(num_kills),
             str(seed),
@@ -416,7 +445,10 @@ def kill_at(place: str, num_kills: int, *, seed: int, patience: float) -> bool:
                 command, env=environment, check=True, capture_output=True, text=True
             ).stdout
         )
-        counts = "{kills} kills of writers: {lost} lost, {twice} written twice, {finished} of {finished} stores right"
+        counts = (
+            "{kills} kills of writers: {lost} lost, {twice} written twice, {finished} of "
+            "{finished} stores right"
+        )
         print(
             f"{place:10}{counts.format(**result)}, {time.monotonic() - begun:.0f} s",
             end="\n\n",

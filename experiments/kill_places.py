@@ -1,4 +1,5 @@
-"""What kill_campaign.py kills: processes that bear a tag, a scheduler with its workers, jobs of a Slurm.
+"""What kill_campaign.py kills: processes that bear a tag, a scheduler with its workers, jobs of a
+Slurm.
 
 Each of them logs the records that it computes.
 """
@@ -179,7 +180,8 @@ class Servers:
 def at_place(
     place: str, folder: Path, environment: dict[str, str]
 ) -> Iterator[tuple[list[str], Callable[[], None]]]:
-    """Start what a place needs; yields the options of a run there, and what is to be called while it lasts.
+    """Start what a place needs; yields the options of a run there, and what is to be called while
+    it lasts.
 
     Args:
         environment: Of the runs; gets what they need.

@@ -1,9 +1,11 @@
-"""The matrix products and convolutions of a computation, and the time that they take alone: a limit of its speed.
+"""The matrix products and convolutions of a computation, and the time that they take alone: a limit
+of its speed.
 
     python experiments/matrix_products.py --run runs/benchmark --models vit_tiny_64
 
-Every call is recorded at its real shapes and strides, and repeated on random numbers that stay in the cache, on one thread.
-Recurrences, softmax, normalisations and additions count nothing, so no way to compute the same products is as fast.
+Every call is recorded at its real shapes and strides, and repeated on random numbers that stay in
+the cache, on one thread. Recurrences, softmax, normalisations and additions count nothing, so no
+way to compute the same products is as fast.
 """
 
 import argparse
@@ -96,7 +98,9 @@ class _Recorder(TorchDispatchMode):
 
 
 def recorded(compute: Callable[[], object]) -> Counter[Call]:
-    """The matrix products and convolutions of a computation, backward passes included, with how often each is made."""
+    """The matrix products and convolutions of a computation, backward passes included, with how
+    often each is made.
+    """
     with _Recorder() as recorder:
         compute()
     return recorder.calls
@@ -138,7 +142,9 @@ class Limit:
 
 
 def limit_of(compute: Callable[[], object], *, rounds: int = 7) -> Limit:
-    """Record a computation and time its matrix products and convolutions, on torch's present number of threads."""
+    """Record a computation and time its matrix products and convolutions, on torch's present number
+    of threads.
+    """
     calls = recorded(compute)
     seconds = {False: 0.0, True: 0.0}
     flops = 0
@@ -152,7 +158,9 @@ def limit_of(compute: Callable[[], object], *, rounds: int = 7) -> Limit:
 
 
 def product_limit(operator: "SymmetricOperator") -> Limit:
-    """The limit of one product of an operator, after a first one, in which it may choose and check."""
+    """The limit of one product of an operator, after a first one, in which it may choose and
+    check.
+    """
     from landscape.linalg import seeded
 
     v = torch.randn(operator.n, generator=seeded(0), dtype=torch.float64).to(operator.dtype)
@@ -178,10 +186,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"{date.today()}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, CPU ms"
+        f"{date.today()}, {os.cpu_count()} cores, 1 thread, load {os.getloadavg()[0]:.1f}, torch "
+        f"{torch.__version__}, CPU ms"
     )
     print(
-        f"{'':16} {'calls':>6} {'Mflop':>7} {'matrices':>9} {'convolutions':>13} {'GF/s':>6} {'product':>8} {'gradient':>9}"
+        f"{'':16} {'calls':>6} {'Mflop':>7} {'matrices':>9} {'convolutions':>13} {'GF/s':>6} "
+        f"{'product':>8} {'gradient':>9}"
     )
     for model in options.models:
         batches, checkpoint = save_batches(options.run, model, 1), trained(options.run, model, 0)[0]
@@ -194,9 +204,9 @@ def main() -> None:
         limit = product_limit(operator)
         times = [shortest_of(lambda: operator @ v), shortest_of(lambda: gradient(*problem))]
         print(
-            f"{model:16} {limit.num_calls:6} {limit.flops / 1e6:7.0f} {1e3 * limit.matrix_seconds:9.1f} "
-            f"{1e3 * limit.convolution_seconds:13.1f} {limit.flops / limit.seconds / 1e9:6.1f} "
-            f"{1e3 * times[0]:8.1f} {1e3 * times[1]:9.1f}",
+            f"{model:16} {limit.num_calls:6} {limit.flops / 1e6:7.0f} "
+            f"{1e3 * limit.matrix_seconds:9.1f} {1e3 * limit.convolution_seconds:13.1f} "
+            f"{limit.flops / limit.seconds / 1e9:6.1f} {1e3 * times[0]:8.1f} {1e3 * times[1]:9.1f}",
             flush=True,
         )
 

@@ -2,8 +2,8 @@
 
     python experiments/measure_memory.py
 
-The operator is diagonal, so that next to nothing but the solver takes memory. Printed: the resident memory above what
-the process had before, the size of the (n, m) basis, and their ratio.
+The operator is diagonal, so that next to nothing but the solver takes memory. Printed: the resident
+memory above what the process had before, the size of the (n, m) basis, and their ratio.
 """
 
 import argparse
@@ -44,7 +44,8 @@ def main() -> None:
     basis = options.n * pairs.num_matvecs * 4 / 2**20
     print(f"n = {options.n:,}, m = {pairs.num_matvecs} products, float32")
     print(
-        f"peak resident memory {added + before:.0f} MiB, {added:.0f} MiB of it for the solver; the basis alone is {basis:.0f} MiB"
+        f"peak resident memory {added + before:.0f} MiB, {added:.0f} MiB of it for the solver; the "
+        f"basis alone is {basis:.0f} MiB"
     )
     print(f"ratio {added / basis:.2f}")
 

@@ -2,8 +2,9 @@
 
     python experiments/measure_products.py
 
-Each way has a process of its own. Printed: the resident memory that the operator and its first product add to the process, at
-their peak, their CPU seconds together, and how far the product is from the first one's.
+Each way has a process of its own. Printed: the resident memory that the operator and its first
+product add to the process, at their peak, their CPU seconds together, and how far the product is
+from the first one's.
 """
 
 import argparse
@@ -16,9 +17,9 @@ from measure_memory import peak_mebibytes
 from torch import Tensor
 
 WAYS: dict[str, dict[str, Any]] = {
-    "retained": {"product": "retained"},
-    "rebuilt": {"product": "rebuilt"},
-    "jvp": {"product": "jvp"},
+    "retained": {"hvp": "retained"},
+    "rebuilt": {"hvp": "rebuilt"},
+    "jvp": {"hvp": "jvp"},
     "rows=64": {"rows": 64},
     "rows=16": {"rows": 16},
 }
@@ -42,7 +43,7 @@ def measure(model: str, num_pairs: int, options: dict[str, Any]) -> tuple[float,
     large = batch(num_pairs)
     vector = torch.randn(sum(tensor.numel() for tensor in params.values()), generator=generator)
     # Kernels are compiled and libraries loaded on first use.
-    small = HessianOperator(objective, params, batch(4), product="retained")
+    small = HessianOperator(objective, params, batch(4), hvp="retained")
     small @ vector
     del small
     before, begun = peak_mebibytes(), time.process_time()

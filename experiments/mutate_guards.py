@@ -1,14 +1,17 @@
 """Whether the tests notice when a guard against wrong second derivatives is weakened.
 
-Usage: python experiments/mutate_guards.py [--list] [--table] [--only 17 30-40] [--keep FILE.json] [--timeout 120] [--budget 60]
+Usage: python experiments/mutate_guards.py [--list] [--table] [--only 17 30-40] [--keep FILE.json]
+[--timeout 120] [--budget 60]
 
-Each mutation changes one place of the guards (`GUARDED`): a condition, a bound, a tolerance, a refusal, an early return.
-The tests that execute that place are then run, the quickest first, until one fails. pytest collects once; every mutation is
-applied in a fork of that process, to the code of the function in memory. Nothing is written into the repository.
+Each mutation changes one place of the guards (`GUARDED`): a condition, a bound, a tolerance, a
+refusal, an early return. The tests that execute that place are then run, the quickest first, until
+one fails. pytest collects once; every mutation is applied in a fork of that process, to the code of
+the function in memory. Nothing is written into the repository.
 
-Measured first, unless FILE.json has it: what every test of `TESTS` takes and which lines of the guards it executes.
-A mutation is "killed" by the test that failed, or by running out of time; "equivalent" where `EQUIVALENT` says why no test can
-notice; and SURVIVED otherwise. `--keep` holds measurements and results, so that only what has survived is run again.
+Measured first, unless FILE.json has it: what every test of `TESTS` takes and which lines of the
+guards it executes. A mutation is "killed" by the test that failed, or by running out of time;
+"equivalent" where `EQUIVALENT` says why no test can notice; and SURVIVED otherwise. `--keep` holds
+measurements and results, so that only what has survived is run again.
 """
 
 import argparse
@@ -35,17 +38,29 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402
-import timm  # noqa: E402
-import torch  # noqa: E402
-from guard_mutations import GUARDED, ROOT, Mutation, heads, lines_of, mutations, statements  # noqa: E402
-from guard_mutations_equivalent import EQUIVALENT  # noqa: E402
+import pytest
+import timm
+import torch
+from guard_mutations import GUARDED, ROOT, Mutation, heads, lines_of, mutations, statements
+from guard_mutations_equivalent import EQUIVALENT
 
 TESTS = (
-    "audit_guards", "audit_bounds", "audit_outcomes", "guard_edges", "audit_conditions", "graph", "preconditions", "spot_check",
-    "audit", "finite_difference", "embedding_guards", "objective", "verdicts",
-    "spot_check_memory", "audit_command",
-)  # fmt: skip
+    "audit_guards",
+    "audit_bounds",
+    "audit_outcomes",
+    "guard_edges",
+    "audit_conditions",
+    "graph",
+    "preconditions",
+    "spot_check",
+    "audit",
+    "finite_difference",
+    "embedding_guards",
+    "objective",
+    "verdicts",
+    "spot_check_memory",
+    "audit_command",
+)
 # Written for mutations that had survived, and so run first.
 _SHARP = tuple(
     f"tests/test_{name}.py"
@@ -56,7 +71,7 @@ _TOO_SLOW = "torch's scan", "compiled_model", "towers_pass"
 _CHILDREN = 2
 
 
-# --- children ---------------------------------------------------------------------------------------------------------
+# --- children -------------------------------------------------------------------------------------
 
 
 def apply(mutation: Mutation) -> None:
@@ -91,7 +106,9 @@ def apply(mutation: Mutation) -> None:
 def _rebind(
     module: ModuleType, statements: list[ast.stmt], names: set[str], space: dict[str, Any]
 ) -> None:
-    """Execute the assignments of these names again; then those of other guards that are made of them."""
+    """Execute the assignments of these names again; then those of other guards that are made of
+    them.
+    """
     space = vars(module) | space
     for statement in statements:
         if (
@@ -195,7 +212,9 @@ class Server:
 def in_children(
     jobs: list[tuple[str, Callable[[], Any]]], *, timeout: float
 ) -> Iterator[tuple[str, Any, float]]:
-    """The results of jobs by name, each made in a process of its own; None of one that ran out of time or broke down."""
+    """The results of jobs by name, each made in a process of its own; None of one that ran out of
+    time or broke down.
+    """
     waiting, running = list(reversed(jobs)), {}
     while waiting or running:
         while waiting and len(running) < _CHILDREN:
@@ -240,11 +259,13 @@ def _work(job: Callable[[], Any], folder: Path) -> None:
     os._exit(0)
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def tests_of(mutation: Mutation, measured: dict[str, Any], *, budget: float) -> list[str]:
-    """The tests that execute the place of a mutation, the quickest first, as many as the budget of seconds allows."""
+    """The tests that execute the place of a mutation, the quickest first, as many as the budget of
+    seconds allows.
+    """
     places = {(mutation.file, line) for line in mutation.lines}
     for name in mutation.names:
         places |= _mentions(name)
@@ -392,7 +413,8 @@ def _serve(
             [("control", partial(server.killer, None, names))], timeout=1800
         ):
             kept["control"] = (
-                f"{date.today()}: without a mutation {killer or 'all ' + str(len(names)) + ' tests passed'}"
+                f"{date.today()}: without a mutation "
+                f"{killer or 'all ' + str(len(names)) + ' tests passed'}"
             )
             say(f"{kept['control']} ({seconds:.0f} s)")
     for name, killer, seconds in in_children(jobs, timeout=options.timeout):
@@ -404,7 +426,8 @@ def _serve(
 def _print_table(chosen: list[Mutation], kept: dict[str, Any]) -> None:
     results = kept["results"]
     print(
-        f"{date.today()}, torch {torch.__version__}, timm {timm.__version__}, pytest {pytest.__version__}"
+        f"{date.today()}, torch {torch.__version__}, timm {timm.__version__}, pytest "
+        f"{pytest.__version__}"
     )
     print(kept.get("control", "no control was run"))
     told: Counter[str] = Counter()

@@ -1,19 +1,22 @@
-"""What a scan without second derivatives does to the Hessian of a Mamba model: the same batches, right and incomplete.
+"""What a scan without second derivatives does to the Hessian of a Mamba model: the same batches,
+right and incomplete.
 
-    python experiments/opaque_kernel.py --json experiments/opaque_kernel.json --figure docs/opaque_kernel.png
+    cd experiments
+    python opaque_kernel.py --json opaque_kernel.json --figure ../docs/opaque_kernel.png
 
-The published selective scans are autograd functions around compiled code: their gradients are right, and carry no graph.
-Differentiated again they drop terms, and nothing is raised. Here a small VMamba CLIP is trained on OpenMoji (in --run,
-once; what is interrupted goes on), and at chosen epochs the five eigenvalues of largest magnitude are measured on fixed
-batches of 15 pairs:
+The published selective scans are autograd functions around compiled code: their gradients are
+right, and carry no graph. Differentiated again they drop terms, and nothing is raised. Here a small
+VMamba CLIP is trained on OpenMoji (in --run, once; what is interrupted goes on), and at chosen
+epochs the five eigenvalues of largest magnitude are measured on fixed batches of 15 pairs:
 
     right       the Hessian, by eigsh with residuals at most 1e-3, and by power iteration
     incomplete  double backward through a stand-in for the published scans, by power iteration
 
-Power iteration runs as the PyHessian package publishes it (at most 100 products per eigenvalue, tolerance 1e-3), since the
-incomplete operator is not symmetric and has no certificates. It keeps the gradients that have a graph and drops the
-others; PyHessian itself stops at the latter, unless their parameters are left out. In float64, both operators are held
-against central differences of the stand-in's own gradients, on the same random directions.
+Power iteration runs as the PyHessian package publishes it (at most 100 products per eigenvalue,
+tolerance 1e-3), since the incomplete operator is not symmetric and has no certificates. It keeps
+the gradients that have a graph and drops the others; PyHessian itself stops at the latter, unless
+their parameters are left out. In float64, both operators are held against central differences of
+the stand-in's own gradients, on the same random directions.
 
 HessianOperator refuses the stand-in; the plain operator below asks no questions.
 """
@@ -75,7 +78,9 @@ SETTINGS = {
 
 
 class OpaqueScan(torch.autograd.Function):
-    """The selective scan as the published kernels offer it: exact first derivatives, and no graph on them."""
+    """The selective scan as the published kernels offer it: exact first derivatives, and no graph
+    on them.
+    """
 
     @staticmethod
     def forward(ctx: Any, softplus: bool, *tensors: Tensor) -> Tensor:
@@ -110,7 +115,8 @@ def opaque_scan() -> Iterator[None]:
 
 
 class PlainHessian(SymmetricOperator):
-    """Double backward with no questions asked. Symmetric, as its type promises, only if no term is dropped.
+    """Double backward with no questions asked. Symmetric, as its type promises, only if no term is
+    dropped.
 
     Attributes:
         without_graph: Names of the parameters whose gradient has no graph, and so no row.
@@ -196,7 +202,9 @@ def problem(checkpoint: Path, batch: Batch, dtype: torch.dtype) -> Problem:
 
 
 def differences(at: Problem, U: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-    """The Hessian times U by central differences of gradients, of fourth order in the step: first derivatives only."""
+    """The Hessian times U by central differences of gradients, of fourth order in the step: first
+    derivatives only.
+    """
     objective, params, batch = at
     centre = flatten(params)
     step = STEP * float(centre.norm())
@@ -220,7 +228,9 @@ def asymmetry(U: Float[Tensor, "n k"], product: Float[Tensor, "n k"]) -> float:
 
 
 def spectrum(operator: str, solver: str, A: SymmetricOperator) -> Spectrum:
-    """The eigenvalues of A, whose vectors are kept to its support: outside, both operators are exactly zero."""
+    """The eigenvalues of A, whose vectors are kept to its support: outside, both operators are
+    exactly zero.
+    """
     if solver == "eigsh":
         pairs = eigsh(A, K, tol=TOL, return_vectors=False)
     else:
@@ -232,7 +242,9 @@ def spectrum(operator: str, solver: str, A: SymmetricOperator) -> Spectrum:
 
 
 def spectra(at: Problem) -> tuple[tuple[Spectrum, ...], float, tuple[str, ...]]:
-    """The right operator by both solvers and the incomplete one; the loss; the parameters without a row."""
+    """The right operator by both solvers and the incomplete one; the loss; the parameters without a
+    row.
+    """
     guarded, plain = HessianOperator(*at), PlainHessian(*at)
     with opaque_scan():
         opaque = PlainHessian(*at)
@@ -252,7 +264,8 @@ def judge(at: Problem) -> tuple[dict[str, Verdict], float]:
     product = operator @ U
     if not (product - plain @ U).norm() <= ROUNDING * product.norm():
         raise SystemExit(
-            "The plain operator differs from HessianOperator although nothing is opaque, so it is no control."
+            "The plain operator differs from HessianOperator although nothing is opaque, so it is "
+            "no control."
         )
     slope = gradient(*at)
     with opaque_scan():
@@ -315,7 +328,10 @@ def main() -> None:
         for number, batch in enumerate(batches):
             rows.append(measured(options.run, epoch, batch, number))
             print(f"epoch {epoch}, batch {number + 1} of {len(batches)}", flush=True)
-    title = f"Top {K} eigenvalues of {MODEL}, {BATCH_SIZE} pairs a batch, and the operators they come from"
+    title = (
+        f"Top {K} eigenvalues of {MODEL}, {BATCH_SIZE} pairs a batch, and the operators they come "
+        "from"
+    )
     print_table(rows, title=title)
     if options.json:
         summaries = [asdict(one) for one in summarise(rows)]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The top eigenvalues of one operator by one solver, nats per squared parameter, largest magnitude first.
+    """The top eigenvalues of one operator by one solver, nats per squared parameter, largest
+    magnitude first.
 
     Attributes:
         residual: The largest relative residual of them, under the operator itself.
@@ -30,10 +31,10 @@ class Verdict:
     """How far an operator is from a Hessian, in float64.
 
     Attributes:
-        asymmetry: |B - B^T| / |B| of the forms B = <u_i, H u_j>, i != j, of random directions: an estimate of
-            |H - H^T| / |H| in the Frobenius norm.
-        product_error: |H U - D| / |D| for the same directions U and differences D of gradients: an estimate of the
-            operator's relative error in the Frobenius norm.
+        asymmetry: |B - B^T| / |B| of the forms B = <u_i, H u_j>, i != j, of random directions: an
+            estimate of |H - H^T| / |H| in the Frobenius norm.
+        product_error: |H U - D| / |D| for the same directions U and differences D of gradients: an
+            estimate of the operator's relative error in the Frobenius norm.
     """
 
     asymmetry: float
@@ -46,7 +47,8 @@ class Row:
 
     Attributes:
         loss: In nats.
-        gradient_error: Relative difference of the stand-in's gradient and the right one, in float64.
+        gradient_error: Relative difference of the stand-in's gradient and the right one, in
+            float64.
         without_graph: Parameters whose gradient has no graph under the stand-in.
         verdicts: By operator.
     """
@@ -80,7 +82,8 @@ class Summary:
     """One operator and one solver at one epoch, over all batches.
 
     Attributes:
-        num_negative, num_values: Negative eigenvalues among the top five of every batch, and how many that are in all.
+        num_negative, num_values: Negative eigenvalues among the top five of every batch, and how
+        many that are in all.
         mean_positive: Mean of the positive ones, nats per squared parameter; None if there is none.
         largest: Largest magnitude, likewise.
         residual, asymmetry, product_error: Medians over the batches.
@@ -164,7 +167,8 @@ def print_table(rows: Sequence[Row], *, title: str) -> None:
     # A table in a file needs no terminal's width.
     Console(width=120).print(table)
     print(
-        "residual: of the worst pair. asymmetry, error (against differences): of the operator, float64. Medians of batches."
+        "residual: of the worst pair. asymmetry, error (against differences): of the operator, "
+        "float64. Medians of batches."
     )
 
 
@@ -230,7 +234,9 @@ def draw_eigenvalues(axes: "Axes", rows: Sequence[Row], epochs: Sequence[int]) -
 
 
 def mark_eigenvalues(axes: "Axes", values: Sequence[float]) -> None:
-    """The axis of the other figures: linear about zero, logarithmic beyond, the same on both sides."""
+    """The axis of the other figures: linear about zero, logarithmic beyond, the same on both
+    sides.
+    """
     import numpy as np
 
     from landscape.figures.asinh_axis import AsinhAxis

@@ -1,7 +1,8 @@
-"""Two versions of the package side by side: the tree of a commit, and processes that measure with it in turn.
+"""Two versions of the package side by side: the tree of a commit, and processes that measure with
+it in turn.
 
-A script that measures is its own worker: started with `--work`, it reads one line per measurement and answers with one line of
-JSON. Imports nothing of the package, so that it serves any version.
+A script that measures is its own worker: started with `--work`, it reads one line per measurement
+and answers with one line of JSON. Imports nothing of the package, so that it serves any version.
 """
 
 import io

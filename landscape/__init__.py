@@ -1,4 +1,4 @@
-"""landscape: Hessian spectra of contrastive image-text models, and of any PyTorch model, with certificates.
+"""Hessian spectra of image-text models and any PyTorch model, with certificates.
 
 `import landscape` is instant: the names below are loaded on first use.
 """
@@ -13,14 +13,22 @@ _EXPORTS = {
     "FiniteDifferenceOperator": "landscape.curvature",
     "GaussNewtonOperator": "landscape.curvature",
     "gauss_newton": "landscape.curvature",
-    "hessian": "landscape.curvature",
+    "EmpiricalFisherOperator": "landscape.curvature",
+    "empirical_fisher": "landscape.curvature",
+    "hessian": "landscape.sharded",
     "hessian_of_batches": "landscape.curvature",
     "Objective": "landscape.curvature",
     "per_module_spectra": "landscape.curvature",
     "HessianOperator": "landscape.curvature",
+    "ShardedFiniteDifferenceOperator": "landscape.sharded",
+    "ShardedHessianOperator": "landscape.sharded",
     "SymmetricOperator": "landscape.linalg",
     "EigenPairs": "landscape.linalg",
     "average": "landscape.linalg",
+    "block_masses": "landscape.linalg",
+    "compare_curvature": "landscape.linalg",
+    "diagonal": "landscape.linalg",
+    "principal_angles": "landscape.linalg",
     "check_operator": "landscape.linalg",
     "eigsh": "landscape.linalg",
     "restricted": "landscape.linalg",
@@ -31,7 +39,17 @@ _EXPORTS = {
     "SpectralDensity": "landscape.linalg",
     "NegativeCounts": "landscape.linalg",
     "power_iteration": "landscape.linalg",
+    "preconditioned": "landscape.stability",
+    "preconditioner_of": "landscape.stability",
+    "stability_threshold": "landscape.stability",
+    "critical_sharpness": "landscape.stability",
+    "directional_sharpness": "landscape.stability",
+    "keskar_sharpness": "landscape.stability",
+    "next_update": "landscape.stability",
+    "sam_sharpness": "landscape.stability",
+    "Update": "landscape.stability",
     "Manifest": "landscape.manifest",
+    "SharpnessMonitor": "landscape.monitor",
     "SpectrumStore": "landscape.store",
 }
 

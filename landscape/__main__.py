@@ -1,4 +1,7 @@
-"""The command line as `python -m landscape`, so that torchrun can start it: `torchrun -m landscape train ...`."""
+"""The command line as `python -m landscape`, for torchrun.
+
+torchrun can then start it: `torchrun -m landscape train ...`.
+"""
 
 from landscape.cli import main
 

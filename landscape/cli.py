@@ -1,10 +1,13 @@
 """The command line: each command parses, calls one function, prints.
 
-Heavy imports sit inside the commands, so that `--help` is instant and a wrong manifest is refused before torch is loaded.
+Heavy imports are inside the commands. So `--help` is instant, and a wrong manifest is refused
+before torch is loaded.
 """
 
+import errno
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -14,34 +17,50 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landscape import limits, ranks, threads
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, OptionError
+from landscape.json_text import json_text
 from landscape.options import (
     FILE,
     FOLDER,
     PROBES,
     RESAMPLES,
     SEED,
+    Choice,
     Epochs,
+    FloatRange,
     LogitScale,
     PathType,
     Shard,
     Size,
     Workers,
-    product_options,
+    as_json,
+    hvp_options,
+    layout_options,
     some_series,
+    stated_options,
     threads_option,
     worker_options,
 )
 from landscape.signals import stop_requests
+from landscape.suggestions import did_you_mean
 from landscape.terminal import TextTable, terminal_width, wrapped
 from landscape.version import VERSION
 
 if TYPE_CHECKING:
-    from landscape.pipeline import ProductSettings, WorkerSettings
+    from landscape.figures import PageOptions
+    from landscape.manifest import Manifest
+    from landscape.pipeline import HvpSettings, RunReport, WorkerSettings
+
+
+# Seconds in which the process where an error began can report it before another repeats it.
+_FIRST_SPEAKS = 0.5
 
 
 def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors raised on purpose end the command with one line and their exit status; all others are bugs and show."""
+    """Report intended errors on one line and exit with their status.
+
+    All other errors are bugs and show their traceback.
+    """
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> Any:
@@ -50,11 +69,15 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 return command(*args, **options)
             except LandscapeError as error:
                 if not came:
-                    _say_error(" ".join(str(error).split()))
+                    _say_error(" ".join(str(error).split()), is_repeated=error.is_repeated)
                     sys.exit(error.exit_code)
             except (KeyboardInterrupt, Exception) as error:
-                # Within C++ code, a request to stop comes out as an error of any kind.
+                # C++ code may turn a request to stop into an error of any type.
                 if not came and not isinstance(error, KeyboardInterrupt):
+                    # A disk behind standard output; files have errors of their own.
+                    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                        _say_error(f"{error.filename or 'standard output'}: there is no room left.")
+                        sys.exit(2)
                     if ranks.is_reporter():
                         raise
                     sys.exit(1)
@@ -64,16 +87,34 @@ def _one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if number == signal.SIGINT
             else f"stopped by {signal.Signals(number).name}"
         )
-        _say_error(f"{what}; everything measured so far is kept, the same command goes on.")
+        _say_error(f"{what}; results so far are saved; run the same command to resume.")
         sys.exit(128 + number)
 
     return run
 
 
-def _say_error(text: str) -> None:
-    """Print one line; of several processes under torchrun, one prints."""
+def _say_error(text: str, *, is_repeated: bool = False) -> None:
+    """Print an error on one line, in only one of several processes.
+
+    A process that repeats the error of another waits for the other's report first.
+    """
+    if is_repeated:
+        time.sleep(_FIRST_SPEAKS)
     if ranks.is_reporter():
         click.echo(f"landscape: {text}", err=True)
+
+
+def _refuse_own_input(output: Path | None, *inputs: str | Path) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        LandscapeError: If the output is one of the inputs.
+    """
+    for path in map(Path, inputs):
+        if output is not None and output.exists() and path.exists() and output.samefile(path):
+            raise LandscapeError(
+                f"{output}: is the input too, and would be lost; name another file."
+            )
 
 
 def _say(text: str) -> None:
@@ -81,12 +122,48 @@ def _say(text: str) -> None:
     click.echo(wrapped(text, terminal_width()))
 
 
-class _Commands(click.Group):
-    """The commands; Ctrl-C before one has begun, as while options are read, ends with its status too."""
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json_text(document), nl=False)
 
-    def make_context(self, *args: Any, **options: Any) -> click.Context:
+
+def _format_of(kind: str | None, *, as_json: bool) -> str | None:
+    """Return the format that `--format` or `--json` names.
+
+    Raises:
+        click.UsageError: If they name two.
+    """
+    if as_json and kind not in (None, "json"):
+        raise click.UsageError(f"--json and --format {kind} name two formats; leave one out.")
+    return "json" if as_json else kind
+
+
+# Key of the context under which the original command line is stored, for other processes.
+_ARGUMENTS = "landscape.arguments"
+
+
+class _Commands(click.Group):
+    """The group of commands.
+
+    Ctrl-C before a command has begun, for example while options are read, also ends with its own
+    status.
+    """
+
+    def make_context(
+        self, info_name: str | None, args: list[str], *rest: Any, **options: Any
+    ) -> click.Context:
         with _interrupted_without_work():
-            return super().make_context(*args, **options)
+            arguments = tuple(args)
+            context = super().make_context(info_name, args, *rest, **options)
+            context.meta[_ARGUMENTS] = arguments
+            return context
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {name!r}.{did_you_mean(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with _interrupted_without_work():
@@ -111,15 +188,25 @@ def _interrupted_without_work() -> Iterator[None]:
 @click.version_option(VERSION, prog_name="landscape")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Hessian spectra of contrastive image-text models along their training, every number with its certificate."""
+    """Measure Hessian spectra of contrastive image-text models along training.
+
+    Every number has a certificate.
+    """
     command = ctx.invoked_subcommand
-    if ranks.rank() > 0 and command != "train":
+    # spectra does so itself, where the processes share no model.
+    if command not in ("train", "spectra"):
+        _leave_work_to_first(str(command))
+    threads.prepare()
+
+
+def _leave_work_to_first(command: str) -> None:
+    """End every process except the first, which does all the work."""
+    if ranks.rank() > 0:
         place = f"process {ranks.rank()} of {ranks.world_size()}"
         click.echo(
             f"landscape {command}: process 0 does all the work, {place} ends at once.", err=True
         )
         sys.exit(0)
-    threads.prepare()
 
 
 @main.command()
@@ -145,7 +232,7 @@ def main(ctx: click.Context) -> None:
     help="openmoji, a CSV/TSV file, or a pattern of tar shards.",
 )
 @click.option(
-    "--split", default="train", show_default=True, type=click.Choice(["train", "held_out", "all"])
+    "--split", default="train", show_default=True, type=Choice(["train", "held_out", "all"])
 )
 @click.option(
     "--image-size",
@@ -175,22 +262,38 @@ def main(ctx: click.Context) -> None:
     "--scan",
     default="landscape",
     show_default=True,
-    type=click.Choice(["landscape", "mamba-ssm"]),
-    help="Kernel that trains Mamba towers. mamba-ssm's needs CUDA, has first derivatives only, and is never measured with.",
+    type=Choice(["landscape", "mamba-ssm"]),
+    help=(
+        "Kernel that trains Mamba towers. mamba-ssm's needs CUDA, has first derivatives only, and "
+        "is never used to measure."
+    ),
 )
-@click.option("--name", help="Of the series in the manifest; default: the folder's name.")
-@click.option("--label", help="What figures call the series; default: its name.")
-@click.option("--dry-run", is_flag=True, help="Say what would be trained, then stop.")
+@click.option("--name", help="Name of the series in the manifest; default: the folder's name.")
+@click.option("--label", help="Label of the series in figures; default: its name.")
+@click.option(
+    "--monitor",
+    is_flag=True,
+    help="Measure the sharpness of a fixed batch along the training; see docs/monitor.md.",
+)
+@click.option(
+    "--monitor-budget",
+    type=FloatRange(0.0, 10.0, min_open=True),
+    help="With --monitor: the share of the training time that it may take. Default: 0.05.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be trained, then stop.")
 @threads_option("all cores")
 @_one_line_errors
-def train(**options: Any) -> None:
-    """Train a CLIP model and keep every epoch, the initialisation included.
+def train(monitor: bool, monitor_budget: float | None, **options: Any) -> None:
+    """Train a CLIP model and save every epoch, the initialisation included.
 
-    OUTPUT/checkpoints.yaml lists each checkpoint with its sha256 and is a manifest for `landscape spectra`.
+    OUTPUT/checkpoints.yaml lists each checkpoint with its sha256. It is a manifest for `landscape
+    spectra`.
     """
+    if monitor_budget is not None and not monitor:
+        raise click.UsageError("--monitor-budget says what --monitor may take; add it.")
     from landscape.pipeline import train_run
 
-    report = train_run(**options)
+    report = train_run(**options, monitor_budget=(monitor_budget or 0.05) if monitor else None)
     if ranks.rank() == 0:
         _say(report.summary())
 
@@ -210,20 +313,25 @@ def train(**options: Any) -> None:
     metavar="SOURCE",
     help="openmoji, a CSV/TSV file, or a pattern of tar shards. Default: the run's own.",
 )
-@click.option("--name", help="Of the series; default: the folder's name.")
+@click.option("--name", help="Name of the series; default: the folder's name.")
 @click.option(
     "--epoch-numbers",
     "counts",
-    type=click.Choice(["finished", "from-zero"]),
-    help="What the number in a file or its name counts, where that is not known. Default: left to you to fill in.",
+    type=Choice(["finished", "from-zero"]),
+    help=(
+        "Meaning of the number in a file or its name, where that is not known. Default: left to "
+        "you to fill in."
+    ),
 )
-@click.option("--force", is_flag=True, help="Replace a manifest that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing manifest.")
 @_one_line_errors
 def init(run_folder: Path, output: Path, **options: Any) -> None:
-    """Write a manifest of the run in RUNFOLDER from what it says of itself: model, settings, data, checkpoints, epochs.
+    """Write a manifest of the training run in RUNFOLDER.
 
-    Runs of open_clip_train, timm, Lightning, MMEngine, transformers' Trainer and others; folders of a hub; plain folders of
-    checkpoints. What the run does not say is marked FILL_IN, and refused until it is filled in.
+    It takes model, settings, data, checkpoints and epochs from the files of the run. Supported are
+    runs of open_clip_train, timm, Lightning, MMEngine, transformers' Trainer and others; folders of
+    a hub; plain folders of checkpoints. What the run does not state is marked FILL_IN, and refused
+    until it is filled in.
     """
     from landscape.manifest.init import init_manifest
 
@@ -235,21 +343,14 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
 @click.option("-o", "--output", required=True, type=FILE, help="HDF5 file; resumed if unfinished.")
 @click.option(
     "--method",
-    type=click.Choice(["lanczos", "power", "pyhessian"]),
+    type=Choice(["lanczos", "power", "pyhessian"]),
     help="Default: the manifest's.",
 )
-@click.option(
-    "--hvp",
-    default="double-backward",
-    show_default=True,
-    type=click.Choice(["double-backward", "finite-difference"]),
-    help="Products with the Hessian; finite-difference where a kernel has first derivatives only.",
-)
-@product_options
+@hvp_options(differences=True)
 @click.option(
     "--max-basis-memory",
     type=Size(),
-    help="What Krylov vectors may take; Lanczos restarts within it.",
+    help="Memory limit of Krylov vectors; Lanczos restarts within it.",
 )
 @click.option(
     "--recycle",
@@ -259,48 +360,76 @@ def init(run_folder: Path, output: Path, **options: Any) -> None:
 @click.option(
     "--unaudited",
     is_flag=True,
-    help="Measure without an audit; the records and their figure are marked so.",
+    help="Measure without an audit; the records and their figure say so.",
 )
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @click.option(
     "--per-module",
     is_flag=True,
-    help="Also of every block of the network: the diagonal blocks of the Hessian. Those keep a batch's graph and "
-    "all Krylov vectors, whatever --max-memory and --max-basis-memory say.",
+    help=(
+        "Also measure every module of the network: the diagonal blocks of the Hessian. These keep "
+        "a batch's graph and all Krylov vectors in memory, whatever --max-memory and "
+        "--max-basis-memory are."
+    ),
 )
 @click.option(
     "--modules",
     multiple=True,
-    help="With --per-module: shell pattern of module names, as 'visual.*.resblocks.*'.",
+    help="With --per-module: shell pattern of module names, such as 'visual.*.resblocks.*'.",
 )
 @click.option(
     "--module-batches",
     type=click.IntRange(min=1),
-    help="With --per-module: on the first batches only.",
+    help="With --per-module: number of batches, from the first.",
+)
+@click.option(
+    "--keep-vectors",
+    is_flag=True,
+    help=(
+        "Also keep the eigenvectors of every batch, in half precision; batches that were measured "
+        "without them are measured again. See docs/eigenvectors.md."
+    ),
 )
 @some_series
-@click.option("--epochs", type=Epochs(), help="Measure these alone. Default: all.")
+@click.option("--epochs", type=Epochs(), help="Measure only these epochs. Default: all.")
 @click.option(
     "--batches",
     "num_batches",
     type=click.IntRange(min=1),
-    help="Measure the first so many alone. Default: all.",
+    help="Number of batches, from the first. Default: all.",
 )
 @click.option(
     "--shard",
     type=Shard(),
-    help="Measure one share of all, as 3/8, into a store of its own; see `landscape merge`.",
+    help="Measure a share such as 3/8 into its own store; see `landscape merge`.",
 )
 @worker_options
 @click.option(
-    "--dry-run", is_flag=True, help="Say what is left, what fits, and how long it takes, then stop."
+    "--shards",
+    type=click.IntRange(1, limits.MAX_WORKERS),
+    help=(
+        "Number of processes that share each model, a part in each: started here, or by torchrun "
+        "or srun. See docs/sharded.md."
+    ),
+)
+@click.option(
+    "--shard-timeout",
+    type=FloatRange(1.0, limits.MAX_SHARD_TIMEOUT),
+    help="With --shards: seconds that a process waits for the others. Default: 600.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show what is left, what fits in memory, and how long it takes, then stop.",
 )
 @threads_option("as many as make the first product clearly faster")
 @_one_line_errors
 def spectra(
     manifest: Path,
     output: Path,
-    products: "ProductSettings",
+    products: "HvpSettings",
+    shards: int | None,
+    shard_timeout: float | None,
     max_basis_memory: int | None,
     recycle: bool,
     per_module: bool,
@@ -316,9 +445,14 @@ def spectra(
 
     Exit status: 0 all is measured, 1 some batches failed, 2 wrong input.
     """
+    if shards is None:
+        _leave_work_to_first("spectra")
+    else:
+        ranks.take_place_in_slurm()
     from landscape import pipeline
     from landscape.manifest import Manifest
 
+    _check_shards(shards, shard_timeout, per_module=per_module)
     if not per_module and (modules or module_batches):
         raise click.UsageError(
             "--modules and --module-batches say what --per-module measures; add it."
@@ -334,13 +468,53 @@ def spectra(
         reports = pipeline.run_with_modules(
             loaded, output, modules=modules, module_batches=module_batches, **options
         )
-    else:
+    elif shards is None:
         reports = (pipeline.run(loaded, output, **options),)
-    for report in reports:
-        _say(report.summary())
+    else:
+        reports = (_run_sharded(loaded, output, shards, shard_timeout, options),)
+    if ranks.rank() == 0:
+        for report in reports:
+            _say(report.summary())
     if options["dry_run"]:
         sys.exit(2 if any(report.num_refused for report in reports) else 0)
     sys.exit(0 if all(report.complete for report in reports) else 1)
+
+
+def _check_shards(shards: int | None, shard_timeout: float | None, *, per_module: bool) -> None:
+    """Refuse options that contradict `--shards` or need it.
+
+    This happens before anything heavy is loaded.
+    """
+    if shards is None and shard_timeout is not None:
+        raise click.UsageError("--shard-timeout says how long processes of --shards wait; add it.")
+    if shards is not None and per_module:
+        raise OptionError(
+            f"--shards {shards}: does not go with --per-module: blocks of modules are measured in "
+            "one process. Leave one of them out."
+        )
+
+
+def _run_sharded(
+    manifest: "Manifest",
+    output: Path,
+    shards: int,
+    shard_timeout: float | None,
+    options: dict[str, Any],
+) -> "RunReport":
+    """Measure as one of the processes that share the models.
+
+    Where they do not exist, start them and end with them.
+    """
+    from landscape import pipeline
+    from landscape.workers.launch import launch
+
+    timeout = {} if shard_timeout is None else {"timeout": shard_timeout}
+    settings = pipeline.ShardSettings(num_processes=shards, **timeout)
+    if ranks.is_started_as_rank() or shards == 1 or options["dry_run"]:
+        return pipeline.run(manifest, output, shards=settings, **options)
+    asked = {name: value for name, value in options.items() if name != "dry_run"}
+    pipeline.checked_request(manifest, output, shards=settings, **asked)
+    sys.exit(launch(click.get_current_context().meta[_ARGUMENTS], shards))
 
 
 @main.command()
@@ -350,7 +524,7 @@ def spectra(
 @click.option(
     "--epochs",
     type=Epochs(),
-    help="Panels, and what is measured of a manifest; default: all, and six of them drawn.",
+    help="Epochs of the panels, and those measured of a manifest; default: all, with six panels.",
 )
 @click.option(
     "--batches",
@@ -358,7 +532,7 @@ def spectra(
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Mini-batches measured.",
+    help="Number of mini-batches.",
 )
 @click.option(
     "--probes",
@@ -366,7 +540,7 @@ def spectra(
     default=2,
     show_default=True,
     type=PROBES,
-    help="Random vectors a batch.",
+    help="Random vectors per batch.",
 )
 @click.option(
     "--matvecs",
@@ -374,34 +548,51 @@ def spectra(
     default=64,
     show_default=True,
     type=click.IntRange(4, limits.MAX_PROBES),
-    help="Products a probe.",
+    help="Products per probe.",
 )
 @click.option(
     "--dense-limit",
     default=3000,
     show_default=True,
     type=click.IntRange(0, limits.MAX_DENSE),
-    help="Parameters up to which it is exact too.",
+    help="Number of parameters up to which the exact spectrum is computed too.",
 )
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Of the random vectors.")
-@product_options
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the random vectors.")
+@hvp_options()
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option(
-    "--unaudited",
-    is_flag=True,
-    help="Measure without an audit; the record and the figure are marked so.",
+    "--format",
+    "kind",
+    type=Choice(["table", "csv", "json"]),
+    help=(
+        "How the estimates are printed. csv and json print nothing else on standard output. "
+        "Default: table."
+    ),
+)
+@layout_options()
+@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
+@click.option(
+    "--unaudited", is_flag=True, help="Measure without an audit; the record and the figure say so."
 )
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
 @click.option("--dry-run", is_flag=True, help="List what would be measured, then stop.")
 @threads_option("as many as make the first product clearly faster")
 @_one_line_errors
-def density(source: str, output: Path, products: "ProductSettings", **options: Any) -> None:
-    """Draw the density of the whole spectrum, and say what it tells: estimates, each with its error.
+def density(
+    source: str,
+    output: Path,
+    products: "HvpSettings",
+    kind: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Draw the density of the whole spectrum, with estimates and their errors.
 
-    Of a store, from the quadratures that `landscape spectra` kept: no product is spent. Of a manifest, or of a model by name with
-    random weights on OpenMoji pictures, it is measured with probes of its own and stored beside the figure as OUTPUT.h5, which
-    is drawn again as it is.
+    For a store, it comes from the quadratures that `landscape spectra` saved: no product is
+    computed. For a manifest, or for a model by name with random weights on OpenMoji pictures, it is
+    measured with its own random vectors. It is then stored beside the figure as OUTPUT.h5, from
+    which it can be drawn again.
 
     Exit status: 0 done, 1 some batches failed, 2 wrong input.
     """
@@ -411,42 +602,66 @@ def density(source: str, output: Path, products: "ProductSettings", **options: A
     settings = pipeline.DensitySettings(
         **{name: options.pop(name) for name in names}, products=products
     )
+    kind = _format_of(kind, as_json=as_json) or "table"
+    if kind != "table" and options["dry_run"]:
+        raise click.UsageError(f"--dry-run measures nothing that --format {kind} could print.")
     report = pipeline.density_of(source, output, settings, **options)
-    _say(report.summary())
+    click.echo(report.numbers(kind, width=terminal_width()), nl=False)
+    for line in report.messages():
+        click.echo(wrapped(line, terminal_width()), err=kind != "table")
     sys.exit(0 if report.complete else 1)
 
 
 @main.command()
 @click.argument("target", metavar="MANIFEST_OR_MODEL")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
+@as_json
 @threads_option("all cores")
 @_one_line_errors
-def audit(target: str, device: str | None) -> None:
-    """Test whether products with the Hessian are second derivatives, and name the module to blame.
+def audit(target: str, device: str | None, as_json: bool) -> None:
+    """Test that Hessian-vector products are second derivatives; name faulty modules.
 
-    Of a manifest, every series at its last checkpoint, on the first batch: what a wrong operator drops grows with training.
-    Of a model by name (open_clip's or this project's), random weights on OpenMoji pictures.
+    For a manifest, every series is tested at its last checkpoint, on the first batch: what a wrong
+    operator leaves out grows with training. For a model by name (open_clip's or this project's),
+    random weights are tested on OpenMoji pictures.
 
     Exit status: 0 passed, 1 failed or undecided, 2 wrong input.
     """
     from landscape import pipeline
 
     passed = True
-    for one in pipeline.audit_target(target, device=device):
-        errors = ("" if row.error is None else f"{row.error:.1e}" for row in one.report.rows)
+    results = []
+    for result in pipeline.audit_target(target, device=device):
+        passed = passed and result.report.passed
+        if as_json:
+            results.append(result.facts())
+            continue
+        errors = ("" if row.error is None else f"{row.error:.1e}" for row in result.report.rows)
         rows = tuple(
             (row.name, row.test, error, row.verdict, row.reason)
-            for row, error in zip(one.report.rows, errors)
+            for row, error in zip(result.report.rows, errors)
         )
         table = TextTable(
-            title=one.title,
+            title=result.title,
             header=("module", "test", "error", "verdict", "why"),
             rows=rows,
             num_left=5,
         )
         click.echo(table.text(terminal_width()))
-        passed = passed and one.report.passed
+    if as_json:
+        _print_json({"kind": "audit", "target": target, "passed": passed, "audits": results})
     sys.exit(0 if passed else 1)
+
+
+# Options on the layout that each kind of figure takes.
+_LAYOUT_OF = {
+    "figure3": ("--width", "--columns", "--font-size", "--linear"),
+    "sharpness": ("--width", "--columns", "--font-size", "--linear"),
+    "modules": ("--width", "--font-size"),
+    "vectors": ("--width", "--columns", "--font-size"),
+    "vector-modules": ("--width", "--font-size"),
+    "training": ("--width", "--font-size", "--linear"),
+}
 
 
 @main.command()
@@ -456,15 +671,32 @@ def audit(target: str, device: str | None) -> None:
     "--kind",
     default="figure3",
     show_default=True,
-    type=click.Choice(["figure3", "sharpness", "modules", "ood", "shape-bias", "conditions"]),
-    help="Densities of eigenvalues; sharpness and negatives over epochs; modules over depth and epoch. Of what `landscape ood` "
-    "writes: accuracy out of distribution, shape bias, and accuracy by condition beside people.",
+    type=Choice(
+        [
+            "figure3",
+            "sharpness",
+            "modules",
+            "vectors",
+            "vector-modules",
+            "training",
+            "ood",
+            "shape-bias",
+            "conditions",
+        ]
+    ),
+    help=(
+        "Densities of eigenvalues; sharpness and negatives over epochs; modules over depth and "
+        "epoch; angles and localisation of kept eigenvectors, and the modules in which they lie. "
+        "For the record of a monitor: sharpness, threshold and loss over steps. For files of "
+        "`landscape ood`: accuracy out of distribution, shape bias, and accuracy by condition "
+        "beside people."
+    ),
 )
 @some_series
 @click.option(
     "--epochs",
     type=Epochs(),
-    help="Default: all; of figure3 0 and five later ones (0,5,10,15,20,25 where present).",
+    help="Default: all; for figure3 0 and five later ones (0,5,10,15,20,25 where present).",
 )
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option(
@@ -472,22 +704,48 @@ def audit(target: str, device: str | None) -> None:
     is_flag=True,
     help="Draw values without a certificate too, and say how many.",
 )
+@layout_options()
 @_one_line_errors
 def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
-    """Draw STORE: Figure 3, the distribution of the top eigenvalues with a panel per epoch, or another kind of figure."""
+    """Draw STORE: Figure 3 or another kind of figure.
+
+    Figure 3 is the distribution of the top eigenvalues with a panel per epoch.
+    """
     from landscape import pipeline
 
+    _refuse_own_input(output, store)
+    stated = stated_options()
+    for option in ("--width", "--columns", "--font-size", "--linear"):
+        if option in stated and option not in _LAYOUT_OF.get(kind, ()):
+            raise click.UsageError(f"{option} has no effect on --kind {kind}; leave it out.")
+    if kind == "training":
+        if options.pop("series") or options.pop("epochs"):
+            raise click.UsageError(
+                "--series and --epochs choose checkpoints, and --kind training shows steps; leave "
+                "them out."
+            )
+        _say(pipeline.draw_training(store, output, **options))
+        return
     if kind in pipeline.OOD_FIGURES:
         if options.pop("keep_unconverged"):
             raise click.UsageError(
-                f"--keep-unconverged is for eigenvalues, which --kind {kind} does not show; leave it out."
+                f"--keep-unconverged is for eigenvalues, which --kind {kind} does not show; leave "
+                "it out."
             )
+        options.pop("page_options")
         _say(pipeline.draw_ood(store, output, kind=kind, **options))
         return
+    if kind in ("vectors", "vector-modules") and options.pop("keep_unconverged"):
+        raise click.UsageError(
+            f"--keep-unconverged is for eigenvalues; --kind {kind} shows every vector, each angle "
+            "with the bound of its error. Leave it out."
+        )
     draw = {
         "figure3": pipeline.draw_figure3,
         "sharpness": pipeline.draw_sharpness,
         "modules": pipeline.draw_modules,
+        "vectors": pipeline.draw_vectors,
+        "vector-modules": pipeline.draw_vector_modules,
     }[kind]
     _say(draw(store, output, **options))
 
@@ -500,46 +758,50 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["table", "csv", "json", "latex"]),
+    type=Choice(["table", "csv", "json", "latex"]),
     help="Default: by the suffix of the output.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 @click.option(
     "--metric",
     "metrics",
     multiple=True,
-    help="Of spectra: compare this alone; may be repeated. Default: all known.",
+    help="For spectra: compare only this metric; may be repeated. Default: all.",
 )
 @click.option(
     "--epochs",
     type=Epochs(),
-    help="Compare these alone. Default: all; of accuracies, the last that both have.",
+    help="Compare only these. Default: all; for accuracies, the last that both have.",
 )
 @some_series
 @click.option(
     "--unpaired",
     is_flag=True,
-    help="Of spectra: allow series that were measured on different batches.",
+    help="For spectra: allow series that were measured on different batches.",
 )
 @click.option(
     "--keep-unconverged",
     is_flag=True,
-    help="Of spectra: count records without a certificate too, and say how many.",
+    help="For spectra: count records without a certificate too, and say how many.",
 )
 @click.option("--resamples", "num_resamples", default=4999, show_default=True, type=RESAMPLES)
 @click.option(
-    "--seed", default=0, show_default=True, type=SEED, help="Of resampling and permuting."
+    "--seed", default=0, show_default=True, type=SEED, help="Seed of resampling and permutations."
 )
 @_one_line_errors
-def compare(stores: tuple[Path, ...], **options: Any) -> None:
-    """Say which series of the STOREs is sharper and less convex, or more accurate, and how sure that is.
+def compare(stores: tuple[Path, ...], as_json: bool, kind: str | None, **options: Any) -> None:
+    """Compare series of the STOREs: sharpness, convexity or accuracy, with uncertainty.
 
-    Of spectra, differences are taken batch by batch, with bootstrap intervals, a permutation test and Holm's correction over
-    epochs. Of what `landscape evaluate` and `landscape ood` write, series are compared picture by picture: McNemar's exact test
-    for each set with Holm's correction over sets, and a paired bootstrap for means, likeness to people and shape bias.
+    For spectra, differences are taken batch by batch, with bootstrap intervals, a permutation test
+    and Holm's correction over epochs. For files of `landscape evaluate` and `landscape ood`, series
+    are compared picture by picture: McNemar's exact test for each set with Holm's correction over
+    sets, and a paired bootstrap for means, likeness to people and shape bias.
     """
     from landscape import pipeline
 
-    click.echo(pipeline.compare(stores, **options))
+    _refuse_own_input(options["output"], *stores)
+    kind = _format_of(kind, as_json=as_json)
+    click.echo(pipeline.compare(stores, kind=kind, **options))
 
 
 @main.command()
@@ -547,18 +809,21 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
 @click.option(
     "-o", "--output", required=True, type=FILE, help="The figure: a .png, .pdf or .svg file."
 )
-@click.option("--series", help="Which series of the manifest; may be left out where there is one.")
+@click.option("--series", help="Series of the manifest; may be left out if there is only one.")
 @click.option(
     "--epoch",
     type=click.IntRange(0, limits.MAX_EPOCH),
-    help="Default: the last one; of a line, the first.",
+    help="Default: the last one; for a line, the first.",
 )
 @click.option(
     "--directions",
     default="random",
     show_default=True,
-    type=click.Choice(["random", "eigenvectors", "line"]),
-    help="Filter-normalised random ones, eigenvectors of the Hessian, or the line to another checkpoint.",
+    type=Choice(["random", "eigenvectors", "line"]),
+    help=(
+        "Filter-normalised random directions, eigenvectors of the Hessian, or the line to another "
+        "checkpoint."
+    ),
 )
 @click.option(
     "--to",
@@ -571,32 +836,36 @@ def compare(stores: tuple[Path, ...], **options: Any) -> None:
     default=31,
     show_default=True,
     type=click.IntRange(max=limits.MAX_POINTS),
-    help="Of an axis; odd.",
+    help="Grid points per axis (odd).",
 )
 @click.option(
     "--span",
     type=float,
-    help="To either side. Random: in filter norms, default 1. Eigenvectors: length, default where 1 nat is predicted.",
+    help=(
+        "Extent to either side. Random: in filter norms, default 1. Eigenvectors: length, by "
+        "default where the loss is predicted to rise by 1 nat."
+    ),
 )
 @click.option(
     "--batches",
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help="The loss is the mean of so many.",
+    help="Number of batches over which the loss is averaged.",
 )
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Of random directions.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of random directions.")
 @click.option(
-    "--view", type=click.Choice(["contour", "3d"]), help="Of two dimensions; default: contour."
+    "--view", type=Choice(["contour", "3d"]), help="View of two dimensions; default: contour."
 )
 @click.option(
     "--data",
     type=FILE,
     help="HDF5 file of the points, resumed if unfinished; default: beside the figure.",
 )
+@layout_options("width", "font_size")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
-@click.option("--dry-run", is_flag=True, help="Say what is left to compute, then stop.")
+@click.option("--dry-run", is_flag=True, help="Show what is left to compute, then stop.")
 @threads_option("its share of the cores")
 @_one_line_errors
 def surface(
@@ -606,13 +875,14 @@ def surface(
     view: str | None,
     device: str | None,
     workers: "WorkerSettings",
+    page_options: "PageOptions",
     dry_run: bool,
     **request: Any,
 ) -> None:
-    """Draw the loss around a checkpoint of MANIFEST, or along the line to another one.
+    """Draw the loss around a checkpoint of MANIFEST, or on the line to another.
 
-    Exit status: 0 done, 1 a point could not be evaluated, 2 wrong input. Every point is kept; the same command goes on, or
-    draws again.
+    Exit status: 0 done, 1 a point could not be evaluated, 2 wrong input. Every point is saved; run
+    the same command to resume, or to draw again.
     """
     from landscape import pipeline
     from landscape.manifest import Manifest
@@ -626,6 +896,7 @@ def surface(
         device=device,
         workers=workers,
         dry_run=dry_run,
+        page_options=page_options,
     )
     _say(report.summary())
 
@@ -643,7 +914,10 @@ def surface(
     "--data",
     multiple=True,
     metavar="NAME=PATH",
-    help="A data set and its files, or the name of one that needs none; may be repeated. Default: the manifest's, else OpenMoji.",
+    help=(
+        "A data set and its files, or the name of a set without files; may be repeated. Default: "
+        "the manifest's, else OpenMoji."
+    ),
 )
 @click.option(
     "--slip",
@@ -664,7 +938,9 @@ def surface(
 def evaluate(
     manifest: Path, output: Path, data: tuple[str, ...], slip: Path | None, **options: Any
 ) -> None:
-    """Let every checkpoint of MANIFEST classify labelled pictures by their names, zero-shot, and keep each answer.
+    """Classify labelled pictures by every checkpoint of MANIFEST, zero-shot.
+
+    Classes are given by their names, and every answer is saved.
 
     Exit status: 0 all is answered, 1 something failed, 2 wrong input.
     """
@@ -673,7 +949,7 @@ def evaluate(
 
     loaded = Manifest.load(manifest, checkpoints_exist=False)
     requests = pipeline.requests_of(loaded, data, slip=slip)
-    report = pipeline.run_evaluation(loaded, output, requests, **options)
+    report = pipeline.run_evaluation(loaded, output, requests, stated=stated_options(), **options)
     _say(report.summary())
     sys.exit(0 if report.complete else 1)
 
@@ -691,23 +967,27 @@ def evaluate(
 @click.option(
     "--own",
     metavar="FOLDER",
-    help="Class folders of your own, or openmoji, to be distorted. Default: openmoji.",
+    help=(
+        "Your own class folders, or openmoji[/group|/subgroup|/name], to be distorted. Default: "
+        "openmoji."
+    ),
 )
-@click.option(
-    "--kind", "kinds", multiple=True, help="One of the distortions; may be repeated. Default: all."
-)
+@click.option("--kind", "kinds", multiple=True, help="A distortion; may be repeated. Default: all.")
 @click.option(
     "--size",
     type=click.IntRange(1, limits.MAX_SIDE),
-    help="Pixels of own pictures; default: the manifest's, or 224.",
+    help="Side of --own pictures in pixels; default: the manifest's, or 224.",
 )
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Of random distortions.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of random distortions.")
 @click.option(
     "--logit-scale",
     default="100",
     show_default=True,
     type=LogitScale(),
-    help="With --stimuli: by which cosines are multiplied before the softmax over ImageNet's classes, or `learned`.",
+    help=(
+        "With --stimuli: factor of the cosines before the softmax over ImageNet's classes, or "
+        "`learned`."
+    ),
 )
 @click.option(
     "--humans",
@@ -727,21 +1007,24 @@ def evaluate(
     "others",
     multiple=True,
     type=PathType(path_type=Path),
-    help="The same of other models.",
+    help="Answers of other models, in the same format.",
 )
 @some_series
 @click.option("--epochs", type=Epochs(), help="Evaluate these alone. Default: all.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
 @click.option(
-    "--dry-run", is_flag=True, help="List what models would be shown, and what is left; then stop."
+    "--dry-run",
+    is_flag=True,
+    help="List the pictures that models would classify, and what is left; then stop.",
 )
 @threads_option("all cores")
 @_one_line_errors
 def ood(manifest: Path | None, output: Path, **options: Any) -> None:
-    """Let every checkpoint of MANIFEST classify out-of-distribution pictures, beside people and other models.
+    """Classify out-of-distribution pictures by every checkpoint of MANIFEST.
 
-    Without a MANIFEST, only the answers of --humans and --answers are put into the file.
+    The answers can stand beside those of people and other models. Without a MANIFEST, only the
+    answers of --humans and --answers are put into the file.
 
     Exit status: 0 all is answered, 1 something failed, 2 wrong input.
     """
@@ -761,7 +1044,9 @@ def ood(manifest: Path | None, output: Path, **options: Any) -> None:
     )
     asked = {name: options.pop(name) for name in names}
     loaded = None if manifest is None else Manifest.load(manifest, checkpoints_exist=False)
-    report = pipeline.run_ood(loaded, output, pipeline.OodRequest(**asked), **options)
+    report = pipeline.run_ood(
+        loaded, output, pipeline.OodRequest(**asked), stated=stated_options(), **options
+    )
     _say(report.summary())
     sys.exit(0 if report.complete else 1)
 
@@ -774,29 +1059,37 @@ def ood(manifest: Path | None, output: Path, **options: Any) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["table", "csv", "json", "latex"]),
+    type=Choice(["table", "csv", "json", "latex"]),
     help="Default: by the suffix of the output.",
 )
 @click.option(
     "--by",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "set", "model"]),
-    help="A row per series, epoch and data set, or per model with its means over model-vs-human's sets. auto: the latter where "
-    "there are answers to its stimuli.",
+    type=Choice(["auto", "set", "model"]),
+    help=(
+        "A row per series, epoch and data set, or per model with its means over model-vs-human's "
+        "sets. auto: the latter if the store has answers to these stimuli."
+    ),
 )
 @some_series
 @click.option(
-    "--epochs", type=Epochs(), help="Show these alone; by model, default the last of each series."
+    "--epochs",
+    type=Epochs(),
+    help="Show only these epochs; by model, the default is the last of each series.",
 )
 @click.option("--resamples", "num_resamples", default=2000, show_default=True, type=RESAMPLES)
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Of resampling.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of resampling.")
 @_one_line_errors
 def table(store: Path, **options: Any) -> None:
-    """Show how accurate the models of STORE are: a row per series, epoch and data set, with intervals and paired tests."""
+    """Show the accuracy of the models of STORE as a table.
+
+    It has a row per series, epoch and data set, with intervals and paired tests.
+    """
     from landscape import pipeline
 
-    click.echo(pipeline.show_table(store, **options))
+    _refuse_own_input(options["output"], store)
+    click.echo(pipeline.show_table(store, stated=stated_options(), **options))
 
 
 @main.command()
@@ -808,8 +1101,10 @@ def table(store: Path, **options: Any) -> None:
     "--predictions",
     multiple=True,
     type=FILE,
-    help="A file of `landscape evaluate` or `landscape ood` of the same checkpoints, for a chapter on accuracy beside "
-    "sharpness; repeat for several.",
+    help=(
+        "A file of `landscape evaluate` or `landscape ood` for the same checkpoints: adds a "
+        "chapter on accuracy beside sharpness; may be repeated."
+    ),
 )
 @click.option(
     "--keep-unconverged",
@@ -819,13 +1114,41 @@ def table(store: Path, **options: Any) -> None:
 @click.option("--resamples", "num_resamples", default=4999, show_default=True, type=RESAMPLES)
 @_one_line_errors
 def report(store: Path, output: Path, **options: Any) -> None:
-    """Write all of STORE as one HTML page: spectra by epoch, comparison, certificates, provenance.
+    """Write all of STORE as one HTML page.
 
-    The page needs no network and no other file. A store that still grows is reported as far as it is.
+    It shows spectra by epoch, comparison, certificates and provenance. The page needs no network
+    and no other file. A growing store is reported as it is at present.
     """
     from landscape import pipeline
 
+    _refuse_own_input(output, store, *(options.get("predictions") or ()))
     _say(pipeline.write_report(store, output, **options))
+
+
+@main.command()
+@click.argument("store", type=FILE)
+@click.option("-o", "--output", required=True, type=FILE, help="A .csv or .parquet file.")
+@click.option(
+    "--table",
+    type=Choice(["eigenvalues", "batches", "quadratures", "modules", "points", "answers"]),
+    help=(
+        "A row per eigenvalue, batch, node of a quadrature, or eigenvalue of a module; per point "
+        "of a loss surface; per answer. Default: eigenvalues, or what the file holds."
+    ),
+)
+@some_series
+@click.option("--epochs", type=Epochs(), help="Write only these epochs. Default: all.")
+@_one_line_errors
+def export(store: Path, output: Path, **options: Any) -> None:
+    """Write the numbers of STORE as one flat table, for pandas, R or a spreadsheet.
+
+    STORE is an output of spectra, density, surface, evaluate or ood. Numbers are those of the file,
+    bit for bit, with their certificates. docs/export.md lists the columns.
+    """
+    from landscape import pipeline
+
+    _refuse_own_input(output, store)
+    _say(pipeline.export(store, output, **options))
 
 
 @main.command()
@@ -842,7 +1165,10 @@ def report(store: Path, output: Path, **options: Any) -> None:
     "kinds",
     multiple=True,
     required=True,
-    help="A distortion, such as contrast, low-pass, eidolonI or edge; may be repeated. all: every one that the pictures allow.",
+    help=(
+        "A distortion, such as contrast, low-pass, eidolonI or edge; may be repeated. all: all "
+        "that the pictures allow."
+    ),
 )
 @click.option(
     "--level",
@@ -859,21 +1185,24 @@ def report(store: Path, output: Path, **options: Any) -> None:
     type=Workers(),
     default="auto",
     show_default=True,
-    help="Processes. auto: as many as pay.",
+    help="Processes. auto: as many as help.",
 )
 @click.option(
     "--size",
     default=224,
     show_default=True,
     type=click.IntRange(1, limits.MAX_SIDE),
-    help="Side of the pictures in pixels: the shorter side is scaled to it, and the centre square cut out.",
+    help=(
+        "Side of the pictures in pixels: the shorter side is scaled to it, and the centre square "
+        "cut out."
+    ),
 )
 @click.option(
     "--format",
     "suffix",
     default="png",
     show_default=True,
-    type=click.Choice(["png", "webp"]),
+    type=Choice(["png", "webp"]),
     help="Both lossless.",
 )
 @click.option(
@@ -889,10 +1218,12 @@ def report(store: Path, output: Path, **options: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Count what is left to write, then stop.")
 @_one_line_errors
 def distort(num_workers: int | str, **request: Any) -> None:
-    """Distort the pictures in FOLDER (`class/picture`, or pictures alone), or OpenMoji's, as model-vs-human does.
+    """Distort the pictures in FOLDER as model-vs-human does.
 
-    The twelve parametric distortions at their published levels or at any other, and sketch, silhouette and edge; see
-    docs/distort.md. The pictures depend on the seed alone, not on the number of processes.
+    FOLDER holds `class/picture` or only pictures; OpenMoji's pictures can also be distorted. There
+    are twelve parametric distortions at their published levels or at any other, and sketch,
+    silhouette and edge; see docs/distort.md. The pictures depend only on the seed, not on the
+    number of processes.
 
     Exit status: 0 done, 1 some pictures cannot be read, 2 wrong input.
     """
@@ -900,7 +1231,7 @@ def distort(num_workers: int | str, **request: Any) -> None:
     from landscape.distortions.run import distort_folder
 
     number = None if num_workers == "auto" else int(num_workers)
-    report = distort_folder(DistortRequest(**request, num_workers=number))
+    report = distort_folder(DistortRequest(**request, num_workers=number, stated=stated_options()))
     _say(report.summary())
     sys.exit(0 if report.complete else 1)
 
@@ -912,14 +1243,14 @@ def distort(num_workers: int | str, **request: Any) -> None:
     "--output",
     required=True,
     type=FILE,
-    help="A new .h5 file, or a store that takes the records in.",
+    help="A new .h5 file, or a store to which the records are added.",
 )
 @_one_line_errors
 def merge(stores: tuple[Path, ...], output: Path) -> None:
-    """Put the records of the STOREs, measured in shards of one manifest, into one store.
+    """Merge the records of the STOREs, shards of one manifest, into one store.
 
-    The STOREs stay as they are. A record that several have is taken once; values that differ by more than their residuals
-    allow are refused.
+    The STOREs stay as they are. A record that several have is taken once. Values that differ by
+    more than their residuals allow are refused.
     """
     from landscape.store import merge_stores
 
@@ -928,10 +1259,27 @@ def merge(stores: tuple[Path, ...], output: Path) -> None:
 
 @main.command()
 @click.argument("file", type=PathType(path_type=Path))
+@click.option(
+    "--validate", is_flag=True, help="Check a store against its schema instead; see docs/store.md."
+)
+@as_json
 @_one_line_errors
-def info(file: Path) -> None:
-    """Say what is inside FILE: a store, a loss surface, a manifest or a checkpoint."""
+def info(file: Path, validate: bool, as_json: bool) -> None:
+    """Describe FILE: a store, a loss surface, a record of a monitor, a manifest or a checkpoint.
+
+    Exit status: 0 done, 1 with --validate where the store deviates from its schema, 2 wrong input.
+    """
     from landscape import pipeline
 
+    if validate:
+        result = pipeline.validate(file)
+        if as_json:
+            _print_json(result.facts())
+        else:
+            _say("\n".join(result.lines()))
+        sys.exit(0 if result.conforms else 1)
+    if as_json:
+        _print_json(pipeline.facts(file))
+        return
     for line in pipeline.describe(file):
         _say(line)

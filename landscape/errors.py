@@ -1,17 +1,27 @@
-"""Every exception that landscape raises on purpose, each with the exit status of the command line.
+"""All exceptions that landscape raises on purpose, with their exit status.
 
 A message says where - what (expected, got) - why it matters - what to do, on one line.
 """
 
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
 
 class LandscapeError(Exception):
-    """A wrong file, setting or run; the command line prints it on one line and exits with `exit_code`."""
+    """A wrong file, setting or run.
+
+    The command line prints it on one line and exits with `exit_code`.
+
+    Attributes:
+        is_repeated: Whether another process has raised it first, or describes better what happened.
+    """
 
     exit_code = 2
+    is_repeated = False
 
 
 class ManifestError(LandscapeError):
-    """The manifest is missing, malformed, or describes something that is not there."""
+    """The manifest is missing, malformed, or describes something that does not exist."""
 
 
 class DataError(LandscapeError):
@@ -19,7 +29,7 @@ class DataError(LandscapeError):
 
 
 class PictureError(DataError):
-    """One picture cannot be read: its batch fails, the others can be measured.
+    """A picture cannot be read: its batch fails, others can be measured.
 
     Args:
         problem: Which picture, and why.
@@ -39,6 +49,10 @@ class DistortionError(LandscapeError):
     """A distortion, its level, or something that it needs is missing or not valid."""
 
 
+class OptionError(LandscapeError):
+    """An option has no effect together with the others."""
+
+
 class ModelError(LandscapeError):
     """The model is unknown, or cannot be built from its configuration."""
 
@@ -56,29 +70,69 @@ class StoreError(LandscapeError):
 
 
 class MissingDependencyError(LandscapeError):
-    """An optional package is needed for what was asked; the message names the extra to install."""
+    """The request needs an optional package; the message names the extra to install."""
 
 
 class WorkerError(LandscapeError):
-    """A process that calculates cannot start, does not fit this one, or takes no more work."""
+    """A worker process cannot start, does not fit this one, or takes no work."""
 
 
 class WorkerDied(WorkerError):
-    """A process that calculates ended in the middle of a call; the call may be sent again."""
+    """A worker process ended in the middle of a call.
+
+    The call may be sent again.
+    """
 
     exit_code = 1
 
 
 class NumericalError(LandscapeError):
-    """A product or a loss overflowed: this task failed, others may go on."""
+    """A product or a loss overflowed: this task failed, others may continue."""
 
     exit_code = 1
 
 
 class MemoryLimitError(LandscapeError, MemoryError):
-    """No way of computing what was asked for fits in the memory that is free, or that was allowed."""
+    """No method of computation fits in the free or the allowed memory."""
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """Options that have no effect in the present situation.
+
+    Args:
+        options: Options as on the command line, such as "--seed".
+        why: Reason as a clause, without a full stop.
+        advice: A sentence that says what to do.
+    """
+
+    options: tuple[str, ...]
+    why: str
+    advice: str
+
+
+def check_effects(place: str, stated: Collection[str], rules: Iterable[NoEffect]) -> None:
+    """Refuse options that would be ignored.
+
+    Their user would take the result for another one.
+
+    Args:
+        stated: The options that the user stated, without defaults.
+
+    Raises:
+        OptionError: If one of them has no effect.
+    """
+    for rule in rules:
+        named = [option for option in rule.options if option in stated]
+        if named:
+            raise OptionError(
+                f"{place}: {' and '.join(named)} would have no effect: {rule.why}. {rule.advice}"
+            )
 
 
 def first_line(error: BaseException) -> str:
-    """Say in one short line what went wrong: the first line of the message, or the class where there is none."""
+    """Return the first line of an error's message, shortened.
+
+    If the message is empty, return the name of its class.
+    """
     return str(error).partition("\n")[0][:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read only where they are regular, and digested."""
+"""Safe files: written whole or not at all, read only if regular, digested."""
 
 import errno
 import fcntl
@@ -24,17 +24,22 @@ _BLOCK = 1 << 24
 
 
 def cache_dir() -> Path:
-    """The folder for what can be made again: $LANDSCAPE_CACHE, or ~/.cache/landscape. It need not exist."""
+    """Return the folder for what can be made again.
+
+    It is $LANDSCAPE_CACHE, or ~/.cache/landscape. It need not exist.
+    """
     return Path(os.environ.get("LANDSCAPE_CACHE") or Path.home() / ".cache" / "landscape")
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file for reading; anything else, such as a named pipe, is refused at once and never waited for.
+    """Open a regular file for reading; refuse anything else.
+
+    It is refused at once; a named pipe, for example, is never waited for.
 
     Raises:
         OSError: If it cannot be opened or is no regular file.
     """
-    # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+    # Without O_NONBLOCK, opening a pipe waits until another process writes to it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _check_regular(os.fstat(descriptor).st_mode)
@@ -58,7 +63,9 @@ def read_regular(path: Path, *, largest: int) -> bytes:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is there and no regular file, for readers that open the file themselves.
+    """Refuse a path that is no regular file.
+
+    For readers that open the file themselves.
 
     Raises:
         OSError: If there is something else, or nothing.
@@ -92,18 +99,20 @@ def write_atomically(
     temporary: Path | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Put a whole file at `path`, also when the process or the machine dies on the way.
+    """Write a whole file, or leave the old one.
 
-    The content goes to a hidden temporary file in the same folder, reaches the disk, and is renamed. A file that
-    was at `path` stays as it was until then. What a killed writer left behind is overwritten by the next.
+    This holds also when the process or the machine dies meanwhile. The content goes to a hidden
+    temporary file in the same folder, reaches the disk, and is renamed. Until then a file at `path`
+    stays as it was. The remains of a killed writer are overwritten by the next.
 
     Args:
         temporary: Another place for the temporary file, on the same file system.
-        check: Looks at the temporary file before it is renamed; what it raises stops that.
+        check: Called with the temporary file before it is renamed; an error that it raises prevents
+            that.
 
     Raises:
-        OSError: If the folder or the disk does not take it, or another process writes the same file; nothing is left
-            behind then.
+        OSError: If the folder or the disk does not take it, or another process writes the same
+            file; nothing is left behind then.
     """
 
     def write(stream: BinaryIO) -> None:
@@ -121,12 +130,13 @@ def save_atomically(
     temporary: Path | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Let `write` fill a file that appears whole or not at all; the rest is as in `write_atomically`.
+    """Write a file by a function, whole or not at all.
 
-    Requests to stop are put off until it is done.
+    `write` fills the file; the rest is as in `write_atomically`. Requests to stop are delayed until
+    it is done.
 
     Args:
-        num_bytes: About how many are going to be written; a disk with less room is refused beforehand.
+        num_bytes: Approximate size of the file; a disk with less room is refused beforehand.
     """
     with stopping_later():
         if os.path.exists(path):
@@ -153,7 +163,9 @@ def _open_or_make(path: str, flags: int) -> int:
 
 
 def _open_alone(path: Path) -> BinaryIO:
-    """Open a file for writing, emptied, with a lock that the kernel drops when the process ends.
+    """Open a file for writing, emptied and locked.
+
+    The kernel releases the lock when the process ends.
 
     Raises:
         OSError: If it cannot be opened, or another process writes it.
@@ -162,7 +174,8 @@ def _open_alone(path: Path) -> BinaryIO:
         stream = open(path, "r+b", opener=_open_or_make)
         try:
             _lock(stream)
-            # Another writer may have renamed it before we locked it: emptied, it would be lost.
+            # Another writer may have renamed the file before we locked it: to empty it would lose
+            # its content.
             if path.exists() and os.path.samestat(os.fstat(stream.fileno()), os.stat(path)):
                 stream.truncate(0)
                 return stream
@@ -177,28 +190,37 @@ def _open_alone(path: Path) -> BinaryIO:
 
 
 def _lock(stream: BinaryIO) -> None:
-    """Take the lock of an open file.
+    """Lock an open file.
 
     Raises:
-        BlockingIOError: If another has it.
+        BlockingIOError: If another process has locked it.
     """
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        # On a file system without locks, whoever writes one file twice at a time is on their own.
+        # A file system without locks cannot protect a file that two processes write at a time.
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
             raise
 
 
 def _check_room(folder: Path, num_bytes: int) -> None:
-    """Refuse before anything is written what the disk cannot take; a quota shows only when it is reached."""
+    """Refuse to write more than the disk can hold.
+
+    A quota shows only when it is reached.
+    """
     if num_bytes and (usage := shutil.disk_usage(folder)).total and usage.free < num_bytes:
-        reason = f"{os.strerror(errno.ENOSPC)}: it takes {num_bytes:,} bytes, and {usage.free:,} are free"
+        reason = (
+            f"{os.strerror(errno.ENOSPC)}: it takes {num_bytes:,} bytes, and {usage.free:,} are "
+            "free"
+        )
         raise OSError(errno.ENOSPC, reason)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder (renames, removals) survive a power cut."""
+    """Flush the names in a folder to the disk.
+
+    Renames and removals then survive a power cut.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,7 @@
-"""How much memory of this machine a process may take. Imports nothing heavy, and torch not at all."""
+"""The memory of this machine that a process may take.
+
+Imports nothing heavy, and no torch.
+"""
 
 import ctypes
 import os
@@ -11,24 +14,27 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Count the bytes that a process may take without harm.
+    """Count the bytes that a process may safely take.
 
-    What the kernel calls available, or what the control group of this process (the limit of a container or of a batch system)
-    or its address-space limit leaves, whichever is least.
+    This is the least of: what the kernel calls available, what the control group of this process
+    leaves (the limit of a container or of a batch system), and what its address-space limit leaves.
     """
     left = [_available(), *_left_by_control_groups(), *_left_by_resource_limit()]
     return max(0, min(left))
 
 
 def return_freed_memory() -> None:
-    """Let the C library give back to the system what was freed; glibc keeps small pieces, others are left alone."""
+    """Return freed memory from the C library to the system.
+
+    glibc keeps small pieces; other libraries are left alone.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _available() -> int:
-    """MemAvailable where there is such a thing, else the free pages."""
+    """Return MemAvailable if reported, else the free pages."""
     try:
         match = re.search(
             r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE
@@ -45,7 +51,11 @@ def _pages(name: str) -> int:
 
 
 def _left_by_control_groups() -> list[int]:
-    """What version 2 and version 1 limits leave, page cache that can be dropped counted as free; none is no limit."""
+    """Return the bytes that limits of control groups leave.
+
+    For versions 1 and 2. Page cache that can be dropped counts as free. An empty list means no
+    limit.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -63,8 +73,8 @@ def _left_by_control_groups() -> list[int]:
             else (_CGROUPS, ("memory.max", "memory.current", "inactive_file"))
         )
         group = root / path.lstrip("/")
-        # A batch system limits a group above that of the process. Inside a container the group is often the root of what is
-        # mounted, whatever its path is called outside.
+        # A batch system limits a group above that of the process. Inside a container the group is
+        # often the root of the mounted tree, whatever its path is outside.
         for folder in [group, *(above for above in group.parents if above.is_relative_to(root))]:
             left += _left_by_control_group(folder, *names)
     return left
@@ -91,15 +101,15 @@ def _left_by_resource_limit() -> list[int]:
 
 
 def peak_memory() -> int:
-    """Bytes that this process took at most so far."""
+    """Return the peak bytes of this process so far."""
     try:
-        # What getrusage says is at least the size of the process that started this one.
-        found = re.search(
+        # The value of getrusage is at least the size of the process that started this one.
+        match = re.search(
             r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE
         )
     except OSError:
-        found = None
-    if found:
-        return 1024 * int(found[1])
+        match = None
+    if match:
+        return 1024 * int(match[1])
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else 1024 * size

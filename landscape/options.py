@@ -1,20 +1,41 @@
-"""The values and the options that commands of the command line share. Imports nothing heavy."""
+"""Values and options that several commands share. Imports nothing heavy."""
 
 import errno
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from landscape import limits, threads
+from landscape import limits, ranks, threads
+from landscape.suggestions import did_you_mean
+
+
+def stated_options() -> frozenset[str]:
+    """Return the options that the command line states, such as "--seed".
+
+    Options at their defaults are not included.
+    """
+    context = click.get_current_context()
+    options = (option for option in context.command.params if isinstance(option, click.Option))
+    return frozenset(
+        max(option.opts, key=len)
+        for option in options
+        if option.name is not None
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    )
 
 
 class PathType(click.Path):
-    """A path; the empty text, which means the current folder to Python, is none."""
+    """A path; the empty text is refused.
+
+    Python would take it for the current folder.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -24,7 +45,8 @@ class PathType(click.Path):
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 self.fail(
-                    f"the name has {len(str(value))} characters, more than a file's can; shorten it.",
+                    f"the name has {len(str(value))} characters, more than a file's can; shorten "
+                    "it.",
                     param,
                     ctx,
                 )
@@ -36,6 +58,26 @@ FOLDER = PathType(file_okay=False, path_type=Path)
 SEED = click.IntRange(0, limits.MAX_INTEGER)
 PROBES = click.IntRange(1, limits.MAX_PROBES)
 RESAMPLES = click.IntRange(99, limits.MAX_RESAMPLES)
+
+
+class Choice(click.Choice):
+    """A name from a list; the refusal of another suggests the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message}{did_you_mean(str(value), self.choices)}", param, ctx)
+
+
+class FloatRange(click.FloatRange):
+    """A number within limits; "nan", which lies within any, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 class Epochs(click.ParamType):
@@ -80,8 +122,8 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", value.strip(), re.IGNORECASE)
-        size = 0.0 if found is None else float(found[1]) * self._UNITS[found[2].lower()]
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", value.strip(), re.IGNORECASE)
+        size = 0.0 if match is None else float(match[1]) * self._UNITS[match[2].lower()]
         if not 1 <= size <= limits.MAX_INTEGER:
             self.fail(
                 f"{value!r} is not an amount of memory such as 500MB, 1.5GiB or 2000000000.",
@@ -92,7 +134,10 @@ class Size(click.ParamType):
 
 
 class LogitScale(click.ParamType):
-    """A factor of cosines, or "learned" for each model's own, which is None."""
+    """A factor of cosines, or "learned" for each model's own.
+
+    "learned" becomes None.
+    """
 
     name = "NUMBER|learned"
 
@@ -110,61 +155,130 @@ class LogitScale(click.ParamType):
         return scale
 
 
-def product_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say how products are computed, which the command takes as one `products`."""
+STRATEGIES = ("auto", "retained", "rebuilt", "jvp", "rows", "traced", "compiled")
+BY_DIFFERENCES = "finite-difference"
+# The old name of `auto`, from when `--hvp` chose only whether there are second derivatives.
+_OLD_AUTO = "double-backward"
 
-    @wraps(command)
-    def run(*args: Any, **options: Any) -> Any:
-        from landscape.pipeline import ProductSettings
 
-        asked = {
-            name: options.pop(name) for name in ("product", "rows", "max_memory", "allow_tf32")
-        }
-        return command(*args, products=ProductSettings(**asked), **options)
+class HvpMethod(Choice):
+    """A method of Hessian-vector products; an old name is passed on."""
 
-    for option in (
-        click.option(
-            "--tf32",
-            "allow_tf32",
-            is_flag=True,
-            help="Let a GPU round factors to 10 bits; recorded.",
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == _OLD_AUTO and BY_DIFFERENCES in self.choices:
+            return value
+        return super().convert(value, param, ctx)
+
+
+def _warn_of_old_name(old: str, new: str) -> None:
+    """Print one line that names the option to use; for one of several ranks."""
+    if ranks.rank() == 0:
+        click.echo(f"landscape: {old} is an old name; use {new}.", err=True)
+
+
+def hvp_options(*, differences: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options on Hessian-vector products to a command.
+
+    The command takes them as a single argument `products`. With `differences`, `--hvp
+    finite-difference` is among the methods, and the command also takes `hvp`: "double-backward" or
+    "finite-difference".
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def run(*args: Any, hvp: str, old_hvp: str | None, **options: Any) -> Any:
+            from landscape.pipeline import HvpSettings
+
+            method = _method_of(hvp, old_hvp)
+            if differences:
+                options["hvp"] = BY_DIFFERENCES if method == BY_DIFFERENCES else _OLD_AUTO
+            strategy = "auto" if method == BY_DIFFERENCES else method
+            asked = {name: options.pop(name) for name in ("rows", "max_memory", "allow_tf32")}
+            return command(*args, products=HvpSettings(hvp=strategy, **asked), **options)
+
+        for option in _hvp_options(differences=differences):
+            run = option(run)
+        return run
+
+    return decorate
+
+
+def _method_of(hvp: str, old_hvp: str | None) -> str:
+    """Return the method that `--hvp` or the old option `--product` states; warn of an old name.
+
+    Raises:
+        click.UsageError: If they contradict each other.
+    """
+    old_auto = hvp == _OLD_AUTO
+    hvp = "auto" if old_auto else hvp
+    if old_hvp is None:
+        if old_auto:
+            _warn_of_old_name(f"--hvp {_OLD_AUTO}", "--hvp auto")
+        return hvp
+    if "auto" not in (hvp, old_hvp) and hvp != old_hvp:
+        raise click.UsageError(
+            f"--product {old_hvp}: is an old name of --hvp, which says {hvp}. Leave --product out."
+        )
+    method = old_hvp if hvp == "auto" else hvp
+    old = f"--product {old_hvp}" + f" with --hvp {_OLD_AUTO}" * old_auto
+    _warn_of_old_name(
+        old, f"--hvp {method} alone" if old_auto or method != old_hvp else f"--hvp {method}"
+    )
+    return method
+
+
+def _hvp_options(*, differences: bool) -> Iterator[Callable[[Callable[..., Any]], Any]]:
+    """Yield the options, the last of the help first."""
+    yield click.option(
+        "--tf32",
+        "allow_tf32",
+        is_flag=True,
+        help="Allow a GPU to round factors to 10 bits; recorded.",
+    )
+    yield click.option(
+        "--max-memory",
+        type=Size(),
+        help="Memory limit of products, such as 4GiB. Default: the free memory.",
+    )
+    yield click.option(
+        "--rows",
+        type=click.IntRange(min=1),
+        help="Rows of a batch that the network processes at a time; exact.",
+    )
+    yield click.option("--product", "old_hvp", type=click.Choice(STRATEGIES), hidden=True)
+    last = ", or differences of gradients, for kernels that have first derivatives only"
+    yield click.option(
+        "--hvp",
+        default="auto",
+        show_default=True,
+        type=HvpMethod([*STRATEGIES, *([BY_DIFFERENCES] if differences else [])]),
+        help=(
+            "Method of Hessian-vector products: a graph that is kept, or rebuilt each time, exact "
+            "chunks of rows, jvp of the gradient, a graph recorded once for all batches, or the "
+            f"compiled graph{last if differences else ''}. auto: the fastest that fits in memory "
+            "and is worth its start. If the requested method does not fit or work, another is "
+            "used, and recorded."
         ),
-        click.option(
-            "--max-memory",
-            type=Size(),
-            help="What products may take, such as 4GiB. Default: what is free.",
-        ),
-        click.option(
-            "--rows",
-            type=click.IntRange(min=1),
-            help="Rows of a batch that the network sees at once; exact.",
-        ),
-        click.option(
-            "--product",
-            default="auto",
-            show_default=True,
-            type=click.Choice(["auto", "retained", "rebuilt", "jvp", "rows", "traced", "compiled"]),
-            help="How a product is computed: a graph that is kept, or rebuilt each time, jvp of the gradient, exact chunks of "
-            "rows, a graph recorded once for all batches, or that compiled. auto: the fastest that fits in memory and pays. "
-            "Where the way asked for does not fit or work, another is taken, and recorded.",
-        ),
-    ):
-        run = option(run)
-    return run
+    )
 
 
 def threads_option(larger: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The number of threads, which is set before the command runs and does not reach it.
+    """Add the option on the number of threads to a command.
+
+    The number is set before the command runs and is not passed to it.
 
     Args:
-        larger: What a large network gets by default.
+        larger: Description of the default for a large network.
     """
     option = click.option(
         "--threads",
         "num_threads",
         type=click.IntRange(1, limits.MAX_THREADS),
-        help="CPU threads of torch in each process. Default: OMP_NUM_THREADS where it is set; else 1 for networks of less than "
-        f"10 million parameters outside of embedding tables, {larger} for larger ones.",
+        help=(
+            "CPU threads of torch in each process. Default: OMP_NUM_THREADS where it is set; else "
+            "1 for networks of less than 10 million parameters outside of embedding tables, "
+            f"{larger} for larger ones."
+        ),
     )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,11 +292,69 @@ def threads_option(larger: str) -> Callable[[Callable[..., Any]], Callable[..., 
     return decorate
 
 
+# Options of figures; the argument of each is a field of `landscape.figures.PageOptions`.
+_OF_LAYOUT = {
+    "width": click.option(
+        "--width",
+        type=FloatRange(1, 50),
+        metavar="INCHES",
+        help="Width of the figure. Default: 7 inches, two columns of a paper, or what it needs.",
+    ),
+    "num_columns": click.option(
+        "--columns",
+        "num_columns",
+        type=click.IntRange(1, 20),
+        help="Panels side by side. Default: up to three.",
+    ),
+    "font_size": click.option(
+        "--font-size",
+        type=FloatRange(3, 40),
+        metavar="POINTS",
+        help="Size of ordinary letters; titles and labels grow with it. Default: 7.",
+    ),
+    "linear": click.option(
+        "--linear",
+        is_flag=True,
+        help="Draw values on a linear axis, instead of one of orders of magnitude.",
+    ),
+}
+
+
+def layout_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options on sizes and axis of a figure to a command.
+
+    The command takes them as a single argument `page_options`.
+
+    Args:
+        names: Fields of the page_options; all by default.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def run(*args: Any, **options: Any) -> Any:
+            from landscape.figures.page_options import PageOptions
+
+            asked = {name: options.pop(name) for name in names or _OF_LAYOUT}
+            return command(*args, page_options=PageOptions(**asked), **options)
+
+        for name in reversed(names or tuple(_OF_LAYOUT)):
+            run = _OF_LAYOUT[name](run)
+        return run
+
+    return decorate
+
+
+as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document instead; docs/json.md lists its keys.",
+)
 some_series = click.option(
     "--series",
     multiple=True,
     metavar="NAME",
-    help="One of the series; may be repeated. Default: all.",
+    help="Name of a series; may be repeated. Default: all.",
 )
 
 
@@ -206,7 +378,7 @@ class Workers(click.ParamType):
 
 
 class Shard(click.ParamType):
-    """One of several equal shares."""
+    """One of several equal shares of the work."""
 
     name = "I/N"
 
@@ -215,14 +387,17 @@ class Shard(click.ParamType):
     ) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value!r} is not a share such as 1/8, the first of eight.", param, ctx)
-        return int(found[1]), int(found[2])
+        return int(match[1]), int(match[2])
 
 
 def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say where a run calculates, which the command takes as one `workers`."""
+    """Add the options on where a run calculates to a command.
+
+    The command takes them as a single argument `workers`.
+    """
 
     @wraps(command)
     def run(
@@ -234,7 +409,7 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         from landscape.pipeline import WorkerSettings
 
-        # Elsewhere the scheduler knows how many there are.
+        # With a scheduler or cluster, the number of workers is not known here.
         number = (
             1
             if num_workers == "auto" and (scheduler or cluster)
@@ -249,7 +424,10 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--cluster",
             type=FILE,
-            help="YAML file that says what jobs a queue (Slurm, PBS, SGE, LSF) is asked for; see docs/cluster.md.",
+            help=(
+                "YAML file that describes the jobs of a queue (Slurm, PBS, SGE, LSF); see "
+                "docs/cluster.md."
+            ),
         ),
         click.option(
             "--scheduler",
@@ -262,7 +440,10 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Workers(),
             default="auto",
             show_default=True,
-            help="Processes of this machine that calculate. auto: what free cores, memory and the job allow. 1: this process.",
+            help=(
+                "Worker processes on this machine. auto: as many as free cores, memory and the job "
+                "allow. 1: this process."
+            ),
         ),
     ):
         run = option(run)

@@ -1,4 +1,7 @@
-"""Requests to stop (Ctrl-C, SIGTERM, SIGHUP): one exception each, and never in the middle of a save."""
+"""Requests to stop (Ctrl-C, SIGTERM, SIGHUP), but never during a save.
+
+Each raises an exception.
+"""
 
 import os
 import signal
@@ -12,9 +15,9 @@ from typing import Any
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)
 )
-# Seconds.
+# Seconds after which a lost signal is sent again.
 _A_MOMENT = 0.02
-# The signals that came in each section of `stop_requests` that is entered.
+# The signals received in each active section of `stop_requests`.
 _sections: list[list[int]] = []
 _Handler = Callable[[int, FrameType | None], object]
 
@@ -33,14 +36,15 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Raise `Stopped` in the main thread for every signal that asks the process to end.
+    """Raise `Stopped` for every request to end the process.
 
-    Signals that the caller ignores, as under nohup, stay ignored.
-
-    A signal that comes while Python runs a callback of a weak reference or a `__del__`, which no exception leaves, is sent again.
+    It is raised in the main thread. Signals that the caller ignores, as under nohup, stay ignored.
+    A signal is sent again if it comes while Python runs a callback of a weak reference or a
+    `__del__`: no exception leaves these.
 
     Yields:
-        The numbers of the signals that came. C++ code may turn the exception into one of its own; this list tells.
+        The numbers of the received signals. C++ code may convert the exception to one of its own;
+        this list shows the request all the same.
     """
     came: list[int] = []
     _sections.append(came)
@@ -57,9 +61,9 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def obey_lost_request() -> None:
-    """Raise `Stopped` again for a signal that came in this section and whose exception somebody swallowed.
+    """Raise `Stopped` again for a signal whose exception was lost.
 
-    For loops that run long: callbacks of futures, for one, may end an exception in a log.
+    For long loops: callbacks of futures, for example, may write an exception to a log only.
     """
     if _sections and _sections[-1] and threading.current_thread() is threading.main_thread():
         raise Stopped(_sections[-1][0])
@@ -67,13 +71,14 @@ def obey_lost_request() -> None:
 
 @contextmanager
 def stopping_later() -> Iterator[list[int]]:
-    """Put off requests to stop until the block ends, which must be short; a second one is obeyed at once.
+    """Delay requests to stop until a short block ends.
 
-    For saves: in the middle of one, C++ code would turn the exception into an error of its own or end the process.
-    Whatever the block raises, a request that came meanwhile is obeyed instead.
+    A second request takes effect at once. For saves: in the middle of a save, C++ code would
+    convert the exception to an error of its own or end the process. Whatever the block raises, a
+    request that came meanwhile takes effect instead.
 
     Yields:
-        The numbers of the signals that came, so that a long block can end early.
+        The numbers of the received signals, so that a long block can end early.
     """
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in _STOPPING}
@@ -94,12 +99,12 @@ def stopping_later() -> Iterator[list[int]]:
 
 @contextmanager
 def _sent_again_where_lost() -> Iterator[None]:
-    """Send a signal again whose exception Python could only report, and not raise."""
+    """Send a signal again if Python could only report its exception."""
     before = sys.unraisablehook
 
     def report(lost: Any) -> None:
         if isinstance(lost.exc_value, Stopped):
-            # A moment later, when the callback is over.
+            # Shortly afterwards, when the callback has ended.
             threading.Timer(_A_MOMENT, os.kill, (os.getpid(), lost.exc_value.number)).start()
         else:
             before(lost)
@@ -113,7 +118,10 @@ def _sent_again_where_lost() -> Iterator[None]:
 
 @contextmanager
 def _handling(handler: _Handler) -> Iterator[None]:
-    """Handle the signals that are neither ignored nor handled outside of Python; elsewhere than in the main thread none is."""
+    """Handle signals unless ignored or handled outside of Python.
+
+    Only the main thread can handle signals; in other threads this does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

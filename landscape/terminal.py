@@ -1,20 +1,23 @@
-"""Texts and tables that fit a terminal: neither words nor numbers are ever broken.
+"""Texts and tables that fit a terminal, without breaking words or numbers.
 
-A table that is too wide is split into several by its columns; where not even one column fits beside the names, its rows are
-written one below the other. Imports only the standard library; rich where a table is drawn.
+A table that is too wide is split into several by its columns. If not even one column fits beside
+the names, its rows are written one below the other. Imports only the standard library, and rich
+where a table is drawn.
 """
 
 import io
+import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-# Where the output is no terminal.
+# Width where the output is no terminal.
 _WIDTH = 120
-# Between the columns of a table stand a line and two spaces.
+# A line and two spaces separate the columns of a table.
 _BETWEEN = 3
 _GLUE = "\0"
 # Blanks between a number, its error and its unit.
@@ -22,12 +25,31 @@ TOGETHER = re.compile("(?<=[\\d)]) (?=[±%])|(?<=±) ")
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal; None where the output goes to a file or another program."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    """Return the columns of the terminal; None without a terminal.
+
+    The variable COLUMNS, where it is set, wins in a pipe too.
+    """
+    is_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    return shutil.get_terminal_size().columns if is_known else None
+
+
+def text_columns(text: str) -> int:
+    """Count the columns that a text takes in a terminal.
+
+    A Chinese, Japanese or Korean letter takes two, a combining mark none.
+    """
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """Lines that fit, the rest of a long one indented below it; as they are without a width."""
+    """Wrap a text to a width; None leaves it unchanged.
+
+    The continuation of a long line is indented.
+    """
     if width is None:
         return text
     return "\n".join(line for long in text.split("\n") for line in _wrapped_line(long, width))
@@ -36,7 +58,7 @@ def wrapped(text: str, width: int | None) -> str:
 def _wrapped_line(line: str, width: int) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
     hanging = indent + "  " if len(indent) + 2 < width // 2 else ""
-    # A number and its error stay together; textwrap breaks at ASCII blanks alone.
+    # A number and its error stay together: textwrap breaks only at ASCII blanks.
     text = TOGETHER.sub("\N{NO-BREAK SPACE}", line)
     lines = textwrap.wrap(
         text, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False
@@ -49,8 +71,10 @@ class TextTable:
     """A table of texts.
 
     Args:
-        num_names: First columns, which say what a row is about; they stand in every part of a table that is split.
-        num_left: First columns that are words, justified to the left; the others are numbers.
+        num_names: Number of first columns that name a row; they stand in every part of a table that
+            is split.
+        num_left: Number of first columns that are words, aligned to the left; the others are
+            numbers.
         sections: Rows that begin a section.
     """
 
@@ -62,7 +86,7 @@ class TextTable:
     sections: Collection[int] = ()
 
     def text(self, width: int | None = None) -> str:
-        """The table in so many columns; by default 120."""
+        """Format the table for a width in columns, 120 by default."""
         width = _WIDTH if width is None else width
         for glued in (True, False):
             if (widths := self._widths(width, glued=glued)) is not None:
@@ -73,18 +97,21 @@ class TextTable:
         return "\n".join(part.text(width) for part in parts)
 
     def _widths(self, width: int, *, glued: bool) -> list[int] | None:
-        """Widths of the columns in which the table fits; None if there are none."""
+        """Choose the widths of the columns, if the table fits."""
         columns = list(zip(self.header, *self.rows, strict=True))
         least = [
-            max(len(piece) for cell in column for piece in _pieces(cell, glued=glued))
+            max(text_columns(piece) for cell in column for piece in _pieces(cell, glued=glued))
             for column in columns
         ]
-        widths = [max(least[index], max(map(len, column))) for index, column in enumerate(columns)]
+        widths = [
+            max(narrow, *map(text_columns, column))
+            for narrow, column in zip(least, columns, strict=True)
+        ]
         room = width - _BETWEEN * len(columns) - 1
         if sum(least) > room:
             return None
         while sum(widths) > room:
-            # What can shrink the most is shrunk first.
+            # Shrink the widest of the columns that can still shrink.
             widest = max(
                 (index for index in range(len(widths)) if widths[index] > least[index]),
                 key=lambda i: widths[i],
@@ -93,13 +120,21 @@ class TextTable:
         return widths
 
     def _parts(self, width: int) -> "list[TextTable] | None":
-        """The table by its columns, as few parts as fit; None if a column fits beside no names."""
+        """Split the table by columns into few parts; None if impossible.
+
+        It is impossible if a column does not fit beside the names.
+        """
         parts: list[TextTable] = []
         start = self.num_names
         while start < len(self.header):
             candidates = (self._columns(start, stop) for stop in range(len(self.header), start, -1))
             part = next(
-                (one for one in candidates if one._widths(width, glued=True) is not None), None
+                (
+                    candidate
+                    for candidate in candidates
+                    if candidate._widths(width, glued=True) is not None
+                ),
+                None,
             )
             if part is None:
                 return None
@@ -125,10 +160,9 @@ class TextTable:
             title_justify="left",
         )
         for index, (name, width) in enumerate(zip(self.header, widths, strict=True)):
-            justify = "left" if index < self.num_left else "right"
-            table.add_column(
-                Text(_filled(name, width, glued=glued)), justify=justify, width=width, no_wrap=True
-            )  # type: ignore
+            justify: Literal["left", "right"] = "left" if index < self.num_left else "right"
+            text = Text(_filled(name, width, glued=glued))
+            table.add_column(text, justify=justify, width=width, no_wrap=True)
         for number, row in enumerate(self.rows):
             if number in self.sections:
                 table.add_section()
@@ -148,7 +182,7 @@ class TextTable:
         return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().split("\n"))
 
     def _stacked(self, width: int) -> str:
-        """A block of lines for each row."""
+        """Format each row as a block of lines."""
         lines = [wrapped(self.title, width)]
         for row in self.rows:
             heads = zip(self.header, row[: self.num_names])
@@ -160,7 +194,10 @@ class TextTable:
 
 
 def _pieces(cell: str, *, glued: bool) -> list[str]:
-    """What stays on one line: a number with its error and unit; an interval too, where it is glued."""
+    """Split a cell into pieces that stay on one line.
+
+    A piece is a word, or a number with its error and unit; an interval too, if `glued`.
+    """
     text = TOGETHER.sub(_GLUE, cell)
     if glued:
         text = re.sub(r"\[[^\]]*\]", lambda interval: interval.group().replace(" ", _GLUE), text)
@@ -168,11 +205,11 @@ def _pieces(cell: str, *, glued: bool) -> list[str]:
 
 
 def _filled(cell: str, width: int, *, glued: bool) -> str:
-    """A cell in lines of so many columns at most."""
+    """Wrap a cell to lines of at most `width` columns."""
     lines = [""]
     for piece in _pieces(cell, glued=glued):
         longer = f"{lines[-1]} {piece}" if lines[-1] else piece
-        if len(longer) <= width:
+        if text_columns(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(piece)
@@ -180,7 +217,7 @@ def _filled(cell: str, width: int, *, glued: bool) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A short time, such as "0.53 s" or "12 ms"."""
+    """Format a short time, such as "0.53 s" or "12 ms"."""
     return (
         f"{seconds:.2g} s"
         if 0.1 <= seconds < 10
@@ -191,7 +228,10 @@ def seconds_text(seconds: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A time as people say it, such as "40 seconds", "3.2 hours" or "2.5 days"."""
+    """Format a time in words, such as "40 seconds" or "3.2 hours".
+
+    Long times are in days, such as "2.5 days".
+    """
     for size, unit, upto in ((1, "second", 90), (60, "minute", 5400), (3600, "hour", 172_800)):
         if seconds < upto:
             break
@@ -202,5 +242,5 @@ def duration_text(seconds: float) -> str:
 
 
 def size_text(size: int) -> str:
-    """An amount of memory, such as "340 MiB" or "1.3 GiB"."""
+    """Format an amount of memory, such as "340 MiB" or "1.3 GiB"."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, round(size / 2**20))} MiB"

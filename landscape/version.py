@@ -1,3 +1,3 @@
-"""The version, in one place; setup.cfg and the store read it here."""
+"""The version, in a single place; setup.cfg and the store read it here."""
 
 VERSION = "0.1.0"

@@ -3,7 +3,8 @@
     python notebooks/execute.py                     # all of them, in place
     python notebooks/execute.py notebooks/figure3.ipynb
 
-They are committed with their outputs, so that a reader on the web sees the pictures. Each runs in an empty folder of its own.
+They are committed with their outputs, so that a reader on the web sees the pictures. Each runs in
+an empty folder of its own.
 """
 
 import os

@@ -1,7 +1,9 @@
-"""Made-up files of predictions: answers of which so many are right, and decisions about the benchmark's stimuli."""
+"""Made-up files of predictions: answers of which so many are right, and decisions about the
+benchmark's stimuli.
+"""
 
 import numpy as np
-from answers_by_hand import made_up
+from random_answers import made_up
 from test_predictions import make_answers, make_set
 
 from landscape.answers import CATEGORIES, Answers
@@ -66,7 +68,9 @@ def exact_answers(one: PictureSet, right) -> SetPredictions:
 
 
 def benchmark_store(answers: Answers, *, epoch: int = 25) -> PredictionStore:
-    """The models of a table as series whose sets are the benchmark's, and its people as they are."""
+    """The models of a table as series whose sets are the benchmark's, and its people as they
+    are.
+    """
     table = answers.table.astype(str)
     models = list(answers.models)
     sets, checkpoints = {}, {name: checkpoint_of(name, epoch) for name in models}

@@ -1,7 +1,11 @@
 """Small real problems, in float64, that several test files share."""
 
+import multiprocessing
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,31 @@ from torch.nn import functional as F
 from landscape.curvature.objective import Objective, Params, select_parameters
 from landscape.curvature.traced import forget_graphs
 from landscape.linalg.operator import seeded
+
+TESTS = Path(__file__).parent
+# Processes of pytest-xdist have it, and texts would be broken at its width.
+os.environ.pop("COLUMNS", None)
+# Files whose tests start processes or compile, and so take longest.
+LONG = {
+    "test_compiled",
+    "test_evaluation",
+    "test_figure3_study",
+    "test_hostile",
+    "test_kills",
+    "test_notebooks",
+}
+LONG |= {
+    "test_runner",
+    "test_several_processes",
+    "test_surface_command",
+    "test_train",
+    "test_traced",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process waits for the last of them."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @dataclass(frozen=True)
@@ -35,7 +64,9 @@ class Problem:
 
 @pytest.fixture(autouse=True)
 def same_weights_in_every_run() -> None:
-    """Modules are initialised from torch's global generator; a tolerance that holds today must hold tomorrow."""
+    """Modules are initialised from torch's global generator; a tolerance that holds today must hold
+    tomorrow.
+    """
     torch.manual_seed(0)
 
 
@@ -45,8 +76,21 @@ def no_graphs_of_other_tests() -> None:
     forget_graphs()
 
 
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
+    """Forks from a process that has imported everything and computed nothing: a child takes a
+    second, not ten.
+    """
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_run"])
+    return context
+
+
 def scramble(model: nn.Module, *, seed: int, scale: float) -> None:
-    """Move every parameter off its initial value, so that no gain is 1, no bias 0, and no block of the Hessian empty."""
+    """Move every parameter off its initial value, so that no gain is 1, no bias 0, and no block of
+    the Hessian empty.
+    """
     generator = seeded(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -111,7 +155,9 @@ def make_mlp_problem() -> Problem:
 
 @pytest.fixture(scope="session")
 def clip_problem() -> Problem:
-    """A CLIP of open_clip: ViT, text transformer, logit scale, six pairs, all rows coupled; float64, n of about 1,800."""
+    """A CLIP of open_clip: ViT, text transformer, logit scale, six pairs, all rows coupled;
+    float64, n of about 1,800.
+    """
     return make_clip_problem()
 
 

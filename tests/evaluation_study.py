@@ -1,8 +1,10 @@
 """Kills `landscape evaluate` at random moments: a program that forks children that run the command.
 
-Prints the exit status of the last run, how many units were stored after each kill, and the digests of all outputs.
+Prints the exit status of the last run, how many units were stored after each kill, and the digests
+of all outputs.
 """
 
+import importlib
 import json
 import os
 import random
@@ -13,10 +15,10 @@ from pathlib import Path
 
 import tiny_run  # noqa: F401 (registers the model)
 import torch
+from spectra_study import logged, wait_for_more
 
 from landscape.cli import main
 from landscape.pipeline import evaluation_measurement
-from landscape.store.parts import parts_folder
 from landscape.store.predictions import read_predictions
 
 PICTURES_A_UNIT = 5
@@ -48,20 +50,23 @@ def evaluate_in_a_child(manifest: Path, pictures: Path, output: Path) -> int:
     return pid
 
 
-def logged(output: Path) -> int:
-    """Bytes of the log of a run that was killed."""
-    return sum(path.stat().st_size for path in parts_folder(output).glob("*.log"))
-
-
 def kill_at_random(
     manifest: Path, pictures: Path, folder: Path, *, num_kills: int, longest: float
 ) -> dict[str, object]:
-    """Start the command and kill it until `num_kills` runs have died of it; then let every output finish."""
+    """Start the command and kill it until `num_kills` runs have died of it; then let every output
+    finish.
+
+    Kills come by turns soon after something was stored and at any moment.
+    """
     generator = random.Random(0)
     outputs, sizes = [folder / "killed_0.h5"], []
     while len(sizes) < num_kills:
         pid = evaluate_in_a_child(manifest, pictures, outputs[-1])
-        time.sleep(generator.uniform(0, longest))
+        if len(sizes) % 2 == 0:
+            wait_for_more(outputs[-1], pid)
+            time.sleep(generator.uniform(0, longest / 20))
+        else:
+            time.sleep(generator.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
         if os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
             sizes.append(logged(outputs[-1]))
@@ -88,9 +93,10 @@ if __name__ == "__main__":
         Path(sys.argv[3]),
         int(sys.argv[4]),
     )
-    for name in ("warm_up.h5", "undisturbed.h5"):
-        begun = time.monotonic()
-        os.waitpid(evaluate_in_a_child(manifest, pictures, folder / name), 0)
+    # Imported once for all children.
+    importlib.import_module("landscape.pipeline.evaluation")
+    begun = time.monotonic()
+    os.waitpid(evaluate_in_a_child(manifest, pictures, folder / "undisturbed.h5"), 0)
     longest = time.monotonic() - begun
     undisturbed = read_predictions(folder / "undisturbed.h5")
     assert undisturbed is not None

@@ -1,11 +1,13 @@
-"""Hostile inputs over all commands and kinds of files, from a seeded grammar, and what the command line makes of them.
+"""Hostile inputs over all commands and kinds of files, from a seeded grammar, and what the command
+line makes of them.
 
-Run as a program: prints a table of verdicts by kind. It forks a process that has loaded everything for each input, so it has to
-run alone, with one thread. Input 137 again, and what it printed: `python tests/hostile.py --only 137`.
+Run as a program: prints a table of verdicts by kind. It forks a process that has loaded everything
+for each input, so it has to run alone, with one thread. Input 137 again, and what it printed:
+`python tests/hostile.py --only 137`.
 
-What must hold of every input: no traceback, no wait of 30 seconds, no 2 GiB of memory beyond what the process had before, no
-pickled code that runs, no file of the user changed, nothing half-written, an exit status that is documented, and with status 2
-one line that says why.
+What must hold of every input: no traceback, no wait of 30 seconds, no 2 GiB of memory beyond what
+the process had before, no pickled code that runs, no file of the user changed, nothing
+half-written, an exit status that is documented, and with status 2 one line that says why.
 """
 
 import argparse
@@ -247,7 +249,8 @@ def table(results: list[Result]) -> str:
         seconds = [outcome.seconds for outcome in outcomes]
         lines.append(
             f"{kind:14}{''.join(f'{counts.get(name, 0):{width}}' for name, width in columns)}"
-            f"{sum(seconds) / len(mine):8.2f}{max(seconds):7.1f}{max(outcome.peak for outcome in outcomes) / 2**20:9.0f}"
+            f"{sum(seconds) / len(mine):8.2f}{max(seconds):7.1f}"
+            f"{max(outcome.peak for outcome in outcomes) / 2**20:9.0f}"
         )
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
-"""Ways to spoil a file: bytes, kinds, pictures, tars, archives of weights, HDF5. Each takes the file and a generator of numbers.
+"""Ways to spoil a file: bytes, kinds, pictures, tars, archives of weights, HDF5. Each takes the
+file and a generator of numbers.
 
-Nothing here does harm where it is read: what would be run leaves an empty file named CANARY, and what would fill memory is
-harmless as soon as its size is compared with the file's.
+Nothing here does harm where it is read: what would be run leaves an empty file named CANARY, and
+what would fill memory is harmless as soon as its size is compared with the file's.
 """
 
 import io
@@ -111,8 +112,16 @@ def device(path: Path, rng: random.Random) -> None:
 
 def other_kind(path: Path, rng: random.Random) -> None:
     others = [
-        "pairs.tsv", "data-0.tar", "run/checkpoints/epoch_0.pt", "s.h5", "d.h5", "f.h5", "m.yaml", "pics/0.png", "tiny.json",
-    ]  # fmt: skip
+        "pairs.tsv",
+        "data-0.tar",
+        "run/checkpoints/epoch_0.pt",
+        "s.h5",
+        "d.h5",
+        "f.h5",
+        "m.yaml",
+        "pics/0.png",
+        "tiny.json",
+    ]
     top = (
         path.parent
         if (path.parent / "m.yaml").exists()

@@ -1,4 +1,6 @@
-"""The grammar of hostile inputs: which command is given what, by kind of input. Input i is a function of the seed and i alone."""
+"""The grammar of hostile inputs: which command is given what, by kind of input. Input i is a
+function of the seed and i alone.
+"""
 
 import random
 import signal
@@ -17,10 +19,15 @@ _SURFACE = "surface m.yaml -o out.png --dimensions 1 --points 5"
 _TRAIN = "train --model tiny.json --data pairs.tsv --split all --batch-size 4 -o out --epochs"
 _MEASURING = (_SPECTRA, "spectra m.yaml -o out.h5 --dry-run", _DENSITY, _SURFACE)
 _DRAWING = (
-    "figure s.h5 -o out.png", "figure s.h5 -o out.svg --kind sharpness", "figure s.h5 -o out.pdf --kind modules",
-    "report s.h5 -o out.html --resamples 99", "compare s.h5 --resamples 99", "compare s.h5 -o out.csv --resamples 99",
-    "compare s.h5 s.h5 --format json", "density s.h5 -o out.png",
-)  # fmt: skip
+    "figure s.h5 -o out.png",
+    "figure s.h5 -o out.svg --kind sharpness",
+    "figure s.h5 -o out.pdf --kind modules",
+    "report s.h5 -o out.html --resamples 99",
+    "compare s.h5 --resamples 99",
+    "compare s.h5 -o out.csv --resamples 99",
+    "compare s.h5 s.h5 --format json",
+    "density s.h5 -o out.png",
+)
 _OF_STORES = {
     "s.h5": (
         "info s.h5",
@@ -41,7 +48,8 @@ class Hostile:
         streams: "" or which of stdin, stdout, stderr is what.
         signal: A signal and after how many seconds it is sent.
         limit: A resource limit by the name of the resource, and its value.
-        fresh: Whether a new interpreter is started, for what is read once when libraries are loaded.
+        fresh: Whether a new interpreter is started, for what is read once when libraries are
+            loaded.
     """
 
     kind: str
@@ -180,7 +188,7 @@ def _run_folder(rng: random.Random) -> Hostile:
             "run/open_clip_config.json",
             "run/.lock",
             "run/params.txt",
-        ]  # fmt: skip
+        ]
     )
     name, spoil = rng.choice(list(ANY.items()))
     resumed = f"{_TRAIN} 2".replace("-o out", "-o run")
@@ -214,7 +222,7 @@ def _arguments(rng: random.Random) -> Hostile:
             "--threads",
             "--module-batches",
             "--method",
-        ),  # fmt: skip
+        ),
         "density m.yaml -o out.png": (
             "--batches",
             "--probes",
@@ -224,7 +232,7 @@ def _arguments(rng: random.Random) -> Hostile:
             "--epochs",
             "--series",
             "--title",
-        ),  # fmt: skip
+        ),
         "surface m.yaml -o out.png": (
             "--points",
             "--span",
@@ -235,7 +243,7 @@ def _arguments(rng: random.Random) -> Hostile:
             "--series",
             "--dimensions",
             "--data",
-        ),  # fmt: skip
+        ),
         "figure s.h5 -o out.png": ("--title", "--series", "--epochs", "--kind"),
         "report s.h5 -o out.html": ("--title", "--series", "--resamples"),
         "compare s.h5": (
@@ -259,7 +267,7 @@ def _arguments(rng: random.Random) -> Hostile:
             "--image-size",
             "--model",
             "--data",
-        ),  # fmt: skip
+        ),
         "init run -o out.yaml": ("--data", "--name", "--epoch-numbers"),
     }
     values = (

@@ -25,7 +25,8 @@ class Outcome:
     """How a command ended.
 
     Attributes:
-        status: The exit status; minus the signal where one ended it; None where it was killed after SECONDS.
+        status: The exit status; minus the signal where one ended it; None where it was killed after
+            SECONDS.
         peak: Bytes of memory beyond what the process had when it was forked.
     """
 
@@ -86,7 +87,7 @@ def _wrong_status(hostile: Hostile, outcome: Outcome) -> list[str]:
     if outcome.status == 2:
         return (
             []
-            if quiet or len(lines) == 1 and outcome.stderr.rstrip().splitlines()[-1:] == lines
+            if quiet or (len(lines) == 1 and outcome.stderr.rstrip().splitlines()[-1:] == lines)
             else ["not one line with status 2"]
         )
     if outcome.status == 1 and hostile.streams == "stdout pipe":
@@ -124,7 +125,7 @@ def _outputs(hostile: Hostile) -> tuple[str, ...]:
     named = [
         argv[i + 1]
         for i, word in enumerate(argv[:-1])
-        if word in ("-o", "--data") and argv[0] != "train" or word == "-o"
+        if (word in ("-o", "--data") and argv[0] != "train") or word == "-o"
     ]
     # Beside a figure lies its .h5, beside a store its parts.
     return tuple(os.path.splitext(name)[0] or name for name in named if name not in ("", ".", "/"))

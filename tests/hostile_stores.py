@@ -1,4 +1,6 @@
-"""Ways to spoil an HDF5 file through its own library: attributes, datasets, groups and links of other kinds than were written."""
+"""Ways to spoil an HDF5 file through its own library: attributes, datasets, groups and links of
+other kinds than were written.
+"""
 
 import random
 from collections.abc import Callable

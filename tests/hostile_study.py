@@ -1,4 +1,5 @@
-"""A small valid study, of which hostile inputs are made: pictures, table, shard, manifests, checkpoints, stores, figures.
+"""A small valid study, of which hostile inputs are made: pictures, table, shard, manifests,
+checkpoints, stores, figures.
 
 Everything of it can be read and measured in a second.
 """
@@ -47,7 +48,9 @@ def png(seed: int, side: int = 16) -> bytes:
 
 
 def write_inputs(folder: Path) -> None:
-    """Write what a user brings: pictures, a table and a shard of them, a configuration, manifests."""
+    """Write what a user brings: pictures, a table and a shard of them, a configuration,
+    manifests.
+    """
     (folder / "pics").mkdir()
     rows = ["filepath\ttitle"]
     with tarfile.open(folder / "data-0.tar", "w") as archive:
@@ -68,7 +71,9 @@ def write_inputs(folder: Path) -> None:
 def commands() -> list[list[str]]:
     """The commands that make the rest, in order."""
     return [
-        "train --model tiny.json --data pairs.tsv --split all --epochs 1 --batch-size 4 -o run".split(),
+        (
+            "train --model tiny.json --data pairs.tsv --split all --epochs 1 --batch-size 4 -o run"
+        ).split(),
         "spectra m.yaml -o s.h5 --per-module --modules visual.transformer.*".split(),
         "density m.yaml -o d.png --probes 1 --matvecs 5 --dense-limit 0".split(),
         "surface m.yaml -o f.png --dimensions 1 --points 5".split(),

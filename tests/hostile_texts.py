@@ -1,4 +1,6 @@
-"""Ways to spoil the texts of the study: manifests, the configuration of the model, the table of pairs."""
+"""Ways to spoil the texts of the study: manifests, the configuration of the model, the table of
+pairs.
+"""
 
 import json
 import random
@@ -7,17 +9,82 @@ from pathlib import Path
 
 # As they stand in YAML.
 _VALUES = (
-    "", "~", "true", "-1", "0", "1", "1.5", ".nan", ".inf", "-.inf", "1e400", "1e-400", "1e300", "99999999999999999999999",
-    "-0", "[]", "{}", "[[[[1]]]]", "[1, a, ~]", "{a: {b: c}}", '"\\0"', '"\\ud800"', '"a\\nb"', "\U0001f4a5", "FILL_IN",
-    "../../../..", "/dev/zero", "/dev/null", ".", "2024-01-01", "0x10", "1_000", "*x", "&x y",
-    "!!python/object/apply:builtins.open [CANARY, w]", "!!binary aGVsbG8=", "'" + "a" * 9000 + "'", "[" * 40 + "]" * 40,
-    "{0..999999999}.tar", "'x{1..9}{1..9}.tar'", "http://localhost/x.tar", "'pipe:touch CANARY'", "pics", "run", "tiny.json",
-    "m.yaml", "local-dir:run", "hf-hub:a/b", "timm:resnet18", "ViT-B-32", "(", "'*'",
-)  # fmt: skip
+    "",
+    "~",
+    "true",
+    "-1",
+    "0",
+    "1",
+    "1.5",
+    ".nan",
+    ".inf",
+    "-.inf",
+    "1e400",
+    "1e-400",
+    "1e300",
+    "99999999999999999999999",
+    "-0",
+    "[]",
+    "{}",
+    "[[[[1]]]]",
+    "[1, a, ~]",
+    "{a: {b: c}}",
+    '"\\0"',
+    '"\\ud800"',
+    '"a\\nb"',
+    "\U0001f4a5",
+    "FILL_IN",
+    "../../../..",
+    "/dev/zero",
+    "/dev/null",
+    ".",
+    "2024-01-01",
+    "0x10",
+    "1_000",
+    "*x",
+    "&x y",
+    "!!python/object/apply:builtins.open [CANARY, w]",
+    "!!binary aGVsbG8=",
+    "'" + "a" * 9000 + "'",
+    "[" * 40 + "]" * 40,
+    "{0..999999999}.tar",
+    "'x{1..9}{1..9}.tar'",
+    "http://localhost/x.tar",
+    "'pipe:touch CANARY'",
+    "pics",
+    "run",
+    "tiny.json",
+    "m.yaml",
+    "local-dir:run",
+    "hf-hub:a/b",
+    "timm:resnet18",
+    "ViT-B-32",
+    "(",
+    "'*'",
+)
 _KEYS = (
-    "version", "data", "source", "split", "num_samples", "batch_size", "seed", "hessian", "objective", "parameters",
-    "weight_decay", "k", "max_matvecs", "tol", "series", "name", "label", "config", "checkpoints", "epoch", "path",
-)  # fmt: skip
+    "version",
+    "data",
+    "source",
+    "split",
+    "num_samples",
+    "batch_size",
+    "seed",
+    "hessian",
+    "objective",
+    "parameters",
+    "weight_decay",
+    "k",
+    "max_matvecs",
+    "tol",
+    "series",
+    "name",
+    "label",
+    "config",
+    "checkpoints",
+    "epoch",
+    "path",
+)
 _MORE_KEYS = {
     "data": (
         "image_size",
@@ -28,7 +95,7 @@ _MORE_KEYS = {
         "encoding",
         "quoting",
         "on_bad_picture",
-    ),  # fmt: skip
+    ),
     "hessian": ("method", "which", "dtype"),
     "series": (
         "model_args",
@@ -41,14 +108,22 @@ _MORE_KEYS = {
         "epochs",
         "from",
         "model",
-    ),  # fmt: skip
+    ),
     "": ("epoch_zero", "extra"),
 }
 _INSIDE = (
-    "{force_image_size: 100000}", "{force_image_size: -1}", "{force_context_length: 1000000000}", "{force_quick_gelu: 3}",
-    "{size: 1000000}", "{mean: [.nan, 0, 0]}", "{std: [1e-300, 1, 1]}", "{interpolation: random}", "{resize_mode: x}",
-    "{a: b}", "{output_dict: true}",
-)  # fmt: skip
+    "{force_image_size: 100000}",
+    "{force_image_size: -1}",
+    "{force_context_length: 1000000000}",
+    "{force_quick_gelu: 3}",
+    "{size: 1000000}",
+    "{mean: [.nan, 0, 0]}",
+    "{std: [1e-300, 1, 1]}",
+    "{interpolation: random}",
+    "{resize_mode: x}",
+    "{a: b}",
+    "{output_dict: true}",
+)
 
 
 def yaml_value(path: Path, rng: random.Random) -> None:

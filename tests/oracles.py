@@ -1,8 +1,9 @@
 """Second derivatives from outside the code under test.
 
-Two independent ways: double backward, one row at a time, and central differences of first gradients. They share
-nothing with landscape.curvature but the objective itself, and test_hessian.py compares them with each other and with
-closed forms. torch.func.hessian is not used: it is wrong through LayerNorm.
+Two independent ways: double backward, one row at a time, and central differences of first
+gradients. They share nothing with landscape.curvature but the objective itself, and test_hessian.py
+compares them with each other and with closed forms. torch.func.hessian is not used: it is wrong
+through LayerNorm.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,9 @@ def _leaves(params: Params) -> Params:
 
 
 def dense_hessian(objective: Objective, params: Params, batch: Batch) -> Tensor:
-    """All second derivatives of the objective (n, n), L2 term included, by double backward row by row."""
+    """All second derivatives of the objective (n, n), L2 term included, by double backward row by
+    row.
+    """
     leaves = _leaves(params)
     tensors = list(leaves.values())
     with sdpa_kernel(SDPBackend.MATH):
@@ -49,10 +52,12 @@ def plain_gradient(objective: Objective, params: Params, batch: Batch) -> Tensor
 def difference_product(
     objective: Objective, params: Params, batch: Batch, direction: Tensor, *, step: float = 1e-3
 ) -> Tensor:
-    """H v (n,) from four gradients along `direction`: the five-point central difference, error O(step^4).
+    """H v (n,) from four gradients along `direction`: the five-point central difference, error
+    O(step^4).
 
-    In float64 with a step of 1e-3 rounding leaves 1e-13 of the gradient's scale and truncation step^4 / 30 times the fifth
-    derivative along `direction`, 1e-12 for a random direction of length 1 and more along a single influential weight.
+    In float64 with a step of 1e-3 rounding leaves 1e-13 of the gradient's scale and truncation
+    step^4 / 30 times the fifth derivative along `direction`, 1e-12 for a random direction of length
+    1 and more along a single influential weight.
     """
 
     def at(shift: float) -> Tensor:
@@ -68,7 +73,9 @@ def difference_product(
 
 
 def dense_jacobian(function: Callable[[Params], Tensor], params: Params) -> Tensor:
-    """All first derivatives of a function's flattened values (q, n), one value at a time by an ordinary backward pass."""
+    """All first derivatives of a function's flattened values (q, n), one value at a time by an
+    ordinary backward pass.
+    """
     leaves = _leaves(params)
     with sdpa_kernel(SDPBackend.MATH):
         values = function(leaves).reshape(-1)
@@ -82,7 +89,9 @@ def dense_jacobian(function: Callable[[Params], Tensor], params: Params) -> Tens
 def difference_pushforward(
     function: Callable[[Params], Tensor], params: Params, direction: Tensor, *, step: float = 1e-3
 ) -> Tensor:
-    """J v (q,) from four values along `direction`: the five-point central difference, as in `difference_product`."""
+    """J v (q,) from four values along `direction`: the five-point central difference, as in
+    `difference_product`.
+    """
 
     def at(shift: float) -> Tensor:
         pieces = (shift * step * direction).split([tensor.numel() for tensor in params.values()])

@@ -1,4 +1,6 @@
-"""Small healthy models drawn at random: chains of convolution, attention, recurrence, norms, pooling and activations."""
+"""Small healthy models drawn at random: chains of convolution, attention, recurrence, norms,
+pooling and activations.
+"""
 
 import random
 

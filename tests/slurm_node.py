@@ -1,9 +1,11 @@
-"""A Slurm of one node in a folder, run as root from Debian's packages: munged, slurmctld and slurmd on free ports.
+"""A Slurm of one node in a folder, run as root from Debian's packages: munged, slurmctld and slurmd
+on free ports.
 
     apt-get install slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
     python tests/slurm_node.py FOLDER       # runs until Ctrl-C; prints the SLURM_CONF to export
 
-No systemd, no cgroups, no accounting: `sbatch`, `squeue`, `scancel` and arrays work, `sacct` does not.
+No systemd, no cgroups, no accounting: `sbatch`, `squeue`, `scancel` and arrays work, `sacct` does
+not.
 """
 
 import os

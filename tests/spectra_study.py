@@ -1,15 +1,20 @@
-"""A study small enough to measure in seconds: CLIP models of one layer per tower on twelve painted pictures.
+"""A study small enough to measure in seconds: CLIP models of one layer per tower on twelve painted
+pictures.
 
-Also a program, for the test that kills `landscape spectra`: it forks children that run the command, and kills them.
+Also a program, for the test that kills `landscape spectra`: it forks children that run the command,
+and kills them.
 """
 
 import csv
+import importlib
 import json
 import os
 import random
 import signal
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,9 +26,18 @@ from tiny_run import config_of
 from landscape.cli import main
 from landscape.clip.checkpoint import save_checkpoint
 from landscape.clip.model import build_model
-from landscape.store import SpectrumStore
+from landscape.store import SpectrumStore, parts_folder
 
 NUM_BATCHES, BATCH_SIZE = 3, 4
+
+
+@cache
+def checkpoint_bytes(seed: int, epoch: int) -> bytes:
+    """Return the file of a checkpoint of random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        save_checkpoint(path, model=build_model(MODEL, seed=seed), epoch=epoch, name=MODEL)
+        return path.read_bytes()
 
 
 def make_study(
@@ -34,10 +48,12 @@ def make_study(
     with_config: bool = False,
     **hessian: object,
 ) -> Path:
-    """Pictures, captions, checkpoints of random weights and a manifest in `folder`; returns the manifest.
+    """Pictures, captions, checkpoints of random weights and a manifest in `folder`; returns the
+    manifest.
 
     Args:
-        with_config: Name the model by a file, so that processes that have not registered it can build it.
+        with_config: Name the model by a file, so that processes that have not registered it can
+            build it.
     """
     with open(folder / "pairs.tsv", "w", newline="") as table:
         rows = csv.writer(table, delimiter="\t")
@@ -52,9 +68,7 @@ def make_study(
         checkpoints = []
         for epoch in epochs:
             path = folder / f"{name}_{epoch}.pt"
-            save_checkpoint(
-                path, model=build_model(MODEL, seed=100 * number + epoch), epoch=epoch, name=MODEL
-            )
+            path.write_bytes(checkpoint_bytes(100 * number + epoch, epoch))
             checkpoints.append({"epoch": epoch, "path": path.name})
         architecture = {"config": "tiny.json"} if with_config else {"model": MODEL}
         series.append({"name": name, **architecture, "checkpoints": checkpoints})
@@ -105,16 +119,39 @@ def spectra_in_a_child(manifest: Path, output: Path) -> int:
     return pid
 
 
+def logged(output: Path) -> int:
+    """Bytes of the logs of a run that has not ended by itself."""
+    sizes = []
+    for path in parts_folder(output).glob("*.log"):
+        try:
+            sizes.append(path.stat().st_size)
+        except FileNotFoundError:
+            pass
+    return sum(sizes)
+
+
+def wait_for_more(output: Path, pid: int) -> None:
+    """Wait until the logs of a run have grown, or it has ended."""
+    before = logged(output)
+    while (
+        logged(output) <= before
+        and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    ):
+        time.sleep(0.001)
+
+
 def kill_at_random(
     manifest: Path, folder: Path, *, num_kills: int, longest: float, seed: int
 ) -> dict[str, object]:
-    """Start the command and kill it until `num_kills` runs have died of it; then let every output finish.
+    """Start the command and kill it until `num_kills` runs have died of it; then let every output
+    finish.
 
-    An output that got complete is followed by a new one.
+    Kills come by turns soon after something was stored and at any moment: how much of a run its
+    records take is the machine's affair. An output that got complete is followed by a new one.
 
     Returns:
-        The exit statuses of the last runs, how many records were there after each kill, the keys that were ever lost or
-        whose values ever changed, and the records of every output.
+        The exit statuses of the last runs, how many records were there after each kill, the keys
+        that were ever lost or whose values ever changed, and the records of every output.
     """
     generator = random.Random(seed)
     outputs = [folder / "killed_0.h5"]
@@ -123,7 +160,11 @@ def kill_at_random(
     damaged: list[str] = []
     while len(counts) < num_kills:
         pid = spectra_in_a_child(manifest, outputs[-1])
-        time.sleep(generator.uniform(0, longest))
+        if len(counts) % 2 == 0:
+            wait_for_more(outputs[-1], pid)
+            time.sleep(generator.uniform(0, longest / 20))
+        else:
+            time.sleep(generator.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
         died = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         after = stored(outputs[-1])
@@ -145,9 +186,15 @@ def kill_at_random(
 if __name__ == "__main__":
     torch.set_num_threads(1)
     study, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    for name in ("warm_up.h5", "undisturbed.h5"):
-        begun = time.monotonic()
-        os.waitpid(spectra_in_a_child(study, folder / name), 0)
+    # Imported once for all children.
+    for module in (
+        "landscape.pipeline.spectra",
+        "landscape.clip.loaded_series",
+        "landscape.pipeline.audit",
+    ):
+        importlib.import_module(module)
+    begun = time.monotonic()
+    os.waitpid(spectra_in_a_child(study, folder / "undisturbed.h5"), 0)
     # A kill falls anywhere into a whole run.
     print(
         json.dumps(

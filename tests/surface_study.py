@@ -1,8 +1,11 @@
-"""Run as a program: `landscape surface` killed with SIGKILL at random moments and at random points, and what is left of them.
+"""Run as a program: `landscape surface` killed with SIGKILL at random moments and at random points,
+and what is left of them.
 
-Prints one line of JSON. In a program of its own because it forks, which a process with threads must not do.
+Prints one line of JSON. In a program of its own because it forks, which a process with threads must
+not do.
 """
 
+import importlib
 import json
 import os
 import random
@@ -23,7 +26,9 @@ from landscape.store import StoredSurface, read_surface, write_surface
 def surface_in_a_child(
     manifest: Path, data: Path, options: list[str], *, dies_at: int | None = None
 ) -> int:
-    """Start the command in a process of its own; it kills itself once it has stored `dies_at` points. Returns its number."""
+    """Start the command in a process of its own; it kills itself once it has stored `dies_at`
+    points. Returns its number.
+    """
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -67,13 +72,16 @@ def points(data: Path) -> dict[str, float]:
 def kill_at_random(
     manifest: Path, folder: Path, options: list[str], *, num_kills: int, longest: float
 ) -> dict[str, object]:
-    """Start the command and kill it until `num_kills` runs have died of it, by turns after a point and after a while.
+    """Start the command and kill it until `num_kills` runs have died of it, by turns after a point
+    and after a while.
 
-    How long a run takes, and how much of that its points take, is the machine's affair: kills by the clock alone may all
-    come before the first point or after the last. A file with all its points is finished, and another one begun.
+    How long a run takes, and how much of that its points take, is the machine's affair: kills by
+    the clock alone may all come before the first point or after the last. A file with all its
+    points is finished, and another one begun.
 
     Returns:
-        How many points were there after each kill, the points that were ever lost or ever changed, and all of them at the end.
+        How many points were there after each kill, the points that were ever lost or ever changed,
+        and all of them at the end.
 
     Raises:
         RuntimeError: If a run fails by itself.
@@ -122,9 +130,16 @@ def was_killed(pid: int) -> bool:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     study, folder, chosen = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:]
-    for name in ("warm_up.h5", "undisturbed.h5"):
-        begun = time.monotonic()
-        assert not was_killed(surface_in_a_child(study, folder / name, chosen))
+    # Imported once for all children.
+    for module in (
+        "landscape.pipeline.surface",
+        "landscape.clip.loaded_series",
+        "landscape.pipeline.audit",
+        "matplotlib.figure",
+    ):
+        importlib.import_module(module)
+    begun = time.monotonic()
+    assert not was_killed(surface_in_a_child(study, folder / "undisturbed.h5", chosen))
     longest = time.monotonic() - begun
     outcome = kill_at_random(study, folder, chosen, num_kills=int(sys.argv[3]), longest=longest)
     print(json.dumps(outcome | {"undisturbed": points(folder / "undisturbed.h5")}))

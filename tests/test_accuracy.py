@@ -1,4 +1,6 @@
-"""Metrics of predictions against closed forms, SciPy and counting; the table in its four formats."""
+"""Metrics of predictions against closed forms, SciPy and counting; the table in its four
+formats.
+"""
 
 import csv
 import io
@@ -11,7 +13,7 @@ import pytest
 from scipy import stats
 from test_predictions import make_answers, make_set, make_store
 
-from landscape.compare.accuracy import Scored, means_of, paired_tests, scores_of, winners
+from landscape.compare.accuracy import Scored, paired_tests, scores_of, winners
 from landscape.compare.accuracy_tables import (
     COLUMNS,
     AccuracyTable,
@@ -151,7 +153,8 @@ def test_the_interval_of_a_difference_is_that_of_resampled_pictures():
     truth = stats.bootstrap(
         (hits[0] - hits[1],), np.mean, n_resamples=20_000, method="percentile", rng=0
     ).confidence_interval
-    # Ends move by 0.006 standard errors of 0.03 between two such bootstraps, and in steps of 1 / 400.
+    # Ends move by 0.006 standard errors of 0.03 between two such bootstraps, and in steps of 1 /
+    # 400.
     assert (test.difference.low, test.difference.high) == pytest.approx(tuple(truth), abs=0.004)
 
 
@@ -167,7 +170,7 @@ def test_only_a_series_that_beats_all_others_is_the_best():
     assert winners(store_of(one, a=clear), FEW) == set()
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def test_rows_are_the_same_in_csv_and_json():
@@ -240,30 +243,38 @@ def test_the_mean_is_over_sets_of_different_pictures_that_all_have_answered():
                     each, share_right=0.3 + 0.3 * number, seed=10 * at + number
                 )
         store.checkpoints[checkpoint.key] = checkpoint
-    first, second = means_of(store, Bootstrap(num_resamples=4000))
-    assert first.datasets == second.datasets == ("pets", "mnist")
+    mean = AccuracyTable.of(store, bootstrap=Bootstrap(num_resamples=4000)).mean
+    first = mean.values["a", 0]
+    assert mean.datasets == ("pets", "mnist") and list(mean.values) == [("a", 0), ("b", 0)]
     hits = [
         Scored(each, store.checkpoints["a", 0].sets[each.name]).correct for each in (one, other)
     ]
-    assert first.value.value == pytest.approx(np.mean([hit.mean() for hit in hits]))
+    assert first.value == pytest.approx(np.mean([hit.mean() for hit in hits]))
     # The standard error of the mean of two independent shares.
     error = math.sqrt(sum(hit.mean() * (1 - hit.mean()) / len(hit) for hit in hits)) / 2
-    assert first.value.high - first.value.low == pytest.approx(2 * 1.96 * error, rel=0.08)
+    assert first.high - first.low == pytest.approx(2 * 1.96 * error, rel=0.08)
     text = to_terminal(AccuracyTable.of(store, bootstrap=FEW))
     assert "mean of 2 of 26 sets" in text and "food101, cifar10" in text
-    # Arrays are keyed by numbers, which several sets have; tasks of OpenMoji are of the same pictures.
+    assert "Left out of means, as not every checkpoint was shown all of it: food101." in text
+    # Arrays are keyed by numbers, which several sets have; tasks of OpenMoji are of the same
+    # pictures, drawn together.
     arrays = [make_set(name, num_pictures=100, keys=one.keys) for name in ("cifar10", "cifar100")]
     tasks = [
         make_set(name, num_pictures=100, keys=one.keys)
         for name in ("openmoji/group", "openmoji/name")
     ]
-    for sets, number in ((arrays, 1), (tasks, 0)):
+    for sets, error in ((arrays, math.sqrt(0.25 / 99 / 2)), (tasks, math.sqrt(0.25 / 99))):
         pair = PredictionStore(sets={each.name: each for each in sets})
         found = {each.name: make_answers(each, share_right=0.5, seed=1) for each in sets}
         pair.checkpoints["a", 0] = CheckpointPredictions(
             series="a", label="a", model="m", epoch=0, checkpoint_sha256="0" * 64, sets=found
         )
-        assert len(means_of(pair, FEW)) == number
+        interval = AccuracyTable.of(pair, bootstrap=Bootstrap(num_resamples=4000)).mean.values[
+            "a", 0
+        ]
+        # The same answers are right in both: in the same pictures, the mean is as uncertain as one
+        # of the two.
+        assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.08)
 
 
 def test_series_of_one_label_are_told_apart():

@@ -1,7 +1,8 @@
-"""Advice that a message gives is followed literally on the input that caused it: then the command works, or says something else.
+"""Advice that a message gives is followed literally on the input that caused it: then the command
+works, or says something else.
 
-Every piece of code in a message (in backticks) is collected from the source. Each is followed here, or is listed with the
-test that follows it, or with the reason why it is no advice.
+Every piece of code in a message (in backticks) is collected from the source. Each is followed here,
+or is listed with the test that follows it, or with the reason why it is no advice.
 """
 
 import ast
@@ -10,6 +11,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,9 @@ TINY = {
 NAMES_ONLY = {
     "fit": "a method of Lightning's trainer",
     "{}": "a key whose value only the user knows",
-    "{}: {}": "an example of a value; followed in test_dask_pool.py, where cluster files are refused",
+    ("{}: {}"): (
+        "an example of a value; followed in test_dask_pool.py, where cluster files are refused"
+    ),
     "scale": "a method of Dask's clusters",
     "batches": "an argument",
     "caption_key": "followed where its value is told",
@@ -64,19 +68,47 @@ NAMES_ONLY = {
 }
 # Followed by a test elsewhere.
 FOLLOWED = {
-    "landscape audit": "test_audit_command.py::test_a_failed_audit_names_the_module_and_exits_with_1",
+    ("landscape audit"): (
+        "test_audit_command.py::test_a_failed_audit_names_the_module_and_exits_with_1"
+    ),
     "dask scheduler": "test_dask_pool.py::test_the_end_of_the_scheduler_is_one_line_and_no_hang",
-    "dask scheduler --scheduler-file {}": "test_dask_pool.py::test_the_end_of_the_scheduler_is_one_line_and_no_hang",
+    ("dask scheduler --scheduler-file {}"): (
+        "test_dask_pool.py::test_the_end_of_the_scheduler_is_one_line_and_no_hang"
+    ),
     "landscape merge": "test_runner.py::test_shards_merge_into_the_store_of_the_whole",
-    "landscape audit {}": "test_audit_command.py::test_a_failed_audit_names_the_module_and_exits_with_1",
+    ("landscape audit {}"): (
+        "test_audit_command.py::test_a_failed_audit_names_the_module_and_exits_with_1"
+    ),
     "landscape evaluate": "test_evaluation.py::test_a_manifest_names_its_sets",
-    "landscape figure --kind ood": "test_ood.py::test_people_stand_beside_models_in_file_and_figures",
+    ("landscape figure --kind ood"): (
+        "test_ood.py::test_people_stand_beside_models_in_file_and_figures"
+    ),
     "landscape ood": "test_ood.py::test_people_alone_need_no_model",
     "landscape ood --stimuli": "test_ood.py::test_decisions_are_those_of_the_benchmarks_formula",
-    "landscape surface": "test_surface_command.py::test_a_slice_along_an_eigenvector_is_that_of_the_operators_own_eigenvector",
+    ("landscape info"): (
+        "test_preconditioned_spectra.py::test_info_says_what_was_measured_and_what_it_compares_with"
+    ),
+    ("preconditioner: none"): (
+        "test_preconditioned_spectra.py::test_checkpoints_without_the_optimizer_and_epoch_zero_are_refused"
+    ),
+    ("weights: online"): (
+        "test_preconditioned_spectra.py::test_averaged_weights_have_no_state_of_the_optimizer"
+    ),
+    ("landscape surface"): (
+        "test_surface_command.py::test_a_slice_along_an_eigenvector_is_that_of_the_operators_own_eigenvector"
+    ),
     "landscape table": "test_ood.py::test_a_table_is_by_set_or_by_model",
     "landscape table {}": "test_evaluation.py::test_a_manifest_names_its_sets",
-    "landscape spectra --per-module": "test_module_figure.py::test_the_command_draws_them_and_refuses_what_it_cannot",
+    "model: FOLDER": "test_language_manifest.py::test_the_advice_of_refusals_works",
+    "tokenizer: FOLDER": "test_language_manifest.py::test_the_advice_of_refusals_works",
+    "tokenizer: bytes": "test_language_manifest.py::test_the_advice_of_refusals_works",
+    ("landscape spectra --keep-vectors"): (
+        "test_pipeline_vectors.py"
+        "::test_batches_without_vectors_are_measured_again_and_their_records_stay"
+    ),
+    ("landscape spectra --per-module"): (
+        "test_module_figure.py::test_the_command_draws_them_and_refuses_what_it_cannot"
+    ),
 }
 
 
@@ -89,6 +121,7 @@ def text_of(node: ast.AST) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
+@cache
 def messages() -> dict[str, str]:
     """Every string of the source that is no docstring, with where it stands."""
     found = {}
@@ -177,7 +210,9 @@ CASES: list[tuple[str, Callable[[Desk], tuple[str, tuple[int, str]]]]] = []
 
 
 def follows(*codes: str):
-    """Register a case: it returns the message, and what the command says once the advice was followed."""
+    """Register a case: it returns the message, and what the command says once the advice was
+    followed.
+    """
 
     def register(case):
         CASES.extend((code, case) for code in codes)
@@ -517,7 +552,9 @@ def test_what_is_followed_elsewhere_is(code, test):
 
 
 def test_packages_that_a_message_asks_for_are_those_that_the_project_declares():
-    """Nobody is sent to the index for a package of this project's name, which is somebody else's program there."""
+    """Nobody is sent to the index for a package of this project's name, which is somebody else's
+    program there.
+    """
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     declared = " ".join(

@@ -1,4 +1,6 @@
-"""Metrics of answers, held to hand-counted examples, naive loops, Cohen's kappa of a 2 x 2 table, and decisions by hand."""
+"""Metrics of answers, held to hand-counted examples, naive loops, Cohen's kappa of a 2 x 2 table,
+and decisions by hand.
+"""
 
 import itertools
 import math
@@ -37,7 +39,10 @@ from landscape.answers.benchmark import texture_of
 
 def test_the_categories_hold_207_imagenet_classes():
     # Counted in the toolbox's own list.
-    counts = "airplane 1 bear 4 bicycle 2 bird 49 boat 5 bottle 7 car 3 cat 6 chair 4 clock 3 dog 109 elephant 2 keyboard 2"
+    counts = (
+        "airplane 1 bear 4 bicycle 2 bird 49 boat 5 bottle 7 car 3 cat 6 chair 4 clock 3 dog 109 "
+        "elephant 2 keyboard 2"
+    )
     words = (counts + " knife 1 oven 1 truck 8").split()
     expected = dict(zip(words[::2], map(int, words[1::2]), strict=True))
     assert {name: len(indices) for name, indices in IMAGENET_INDICES.items()} == expected
@@ -63,7 +68,8 @@ def test_the_imagenet_classes_of_a_category_are_of_that_kind():
     )
     assert names["oven"] == ["rotisserie"] and names["knife"] == ["cleaver"]
     assert all("bear" in name for name in names["bear"])
-    # The dogs of ImageNet are 151 to 268, and the cats 281 to 285; the toolbox leaves some out, and takes the cougar.
+    # The dogs of ImageNet are 151 to 268, and the cats 281 to 285; the toolbox leaves some out, and
+    # takes the cougar.
     assert (
         all(151 <= index <= 268 for index in IMAGENET_INDICES["dog"])
         and names["cat"][-1] == "cougar"
@@ -76,7 +82,8 @@ def test_seventeen_data_sets_have_the_conditions_of_the_benchmark():
         and len(SIXTEEN) == 16
         and set(SEVENTEEN) - set(SIXTEEN) == {"cue-conflict"}
     )
-    # Of the toolbox's lists: 73 levels of 12 distortions, 32 of them excluded, and five sets of one condition.
+    # Of the toolbox's lists: 73 levels of 12 distortions, 32 of them excluded, and five sets of one
+    # condition.
     assert sum(len(dataset.conditions) for dataset in DATASETS.values()) == 73 + 5
     assert (
         sum(condition.excluded for dataset in DATASETS.values() for condition in dataset.conditions)
@@ -176,7 +183,8 @@ def test_the_scale_of_logits_changes_decisions():
     cosines = np.full(1000, -1.0)
     cosines[list(IMAGENET_INDICES["bicycle"])] = 0.30, 0.10
     cosines[404] = 0.29
-    # At 100: e^30 / 2 < e^29 is false: e^1 / 2 = 1.36 > 1, bicycle. At 10: (e^3 + e^1) / 2 = 11.4 < e^2.9 = 18.2, airplane.
+    # At 100: e^30 / 2 < e^29 is false: e^1 / 2 = 1.36 > 1, bicycle. At 10: (e^3 + e^1) / 2 = 11.4 <
+    # e^2.9 = 18.2, airplane.
     assert CATEGORIES[int(decide(category_scores(cosines, scale=100)))] == "bicycle"
     assert CATEGORIES[int(decide(category_scores(cosines, scale=10)))] == "airplane"
 
@@ -209,7 +217,8 @@ def test_scores_that_decide_nothing_are_refused():
 
 
 def test_error_consistency_by_hand():
-    # Ten pictures; the first has 1 to 8 right, the second 3 to 10: they agree on six, and 0.68 is expected of independent ones.
+    # Ten pictures; the first has 1 to 8 right, the second 3 to 10: they agree on six, and 0.68 is
+    # expected of independent ones.
     first, second = np.array([[1.0] * 8 + [0] * 2]), np.array([[0.0] * 2 + [1] * 8])
     pair = count_pairs(first, second)
     assert pair.observed == pytest.approx(0.6) and pair.expected == pytest.approx(0.68)
@@ -298,7 +307,9 @@ def observer(
     conditions=("3.0", "1.5", "1.0", "0.7"),
     wrong="oven",
 ):
-    """Answers to pictures 1, 2, … of category cat in each condition: right where `right` says 1, not shown where None."""
+    """Answers to pictures 1, 2, … of category cat in each condition: right where `right` says 1,
+    not shown where None.
+    """
     rows = [
         dict(
             condition=condition,
@@ -357,7 +368,8 @@ def test_people_are_pooled_and_compared_pair_by_pair():
     # Of 4 pictures in each of 4 conditions, the three pairs agree on so many.
     agreements = [2 + 2 + 4 + 3, 3 + 3 + 3 + 4, 3 + 3 + 3 + 3]
     assert humans.observed_consistency == pytest.approx(np.mean(agreements) / 16)
-    # Accuracies of the pairs in fourths: 3 3, 3 4, 3 4; 2 2, 2 3, 2 3; 1 1, 1 2, 1 2; 0 1, 0 0, 1 0.
+    # Accuracies of the pairs in fourths: 3 3, 3 4, 3 4; 2 2, 2 3, 2 3; 1 1, 1 2, 1 2; 0 1, 0 0, 1
+    # 0.
     assert humans.accuracy_difference == pytest.approx(np.mean([1, 3, 4]) / 16 / 4)
 
 

@@ -29,7 +29,9 @@ def write(path, text):
 
 @pytest.fixture
 def raw_data(tmp_path):
-    """A folder as the toolbox has it: people and a model, texts of conditions as its files have them."""
+    """A folder as the toolbox has it: people and a model, texts of conditions as its files have
+    them.
+    """
     folder = tmp_path / "raw-data"
     rows = [
         "subject-01,1,1,0.93,bear,bear,0.70,0001_hp_s01_0.70_bear_10_n02134084_5274.png",
@@ -98,7 +100,8 @@ def test_single_files_several_sources_and_gzip_give_the_same_answers(raw_data, t
     files = sorted(raw_data.rglob("*.csv"))
     whole = read_answers(raw_data)
     assert read_answers(reversed(files)).equals(whole)
-    # The file's name is enough where the folder's says nothing, and the folder's where the file's does not.
+    # The file's name is enough where the folder's says nothing, and the folder's where the file's
+    # does not.
     moved = tmp_path / "elsewhere" / "high-pass_my-net_session-1.csv.gz"
     moved.parent.mkdir()
     moved.write_bytes(
@@ -372,7 +375,10 @@ def test_parts_of_answers_join_in_any_order(raw_data):
 
 
 def test_neither_torch_nor_a_figure_is_loaded():
-    code = "import sys, landscape.answers; print([name for name in ('torch', 'matplotlib', 'h5py') if name in sys.modules])"
+    code = (
+        "import sys, landscape.answers; print([name for name in ('torch', 'matplotlib', 'h5py') if "
+        "name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,7 +1,8 @@
-"""The benchmark's published numbers, from the answers of its people and models; skipped where these are not at hand.
+"""The benchmark's published numbers, from the answers of its people and models; skipped where these
+are not at hand.
 
-The answers may not be copied into this repository. Truth: the toolbox's leaderboard, and values that an independent script
-computed picture by picture, unrounded.
+The answers may not be copied into this repository. Truth: the toolbox's leaderboard, and values
+that an independent script computed picture by picture, unrounded.
 """
 
 import json
@@ -205,7 +206,8 @@ def resamples(answers) -> Resamples:
 
 
 def test_resampled_means_have_the_spread_of_their_strata(answers, resamples):
-    # Closed form: the variance of a mean over sets of pooled accuracies, from the unbiased variance within each stratum.
+    # Closed form: the variance of a mean over sets of pooled accuracies, from the unbiased variance
+    # within each stratum.
     variances = []
     for trials in answers.trials.values():
         correct = trials.correct("model")[trials.models.index("resnet50")]
@@ -216,7 +218,8 @@ def test_resampled_means_have_the_spread_of_their_strata(answers, resamples):
         variances.append(total / kept.sum() ** 2)
     interval = resamples.interval("resnet50", "accuracy")
     error = math.sqrt(sum(variances)) / 17
-    # Half a width is 1.96 standard errors; 999 resamples leave its ends uncertain by 8 % of one each.
+    # Half a width is 1.96 standard errors; 999 resamples leave its ends uncertain by 8 % of one
+    # each.
     assert (interval.high - interval.low) / 2 == pytest.approx(1.96 * error, rel=0.12)
     assert interval.value == pytest.approx(0.55882, abs=1e-5)
     assert (interval.low + interval.high) / 2 == pytest.approx(interval.value, abs=0.3 * error)
@@ -268,7 +271,8 @@ def test_two_models_are_compared_on_the_same_pictures(answers, resamples):
 
 
 def test_everything_for_nine_models_takes_seconds():
-    # One second to read, 0.3 to compute, 2.2 to resample 2,000 times on one thread of the machine it was written on.
+    # One second to read, 0.3 to compute, 2.2 to resample 2,000 times on one thread of the machine
+    # it was written on.
     start = time.perf_counter()
     answers = read_answers(FILES)
     model_table(score(answers)), condition_table(answers)

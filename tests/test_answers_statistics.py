@@ -86,7 +86,8 @@ def test_mcnemar_without_items_has_no_difference_and_p_1():
 
 
 def test_holm_corrects_as_by_hand():
-    # 0.01 x 4, 0.02 x 3, then 0.03 x 2 and 0.04 x 1, which may not fall below those before; NaN does not count.
+    # 0.01 x 4, 0.02 x 3, then 0.03 x 2 and 0.04 x 1, which may not fall below those before; NaN
+    # does not count.
     np.testing.assert_allclose(
         holm(np.array([0.03, 0.01, math.nan, 0.04, 0.02])), [0.06, 0.04, math.nan, 0.06, 0.06]
     )
@@ -103,7 +104,8 @@ def test_the_minimal_detectable_difference_solves_connors_equation(n, psi, alpha
 
 
 def test_the_exact_test_detects_the_minimal_detectable_difference_about_as_often_as_asked():
-    # 500 items, exact power by enumeration: lower than 0.8, since the exact test is conservative (its level here is 0.035).
+    # 500 items, exact power by enumeration: lower than 0.8, since the exact test is conservative
+    # (its level here is 0.035).
     n, psi = 500, 0.2
     delta = minimal_detectable_difference(n, psi)
     num = np.arange(n + 1)
@@ -143,7 +145,8 @@ def test_bootstrap_weights_keep_the_size_of_every_stratum_and_leave_a_single_ite
 
 
 def test_bootstrap_weights_have_the_moments_of_the_multinomial_draw():
-    # Var w_i = m^2 / (m - 1)^2 * (m - 1) (1 / m) (1 - 1 / m) = 1; Cov(w_i, w_j) = -1 / (m - 1); strata are independent.
+    # Var w_i = m^2 / (m - 1)^2 * (m - 1) (1 / m) (1 - 1 / m) = 1; Cov(w_i, w_j) = -1 / (m - 1);
+    # strata are independent.
     strata = np.repeat([0, 1], 5)
     weights = stratified_weights(strata, 200_000, np.random.default_rng(1))
     expected = np.kron(np.eye(2), np.full((5, 5), -0.25) + 1.25 * np.eye(5))
@@ -157,7 +160,8 @@ def test_the_variance_of_a_mean_over_strata_is_the_unbiased_estimate():
     correct = (generator.random(160) < np.repeat(generator.uniform(0.1, 0.9, 16), 10)).astype(float)
     closed = sum(correct[strata == s].var(ddof=1) / 10 for s in range(16)) / 16**2
     resampled = Bootstrap(num_resamples=20_000).resample(lambda w: w @ correct / 160, strata)
-    # The standard error of a variance from 20,000 resamples is 1 %. Drawing all 10 of a stratum would give 10 % less.
+    # The standard error of a variance from 20,000 resamples is 1 %. Drawing all 10 of a stratum
+    # would give 10 % less.
     assert resampled.var() == pytest.approx(closed, rel=0.04)
     assert resampled.mean() == pytest.approx(correct.mean(), abs=4 * math.sqrt(closed / 20_000))
 
@@ -171,13 +175,15 @@ def test_the_interval_in_one_stratum_is_scipys():
     )
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
     assert ours.value == pytest.approx(values.mean())
-    # Two ends, each uncertain by 0.03 standard errors of 20,000 resamples; a width is 3.9 standard errors.
+    # Two ends, each uncertain by 0.03 standard errors of 20,000 resamples; a width is 3.9 standard
+    # errors.
     assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.03 * width)
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.03 * width)
 
 
 def test_a_paired_interval_covers_the_true_difference_in_93_to_97_percent():
-    # Two models on 160 pictures in 16 categories of different difficulty; the difference of accuracies is known.
+    # Two models on 160 pictures in 16 categories of different difficulty; the difference of
+    # accuracies is known.
     generator = np.random.default_rng(5)
     strata, covered, num_trials = np.repeat(np.arange(16), 10), 0, 1000
     first, second = np.linspace(0.5, 0.95, 16).repeat(10), np.linspace(0.3, 0.9, 16).repeat(10)

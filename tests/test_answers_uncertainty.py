@@ -16,7 +16,9 @@ CONDITIONS = ("2-0-10", "4-0-10", "8-0-10")
 
 
 def observer(name, correct, *, kind="model", dataset="eidolonIII", conditions=CONDITIONS):
-    """Answers to the pictures (condition, category, picture) that an array says are right; NaN was not shown."""
+    """Answers to the pictures (condition, category, picture) that an array says are right; NaN was
+    not shown.
+    """
     wrong = {name: CATEGORIES[(at + 1) % 16] for at, name in enumerate(CATEGORIES)}
     rows = [
         dict(
@@ -77,7 +79,8 @@ def test_the_spread_of_an_accuracy_is_that_of_its_strata(answers):
 
 
 def test_people_who_always_answer_the_same_still_vary_among_each_other():
-    # Each person has all pictures right in so many categories: pictures within a stratum do not vary, people do.
+    # Each person has all pictures right in so many categories: pictures within a stratum do not
+    # vary, people do.
     shares = np.array([4, 8, 9, 11, 13])
     people = [
         observer(
@@ -146,7 +149,9 @@ def test_likeness_to_other_people_is_less_certain_than_to_these(answers):
 
 
 def kappa_of(joint):
-    """Error consistency of a population: how likely both are right, the first alone, the second alone, and neither."""
+    """Error consistency of a population: how likely both are right, the first alone, the second
+    alone, and neither.
+    """
     a, b, c, d = joint
     expected = (a + b) * (a + c) + (c + d) * (b + d)
     return (a + d - expected) / (1 - expected)

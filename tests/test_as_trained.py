@@ -1,4 +1,6 @@
-"""Sources that could silence each other do not: what names an architecture, its pictures or a run is compared."""
+"""Sources that could silence each other do not: what names an architecture, its pictures or a run
+is compared.
+"""
 
 import argparse
 import dataclasses
@@ -309,7 +311,9 @@ def test_a_link_to_a_checkpoint_finds_the_run_of_what_it_leads_to(own):
 
 
 def test_a_tokenizer_is_looked_for_where_its_configuration_says(tmp_path, monkeypatch):
-    """open_clip.get_tokenizer looks into the folder of the configuration alone; transformers is not needed to see where we do."""
+    """open_clip.get_tokenizer looks into the folder of the configuration alone; transformers is not
+    needed to see where we do.
+    """
     made = []
     monkeypatch.setattr(
         "landscape.clip.model.HFTokenizer", lambda source, **options: made.append((source, options))

@@ -1,4 +1,6 @@
-"""The audit: every known way to lose a second derivative is caught and blamed on its module, and healthy models pass."""
+"""The audit: every known way to lose a second derivative is caught and blamed on its module, and
+healthy models pass.
+"""
 
 import copy
 
@@ -40,11 +42,13 @@ def pictures(side=32, count=3, dtype=torch.float64, classes=4):
     }
 
 
-# --- what must be caught ----------------------------------------------------------------------------------------------
+# --- what must be caught --------------------------------------------------------------------------
 
 
 class OpaqueSine(SavedSine):
-    """sin, whose backward hands its inputs to NumPy, as a compiled kernel does: exact, without a graph."""
+    """sin, whose backward hands its inputs to NumPy, as a compiled kernel does: exact, without a
+    graph.
+    """
 
     @staticmethod
     def backward(ctx, g):
@@ -61,7 +65,9 @@ class OnceSine(OpaqueSine):
 
 
 class FrozenSlopeSine(torch.autograd.Function):
-    """Differentiable in the incoming gradient, but its saved cosine is a constant: nothing in the graph shows it."""
+    """Differentiable in the incoming gradient, but its saved cosine is a constant: nothing in the
+    graph shows it.
+    """
 
     @staticmethod
     def forward(ctx, x):
@@ -166,16 +172,18 @@ def test_every_fault_is_caught_and_blamed_on_its_module(name, dtype):
         model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), faulty, nn.Linear(6, 2)).to(dtype).eval()
     report = audit(model, mean_square, normal(9, 4, dtype=dtype))
     assert not report.passed
-    assert any(culprit in blamed for blamed in report.blamed), str(report)
+    assert any(culprit in blamed for blamed in report.faulty_modules), str(report)
     # No healthy module is accused.
-    assert all("2.1" in blamed or blamed == WHOLE for blamed in report.blamed), str(report)
+    assert all("2.1" in blamed or blamed == WHOLE for blamed in report.faulty_modules), str(report)
 
 
 def test_faults_in_two_places_are_both_named():
     model = nn.Sequential(
         nn.Linear(4, 6), Applies(OpaqueSine.apply), nn.Linear(6, 6), Applies(FrozenSlopeSine.apply)
     ).double()
-    assert {"1 (Applies)", "3 (Applies)"} <= set(audit(model, mean_square, normal(9, 4)).blamed)
+    assert {"1 (Applies)", "3 (Applies)"} <= set(
+        audit(model, mean_square, normal(9, 4)).faulty_modules
+    )
 
 
 def test_the_error_of_the_unguarded_product_is_reported_though_the_guard_refused():
@@ -204,16 +212,16 @@ def test_a_kernel_that_is_wrong_in_the_models_own_type_alone_is_caught():
 
     model = nn.Sequential(nn.Linear(4, 6), Applies(wrong_in_float32), nn.Linear(6, 2))
     report = audit(model, mean_square, normal(9, 4, dtype=torch.float32))
-    assert not report.passed and "1 (Applies)" in report.blamed, str(report)
+    assert not report.passed and "1 (Applies)" in report.faulty_modules, str(report)
 
 
 def test_a_detached_part_behind_the_selected_parameters_is_caught():
     model = nn.Sequential(nn.Linear(4, 6), Applies(torch.Tensor.detach), nn.Linear(6, 2)).double()
     report = audit(model, mean_square, normal(9, 4))
-    assert not report.passed and "1 (Applies)" in report.blamed, str(report)
+    assert not report.passed and "1 (Applies)" in report.faulty_modules, str(report)
 
 
-# --- what must pass ---------------------------------------------------------------------------------------------------
+# --- what must pass -------------------------------------------------------------------------------
 
 
 class Spectral(nn.Module):
@@ -312,7 +320,7 @@ def test_no_random_healthy_model_is_accused():
     assert not accused, "\n".join(accused)
 
 
-# --- manners ----------------------------------------------------------------------------------------------------------
+# --- manners --------------------------------------------------------------------------------------
 
 
 def test_the_model_the_batch_and_the_random_state_are_left_alone():
@@ -358,7 +366,7 @@ def test_a_train_mode_batch_norm_is_a_row_and_not_an_exception():
     report = audit(
         nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).double(), mean_square, normal(5, 4)
     )
-    assert report.blamed[0] == "1 (BatchNorm1d)" and not report.passed
+    assert report.faulty_modules[0] == "1 (BatchNorm1d)" and not report.passed
 
 
 def test_differences_that_never_settle_accuse_nobody_and_clear_nobody():

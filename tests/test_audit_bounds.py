@@ -37,7 +37,9 @@ def network(function):
 
 
 def judged(loss, w, *, factor=1.0):
-    """Verdicts on gradient and product of a loss of one number, whose gradient is said to be off by a factor; gradients spent."""
+    """Verdicts on gradient and product of a loss of one number, whose gradient is said to be off by
+    a factor; gradients spent.
+    """
     point = point_of(lambda w: loss(w).sum(), w=w)
     slope = {"w": factor * point.loss_and_gradient()[1]["w"]}
     (curvature,) = torch.autograd.functional.hessian(lambda w: loss(w).sum(), w)
@@ -48,7 +50,7 @@ def judged(loss, w, *, factor=1.0):
     return gradient.verdict, second.verdict, point.num_gradients
 
 
-# --- what differences can tell ----------------------------------------------------------------------------------------
+# --- what differences can tell --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error, verdict", [(2e-5, "passed"), (1e-3, "failed")])
@@ -112,7 +114,7 @@ def test_the_value_of_a_loss_repeats_to_its_own_rounding_and_a_small_one_to_that
     assert verdicts(audit(model, loss, batch))["determinism"] == verdict
 
 
-# --- steps ------------------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("w", [double(1.0), single(1.0)], ids=["float64", "float32"])
@@ -139,7 +141,7 @@ def test_smaller_steps_stay_on_one_side_of_a_kink_and_above_rounding(distance, c
     )[:2] == ("passed", "passed")
 
 
-def test_the_second_step_in_float32_stays_on_one_side_of_a_kink_and_above_the_rounding_of_the_gradient():
+def test_the_second_step_in_float32_stays_on_one_side_of_a_kink_and_above_rounding():
     def loss(w):
         return 1000 * w + w.square() / 2 + 10 * torch.relu(w - 1.005)
 
@@ -196,7 +198,7 @@ def test_differences_have_settled_where_they_move_by_less_than_a_fifth_of_the_er
     assert outcome.verdict == verdict and outcome.error == pytest.approx(0.5, abs=1e-5)
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def report_of(*rows):
@@ -210,8 +212,8 @@ ZERO = AuditRow(WHOLE, "symmetry", 2.0, "undecided", ZERO_TO_ROUNDING)
 
 
 def test_a_report_blames_what_did_not_pass_the_innermost_first():
-    assert report_of(PASSED, OUTER, INNER).blamed == ("1 (Scan)", WHOLE)
-    assert report_of(PASSED, dataclasses.replace(PASSED, name="2 (Tanh)")).blamed == ()
+    assert report_of(PASSED, OUTER, INNER).faulty_modules == ("1 (Scan)", WHOLE)
+    assert report_of(PASSED, dataclasses.replace(PASSED, name="2 (Tanh)")).faulty_modules == ()
 
 
 def test_only_a_report_whose_every_doubt_is_rounding_is_zero_to_rounding():
@@ -227,7 +229,7 @@ def test_the_worst_error_is_that_of_the_whole_loss():
     assert report_of(INNER).worst_error is None
 
 
-# --- what is done and what not ----------------------------------------------------------------------------------------
+# --- what is done and what not --------------------------------------------------------------------
 
 
 def test_the_search_begins_only_where_something_is_in_doubt_beside_rounding(monkeypatch):

@@ -1,4 +1,6 @@
-"""Losses that take derivatives, operators of other kinds, other digits, perfect fits: what the audit says of them."""
+"""Losses that take derivatives, operators of other kinds, other digits, perfect fits: what the
+audit says of them.
+"""
 
 import pytest
 import torch
@@ -14,13 +16,13 @@ from landscape.curvature import (
     FiniteDifferenceOperator,
     Objective,
     gradient,
-    losses_along,
     select_parameters,
 )
 from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING
-from landscape.curvature.surface import line_losses
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
+from landscape.surface import losses_along
+from landscape.surface.slices import line_losses
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -31,7 +33,7 @@ def verdicts(report):
     return {row.test: row.verdict for row in report.rows if row.name == WHOLE}
 
 
-# --- losses with derivatives inside -----------------------------------------------------------------------------------
+# --- losses with derivatives inside ---------------------------------------------------------------
 
 
 def physics_informed(model, batch):
@@ -87,13 +89,13 @@ def test_a_loss_that_takes_derivatives_is_evaluated_on_every_path(differentiatin
 
 def test_forward_mode_through_a_derivative_is_refused_in_words():
     model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)).double()
-    H = landscape.hessian(model, physics_informed, normal(8, 2), product="jvp")
+    H = landscape.hessian(model, physics_informed, normal(8, 2), hvp="jvp")
     # Forward mode is asked for and fails; the audit's way, double backward, is what is left.
     H @ normal(H.n)
     assert H.choice.product == "retained" and "jvp" in H.choice.reason
 
 
-# --- what PyTorch raises in a second backward pass --------------------------------------------------------------------
+# --- what PyTorch raises in a second backward pass ------------------------------------------------
 
 
 class _InPlace(torch.autograd.Function):
@@ -127,7 +129,7 @@ def test_a_backward_that_works_in_place_is_named_with_its_module():
         return model(batch).square().sum()
 
     report = audit(model, loss, normal(3, 4))
-    assert report.blamed[0] == "1 (Mixer)" and verdicts(report)["gradient"] == "passed"
+    assert report.faulty_modules[0] == "1 (Mixer)" and verdicts(report)["gradient"] == "passed"
     H = landscape.hessian(model, loss, normal(3, 4))
     with pytest.raises(
         ObjectiveError, match=r"^1 \(Mixer\): the backward pass of _InPlaceBackward overwrites"
@@ -157,10 +159,10 @@ def test_higher_order_operators_are_run_and_judged():
     model = nn.Sequential(nn.Linear(3, 4), AssociativeScan(), nn.Linear(2, 1)).double()
     report = audit(model, lambda model, batch: (model(batch) ** 3).sum(), normal(2, 4, 3))
     assert {row.test for row in report.rows if row.verdict == "failed"} == {"gradient", "product"}
-    assert report.blamed[0] == "1 (AssociativeScan)"
+    assert report.faulty_modules[0] == "1 (AssociativeScan)"
 
 
-# --- digits -----------------------------------------------------------------------------------------------------------
+# --- digits ---------------------------------------------------------------------------------------
 
 
 class Cast(nn.Module):
@@ -198,7 +200,7 @@ def test_fewer_digits_than_float32_are_too_few_for_differences():
     )
 
 
-# --- perfect fits -----------------------------------------------------------------------------------------------------
+# --- perfect fits ---------------------------------------------------------------------------------
 
 
 def classifier(margin, dtype):
@@ -232,7 +234,8 @@ def test_no_perfect_fit_is_accused(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_identical_pairs_have_nothing_to_test(dtype):
-    # All logits are equal whatever the weights: the loss is a constant, and rounding is all that is left of its derivatives.
+    # All logits are equal whatever the weights: the loss is a constant, and rounding is all that is
+    # left of its derivatives.
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).to(dtype)
     same = normal(1, 5, dtype=dtype).expand(6, 5)
 
@@ -255,11 +258,13 @@ def test_a_wrong_backward_is_no_perfect_fit_whatever_the_size_of_the_loss(factor
     ):
         model, loss, batch = faulty(name, 0, torch.float64)
         report = audit(model, lambda model, batch: factor * loss(model, batch), batch)
-        assert report.blamed[0].startswith("1 ("), (name, str(report))
+        assert report.faulty_modules[0].startswith("1 ("), (name, str(report))
 
 
 class _Sine(SavedSine):
-    """sin, whose backward hands what comes in to NumPy: fine for a first derivative, where nothing requires one of it."""
+    """sin, whose backward hands what comes in to NumPy: fine for a first derivative, where nothing
+    requires one of it.
+    """
 
     @staticmethod
     def backward(ctx, g):

@@ -49,7 +49,9 @@ class Gain(nn.Module):
 def test_a_fault_behind_a_gain_of_zero_is_caught():
     model = nn.Sequential(nn.Linear(4, 6), Applies(FrozenSlopeSine.apply), Gain()).double()
     report = audit(model, mean_square, normal(9, 4))
-    assert verdicts(report)["product"] == "failed" and "1 (Applies)" in report.blamed, str(report)
+    assert verdicts(report)["product"] == "failed" and "1 (Applies)" in report.faulty_modules, str(
+        report
+    )
 
 
 def test_a_block_that_is_nothing_beside_the_others_is_not_judged_by_its_own_rounding():
@@ -108,7 +110,7 @@ def test_a_model_that_runs_in_float32_alone_is_judged_in_float32(function, test)
     report = audit(model, mean_square, normal(9, 4, dtype=torch.float32))
     assert report.dtype == torch.float32 and report.passed == (test is None), str(report)
     assert test is None or (
-        verdicts(report)[test] == "failed" and report.blamed[0].startswith("1")
+        verdicts(report)[test] == "failed" and report.faulty_modules[0].startswith("1")
     ), str(report)
 
 
@@ -178,7 +180,8 @@ def test_a_block_that_the_product_misses_altogether_has_an_error_of_one():
 
 
 def test_where_the_derivative_cancels_along_a_direction_its_parts_set_the_scale():
-    # Derivatives 1 and -1, and a value of 0: what is left of the difference is its truncation and rounding.
+    # Derivatives 1 and -1, and a value of 0: what is left of the difference is its truncation and
+    # rounding.
     def loss(v, w):
         return (torch.sin(v - 0.5) / math.cos(0.5) - torch.exp(w - 1) + 1 - math.tan(0.5)).sum()
 
@@ -239,7 +242,7 @@ def test_a_random_model_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# --- the search for the module ----------------------------------------------------------------------------------------
+# --- the search for the module --------------------------------------------------------------------
 
 
 def faulty_beside(part, width=6):
@@ -339,12 +342,14 @@ def test_healthy_parts_are_not_accused(part):
 
     model = nn.Sequential(nn.Linear(4, 6), Faulty(), nn.Linear(6, 2)).double()
     report = audit(model, mean_square, normal(9, 4))
-    assert set(report.blamed) == {"1 (Faulty)", WHOLE}, str(report)
+    assert set(report.faulty_modules) == {"1 (Faulty)", WHOLE}, str(report)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 class FaultyInside(nn.Module):
-    """A fault that only the right way of testing a part by itself sees, or whose part cannot be tested by itself."""
+    """A fault that only the right way of testing a part by itself sees, or whose part cannot be
+    tested by itself.
+    """
 
     def __init__(self, way):
         super().__init__()
@@ -387,7 +392,7 @@ def test_a_fault_is_named_as_closely_as_it_can_be(way, culprit):
         mean_square,
         normal(9, 4),
     )
-    assert culprit in report.blamed, str(report)
+    assert culprit in report.faulty_modules, str(report)
 
 
 class Overwriting(nn.Module):
@@ -405,7 +410,7 @@ def test_inputs_are_recorded_as_they_were_when_the_part_was_called():
     model = nn.Sequential(
         nn.Linear(4, 6), nn.Tanh(), Applies(lambda x: x + 0), Overwriting(), nn.Linear(6, 2)
     ).double()
-    assert "3.inner (Applies)" in audit(model, mean_square, normal(9, 4)).blamed
+    assert "3.inner (Applies)" in audit(model, mean_square, normal(9, 4)).faulty_modules
 
 
 def test_inputs_of_two_types_leave_the_search_to_the_parts_around():
@@ -422,7 +427,7 @@ def test_inputs_of_two_types_leave_the_search_to_the_parts_around():
             return self.masked(x, torch.ones(6, dtype=torch.float32))
 
     model = nn.Sequential(nn.Linear(4, 6), Outer(), nn.Linear(6, 2)).double()
-    assert "1 (Outer)" in audit(model, mean_square, normal(9, 4)).blamed
+    assert "1 (Outer)" in audit(model, mean_square, normal(9, 4)).faulty_modules
 
 
 def test_healthy_parts_are_not_searched_and_the_number_of_tests_is_bounded(monkeypatch):
@@ -436,7 +441,7 @@ def test_healthy_parts_are_not_searched_and_the_number_of_tests_is_bounded(monke
     healthy = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
     assert not audit(faulty_beside(healthy), mean_square, normal(9, 4)).passed
     assert tested == ["0", "1", "2", "3"]
-    monkeypatch.setattr(blame, "_MOST_TESTS", 2)
+    monkeypatch.setattr(blame, "_MAX_TESTS", 2)
     tested.clear()
-    assert audit(faulty_beside(healthy), mean_square, normal(9, 4)).blamed == (WHOLE,)
+    assert audit(faulty_beside(healthy), mean_square, normal(9, 4)).faulty_modules == (WHOLE,)
     assert tested == ["0", "1"]

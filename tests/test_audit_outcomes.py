@@ -1,4 +1,6 @@
-"""What the audit says where kernels fail, memory runs out, fits are perfect, or the model is there in one type alone."""
+"""What the audit says where kernels fail, memory runs out, fits are perfect, or the model is there
+in one type alone.
+"""
 
 import re
 import sys
@@ -30,11 +32,13 @@ def network(middle, dtype=torch.float64):
     return nn.Sequential(nn.Linear(4, 6), middle, nn.Linear(6, 2)).to(dtype)
 
 
-# --- kernels that fail ------------------------------------------------------------------------------------------------
+# --- kernels that fail ----------------------------------------------------------------------------
 
 
 def failing_sine(message, *, when, error=RuntimeError, dtype=None):
-    """sin with a kernel that fails in its first backward pass, where a graph of that is wanted, or in the second one."""
+    """sin with a kernel that fails in its first backward pass, where a graph of that is wanted, or
+    in the second one.
+    """
 
     class Second(torch.autograd.Function):
         @staticmethod
@@ -68,7 +72,7 @@ def test_a_kernel_that_fails_is_a_row_and_its_module_is_named(message, when, tes
     )
     assert "\n" not in rows[test].reason
     assert (rows["graph"].verdict == "failed") == (when != "second"), str(report)
-    assert report.blamed == ("1 (Applies)", WHOLE)
+    assert report.faulty_modules == ("1 (Applies)", WHOLE)
 
 
 @pytest.mark.parametrize("when", ["with a graph", "second"])
@@ -154,7 +158,7 @@ def test_a_loss_that_even_its_own_operator_cannot_take_is_refused_by_graph_and_g
     assert all("inplace" in row.reason for row in rows[:2])
 
 
-# --- objectives without a module, and models in one type alone --------------------------------------------------------
+# --- objectives without a module, and models in one type alone ------------------------------------
 
 
 def plain(loss):
@@ -167,7 +171,7 @@ def test_without_a_module_the_whole_loss_is_blamed():
     report = audit_at(
         plain(lambda w: FrozenSlopeSine.apply(w).square()), {"w": double(1.0, 0.5)}, None
     )
-    assert report.blamed == (WHOLE,) and verdicts(report)["product"] == "failed"
+    assert report.faulty_modules == (WHOLE,) and verdicts(report)["product"] == "failed"
 
 
 def float32_cases():
@@ -229,11 +233,13 @@ def test_an_operator_is_made_once_in_each_type(function, operators, monkeypatch)
     assert len(made) == operators
 
 
-# --- perfect fits -----------------------------------------------------------------------------------------------------
+# --- perfect fits ---------------------------------------------------------------------------------
 
 
 def fitted(size, *, cancels=True, wrong_in_float32=1.0):
-    """A loss of some size near its parameters and of about 1 nat far from them, where terms of 1 cancel or not."""
+    """A loss of some size near its parameters and of about 1 nat far from them, where terms of 1
+    cancel or not.
+    """
 
     def loss(w):
         factor = wrong_in_float32 if w.dtype == torch.float32 else 1.0
@@ -249,8 +255,12 @@ def test_a_loss_that_cancels_passes_as_long_as_its_derivatives_are_above_roundin
     assert report.is_zero_to_rounding, str(report)
     # What needs no allowance is left as it is.
     assert verdicts(report) == {
-        "determinism": "passed", "graph": "passed", "gradient": "undecided", "product": "passed", "symmetry": "passed",
-    }  # fmt: skip
+        "determinism": "passed",
+        "graph": "passed",
+        "gradient": "undecided",
+        "product": "passed",
+        "symmetry": "passed",
+    }
 
 
 @pytest.mark.parametrize(
@@ -271,7 +281,7 @@ def test_float32_is_excused_by_a_perfect_fit_and_by_nothing_else(size, factor, v
     assert (ZERO_TO_ROUNDING in {row.reason for row in report.rows}) == (verdict == "undecided")
 
 
-# --- verdicts ---------------------------------------------------------------------------------------------------------
+# --- verdicts -------------------------------------------------------------------------------------
 
 
 def half_frozen_sine(share):

@@ -1,4 +1,6 @@
-"""The parts of the benchmarks, at toy sizes: judges tell the truth, contenders run, a failure becomes a row. Nothing on time."""
+"""The parts of the benchmarks, at toy sizes: judges tell the truth, contenders run, a failure
+becomes a row. Nothing on time.
+"""
 
 import copy
 import importlib
@@ -77,7 +79,8 @@ def test_the_residual_judge_agrees_with_the_dense_hessian_and_does_not_mind_the_
 
 
 def dominant_ritz_pairs(A, k, *, seed, last):
-    """The k Ritz values largest in magnitude and their true residuals, by the dimension of the Krylov space up to `last`.
+    """The k Ritz values largest in magnitude and their true residuals, by the dimension of the
+    Krylov space up to `last`.
 
     The spaces of the judge once more, from powers in float64 kept apart by QR.
     """
@@ -108,7 +111,9 @@ def test_the_krylov_dimension_is_the_first_that_holds_the_pairs(load, seed):
 
 
 def test_a_krylov_space_that_holds_another_pair_to_the_last_digit_does_not_hold_the_true_ones(load):
-    """The third has many like it beside it, the fourth stands alone at the other end: it converges before the third is seen."""
+    """The third has many like it beside it, the fourth stands alone at the other end: it converges
+    before the third is seen.
+    """
     truth = np.array([9.0, 8.0, 7.1, -7.08])
     A = with_spectrum(np.concatenate([truth, 7.05 - 0.05 * np.arange(120)]))
     found = load("peers.judge").krylov_dimension(A, truth[:3], tol=1e-3)
@@ -174,7 +179,8 @@ def test_a_contender_with_its_tightest_settings_finds_the_values_of_a_small_clas
         contender, *single, contender.ladder[-1] if contender.ladder else contender.defaults
     )
     assert found.vectors.shape == (93, 5)
-    # The module has no layer through which a peer's second derivatives are wrong; 1e-3 is what all are driven to.
+    # The module has no layer through which a peer's second derivatives are wrong; 1e-3 is what all
+    # are driven to.
     assert max(judge.value_errors(found.values.numpy(), _top(dense_hessian(*double)))) < 1e-3
     # Power iteration stops on the change of a value, which goes with the square of the residual.
     assert max(judge.true_residuals(HessianOperator(*double), found.values, found.vectors)) < 1e-2
@@ -337,7 +343,8 @@ def test_recycling_counts_the_products_of_both_starts_on_every_batch(load, monke
     case = asdict(problem.Case("toy", 0, "", ""))
     row = recycling.recycling_task(case, case, 3)
     assert len(row["cold"]) == len(row["warm"]) == len(row["earlier"]) == 3 and row["all_converged"]
-    # The same batch and weights every time: once its vectors are known, they are of use, but for the first.
+    # The same batch and weights every time: once its vectors are known, they are of use, but for
+    # the first.
     assert [start is None for start in seen] == [True, True, True, False] + 2 * [
         True,
         False,
@@ -389,7 +396,8 @@ def test_the_densities_of_the_peers_are_measures_with_the_trace_of_the_hessian(
     dense = dense_hessian(*double)
     (measure,) = density._pyhessian(100, 10, 0)
     assert measure.weights.sum() == pytest.approx(1, abs=1e-5)
-    # 100 Rademacher probes: the standard error of the mean eigenvalue is at most sqrt(2 / 100) |H|_F / n.
+    # 100 Rademacher probes: the standard error of the mean eigenvalue is at most sqrt(2 / 100)
+    # |H|_F / n.
     error = 0.02**0.5 * float(torch.linalg.norm(dense)) / len(dense)
     assert abs(measure.positions @ measure.weights - float(dense.trace()) / len(dense)) < 4 * error
     with pytest.raises(RuntimeError, match="deprecated|linalg"):
@@ -458,7 +466,8 @@ def test_two_versions_solve_the_same_matrix_in_turn_and_a_worker_that_fails_says
     finally:
         for worker in started:
             worker.close()
-    # The same matrix, rounded to float32: its values move by at most a few units in the last place of the largest.
+    # The same matrix, rounded to float32: its values move by at most a few units in the last place
+    # of the largest.
     assert (
         row.products == 30
         and 0 < row.values < 1e-5
@@ -587,14 +596,15 @@ def test_the_matrix_products_of_a_computation_are_recorded_with_its_backward_pas
         if isinstance(entry, products.TensorLike)
     )
     limit = products.limit_of(compute, rounds=1)
-    # Forward: 2 * 2 * 4 * 36 * 27; backward by the kernel alone, as much. Each matrix product: 2 * 2 * 144 * 7.
+    # Forward: 2 * 2 * 4 * 36 * 27; backward by the kernel alone, as much. Each matrix product: 2 *
+    # 2 * 144 * 7.
     assert limit.num_calls == 5 and limit.flops == 2 * 15552 + 3 * 4032
     assert limit.matrix_seconds > 0 and limit.convolution_seconds > 0
 
 
 def test_the_limit_of_a_product_holds_its_matrix_products_alone(load):
-    # A linear map of 20 points from 30 to 10 numbers: a gradient by the weights makes one more product of matrices than the
-    # loss, and its derivative along a vector two.
+    # A linear map of 20 points from 30 to 10 numbers: a gradient by the weights makes one more
+    # product of matrices than the loss, and its derivative along a vector two.
     model, points = torch.nn.Linear(30, 10, bias=False), torch.randn(20, 30)
     objective = Objective.from_closure(model, lambda model, x: model(x).square().sum())
     limit = load("matrix_products").product_limit(
@@ -608,7 +618,7 @@ def test_the_limit_of_a_product_holds_its_matrix_products_alone(load):
 
 
 def test_a_product_of_a_large_model_is_measured_in_a_process_of_its_own_and_a_failure_is_a_row(
-    load,
+    load, monkeypatch
 ):
     large, versions = load("benchmark_large"), load("versions")
     row = large.measure("32x1", "this", versions.ROOT, product="retained", count=1, threads=1)
@@ -618,5 +628,27 @@ def test_a_product_of_a_large_model_is_measured_in_a_process_of_its_own_and_a_fa
         and row.peak_mebibytes >= row.idle_mebibytes > 100
     )
     assert row.chosen == "double backward, retained graph" and large.line(row).endswith(row.chosen)
+
+    class Failing:
+        """A worker that ends as a real one does; test_two_versions_... ends a real one."""
+
+        def __init__(self, script, arguments, **options):
+            self.product = arguments[2]
+
+        def ask(self, count):
+            raise versions.WorkerFailed(f"Traceback\nValueError: no product is {self.product!r}\n")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(large, "Worker", Failing)
     failed = large.measure("32x1", "this", versions.ROOT, product="by magic", count=1, threads=1)
     assert "by magic" in failed.failure and "failed: " in large.line(failed)
+
+
+def test_the_benchmark_of_kept_vectors_runs_and_says_every_step(load, tmp_path):
+    lines = load("benchmark_vectors").measure(1000, 2, tmp_path / "v.h5")
+    titles = [line.split(":")[0] for line in lines]
+    assert titles == (
+        ["round and compress", "write", "read and check", "multiply", "rounding", "peak memory"]
+    )

@@ -68,7 +68,8 @@ def test_an_antisymmetric_part_of_a_millionth_is_found_with_every_seed_and_measu
     operator = Plain(lambda V: (M + skew) @ V)
     with pytest.raises(NumericalError, match="not symmetric"):
         check_operator(operator, seed=seed)
-    # A form of the antisymmetric part is about as large as 2 |skew|, here within the spread of three normal deviates.
+    # A form of the antisymmetric part is about as large as 2 |skew|, here within the spread of
+    # three normal deviates.
     expected = float(2 * skew.norm() / M.norm())
     assert 0.05 * expected < check_operator(operator, seed=seed, tol=1.0).asymmetry < 6 * expected
 

@@ -1,4 +1,6 @@
-"""Checkpoints of every kind, whole, damaged and hostile. Files are written by torch, timm and safetensors themselves."""
+"""Checkpoints of every kind, whole, damaged and hostile. Files are written by torch, timm and
+safetensors themselves.
+"""
 
 import argparse
 import copy
@@ -55,7 +57,9 @@ def snapshot(model):
 
 
 def refusal(model, path, **options):
-    """The message of a refusal that leaves the model as it was: one line that begins with the file."""
+    """The message of a refusal that leaves the model as it was: one line that begins with the
+    file.
+    """
     before = snapshot(model)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(model, path, **options)
@@ -144,7 +148,9 @@ def test_safetensors_are_recognised_by_content(tmp_path, trained):
 
 @pytest.mark.parametrize("weights", ["online", "ema"])
 def test_timms_own_checkpoints_load_with_either_copy_of_the_weights(tmp_path, weights):
-    """timm stores the command line beside the weights: an argparse.Namespace, of which its plain values are kept."""
+    """timm stores the command line beside the weights: an argparse.Namespace, of which its plain
+    values are kept.
+    """
     model, average = (
         timm.create_model("resnet10t", num_classes=3),
         timm.create_model("resnet10t", num_classes=3),
@@ -186,7 +192,9 @@ def test_weights_under_model_load_as_deit_releases_them(tmp_path):
 
 
 def make_published_clip(tmp_path, seed):
-    """open_clip's CLIP around a small timm ViT, as in this project's configurations of the paper's models."""
+    """open_clip's CLIP around a small timm ViT, as in this project's configurations of the paper's
+    models.
+    """
     vision = {
         "image_size": 224,
         "timm_model_name": "test_vit",
@@ -199,7 +207,9 @@ def make_published_clip(tmp_path, seed):
 
 @pytest.mark.parametrize("weights", ["online", "ema"])
 def test_the_papers_released_layout_loads_with_either_copy_of_the_weights(tmp_path, weights):
-    """visual.* without a trunk, image_projection as width x embedding, averaged twins `_e`, args and module. prefixes."""
+    """visual.* without a trunk, image_projection as width x embedding, averaged twins `_e`, args
+    and module. prefixes.
+    """
     online, average = make_published_clip(tmp_path, 1), make_published_clip(tmp_path, 2)
 
     def as_published(state, suffix):
@@ -439,7 +449,9 @@ def test_what_a_namespace_holds_stays_data_whatever_it_is(tmp_path):
 def test_learning_rates_that_numpy_computed_do_not_keep_an_open_clip_run_from_loading(
     tmp_path, trained, module
 ):
-    """open_clip_train computed its cosine with NumPy before version 3; both of NumPy's spellings are in such files."""
+    """open_clip_train computed its cosine with NumPy before version 3; both of NumPy's spellings
+    are in such files.
+    """
     model, optimizer = trained
     for group in [optimizer.param_groups[0], copy.copy(optimizer.param_groups[0])]:
         group["lr"] = 0.5 * (1 + np.cos(np.pi * 3 / 10)) * 1e-3
@@ -542,7 +554,9 @@ def test_a_tensor_that_is_declared_larger_than_its_storage_is_refused(tmp_path):
 
 
 def read_with(path, expression):
-    """Add an entry "x" to the dict in a torch file: a pickle's bytes that push it; then read the file."""
+    """Add an entry "x" to the dict in a torch file: a pickle's bytes that push it; then read the
+    file.
+    """
     rewritten(
         path, replace={b"\x80\x02}q\x00": b"\x80\x02}q\x00(X\x01\x00\x00\x00x" + expression + b"u"}
     )
@@ -550,7 +564,9 @@ def read_with(path, expression):
 
 
 def test_functions_that_grow_memory_out_of_nothing_are_refused(tmp_path):
-    """Each nested hex encoding doubles its argument, and torch's weights-only unpickler would call it."""
+    """Each nested hex encoding doubles its argument, and torch's weights-only unpickler would call
+    it.
+    """
     path = tmp_path / "bomb.pt"
     one_tensor(path)
     first = b"c_codecs\nencode\nq\xffX\x01\x00\x00\x00aX\x06\x00\x00\x00latin1\x86R"
@@ -774,7 +790,9 @@ def test_integers_do_not_stand_for_weights(tmp_path, trained):
 
 
 def test_a_tensor_without_plain_numbers_is_refused(tmp_path, trained):
-    """load_state_dict skips meta tensors with a warning and leaves the model's own weights in place."""
+    """load_state_dict skips meta tensors with a warning and leaves the model's own weights in
+    place.
+    """
     state = trained[0].state_dict()
     path = tmp_path / "x.pt"
     weight = state["visual.proj"].to(torch.complex64)

@@ -1,6 +1,10 @@
-"""docs/cluster.md and docs/jobs say what the program does: options, keys, the script in Python, and job scripts that parse."""
+"""docs/cluster.md and docs/jobs say what the program does: options, keys, the script in Python, and
+job scripts that parse.
+"""
 
+import concurrent.futures
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -117,17 +121,43 @@ def test_the_job_scripts_are_bash_and_the_array_is_as_large_as_its_shards():
 
 def test_the_page_links_to_files_that_are_there():
     targets = re.findall(r"\]\(([^)#]+)\)", PAGE)
-    assert {"jobs", "jobs/array.sbatch", "jobs/slurm.yaml"} <= set(targets)
+    assert {"jobs/array.sbatch", "jobs/slurm.yaml"} <= set(targets)
     assert all((ROOT / "docs" / target).exists() for target in targets)
     for test in re.findall(r"`(tests/\w+\.py)`", PAGE):
         assert (ROOT / test).exists()
 
 
+class Here(concurrent.futures.Executor):
+    """Calculates in this process."""
+
+    def __init__(self, max_workers, mp_context):
+        assert max_workers == 2 and mp_context.get_start_method() == "spawn"
+
+    def submit(self, function, /, *arguments, **options):
+        future = concurrent.futures.Future()
+        future.set_result(function(*arguments, **options))
+        return future
+
+
+def written_script(folder):
+    make_study(folder, with_config=True, epochs=(0,), names=("one",))
+    (script,) = blocks("python")
+    (folder / "script.py").write_text(script)
+    return folder / "script.py"
+
+
+def test_the_script_in_python_runs_with_an_executor_of_this_process(tmp_path, monkeypatch, capsys):
+    script = written_script(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Here)
+    runpy.run_path(str(script), run_name="__main__")
+    assert "3 of 3 batches are measured (3 now, 0 before)" in capsys.readouterr().out
+    assert len(stored(tmp_path / "spectra.h5")) == 3
+
+
 @pytest.mark.slow
 def test_the_script_in_python_runs_as_printed(tmp_path):
-    make_study(tmp_path, with_config=True, epochs=(0,), names=("one",))
-    (script,) = blocks("python")
-    (tmp_path / "script.py").write_text(script)
+    written_script(tmp_path)
     result = subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,

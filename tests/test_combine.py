@@ -1,4 +1,6 @@
-"""Sums, multiples, averages, shifts and restrictions against the same done to dense matrices; SciPy on their products."""
+"""Sums, multiples, averages, shifts and restrictions against the same done to dense matrices; SciPy
+on their products.
+"""
 
 import numpy as np
 import pytest

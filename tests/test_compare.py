@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from compare_by_hand import K, drawn_values, write_store, write_study
+from comparison_stores import K, drawn_values, write_store, write_study
 from rich.console import Console
 
 from landscape.cli import main
@@ -53,7 +53,7 @@ def run(*args):
     return CliRunner().invoke(main, ["compare", *map(str, args)])
 
 
-# --- what is computed -------------------------------------------------------------------------------------------------
+# --- what is computed -----------------------------------------------------------------------------
 
 TOP = np.array(
     [[9.0, -8.0, 7.0, -6.0, 5.0], [10.0, 4.0, 3.0, -2.0, 1.0], [-7.0, 6.0, -5.0, -4.0, -3.0]]
@@ -92,7 +92,8 @@ def test_metrics_are_those_of_the_papers_by_hand(tmp_path):
 
 
 def test_estimates_from_random_starts_find_the_spectrum_that_was_prescribed(tmp_path):
-    # A full Krylov space has the eigenvalues as nodes and the squared components of its start as weights.
+    # A full Krylov space has the eigenvalues as nodes and the squared components of its start as
+    # weights.
     spectrum = np.concatenate([np.linspace(-3, -0.1, 30), np.linspace(0.05, 40, 70)])
     starts = np.random.default_rng(0).normal(size=(200, 100)) ** 2
     weights = [row / row.sum() for row in starts]
@@ -141,7 +142,8 @@ def test_a_difference_of_estimates_is_no_larger_than_their_brackets_leave_it():
         return tuple(Estimate(mean, 0.1, None, mean - half, mean + half) for mean in means)
 
     paired = Resampling(num_resamples=199).p_value
-    # The means are 1.03 apart: brackets of half a width of 0.4 leave 0.23, those of 0.6 leave nothing.
+    # The means are 1.03 apart: brackets of half a width of 0.4 leave 0.23, those of 0.6 leave
+    # nothing.
     apart, touching = (least_different(first, second, brackets(half)) for half in (0.4, 0.6))
     assert (apart.numerator - second.numerator).mean() == pytest.approx(0.2333, abs=1e-3)
     assert (
@@ -158,7 +160,7 @@ def test_a_difference_of_estimates_is_no_larger_than_their_brackets_leave_it():
     assert math.isnan(widened_quotient(Interval(1.26, 1.2, 1.3), brackets(4.5)).low)
 
 
-def test_the_largest_value_is_unknown_where_the_largest_magnitudes_are_all_negative_and_no_end_is_certified(
+def test_the_largest_value_is_unknown_where_all_magnitudes_are_negative_and_no_end_is_certified(
     tmp_path,
 ):
     values = np.array([[5.0, -4, 3, 2, 1], [-5.0, -4, -3, -2, -1], [-6.0, -5, -4, -3, -2]])
@@ -180,7 +182,9 @@ def test_the_largest_value_is_unknown_where_the_largest_magnitudes_are_all_negat
 
 
 def sharpness_of_quotient(point):
-    """Largest Hessian eigenvalue, by central differences, of (x / |(x, y)|)^2, which rescaling of (x, y) leaves alone."""
+    """Largest Hessian eigenvalue, by central differences, of (x / |(x, y)|)^2, which rescaling of
+    (x, y) leaves alone.
+    """
 
     def f(p):
         return p[0] ** 2 / (p @ p)
@@ -286,7 +290,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_else_is_computed(study, c
     assert replace(found, p_holm=0.0) == replace(everything, p_holm=0.0)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def test_series_on_other_batches_are_refused_unless_unpaired(tmp_path):
@@ -337,7 +341,7 @@ def test_mixed_protocols_are_refused_with_the_setting_that_differs(tmp_path, set
 
 
 def test_an_empty_store_a_store_twice_and_wrong_names_are_refused_in_one_line(tmp_path, study):
-    from spectra_by_hand import manifest_of
+    from store_records import manifest_of
 
     empty = tmp_path / "empty.h5"
     # A run that is going on, before its first record.
@@ -346,7 +350,7 @@ def test_an_empty_store_a_store_twice_and_wrong_names_are_refused_in_one_line(tm
     for args, words in (
         ((tmp_path / "nothing.h5",), "no such store"),
         ((study, study), "named twice"),
-        ((study, "--metric", "sharpness"), "known are lambda_max"),
+        ((study, "--metric", "sharpness"), "did you mean 'spherical_sharpness'?"),
         ((study, "--epochs", "3"), "measured are [0, 5, 10]"),
         ((study, "-o", tmp_path / "a.png"), ".csv"),
     ):
@@ -354,7 +358,7 @@ def test_an_empty_store_a_store_twice_and_wrong_names_are_refused_in_one_line(tm
         assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1
 
 
-# --- gaps -------------------------------------------------------------------------------------------------------------
+# --- gaps -----------------------------------------------------------------------------------------
 
 
 def test_an_epoch_that_one_series_lacks_is_a_gap_and_the_rest_is_compared(tmp_path):
@@ -420,7 +424,7 @@ def test_one_epoch_one_series_few_batches_and_unfinished_runs_are_said(tmp_path)
     assert not any("one series" in note for note in summarize_stores([path], **FEW).notes)
 
 
-def test_epochs_that_were_left_aside_are_not_called_unmeasured_and_their_choice_is_not_corrected_for(
+def test_epochs_left_aside_are_not_called_unmeasured_and_their_choice_is_not_corrected_for(
     study,
 ):
     one, all_of_them = (
@@ -490,8 +494,10 @@ def test_what_was_measured_in_another_way_is_said_and_ways_to_the_same_matrix_ar
     assert [note for note in notes if note.startswith("Measured in different ways")] == [
         "Measured in different ways, products: second derivatives (ViT, retained; ViT, rows), "
         "central differences of gradients (ViT, differences).",
-        "Measured in different ways, TF32: off (ViT, retained; ViT, rows), allowed (ViT, differences).",
-        "Measured in different ways, device: cpu (ViT, retained; ViT, rows), H100 (ViT, differences).",
+        "Measured in different ways, TF32: off (ViT, retained; ViT, rows), allowed (ViT, "
+        "differences).",
+        "Measured in different ways, device: cpu (ViT, retained; ViT, rows), H100 (ViT, "
+        "differences).",
     ]
 
 
@@ -568,7 +574,7 @@ def test_records_without_an_audit_are_called_so(tmp_path):
     assert any("NOT AUDITED" in note for note in summarize_stores([path], **FEW).notes)
 
 
-# --- several stores ---------------------------------------------------------------------------------------------------
+# --- several stores -------------------------------------------------------------------------------
 
 
 def test_series_of_two_stores_are_compared_and_equal_names_get_the_name_of_their_file(tmp_path):
@@ -585,14 +591,15 @@ def test_series_of_two_stores_are_compared_and_equal_names_get_the_name_of_their
     assert found.label("seed_0:vit") == "ViT, vit (seed_0:vit)"
 
 
-# --- what is printed --------------------------------------------------------------------------------------------------
+# --- what is printed ------------------------------------------------------------------------------
 
 
 def test_the_sentence_holds_all_that_a_reader_needs(comparison):
     row = comparison.difference("vit", "vmamba", 10, "lambda_max")
     said = sentence(comparison, row)
     assert said.startswith(
-        "On the same 40 batches, ViT, vit is sharper than ViT, vmamba at epoch 10: median lambda_max "
+        "On the same 40 batches, ViT, vit is sharper than ViT, vmamba at epoch 10: median "
+        "lambda_max "
     )
     assert (
         f"paired difference {row.difference:.1f} [{row.low:.1f}, {row.high:.1f}], Holm p = " in said
@@ -609,7 +616,9 @@ def test_the_sentence_holds_all_that_a_reader_needs(comparison):
 
 
 def contrary_study(path, *, losses=(1.0, 4.0), norms=(3.0, 3.0)):
-    """ "steep" has 1.5 times the largest eigenvalue of "flat", and a loss and a norm that may say otherwise."""
+    """ "steep" has 1.5 times the largest eigenvalue of "flat", and a loss and a norm that may say
+    otherwise.
+    """
     values = drawn_values(np.random.default_rng(0), 20, scale=10, negative=0.0)
     changes = {
         (name, 0): {"loss": loss, "parameter_norm": norm, "num_params": 100}
@@ -632,7 +641,7 @@ def test_a_sentence_says_where_a_normalised_metric_says_the_opposite(tmp_path):
     assert said.endswith("Holm p = 0.01).")
 
 
-def test_a_sentence_says_where_a_normalised_metric_leaves_open_what_it_says_and_nothing_where_all_agree(
+def test_a_sentence_says_where_normalised_metrics_leave_open_what_it_says(
     tmp_path,
 ):
     generator = np.random.default_rng(1)
@@ -691,7 +700,7 @@ def test_what_the_numbers_do_not_show_is_said(comparison):
     said = " ".join(comparison.caveats)
     for words in (
         "one training run",
-        "one data set (openmoji, train), of 15 pairs",
+        "one data set, openmoji (train), of 15 pairs",
         "lower bound",
         "Holm",
         "rescaled",
@@ -809,7 +818,15 @@ def test_the_command_writes_by_suffix_and_prints_by_format(study, tmp_path):
 def test_comparing_imports_neither_torch_nor_matplotlib(study):
     code = (
         "import sys; from landscape.compare import compare_stores, to_terminal; "
-        f"to_terminal(compare_stores([{str(study)!r}], metrics=['nep', 'negative_mass'], num_resamples=99)); "
-        "sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+        f"to_terminal(compare_stores([{str(study)!r}], metrics=['nep', 'negative_mass'], "
+        "num_resamples=99)); sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_command_is_loaded_without_torch_and_matplotlib():
+    code = (
+        "import sys, landscape.pipeline; landscape.pipeline.compare; sys.exit(bool({'torch', "
+        "'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,6 @@
-"""`landscape compare` on predictions: numbers against SciPy and closed forms, sentences, refusals, and every format."""
+"""`landscape compare` on predictions: numbers against SciPy and closed forms, sentences, refusals,
+and every format.
+"""
 
 import csv
 import io
@@ -17,8 +19,8 @@ from accuracy_stores import (
     store_of,
     two_series,
 )
-from answers_by_hand import made_up
 from click.testing import CliRunner
+from random_answers import made_up
 from scipy import stats
 from test_predictions import make_answers, make_set
 
@@ -57,7 +59,7 @@ def rights(one, answers: SetPredictions):
     return np.asarray(answers.top[:, 0] == one.labels)
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def test_each_set_has_mcnemars_exact_test_and_holms_correction(tmp_path):
@@ -89,7 +91,8 @@ def test_each_set_has_mcnemars_exact_test_and_holms_correction(tmp_path):
 def test_the_detectable_difference_has_the_power_it_claims_after_correction(tmp_path):
     sets = [make_set(name, num_pictures=400) for name in ("food101", "dtd", "mine")]
     row = compared(tmp_path, two_series(sets, 0.7, 0.6)).sets[0]
-    # The exact test at level 0.05 / 3, of samples with this difference and this share of discordant pictures.
+    # The exact test at level 0.05 / 3, of samples with this difference and this share of discordant
+    # pictures.
     generator = np.random.default_rng(0)
     first = (row.discordant_share + row.detectable) / 2
     draws = generator.multinomial(
@@ -97,7 +100,8 @@ def test_the_detectable_difference_has_the_power_it_claims_after_correction(tmp_
     )
     b, c = draws[:, 0], draws[:, 1]
     power = np.mean(2 * stats.binom.cdf(np.minimum(b, c), b + c, 0.5) <= 0.05 / 3)
-    # The formula is a normal approximation, and the exact test is a little weaker; 10,000 draws have a standard error of 0.004.
+    # The formula is a normal approximation, and the exact test is a little weaker; 10,000 draws
+    # have a standard error of 0.004.
     assert 0.74 < power < 0.83
 
 
@@ -173,7 +177,8 @@ def test_a_part_of_the_pictures_is_resampled_with_the_whole(tmp_path):
         for name in ("vit", "simba")
     ]
     d = by[0] - by[1]
-    # The mean of both means is a weighted mean of pictures: 1/400, and for those in the part 1/200 more.
+    # The mean of both means is a weighted mean of pictures: 1/400, and for those in the part 1/200
+    # more.
     weights = np.where((np.arange(200) >= 50) & (np.arange(200) < 150), 1 / 400 + 1 / 200, 1 / 400)
     centred = np.where(
         weights > 1 / 400, (d - d.mean()) / 400 + (d - d[50:150].mean()) / 200, (d - d.mean()) / 400
@@ -217,7 +222,8 @@ def test_other_metrics_have_a_bootstrap_test_and_no_power(tmp_path):
 
 
 def test_pictures_of_each_class_are_resampled_by_themselves(tmp_path):
-    # The first has all of class 0 right, the second all of class 1, of which there is one picture: no resample differs.
+    # The first has all of class 0 right, the second all of class 1, of which there is one picture:
+    # no resample differs.
     labels = np.array([0] * 50 + [1], dtype=np.int32)
     one = make_set("mine", num_pictures=51, metric="mean_per_class", labels=labels)
     answers = [{one.name: exact_answers(one, labels == label)} for label in (0, 1)]
@@ -263,7 +269,7 @@ def test_series_are_compared_on_the_pictures_that_both_were_shown(tmp_path):
     assert any("Mine 60 of 100" in note for note in found.notes)
 
 
-# --- the benchmark ----------------------------------------------------------------------------------------------------
+# --- the benchmark --------------------------------------------------------------------------------
 
 
 def test_the_benchmarks_numbers_are_those_of_its_answers(tmp_path):
@@ -350,7 +356,7 @@ def test_two_published_models_have_their_published_numbers(tmp_path):
     )
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def certain(sets, *, first: int, second: int, both: int = 0):
@@ -382,15 +388,17 @@ def test_a_sentence_counts_the_sets_and_names_the_mean(tmp_path):
     )
     found = compared(tmp_path, store)
     (mean,) = found.means
-    # (60 + 20 + 20) / 3 points; Holm: p of 40 against 20 is 0.0135, which is 0.027 after correction.
+    # (60 + 20 + 20) / 3 points; Holm: p of 40 against 20 is 0.0135, which is 0.027 after
+    # correction.
     assert (
         stats.binomtest(20, 60).pvalue * 2 == pytest.approx(found.sets[1].p_holm)
         and found.sets[1].p_holm < 0.05
     )
     (said,) = found.sentences
     assert said == (
-        "At epoch 25 ViT is more accurate than Simba on 3 of 3 sets of Table 1 (McNemar, Holm over 3 sets, p < 0.05), less on "
-        f"none; mean difference over 3 of 26 sets 33.3 points [{100 * mean.low:.1f}, {100 * mean.high:.1f}], p = 0.002."
+        "At epoch 25 ViT is more accurate than Simba on 3 of 3 sets of Table 1 (McNemar, Holm over "
+        "3 sets, p < 0.05), less on none; mean difference over 3 of 26 sets 33.3 points "
+        f"[{100 * mean.low:.1f}, {100 * mean.high:.1f}], p = 0.002."
     )
     # The other way round the same is said.
     turned = replace(store, checkpoints=dict(reversed(store.checkpoints.items())))
@@ -413,7 +421,8 @@ def test_equal_series_are_not_said_to_differ(tmp_path):
     )
     (said,) = found.sentences
     assert said.startswith(
-        "At initialisation vit and simba do not differ demonstrably on any of 2 sets (McNemar, Holm over 2"
+        "At initialisation vit and simba do not differ demonstrably on any of 2 sets (McNemar, "
+        "Holm over 2"
     )
     assert "mean difference 0.0 points [-" in said
     power = 100 * found.sets[0].detectable
@@ -427,13 +436,15 @@ def test_a_single_set_is_named(tmp_path):
     one = make_set("mine", num_pictures=100)
     (said,) = compared(tmp_path, two_series([one], 0.95, 0.3)).sentences
     assert said.startswith(
-        "At epoch 25 ViT is more accurate than Simba on Mine (McNemar, Holm over 1 set, p < 0.05); difference"
+        "At epoch 25 ViT is more accurate than Simba on Mine (McNemar, Holm over 1 set, p < 0.05); "
+        "difference"
     )
 
 
 def test_likeness_to_people_has_sentences_of_its_own(tmp_path):
     rows = made_up().table.astype(str)
-    # Of two pictures a category, "net" names the shape of one and the texture of the other, "other" both textures.
+    # Of two pictures a category, "net" names the shape of one and the texture of the other, "other"
+    # both textures.
     cue = (rows.dataset == "cue-conflict") & (rows.kind == "model")
     shape = cue & (rows.observer == "net") & rows.image.str.contains("^[a-z]+0-")
     rows.loc[cue, "response"] = rows.image[cue].str.extract("-([a-z]+)1")[0]
@@ -480,8 +491,8 @@ def test_the_caveats_say_what_the_numbers_do_not_show(tmp_path):
     assert "both within chance at epoch 25 on Eurosat:" in caveats
     size = 100 * found.sets[0].difference
     assert (
-        f"as large as elsewhere ({size:.1f} points) would be missed on Dtd by more than one test in five"
-        in caveats
+        f"as large as elsewhere ({size:.1f} points) would be missed on Dtd by more than one test "
+        "in five" in caveats
     )
     assert "Prompts are not the paper's for dtd:" in caveats
     assert "Pictures that could not be read count as wrong: Food101 1." in found.notes
@@ -523,7 +534,7 @@ def test_the_same_weights_are_called_so(tmp_path):
     assert any("are the same file of weights at epoch 25" in note for note in notes)
 
 
-# --- which are compared -----------------------------------------------------------------------------------------------
+# --- which are compared ---------------------------------------------------------------------------
 
 
 def test_pairs_are_compared_at_their_last_common_epoch_unless_others_are_named(tmp_path):
@@ -548,7 +559,8 @@ def test_pairs_are_compared_at_their_last_common_epoch_unless_others_are_named(t
     with pytest.raises(StoreError, match="'vit' is the only series"):
         compared(tmp_path, store, series=("vit",))
     with pytest.raises(
-        StoreError, match="no series 'none' has answered anything; there are vit, simba, third"
+        StoreError,
+        match="no series 'none' has answered anything; expected one of vit, simba, third",
     ):
         compared(tmp_path, store, series=("none",))
 
@@ -632,7 +644,7 @@ def test_a_file_without_two_series_on_one_set_is_refused(tmp_path):
         compared(tmp_path, small_benchmark(models=()))
 
 
-# --- texts ------------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
-"""Compiled product graphs: the same values whatever becomes of the compiler and its cache, and the reason where it is not used.
+"""Compiled product graphs: the same values whatever becomes of the compiler and its cache, and the
+reason where it is not used.
 
-The reference is torch's own double backward on the plain model. A compiled graph adds in another order: 1e-12 of float64.
+The reference is torch's own double backward on the plain model. A compiled graph adds in another
+order: 1e-12 of float64.
 """
 
 import errno
@@ -27,12 +29,13 @@ from test_traced import BATCHES, mean_square, normal, perceptron, plain_product
 from landscape.curvature import hessian
 model = perceptron()
 for x in BATCHES[:2]:
-    H = hessian(model, mean_square, x, product="compiled", check=False)
+    H = hessian(model, mean_square, x, hvp="compiled", check=False)
     v = normal(H.n)
     truth = plain_product(model, mean_square, x, v)
     error = float((H @ v - truth).norm() / truth.norm())
     trials = [[trial.product, trial.failure] for trial in H.choice.trials]
-    print(json.dumps({"product": H.choice.product, "reason": H.choice.reason, "error": error, "trials": trials}))
+    chosen = {"product": H.choice.product, "reason": H.choice.reason}
+    print(json.dumps(chosen | {"error": error, "trials": trials}))
 """
 
 
@@ -77,18 +80,20 @@ def product_and_error(model, loss, batch, **options):
 
 def assert_falls_to_the_graph(model, fragment):
     for x in BATCHES[:2]:
-        choice, error = product_and_error(model, mean_square, x, product="compiled")
+        choice, error = product_and_error(model, mean_square, x, hvp="compiled")
         assert error < EXACT and choice.product == "traced"
         assert choice.trials[0].product == "compiled" and fragment in choice.trials[0].failure
         assert choice.trials[0].failure in choice.reason and "\n" not in choice.reason
 
 
-# --- with a compiler that is not there, or is replaced ----------------------------------------------------------------
+# --- with a compiler that is not there, or is replaced --------------------------------------------
 
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """Graphs are run as they are in the place of their compiled form; what was compiled, and how often it was run."""
+    """Graphs are run as they are in the place of their compiled form; what was compiled, and how
+    often it was run.
+    """
     made = []
 
     def pretended(graph, example):
@@ -114,7 +119,7 @@ def test_a_graph_is_compiled_once_for_all_batches_and_checkpoints(compilations):
         with torch.no_grad():
             model[0].weight.add_(shift)
         for x in BATCHES:
-            choice, error = product_and_error(model, mean_square, x, product="compiled")
+            choice, error = product_and_error(model, mean_square, x, hvp="compiled")
             assert error < EXACT and choice.product == "compiled" and choice.reason == "asked for"
     # Two checkpoints, and four batches of each.
     assert compilations == [2 + 8]
@@ -124,18 +129,13 @@ def test_a_graph_that_was_only_recorded_is_compiled_where_that_is_asked_for_and_
     compilations,
 ):
     model = perceptron()
-    assert (
-        product_and_error(model, mean_square, BATCHES[0], product="traced")[0].product == "traced"
-    )
+    assert product_and_error(model, mean_square, BATCHES[0], hvp="traced")[0].product == "traced"
     assert not compilations
     assert (
-        product_and_error(model, mean_square, BATCHES[0], product="compiled")[0].product
-        == "compiled"
+        product_and_error(model, mean_square, BATCHES[0], hvp="compiled")[0].product == "compiled"
     )
     assert compilations == [2]
-    assert (
-        product_and_error(model, mean_square, BATCHES[1], product="traced")[0].product == "traced"
-    )
+    assert product_and_error(model, mean_square, BATCHES[1], hvp="traced")[0].product == "traced"
     assert compilations == [2]
 
 
@@ -145,11 +145,11 @@ def test_parameters_in_any_layout_are_compiled_for_vectors_as_they_come(compilat
     model(x)
     model = model.to(memory_format=torch.channels_last)
     for batch in (x, x.to(memory_format=torch.channels_last)):
-        choice, error = product_and_error(model, mean_square, batch, product="compiled")
+        choice, error = product_and_error(model, mean_square, batch, hvp="compiled")
         assert error < EXACT
         # Code for one layout of the batch does not run with another; something else does.
-        assert (
-            choice.product == "compiled" or batch is not x and "expected strides" in choice.reason
+        assert choice.product == "compiled" or (
+            batch is not x and "expected strides" in choice.reason
         )
 
 
@@ -237,26 +237,26 @@ def test_a_chosen_cache_of_torch_is_kept_and_its_default_is_not(monkeypatch, tmp
         assert compile_cache() == tmp_path / "ours" / "compiled"
 
 
-# --- with the compiler ------------------------------------------------------------------------------------------------
+# --- with the compiler ----------------------------------------------------------------------------
 
 needs_compiler = pytest.mark.skipif(
     not compiled_module.has_compiler(), reason="needs a C++ compiler"
 )
 
 
-@pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("name", ["low-rank layers", "tied weights"])
+@pytest.mark.parametrize(
+    "name", ["low-rank layers", pytest.param("tied weights", marks=pytest.mark.slow)]
+)
 def test_compiled_products_are_those_of_the_plain_model(name, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, loss, batch_of = of_the_zoo(name)
     for seed in (1, 2):
-        choice, error = product_and_error(model, loss, batch_of(seed), product="compiled")
+        choice, error = product_and_error(model, loss, batch_of(seed), hvp="compiled")
         assert error < EXACT and choice.product == "compiled", choice.reason
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path) and any(tmp_path.rglob("*.so"))
 
 
-@pytest.mark.slow
 @needs_compiler
 def test_a_disk_that_is_full_when_something_is_to_be_kept(monkeypatch, tmp_path):
     import torch._inductor.codecache as codecache
@@ -270,28 +270,47 @@ def test_a_disk_that_is_full_when_something_is_to_be_kept(monkeypatch, tmp_path)
     assert_falls_to_the_graph(model, "No space left on device")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "variables", [{"CXX": "/nowhere/g++"}, {"PATH": "/nowhere", "CXX": ""}], ids=["CXX", "PATH"]
+    "variables",
+    [
+        pytest.param({"CXX": "/nowhere/g++"}, marks=pytest.mark.slow),
+        {"PATH": "/nowhere", "CXX": ""},
+    ],
+    ids=["CXX", "PATH"],
 )
 def test_without_a_compiler_the_graph_is_run_as_it_is(variables, tmp_path):
     assert_fell_to_the_graph(results_of(started(tmp_path, **variables)), "compiler")
 
 
-@pytest.mark.slow
+@pytest.fixture
+def recorder(tmp_path):
+    """A compiler that writes its arguments into the file `calls` beside it."""
+    path = tmp_path / "recorder"
+    path.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "calls"}\nexec g++ "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 @needs_compiler
-def test_two_processes_may_fill_one_cache_another_uses_it_and_survives_that_it_is_spoilt(tmp_path):
-    log, recorder = tmp_path / "calls", tmp_path / "recorder"
-    recorder.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec g++ "$@"\n')
-    recorder.chmod(0o755)
-    cache = tmp_path / "cache"
-    for process in [started(cache, CXX=str(recorder)) for _ in range(2)]:
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_processes_may_fill_one_cache_and_another_uses_it(num_processes, tmp_path, recorder):
+    log, cache = tmp_path / "calls", tmp_path / "cache"
+    for process in [started(cache, CXX=str(recorder)) for _ in range(num_processes)]:
         assert [result["product"] for result in results_of(process)] == ["compiled"] * 2
     assert log.read_text().count(" -c ") + log.read_text().count("-shared") > 0
     log.write_text("")
     results = results_of(started(cache, CXX=str(recorder)))
     assert [result["product"] for result in results] == ["compiled"] * 2
     assert not [line for line in log.read_text().splitlines() if ".cpp" in line]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_process_survives_that_its_cache_is_spoilt(tmp_path, recorder):
+    cache = tmp_path / "cache"
+    assert [result["product"] for result in results_of(started(cache, CXX=str(recorder)))] == [
+        "compiled"
+    ] * 2
     # The beginnings of files alone: code that is spoilt in its middle may end a process.
     spoilt = [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size]
     for path in spoilt:
@@ -299,8 +318,6 @@ def test_two_processes_may_fill_one_cache_another_uses_it_and_survives_that_it_i
             file.write(b"\0" * min(64, path.stat().st_size))
     assert any(path.suffix == ".so" for path in spoilt) and len(spoilt) > 5
     for result in results_of(started(cache, CXX=str(recorder))):
-        assert (
-            result["product"] == "compiled"
-            or result["trials"][0][0] == "compiled"
-            and result["trials"][0][1]
+        assert result["product"] == "compiled" or (
+            result["trials"][0][0] == "compiled" and result["trials"][0][1]
         )

@@ -1,4 +1,6 @@
-"""The depthwise convolutions against PyTorch's own, which is right in every derivative and only slow."""
+"""The depthwise convolutions against PyTorch's own, which is right in every derivative and only
+slow.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch.nn import functional as F
 from landscape.linalg.operator import seeded
 from landscape.towers.convolution import DepthwiseConv1d, DepthwiseConv2d, convolve
 
-# (input, weight, stride, padding, groups): a grid, a sequence, a plain strided layer whose last column no filter sees.
+# (input, weight, stride, padding, groups): a grid, a sequence, a plain strided layer whose last
+# column no filter sees.
 CASES = {
     "depthwise grid": ((2, 3, 4, 5), (3, 1, 3, 3), (1, 1), (1, 1), 3),
     "depthwise sequence": ((2, 3, 6), (3, 1, 4), (1,), (0,), 3),

@@ -1,4 +1,6 @@
-"""Damaged, hostile and oversized files: one line that says what is wrong, never a traceback, a wait, or memory for nothing."""
+"""Damaged, hostile and oversized files: one line that says what is wrong, never a traceback, a
+wait, or memory for nothing.
+"""
 
 import json
 import os
@@ -12,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from spectra_by_hand import as_parts, manifest_of, record_of
+from store_records import as_parts, manifest_of, record_of
 
 from landscape.cli import main
 from landscape.errors import DataError, StoreError
@@ -42,9 +44,7 @@ MODULES = "modules/wide/0"
 def module_record(key: str) -> ModuleRecord:
     whole = record_of(key)
     matrix = np.stack([whole.values, whole.values / 2])
-    ends = {
-        name: matrix for name in ("smallest", "largest", "smallest_residuals", "largest_residuals")
-    }
+    ends = dict.fromkeys(("smallest", "largest", "smallest_residuals", "largest_residuals"), matrix)
     counts = {name: np.array([3, 3]) for name in ("num_negative", "num_positive", "num_matvecs")}
     facts = {
         name: getattr(whole, name)
@@ -373,7 +373,7 @@ def test_a_damaged_file_of_densities_is_one_line(tmp_path, change):
 
 
 def surface() -> StoredSurface:
-    from landscape.curvature import Axis, LocalModel, LossSurface
+    from landscape.surface import Axis, LocalModel, LossSurface
 
     axis = Axis(name="x", unit="1", coordinates=np.linspace(-1, 1, 5), norm=1.0)
     local = LocalModel(loss=1.0, slopes=np.zeros(2), hessian=np.eye(2))

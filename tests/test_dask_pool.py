@@ -1,4 +1,6 @@
-"""Pools over Dask: the values, deaths of workers, of their children and of the scheduler, and what is refused."""
+"""Pools over Dask: the values, deaths of workers, of their children and of the scheduler, and what
+is refused.
+"""
 
 import json
 import os
@@ -31,14 +33,18 @@ from landscape.workers.dask_pool import DaskPool, connect_scheduler, start_clust
 distributed = pytest.importorskip("distributed")
 require_dask()
 
-LOCAL = "cluster: local\nworkers: 2\ncores: 1\nmemory: 2GB\ninterface: lo\nscheduler_options: {dashboard_address: null}\n"
+LOCAL = (
+    "cluster: local\nworkers: 2\ncores: 1\nmemory: 2GB\ninterface: lo\nscheduler_options: "
+    "{dashboard_address: null}\n"
+)
 SCRIPT = """
 from pathlib import Path
 from landscape.workers import dispatch
 from landscape.workers.dask_pool import start_cluster
 from worker_calls import multiples
 with start_cluster(Path({path!r})) as pool:
-    print(sum(result for unit in dispatch({{2: range(10), 3: range(10)}}, pool, multiples) for result in unit.results))
+    units = dispatch({{2: range(10), 3: range(10)}}, pool, multiples)
+    print(sum(result for unit in units for result in unit.results))
 """
 
 
@@ -259,10 +265,10 @@ def test_jobs_that_end_are_replaced_and_nothing_is_lost(write, monkeypatch, tmp_
     "text, words",
     [
         ("workers: 2\ncores: 1\nmemory: 1GB\n", "'cluster' is missing: expected one of slurm, pbs"),
-        ("cluster: slrum\nworkers: 2\n", "cluster: 'slrum' (did you mean 'slurm'?) is not known"),
+        ("cluster: slrum\nworkers: 2\n", "Did you mean 'slurm'?"),
         (
             "cluster: slurm\nworkers: 2\ncores: 1\nmemory: 1GB\nqeue: gpu\n",
-            "unknown key 'qeue' (did you mean 'queue'?)",
+            "Did you mean 'queue'?",
         ),
         (
             "cluster: pbs\nworkers: 2\ncores: 1\nmemory: 1GB\njob_mem: 1GB\n",

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,8 @@ def fer_csv(root: Path, monkeypatch) -> None:
 def test_fer2013_has_its_csvs_numbering_and_pools_synonyms(tmp_path, monkeypatch, slip):
     fer_csv(tmp_path, monkeypatch)
     data = open_labelled("fer2013", str(tmp_path), slip=slip)
-    # The CSV's numbering: 0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral; then the private test picture.
+    # The CSV's numbering: 0 angry, 1 disgust, 2 fear, 3 happy, 4 sad, 5 surprise, 6 neutral; then
+    # the private test picture.
     expected = ["angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral", "happy"]
     assert [data.classes.names[data.label(i)][0] for i in range(8)] == expected
     assert data.classes.names[data.label(3)] == ("happy", "smiling")
@@ -159,22 +161,27 @@ def test_caltech101_without_background_has_101_classes_and_says_so(tmp_path):
 def test_every_folder_of_caltech101_and_of_eurosat_has_a_class(tmp_path):
     # The 102 folder names of the archive, in ASCII order, which is the order of SLIP's list.
     names = (
-        "BACKGROUND_Google Faces Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver "
-        "binocular bonsai brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair "
-        "chandelier cougar_body cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin "
-        "dragonfly electric_guitar elephant emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone "
-        "grand_piano hawksbill headphone hedgehog helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop "
-        "llama lobster lotus mandolin mayfly menorah metronome minaret nautilus octopus okapi pagoda panda pigeon pizza "
-        "platypus pyramid revolver rhino rooster saxophone schooner scissors scorpion sea_horse snoopy soccer_ball "
-        "stapler starfish stegosaurus stop_sign strawberry sunflower tick trilobite umbrella watch water_lilly wheelchair "
-        "wild_cat windsor_chair wrench yin_yang"
+        "BACKGROUND_Google Faces Faces_easy Leopards Motorbikes accordion airplanes anchor ant "
+        "barrel bass beaver binocular bonsai brain brontosaurus buddha butterfly camera cannon "
+        "car_side ceiling_fan cellphone chair chandelier cougar_body cougar_face crab crayfish "
+        "crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar "
+        "elephant emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone "
+        "grand_piano hawksbill headphone hedgehog helicopter ibis inline_skate joshua_tree "
+        "kangaroo ketch lamp laptop llama lobster lotus mandolin mayfly menorah metronome minaret "
+        "nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino rooster "
+        "saxophone schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish "
+        "stegosaurus stop_sign strawberry sunflower tick trilobite umbrella watch water_lilly "
+        "wheelchair wild_cat windsor_chair wrench yin_yang"
     ).split()
     data = open_labelled("caltech101", str(class_folders(tmp_path, names)), slip=FACTS)
     assert [data.label(i) for i in range(102)] == list(range(102))
 
 
 def test_eurosats_folders_have_the_classes_of_its_table(tmp_path):
-    names = "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop Residential River SeaLake".split()
+    names = (
+        "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop "
+        "Residential River SeaLake"
+    ).split()
     data = open_labelled("eurosat", str(class_folders(tmp_path, names)))
     assert [data.label(i) for i in range(10)] == list(range(10))
     assert answers(data)["SeaLake"] == "lake or sea"
@@ -196,7 +203,7 @@ def test_kittis_labels_are_limits_of_the_nearest_vehicle():
     def line(kind: str, z: float) -> str:
         return f"{kind} 0.0 0 0.0 0 0 1 1 1.5 1.6 3.9 0.0 1.7 {z} 0.0"
 
-    label = lambda *lines: KITTI_LABELS[kitti_label("\n".join(lines))]  # noqa: E731
+    label = lambda *lines: KITTI_LABELS[kitti_label("\n".join(lines))]
     assert label(line("Pedestrian", 3.0), line("DontCare", -1000)) == "no_vehicle"
     assert label(line("Car", 30.0), line("Van", 7.9)) == "below_8"
     assert label(line("Truck", 8.1)) == "below_20" and label(line("Car", 20.0)) == "below_20"
@@ -416,6 +423,33 @@ def test_cifar10_is_read_from_torchvisions_pickles_only_with_the_official_sums(
         np.asarray(data.picture(1)), pixels[1].reshape(3, 32, 32).transpose(1, 2, 0)
     )
     assert data.key(0) == "test/000000"
+
+
+def test_resisc45_is_split_as_vissl_means_to(tmp_path, monkeypatch):
+    # 45 classes of 700 pictures in truth.
+    monkeypatch.setattr("landscape.datasets.folders._RESISC45", (3, 10))
+    names = [f"{number:03d}.png" for number in range(1, 11)]
+    for label in ("airport", "beach", "sea_ice"):
+        (tmp_path / "r" / label).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "r" / label / name).touch()
+    generator, parts = random.Random(42), {"train": [], "test": []}
+    for label in ("airport", "beach", "sea_ice"):
+        shuffled = sorted(names)
+        generator.shuffle(shuffled)
+        parts["train"] += [f"{label}/{name}" for name in sorted(shuffled[:8])]
+        parts["test"] += [f"{label}/{name}" for name in sorted(shuffled[8:])]
+    default = open_labelled("resisc45", str(tmp_path / "r"))
+    assert [default.key(i) for i in range(len(default))] == parts[
+        "test"
+    ] and default.split == "test"
+    assert any("VISSL's rule" in note for note in default.notes)
+    train = open_labelled("resisc45", str(tmp_path / "r"), split="train")
+    assert [train.key(i) for i in range(len(train))] == parts["train"]
+    # Of a folder that is a part already, nothing is taken away.
+    (tmp_path / "r" / "beach" / "001.png").unlink()
+    part = open_labelled("resisc45", str(tmp_path / "r"))
+    assert len(part) == 29 and "The folder has no splits; all its pictures are used." in part.notes
 
 
 def test_eurosats_split_val_is_numbers_1000_to_1499_of_each_class(tmp_path, monkeypatch):

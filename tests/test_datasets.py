@@ -493,7 +493,9 @@ def test_mnist_and_stl10_are_read_from_their_arrays(tmp_path, monkeypatch):
 
 @pytest.fixture
 def few_emoji(monkeypatch):
-    """Seven pictures with one colour each: a hand with and without skin tone among them, and one that no table has."""
+    """Seven pictures with one colour each: a hand with and without skin tone among them, and one
+    that no table has.
+    """
     names = ("00A9", "1F1E9-1F1EA", "1F408", "1F415", "1F44B", "1F44B-1F3FB", "E000")
     captions = (
         "copyright",

@@ -1,4 +1,6 @@
-"""`landscape density`: the figure, the file behind it, and the numbers it prints, held against dense Hessians."""
+"""`landscape density`: the figure, the file behind it, and the numbers it prints, held against
+dense Hessians.
+"""
 
 import os
 import re
@@ -13,11 +15,17 @@ from test_pipeline import invoke
 
 from landscape.errors import StoreError
 from landscape.figures import DensitySample, density_figure
-from landscape.figures.density_plan import make_density_plan
+from landscape.figures.density_layout import make_density_layout
 from landscape.figures.density_records import density_sample, spectral_density
 from landscape.linalg import DenseOperator, density
 from landscape.manifest import Manifest
-from landscape.store import DensityRecord, Plan, parts_folder, read_densities, write_densities
+from landscape.store import (
+    DensityRecord,
+    StoreContents,
+    parts_folder,
+    read_densities,
+    write_densities,
+)
 from landscape.store.densities import ARRAYS
 from landscape.store.lock import FolderLock
 from landscape.store.schema import write_file
@@ -51,7 +59,8 @@ def test_a_manifest_is_measured_drawn_and_stored_with_the_exact_spectrum(study, 
     output = tmp_path / "density.svg"
     result = invoke("density", study, "-o", output, "--batches", 2, *QUICK)
     assert result.exit_code == 0, result.output
-    assert "estimated negative share" in result.stdout and "certified: at least" in result.stdout
+    assert "estimated" in result.stdout and "certified:" in result.stdout
+    assert "at least" in result.stdout
     assert output.read_text().startswith("<?xml") and "NOT AUDITED" not in output.read_text()
     records = read_densities(tmp_path / "density.h5")
     assert [(one.series, one.epoch, one.audited) for one in records] == [
@@ -102,7 +111,7 @@ def test_products_are_computed_as_asked_and_to_the_same_density(study, tmp_path)
     assert invoke("density", study, "-o", tmp_path / "whole.svg", *quick).exit_code == 0
     assert (
         invoke(
-            "density", study, "-o", tmp_path / "rows.svg", *quick, "--product", "rows", "--rows", 3
+            "density", study, "-o", tmp_path / "rows.svg", *quick, "--hvp", "rows", "--rows", 3
         ).exit_code
         == 0
     )
@@ -112,7 +121,7 @@ def test_products_are_computed_as_asked_and_to_the_same_density(study, tmp_path)
     assert spectral_density(rows).trace().value == pytest.approx(
         spectral_density(whole).trace().value, rel=1e-9
     )
-    for wrong in (("--max-memory", "10kB"), ("--product", "jvp", "--rows", 3)):
+    for wrong in (("--max-memory", "10kB"), ("--hvp", "jvp", "--rows", 3)):
         result = invoke("density", study, "-o", tmp_path / "no.svg", *quick, *wrong)
         assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
         assert not (tmp_path / "no.svg").exists() and not (tmp_path / "no.h5").exists()
@@ -120,7 +129,9 @@ def test_products_are_computed_as_asked_and_to_the_same_density(study, tmp_path)
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Makes the products of some (series, epoch, batch) NaN; lets them be again where called with none."""
+    """Makes the products of some (series, epoch, batch) NaN; lets them be again where called with
+    none.
+    """
     from landscape.clip.loaded_series import LoadedSeries
     from landscape.curvature import HessianOperator
 
@@ -199,7 +210,9 @@ def arrays_of(target):
 
 
 def counted(monkeypatch, *, stopping_at=None):
-    """The seeds of the densities that are measured; the run is stopped from outside when the list is that long."""
+    """The seeds of the densities that are measured; the run is stopped from outside when the list
+    is that long.
+    """
     import landscape.linalg
 
     made, measure = [], landscape.linalg.density
@@ -215,8 +228,11 @@ def counted(monkeypatch, *, stopping_at=None):
 
 
 def test_a_run_that_is_stopped_loses_no_batch_and_the_next_measures_the_others_alone(
-    study, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
+    # Few parameters, so that dense spectra, which are cut off too, take no longer than the rest.
+    few = ["visual.class_embedding", "logit_scale"]
+    study = make_study(tmp_path, epochs=(0, 1), names=("one",), parameters=few, dtype="float64")
     command = ("density", study, "--batches", 3, *QUICK, "--unaudited")
     assert invoke(*command, "-o", tmp_path / "whole.svg").exit_code == 0
     output = tmp_path / "stopped.svg"
@@ -232,6 +248,7 @@ def test_a_run_that_is_stopped_loses_no_batch_and_the_next_measures_the_others_a
     whole, stopped = (arrays_of(tmp_path / f"{name}.h5") for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
     for key, arrays in whole.items():
+        assert len(arrays["dense_eigenvalues"]) == 3
         for name, array in arrays.items():
             np.testing.assert_array_equal(stopped[key][name], array, err_msg=name)
 
@@ -240,11 +257,11 @@ def test_more_batches_of_the_same_density_cost_no_more_than_themselves(
     study, tmp_path, monkeypatch
 ):
     command = ("density", study, "--epochs", 0, *QUICK, "--unaudited")
-    assert invoke(*command, "--batches", 3, "-o", tmp_path / "whole.svg").exit_code == 0
+    assert invoke(*command, "--batches", 2, "-o", tmp_path / "whole.svg").exit_code == 0
     assert invoke(*command, "--batches", 1, "-o", tmp_path / "grown.svg").exit_code == 0
     made = counted(monkeypatch)
-    assert invoke(*command, "--batches", 3, "-o", tmp_path / "grown.svg").exit_code == 0
-    assert made == [7919, 2 * 7919]
+    assert invoke(*command, "--batches", 2, "-o", tmp_path / "grown.svg").exit_code == 0
+    assert made == [7919]
     for name, array in arrays_of(tmp_path / "whole.h5")["one", 0].items():
         np.testing.assert_array_equal(
             arrays_of(tmp_path / "grown.h5")["one", 0][name], array, err_msg=name
@@ -268,7 +285,7 @@ def test_two_runs_do_not_write_one_file_and_nothing_is_left_of_the_lock(study, t
 def test_fewer_batches_are_drawn_from_what_is_there_and_take_nothing_away(
     study, tmp_path, monkeypatch
 ):
-    command = ("density", study, *QUICK, "--unaudited")
+    command = ("density", study, *PLAIN)
     assert invoke(*command, "--batches", 1, "-o", tmp_path / "one.svg").exit_code == 0
     assert invoke(*command, "--batches", 3, "-o", tmp_path / "density.svg").exit_code == 0
     before, made = (tmp_path / "density.h5").read_bytes(), counted(monkeypatch)
@@ -295,7 +312,17 @@ def test_batches_that_fail_while_a_density_grows_are_missing_from_it(study, tmp_
 def test_an_audit_that_was_left_out_is_made_up_for_and_nothing_is_measured(
     study, tmp_path, monkeypatch
 ):
-    command = ("density", study, "--epochs", 0, *QUICK, "-o", tmp_path / "density.svg")
+    command = (
+        "density",
+        study,
+        "--epochs",
+        0,
+        *QUICK,
+        "--dense-limit",
+        0,
+        "-o",
+        tmp_path / "density.svg",
+    )
     assert invoke(*command, "--unaudited").exit_code == 0
     made = counted(monkeypatch)
     assert "NOT AUDITED" in (tmp_path / "density.svg").read_text()
@@ -332,14 +359,20 @@ def test_zeros_of_an_exact_spectrum_cost_no_memory_in_the_figure_and_no_room_in_
         "audited": True,
     }
     record = DensityRecord(
-        settings={}, resolution=1e-12, rounding=1e-16, exact_residuals=probes.exact_residuals.numpy(),
-        num_zeros=np.array([len(values) - 40]), dense_eigenvalues=values[None], **facts, **arrays,
-    )  # fmt: skip
+        settings={},
+        resolution=1e-12,
+        rounding=1e-16,
+        exact_residuals=probes.exact_residuals.numpy(),
+        num_zeros=np.array([len(values) - 40]),
+        dense_eigenvalues=values[None],
+        **facts,
+        **arrays,
+    )
     write_densities(tmp_path / "a.h5", [record])
     assert (tmp_path / "a.h5").stat().st_size < 100_000
     sample = density_sample(read_densities(tmp_path / "a.h5")[0])
     tracemalloc.start()
-    plan = make_density_plan([sample])
+    plan = make_density_layout([sample])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # A kernel for each of them would take 1.2 GB.
@@ -442,7 +475,7 @@ def test_a_store_is_drawn_from_the_quadratures_that_it_keeps(study, tmp_path):
         f"{NUM_BATCHES} batches, {NUM_BATCHES} probes" in result.stdout
         and "batches" in result.stdout
     )
-    assert re.search(r"certified: at least \d+", result.stdout)
+    assert re.search(r"certified: .* at least \d+", result.stdout, re.DOTALL)
 
 
 def test_power_iteration_leaves_no_density_and_says_so(study, tmp_path):
@@ -495,7 +528,7 @@ def test_a_store_whose_quadratures_do_not_know_their_error_is_refused(tmp_path):
 def test_wrong_input_exits_with_2_in_one_line(study, tmp_path):
     (tmp_path / "text.txt").write_text("no store")
     (tmp_path / "other.h5").write_text("not densities")
-    write_file(tmp_path / "empty.h5", Plan.of(Manifest.load(study)), [])
+    write_file(tmp_path / "empty.h5", StoreContents.of(Manifest.load(study)), [])
     for source, output, *more in (
         (tmp_path / "text.txt", tmp_path / "a.png"),
         ("no_such_model", tmp_path / "b.png"),
@@ -578,7 +611,8 @@ def test_every_curve_encloses_area_one_on_the_axis_that_is_drawn():
         assert ax.get_yscale() == "log" and ax.get_xscale() == "asinh"
         for label in labels:
             x, y = curve(ax, label)
-            # The curve ends where it meets the axis, at a tenth of the height of one of the 63 eigenvalues.
+            # The curve ends where it meets the axis, at a tenth of the height of one of the 63
+            # eigenvalues.
             assert np.trapezoid(y, np.arcsinh(x / width)) == pytest.approx(1, abs=0.02)
             bands = [patch for patch in ax.collections if patch.get_label() == "band"]
             assert len(bands) == len(labels)

@@ -12,7 +12,9 @@ from landscape.linalg import DenseOperator, SpectralDensity, density
 
 
 def batches_of(shares, *, n=400, seed=0):
-    """The density of one operator per share, with so many negative eigenvalues, all far from zero."""
+    """The density of one operator per share, with so many negative eigenvalues, all far from
+    zero.
+    """
     found = []
     for number, share in enumerate(shares):
         magnitudes = np.random.default_rng([seed, number]).uniform(1, 2, n)
@@ -52,7 +54,8 @@ def test_a_share_has_the_whole_error_that_the_terminal_prints_spread_over_batche
         assert repr(share).startswith(f"{remark} (")
         # The truth, which the batches were given.
         assert abs(value - 30) <= 3 * error
-    # Shares with the sample standard deviation 0.183: the mean of four batches cannot be known better than half of that.
+    # Shares with the sample standard deviation 0.183: the mean of four batches cannot be known
+    # better than half of that.
     assert float(found[1].split()[2]) > 9 > 3 * float(found[0].split()[2])
 
 

@@ -1,4 +1,6 @@
-"""Who gets which unit, how large it is, and what is tried again: with workers that do what the test says."""
+"""Who gets which unit, how large it is, and what is tried again: with workers that do what the test
+says.
+"""
 
 import random
 import sys
@@ -110,6 +112,24 @@ def test_units_that_never_began_on_a_dead_worker_are_not_blamed():
         dispatch({"a": range(10)}, ScriptedPool(["w1"], unit_seconds=0, fate=fate), squares)
     )
     assert sorted(unit.results[0][1] for unit in done) == list(range(10))
+
+
+def test_what_shares_a_worker_with_a_poisonous_item_is_not_lost_with_it():
+    """The first of two calls has ended, and its result dies with the worker that the second one
+    kills.
+    """
+    ended: Counter[tuple[str, tuple[int, ...]]] = Counter()
+
+    def fate(worker: str, _: str, items: tuple[int, ...]) -> str:
+        held = Counter((name, part) for name, _, part in pool.calls if name == worker) - ended
+        ended[worker, items] += 1
+        return "die" if any(POISON in part for _, part in held) else "run"
+
+    pool = ScriptedPool(["w1", "w2"], unit_seconds=0, fate=fate)
+    done = list(dispatch({"a": range(20)}, pool, squares))
+    results = {item: result for unit in done for item, result in zip(unit.items, unit.results)}
+    assert [item for item, result in results.items() if isinstance(result, Lost)] == [POISON]
+    assert len(results) == 20
 
 
 def test_workers_that_join_get_work_and_those_that_leave_block_nothing():

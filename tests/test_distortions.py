@@ -1,4 +1,6 @@
-"""The distortions against closed forms and against slow twins: loops and direct Fourier sums that share no code with them."""
+"""The distortions against closed forms and against slow twins: loops and direct Fourier sums that
+share no code with them.
+"""
 
 import math
 from pathlib import Path
@@ -297,7 +299,9 @@ def test_a_filter_wider_than_the_picture_is_refused_before_it_is_applied(kind, m
 
 
 def slow_scramble(plane, angles, mirrored):
-    """Phases shifted frequency by frequency in the order of the flattened block whose centre is the zero frequency."""
+    """Phases shifted frequency by frequency in the order of the flattened block whose centre is the
+    zero frequency.
+    """
     height, width = plane.shape
     spectrum = dft(plane)
     rows, columns = (range(-((n - 1) // 2), (n - 1) // 2 + 1) for n in (height, width))
@@ -326,10 +330,11 @@ def test_phase_scrambling_is_the_fourier_sum_written_out(shape, mirrored):
 
 
 @pytest.mark.parametrize("degrees", [30, 60, 90, 120, 150, 180])
-def test_published_scrambling_lowers_the_standard_deviation_as_its_formula_says_and_mirrored_keeps_it(
+def test_published_scrambling_lowers_the_standard_deviation_and_mirrored_keeps_it(
     degrees,
 ):
-    # A coefficient gets (exp(i s) + exp(i t))/2 with independent s, t in [-w, w); its expected power is (1 + (sin w / w)^2)/2.
+    # A coefficient gets (exp(i s) + exp(i t))/2 with independent s, t in [-w, w); its expected
+    # power is (1 + (sin w / w)^2)/2.
     picture = natural_picture(spread=0.05)
     w = math.radians(degrees)
     factor = math.sqrt((1 + (math.sin(w) / w) ** 2) / 2)
@@ -339,7 +344,8 @@ def test_published_scrambling_lowers_the_standard_deviation_as_its_formula_says_
     assert np.sqrt(np.mean(np.square(stds))) / before == pytest.approx(factor, abs=0.03)
     mirrored = distort(picture, "phase-scrambling-mirrored", degrees)
     assert mirrored.std() == pytest.approx(before, rel=1e-3)
-    # As measured on a photograph: .2388/.2934 at 90 degrees, .2030/.2934 at 180, where clipping takes some too.
+    # As measured on a photograph: .2388/.2934 at 90 degrees, .2030/.2934 at 180, where clipping
+    # takes some too.
     if degrees in (90, 180):
         assert factor == pytest.approx({90: 0.2388, 180: 0.2030}[degrees] / 0.2934, abs=0.03)
 
@@ -599,7 +605,8 @@ def test_an_edge_is_one_pixel_wide_and_stands_at_the_step():
 
 
 def test_weak_edges_stay_only_where_they_touch_strong_ones():
-    # Sobel's weights sum to 4, and after the blur a step of 1 rises by .62 over two pixels: .15 here, between the thresholds.
+    # Sobel's weights sum to 4, and after the blur a step of 1 rises by .62 over two pixels: .15
+    # here, between the thresholds.
     weak = np.zeros((30, 30))
     weak[:, 15:] = 0.06
     assert not canny(weak).any()

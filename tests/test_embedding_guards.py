@@ -1,7 +1,9 @@
-"""Embedding options that change gradients or weights beside the loss are refused, and only where they matter.
+"""Embedding options that change gradients or weights beside the loss are refused, and only where
+they matter.
 
-PyTorch zeroes the gradient of the padding row, divides gradients by word counts under scale_grad_by_freq, and rewrites the
-table in every forward pass under max_norm: none of it is part of the loss, so none of it is in its Hessian.
+PyTorch zeroes the gradient of the padding row, divides gradients by word counts under
+scale_grad_by_freq, and rewrites the table in every forward pass under max_norm: none of it is part
+of the loss, so none of it is in its Hessian.
 """
 
 import pytest
@@ -72,7 +74,7 @@ def rowwise(model):
 
 
 def in_row_chunks(model, tokens):
-    return HessianOperator(rowwise(model), select_parameters(model), tokens, product="rows", rows=1)
+    return HessianOperator(rowwise(model), select_parameters(model), tokens, hvp="rows", rows=1)
 
 
 OPERATORS = {
@@ -100,7 +102,10 @@ def matrix(H):
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_a_padding_row_that_is_looked_up_is_refused_by_every_operator(operator):
-    message = r"table \(Embedding\): zeroes the gradient of row 0 \(padding_idx=0\).*module\.padding_idx = None"
+    message = (
+        r"table \(Embedding\): zeroes the gradient of row 0 \(padding_idx=0\)"
+        r".*module\.padding_idx = None"
+    )
     with pytest.raises(ObjectiveError, match=message):
         operator(Reader(padding_idx=0), TOKENS)
 
@@ -181,7 +186,7 @@ def test_a_table_that_is_rescaled_while_it_is_read_is_refused_by_every_operator_
     ):
         operator(model, TOKENS)
     report = audit(model, loss, TOKENS)
-    assert not report.passed and "table (Embedding)" in report.blamed, str(report)
+    assert not report.passed and "table (Embedding)" in report.faulty_modules, str(report)
     assert torch.equal(model.table.weight, before)
 
 

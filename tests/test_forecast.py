@@ -1,4 +1,6 @@
-"""`landscape spectra --dry-run`: what it says of models, checkpoints, the first batch, time and memory, and what it refuses."""
+"""`landscape spectra --dry-run`: what it says of models, checkpoints, the first batch, time and
+memory, and what it refuses.
+"""
 
 import re
 from pathlib import Path
@@ -37,7 +39,8 @@ def edit(manifest: Path, change) -> Path:
 
 
 def test_a_dry_run_lists_tasks_first_then_what_each_series_takes(tmp_path, monkeypatch):
-    # 12 batches of 25 products of 7.2 s are 36 minutes; reading and evaluating these small batches takes no minute.
+    # 12 batches of 25 products of 7.2 s are 36 minutes; reading and evaluating these small batches
+    # takes no minute.
     monkeypatch.setattr("landscape.pipeline.forecast._seconds_of_product", lambda *_, **__: 7.2)
     result = dry_run(make_study(tmp_path))
     assert result.exit_code == 0, result.stdout
@@ -57,11 +60,11 @@ def test_a_dry_run_lists_tasks_first_then_what_each_series_takes(tmp_path, monke
 
 def test_a_long_job_is_told_what_the_run_saves(tmp_path, monkeypatch):
     monkeypatch.setattr("landscape.pipeline.forecast._seconds_of_product", lambda *_, **__: 7.2)
-    monkeypatch.setattr("landscape.pipeline.products._LEAST_RECORDED", 1)
+    monkeypatch.setattr("landscape.pipeline.products._MIN_RECORDED_PRODUCTS", 1)
     study = make_study(tmp_path, names=("one",))
     said = "; the run compiles a graph once, for about half"
     assert said in " ".join(dry_run(study).stdout.split())
-    assert said not in " ".join(dry_run(study, "--product", "retained").stdout.split())
+    assert said not in " ".join(dry_run(study, "--hvp", "retained").stdout.split())
 
 
 def test_the_first_batch_is_that_of_the_run(tmp_path):
@@ -75,7 +78,9 @@ def test_the_first_batch_is_that_of_the_run(tmp_path):
 
 
 def test_the_memory_holds_what_products_keep(tmp_path):
-    """The copy of the parameters is whole; gradient, product and graph are of the entries that the batch reaches."""
+    """The copy of the parameters is whole; gradient, product and graph are of the entries that the
+    batch reaches.
+    """
     study = make_study(tmp_path, names=("one",), epochs=(0,), k=1)
     [mebibytes] = map(int, re.findall(r"memory +(\d+) MiB for products", dry_run(study).stdout))
     n = sum(parameter.numel() for parameter in build_model(MODEL).parameters())
@@ -165,7 +170,7 @@ def test_memory_that_does_not_suffice_is_refused_as_the_run_would(tmp_path):
     [
         (("--hvp", "finite-difference"), "central differences of gradients"),
         (("--method", "power"), "How many products method power takes is not known before"),
-        (("--product", "rows"), "chunks"),
+        (("--hvp", "rows"), "chunks"),
     ],
 )
 def test_other_ways_of_measuring_are_forecast_as_far_as_that_is_known(tmp_path, options, said):

@@ -1,4 +1,6 @@
-"""The Gauss-Newton operator against the dense matrix: a Jacobian that differences confirm around a closed-form Hessian."""
+"""The Gauss-Newton operator against the dense matrix: a Jacobian that differences confirm around a
+closed-form Hessian.
+"""
 
 from collections import UserDict
 
@@ -42,7 +44,9 @@ def pair_logits(model, batch):
 
 
 def softmax_hessian(logits):
-    """Of the mean cross-entropy over the rows of (b, c) logits, whatever the labels, as a (b c, b c) matrix."""
+    """Of the mean cross-entropy over the rows of (b, c) logits, whatever the labels, as a (b c, b
+    c) matrix.
+    """
     p = logits.softmax(1)
     return torch.block_diag(*(torch.diag(row) - torch.outer(row, row) for row in p)) / len(p)
 
@@ -71,7 +75,7 @@ def confirmed_jacobian(function, params, *, step):
     return jacobian
 
 
-# --- the matrix -------------------------------------------------------------------------------------------------------
+# --- the matrix -----------------------------------------------------------------------------------
 
 
 def toy_problem(tower):
@@ -273,7 +277,7 @@ def test_a_hugging_face_batch_is_taken_as_it_is():
         landscape.gauss_newton(model, outputs, lambda z, batch: z.sum(), UserDict(x=x.to("meta")))
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def refused(message, outputs, loss, *, model=None, batch=None):

@@ -1,4 +1,6 @@
-"""Old checkpoints that were deleted: what was measured on them stands, what was not is refused by name."""
+"""Old checkpoints that were deleted: what was measured on them stands, what was not is refused by
+name.
+"""
 
 import shutil
 

@@ -1,6 +1,8 @@
 """The fused Gram-Schmidt kernel beside its twin in plain torch, and where each of them runs."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from matrices import with_spectrum
 
 from landscape.linalg import DenseOperator, eigsh, krylov, seeded
-from landscape.linalg.krylov import KrylovBasis, norm
+from landscape.linalg.krylov import KrylovBasis
+from landscape.linalg.vectors import norm
 
 gram_schmidt = pytest.importorskip("landscape.linalg.gram_schmidt")
 
@@ -24,10 +27,11 @@ def fused(monkeypatch):
     calls = []
     monkeypatch.setattr(krylov, "_FUSED_LENGTH", {torch.float32: 1, torch.float64: 1})
     monkeypatch.setattr(krylov, "torch_threads", lambda: 1)
+    kernel = gram_schmidt.orthogonalise
     monkeypatch.setattr(
         krylov,
         "_fused",
-        lambda: lambda rows, w: calls.append(len(rows)) or gram_schmidt.orthogonalise(rows, w),
+        lambda: lambda rows, w, total: calls.append(len(rows)) or kernel(rows, w, total),
     )
     return calls
 
@@ -66,8 +70,9 @@ def test_the_kernel_removes_what_its_twin_removes(m, kind, dtype, fused):
     components, remaining = basis._orthogonalise(left)
     expected, expected_remaining = basis._orthogonalise_by_torch(twin)
     assert fused == [m]
-    # In units of rounding of w: the kernel rounds every number of w twice in all, the twin once for each row and pass. Rows are
-    # themselves orthonormal to rounding, so that sizes of the components may add up to sqrt(m) of it.
+    # In units of rounding of w: the kernel rounds every number of w twice in all, the twin once for
+    # each row and pass. Rows are themselves orthonormal to rounding, so that sizes of the
+    # components may add up to sqrt(m) of it.
     tolerance = 4 * eps * size * max(1, m) ** 0.5
     np.testing.assert_allclose(components, expected, rtol=0, atol=tolerance)
     np.testing.assert_allclose(
@@ -83,10 +88,42 @@ def test_the_kernel_removes_what_its_twin_removes(m, kind, dtype, fused):
         assert defects[0] <= max(eps, 1.5 * defects[1])
 
 
+def test_a_vector_that_is_cut_in_two_is_orthogonalised_as_a_whole():
+    rows = torch.linalg.qr(torch.randn(N, 17, generator=seeded(17), dtype=torch.float64))[
+        0
+    ].T.contiguous()
+    w, cut = torch.randn(N, generator=seeded(99), dtype=torch.float64), N // 3
+    whole = w.clone()
+    expected, expected_remaining = gram_schmidt.orthogonalise(list(rows), whole)
+    sums, barrier = {}, Barrier(2, timeout=60)
+
+    def orthogonalised(part):
+        def total(numbers):
+            sums[part.start] = numbers
+            barrier.wait()
+            result = sum(sums[start] for start in sorted(sums))
+            barrier.wait()
+            return result
+
+        left = w[part].clone()
+        return left, *gram_schmidt.orthogonalise([row[part].clone() for row in rows], left, total)
+
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(orthogonalised, [slice(0, cut), slice(cut, N)]))
+    # Sums of 4,000 products in another order: 1e-14 times the vector's length of 65.
+    np.testing.assert_allclose(
+        torch.cat([left for left, _, _ in results]), whole, rtol=0, atol=1e-12
+    )
+    for _, components, remaining in results:
+        np.testing.assert_allclose(components, expected, rtol=0, atol=1e-12)
+        assert remaining == pytest.approx(expected_remaining, rel=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_components_of_both_passes_are_counted(dtype, fused):
     basis = basis_of(17, dtype)
-    # Rows that lean on each other by 1e-3, so that the second pass removes a thousandth of what the first does.
+    # Rows that lean on each other by 1e-3, so that the second pass removes a thousandth of what the
+    # first does.
     for index in range(1, 17):
         basis.row(index).add_(basis.row(0), alpha=1e-3)
     V = rows_of(basis).double()

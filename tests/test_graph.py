@@ -1,4 +1,6 @@
-"""What is found in the autograd graph of a loss: messages, names of modules, and nothing left behind."""
+"""What is found in the autograd graph of a loss: messages, names of modules, and nothing left
+behind.
+"""
 
 import pytest
 import torch
@@ -89,4 +91,4 @@ def test_every_operation_is_visited_once_however_many_ways_lead_to_it():
     for _ in range(10):
         x = x + x
     # Ten additions, the sum, and the leaf.
-    assert len(list(graph._nodes(x.sum()))) == 12
+    assert len(list(graph.graph_nodes(x.sum()))) == 12

@@ -1,4 +1,6 @@
-"""Edges of the guards: where a refusal begins and ends, whom the search accuses, and what is left behind."""
+"""Edges of the guards: where a refusal begins and ends, whom the search accuses, and what is left
+behind.
+"""
 
 import warnings
 
@@ -33,7 +35,7 @@ def network(middle, width=6):
     return nn.Sequential(nn.Linear(4, width), middle, nn.Linear(width, 2)).double()
 
 
-# --- the search for the module ----------------------------------------------------------------------------------------
+# --- the search for the module --------------------------------------------------------------------
 
 
 class Behind(nn.Module):
@@ -51,7 +53,7 @@ def test_a_maximum_of_zeros_behind_a_relu_is_not_accused():
     for seed in range(3):
         middle = nn.Sequential(nn.ReLU(), Behind(nn.MaxPool1d(3, stride=1, padding=1)))
         report = audit(network(middle), mean_square, normal(9, 4), seed=seed)
-        assert set(report.blamed) == {"1.1.fault (Applies)", WHOLE}, str(report)
+        assert set(report.faulty_modules) == {"1.1.fault (Applies)", WHOLE}, str(report)
 
 
 class FrozenSlopeLog(torch.autograd.Function):
@@ -73,7 +75,7 @@ def test_a_fault_at_the_border_of_what_a_part_takes_is_named():
     report = audit(
         network(Behind(Applies(numbers), FrozenSlopeLog.apply)), mean_square, normal(9, 4)
     )
-    assert set(report.blamed) == {"1.fault (Applies)", WHOLE}, str(report)
+    assert set(report.faulty_modules) == {"1.fault (Applies)", WHOLE}, str(report)
 
 
 def test_a_part_that_is_not_called_or_called_in_two_places_is_tested_never_or_once(monkeypatch):
@@ -128,7 +130,9 @@ class FaultyTimes(nn.Module):
 
 
 class Chooses(nn.Module):
-    """A part that writes into the indices it gets, one that gets a number alone, and a faulty one with outputs of all kinds."""
+    """A part that writes into the indices it gets, one that gets a number alone, and a faulty one
+    with outputs of all kinds.
+    """
 
     def __init__(self):
         super().__init__()
@@ -140,7 +144,7 @@ class Chooses(nn.Module):
 
 
 def test_numbers_and_indices_are_handed_to_a_part_as_they_were():
-    assert audit(network(Chooses()), mean_square, normal(9, 4)).blamed == (
+    assert audit(network(Chooses()), mean_square, normal(9, 4)).faulty_modules == (
         "1.fault (FaultyTimes)",
         WHOLE,
     )
@@ -155,11 +159,15 @@ def test_a_part_that_takes_complex_numbers_gets_them():
         def forward(self, x):
             return self.parts(torch.complex(x, x.square())).sum(-1)
 
-    assert audit(network(Turned()), mean_square, normal(9, 4)).blamed[0] == "1.parts (Applies)"
+    assert (
+        audit(network(Turned()), mean_square, normal(9, 4)).faulty_modules[0] == "1.parts (Applies)"
+    )
 
 
 class Table(nn.Module):
-    """A faulty function of its own parameters: what comes in is no number that can be differentiated."""
+    """A faulty function of its own parameters: what comes in is no number that can be
+    differentiated.
+    """
 
     def __init__(self):
         super().__init__()
@@ -171,10 +179,10 @@ class Table(nn.Module):
 
 def test_a_fault_in_a_function_of_parameters_alone_is_named():
     model = nn.Sequential(Table(), nn.Linear(4, 2)).double()
-    assert audit(model, mean_square, torch.tensor([3, 0, 1])).blamed == ("0 (Table)", WHOLE)
+    assert audit(model, mean_square, torch.tensor([3, 0, 1])).faulty_modules == ("0 (Table)", WHOLE)
 
 
-# --- what is raised in a second backward pass -------------------------------------------------------------------------
+# --- what is raised in a second backward pass -----------------------------------------------------
 
 
 class _Square(torch.autograd.Function):
@@ -244,7 +252,7 @@ def test_an_operation_that_refuses_to_show_what_it_saved_is_not_accused():
     assert not graph._reads_what_was_overwritten(Freed())
 
 
-# --- the graph --------------------------------------------------------------------------------------------------------
+# --- the graph ------------------------------------------------------------------------------------
 
 
 def test_a_gradient_of_zeros_may_be_detached():
@@ -284,7 +292,7 @@ def test_no_hooks_are_left_whatever_happens():
     assert not modules._global_forward_hooks and not modules._global_forward_pre_hooks
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -316,7 +324,7 @@ def test_a_value_carries_no_graph_and_one_that_is_no_tensor_is_handed_on():
     assert value_of(number, params, batch) == mean_square(model, batch).item()
 
 
-# --- dropout by name --------------------------------------------------------------------------------------------------
+# --- dropout by name ------------------------------------------------------------------------------
 
 
 class DropsNothing(nn.Module):
@@ -335,11 +343,11 @@ def test_what_is_called_drop_and_is_no_rate_is_no_dropout():
     check_twice_differentiable(nn.Sequential(DropsNothing()).train())
 
 
-# --- the check of the first product -----------------------------------------------------------------------------------
+# --- the check of the first product ---------------------------------------------------------------
 
 
 def test_what_was_checked_is_remembered_up_to_a_number(monkeypatch):
-    monkeypatch.setattr(spot_check_module, "_MOST_REMEMBERED", 3)
+    monkeypatch.setattr(spot_check_module, "_MAX_REMEMBERED", 3)
     model, made = network(nn.Tanh()), []
     compared = spot_check_module._compared
     monkeypatch.setattr(

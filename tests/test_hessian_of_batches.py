@@ -1,4 +1,6 @@
-"""The Hessian of many batches: the average of dense Hessians, one graph at a time, and the same matrix at every product."""
+"""The Hessian of many batches: the average of dense Hessians, one graph at a time, and the same
+matrix at every product.
+"""
 
 import copy
 import weakref

@@ -1,4 +1,6 @@
-"""Curvature batches and training batches, against hashlib, torchvision, open_clip's loop, and the state of global generators."""
+"""Curvature batches and training batches, against hashlib, torchvision, open_clip's loop, and the
+state of global generators.
+"""
 
 import hashlib
 import json
@@ -12,8 +14,8 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from drawn import SIZE, openmoji, openmoji_cache
 from PIL import Image
+from small_openmoji import SIZE, openmoji, openmoji_cache
 from torch.utils.data import TensorDataset
 
 from landscape.clip.image_text import (
@@ -94,7 +96,7 @@ def global_states():
     return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
 
 
-def test_openmoji_splits_are_what_sha256_of_name_and_caption_says_and_train_suffices_for_the_protocol():
+def test_openmoji_splits_follow_sha256_of_name_and_caption_and_train_suffices():
     arrays = openmoji()
     captions = {"train": [], "held_out": []}
     for name, caption in zip(arrays.names, arrays.captions):
@@ -131,7 +133,8 @@ def test_a_batch_holds_the_transformed_pictures_and_the_tokens_of_the_drawn_pair
     batch = batches[1]
     for row, index in enumerate(batches.indices[15:]):
         image, caption = pairs[index]
-        # ToTensor scales bytes to [0, 1], then (x - 0.5) / 0.25; at its own size a picture is not resampled.
+        # ToTensor scales bytes to [0, 1], then (x - 0.5) / 0.25; at its own size a picture is not
+        # resampled.
         expected = (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - 0.5) / 0.25
         torch.testing.assert_close(batch["image"][row], expected, rtol=0, atol=1e-6)
         assert batch["text"][row].tolist() == TOKENIZER([caption])[0].tolist()
@@ -198,7 +201,7 @@ def test_the_protocol_digest_tells_every_setting_apart():
     assert len({batches.protocol_digest for batches in variants}) == len(variants)
 
 
-def test_augmented_batches_repeat_under_their_seed_whatever_the_global_generators_hold_and_leave_them_alone():
+def test_augmented_batches_repeat_under_their_seed_and_leave_global_generators_alone():
     pairs = emoji_pairs()
     options = {"transform": augmented(), "augmentation": "clip_mamba"}
     batches = batches_of(pairs, augmentation_seed=0, **options)
@@ -259,13 +262,15 @@ def test_an_error_in_a_transform_still_restores_the_global_generators():
 
 def test_the_draw_is_uniform_and_without_replacement():
     assert sorted(draw_without_replacement(500, 500, seed=3)) == list(range(500))
-    # Each of the 20 ordered pairs out of 5 is expected in 100 of 2000 draws with standard deviation 9.7.
+    # Each of the 20 ordered pairs out of 5 is expected in 100 of 2000 draws with standard deviation
+    # 9.7.
     counts = Counter(tuple(draw_without_replacement(5, 2, seed=seed)) for seed in range(2000))
     assert len(counts) == 20 and all(55 <= count <= 145 for count in counts.values())
 
 
 def test_the_draw_of_seed_zero_is_pinned_so_that_stored_spectra_can_be_measured_again():
-    # By hand: position = step + (sha256("draw TAB seed TAB step")[:8] >> 1) % (population - step), swapped step by step.
+    # By hand: position = step + (sha256("draw TAB seed TAB step")[:8] >> 1) % (population - step),
+    # swapped step by step.
     order = list(range(100))
     for step in range(10):
         number = int(hashlib.sha256(f"draw\t0\t{step}".encode()).hexdigest()[:16], 16) // 2
@@ -409,11 +414,10 @@ def test_the_batches_of_several_processes_make_up_the_batch_of_one():
 def test_under_torchrun_each_process_takes_its_share(tmp_path):
     script = tmp_path / "share.py"
     script.write_text(
-        "import sys, torch\n"
-        "from landscape.clip.image_text import EpochSampler\n"
-        "torch.distributed.init_process_group('gloo')\n"
-        "rank = torch.distributed.get_rank()\n"
-        "open(f'{sys.argv[1]}/{rank}', 'w').write(' '.join(str(index) for _, index in EpochSampler(range(9), seed=0)))\n"
+        "import sys, torch\nfrom landscape.clip.image_text import EpochSampler\n"
+        "torch.distributed.init_process_group('gloo')\nrank = torch.distributed.get_rank()\n"
+        "open(f'{sys.argv[1]}/{rank}', 'w').write(' '.join(str(index) for _, index in "
+        "EpochSampler(range(9), seed=0)))\n"
     )
     command = [
         sys.executable,

@@ -30,7 +30,9 @@ def machine(program, limit=10_000):
 
 
 class Trace:
-    """An object whose construction, state, items and entries each would leave a trace, were they real."""
+    """An object whose construction, state, items and entries each would leave a trace, were they
+    real.
+    """
 
     def __init__(self, module, name):
         self.module, self.name = module, name
@@ -42,7 +44,9 @@ class Trace:
 
 @pytest.fixture
 def tracer(tmp_path, monkeypatch):
-    """A module that writes a file when it is imported, and a class that does so at whatever is done to it."""
+    """A module that writes a file when it is imported, and a class that does so at whatever is done
+    to it.
+    """
     trace = tmp_path / "trace"
     (tmp_path / "traced_module.py").write_text(
         f"from pathlib import Path\nTRACE = Path({str(trace)!r})\n"
@@ -213,8 +217,9 @@ def test_an_outline_needs_neither_torch_nor_the_numbers(tmp_path):
     path = tmp_path / "x.pt"
     torch.save(ENTRIES, path)
     program = (
-        "import sys; from pathlib import Path; from landscape.containers.outline import outline; "
-        f"o = outline(Path({str(path)!r})); assert 'torch' not in sys.modules; print(o.layout, o.epoch, o.shapes, o.dtypes)"
+        "import sys; from pathlib import Path; from landscape.containers.outline import outline; o "
+        f"= outline(Path({str(path)!r})); assert 'torch' not in sys.modules; print(o.layout, "
+        "o.epoch, o.shapes, o.dtypes)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -1,4 +1,6 @@
-"""`landscape init`: small hand-made run folders of each kind become manifests that say what a hand-written one would."""
+"""`landscape init`: small hand-made run folders of each kind become manifests that say what a
+hand-written one would.
+"""
 
 import json
 import os
@@ -114,7 +116,8 @@ def test_the_manifest_of_an_open_clip_run_means_what_a_hand_written_one_means(tm
     (tmp_path / "hand.yaml").write_text(yaml.safe_dump(by_hand))
     assert Manifest.load(output).sha256 == Manifest.load(tmp_path / "hand.yaml").sha256
     assert Manifest.load(output).series[0].trained.get("model_args.force_quick_gelu") is True
-    # The run's settings stand in comments, not in keys that could come to disagree with the run's own file.
+    # The run's settings stand in comments, not in keys that could come to disagree with the run's
+    # own file.
     assert set(document["series"][0]) == {"name", "label", "model", "checkpoints"}
     assert "model_args.force_quick_gelu: True (params.txt)" in output.read_text()
 

@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and full disks, at every moment of every save: what was there stays, nothing half-written is left."""
+"""Ctrl-C, SIGTERM and full disks, at every moment of every save: what was there stays, nothing
+half-written is left.
+"""
 
 import concurrent.futures
 import errno
@@ -10,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from spectra_by_hand import manifest_of, record_of
 from spectra_study import make_study, stored
+from store_records import manifest_of, record_of
 
 from landscape import files, pipeline
 from landscape.cli import main
@@ -289,7 +291,9 @@ def counted(call):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Make every call on files that landscape writes fail in turn: what `attempt` does must raise, and leave nothing."""
+    """Make every call on files that landscape writes fail in turn: what `attempt` does must raise,
+    and leave nothing.
+    """
 
     def open_failing(path, mode, **options):
         return (
@@ -323,7 +327,6 @@ def failing(monkeypatch):
     return at_every_call
 
 
-@pytest.mark.slow
 def test_a_disk_that_is_full_at_any_call_of_a_merge_keeps_the_old_file_and_all_parts(
     tmp_path, failing
 ):

@@ -1,7 +1,9 @@
-"""Intervals of what few-step quadratures say of a whole spectrum, over 301 trials of prescribed spectra in random bases.
+"""Intervals of what few-step quadratures say of a whole spectrum, over 301 trials of prescribed
+spectra in random bases.
 
-Here every family takes a seventh of them. With 300 trials each, 290 or more of the intervals held the truth.
-The quadratures are made here, by Lanczos with full reorthogonalisation on dense matrices, from random unit vectors.
+Here every family takes a seventh of them. With 300 trials each, 290 or more of the intervals held
+the truth. The quadratures are made here, by Lanczos with full reorthogonalisation on dense
+matrices, from random unit vectors.
 """
 
 import math
@@ -62,7 +64,9 @@ def truths(spectra: list[np.ndarray]) -> dict[str, float]:
 
 
 def outcomes(family: str, steps: int) -> dict[str, tuple[int, int]]:
-    """How many of the trials hold the truth in their interval, and how many say unknown, by quantity."""
+    """How many of the trials hold the truth in their interval, and how many say unknown, by
+    quantity.
+    """
     good, open_ = dict.fromkeys(QUANTITIES, 0), dict.fromkeys(QUANTITIES, 0)
     for trial in range(TRIALS):
         rng = np.random.default_rng([trial, steps])
@@ -79,7 +83,8 @@ def outcomes(family: str, steps: int) -> dict[str, tuple[int, int]]:
     return {name: (good[name], open_[name]) for name in QUANTITIES}
 
 
-# Family, steps of Lanczos, and whether the number of negative eigenvalues is unknown; None where some probes tell it.
+# Family, steps of Lanczos, and whether the number of negative eigenvalues is unknown; None where
+# some probes tell it.
 CASES = (
     # That the probe has met every eigenvalue is not written in its quadrature.
     ("outliers beside zeros", 6, True),

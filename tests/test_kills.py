@@ -1,4 +1,6 @@
-"""SIGKILL within `landscape spectra --workers 2`: experiments/kill_campaign.py does so a hundred times, this twice."""
+"""SIGKILL within `landscape spectra --workers 2`: experiments/kill_campaign.py does so a hundred
+times, this twice.
+"""
 
 import os
 import signal
@@ -7,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from processes import environment_of_scripts, is_running, wait_until
 from spectra_study import NUM_BATCHES, make_study, stored
 
+from landscape.cli import main
 from landscape.store import parts_folder
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,31 +26,29 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(study: Path) -> dict[str, list[float]]:
     """The values of a run in one process, with one thread too."""
     output = study.with_name("reference.h5")
-    assert start(study, output, workers=1).wait(120) == 0
-    assert len(values := stored(output)) == 2 * 3 * NUM_BATCHES
+    finish_here(study, output)
+    values = stored(output)
+    assert len(values) == 2 * 3 * NUM_BATCHES
     return values
 
 
-def start(study: Path, output: Path, *, workers: int) -> "subprocess.Popen[bytes]":
-    command = [
-        sys.executable,
-        "-m",
-        "landscape",
-        "spectra",
-        str(study),
-        "-o",
-        str(output),
-        "--workers",
-        str(workers),
-    ]
+def command_of(study: Path, output: Path, *, workers: int) -> list[str]:
     options = ["--unaudited", "--device", "cpu", "--threads", "1"]
+    return ["spectra", str(study), "-o", str(output), "--workers", str(workers), *options]
+
+
+def start(study: Path, output: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "landscape", *command_of(study, output, workers=2)]
     with open(output.with_suffix(".stderr"), "wb") as stderr:
         return subprocess.Popen(
-            [*command, *options],
-            env=environment_of_scripts(),
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
+            command, env=environment_of_scripts(), stdout=subprocess.DEVNULL, stderr=stderr
         )
+
+
+def finish_here(study: Path, output: Path) -> None:
+    """Run the command in this process, where torch is imported."""
+    result = CliRunner().invoke(main, command_of(study, output, workers=1))
+    assert result.exit_code == 0, result.output
 
 
 def children_of(pid: int) -> list[int]:
@@ -79,7 +79,7 @@ def test_a_killed_child_costs_no_record_and_the_run_ends_with_the_same_bits(
     study, tmp_path, reference
 ):
     output = tmp_path / "killed.h5"
-    run = start(study, output, workers=2)
+    run = start(study, output)
     wait_for_records(output, run)
     children = children_of(run.pid)
     assert len(children) == 2
@@ -94,7 +94,7 @@ def test_a_killed_parent_leaves_no_child_and_every_record_and_the_same_command_g
     study, tmp_path, reference
 ):
     output = tmp_path / "killed.h5"
-    run = start(study, output, workers=2)
+    run = start(study, output)
     before = wait_for_records(output, run)
     children = children_of(run.pid)
     assert len(children) == 2
@@ -103,5 +103,5 @@ def test_a_killed_parent_leaves_no_child_and_every_record_and_the_same_command_g
     wait_until_gone(children)
     after = stored(output)
     assert before.keys() <= after.keys() and after.items() <= reference.items()
-    assert start(study, output, workers=2).wait(120) == 0
+    finish_here(study, output)
     assert stored(output) == reference and not parts_folder(output).exists()

@@ -1,5 +1,6 @@
-"""What each trainer writes, imitated by hand: the right weights, the right copy, the right epoch. The packages' own files:
-experiments/containers."""
+"""What each trainer writes, imitated by hand: the right weights, the right copy, the right epoch.
+The packages' own files: experiments/containers.
+"""
 
 import argparse
 import datetime
@@ -223,9 +224,20 @@ def test_every_trainers_file_gives_its_copies_and_finished_epochs(tmp_path, name
 
 @pytest.mark.parametrize(
     ("stored", "epoch"),
-    [(5, 5), (5.0, 5), (0.667, None), (torch.tensor(5), 5), (torch.tensor([5.0]), 5), (np.int64(5), 5), (np.float32(5), 5),
-     (True, None), ("5", None), (None, None), (float("nan"), None)],
-)  # fmt: skip
+    [
+        (5, 5),
+        (5.0, 5),
+        (0.667, None),
+        (torch.tensor(5), 5),
+        (torch.tensor([5.0]), 5),
+        (np.int64(5), 5),
+        (np.float32(5), 5),
+        (True, None),
+        ("5", None),
+        (None, None),
+        (float("nan"), None),
+    ],
+)
 def test_whole_numbers_of_every_kind_are_epochs(tmp_path, stored, epoch):
     torch.save(
         {"epoch": stored, "name": "run", "state_dict": TRAINED, "landscape_version": "0"},
@@ -278,7 +290,10 @@ def test_what_is_no_dict_by_name_is_called_what_it_is(tmp_path, stored, words):
 def test_scripts_that_write_the_same_entries_are_named_as_a_family(tmp_path, name):
     torch.save(FILES[name][0], tmp_path / "x.pth")
     info = describe_checkpoint(tmp_path / "x.pth")
-    said = "A training script of the DeiT family (DeiT, torchvision's references, MAE) counts epochs from 0: its epoch"
+    said = (
+        "A training script of the DeiT family (DeiT, torchvision's references, MAE) counts epochs "
+        "from 0: its epoch"
+    )
     assert info.layout == "DeiT family" and any(note.startswith(said) for note in info.notes)
 
 

@@ -1,4 +1,6 @@
-"""Several eigenproblems solved in lockstep, against dense Hessians and against runs that are alone."""
+"""Several eigenproblems solved in lockstep, against dense Hessians and against runs that are
+alone.
+"""
 
 import threading
 
@@ -73,7 +75,7 @@ def assert_same(pairs, alone):
     assert torch.allclose(pairs.quadrature.nodes, alone.quadrature.nodes, rtol=0, atol=1e-9 * size)
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def test_results_are_those_of_runs_alone_and_of_the_dense_hessian(words, calls):
@@ -85,7 +87,8 @@ def test_results_are_those_of_runs_alone_and_of_the_dense_hessian(words, calls):
         values = torch.linalg.eigvalsh(dense_hessian(objective, select_parameters(model), batch))
         truth = values[values.abs().argsort(descending=True)][: len(pairs.values)]
         assert pairs.converged.all() and torch.allclose(pairs.values, truth, rtol=1e-10)
-    # The first call is the comparison with the plain products; all take part until the first has ended, the last is alone.
+    # The first call is the comparison with the plain products; all take part until the first has
+    # ended, the last is alone.
     lengths = sorted(single.num_matvecs for single in alone)
     assert calls == [4] + [sum(length > step for length in lengths) for step in range(lengths[-2])]
     assert not any(
@@ -111,7 +114,7 @@ def test_coupled_rows_of_a_clip_and_an_l2_term(clip_problem, calls):
 
     batches = batch(1), batch(2)
     operators = [
-        HessianOperator(objective, params, one, product="traced", check=False) for one in batches
+        HessianOperator(objective, params, one, hvp="traced", check=False) for one in batches
     ]
     together = solve_in_lockstep(
         operators, lambda index, operator: eigsh(operator, 2, "LA", tol=1e-6, seed=index)
@@ -126,7 +129,7 @@ def test_the_first_product_is_checked_as_when_alone(calls):
     forget_graphs()
     objective, model = words_problem()
     operators = [
-        HessianOperator(objective, select_parameters(model), words_batch(seed), product="traced")
+        HessianOperator(objective, select_parameters(model), words_batch(seed), hvp="traced")
         for seed in (1, 2)
     ]
     for index, (pairs, operator) in enumerate(zip(solve_in_lockstep(operators, solve), operators)):
@@ -186,7 +189,7 @@ def test_one_run_at_a_time(words):
     assert order == [(step, index) for step in range(3) for index in range(4)]
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_an_exception_in_a_run_costs_that_run_alone(words):
@@ -262,7 +265,7 @@ def test_where_memory_runs_out_each_goes_on_alone(monkeypatch):
     monkeypatch.undo()
     later = [traced(*words_problem(), words_batch(seed)) for seed in (3, 4)]
     solve_in_lockstep(later, solve)
-    assert later[0].multiplier.way.batch.graph is operators[0].multiplier.way.batch.graph
+    assert later[0].engine.strategy.batch.graph is operators[0].engine.strategy.batch.graph
     assert noted(later[0]) == []
 
 
@@ -297,23 +300,22 @@ def test_a_vmapped_graph_that_is_wrong_is_refused(monkeypatch):
 def test_an_interruption_ends_all_runs(words, monkeypatch):
     operators = words[3]
     failing(monkeypatch, KeyboardInterrupt(), at=4)
-    ways = [operator.multiplier.way for operator in operators]
+    strategies = [operator.engine.strategy for operator in operators]
     with pytest.raises(KeyboardInterrupt):
         solve_in_lockstep(operators, solve)
-    assert [operator.multiplier.way for operator in operators] == ways
+    assert [operator.engine.strategy for operator in operators] == strategies
     assert all(
-        operator.multiplier.columns is None or operator.multiplier.columns == 1
-        for operator in operators
+        operator.engine.columns is None or operator.engine.columns == 1 for operator in operators
     )
 
 
-# --- what goes together -----------------------------------------------------------------------------------------------
+# --- what goes together ---------------------------------------------------------------------------
 
 
 def test_operators_that_share_no_graph_are_refused(words):
     objective, model, batches, operators = words
     retained = HessianOperator(
-        objective, select_parameters(model), batches[0], product="retained", check=False
+        objective, select_parameters(model), batches[0], hvp="retained", check=False
     )
     with pytest.raises(ValueError, match="is traced, got double backward, retained graph"):
         solve_in_lockstep([operators[0], retained], solve)
@@ -327,14 +329,14 @@ def test_operators_of_other_weights_are_refused(words):
     first = traced(objective, model, batches[0])
     params = {name: tensor.detach().clone() for name, tensor in select_parameters(model).items()}
     params["mix.2.weight"] = params["mix.2.weight"].flip(0)
-    other = HessianOperator(objective, params, batches[1], product="traced", check=False)
+    other = HessianOperator(objective, params, batches[1], hvp="traced", check=False)
     with pytest.raises(ValueError, match="same weights"):
         solve_in_lockstep([first, other], solve)
 
 
 def test_what_depends_on_the_batch_is_told_from_what_does_not(words):
     operators = words[3]
-    first, other = (operator.multiplier.way for operator in operators[:2])
+    first, other = (operator.engine.strategy for operator in operators[:2])
     moves = depends_on_batch(first)
     same = [torch.equal(a, b) for a, b in zip(first.batch.saved, other.batch.saved)]
     assert [equal for equal, moving in zip(same, moves) if not moving] == [True] * (
@@ -353,10 +355,10 @@ def test_what_depends_on_the_batch_is_told_from_what_does_not(words):
 
 def test_as_many_batches_as_memory_holds(words):
     operator = words[3][0]
-    way = operator.multiplier.way
+    strategy = operator.engine.strategy
     saved = sum(
         t.numel() * t.element_size()
-        for t, moving in zip(way.batch.saved, depends_on_batch(way))
+        for t, moving in zip(strategy.batch.saved, depends_on_batch(strategy))
         if moving
     )
     each = 3 * saved + 30 * 8 * (operator.n - operator.num_unused)

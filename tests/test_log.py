@@ -1,4 +1,6 @@
-"""The log of a growing store: what it keeps when it is torn, damaged or full, and what it costs to read."""
+"""The log of a growing store: what it keeps when it is torn, damaged or full, and what it costs to
+read.
+"""
 
 import errno
 import gc
@@ -12,16 +14,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from spectra_by_hand import manifest_of, record_of
+from store_records import manifest_of, record_of
 from test_damage import module_record
 from test_store import assert_holds, entries, refusal, write
 
 from landscape.errors import StoreError
 from landscape.signals import Stopped, stop_requests
-from landscape.store import Record, SpectrumStore, SpectrumWriter, hdf5
+from landscape.store import Record, SpectrumStore, SpectrumWriter, hdf5, parts_folder, schema
 from landscape.store import log as log_module
 from landscape.store import parts as parts_module
-from landscape.store import parts_folder, schema
 
 KEYS = [f"wide/0/{batch}" for batch in range(4)]
 
@@ -174,7 +175,7 @@ def test_a_log_that_cannot_be_read_now_is_not_taken_for_lost(output, manifest, m
 def test_many_logs_are_read_with_few_open_files(output, manifest, monkeypatch):
     for key in KEYS:
         write(output, manifest, keys=[key], merge=False)
-    monkeypatch.setattr(parts_module, "_MOST_OPEN", 2)
+    monkeypatch.setattr(parts_module, "_MAX_OPEN", 2)
     before = len(os.listdir("/proc/self/fd"))
     with SpectrumStore.open(output) as store:
         assert len(os.listdir("/proc/self/fd")) - before < 3
@@ -335,7 +336,9 @@ def write_some(file, go_on, *, groups=6):
 
 
 def test_hdf5_is_never_told_of_a_write_that_fails(tmp_path, monkeypatch):
-    """From any write on, the disk takes nothing: the file in memory stays whole, and the error is raised afterwards."""
+    """From any write on, the disk takes nothing: the file in memory stays whole, and the error is
+    raised afterwards.
+    """
     path = tmp_path / "x.h5"
     calls = []
     with monkeypatch.context() as patched:
@@ -428,12 +431,12 @@ def records_alive():
 def test_a_store_holds_no_records_and_a_merge_those_of_one_checkpoint(
     output, tmp_path, monkeypatch
 ):
-    manifest = manifest_of(tmp_path, epochs=tuple(range(6)), num_batches=5)
+    manifest = manifest_of(tmp_path, epochs=tuple(range(3)), num_batches=5)
     write(output, manifest, merge=False)
     others = records_alive()
     with SpectrumStore.open(output) as store:
         assert records_alive() == others
-        store.records("wide", 3)
+        store.records("wide", 2)
         assert records_alive() == others
     alive = []
 
@@ -443,7 +446,7 @@ def test_a_store_holds_no_records_and_a_merge_those_of_one_checkpoint(
 
     monkeypatch.setattr(schema, "_write_table", counting)
     write(output, manifest, keys=[])
-    assert len(alive) == 12 and max(alive) <= 5
+    assert len(alive) == 6 and max(alive) <= 5
 
 
 def test_a_log_is_scanned_once_from_opening_to_merge(output, manifest, monkeypatch):

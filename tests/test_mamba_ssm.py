@@ -1,8 +1,10 @@
-"""The real mamba-ssm, where it is installed: our scan equals its reference functions, and the audit refuses its kernels.
+"""The real mamba-ssm, where it is installed: our scan equals its reference functions, and the audit
+refuses its kernels.
 
-Truth: functions that mamba-ssm publishes as plain PyTorch. Its compiled CUDA extension is replaced by an empty module where it
-is missing, and its kernels run in Triton's interpreter, so no GPU is needed:
-`MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-deps --no-build-isolation mamba-ssm einops`.
+Truth: functions that mamba-ssm publishes as plain PyTorch. Its compiled CUDA extension is replaced
+by an empty module where it is missing, and its kernels run in Triton's interpreter, so no GPU is
+needed: `MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE pip install --no-deps
+--no-build-isolation mamba-ssm einops`.
 """
 
 import importlib
@@ -31,7 +33,9 @@ for _package in ("mamba_ssm", "einops", "triton"):
 
 @pytest.fixture()
 def mamba(monkeypatch):
-    """Import a module of mamba-ssm without the package's own __init__, which imports its language models."""
+    """Import a module of mamba-ssm without the package's own __init__, which imports its language
+    models.
+    """
     package = types.ModuleType("mamba_ssm")
     package.__path__ = list(importlib.util.find_spec("mamba_ssm").submodule_search_locations)
     before = {
@@ -132,10 +136,10 @@ def test_our_scan_equals_the_minimal_state_space_dual_of_mamba_2_to_second_order
     assert_equal(value_and_derivatives(ours, inputs), value_and_derivatives(theirs, inputs), 1e-10)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["mamba_chunk_scan_combined", "rms_norm_fn"])
 def test_the_audit_refuses_their_triton_kernels_whose_first_gradients_are_right(operation):
-    # Triton decides whether to interpret when it decorates a kernel: this needs a process of its own.
+    # Triton decides whether to interpret when it decorates a kernel: this needs a process of its
+    # own.
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     command = [sys.executable, str(HARNESS), f"mamba-ssm/{operation}"]

@@ -1,4 +1,6 @@
-"""checkpoints.yaml: what is read, what is refused and in which words, and the manifest that a run keeps of itself."""
+"""checkpoints.yaml: what is read, what is refused and in which words, and the manifest that a run
+keeps of itself.
+"""
 
 import hashlib
 import json
@@ -228,7 +230,10 @@ def test_a_series_may_come_from_the_manifest_of_a_run(write, folder):
         (0, 1, 2),
     )
     assert series.checkpoints[1].path == folder / "runs/wide/epoch_1.pt"
-    entry = "{name: w, model: vit_small_64, label: mine, from: runs/wide/checkpoints.yaml, epochs: [0, 2]}"
+    entry = (
+        "{name: w, model: vit_small_64, label: mine, from: runs/wide/checkpoints.yaml, epochs: [0, "
+        "2]}"
+    )
     series = Manifest.load(write(including(entry))).series[0]
     assert (series.label, series.epochs) == ("mine", (0, 2))
 
@@ -818,7 +823,10 @@ def test_a_write_that_dies_on_the_way_leaves_the_old_manifest(folder, monkeypatc
 
 
 def test_reading_a_manifest_imports_no_torch_and_no_numpy(write):
-    code = "import sys; from landscape.manifest import Manifest; Manifest.load(sys.argv[1]); print(*sys.modules)"
+    code = (
+        "import sys; from landscape.manifest import Manifest; Manifest.load(sys.argv[1]); "
+        "print(*sys.modules)"
+    )
     command = [sys.executable, "-c", code, str(write())]
     modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert "landscape.manifest.manifest" in modules

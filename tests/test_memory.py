@@ -1,4 +1,6 @@
-"""What is free, what is counted, and products under real limits of a process; the arithmetic that products are made in."""
+"""What is free, what is counted, and products under real limits of a process; the arithmetic that
+products are made in.
+"""
 
 import json
 import os
@@ -20,7 +22,7 @@ CPU = torch.device("cpu")
 MIB = 2**20
 
 
-# --- counting ---------------------------------------------------------------------------------------------------------
+# --- counting -------------------------------------------------------------------------------------
 
 
 def test_tensors_count_for_as_long_as_they_live():
@@ -67,7 +69,7 @@ def test_going_beyond_the_limit_stops_the_computation_in_the_middle(backward):
             ].exp() if backward else x.detach().exp() + x.detach().sin()
 
 
-# --- what is free -----------------------------------------------------------------------------------------------------
+# --- what is free ---------------------------------------------------------------------------------
 
 
 def test_free_memory_is_between_nothing_and_what_the_machine_has():
@@ -139,14 +141,17 @@ def test_limits_of_control_groups_are_obeyed_and_droppable_cache_counts_as_free(
 
 
 def test_free_memory_is_known_without_torch():
-    program = "import sys; from landscape.memory import free_memory; print(free_memory() > 0, 'torch' in sys.modules)"
+    program = (
+        "import sys; from landscape.memory import free_memory; print(free_memory() > 0, 'torch' in "
+        "sys.modules)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert result.stdout.split() == ["True", "False"]
 
 
-# --- a process under a real limit -------------------------------------------------------------------------------------
+# --- a process under a real limit -----------------------------------------------------------------
 
 PROGRAM = """
 import json, os, resource, sys, torch
@@ -159,17 +164,19 @@ torch.manual_seed(0)
 layers = [layer for _ in range(6) for layer in (nn.Linear(128, 128), nn.GELU(), nn.LayerNorm(128))]
 model = nn.Sequential(*layers).double()
 objective = Objective(
-    lambda params, batch: call_with_parameters(model, params, nn.Module.__call__, batch["x"]).mean(1),
+    lambda params, b: call_with_parameters(model, params, nn.Module.__call__, b["x"]).mean(1),
     lambda f, batch: (f @ f.T).logsumexp(1).mean(),
     module=model,
 )
 
 def problem(num_rows):
-    x = torch.randn(num_rows, 32, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_rows, 32, 128, generator=generator, dtype=torch.float64)
     return objective, select_parameters(model), {"x": x}
 
 def bytes_of(key):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 def multiply(num_rows, **options):
     operator = HessianOperator(*problem(num_rows), **options)
@@ -180,9 +187,9 @@ def peak(num_rows, **options):
     choice._AMPLE_EVALUATIONS = 10**9
     before = bytes_of("VmRSS:")
     operator = HessianOperator(*problem(num_rows), max_memory=2**34, **options)
-    highest = operator._multiplier._watch.peak
+    highest = operator._engine._watch.peak
     operator @ torch.ones(operator.n, dtype=torch.float64)
-    highest = max(highest, operator._multiplier._watch.peak)
+    highest = max(highest, operator._engine._watch.peak)
     return [highest, bytes_of("VmHWM:") - before]
 
 def limit(spare):
@@ -193,12 +200,13 @@ def free(spare):
     return free_memory(torch.device("cpu"))
 
 def product(spare):
-    # The limit of the operator is far above what the process may have, so the allocator itself fails.
+    # The limit of the operator is far above what the process may have: the allocator fails.
     if spare is not None:
         limit(spare)
     operator, product = multiply(64, max_memory=2**40)
     failed = [trial.product for trial in operator.choice.trials if trial.failure]
-    probes = torch.randn(3, operator.n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    probes = torch.randn(3, operator.n, generator=generator, dtype=torch.float64)
     return [operator.choice.product, failed, (probes @ product).tolist()]
 
 def obey(num_rows, allowed):
@@ -207,7 +215,7 @@ def obey(num_rows, allowed):
     return [operator.choice.product, bytes_of("VmHWM:") - before]
 
 # What is set up once; then a process for each line, so that each has a peak of its own.
-multiply(4, product="retained"), multiply(4, rows=2), multiply(4, product="jvp")
+multiply(4, hvp="retained"), multiply(4, rows=2), multiply(4, hvp="jvp")
 for name, arguments, options in json.load(sys.stdin):
     read, write = os.pipe()
     if os.fork() == 0:
@@ -224,9 +232,9 @@ PLAN = {
     "256 rows in 2500 MiB": ("obey", [256, 2500 * MIB], {}),
     "256 rows in 500 MiB": ("obey", [256, 500 * MIB], {}),
     "256 rows in 200 MiB": ("obey", [256, 200 * MIB], {}),
-    "retained": ("peak", [128], {"product": "retained"}),
-    "rebuilt": ("peak", [128], {"product": "rebuilt"}),
-    "jvp": ("peak", [128], {"product": "jvp"}),
+    "retained": ("peak", [128], {"hvp": "retained"}),
+    "rebuilt": ("peak", [128], {"hvp": "rebuilt"}),
+    "jvp": ("peak", [128], {"hvp": "jvp"}),
     "16 of 64 rows": ("peak", [64], {"rows": 16}),
     "16 of 256 rows": ("peak", [256], {"rows": 16}),
     "64 of 64 rows": ("peak", [64], {"rows": 64}),
@@ -238,7 +246,8 @@ PLAN = {
 def outcomes():
     """What every line of the plan came to, each in a process of its own."""
     text = json.dumps(list(PLAN.values()))
-    # A nanny of Dask that ran in this process before leaves a setting of glibc's allocator, with which small limits do not hold.
+    # A nanny of Dask that ran in this process before leaves a setting of glibc's allocator, with
+    # which small limits do not hold.
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
     }
@@ -265,7 +274,9 @@ def test_a_full_address_space_is_known_before_it_is_used(outcomes):
 
 @pytest.mark.parametrize("name", ["retained", "rebuilt", "jvp", "16 of 64 rows", "256 of 256 rows"])
 def test_the_counted_peak_is_near_the_measured_peak_of_the_process(outcomes, name):
-    """The heap wastes up to 1.4 times what it holds, by what was seen; the environment may tell it not to."""
+    """The heap wastes up to 1.4 times what it holds, by what was seen; the environment may tell it
+    not to.
+    """
     counted, measured = outcomes[name]
     assert counted > 10 * MIB and 0.9 * counted < measured < 3 * counted + 20 * MIB
 
@@ -286,7 +297,7 @@ def test_memory_of_row_chunks_does_not_grow_with_the_batch(outcomes):
     assert measured["16 of 256 rows"] < 0.2 * measured["256 of 256 rows"]
 
 
-# --- arithmetic -------------------------------------------------------------------------------------------------------
+# --- arithmetic -----------------------------------------------------------------------------------
 
 
 def switches():
@@ -360,7 +371,7 @@ def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(
     before = switches()
     for allowed, expected in ((False, "ieee"), (True, "tf32")):
         seen.clear()
-        options = {"product": product, "allow_tf32": allowed, "check": False}
+        options = {"hvp": product, "allow_tf32": allowed, "check": False}
         operator = HessianOperator(objective, {"w": 0.1 * torch.ones(3, 2)}, {"x": x}, **options)
         operator @ torch.ones(6)
         assert {kind for kind, *_ in seen} == {"forward", "backward"}

@@ -1,4 +1,6 @@
-"""Stores of the shards of one manifest as one store: what is joined, what is counted, and what is refused."""
+"""Stores of the shards of one manifest as one store: what is joined, what is counted, and what is
+refused.
+"""
 
 import os
 import shutil
@@ -7,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from spectra_by_hand import K, as_parts, manifest_of, record_of
+from store_records import K, as_parts, manifest_of, record_of
 from test_damage import module_record
 from test_log import records_alive
 from test_store import assert_holds, entries, refusal, write

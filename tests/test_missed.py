@@ -1,6 +1,8 @@
-"""The look for missed eigenvalues and the bounds of values, against closed forms, prescribed spectra and counted frequencies.
+"""The look for missed eigenvalues and the bounds of values, against closed forms, prescribed
+spectra and counted frequencies.
 
-Probabilities are those of random starts: frequencies over 10,000 of them may pass a bound by three standard errors.
+Probabilities are those of random starts: frequencies over 10,000 of them may pass a bound by three
+standard errors.
 """
 
 import math
@@ -27,7 +29,9 @@ RNG = np.random.default_rng(5)
 def chains(
     values: np.ndarray, starts: np.ndarray, num_products: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients alpha and beta (starts, m) of diag(values) from many starts at once, by Lanczos with reorthogonalisation."""
+    """Coefficients alpha and beta (starts, m) of diag(values) from many starts at once, by Lanczos
+    with reorthogonalisation.
+    """
     V = [starts / np.linalg.norm(starts, axis=1, keepdims=True)]
     alpha, beta = [], []
     for _ in range(num_products):
@@ -61,7 +65,9 @@ def test_the_sums_are_those_of_legendre_polynomials():
 
 
 def test_the_sum_is_one_over_the_least_mass_of_a_polynomial_that_is_one_there():
-    """min of sum w_i p(lambda_i)^2 over deg p <= m with p(mu) = 1 is 1 / (b^T M^-1 b), M the matrix of moments; in 80 digits."""
+    """min of sum w_i p(lambda_i)^2 over deg p <= m with p(mu) = 1 is 1 / (b^T M^-1 b), M the matrix
+    of moments; in 80 digits.
+    """
     values, m = RNG.uniform(-2, 3, 15), 6
     start = RNG.standard_normal(15)
     alpha, beta = chains(values, start[None], m)
@@ -140,7 +146,9 @@ def test_long_chains_do_not_overflow():
 
 @pytest.mark.parametrize("hidden", [1.2, 2.0, 0.4], ids="beyond {}".format)
 def test_an_eigenvalue_is_excluded_no_more_often_than_is_said(hidden):
-    """10,000 starts; the sum of the longest chain is the largest, so starts count for which any step would have excluded it."""
+    """10,000 starts; the sum of the longest chain is the largest, so starts count for which any
+    step would have excluded it.
+    """
     n, num_starts = 60, 10_000
     values = np.append(np.linspace(-1, 1, n - 1), hidden)
     starts = np.random.default_rng(1).standard_normal((num_starts, n))
@@ -159,8 +167,36 @@ def test_an_eigenvalue_is_excluded_no_more_often_than_is_said(hidden):
     for probability in (0.5, 0.2, 0.1, 0.03, 0.01):
         frequency = (chances <= probability).mean()
         assert frequency <= probability + 3 * math.sqrt(probability / num_starts)
-        # What is beyond the others is resolved after 16 products, and then the bound is about the frequency.
+        # What is beyond the others is resolved after 16 products, and then the bound is about the
+        # frequency.
         assert hidden < 1 or frequency >= 0.7 * probability
+
+
+@pytest.mark.parametrize("noise", [1.0, 30.0])
+@pytest.mark.parametrize("along", [0.0, 0.05, 0.5], ids="{} of the direction along it".format)
+def test_a_start_near_a_direction_excludes_an_eigenvalue_no_more_often_than_is_said(noise, along):
+    """As above, of starts u + noise * r; at 0.05 noise and direction cancel most often."""
+    n, num_starts, hidden = 60, 10_000, 1.2
+    values = np.append(np.linspace(-1, 1, n - 1), hidden)
+    u = np.zeros(n)
+    u[-2:] = math.sqrt(1 - along**2), along
+    r = np.random.default_rng(1).standard_normal((num_starts, n))
+    alpha, beta = chains(values, u + noise * r / np.linalg.norm(r, axis=1, keepdims=True), 16)
+    sums, before, now, coupling = (
+        np.ones(num_starts),
+        np.zeros(num_starts),
+        np.ones(num_starts),
+        np.zeros(num_starts),
+    )
+    for j in range(16):
+        before, now = now, ((hidden - alpha[:, j]) * now - coupling * before) / beta[:, j]
+        coupling = beta[:, j]
+        sums += now**2
+    chances = (1 + noise) / noise * np.sqrt(2 * (n - 1) / (math.pi * sums))
+    for probability in (0.5, 0.2, 0.1, 0.03, 0.01):
+        assert (chances <= probability).mean() <= probability + 3 * math.sqrt(
+            probability / num_starts
+        )
 
 
 @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
@@ -170,7 +206,8 @@ def test_a_look_misses_a_place_no_more_often_than_it_says(which):
     sign = -1 if which == "SA" else 1
     values = sign * np.concatenate([[hidden, 2.2, 1.3], np.linspace(-1, 1, n - 3)])
     starts = np.random.default_rng(2).standard_normal((1000, n))
-    # Of a start with little along the hidden eigenvalue; the others do not exclude it, and cost time.
+    # Of a start with little along the hidden eigenvalue; the others do not exclude it, and cost
+    # time.
     starts = starts[np.abs(starts[:, 0]) < 0.5]
     alpha, beta = chains(values, starts, 22)
     wrong = 0
@@ -205,7 +242,8 @@ def test_a_look_says_where_an_eigenvalue_can_be_and_rounding_sets_a_limit():
     )
     assert chances[0] > 0.1 and chances[-1] < 1e-4
     assert all(within_reach for _, within_reach in longer)
-    # A component below error / (distance from the bulk, 2.1 to 4) cannot be told, nor one below what the start was rounded by.
+    # A component below error / (distance from the bulk, 2.1 to 4) cannot be told, nor one below
+    # what the start was rounded by.
     exact = chain_of(values, 24)
     for noisy, least in [
         (replace(exact, error=1e-2), 1e-2 / 4),
@@ -220,7 +258,9 @@ def test_a_look_says_where_an_eigenvalue_can_be_and_rounding_sets_a_limit():
 
 
 def test_both_ends_are_looked_at_for_magnitude_and_one_otherwise():
-    """At the negative end little is seen of the spectrum so far: a chain of few products with a wide bulk below zero."""
+    """At the negative end little is seen of the spectrum so far: a chain of few products with a
+    wide bulk below zero.
+    """
     chain = chain_of(np.concatenate([[4.0, 3.0], np.linspace(-2.9, 0, 500)]), 10)
     found = np.array([4.0, 3.0])
     at_both, above = (
@@ -250,7 +290,8 @@ def test_the_words_say_no_less_than_the_numbers():
     assert [percent_up(fraction) for fraction in fractions] == shown
     made = MissedLook(probability=0.01, distance=0.0421, near=0.05, far_probability=0.004)
     assert str(made) == (
-        "a further eigenvalue beyond the last, more than 4.3 % from every value found, would have been seen with 99 % probability"
+        "a further eigenvalue beyond the last, more than 4.3 % from every value found, would have "
+        "been seen with 99 % probability"
     )
     nothing = MissedLook(probability=0.01, distance=math.inf, near=0.05, far_probability=1.0)
     assert str(nothing) == "further eigenvalues beyond the last are not excluded"
@@ -265,7 +306,9 @@ THRESHOLD = 0.01 * math.sqrt(math.pi / (2 * 1200))
 def hiding(
     component: float, *, hidden: float, seed: int, n: int = 1201
 ) -> tuple[np.ndarray, DenseOperator]:
-    """Eigenvalues and a matrix in which `hidden` has an eigenvector with this component along eigsh's start from the seed."""
+    """Eigenvalues and a matrix in which `hidden` has an eigenvector with this component along
+    eigsh's start from the seed.
+    """
     start = torch.randn(n, generator=seeded(seed), dtype=torch.float64).numpy()
     start /= np.linalg.norm(start)
     rng = np.random.default_rng(seed)
@@ -285,7 +328,9 @@ def hiding(
 @pytest.mark.parametrize("hidden", [9.5, -9.5])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_goes_on_until_a_value_that_the_start_nearly_lacks_is_seen(seed, hidden):
-    """Residuals of 1 % and settled values come after five or six products, when nothing was seen of the second value yet."""
+    """Residuals of 1 % and settled values come after five or six products, when nothing was seen of
+    the second value yet.
+    """
     values, A = hiding(1.05 * THRESHOLD, hidden=hidden, seed=seed)
     top = wanted(values, 2, "LM")
     assert top[1] == pytest.approx(hidden)
@@ -309,6 +354,29 @@ def test_a_start_that_lacks_more_than_the_threshold_is_the_one_in_a_hundred(seed
     )
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_start_near_the_old_eigenvectors_sees_a_new_one_that_is_orthogonal_to_them(seed):
+    """As above, from the eigenvectors of 10 and -9 with thirty times as much randomness; with a
+    tenth of it nothing is said.
+    """
+    values, A = hiding(1.05 * THRESHOLD, hidden=9.5, seed=seed)
+    exact, vectors = torch.linalg.eigh(A.matrix)
+    old = vectors[:, [int(exact.argmax()), int(exact.argmin())]]
+    noisy = eigsh(A, 2, tol=1e-2, seed=seed, start=old, noise=30.0)
+    assert noisy.missed.satisfied and noisy.quadrature is None
+    np.testing.assert_allclose(noisy.values.numpy(), wanted(values, 2, "LM"), rtol=1e-4)
+    near = eigsh(A, 2, tol=1e-2, seed=seed, start=old, num_checks=0)
+    np.testing.assert_allclose(near.values.numpy(), [10, -9], rtol=1e-3)
+    assert near.missed is None
+
+
+@pytest.mark.parametrize("noise", [0.0, -1.0, math.nan, math.inf])
+def test_noise_that_is_no_length_is_refused(noise):
+    A = Diagonal(torch.ones(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="noise must be finite and > 0"):
+        eigsh(A, 1, start=torch.ones(4, 1, dtype=torch.float64), noise=noise)
+
+
 def spectrum_of(trial: int) -> np.ndarray:
     """n > 1000 values of many shapes without exact copies."""
     rng = np.random.default_rng(trial)
@@ -319,18 +387,20 @@ def spectrum_of(trial: int) -> np.ndarray:
     return np.concatenate([mixed, bulk[len(top) :]])
 
 
+@pytest.mark.parametrize("num_trials", [30, pytest.param(125, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("which", "dtype"),
     [("LM", torch.float32), ("LM", torch.float64), ("LA", torch.float32), ("SA", torch.float64)],
 )
-def test_in_500_trials_the_top_values_are_the_top_values(which, dtype):
-    """125 trials of three values in each case, so 1 % allows for 3.75 values that were missed farther than is said.
+def test_in_500_trials_the_top_values_are_the_top_values(which, dtype, num_trials):
+    """125 trials of three values in each case, so 1 % allows for 3.75 values that were missed
+    farther than is said.
 
-    With these seeds it is one in all 500 trials: its component in the start, 0.0044 / sqrt(n), is the smallest of 375. Two
-    more sets are wrong within what is said, by 0.05 % of a value.
+    With these seeds it is one in all 500 trials, the third value of trial 3, whose component in the
+    start is 0.0044 / sqrt(n). Two more sets are wrong within what is said, by 0.05 % of a value.
     """
-    k, num_wrong, num_missed = 3, 0, 0
-    for trial in range(125):
+    k, num_wrong, missed = 3, 0, []
+    for trial in range(num_trials):
         values = torch.from_numpy(spectrum_of(trial)).to(dtype)
         pairs = eigsh(Diagonal(values), k, which, seed=trial, return_vectors=False)
         exact = values.double().numpy()
@@ -340,11 +410,13 @@ def test_in_500_trials_the_top_values_are_the_top_values(which, dtype):
         top = wanted(exact, k, which)
         num_wrong += int((np.abs(np.sort(theta) - np.sort(top)) > bound.max() * 1.001).any())
         relative = (np.abs(top[:, None] - theta) / np.abs(theta)).min(axis=1)
-        num_missed += int((relative > pairs.missed.distance).sum())
-    assert (num_wrong, num_missed) == ((3, 1) if which == "SA" else (0, 0))
+        missed += [(trial, rank) for rank in np.flatnonzero(relative > pairs.missed.distance)]
+    assert missed == ([(3, 2)] if which == "SA" else [])
+    # The set that lacks it, and those two.
+    assert num_wrong == ({30: 1, 125: 3}[num_trials] if which == "SA" else 0)
 
 
-def test_large_operators_are_looked_at_along_the_first_chain_for_few_products_and_small_ones_as_before():
+def test_large_operators_are_looked_at_along_the_first_chain_and_small_ones_as_before():
     values = np.concatenate([[10, -8, 7, 5, 4], np.random.default_rng(0).uniform(-1, 1, 1195)])
     A = Counting(Diagonal(torch.from_numpy(values)))
     pairs = eigsh(A, 5)
@@ -471,7 +543,9 @@ def test_small_residuals_beside_large_ones_keep_their_share():
 
 
 def assumption_holds(matrix: np.ndarray, pairs) -> bool:
-    """Whether, off every set of neighbouring Ritz vectors, eigenvalues lie only where the bounds take them to be."""
+    """Whether, off every set of neighbouring Ritz vectors, eigenvalues lie only where the bounds
+    take them to be.
+    """
     theta, norms = pairs.ritz.values.numpy(), pairs.ritz.norms.numpy()
     values, vectors = pairs.values.numpy(), pairs.vectors.double().numpy()
     order = np.argsort(values)
@@ -495,7 +569,9 @@ def assumption_holds(matrix: np.ndarray, pairs) -> bool:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("which", ["LM", "LA", "SA"])
 def test_values_lie_within_their_bounds_which_are_far_below_the_residuals(which, dtype):
-    """240 matrices; in order of size, the values are those of the right eigenvalues. Where a bound fails, its assumption does."""
+    """240 matrices; in order of size, the values are those of the right eigenvalues. Where a bound
+    fails, its assumption does.
+    """
     rng = np.random.default_rng(11)
     ratios, num_broken = [], 0
     for trial in range(40):

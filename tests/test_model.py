@@ -41,7 +41,9 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def small_names(tmp_path_factory):
-    """Configurations of a few thousand parameters, registered with open_clip: softmax loss, sigmoid loss, captioning."""
+    """Configurations of a few thousand parameters, registered with open_clip: softmax loss, sigmoid
+    loss, captioning.
+    """
     folder = tmp_path_factory.mktemp("configs")
     configs = {
         "test_custom_text": SMALL | {"custom_text": True},
@@ -221,7 +223,9 @@ def test_nothing_connects_to_a_network(monkeypatch):
     [("vit_b16_slip", 85_798_656, 63_821_313), ("vit_l16_slip", 303_301_632, 63_952_385)],
 )
 def test_the_papers_vits_have_the_published_numbers_of_parameters(name, headless, others):
-    """SLIP's towers without a head; the projection counts to the rest, as in the sources of arXiv 2404.19394."""
+    """SLIP's towers without a head; the projection counts to the rest, as in the sources of arXiv
+    2404.19394.
+    """
     with torch.device("meta"):
         model = open_clip.create_model(name, device="meta")
     assert sum(parameter.numel() for parameter in model.visual.trunk.parameters()) == headless
@@ -243,14 +247,18 @@ def test_the_demo_towers_differ_in_width_alone():
 
 
 def test_the_medium_towers_are_of_one_size():
-    """Between 1 and 2 M parameters each, the projection included: an architecture compared by its own Hessian needs equals."""
+    """Between 1 and 2 M parameters each, the projection included: an architecture compared by its
+    own Hessian needs equals.
+    """
     names = ("vit_medium_64", "vmamba_medium_64", "simba_medium_64")
     sizes = [sum(p.numel() for p in build_model(name).visual.parameters()) for name in names]
     assert all(1.7e6 < size < 1.9e6 for size in sizes), sizes
 
 
 def test_a_published_models_projection_is_drawn_as_slip_draws_it():
-    """SLIP, models.py: standard deviation width ** -0.5; nn.Linear's own is sqrt(3) times smaller."""
+    """SLIP, models.py: standard deviation width ** -0.5; nn.Linear's own is sqrt(3) times
+    smaller.
+    """
     projection = build_model("vit_b16_slip", seed=0).visual.head.proj.weight
     # 393,216 draws: the relative standard error of their deviation is 0.11 %.
     assert projection.std().item() == pytest.approx(768**-0.5, rel=0.005)
@@ -396,7 +404,9 @@ def test_features_of_chunks_of_rows_are_the_rows_of_the_features(name, small_nam
 
 
 def test_hessian_products_agree_with_the_dense_hessian(clip_problem, clip_hessian):
-    """The oracle differentiates another spelling of the loss row by row, and central differences confirm it."""
+    """The oracle differentiates another spelling of the loss row by row, and central differences
+    confirm it.
+    """
     objective, params = contrastive_objective(clip_problem.model)
     operator = HessianOperator(objective, params, clip_problem.batch)
     V = torch.randn(operator.n, 3, generator=seeded(0), dtype=torch.float64)

@@ -1,4 +1,6 @@
-"""`landscape figure --kind modules`: from stored spectra of modules to the values in the heat map."""
+"""`landscape figure --kind modules`: from stored spectra of modules to the values in the heat
+map.
+"""
 
 import base64
 import re
@@ -6,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from browser import chromium, set_width
-from spectra_by_hand import manifest_of
+from store_records import manifest_of
 from test_module_spectra import MODULES, digest_of, fill, modules_record
 from test_pipeline import invoke
 
@@ -20,8 +22,10 @@ BATCHES = 3
 
 @pytest.fixture
 def store(tmp_path):
-    """One series whose modules have the largest eigenvalue 10 (module + 1) + batch + 100 epoch, all within the tolerance of 1e-3
-    but that of module 1 in batch 2, and those of module 2 at the last epoch in every batch."""
+    """One series whose modules have the largest eigenvalue 10 (module + 1) + batch + 100 epoch, all
+    within the tolerance of 1e-3 but that of module 1 in batch 2, and those of module 2 at the last
+    epoch in every batch.
+    """
     manifest = manifest_of(tmp_path, epochs=(0, 2), num_batches=BATCHES)
     path = tmp_path / "spectra.h5"
     with SpectrumWriter(path, manifest) as writer:
@@ -57,7 +61,8 @@ def test_values_are_medians_over_the_batches_that_met_the_tolerance(store, tmp_p
     said = draw_modules(store, tmp_path / "modules.png")
     assert "with 3 modules at epochs 0, 2" in said
     image = drawn[0].axes[0].images[0].get_array()
-    # Rows are modules, columns epochs. Module 1 is the median of two batches; module 2 has none left at epoch 2.
+    # Rows are modules, columns epochs. Module 1 is the median of two batches; module 2 has none
+    # left at epoch 2.
     np.testing.assert_array_equal(image.filled(-1), [[11, 211], [20.5, 220.5], [31, -1]])
     assert [text.get_text() for text in drawn[0].axes[0].get_yticklabels()] == list(MODULES)
     (hatched,) = drawn[0].axes[0].patches
@@ -147,7 +152,10 @@ def test_a_browser_shows_the_picture_and_a_phone_scrolls_it_alone(tmp_path):
     with chromium(tmp_path) as driver:
         set_width(driver, 390)
         driver.get((tmp_path / "page.html").as_uri())
-        size = "const one = document.querySelector('.picture'); return [one.complete, one.naturalWidth, one.clientWidth]"
+        size = (
+            "const one = document.querySelector('.picture'); return [one.complete, "
+            "one.naturalWidth, one.clientWidth]"
+        )
         complete, natural, shown = driver.execute_script(size)
         # Text keeps its size: the picture is not squeezed, and nothing but its own frame scrolls.
         assert complete and shown > natural > 300

@@ -1,4 +1,6 @@
-"""The spectra of modules in a store and through the command: kept, resumed and refused like those of the whole."""
+"""The spectra of modules in a store and through the command: kept, resumed and refused like those
+of the whole.
+"""
 
 import hashlib
 import json
@@ -9,8 +11,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from oracles import dense_hessian
-from spectra_by_hand import K, as_parts, manifest_of, record_of
 from spectra_study import BATCH_SIZE, MODEL, NUM_BATCHES, make_study
+from store_records import K, as_parts, manifest_of, record_of
 
 from landscape import pipeline
 from landscape.cli import main
@@ -317,7 +319,7 @@ def test_a_group_that_lies_about_its_shape_is_damage(tmp_path, manifest):
         store.modules("wide", 0)
 
 
-# --- through the command ----------------------------------------------------------------------------------------------
+# --- through the command --------------------------------------------------------------------------
 
 
 def invoke(*arguments: object):
@@ -412,9 +414,17 @@ def test_modules_obey_the_limits_that_the_whole_obeys_and_say_so(tmp_path):
         dtype="float64",
     )
     plain, lean = tmp_path / "plain.h5", tmp_path / "lean.h5"
-    assert (
-        invoke("spectra", manifest, "-o", plain, "--per-module", "--device", "cpu").exit_code == 0
-    )
+    short = [
+        "--per-module",
+        "--batches",
+        1,
+        "--module-batches",
+        1,
+        "--unaudited",
+        "--device",
+        "cpu",
+    ]
+    assert invoke("spectra", manifest, "-o", plain, *short).exit_code == 0
     with SpectrumStore.open(plain) as store:
         expected = store.modules("one", 0)
     assert expected.settings["product"] == "double backward, retained graph, block by block"
@@ -422,7 +432,7 @@ def test_modules_obey_the_limits_that_the_whole_obeys_and_say_so(tmp_path):
     # The largest of the two blocks, and the whole, may keep ten vectors.
     room = 10 * 8 * int(expected.num_params)
     limits = ["--rows", 2, "--max-basis-memory", room]
-    result = invoke("spectra", manifest, "-o", lean, "--per-module", *limits, "--device", "cpu")
+    result = invoke("spectra", manifest, "-o", lean, *limits, *short)
     assert result.exit_code == 0, result.output
     with SpectrumStore.open(lean) as store:
         found = store.modules("one", 0)

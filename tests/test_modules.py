@@ -1,4 +1,6 @@
-"""The diagonal blocks of a Hessian: which modules they belong to, and their spectra against those of the dense Hessian."""
+"""The diagonal blocks of a Hessian: which modules they belong to, and their spectra against those
+of the dense Hessian.
+"""
 
 import copy
 
@@ -78,7 +80,7 @@ def test_the_bounds_of_small_blocks_hold_the_rounding_of_the_whole_network(param
         truth = torch.linalg.eigvalsh(H @ torch.eye(H.n, dtype=torch.float64))
         of_block = per_module_spectra(model, contrastive_loss, batch, k=1, modules=[parameters])[
             0
-        ].pairs
+        ].eigenpairs
         whole = hessian(model, contrastive_loss, batch)
         rows = coordinates_of(whole.params, [parameters])
         alone = hessian(model, contrastive_loss, batch, parameters=parameters)
@@ -91,7 +93,7 @@ def test_the_bounds_of_small_blocks_hold_the_rounding_of_the_whole_network(param
             assert distance <= pairs.residuals[0] * pairs.values[0].abs(), (seed, pairs)
 
 
-# --- which modules ----------------------------------------------------------------------------------------------------
+# --- which modules --------------------------------------------------------------------------------
 
 BESIDE = {
     "positional_embedding",
@@ -204,7 +206,7 @@ def test_patterns_choose_modules_and_the_outermost_match_is_taken():
         modules_of(model, params, ["visual", "resblocks.1"])
 
 
-# --- their blocks -----------------------------------------------------------------------------------------------------
+# --- their blocks ---------------------------------------------------------------------------------
 
 
 def test_coordinates_are_those_of_the_flat_vector_and_unknown_names_are_refused(clip_problem):
@@ -243,9 +245,7 @@ def test_every_block_is_its_rows_and_columns_of_the_dense_hessian(clip_problem, 
         check_operator(block)
 
 
-@pytest.mark.parametrize(
-    "options", [{"product": "rebuilt"}, {"product": "jvp"}, {"rows": 4}], ids=str
-)
+@pytest.mark.parametrize("options", [{"hvp": "rebuilt"}, {"hvp": "jvp"}, {"rows": 4}], ids=str)
 def test_blocks_without_a_kept_graph_are_the_same_rows_and_columns(
     clip_problem, clip_hessian, options
 ):
@@ -254,7 +254,7 @@ def test_blocks_without_a_kept_graph_are_the_same_rows_and_columns(
     modules = modules_of(clip_problem.model, params)
     blocks = HessianBlocks(objective, params, batch, modules, **options)
     assert blocks.choice.product == options.get(
-        "product", "rows"
+        "hvp", "rows"
     ) and blocks.choice.rows == options.get("rows")
     for module, names in modules.items():
         rows = coordinates_of(params, names)
@@ -284,20 +284,23 @@ def test_a_batch_whose_graph_does_not_fit_in_memory_keeps_its_blocks():
     for module in modules:
         expected, block = kept.block(module), blocks.block(module)
         v = normal(block.n)
-        # Relative to the whole: what reaches the first layers is small, and the difference of large numbers.
+        # Relative to the whole: what reaches the first layers is small, and the difference of large
+        # numbers.
         assert (block @ v - expected @ v).norm() < EXACT * scale
         with MemoryWatch(2**40) as watch:
             blocks.block(module) @ v
         assert watch.peak < 0.2 * needed["retained"]
     # What the first batch has come to is not tried again.
-    again = HessianBlocks(objective, params, batch, modules, product=blocks.choice)
+    again = HessianBlocks(objective, params, batch, modules, hvp=blocks.choice)
     assert again.choice == blocks.choice
     with pytest.raises(MemoryLimitError, match="these were tried"):
         HessianBlocks(objective, params, batch, modules, max_memory=100_000)
 
 
 def test_the_bound_of_a_small_block_holds_the_rounding_of_the_whole_network_in_every_way():
-    """A bias of zeros, which no unit in the last place moves, behind a network that multiplies rounding."""
+    """A bias of zeros, which no unit in the last place moves, behind a network that multiplies
+    rounding.
+    """
     model = nn.Sequential(
         *[layer for _ in range(4) for layer in (nn.Linear(8, 8), Sine(gain=8))], nn.Linear(8, 3)
     )
@@ -322,9 +325,9 @@ def test_the_bound_of_a_small_block_holds_the_rounding_of_the_whole_network_in_e
     ).block("bias")
     v = normal(3)
     for options in (
-        {"product": "retained"},
-        {"product": "rebuilt"},
-        {"product": "jvp"},
+        {"hvp": "retained"},
+        {"hvp": "rebuilt"},
+        {"hvp": "jvp"},
         {"rows": 4},
     ):
         # In float32 its products are 5 % off, which the check refuses.
@@ -336,7 +339,7 @@ def test_the_bound_of_a_small_block_holds_the_rounding_of_the_whole_network_in_e
         error = (block @ v.float()).double() - truth @ v
         bounds = block.product_errors(v.float()).double()
         assert (error.abs() <= bounds).all() and bounds.min() > 0, options
-        assert blocks.choice.product == options.get("product", "rows")
+        assert blocks.choice.product == options.get("hvp", "rows")
 
 
 class Sine(nn.Module):
@@ -357,7 +360,7 @@ def test_small_blocks_take_no_second_graph():
     with MemoryWatch(2**40) as watch:
         blocks = HessianBlocks(objective, params, batch, modules, max_memory=limit)
         spectra = spectra_of(blocks, k=3, max_matvecs=10)
-    assert blocks.choice.product == "retained" and spectra[0].pairs.residuals.min() > 0
+    assert blocks.choice.product == "retained" and spectra[0].eigenpairs.residuals.min() > 0
     assert watch.peak < 1.2 * needed
 
 
@@ -385,7 +388,9 @@ def test_a_graph_that_memory_runs_out_for_is_let_go_of_and_the_blocks_go_on(monk
         and "ran out of memory" in str(blocks.choice.trials)
     )
     for one, other in zip(expected, found):
-        torch.testing.assert_close(one.pairs.values, other.pairs.values, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            one.eigenpairs.values, other.eigenpairs.values, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_a_choice_made_without_a_limit_is_made_again_within_one():
@@ -394,7 +399,7 @@ def test_a_choice_made_without_a_limit_is_made_again_within_one():
     needed = peaks(objective, params, batch)["retained"]
     with MemoryWatch(2**40) as watch:
         limited = HessianOperator(
-            objective, params, batch, product=free.choose(), max_memory=allowing(0.3 * needed)
+            objective, params, batch, hvp=free.choose(), max_memory=allowing(0.3 * needed)
         )
         limited @ normal(limited.n)
     assert (
@@ -404,7 +409,7 @@ def test_a_choice_made_without_a_limit_is_made_again_within_one():
     )
     # Under the same limit, or with what it took counted, it is taken as it is.
     again = HessianOperator(
-        objective, params, batch, product=limited.choice, max_memory=allowing(0.3 * needed)
+        objective, params, batch, hvp=limited.choice, max_memory=allowing(0.3 * needed)
     )
     assert again.choose() == limited.choice
 
@@ -415,7 +420,7 @@ def test_a_block_that_the_loss_does_not_depend_on_is_zero_in_every_way():
     for weight_decay in (0.0, 0.5):
         objective = Objective.from_closure(model, bag_loss, weight_decay=weight_decay)
         for product in ("retained", "rebuilt", "jvp"):
-            blocks = HessianBlocks(objective, params, TOKENS, modules, product=product)
+            blocks = HessianBlocks(objective, params, TOKENS, modules, hvp=product)
             torch.testing.assert_close(
                 blocks.block("unused") @ normal(2), weight_decay * normal(2), rtol=1e-15, atol=0
             )
@@ -439,8 +444,13 @@ def test_krylov_vectors_of_a_block_stay_within_their_memory(clip_problem):
     room = 9 * 8 * min(one.num_params for one in plain)
     small = per_module_spectra(*arguments, **options, max_basis_memory=room)
     for one, other in zip(plain, small):
-        torch.testing.assert_close(one.pairs.values, other.pairs.values, rtol=1e-9, atol=0)
-        assert other.pairs.converged.all() and other.pairs.num_matvecs > one.pairs.num_matvecs
+        torch.testing.assert_close(
+            one.eigenpairs.values, other.eigenpairs.values, rtol=1e-9, atol=0
+        )
+        assert (
+            other.eigenpairs.converged.all()
+            and other.eigenpairs.num_matvecs > one.eigenpairs.num_matvecs
+        )
     with pytest.raises(
         MemoryLimitError, match="hold 4 vectors of .* but 2 eigenvalues of this block need 8"
     ):
@@ -481,16 +491,16 @@ def test_spectra_have_both_ends_of_each_block_with_bounds_that_hold(clip_problem
     for one in spectra:
         rows = coordinates_of(clip_problem.params, modules[one.module])
         exact = torch.linalg.eigvalsh(clip_hessian[rows][:, rows])
-        assert one.num_params == len(rows) and len(one.pairs.values) == min(3, len(rows))
-        wanted = exact[exact.abs().argsort(descending=True)][: len(one.pairs.values)]
-        bounds = one.pairs.residuals * one.pairs.values.abs() + 1e-12
-        assert ((one.pairs.values - wanted).abs() <= bounds).all(), one.module
+        assert one.num_params == len(rows) and len(one.eigenpairs.values) == min(3, len(rows))
+        wanted = exact[exact.abs().argsort(descending=True)][: len(one.eigenpairs.values)]
+        bounds = one.eigenpairs.residuals * one.eigenpairs.values.abs() + 1e-12
+        assert ((one.eigenpairs.values - wanted).abs() <= bounds).all(), one.module
         for which, truth in (("SA", exact), ("LA", exact.flip(0))):
-            values, _ = one.pairs.ritz.end(which, 1)
+            values, _ = one.eigenpairs.ritz.end(which, 1)
             assert abs(values[0] - truth[0]) <= max(
-                one.pairs.ritz.norms[-1 if which == "LA" else 0], 1e-12
+                one.eigenpairs.ritz.norms[-1 if which == "LA" else 0], 1e-12
             )
-        assert one.pairs.ritz.num_negative <= int((exact < 0).sum())
+        assert one.eigenpairs.ritz.num_negative <= int((exact < 0).sum())
 
 
 def test_two_evaluations_serve_the_spectra_of_all_modules(clip_problem):
@@ -502,7 +512,8 @@ def test_two_evaluations_serve_the_spectra_of_all_modules(clip_problem):
 
     big = ["visual.*resblocks.0", "transformer.resblocks.0"]
     per_module_spectra(clip_problem.model, loss, clip_problem.batch, k=1, modules=big, check=False)
-    # Evaluated twice, to see that the loss is not random. No product evaluates it again; the rounding of a small block would.
+    # Evaluated twice, to see that the loss is not random. No product evaluates it again; the
+    # rounding of a small block would.
     assert len(evaluations) == 2
 
 
@@ -533,7 +544,7 @@ def test_a_mapping_that_is_no_dict_is_taken_as_a_batch():
     exact = torch.linalg.eigvalsh(dense[:16, :16])
     assert spectra[0].module == "0"
     torch.testing.assert_close(
-        spectra[0].pairs.values,
+        spectra[0].eigenpairs.values,
         exact[exact.abs().argsort(descending=True)][:2],
         rtol=1e-5,
         atol=1e-12,

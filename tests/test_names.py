@@ -1,6 +1,8 @@
-"""The distribution's name, and that no text sends anybody to the index for a package of that name or of the import name.
+"""The distribution's name, and that no text sends anybody to the index for a package of that name
+or of the import name.
 
-`landscape` on PyPI is another program with the same import name and command; `hessian-landscape` is not published there yet.
+`landscape` on PyPI is another program with the same import name and command; `hessian-landscape` is
+not published there yet.
 """
 
 import configparser

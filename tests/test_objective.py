@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracles import relative_error
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscape import audit
@@ -255,3 +255,51 @@ def test_unflatten_inverts_flatten_for_scalars_and_strided_vectors():
     assert torch.equal(flatten(parts), column)
     with pytest.raises(ValueError, match=r"total size 11 .* \(10,\)"):
         unflatten(column[:10], like)
+
+
+class TwoNames(nn.Module):
+    """A layer that is registered under two names, and a weight that is a parameter of two
+    layers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.again = self.first
+        self.table = nn.Embedding(4, 3)
+        self.head = nn.Linear(3, 4, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(
+            torch.tanh(self.again(torch.tanh(self.first(x))) + self.table.weight.sum(0))
+        )
+
+
+def test_a_module_under_two_names_keeps_its_parameters_and_has_the_dense_hessian():
+    model = TwoNames().double().eval()
+    before = dict(model.named_parameters(remove_duplicate=False))
+    values = {name: parameter.detach().clone() for name, parameter in before.items()}
+    batch = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+    H = hessian(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), batch)
+    products = H @ torch.eye(H.n, dtype=torch.float64)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+    assert all(torch.equal(after[name], values[name]) for name in before)
+
+    def by_hand(weight: Tensor, bias: Tensor, table: Tensor) -> Tensor:
+        x = torch.tanh(F.linear(batch[0], weight, bias))
+        hidden = torch.tanh(F.linear(x, weight, bias) + table.sum(0))
+        return F.cross_entropy(hidden @ table.T, batch[1])
+
+    leaves = tuple(values[name] for name in ("first.weight", "first.bias", "table.weight"))
+    blocks = torch.autograd.functional.hessian(by_hand, leaves)
+    sizes = [leaf.numel() for leaf in leaves]
+    dense = torch.cat(
+        [
+            torch.cat([block.reshape(rows, -1) for block in row], dim=1)
+            for row, rows in zip(blocks, sizes)
+        ]
+    )
+    assert tuple(H.parameter_names) == ("first.weight", "first.bias", "table.weight")
+    torch.testing.assert_close(products, dense, rtol=1e-12, atol=1e-14)

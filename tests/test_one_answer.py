@@ -1,4 +1,6 @@
-"""One store, one answer: every command that prints a trace, a share or a count of it prints the same, to the last digit."""
+"""One store, one answer: every command that prints a trace, a share or a count of it prints the
+same, to the last digit.
+"""
 
 import re
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from compare_by_hand import write_store
+from comparison_stores import write_store
 
 from landscape.cli import main
 from landscape.compare import compare_stores, summarize_stores, to_csv
@@ -48,7 +50,9 @@ def compared(comparison):
     return {int(row[0]): dict(zip(METRICS.values(), row[3:], strict=True)) for row in grid.rows}
 
 
-def test_density_and_compare_say_the_same(compared, tmp_path):
+def test_density_and_compare_say_the_same(compared, tmp_path, monkeypatch):
+    # One table, and a line for each of its rows.
+    monkeypatch.setenv("COLUMNS", "400")
     text = run(
         "density",
         STORE,
@@ -59,16 +63,15 @@ def test_density_and_compare_say_the_same(compared, tmp_path):
         "--epochs",
         ",".join(map(str, EPOCHS)),
     )
-    blocks = re.split(r"^(?=\w+ epoch)", text, flags=re.MULTILINE)[1:]
-    found = {
-        int(block.split()[2].rstrip(":")): dict(re.findall(r"estimated (.+): (.+) \(probes", block))
-        for block in blocks
-    }
-    assert tuple(found) == EPOCHS and "2 densities" in text
-    for epoch, numbers in found.items():
-        assert {
-            METRICS[name]: value for name, value in numbers.items() if name in METRICS
-        } == compared[epoch]
+    assert "2 densities" in text
+    (head,) = (line.split("┃")[1:-1] for line in text.splitlines() if line.startswith("┃"))
+    rows = [line.split("│")[1:-1] for line in text.splitlines() if line.startswith("│")]
+    assert tuple(int(row[1]) for row in rows) == EPOCHS
+    for row in rows:
+        numbers = {
+            name.strip().removeprefix("estimated "): cell.strip() for name, cell in zip(head, row)
+        }
+        assert {METRICS[name]: numbers[name] for name in METRICS} == compared[int(row[1])]
 
 
 def test_info_and_compare_say_the_same(compared):
@@ -80,7 +83,10 @@ def test_info_and_compare_say_the_same(compared):
     assert len(lines) == 6
     for line in lines:
         epoch = int(line.split()[2].rstrip(":"))
-        pattern = r"(trace|trace per parameter|negative \w+|sum of squares) ((?:unknown|[-(\d]).*?)(?:,(?! \d)|$)"
+        pattern = (
+            r"(trace|trace per parameter|negative \w+|sum of squares) "
+            r"((?:unknown|[-(\d]).*?)(?:,(?! \d)|$)"
+        )
         said = dict(re.findall(pattern, line))
         assert {
             METRICS[name]: value for name, value in said.items() if name in METRICS

@@ -1,4 +1,6 @@
-"""`landscape ood` on tiny models: decisions by the benchmark's formula, one's own pictures, people beside them, figures."""
+"""`landscape ood` on tiny models: decisions by the benchmark's formula, one's own pictures, people
+beside them, figures.
+"""
 
 import csv
 import json
@@ -20,12 +22,14 @@ from landscape.clip.model import build_model, preprocess_for, tokenizer_for
 from landscape.datasets import Classes
 from landscape.distortions import distort, to_bytes
 from landscape.errors import DataError, LandscapeError, StoreError
+from landscape.figures import own_conditions
 from landscape.manifest import Manifest
-from landscape.pipeline import OodRequest, draw_ood, run_ood, stimuli_sets
+from landscape.pipeline import OodRequest, draw_ood, ood_figures, run_ood, stimuli_sets
 from landscape.pipeline.distorted_sets import _DistortedPictures, distorted_requests
-from landscape.pipeline.ood import all_answers, read_ood
+from landscape.pipeline.ood import all_answers, read_ood, requests_for
 from landscape.pipeline.ood_figures import own_curves
 from landscape.pipeline.picture_sets import SetRequest
+from landscape.store.predictions import num_levels
 from landscape.workers.crew import WorkerSettings
 
 ONE = WorkerSettings(num_workers=1)
@@ -56,7 +60,9 @@ def study(tmp_path):
 
 
 def make_stimuli(folder: Path) -> Path:
-    """Two conditions of contrast with two pictures a category, and one picture a category of edge."""
+    """Two conditions of contrast with two pictures a category, and one picture a category of
+    edge.
+    """
     generator = np.random.default_rng(1)
     (folder / "stimuli" / "contrast" / "dnn" / "session-1").mkdir(parents=True)
     for number, (category, condition) in enumerate(
@@ -73,7 +79,9 @@ def make_stimuli(folder: Path) -> Path:
 
 
 def decisions_by_hand(checkpoint: Path, pictures: list[Path], scale: float) -> list[str]:
-    """As model-vs-human's toolbox decides: softmax over ImageNet's classes, mean over those of each category, the largest."""
+    """As model-vs-human's toolbox decides: softmax over ImageNet's classes, mean over those of each
+    category, the largest.
+    """
     model = build_model(MODEL)
     load_checkpoint(model, checkpoint)
     decisions = []
@@ -163,7 +171,8 @@ def test_own_pictures_are_distorted_as_the_command_distorts_them(study, tmp_path
             model, tokenizer_for(model), CLASSES, templates, device="cpu"
         )
         for i, key in enumerate(one.keys):
-            # Shorter side to 16 pixels by bilinear antialiased scaling, the middle cut out, then the formula.
+            # Shorter side to 16 pixels by bilinear antialiased scaling, the middle cut out, then
+            # the formula.
             clean = (
                 Image.open(folder / key)
                 .resize((16, 19), Image.Resampling.BILINEAR)
@@ -196,7 +205,7 @@ def test_distortions_that_small_pictures_cannot_have_are_left_out_unless_they_ar
 ):
     base = SetRequest(name="zoo", path=str(make_pictures(tmp_path)))
     kinds = {request.kind for request in distorted_requests(base, size=16)}
-    assert "contrast" in kinds and "eidolonI" not in kinds and "sketch" not in kinds
+    assert "contrast" in kinds and "eidolonI" not in kinds and not {"sketch", "silhouette"} & kinds
     for kind, reason in (
         ("eidolonI", "64"),
         ("sketch", "line layer"),
@@ -204,6 +213,59 @@ def test_distortions_that_small_pictures_cannot_have_are_left_out_unless_they_ar
     ):
         with pytest.raises(LandscapeError, match=reason):
             list(distorted_requests(base, kinds=[kind], size=16))
+
+
+def test_headers_are_read_once_until_a_file_changes(tmp_path, monkeypatch):
+    from landscape.clip import pictures
+
+    folder, read = make_pictures(tmp_path, per_class=1), []
+    looking = pictures.has_transparency
+    monkeypatch.setattr(
+        pictures, "has_transparency", lambda path: read.append(path) or looking(path)
+    )
+    base = SetRequest(name="own zoo", path=str(folder))
+    distorted_requests(base, size=16)
+    assert len(read) == 7
+    changed = folder / "red_fox" / "0.png"
+    Image.open(changed).convert("RGBA").save(changed)
+    (request,) = (one for one in distorted_requests(base, size=16) if one.kind == "silhouette")
+    assert request.open().stored.keys == ("red_fox/0.png",) and read[7:] == [changed]
+
+
+def test_what_small_pictures_cannot_have_is_said_stored_and_counted(study, tmp_path):
+    folder, output = make_pictures(tmp_path, per_class=1), tmp_path / "ood.h5"
+    request = OodRequest(own=str(folder), size=16)
+    # Pictures with transparency, as silhouettes are made too.
+    for path in folder.rglob("*.png"):
+        opaque = Image.open(path).convert("RGBA")
+        opaque.putalpha(Image.linear_gradient("L").resize(opaque.size))
+        opaque.save(path)
+    dry = run_ood(study, output, request, epochs=(1,), dry_run=True).summary()
+    lines = [line for line in dry.splitlines() if "left out" in line]
+    # sigma 40 is more than 16 pixels; the noise of eidolons needs 64 x 64 (20 x 20 for the third).
+    assert sum("low-pass 40 (sigma 40: expected 0 to 16" in line for line in lines) == 1
+    assert sum("eidolonI, eidolonII (" in line and "64 x 64" in line for line in lines) == 1
+    assert sum("sketch (sketch: is made of the line layer" in line for line in lines) == 1
+    assert (
+        "own/zoo/low-pass in 7 of 8 conditions" in dry and "own/zoo/contrast in 8 conditions" in dry
+    )
+    run_ood(study, output, request, epochs=(1,), workers=ONE, progress=False)
+    store = read_ood(output)
+    assert num_levels(store.sets.values(), "own/zoo/low-pass") == (7, 8)
+    assert num_levels(store.sets.values(), "own/zoo/contrast") == (8, 8)
+    table = CliRunner().invoke(main, ["table", str(output), "--format", "json"]).output
+    info = CliRunner().invoke(main, ["info", str(output)]).output
+    assert "left out: low-pass 40" in " ".join(
+        json.loads(table)["notes"]
+    ) and "left out: low-pass 40" in " ".join(info.split())
+    curves = own_curves(store)
+    figure = own_conditions(
+        [curve for curve in curves if curve.dataset in ("low-pass", "contrast")]
+    )
+    titles = {
+        axes.get_title(loc=place) for axes in figure.axes for place in ("left", "center", "right")
+    }
+    assert "Low-pass (7 of 8 levels)" in titles and "Contrast" in titles
 
 
 def test_silhouettes_are_made_of_transparency(study, tmp_path):
@@ -332,8 +394,8 @@ def test_noise_is_that_of_the_distort_command(study, tmp_path):
         path.stem.rsplit("_", 1)[1].replace("%2F", "/").replace("%5F", "_"): path
         for path in output.rglob("*.png")
     }
-    assert len(files) == len(opened.one) == 28
-    for i, key in enumerate(opened.one.keys):
+    assert len(files) == len(opened.stored) == 28
+    for i, key in enumerate(opened.stored.keys):
         file = files[key.removesuffix(".png")]
         np.testing.assert_array_equal(
             np.asarray(opened.pictures.picture(i)), np.asarray(Image.open(file))
@@ -366,7 +428,18 @@ def test_people_alone_need_no_model(tmp_path):
     assert result.exit_code == 0, result.output
 
 
-def test_curves_of_own_pictures_are_the_scores(study, tmp_path):
+def own_bars_drawn(monkeypatch):
+    """What is drawn as bars of own pictures from now on."""
+    drawn, draw = [], ood_figures.own_bars
+    monkeypatch.setattr(
+        ood_figures,
+        "own_bars",
+        lambda values, **options: drawn.append((values, options)) or draw(values, **options),
+    )
+    return drawn
+
+
+def test_curves_of_own_pictures_are_the_scores(study, tmp_path, monkeypatch):
     folder, output = make_pictures(tmp_path), tmp_path / "ood.h5"
     run_ood(
         study,
@@ -390,6 +463,18 @@ def test_curves_of_own_pictures_are_the_scores(study, tmp_path):
         )
         assert accuracy == np.mean(found.top[:, 0] == one.labels)
     assert draw_ood(output, tmp_path / "own.png", kind="conditions").endswith("drawn.")
+    # Figure 1a of own pictures: the mean over levels but the control.
+    drawn = own_bars_drawn(monkeypatch)
+    assert (
+        draw_ood(output, tmp_path / "bars.png", kind="ood").endswith("drawn.")
+        and (tmp_path / "bars.png").is_file()
+    )
+    ((values, options),) = drawn
+    assert values["one"].value == pytest.approx(np.mean(curve.accuracy[1:]), abs=1e-12)
+    assert values["one"].low <= values["one"].value <= values["one"].high
+    assert options["chance"] == pytest.approx(1 / 7) and options["datasets"] == (
+        "own/zoo/contrast",
+    )
     for command, name in (("figure", "x.png"), ("report", "x.html"), ("merge", "x.h5")):
         refused = CliRunner().invoke(main, [command, str(output), "-o", str(tmp_path / name)])
         assert refused.exit_code == 2 and "holds predictions" in refused.output + (
@@ -487,3 +572,16 @@ def test_a_table_is_by_set_or_by_model(study, tmp_path, few_prompts):
     )
     refused = CliRunner().invoke(main, ["table", str(own), "--by", "model"])
     assert refused.exit_code == 2 and "--by set" in refused.output + (refused.stderr or "")
+
+
+def test_openmoji_is_distorted_by_subgroup_or_by_another_task(study):
+    for own, classes in (
+        (None, "subgroup"),
+        ("openmoji", "subgroup"),
+        ("openmoji/name", "name"),
+        ("openmoji/group", "group"),
+    ):
+        found = requests_for(study, OodRequest(own=own, kinds=("rotation",), size=32))
+        assert {request.base.name for request in found} == {f"openmoji/{classes}"} and len(
+            found
+        ) == 4

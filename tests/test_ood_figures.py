@@ -1,4 +1,6 @@
-"""Figures 1 and 2: what is drawn, measured on the artists, equals what landscape.answers computes."""
+"""Figures 1 and 2: what is drawn, measured on the artists, equals what landscape.answers
+computes.
+"""
 
 import itertools
 import math
@@ -6,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from answers_by_hand import PEOPLE, made_up
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
+from random_answers import PEOPLE, made_up
 from scipy import stats
 from test_figures import DEUTERANOPIA, PROTANOPIA, RGB_TO_XYZ, lab, linear_rgb, render
 
@@ -96,7 +98,7 @@ def band_of(ax):
     }
 
 
-# --- Figure 1a --------------------------------------------------------------------------------------------------------
+# --- Figure 1a ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", BAR_METRICS)
@@ -178,7 +180,7 @@ def test_bars_of_more_models_than_there_are_colours_are_all_there():
     assert len(fig.axes[0].patches) == MAX_MODELS + 4
 
 
-# --- Figure 1b --------------------------------------------------------------------------------------------------------
+# --- Figure 1b ------------------------------------------------------------------------------------
 
 
 def test_the_matrix_has_a_marker_per_observer_and_category_and_a_line_at_each_pooled_value(answers):
@@ -241,7 +243,7 @@ def test_the_matrix_without_people_is_alphabetical_and_says_so():
         shape_bias_matrix(made_up(datasets=("edge",)))
 
 
-# --- Figure 2 ---------------------------------------------------------------------------------------------------------
+# --- Figure 2 -------------------------------------------------------------------------------------
 
 
 def test_lines_go_through_all_levels_and_excluded_ones_are_hollow(answers):
@@ -369,7 +371,7 @@ def test_nine_models_are_drawn_and_ten_refused():
             draw(many)
 
 
-# --- own pictures -----------------------------------------------------------------------------------------------------
+# --- own pictures ---------------------------------------------------------------------------------
 
 
 def curve(
@@ -464,7 +466,7 @@ def test_a_curve_of_unequal_lengths_is_refused():
             ConditionCurve(conditions=conditions, **values)
 
 
-# --- looks and files --------------------------------------------------------------------------------------------------
+# --- looks and files ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

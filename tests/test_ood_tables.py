@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from answers_by_hand import made_up
+from random_answers import made_up
 
 from landscape.answers import (
     HUMANS,

@@ -1,4 +1,6 @@
-"""The experiment with the opaque scan: the stand-in is what it says, and both operators are held against a dense Hessian."""
+"""The experiment with the opaque scan: the stand-in is what it says, and both operators are held
+against a dense Hessian.
+"""
 
 import importlib
 import json
@@ -32,7 +34,9 @@ def report(experiment: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def at() -> Any:
-    """The contrastive loss of a VMamba of two blocks by the parameters of its first scan, in float64."""
+    """The contrastive loss of a VMamba of two blocks by the parameters of its first scan, in
+    float64.
+    """
     torch.manual_seed(0)
     tower = VMamba(dims=(4, 6), depths=(1, 1), gated=False, num_classes=0).double()
     scramble(tower, seed=1, scale=0.3)
@@ -108,7 +112,8 @@ def test_asymmetry_estimates_the_antisymmetric_share_of_a_matrix(experiment):
     n = 300
     matrix = torch.randn(n, n, generator=seeded(5), dtype=torch.float64)
     U = torch.randn(n, 60, generator=seeded(6), dtype=torch.float64)
-    # |H - H^T| / |H| is sqrt 2 for independent entries; 1,770 pairs of directions give it to a few per cent.
+    # |H - H^T| / |H| is sqrt 2 for independent entries; 1,770 pairs of directions give it to a few
+    # per cent.
     assert experiment.asymmetry(U, matrix @ U) == pytest.approx(2**0.5, rel=0.1)
     assert experiment.asymmetry(U, (matrix + matrix.T) @ U) < 1e-13
 

@@ -1,4 +1,6 @@
-"""The embedded data set, against the SVG files, hashlib, and what the file system does to caches."""
+"""The embedded data set, against the SVG files, hashlib, and what the file system does to
+caches.
+"""
 
 import errno
 import hashlib
@@ -9,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from drawn import SIZE, openmoji, openmoji_cache
+from small_openmoji import SIZE, openmoji, openmoji_cache
 
 from landscape.clip.openmoji import load_openmoji
 from landscape.errors import DataError, MissingDependencyError
@@ -55,7 +57,8 @@ def test_pairs_are_ordered_by_code_points_and_every_name_is_the_one_unicode_give
 
 
 def test_pictures_stand_on_white():
-    # OpenMoji's grid leaves a margin of 4 of 72 units around every picture: the corner pixels never carry ink.
+    # OpenMoji's grid leaves a margin of 4 of 72 units around every picture: the corner pixels never
+    # carry ink.
     corners = openmoji().images[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert (corners == 255).all()
     # Light pictures (a white flag) keep much white, but no picture may be white altogether.

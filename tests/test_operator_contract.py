@@ -1,4 +1,6 @@
-"""One contract for every operator: a fixed symmetric matrix, multiplied linearly, block by block, and honest about zeros."""
+"""One contract for every operator: a fixed symmetric matrix, multiplied linearly, block by block,
+and honest about zeros.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -10,6 +12,7 @@ from test_support import TOKENS, Bag
 from torch.nn import functional as F
 
 from landscape.curvature import (
+    EmpiricalFisherOperator,
     FiniteDifferenceOperator,
     GaussNewtonOperator,
     HessianOfBatches,
@@ -19,6 +22,7 @@ from landscape.curvature import (
 )
 from landscape.linalg import (
     DenseOperator,
+    DiagonalOperator,
     SymmetricOperator,
     average,
     check_operator,
@@ -41,11 +45,23 @@ def cross_entropy(z, tokens):
 
 
 def problem(*, weight_decay=0.0, dtype=torch.float64):
-    """58 parameters, of which a batch reaches 36: a table of embeddings, a hidden layer, and an unused one."""
+    """58 parameters, of which a batch reaches 36: a table of embeddings, a hidden layer, and an
+    unused one.
+    """
     model = Bag(tied=False).to(dtype)
     objective = Objective.from_outputs(model, logits, cross_entropy, weight_decay=weight_decay)
     # Each row of the logits comes from one row of tokens.
     return replace(objective, rowwise=True), select_parameters(model)
+
+
+def fisher(**options):
+    _, params = problem(**options)
+    model = Bag(tied=False).to(next(iter(params.values())).dtype)
+
+    def losses(model, tokens):
+        return F.cross_entropy(logits(model, tokens), torch.tensor([2, 0]), reduction="none")
+
+    return EmpiricalFisherOperator(model, losses, params, TOKENS)
 
 
 def of(kind, tokens=TOKENS, *, weight_decay=0.0, dtype=torch.float64, **options):
@@ -70,14 +86,17 @@ MAKERS = {
     "hessian": lambda: of(HessianOperator),
     "hessian float32": lambda: of(HessianOperator, dtype=torch.float32),
     "hessian weight decay": lambda: of(HessianOperator, weight_decay=0.3),
-    "hessian rebuilt": lambda: of(HessianOperator, product="rebuilt"),
-    "hessian jvp": lambda: of(HessianOperator, product="jvp"),
-    "hessian rows": lambda: of(HessianOperator, product="rows", rows=1),
+    "hessian rebuilt": lambda: of(HessianOperator, hvp="rebuilt"),
+    "hessian jvp": lambda: of(HessianOperator, hvp="jvp"),
+    "hessian rows": lambda: of(HessianOperator, hvp="rows", rows=1),
     "hessian blocks": lambda: of(HessianOperator, columns=3),
     "gauss-newton": lambda: of(GaussNewtonOperator),
     "gauss-newton float32": lambda: of(GaussNewtonOperator, dtype=torch.float32),
     "gauss-newton weight decay": lambda: of(GaussNewtonOperator, weight_decay=0.3),
     "gauss-newton blocks": lambda: of(GaussNewtonOperator, columns=3),
+    "empirical Fisher": fisher,
+    "empirical Fisher float32": lambda: fisher(dtype=torch.float32),
+    "diagonal": lambda: DiagonalOperator(torch.linspace(-1, 2, 40, dtype=torch.float64)),
     "finite differences": lambda: of(FiniteDifferenceOperator),
     "finite differences float32": lambda: of(FiniteDifferenceOperator, dtype=torch.float32),
     "sum": lambda: of(HessianOperator) + of(GaussNewtonOperator, OTHER_TOKENS),
@@ -102,7 +121,9 @@ MAKERS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """An operator, its matrix column by column, and how far two ways to the same product may differ."""
+    """An operator, its matrix column by column, and how far two ways to the same product may
+    differ.
+    """
 
     operator: SymmetricOperator
     matrix: torch.Tensor
@@ -234,6 +255,7 @@ def test_operators_of_part_of_a_table_state_their_support():
     stating = {name for name, make in MAKERS.items() if make().support is not None}
     assert stating == {
         *("hessian rebuilt", "hessian jvp", "hessian rows"),
+        *("empirical Fisher", "empirical Fisher float32"),
         *(
             "hessian",
             "hessian float32",

@@ -1,4 +1,6 @@
-"""Pairs from CSV/TSV tables and tar shards, against open_clip's and webdataset's own readers, PIL and hashlib."""
+"""Pairs from CSV/TSV tables and tar shards, against open_clip's and webdataset's own readers, PIL
+and hashlib.
+"""
 
 import io
 import json
@@ -94,10 +96,11 @@ def test_other_column_names_and_separators_are_honoured(tmp_path):
 def test_the_digest_of_a_table_is_the_same_in_any_folder_and_under_any_hash_seed(table, tmp_path):
     path, _ = table
     script = (
-        "import sys; from landscape.clip.image_text import *; from landscape.manifest import DataSettings\n"
-        "pairs = open_pairs(DataSettings(source=sys.argv[1], num_samples=2, batch_size=2, split='all'))\n"
-        "batches = curvature_batches(pairs, num_samples=4, batch_size=2, seed=3, transform=None, tokenizer=lambda t: t)\n"
-        "print(pairs.digest, batches.indices, batches.digest(1), batches.protocol_digest)"
+        "import sys; from landscape.clip.image_text import *; from landscape.manifest import "
+        "DataSettings\npairs = open_pairs(DataSettings(source=sys.argv[1], num_samples=2, "
+        "batch_size=2, split='all'))\nbatches = curvature_batches(pairs, num_samples=4, "
+        "batch_size=2, seed=3, transform=None, tokenizer=lambda t: t)\nprint(pairs.digest, "
+        "batches.indices, batches.digest(1), batches.protocol_digest)"
     )
     copy = Path(tempfile.mkdtemp(dir=tmp_path)) / "elsewhere.tsv"
     copy.write_bytes(path.read_bytes())
@@ -175,7 +178,9 @@ def shard(path, members):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Two shards: keys out of order, four kinds of pictures, captions as text and as JSON, and what is to be left out."""
+    """Two shards: keys out of order, four kinds of pictures, captions as text and as JSON, and what
+    is to be left out.
+    """
     shard(
         tmp_path / "data-001.tar",
         [

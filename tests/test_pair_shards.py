@@ -1,4 +1,6 @@
-"""Shards whose members are named otherwise than expected, against open_clip's own filter and webdataset's decoder."""
+"""Shards whose members are named otherwise than expected, against open_clip's own filter and
+webdataset's decoder.
+"""
 
 import io
 import json
@@ -136,8 +138,9 @@ def test_classes_in_a_contrastive_study_are_refused_in_one_line(write, tmp_path)
     write(a__png=png(), a__cls="7", b__png=png(), b__cls="1")
     (tmp_path / "epoch_0.pt").touch()
     (tmp_path / "m.yaml").write_text(
-        "version: 1\ndata: {source: data-000.tar, split: all, num_samples: 2, batch_size: 2}\nhessian: {objective: contrastive}\n"
-        "series: [{name: s, model: vit_tiny_64, checkpoints: [{epoch: 0, path: epoch_0.pt}]}]\n"
+        "version: 1\ndata: {source: data-000.tar, split: all, num_samples: 2, batch_size: "
+        "2}\nhessian: {objective: contrastive}\nseries: [{name: s, model: vit_tiny_64, "
+        "checkpoints: [{epoch: 0, path: epoch_0.pt}]}]\n"
     )
     result = CliRunner().invoke(
         main, ["spectra", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "a.h5")]

@@ -1,4 +1,6 @@
-"""Tables of pairs as real people write them, against csv, pandas, and what open_clip_train would train on."""
+"""Tables of pairs as real people write them, against csv, pandas, and what open_clip_train would
+train on.
+"""
 
 import csv
 import io

@@ -82,7 +82,9 @@ def test_other_formats_that_pillow_knows_are_refused(kind, table):
 
 
 def test_animations_orientations_and_transparency_are_read_as_by_open_clip(table):
-    """open_clip opens with `Image.open(...).convert("RGB")`: the first frame, as stored, without its transparency."""
+    """open_clip opens with `Image.open(...).convert("RGB")`: the first frame, as stored, without
+    its transparency.
+    """
     other = Image.fromarray(255 - NOISE)
     first = Image.fromarray(NOISE).quantize(16)
     animation = encoded(first, "GIF", save_all=True, append_images=[other.quantize(16)])

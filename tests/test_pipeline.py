@@ -1,6 +1,9 @@
-"""`landscape spectra` from a manifest to a store: what it computes, how it resumes, and what it refuses before it begins."""
+"""`landscape spectra` from a manifest to a store: what it computes, how it resumes, and what it
+refuses before it begins.
+"""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +37,33 @@ def study(tmp_path):
 
 def invoke(*arguments: object):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def measured_template(tmp_path_factory):
+    """A study whose store is complete; not to be changed."""
+    folder = tmp_path_factory.mktemp("measured")
+    result = invoke("spectra", make_study(folder), "-o", folder / "spectra.h5")
+    assert result.exit_code == 0 and "12 now, 0 before" in result.stdout, result.output
+    return folder
+
+
+@pytest.fixture
+def measured(measured_template, tmp_path):
+    """The manifest of a study of its own, measured into `spectra.h5` beside it."""
+    shutil.copytree(measured_template, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "checkpoints.yaml"
+
+
+@pytest.fixture(scope="module")
+def plain_template(tmp_path_factory):
+    """A study of one checkpoint in float64, few parameters, and its store in `plain.h5`."""
+    folder = tmp_path_factory.mktemp("plain")
+    study = make_study(
+        folder, epochs=(0,), names=("one",), parameters=PATTERNS, dtype="float64", tol=1e-6
+    )
+    assert invoke("spectra", study, "-o", folder / "plain.h5").exit_code == 0
+    return folder
 
 
 def edit(manifest: Path, section: str, **values: object) -> Path:
@@ -94,8 +124,7 @@ def test_the_stored_eigenvalues_are_those_of_the_dense_hessian(tmp_path):
     np.testing.assert_allclose(np.nansum(table.ritz_weights, axis=1), 1)
 
 
-def test_all_series_and_epochs_are_measured_on_the_same_batches(study, tmp_path):
-    assert invoke("spectra", study, "-o", tmp_path / "spectra.h5").exit_code == 0
+def test_all_series_and_epochs_are_measured_on_the_same_batches(measured, tmp_path):
     with SpectrumStore.open(tmp_path / "spectra.h5") as store:
         digests = {
             store.records(series, epoch).batch_sha256
@@ -105,25 +134,22 @@ def test_all_series_and_epochs_are_measured_on_the_same_batches(study, tmp_path)
     assert len(digests) == 1 and len(set(*digests)) == NUM_BATCHES
 
 
-def test_a_second_run_measures_nothing_and_leaves_the_file_as_it_is(study, tmp_path):
+def test_a_second_run_measures_nothing_and_leaves_the_file_as_it_is(measured, tmp_path):
     output = tmp_path / "spectra.h5"
-    first = invoke("spectra", study, "-o", output)
-    assert "12 now, 0 before" in first.stdout
     before = output.read_bytes()
-    again = invoke("spectra", study, "-o", output)
+    again = invoke("spectra", measured, "-o", output)
     assert again.exit_code == 0 and "0 now, 12 before" in again.stdout
     assert output.read_bytes() == before and not list(tmp_path.glob("*.parts"))
 
 
-def test_an_epoch_that_was_added_is_all_that_the_next_run_measures(study, tmp_path):
+def test_an_epoch_that_was_added_is_all_that_the_next_run_measures(measured, tmp_path):
     output = tmp_path / "spectra.h5"
-    invoke("spectra", study, "-o", output)
     before = stored(output)
-    document = yaml.safe_load(study.read_text())
+    document = yaml.safe_load(measured.read_text())
     save_checkpoint(tmp_path / "late.pt", model=build_model(MODEL, seed=7), epoch=2, name=MODEL)
     document["series"][0]["checkpoints"].append({"epoch": 2, "path": "late.pt"})
-    study.write_text(yaml.safe_dump(document))
-    result = invoke("spectra", study, "-o", output)
+    measured.write_text(yaml.safe_dump(document))
+    result = invoke("spectra", measured, "-o", output)
     assert f"{NUM_BATCHES} now, 12 before" in result.stdout
     after = stored(output)
     assert {key: after[key] for key in before} == before and len(after) == 12 + NUM_BATCHES
@@ -173,12 +199,13 @@ def test_the_published_methods_run_on_the_same_objective(tmp_path, method):
     assert table.ritz_values.shape[1] == 0
     assert np.isnan(table.largest).all() and (table.num_negative == -1).all()
     ours = np.array(list(stored(tmp_path / "ours.h5").values()))
-    # Its stopping rule allows an error of about the residual it leaves; the residual is ours, so it must cover the error.
+    # Its stopping rule allows an error of about the residual it leaves; the residual is ours, so it
+    # must cover the error.
     assert (np.abs(table.eigenvalues - ours) <= (table.residuals + 1e-3) * np.abs(ours)).all()
 
 
 def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_again(
-    study, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
     from landscape.pipeline.solve import Solver
 
@@ -190,12 +217,19 @@ def test_a_batch_that_fails_costs_that_batch_alone_and_the_next_run_tries_it_aga
         return solve(self, hessian, subject, index, **options)
 
     monkeypatch.setattr(Solver, "solve", failing)
-    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
+    command = (
+        "spectra",
+        make_study(tmp_path, names=("one",)),
+        "-o",
+        tmp_path / "spectra.h5",
+        "--unaudited",
+    )
+    result = invoke(*command)
     assert result.exit_code == 1
-    assert "failed: one epoch 0 batch 1: product 3" in result.stdout and "8 of 12" in result.stdout
+    assert "failed: one epoch 0 batch 1: product 3" in result.stdout and "4 of 6" in result.stdout
     monkeypatch.undo()
-    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
-    assert result.exit_code == 0 and "4 now, 8 before" in result.stdout
+    result = invoke(*command)
+    assert result.exit_code == 0 and "2 now, 4 before" in result.stdout
 
 
 def test_what_is_refused_ends_the_run_only_while_nothing_has_worked():
@@ -239,7 +273,8 @@ def test_a_batch_whose_krylov_vectors_do_not_fit_costs_that_batch_alone(tmp_path
     from landscape.pipeline.session import try_measure
     from landscape.pipeline.solve import Solver, SolverSettings
 
-    # Room for 11 vectors of 100 numbers, which k = 5 needs; of 105 numbers, those of a batch with more tokens, for 10.
+    # Room for 11 vectors of 100 numbers, which k = 5 needs; of 105 numbers, those of a batch with
+    # more tokens, for 10.
     solver = Solver(SolverSettings(max_basis_memory=11 * 100 * 8))
     small, large = (Padded(np.linspace(-1, 2, size) ** 3, 500 - size) for size in (100, 105))
     hessian = HessianSettings(objective="contrastive", k=5)
@@ -253,7 +288,7 @@ def test_a_batch_whose_krylov_vectors_do_not_fit_costs_that_batch_alone(tmp_path
 
 
 def test_the_first_batch_of_every_checkpoint_gets_a_second_start_and_every_batch_its_look(
-    study, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
     from landscape.linalg import lanczos
 
@@ -266,9 +301,9 @@ def test_the_first_batch_of_every_checkpoint_gets_a_second_start_and_every_batch
         return pairs
 
     monkeypatch.setattr(lanczos, "eigsh", recorded)
-    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
+    result = invoke("spectra", make_study(tmp_path, names=("one",)), "-o", tmp_path / "spectra.h5")
     assert result.exit_code == 0, result.output
-    assert [checks for checks, _ in calls] == [4, *[None] * (NUM_BATCHES - 1)] * 4
+    assert [checks for checks, _ in calls] == [4, *[None] * (NUM_BATCHES - 1)] * 2
     with SpectrumStore.open(tmp_path / "spectra.h5") as store:
         tables = [
             store.records(series, epoch)
@@ -457,11 +492,10 @@ def test_a_missing_manifest_and_a_missing_folder_are_refused(study, tmp_path):
     )
 
 
-def test_an_output_of_another_protocol_is_refused_and_left_alone(study, tmp_path):
+def test_an_output_of_another_protocol_is_refused_and_left_alone(measured, tmp_path):
     output = tmp_path / "spectra.h5"
-    invoke("spectra", study, "-o", output)
     before = output.read_bytes()
-    result = invoke("spectra", edit(study, "hessian", k=2), "-o", output)
+    result = invoke("spectra", edit(measured, "hessian", k=2), "-o", output)
     assert result.exit_code == 2 and "k" in result.stderr
     assert output.read_bytes() == before
 
@@ -483,7 +517,7 @@ def _with_dropout(name, **options):
     return model
 
 
-# --- how products are computed ----------------------------------------------------------------------------------------
+# --- how products are computed --------------------------------------------------------------------
 
 
 def settings_in(output: Path) -> dict:
@@ -496,22 +530,25 @@ def settings_in(output: Path) -> dict:
     [
         ([], "double backward, retained graph", "its graph fits in memory"),
         (["--rows", 3], "double backward in chunks of rows of 3", "asked for"),
-        (["--product", "rebuilt"], "double backward, graph rebuilt for every product", "asked for"),
-        (["--product", "jvp", "--tf32"], "jvp of the gradient", "asked for"),
+        (["--hvp", "rebuilt"], "double backward, graph rebuilt for every product", "asked for"),
+        (["--hvp", "jvp", "--tf32"], "jvp of the gradient", "asked for"),
     ],
 )
 def test_the_way_of_products_is_recorded_and_does_not_change_the_values(
-    tmp_path, options, product, reason
+    plain_template, tmp_path, options, product, reason
 ):
-    study = make_study(
-        tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS, dtype="float64", tol=1e-6
+    plain, output = plain_template / "plain.h5", tmp_path / "spectra.h5"
+    # Strategies are chosen on the first batch of a series; none of them is another one on another
+    # batch.
+    selection = ["--batches", 2, "--unaudited"] if options else []
+    result = invoke(
+        "spectra", plain_template / "checkpoints.yaml", "-o", output, *options, *selection
     )
-    plain, output = tmp_path / "plain.h5", tmp_path / "spectra.h5"
-    assert invoke("spectra", study, "-o", plain).exit_code == 0
-    result = invoke("spectra", study, "-o", output, *options)
     assert result.exit_code == 0, result.output
-    for key, values in stored(plain).items():
-        np.testing.assert_allclose(stored(output)[key], values, rtol=1e-9)
+    values, expected = stored(output), stored(plain)
+    assert len(values) == (2 if options else NUM_BATCHES)
+    for key in values:
+        np.testing.assert_allclose(values[key], expected[key], rtol=1e-9)
     settings = settings_in(output)
     # One choice for the series: records that differed would be stored as several.
     assert settings["product"] == product and settings["product_choice"]["reason"] == reason
@@ -545,7 +582,7 @@ def test_a_graph_is_recorded_for_a_long_job_and_the_values_stay(tmp_path, monkey
     study = make_study(tmp_path, names=("one",), parameters=PATTERNS)
     plain, recorded = tmp_path / "plain.h5", tmp_path / "recorded.h5"
     assert invoke("spectra", study, "-o", plain).exit_code == 0
-    monkeypatch.setattr(products, "_LEAST_RECORDED", 1)
+    monkeypatch.setattr(products, "_MIN_RECORDED_PRODUCTS", 1)
     assert invoke("spectra", study, "-o", recorded).exit_code == 0
     assert settings_in(plain)["product_choice"]["product"] == "retained"
     choice = settings_in(recorded)["product_choice"]
@@ -570,10 +607,8 @@ def test_the_strategy_follows_the_length_of_the_job(num_products, seconds, is_cp
 
 
 def test_modules_share_one_graph_so_that_a_recorded_product_is_refused(study, tmp_path):
-    result = invoke(
-        "spectra", study, "-o", tmp_path / "out.h5", "--per-module", "--product", "traced"
-    )
-    assert_refused(result, "--product traced", "parts of one", output=tmp_path / "out.h5")
+    result = invoke("spectra", study, "-o", tmp_path / "out.h5", "--per-module", "--hvp", "traced")
+    assert_refused(result, "--hvp traced", "parts of one", output=tmp_path / "out.h5")
 
 
 def test_a_memory_limit_that_cannot_be_met_is_refused_before_anything_is_written(study, tmp_path):
@@ -593,10 +628,10 @@ def test_a_memory_limit_that_cannot_be_met_is_refused_before_anything_is_written
         (["--max-memory", "plenty"], "not an amount of memory"),
         (["--max-memory", "0"], "not an amount of memory"),
         (["--rows", 0], "0 is not in the range"),
-        (["--product", "fast"], "'fast' is not one of"),
-        (["--product", "jvp", "--rows", 2], "takes none"),
+        (["--hvp", "fast"], "'fast' is not one of"),
+        (["--hvp", "jvp", "--rows", 2], "takes none"),
         (["--hvp", "finite-difference", "--rows", 2], "--rows"),
-        (["--method", "pyhessian", "--product", "jvp"], "--product"),
+        (["--method", "pyhessian", "--hvp", "jvp"], "--hvp"),
     ],
 )
 def test_options_of_products_that_cannot_be_meant_are_refused(study, tmp_path, options, fragment):
@@ -605,7 +640,7 @@ def test_options_of_products_that_cannot_be_meant_are_refused(study, tmp_path, o
     assert not list(tmp_path.glob("out.h5*"))
 
 
-def test_memory_that_runs_out_in_one_batch_costs_no_batch(study, tmp_path, monkeypatch):
+def test_memory_that_runs_out_in_one_batch_costs_no_batch(measured, tmp_path, monkeypatch):
     from landscape.curvature.products import RetainedGraph
 
     multiply, counts = RetainedGraph._multiply, {"made": 0}
@@ -617,13 +652,14 @@ def test_memory_that_runs_out_in_one_batch_costs_no_batch(study, tmp_path, monke
         multiply(self, rows, out)
 
     monkeypatch.setattr(RetainedGraph, "_multiply", run)
-    result = invoke("spectra", study, "-o", tmp_path / "spectra.h5")
-    assert result.exit_code == 0 and "12 now" in result.stdout, result.output
-    monkeypatch.undo()
-    assert invoke("spectra", study, "-o", tmp_path / "plain.h5").exit_code == 0
-    for key, values in stored(tmp_path / "plain.h5").items():
-        np.testing.assert_allclose(stored(tmp_path / "spectra.h5")[key], values, rtol=1e-3)
-    made = settings_in(tmp_path / "spectra.h5")["product_choice"]
+    selection = ("--series", "one", "--epochs", 0)
+    result = invoke("spectra", measured, "-o", tmp_path / "short.h5", *selection)
+    assert result.exit_code == 0 and "3 now" in result.stdout, result.output
+    values, expected = stored(tmp_path / "short.h5"), stored(tmp_path / "spectra.h5")
+    assert len(values) == NUM_BATCHES
+    for key in values:
+        np.testing.assert_allclose(values[key], expected[key], rtol=1e-3)
+    made = settings_in(tmp_path / "short.h5")["product_choice"]
     assert (
         made["product"] != "retained"
         and "retained: ran out of memory in a later product" in made["reason"]
@@ -631,7 +667,10 @@ def test_memory_that_runs_out_in_one_batch_costs_no_batch(study, tmp_path, monke
 
 
 def test_help_is_instant_because_torch_is_not_imported():
-    code = "import sys; from landscape.cli import main\ntry:\n    main(['spectra', '--help'])\nexcept SystemExit:\n    pass\n"
+    code = (
+        "import sys; from landscape.cli import main\ntry:\n    main(['spectra', '--help'])\nexcept "
+        "SystemExit:\n    pass\n"
+    )
     code += "assert not {'torch', 'numpy', 'h5py'} & set(sys.modules), 'heavy imports'"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
@@ -667,19 +706,17 @@ def test_the_embeddings_that_no_caption_of_a_batch_looks_up_are_counted(tmp_path
     )
 
 
-def test_info_describes_a_store_a_manifest_and_a_checkpoint(study, tmp_path):
+def test_info_describes_a_store_a_manifest_and_a_checkpoint(measured, tmp_path):
     output = tmp_path / "spectra.h5"
-    invoke("spectra", study, "-o", output)
     assert "12 of 12 records" in invoke("info", output).stdout
-    assert "2 series" in invoke("info", study).stdout
+    assert "2 series" in invoke("info", measured).stdout
     assert "epoch 1" in invoke("info", tmp_path / "one_1.pt").stdout
     assert invoke("info", tmp_path / "nothing").exit_code == 2
     assert invoke("info", tmp_path).exit_code == 2
 
 
-def test_figure_draws_a_store_and_refuses_what_it_cannot(study, tmp_path):
+def test_figure_draws_a_store_and_refuses_what_it_cannot(measured, tmp_path):
     output = tmp_path / "spectra.h5"
-    invoke("spectra", study, "-o", output)
     for suffix in ("png", "pdf", "svg"):
         assert invoke("figure", output, "-o", tmp_path / f"figure.{suffix}").exit_code == 0
         assert (tmp_path / f"figure.{suffix}").stat().st_size > 1000
@@ -690,17 +727,21 @@ def test_figure_draws_a_store_and_refuses_what_it_cannot(study, tmp_path):
     assert not (tmp_path / "f.png").exists()
 
 
-@pytest.mark.slow
-def test_sigkill_at_twelve_random_moments_loses_nothing_and_changes_nothing(tmp_path):
+@pytest.mark.parametrize("num_kills", [3, pytest.param(12, marks=pytest.mark.slow)])
+def test_sigkill_at_random_moments_loses_nothing_and_changes_nothing(num_kills, tmp_path):
     study = make_study(tmp_path)
     lab = Path(__file__).with_name("spectra_study.py")
-    arguments = [sys.executable, lab, study, tmp_path, "12"]
+    arguments = [sys.executable, lab, study, tmp_path, num_kills]
     finished = subprocess.run(
         [str(argument) for argument in arguments], capture_output=True, text=True, cwd=lab.parent
     )
     assert finished.returncode == 0, finished.stderr
     outcome = json.loads(finished.stdout)
-    assert len(outcome["counts"]) == 12 and not outcome["damaged"] and not any(outcome["statuses"])
+    assert (
+        len(outcome["counts"]) == num_kills
+        and not outcome["damaged"]
+        and not any(outcome["statuses"])
+    )
     # The kills came at different stages, with something stored and with nothing.
     assert len(set(outcome["counts"])) > 1
     reference = stored(tmp_path / "undisturbed.h5")

@@ -1,4 +1,6 @@
-"""`landscape spectra` of a timm classifier: cross-entropy on a table whose captions are class numbers."""
+"""`landscape spectra` of a timm classifier: cross-entropy on a table whose captions are class
+numbers.
+"""
 
 import numpy as np
 import pytest
@@ -77,8 +79,9 @@ def test_the_hessian_of_a_linear_head_is_that_of_softmax_regression(study, tmp_p
         logits = model(pictures)
         features = model.forward_head(model.forward_features(pictures), pre_logits=True)
     assert table.loss[1] == pytest.approx(float(F.cross_entropy(logits, batch["label"])), rel=1e-9)
-    # H = mean over rows of (diag p - p p^T) (x) x x^T, x the features with a 1 for the bias; diag p - p p^T = L L^T with
-    # L = diag(sqrt p) - p sqrt(p)^T, so its nonzero eigenvalues are those of the Gram matrix of all L_i (x) x_i.
+    # H = mean over rows of (diag p - p p^T) (x) x x^T, x the features with a 1 for the bias; diag p
+    # - p p^T = L L^T with L = diag(sqrt p) - p sqrt(p)^T, so its nonzero eigenvalues are those of
+    # the Gram matrix of all L_i (x) x_i.
     p = logits.softmax(-1)
     x = torch.cat([features, torch.ones(3, 1, dtype=torch.float64)], dim=1)
     roots = [torch.diag(row.sqrt()) - row[:, None] * row.sqrt() for row in p]

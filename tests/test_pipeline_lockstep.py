@@ -1,4 +1,6 @@
-"""`landscape spectra` with the batches of a unit in lockstep, switched on for a CPU, against one by one."""
+"""`landscape spectra` with the batches of a unit in lockstep, switched on for a CPU, against one by
+one.
+"""
 
 from dataclasses import replace
 
@@ -48,7 +50,9 @@ SAME = [
 
 @pytest.fixture
 def lots(monkeypatch):
-    """Switch lockstep on, in units of all batches of a checkpoint, and tell which lots were solved."""
+    """Switch lockstep on, in units of all batches of a checkpoint, and tell which lots were
+    solved.
+    """
     sizes, solve = [], curvature_lockstep.solve_in_lockstep
 
     def solved(operators, work):
@@ -61,8 +65,8 @@ def lots(monkeypatch):
     return sizes
 
 
-def measure(study, output):
-    products = pipeline.ProductSettings(product="traced")
+def measure(study, output, **options):
+    products = pipeline.HvpSettings(hvp="traced")
     return pipeline.run(
         Manifest.load(study),
         output,
@@ -70,6 +74,7 @@ def measure(study, output):
         products=products,
         unaudited=True,
         progress=False,
+        **options,
     )
 
 
@@ -107,6 +112,26 @@ def test_records_are_those_of_one_by_one(tmp_path, lots, monkeypatch):
             == [trial["product"] for trial in other["trials"]]
             == ["traced"]
         )
+
+
+def test_vectors_are_kept_of_batches_in_lockstep_too(tmp_path, lots, monkeypatch):
+    study = make_study(
+        tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS, tol=1e-6, dtype="float64"
+    )
+    kept = {}
+    for name in ("together.h5", "alone.h5"):
+        assert measure(study, tmp_path / name, keep_vectors=True).num_measured == 3
+        with SpectrumStore.open(tmp_path / name) as store:
+            kept[name] = {
+                vectors.key: vectors.read(0, vectors.n)
+                for vectors in store.vectors.sources(store.vectors.keys())
+            }
+        monkeypatch.setattr(lockstep, "DEVICES", set())
+    assert lots == [3] and len(kept["together.h5"]) == 3
+    for key, vectors in kept["together.h5"].items():
+        cosines = np.abs((vectors * kept["alone.h5"][key]).sum(axis=1))
+        # Both are rounded to half precision, and have unit length to 3e-4.
+        np.testing.assert_allclose(cosines, 1, atol=1e-3)
 
 
 def test_a_bad_batch_costs_itself_alone(tmp_path, lots, monkeypatch):

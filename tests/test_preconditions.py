@@ -26,7 +26,8 @@ from landscape.curvature.graph import _REFUSED_NODES
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 
-# Truncation of the differences: at most 2e-9 over 30 draws of the weights. A wrong rule is off by 1e-2 and more.
+# Truncation of the differences: at most 2e-9 over 30 draws of the weights. A wrong rule is off by
+# 1e-2 and more.
 DIFFERENCES = 1e-8
 
 
@@ -53,7 +54,7 @@ def mlp(middle=None, *, dtype=torch.float64):
     return nn.Sequential(nn.Linear(3, 4), middle or nn.Tanh(), nn.Linear(4, 2)).to(dtype)
 
 
-# --- modules ----------------------------------------------------------------------------------------------------------
+# --- modules --------------------------------------------------------------------------------------
 
 RANDOM_OR_STATEFUL = {
     "batch norm": (nn.BatchNorm1d(4), "batch norm in train mode"),
@@ -160,7 +161,7 @@ def test_checkpointing_inside_the_loss_is_refused_wherever_it_is(use_reentrant, 
         hessian(mlp(), loss, normal(5, 3))
 
 
-# --- random, constant, infinite and shapeless losses ------------------------------------------------------------------
+# --- random, constant, infinite and shapeless losses ----------------------------------------------
 
 
 def test_dropout_that_ignores_eval_mode_is_found_by_evaluating_twice():
@@ -257,7 +258,7 @@ def test_a_second_derivative_that_is_not_finite_is_refused_by_the_parameters_nam
         operator @ torch.full((operator.n,), float("nan"), dtype=torch.float64)
 
 
-# --- types and places -------------------------------------------------------------------------------------------------
+# --- types and places -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64, torch.int64])
@@ -363,11 +364,13 @@ def test_a_loss_with_fewer_bits_than_the_parameters_is_refused_and_one_with_more
     assert relative_error(more @ v, plain @ v) < 1e-5
 
 
-# --- operations whose second derivative is missing --------------------------------------------------------------------
+# --- operations whose second derivative is missing ------------------------------------------------
 
 
 class OpaqueCube(torch.autograd.Function):
-    """The right gradient by a computation that autograd does not see, as in the selective-scan kernels."""
+    """The right gradient by a computation that autograd does not see, as in the selective-scan
+    kernels.
+    """
 
     @staticmethod
     def forward(ctx, x):
@@ -490,7 +493,8 @@ def test_fused_weight_norm_still_needs_to_be_refused(monkeypatch):
     v = F.normalize(normal(operator.n), dim=0)
     if relative_error(operator @ v, difference_product(objective, params, batch, v)) < DIFFERENCES:
         pytest.skip(
-            f"torch {torch.__version__} differentiates fused weight normalisation rightly: drop the refusal"
+            f"torch {torch.__version__} differentiates fused weight normalisation rightly: drop "
+            "the refusal"
         )
 
 

@@ -1,4 +1,6 @@
-"""The file of predictions: what is written is read, what is damaged or of other pictures is refused."""
+"""The file of predictions: what is written is read, what is damaged or of other pictures is
+refused.
+"""
 
 import json
 import math

@@ -11,9 +11,8 @@ from torch import nn
 from toy_clip import make_toy_clip, toy_pictures
 
 from landscape.clip.objectives import contrastive_objective
-from landscape.curvature import HessianOperator, Objective
+from landscape.curvature import HessianOperator, Objective, hessian, select_parameters
 from landscape.curvature import choice as choice_module
-from landscape.curvature import hessian, select_parameters
 from landscape.curvature.evaluation import Problem, twice_evaluated
 from landscape.curvature.memory import MemoryWatch, forget_failed_backward, is_out_of_memory
 from landscape.curvature.objective import call_with_parameters
@@ -40,7 +39,9 @@ def problem_and_dense(request):
 
 
 def rowwise(num_rows=24, width=64, depth=6, dtype=torch.float64, attention=False):
-    """A deep narrow network whose graph is large beside its parameters, and a loss that couples all rows."""
+    """A deep narrow network whose graph is large beside its parameters, and a loss that couples all
+    rows.
+    """
     layers = [
         layer
         for _ in range(depth)
@@ -57,7 +58,7 @@ def rowwise(num_rows=24, width=64, depth=6, dtype=torch.float64, attention=False
     return objective, select_parameters(model), {"x": normal(num_rows, 40, width, dtype=dtype)}
 
 
-# --- every way is the same matrix -------------------------------------------------------------------------------------
+# --- every way is the same matrix -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", [1, 2, 5])
@@ -65,7 +66,7 @@ def rowwise(num_rows=24, width=64, depth=6, dtype=torch.float64, attention=False
 def test_every_way_multiplies_by_the_dense_hessian(problem_and_dense, product, columns):
     problem, dense = problem_and_dense
     operator = HessianOperator(
-        problem.objective, problem.params, problem.batch, product=product, columns=columns
+        problem.objective, problem.params, problem.batch, hvp=product, columns=columns
     )
     V = normal(operator.n, 5)
     assert relative_error(operator @ V, dense @ V) < EXACT
@@ -90,9 +91,9 @@ def test_every_way_multiplies_by_the_dense_hessian(problem_and_dense, product, c
 def test_the_kernels_of_this_project_work_under_every_way(make, product):
     objective, params, batch = kernel_problem(make)
     V = normal(sum(tensor.numel() for tensor in params.values()), 2, seed=3)
-    truth = HessianOperator(objective, params, batch, product="retained") @ V
+    truth = HessianOperator(objective, params, batch, hvp="retained") @ V
     for columns in (1, 2):
-        operator = HessianOperator(objective, params, batch, product=product, columns=columns)
+        operator = HessianOperator(objective, params, batch, hvp=product, columns=columns)
         assert relative_error(operator @ V, truth) < EXACT
         assert operator.choice.product == product
 
@@ -162,7 +163,7 @@ def check_fall(function, fragment):
         lambda params, batch: function.apply(params["w"] * batch), lambda f, batch: f.square().sum()
     )
     w, x = normal(4), normal(4, seed=1)
-    operator = HessianOperator(objective, {"w": w}, x, product="jvp")
+    operator = HessianOperator(objective, {"w": w}, x, hvp="jvp")
     # The loss is the sum of (w x)^6.
     torch.testing.assert_close(
         operator @ torch.ones(4, dtype=torch.float64), 30 * w**4 * x**6, rtol=1e-12, atol=0
@@ -174,7 +175,7 @@ def check_fall(function, fragment):
     assert fragment in operator.choice.reason
 
 
-# --- the choice -------------------------------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 
 def peaks(objective, params, batch):
@@ -217,7 +218,7 @@ def test_each_way_takes_less_memory_than_the_one_it_stands_in_for():
 )
 def test_the_way_that_fits_is_taken_and_is_right(expected, share):
     problem = rowwise()
-    truth = HessianOperator(*problem, product="retained")
+    truth = HessianOperator(*problem, hvp="retained")
     v = normal(truth.n)
     limit = int(share * peaks(*problem)["retained"])
     operator = HessianOperator(*problem, max_memory=allowing(limit))
@@ -239,13 +240,13 @@ def test_what_fits_is_timed_and_the_fastest_taken(monkeypatch):
     # The retained graph begins and does not fit; then two ways do.
     ticks = iter([0.0, 0.0, 3.0, 0.0, 2.0])
     operator = HessianOperator(*problem, max_memory=allowing(0.95 * peaks(*problem)["retained"]))
-    monkeypatch.setattr(choice_module.Multiplier, "_clock", lambda self: next(ticks))
+    monkeypatch.setattr(choice_module.HvpEngine, "_clock", lambda self: next(ticks))
     operator @ normal(operator.n)
     timed = {trial.product: trial.seconds for trial in operator.choice.trials if not trial.failure}
     assert timed == {"rebuilt": 3.0, "rows": 2.0}
     assert (
         operator.choice.product == "rows"
-        and "the fastest of 2 ways that fit" in operator.choice.reason
+        and "the fastest of 2 strategies that fit" in operator.choice.reason
     )
 
 
@@ -264,10 +265,10 @@ def test_plenty_of_memory_is_not_watched_and_little_is():
 @pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp", "rows"])
 def test_a_choice_may_be_given_to_the_next_operator_and_is_not_tried_again(product):
     objective, params, batch = rowwise()
-    first = HessianOperator(objective, params, batch, product=product)
+    first = HessianOperator(objective, params, batch, hvp=product)
     v = normal(first.n)
     truth = first @ v
-    second = HessianOperator(objective, params, batch, product=first.choice)
+    second = HessianOperator(objective, params, batch, hvp=first.choice)
     assert relative_error(second @ v, truth) < EXACT
     assert second.choice == first.choice
 
@@ -279,13 +280,13 @@ def test_a_choice_that_took_more_than_is_free_now_is_made_again(monkeypatch):
     truth = first @ v
     monkeypatch.setattr(choice_module, "free_memory", lambda device: first.choice.peak // 2)
     second = HessianOperator(
-        *problem, product=first.choice, max_memory=allowing(first.choice.peak // 2)
+        *problem, hvp=first.choice, max_memory=allowing(first.choice.peak // 2)
     )
     assert relative_error(second @ v, truth) < EXACT
     assert first.choice.product == "retained" and second.choice.product == "rows"
 
 
-# --- running out ------------------------------------------------------------------------------------------------------
+# --- running out ----------------------------------------------------------------------------------
 
 
 def failing(monkeypatch, kind, error, *, after):
@@ -305,7 +306,8 @@ ERRORS = [
     MemoryError("short"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate memory: you asked for 1 byte"
+        "[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate memory: you "
+        "asked for 1 byte"
     ),
 ]
 
@@ -315,7 +317,7 @@ ERRORS = [
 def test_memory_that_runs_out_at_any_product_costs_nothing_but_time(monkeypatch, error, after):
     problem = rowwise()
     V = normal(HessianOperator(*problem).n, 4)
-    truth = HessianOperator(*problem, product="rebuilt") @ V
+    truth = HessianOperator(*problem, hvp="rebuilt") @ V
     operator = HessianOperator(*problem)
     failing(monkeypatch, RetainedGraph, error, after=after)
     assert relative_error(operator @ V, truth) < EXACT
@@ -433,8 +435,8 @@ def test_a_backward_pass_that_was_stopped_is_let_go():
 @pytest.mark.parametrize(
     "options, fragment",
     [
-        ({"product": "fast"}, "must be one of auto, retained, rebuilt, jvp, rows"),
-        ({"product": "jvp", "rows": 3}, "takes no chunks"),
+        ({"hvp": "fast"}, "must be one of auto, retained, rebuilt, jvp, rows"),
+        ({"hvp": "jvp", "rows": 3}, "takes no chunks"),
         ({"max_memory": 0}, "max_memory must be at least 1"),
         ({"columns": 0}, "columns must be at least 1"),
     ],
@@ -444,7 +446,7 @@ def test_options_that_cannot_be_meant_are_refused(mlp_problem, options, fragment
         HessianOperator(mlp_problem.objective, mlp_problem.params, mlp_problem.batch, **options)
 
 
-# --- on a GPU ---------------------------------------------------------------------------------------------------------
+# --- on a GPU -------------------------------------------------------------------------------------
 
 on_a_gpu = [
     pytest.mark.gpu,
@@ -466,9 +468,9 @@ class TestOnAGpu:
 
     def test_every_way_agrees_with_the_cpu(self, product, columns):
         torch.manual_seed(0)
-        truth = HessianOperator(*rowwise(), product="retained")
+        truth = HessianOperator(*rowwise(), hvp="retained")
         V = normal(truth.n, 9)
-        operator = HessianOperator(*on_cuda(torch.float64), product=product, columns=columns)
+        operator = HessianOperator(*on_cuda(torch.float64), hvp=product, columns=columns)
         assert relative_error((operator @ V.cuda()).cpu(), truth @ V) < 1e-10
         # Again, in the way that was chosen, and one by one.
         assert (

@@ -1,4 +1,6 @@
-"""Class names and prompts: which source they come from, and that they are the paper's where they say so."""
+"""Class names and prompts: which source they come from, and that they are the paper's where they
+say so.
+"""
 
 import importlib.util
 import json
@@ -31,7 +33,9 @@ def slip(kind: str) -> dict:
 
 
 def benchmark_package(root: Path, names: dict, templates: dict, monkeypatch) -> None:
-    """A fake package folder of clip-benchmark, which find_spec finds and whose import would fail."""
+    """A fake package folder of clip-benchmark, which find_spec finds and whose import would
+    fail.
+    """
     data = root / "clip_benchmark" / "datasets"
     data.mkdir(parents=True)
     (root / "clip_benchmark" / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -125,7 +129,10 @@ def test_the_suite_has_slips_identifiers_and_numbers_of_classes(known: KnownSet)
 
 
 def test_the_suite_is_table_1_in_its_order():
-    titles = "Food-101 CIFAR-10 CIFAR-100 CUB SUN397 Cars Aircraft DTD Pets Caltech-101 Flowers MNIST FER-2013 STL-10 EuroSAT"
+    titles = (
+        "Food-101 CIFAR-10 CIFAR-100 CUB SUN397 Cars Aircraft DTD Pets Caltech-101 Flowers MNIST "
+        "FER-2013 STL-10 EuroSAT"
+    )
     titles += (
         " RESISC45 GTSRB KITTI Country211 PCAM UCF101 Kinetics700 CLEVR HatefulMemes SST2 ImageNet"
     )

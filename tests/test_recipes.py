@@ -110,19 +110,22 @@ def test_an_augmented_picture_repeats_under_its_seed_and_only_there(name):
     assert not torch.equal(draw(1), draw(2))
 
 
-# The bounds below are four standard deviations of a binomial share over 600 draws: 4 * sqrt(p (1 - p) / 600).
+# The bounds below are four standard deviations of a binomial share over 600 draws: 4 * sqrt(p (1 -
+# p) / 600).
 def test_one_picture_in_five_is_grey_and_one_in_five_solarized_in_clip_mamba():
     orange = Image.new("RGB", (24, 24), (200, 100, 40))
     pictures = outputs("clip_mamba", orange, num_draws=600)
     grey = (pictures.amax(dim=1) - pictures.amin(dim=1)).amax(dim=(1, 2)) == 0
     assert grey.double().mean().item() == pytest.approx(0.2, abs=0.066)
-    # White stays above 128 under every brightness (0.6 and more), and solarizing turns it below 128.
+    # White stays above 128 under every brightness (0.6 and more), and solarizing turns it below
+    # 128.
     white = outputs("clip_mamba", Image.new("RGB", (24, 24), "white"), num_draws=600)
     assert (white.mean(dim=(1, 2, 3)) < 0.5).double().mean().item() == pytest.approx(0.2, abs=0.066)
 
 
 def test_blur_and_jitter_come_as_often_as_they_should():
-    # A crop of the whole square picture at its own size changes nothing, so what changed was blurred, or jittered.
+    # A crop of the whole square picture at its own size changes nothing, so what changed was
+    # blurred, or jittered.
     blur = Augmentation(crop_scale=(1.0, 1.0), blur_probability=0.1)
     jitter = Augmentation(
         crop_scale=(1.0, 1.0), color_jitter=(0.4, 0.4, 0.2, 0.1), color_jitter_probability=0.8

@@ -1,6 +1,8 @@
-"""eigsh from vectors of a nearby problem: the same answers under the same certificates as from a random start.
+"""eigsh from vectors of a nearby problem: the same answers under the same certificates as from a
+random start.
 
-The nearby problem is the prescribed one with its eigenvectors turned a little, as those of the next batch are.
+The nearby problem is the prescribed one with its eigenvectors turned a little, as those of the next
+batch are.
 """
 
 import numpy as np
@@ -17,7 +19,9 @@ from landscape.linalg.operator import seeded
 def nearby(
     values: np.ndarray, angle: float, *, seed: int = 0
 ) -> tuple[DenseOperator, DenseOperator]:
-    """A matrix with these eigenvalues, and one whose eigenvectors are turned by about this angle."""
+    """A matrix with these eigenvalues, and one whose eigenvectors are turned by about this
+    angle.
+    """
     A = with_spectrum(values, seed=seed)
     n = len(values)
     turn = torch.randn(n, n, generator=seeded(seed), dtype=torch.float64) * angle / n**0.5

@@ -1,4 +1,6 @@
-"""Products replayed from a recording against the dense Hessian; on a CPU a stand-in for CUDA graphs runs what was recorded."""
+"""Products replayed from a recording against the dense Hessian; on a CPU a stand-in for CUDA graphs
+runs what was recorded.
+"""
 
 import gc
 import weakref
@@ -9,10 +11,9 @@ from oracles import dense_hessian, relative_error
 from torch import nn
 from toy_words import traced, words_batch, words_problem
 
-from landscape.curvature import HessianOperator, Objective
+from landscape.curvature import HessianOperator, Objective, select_parameters
 from landscape.curvature import choice as choice_module
 from landscape.curvature import replayed as replayed_module
-from landscape.curvature import select_parameters
 from landscape.curvature.replayed import ReplayedGraph, ReplayedTrace, StaticProduct, _stretches
 from landscape.curvature.traced import forget_graphs
 from landscape.curvature.traced_graph import CannotTrace
@@ -49,11 +50,11 @@ class Recorded:
 def replay(operator, record):
     """Let an operator multiply by a recording of its traced graph."""
     operator.choose()
-    operator._multiplier._way = ReplayedTrace(operator.multiplier.way, record=record)
+    operator._engine._strategy = ReplayedTrace(operator.engine.strategy, record=record)
     return operator
 
 
-# --- one recording for many batches -----------------------------------------------------------------------------------
+# --- one recording for many batches ---------------------------------------------------------------
 
 
 def test_operators_that_share_a_recording_multiply_by_their_own_hessians_in_any_order():
@@ -62,7 +63,8 @@ def test_operators_that_share_a_recording_multiply_by_their_own_hessians_in_any_
     record = Recorded()
     operators = [replay(traced(objective, model, batch), record) for batch in batches]
     assert record.count == 1
-    # The second looks up few rows: what the first left in the padding of a table must not reach its product.
+    # The second looks up few rows: what the first left in the padding of a table must not reach its
+    # product.
     for index in (0, 1, 0, 2, 1, 1, 0):
         operator, dense = (
             operators[index],
@@ -108,8 +110,8 @@ def test_a_recording_keeps_no_batch_alive():
     objective, model = words_problem()
     record = Recorded()
     operators = [replay(traced(objective, model, words_batch(seed)), record) for seed in (1, 2)]
-    batch = weakref.ref(operators[1].multiplier.way.batch)
-    graph = weakref.ref(operators[1].multiplier.way.batch.graph)
+    batch = weakref.ref(operators[1].engine.strategy.batch)
+    graph = weakref.ref(operators[1].engine.strategy.batch.graph)
     del operators
     gc.collect()
     assert batch() is None and graph() is not None
@@ -118,7 +120,7 @@ def test_a_recording_keeps_no_batch_alive():
     assert graph() is None
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def stuck(function, device):
@@ -132,7 +134,7 @@ def test_a_recording_that_is_stuck_at_its_first_vector_is_refused():
     operator = traced(objective, model, words_batch(1))
     operator.choose()
     with pytest.raises(ObjectiveError, match="traced graph, replayed.*differs"):
-        ReplayedTrace(operator.multiplier.way, record=stuck)
+        ReplayedTrace(operator.engine.strategy, record=stuck)
     # The next one is not given the same.
     replay(operator, Recorded())
 
@@ -152,13 +154,13 @@ def test_a_recording_that_is_stuck_at_its_first_batch_is_refused_for_all(monkeyp
 def test_a_pass_over_a_retained_graph_that_is_stuck_is_refused():
     objective, model = words_problem()
     operator = HessianOperator(
-        objective, select_parameters(model), words_batch(1), product="retained", check=False
+        objective, select_parameters(model), words_batch(1), hvp="retained", check=False
     )
     operator.choose()
-    plain = operator.multiplier.way
+    plain = operator.engine.strategy
     with pytest.raises(ObjectiveError, match="retained graph, replayed.*differs"):
         ReplayedGraph(plain, record=stuck)
-    operator._multiplier._way = ReplayedGraph(plain, record=Recorded())
+    operator._engine._strategy = ReplayedGraph(plain, record=Recorded())
     dense = dense_hessian(objective, select_parameters(model), words_batch(1))
     assert relative_error(operator @ vectors(operator), dense @ vectors(operator)) < EXACT
 
@@ -175,7 +177,7 @@ def test_a_batch_whose_tensors_lie_otherwise_in_memory_is_refused():
         replay(traced(objective, model, {"x": x, "y": x}), record)
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_stretches_hold_every_tensor_once():
@@ -191,7 +193,8 @@ def test_stretches_hold_every_tensor_once():
         torch.tensor(2.0),
     ]
     flat, layout = _stretches(tensors)
-    # The halves of `whole` share theirs; the expanded tensor has four numbers; eight numbers are seen by overlapping windows.
+    # The halves of `whole` share theirs; the expanded tensor has four numbers; eight numbers are
+    # seen by overlapping windows.
     assert sorted(layout.lengths) == [0, 1, 3, 4, 8, 30]
     buffers = [stretch.clone() for stretch in flat]
     for tensor, (number, offset) in zip(tensors, layout.places):
@@ -205,12 +208,14 @@ def test_a_tensor_without_strides_is_refused():
         _stretches([torch.eye(2).to_sparse()])
 
 
-# --- the choice -------------------------------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def replays(monkeypatch):
-    """Choose as on a device that replays, with a clock by which products take the seconds that are put in the list."""
+    """Choose as on a device that replays, with a clock by which products take the seconds that are
+    put in the list.
+    """
     record, seconds, now = Recorded(), [], [0.0]
 
     def clock(self):
@@ -219,7 +224,7 @@ def replays(monkeypatch):
 
     monkeypatch.setattr(choice_module, "can_replay", lambda device: True)
     monkeypatch.setattr(replayed_module, "cuda_graph", record)
-    monkeypatch.setattr(choice_module.Multiplier, "_clock", clock)
+    monkeypatch.setattr(choice_module.HvpEngine, "_clock", clock)
     return record, seconds
 
 
@@ -229,18 +234,21 @@ def test_a_faster_recording_is_taken_and_used_for_the_next_batches(replays):
     seconds += [0, 3, 0, 1]
     operator = traced(objective, model, words_batch(1))
     choice = operator.choose()
-    assert choice.product == "traced-replayed" and choice.reason == "the fastest of 2 ways that fit"
+    assert (
+        choice.product == "traced-replayed"
+        and choice.reason == "the fastest of 2 strategies that fit"
+    )
     assert [(trial.product, trial.seconds) for trial in choice.trials] == [
         ("traced", 3.0),
         ("traced-replayed", 1.0),
     ]
     assert choice.title == "double backward, traced graph, replayed as a CUDA graph"
     other = HessianOperator(
-        objective, select_parameters(model), words_batch(2), product=choice, check=False
+        objective, select_parameters(model), words_batch(2), hvp=choice, check=False
     )
     assert (
         other.choose() == choice
-        and isinstance(other.multiplier.way, ReplayedTrace)
+        and isinstance(other.engine.strategy, ReplayedTrace)
         and record.count == 1
     )
     for which, seed in ((operator, 1), (other, 2), (operator, 1)):
@@ -267,7 +275,7 @@ def test_what_cannot_be_recorded_is_noted_and_run_plainly(replays, monkeypatch):
     monkeypatch.setattr(replayed_module, "cuda_graph", fails)
     forget_graphs()
     later = HessianOperator(
-        objective, select_parameters(model), words_batch(2), product=given, check=False
+        objective, select_parameters(model), words_batch(2), hvp=given, check=False
     )
     assert later.choose().product == "traced" and "capturing" in later.choice.trials[-1].failure
     dense = dense_hessian(objective, select_parameters(model), words_batch(2))
@@ -296,16 +304,18 @@ class TestOnAGpu:
             seed: traced(objective, model, words_batch(seed, num, "cuda"))
             for seed, num in sizes.items()
         }
-        ways = {seed: operator.choose() for seed, operator in operators.items()}
+        strategies = {seed: operator.choose() for seed, operator in operators.items()}
         assert all(
-            {trial.product for trial in way.trials} == {"traced", "traced-replayed"}
-            for way in ways.values()
+            {trial.product for trial in strategy.trials} == {"traced", "traced-replayed"}
+            for strategy in strategies.values()
         )
-        assert not any(trial.failure for way in ways.values() for trial in way.trials)
+        assert not any(
+            trial.failure for strategy in strategies.values() for trial in strategy.trials
+        )
         for operator in operators.values():
-            replay_way = operator.multiplier.way
-            if not isinstance(replay_way, ReplayedTrace):
-                operator._multiplier._way = ReplayedTrace(replay_way)
+            replayed = operator.engine.strategy
+            if not isinstance(replayed, ReplayedTrace):
+                operator._engine._strategy = ReplayedTrace(replayed)
         plain, copy = words_problem("cpu")
         for seed in (1, 2, 1, 3, 2, 1):
             dense = dense_hessian(plain, select_parameters(copy), words_batch(seed, sizes[seed]))

@@ -1,6 +1,8 @@
-"""The chapter of the page on accuracy beside sharpness: what it adds, what its charts and tables hold, and wrong files.
+"""The chapter of the page on accuracy beside sharpness: what it adds, what its charts and tables
+hold, and wrong files.
 
-Truth: the rows of `sharpness_and_accuracy` (tested by itself), SciPy, plotly's own schema, and Chromium.
+Truth: the rows of `sharpness_and_accuracy` (tested by itself), SciPy, plotly's own schema, and
+Chromium.
 """
 
 import re
@@ -12,7 +14,7 @@ from browser import chromium
 from click.testing import CliRunner
 from scipy import stats
 from spectra_study import make_study
-from study_by_hand import write_study
+from study_stores import write_study
 from test_evaluation import make_pictures
 from test_predictions import make_set
 from test_report import NASTY, complaints, data_of, open_page, unpacked, words_of
@@ -37,7 +39,9 @@ def all_sets():
 
 
 def by_level(name, epoch, one):
-    """Accuracy above guessing that a distortion halves or quarters; of `pets` three times as much as of `mnist`."""
+    """Accuracy above guessing that a distortion halves or quarters; of `pets` three times as much
+    as of `mnist`.
+    """
     above = rising(name, epoch, one) - 0.1 if epoch else 0.0
     return 0.1 + above * {"c50": 0.5, "c05": 0.25}.get(one.condition, 1) * (
         1 / 3 if one.dataset == "mnist" else 1
@@ -79,7 +83,7 @@ def chapter_of(page):
     return re.search(r'<section aria-labelledby="accuracy">.*?</section>\n', page, re.DOTALL)[0]
 
 
-# --- what it adds -----------------------------------------------------------------------------------------------------
+# --- what it adds ---------------------------------------------------------------------------------
 
 
 def test_the_chapter_is_added_and_the_rest_of_the_page_stays_byte_for_byte(whole):
@@ -102,7 +106,7 @@ def test_a_report_without_the_option_is_that_of_a_study_without_answers(files, t
     assert "answers" not in words_of((tmp_path / "page.html").read_text())
 
 
-# --- the charts -------------------------------------------------------------------------------------------------------
+# --- the charts -----------------------------------------------------------------------------------
 
 
 def test_accuracies_stand_under_sharpness_along_the_same_epochs_with_their_intervals(whole):
@@ -202,20 +206,21 @@ def test_labels_keep_off_other_labels_and_points_where_they_can():
     assert places["a", 1] != "top right" and places["b", 1] == places["c", 1] == "top right"
 
 
-# --- the text ---------------------------------------------------------------------------------------------------------
+# --- the text -------------------------------------------------------------------------------------
 
 
 def test_the_table_of_correlations_holds_scipys_numbers_and_says_what_each_column_covers(whole):
     study, page = whole
     words = words_of(page.read_text())
-    rows = [row for row in study.accuracy.rows]
+    rows = study.accuracy.rows
     x, y = (
         [row.sharpness["lambda_max"].value for row in rows],
         [row.means["zero_shot"].value for row in rows],
     )
     rho = signed(stats.spearmanr(x, y).statistic)
     cells = re.findall(
-        r'<tr><th scope="row">largest eigenvalue</th><th scope="row">zero-shot accuracy</th><th scope="row">all checkpoints</th>'
+        r'<tr><th scope="row">largest eigenvalue</th><th scope="row">zero-shot accuracy</th>'
+        r'<th scope="row">all checkpoints</th>'
         r"<td>12</td><td>3</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>",
         words,
     )
@@ -230,13 +235,17 @@ def test_means_say_what_they_are_over_and_every_set_has_its_accuracy_and_chance(
     words = words_of(whole[1].read_text())
     assert "Zero-shot accuracy: mean over 2 data sets (pets, mnist)" in words
     assert "mean over 1 data set (own/contrast) of the mean over conditions" in words
-    assert "No share that is kept is given of one epoch 0, two epoch 0, three epoch 0" in words
+    assert (
+        "No kept share of the accuracy is given for one epoch 0, two epoch 0, three epoch 0"
+        in words
+    )
     assert "Accuracy on each of the 5 sets" in words
     row = re.search(
         r'<tr><th scope="row">own/contrast</th><th scope="row">c50</th>.*?</tr>', words
     )[0]
     low, high = (100 * end for end in stats.binomtest(22, 100).proportion_ci(method="wilson"))
-    # Of series "one" at epoch 2: .1 + .4 / 2 = .3; at epoch 1 .1 + .25 / 2 = .225, and 22 of 100 pictures.
+    # Of series "one" at epoch 2: .1 + .4 / 2 = .3; at epoch 1 .1 + .25 / 2 = .225, and 22 of 100
+    # pictures.
     assert (
         f"<td>22.0 [{low:.1f},\N{NO-BREAK SPACE}{high:.1f}]</td>" in row
         and "<td>100</td><td>10.0</td>" in row
@@ -310,7 +319,7 @@ def test_only_a_perfect_correlation_is_written_as_one(value, text):
     assert signed(value) == text
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def run(*arguments):
@@ -333,7 +342,7 @@ def test_the_command_takes_several_files_and_some_series(files, tmp_path):
         "two",
     }
     # Two series are no sample of series.
-    assert "Of other series it says nothing: these are fewer than three." in words
+    assert "It says nothing about other series: these are fewer than three." in words
 
 
 def test_wrong_files_of_answers_are_one_line_and_leave_no_page(files, tmp_path):
@@ -360,7 +369,6 @@ def test_wrong_files_of_answers_are_one_line_and_leave_no_page(files, tmp_path):
         assert not page.exists()
 
 
-@pytest.mark.slow
 def test_spectra_and_answers_of_the_same_manifest_meet_in_one_page(tmp_path, monkeypatch):
     monkeypatch.setenv("LANDSCAPE_CACHE", str(tmp_path / "cache"))
     manifest, pictures = (
@@ -371,7 +379,7 @@ def test_spectra_and_answers_of_the_same_manifest_meet_in_one_page(tmp_path, mon
         tmp_path / name for name in ("spectra.h5", "zeroshot.h5", "page.html")
     )
     for arguments in (
-        ["spectra", manifest, "-o", spectra],
+        ["spectra", manifest, "-o", spectra, "--batches", 2, "--unaudited"],
         ["evaluate", manifest, "-o", answers, "--data", f"zoo={pictures}"],
         ["report", spectra, "-o", page, "--predictions", answers, "--resamples", 99],
     ):
@@ -387,7 +395,7 @@ def test_spectra_and_answers_of_the_same_manifest_meet_in_one_page(tmp_path, mon
         assert drawn[series][epoch] == pytest.approx(value, rel=1e-6)
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------
+# --- in a browser ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +410,10 @@ def test_a_browser_draws_the_chapter_without_a_complaint_and_within_the_page(dri
     open_page(driver, whole[1], width=width)
     assert complaints(driver) == []
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-    labels = "return [...document.querySelectorAll('#chart-accuracy-ood .textpoint')].map(one => one.textContent)"
+    labels = (
+        "return [...document.querySelectorAll('#chart-accuracy-ood .textpoint')].map(one => "
+        "one.textContent)"
+    )
     assert set(driver.execute_script(labels)) == {
         f"{label} {epoch}" for label in LABELS.values() for epoch in EPOCHS
     }

@@ -15,7 +15,8 @@ from landscape.linalg import eigsh
 from landscape.linalg.krylov import KrylovBasis
 from landscape.linalg.operator import seeded
 
-# Those of more rows than the limit, whose wanted values are not copies at the very edge of the bulk.
+# Those of more rows than the limit, whose wanted values are not copies at the very edge of the
+# bulk.
 NAMES = ("isolated", "cluster", "multiplicity", "opposite_signs", "decaying")
 
 
@@ -86,7 +87,9 @@ def test_every_value_of_a_restarted_run_lies_within_its_bound_and_counts_stay_lo
     ],
 )
 def test_chains_that_end_early_leave_room_for_the_next_one(values):
-    """A few different eigenvalues: every chain ends after as many products, whatever else the basis holds then."""
+    """A few different eigenvalues: every chain ends after as many products, whatever else the basis
+    holds then.
+    """
     for k, extra, seed in itertools.product((1, 2, 3, 5), range(6, 10), range(2)):
         A = with_spectrum(np.array(values), seed=seed)
         pairs = eigsh(A, k, max_basis=k + extra, seed=seed)

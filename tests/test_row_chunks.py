@@ -44,7 +44,9 @@ class Tower(nn.Module):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """A CLIP of an odd number of pairs with every parameter free, the temperature included, and its dense Hessian."""
+    """A CLIP of an odd number of pairs with every parameter free, the temperature included, and its
+    dense Hessian.
+    """
     torch.manual_seed(0)
     tower = Tower().double()
     scramble(tower, seed=3, scale=0.3)
@@ -167,7 +169,7 @@ def test_a_zero_hessian_is_zero_in_chunks():
     assert not (HessianOperator(objective, params, batch, rows=2) @ normal(12, 2)).any()
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def test_rows_coupled_by_train_mode_batch_norm_are_refused():
@@ -308,7 +310,7 @@ def test_rows_that_are_not_positive_are_refused(rows):
         HessianOperator(*problem(), rows=rows)
 
 
-# --- rows of a batch --------------------------------------------------------------------------------------------------
+# --- rows of a batch ------------------------------------------------------------------------------
 
 
 def test_rows_are_taken_from_any_nest_and_its_type_is_kept():

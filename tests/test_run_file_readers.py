@@ -1,4 +1,6 @@
-"""Files about a run, as their programs write them and as they are damaged: read as the program reads them, or refused."""
+"""Files about a run, as their programs write them and as they are damaged: read as the program
+reads them, or refused.
+"""
 
 import argparse
 import json
@@ -627,7 +629,7 @@ def test_whatever_a_file_says_is_read_or_refused_in_a_line(tmp_path, seed):
         "hparams.yaml": yaml.safe_dump(odd(rng, {"args": PARAMS, **torchvision})),
         "params.txt": "".join(f"{key}: {value}\n" for key, value in odd(rng, PARAMS).items()),
     }
-    for name, text in files.items():
+    for name in files:
         for file in tmp_path.iterdir():
             file.unlink()
         for beside in (name, *(["config.json"] if "processor" in name else [])):

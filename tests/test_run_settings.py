@@ -1,6 +1,8 @@
-"""A run is measured as the function that it trained: real runs of open_clip_train, each with a flag that changes the function.
+"""A run is measured as the function that it trained: real runs of open_clip_train, each with a flag
+that changes the function.
 
-The truth is built by open_clip itself from the same flags; nothing of it passes through the code under test.
+The truth is built by open_clip itself from the same flags; nothing of it passes through the code
+under test.
 """
 
 import json
@@ -142,7 +144,9 @@ def true_loss(model, batch, *, siglip: bool):
 
 
 def true_eigenvalues(checkpoint: Path, data, arguments: dict, *, model: str = PLAIN) -> np.ndarray:
-    """The top three by magnitude of each batch, of the model as open_clip builds it from the flags, in float64."""
+    """The top three by magnitude of each batch, of the model as open_clip builds it from the flags,
+    in float64.
+    """
     network, _, transform = open_clip.create_model_and_transforms(
         model, load_weights=False, output_dict=True, **arguments
     )

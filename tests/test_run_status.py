@@ -1,4 +1,6 @@
-"""The status of a running store: written whole, read by others, said by `landscape info`, gone with the run."""
+"""The status of a running store: written whole, read by others, said by `landscape info`, gone with
+the run.
+"""
 
 import json
 import math
@@ -7,7 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from spectra_by_hand import manifest_of, record_of
+from store_records import manifest_of, record_of
 
 from landscape.store import (
     RunStatus,
@@ -75,8 +77,8 @@ def test_a_status_that_cannot_be_written_ends_no_run(tmp_path, monkeypatch):
 
 def test_the_lines_say_how_far_how_fast_how_long_and_who_is_slow():
     assert status_lines(STATUS, now=2012.0) == [
-        f"running: process {STATUS.pid} on {STATUS.host}: 120 of 3000 batches, 14.2 a minute, about 3.4 hours left, 2 failed, "
-        "updated 12 s ago",
+        f"running: process {STATUS.pid} on {STATUS.host}: 120 of 3000 batches, 14.2 a minute, "
+        "about 3.4 hours left, 2 failed, updated 12 s ago",
         "dashboard: http://login:8787/status",
         "slowest worker node3: 14 s each beside a median of 9 s",
     ]

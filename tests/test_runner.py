@@ -1,4 +1,6 @@
-"""One runner under all measurements: in this process, in several, in an executor; parts of a manifest and their union."""
+"""One runner under all measurements: in this process, in several, in an executor; parts of a
+manifest and their union.
+"""
 
 import concurrent.futures
 import multiprocessing
@@ -44,6 +46,60 @@ def invoke(*arguments: object):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+class Kept:
+    """Workers that the end of a run leaves alone."""
+
+    def __init__(self, pool):
+        self._pool = pool
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    def close(self):
+        pass
+
+
+class SharedWorkers:
+    """Workers that the first `--workers 2` starts and later ones share, so that torch is imported
+    once.
+    """
+
+    def __init__(self):
+        self._start, self._pool, self.num_starts = Crew._local_pool, None, 0
+
+    def pool_of(self, chosen):
+        if self._pool is None:
+            self._pool = self._start(chosen)
+            self.num_starts += 1
+        return Kept(self._pool)
+
+    def close(self):
+        if self._pool is not None:
+            self._pool.close()
+        self._pool, self.num_starts = None, 0
+
+
+@pytest.fixture(scope="module")
+def shared_workers():
+    workers = SharedWorkers()
+    yield workers
+    workers.close()
+
+
+@pytest.fixture
+def two_workers(shared_workers, monkeypatch):
+    monkeypatch.setattr(Crew, "_local_pool", lambda self: shared_workers.pool_of(self))
+    return shared_workers
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as executor:
+        yield executor
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
@@ -68,48 +124,12 @@ def tables_of(output: Path):
         ]
 
 
-# --- bits -------------------------------------------------------------------------------------------------------------
+# --- bits -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_two_workers_and_an_executor_compute_the_bits_of_one_process(study, tmp_path):
-    command = (
-        "spectra",
-        study,
-        "--threads",
-        1,
-        "--per-module",
-        "--module-batches",
-        1,
-        "--device",
-        "cpu",
-    )
-    for number in (1, 2):
-        result = invoke(*command, "-o", tmp_path / f"{number}.h5", "--workers", number)
-        assert result.exit_code == 0, result.output
-        assert "12 of 12 batches are measured (12 now" in result.stdout
-        assert "modules of 4 of 4 batches are measured" in result.stdout
-    (one, one_modules), (two, two_modules) = (
-        tables_of(tmp_path / "1.h5"),
-        tables_of(tmp_path / "2.h5"),
-    )
-    assert_same_bits(one, two, COLUMNS)
-    assert_same_bits(one_modules, two_modules, MODULE_COLUMNS)
-    for table, other in zip(one, two):
-        assert table.extras["audit"] == other.extras["audit"]
-        assert table.settings["num_threads"] == other.settings["num_threads"] == 1
-        assert table.settings["product"] == other.settings["product"]
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as executor:
-        report = pipeline.run(
-            Manifest.load(study), tmp_path / "3.h5", device="cpu", executor=executor, progress=False
-        )
-    assert report.complete and report.num_measured == 12
-    assert_same_bits(one, tables_of(tmp_path / "3.h5")[0], COLUMNS)
-
-
-@pytest.mark.slow
-def test_densities_and_surfaces_are_the_same_from_two_workers(study, tmp_path):
+def test_densities_and_surfaces_are_the_same_from_two_workers(study, tmp_path, two_workers):
+    # Its density starts workers of its own; its surface and later tests take them.
+    two_workers.close()
     for number in (1, 2):
         density = (
             "density",
@@ -127,6 +147,7 @@ def test_densities_and_surfaces_are_the_same_from_two_workers(study, tmp_path):
             *density, "--dense-limit", 0, "--workers", number, "--threads", 1, "--device", "cpu"
         )
         assert result.exit_code == 0, result.output
+        assert two_workers.num_starts == number - 1
         surface = (
             "surface",
             study,
@@ -164,7 +185,43 @@ def test_densities_and_surfaces_are_the_same_from_two_workers(study, tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".h5"] * 4 + [".svg"] * 4
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+def test_two_workers_and_an_executor_compute_the_bits_of_one_process(
+    study, tmp_path, two_workers, executor
+):
+    command = (
+        "spectra",
+        study,
+        "--threads",
+        1,
+        "--per-module",
+        "--module-batches",
+        1,
+        "--device",
+        "cpu",
+    )
+    for number in (1, 2):
+        result = invoke(*command, "-o", tmp_path / f"{number}.h5", "--workers", number)
+        assert result.exit_code == 0, result.output
+        assert "12 of 12 batches are measured (12 now" in result.stdout
+        assert "modules of 4 of 4 batches are measured" in result.stdout
+    (one, one_modules), (two, two_modules) = (
+        tables_of(tmp_path / "1.h5"),
+        tables_of(tmp_path / "2.h5"),
+    )
+    assert_same_bits(one, two, COLUMNS)
+    assert_same_bits(one_modules, two_modules, MODULE_COLUMNS)
+    for table, other in zip(one, two):
+        assert table.extras["audit"] == other.extras["audit"]
+        assert table.settings["num_threads"] == other.settings["num_threads"] == 1
+        assert table.settings["product"] == other.settings["product"]
+    report = pipeline.run(
+        Manifest.load(study), tmp_path / "3.h5", device="cpu", executor=executor, progress=False
+    )
+    assert report.complete and report.num_measured == 12
+    assert_same_bits(one, tables_of(tmp_path / "3.h5")[0], COLUMNS)
+
+
+# --- parts ----------------------------------------------------------------------------------------
 
 
 def keys_of(tasks) -> list[str]:
@@ -270,7 +327,7 @@ def test_a_selection_of_nothing_in_a_manifest_is_an_error_of_the_manifest(study)
         Selection(series=("x",)).check(Manifest.load(study))
 
 
-# --- how many ---------------------------------------------------------------------------------------------------------
+# --- how many -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -356,9 +413,9 @@ def test_more_workers_than_memory_allows_are_refused_and_the_most_is_named(machi
 
 
 def test_memory_limits_are_of_the_machine_and_divided_among_its_workers():
-    products = pipeline.ProductSettings(max_memory=8 * GIB).sharing(4, 100 * GIB)
+    products = pipeline.HvpSettings(max_memory=8 * GIB).sharing(4, 100 * GIB)
     assert products.max_memory == 2 * GIB
-    assert pipeline.ProductSettings().sharing(4, 100 * GIB).max_memory == 25 * GIB
+    assert pipeline.HvpSettings().sharing(4, 100 * GIB).max_memory == 25 * GIB
     assert pipeline.SolverSettings(max_basis_memory=GIB).sharing(4).max_basis_memory == GIB // 4
     assert pipeline.SolverSettings().sharing(4).max_basis_memory is None
 
@@ -374,7 +431,7 @@ def test_two_places_to_calculate_in_are_refused():
         replace(settings, cluster=None).check("--recycle")
 
 
-# --- how far ----------------------------------------------------------------------------------------------------------
+# --- how far --------------------------------------------------------------------------------------
 
 
 def test_progress_counts_all_workers_and_tells_rate_and_time_left(tmp_path, capsys):
@@ -415,22 +472,19 @@ def test_silent_progress_writes_nothing_to_the_terminal(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-# --- what a process holds from the run before --------------------------------------------------------------------------
+# --- what a process holds from the run before -----------------------------------------------------
 
 
-@pytest.mark.slow
 def test_processes_that_served_another_run_measure_the_next_with_its_own_weights_and_settings(
-    study, tmp_path
+    study, tmp_path, executor
 ):
     manifest = Manifest.load(study)
     other = replace(manifest, hessian=replace(manifest.hessian, k=2))
     options = {"device": "cpu", "progress": False, "unaudited": True}
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as executor:
-        first = Selection(series=("one",), epochs=(0,), num_batches=1)
-        pipeline.run(manifest, tmp_path / "first.h5", selection=first, executor=executor, **options)
-        pipeline.run(manifest, tmp_path / "all.h5", executor=executor, **options)
-        pipeline.run(other, tmp_path / "other.h5", executor=executor, **options)
+    first = Selection(series=("one",), epochs=(0,), num_batches=1)
+    pipeline.run(manifest, tmp_path / "first.h5", selection=first, executor=executor, **options)
+    pipeline.run(manifest, tmp_path / "all.h5", executor=executor, **options)
+    pipeline.run(other, tmp_path / "other.h5", executor=executor, **options)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -499,7 +553,7 @@ def test_a_checkpoint_that_this_worker_cannot_load_goes_to_another(monkeypatch):
         measure_unit(Lot(task, Blind(), prepared, False, "d"), (1,))
 
 
-# --- devices ------------------------------------------------------------------------------------------------------------
+# --- devices --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -519,7 +573,7 @@ def test_workers_share_gpus_in_turn_and_a_device_with_a_number_is_left_alone(mon
         chosen = Crew(WorkerSettings(num_workers=3), device=device)
         chosen.free_memory, chosen.num_sharing = 16 * GIB, 3
         assert chosen.share() == share
-    assert pipeline.ProductSettings().sharing(2, None).max_memory is None
+    assert pipeline.HvpSettings().sharing(2, None).max_memory is None
 
 
 def test_as_many_workers_start_as_chosen_threads_and_divided_limits_allow(machine, monkeypatch):

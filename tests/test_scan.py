@@ -1,7 +1,8 @@
 """linear_scan: the recurrence, its derivatives of every kind, its back ends and its refusals.
 
-Truth: the matrix of the recurrence, and SciPy's filter for constant coefficients. In float64 a scan of 65 steps with
-|a| <= 1 loses a few units in the last place, so 1e-12 is tight; 1e-10 (1e-4 in float32) is what the project promises.
+Truth: the matrix of the recurrence, and SciPy's filter for constant coefficients. In float64 a scan
+of 65 steps with |a| <= 1 loses a few units in the last place, so 1e-12 is tight; 1e-10 (1e-4 in
+float32) is what the project promises.
 """
 
 import subprocess
@@ -26,7 +27,9 @@ LENGTHS = [1, 2, 63, 64, 65]
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Every uninitialised tensor is NaN, so that a result which nobody wrote cannot look right by chance."""
+    """Every uninitialised tensor is NaN, so that a result which nobody wrote cannot look right by
+    chance.
+    """
     assert deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
@@ -61,7 +64,9 @@ def by_matrix(a: Tensor, b: Tensor) -> Tensor:
 
 
 def value_and_derivatives(backend: str, a: Tensor, b: Tensor, reverse: bool) -> list[Tensor]:
-    """h, the gradient of a nonlinear function of it, and a Hessian-vector product by double backward."""
+    """h, the gradient of a nonlinear function of it, and a Hessian-vector product by double
+    backward.
+    """
     a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
     h = linear_scan(a, b, reverse=reverse, backend=backend)
     weights, directions = random_pair(*h.shape, seed=1, dtype=h.dtype)
@@ -143,7 +148,8 @@ def test_every_nesting_of_modes_gives_the_hessian_of_double_backward(backend):
         "forward over reverse": hessian(loss, both),
         "reverse over reverse": jacrev(jacrev(loss, both), both),
         "reverse over forward": jacrev(jacfwd(loss, both), both),
-        # Wrong by the whole cross term where a jvp rule hides the outer tangents; see landscape/kernels/forward_mode.py.
+        # Wrong by the whole cross term where a jvp rule hides the outer tangents; see
+        # landscape/kernels/forward_mode.py.
         "forward over forward": jacfwd(jacfwd(loss, both), both),
     }
     for name, nesting in nestings.items():

@@ -1,7 +1,8 @@
-"""The Triton kernel: its arithmetic in Triton's interpreter, its compilation without a GPU, and on a GPU where there is one.
+"""The Triton kernel: its arithmetic in Triton's interpreter, its compilation without a GPU, and on
+a GPU where there is one.
 
-The interpreter runs the same kernel text on the CPU, so its values are tested everywhere; that the compiled kernel gives
-them is tested by the tests marked `gpu` alone.
+The interpreter runs the same kernel text on the CPU, so its values are tested everywhere; that the
+compiled kernel gives them is tested by the tests marked `gpu` alone.
 """
 
 import os
@@ -47,7 +48,8 @@ def check_against_the_reference(device: str) -> None:
 
 def test_the_kernels_arithmetic_equals_the_reference_to_second_order_in_the_interpreter():
     pytest.importorskip("triton")
-    # Triton decides whether to interpret when it decorates a kernel: this needs a process of its own.
+    # Triton decides whether to interpret when it decorates a kernel: this needs a process of its
+    # own.
     code = "import test_scan_gpu; test_scan_gpu.check_against_the_reference('cpu'); print('equal')"
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
@@ -69,7 +71,7 @@ def test_the_kernel_compiles_for_a_gpu_without_having_one(element, reverse):
     from landscape.kernels.gpu import _linear_scan
 
     constants = {"REVERSE": reverse, "ROWS": 4, "STEPS": 256}
-    signature = {name: f"*{element}" for name in "abh"} | {"num_rows": "i32", "length": "i32"}
+    signature = dict.fromkeys("abh", f"*{element}") | {"num_rows": "i32", "length": "i32"}
     source = ASTSource(_linear_scan, signature | dict.fromkeys(constants, "constexpr"), constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
     assert ".entry _linear_scan" in compiled.asm["ptx"]

@@ -1,4 +1,6 @@
-"""docs/second_derivatives.md holds what experiments/second_derivatives/run.py printed, and the harness knows right from wrong."""
+"""docs/second_derivatives.md holds what experiments/second_derivatives/run.py printed, and the
+harness knows right from wrong.
+"""
 
 import importlib
 import sys

@@ -1,7 +1,9 @@
-"""selective_scan: mamba-ssm's conventions, its derivatives of every kind, its back ends and its refusals.
+"""selective_scan: mamba-ssm's conventions, its derivatives of every kind, its back ends and its
+refusals.
 
-Truth: the published recurrence written out in NumPy, and its derivatives by ordinary autograd through a Python loop. Sums over
-65 steps lose a few units in the last place; 1e-10 (1e-4 in float32), relative to the largest entry, is what is promised.
+Truth: the published recurrence written out in NumPy, and its derivatives by ordinary autograd
+through a Python loop. Sums over 65 steps lose a few units in the last place; 1e-10 (1e-4 in
+float32), relative to the largest entry, is what is promised.
 """
 
 import itertools
@@ -23,7 +25,9 @@ LENGTHS = [1, 2, 63, 64, 65]
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Every uninitialised tensor is NaN, so that a result which nobody wrote cannot look right by chance."""
+    """Every uninitialised tensor is NaN, so that a result which nobody wrote cannot look right by
+    chance.
+    """
     assert deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
@@ -40,7 +44,9 @@ def random_inputs(
     groups: int | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
-    """All inputs, of the sizes that a trained model has: A negative, step sizes on both sides of 1."""
+    """All inputs, of the sizes that a trained model has: A negative, step sizes on both sides of
+    1.
+    """
     generator = torch.Generator().manual_seed(batch * channels * states * length)
     in_time = (batch, states, length) if groups is None else (batch, groups, states, length)
     shapes = {
@@ -101,7 +107,9 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float, name: str = "
 
 
 def value_and_derivatives(inputs: dict[str, Tensor], **options) -> dict[str, Tensor]:
-    """The output, the gradient of a nonlinear function of it, and a Hessian-vector product by double backward."""
+    """The output, the gradient of a nonlinear function of it, and a Hessian-vector product by
+    double backward.
+    """
     leaves = {name: x.clone().requires_grad_() for name, x in inputs.items()}
     out = selective_scan(**leaves, **options)
     tensors = list(leaves.values())
@@ -182,7 +190,8 @@ def test_derivatives_pass_gradcheck_in_both_modes_and_batched(backend, length):
     weights = torch.linspace(-1, 1, 2 * length, dtype=torch.float64).reshape(2, length)
 
     def function(*tensors: Tensor) -> Tensor:
-        # Few outputs keep the numerical Jacobians of gradgradcheck small; every entry of the output counts.
+        # Few outputs keep the numerical Jacobians of gradgradcheck small; every entry of the output
+        # counts.
         out = selective_scan(*tensors, delta_softplus=True, backend=backend)
         return torch.stack([out.sin().sum(), (out * weights).sum()])
 
@@ -209,7 +218,8 @@ def test_every_back_end_equals_the_reference_to_second_order(
     groups = 2 if shape[1] % 2 == 0 else None
     inputs = random_inputs(*shape, groups=groups)
     if softplus:
-        # Both ends of softplus: steps that vanish, and those beyond the threshold at which torch stops computing it.
+        # Both ends of softplus: steps that vanish, and those beyond the threshold at which torch
+        # stops computing it.
         inputs["delta"][..., ::3] *= 20
     else:
         inputs["delta"] = inputs["delta"].abs() - inputs["delta_bias"][:, None] + 1e-3

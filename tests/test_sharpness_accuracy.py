@@ -1,6 +1,8 @@
-"""Sharpness joined with accuracy: rank correlations against SciPy and by hand, intervals, and what must not be joined.
+"""Sharpness joined with accuracy: rank correlations against SciPy and by hand, intervals, and what
+must not be joined.
 
-Truth: `scipy.stats` (spearmanr, permutation_test, jackknife by hand), counting, and simulated studies of known correlation.
+Truth: `scipy.stats` (spearmanr, permutation_test, jackknife by hand), counting, and simulated
+studies of known correlation.
 """
 
 import hashlib
@@ -9,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
-from study_by_hand import write_study
+from study_stores import write_study
 from test_predictions import make_answers, make_set
 
 from landscape.compare import summarize_stores
@@ -91,7 +93,7 @@ def joined(spectra, *answers, **options):
     return sharpness_and_accuracy(spectra, answers, **({"num_resamples": 99} | options))
 
 
-# --- the statistics ---------------------------------------------------------------------------------------------------
+# --- the statistics -------------------------------------------------------------------------------
 
 
 def test_rank_correlations_are_scipys_with_ties_too():
@@ -157,7 +159,8 @@ def test_beyond_eight_series_random_arrangements_stand_for_all():
     p_value, smallest = exchange_test(
         lambda a, b: spearman(a[..., 0], b[..., 0]), x[:, None], y[:, None]
     )
-    # The t distribution of SciPy's own p-value is the exact one to 0.01 for 10 points; a share of 10,000 varies by 0.005.
+    # The t distribution of SciPy's own p-value is the exact one to 0.01 for 10 points; a share of
+    # 10,000 varies by 0.005.
     assert (
         p_value == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.04) and smallest == 2 / 10_000
     )
@@ -191,7 +194,7 @@ def test_series_that_all_agree_give_no_width_of_zero():
     assert found.value == pytest.approx(1) and np.isnan(found.low)
 
 
-def test_over_simulated_studies_the_interval_over_series_holds_the_truth_about_as_often_as_the_page_says():
+def test_over_simulated_studies_the_interval_over_series_covers_as_often_as_the_page_says():
     generator = np.random.default_rng(3)
 
     def study(num_series):
@@ -210,7 +213,7 @@ def test_over_simulated_studies_the_interval_over_series_holds_the_truth_about_a
     assert 0.8 < np.mean(held) <= 1
 
 
-# --- the means of accuracies ------------------------------------------------------------------------------------------
+# --- the means of accuracies ----------------------------------------------------------------------
 
 
 def test_the_mean_over_zero_shot_sets_counts_each_set_the_same_and_one_set_has_wilsons_interval():
@@ -234,7 +237,7 @@ def _distorted(**facts):
     return [*levels, make_set("own/edge", condition="0", num_pictures=100, chance=0.1, **facts)]
 
 
-def test_distorted_sets_count_each_the_same_without_their_control_and_what_is_kept_is_above_chance():
+def test_distorted_sets_count_alike_without_their_control_and_what_is_kept_is_above_chance():
     shares = {"c100": 0.8, "c50": 0.5, "c05": 0.3, "0": 0.2}
     store = answers_of(
         lambda name, epoch, each: shares[each.condition] if epoch else 0.1, _distorted()
@@ -247,11 +250,11 @@ def test_distorted_sets_count_each_the_same_without_their_control_and_what_is_ke
     assert ("one", 0) in found[OOD].values and ("one", 0) not in found[ROBUSTNESS].values
     assert (
         "one epoch 0" in found[ROBUSTNESS].notes[0]
-        and "nothing to keep" in found[ROBUSTNESS].notes[0]
+        and "has nothing to reduce" in found[ROBUSTNESS].notes[0]
     )
 
 
-def test_published_sets_leave_out_what_the_benchmark_excludes_and_the_control_is_its_undistorted_condition():
+def test_published_sets_leave_out_what_the_benchmark_excludes():
     from landscape.answers import DATASETS
 
     levels = {"c100": 0.9, "c50": 0.6, "c03": 0.0}
@@ -273,7 +276,8 @@ def test_published_sets_leave_out_what_the_benchmark_excludes_and_the_control_is
 
 
 def test_conditions_of_the_same_pictures_are_resampled_together():
-    # The same pictures are right in both: the mean is as uncertain as one condition, not as two halves.
+    # The same pictures are right in both: the mean is as uncertain as one condition, not as two
+    # halves.
     sets = [
         make_set("own/contrast", condition=c, num_pictures=100, chance=0.1) for c in ("c50", "c30")
     ]
@@ -294,7 +298,7 @@ def test_a_set_that_not_every_checkpoint_was_shown_whole_is_left_out_of_the_mean
     assert found.datasets == ("pets",) and "mnist" in found.notes[0] and len(found.values) == 12
 
 
-# --- the join ---------------------------------------------------------------------------------------------------------
+# --- the join -------------------------------------------------------------------------------------
 
 
 def test_sharpness_is_the_comparisons_and_accuracy_is_counted(files):
@@ -397,7 +401,7 @@ def test_one_checkpoint_of_each_of_four_series_has_an_exact_p_value(tmp_path):
     write_predictions(tmp_path / "answers.h5", store)
     found = joined(spectra, tmp_path / "answers.h5")
     (one,) = [one for one in found.correlations if one.metric == "lambda_max"]
-    # The series of `study_by_hand` are the sharper at the end the later they come.
+    # The series of `study_stores` are the sharper at the end the later they come.
     assert (
         one.scope == ALL
         and one.value == pytest.approx(1)

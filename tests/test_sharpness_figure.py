@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-import study_by_hand
+import study_stores
 from click.testing import CliRunner
-from compare_by_hand import K, drawn_values, write_store, write_study
+from comparison_stores import K, drawn_values, write_store, write_study
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from landscape.cli import main
@@ -74,9 +74,7 @@ def test_nothing_that_is_drawn_is_clipped(study):
         assert low <= values.min() and values.max() <= high
 
 
-def test_positive_sharpness_over_a_wide_range_is_drawn_on_a_logarithmic_axis_and_any_other_on_a_linear_one(
-    tmp_path, study
-):
+def test_positive_sharpness_over_a_wide_range_is_drawn_on_a_logarithmic_axis(tmp_path, study):
     assert figure_of(study)[1].axes[0].get_yscale() == "linear"
     # Twelve times as sharp at the end.
     wide = figure_of(write_study(tmp_path / "wide" / "a.h5", num_batches=10, epochs=(0, 25)))[
@@ -200,7 +198,7 @@ def test_a_store_without_a_certified_value_is_refused_in_one_line(tmp_path):
 )
 def test_any_text_can_be_a_label_and_none_runs_off_the_page(tmp_path, label):
     _, fig = figure_of(
-        study_by_hand.write_study(
+        study_stores.write_study(
             tmp_path / "a.h5", labels={"vit": label, "simba": "other"}, num_batches=4
         )
     )

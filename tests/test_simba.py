@@ -19,7 +19,9 @@ from landscape.towers.simba import Mamba
 
 
 def _toy(**options) -> Simba:
-    """Two stages on grids of 4 x 4 and 2 x 2, every parameter and statistic off its start, float64."""
+    """Two stages on grids of 4 x 4 and 2 x 2, every parameter and statistic off its start,
+    float64.
+    """
     torch.manual_seed(0)
     sizes = {"stem": 3, "dims": (6, 8), "depths": (1, 2), "mlp_ratios": (2, 1), "num_states": 3}
     tower = Simba(**{**sizes, "num_classes": 0, **options}).double().eval()
@@ -56,7 +58,9 @@ def _part(p: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _literal_mamba(tokens: Tensor, p: dict[str, Tensor]) -> Tensor:
-    """tokens (b, l, c), one step of time after the other; the convolution keeps a window of past inputs."""
+    """tokens (b, l, c), one step of time after the other; the convolution keeps a window of past
+    inputs.
+    """
     inner, num_states = p["A_log"].shape
     rank = p["dt_proj.weight"].shape[1]
     filters = p["conv1d.weight"][:, 0]
@@ -156,7 +160,8 @@ def test_a_fresh_tower_has_the_published_initialisation():
     tower = Simba(stem=16, dims=(32, 64), depths=(2, 2), mlp_ratios=(8, 4), num_states=64)
     for name, module in tower.named_modules():
         if isinstance(module, nn.Linear):
-            # Several thousand entries: their standard deviation is within 8 % of its value with near certainty.
+            # Several thousand entries: their standard deviation is within 8 % of its value with
+            # near certainty.
             if module.weight.numel() > 1000:
                 assert module.weight.std().item() == pytest.approx(0.02, rel=0.08), name
             assert module.weight.abs().max() < 0.12 and (
@@ -224,7 +229,6 @@ def test_hessian_vector_products_of_a_toy_clip_are_the_true_ones():
     assert_products_are_true(_toy(num_classes=6))
 
 
-@pytest.mark.slow
 def test_the_dense_hessian_of_a_toy_clip_is_the_true_one():
     sizes = {"stem": 2, "dims": (4,), "depths": (1,), "mlp_ratios": (2,), "num_states": 2}
     assert_hessian_is_true(_toy(**sizes, num_classes=6))
@@ -248,8 +252,9 @@ def test_every_parameter_receives_a_gradient_that_carries_a_graph():
     gradients = torch.autograd.grad(
         tower(toy_pictures()).pow(3).sum(), list(tower.parameters()), create_graph=True
     )
-    for (name, parameter), gradient in zip(tower.named_parameters(), gradients):
-        # The class block sees one token: A and the older three taps of its window act on nothing there.
+    for (name, _), gradient in zip(tower.named_parameters(), gradients):
+        # The class block sees one token: A and the older three taps of its window act on nothing
+        # there.
         assert gradient.requires_grad, name
         assert gradient.abs().max() > 0 or name == "post_network.0.attn.mamba.A_log", name
 

@@ -1,4 +1,6 @@
-"""Workers as jobs of a real Slurm of one node: the values, a killed child, a cancelled job, and what Slurm refuses."""
+"""Workers as jobs of a real Slurm of one node: the values, a killed child, a cancelled job, and
+what Slurm refuses.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""The files of docs/jobs on a real Slurm of one node, changed as a user would: the store is that of one process, to the bit."""
+"""The files of docs/jobs on a real Slurm of one node, changed as a user would: the store is that of
+one process, to the bit.
+"""
 
 import os
 import subprocess
@@ -74,7 +76,9 @@ def run(folder: Path, variables: dict[str, str], command: str) -> str:
 
 
 def submit(folder: Path, variables: dict[str, str], script: str) -> None:
-    """Submit a script and wait for the end of all jobs; `sbatch --wait` looks every half minute only."""
+    """Submit a script and wait for the end of all jobs; `sbatch --wait` looks every half minute
+    only.
+    """
     run(folder, variables, f"sbatch {script}")
     wait_for(lambda: not run(folder, variables, "squeue -h"), "the end of all jobs", 240)
 

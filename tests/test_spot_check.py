@@ -1,4 +1,6 @@
-"""The check of an operator's first product: what it catches, what it lets pass, what it costs, and what it remembers."""
+"""The check of an operator's first product: what it catches, what it lets pass, what it costs, and
+what it remembers.
+"""
 
 from functools import partial
 
@@ -38,7 +40,7 @@ def tanh_network(dtype=torch.float64):
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
 
 
-# --- what it catches and what not -------------------------------------------------------------------------------------
+# --- what it catches and what not -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,8 @@ def test_wrong_derivatives_are_refused_by_the_first_product(name, dtype):
 
 
 def test_torchs_scan_is_handed_to_the_audit(monkeypatch):
-    # What the audit says of it is tested elsewhere: it evaluates it some forty times, each traced anew for a second.
+    # What the audit says of it is tested elsewhere: it evaluates it some forty times, each traced
+    # anew for a second.
     def audited(problem):
         raise ObjectiveError("handed over")
 
@@ -88,7 +91,8 @@ def test_random_healthy_models_pass():
 
 
 def test_a_kink_exactly_at_the_parameters_is_left_to_the_audit():
-    # A residual branch that is initialised to zero: what comes in is zero in half of the units, and so is the branch.
+    # A residual branch that is initialised to zero: what comes in is zero in half of the units, and
+    # so is the branch.
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -121,7 +125,7 @@ def test_a_perfect_fit_is_undecided_and_measured():
     assert pairs.checked == "operator check undecided: gradient and Hessian are zero to rounding"
 
 
-# --- what it costs and remembers --------------------------------------------------------------------------------------
+# --- what it costs and remembers ------------------------------------------------------------------
 
 
 class Counted:
@@ -266,7 +270,8 @@ def test_a_gradient_that_rounding_hides_is_said_to_be_hidden():
 
 
 def test_float32_with_constants_that_the_loss_captured_goes_to_float64():
-    # ReLUs, of which differences in float32 tell nothing, and class weights that do not follow the model to float64.
+    # ReLUs, of which differences in float32 tell nothing, and class weights that do not follow the
+    # model to float64.
     criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]))
     x, label = normal(16, 6, dtype=torch.float32), torch.arange(16) % 3
     for seed in range(6):
@@ -306,12 +311,12 @@ def test_unit_vectors_say_too_little_and_a_block_of_them_enough():
     assert healthy.checked.startswith("operator checked")
 
 
-# --- every path -------------------------------------------------------------------------------------------------------
+# --- every path -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp"])
 def test_every_way_of_multiplying_is_checked(product):
-    H = landscape.hessian(tanh_network(), mean_square, normal(5, 4), product=product)
+    H = landscape.hessian(tanh_network(), mean_square, normal(5, 4), hvp=product)
     assert landscape.eigsh(H, k=1).checked.startswith("operator checked: product within ")
 
 
@@ -350,7 +355,7 @@ def test_batches_are_checked_and_those_of_one_structure_once():
 
 def test_blocks_of_modules_are_checked_as_a_whole():
     (first, *_) = per_module_spectra(tanh_network(), mean_square, normal(5, 4), k=1)
-    assert first.pairs.checked.startswith("operator checked: product within ")
+    assert first.eigenpairs.checked.startswith("operator checked: product within ")
     model, loss, batch = faulty("an opaque function that drops terms", 0, torch.float64)
     with pytest.raises(ObjectiveError, match="landscape.audit"):
         per_module_spectra(model, loss, batch, k=1)

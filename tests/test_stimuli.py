@@ -1,4 +1,6 @@
-"""Stimuli on disk: the two layouts of model-vs-human, one's own sets, those of `landscape distort`, and wrong input."""
+"""Stimuli on disk: the two layouts of model-vs-human, one's own sets, those of `landscape distort`,
+and wrong input.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""The store: what is written survives, what is read is what was written, and what does not fit is refused."""
+"""The store: what is written survives, what is read is what was written, and what does not fit is
+refused.
+"""
 
 import fcntl
 import hashlib
@@ -13,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from spectra_by_hand import K, as_parts, manifest_of, record_of
+from store_records import K, as_parts, manifest_of, record_of
 
 import landscape.files as files
 import landscape.store.schema as schema
@@ -37,7 +39,9 @@ from landscape.version import VERSION
 
 
 def write(output, manifest, keys=None, *, merge=True):
-    """Write records (all of the manifest, or those of `keys`) that are not stored yet; returns the keys written."""
+    """Write records (all of the manifest, or those of `keys`) that are not stored yet; returns the
+    keys written.
+    """
     with SpectrumWriter(output, manifest) as writer:
         wanted = writer.plan.keys() if keys is None else keys
         new = [key for key in wanted if key not in writer.completed_keys()]
@@ -264,7 +268,7 @@ def test_a_reader_that_knows_only_the_published_schema_finds_everything(tmp_path
         )
         assert list(file["spectra"]) == ["wide", "narrow"]
         assert list(file["plan/series"].asstr()) == ["wide", "wide", "narrow", "narrow"]
-        assert list(file["plan/label"].asstr())[0] == "ViT, wide"
+        assert file["plan/label"].asstr()[0] == "ViT, wide"
         assert (
             list(file["plan/epoch"]) == [0, 2, 0, 2] and list(file["plan/num_batches"]) == [4] * 4
         )
@@ -418,24 +422,33 @@ def test_facts_larger_than_an_ordinary_attribute_are_stored(tmp_path, output):
 def laboratory(*arguments):
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
-    command = [sys.executable, str(here / "kill_laboratory.py"), *map(str, arguments)]
+    command = [sys.executable, str(here / "crash_store_writers.py"), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("unit", "kills"), [(1, 80), (3, 30)])
-def test_a_writer_killed_before_or_within_any_file_operation_loses_nothing(unit, kills):
-    result = laboratory("every_call", unit)
+@pytest.mark.parametrize(
+    ("unit", "stride", "kills"),
+    [(1, 12, 60), (3, 5, 30), pytest.param(1, 5, 80, marks=pytest.mark.slow)],
+)
+def test_a_writer_killed_before_or_within_any_file_operation_loses_nothing(unit, stride, kills):
+    result = laboratory("every_call", unit, stride)
     # Torn ends of logs, and merged files that were not whole yet.
     assert result["kills"] > kills and result["torn"] > 0 and result["unmerged"] >= 20
 
 
-@pytest.mark.slow
-def test_writers_killed_at_random_moments_lose_nothing_and_write_nothing_twice():
-    result = laboratory("random", 40, 0)
-    assert result["kills"] >= 40 and result["finished"] >= 2
+def test_a_writer_of_vectors_killed_at_any_file_operation_loses_nothing():
+    result = laboratory("every_call", 3, 25, "vectors")
+    assert result["kills"] > 30 and result["torn"] > 0 and result["unmerged"] >= 20
+
+
+@pytest.mark.parametrize(
+    ("num_kills", "finished"), [(10, 1), pytest.param(40, 2, marks=pytest.mark.slow)]
+)
+def test_writers_killed_at_random_moments_lose_nothing_and_write_nothing_twice(num_kills, finished):
+    result = laboratory("random", num_kills, 0)
+    assert result["kills"] >= num_kills and result["finished"] >= finished
     assert (result["lost"], result["twice"]) == (0, 0)
 
 
@@ -644,7 +657,9 @@ def test_a_second_writer_is_refused_and_told_who_writes(tmp_path, output):
 
 
 def test_a_lock_on_a_file_that_was_just_removed_guards_nothing(tmp_path, output, monkeypatch):
-    """The writer before us removes its lock, and another begins, between our opening of the lock and our locking it."""
+    """The writer before us removes its lock, and another begins, between our opening of the lock
+    and our locking it.
+    """
     manifest = manifest_of(tmp_path)
     first = SpectrumWriter(output, manifest)
     others = []
@@ -664,12 +679,10 @@ def test_a_lock_on_a_file_that_was_just_removed_guards_nothing(tmp_path, output,
 def test_the_lock_dies_with_a_killed_writer_even_if_its_children_live_on(tmp_path, output):
     manifest_of(tmp_path)
     code = (
-        "import os, sys, time; from pathlib import Path; from spectra_by_hand import *; from landscape.store import *\n"
-        "writer = SpectrumWriter(sys.argv[2], manifest_of(Path(sys.argv[1])))\n"
-        "writer.add(record_of('wide/0/0'))\n"
-        "child = os.fork()\n"
-        "if child == 0:\n    time.sleep(60)\n"
-        "print(child, flush=True); time.sleep(60)\n"
+        "import os, sys, time; from pathlib import Path; from store_records import *; from "
+        "landscape.store import *\nwriter = SpectrumWriter(sys.argv[2], "
+        "manifest_of(Path(sys.argv[1])))\nwriter.add(record_of('wide/0/0'))\nchild = os.fork()\nif "
+        "child == 0:\n    time.sleep(60)\nprint(child, flush=True); time.sleep(60)\n"
     )
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
@@ -724,7 +737,9 @@ def test_readers_beside_a_writer_always_see_everything_stored_before(tmp_path, o
 
 
 def test_a_merge_while_a_reader_opens_hides_nothing(tmp_path, output, monkeypatch):
-    """The merge falls between the reader's two looks, at the parts and at the file, whichever comes first."""
+    """The merge falls between the reader's two looks, at the parts and at the file, whichever comes
+    first.
+    """
     manifest = manifest_of(tmp_path)
     writer = SpectrumWriter(output, manifest)
     for key in manifest_keys(manifest):

@@ -1,4 +1,6 @@
-"""A store as an xarray.Dataset: every number in its place, gaps, units, and what happens without xarray."""
+"""A store as an xarray.Dataset: every number in its place, gaps, units, and what happens without
+xarray.
+"""
 
 import json
 import re
@@ -8,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare_by_hand import K, write_store
-from spectra_by_hand import manifest_of, record_of
+from comparison_stores import K, write_store
+from store_records import manifest_of, record_of
 
 from landscape.errors import MissingDependencyError, StoreError
 from landscape.store import UNIT, SpectrumStore, SpectrumWriter
@@ -22,7 +24,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "xarray.md"
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """Two series of which one lacks an epoch, and one lacks a batch; Ritz values of lengths that vary."""
+    """Two series of which one lacks an epoch, and one lacks a batch; Ritz values of lengths that
+    vary.
+    """
     folder = tmp_path_factory.mktemp("study")
     manifest = manifest_of(folder, series=("wide", "narrow"), epochs=(0, 2), num_batches=4)
     keys = [f"wide/{epoch}/{batch}" for epoch in (0, 2) for batch in range(4)] + [
@@ -143,5 +147,8 @@ def test_without_xarray_the_package_to_install_is_named(stored, monkeypatch):
 
 
 def test_a_store_is_opened_without_importing_xarray_or_torch():
-    code = "import sys, landscape.store; sys.exit(bool({'xarray', 'torch', 'scipy'} & set(sys.modules)))"
+    code = (
+        "import sys, landscape.store; sys.exit(bool({'xarray', 'torch', 'scipy'} & "
+        "set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,7 +12,9 @@ TOKENS = torch.tensor([[1, 3, 3], [7, 1, 0]])
 
 
 class Bag(nn.Module):
-    """Mean of embeddings, a hidden layer, and logits: over the vocabulary itself where the table is tied."""
+    """Mean of embeddings, a hidden layer, and logits: over the vocabulary itself where the table is
+    tied.
+    """
 
     def __init__(self, *, tied: bool) -> None:
         super().__init__()

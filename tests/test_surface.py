@@ -1,4 +1,6 @@
-"""Slices of a loss: directions, values, curvature and barriers against closed forms, loops and dense Hessians."""
+"""Slices of a loss: directions, values, curvature and barriers against closed forms, loops and
+dense Hessians.
+"""
 
 import copy
 import math
@@ -10,12 +12,13 @@ from conftest import Problem
 from oracles import dense_hessian, plain_gradient
 from torch import Tensor, nn
 
-from landscape.curvature import (
+from landscape.curvature import HessianOperator, Objective, select_parameters
+from landscape.errors import ObjectiveError
+from landscape.linalg import EigenPairs, eigsh, seeded
+from landscape.surface import (
     Axis,
-    HessianOperator,
     LossSlice,
     LossSurface,
-    Objective,
     centred,
     eigenvector_directions,
     fill,
@@ -26,13 +29,10 @@ from landscape.curvature import (
     local_model,
     losses_along,
     random_directions,
-    select_parameters,
 )
-from landscape.errors import ObjectiveError
-from landscape.linalg import EigenPairs, eigsh, seeded
 from landscape.towers import Simba, VMamba
 
-# --- directions -------------------------------------------------------------------------------------------------------
+# --- directions -----------------------------------------------------------------------------------
 
 FILTERS = {
     "fc.weight": ((3, 4), [np.s_[i, :] for i in range(3)]),
@@ -129,7 +129,7 @@ def test_eigenvectors_are_turned_the_same_way_and_carry_their_bound():
         eigenvector_directions(EigenPairs(pairs.values, None, pairs.residuals, flags, 3))
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 class Bowl(nn.Module):
@@ -225,14 +225,16 @@ def test_a_loss_that_overflows_is_infinity_and_one_that_is_undefined_nan_and_nei
     )
 
 
-# --- curvature --------------------------------------------------------------------------------------------------------
+# --- curvature ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("problem", ["clip_problem", "mlp_problem"])
 def test_the_curvature_of_a_slice_along_an_eigenvector_is_its_eigenvalue_within_one_percent(
     problem, request
 ):
-    """The eigenvalue from the dense Hessian; the fit from the losses of the slice alone, and by its own steps."""
+    """The eigenvalue from the dense Hessian; the fit from the losses of the slice alone, and by its
+    own steps.
+    """
     p: Problem = request.getfixturevalue(problem)
     dense = request.getfixturevalue(problem.replace("problem", "hessian")).numpy()
     pairs = eigsh(HessianOperator(p.objective, p.params, p.batch), 4, tol=1e-6)
@@ -257,7 +259,9 @@ def test_the_curvature_of_a_slice_along_an_eigenvector_is_its_eigenvalue_within_
 def test_after_training_the_curvature_along_both_ends_of_the_spectrum_is_still_the_eigenvalue(
     clip_problem: Problem,
 ):
-    """Forty steps of Adam take the toy CLIP from a loss of 2.8 to one below 1.5, where curvature is another."""
+    """Forty steps of Adam take the toy CLIP from a loss of 2.8 to one below 1.5, where curvature is
+    another.
+    """
     model = copy.deepcopy(clip_problem.model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(40):
@@ -276,7 +280,9 @@ def test_after_training_the_curvature_along_both_ends_of_the_spectrum_is_still_t
 
 
 def test_the_error_of_a_fit_covers_what_it_misses():
-    """On 200 random smooth functions, in both precisions and with steps that are too large or too small."""
+    """On 200 random smooth functions, in both precisions and with steps that are too large or too
+    small.
+    """
     generator = np.random.default_rng(0)
     worst, covered = 0.0, 0
     for trial in range(200):
@@ -295,7 +301,9 @@ def test_the_error_of_a_fit_covers_what_it_misses():
 
 
 def test_a_fit_is_not_fooled_by_a_flat_far_field():
-    """Beyond its narrow well the function is constant, so coarse second differences agree with each other: on a wrong value."""
+    """Beyond its narrow well the function is constant, so coarse second differences agree with each
+    other: on a wrong value.
+    """
     fit = fit_curvature(
         lambda t: -math.exp(-((t / 0.01) ** 2)), radius=1.0, dtype=torch.float64, num_steps=12
     )
@@ -303,7 +311,9 @@ def test_a_fit_is_not_fooled_by_a_flat_far_field():
 
 
 def test_a_fit_is_not_fooled_by_coarse_steps_that_agree_with_each_other():
-    """A narrow well in a parabola: coarse steps all see the parabola's 2, to three digits; the curvature is 2 + 2e-3 / 1e-6."""
+    """A narrow well in a parabola: coarse steps all see the parabola's 2, to three digits; the
+    curvature is 2 + 2e-3 / 1e-6.
+    """
     fit = fit_curvature(
         lambda t: t * t - 1e-3 * math.exp(-((t / 1e-3) ** 2)),
         radius=1.0,
@@ -383,7 +393,8 @@ def test_near_the_middle_the_predicted_surface_is_the_measured_one(clip_problem:
         axes=axes, losses=losses, computed=np.ones((5, 5), dtype=bool), local=local
     )
     curved = 0.5 * np.abs(eigenvalues).max() * x[-1] ** 2
-    # The third order over this step is 0.6 % of the second; the slopes and the missing cross term are exact.
+    # The third order over this step is 0.6 % of the second; the slopes and the missing cross term
+    # are exact.
     assert np.abs(surface.predicted - losses).max() < 0.02 * curved
 
 
@@ -401,11 +412,13 @@ def test_the_local_quadratic_of_several_batches_is_the_mean_of_theirs(mlp_proble
     np.testing.assert_allclose(local.slopes, slopes.numpy(), rtol=1e-12)
 
 
-# --- lines ------------------------------------------------------------------------------------------------------------
+# --- lines ----------------------------------------------------------------------------------------
 
 
 class Well(nn.Module):
-    """loss = (w^2 - 1)^2 + tilt w, whose barrier between -1 and 1 is exactly 1; and a statistic that moves it."""
+    """loss = (w^2 - 1)^2 + tilt w, whose barrier between -1 and 1 is exactly 1; and a statistic
+    that moves it.
+    """
 
     def __init__(self, w: float, shift: float = 0.0) -> None:
         super().__init__()
@@ -454,7 +467,7 @@ def test_there_is_no_barrier_where_the_loss_sags():
     assert sagging.barrier().height == 0
 
 
-def test_both_ends_of_a_line_are_the_models_themselves_statistics_included_and_the_model_is_left_alone():
+def test_both_ends_of_a_line_are_the_models_themselves_and_the_model_is_left_alone():
     start, end = Well(-0.7, shift=5.0), Well(1.3, shift=-2.0)
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     one = line(start, end)
@@ -498,7 +511,7 @@ def test_there_is_no_line_between_models_of_different_shapes():
         line_losses(well_objective, Well(1.0), state, [torch.tensor(0.0)])
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

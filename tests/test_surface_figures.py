@@ -1,4 +1,6 @@
-"""Figures of slices, surfaces and modules: what is drawn, measured on the artists, and whether all of it can be read."""
+"""Figures of slices, surfaces and modules: what is drawn, measured on the artists, and whether all
+of it can be read.
+"""
 
 import itertools
 import math
@@ -8,7 +10,6 @@ import pytest
 from matplotlib.colors import to_rgb
 from test_figures import render
 
-from landscape.curvature import Axis, CurvatureFit, LocalModel, LossSlice, LossSurface, centred
 from landscape.figures import (
     ModuleSample,
     contour_levels,
@@ -20,6 +21,14 @@ from landscape.figures import (
 )
 from landscape.figures.loss_surfaces import level_labels
 from landscape.figures.page import MEASURED, PREDICTED
+from landscape.surface import (
+    Axis,
+    CurvatureFit,
+    LocalModel,
+    LossSlice,
+    LossSurface,
+    centred,
+)
 
 NOTE = "Loss of one batch of 15 pairs, in nats. " * 6
 
@@ -87,7 +96,7 @@ def legend_texts(fig):
     return [text.get_text() for text in fig.legends[0].get_texts()]
 
 
-# --- slices -----------------------------------------------------------------------------------------------------------
+# --- slices ---------------------------------------------------------------------------------------
 
 
 def test_a_slice_shows_every_measured_point_and_the_predicted_parabola_within_the_axis():
@@ -150,7 +159,7 @@ def test_a_line_without_a_barrier_or_without_an_end_draws_no_arrow():
     assert not loss_slice(line_of([np.nan, 1.0, 0.5, 1.0, 2.0])).axes[0].texts
 
 
-# --- surfaces ---------------------------------------------------------------------------------------------------------
+# --- surfaces -------------------------------------------------------------------------------------
 
 
 def test_levels_grow_by_a_constant_factor_above_the_lowest_loss_and_hold_every_finite_one():
@@ -204,7 +213,8 @@ def test_a_contour_plot_has_the_measured_levels_and_the_predicted_ellipses_at_so
     assert set(predicted.levels) <= set(measured.levels) and len(predicted.levels) >= 4
     for level, path in zip(predicted.levels, predicted.get_paths()):
         x, y = path.vertices.T
-        # The axes are the first direction, horizontal, and the second; linear interpolation on 201 points.
+        # The axes are the first direction, horizontal, and the second; linear interpolation on 201
+        # points.
         np.testing.assert_allclose(2 + 3 * x**2 + y**2, level, atol=2e-4)
     assert ax.get_xlabel().startswith("eigenvector 1") and ax.get_ylabel().startswith(
         "eigenvector 2"
@@ -221,7 +231,8 @@ def test_where_the_surface_is_the_quadratic_the_predicted_contours_lie_on_the_me
         distances = np.linalg.norm(
             path.vertices[:, None] - drawn[level].vertices[None], axis=-1
         ).min(axis=1)
-        # Vertices stand where a grid line is crossed: half a spacing of 1/20 apart at most, along the contour.
+        # Vertices stand where a grid line is crossed: half a spacing of 1/20 apart at most, along
+        # the contour.
         assert distances.max() < 0.06
 
 
@@ -261,7 +272,7 @@ def test_a_relief_has_three_labels_and_heights_on_a_logarithm_only_where_they_ne
     assert steep.axes[0].get_zlim()[1] == pytest.approx(6 / math.log(10))
 
 
-# --- modules ----------------------------------------------------------------------------------------------------------
+# --- modules --------------------------------------------------------------------------------------
 
 
 def modules_of(series="a", num_modules=5, epochs=(0, 5, 10), names="block"):
@@ -320,7 +331,7 @@ def test_numbers_are_left_out_of_cells_that_are_too_small_for_them():
     assert not module_heat_map([modules_of(epochs=tuple(range(12)))]).axes[0].texts
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 FIGURES = {
     "slice": lambda: loss_slice(bent(), title="ViT, epoch 2", note=NOTE),

@@ -1,7 +1,9 @@
-"""Embedding tables reduced to the rows that a batch looks up: the products are those of the whole tables, to the bit.
+"""Embedding tables reduced to the rows that a batch looks up: the products are those of the whole
+tables, to the bit.
 
-The reference is double backward by torch on the whole tables, made here. Reducing a table leaves every operation and the order
-of its terms as they are, so values are equal; where another strategy adds in another order, 1e-12 of float64 is allowed.
+The reference is double backward by torch on the whole tables, made here. Reducing a table leaves
+every operation and the order of its terms as they are, so values are equal; where another strategy
+adds in another order, 1e-12 of float64 is allowed.
 """
 
 import pytest
@@ -34,7 +36,9 @@ def normal(*shape, seed=0):
 
 
 class Reader(nn.Module):
-    """Logits of token sequences by one or two tables, a head, and a parameter that the loss does not use."""
+    """Logits of token sequences by one or two tables, a head, and a parameter that the loss does
+    not use.
+    """
 
     def __init__(self, lookup=None, *, middle=nn.Tanh, **options):
         super().__init__()
@@ -110,7 +114,7 @@ def assert_same_to_the_bit(H, objective, params, batch):
         assert torch.equal(H @ v, whole_product(objective, params, batch, v))
 
 
-# --- uses of a table --------------------------------------------------------------------------------------------------
+# --- uses of a table ------------------------------------------------------------------------------
 
 
 def scaled_by_its_shape(model, tokens):
@@ -352,7 +356,7 @@ def test_a_sparse_gradient_is_refused_whether_all_rows_are_looked_up_or_not():
             hessian(Reader(sparse=True), loss, tokens)
 
 
-# --- parameters that the loss does not use ----------------------------------------------------------------------------
+# --- parameters that the loss does not use --------------------------------------------------------
 
 
 def test_an_idle_parameter_that_the_loss_reaches_behind_the_model_is_refused():
@@ -383,7 +387,7 @@ def test_a_loss_may_ask_for_the_gradient_by_a_parameter_that_it_does_not_use(siz
 
     model = Reader()
     for product in ("retained", "rebuilt", "traced"):
-        H = hessian(model, penalised, TOKENS, product=product)
+        H = hessian(model, penalised, TOKENS, hvp=product)
         assert_same_to_the_bit(
             H, Objective.from_closure(model, penalised), select_parameters(model), TOKENS
         )
@@ -403,7 +407,7 @@ def test_the_l2_term_reaches_every_entry(sizes):
     assert H.loss == pytest.approx(loss(model, TOKENS).item() + 0.125 * squares, rel=1e-14)
 
 
-# --- strategies and blocks --------------------------------------------------------------------------------------------
+# --- strategies and blocks ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -412,11 +416,12 @@ def test_the_l2_term_reaches_every_entry(sizes):
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp", "rows", "traced"])
 def test_every_strategy_multiplies_by_the_dense_hessian(product, columns, lookup):
-    # Row i of the features depends on row i of the tokens alone, so that rows can be taken in chunks.
+    # Row i of the features depends on row i of the tokens alone, so that rows can be taken in
+    # chunks.
     model = Reader(None if lookup is two_lookups and product == "rows" else lookup)
     objective, params = rowwise(model), select_parameters(model)
     dense = dense_hessian(objective, params, TOKENS)
-    H = HessianOperator(objective, params, TOKENS, product=product, columns=columns)
+    H = HessianOperator(objective, params, TOKENS, hvp=product, columns=columns)
     V = normal(H.n, 4)
     assert relative_error(H @ V, dense @ V) < EXACT
     assert H.choice.product == product
@@ -446,14 +451,14 @@ def test_blocks_of_modules_are_those_of_the_dense_hessian(product, weight_decay)
     for name, tensor in params.items():
         starts[name] = torch.arange(start, start + tensor.numel())
         start += tensor.numel()
-    blocks = HessianBlocks(objective, params, TOKENS, modules, product=product)
+    blocks = HessianBlocks(objective, params, TOKENS, modules, hvp=product)
     for module, names in modules.items():
         block, where = blocks.block(module), torch.cat([starts[name] for name in names])
         V = normal(block.n, 2)
         assert relative_error(block @ V, dense[where][:, where] @ V) < EXACT
 
 
-# --- what solvers see -------------------------------------------------------------------------------------------------
+# --- what solvers see -----------------------------------------------------------------------------
 
 
 def test_a_solver_works_with_vectors_of_the_support_alone(monkeypatch, sizes):
@@ -518,14 +523,14 @@ def test_a_product_that_is_not_finite_names_the_table():
         H @ normal(H.n)
 
 
-# --- what must stay as it was -----------------------------------------------------------------------------------------
+# --- what must stay as it was ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("product", ["retained", "rebuilt", "traced"])
 def test_neither_the_model_nor_the_operator_reaches_the_other(product):
     model = Reader()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    H = hessian(model, loss, TOKENS, product=product)
+    H = hessian(model, loss, TOKENS, hvp=product)
     v = normal(H.n)
     first = H @ v
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -540,7 +545,7 @@ def test_neither_the_model_nor_the_operator_reaches_the_other(product):
 @pytest.mark.parametrize("product", ["rebuilt", "jvp"])
 def test_tokens_that_are_changed_in_place_are_refused_where_no_graph_is_kept(product):
     tokens = TOKENS.clone()
-    H = hessian(Reader(), loss, tokens, product=product)
+    H = hessian(Reader(), loss, tokens, hvp=product)
     H @ normal(H.n)
     tokens[0, 0] = 44
     with pytest.raises(

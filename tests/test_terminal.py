@@ -1,13 +1,19 @@
 """Tables and texts in terminals of any width: nothing is lost, and no word or number is broken."""
 
+import contextlib
+import os
+import pty
 import re
+import subprocess
+import sys
+from unicodedata import east_asian_width
 
 import pytest
-from compare_by_hand import write_study
+from comparison_stores import write_study
 
 from landscape.compare import compare_stores, to_terminal
 from landscape.compare.tables import grids
-from landscape.terminal import TextTable, wrapped
+from landscape.terminal import TextTable, terminal_width, wrapped
 
 AUDIT = TextTable(
     title="ViT, epoch 25",
@@ -82,3 +88,59 @@ def test_a_number_its_error_and_its_unit_stay_together():
     assert wrapped(line, None) == line and wrapped("", 5) == ""
     table = TextTable(title="", header=("n", "trace"), rows=(("x", "(3.5 ± 1.0)e-04"),))
     assert "(3.5 ± 1.0)e-04" in table.text(26)
+
+
+@pytest.mark.parametrize("width", [80, 30])
+def test_letters_that_take_two_columns_are_neither_cut_nor_out_of_line(width):
+    table = TextTable(
+        title="x",
+        header=("series", "λ"),
+        rows=(("视觉变换器", "1.5 ± 0.2"), ("ビジョン", "12"), ("plain", "3")),
+    )
+    lines = table.text(width).splitlines()[1:]
+    assert all(name in "".join(lines) for name in ("视觉变换器", "ビジョン", "1.5 ± 0.2"))
+    # Each of these letters takes two columns of a terminal (Unicode, East Asian Width W).
+    wide = [sum(east_asian_width(letter) == "W" for letter in line) for line in lines]
+    assert len({len(line) + more for line, more in zip(lines, wide)}) == 1
+
+
+def test_a_number_of_columns_that_is_stated_holds_in_a_pipe_too(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert terminal_width() is None
+    monkeypatch.setenv("COLUMNS", "60")
+    assert terminal_width() == 60
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False)],
+)
+def test_bars_have_no_colour_where_the_user_wants_none(tmp_path, variables, is_coloured):
+    code = (
+        "from pathlib import Path\n"
+        "from landscape.workers.progress import Progress\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "facts = {'num_planned': 2, 'num_stored': 0, 'noun': 'batches', 'folder': folder}\n"
+        "with Progress(**facts) as progress:\n"
+        "    progress.begin('vit epoch 0')\n"
+        "    progress.add('a', num_done=2, num_failed=0, seconds=0.1)\n"
+    )
+    seen = shown_on_a_terminal([sys.executable, "-c", code], variables)
+    assert "vit epoch 0" in seen
+    assert bool(re.search(r"\x1b\[[\d;]*3\d", seen)) is is_coloured
+
+
+def shown_on_a_terminal(command: list[str], variables: dict[str, str]) -> str:
+    """What a program writes to a terminal of 80 columns."""
+    plain = {name: value for name, value in os.environ.items() if not name.endswith("_COLOR")}
+    plain |= {"TERM": "xterm-256color", "COLUMNS": "80"}
+    outer, inner = pty.openpty()
+    process = subprocess.Popen(command, stdout=inner, stderr=inner, env=plain | variables)
+    os.close(inner)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while piece := os.read(outer, 65536):
+            seen += piece
+    os.close(outer)
+    assert process.wait() == 0, seen.decode()
+    return seen.decode()

@@ -15,7 +15,7 @@ from torch import nn
 
 import landscape
 from landscape import threads
-from landscape.linalg import DenseOperator, SymmetricOperator, krylov
+from landscape.linalg import DenseOperator, SymmetricOperator, vectors
 
 VARIABLES = (
     "OMP_NUM_THREADS",
@@ -48,12 +48,15 @@ for network in (large, small):
     threads.fit(network)
     sizes.append(torch.get_num_threads())
 blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
-print(json.dumps({"start": at_start, "large": sizes[0], "small": sizes[1], "blas": blas, "wait": os.environ["OMP_WAIT_POLICY"]}))
+seen = {"start": at_start, "large": sizes[0], "small": sizes[1], "blas": blas}
+print(json.dumps(seen | {"wait": os.environ["OMP_WAIT_POLICY"]}))
 """
 
 
 def set_up_by_command(*arguments: str, **variables: str) -> dict[str, object]:
-    """What a process with these variables has after a command, for a large and then a small network on three cores."""
+    """What a process with these variables has after a command, for a large and then a small network
+    on three cores.
+    """
     environment = {
         name: value for name, value in os.environ.items() if name not in VARIABLES
     } | variables
@@ -67,7 +70,9 @@ def blas_threads() -> list[int]:
 
 
 def ask_blas(number: int) -> None:
-    """Set the number as a user does, once for the process; no Python thread keeps the right to set it."""
+    """Set the number as a user does, once for the process; no Python thread keeps the right to set
+    it.
+    """
     with ThreadpoolController().limit(limits=number, user_api="blas") as limiter:
         limiter.restore_original_limits = lambda: None
 
@@ -133,7 +138,7 @@ def test_the_quota_of_a_container_limits_the_cores(quota, cores, tmp_path, monke
     assert threads.available_cores() == cores
 
 
-# --- cores that are free ----------------------------------------------------------------------------------------------
+# --- cores that are free --------------------------------------------------------------------------
 
 
 def stat_file(*idle_and_total):
@@ -147,7 +152,9 @@ def stat_file(*idle_and_total):
 
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
-    """A machine of four cores whose counters go from one text to another while they are watched for 0.2 s."""
+    """A machine of four cores whose counters go from one text to another while they are watched for
+    0.2 s.
+    """
     clock = {"wall": 0.0, "cpu": 0.0}
 
     def watch(before, after, *, own_seconds=0.0, allowed=(0, 1, 2, 3)):
@@ -222,11 +229,13 @@ def test_this_machine_has_a_free_core():
     assert 1 <= threads.free_cores() <= threads.available_cores()
 
 
-# --- threads that pay -------------------------------------------------------------------------------------------------
+# --- threads that pay -----------------------------------------------------------------------------
 
 
 class TimedProduct:
-    """A product whose wall and CPU seconds depend on torch's number of threads, on a clock of its own."""
+    """A product whose wall and CPU seconds depend on torch's number of threads, on a clock of its
+    own.
+    """
 
     def __init__(self, monkeypatch, **seconds):
         self.seconds = {
@@ -298,7 +307,7 @@ def test_parameters_of_embedding_tables_are_not_multiplied():
     assert threads.num_multiplied(network) == 30
 
 
-# --- sections ---------------------------------------------------------------------------------------------------------
+# --- sections -------------------------------------------------------------------------------------
 
 
 def test_small_matrices_are_solved_on_one_blas_thread_and_the_users_number_returns(
@@ -360,7 +369,9 @@ def test_a_python_thread_begun_during_a_section_has_the_users_number_of_threads(
 
 
 class Watched(SymmetricOperator):
-    """diag(1, 2, ..., n), a user's operator that notes the number of torch's threads in its products."""
+    """diag(1, 2, ..., n), a user's operator that notes the number of torch's threads in its
+    products.
+    """
 
     def __init__(self, n):
         self.n, self.dtype, self.device = n, torch.float64, torch.device("cpu")
@@ -377,9 +388,9 @@ class Watched(SymmetricOperator):
 def test_a_small_basis_is_grown_on_one_thread_and_products_of_others_have_the_users(
     limit, expected, two_threads, monkeypatch
 ):
-    operator, seen, norm = Watched(50), [], krylov.norm
+    operator, seen, norm = Watched(50), [], vectors.norm
     monkeypatch.setattr(threads, "_FEW_MULTIPLICATIONS", limit)
-    monkeypatch.setattr(krylov, "norm", lambda w: seen.append(torch.get_num_threads()) or norm(w))
+    monkeypatch.setattr(vectors, "norm", lambda w: seen.append(torch.get_num_threads()) or norm(w))
     landscape.eigsh(operator, k=2, seed=0)
     # After those of the start vector: the rounding that the operator states of its first product.
     del seen[3]

@@ -1,6 +1,8 @@
-"""The towers inside open_clip models: sizes, names and shapes against the paper's released files, and their loading.
+"""The towers inside open_clip models: sizes, names and shapes against the paper's released files,
+and their loading.
 
-tests/published_keys holds the names and shapes of the released state dicts, with braces to be expanded as a shell does.
+tests/published_keys holds the names and shapes of the released state dicts, with braces to be
+expanded as a shell does.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import landscape.clip
-import landscape.towers  # noqa: F401  (registers the towers with timm)
+import landscape.towers
 from landscape.clip.published import is_published, published_state_dict
 from landscape.errors import CheckpointError
 from landscape.linalg.operator import seeded
@@ -94,7 +96,8 @@ def test_a_released_checkpoint_loads_strictly_into_the_open_clip_model(name, wei
             {prefix + key: value for key, value in entries.items()}, weights=weights
         )
     model.load_state_dict(renamed, strict=True)
-    # The paper's text tower, projections and temperature: 63,821,313 parameters beside a tower of width 768.
+    # The paper's text tower, projections and temperature: 63,821,313 parameters beside a tower of
+    # width 768.
     width = model.visual.trunk.num_features
     assert (
         sum(p.numel() for p in model.parameters()) - PUBLISHED[name][1]
@@ -103,7 +106,9 @@ def test_a_released_checkpoint_loads_strictly_into_the_open_clip_model(name, wei
 
 
 def _as_published(model: nn.Module, *, averaged: float) -> dict[str, Tensor]:
-    """The state dict of `model` under the published names, with EMA twins that are `averaged` times the online weights."""
+    """The state dict of `model` under the published names, with EMA twins that are `averaged` times
+    the online weights.
+    """
     entries = {}
     for name, value in model.state_dict().items():
         if name == "visual.head.proj.weight":

@@ -7,12 +7,10 @@ import io
 import json
 import logging
 import math
-import multiprocessing
 import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +22,17 @@ import open_clip_train.main as their_main
 import pytest
 import torch
 from conftest import contrastive_loss
-from tiny_run import MODEL, NUM_PAIRS, PLAIN, RECIPE, RESNET, run, run_as, write_pairs
+from tiny_run import (
+    MODEL,
+    NUM_PAIRS,
+    PLAIN,
+    RECIPE,
+    RESNET,
+    join_two_processes,
+    run,
+    run_as,
+    write_pairs,
+)
 
 from landscape.clip import train_folder
 from landscape.clip.image_text import epoch_loader, open_pairs
@@ -211,7 +219,8 @@ def test_an_epoch_is_what_a_training_loop_written_by_hand_makes_of_it(tmp_path, 
     start = weights(tmp_path / "run", 0)
     for name, expected in model.state_dict().items():
         found = weights(tmp_path / "run", 2)[name]
-        # The same loss in another order of float32 operations, relative to how far the weights went in six steps.
+        # The same loss in another order of float32 operations, relative to how far the weights went
+        # in six steps.
         assert (found - expected).norm() <= 1e-3 * (expected - start[name]).norm() + 1e-7, name
 
 
@@ -297,7 +306,9 @@ def test_every_epoch_and_every_process_has_random_numbers_of_its_own(table):
 
 
 def test_the_scale_of_half_precision_is_saved_and_restored(tmp_path, table):
-    """On a CPU, where `train` itself never takes half precision: the scale grows every other step here, so it shows."""
+    """On a CPU, where `train` itself never takes half precision: the scale grows every other step
+    here, so it shows.
+    """
 
     def begin():
         process = start_process(table, precision="amp")
@@ -644,15 +655,6 @@ def test_a_number_that_cannot_be_meant_is_a_value_error(tmp_path, table, option,
 # Killed, and over several processes.
 
 
-@pytest.fixture
-def context(monkeypatch):
-    """Forks from a process that has imported everything and computed nothing: a child takes a second, not ten."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_run"])
-    return context
-
-
 def start(context, target, *arguments):
     process = context.Process(target=target, args=arguments)
     process.start()
@@ -661,26 +663,18 @@ def start(context, target, *arguments):
 
 def run_in_two_processes(context, output, table, **options):
     """The errors of the two, None where there was none."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    for process in [
-        start(context, run_as, rank, 2, port, output, table, options) for rank in range(2)
-    ]:
-        process.join()
-        assert process.exitcode == 0
+    join_two_processes(context, run_as, output, table, options)
     files = [output.with_name(f"{output.name}.{rank}.error") for rank in range(2)]
     return [file.read_text() if file.exists() else None for file in files]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("num_kills", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_with_the_files_of_an_undisturbed_one(
-    undisturbed, tmp_path, table, context
+    num_kills, undisturbed, tmp_path, table, context
 ):
     _, output = undisturbed
-    for folder in ("first", "second"):
-        begun = time.monotonic()
-        start(context, run, tmp_path / folder, table).join()
+    begun = time.monotonic()
+    start(context, run, tmp_path / "first", table).join()
     duration = time.monotonic() - begun
     generator = random.Random(0)
     kills, found_on_resuming = 0, set()
@@ -688,12 +682,12 @@ def test_a_run_killed_at_random_moments_ends_with_the_files_of_an_undisturbed_on
     def epochs_there():
         return len(list(tmp_path.glob("run/checkpoints/epoch_*.pt")))
 
-    while kills < 12:
+    while kills < num_kills:
         before = epochs_there()
         found_on_resuming.add(before)
         process = start(context, run, tmp_path / "run", table)
-        # By turns at any moment, and once another epoch is there or all is done: what of a run its epochs take is the machine's
-        # affair.
+        # By turns at any moment, and once another epoch is there or all is done: what of a run its
+        # epochs take is the machine's affair.
         if kills % 2:
             process.join(generator.uniform(0, duration))
         else:
@@ -777,7 +771,6 @@ def test_two_processes_under_torchrun_train_as_one_does_on_the_whole_batch(
     assert {line["epoch"]: line["loss"] for line in lines} == pytest.approx(report.losses, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_a_run_over_two_processes_resumes_and_refuses_in_both(tmp_path, table, context):
     assert run_in_two_processes(context, tmp_path / "whole", table) == [None, None]
     assert run_in_two_processes(context, tmp_path / "parts", table, epochs=0) == [None, None]

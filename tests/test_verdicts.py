@@ -54,8 +54,12 @@ def gone(monkeypatch):
 def test_the_last_checkpoint_is_audited_and_its_digest_is_stored():
     subject = Subject(report=PASSED)
     assert subject.verdict() == {
-        "passed": True, "worst_error": 1e-9, "dtype": "float64", "epoch": 4, "checkpoint_sha256": "digest of 4",
-    }  # fmt: skip
+        "passed": True,
+        "worst_error": 1e-9,
+        "dtype": "float64",
+        "epoch": 4,
+        "checkpoint_sha256": "digest of 4",
+    }
     assert subject.loaded == [4]
 
 
@@ -77,7 +81,8 @@ def test_a_failed_audit_ends_the_run_at_once_with_what_to_do():
     subject = Subject(report=FAILED)
     with pytest.raises(
         ObjectiveError,
-        match=r"series 'one' \(tiny\): the audit failed for visual \(Scan\).*--unaudited",
+        match=r"series 'one' \(tiny\): the audit failed for visual \(Scan\) "
+        r"\(test of the product\).*--unaudited",
     ):
         subject.verdict()
     assert subject.loaded == [4]
@@ -129,7 +134,9 @@ def test_a_manifest_is_audited_with_the_weights_of_its_last_checkpoints(monkeypa
     series = [
         SimpleNamespace(name=name, model="tiny", checkpoints=checkpoints) for name in ("one", "two")
     ]
-    manifest = SimpleNamespace(data=None, hessian=None, series=series)
+    manifest = SimpleNamespace(
+        data=None, hessian=SimpleNamespace(objective="contrastive"), series=series
+    )
     monkeypatch.setattr(audit.Manifest, "load", lambda path, **options: manifest)
     monkeypatch.setattr(image_text, "open_pairs", lambda data: None)
     monkeypatch.setattr(loaded_series, "device_of", lambda device: torch.device("cpu"))

@@ -1,4 +1,6 @@
-"""The VMamba tower against the published description written out once more: loops over directions and time."""
+"""The VMamba tower against the published description written out once more: loops over directions
+and time.
+"""
 
 import math
 
@@ -148,7 +150,9 @@ def test_merging_the_orders_is_the_transpose_of_reading_in_them():
 
 
 def test_each_of_the_four_directions_sees_only_what_it_has_passed():
-    """The mixing is causal along every order: with three of the four silenced, the last place read changes nothing before."""
+    """The mixing is causal along every order: with three of the four silenced, the last place read
+    changes nothing before.
+    """
     torch.manual_seed(0)
     layer = SS2D(3, gated=False).double()
     # Without the 3 x 3 convolution's neighbours, a change can spread only along the scan.
@@ -190,7 +194,8 @@ def test_a_fresh_tower_has_the_published_initialisation():
     for name, module in tower.named_modules():
         if isinstance(module, nn.Linear):
             assert module.weight.abs().max() <= 2.0
-            # 4096 entries or more: their standard deviation is within 5 % of 0.02 with near certainty.
+            # 4096 entries or more: their standard deviation is within 5 % of 0.02 with near
+            # certainty.
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.05), name
             assert module.bias is None or not module.bias.any()
         elif isinstance(module, nn.LayerNorm):
@@ -249,7 +254,6 @@ def test_hessian_vector_products_of_a_toy_clip_are_the_true_ones(gated):
     assert_products_are_true(_toy(gated=gated, num_classes=6))
 
 
-@pytest.mark.slow
 def test_the_dense_hessian_of_a_toy_clip_is_the_true_one():
     assert_hessian_is_true(_toy(gated=True, dims=(6,), depths=(1,), num_classes=6))
 

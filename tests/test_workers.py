@@ -55,7 +55,7 @@ def test_a_child_returns_what_the_function_returns_in_the_order_of_the_calls(chi
     ]
 
 
-def test_a_child_runs_in_another_session_without_the_variables_of_torchrun_and_without_the_main_module(
+def test_a_child_runs_in_another_session_without_torchruns_variables_and_the_main_module(
     monkeypatch,
 ):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
@@ -84,9 +84,9 @@ def test_a_child_has_its_own_number_of_threads_whatever_the_parent_has(monkeypat
 
 def test_an_exception_comes_back_as_it_was_with_the_place_where_it_was_raised(child):
     error = child.submit(int, "many").exception()
-    assert type(error) is ValueError and str(error) == str(
-        pytest.raises(ValueError, int, "many").value
-    )
+    with pytest.raises(ValueError) as here:
+        int("many")
+    assert type(error) is ValueError and str(error) == str(here.value)
     assert "serve.py" in error.__notes__[0]
 
 
@@ -150,7 +150,7 @@ def test_a_killed_child_fails_its_call_by_name_and_the_next_call_has_a_new_proce
     assert queued.result() == child.pid != first
 
 
-def test_a_killed_child_is_noticed_although_a_process_that_it_started_holds_its_pipes_and_that_ends_as_well(
+def test_a_killed_child_is_detected_although_a_process_that_it_started_holds_its_pipes(
     child,
 ):
     forked = child.submit(worker_calls.fork_and_go_on).result()
@@ -293,7 +293,10 @@ def test_a_notebook_calculates_in_children(monkeypatch):
 
 def test_a_module_beside_the_script_does_not_replace_one_of_the_library(tmp_path):
     (tmp_path / "pickle.py").write_text("raise SystemExit('the wrong module')")
-    command = "from landscape.workers import ChildProcess\nwith ChildProcess('w') as c: print(c.submit(abs, -3).result())"
+    command = (
+        "from landscape.workers import ChildProcess\nwith ChildProcess('w') as c: "
+        "print(c.submit(abs, -3).result())"
+    )
     script = f"import sys; sys.path.remove(''); {command}"
     assert run_script([sys.executable, "-c", script], cwd=tmp_path) == "3\n"
 

@@ -1,21 +1,28 @@
-"""A training run of a second or two: a CLIP of one layer per tower on pictures of noise. Also a program, for tests that kill it.
+"""A training run of a second or two: a CLIP of one layer per tower on pictures of noise. Also a
+program, for tests that kill it.
 
-The model drops patches at random in training, so a run that loses its random state ends with other weights.
+The model drops patches at random in training, so a run that loses its random state ends with other
+weights.
 """
 
 import dataclasses
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
+from landscape.cli import main
 from landscape.clip.recipes import RECIPES
 from landscape.clip.train import TrainReport, train
 from landscape.errors import LandscapeError
@@ -45,12 +52,30 @@ def register(name: str, **vision: Any) -> str:
     return name
 
 
+def _read_vocabulary_once() -> None:
+    """Give all tokenizers of a process the tables of the first; reading them takes a tenth of a
+    second for every series.
+    """
+    tables = SimpleTokenizer()
+    make = SimpleTokenizer.__init__
+
+    def init(self: SimpleTokenizer, *arguments: Any, **options: Any) -> None:
+        if arguments or options.keys() - {"context_length"}:
+            make(self, *arguments, **options)
+        else:
+            self.__dict__.update(tables.__dict__ | {"cache": dict(tables.cache)} | options)
+
+    SimpleTokenizer.__init__ = init
+
+
+_read_vocabulary_once()
+
 # "vit" in the name decides what open_clip_train takes for Adam.
 MODEL = register("tiny_vit_with_dropout", patch_dropout=0.25)
 PLAIN = register("tiny_vit")
 RESNET = register("tiny_resnet", image_size=32, layers=[1, 1, 1, 1], patch_size=None)
-# The gradient of a key's bias is zero but for rounding, and Adam would divide it by its own size; a larger eps does not, so that
-# two ways of computing the same step stay together.
+# The gradient of a key's bias is zero but for rounding, and Adam would divide it by its own size; a
+# larger eps does not, so that two ways of computing the same step stay together.
 RECIPE = dataclasses.replace(
     RECIPES["clip_mamba"], name="tiny", epochs=3, batch_size=8, eps=1e-4, precision="fp32"
 )
@@ -83,10 +108,8 @@ def run(output: Path, table: Path, **options: Any) -> TrainReport:
     )
 
 
-def run_as(
-    rank: int, world_size: int, port: int, output: Path, table: Path, options: dict[str, Any]
-) -> None:
-    """`run` as one of several processes that torchrun would start; an error becomes the file OUTPUT.RANK.error."""
+def take_place(rank: int, world_size: int, port: int) -> None:
+    """Set the variables that torchrun sets for one of several processes."""
     place = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -95,10 +118,42 @@ def run_as(
         "MASTER_ADDR": "127.0.0.1",
     }
     os.environ.update({name: str(value) for name, value in place.items()})
+
+
+def run_as(
+    rank: int, world_size: int, port: int, output: Path, table: Path, options: dict[str, Any]
+) -> None:
+    """`run` as one of several processes that torchrun would start; an error becomes the file
+    OUTPUT.RANK.error.
+    """
+    take_place(rank, world_size, port)
     try:
         run(output, table, **options)
     except LandscapeError as error:
         output.with_name(f"{output.name}.{rank}.error").write_text(str(error))
+
+
+def command_as(rank: int, world_size: int, port: int, arguments: list[str]) -> None:
+    """Run the command line as one of several processes that torchrun would start."""
+    take_place(rank, world_size, port)
+    main(arguments)
+
+
+def join_two_processes(
+    context: ForkServerContext, target: Callable[..., None], *arguments: Any
+) -> None:
+    """Run `target` as process 0 and 1 of 2; both must end with exit status 0."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = [
+        context.Process(target=target, args=(rank, 2, port, *arguments)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A CLIP of a few hundred parameters around any image tower, and the check of its second derivatives."""
+"""A CLIP of a few hundred parameters around any image tower, and the check of its second
+derivatives.
+"""
 
 import torch
 from conftest import contrastive_loss, scramble
@@ -17,7 +19,9 @@ def toy_pictures(count: int = 3, side: int = 16) -> Tensor:
 
 
 def make_toy_clip(tower: nn.Module) -> nn.Module:
-    """An open_clip model of six features with `tower`, which must give six, in the place of its image encoder."""
+    """An open_clip model of six features with `tower`, which must give six, in the place of its
+    image encoder.
+    """
     model = CLIP(
         embed_dim=6,
         vision_cfg=CLIPVisionCfg(layers=1, width=4, head_width=4, patch_size=16, image_size=16),
@@ -50,10 +54,11 @@ def _toy_problem(tower: nn.Module) -> tuple[Objective, Params, dict[str, Tensor]
 
 
 def assert_products_are_true(tower: nn.Module) -> None:
-    """Compare Hessian-vector products, by double backward and by forward over reverse, with differences of first gradients.
+    """Compare Hessian-vector products, by double backward and by forward over reverse, with
+    differences of first gradients.
 
-    Measured: they agree to 4e-11 at a step of 1e-4 and to 4e-9 at 1e-6. The step is small because a difference must not
-    cross a kink of a ReLU in Simba's stem; at 1e-3 it does.
+    Measured: they agree to 4e-11 at a step of 1e-4 and to 4e-9 at 1e-6. The step is small because a
+    difference must not cross a kink of a ReLU in Simba's stem; at 1e-3 it does.
     """
     objective, params, batch, directions = _toy_problem(tower)
     products = HessianOperator(objective, params, batch) @ directions
@@ -73,7 +78,9 @@ def assert_products_are_true(tower: nn.Module) -> None:
 
 
 def assert_hessian_is_true(tower: nn.Module) -> None:
-    """Compare products with the dense Hessian by double backward, and that with itself and with differences."""
+    """Compare products with the dense Hessian by double backward, and that with itself and with
+    differences.
+    """
     objective, params, batch, directions = _toy_problem(tower)
     dense = dense_hessian(objective, params, batch)
     assert relative_error(dense, dense.T) < 1e-10

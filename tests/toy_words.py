@@ -1,4 +1,6 @@
-"""A classifier of a few hundred parameters with an embedding table, and batches of it that look up rows in other numbers."""
+"""A classifier of a few hundred parameters with an embedding table, and batches of it that look up
+rows in other numbers.
+"""
 
 import torch
 from torch import nn
@@ -9,7 +11,9 @@ from landscape.linalg.operator import seeded
 
 
 class Words(nn.Module):
-    """A classifier of two words and two numbers, with a word of its own that lies elsewhere among the rows of each batch."""
+    """A classifier of two words and two numbers, with a word of its own that lies elsewhere among
+    the rows of each batch.
+    """
 
     def __init__(self):
         super().__init__()
@@ -31,7 +35,9 @@ def words_problem(device="cpu", seed=0):
 
 
 def words_batch(seed, num_words=100, device="cpu"):
-    """Twelve rows, of which the words are among the first `num_words`, so that batches look up rows in other numbers."""
+    """Twelve rows, of which the words are among the first `num_words`, so that batches look up rows
+    in other numbers.
+    """
     generator = seeded(seed)
     batch = {
         "words": torch.randint(num_words, (12, 2), generator=generator),
@@ -42,6 +48,4 @@ def words_batch(seed, num_words=100, device="cpu"):
 
 
 def traced(objective, model, batch):
-    return HessianOperator(
-        objective, select_parameters(model), batch, product="traced", check=False
-    )
+    return HessianOperator(objective, select_parameters(model), batch, hvp="traced", check=False)

@@ -200,7 +200,9 @@ def sleep(task: str, items: tuple[int, ...]) -> list[int]:
 
 
 def seeded_bytes(task: str, items: tuple[int, ...]) -> list[bytes]:
-    """Calculate with seeded global generators, slowly enough for anything else in the process to draw from them."""
+    """Calculate with seeded global generators, slowly enough for anything else in the process to
+    draw from them.
+    """
     import torch
 
     results = []
@@ -219,7 +221,9 @@ def pid_slowly(task: str, items: tuple[int, ...]) -> list[int]:
 
 
 def kill_parent_at_poison(task: str, items: tuple[int, ...]) -> list[int]:
-    """End the process that started this one, as a system short of memory may do, and wait for the end."""
+    """End the process that started this one, as a system short of memory may do, and wait for the
+    end.
+    """
     if POISON in items:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)

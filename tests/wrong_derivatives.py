@@ -1,4 +1,6 @@
-"""Layers with right values and wrong derivatives, each in a small model with a loss: what a check of an operator has to catch."""
+"""Layers with right values and wrong derivatives, each in a small model with a loss: what a check
+of an operator has to catch.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +22,9 @@ class SavedSine(torch.autograd.Function):
 
 
 class TorchScan(nn.Module):
-    """h_t = sigmoid(a_t) h_{t-1} + b_t by torch's scan: right gradients, wrong second derivatives (torch 2.14)."""
+    """h_t = sigmoid(a_t) h_{t-1} + b_t by torch's scan: right gradients, wrong second derivatives
+    (torch 2.14).
+    """
 
     def forward(self, ab: Tensor) -> Tensor:
         a, b = ab.transpose(0, 1).chunk(2, -1)
@@ -44,7 +48,9 @@ class _ConstantSlope(torch.autograd.Function):
 
 
 class ConstantSlope(nn.Module):
-    """tanh whose backward passes on the graph of what comes in and treats what it saved as constant."""
+    """tanh whose backward passes on the graph of what comes in and treats what it saved as
+    constant.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return _ConstantSlope.apply(x)
@@ -81,7 +87,9 @@ FAULTS: dict[str, type[nn.Module]] = {
 def faulty(
     name: str, seed: int, dtype: torch.dtype
 ) -> tuple[nn.Module, Callable[[Any, Any], Tensor], Tensor]:
-    """A model with the fault in its middle (module "1"), a loss and a batch, of random weights and inputs."""
+    """A model with the fault in its middle (module "1"), a loss and a batch, of random weights and
+    inputs.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         width = 8 if FAULTS[name] is TorchScan else 16

@@ -1,4 +1,5 @@
-"""Write checkpoints with the trainers themselves and compare what landscape reads with what was in memory.
+"""Write checkpoints with the trainers themselves and compare what landscape reads with what was in
+memory.
 
 Run by run.sh; its output is kept in table.txt.
 """
@@ -15,15 +16,15 @@ from pathlib import Path
 warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
-import torch  # noqa: E402
-import writers_libraries  # noqa: E402
-import writers_torch  # noqa: E402
-import writers_trainers  # noqa: E402
-from common import Case, make_net  # noqa: E402
+import torch
+import writers_libraries
+import writers_torch
+import writers_trainers
+from common import Case, make_net
 
-from landscape.clip.checkpoint import load_checkpoint  # noqa: E402
-from landscape.containers.outline import outline  # noqa: E402
-from landscape.errors import CheckpointError  # noqa: E402
+from landscape.clip.checkpoint import load_checkpoint
+from landscape.containers.outline import outline
+from landscape.errors import CheckpointError
 
 WRITERS = (*writers_trainers.WRITERS, *writers_libraries.WRITERS, *writers_torch.WRITERS)
 
@@ -45,7 +46,8 @@ def check(case: Case) -> list[str]:
             faults.append(f"{copy} refused: {error}")
             continue
         read = model.state_dict()
-        # composer's copy stores the counters of batch norm, which evaluation does not read, as plain numbers.
+        # composer's copy stores the counters of batch norm, which evaluation does not read, as
+        # plain numbers.
         filled = any("Filled in '1.num_batches_tracked'" in note for note in info.notes)
         names = [name for name in state if not (filled and name.endswith("num_batches_tracked"))]
         wrong = [name for name in names if not torch.equal(read[name], state[name])]
@@ -83,7 +85,8 @@ def main() -> int:
             except Exception as error:
                 failed += 1
                 print(
-                    f"{package + version:<34} cannot be run: {type(error).__name__}: {' '.join(str(error).split())[:120]}",
+                    f"{package + version:<34} cannot be run: {type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:120]}",
                     flush=True,
                 )
                 traceback.print_exc(file=sys.stderr)
@@ -94,7 +97,8 @@ def main() -> int:
                 verdict = "; ".join(faults) or ("refused, rightly" if case.refused else "right")
                 epoch = "-" if case.epoch is None else case.epoch
                 print(
-                    f"{package + version:<34} {case.what:<46} {'+'.join(case.copies):<12} {epoch:<7} {verdict}",
+                    f"{package + version:<34} {case.what:<46} {'+'.join(case.copies):<12} "
+                    f"{epoch:<7} {verdict}",
                     flush=True,
                 )
             os.chdir("/")

@@ -1,4 +1,6 @@
-"""Files of torch itself: wrappers, averages, whole modules, TorchScript, distributed checkpoints."""
+"""Files of torch itself: wrappers, averages, whole modules, TorchScript, distributed
+checkpoints.
+"""
 
 import os
 from collections.abc import Callable
@@ -59,10 +61,19 @@ def whole(folder: Path) -> list[Case]:
         folder / "detector",
     )
     return [
-        *(Case(what=f"whole model, {name}", path=folder / name, copies={"online": kept(net)}) for name in ("whole", "legacy", "script", "trace")),  # noqa: E501
-        Case(what="whole models under 'model' and 'ema'", path=folder / "detector",
-             copies={"online": kept(net), "ema": kept(torch.load(folder / "detector", weights_only=False)["ema"])}),
-    ]  # fmt: skip
+        *(
+            Case(what=f"whole model, {name}", path=folder / name, copies={"online": kept(net)})
+            for name in ("whole", "legacy", "script", "trace")
+        ),
+        Case(
+            what="whole models under 'model' and 'ema'",
+            path=folder / "detector",
+            copies={
+                "online": kept(net),
+                "ema": kept(torch.load(folder / "detector", weights_only=False)["ema"]),
+            },
+        ),
+    ]
 
 
 def distributed(folder: Path) -> list[Case]:

@@ -1,4 +1,6 @@
-"""Files of trainers: lightning, composer, mmengine, timm, open_clip, fastai, keras, transformers."""
+"""Files of trainers: lightning, composer, mmengine, timm, open_clip, fastai, keras,
+transformers.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -77,7 +79,9 @@ def lightning(folder: Path) -> list[Case]:
 
 
 def _lightning_by_hand(folder: Path) -> list[Case]:
-    """trainer.save_checkpoint before and after fit, where `epoch` means another thing than in ModelCheckpoint's files."""
+    """trainer.save_checkpoint before and after fit, where `epoch` means another thing than in
+    ModelCheckpoint's files.
+    """
     import lightning
     from lightning.pytorch.demos.boring_classes import BoringModel
 
@@ -91,9 +95,14 @@ def _lightning_by_hand(folder: Path) -> list[Case]:
     cases = []
     for epochs in (0, 2):
         trainer = lightning.Trainer(
-            max_epochs=epochs, limit_val_batches=0, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,  # noqa: E501
+            max_epochs=epochs,
+            limit_val_batches=0,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
             enable_checkpointing=False,
-        )  # fmt: skip
+        )
         trainer.fit(module, loader())
         trainer.save_checkpoint(folder / f"by_hand_{epochs}.ckpt")
         cases.append(
@@ -108,7 +117,9 @@ def _lightning_by_hand(folder: Path) -> list[Case]:
 
 
 def lightning_averages(folder: Path) -> list[Case]:
-    """EMAWeightAveraging and StochasticWeightAveraging; the averages are computed here once more."""
+    """EMAWeightAveraging and StochasticWeightAveraging; the averages are computed here once
+    more.
+    """
     from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
     averages: dict[int, State] = {}
@@ -178,9 +189,18 @@ def composer(folder: Path) -> list[Case]:
                 after["online"] = kept(model.net)
 
         c.Trainer(
-            model=model, train_dataloader=loader(), max_duration="1ep", optimizers=torch.optim.SGD(model.parameters(), 0.1), device="cpu",  # noqa: E501
-            algorithms=list(algorithms), callbacks=[Watch()], save_folder=str(where), save_interval="1ep", progress_bar=False, log_to_console=False,  # noqa: E501
-        ).fit()  # fmt: skip
+            model=model,
+            train_dataloader=loader(),
+            max_duration="1ep",
+            optimizers=torch.optim.SGD(model.parameters(), 0.1),
+            device="cpu",
+            algorithms=list(algorithms),
+            callbacks=[Watch()],
+            save_folder=str(where),
+            save_interval="1ep",
+            progress_bar=False,
+            log_to_console=False,
+        ).fit()
         return after["online"]
 
     plain = fit(folder / "plain")
@@ -236,9 +256,15 @@ def mmengine(folder: Path) -> list[Case]:
 
     def fit(where: Path, **more: Any) -> None:
         Runner(
-            model=Model(), work_dir=str(where), train_dataloader=loader(), train_cfg=dict(by_epoch=True, max_epochs=2), log_level="ERROR",  # noqa: E501
-            optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)), default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)), **more,  # noqa: E501
-        ).train()  # fmt: skip
+            model=Model(),
+            work_dir=str(where),
+            train_dataloader=loader(),
+            train_cfg=dict(by_epoch=True, max_epochs=2),
+            log_level="ERROR",
+            optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)),
+            default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=1)),
+            **more,
+        ).train()
 
     fit(folder / "plain")
     cases = [
@@ -270,9 +296,13 @@ def timm(folder: Path) -> list[Case]:
     net = make_net()
     ema = ModelEmaV3(net, decay=0.5)
     saver = CheckpointSaver(
-        net, torch.optim.SGD(net.parameters(), 0.1), args=argparse.Namespace(model="net", img_size=32), model_ema=ema,
-        checkpoint_dir=str(folder), recovery_dir=str(folder),
-    )  # fmt: skip
+        net,
+        torch.optim.SGD(net.parameters(), 0.1),
+        args=argparse.Namespace(model="net", img_size=32),
+        model_ema=ema,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+    )
     for parameter in net.parameters():
         parameter.data += 1
     ema.update(net)
@@ -331,9 +361,17 @@ def swin(folder: Path) -> list[Case]:
 
     online, average = kept(make_net()), kept(make_net())
     torch.save(
-        {"model": online, "model_ema": average, "optimizer": {}, "lr_scheduler": {}, "max_accuracy": 81.0, "epoch": 5,
-         "config": CfgNode({"MODEL": {"TYPE": "vssm", "NUM_CLASSES": 3}})}, folder / "ckpt_epoch_5.pth",
-    )  # fmt: skip
+        {
+            "model": online,
+            "model_ema": average,
+            "optimizer": {},
+            "lr_scheduler": {},
+            "max_accuracy": 81.0,
+            "epoch": 5,
+            "config": CfgNode({"MODEL": {"TYPE": "vssm", "NUM_CLASSES": 3}}),
+        },
+        folder / "ckpt_epoch_5.pth",
+    )
     return [
         Case(
             what="ckpt_epoch_5.pth with CfgNode",

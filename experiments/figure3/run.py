@@ -1,12 +1,12 @@
 """Figure 3 of arXiv 2404.19394 at two sizes, each by one command that goes on where it was stopped.
 
     python experiments/figure3/run.py small -o runs/figure3
-    python experiments/figure3/run.py paper -o /data/figure3 --data '/data/yfcc15m/{00..12}.tar' --device cuda
+    python experiments/figure3/run.py paper -o /data/runs --data '/data/{00..12}.tar' --device cuda
 
-small: three towers of 1.7 to 1.8 M parameters at 64 pixels, 25 epochs on OpenMoji. paper: the six models of the publication at
-224 pixels, 25 epochs on image-text pairs of your own, for a GPU machine. Both measure epochs 0, 5, 10, 15, 20 and 25, by the
-Hessian of the contrastive loss over the image tower, then draw and compare. --dry-run prints the commands, --cost what they
-take.
+small: three towers of 1.7 to 1.8 M parameters at 64 pixels, 25 epochs on OpenMoji. paper: the six
+models of the publication at 224 pixels, 25 epochs on image-text pairs of your own, for a GPU
+machine. Both measure epochs 0, 5, 10, 15, 20 and 25, by the Hessian of the contrastive loss over
+the image tower, then draw and compare. --dry-run prints the commands, --cost what they take.
 """
 
 import argparse
@@ -22,7 +22,8 @@ import yaml
 EPOCHS = (0, 5, 10, 15, 20, 25)
 BATCH_SIZE = 15
 OPENMOJI_PAIRS = 3535
-# Products of one batch for five eigenvalues, and gradients a product costs: what the README measures.
+# Products of one batch for five eigenvalues, and gradients a product costs: what the README
+# measures.
 PRODUCTS, GRADIENTS_PER_PRODUCT = 25, 2.0
 
 
@@ -58,7 +59,8 @@ STUDIES = {
         image_size=64,
         augmentation="none",
     ),
-    # The paper took its ViTs from SLIP, which trains without colour augmentation; one recipe for all compares architectures.
+    # The paper took its ViTs from SLIP, which trains without colour augmentation; one recipe for
+    # all compares architectures.
     "paper": Study(
         models=(
             ("vmamba_t220", "VMamba-T220", "vmamba_t220_clip"),
@@ -143,7 +145,8 @@ def commands(
 
 
 def cost(study: Study, num_samples: int, pairs_per_epoch: float) -> str:
-    """Floating-point operations of training and of measurement, counted on one picture and one caption of each model.
+    """Floating-point operations of training and of measurement, counted on one picture and one
+    caption of each model.
 
     Counts products of matrices and convolutions, not scans. A gradient is three forward passes.
     """
@@ -207,17 +210,20 @@ def parsed() -> argparse.Namespace:
     options.source = options.data or study.source
     if options.source is None and not options.cost:
         parser.error(
-            f"{options.size} needs --data: the publication trains on YFCC15M, which cannot be shipped."
+            f"{options.size} needs --data: the publication trains on YFCC15M, which cannot be "
+            "shipped."
         )
     options.num_samples = study.num_samples if options.num_samples is None else options.num_samples
     number = options.num_samples
     if number < BATCH_SIZE or number % BATCH_SIZE:
         parser.error(
-            f"--num-samples must be a positive multiple of {BATCH_SIZE}, the pairs of a batch, got {number}."
+            f"--num-samples must be a positive multiple of {BATCH_SIZE}, the pairs of a batch, got "
+            f"{number}."
         )
     if options.source == "openmoji" and number > OPENMOJI_PAIRS:
         parser.error(
-            f"--num-samples must be at most {OPENMOJI_PAIRS}, the pairs of OpenMoji that are trained on, got {number}."
+            f"--num-samples must be at most {OPENMOJI_PAIRS}, the pairs of OpenMoji that are "
+            f"trained on, got {number}."
         )
     return options
 

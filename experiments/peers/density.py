@@ -1,9 +1,11 @@
-"""How far the density of a spectrum, as each tool estimates it, is from the exact one: the 1-Wasserstein distance.
+"""How far the density of a spectrum, as each tool estimates it, is from the exact one: the
+1-Wasserstein distance.
 
-The model is a classifier of 2,950 parameters, so that all its eigenvalues can be had: from the dense Hessian by double
-backward, row by row, in float64. The tools work in float32. All get the same number of products, cut into probes and steps in the
-ways of `STEPS`; the best way counts, for each tool by itself. A density is compared as the nodes and weights of its
-quadrature; hessian-eigenthings also as the smooth curve that it returns.
+The model is a classifier of 2,950 parameters, so that all its eigenvalues can be had: from the
+dense Hessian by double backward, row by row, in float64. The tools work in float32. All get the
+same number of products, cut into probes and steps in the ways of `STEPS`; the best way counts, for
+each tool by itself. A density is compared as the nodes and weights of its quadrature;
+hessian-eigenthings also as the smooth curve that it returns.
 Shapes: n = number of parameters, a = atoms of a discrete measure.
 """
 
@@ -18,14 +20,14 @@ from unittest import mock
 import numpy as np
 import torch
 from jaxtyping import Float
-from peers.processes import TaskFailed, run_task
-from peers.solvers import LossModule
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import landscape
 from landscape.curvature import Batch, HessianOperator, Objective, Params, select_parameters
+from peers.processes import TaskFailed, run_task
+from peers.solvers import LossModule
 
 STEPS = (10, 20, 40, 80)
 BUDGETS = (80, 160, 320)
@@ -46,7 +48,9 @@ class Measure:
 
 
 def small_problem(dtype: torch.dtype) -> tuple[Objective, Params, Batch]:
-    """The cross-entropy of a small network that has learned to tell ten overlapping clouds of points apart, partly."""
+    """The cross-entropy of a small network that has learned to tell ten overlapping clouds of
+    points apart, partly.
+    """
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(_NUM_POINTS) % _WIDTHS[-1]
     centres = torch.randn(_WIDTHS[-1], _WIDTHS[0], generator=generator)
@@ -116,7 +120,9 @@ def _probes_average(nodes: Any, weights: Any) -> Measure:
 
 
 def _pyhessian(probes: int, steps: int, seed: int) -> list[Measure]:
-    """Its formulas, with the function that torch no longer has put back: eigenvalues in a column, eigenvectors as columns."""
+    """Its formulas, with the function that torch no longer has put back: eigenvalues in a column,
+    eigenvectors as columns.
+    """
 
     def eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)
@@ -163,7 +169,9 @@ TOOLS: dict[tuple[str, ...], Callable[[int, int, int], list[Measure]]] = {
 
 @dataclass(frozen=True)
 class DensityRow:
-    """Mean distance over seeds with its standard error, in units of the mean |eigenvalue|, for the best number of steps."""
+    """Mean distance over seeds with its standard error, in units of the mean |eigenvalue|, for the
+    best number of steps.
+    """
 
     tool: str
     products: int
@@ -251,7 +259,8 @@ def density_table(rows: Sequence[DensityRow]) -> str:
         list(dict.fromkeys(getattr(row, key) for row in rows)) for key in ("tool", "products")
     )
     lines = [
-        "1-Wasserstein distance to the exact spectrum of 2,950 eigenvalues, over the mean |eigenvalue|, ± a standard error",
+        "1-Wasserstein distance to the exact spectrum of 2,950 eigenvalues, over the mean "
+        "|eigenvalue|, ± a standard error",
         f"{'':34}" + "".join(f"{f'{budget} products':>26}" for budget in budgets),
     ]
     for name in names:

@@ -1,7 +1,9 @@
-"""An environment with the peers from PyPI in it, beside the one that runs this, whose packages it sees and leaves alone.
+"""An environment with the peers from PyPI in it, beside the one that runs this, whose packages it
+sees and leaves alone.
 
-Installing torch again would take 5 GB. So the new environment reads the folder of the packages that are in use, its pip
-is told to keep their versions, and only what is missing is added, in the new folder.
+Installing torch again would take 5 GB. So the new environment reads the folder of the packages that
+are in use, its pip is told to keep their versions, and only what is missing is added, in the new
+folder.
 """
 
 import site
@@ -39,7 +41,8 @@ PEERS = (
     Peer("pyhessian", "pyhessian"),
     Peer("hessian-eigenthings", "hessian_eigenthings"),
     Peer("curvlinops-for-pytorch", "curvlinops"),
-    # Its topopy asks for numpy below 2, which torch of today and everything else here do without; it works with numpy 2.
+    # Its topopy asks for numpy below 2, which torch of today and everything else here do without;
+    # it works with numpy 2.
     Peer(
         "landscaper",
         "landscaper",
@@ -59,7 +62,9 @@ PEERS = (
 
 @dataclass(frozen=True)
 class Environment:
-    """Attributes: python, the interpreter; versions of the peers that work; failures, why the others do not."""
+    """Attributes: python, the interpreter; versions of the peers that work; failures, why the
+    others do not.
+    """
 
     python: str
     versions: Mapping[str, str]
@@ -67,7 +72,9 @@ class Environment:
 
 
 def make_environment(folder: Path, peers: Sequence[Peer] = PEERS) -> Environment:
-    """Install what is not there yet. A peer that cannot be installed or imported is a failure, with the reason."""
+    """Install what is not there yet. A peer that cannot be installed or imported is a failure, with
+    the reason.
+    """
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)

@@ -68,7 +68,9 @@ def trained(run: Path, model: str, epochs: int) -> dict[int, Path]:
 
 
 def save_batches(run: Path, model: str, num_batches: int) -> Path:
-    """The first batches of the protocol of checkpoints.yaml, in float64; more batches only add to the end."""
+    """The first batches of the protocol of checkpoints.yaml, in float64; more batches only add to
+    the end.
+    """
     path = run / f"{model}_{num_batches}_batches.pt"
     if not path.exists():
         transform = preprocess_for(model)

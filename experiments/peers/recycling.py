@@ -1,4 +1,5 @@
-"""Products a batch over many batches of one checkpoint: from a random start, and from eigenvectors that are known already.
+"""Products a batch over many batches of one checkpoint: from a random start, and from eigenvectors
+that are known already.
 
 Those are of the batch before, or of the same batch one epoch earlier.
 """
@@ -8,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from peers.problem import Case, case_title, load
-from peers.processes import run_task
-from peers.solvers import TOL, K
 
 from landscape.curvature import HessianOperator
 from landscape.linalg import eigsh
+from peers.problem import Case, case_title, load
+from peers.processes import run_task
+from peers.solvers import TOL, K
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""One row per contender and setting: measured in a process of its own, judged in float64 once the clocks have stopped."""
+"""One row per contender and setting: measured in a process of its own, judged in float64 once the
+clocks have stopped.
+"""
 
 import importlib
 import math
@@ -13,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from matrix_products import product_limit
+
+from landscape.curvature import Batch, HessianOperator, Objective, Params, gradient
 from peers.judge import arpack_values, krylov_dimension, true_residuals, value_errors
 from peers.problem import Case, load, scan_backend
 from peers.processes import TaskFailed, peak_mebibytes, run_task
 from peers.solvers import CONTENDERS, TOL, Contender, K, Settings, solve
-
-from landscape.curvature import Batch, HessianOperator, Objective, Params, gradient
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,11 @@ class Truth:
 
     Attributes:
         values: The K eigenvalues largest in magnitude, by ARPACK to 1e-10.
-        krylov_products: Dimension of the first Krylov space that holds them to TOL: no run from that start needs fewer.
+        krylov_products: Dimension of the first Krylov space that holds them to TOL: no run from
+            that start needs fewer.
         gradient_seconds: CPU seconds of one float32 gradient, median.
-        matrix_gradients: CPU time of the matrix products and convolutions of one float32 product alone, in gradients; both the
-            shortest of several.
+        matrix_gradients: CPU time of the matrix products and convolutions of one float32 product
+            alone, in gradients; both the shortest of several.
     """
 
     n: int
@@ -43,7 +46,9 @@ class Truth:
 
     @property
     def limit_gradients(self) -> float:
-        """What no solver can beat: the matrix products of the smallest Krylov space that holds the pairs."""
+        """What no solver can beat: the matrix products of the smallest Krylov space that holds the
+        pairs.
+        """
         return self.krylov_products * self.matrix_gradients
 
 
@@ -55,8 +60,10 @@ class Row:
         mode: "defaults" or "driven", which is until a true residual of TOL.
         products: With the Hessian, checks included.
         cpu_seconds: From the objective to the pairs, building graphs included.
-        prepare_cpu_seconds: What is done once for a model, child processes such as a compiler included; not in `cpu_seconds`.
-        gradients: The same in gradients of the same process, measured before and after: noise of the machine cancels.
+        prepare_cpu_seconds: What is done once for a model, child processes such as a compiler
+            included; not in `cpu_seconds`.
+        gradients: The same in gradients of the same process, measured before and after: noise of
+            the machine cancels.
         peak_mebibytes: Of the process, libraries and weights (`idle_mebibytes`) included.
         residuals: True ones, relative, in float64, in the order of the contender's values.
         errors: Relative, of the five values against ARPACK in float64.
@@ -173,7 +180,9 @@ def solve_task(case: dict[str, Any], contender: str, settings: dict[str, Any]) -
 
 
 def prepared_in(solver: Contender, objective: Objective, params: Params, batch: Batch) -> float:
-    """Let a contender do what it does once for a model; the CPU seconds of that, those of child processes included."""
+    """Let a contender do what it does once for a model; the CPU seconds of that, those of child
+    processes included.
+    """
     if solver.prepare is None:
         return 0.0
     begun = sum(os.times()[:4])
@@ -208,9 +217,11 @@ def measure(
 
 
 def drive(case: Case, truth: Truth, contender: Contender, *, python: str, first: int = 0) -> Row:
-    """The row of the loosest settings that are right to TOL, in true residuals and in values, or of the best where none are.
+    """The row of the loosest settings that are right to TOL, in true residuals and in values, or of
+    the best where none are.
 
-    Only that run is charged for, not the search. `first` skips settings that are known to be too loose.
+    Only that run is charged for, not the search. `first` skips settings that are known to be too
+    loose.
     """
     best: Row | None = None
     for settings in contender.ladder[first:]:

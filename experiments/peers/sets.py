@@ -1,6 +1,8 @@
-"""Whether five converged values are the top five: over many batches, of a Lanczos that looks at residuals alone, and of ours.
+"""Whether five converged values are the top five: over many batches, of a Lanczos that looks at
+residuals alone, and of ours.
 
-The truth is a run from another random vector to a hundredth of the tolerance, with a long search for missed values.
+The truth is a run from another random vector to a hundredth of the tolerance, with a long search
+for missed values.
 """
 
 from dataclasses import asdict, dataclass
@@ -8,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from landscape.curvature import HessianOperator
+from landscape.linalg import eigsh
 from peers.judge import first_converged, value_errors
 from peers.problem import Case, case_title, load
 from peers.processes import run_task
 from peers.solvers import TOL, K
-
-from landscape.curvature import HessianOperator
-from landscape.linalg import eigsh
 
 NUM_CHECKS = 12
 
@@ -68,7 +70,8 @@ def measure_sets(case: Case, num_batches: int) -> SetsRow:
 
 def sets_table(rows: list[SetsRow]) -> str:
     lines = [
-        f"Batches of {len(rows[0].products)} whose five converged values are not the top five, and the products spent on average",
+        f"Batches of {len(rows[0].products)} whose five converged values are not the top five, and "
+        "the products spent on average",
         f"{'':34} {'residuals alone':>20} {'landscape eigsh':>20}",
     ]
     for row in rows:

@@ -1,8 +1,9 @@
-"""The contenders, each helped to run: the loss as a module of the parameters under study, plain attention, one batch.
+"""The contenders, each helped to run: the loss as a module of the parameters under study, plain
+attention, one batch.
 
-Without that help none of the peers takes a contrastive loss of a CLIP model as it is. Where a peer has a switch that
-makes it faster here, it is on: landscaper keeps its graph (try_cache), curvlinops skips its check when it
-is driven, and gets operations that forward mode can pass.
+Without that help none of the peers takes a contrastive loss of a CLIP model as it is. Where a peer
+has a switch that makes it faster here, it is on: landscaper keeps its graph (try_cache), curvlinops
+skips its check when it is driven, and gets operations that forward mode can pass.
 Shapes: n = number of parameters, k = number of eigenvalues.
 """
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.curvature import Batch, HessianOperator, Objective, Params, squared_norm
-from landscape.curvature.reference import run_pyhessian
+from landscape.curvature.pyhessian import run_pyhessian
 from landscape.linalg import eigsh
 
 K, TOL = 5, 1e-3
@@ -56,7 +57,8 @@ class Contender:
     Attributes:
         package: What must be importable, or None for ourselves.
         defaults: Settings of the row "defaults": its own, but for the number of eigenvalues.
-        ladder: Settings of the row "driven", from loose to tight; the first that reaches TOL counts.
+        ladder: Settings of the row "driven", from loose to tight; the first that reaches TOL
+            counts.
         prepare: What is done once for a model and not for a batch; its time is stated apart.
     """
 
@@ -69,7 +71,9 @@ class Contender:
 
 
 class LossModule(nn.Module):
-    """The objective as a module: its parameters hold the ones under study, its output is the loss of a batch."""
+    """The objective as a module: its parameters hold the ones under study, its output is the loss
+    of a batch.
+    """
 
     reduction = "mean"
 
@@ -101,7 +105,9 @@ def _ours(objective: Objective, params: Params, batch: Batch, settings: Settings
 
 
 def _first_of_ours(objective: Objective, params: Params, batch: Batch) -> None:
-    """What the first batch of a model costs more than the others: compiling, the checks of its products, loading kernels."""
+    """What the first batch of a model costs more than the others: compiling, the checks of its
+    products, loading kernels.
+    """
     _ours_compiled(objective, params, batch, {})
 
 
@@ -110,7 +116,7 @@ def _first_of_retained(objective: Objective, params: Params, batch: Batch) -> No
 
 
 def _ours_compiled(objective: Objective, params: Params, batch: Batch, settings: Settings) -> Found:
-    operator = HessianOperator(objective, params, batch, product="compiled")
+    operator = HessianOperator(objective, params, batch, hvp="compiled")
     pairs = eigsh(operator, K, tol=TOL, **settings)
     assert pairs.vectors is not None
     assert operator.choice is not None and operator.choice.product == "compiled", str(
@@ -227,10 +233,12 @@ def _plain_convolve(
 
 @contextmanager
 def _for_jvp_of_jacrev() -> Iterator[None]:
-    """For as long as the context lasts, the Mamba towers run operations that this composition of derivatives can pass.
+    """For as long as the context lasts, the Mamba towers run operations that this composition of
+    derivatives can pass.
 
-    torch's SiLU has no forward derivative of its backward, and jacrev's vmap cannot pass the arguments of the towers' own
-    convolution; as two operations, and as torch's grouped convolution, they can.
+    torch's SiLU has no forward derivative of its backward, and jacrev's vmap cannot pass the
+    arguments of the towers' own convolution; as two operations, and as torch's grouped convolution,
+    they can.
     """
     towers = importlib.import_module("landscape.towers.convolution")
     with (
@@ -270,13 +278,16 @@ def _landscaper(objective: Objective, params: Params, batch: Batch, settings: Se
 def solve(
     contender: Contender, objective: Objective, params: Params, batch: Batch, settings: Settings
 ) -> Found:
-    """Run a contender with attention that can be differentiated twice, and its warnings kept to itself."""
+    """Run a contender with attention that can be differentiated twice, and its warnings kept to
+    itself.
+    """
     with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
         warnings.simplefilter("ignore")
         return contender.solve(objective, params, batch, settings)
 
 
-# At its default of 1e-3 a power iteration leaves 3e-2, and what is left falls with the root of the tolerance.
+# At its default of 1e-3 a power iteration leaves 3e-2, and what is left falls with the root of the
+# tolerance.
 _POWER_TOLERANCES = (3e-6, 1e-6, 3e-7, 1e-7, 1e-8)
 _ITERATIONS = MAX_PRODUCTS // K
 OURS = "landscape eigsh, compiled"

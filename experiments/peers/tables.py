@@ -24,12 +24,14 @@ def architecture_table(truth: Truth, rows: Sequence[Row]) -> str:
     ours = _ours(rows)
     values = " ".join(f"{value:+.5g}" for value in truth.values)
     lines = [
-        f"{case_title(ours.model, ours.epoch)}: n = {truth.n:,}, loss {truth.loss:.3f}, true values {values}",
-        f"a gradient takes {1e3 * truth.gradient_seconds:.0f} ms, and the matrix products of a product alone "
-        f"{truth.matrix_gradients:.2f} of that; a Krylov space of {truth.krylov_products} products holds all five, so the limit "
-        f"is {truth.limit_gradients:.1f} gradients",
-        f"{'':31} {'':8} {'products':>8} {'CPU s':>7} {'gradients':>9} {'MiB':>6} {'residual':>8} {'error':>8} "
-        f"{'says so':>7} {'/ ours':>7} {'/ limit':>7}",
+        f"{case_title(ours.model, ours.epoch)}: n = {truth.n:,}, loss {truth.loss:.3f}, true "
+        f"values {values}",
+        f"a gradient takes {1e3 * truth.gradient_seconds:.0f} ms, and the matrix products of a "
+        f"product alone {truth.matrix_gradients:.2f} of that; a Krylov space of "
+        f"{truth.krylov_products} products holds all five, so the limit is "
+        f"{truth.limit_gradients:.1f} gradients",
+        f"{'':31} {'':8} {'products':>8} {'CPU s':>7} {'gradients':>9} {'MiB':>6} {'residual':>8} "
+        f"{'error':>8} {'says so':>7} {'/ ours':>7} {'/ limit':>7}",
     ]
     for row in rows:
         head = f"{row.contender:31} {row.mode:8}"
@@ -45,17 +47,21 @@ def architecture_table(truth: Truth, rows: Sequence[Row]) -> str:
             "" if row.mode == "defaults" or row.is_right else f"  its best, with {row.settings}"
         )
         lines.append(
-            f"{head} {row.products:8d} {row.cpu_seconds:7.2f} {row.gradients:9.1f} {row.peak_mebibytes:6.0f} "
-            f"{row.worst_residual:8.1e} {row.worst_error:8.1e} {_SAYS[row.says_converged]:>7} "
-            f"{_ratio(row.gradients / ours.gradients)} {_ratio(row.gradients / truth.limit_gradients)}{reached}{once}"
+            f"{head} {row.products:8d} {row.cpu_seconds:7.2f} {row.gradients:9.1f} "
+            f"{row.peak_mebibytes:6.0f} {row.worst_residual:8.1e} {row.worst_error:8.1e} "
+            f"{_SAYS[row.says_converged]:>7} {_ratio(row.gradients / ours.gradients)} "
+            f"{_ratio(row.gradients / truth.limit_gradients)}{reached}{once}"
         )
     return "\n".join(lines)
 
 
 def summary_table(results: Sequence[tuple[Truth, Sequence[Row]]]) -> str:
-    """Every contender over all cases: how much longer than we it takes to a true residual of TOL, and how often it gets there."""
+    """Every contender over all cases: how much longer than we it takes to a true residual of TOL,
+    and how often it gets there.
+    """
     lines = [
-        f"Time to a true residual of {TOL:g} for all five, as a multiple of ours, over {len(results)} cases",
+        f"Time to a true residual of {TOL:g} for all five, as a multiple of ours, over "
+        f"{len(results)} cases",
         f"{'':31} {'least':>7} {'median':>7} {'most':>7}  reached   right at defaults",
     ]
     names = list(dict.fromkeys(row.contender for _, rows in results for row in rows))
@@ -71,7 +77,8 @@ def summary_table(results: Sequence[tuple[Truth, Sequence[Row]]]) -> str:
             (min(ratios), statistics.median(ratios), max(ratios)) if ratios else (math.nan,) * 3
         )
         lines.append(
-            f"{name:31} {' '.join(map(_ratio, spread))}  {len(ratios)} of {tried}   {right} of {tried}"
+            f"{name:31} {' '.join(map(_ratio, spread))}  {len(ratios)} of {tried}   {right} of "
+            f"{tried}"
         )
     fastest = [_fastest_peer(rows) for _, rows in results]
     limits = [_ours(rows).gradients / truth.limit_gradients for truth, rows in results]

@@ -27,7 +27,7 @@ def _rows(
     function: Callable[..., Tensor], reference: Callable[..., Tensor], *rows: str, weights: str = ""
 ) -> Case:
     """Something that works on rows (5, 8), with weights (8,)."""
-    shapes = {name: (5, 8) for name in rows} | {name: (8,) for name in weights.split()}
+    shapes = dict.fromkeys(rows, (5, 8)) | dict.fromkeys(weights.split(), (8,))
     return Case(function, reference, shapes=shapes, dtype=torch.float32, how=INTERPRETER)
 
 

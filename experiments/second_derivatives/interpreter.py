@@ -1,7 +1,9 @@
-"""Run a package's unchanged Triton kernels on CPU tensors, in Triton's interpreter. Needs TRITON_INTERPRET=1.
+"""Run a package's unchanged Triton kernels on CPU tensors, in Triton's interpreter. Needs
+TRITON_INTERPRET=1.
 
-What asks for a GPU beside the kernels is replaced: triton's driver, the timing of autotune settings (the setting with the
-smallest blocks is taken), torch.cuda.device, and the properties of the device. No kernel and no autograd.Function is touched.
+What asks for a GPU beside the kernels is replaced: triton's driver, the timing of autotune settings
+(the setting with the smallest blocks is taken), torch.cuda.device, and the properties of the
+device. No kernel and no autograd.Function is touched.
 """
 
 import builtins

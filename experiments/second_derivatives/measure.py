@@ -1,10 +1,12 @@
 """Measure the first and second derivatives of one operation, and print them as a line of JSON.
 
-Usage: python measure.py PACKAGE/OPERATION, with the package's folder on PYTHONPATH; run.py calls it for every operation.
+Usage: python measure.py PACKAGE/OPERATION, with the package's folder on PYTHONPATH; run.py calls it
+for every operation.
 
-The inputs of the operation are x = t + 0.3 sin(t) of a leaf t, as the layers before it would make them, and the loss is
-sum cos(i) tanh(y_i) of its outputs. Truth: autograd through the same function written as a plain loop in float64, whose
-product is compared with central differences of its gradients first. An error is ||result - truth|| / ||truth||.
+The inputs of the operation are x = t + 0.3 sin(t) of a leaf t, as the layers before it would make
+them, and the loss is sum cos(i) tanh(y_i) of its outputs. Truth: autograd through the same function
+written as a plain loop in float64, whose product is compared with central differences of its
+gradients first. An error is ||result - truth|| / ||truth||.
 """
 
 import contextlib
@@ -25,7 +27,8 @@ from landscape.curvature.audit import WHOLE, AuditReport
 Inputs = Mapping[str, Tensor]
 Function = Callable[..., Tensor]
 
-# What counts as right, by the precision of the inputs; float32 kernels sum in another order than the loop.
+# What counts as right, by the precision of the inputs; float32 kernels sum in another order than
+# the loop.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 # Of central differences of gradients in float64.
 _STEP = 1e-5
@@ -226,13 +229,17 @@ def audited(case: Case) -> str:
 
 
 def judged(report: AuditReport) -> str:
-    """The verdict of an AuditReport in a few words: the tests that did not pass, and whom it blames."""
+    """The verdict of an AuditReport in a few words: the tests that did not pass, and whom it
+    blames.
+    """
     if report.passed:
         return "passed"
     tests = dict.fromkeys(
         f"{row.test} {row.verdict}" for row in report.rows if row.verdict != "passed"
     )
-    modules = dict.fromkeys(name.partition(" ")[0] for name in report.blamed if name != WHOLE)
+    modules = dict.fromkeys(
+        name.partition(" ")[0] for name in report.faulty_modules if name != WHOLE
+    )
     return f"{', '.join(tests)}; names {', '.join(modules) or 'no module'}"
 
 

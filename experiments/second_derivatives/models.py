@@ -1,7 +1,8 @@
 """Measure landscape's Hessian of transformers' state-space models, and print one line of JSON.
 
-Usage: python models.py CLASS. Tiny random models on their PyTorch paths, float32, eager attention. "product" is one product
-against central differences of the gradient in float32, whose own error at these steps is about 1e-4.
+Usage: python models.py CLASS. Tiny random models on their PyTorch paths, float32, eager attention.
+"product" is one product against central differences of the gradient in float32, whose own error at
+these steps is about 1e-4.
 """
 
 import json
@@ -142,7 +143,10 @@ def _product(model: nn.Module, batch: Mapping[str, Tensor]) -> str:
 def _eigsh(model: nn.Module, batch: Mapping[str, Tensor]) -> str:
     pairs = landscape.eigsh(landscape.hessian(model, loss, batch), k=2, tol=1e-3, seed=0)
     values = ", ".join(f"{value:.4g}" for value in pairs.values.tolist())
-    return f"{values}; {pairs.num_matvecs} products; {'all' if bool(pairs.converged.all()) else 'not all'} converged"
+    return (
+        f"{values}; {pairs.num_matvecs} products; "
+        f"{'all' if bool(pairs.converged.all()) else 'not all'} converged"
+    )
 
 
 def _audit(model: nn.Module, batch: Mapping[str, Tensor]) -> str:

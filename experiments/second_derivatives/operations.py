@@ -37,7 +37,9 @@ def load_operations() -> dict[str, Callable[[], Case]]:
 
 
 def without_init(package: str) -> None:
-    """Let the modules of a package be imported without its __init__, which imports models that need more packages."""
+    """Let the modules of a package be imported without its __init__, which imports models that need
+    more packages.
+    """
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations
     module = types.ModuleType(package)

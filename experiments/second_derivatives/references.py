@@ -1,6 +1,7 @@
 """The operations as plain loops, which autograd differentiates right to any order.
 
-Shapes: b = batch, l = length, h = heads, k and v = widths of keys and values, d = channels, n = states.
+Shapes: b = batch, l = length, h = heads, k and v = widths of keys and values, d = channels, n =
+states.
 """
 
 import torch
@@ -20,7 +21,9 @@ def linear_recurrence(a: Tensor, x: Tensor, dim: int = 1) -> Tensor:
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
-    """S_t = diag(decay_t) S_{t-1} + k_t v_t', o_t = scale S_t' q_t; q, k (b, l, h, k), v (b, l, h, v), decay like k."""
+    """S_t = diag(decay_t) S_{t-1} + k_t v_t', o_t = scale S_t' q_t; q, k (b, l, h, k), v (b, l, h,
+    v), decay like k.
+    """
     S, outputs = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1]), []
     for t in range(q.shape[1]):
         S = S if decay is None else decay[:, t, :, :, None] * S
@@ -32,7 +35,9 @@ def linear_attention(
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
-    """S_t = decay_t S_{t-1}; S_t += beta_t k_t (v_t - S_t' k_t)'; o_t = scale S_t' q_t; beta, decay (b, l, h)."""
+    """S_t = decay_t S_{t-1}; S_t += beta_t k_t (v_t - S_t' k_t)'; o_t = scale S_t' q_t; beta, decay
+    (b, l, h).
+    """
     S, outputs = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1]), []
     for t in range(q.shape[1]):
         S = S if decay is None else decay[:, t, :, None, None] * S
@@ -58,7 +63,9 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 
 
 def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:
-    """xLSTM's matrix memory with exponential input and sigmoid forget gates; q, k, v (b, h, l, k), i, f (b, h, l)."""
+    """xLSTM's matrix memory with exponential input and sigmoid forget gates; q, k, v (b, h, l, k),
+    i, f (b, h, l).
+    """
     C, n, outputs = (
         q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]),
         torch.zeros_like(q[:, :, 0]),

@@ -1,10 +1,11 @@
-"""Install pinned packages beside this project, measure the second derivatives of their operations, print the tables.
+"""Install pinned packages beside this project, measure the second derivatives of their operations,
+print the tables.
 
 Usage: python experiments/second_derivatives/run.py [--folder FOLDER] [--only WORD ...]
 
-Needs a Python that has landscape, torch and triton; nothing is installed into it. Every package goes into a folder of its own
-and every operation runs in a process of its own, about 20 minutes in all on one core. A folder that is given is kept and used
-again. Not run by the tests.
+Needs a Python that has landscape, torch and triton; nothing is installed into it. Every package
+goes into a folder of its own and every operation runs in a process of its own, about 20 minutes in
+all on one core. A folder that is given is kept and used again. Not run by the tests.
 """
 
 import argparse
@@ -193,7 +194,8 @@ def main() -> None:
     options = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "triton"))
     print(
-        f"{date.today()}, Python {platform.python_version()}, {packages}, {platform.machine()}, one thread\n",
+        f"{date.today()}, Python {platform.python_version()}, {packages}, {platform.machine()}, "
+        "one thread\n",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,9 +1,13 @@
-"""Decisions of people and models about labelled pictures, and how alike they are; numpy, scipy and pandas, no pictures.
+"""Decisions of people and models about labelled pictures, and their likeness.
 
-answers = read_answers(["raw-data"])          # model-vs-human's folder, single files, or tables of many observers
-print(model_table(score(answers)))            # accuracy out of distribution, error consistency, shape bias
-print(resample(answers).interval("resnet50", "error_consistency"))
-print(compare_models(answers, "resnet50", "bagnet33").table())
+Uses numpy, scipy and pandas; knows no pictures.
+
+    # model-vs-human's folder, single files, or tables of many observers
+    answers = read_answers(["raw-data"])
+    # accuracy out of distribution, error consistency, shape bias
+    print(model_table(score(answers)))
+    print(resample(answers).interval("resnet50", "error_consistency"))
+    print(compare_models(answers, "resnet50", "bagnet33").table())
 """
 
 from landscape.answers.benchmark import (
@@ -44,25 +48,25 @@ from landscape.answers.uncertainty import SHAPE_BIAS, Difference, Resamples, res
 from landscape.answers.writing import write_answers
 
 __all__ = [
-    "Answers",
     "CATEGORIES",
     "CHANCE",
     "CUE_CONFLICT",
-    "Condition",
     "DATASETS",
+    "HUMANS",
+    "IMAGENET_INDICES",
+    "METRICS",
+    "SEVENTEEN",
+    "SHAPE_BIAS",
+    "SIXTEEN",
+    "Answers",
+    "Condition",
     "Dataset",
     "DatasetScores",
     "DatasetTest",
     "Difference",
-    "HUMANS",
-    "IMAGENET_INDICES",
-    "METRICS",
     "ModelComparison",
     "PairCounts",
     "Resamples",
-    "SEVENTEEN",
-    "SHAPE_BIAS",
-    "SIXTEEN",
     "Scores",
     "SetMean",
     "ShapeBias",

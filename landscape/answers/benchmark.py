@@ -1,17 +1,21 @@
-"""The facts of the model-vs-human benchmark: 17 data sets, their conditions, 16 categories and their ImageNet classes.
+"""Facts of the model-vs-human benchmark.
 
-Everything here is fixed text, nothing is computed from answers.
+17 data sets, their conditions, 16 categories and the ImageNet classes of these. Everything here is
+fixed text, nothing is computed from answers.
 
-Source: Geirhos et al., Partial success in closing the gap between human and machine vision, NeurIPS 2021
-(arXiv 2106.07411), and its toolbox, github.com/bethgelab/model-vs-human.
+Source: Geirhos et al., Partial success in closing the gap between human and machine vision, NeurIPS
+2021 (arXiv 2106.07411), and its toolbox, github.com/bethgelab/model-vs-human.
 """
 
 from dataclasses import dataclass
 
 CATEGORIES = tuple(
-    "airplane bear bicycle bird boat bottle car cat chair clock dog elephant keyboard knife oven truck".split()
+    (
+        "airplane bear bicycle bird boat bottle car cat chair clock dog elephant keyboard knife "
+        "oven truck"
+    ).split()
 )
-# What a person's row says where no answer came in time; it counts as wrong.
+# Response of a person who did not answer in time; it counts as wrong.
 NO_ANSWER = "na"
 CHANCE = 1 / len(CATEGORIES)
 
@@ -21,9 +25,9 @@ class Condition:
     """One level of a distortion.
 
     Args:
-        name: As the benchmark writes it, such as "c05".
-        tick: As axes show it, such as "5".
-        excluded: Left out of means over conditions, never of line plots.
+        name: Name in the benchmark, such as "c05".
+        tick: Text on axes, such as "5".
+        excluded: Whether it is left out of means over conditions; line plots always show it.
     """
 
     name: str
@@ -36,10 +40,10 @@ class Dataset:
     """One of the 17 data sets.
 
     Args:
-        name: As folders and files are named.
-        label: For titles.
-        axis_label: What the conditions are; "" where there is one condition only.
-        conditions: In the order of the plots, the undistorted first.
+        name: Name of its folders and files.
+        label: Name in titles.
+        axis_label: Quantity of the conditions; "" where there is one condition only.
+        conditions: Conditions in the order of the plots, the undistorted first.
     """
 
     name: str
@@ -49,19 +53,23 @@ class Dataset:
 
     @property
     def kept(self) -> tuple[Condition, ...]:
-        """Conditions that count in means."""
+        """Return the conditions that count in means."""
         return tuple(condition for condition in self.conditions if not condition.excluded)
 
     @property
     def is_parametric(self) -> bool:
-        """Whether it has levels of a distortion, and so a line plot."""
+        """Tell whether it has levels of a distortion.
+
+        Then it has a line plot.
+        """
         return len(self.conditions) > 1
 
     def condition_named(self, text: str) -> str | None:
         """Find the condition that a file's text means.
 
-        Compared as texts, else in any case, which finds truth values, else as numbers. Files write 0.10 for 0.1, 1 for 1.0 and
-        true for True. Where there is one condition only, models have NaN for it.
+        Texts are compared exactly, else ignoring case, which finds truth values, else as numbers.
+        Files write 0.10 for 0.1, 1 for 1.0 and true for True. Where there is only one condition,
+        models have NaN for it.
 
         Returns:
             The benchmark's name of the condition, or None if there is none.
@@ -101,8 +109,9 @@ def _dataset(
 
 _REACH = "log2 of the reach"
 
-# Excluded are the undistorted condition and those in which people have about 20 % right or fewer, as the toolbox lists them.
-# It is a list and no rule to recompute: at low-pass 15, which is excluded, people have exactly 20 % right.
+# Excluded are the undistorted condition and those in which people have about 20 % right or fewer,
+# as the toolbox lists them. The list follows no exact rule: at low-pass 15, which is excluded,
+# people have exactly 20 % right.
 _DATASETS = (
     _dataset("colour", "Colour", "Colour", "-cr bw", "colour greyscale"),
     _dataset(
@@ -171,7 +180,8 @@ _DATASETS = (
 DATASETS = {dataset.name: dataset for dataset in _DATASETS}
 # A picture of this set has the shape of one category and the texture of another.
 CUE_CONFLICT = "cue-conflict"
-# The toolbox's leaderboard averages over all 17; the paper's 16 panels are without cue-conflict, which measures shape bias.
+# The toolbox's leaderboard averages over all 17; the paper's 16 panels are without cue-conflict,
+# which measures shape bias.
 SEVENTEEN = tuple(DATASETS)
 SIXTEEN = tuple(name for name in DATASETS if name != CUE_CONFLICT)
 
@@ -182,7 +192,8 @@ def _indices(text: str) -> tuple[int, ...]:
     return tuple(index for span in spans for index in range(int(span[0]), int(span[-1]) + 1))
 
 
-# Positions among the 1000 ImageNet classes in the order of their WordNet identifiers; 207 classes are in a category.
+# Positions among the 1000 ImageNet classes in the order of their WordNet identifiers; 207 classes
+# are in a category.
 IMAGENET_INDICES = {
     "airplane": _indices("404"),
     "bear": _indices("294-297"),
@@ -206,8 +217,9 @@ IMAGENET_INDICES = {
 def image_key(imagename: str) -> str:
     """Name the picture that a trial showed, the same for every observer.
 
-    File names of trials begin with what differs between observers: trial, experiment, observer, condition, category. The last
-    part between "_" is the picture; where it is one of ImageNet, the WordNet identifier before it belongs to it:
+    File names of trials begin with parts that differ between observers: trial, experiment,
+    observer, condition, category. The last part between "_" is the picture. If the picture is from
+    ImageNet, the WordNet identifier before it belongs to it:
     "0001_cl_s01_cr_oven_40_n04111531_14126.png" is "n04111531_14126.png".
     """
     parts = imagename.split("_")
@@ -215,6 +227,9 @@ def image_key(imagename: str) -> str:
 
 
 def texture_of(image: str) -> str:
-    """Name the category of the texture of a cue-conflict picture: "bird" of "dog10-bird2.png"."""
+    """Name the category of the texture of a cue-conflict picture.
+
+    It is "bird" for "dog10-bird2.png".
+    """
     stem = image.split("_")[-1].split(".")[0]
     return "".join(character for character in stem.split("-")[-1] if not character.isdigit())

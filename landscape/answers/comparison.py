@@ -1,4 +1,7 @@
-"""Two models on the same pictures: a test per data set, and intervals of the differences of means."""
+"""Comparison of two models on the same pictures.
+
+A test per data set, and intervals of the differences of means.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +15,7 @@ from landscape.answers.table import Answers
 from landscape.answers.uncertainty import SHAPE_BIAS, Difference, Resamples, resample
 from landscape.errors import AnswersError
 from landscape.statistics import Bootstrap, holm, mcnemar, minimal_detectable_difference
+from landscape.suggestions import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +24,13 @@ class DatasetTest:
 
     Args:
         num_pictures: Pictures of the kept conditions that both answered.
-        num_left_out: Those that only one of the two answered.
+        num_left_out: Pictures that only one of the two answered.
         first, second: Accuracies on the shared pictures.
         first_only, second_only: Pictures that one has right and the other wrong.
-        p_value: Two-sided.
-        p_holm: Corrected for all data sets of the comparison.
-        detectable: The difference that this test finds with 80 % power at level 5 %, uncorrected, given how many pictures tell
-            the two apart; NaN where these are too few.
+        p_value: Two-sided p-value.
+        p_holm: The p-value after Holm's correction for all data sets of the comparison.
+        detectable: The difference that this test finds with 80 % power at level 5 %, uncorrected,
+            given how many pictures exactly one has right; NaN where these are too few.
     """
 
     dataset: str
@@ -42,18 +46,19 @@ class DatasetTest:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first minus that of the second."""
+        """Return the accuracy of the first minus that of the second."""
         return self.first - self.second
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelComparison:
-    """What two models' answers to the same pictures say.
+    """Results of comparing two models' answers to the same pictures.
 
     Args:
         tests: A row per data set that both answered.
-        differences: Of the mean accuracy over 17 and 16 data sets, the three measures of likeness to people over 17, and shape
-            bias; those that neither model lacks.
+        differences: Differences of the mean accuracy over 17 and 16 data sets, of the three
+            measures of likeness to people over 17, and of shape bias; only numbers that both models
+            have.
         missing: Data sets of the benchmark that one of the two did not answer.
     """
 
@@ -80,8 +85,8 @@ def compare_models(
     """Compare two models on the pictures that both answered.
 
     Args:
-        settings: Of the bootstrap; by default 2,000 resamples, 95 %, seed 0.
-        resamples: Those of `resample(answers)`, where several pairs are compared.
+        settings: Settings of the bootstrap; by default 2,000 resamples, 95 %, seed 0.
+        resamples: Result of `resample(answers)`, where several pairs are compared.
         alpha: Level of the test for which the detectable difference is stated.
 
     Raises:
@@ -91,12 +96,14 @@ def compare_models(
         if name not in answers.models:
             there = ", ".join(answers.models) or "none"
             raise AnswersError(
-                f"answers: there is no model {name!r} to compare. There are: {there}. Name two of them."
+                f"answers: there is no model {name!r} to compare. There are: {there}. Name two of "
+                f"them.{did_you_mean(name, answers.models)}"
             )
     tests = _tests(answers, first, second, alpha)
     if not tests:
         raise AnswersError(
-            f"answers: {first} and {second} answered no picture both, so nothing can be compared. Run both on one data set."
+            f"answers: {first} and {second} answered no picture both, so nothing can be compared. "
+            "Run both on one data set."
         )
     if resamples is None:
         resamples = resample(answers.only(models=(first, second)), settings)

@@ -1,14 +1,17 @@
-"""Error consistency: do two observers err on the same pictures more often than their accuracies alone would have it?
+"""Error consistency: whether two observers err on the same pictures.
 
-Two observers with 90 % right each agree about right and wrong on 82 % of the pictures even if they err independently. So
-agreement says little; what is beyond that, as a share of what could be beyond it, is Cohen's kappa of their correctness.
+More exactly: more often than their accuracies alone imply. Two observers with 90 % right each agree
+about right and wrong on 82 % of the pictures even if they err independently. So agreement alone
+means little. Its excess over the expected agreement, as a share of the largest possible excess, is
+Cohen's kappa of their correctness.
 
-Knows arrays of right (1), wrong (0) and not shown (NaN), no benchmark. Shapes: f, s = first and second observers, n =
-pictures, * = none, or resamples.
+Knows arrays of right (1), wrong (0) and not shown (NaN), no benchmark.
 
-Source: Geirhos, Meding and Wichmann, Beyond accuracy: quantifying trial-by-trial behaviour of CNNs and humans by measuring
-error consistency, NeurIPS 2020 (arXiv 2006.16736); Cohen, A coefficient of agreement for nominal scales, Educational and
-Psychological Measurement 20 (1960).
+Shapes: f, s = first and second observers, n = pictures, * = none, or resamples.
+
+Source: Geirhos, Meding and Wichmann, Beyond accuracy: quantifying trial-by-trial behaviour of CNNs
+and humans by measuring error consistency, NeurIPS 2020 (arXiv 2006.16736); Cohen, A coefficient of
+agreement for nominal scales, Educational and Psychological Measurement 20 (1960).
 """
 
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from jaxtyping import Float
 
 @dataclass(frozen=True, eq=False)
 class PairCounts:
-    """How often two observers were right, alone and together, for many pairs.
+    """Counts of right answers of many pairs of observers, alone and together.
 
     Only pictures that both saw count. Every property is NaN where two observers share none.
 
@@ -37,46 +40,50 @@ class PairCounts:
 
     @property
     def first_accuracy(self) -> Float[np.ndarray, "*r f s"]:
-        """p, the share that the first observer has right."""
+        """Compute p, the share that the first observer has right."""
         return share(self.first_right, self.num_pictures)
 
     @property
     def second_accuracy(self) -> Float[np.ndarray, "*r f s"]:
-        """q, the share that the second observer has right."""
+        """Compute q, the share that the second observer has right."""
         return share(self.second_right, self.num_pictures)
 
     @property
     def observed(self) -> Float[np.ndarray, "*r f s"]:
-        """Observed consistency: the share of pictures that both have right or both have wrong.
+        """Compute the observed consistency.
 
-        c_obs = mean over pictures of [x_i = y_i]. Two different wrong answers agree, as does "no answer" with any wrong one.
+        It is the share of pictures that both have right or both have wrong, c_obs = mean over
+        pictures of [x_i = y_i]. Two different wrong answers agree, and so does "no answer" with any
+        wrong answer.
         """
         return 1 - share(self.disagreements, self.num_pictures)
 
     @property
     def expected(self) -> Float[np.ndarray, "*r f s"]:
-        """Expected consistency: what c_obs would be if the two erred independently.
+        """Compute the expected consistency.
 
-        c_exp = p q + (1 - p) (1 - q).
+        It is the value of c_obs if the two erred independently: c_exp = p q + (1 - p) (1 - q).
         """
         p, q = self.first_accuracy, self.second_accuracy
         return p * q + (1 - p) * (1 - q)
 
     @property
     def error_consistency(self) -> Float[np.ndarray, "*r f s"]:
-        """Error consistency: agreement beyond what the accuracies explain.
+        """Compute the error consistency: agreement beyond what the accuracies explain.
 
-        kappa = (c_obs - c_exp) / (1 - c_exp); and 1 where c_obs = 1, also where both are always right and it would be 0 / 0.
-        1: the same errors; 0: independent errors; negative: each errs where the other does not.
+        kappa = (c_obs - c_exp) / (1 - c_exp); and 1 where c_obs = 1, also where both are always
+        right and it would be 0 / 0. 1 means the same errors, 0 independent errors; negative means
+        that each errs where the other does not.
         """
-        # c_exp is 1 only where both are always right or both always wrong, and there nothing disagrees.
+        # c_exp is 1 only where both are always right or both always wrong, and there nothing
+        # disagrees.
         agree = self.disagreements == 0
         kappa = 1 - share(1 - self.observed, np.where(agree, 1.0, 1 - self.expected))
         return np.where(self.num_pictures > 0, np.where(agree, 1.0, kappa), np.nan)
 
     @property
     def squared_accuracy_difference(self) -> Float[np.ndarray, "*r f s"]:
-        """The benchmark's accuracy difference, (p - q)^2.
+        """Compute the benchmark's accuracy difference, (p - q)^2.
 
         Source: Geirhos et al. 2021 (arXiv 2106.07411).
         """
@@ -88,14 +95,16 @@ def count_pairs(
     second: Float[np.ndarray, "s n"],
     weights: Float[np.ndarray, "r n"] | None = None,
 ) -> PairCounts:
-    """Count right answers and disagreements of every first with every second observer.
+    """Count right answers and disagreements of all pairs of observers.
 
-    With x and y the correctness of two observers, x_i + y_i - 2 x_i y_i is 1 where exactly one is right. So all pairs of all
-    resamples are matrix products.
+    A pair is a first and a second observer. With x and y the correctness of two observers, x_i +
+    y_i - 2 x_i y_i is 1 where exactly one is right. So all pairs of all resamples are matrix
+    products.
 
     Args:
         first, second: 1 right, 0 wrong, NaN not shown; of the same pictures in the same order.
-        weights: Of a bootstrap, how often each picture counts; the results have one more axis at the front.
+        weights: Weights of a bootstrap, how often each picture counts; the results then have one
+            more axis at the front.
     """
     rows = np.ones((1, first.shape[1])) if weights is None else weights
     pairs = (len(rows), len(first), len(second))
@@ -109,13 +118,13 @@ def count_pairs(
         return (rows @ products.T.astype(float)).reshape(pairs)
 
     if saw_x.all() and saw_y.all():
-        # The common case: sums over single observers do.
+        # The common case, where sums over single observers are enough.
         num = np.broadcast_to(rows.sum(axis=1)[:, None, None], pairs)
         right_x = np.broadcast_to((rows @ x.T)[:, :, None], pairs)
         right_y = np.broadcast_to((rows @ y.T)[:, None, :], pairs)
     else:
         num, right_x, right_y = both(saw_x, saw_y), both(x, saw_y), both(saw_x, y)
-    # Not as right_x + right_y - 2 both(x, y): rounding would hide where nothing disagrees.
+    # Not computed as right_x + right_y - 2 both(x, y): without disagreement it must be exactly 0.
     differ = both(x, saw_y * (1 - y)) + both(saw_x * (1 - x), y)
     counts = (num, right_x, right_y, differ)
     return PairCounts(*(counts_of[0] if weights is None else counts_of for counts_of in counts))

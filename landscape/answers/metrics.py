@@ -1,9 +1,12 @@
-"""The benchmark's metrics of one data set, as functions of the weights of pictures and people.
+"""Metrics of the benchmark on one data set, as functions of weights.
 
-Without weights they are the published numbers; with the weights of a bootstrap, those of every resample.
+The weights are those of pictures and people. Without weights the results are the published numbers;
+with the weights of a bootstrap, those of every resample.
+
 Shapes: r = resamples, m = models, h = people, c = conditions, n = pictures, * = none or resamples.
 
-Source: Geirhos et al. 2021 (arXiv 2106.07411). Means are taken over conditions, then people, then data sets.
+Source: Geirhos et al. 2021 (arXiv 2106.07411). Means are taken over conditions, then people, then
+data sets.
 """
 
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ HUMANS = "humans"
 
 @dataclass(frozen=True, eq=False)
 class HumanLikeness:
-    """How like people an observer answers on one data set.
+    """Likeness of an observer's answers to people's, on one data set.
 
     NaN where observers share no picture of a condition that counts.
 
@@ -52,12 +55,14 @@ def condition_accuracies(
 def accuracies(
     trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"] | None = None
 ) -> Float[np.ndarray, "*r o"]:
-    """Compute each observer's accuracy: right answers over trials, pooled over the kept conditions.
+    """Compute each observer's accuracy, pooled over the kept conditions.
 
-    It is no mean of the conditions' accuracies; the two are equal where conditions have the same number of pictures.
+    It is the number of right answers over that of trials. It differs from the mean of the
+    conditions' accuracies unless conditions have the same number of pictures.
 
     Returns:
-        NaN where an observer saw no picture of a kept condition: then it is not the accuracy of this data set.
+        NaN where an observer saw no picture of a kept condition: then it is not the accuracy of
+            this data set.
     """
     right, shown = _condition_counts(trials, kind, weights)
     kept = _kept(trials)
@@ -72,10 +77,12 @@ def pooled_accuracy(
     weights: Float[np.ndarray, "r n"] | None = None,
     people: Float[np.ndarray, "r h"] | None = None,
 ) -> Float[np.ndarray, "*r"]:
-    """Compute people's accuracy: right answers over trials, pooled over people and the kept conditions.
+    """Compute people's accuracy, pooled over people and the kept conditions.
+
+    It is the number of right answers over that of trials.
 
     Args:
-        people: Of a bootstrap, how often each person counts.
+        people: Weights of a bootstrap, how often each person counts.
     """
     right, shown = _pooled_counts(trials, weights, people)
     kept = _kept(trials)
@@ -104,7 +111,7 @@ def models_and_people(
     Results are (*r, m), NaN without people.
 
     Args:
-        people: Of a bootstrap, how often each person counts.
+        people: Weights of a bootstrap, how often each person counts.
     """
     pairs = _pairs(trials, "model", weights)
     counts = np.ones(len(trials.humans)) if people is None else people[:, None, :]
@@ -123,8 +130,8 @@ def people_and_people(
     Each pair counts once; results are (*r).
 
     Args:
-        people: Of a bootstrap, how often each person counts: a pair counts by the product. Nobody is compared with themselves,
-            so a resample with one person only has no value.
+        people: Weights of a bootstrap, how often each person counts; a pair counts by the product.
+            Nobody is compared with themselves, so a resample with only one person has no value.
     """
     pairs = _pairs(trials, "human", weights)
     first, second = np.triu_indices(len(trials.humans), k=1)
@@ -146,11 +153,13 @@ def measure(
 ) -> dict[str, Float[np.ndarray, "*r o"]]:
     """Compute the four metrics of every model and of people.
 
-    People are the last column. Their accuracy is pooled, and their likeness is that of one person to another.
+    People are the last column. Their accuracy is pooled, and their likeness is that of one person
+    to another.
 
     Args:
         people: As in `pooled_accuracy`.
-        models_people: As in `models_and_people`; by default models are compared with all people, each counting once.
+        models_people: As in `models_and_people`; by default models are compared with all people,
+            each counting once.
         pairs_of_people: As in `people_and_people`.
 
     Returns:
@@ -178,7 +187,10 @@ def measure(
 def _pairs(
     trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"] | None
 ) -> list[Float[np.ndarray, "*r o h"]]:
-    """The three measures of each observer with each person, averaged over the kept conditions."""
+    """Compare each observer with each person by three measures.
+
+    The measures are averaged over the kept conditions.
+    """
     first, second = trials.correct(kind), trials.correct("human")
     counts: list[PairCounts] = []
     for here, condition in zip(trials.slices, trials.dataset.conditions, strict=True):
@@ -198,7 +210,7 @@ def _pairs(
 def _condition_counts(
     trials: Trials, kind: Kind, weights: Float[np.ndarray, "r n"] | None
 ) -> tuple[Any, Any]:
-    """Right answers and pictures shown, (*r, o, c) each."""
+    """Count right answers and shown pictures, (*r, o, c) each."""
     correct = trials.correct(kind)
     rows = np.ones((1, len(trials.images))) if weights is None else weights
     shape = (len(rows), len(correct), len(trials.dataset.conditions))
@@ -214,7 +226,7 @@ def _pooled_counts(
     weights: Float[np.ndarray, "r n"] | None,
     people: Float[np.ndarray, "r h"] | None,
 ) -> tuple[Any, Any]:
-    """Right answers and trials of all people together, (*r, c) each."""
+    """Count right answers and trials of all people together, (*r, c) each."""
     right, shown = _condition_counts(trials, "human", weights)
     counts = np.ones(len(trials.humans)) if people is None else people
     return (right * counts[..., None]).sum(axis=-2), (shown * counts[..., None]).sum(axis=-2)

@@ -1,4 +1,7 @@
-"""Answers from CSV files: model-vs-human's, one per observer and data set, and tables of many observers."""
+"""Reading of answers from CSV files.
+
+The files are model-vs-human's, one per observer and data set, or tables of many observers.
+"""
 
 import gzip
 import io
@@ -37,7 +40,7 @@ _NAMES = {
 }
 _OPTIONAL = ("kind", "dataset")
 _KNOWN = {*_OPTIONAL, *(name for names in _NAMES.values() for name in names)}
-# How the benchmark names people; every other observer is a model.
+# Prefix of people's names in the benchmark; every other observer is a model.
 HUMAN_PREFIX = "subject-"
 _GZIP = b"\x1f\x8b"
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pd.errors.ParserError)
@@ -48,28 +51,32 @@ def read_answers(paths: Path | str | Iterable[Path | str]) -> Answers:
 
     Files are CSV, plain or gzipped, of one of two kinds:
 
-    - model-vs-human's, one per observer, data set and session: `subj`, `object_response`, `category`, `condition`, `imagename`
-      (others are ignored; headers in any case). The data set is the folder's name (`raw-data/<dataset>/`) or what stands
-      before the first "_" of the file's name.
-    - tables of many observers and data sets, with a column `dataset`, one of the observer (`subject`, `model` or `observer`),
-      `response`, `category`, `condition`, and `imagename` or `image`.
+    - model-vs-human's, one per observer, data set and session: `subj`, `object_response`,
+      `category`, `condition`, `imagename` (others are ignored; headers in any case). The data set
+      is the folder's name (`raw-data/<dataset>/`) or the part before the first "_" of the file's
+      name.
+    - tables of many observers and data sets, with a column `dataset`, a column of the observer
+      (`subject`, `model` or `observer`), `response`, `category`, `condition`, and `imagename` or
+      `image`.
 
-    Observers whose name begins with "subject-" are people, others are models, unless a column `kind` says so. Conditions are
-    matched as `Dataset.condition_named` does.
+    Observers whose name begins with "subject-" are people, others are models, unless a column
+    `kind` says so. Conditions are matched as `Dataset.condition_named` does.
 
     Args:
-        paths: Files, and folders of which all *.csv and *.csv.gz below them are read; or one of them.
+        paths: Files and folders, or a single one. Of folders all *.csv and *.csv.gz below them are
+            read.
 
     Raises:
-        AnswersError: If there is no file, one cannot be read or lacks a column, a data set, condition, category or response is
-            none of the benchmark's, an observer answers a picture twice, or observers contradict each other about what a
-            picture is.
+        AnswersError: If there is no file, one cannot be read or lacks a column, a data set,
+            condition, category or response is none of the benchmark's, an observer answers a
+            picture twice, or observers contradict each other about what a picture is.
     """
     sources = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     files = list(dict.fromkeys(file for source in sources for file in _files(source)))
     if not files:
         raise AnswersError(
-            "answers: no file was named. Name model-vs-human's raw-data folder, or CSV files of answers."
+            "answers: no file was named. Name model-vs-human's raw-data folder, or CSV files of "
+            "answers."
         )
     tables = [_read(file) for file in files]
     table = joined_columns(tables)
@@ -93,8 +100,8 @@ def _files(source: Path) -> Iterator[Path]:
     )
     if not files:
         raise AnswersError(
-            f"{source}: no *.csv or *.csv.gz is in this folder or below it. model-vs-human's answers are in "
-            "raw-data/<dataset>/<dataset>_<observer>_session-1.csv."
+            f"{source}: no *.csv or *.csv.gz is in this folder or below it. model-vs-human's "
+            "answers are in raw-data/<dataset>/<dataset>_<observer>_session-1.csv."
         )
     yield from files
 
@@ -105,7 +112,8 @@ def _read(path: Path) -> pd.DataFrame:
     columns = {own: _column(path, raw, own, names) for own, names in _NAMES.items()}
     if raw.empty:
         raise AnswersError(
-            f"{path}: there is a header and no answer. Write a row per answer, or leave the file out."
+            f"{path}: there is a header and no answer. Write a row per answer, or leave the file "
+            "out."
         )
     _filled(path, "observer", columns["observer"])
     columns["dataset"] = (
@@ -127,34 +135,37 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _raw_table(path: Path) -> pd.DataFrame:
-    """Read the columns of use as texts, named in lower case."""
+    """Read the used columns as texts, with names in lower case."""
     try:
         with open_regular(path) as stream:
             content = stream.read()
         content = gzip.decompress(content) if content.startswith(_GZIP) else content
-        # The header apart, since pandas renames columns of one name.
+        # The header is read separately, since pandas renames columns with the same name.
         header = [name.strip().lower() for name in _parsed(content, header=None, nrows=1).iloc[0]]
         used = [at for at, name in enumerate(header) if name in _KNOWN]
         table = _parsed(content, usecols=used)
     except pd.errors.EmptyDataError:
         raise AnswersError(
-            f"{path}: the file is empty or no table of answers. Write a header line and a row per answer."
+            f"{path}: the file is empty or no table of answers. Write a header line and a row per "
+            "answer."
         ) from None
     except _UNREADABLE as error:
         raise AnswersError(
-            f"{path}: the answers cannot be read: {first_line(error)}. Expected CSV in UTF-8, plain or gzipped; get it again."
+            f"{path}: the answers cannot be read: {first_line(error)}. Expected CSV in UTF-8, "
+            "plain or gzipped; get it again."
         ) from None
     table.columns = [header[at] for at in used]
     if not table.columns.is_unique:
         twice = next(header[at] for at in used if header.count(header[at]) > 1)
         raise AnswersError(
-            f"{path}: there are two columns {twice!r}, so which of them counts is open. Rename one of them."
+            f"{path}: there are two columns {twice!r}, so which of them counts is open. Rename one "
+            "of them."
         )
     return table
 
 
 def _parsed(content: bytes, **options: Any) -> pd.DataFrame:
-    # "na" is an answer, and "0.10" the name of a condition: pandas must make numbers of neither.
+    # "na" is an answer, and "0.10" the name of a condition: pandas must not convert them.
     return pd.read_csv(
         io.BytesIO(content),
         dtype=str,
@@ -173,41 +184,46 @@ def _column(path: Path, raw: pd.DataFrame, own: str, names: Sequence[str]) -> "p
             f"of use are {', '.join(raw.columns)}" if len(raw.columns) else "and no other of use"
         )
         raise AnswersError(
-            f"{path}: there is no column {expected} ({there}), so the {own} of each answer is unknown. "
-            "Expected model-vs-human's header, with commas: subj,session,trial,rt,object_response,category,condition,imagename."
+            f"{path}: there is no column {expected} ({there}), so the {own} of each answer is "
+            "unknown. Expected model-vs-human's header, with commas: "
+            "subj,session,trial,rt,object_response,category,condition,imagename."
         )
     return raw[chosen]
 
 
 def _dataset_of(path: Path) -> str:
-    """Tell the data set of a file by its name and folder.
+    """Deduce the data set of a file from its name and folder.
 
     Raises:
-        AnswersError: If neither names one, or they name two.
+        AnswersError: If neither names a data set, or they name different ones.
     """
     by_name, by_folder = path.name.split("_")[0], path.resolve().parent.name
     named = [name for name in (by_folder, by_name) if name in DATASETS]
     if len(set(named)) > 1:
         raise AnswersError(
-            f"{path}: the folder says {by_folder} and the file's name {by_name}, so the data set is open. "
-            "Move or rename the file."
+            f"{path}: the folder says {by_folder} and the file's name {by_name}, so the data set "
+            "is open. Move or rename the file."
         )
     if not named:
         raise AnswersError(
-            f"{path}: neither the folder {by_folder!r} nor the file's name is a data set, and there is no column 'dataset', so "
-            f"the data set is unknown. Known are {', '.join(DATASETS)}. Name the file <dataset>_<observer>_session-1.csv, or "
-            "leave it out."
+            f"{path}: neither the folder {by_folder!r} nor the file's name is a data set, and "
+            "there is no column 'dataset', so the data set is unknown. Known are "
+            f"{', '.join(DATASETS)}. Name the file <dataset>_<observer>_session-1.csv, or leave it "
+            "out."
         )
     return named[0]
 
 
 def _filled(path: Path, name: str, values: "pd.Series[str]") -> "pd.Series[str]":
-    """Refuse a row that says nothing; rows that end early have no text there."""
+    """Refuse a row with an empty value.
+
+    Rows that end early have no text there.
+    """
     empty = (values.isna() | (values == "")).to_numpy()
     if empty.any():
         raise AnswersError(
-            f"{path}, row {int(np.flatnonzero(empty)[0]) + 1}: the {name} is empty, so whose answer to what this is, is open. "
-            "Complete the row, or leave it out."
+            f"{path}, row {int(np.flatnonzero(empty)[0]) + 1}: the {name} is empty, so whose "
+            "answer to what this is, is open. Complete the row, or leave it out."
         )
     return values
 
@@ -219,8 +235,9 @@ def _values(path: Path, name: str, values: "pd.Series[str]") -> pd.Categorical:
         row = int(np.flatnonzero(unknown)[0])
         others = f" ({int(unknown.sum())} rows have such)" if unknown.sum() > 1 else ""
         raise AnswersError(
-            f"{path}, row {row + 1}: {name} {values.iloc[row]!r} is none of {', '.join(VALUES[name])}{others}, so the answer "
-            "can neither be right nor wrong. Correct the row, or leave it out."
+            f"{path}, row {row + 1}: {name} {values.iloc[row]!r} is none of "
+            f"{', '.join(VALUES[name])}{others}, so the answer can neither be right nor wrong. "
+            "Correct the row, or leave it out."
         )
     return categorical(name, codes)
 
@@ -237,8 +254,8 @@ def _conditions(path: Path, dataset: pd.Categorical, texts: "pd.Series[str]") ->
         if name is None:
             levels = ", ".join(condition.name for condition in known.conditions)
             raise AnswersError(
-                f"{path}, row {row + 1}: condition {text[row]!r} is none of {known.name}'s ({levels}), so the answer belongs "
-                "to no mean. Correct the row, or leave it out."
+                f"{path}, row {row + 1}: condition {text[row]!r} is none of {known.name}'s "
+                f"({levels}), so the answer belongs to no mean. Correct the row, or leave it out."
             )
         names.append(name)
     return categorical("condition", codes_of("condition", names)[inverse])
@@ -258,15 +275,17 @@ def _check_consistent(table: pd.DataFrame, files: Sequence[Path], lengths: Seque
         names = ["kind", "observer", "dataset", "image"]
         first = int(np.flatnonzero((table[names] == entry[names]).all(axis=1))[0])
         raise AnswersError(
-            f"{place(row)}: this is a second answer of {where(table, row)}; the first is in {place(first)}. Which counts is "
-            "open: leave one of the files or rows out, or rename the observer."
+            f"{place(row)}: this is a second answer of {where(table, row)}; the first is in "
+            f"{place(first)}. Which counts is open: leave one of the files or rows out, or rename "
+            "the observer."
         )
     if (row := first_contradiction(table)) is not None:
         entry = table.iloc[row]
         same = ((table.dataset == entry.dataset) & (table.image == entry.image)).to_numpy()
         other = int(np.flatnonzero(same)[0])
         raise AnswersError(
-            f"{place(row)}: {entry.dataset}, picture {entry.image!r} is {entry.category} in condition {entry.condition} here, "
-            f"but {table.category.iloc[other]} in condition {table.condition.iloc[other]} in {place(other)}, so the answers "
-            "cannot be compared. Correct one of them."
+            f"{place(row)}: {entry.dataset}, picture {entry.image!r} is {entry.category} in "
+            f"condition {entry.condition} here, but {table.category.iloc[other]} in condition "
+            f"{table.condition.iloc[other]} in {place(other)}, so the answers cannot be compared. "
+            "Correct one of them."
         )

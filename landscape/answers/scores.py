@@ -1,6 +1,7 @@
-"""What the benchmark says of each observer: means over data sets, and the numbers of each data set and condition.
+"""Numbers of the benchmark for each observer: means over data sets, and their parts.
 
-A mean knows which data sets are missing from it. Nothing here is uncertain: intervals of means are in `uncertainty`.
+The parts are the numbers of each data set and condition. A mean knows which data sets are missing
+from it. Intervals of means are in `uncertainty`.
 """
 
 import math
@@ -26,14 +27,15 @@ from landscape.statistics import wilson_interval
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetScores:
-    """The numbers of one observer on one data set; NaN where there are none.
+    """Numbers of one observer on one data set; NaN where there are none.
 
     Args:
-        accuracy: Over the kept conditions; of people pooled.
+        accuracy: Accuracy over the kept conditions; pooled over people where they are the observer.
         num_right, num_trials: Its numerator and denominator.
-        num_unanswered: Pictures of the kept conditions that other observers answered, and this one did not; of people, that
-            nobody answered.
-        accuracy_difference, observed_consistency, error_consistency: With people; of people, one with another.
+        num_unanswered: Pictures of the kept conditions that other observers answered, and this one
+            did not; for people, those that nobody answered.
+        accuracy_difference, observed_consistency, error_consistency: Compared with people; for
+            people, one person compared with another.
     """
 
     dataset: str
@@ -48,12 +50,12 @@ class DatasetScores:
 
 @dataclass(frozen=True, kw_only=True)
 class SetMean:
-    """A mean over data sets, and those that are missing from it.
+    """Mean over data sets, and the data sets that are missing from it.
 
     Args:
-        value: Over `datasets`; NaN if there are none.
-        datasets: Those with a value.
-        missing: Those that should have been in the mean.
+        value: Mean over `datasets`; NaN if there are none.
+        datasets: Data sets with a value.
+        missing: Data sets that should have been in the mean.
     """
 
     value: float
@@ -76,12 +78,12 @@ class SetMean:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the benchmark says of one observer.
+    """Numbers of the benchmark for one observer.
 
     Args:
         observer: Name of a model, or "humans".
         by_dataset: Data sets that the observer answered, in the benchmark's order.
-        shape_bias: None without answers to cue-conflict.
+        shape_bias: Shape bias; None without answers to cue-conflict.
     """
 
     observer: str
@@ -91,10 +93,12 @@ class Scores:
     def mean(self, metric: str, datasets: Sequence[str] = SEVENTEEN) -> SetMean:
         """Average one of `METRICS` over data sets, each counting the same.
 
-        The toolbox's leaderboard takes all 17, the default; the paper's 16 (`SIXTEEN`) are without cue-conflict.
+        The toolbox's leaderboard takes all 17, the default; the paper's 16 (`SIXTEEN`) are without
+        cue-conflict.
 
         Args:
-            metric: "accuracy", "accuracy_difference", "observed_consistency" or "error_consistency".
+            metric: "accuracy", "accuracy_difference", "observed_consistency" or
+                "error_consistency".
         """
         values = {
             name: getattr(self.by_dataset[name], metric)
@@ -155,11 +159,12 @@ def _dataset_scores(trials: Trials) -> dict[str, DatasetScores]:
 def model_table(scores: dict[str, Scores]) -> pd.DataFrame:
     """Tabulate the means of every observer, one row each.
 
-    Columns: `model`, `ood_accuracy_17`, `ood_accuracy_16`, `accuracy_difference`, `observed_consistency`, `error_consistency`
-    (over 17 data sets), `shape_bias`, `mean_rank`; then `num_datasets` of the 17 with an accuracy, and `missing`. A mean from
-    which a data set is missing is NaN, since its name would promise more than it is; `Scores.mean` has what there is.
-    `mean_rank` is the benchmark's order by likeness to people: the mean of a model's ranks in the three columns before
-    `shape_bias`, 1 for the most alike; NaN for people and incomplete rows.
+    Columns: `model`, `ood_accuracy_17`, `ood_accuracy_16`, `accuracy_difference`,
+    `observed_consistency`, `error_consistency` (over 17 data sets), `shape_bias`, `mean_rank`; then
+    `num_datasets` of the 17 with an accuracy, and `missing`. A mean from which a data set is
+    missing is NaN, since its name would be wrong; `Scores.mean` has the mean of the others.
+    `mean_rank` is the benchmark's order by likeness to people: the mean of a model's ranks in the
+    three columns before `shape_bias`, 1 for the most alike; NaN for people and incomplete rows.
     """
     rows = []
     for name, of_observer in scores.items():
@@ -194,8 +199,9 @@ def model_table(scores: dict[str, Scores]) -> pd.DataFrame:
 def dataset_table(scores: dict[str, Scores]) -> pd.DataFrame:
     """Tabulate every observer on every data set.
 
-    `low` and `high` are Wilson's 95 % interval of a model's accuracy. People's accuracy has none here: several answered the
-    same picture, and only resampling people says how they vary.
+    `low` and `high` are Wilson's 95 % interval of a model's accuracy. People's accuracy has no
+    interval here: several people answered the same picture, so only resampling people shows how
+    they vary.
     """
     rows = []
     for name, of_observer in scores.items():
@@ -208,10 +214,12 @@ def dataset_table(scores: dict[str, Scores]) -> pd.DataFrame:
 
 
 def condition_table(answers: Answers) -> pd.DataFrame:
-    """Tabulate accuracy by condition, also excluded ones: what the benchmark's line plots show.
+    """Tabulate accuracy by condition, including excluded ones.
 
-    Columns: `observer`, `kind`, `dataset`, `condition`, `tick`, `excluded`, `accuracy`, `num_trials`. Kinds are "model",
-    "human" for each person, and "humans" for all people pooled.
+    These are the numbers of the benchmark's line plots.
+
+    Columns: `observer`, `kind`, `dataset`, `condition`, `tick`, `excluded`, `accuracy`,
+    `num_trials`. Kinds are "model", "human" for each person, and "humans" for all people pooled.
     """
     frames = []
     for trials in answers.trials.values():
@@ -240,7 +248,7 @@ def condition_table(answers: Answers) -> pd.DataFrame:
 
 
 def _shown(trials: Trials, responses: Any) -> Any:
-    """Number of pictures of each condition that each observer saw."""
+    """Count the pictures of each condition that each observer saw."""
     conditions = range(len(trials.dataset.conditions))
     return np.stack(
         [(responses[:, trials.condition == at] != NOT_SHOWN).sum(axis=1) for at in conditions],

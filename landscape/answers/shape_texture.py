@@ -1,9 +1,11 @@
-"""Shape bias: where shape and texture of a picture say different things, which of the two does an observer name?
+"""Shape bias: the share of shape among decisions for shape or texture.
+
+The pictures have a shape of one category and a texture of another.
 
 Shapes: r = resamples, o = observers, n = pictures.
 
-Source: Geirhos et al., ImageNet-trained CNNs are biased towards texture, ICLR 2019 (arXiv 1811.12231); 2021 (arXiv 2106.07411)
-for the figure.
+Source: Geirhos et al., ImageNet-trained CNNs are biased towards texture, ICLR 2019 (arXiv
+1811.12231); 2021 (arXiv 2106.07411) for the figure.
 """
 
 import math
@@ -19,11 +21,12 @@ from landscape.answers.table import NOT_SHOWN, Answers, Kind, Trials
 
 @dataclass(frozen=True)
 class ShapeBias:
-    """How often observers named the shape, and how often the texture.
+    """Number of answers that named the shape, and of those that named the texture.
 
     Args:
         shape, texture: Number of such answers.
-        num_conflicts: Trials with a picture whose shape and texture differ, 1,200 of the 1,280 pictures.
+        num_conflicts: Trials with a picture whose shape and texture differ, 1,200 of the 1,280
+            pictures.
         num_trials: All trials, with the pictures that have no conflict.
     """
 
@@ -34,18 +37,18 @@ class ShapeBias:
 
     @property
     def bias(self) -> float:
-        """Share of shape among both, S / (S + T).
+        """Return the share of shape among both, S / (S + T).
 
-        Other answers, and none, drop out. NaN where neither was ever named.
+        Other answers, and missing ones, do not count. NaN where neither was ever named.
         """
         named = self.shape + self.texture
         return self.shape / named if named else math.nan
 
 
 def shape_bias(answers: Answers, model: str | None = None) -> ShapeBias | None:
-    """Count over all categories: the vertical line of the benchmark's figure.
+    """Count over all categories, as the benchmark's vertical line does.
 
-    It is pooled, not the mean over categories: people have .9587 against .9538.
+    The count is pooled, not the mean over categories: for people these are .9587 and .9538.
 
     Args:
         model: Name of a model; None for all people together.
@@ -58,7 +61,7 @@ def shape_bias(answers: Answers, model: str | None = None) -> ShapeBias | None:
 
 
 def shape_bias_by_category(answers: Answers, model: str | None = None) -> dict[str, ShapeBias]:
-    """Count for each category of the shape: the markers of the benchmark's figure.
+    """Count for each category of the shape, as the benchmark's markers do.
 
     Args:
         model: Name of a model; None for all people together.
@@ -77,7 +80,7 @@ def shape_bias_by_category(answers: Answers, model: str | None = None) -> dict[s
 
 
 def shape_bias_by_person(answers: Answers) -> dict[str, ShapeBias]:
-    """Count for each person."""
+    """Count the shape and texture answers of each person."""
     trials, _ = _rows(answers, None)
     if trials is None:
         return {}
@@ -95,7 +98,7 @@ def resampled_shape_bias(
 ) -> Float[np.ndarray, "r o"]:
     """Compute the shape bias in every resample.
 
-    Of each model; where the kind is "human", of all people together, (r, 1).
+    The result is for each model, or, where the kind is "human", for all people together, (r, 1).
 
     Args:
         people: How often each person counts.
@@ -110,7 +113,7 @@ def resampled_shape_bias(
 
 
 def _rows(answers: Answers, model: str | None) -> tuple[Trials | None, Bool[np.ndarray, " o"]]:
-    """The trials of cue-conflict, and which of the observers are meant."""
+    """Select the trials of cue-conflict, and mark the requested observers."""
     trials = answers.trials.get(CUE_CONFLICT)
     observers = () if trials is None else trials.humans if model is None else trials.models
     meant = np.array([model is None or name == model for name in observers], dtype=bool)
@@ -120,7 +123,7 @@ def _rows(answers: Answers, model: str | None) -> tuple[Trials | None, Bool[np.n
 def _hits(
     trials: Trials, kind: Kind
 ) -> tuple[Bool[np.ndarray, "o n"], Bool[np.ndarray, "o n"], Bool[np.ndarray, " n"]]:
-    """Who named the shape, who the texture, and which pictures have a conflict."""
+    """Mark answers with the shape, with the texture, and conflicting pictures."""
     responses = trials.human_responses if kind == "human" else trials.model_responses
     texture = trials.texture
     conflict = texture != trials.category

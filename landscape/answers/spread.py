@@ -1,4 +1,4 @@
-"""How far single people lie apart in each condition."""
+"""Range of the accuracies of single people in each condition."""
 
 import pandas as pd
 
@@ -9,12 +9,14 @@ COLUMNS = ["dataset", "condition", "low", "high", "num_people"]
 
 
 def range_over_people(answers: Answers) -> pd.DataFrame:
-    """Tabulate the accuracies of the least and the most accurate person in each condition: the plots' human band.
+    """Tabulate the least and the most accurate person of each condition.
 
-    It is a range, no interval: with more people it grows. The two need not be the same persons in every condition.
+    These accuracies are the plots' human band. It is a range, not an interval: with more people it
+    grows. The two persons may differ between conditions.
 
     Returns:
-        Columns `dataset`, `condition`, `low`, `high`, `num_people`, without conditions that nobody saw.
+        Columns `dataset`, `condition`, `low`, `high`, `num_people`, without conditions that nobody
+        saw.
     """
     table = condition_table(answers)
     if table.empty:

@@ -1,4 +1,6 @@
-"""Answers of observers to pictures: one table for people and models, and one array per data set for the metrics.
+"""Answers of observers to pictures.
+
+One table for people and models, and one array per data set for the metrics.
 
 Shapes: n = pictures of a data set, observer = observers of one kind.
 """
@@ -27,14 +29,15 @@ Kind = Literal["human", "model"]
 KINDS = ("human", "model")
 RESPONSES = (*CATEGORIES, NO_ANSWER)
 COLUMNS = ("observer", "kind", "dataset", "condition", "category", "image", "response")
-# In response arrays, where others are positions in RESPONSES.
+# Entry of response arrays; the others are positions in RESPONSES.
 NOT_SHOWN = -1
 _CONDITIONS = tuple(
     dict.fromkeys(
         condition.name for dataset in DATASETS.values() for condition in dataset.conditions
     )
 )
-# Position of a condition in its data set, by the numbers of both; -1 where the data set has no such condition.
+# Position of a condition in its data set, by the numbers of both; -1 where the data set has no such
+# condition.
 _LEVELS = np.array(
     [
         [
@@ -55,19 +58,18 @@ VALUES = {
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What observers answered: a row per observer and picture.
+    """Table of answers: a row per observer and picture.
 
     Make it with `read_answers`, `answers_of_model` or `Answers.of_rows`, which check it.
 
     Args:
-        table: Columns `COLUMNS`, all categorical:
-            observer: Name of a model, or of a person such as "subject-01". People are numbered per data set: the same name
-                in two data sets need not be one person, so no metric ever joins them.
-            kind: "human" or "model".
-            dataset, condition: As in `benchmark.DATASETS`.
-            category: The right answer; in cue-conflict that of the shape.
-            image: Name of the picture as `benchmark.image_key` makes it of any, the same for all observers.
-            response: A category, or "na" where a person gave no answer in time. It counts as wrong.
+        table: Columns `COLUMNS`, all categorical: observer: Name of a model, or of a person such as
+            "subject-01". People are numbered per data set: the same name in two data sets need not
+            be one person, so no metric ever joins them. kind: "human" or "model". dataset,
+            condition: As in `benchmark.DATASETS`. category: The right answer; in cue-conflict that
+            of the shape. image: Name of the picture as `benchmark.image_key` makes it of any, the
+            same for all observers. response: A category, or "na" where a person gave no answer in
+            time. It counts as wrong.
     """
 
     table: pd.DataFrame
@@ -80,15 +82,17 @@ class Answers:
             rows: Whatever `pandas.DataFrame` takes, with the columns `COLUMNS`, of texts.
 
         Raises:
-            AnswersError: If a column is missing, a value is none of the benchmark's, an observer answers one picture of a data
-                set twice, or two observers' rows give a picture different conditions or categories.
+            AnswersError: If a column is missing, a value is none of the benchmark's, an observer
+                answers one picture of a data set twice, or two observers' rows give a picture
+                different conditions or categories.
         """
         given = pd.DataFrame(rows)
         missing = [name for name in COLUMNS if name not in given.columns]
         if missing:
             there = ", ".join(map(str, given.columns))
             raise AnswersError(
-                f"answers: there is no column {missing[0]!r} among {there}; expected {', '.join(COLUMNS)}."
+                f"answers: there is no column {missing[0]!r} among {there}; expected "
+                f"{', '.join(COLUMNS)}."
             )
         columns: dict[str, Any] = {}
         for name in COLUMNS:
@@ -102,8 +106,9 @@ class Answers:
             if (codes < 0).any():
                 row = int(np.flatnonzero(codes < 0)[0])
                 raise AnswersError(
-                    f"answers, row {row + 1}: {name} {given[name].iloc[row]!r} is none of {', '.join(VALUES[name])}, "
-                    "so it can neither be right nor wrong. Correct the row."
+                    f"answers, row {row + 1}: {name} {given[name].iloc[row]!r} is none of "
+                    f"{', '.join(VALUES[name])}, so it can neither be right nor wrong. Correct the "
+                    "row."
                 )
         answers = cls(pd.DataFrame(columns))
         answers.check()
@@ -122,12 +127,14 @@ class Answers:
             )
         if (row := first_repeated(table)) is not None:
             raise AnswersError(
-                f"{where(table, row)}: there is more than one answer to this picture, so which counts is open. Keep one."
+                f"{where(table, row)}: there is more than one answer to this picture, so which "
+                "counts is open. Keep one."
             )
         if (row := first_contradiction(table)) is not None:
             raise AnswersError(
-                f"{where(table, row)}: condition {table.condition.iloc[row]} and category {table.category.iloc[row]} are not "
-                "those that another row gives this picture, so answers cannot be compared. Correct one of the rows."
+                f"{where(table, row)}: condition {table.condition.iloc[row]} and category "
+                f"{table.category.iloc[row]} are not those that another row gives this picture, so "
+                "answers cannot be compared. Correct one of the rows."
             )
 
     def __len__(self) -> int:
@@ -143,12 +150,12 @@ class Answers:
 
     @cached_property
     def models(self) -> tuple[str, ...]:
-        """Names of the models, in the order of the table."""
+        """List the names of the models, in the order of the table."""
         return tuple(self.table.observer[self.table.kind == "model"].unique())
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
-        """Names of the data sets with an answer, in the benchmark's order."""
+        """List the data sets with an answer, in the benchmark's order."""
         present = set(self.table.dataset.unique())
         return tuple(name for name in DATASETS if name in present)
 
@@ -159,7 +166,10 @@ class Answers:
         models: Collection[str] | None = None,
         datasets: Collection[str] | None = None,
     ) -> "Answers":
-        """Keep one kind of observer, some models (and all people), some data sets."""
+        """Keep one kind of observer, some models, some data sets.
+
+        All people are kept with some models.
+        """
         keep = np.ones(len(self.table), dtype=bool)
         if kind is not None:
             keep &= (self.table.kind == kind).to_numpy()
@@ -181,7 +191,7 @@ class Answers:
 
     @cached_property
     def trials(self) -> dict[str, "Trials"]:
-        """The answers of each data set as arrays, by its name."""
+        """Return the answers of each data set as arrays, by its name."""
         groups = self.table.groupby("dataset", observed=True, sort=False)
         rows = {str(name): group for name, group in groups}
         return {name: _trials(DATASETS[name], rows[name]) for name in self.datasets}
@@ -189,13 +199,14 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """The answers to one data set as arrays.
+    """Answers to one data set, as arrays.
 
     Args:
         images: Names of the pictures that anybody saw, sorted by condition, category and name.
         condition: Position of each picture's condition in `dataset.conditions`.
         category: Position of each picture's category in `CATEGORIES`.
-        humans, models: Names of the observers, sorted (people) and in the order of the table (models).
+        humans, models: Names of the observers, sorted (people) and in the order of the table
+            (models).
         human_responses, model_responses: Positions in `RESPONSES`, or `NOT_SHOWN`.
     """
 
@@ -209,13 +220,16 @@ class Trials:
     model_responses: Int[np.ndarray, "observer n"]
 
     def correct(self, kind: Kind) -> Float[np.ndarray, "observer n"]:
-        """Tell right answers (1) from wrong and none (0); NaN is not shown."""
+        """Mark right answers as 1, wrong or missing ones as 0.
+
+        NaN means that the picture was not shown.
+        """
         responses = self.human_responses if kind == "human" else self.model_responses
         return np.where(responses == NOT_SHOWN, np.nan, responses == self.category)
 
     @property
     def slices(self) -> list[slice]:
-        """The pictures of each condition."""
+        """Return the slice of each condition's pictures."""
         ends = np.searchsorted(self.condition, np.arange(len(self.dataset.conditions) + 1))
         return [
             slice(int(start), int(stop)) for start, stop in zip(ends[:-1], ends[1:], strict=True)
@@ -223,19 +237,24 @@ class Trials:
 
     @property
     def is_kept(self) -> Bool[np.ndarray, " n"]:
-        """Whether a picture's condition counts in means."""
+        """Mark the pictures whose condition counts in means."""
         return ~np.array([condition.excluded for condition in self.dataset.conditions])[
             self.condition
         ]
 
     @property
     def strata(self) -> Int[np.ndarray, " n"]:
-        """Number of each picture's condition and category, whose sizes the benchmark fixed."""
+        """Number the combinations of condition and category of the pictures.
+
+        The benchmark fixed their sizes.
+        """
         return np.asarray(self.condition * len(CATEGORIES) + self.category)
 
     @property
     def texture(self) -> Int[np.ndarray, " n"]:
-        """Position of each picture's texture in `CATEGORIES`, of cue-conflict.
+        """Return the position of each picture's texture in `CATEGORIES`.
+
+        Only for cue-conflict.
 
         Raises:
             AnswersError: If the name of a picture does not end with a category and a number.
@@ -245,8 +264,9 @@ class Trials:
         for image, texture in zip(self.images, textures, strict=True):
             if texture not in CATEGORIES:
                 raise AnswersError(
-                    f"{CUE_CONFLICT}, picture {image}: its texture {texture!r} is no category, so its answers say nothing of "
-                    "shape bias. Pictures must be named SHAPE-TEXTURE, such as dog10-bird2.png."
+                    f"{CUE_CONFLICT}, picture {image}: its texture {texture!r} is no category, so "
+                    "its answers say nothing of shape bias. Pictures must be named SHAPE-TEXTURE, "
+                    "such as dog10-bird2.png."
                 )
         return np.array([CATEGORIES.index(texture) for texture in textures])
 
@@ -263,7 +283,7 @@ def joined(parts: Sequence[Answers]) -> Answers:
 
 
 def joined_columns(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Join the rows of tables of categorical columns; nothing is checked."""
+    """Join the rows of tables of categorical columns, without checks."""
     return pd.DataFrame(
         {
             name: pd.api.types.union_categoricals([table[name] for table in tables])
@@ -281,11 +301,11 @@ def answers_of_model(
     categories: Sequence[str],
     responses: Any,
 ) -> Answers:
-    """Put the decisions of a model about one data set into a table.
+    """Make a table of a model's decisions about one data set.
 
     Args:
         images: Names of the pictures, or of the trials' files.
-        conditions, categories: Of each picture, as in `benchmark`.
+        conditions, categories: Condition and category of each picture, as in `benchmark`.
         responses: Category of each decision; or its position in `CATEGORIES`, as `decide` returns.
 
     Raises:
@@ -306,7 +326,10 @@ def answers_of_model(
 
 
 def codes_of(name: str, values: Any) -> Any:
-    """Number a column's values by their place in `VALUES`, unknown ones -1."""
+    """Number a column's values by their position in `VALUES`.
+
+    Unknown values get -1.
+    """
     return pd.Index(VALUES[name], dtype=object).get_indexer(np.asarray(values, dtype=object))
 
 
@@ -316,7 +339,7 @@ def categorical(name: str, codes: Any) -> pd.Categorical:
 
 
 def named(texts: Any, naming: Callable[[str], str]) -> pd.Categorical:
-    """Make a column of names, translating each different text once."""
+    """Make a column of names, translating each distinct text once."""
     number, different = pd.factorize(np.asarray(texts, dtype=object))
     code, names = pd.factorize(np.array([naming(text) for text in different], dtype=object))
     return pd.Categorical.from_codes(code[number] if len(number) else [], categories=list(names))
@@ -338,20 +361,20 @@ def first_contradiction(table: pd.DataFrame) -> int | None:
 
 
 def where(table: pd.DataFrame, row: int) -> str:
-    """Say which answer a row is."""
+    """Identify the answer of a row, for messages."""
     entry = table.iloc[row]
-    # Names come from files, and may hold whatever breaks a line.
+    # Names come from files, and may contain line breaks.
     return f"{entry.dataset}, {entry.kind} {entry.observer!r}, picture {entry.image!r}"
 
 
 def first_unknown_condition(table: pd.DataFrame) -> int | None:
-    """Find the first row whose condition is not one of its data set's."""
+    """Find the first row whose condition its data set lacks."""
     unknown = _LEVELS[table.dataset.cat.codes.to_numpy(), table.condition.cat.codes.to_numpy()] < 0
     return int(np.flatnonzero(unknown)[0]) if unknown.any() else None
 
 
 def condition_problem(table: pd.DataFrame, row: int) -> str:
-    """Say what is wrong with the condition of a row."""
+    """Explain what is wrong with the condition of a row."""
     names = ", ".join(condition.name for condition in DATASETS[table.dataset.iloc[row]].conditions)
     return f"condition {str(table.condition.iloc[row])!r} is none of {names}"
 

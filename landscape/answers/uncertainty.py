@@ -1,14 +1,18 @@
-"""How far the benchmark's numbers would move with other pictures and other people, and whether two models differ.
+"""Uncertainty of the benchmark's numbers, and tests whether two models differ.
 
-Pictures are resampled within each condition and category, for all observers at once, so that what is hard for both of two
-models does not blur their difference. People are resampled too where the number is about people; they are 4 to 10 per data set,
-so such intervals are rough. Data sets are resampled independently, though about a tenth of the pictures are in a second one
-too, distorted in another way.
+The uncertainty is over other pictures and other people. Pictures are resampled within each
+condition and category, for all observers at once, so that pictures that are hard for both of two
+models do not blur their difference. People are resampled too where the number is about people;
+there are 4 to 10 per data set, so such intervals are rough. Data sets are resampled independently,
+though about a tenth of the pictures are in a second one too, distorted in another way.
 
-Coverage at nominal 95 %, samples drawn from the answers of ResNet-50, SimCLR and people as if these were all there are: of
-means over 17 data sets 93 to 95 % for accuracy and both consistencies, and 92 to 94 % for differences of the two models; 89 %
-for the accuracy difference. That is a mean of squares, which the noise of the samples raises, and that of the resamples once
-more, so its interval lies too high by 0.3 standard errors; compare models by it rather than reading it alone.
+Coverage at nominal 95 %, for samples drawn from the answers of ResNet-50, SimCLR and people as if
+these were the whole population: for means over 17 data sets 93 to 95 % for accuracy and both
+consistencies, 92 to 94 % for differences of the two models, and 89 % for the accuracy difference.
+The last is a mean of squares. The noise of the samples raises it, and that of the resamples raises
+it once more, so its interval is too high by 0.3 standard errors. Use it to compare models rather
+than by itself.
+
 Shapes: r = resamples, d = data sets, o = models and then people, c = conditions.
 """
 
@@ -31,22 +35,23 @@ from landscape.statistics import (
     percentile_interval,
     stratified_weights,
 )
+from landscape.suggestions import nearest
 
 SHAPE_BIAS = "shape_bias"
-# Streams of random numbers: pictures of data set i have i, its people this much more.
+# Streams of random numbers: pictures of data set i have stream i, its people i plus this number.
 _PEOPLE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One number of two models on the same pictures.
+    """Difference of one number between two models on the same pictures.
 
     Args:
-        value: That of the first minus that of the second.
+        value: Number of the first minus that of the second.
         low, high: Ends of the paired bootstrap's interval; NaN where it gives none.
-        p_value: Of "there is no difference", from the same resamples.
+        p_value: P-value of "there is no difference", from the same resamples.
         num_datasets: Data sets that both models have.
-        missing: Those that one of them lacks; they are in neither mean.
+        missing: Data sets that one of them lacks; they are in neither mean.
     """
 
     metric: str
@@ -62,13 +67,14 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Resamples:
-    """Every number of every observer, and what it is in each resample.
+    """Every number of every observer, with its value in each resample.
 
     Args:
         observers: Models, then "humans".
         by_dataset: For each of `METRICS` an array (r, o) per data set.
         shape_bias: (r, o), or None without cue-conflict.
-        people_by_condition: People's pooled accuracy in each condition, (1 + r, c) per data set: first the numbers themselves.
+        people_by_condition: People's pooled accuracy in each condition, (1 + r, c) per data set:
+            first the numbers themselves.
     """
 
     settings: Bootstrap
@@ -86,13 +92,16 @@ class Resamples:
         Args:
             observer: A model, or "humans".
             metric: One of `METRICS`, or "shape_bias".
-            datasets: One, or those of a mean; unused by shape bias.
+            datasets: A single data set, or those of a mean; unused by shape bias.
         """
         value, resampled, _ = self._values(observer, metric, datasets)
         return percentile_interval(value, resampled, self.settings.confidence)
 
     def condition_intervals(self, dataset: str) -> list[Interval]:
-        """Return people's accuracy in each condition of a data set, with its interval."""
+        """Return people's accuracy in each condition, with its interval.
+
+        Empty where no person answered the data set.
+        """
         if HUMANS not in self.scores or dataset not in self.scores[HUMANS].by_dataset:
             return []
         values, points = self.people_by_condition[dataset][1:], self.people_by_condition[dataset][0]
@@ -136,9 +145,7 @@ class Resamples:
     ) -> tuple[float, Float[np.ndarray, " r"], tuple[str, ...]]:
         """Look up a number, its resamples, and the data sets behind it."""
         if observer not in self.scores:
-            raise ValueError(
-                f"there is no observer {observer!r}; there are {', '.join(self.scores)}."
-            )
+            raise ValueError(f"there is no observer {observer!r}; {nearest(observer, self.scores)}")
         column, nothing = (
             self.observers.index(observer),
             np.full(self.settings.num_resamples, math.nan),
@@ -163,15 +170,17 @@ def resample(
 ) -> Resamples:
     """Resample pictures and people, and compute every number of every resample.
 
-    A number of people (accuracy, likeness of one person to another) varies over pictures and people, who are drawn
-    independently; that is slightly too wide. A number of a model beside people varies over pictures only, unless asked.
+    A number about people (accuracy, likeness of one person to another) varies over pictures and
+    people, who are drawn independently; its interval is slightly too wide. A number that compares a
+    model with people varies over pictures only, unless `resample_people` is set.
 
     Args:
         settings: By default 2,000 resamples, 95 %, seed 0.
-        resample_people: Let the likeness of models to people vary over people as well: how far it would be from other people,
-            not only on other pictures.
+        resample_people: Let the likeness of models to people vary over people as well: how
+            different it would be with other people, not only with other pictures.
 
-    Source: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007), for two crossed factors.
+    Source: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007), for two crossed
+    factors.
     """
     settings = settings or Bootstrap()
     observers = (*answers.models, HUMANS)
@@ -220,8 +229,9 @@ def _people_weights(
 ) -> tuple[Float[np.ndarray, "r h"], Float[np.ndarray, "r h"]]:
     """Draw weights of people, and others for pairs of people.
 
-    For pairs at least two different ones are needed. Of three or more people a draw of one person only, from which no pair can
-    be made, is drawn again; of two it is all there can be, so there is no interval.
+    Pairs need at least two different people. With three or more people, a draw of only one person,
+    from which no pair can be made, is drawn again. With two people no other draw is possible, so
+    there is no interval.
     """
     generator = np.random.default_rng([settings.seed, stream])
     strata = np.zeros(len(trials.humans))

@@ -1,4 +1,4 @@
-"""The answers of models as model-vs-human's CSV files, so that its toolbox can plot them."""
+"""Writing of models' answers as model-vs-human's CSV files, for its toolbox."""
 
 import re
 from pathlib import Path
@@ -19,28 +19,30 @@ _WITHOUT_CONDITION = ("edge", "silhouette", "cue-conflict")
 def write_answers(answers: Answers, folder: Path) -> list[Path]:
     """Write the answers of models as files of the toolbox.
 
-    There is one per model and data set, in the layout of the toolbox's `raw-data` folder:
-    FOLDER/<dataset>/<dataset>_<model>_session-1.csv, with "-" in the file's name where the model's has anything but letters,
-    digits, "." and "+"; FOLDER stands for `raw-data`, into which its subfolders can also be copied. Column `subj` keeps the
-    model's name as it is, `imagename` is the name of the picture that people's rows share, which is all that the toolbox
-    compares by. Reading the folder gives the same answers. People's answers are not written.
+    There is one file per model and data set, in the layout of the toolbox's `raw-data` folder:
+    FOLDER/<dataset>/<dataset>_<model>_session-1.csv. The file's name has "-" where the model's name
+    has anything but letters, digits, "." and "+". FOLDER stands for `raw-data`, into which its
+    subfolders can also be copied. Column `subj` keeps the model's name unchanged. Column
+    `imagename` is the name of the picture that people's rows share, the only name that the toolbox
+    compares. Reading the folder gives the same answers. People's answers are not written.
 
     Args:
-        folder: Made where it is missing; files of the same name are replaced.
+        folder: Created if missing; files of the same name are replaced.
 
     Returns:
         The files, in the order of models and data sets.
 
     Raises:
-        AnswersError: If there is no model, two models would have one file, a model is named like a person, or the folder
-            cannot be written.
+        AnswersError: If there is no model, two models would have the same file, a model is named
+            like a person, or the folder cannot be written.
     """
     table = answers.table[answers.table.kind == "model"]
     contents: dict[Path, bytes] = {}
     for (model, dataset), rows in table.groupby(["observer", "dataset"], observed=True, sort=False):
         if str(model).startswith(HUMAN_PREFIX):
             raise AnswersError(
-                f"model {model}: names that begin with {HUMAN_PREFIX!r} are read as people. Rename the model."
+                f"model {model}: names that begin with {HUMAN_PREFIX!r} are read as people. Rename "
+                "the model."
             )
         path = (
             folder
@@ -49,7 +51,8 @@ def write_answers(answers: Answers, folder: Path) -> list[Path]:
         )
         if path in contents:
             raise AnswersError(
-                f"{path}: two models would have this file, of which one is {model}. Rename one of them."
+                f"{path}: two models would have this file, of which one is {model}. Rename one of "
+                "them."
             )
         contents[path] = (
             _rows(str(model), str(dataset), rows).to_csv(index=False, lineterminator="\n").encode()

@@ -1,1 +1,1 @@
-"""Everything that is CLIP: models, data, training."""
+"""CLIP models, their data and their training."""

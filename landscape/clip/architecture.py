@@ -1,9 +1,8 @@
-"""CLIP architectures: from a name, a configuration file or a hub folder to an open_clip model. Fetches nothing.
+"""CLIP architectures: open_clip models from a name, a configuration or a hub folder.
 
-Importing this module registers this project's configurations with open_clip.
+Nothing is downloaded. Importing this module registers this project's configurations with open_clip.
 """
 
-import difflib
 import json
 import logging
 import tempfile
@@ -23,11 +22,12 @@ from landscape.limits import MAX_LAYERS
 from landscape.manifest.setting_error import shown
 from landscape.manifest.trained import CLIP_PREPROCESS, HUB_CONFIG, LOCAL_DIR
 from landscape.signals import stopping_later
+from landscape.suggestions import close_names
 
 _CONFIGS = Path(__file__).parent / "configs"
 OWN_NAMES = tuple(sorted(path.stem for path in _CONFIGS.glob("*.json")))
-# The models of arXiv 2404.19394. Their trainers (SLIP and mamba-clip, main.py) normalise with ImageNet's statistics and
-# resize as torchvision does by default.
+# The models of arXiv 2404.19394. Their trainers (SLIP and mamba-clip, main.py) normalise with
+# ImageNet's statistics and resize as torchvision does by default.
 PUBLISHED = tuple(name for name in OWN_NAMES if name.endswith(("_slip", "_clip")))
 _PUBLISHED_PREPROCESSING = {
     "mean": (0.485, 0.456, 0.406),
@@ -42,14 +42,14 @@ if not set(OWN_NAMES) <= set(open_clip.list_models()):
 
 @dataclass(frozen=True)
 class Architecture:
-    """The configuration of a CLIP model, and what its pictures go through.
+    """The configuration of a CLIP model and the preprocessing of its pictures.
 
     Attributes:
-        name: For messages, and the name in open_clip's registry where it has one.
-        config: open_clip's `model_cfg`, paths of local towers absolute.
-        preprocess: What differs from open_clip's defaults.
+        name: Name for messages; also the name in open_clip's registry where it has one.
+        config: open_clip's `model_cfg`, with absolute paths of local towers.
+        preprocess: The settings that differ from open_clip's defaults.
         is_registered: Whether open_clip knows the configuration by `name`.
-        folder: Where its file lies; None for a registered one.
+        folder: Folder of the configuration file; None for a registered one.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Architecture:
     folder: Path | None = None
 
     def with_arguments(self, model_args: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration as open_clip.create_model changes it, argument by argument."""
+        """Apply arguments to the configuration as open_clip.create_model does."""
         config = deepcopy(self.config)
         for name, value in model_args.items():
             if name == "force_quick_gelu":
@@ -77,7 +77,10 @@ class Architecture:
         return config
 
     def as_file(self) -> dict[str, Any] | None:
-        """What open_clip_config.json of a folder would hold; None where open_clip knows the architecture by its name."""
+        """Return the contents of the folder's open_clip_config.json.
+
+        None where open_clip knows the architecture by its name.
+        """
         return (
             None
             if self.is_registered
@@ -86,7 +89,10 @@ class Architecture:
 
     @contextmanager
     def schema(self) -> Iterator[str]:
-        """A name under which open_clip builds the model and its tokenizer, valid within the block."""
+        """Yield a name under which open_clip builds the model and its tokenizer.
+
+        The name is valid within the block.
+        """
         if self.is_registered:
             yield self.name
             return
@@ -97,7 +103,10 @@ class Architecture:
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A folder that is removed whenever Ctrl-C comes, also while it is made or removed."""
+    """Make a temporary folder for the block, then remove it.
+
+    It is removed even if Ctrl-C comes, also while it is made or removed.
+    """
     with stopping_later():
         folder = tempfile.TemporaryDirectory(prefix="landscape-")
     try:
@@ -108,7 +117,10 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 def model_names() -> list[str]:
-    """Every name of a CLIP model: this project's first, then open_clip's. A timm classifier is called "timm:NAME"."""
+    """List the names of all CLIP models: this project's, then open_clip's.
+
+    A timm classifier is named "timm:NAME" and is not in the list.
+    """
     return [*OWN_NAMES, *(name for name in open_clip.list_models() if name not in OWN_NAMES)]
 
 
@@ -116,11 +128,12 @@ def architecture_of(name: str, *, config: Path | None = None) -> Architecture:
     """Find an architecture.
 
     Args:
-        name: One of `model_names()`, the path of a configuration (.json), or "local-dir:FOLDER" of a hub folder.
-        config: A configuration file, which then is the architecture whatever the name.
+        name: An element of `model_names()`, the path of a configuration (.json), or
+            "local-dir:FOLDER" of a hub folder.
+        config: A configuration file. It defines the architecture, whatever the name is.
 
     Raises:
-        ModelError: If there is none, or one of its towers would have to be fetched.
+        ModelError: If there is none, or one of its towers would have to be downloaded.
     """
     if config is None and (name.endswith(".json") or name.startswith(LOCAL_DIR)):
         config = Path(name.removeprefix(LOCAL_DIR)).expanduser()
@@ -132,14 +145,15 @@ def architecture_of(name: str, *, config: Path | None = None) -> Architecture:
         architecture = _of_name(name)
     if (tower := architecture.config["text_cfg"].get("hf_model_name")) and not Path(tower).is_dir():
         raise ModelError(
-            f"{name}: its text tower is {tower!r} on the Hugging Face hub, and nothing is downloaded here. Save it with "
-            "transformers' save_pretrained into a folder, and name that folder as hf_model_name in a configuration of your own."
+            f"{name}: its text tower is {tower!r} on the Hugging Face hub, and nothing is "
+            "downloaded here. Save it with transformers' save_pretrained into a folder, and name "
+            "that folder as hf_model_name in a configuration of your own."
         )
     return architecture
 
 
 def check_same_architecture(name: str, config: Path) -> None:
-    """Refuse a registered name whose architecture is not that of a file which describes the run.
+    """Refuse a registered name that differs from the run's own configuration file.
 
     Raises:
         ModelError: If so; names the first key that differs.
@@ -153,21 +167,24 @@ def check_same_architecture(name: str, config: Path) -> None:
         return
     theirs = _of_file(name, config).config
     for section in ("", "vision_cfg", "text_cfg"):
-        ours, other = (one if not section else one.get(section, {}) for one in (known, theirs))
+        ours, other = (
+            whole if not section else whole.get(section, {}) for whole in (known, theirs)
+        )
         for key in sorted({*ours, *other} - {"vision_cfg", "text_cfg"}):
             if ours.get(key) != other.get(key):
                 raise ModelError(
-                    f"model {name!r}: {section + '.' if section else ''}{key} is {ours.get(key)!r} in open_clip "
-                    f"{open_clip.__version__}, but {other.get(key)!r} in {config}, which describes the run. Write "
-                    f"`config: {config.name}` with a name of its own, or say `run_files: ignore`."
+                    f"model {name!r}: {section + '.' if section else ''}{key} is {ours.get(key)!r} "
+                    f"in open_clip {open_clip.__version__}, but {other.get(key)!r} in {config}, "
+                    f"which describes the run. Write `config: {config.name}` with a name of its "
+                    "own, or say `run_files: ignore`."
                 )
 
 
 def _of_name(name: str) -> Architecture:
     if name.startswith(_HUB):
         raise ModelError(
-            f"{name}: nothing is downloaded here. Download the folder, and name it: `model: local-dir:FOLDER`; its weights "
-            "are a checkpoint."
+            f"{name}: nothing is downloaded here. Download the folder, and name it: `model: "
+            "local-dir:FOLDER`; its weights are a checkpoint."
         )
     config = open_clip.get_model_config(name.replace("/", "-"))
     if config is None:
@@ -195,7 +212,8 @@ def _of_file(name: str, path: Path) -> Architecture:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"{path}: is not JSON ({' '.join(str(error).split())}). Name a configuration of open_clip."
+            f"{path}: is not JSON ({' '.join(str(error).split())}). Name a configuration of "
+            "open_clip."
         ) from error
     hub = (
         contents
@@ -205,7 +223,8 @@ def _of_file(name: str, path: Path) -> Architecture:
     config = hub["model_cfg"]
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config):
         raise ModelError(
-            f"{path}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg."
+            f"{path}: is no configuration of open_clip: it needs embed_dim, vision_cfg and "
+            "text_cfg."
         )
     _check_sections(path, config, hub.get("preprocess_cfg"))
     for key in ("hf_model_name", "hf_tokenizer_name"):
@@ -221,7 +240,10 @@ def _of_file(name: str, path: Path) -> Architecture:
 
 
 def _check_sections(path: Path, config: Mapping[str, Any], preprocess: Any) -> None:
-    """Refuse what is no mapping, or no text, where open_clip takes one for granted."""
+    """Refuse sections and values of a wrong type.
+
+    open_clip does not check these types.
+    """
     sections = {
         "vision_cfg": config["vision_cfg"],
         "text_cfg": config["text_cfg"],
@@ -234,17 +256,12 @@ def _check_sections(path: Path, config: Mapping[str, Any], preprocess: Any) -> N
             )
     for key in ("vision_cfg", "text_cfg"):
         layers = config[key].get("layers", 0)
-        most = max(
-            (
-                one
-                for one in (layers if isinstance(layers, list) else [layers])
-                if isinstance(one, int)
-            ),
-            default=0,
-        )
+        counts = layers if isinstance(layers, list) else [layers]
+        most = max((count for count in counts if isinstance(count, int)), default=0)
         if most > MAX_LAYERS:
             raise ModelError(
-                f"{path}: {key}.layers is {shown(layers)}, but a tower has at most {MAX_LAYERS}. Correct it."
+                f"{path}: {key}.layers is {shown(layers)}, but a tower has at most {MAX_LAYERS}. "
+                "Correct it."
             )
     for key in ("hf_model_name", "hf_tokenizer_name"):
         value = config["text_cfg"].get(key)
@@ -261,17 +278,17 @@ def create_clip(
     preprocess: Mapping[str, Any],
     pretrained: str | None,
 ) -> nn.Module:
-    """Build it with random weights.
+    """Build a CLIP model with random weights.
 
     Args:
         model_args: Arguments of open_clip.create_model.
-        preprocess: Of the pictures, instead of the architecture's.
-        pretrained: The tag of the weights that training began with, which brings its own preprocessing.
+        preprocess: Preprocessing of the pictures; replaces the architecture's.
+        pretrained: Tag of the weights from which training began. The tag has its own preprocessing.
     """
     if foreign := sorted(set(preprocess) - set(CLIP_PREPROCESS)):
         raise ModelError(
-            f"{architecture.name}: preprocess.{foreign[0]} belongs to timm's classifiers; a CLIP model has "
-            f"{', '.join(CLIP_PREPROCESS)}."
+            f"{architecture.name}: preprocess.{foreign[0]} belongs to timm's classifiers; a CLIP "
+            f"model has {', '.join(CLIP_PREPROCESS)}."
         )
     of_tag = (
         open_clip.get_pretrained_cfg(architecture.name.replace("/", "-"), pretrained)
@@ -288,31 +305,30 @@ def create_clip(
             **model_args,
         )
     if architecture.name in PUBLISHED and architecture.is_registered:
-        # SLIP (models.py) and mamba-clip draw the image projection as CLIP does; open_clip leaves timm's head as nn.Linear does.
+        # SLIP (models.py) and mamba-clip draw the image projection as CLIP does; open_clip keeps
+        # nn.Linear's initialisation of timm's head.
         projection = model.visual.head.proj.weight
         nn.init.normal_(projection, std=projection.shape[1] ** -0.5)
     return model
 
 
 def unknown(name: str, known: list[str]) -> ModelError:
-    """The refusal of a name, with the nearest ones that there are."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = [
-        by_lower[match]
-        for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    ]
+    """Build the error for an unknown name, with the nearest known names."""
+    near = close_names(name, known, count=3, cutoff=0.5)
     nearest = f" (nearest: {', '.join(near)})" if near else ""
     return ModelError(
-        f"model {name!r} is unknown{nearest}. Give one of {', '.join(OWN_NAMES)}, a name of open_clip.list_models(), timm:NAME "
-        "for a classifier, or the path of your own configuration, such as configs/mine.json."
+        f"model {name!r} is unknown{nearest}. Give one of {', '.join(OWN_NAMES)}, a name of "
+        "open_clip.list_models(), timm:NAME for a classifier, or the path of your own "
+        "configuration, such as configs/mine.json."
     )
 
 
 @contextmanager
 def silent_log() -> Iterator[None]:
-    """Keep open_clip from warning at the root logger that no pretrained weights were loaded, which is what was asked for.
+    """Silence open_clip's warning that no pretrained weights were loaded.
 
-    Without any handler, that call would also install one that prints.
+    Random weights are intended here. open_clip warns at the root logger; without any handler, that
+    call would also install a handler that prints.
     """
     root, nowhere = logging.getLogger(), logging.NullHandler()
     disabled = logging.root.manager.disable

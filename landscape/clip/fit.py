@@ -1,7 +1,8 @@
-"""Make the tensors of a checkpoint those of a model, by name: exactly, or not at all.
+"""The rules that match a checkpoint's tensors to a model by name.
 
-What may differ without changing the function: the prefix of an enclosing module, constants that libraries store or not,
-weights that are tied, the shape of a single number. Each is said in a note. Nothing else is filled in, left out or resized.
+They match exactly or not at all. These may differ, because they do not change the function: the
+prefix of an enclosing module, constants that libraries store or not, weights that are tied, the
+shape of a single number. A note reports each. Nothing else is filled in, left out or resized.
 """
 
 import re
@@ -17,9 +18,10 @@ from landscape.errors import CheckpointError
 
 State = dict[str, Tensor]
 
-# OpenAI's archives.
+# Settings that OpenAI's TorchScript archives store among the weights.
 _ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")
-# What torchmetrics counts, in metrics that were made persistent. A weight is no whole number.
+# Names of torchmetrics' counts, in metrics that were made persistent. Counts are integers; weights
+# are not.
 _METRIC_STATES = re.compile(r"(.*\.)?(tp|fp|tn|fn|confmat|correct|total)")
 
 
@@ -29,13 +31,14 @@ def fit_to_model(
     """Match a state dict to a model's names and shapes.
 
     Args:
-        aliases: Tensors that the file left out because another one is the same: left out -> kept.
+        aliases: Tensors that the file left out because they equal another one: left out -> kept.
 
     Returns:
-        Tensors by the model's names, in the model's order; and what was filled in or left out.
+        Tensors by the model's names, in the model's order; and notes on what was filled in or left
+        out.
 
     Raises:
-        CheckpointError: If they are not exactly the model's; the message says what would explain it.
+        CheckpointError: If they are not exactly the model's; the message gives the probable reason.
     """
     expected = model.state_dict()
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -43,10 +46,10 @@ def fit_to_model(
     fitted, said = _without_prefix(aliased, expected)
     notes += said
     fitted = _with_scalars_of(fitted, expected)
-    # Where no name fits, constants that come or go would only hide the reason.
+    # Where no name fits, notes on constants would only hide the reason.
     if fitted.keys() & expected.keys():
         notes += _leave_out_constants(fitted, expected)
-        notes += _fill_constants(fitted, expected, parameters)
+        notes += _fill_constants(path, fitted, expected, parameters)
     notes += _fill_ties(fitted, expected)
     if expected.keys() != fitted.keys() or any(
         fitted[name].shape != expected[name].shape for name in expected
@@ -57,7 +60,10 @@ def fit_to_model(
 
 
 def _without_prefix(state: State, expected: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """Take off the one prefix that all names have, but for the counts of metrics."""
+    """Remove the prefix that all names share.
+
+    Counts of metrics, which may stand beside it, are left out.
+    """
     wanted = {name for name in expected if not is_constant(name)}
     if not wanted or wanted & state.keys():
         return dict(state), []
@@ -84,14 +90,18 @@ def _without_prefix(state: State, expected: Mapping[str, Tensor]) -> tuple[State
 
 
 def _without_average(state: State) -> tuple[State, list[str]]:
-    """Of a network and its average, the network; whoever wants the average says weights: ema."""
+    """Leave out the average of a network that is stored beside it.
+
+    The average is loaded with weights: ema.
+    """
     pair = average_inside(state)
     if pair is None:
         return state, []
     online, average = pair
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(average)}
     return kept, [
-        f"Left out the {len(state) - len(kept)} tensors under {average!r}, the average of {online!r}."
+        f"Left out the {len(state) - len(kept)} tensors under {average!r}, the average of "
+        f"{online!r}."
     ]
 
 
@@ -104,7 +114,10 @@ def _is_metric_state(name: str, tensor: Tensor) -> bool:
 
 
 def _with_scalars_of(state: State, expected: Mapping[str, Tensor]) -> State:
-    """Some open_clip releases stored the scalars as vectors of one number; they take the model's shape."""
+    """Give stored scalars the model's shape.
+
+    Some open_clip releases stored them as vectors of one number.
+    """
     scalars = {
         name: state[name].reshape(expected[name].shape)
         for name in ("logit_scale", "logit_bias")
@@ -148,13 +161,14 @@ def _is_number_of_archive(name: str, tensor: Tensor) -> bool:
 
 
 def _fill_constants(
-    state: State, expected: Mapping[str, Tensor], parameters: set[str]
+    path: Path, state: State, expected: Mapping[str, Tensor], parameters: set[str]
 ) -> list[str]:
     lacking = [
         name
         for name in expected
         if name not in state and is_constant(name) and name not in parameters
     ]
+    check_has_numbers(path, {name: expected[name] for name in lacking})
     state.update({name: expected[name].detach().to("cpu", copy=True) for name in lacking})
     return (
         [f"Filled in {_listed(lacking)} from the model: constants that the file does not store."]
@@ -163,22 +177,35 @@ def _fill_constants(
     )
 
 
+def check_has_numbers(path: Path, constants: Mapping[str, Tensor]) -> None:
+    """Refuse constants for which neither file nor model has numbers.
+
+    Raises:
+        CheckpointError: If one of them is on the meta device.
+    """
+    if empty := [name for name, tensor in constants.items() if tensor.is_meta]:
+        raise CheckpointError(
+            f"{path}: does not store {_listed(empty)}, which the model computes when it is built, "
+            "and this model is on the meta device, so there are no numbers for it. Build the model "
+            "with its buffers on the CPU."
+        )
+
+
 def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for tensors that are one and the same memory."""
-    return (
-        tensor.untyped_storage().data_ptr(),
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-    )
+    """Return a key that is equal for tensors in the same memory.
+
+    On the meta device, where there is no memory, it identifies the storage.
+    """
+    storage = tensor.untyped_storage()
+    address = storage._cdata if tensor.is_meta else storage.data_ptr()
+    return (address, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
 def _ties(expected: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names of the model that share their memory."""
+    """Group the names of the model that share their memory."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in expected.items():
-        if tensor.numel() and tensor.device.type != "meta":
+        if tensor.numel():
             groups.setdefault(_place(tensor), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
@@ -191,7 +218,8 @@ def _fill_ties(state: State, expected: Mapping[str, Tensor]) -> list[str]:
         if stored and lacking:
             state.update(dict.fromkeys(lacking, state[stored[0]]))
             notes.append(
-                f"{_listed(lacking)} is {stored[0]!r}: the model ties them and the file stores them once."
+                f"{_listed(lacking)} is {stored[0]!r}: the model ties them and the file stores "
+                "them once."
             )
     return notes
 
@@ -201,8 +229,9 @@ def _check_ties(path: Path, state: State, expected: Mapping[str, Tensor]) -> Non
         for other in others:
             if not torch.equal(state[first], state[other]):
                 raise CheckpointError(
-                    f"{path}: stores different numbers for {first!r} and {other!r}, which are one tensor in the model, so one of "
-                    "them would be lost. Build the model without the tie."
+                    f"{path}: stores different numbers for {first!r} and {other!r}, which are one "
+                    "tensor in the model, so one of them would be lost. Build the model without "
+                    "the tie."
                 )
 
 

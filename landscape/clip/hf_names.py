@@ -1,4 +1,4 @@
-"""transformers' CLIP names as open_clip's.
+"""Names of transformers' CLIP, translated to open_clip's.
 
     transformers                                     open_clip
     text_model.embeddings.token_embedding.weight     token_embedding.weight
@@ -13,7 +13,8 @@
     vision_model.encoder.layers.N.                   visual.transformer.resblocks.N.
     visual_projection.weight (e, w)                  visual.proj (w, e), transposed
 
-In each layer q, k and v, in this order, become rows of one matrix; layer_norm1, mlp.fc1 become ln_1, mlp.c_fc.
+In each layer q, k and v, in this order, become rows of one matrix; layer_norm1, mlp.fc1 become
+ln_1, mlp.c_fc.
 
 Shapes: w = width of a tower, e = width of the joint space.
 """
@@ -54,7 +55,7 @@ _JOINED = ("q_proj", "k_proj", "v_proj")
 
 
 def is_hf_clip(names: Mapping[str, object]) -> bool:
-    """Whether the names are those of transformers' CLIPModel."""
+    """Tell whether the names are those of transformers' CLIPModel."""
     return (
         "text_model.final_layer_norm.weight" in names
         and "vision_model.pre_layrnorm.weight" in names
@@ -62,7 +63,10 @@ def is_hf_clip(names: Mapping[str, object]) -> bool:
 
 
 def hf_clip_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of transformers' CLIPModel; what is none of it keeps its name."""
+    """Rename the tensors of transformers' CLIPModel.
+
+    Other tensors keep their names.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in _TRANSPOSED and tensor.ndim == 2:

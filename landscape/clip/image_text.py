@@ -1,7 +1,8 @@
-"""Deterministic image-text batches: the fixed ones that curvature is measured on, and the shuffled ones that train.
+"""Deterministic image-text batches: fixed ones for curvature, shuffled ones for training.
 
-Every random choice is a function of named integers (seed, epoch, index), never of global state, of the number of worker
-processes, or of the order of calls. Shapes: b = pairs per batch, l = tokens per caption, h, w = what the transform makes.
+Every random choice is a function of named integers (seed, epoch, index), never of global state, of
+the number of worker processes, or of the order of calls. Shapes: b = pairs per batch, l = tokens
+per caption, h, w = size that the transform makes.
 """
 
 import hashlib
@@ -53,19 +54,22 @@ def open_pairs(
     """Open the pairs that a manifest names.
 
     Args:
-        settings: `source` is "openmoji", the path of a .csv or .tsv file, or a path pattern of .tar shards. openmoji is
-            drawn at `image_size`; pictures from files are scaled and cut to it where it is given.
+        settings: `source` is "openmoji", the path of a .csv or .tsv file, or a path pattern of .tar
+            shards. openmoji is drawn at `image_size`; pictures from files are scaled and cut to it
+            where it is given.
         cache, progress: As in `load_openmoji`; used for nothing else.
 
     Raises:
         MissingDependencyError: If openmoji is asked for and the extra `demo` is not installed.
-        DataError: If the source is of no known kind, is missing or damaged, or has no pair in this split.
+        DataError: If the source is of no known kind, is missing or damaged, or has no pair in this
+            split.
     """
     source = settings.source
     if source == "openmoji":
         if settings.image_size is None:
             raise DataError(
-                "openmoji: image_size is missing, and the pictures are drawn at it. Set it to 64, say."
+                "openmoji: image_size is missing, and the pictures are drawn at it. Set it to 64, "
+                "say."
             )
         arrays = load_openmoji(settings.image_size, cache=cache, progress=progress)
         return ArrayPairs(arrays, split=settings.split, source=source)
@@ -88,18 +92,23 @@ def open_pairs(
             caption_key=settings.caption_key,
         )
     raise DataError(
-        f"{source}: unknown kind of source. Expected openmoji, a .csv or .tsv file, or a pattern of .tar shards."
+        f"{source}: unknown kind of source. Expected openmoji, a .csv or .tsv file, or a pattern "
+        "of .tar shards."
     )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CurvatureBatches:
-    """The fixed batches of one measurement; each is read when it is asked for. Made by `curvature_batches`.
+    """The fixed batches of one measurement, each read on demand.
+
+    Made by `curvature_batches`.
 
     Attributes:
-        indices: Positions in `pairs` in the order of the draw; batch i holds entries i * batch_size and following.
-        replaced: The entries that stand in the place of pairs whose pictures cannot be read: (those, their errors).
-        on_bad_picture: As asked for.
+        indices: Positions in `pairs` in the order of the draw; batch i holds entries i * batch_size
+            and following.
+        replaced: Entries that replace pairs whose pictures cannot be read, each with the error of
+            the replaced pair.
+        on_bad_picture: The option of `curvature_batches`.
     """
 
     pairs: Pairs
@@ -115,7 +124,10 @@ class CurvatureBatches:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """What was left out or is read otherwise than it looks, a sentence each: of the pairs, and of the drawn pictures."""
+        """List notes on the pairs and the drawn pictures.
+
+        Each is a sentence that says what was left out, or is read differently than it looks.
+        """
         drawn = (
             *self.pairs.notes,
             *self.pairs.notes_on(self.indices, getattr(self.transform, "size", None)),
@@ -125,8 +137,8 @@ class CurvatureBatches:
         shown = " ".join(problem for _, problem in self.replaced[:3])
         more = f" And {len(self.replaced) - 3} more." if len(self.replaced) > 3 else ""
         skipped = (
-            f"{self.pairs.name}: of {len(self.indices)} drawn pictures {len(self.replaced)} cannot be read; the next pairs "
-            f"of the draw stand in for them. {shown}{more}"
+            f"{self.pairs.name}: of {len(self.indices)} drawn pictures {len(self.replaced)} cannot "
+            f"be read; the next pairs of the draw replace them. {shown}{more}"
         )
         return (*drawn, skipped)
 
@@ -137,7 +149,10 @@ class CurvatureBatches:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        """Batch i: "image" (b, 3, h, w) float, and "text" (b, l) int64, or "label" (b,) int64 where there is no tokenizer.
+        """Read batch i: "image", and "text" or "label".
+
+        "image" is (b, 3, h, w) float, "text" (b, l) int64. Without a tokenizer there is "label"
+        (b,) int64 in place of the text.
 
         Raises:
             IndexError: If there is no batch i.
@@ -145,7 +160,7 @@ class CurvatureBatches:
         """
         indices = self._batch_indices(i)
         images, targets = [], []
-        # One picture at a time: before the transform they can be far larger.
+        # Transform each picture before reading the next: untransformed ones can be far larger.
         for index in indices:
             picture, target = self.pairs[index]
             images.append(self._image(index, picture))
@@ -153,8 +168,8 @@ class CurvatureBatches:
         if len({image.shape for image in images}) != 1:
             shapes = ", ".join(sorted({str(tuple(image.shape)) for image in images}))
             raise DataError(
-                f"{self.pairs.name}, batch {i}: the pictures differ in size ({shapes}), so they make no batch. "
-                "Give a transform that resizes them."
+                f"{self.pairs.name}, batch {i}: the pictures differ in size ({shapes}), so they "
+                "make no batch. Give a transform that resizes them."
             )
         return {"image": torch.stack(images), **_targets(targets, self.tokenizer, self.pairs.name)}
 
@@ -166,7 +181,8 @@ class CurvatureBatches:
         if self.transform is None:
             if not isinstance(picture, Tensor):
                 raise ValueError(
-                    f"{self.pairs.name}: the pictures are PIL images, so a transform to tensors is needed."
+                    f"{self.pairs.name}: the pictures are PIL images, so a transform to tensors is "
+                    "needed."
                 )
             return picture
         if self.augmentation_seed is None:
@@ -175,11 +191,12 @@ class CurvatureBatches:
             return self.transform(picture)
 
     def digest(self, i: int) -> str:
-        """sha256 of what batch i is made of: the pairs before the model's transform, and how they are augmented.
+        """Compute the sha256 of batch i: its pairs and their augmentation.
 
-        The model, its normalisation and its tokenizer do not enter: equal digests mean that two models saw the same pairs.
-        The preimage is one line of JSON {"augmentation", "augmentation_seed", "indices"} with sorted keys, where the indices are
-        null unless augmented, then `pair_digest` of each pair in order.
+        The pairs enter before the model's transform. The model, its normalisation and its tokenizer
+        do not enter: equal digests mean that two models saw the same pairs. The preimage is one
+        line of JSON {"augmentation", "augmentation_seed", "indices"} with sorted keys, where the
+        indices are null unless augmented, then `pair_digest` of each pair in order.
         """
         indices = self._batch_indices(i)
         augmented = self.augmentation_seed is not None
@@ -195,7 +212,10 @@ class CurvatureBatches:
 
     @cached_property
     def protocol_digest(self) -> str:
-        """sha256 of the settings of the whole measurement as one JSON line with sorted keys; "pairs" is `pairs.digest`."""
+        """Compute the sha256 of the settings of the whole measurement.
+
+        They are hashed as one JSON line with sorted keys; "pairs" is `pairs.digest`.
+        """
         protocol = {
             "pairs": self.pairs.digest,
             "num_samples": len(self.indices),
@@ -217,7 +237,8 @@ def _targets(
         return {"label": torch.tensor(targets, dtype=torch.int64)}
     if tokenizer is not None:
         raise ValueError(
-            f"{name}: a tokenizer was given, but there are labels in place of captions; pass tokenizer=None."
+            f"{name}: a tokenizer was given, but there are labels in place of captions; pass "
+            "tokenizer=None."
         )
     raise ValueError(f"{name}: the pairs have captions, so a tokenizer is needed.")
 
@@ -234,29 +255,36 @@ def curvature_batches(
     augmentation_seed: int | None = None,
     on_bad_picture: Literal["fail", "skip"] = "fail",
 ) -> CurvatureBatches:
-    """Draw the pairs that curvature is measured on, once, and cut them into batches.
+    """Draw the pairs to measure curvature on and cut them into batches.
 
-    Which pairs, in which order, depends on the number of pairs and the seed alone, so every checkpoint and every
-    architecture sees the same ones, and more samples only add batches at the end.
+    Which pairs are drawn, and in which order, depends on the number of pairs and the seed alone. So
+    every checkpoint and every architecture sees the same ones, and more samples only add batches at
+    the end.
 
     Args:
         num_samples: 3000 in Park & Kim (arXiv 2202.06709) as followed by arXiv 2404.19394.
         batch_size: 15 in arXiv 2404.19394. Each batch is one empirical risk.
-        transform: The model's: PIL picture -> float tensor (3, h, w). None if the pairs hold finished tensors.
-        tokenizer: The model's: captions -> (b, l). None for a classifier: the batches then hold labels.
-        augmentation: Name of the training recipe whose augmentation `transform` applies; enters the digests.
-        augmentation_seed: The augmentation of pair i is a function of this seed and i. None: the transform is not random.
-        on_bad_picture: "fail" on reading the batch of a picture that cannot be read; "skip" reads every drawn picture now, and
-            the next pairs in the order of the draw stand in for those that cannot be read, for every model the same.
+        transform: The model's: PIL picture -> float tensor (3, h, w). None if the pairs hold
+            finished tensors.
+        tokenizer: The model's: captions -> (b, l). None for a classifier: the batches then hold
+            labels.
+        augmentation: Name of the training recipe whose augmentation `transform` applies; enters the
+            digests.
+        augmentation_seed: The augmentation of pair i is a function of this seed and i. None: the
+            transform is not random.
+        on_bad_picture: "fail" raises when the batch of an unreadable picture is read. "skip" reads
+            every drawn picture now and replaces unreadable ones by the next pairs in the order of
+            the draw, the same for every model.
 
     Raises:
         ValueError: If an augmentation comes without a seed or a seed without an augmentation.
-        DataError: If the samples cannot be drawn or cut into such batches, a drawn picture is not there, or too few are left
-            to stand in for others.
+        DataError: If the samples cannot be drawn or cut into such batches, a drawn picture is not
+            there, or too few pairs are left to replace others.
     """
     if (augmentation == "none") != (augmentation_seed is None):
         raise ValueError(
-            f"augmentation {augmentation!r} with augmentation_seed {augmentation_seed}: give both, or neither."
+            f"augmentation {augmentation!r} with augmentation_seed {augmentation_seed}: give both, "
+            "or neither."
         )
     _check_counts(
         len(pairs), pairs.name, num_samples, batch_size, contrastive=tokenizer is not None
@@ -284,10 +312,11 @@ def curvature_batches(
 def _replace_bad(
     pairs: Pairs, indices: tuple[int, ...], *, seed: int
 ) -> tuple[tuple[int, ...], tuple[tuple[int, str], ...]]:
-    """Put the next pairs of the draw in the places of those that cannot be read.
+    """Replace unreadable pairs by the next pairs of the draw.
 
     Returns:
-        The indices, and of each that came in, in the order of the batches, the error of the pair that it replaces.
+        The indices; and each index that came in, in the order of the batches, with the error of the
+        pair that it replaces.
 
     Raises:
         DataError: If there are no more pairs.
@@ -301,8 +330,9 @@ def _replace_bad(
         wanted = drawn + len(problems) - len(spare)
         if wanted > len(pairs):
             raise DataError(
-                f"{pairs.name}: {len(problems)} of the {len(indices)} drawn pictures cannot be read, and too few other pairs can "
-                f"stand in for them; the first: {next(iter(problems.values()))} Restore them, or lower num_samples."
+                f"{pairs.name}: {len(problems)} of the {len(indices)} drawn pictures cannot be "
+                "read, and too few other pairs can replace them; the first: "
+                f"{next(iter(problems.values()))} Restore them, or lower num_samples."
             )
         further = draw_without_replacement(len(pairs), wanted, seed=seed)[drawn:]
         spare += [index for index in further if pairs.problem(index) is None]
@@ -318,33 +348,39 @@ def _check_counts(
 ) -> None:
     if num_samples < 1 or batch_size < 1:
         raise DataError(
-            f"{name}: num_samples and batch_size must be at least 1, got {num_samples} and {batch_size}."
+            f"{name}: num_samples and batch_size must be at least 1, got {num_samples} and "
+            f"{batch_size}."
         )
     if batch_size == 1 and contrastive:
         raise DataError(
-            f"{name}: batch_size is 1, but a contrastive loss over one pair is constant. Take at least 2."
+            f"{name}: batch_size is 1, but a contrastive loss over one pair is constant. Take at "
+            "least 2."
         )
     if batch_size > num_samples:
         raise DataError(
-            f"{name}: batch_size {batch_size} is larger than num_samples {num_samples}. Lower batch_size."
+            f"{name}: batch_size {batch_size} is larger than num_samples {num_samples}. Lower "
+            "batch_size."
         )
     if num_samples % batch_size:
         raise DataError(
-            f"{name}: num_samples {num_samples} is not a multiple of batch_size {batch_size}, so the last batch would be smaller "
-            f"and its loss another one. Take {num_samples - num_samples % batch_size} samples."
+            f"{name}: num_samples {num_samples} is not a multiple of batch_size {batch_size}, so "
+            "the last batch would be smaller and its loss another one. Take "
+            f"{num_samples - num_samples % batch_size} samples."
         )
     if num_samples > available:
         raise DataError(
-            f"asked for {num_samples} pairs, there are {available} in {name}; they are drawn without replacement. "
-            "Lower num_samples, or take another split."
+            f"asked for {num_samples} pairs, there are {available} in {name}; they are drawn "
+            "without replacement. Lower num_samples, or take another split."
         )
 
 
 class TrainingPairs(Dataset[tuple[Tensor, Tensor | int]]):
-    """Pairs as open_clip's training loop takes them: (image (3, h, w), tokens (l,)), or (image, label) without a tokenizer.
+    """Pairs as open_clip's training loop takes them.
 
-    An item is asked for by (epoch, index), as `EpochSampler` does, or by index, which means epoch 0. The epoch travels
-    with the index because a worker process that outlives an epoch would not hear of the next one.
+    Each is (image (3, h, w), tokens (l,)), or (image, label) without a tokenizer. An item is asked
+    for by (epoch, index), as `EpochSampler` does, or by index, which means epoch 0. The epoch is
+    part of the index because a worker process can live longer than an epoch, and is not told of the
+    next one.
     """
 
     def __init__(
@@ -368,15 +404,17 @@ class TrainingPairs(Dataset[tuple[Tensor, Tensor | int]]):
 
 
 class EpochSampler(DistributedSampler):
-    """A fresh order per epoch, shared out over processes; yields (epoch, index) for `TrainingPairs`.
+    """A new order of the pairs per epoch, divided among processes; yields (epoch, index).
 
-    The order is a function of seed and epoch. Process r of p takes entries r, r + p, ... of it, so the p batches of one
-    step together are one batch of the single-process run. What does not fill all processes is left out.
-    A DistributedSampler, because open_clip's trainer calls `set_epoch` on nothing else.
+    The indices are for `TrainingPairs`. The order is a function of seed and epoch. Process r of p
+    takes entries r, r + p, ... of it, so the p batches of one step together are one batch of the
+    single-process run. Entries that do not fill all processes are left out. It is a
+    DistributedSampler, because open_clip's trainer calls `set_epoch` on nothing else.
 
     Args:
         pairs: Anything with a length.
-        rank, num_replicas: By default those of torch.distributed where it runs (torchrun), else 0 of 1.
+        rank, num_replicas: By default those of torch.distributed where it runs (torchrun), else 0
+            of 1.
     """
 
     def __init__(
@@ -413,10 +451,11 @@ def epoch_loader(
     rank: int | None = None,
     num_replicas: int | None = None,
 ) -> DataLoader[Any]:
-    """Training batches (images, tokens) of `batch_size` pairs per process; call `loader.sampler.set_epoch(epoch)` first.
+    """Make training batches (images, tokens) of `batch_size` pairs per process.
 
-    The batches of an epoch depend on seed and epoch only, whatever the number of workers. A last batch that would be
-    incomplete is left out.
+    Call `loader.sampler.set_epoch(epoch)` before each epoch. The batches of an epoch depend on seed
+    and epoch only, whatever the number of workers. A last batch that would be incomplete is left
+    out.
 
     Raises:
         DataError: If there are fewer pairs than one batch over all processes takes.
@@ -424,8 +463,8 @@ def epoch_loader(
     sampler = EpochSampler(pairs, seed=seed, rank=rank, num_replicas=num_replicas)
     if len(sampler) < batch_size:
         raise DataError(
-            f"asked for batches of {batch_size} pairs in each of {sampler.num_replicas} processes, there are {len(pairs)} in "
-            f"{pairs.name}. Lower the batch size."
+            f"asked for batches of {batch_size} pairs in each of {sampler.num_replicas} processes, "
+            f"there are {len(pairs)} in {pairs.name}. Lower the batch size."
         )
     return DataLoader(
         TrainingPairs(pairs, transform, tokenizer, seed=seed),
@@ -435,6 +474,7 @@ def epoch_loader(
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        # The loader seeds its workers; without a generator of its own it would draw that seed from the global one.
+        # The loader seeds its workers; without a generator of its own it would draw that seed from
+        # the global one.
         generator=seeded(derive_seed("workers", seed)),
     )

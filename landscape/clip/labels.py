@@ -9,12 +9,14 @@ from landscape.errors import DataError
 
 
 def with_labels(pairs: Pairs) -> Pairs:
-    """The same pictures with integers: the source's own (KEY.cls of shards), or captions such as "7" read as numbers.
+    """Return the same pictures with integer labels.
 
-    Pairs that hold labels already are returned as they are.
+    Labels are the source's own (KEY.cls of shards), or captions such as "7" read as numbers. Pairs
+    that hold labels already are returned unchanged.
 
     Raises:
-        DataError: If only some pairs have a class; on reading a pair whose caption is no class number, the first at once.
+        DataError: If only some pairs have a class, or a caption is no class number. The first
+            caption is checked at once, the others when they are read.
     """
     if isinstance(pairs, FilePairs) and (labelled := pairs.labelled()) is not None:
         return labelled
@@ -44,8 +46,9 @@ class _Labelled(Pairs):
     def _label(self, index: int, caption: str | int) -> int:
         if not (isinstance(caption, str) and caption.strip().isdecimal()):
             raise DataError(
-                f"{self.name}: the caption of pair {index} is {caption!r}, but objective cross_entropy needs a class number, 0 "
-                "or more. Name the column of the labels as caption_key, or use objective: contrastive."
+                f"{self.name}: the caption of pair {index} is {caption!r}, but objective "
+                "cross_entropy needs a class number, 0 or more. Name the column of the labels as "
+                "caption_key, or use objective: contrastive."
             )
         return int(caption)
 

@@ -1,4 +1,4 @@
-"""Say why the tensors of a checkpoint are not those of a model, and what would make them so."""
+"""The reasons why a checkpoint does not fit a model, and the remedies."""
 
 import math
 import re
@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 _NUM_SHOWN = 3
-# Tensors that the architecture alone determines, or that eval mode does not read: some releases of libraries store them.
+# Tensors that the architecture alone determines, or that eval mode does not read. Some releases of
+# libraries store them.
 _CONSTANTS = re.compile(
-    r"(.*\.)?(position_ids|num_batches_tracked|attn_mask|token_type_ids|relative_position_index|relative_coords_table|inv_freq)"
+    r"(.*\.)?(position_ids|num_batches_tracked|attn_mask|token_type_ids|relative_position_index"
+    r"|relative_coords_table|inv_freq)"
 )
 _LOSS_WEIGHTS = re.compile(
     r"(.*\.)?(\w*(loss|criterion|entropy|objective)\w*|b?ce)\.(pos_)?weight", re.IGNORECASE
 )
-# A sign in the names -> what keeps a weight in parts, and the function of torch.nn.utils that puts it together again.
+# Part of a name -> the technique that stores a weight in parts, and the function of torch.nn.utils
+# that merges the parts.
 _PARTS = {
     "parametrizations.": (
         "a parametrization, such as a norm",
@@ -38,34 +41,37 @@ class _Misfit:
 
     @property
     def missing(self) -> list[str]:
-        """Names of the model that the file lacks."""
+        """List names of the model that the file lacks."""
         return [name for name in self.expected if name not in self.stored]
 
     @property
     def surplus(self) -> list[str]:
-        """Names of the file that the model lacks."""
+        """List names of the file that the model lacks."""
         return [name for name in self.stored if name not in self.expected]
 
     @property
     def reshaped(self) -> list[str]:
-        """Names of both, with two shapes."""
+        """List names in both whose shapes differ."""
         return [
             name for name, shape in self.stored.items() if self.expected.get(name, shape) != shape
         ]
 
 
 def is_constant(name: str) -> bool:
-    """Whether a tensor of this name is determined by the architecture."""
+    """Tell whether the architecture determines a tensor of this name."""
     return _CONSTANTS.fullmatch(name) is not None
 
 
 def explain_misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The sentences for a checkpoint that does not fit: the tensors, and the first rule that explains all of it."""
+    """Explain why a checkpoint does not fit a model.
+
+    The text lists the tensors and gives the first rule that explains all differences.
+    """
     misfit = _Misfit(
         {name: tuple(tensor.shape) for name, tensor in state.items()},
         {name: tuple(tensor.shape) for name, tensor in expected.items()},
     )
-    # What no removed prefix makes fit comes first.
+    # First the rule for files that do not fit even without their prefix.
     rules = (
         _adapter,
         _prefix,
@@ -82,7 +88,10 @@ def explain_misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         (said for rule in rules if (said := rule(misfit))),
         "Name the model that wrote this checkpoint.",
     )
-    return f"does not fit the model: {_faults(misfit)}. Nothing is loaded in part, and no position embedding is resized. {reason}"
+    return (
+        f"does not fit the model: {_faults(misfit)}. Nothing is loaded in part, and no position "
+        f"embedding is resized. {reason}"
+    )
 
 
 def _faults(misfit: _Misfit) -> str:
@@ -92,7 +101,8 @@ def _faults(misfit: _Misfit) -> str:
     ]
     total = len(misfit.expected)
     faults = [
-        f"{len(names)} {what} ({_shown(names if what.endswith('shape') else map(repr, names))}){_grouped(names, what)}"
+        f"{len(names)} {what} "
+        f"({_shown(names if what.endswith('shape') else map(repr, names))}){_grouped(names, what)}"
         for names, what in (
             (shapes, f"of {total} tensors of another shape"),
             (misfit.missing, f"of {total} tensors missing"),
@@ -104,7 +114,7 @@ def _faults(misfit: _Misfit) -> str:
 
 
 def _grouped(names: list[str], what: str) -> str:
-    """How many of many names begin with what."""
+    """Count the names by their first component; empty for a few names."""
     if len(names) <= _NUM_SHOWN or what.endswith("shape"):
         return ""
     counts = Counter(name.partition(".")[0] for name in names).most_common(_NUM_SHOWN)
@@ -117,7 +127,7 @@ def _grouped(names: list[str], what: str) -> str:
 
 
 def _prefix(misfit: _Misfit) -> str | None:
-    """An enclosing module's name before every name, with more beside them."""
+    """Explain a prefix before every name, where other tensors stand beside them."""
     if any(name in misfit.stored for name in misfit.expected):
         return None
     wanted = {name: shape for name, shape in misfit.expected.items() if not is_constant(name)}
@@ -132,8 +142,9 @@ def _prefix(misfit: _Misfit) -> str | None:
     ]
     if len(whole) > 1:
         return (
-            f"The names under {' and under '.join(map(repr, whole))} hold this model each, and nothing says which of them is "
-            "meant. Save the tensors under the right one alone, that prefix removed."
+            f"The names under {' and under '.join(map(repr, whole))} hold this model each, and "
+            "nothing says which of them is meant. Save the tensors under the right one alone, that "
+            "prefix removed."
         )
     if whole:
         return _beside(misfit, whole[0])
@@ -142,13 +153,17 @@ def _prefix(misfit: _Misfit) -> str | None:
     counts = {prefix: sum(name.startswith(prefix) for name in misfit.stored) for prefix in prefixes}
     prefix = max(prefixes, key=counts.__getitem__)
     return (
-        f"{counts[prefix]} of {len(misfit.stored)} names begin with {prefix!r}, as Lightning writes the attribute that holds "
-        "the model, and do not fit without it either. Name the model that this attribute holds."
+        f"{counts[prefix]} of {len(misfit.stored)} names begin with {prefix!r}, as Lightning "
+        "writes the attribute that holds the model, and do not fit without it either. Name the "
+        "model that this attribute holds."
     )
 
 
 def _beside(misfit: _Misfit, prefix: str) -> str:
-    """What stands beside the one prefix that holds the model; the class weights of a loss are the likeliest."""
+    """Explain the tensors beside the only prefix that holds the model.
+
+    They are most likely the class weights of a loss.
+    """
     inside = [name for name in misfit.stored if name.startswith(prefix)]
     others = [name for name in misfit.stored if not name.startswith(prefix)]
     weighted = [
@@ -156,35 +171,45 @@ def _beside(misfit: _Misfit, prefix: str) -> str:
     ]
     if weighted:
         why = (
-            f"{'it says' if len(others) == 1 else f'{weighted[0]!r} says'} that the run's loss weighs the classes, and "
-            "landscape's losses do not. To measure the unweighted loss of the same weights, save"
+            f"{'it says' if len(others) == 1 else f'{weighted[0]!r} says'} that the run's loss "
+            "weighs the classes, and landscape's losses do not. To measure the unweighted loss of "
+            "the same weights, save"
         )
     else:
         why = "this may change the loss. If it does not, save"
     return (
-        f"{len(inside)} of {len(misfit.stored)} names begin with {prefix!r} and hold this model; beside them "
-        f"{'stands' if len(others) == 1 else 'stand'} {_shown(map(repr, others))}: {why} the tensors under {prefix!r} alone, "
-        "that prefix removed."
+        f"{len(inside)} of {len(misfit.stored)} names begin with {prefix!r} and hold this model; "
+        f"beside them {'stands' if len(others) == 1 else 'stand'} {_shown(map(repr, others))}: "
+        f"{why} the tensors under {prefix!r} alone, that prefix removed."
     )
 
 
 def _adapter(misfit: _Misfit) -> str | None:
     if any(".lora_" in name for name in misfit.surplus):
-        return "These are LoRA adapters. Merge them first, with peft's model.merge_and_unload(), and save its state_dict()."
+        return (
+            "These are LoRA adapters. Merge them first, with peft's model.merge_and_unload(), and "
+            "save its state_dict()."
+        )
     parts = next((parts for parts in _PARTS if any(parts in name for name in misfit.surplus)), None)
     if parts is None:
         return None
     what, remove = _PARTS[parts]
     return (
-        f"The weights are stored in the parts of {what}. Remove it from each such module, with torch.nn.utils.{remove}, then "
-        "save the state_dict()."
+        f"The weights are stored in the parts of {what}. Remove it from each such module, with "
+        f"torch.nn.utils.{remove}, then save the state_dict()."
     )
 
 
 def _custom_text(misfit: _Misfit) -> str | None:
-    """open_clip keeps the text tower under "text." or at the top."""
+    """Explain a text tower whose names begin with "text.".
+
+    open_clip keeps the text tower there or at the top.
+    """
     if misfit.missing and {f"text.{name}" for name in misfit.missing} == set(misfit.surplus):
-        return "Its text tower stands under 'text.': say model_args: {force_custom_text: true}."
+        return (
+            "The names of its text tower begin with 'text.': "
+            "say model_args: {force_custom_text: true}."
+        )
     return None
 
 
@@ -192,12 +217,15 @@ def _logit_bias(misfit: _Misfit) -> str | None:
     if misfit.surplus == ["logit_bias"] and not misfit.missing:
         return "Only the sigmoid loss has a 'logit_bias': say loss: siglip."
     if misfit.missing == ["logit_bias"] and not misfit.surplus:
-        return "Only the sigmoid loss has a 'logit_bias', so this run had another: do not say loss: siglip."
+        return (
+            "Only the sigmoid loss has a 'logit_bias', so this run had another: do not say loss: "
+            "siglip."
+        )
     return None
 
 
 def _classes(misfit: _Misfit) -> str | None:
-    """Another number of rows in the last layer, and nothing else."""
+    """Explain another number of rows in the last layer, and nothing else."""
     names = misfit.reshaped
     if (
         not names
@@ -217,14 +245,15 @@ def _classes(misfit: _Misfit) -> str | None:
         return None
     [(stored, expected)] = pairs
     return (
-        f"The checkpoint has {stored[0]} classes, the model {expected[0]}: say num_classes: {stored[0]}."
+        f"The checkpoint has {stored[0]} classes, the model {expected[0]}: say num_classes: "
+        f"{stored[0]}."
         if stored
         else None
     )
 
 
 def _patches(shapes: dict[str, tuple[int, ...]]) -> tuple[str, int] | None:
-    """The patch embedding of an image tower and the side of its patches."""
+    """Find the patch embedding of an image tower and its patch size."""
     for name, shape in shapes.items():
         if (
             len(shape) == 4
@@ -236,7 +265,10 @@ def _patches(shapes: dict[str, tuple[int, ...]]) -> tuple[str, int] | None:
 
 
 def _picture(misfit: _Misfit) -> str | None:
-    """A position embedding of another grid: another picture size at the same patch size."""
+    """Explain a position embedding of another grid.
+
+    It means another picture size at the same patch size.
+    """
     patches = _patches(misfit.stored)
     if patches is None or misfit.missing or misfit.surplus or len(misfit.reshaped) != 1:
         return None
@@ -244,15 +276,15 @@ def _picture(misfit: _Misfit) -> str | None:
     if not re.search(r"(visual\.positional_embedding|pos_embed)$", name):
         return None
     tokens, wanted = misfit.stored[name][-2], misfit.expected[name][-2]
-    # What a tower has beside its grid, a class token or none, is the same in both.
+    # The number of tokens beside the grid (a class token, or none) is the same in both.
     for extra in range(6):
         grid, grid_wanted = math.isqrt(max(tokens - extra, 0)), math.isqrt(max(wanted - extra, 0))
         if grid * grid == tokens - extra and grid_wanted * grid_wanted == wanted - extra and grid:
             side = grid * patches[1]
             key = "force_image_size" if name.startswith("visual.") else "img_size"
             return (
-                f"Its position embedding is that of {side} x {side} pixels at patch {patches[1]}: say "
-                f"model_args: {{{key}: {side}}}."
+                f"Its position embedding is that of {side} x {side} pixels at patch {patches[1]}: "
+                f"say model_args: {{{key}: {side}}}."
             )
     return None
 
@@ -273,13 +305,13 @@ def _patch(misfit: _Misfit) -> str | None:
     if stored is None or expected is None or stored[1] == expected[1]:
         return None
     return (
-        f"Its patches are {stored[1]} pixels wide, the model's {expected[1]}: name the model with these patches, or "
-        f"give {_given(misfit)}."
+        f"Its patches are {stored[1]} pixels wide, the model's {expected[1]}: name the model with "
+        f"these patches, or give {_given(misfit)}."
     )
 
 
 def _depths(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Number of blocks under each name that numbers them."""
+    """Count the blocks under each name that numbers them."""
     depths: dict[str, int] = {}
     for name in shapes:
         for match in re.finditer(_BLOCK, name):
@@ -311,13 +343,13 @@ def _width(misfit: _Misfit) -> str | None:
     if misfit.missing or misfit.surplus or not misfit.reshaped:
         return None
     return (
-        f"All names fit, {len(misfit.reshaped)} shapes do not: the same kind of model in another size. Name the model of that "
-        f"size, or give {_given(misfit)}."
+        f"All names fit, {len(misfit.reshaped)} shapes do not: the same kind of model in another "
+        f"size. Name the model of that size, or give {_given(misfit)}."
     )
 
 
 def _given(misfit: _Misfit) -> str:
-    """The key of a manifest that describes a model which no name stands for."""
+    """Return the manifest key that describes a model without a known name."""
     is_clip = any(name.startswith("visual.") for name in misfit.expected)
     return "its configuration with config:" if is_clip else "its arguments with model_args:"
 

@@ -1,4 +1,4 @@
-"""A model by its name with random weights, and pictures for it: what no manifest describes."""
+"""A named model with random weights, and pictures for it, without a manifest."""
 
 import torch
 
@@ -8,17 +8,20 @@ from landscape.clip.model import build_model, image_size_of, preprocess_for, tok
 from landscape.curvature import Batch
 from landscape.manifest import DataSettings
 
-# The protocol of the papers: batches of 15. One batch is enough to audit a model that no manifest describes.
+# The protocol of the papers: batches of 15. One batch is enough to audit a model that no manifest
+# describes.
 _PAIRS_PER_BATCH = 15
 
 
 def model_on_openmoji(
     name: str, device: torch.device, *, num_batches: int
 ) -> tuple[torch.nn.Module, list[Batch]]:
-    """A model by its name with random weights of seed 0, and batches of OpenMoji pictures: what no manifest describes.
+    """Build a named model with random weights, and batches of OpenMoji pictures.
+
+    The weights are those of seed 0. This is for models that no manifest describes.
 
     Raises:
-        LandscapeError: If there is no such model, or the pictures cannot be had.
+        LandscapeError: If there is no such model, or the pictures are not available.
     """
     model = build_model(name, seed=0, device=device)
     threads.fit(model)

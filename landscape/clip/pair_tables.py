@@ -1,4 +1,4 @@
-"""Pairs of a CSV/TSV table, a row per pair, as open_clip_train takes them."""
+"""Pairs of a CSV/TSV table, one row per pair, in the format of open_clip_train."""
 
 import os
 from collections.abc import Iterator
@@ -23,18 +23,19 @@ def open_csv(
     encoding: str = "utf-8",
     quoting: str = "minimal",
 ) -> FilePairs:
-    """Pairs of a table with a column of picture paths and one of captions.
+    """List the pairs of a table of picture paths and captions.
 
-    Unlike in open_clip, relative picture paths are relative to the table's folder, wherever the program was started; an
-    entry such as "NA" or "null" is a word, not a missing number; and a quotation mark that closes nothing is a character.
+    Unlike in open_clip, relative picture paths are relative to the table's folder, wherever the
+    program was started; an entry such as "NA" or "null" is a word, not a missing number; and a
+    quotation mark that does not enclose a field is a character.
 
     Args:
-        encoding: Of a table without a byte order mark.
+        encoding: Encoding of a table without a byte order mark.
         quoting: "minimal", or "none": each quotation mark is a character.
 
     Raises:
-        DataError: If the file is missing, not a table, or lacks a column; if it holds no pair, or a pair without a picture; if
-            a quotation mark that is not closed joins rows.
+        DataError: If the file is missing, not a table, or lacks a column; if it holds no pair, or a
+            pair without a picture; if a quotation mark that is not closed joins rows.
     """
     rows = split_rows(read_text(path, encoding), separator=separator, quoting=quoting)
     header = next(rows, None)
@@ -47,7 +48,8 @@ def open_csv(
         open_marks += row.open_marks
     if not files:
         raise DataError(
-            f"{path}: the table has a header and no row, so there is no pair. Write one row per pair."
+            f"{path}: the table has a header and no row, so there is no pair. Write one row per "
+            "pair."
         )
     return FilePairs(
         files,
@@ -61,17 +63,20 @@ def open_csv(
 def _notes(path: Path, files: list[PictureFile], open_marks: int) -> Iterator[str]:
     if open_marks:
         yield (
-            f"{path}: {open_marks} fields begin with a quotation mark that encloses no field; they are read as written, "
-            "while pandas, and so open_clip, drops such marks or joins rows. Write `quoting: none` below `data:` if all "
-            "marks are characters."
+            f"{path}: {open_marks} fields begin with a quotation mark that encloses no field; they "
+            "are read as written, while pandas, and so open_clip, drops such marks or joins rows. "
+            "Write `quoting: none` below `data:` if all marks are characters."
         )
     empty = sum(not file.caption.strip() for file in files)
     if empty:
-        yield f"{path}: {empty} of {len(files)} captions are empty; open_clip trains on the word 'nan' in their place."
+        yield (
+            f"{path}: {empty} of {len(files)} captions are empty; open_clip trains on the word "
+            "'nan' in their place."
+        )
 
 
 class _Table:
-    """The header of a table, and what its rows must be.
+    """The header of a table, against which its rows are checked.
 
     Raises:
         DataError: If a column is missing, or there twice.
@@ -92,13 +97,14 @@ class _Table:
         self.caption = self._column(header, "caption_key", caption_key, (image_key, caption_key))
 
     def _column(self, header: Row, option: str, name: str, both: tuple[str, str]) -> int:
-        # A name with blanks around it is the same name, unless the blanks are what tells it from another.
+        # Blanks around a name are ignored, unless only they distinguish it from another column.
         for names in (header.fields, self.names):
             if names.count(name) == 1:
                 return names.index(name)
         if self.names.count(name.strip()) > 1:
             raise DataError(
-                f"{self.path}: there are {self.names.count(name.strip())} columns {name!r}, so which of them is meant is open. "
+                f"{self.path}: there are {self.names.count(name.strip())} columns {name!r}, so it "
+                "is unclear which is meant. "
                 f"Rename all but one, or set `{option}` to another column."
             )
         others = [mark for mark in _SEPARATORS if mark != self.separator]
@@ -106,15 +112,15 @@ class _Table:
             names = [field.strip().strip('"') for field in header.raw.split(other)]
             if set(both) <= set(names):
                 raise DataError(
-                    f"{self.path}: there is no column {name!r} with separator {self.separator!r}, but with {other!r} there is. "
-                    f"Set `separator: {_yaml(other)}` below `data:`."
+                    f"{self.path}: there is no column {name!r} with separator {self.separator!r}, "
+                    f"but with {other!r} there is. Set `separator: {_yaml(other)}` below `data:`."
                 )
         there = ", ".join(repr(there) for there in self.names[:20]) + (
             ", ..." if len(self.names) > 20 else ""
         )
         raise DataError(
-            f"{self.path}: there is no column {name!r} (there are [{there}] with separator {self.separator!r}). "
-            f"Set `{option}` to the column that the table has"
+            f"{self.path}: there is no column {name!r} (there are [{there}] with separator "
+            f"{self.separator!r}). Set `{option}` to the column that the table has"
             + (
                 ", and `separator` to what stands between the columns."
                 if len(self.names) == 1
@@ -123,7 +129,7 @@ class _Table:
         )
 
     def pair(self, number: int, row: Row) -> PictureFile:
-        """The pair of a row.
+        """Return the pair of a row.
 
         Raises:
             DataError: If the row has another number of columns, no picture, or holds other rows.
@@ -143,7 +149,8 @@ class _Table:
         name = row.fields[self.image]
         if not name.strip():
             raise DataError(
-                f"{where}: column {self.names[self.image]!r} is empty, so there is no picture. Drop the row."
+                f"{where}: column {self.names[self.image]!r} is empty, so there is no picture. "
+                "Drop the row."
             )
         return PictureFile(
             key=name,
@@ -155,9 +162,9 @@ class _Table:
     def _refuse_open_mark(self, where: str, row: Row, num_joined: int) -> NoReturn:
         caption = row.lines[0].split(self.separator)[self.caption]
         raise DataError(
-            f"{where} (line {row.line}), caption {caption[:80]!r}: a quotation mark is not closed, so the next "
-            f"{num_joined} rows would be part of this one. Write `quoting: none` below `data:` if quotation marks are "
-            "characters of the captions; else close it."
+            f"{where} (line {row.line}), caption {caption[:80]!r}: a quotation mark is not closed, "
+            f"so the next {num_joined} rows would be part of this one. Write `quoting: none` below "
+            "`data:` if quotation marks are characters of the captions; else close it."
         )
 
     def _refuse_length(self, where: str, row: Row) -> NoReturn:
@@ -166,14 +173,21 @@ class _Table:
             if len(row.lines) < 2
             else f"lines {row.line} to {row.line + len(row.lines) - 1}"
         )
-        advice = "Put captions that hold separators or line ends in quotation marks, and double the marks within."
+        advice = (
+            "Put captions that hold separators or line ends in quotation marks, and double the "
+            "marks within."
+        )
         if '"' in row.raw and all(
             len(line.split(self.separator)) == len(self.names) for line in row.lines
         ):
-            advice += " If marks are characters of the captions, write `quoting: none` below `data:` instead."
+            advice += (
+                " If marks are characters of the captions, write `quoting: none` below `data:` "
+                "instead."
+            )
         raise DataError(
-            f"{where} ({span}): there are {len(row.fields)} columns with separator {self.separator!r}, expected "
-            f"{len(self.names)} as in the header, so where the caption ends is open. {advice}"
+            f"{where} ({span}): there are {len(row.fields)} columns with separator "
+            f"{self.separator!r}, expected {len(self.names)} as in the header, so it is unclear "
+            f"where the caption ends. {advice}"
         )
 
 

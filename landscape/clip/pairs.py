@@ -1,4 +1,7 @@
-"""Image-text pairs: what every source becomes, how pairs are split and digested; those in memory and in torch data sets."""
+"""Image-text pairs: the common interface of all sources, splits and digests.
+
+Also the pairs in memory and those of torch data sets.
+"""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -23,14 +26,15 @@ _HELD_OUT_EVERY = 10
 
 
 class Pairs(ABC, Dataset[Pair]):
-    """Image-text pairs in a fixed order: item i is (picture, caption), or (picture, label) for a classifier.
+    """Image-text pairs in a fixed order.
 
-    A picture is a PIL image, or a float tensor (3, h, w) that some other transform has made already.
+    Item i is (picture, caption), or (picture, label) for a classifier. A picture is a PIL image, or
+    a float tensor (3, h, w) that another transform has already made.
 
     Attributes:
-        name: For messages: which split of which source.
+        name: Name for messages: which split of which source.
         digest: sha256 that identifies the pairs and their order.
-        notes: What was left out or is read otherwise than elsewhere, a sentence each, for whoever opens the pairs.
+        notes: What was left out or is read differently than elsewhere, a sentence each.
     """
 
     name: str
@@ -47,11 +51,17 @@ class Pairs(ABC, Dataset[Pair]):
     def __getitem__(self, index: int) -> Pair: ...
 
     def target(self, index: int) -> str | int:
-        """The caption or label of a pair; where that is possible without decoding its picture."""
+        """Return the caption or label of a pair.
+
+        Its picture is not decoded where that is possible.
+        """
         return self[index][1]
 
     def problem(self, index: int) -> str | None:
-        """Why the picture of a pair cannot be read; None if it can. It is read once."""
+        """Explain why a pair's picture cannot be read; None if it can.
+
+        Each picture is read only once.
+        """
         if index not in self._problems:
             try:
                 self[index]
@@ -65,7 +75,9 @@ class Pairs(ABC, Dataset[Pair]):
         return {}
 
     def check(self, indices: Iterable[int]) -> None:
-        """Refuse what can be refused without decoding pictures, so that a long run fails at its start.
+        """Refuse what can be refused without decoding pictures.
+
+        So a long run fails at its start.
 
         Raises:
             DataError: If the picture of one of the pairs is not there.
@@ -74,15 +86,20 @@ class Pairs(ABC, Dataset[Pair]):
     def notes_on(
         self, indices: Sequence[int], model_size: tuple[int, int] | None = None
     ) -> tuple[str, ...]:
-        """What is to be known of some pairs' pictures for a model's size, a sentence each, without decoding them."""
+        """List notes on some pairs' pictures for a model's size.
+
+        Each is a sentence. The pictures are not decoded.
+        """
         return ()
 
 
 def split_of(key: str, caption: str) -> str:
-    """ "train" or "held_out", from the pair alone: no other pair, coming or going, moves it to the other split.
+    """Return "train" or "held_out", computed from the pair alone.
+
+    So adding or removing other pairs never moves it to the other split.
 
     Args:
-        key: What names the picture in its source: code points, path as written, key within a shard.
+        key: Name of the picture in its source: code points, path as written, key within a shard.
     """
     digest = hashlib.sha256(f"{key}\t{caption}".encode()).digest()
     return "held_out" if int.from_bytes(digest[:8], "big") % _HELD_OUT_EVERY == 0 else "train"
@@ -91,7 +108,7 @@ def split_of(key: str, caption: str) -> str:
 def select_split(
     keys: Sequence[str], captions: Sequence[str], *, split: str, source: str
 ) -> list[int]:
-    """The positions of a split's pairs, ascending.
+    """List the positions of a split's pairs, in ascending order.
 
     Raises:
         DataError: If there is no such split, or it holds no pair.
@@ -105,7 +122,8 @@ def select_split(
     ]
     if not chosen:
         raise DataError(
-            f"{source}: split {split!r} is empty ({len(keys)} pairs in all). Choose another split, or other data."
+            f"{source}: split {split!r} is empty ({len(keys)} pairs in all). Choose another split, "
+            "or other data."
         )
     return chosen
 
@@ -139,14 +157,17 @@ class ArrayPairs(Pairs):
 
 
 class PairsFromDataset(Pairs):
-    """Any map-style torch data set whose items are (picture, caption) or, for a classifier, (picture, label).
+    """The pairs of any map-style torch data set.
 
-    An item must not change from call to call: a random transform belongs into `curvature_batches`, under a seed.
+    Its items are (picture, caption) or, for a classifier, (picture, label). An item must not change
+    from call to call: a random transform belongs in `curvature_batches`, under a seed.
 
     Args:
-        dataset: Its pictures are PIL images, uint8 tensors (c, h, w), or finished float tensors; a label is an integer.
-        name: For messages; by default the type's.
-        digest: Identifies the pairs and their order. By default sha256 over every item, which reads the whole data set once.
+        dataset: Its pictures are PIL images, uint8 tensors (c, h, w), or finished float tensors; a
+            label is an integer.
+        name: Name for messages; by default the type's.
+        digest: Identifies the pairs and their order. By default sha256 over every item, which reads
+            the whole data set once.
 
     Raises:
         DataError: If the data set is empty; on reading, if an item is something else.
@@ -158,7 +179,8 @@ class PairsFromDataset(Pairs):
         self._digest = digest
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise ValueError(
-                f"{self.name}: expected a map-style data set (len and [index]), got {type(dataset).__name__}."
+                f"{self.name}: expected a map-style data set (len and [index]), got "
+                f"{type(dataset).__name__}."
             )
         if len(dataset) == 0:
             raise DataError(
@@ -181,7 +203,8 @@ class PairsFromDataset(Pairs):
         item = self._dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(
-                f"{self.name}, item {index}: expected a pair (picture, caption or label), got {type(item).__name__}."
+                f"{self.name}, item {index}: expected a pair (picture, caption or label), got "
+                f"{type(item).__name__}."
             )
         return self._picture(item[0], index), self._target(item[1], index)
 
@@ -194,13 +217,12 @@ class PairsFromDataset(Pairs):
             return to_pil_image(picture)
         if isinstance(picture, Tensor) and picture.ndim == 3 and picture.is_floating_point():
             return picture
-        found = (
-            f"{picture.dtype} tensor {tuple(picture.shape)}"
-            if isinstance(picture, Tensor)
-            else type(picture).__name__
-        )
+        got = type(picture).__name__
+        if isinstance(picture, Tensor):
+            got = f"{picture.dtype} tensor {tuple(picture.shape)}"
         raise DataError(
-            f"{self.name}, item {index}: expected a PIL image or a uint8 or float tensor (c, h, w), got {found}."
+            f"{self.name}, item {index}: expected a PIL image or a uint8 or float tensor (c, h, "
+            f"w), got {got}."
         )
 
     def _target(self, target: Any, index: int) -> str | int:
@@ -210,14 +232,16 @@ class PairsFromDataset(Pairs):
             return int(target.__index__())
         except (AttributeError, TypeError) as error:
             raise DataError(
-                f"{self.name}, item {index}: expected a caption (str) or a label (int), got {type(target).__name__}."
+                f"{self.name}, item {index}: expected a caption (str) or a label (int), got "
+                f"{type(target).__name__}."
             ) from error
 
 
 def pair_digest(picture: Picture, target: str | int) -> bytes:
-    """sha256 of a pair as it was before the model's transform: kind, size and bytes of the picture, then caption or label.
+    """Compute the sha256 of a pair before the model's transform.
 
-    A PIL image is hashed as the line "RGB w h", a tensor as "DTYPE c h w"; the bytes run row by row; then "caption " or
+    It covers kind, size and bytes of the picture, then caption or label. A PIL image is hashed as
+    the line "RGB w h", a tensor as "DTYPE c h w"; the bytes follow row by row; then "caption " or
     "label " and the text.
     """
     if isinstance(picture, Tensor):

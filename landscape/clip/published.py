@@ -1,15 +1,17 @@
-"""The checkpoints that CLIP-Mamba published, as state dicts of open_clip models.
+"""Published CLIP-Mamba checkpoints as state dicts of open_clip models.
 
-Their trainer kept a second copy of most weights, an exponential moving average ("EMA twin"), under the same name
-with `_e` after its first component: `visual.norm1.weight` and `visual_e.norm1.weight`. The names become
+Their trainer kept a second copy of most weights, an exponential moving average ("EMA twin"), under
+the same name with `_e` after its first component: `visual.norm1.weight` and
+`visual_e.norm1.weight`. The names become
 
     published                       open_clip, with a timm tower and timm_proj "linear"
     visual.*                        visual.trunk.*
     image_projection (c, e)         visual.head.proj.weight (e, c), transposed
-    transformer.*, token_embedding.weight, positional_embedding, ln_final.*, text_projection, logit_scale: the same
+    transformer.*, token_embedding.weight, positional_embedding, ln_final.*, text_projection,
+    logit_scale                     the same
 
-The ViT checkpoints of SLIP (Mu et al. 2021, arXiv 2112.12750), which stand in the paper's tables, have the same
-layout without the twins.
+The ViT checkpoints of SLIP (Mu et al. 2021, arXiv 2112.12750), which are in the paper's tables,
+have the same layout without the twins.
 
 Shapes: c = width of the image tower, e = width of the joint space.
 """
@@ -27,40 +29,47 @@ _WITHOUT_TWIN = "logit_scale"
 
 
 def is_published(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of a published checkpoint, with or without DistributedDataParallel's prefix."""
+    """Tell whether the names are those of a published checkpoint.
+
+    DistributedDataParallel's prefix may be there or not.
+    """
     return "image_projection" in _without_module(state_dict)
 
 
 def published_state_dict(
     state_dict: Mapping[str, Tensor], *, weights: str = "online"
 ) -> dict[str, Tensor]:
-    """Rename the entries of a published checkpoint's "state_dict" to those of the open_clip model of our config.
+    """Rename a published checkpoint's entries to those of our open_clip model.
 
     Args:
-        state_dict: As stored, `module.` prefixes included or not; not changed.
-        weights: "online", the weights that were trained, or "ema", their moving averages. The temperature has no
-            average: it is the online one in both cases. Neither have Simba's batch-norm statistics, which in the
-            EMA twin still are those of the initialisation; "ema" takes the online ones and warns.
+        state_dict: The file's "state_dict" as stored, `module.` prefixes included or not; not
+            changed.
+        weights: "online", the weights that were trained, or "ema", their moving averages. The
+            temperature has no average: it is the online one in both cases. Simba's batch-norm
+            statistics have none either: in the EMA twin they are still those of the initialisation.
+            "ema" takes the online ones and warns.
 
     Raises:
         ValueError: If `weights` is neither of the two.
-        CheckpointError: If the layout is not the published one, or "ema" is asked for and an average is missing.
+        CheckpointError: If the layout is not the published one, or "ema" is asked for and an
+            average is missing.
     """
     if weights not in ("online", "ema"):
         raise ValueError(f"weights must be 'online' or 'ema', got {weights!r}.")
     entries = _without_module(state_dict)
     if "image_projection" not in entries:
-        found = ", ".join(sorted({name.split(".")[0] for name in entries})) or "nothing"
+        first_parts = ", ".join(sorted({name.split(".")[0] for name in entries})) or "nothing"
         raise CheckpointError(
-            f"published state dict - expected an entry 'image_projection', got {found} - only the layout of the "
+            f"published state dict - expected an entry 'image_projection', got {first_parts} - "
+            "only the layout of the "
             "CLIP-Mamba and SLIP checkpoints can be renamed - pass the 'state_dict' of such a file."
         )
     online = {name: value for name, value in entries.items() if not _is_twin(name)}
     chosen = online if weights == "online" else {name: _average(entries, name) for name in online}
     if weights == "ema" and any(name.endswith(_STATISTICS) for name in chosen):
         warnings.warn(
-            "The EMA twin's batch-norm statistics were never updated in training; the online ones are loaded with "
-            "the averaged weights.",
+            "The EMA twin's batch-norm statistics were never updated in training; the online ones "
+            "are loaded with the averaged weights.",
             stacklevel=2,
         )
     return dict(_rename(name, value) for name, value in chosen.items())
@@ -81,8 +90,8 @@ def _average(entries: Mapping[str, Tensor], name: str) -> Tensor:
     twin = f"{first}_e{dot}{rest}"
     if twin not in entries:
         raise CheckpointError(
-            f"published state dict - weights='ema' needs {twin!r}, which is not there - this checkpoint has no "
-            "moving average of it - use weights='online'."
+            f"published state dict - weights='ema' needs {twin!r}, which is not there - this "
+            "checkpoint has no moving average of it - use weights='online'."
         )
     return entries[twin]
 

@@ -1,4 +1,4 @@
-"""Randomness as a function of named integers, also where a library draws from global generators."""
+"""Randomness as a function of named integers, also in libraries that use global generators."""
 
 import hashlib
 import random
@@ -12,17 +12,22 @@ from torch import Tensor
 
 
 def derive_seed(*parts: str | int) -> int:
-    """A seed in 0 .. 2^63 - 1 for one named random choice; the same on every machine and in every library version."""
+    """Compute a seed for one named random choice.
+
+    It lies in 0 .. 2^63 - 1 and is the same on every machine and in every library version.
+    """
     digest = hashlib.sha256("\t".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def draw_without_replacement(population: int, count: int, *, seed: int) -> list[int]:
-    """The first `count` entries of a random order of 0 .. population - 1: those of a smaller count lead those of a larger.
+    """Draw `count` of the numbers 0 .. population - 1 in random order.
 
-    Hashes instead of a library's generator, so that no new version of it changes which pairs were measured.
+    The entries of a smaller count are the first ones of a larger count. Hashes are used instead of
+    a library's generator, so that no new version of it changes which pairs were measured.
 
-    Source: Fisher-Yates shuffle, Knuth, The Art of Computer Programming, volume 2, algorithm 3.4.2P, stopped early.
+    Source: Fisher-Yates shuffle, Knuth, The Art of Computer Programming, volume 2, algorithm
+    3.4.2P, stopped early.
     """
     moved: dict[int, int] = {}
     drawn = []
@@ -35,9 +40,10 @@ def draw_without_replacement(population: int, count: int, *, seed: int) -> list[
 
 @contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch (CPU), Python and NumPy, and put all three back on leaving.
+    """Seed the global generators for the block, and restore them afterwards.
 
-    torchvision, timm and open_clip transforms draw from these three and take no generator.
+    These are those of torch (CPU), Python and NumPy. torchvision, timm and open_clip transforms
+    draw from these three and take no generator.
     """
     states = _global_states()
     torch.default_generator.manual_seed(seed)
@@ -56,7 +62,9 @@ def _global_states() -> tuple[Tensor, Any, Any]:
 
 
 def call_plainly(transform: Callable[[Any], Tensor], picture: Any) -> Tensor:
-    """Apply a transform that must not be random; leaves the global generators as they were.
+    """Apply a transform that must not be random.
+
+    The state of the global generators is restored.
 
     Raises:
         ValueError: If it drew from a global generator.
@@ -68,7 +76,8 @@ def call_plainly(transform: Callable[[Any], Tensor], picture: Any) -> Tensor:
     same_numpy = all(np.array_equal(old, new) for old, new in zip(before[2], after[2]))
     if not (torch.equal(before[0], after[0]) and before[1] == after[1] and same_numpy):
         raise ValueError(
-            "The transform draws random numbers, but no augmentation_seed was given: two passes would see two losses. "
-            "Give the seed, or the transform that the model is evaluated with."
+            "The transform draws random numbers, but no augmentation_seed was given: two passes "
+            "would see two losses. Give the seed, or the transform that the model is evaluated "
+            "with."
         )
     return result

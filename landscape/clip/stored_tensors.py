@@ -1,4 +1,7 @@
-"""Tensors from stubs: the numbers of a checkpoint, mapped from its files, so that what is not used is not copied."""
+"""Tensors of a checkpoint, made from stubs and memory-mapped from its files.
+
+So what is not used is not copied.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +27,10 @@ _MAX_DEPTH = 200
 
 
 class StoredTensors:
-    """Reads tensors of any number of files; views of one storage stay views of one storage."""
+    """A reader of tensors from any number of files.
+
+    Views of one storage stay views of one storage.
+    """
 
     def __init__(self) -> None:
         self._files: dict[Path, torch.UntypedStorage] = {}
@@ -32,10 +38,10 @@ class StoredTensors:
         self._opened: dict[Path, Any] = {}
 
     def read(self, stub: Stub) -> Tensor:
-        """The tensor on the CPU.
+        """Read a tensor, on the CPU.
 
         Raises:
-            CheckpointError: If its file cannot be read or has changed since it was looked at.
+            CheckpointError: If its file cannot be read or has changed since it was opened.
         """
         path = stub.path if isinstance(stub, NamedStub) else _path_of(stub)
         try:
@@ -50,11 +56,14 @@ class StoredTensors:
             raise damaged(path, error) from error
 
     def state(self, stubs: Mapping[str, Stub]) -> dict[str, Tensor]:
-        """Tensors by name."""
+        """Read tensors by name."""
         return {name: self.read(stub) for name, stub in stubs.items()}
 
     def tree(self, value: Any) -> Any:
-        """A copy of nested containers with every stub replaced by its tensor; stand-ins of other objects stay."""
+        """Copy nested containers with every stub replaced by its tensor.
+
+        Stand-ins of other objects stay.
+        """
         return self._tree(value, {}, _MAX_DEPTH)
 
     def _tree(self, value: Any, done: dict[int, Any], depth: int) -> Any:
@@ -62,7 +71,8 @@ class StoredTensors:
             return done[id(value)]
         if depth < 0:
             raise CheckpointError(
-                f"A checkpoint is nested deeper than {_MAX_DEPTH} levels, as none is. Save its weights alone."
+                f"A checkpoint is nested deeper than {_MAX_DEPTH} levels, as none is. Save its "
+                "weights alone."
             )
         if isinstance(value, Stub):
             done[id(value)] = self.read(value)
@@ -120,7 +130,8 @@ class StoredTensors:
             if span.start + span.size > whole.nbytes():
                 raise ValueError("the file became shorter")
             part: Any = whole[span.start : span.start + span.size]
-            # What archives pad to 64 bytes, files before torch 1.6 and pieces of distributed checkpoints do not.
+            # Archives align storages to 64 bytes; files before torch 1.6 and pieces of distributed
+            # checkpoints do not.
             aligned = span.start % ITEM_SIZES[stub.storage.dtype] == 0
             part = part if aligned and span.byteorder == "little" else part.clone()
             if span.byteorder != "little":

@@ -1,8 +1,9 @@
-"""Tables as text: from bytes to rows whose fields are as they were written. Knows no pictures.
+"""Tables as text: from bytes to rows whose fields are as they were written.
 
-A field is a run of characters up to the separator or the end of the line, or stands in double quotation marks, within which
-a mark is written twice. csv and pandas read tables of this kind alike; they part where a mark opens a field and closes
-nothing: pandas drops it and goes on over the ends of lines, here it is a character.
+Knows no pictures. A field is a run of characters up to the separator or the end of the line, or
+stands in double quotation marks, within which a mark is written twice. csv and pandas read such
+tables alike. They differ where a mark opens a field and is not closed: pandas drops it and
+continues over the ends of lines, here it is a character.
 """
 
 import re
@@ -35,10 +36,11 @@ class Row:
     """A row as it was written.
 
     Attributes:
-        fields: Without the marks around them, doubled ones within halved.
+        fields: Fields without the marks around them; doubled marks within are single.
         raw: The text of the row, without its line end.
-        open_marks: Fields that begin with a mark that closes nothing, and so is a character.
-        line: Of the file, from 1, on which it begins.
+        open_marks: Number of fields that begin with a mark that is not closed, and so is a
+            character.
+        line: Line of the file, from 1, on which the row begins.
     """
 
     fields: list[str]
@@ -48,7 +50,10 @@ class Row:
 
     @property
     def lines(self) -> list[str]:
-        """The lines of the file that the row takes: several where a quoted field holds line ends."""
+        """Split the row into lines of the file.
+
+        There are several where a quoted field holds line ends.
+        """
         return _LINE_END.split(self.raw)
 
 
@@ -56,19 +61,22 @@ def read_text(path: Path, encoding: str) -> str:
     """Decode a file by its byte order mark, or else as `encoding`.
 
     Raises:
-        DataError: If the file cannot be read or has another encoding; names the row and an encoding that fits.
+        DataError: If the file cannot be read or has another encoding; names the row and an encoding
+            that fits.
     """
     try:
         with open_regular(path) as stream:
             content = stream.read()
     except OSError as error:
         raise DataError(
-            f"{path}: the table of pairs cannot be read ({error.strerror or error}). Check `source`."
+            f"{path}: the table of pairs cannot be read ({error.strerror or error}). Check "
+            "`source`."
         ) from error
     for start, kind in _OTHER_FILES.items():
         if content.startswith(start):
             raise DataError(
-                f"{path}: this is {kind}, but expected a CSV/TSV table. Unpack it, or write it again as one."
+                f"{path}: this is {kind}, but expected a CSV/TSV table. Unpack it, or write it "
+                "again as one."
             )
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), encoding)
     try:
@@ -81,8 +89,8 @@ def read_text(path: Path, encoding: str) -> str:
         raise DataError(_wrong_encoding(path, content, 0, marked, guess))
     if at >= 0:
         raise DataError(
-            f"{path}, line {_line_of(text, at)}: there is a NUL character, which no caption or path has. Remove it, with "
-            "`tr -d '\\000' < TABLE > CLEAN`, say."
+            f"{path}, line {_line_of(text, at)}: there is a NUL character, which no caption or "
+            "path has. Remove it, with `tr -d '\\000' < TABLE > CLEAN`, say."
         )
     return text
 
@@ -95,8 +103,8 @@ def _wrong_encoding(
     where = f"{path}, row {row}" if row else f"{path}, header"
     if any(content.startswith(mark) for mark in _MARKS):
         return (
-            f"{where}: the encoding is not {encoding}, though the file begins with its byte order mark, so parts of it were "
-            "written in another one. Write the table again as UTF-8."
+            f"{where}: the encoding is not {encoding}, though the file begins with its byte order "
+            "mark, so parts of it were written in another one. Write the table again as UTF-8."
         )
     first, last = content.rfind(b"\n", 0, start) + 1, content.find(b"\n", start)
     line = content[first : last if last >= 0 else len(content)][:200]
@@ -105,17 +113,18 @@ def _wrong_encoding(
     excerpt = line.decode(guess, errors="replace").split("\n")[0].rstrip("\r")
     return (
         f"{where}: the encoding is not {encoding}; in {guess} this line reads {excerpt[:80]!r}. "
-        f"Set `encoding: {guess}` below `data:` if that is right, else the encoding that the table was written in; or save the "
-        "table as UTF-8."
+        f"Set `encoding: {guess}` below `data:` if that is right, else the encoding that the table "
+        "was written in; or save the table as UTF-8."
     )
 
 
 def _guess(content: bytes) -> str:
-    """An encoding in which the bytes are text, the likeliest first."""
+    """Guess an encoding in which the bytes are text."""
     even, odd = content[0:2000:2].count(0), content[1:2000:2].count(0)
     if even + odd > len(content[:2000]) // 5:
         return "utf-16-le" if odd > even else "utf-16-be"
-    # These are control characters in Latin-1, and typographic quotation marks and dashes in Windows' own.
+    # These are control characters in Latin-1, and typographic quotation marks and dashes in
+    # Windows' code page 1252.
     if re.search(rb"[\x80-\x9f]", content):
         try:
             content.decode("cp1252")
@@ -130,7 +139,7 @@ def _line_of(text: str, position: int) -> int:
 
 
 def split_rows(text: str, *, separator: str, quoting: str) -> Iterator[Row]:
-    """The rows of a table, its header among them; lines of blanks are left out.
+    """Yield the rows of a table, with its header; skip blank lines.
 
     Args:
         quoting: "minimal", or "none": each quotation mark is a character.
@@ -161,10 +170,11 @@ def split_rows(text: str, *, separator: str, quoting: str) -> Iterator[Row]:
 def joined_rows(
     row: Row, *, separator: str, num_columns: int, image_column: int, folder: Path
 ) -> int:
-    """How many rows of the table a mark that is not closed has made part of `row`; 0 if it is a row of several lines.
+    """Count the rows that an unclosed quotation mark has joined into `row`.
 
-    They are rows if each of them has as many columns as the table, and a picture where pictures are: a name with the ending of
-    a picture, or with that of the row's own, or a file.
+    0 if it is a row of several lines. The lines count as rows if each of them has as many columns
+    as the table, and a picture in the column of pictures: a name with the ending of a picture, or
+    with that of the row's own, or a file.
     """
     if '"' not in row.raw:
         return 0

@@ -1,9 +1,11 @@
-"""Train a CLIP model and keep the weights of every epoch, epoch 0 included.
+"""Training of a CLIP model that keeps the weights of every epoch.
 
-A thin layer over open_clip_train, whose own `main` is one function that saves nothing before the first step, reads its own
-kinds of data only, and resumes without its random state. Started again, a run goes on after its last whole epoch and ends
-with the weights of a run that was never stopped: bit for bit on a CPU with the same number of threads. Under torchrun every
-process takes its share of each batch and the first one writes.
+The initialisation, epoch 0, is kept too. This is a thin layer over open_clip_train, whose own
+`main` is one function that saves nothing before the first step, reads its own kinds of data only,
+and resumes without its random state. A run that is started again continues after its last whole
+epoch. It ends with the weights of a run that was never stopped: bit for bit on a CPU with the same
+number of threads. Under torchrun every process takes its share of each batch and the first one
+writes.
 """
 
 import dataclasses
@@ -30,12 +32,14 @@ from landscape.clip.pairs import Pairs
 from landscape.clip.recipes import Recipe, get_recipe, training_transform
 from landscape.clip.train_folder import RunFolder
 from landscape.clip.train_loop import (
+    OnSteps,
     Process,
     from_first_process,
     loop_arguments,
     lost_processes,
     open_clip_log,
 )
+from landscape.clip.train_monitor import Watched
 from landscape.clip.train_progress import reporter
 from landscape.kernels.first_order import first_order_kernels
 from landscape.limits import MAX_NUMPY_SEED
@@ -45,13 +49,13 @@ from landscape.version import VERSION
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a call of `train` found and did.
+    """The state of a run before and after a call of `train`.
 
     Attributes:
         manifest: The run's checkpoints.yaml.
         done: Every epoch whose checkpoint is there, in order.
-        trained: Those of them that this call wrote; 0 is the initialisation.
-        left: Those that remain, in a dry run.
+        trained: The epochs among them that this call wrote; 0 is the initialisation.
+        left: The epochs that remain, in a dry run.
         losses: Mean training loss per epoch in nats; epoch 0 has none.
     """
 
@@ -67,7 +71,10 @@ class TrainReport:
 
     def summary(self) -> str:
         if self.left:
-            return f"{self.manifest.parent}: {len(self.done)} epochs are there, {len(self.left)} to do: {_ranges(self.left)}."
+            return (
+                f"{self.manifest.parent}: {len(self.done)} epochs are there, {len(self.left)} to "
+                f"do: {_ranges(self.left)}."
+            )
         last = f", loss {self.losses[max(self.losses)]:.4f}" if self.losses else ""
         new = f"wrote {_ranges(self.trained)}" if self.trained else "nothing was left to do"
         return f"{self.manifest}: epochs {_ranges(self.done)}{last}; {new}."
@@ -92,38 +99,50 @@ def train(
     name: str | None = None,
     label: str | None = None,
     pairs: Pairs | None = None,
+    monitor_budget: float | None = None,
     dry_run: bool = False,
     progress: bool | None = None,
 ) -> TrainReport:
-    """Train `model`, or go on where an earlier call with the same settings stopped; do nothing where it is done.
+    """Train `model`, or continue an earlier call with the same settings.
+
+    A run that is complete is left unchanged.
 
     Args:
-        model: An open_clip model name, one of this project's configurations, the path of a configuration of your own
-            (.json), or "local-dir:FOLDER" of a hub folder.
-        output: Folder of the run; see landscape.clip.train_folder for what is put there.
-        data: The pairs to train on: `source`, `split`, `image_size` and the columns of a table. The whole of it is written
-            into the run's manifest, as the protocol by which the checkpoints are measured.
-        recipe: The name of a preset, or a recipe of one's own.
-        epochs: Instead of the recipe's. 0 writes the initial weights alone: for a CLIP model those with which
-            open_clip_train begins under the same seed.
-        seed: Of the initial weights, the order of the pairs, the augmentation and dropout.
+        model: An open_clip model name, one of this project's configurations, the path of a
+            configuration of your own (.json), or "local-dir:FOLDER" of a hub folder.
+        output: Folder of the run; see landscape.clip.train_folder for its contents.
+        data: The pairs to train on: `source`, `split`, `image_size` and the columns of a table. All
+            of it is written into the run's manifest, as the protocol by which the checkpoints are
+            measured.
+        recipe: The name of a preset, or a recipe of your own.
+        epochs: Number of epochs, instead of the recipe's. 0 writes only the initial weights: for a
+            CLIP model those with which open_clip_train begins under the same seed.
+        seed: Seed of the initial weights, the order of the pairs, the augmentation and dropout.
         batch_size: Pairs per step over all processes, instead of the recipe's.
-        workers: Processes that read and augment pictures; the result does not depend on it.
-        device: "cpu", "cuda" or "cuda:N"; by default CUDA where there is one. A CPU trains in fp32 whatever the recipe says.
-        scan: "mamba-ssm" trains Mamba towers on that package's CUDA kernel; measuring takes this project's scan all the same.
-        name: Of the series in the manifest; by default that of the folder.
-        label: Of the series, for tables and figures.
+        workers: Number of processes that read and augment pictures; the result does not depend on
+            it.
+        device: "cpu", "cuda" or "cuda:N"; by default CUDA where there is one. A CPU trains in fp32
+            whatever the recipe says.
+        scan: "mamba-ssm" trains Mamba towers on that package's CUDA kernel; measurements use this
+            project's scan all the same.
+        name: Name of the series in the manifest; by default that of the folder.
+        label: Label of the series, for tables and figures.
         pairs: Used in place of those that `data` names, for data that no source describes.
-        dry_run: Say what is left to do, and write nothing.
-        progress: None shows bars on a terminal and a line per epoch elsewhere; True insists on bars, False is silent.
+        monitor_budget: Share of the training time that a sharpness monitor may take, as 0.05; None
+            for no monitor. Its record is sharpness.jsonl in the run's folder, and the weights do
+            not depend on it.
+        dry_run: Report what is left to do, and write nothing.
+        progress: None shows bars on a terminal and a line per epoch elsewhere; True always shows
+            bars, False shows nothing.
 
     Raises:
-        LandscapeError: If the output was begun with other settings, or an option does not fit this machine.
+        LandscapeError: If the output was begun with other settings, or an option does not fit this
+            machine.
         StoreError: If the output cannot be written, or the disk has too little room.
         DataError: If the pairs are missing, or fewer than a batch.
         CheckpointError: If a checkpoint of the run was changed.
         NumericalError: If a loss or a weight is not finite; the epochs before it stay.
-        ValueError: If a number cannot be meant.
+        ValueError: If a number is out of range, or `scan` is unknown.
     """
     _check_numbers(epochs, batch_size, seed, workers)
     with ExitStack() as stack:
@@ -165,7 +184,12 @@ def train(
             done = from_first_process(args, folder.checkpoints_done)
             left = tuple(range(len(done), resolved.epochs + 1))
             process = Process.start(args, resolved, network, loader)
-            _train_rest(folder, process, done, epochs=resolved.epochs, progress=progress)
+            watched = (
+                None if monitor_budget is None or args.rank else Watched(pairs, monitor_budget)
+            )
+            _train_rest(
+                folder, process, done, epochs=resolved.epochs, progress=progress, watched=watched
+            )
         return TrainReport(
             manifest=folder.manifest,
             done=tuple(range(len(done))) if dry_run else tuple(range(resolved.epochs + 1)),
@@ -223,7 +247,10 @@ def _loader(
 def _settings(
     network: nn.Module, pairs: Pairs, data: DataSettings, recipe: Recipe, args: Namespace
 ) -> dict[str, Any]:
-    """Everything on which the weights depend, but for the versions of the libraries and the number of threads."""
+    """List everything on which the weights depend.
+
+    Versions of libraries and the number of threads are left out.
+    """
     unused = ("source", "image_mean", "image_std", "epochs", "batch_size")
     pictures = preprocess_for(network)
     return {
@@ -248,7 +275,7 @@ def _settings(
 
 
 def _measurable(data: DataSettings, num_pairs: int) -> DataSettings:
-    """The protocol of the run's manifest, of no more pairs than there are, in whole batches."""
+    """Limit the manifest's protocol to the available pairs, in whole batches."""
     batch_size = max(1, min(data.batch_size, num_pairs))
     num_samples = min(data.num_samples, num_pairs - num_pairs % batch_size)
     return dataclasses.replace(
@@ -263,6 +290,7 @@ def _train_rest(
     *,
     epochs: int,
     progress: bool | None,
+    watched: Watched | None,
 ) -> None:
     args, first = process.args, max(len(done), 1)
     weights = sum(tensor.nbytes for tensor in process.model.state_dict().values())
@@ -275,15 +303,24 @@ def _train_rest(
         reporter(
             folder.name, first=first, last=epochs, num_steps=len(process.loader), progress=shown
         ) as report,
+        ExitStack() as stack,
     ):
         if done:
             process.restore(done[-1])
         else:
             _keep(folder, process, epoch=0, loss=None, seconds=0.0)
+        after_steps: OnSteps = lambda taken: None
+        if watched is not None and first <= epochs:
+            taken = (first - 1) * len(process.loader)
+            monitor = watched.start(folder, process, start_step=taken, show=report.measured)
+            after_steps = stack.enter_context(monitor).step
         for epoch in range(first, epochs + 1):
             begun = time.monotonic()
             report.begin(epoch)
-            loss = process.train_epoch(epoch - 1, epochs=epochs, on_step=report.step)
+            loss = process.train_epoch(
+                epoch - 1, epochs=epochs, on_step=report.step, after_steps=after_steps
+            )
+            after_steps(epoch * len(process.loader))
             report.end(epoch, loss)
             _keep(folder, process, epoch=epoch, loss=loss, seconds=time.monotonic() - begun)
 

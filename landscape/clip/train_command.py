@@ -1,30 +1,32 @@
-"""From the options of `landscape train` to a training run."""
+"""The options of `landscape train`, turned into a training run."""
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.clip.model import image_size_of
+from landscape.clip.train import train
 from landscape.errors import LandscapeError
 from landscape.manifest import DataSettings
 
 if TYPE_CHECKING:
     from landscape.clip.train import TrainReport
 
-# The published measurement: 3000 pairs in batches of 15, arXiv 2404.19394; it becomes the protocol of the run's manifest.
+# The published measurement: 3000 pairs in batches of 15, arXiv 2404.19394; it becomes the protocol
+# of the run's manifest.
 _NUM_SAMPLES, _BATCH_SIZE = 3000, 15
 
 
 def train_run(
     *, model: str, output: Path, source: str, split: str, image_size: int | None, **options: Any
 ) -> "TrainReport":
-    """Train, with the data named as on the command line; the other options are those of `landscape.clip.train.train`.
+    """Train with data named as on the command line.
+
+    The other options are those of `landscape.clip.train.train`.
 
     Raises:
-        LandscapeError: If an option cannot be meant, or as `train`.
+        LandscapeError: If an option has an invalid value, or as `train`.
     """
-    from landscape.clip.model import image_size_of
-    from landscape.clip.train import train
-
     if source == "openmoji" and image_size is None:
         image_size = max(image_size_of(model))
     try:

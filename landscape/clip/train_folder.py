@@ -1,14 +1,14 @@
-"""The folder of one training run: what is in it, whether a run may continue in it, and how an epoch is added to it.
+"""The folder of a training run: its contents, checks before resuming, new epochs.
 
-Knows files, not training. An epoch counts as done once the manifest lists it, and the manifest is written last, so whatever
-a killed run left half done is simply done again.
+Knows files, not training. An epoch counts as done once the manifest lists it. The manifest is
+written last, so half-finished work of a killed run is simply done again.
 
     checkpoints/epoch_K.pt   as open_clip_train writes them, epoch 0 included
     checkpoints.yaml         the manifest: every checkpoint that is done, with its sha256
     settings.json            what the results depend on; a run continues only under the same
     open_clip_config.json    the architecture, where it came from a file; the manifest names it
     log.jsonl                one line per epoch
-    train.log                what open_clip and open_clip_train had to say
+    train.log                the log of open_clip and open_clip_train
 """
 
 import fcntl
@@ -37,13 +37,14 @@ _LARGEST_FILE = 2**26
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """One series of checkpoints and everything about it.
+    """A series of checkpoints with its manifest, settings and logs.
 
     Args:
-        name: Of the series.
-        data: The protocol that the manifest gives to whoever measures the checkpoints.
+        name: Name of the series.
+        data: The protocol that the manifest gives for measuring the checkpoints.
         settings: Plain JSON values: everything that the weights depend on.
-        architecture: What open_clip_config.json holds; None for an architecture that `model` names.
+        architecture: Contents of open_clip_config.json; None for an architecture that `model`
+            names.
     """
 
     path: Path
@@ -70,10 +71,13 @@ class RunFolder:
         return self.path / "checkpoints" / f"epoch_{epoch}.pt"
 
     def checkpoints_done(self) -> tuple[Checkpoint, ...]:
-        """The checkpoints that are there and are what the manifest says, from epoch 0 on; changes nothing.
+        """List the verified checkpoints that are there, from epoch 0 on.
+
+        Nothing is changed.
 
         Raises:
-            LandscapeError: If the folder belongs to something else, or was begun with other settings.
+            LandscapeError: If the folder belongs to something else, or was begun with other
+                settings.
             CheckpointError: If a checkpoint is not the one that the manifest lists.
         """
         self._check_name()
@@ -86,8 +90,8 @@ class RunFolder:
             raise _unwritable(self.path, error) from error
         except (OSError, ValueError, RecursionError) as error:
             raise StoreError(
-                f"{self.path / 'settings.json'}: cannot be read ({error}), so nobody can tell whether this run may go on. "
-                "Restore it, or train into another folder."
+                f"{self.path / 'settings.json'}: cannot be read ({error}), so nobody can tell "
+                "whether this run may go on. Restore it, or train into another folder."
             ) from error
         done = self._verified() if self.manifest.exists() else ()
         self._check_settings(stored, anything_trained=len(done) > 1)
@@ -110,8 +114,8 @@ class RunFolder:
             )
         if self.manifest.exists() or (self.path / "checkpoints").exists():
             raise StoreError(
-                f"{self.path}: holds checkpoints but no settings.json, so another program wrote them, and they would be "
-                "overwritten. Train into another folder."
+                f"{self.path}: holds checkpoints but no settings.json, so another program wrote "
+                "them, and they would be overwritten. Train into another folder."
             )
 
     def _verified(self) -> tuple[Checkpoint, ...]:
@@ -119,8 +123,9 @@ class RunFolder:
         for expected, checkpoint in enumerate(series.checkpoints):
             if checkpoint.epoch != expected:
                 raise CheckpointError(
-                    f"{self.manifest}: epoch {expected} is missing before epoch {checkpoint.epoch}, so this is not a whole run. "
-                    "List it again, or train into another folder."
+                    f"{self.manifest}: epoch {expected} is missing before epoch "
+                    f"{checkpoint.epoch}, so this is not a whole run. List it again, or train into "
+                    "another folder."
                 )
             checkpoint.verify()
         return series.checkpoints
@@ -133,15 +138,16 @@ class RunFolder:
         for key in sorted(set(old) | set(new)):
             if old.get(key) != new.get(key):
                 raise LandscapeError(
-                    f"{self.path}: {key} was {old.get(key)!r} when this run began, now it is {new.get(key)!r}, so later epochs "
-                    "would not continue the earlier ones. Ask for the old value, or train into another folder."
+                    f"{self.path}: {key} was {old.get(key)!r} when this run began, now it is "
+                    f"{new.get(key)!r}, so later epochs would not continue the earlier ones. Ask "
+                    "for the old value, or train into another folder."
                 )
 
     def prepare(self, *, num_bytes: int) -> None:
-        """Make the folder ready for writing, and refuse now what would fail after hours.
+        """Prepare the folder for writing; refuse now what would fail after hours.
 
         Args:
-            num_bytes: About what the coming checkpoints take.
+            num_bytes: Approximate size of the coming checkpoints.
 
         Raises:
             StoreError: If the folder cannot be written, or the disk has less room than that.
@@ -164,13 +170,13 @@ class RunFolder:
             raise _unwritable(self.path, error) from error
         if free < num_bytes:
             raise StoreError(
-                f"{self.path}: the coming checkpoints take about {num_bytes / 1e9:.3g} GB, the disk has {free / 1e9:.3g} left. "
-                "Make room, or choose another output."
+                f"{self.path}: the coming checkpoints take about {num_bytes / 1e9:.3g} GB, the "
+                f"disk has {free / 1e9:.3g} left. Make room, or choose another output."
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep a second run out of the folder; a killed run releases it.
+        """Lock the folder against a second run; a killed run releases it.
 
         Raises:
             StoreError: If another run is at work there.
@@ -185,18 +191,22 @@ class RunFolder:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StoreError(
-                    f"{self.path}: another run trains into this folder. Wait for it, or choose another."
+                    f"{self.path}: another run trains into this folder. Wait for it, or choose "
+                    "another."
                 ) from None
             yield
 
     def add(self, epoch: int, save: Callable[[Path], str], entry: Mapping[str, Any]) -> None:
-        """Keep one epoch: its checkpoint, its line in the log and, last of all, its entry in the manifest.
+        """Store one epoch: checkpoint, line in the log, then manifest entry.
+
+        The manifest entry is written last.
 
         Args:
             save: Writes the checkpoint to a path, whole or not at all, and returns its sha256.
 
         Raises:
-            CheckpointError, StoreError: If the disk does not take it; the epochs before stay as they are.
+            CheckpointError, StoreError: If it cannot be written; the epochs before stay as they
+                are.
         """
         path = self.checkpoint(epoch)
         digest = save(path)
@@ -216,7 +226,10 @@ class RunFolder:
             raise _unwritable(self.path, error) from error
 
     def losses(self) -> dict[int, float]:
-        """Mean training loss of every epoch done, in nats; epoch 0 has none."""
+        """Read the mean training loss of every epoch done, in nats.
+
+        Epoch 0 has none.
+        """
         return {
             entry["epoch"]: entry["loss"]
             for entry in self._entries_before(math.inf)
@@ -241,7 +254,7 @@ class RunFolder:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """{"recipe": {"lr": 1}} -> {"recipe.lr": 1}"""
+    """Flatten nested settings: {"recipe": {"lr": 1}} -> {"recipe.lr": 1}."""
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}
@@ -252,5 +265,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(
-        f"{path}: cannot be written ({error.strerror or error}), so no epoch could be kept. Choose another output."
+        f"{path}: cannot be written ({error.strerror or error}), so no epoch could be kept. Choose "
+        "another output."
     )

@@ -1,8 +1,10 @@
-"""One process of a training run: model, optimizer, schedule and batches around open_clip_train's own loop.
+"""A process of a training run, around open_clip_train's own loop.
 
-`open_clip_train.train.train_one_epoch` takes the steps. Around it is what its `main` does not offer: other data than its
-own readers', a schedule with a start and an end, an epoch whose every random draw is a function of (seed, epoch, process),
-and a stop at the first loss that is not a number.
+It has the model, the optimizer, the schedule and the batches.
+`open_clip_train.train.train_one_epoch` takes the steps. This module adds what its `main` does not
+offer: data from other readers than its own, a schedule with a start and an end, an epoch whose
+every random draw is a function of (seed, epoch, process), and a stop at the first loss that is not
+finite.
 """
 
 import logging
@@ -31,14 +33,17 @@ from landscape.manifest import Checkpoint
 _LOST = ("onnection closed by peer", "onnection reset by peer", "roken pipe")
 T = TypeVar("T")
 OnStep = Callable[[float], None]
+OnSteps = Callable[[int], object]
 
 
 def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None) -> Namespace:
-    """open_clip_train's command line as a namespace, with this process's place among all under torchrun.
+    """Build open_clip_train's command line as a namespace.
+
+    Under torchrun it holds this process's rank and the number of processes.
 
     Raises:
-        LandscapeError: If the device is not there, the batch cannot be shared out evenly, or Slurm has several tasks but
-            did not start this process as one of them.
+        LandscapeError: If the device is not there, the batch cannot be divided evenly, or Slurm has
+            several tasks but did not start this process as one of them.
     """
     _check_slurm_tasks()
     from open_clip_train.distributed import (
@@ -55,14 +60,16 @@ def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None)
         usable = False
     if not usable:
         raise LandscapeError(
-            f"device {device!r} is not available here; open_clip_train would take the CPU instead. Ask for cpu."
+            f"device {device!r} is not available here; open_clip_train would take the CPU instead. "
+            "Ask for cpu."
         )
-    # Before the processes meet: one that refuses would leave, and who is still on the way to meet it would lose the connection.
+    # Before the processes meet: one that refuses would leave, and who is still on the way to meet
+    # it would lose the connection.
     _, _, world_size = world_info_from_env()
     if recipe.batch_size % world_size:
         raise LandscapeError(
-            f"a batch of {recipe.batch_size} pairs cannot be shared out over {world_size} processes; "
-            "ask for a multiple, or for other processes."
+            f"a batch of {recipe.batch_size} pairs cannot be shared out over {world_size} "
+            "processes; ask for a multiple, or for other processes."
         )
     args = parse_args(["--model", model, "--device", device, "--seed", str(seed)])
     init_distributed_device(args)
@@ -76,10 +83,11 @@ def loop_arguments(*, model: str, recipe: Recipe, seed: int, device: str | None)
 
 
 def _check_slurm_tasks() -> None:
-    """Refuse a process alone in a Slurm job of several tasks.
+    """Refuse a single process in a Slurm job of several tasks.
 
-    open_clip_train takes SLURM_NTASKS alone for several processes, and waits for all of them. Each program that starts
-    several also sets its own number of them: torchrun WORLD_SIZE, srun SLURM_STEP_NUM_TASKS, mpiexec PMI_SIZE.
+    open_clip_train reads only SLURM_NTASKS, takes it for the number of processes, and waits for all
+    of them. Each program that starts several also sets its own number of them: torchrun WORLD_SIZE,
+    srun SLURM_STEP_NUM_TASKS, mpiexec PMI_SIZE.
 
     Raises:
         LandscapeError: If the process is the job's script itself, or runs beside the job.
@@ -91,14 +99,17 @@ def _check_slurm_tasks() -> None:
     alone = all(os.environ.get(name, "1") == "1" for name in ("SLURM_STEP_NUM_TASKS", "PMI_SIZE"))
     if number is None or (number == "0" and alone):
         raise LandscapeError(
-            f"SLURM_NTASKS is {tasks}, but srun did not start this process as one of several tasks: it would wait for the "
-            "others in vain. Start it with srun or torchrun, or ask Slurm for one task (--ntasks 1), or unset "
-            "SLURM_NTASKS to train on one process."
+            f"SLURM_NTASKS is {tasks}, but srun did not start this process as one of several "
+            "tasks: it would wait for the others in vain. Start it with srun or torchrun, or ask "
+            "Slurm for one task (--ntasks 1), or unset SLURM_NTASKS to train on one process."
         )
 
 
 def from_first_process(args: Namespace, compute: Callable[[], T]) -> T:
-    """Compute in the first process and give the result, or its error, to all; whoever comes early waits."""
+    """Compute in the first process; give the result or error to all.
+
+    The other processes wait for it.
+    """
     if not args.distributed:
         return compute()
     from open_clip_train.distributed import broadcast_object
@@ -118,7 +129,7 @@ def from_first_process(args: Namespace, compute: Callable[[], T]) -> T:
 
 @contextmanager
 def lost_processes() -> Iterator[None]:
-    """Say in a sentence that another process has ended, where a broken connection to it shows that.
+    """Report that another process has ended when the connection to it breaks.
 
     Raises:
         LandscapeError: In the place of the connection's own error.
@@ -131,13 +142,17 @@ def lost_processes() -> Iterator[None]:
         ):
             raise
         raise LandscapeError(
-            f"another process of this training has ended ({one_line(error)}), so this one cannot go on. Every whole epoch is "
-            "kept; look for that process's own error, then start all of them again with the same command."
+            f"another process of this training has ended ({one_line(error)}), so this one cannot "
+            "go on. Every whole epoch is kept; look for that process's own error, then start all "
+            "of them again with the same command."
         ) from error
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's parameter groups, in the order of open_clip_train: what is never decayed first, the rest second."""
+    """Build AdamW's parameter groups in the order of open_clip_train.
+
+    The parameters without weight decay come first.
+    """
     spared: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -152,12 +167,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Process:
-    """This process's share of a run.
+    """A process's share of a run.
 
     Attributes:
-        model: The bare model, the same object on which `network` works; its names are those of the checkpoints.
+        model: The bare model, the same object on which `network` works; its names are those of the
+            checkpoints.
         network: The model as it is trained: itself, or wrapped for several processes.
-        scaler: For float16; None otherwise.
+        scaler: Gradient scaler for float16; None otherwise.
     """
 
     args: Namespace
@@ -180,7 +196,8 @@ class Process:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         network = model
         if args.distributed:
-            # open_clip_train passes its device for the CPU too, which DistributedDataParallel refuses.
+            # open_clip_train passes its device for the CPU too, which DistributedDataParallel
+            # refuses.
             network = nn.parallel.DistributedDataParallel(
                 model, device_ids=[device] if device.type == "cuda" else None
             )
@@ -203,7 +220,10 @@ class Process:
         )
 
     def save(self, path: Path, epoch: int) -> str:
-        """Write what open_clip_train saves, names without "module." in every case; the result is the file's sha256."""
+        """Write what open_clip_train saves, and return the file's sha256.
+
+        Names never begin with "module.".
+        """
         extra = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
         return save_checkpoint(
             path,
@@ -215,7 +235,7 @@ class Process:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put back everything that `save` wrote.
+        """Restore everything that `save` wrote.
 
         Raises:
             CheckpointError: If the file is not a checkpoint of this model.
@@ -228,12 +248,19 @@ class Process:
                 self.scaler.load_state_dict(state["scaler"])
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{checkpoint.path}: holds no state of the optimizer that training could go on with ({one_line(error)}). "
-                "Restore the file, or train into another folder."
+                f"{checkpoint.path}: holds no state of the optimizer that training could go on "
+                f"with ({one_line(error)}). Restore the file, or train into another folder."
             ) from error
 
-    def train_epoch(self, epoch: int, *, epochs: int, on_step: OnStep) -> float:
-        """Take the steps of one epoch (0 is the first) out of `epochs`.
+    def train_epoch(
+        self, epoch: int, *, epochs: int, on_step: OnStep, after_steps: OnSteps = lambda taken: None
+    ) -> float:
+        """Train one epoch (0 is the first) out of `epochs`.
+
+        Args:
+            on_step: Told the loss of every step.
+            after_steps: Told, between two steps, how many were taken in the whole run; with the
+                learning rate of the next one.
 
         Returns:
             The mean loss over steps and processes in nats.
@@ -250,6 +277,7 @@ class Process:
             rate = learning_rate(self.recipe, step, steps_per_epoch=len(self.loader), epochs=epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
+            after_steps(step)
 
         watched = _WatchedLoss(create_loss(self.args), epoch + 1, on_step)
         data = {"train": DataInfo(self.loader, self.loader.sampler)}
@@ -272,7 +300,8 @@ class Process:
                         self.args,
                     )
             except PictureError as error:
-                # A worker process sends its whole traceback as the message; the last line is the error's own.
+                # A worker process sends its whole traceback as the message; the last line is the
+                # error's own.
                 sentence = (
                     str(error)
                     .rstrip()
@@ -287,8 +316,8 @@ class Process:
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise NumericalError(
-                    f"epoch {epoch}: {name} is not finite after the last step. Nothing of this epoch was kept; "
-                    "lower the learning rate, or use precision fp32."
+                    f"epoch {epoch}: {name} is not finite after the last step. Nothing of this "
+                    "epoch was kept; lower the learning rate, or use precision fp32."
                 )
 
     def _mean_over_processes(self, value: float) -> float:
@@ -301,7 +330,10 @@ class Process:
 
 @contextmanager
 def _quiet_gathering() -> Iterator[None]:
-    """Silence a warning of torch 2.14 that open_clip's loss causes twice a step in each process."""
+    """Silence a warning of torch 2.14.
+
+    open_clip's loss causes it twice a step in each process.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated", FutureWarning
@@ -310,7 +342,10 @@ def _quiet_gathering() -> Iterator[None]:
 
 
 class _WatchedLoss:
-    """open_clip's loss, which train_one_epoch calls once per step; tells what it was and refuses what is no number."""
+    """open_clip's loss, which reports each value and refuses values that are not finite.
+
+    train_one_epoch calls it once per step.
+    """
 
     def __init__(self, loss: nn.Module, epoch: int, on_step: OnStep) -> None:
         self._loss, self._epoch, self._on_step = loss, epoch, on_step
@@ -321,8 +356,8 @@ class _WatchedLoss:
         value = sum(losses.values(), start=torch.zeros(())).item()
         if not math.isfinite(value):
             raise NumericalError(
-                f"epoch {self._epoch}, step {len(self._values) + 1}: the loss is {value}. Nothing of this epoch was kept; "
-                "lower the learning rate, or use precision fp32."
+                f"epoch {self._epoch}, step {len(self._values) + 1}: the loss is {value}. Nothing "
+                "of this epoch was kept; lower the learning rate, or use precision fp32."
             )
         self._values.append(value)
         self._on_step(value)
@@ -334,7 +369,9 @@ class _WatchedLoss:
 
 @contextmanager
 def open_clip_log(path: Path | None) -> Iterator[None]:
-    """Let open_clip and open_clip_train, which log to the root logger, write to a file and nowhere else.
+    """Log open_clip and open_clip_train to a file and nowhere else.
+
+    Both log to the root logger.
 
     Args:
         path: Appended to; None drops the records, as every process but the first should.

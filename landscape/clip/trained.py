@@ -1,4 +1,4 @@
-"""Build the model of a series as it was trained, with its loss, and list what was used."""
+"""A series' model as it was trained, its loss, and the settings used."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ from landscape.manifest.trained import ARCHITECTURE, MANIFEST
 
 # The bias that open_clip_train --siglip begins with; a checkpoint replaces it.
 _SIGLIP_BIAS = -10
-# Bytes of a model in float32 by those of its checkpoint, which may hold 8 bits a weight; constructors draw some weights twice.
+# Bytes of a model in float32 by those of its checkpoint, which may hold 8 bits a weight;
+# constructors draw some weights twice.
 _EXPANSION = 8
 # For what is made beside the weights, such as masks.
 _ROOM = 2**30
@@ -37,11 +38,14 @@ def build_as_trained(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    on_meta: bool = False,
 ) -> nn.Module:
-    """Build the model of a series as it was trained, with random weights.
+    """Build a series' model as it was trained, with random weights.
+
+    On the meta device it has no weights; see `build_model`.
 
     Raises:
-        ModelError: If it cannot be built, or the run says something of itself that is not known here.
+        ModelError: If it cannot be built, or the run states a setting that is not known here.
     """
     trained = series.trained
     for key, why in trained.doubts.items():
@@ -72,13 +76,18 @@ def build_as_trained(
         dtype=dtype,
         device=device,
         max_bytes=_most_bytes(series),
+        on_meta=on_meta,
     )
     _check_facts(series, model)
     return model
 
 
 def _most_bytes(series: CheckpointSeries) -> int | None:
-    """What a model that fits the last checkpoint can take while it is built; None where that has no size."""
+    """Bound the memory that the model may take while it is built.
+
+    A model that fits the last checkpoint stays within the bound. None where that checkpoint has no
+    size.
+    """
     path = series.checkpoints[-1].path
     # A folder, or an index of shards beside it, is at most all that lies there.
     files = (
@@ -95,7 +104,10 @@ def _most_bytes(series: CheckpointSeries) -> int | None:
 
 
 def _check_facts(series: CheckpointSeries, model: nn.Module) -> None:
-    """Refuse a model that is not what the run says of its architecture, by the names of open_clip's configuration."""
+    """Refuse a model that contradicts what the run states of its architecture.
+
+    The names are those of open_clip's configuration.
+    """
     config: dict[str, Any] = getattr(model, "landscape_config", {})
     if not config:
         return
@@ -109,9 +121,11 @@ def _check_facts(series: CheckpointSeries, model: nn.Module) -> None:
         if _plain(used) != _plain(expected):
             source = series.trained.source(f"{ARCHITECTURE}.{key}")
             raise ModelError(
-                f"series {series.name!r}: {key} is {used} in the model that is built ({series.model}), but {expected} by "
-                f"{MANIFEST if source == 'default' else source}: the same tensors may fit both, and mean another function. Give "
-                "the architecture with `config: file.json`, or say `run_files: ignore` for the series if the run's file is wrong."
+                f"series {series.name!r}: {key} is {used} in the model that is built "
+                f"({series.model}), but {expected} by "
+                f"{MANIFEST if source == 'default' else source}: the same tensors may fit both, "
+                "and mean another function. Give the architecture with `config: file.json`, or say "
+                "`run_files: ignore` for the series if the run's file is wrong."
             )
 
 
@@ -122,7 +136,10 @@ def _plain(value: Any) -> Any:
 
 
 def _classes_of(series: CheckpointSeries) -> int | None:
-    """The width of the classifier in the last checkpoint; None where it cannot be told, which loading then says."""
+    """Return the width of the classifier in the last checkpoint.
+
+    None where it cannot be told; loading will then report that.
+    """
     try:
         shapes = outline(series.checkpoints[-1].path).shapes
     except CheckpointError:
@@ -141,7 +158,10 @@ def _classes_of(series: CheckpointSeries) -> int | None:
 def objective_as_trained(
     model: nn.Module, hessian: HessianSettings, trained: TrainedAs
 ) -> tuple[Objective, Params]:
-    """The objective that the settings name, by the loss that trained the model, and the parameters under study.
+    """Build the settings' objective with the loss that trained the model.
+
+    Returns:
+        The objective and the parameters under study.
 
     Raises:
         ModelError, ObjectiveError: As the makers of objectives.
@@ -163,10 +183,13 @@ def objective_as_trained(
 def as_trained(
     model: nn.Module, trained: TrainedAs, hessian: HessianSettings
 ) -> dict[str, list[Any]]:
-    """Everything that was used of how a model was trained: by name the value and who states it, as JSON values.
+    """List the settings of how a model was trained, each with its source.
+
+    Only settings that were used are listed.
 
     Returns:
-        Such as {"activation": ["QuickGELU", "params.txt"], "image_size": [[64, 64], "default"], ...}.
+        By name, the value and its source, as JSON values, such as {"activation": ["QuickGELU",
+        "params.txt"], "image_size": [[64, 64], "default"], ...}.
     """
     pictures = preprocess_for(model)
     of_pictures = {
@@ -179,7 +202,8 @@ def as_trained(
         used |= _clip_settings(model, trained)
     else:
         classes = getattr(model, "num_classes", None)
-        # timm's own number of classes, unless somebody states another or the checkpoint's classifier has another width.
+        # timm's own number of classes, unless somebody states another or the checkpoint's
+        # classifier has another width.
         ordinary = getattr(model, "pretrained_cfg", {}).get("num_classes")
         whose = trained.source("num_classes")
         used["num_classes"] = [
@@ -214,7 +238,10 @@ def as_trained(
 
 
 def _tower_of_hub(path: str) -> str:
-    """Name a tower of transformers by its folder and the digest of its configuration, which holds its activation."""
+    """Name a tower of transformers by its folder and its configuration's digest.
+
+    The configuration holds the tower's activation.
+    """
     config = Path(path) / "config.json"
     digest = (
         hashlib.sha256(config.read_bytes()).hexdigest()[:12]
@@ -225,7 +252,10 @@ def _tower_of_hub(path: str) -> str:
 
 
 def _of_tag(model: nn.Module, trained: TrainedAs) -> set[str]:
-    """The names of what the tag of the weights that training began with brings of the preprocessing."""
+    """List the preprocessing settings that come from the tag of pretrained weights.
+
+    Training began with these weights.
+    """
     architecture, tag = getattr(model, "landscape_architecture", None), trained.get("pretrained")
     if architecture is None or tag is None:
         return set()
@@ -241,7 +271,8 @@ def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]
     if "hf_model_name" in text:
         tower = _tower_of_hub(text["hf_model_name"])
     where = "config_sha256"
-    # --force-quick-gelu switches it on only: where it is off, a QuickGELU is the architecture's own.
+    # --force-quick-gelu switches it on only: where it is off, a QuickGELU is the architecture's
+    # own.
     forced = [] if config.get("quick_gelu") and not trained.get(_QUICK_GELU) else [_QUICK_GELU]
     return {
         "activation": [
@@ -267,7 +298,10 @@ def _clip_settings(model: nn.Module, trained: TrainedAs) -> dict[str, list[Any]]
 
 
 def _first(trained: TrainedAs, *keys: str) -> str:
-    """Name the source of the first setting that changes the model, else of one that is stated."""
+    """Name the source of the first setting that changes the model.
+
+    If none does, of the first that is stated.
+    """
     meant = [trained.source(key) for key in keys if trained.changes_model(key)]
     return (
         meant

@@ -1,6 +1,8 @@
-"""Metrics of predictions, each with its interval, and paired tests between models: everything from the answers to pictures.
+"""Metrics of predictions with intervals, and paired tests between models.
 
-A picture that could not be read counts as a wrong answer, so that models are never compared on different pictures.
+All numbers come from the stored answers to pictures. A picture that could not be read counts as a
+wrong answer, so that models are never compared on different pictures.
+
 Shapes: n = pictures, r = resamples.
 """
 
@@ -43,14 +45,15 @@ METRIC_TITLES = {
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """The answers of one checkpoint to a set, as the metric of the set sees them.
+    """Answers of one checkpoint to a set, ready for the metric of the set.
 
     Attributes:
+        pictures: The set, with its labels and its metric.
         correct: Whether the best class is the label.
         shown: Which pictures were shown to the model.
     """
 
-    one: PictureSet
+    pictures: PictureSet
     answers: SetPredictions
 
     @cached_property
@@ -59,21 +62,21 @@ class Scored:
 
     @cached_property
     def correct(self) -> Bool[np.ndarray, " n"]:
-        return np.asarray(self.answers.top[:, 0] == self.one.labels)
+        return np.asarray(self.answers.top[:, 0] == self.pictures.labels)
 
     @property
     def num_items(self) -> int:
         return int(self.shown.sum())
 
     def statistic(self, weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
-        """The metric of resamples, given the weight of each picture that was shown."""
-        labels, metric, shown = self.one.labels[self.shown], self.one.metric, self.shown
-        found: Any
+        """Compute the metric of resamples from the weight of each shown picture."""
+        labels, metric, shown = self.pictures.labels[self.shown], self.pictures.metric, self.shown
+        values: Any
         if metric == "mean_per_class":
-            found = mean_class_recall(labels, self.correct[shown], weights)
+            values = mean_class_recall(labels, self.correct[shown], weights)
         elif metric == "roc_auc":
             both = 0 < (labels == 1).sum() < len(labels)
-            found = (
+            values = (
                 roc_auc(self._margins()[shown], labels == 1, weights)
                 if both
                 else np.full(len(weights), np.nan)
@@ -85,23 +88,30 @@ class Scored:
                 if both
                 else self.correct[shown].astype(float)
             )
-            found = weights @ hits / weights.sum(axis=1)
-        return np.asarray(found, dtype=float)
+            values = weights @ hits / weights.sum(axis=1)
+        return np.asarray(values, dtype=float)
 
     def _margins(self) -> Float[np.ndarray, " n"]:
-        """Score of class 1 less that of class 0; an unread picture as wrong as can be."""
+        """Subtract the score of class 0 from that of class 1.
+
+        An unread picture gets the worst margin: -inf where its label is 1, inf where it is 0.
+        """
         top, scores = self.answers.top, self.answers.scores.astype(float)
         margins = np.where(top[:, 0] == 1, scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0])
-        return np.where(top[:, 0] >= 0, margins, np.where(self.one.labels == 1, -np.inf, np.inf))
+        return np.where(
+            top[:, 0] >= 0, margins, np.where(self.pictures.labels == 1, -np.inf, np.inf)
+        )
 
     @property
     def strata(self) -> np.ndarray:
-        """Pictures are resampled class by class, as the sets were drawn; accuracies over all pictures alike."""
-        return (
-            self.one.labels[self.shown]
-            if self.one.metric in ("mean_per_class", "roc_auc")
-            else np.zeros(self.num_items, int)
-        )
+        """Return the stratum of each shown picture.
+
+        Metrics of classes are resampled class by class, as the sets were drawn. Accuracies over all
+        pictures have a single stratum.
+        """
+        if self.pictures.metric in ("mean_per_class", "roc_auc"):
+            return self.pictures.labels[self.shown]
+        return np.zeros(self.num_items, int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +119,10 @@ class SetScore:
     """The metric of one checkpoint on a set.
 
     Attributes:
-        value: From 0 to 1, with its interval: Wilson's for top-1, of the bootstrap for others.
-        n: Pictures that were shown, of `num_pictures`.
-        num_unread: Of these, those that could not be read; they count as wrong.
-        chance: Of the metric, NaN where it is not known.
+        value: Metric from 0 to 1 with its interval: Wilson's for top-1, else the bootstrap's.
+        n: Number of the `num_pictures` pictures that were shown.
+        num_unread: How many of these could not be read; they count as wrong.
+        chance: Metric of a model that guesses; NaN where it is not known.
     """
 
     series: str
@@ -130,7 +140,7 @@ class SetScore:
     chance: float
 
     def row(self) -> dict[str, Any]:
-        """As plain values, one row of a table."""
+        """Convert to plain values, one row of a table."""
         names = ("series", "label", "model", "epoch", "dataset", "condition", "title", "metric")
         numbers = {
             "value": self.value.value,
@@ -147,8 +157,8 @@ class SetScore:
 
 
 def score_of(scored: Scored, bootstrap: Bootstrap, *, stream: int = 0) -> Interval:
-    """A metric with its interval."""
-    if scored.one.metric == "top1":
+    """Compute a metric with its interval."""
+    if scored.pictures.metric == "top1":
         num_right, n = int(scored.correct[scored.shown].sum()), scored.num_items
         low, high = wilson_interval(num_right, n, confidence=bootstrap.confidence)
         return Interval(num_right / n, float(low), float(high))
@@ -156,109 +166,47 @@ def score_of(scored: Scored, bootstrap: Bootstrap, *, stream: int = 0) -> Interv
 
 
 def scores_of(store: PredictionStore, bootstrap: Bootstrap = Bootstrap()) -> list[SetScore]:
-    """Every checkpoint on every set of which it has seen a picture, in the order of the store."""
+    """Score every checkpoint on every set that it has answered.
+
+    A single answered picture is enough. The scores are in the order of the store.
+    """
     scores = []
     for checkpoint in store.checkpoints.values():
-        for number, (name, one) in enumerate(store.sets.items()):
+        for number, (name, pictures) in enumerate(store.sets.items()):
             answers = checkpoint.sets.get(name)
             if answers is None or not answers.done.any():
                 continue
-            scored = Scored(one, answers)
+            scored = Scored(pictures, answers)
             scores.append(
                 SetScore(
                     series=checkpoint.series,
                     label=checkpoint.label,
                     model=checkpoint.model,
                     epoch=checkpoint.epoch,
-                    dataset=one.dataset,
-                    condition=one.condition,
-                    title=one.title,
-                    metric=one.metric,
+                    dataset=pictures.dataset,
+                    condition=pictures.condition,
+                    title=pictures.title,
+                    metric=pictures.metric,
                     value=score_of(scored, bootstrap, stream=number),
                     n=scored.num_items,
-                    num_pictures=len(one),
+                    num_pictures=len(pictures),
                     num_unread=len(answers.unread),
-                    chance=one.chance,
+                    chance=pictures.chance,
                 )
             )
     return scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanScore:
-    """The mean of the metrics of one checkpoint over the sets that every checkpoint has answered whole.
-
-    Attributes:
-        value: From 0 to 1, with the bootstrap's interval over pictures.
-        datasets: Over which the mean is taken.
-    """
-
-    series: str
-    label: str
-    epoch: int
-    value: Interval
-    datasets: tuple[str, ...]
-
-
-def means_of(store: PredictionStore, bootstrap: Bootstrap = Bootstrap()) -> list[MeanScore]:
-    """The mean over data sets of every checkpoint; none where fewer than two sets were answered whole by all.
-
-    Sets of distorted pictures, which have conditions, are not among them. Where several sets are of the same pictures, such as
-    OpenMoji's by group and by name, there is no mean: they are different questions, and their errors are not independent.
-    """
-    common = [
-        (number, one)
-        for number, (name, one) in enumerate(store.sets.items())
-        if not one.condition
-        and all(
-            name in each.sets and each.sets[name].complete for each in store.checkpoints.values()
-        )
-    ]
-    # The tasks of OpenMoji are named openmoji/group, openmoji/name, ...
-    if len(common) < 2 or len({one.dataset.partition("/")[0] for _, one in common}) < len(common):
-        return []
-    means = []
-    for checkpoint in store.checkpoints.values():
-        values, resampled = [], []
-        for number, one in common:
-            scored = Scored(one, checkpoint.sets[one.name])
-            values.append(float(scored.statistic(np.ones((1, len(one))))[0]))
-            resampled.append(_resampled(scored, bootstrap, stream=number))
-        means.append(
-            MeanScore(
-                series=checkpoint.series,
-                label=checkpoint.label,
-                epoch=checkpoint.epoch,
-                value=percentile_interval(
-                    float(np.mean(values)), np.mean(resampled, axis=0), bootstrap.confidence
-                ),
-                datasets=tuple(one.dataset for _, one in common),
-            )
-        )
-    return means
-
-
-def _resampled(scored: Scored, bootstrap: Bootstrap, *, stream: int) -> Float[np.ndarray, " r"]:
-    """The metric of resampled pictures."""
-    if scored.one.metric != "top1":
-        return bootstrap.resample(scored.statistic, scored.strata, stream=stream)
-    n = scored.num_items
-    # Resampling pictures is drawing how many are right.
-    generator = np.random.default_rng([bootstrap.seed, stream])
-    return (
-        generator.binomial(n, scored.correct[scored.shown].mean(), size=bootstrap.num_resamples) / n
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """The difference of two checkpoints on a set that both have answered.
+    """Difference of two checkpoints on a set that both have answered.
 
     Attributes:
-        difference: First less second, with its interval of the paired bootstrap.
+        difference: First minus second, with the interval of the paired bootstrap.
         p_value: McNemar's exact test for top-1, else of the bootstrap.
-        p_holm: Corrected over all tests of the pair.
-        detectable: The difference that a test of this size finds in 80 % of cases; NaN but for top-1.
+        p_holm: The p value after Holm's correction over all tests of the pair.
+        detectable: The difference that a test of this size finds in 80 % of cases; NaN for
+            other metrics than top-1.
     """
 
     first: tuple[str, int]
@@ -279,32 +227,32 @@ def paired_tests(
     second: CheckpointPredictions,
     bootstrap: Bootstrap = Bootstrap(),
 ) -> list[PairedTest]:
-    """Compare two checkpoints, set by set, on the pictures that both were shown."""
-    found = []
-    for number, (name, one) in enumerate(store.sets.items()):
+    """Compare two checkpoints per set, on the pictures that both were shown."""
+    tests = []
+    for number, (name, pictures) in enumerate(store.sets.items()):
         both = [checkpoint.sets.get(name) for checkpoint in (first, second)]
         if any(answers is None for answers in both):
             continue
         shown = both[0].done & both[1].done  # type: ignore[union-attr]
         if not shown.any():
             continue
-        pair = [Scored(one, _only(answers, shown)) for answers in both if answers is not None]
-        found.append((one, *_difference(pair, bootstrap, stream=number), int(shown.sum())))
-    corrected = holm(np.array([p for _, _, p, _, _ in found])) if found else np.zeros(0)
+        pair = [Scored(pictures, _only(answers, shown)) for answers in both if answers is not None]
+        tests.append((pictures, *_difference(pair, bootstrap, stream=number), int(shown.sum())))
+    corrected = holm(np.array([p for _, _, p, _, _ in tests])) if tests else np.zeros(0)
     return [
         PairedTest(
             first=first.key,
             second=second.key,
-            dataset=one.dataset,
-            condition=one.condition,
-            metric=one.metric,
+            dataset=pictures.dataset,
+            condition=pictures.condition,
+            metric=pictures.metric,
             difference=difference,
             p_value=p,
             p_holm=float(adjusted),
             detectable=detectable,
             n=n,
         )
-        for (one, difference, p, detectable, n), adjusted in zip(found, corrected)
+        for (pictures, difference, p, detectable, n), adjusted in zip(tests, corrected)
     ]
 
 
@@ -315,14 +263,14 @@ def _only(answers: SetPredictions, shown: Bool[np.ndarray, " n"]) -> SetPredicti
 def _difference(
     pair: Sequence[Scored], bootstrap: Bootstrap, *, stream: int
 ) -> tuple[Interval, float, float]:
-    """The difference with its interval, the p value, and the difference that could have been detected."""
+    """Compute the difference, its interval, the p value and the detectable difference."""
     first, second = pair
 
     def statistic(weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, " r"]:
         return np.asarray(first.statistic(weights) - second.statistic(weights))
 
     whole = float(statistic(np.ones((1, first.num_items)))[0])
-    if first.one.metric != "top1":
+    if first.pictures.metric != "top1":
         resampled = bootstrap.resample(statistic, first.strata, stream=stream)
         return (
             percentile_interval(whole, resampled, bootstrap.confidence),
@@ -346,9 +294,13 @@ def _difference(
 def winners(
     store: PredictionStore, bootstrap: Bootstrap = Bootstrap(), *, alpha: float = 0.05
 ) -> set[tuple[str, int, str, str]]:
-    """(series, epoch, dataset, condition) whose metric is the best of its epoch by a paired test against every other series.
+    """Find the checkpoints that are significantly best at their epoch.
 
-    Tests are corrected by Holm over the sets of each pair, and again over the pairs of an epoch (Bonferroni).
+    Returns (series, epoch, dataset, condition) wherever the metric is better than that of every
+    other series.
+
+    Tests are corrected by Holm over the sets of each pair, and again over the pairs of an epoch
+    (Bonferroni).
     """
     best: set[tuple[str, int, str, str]] = set()
     for checkpoints in _by_epoch(store):
@@ -361,7 +313,7 @@ def winners(
                 won, lost = (first, second) if test.difference.value > 0 else (second, first)
                 beaten.setdefault((*won.key, test.dataset, test.condition), set()).add(lost.series)
         for key, lost_by in beaten.items():
-            rivals = {one.series for one in checkpoints if key[2:] in one.sets} - {key[0]}
+            rivals = {rival.series for rival in checkpoints if key[2:] in rival.sets} - {key[0]}
             if rivals and rivals <= lost_by:
                 best.add(key)
     return best
@@ -369,4 +321,4 @@ def winners(
 
 def _by_epoch(store: PredictionStore) -> Iterable[list[CheckpointPredictions]]:
     for epoch in sorted({epoch for _, epoch in store.checkpoints}):
-        yield [one for one in store.checkpoints.values() if one.epoch == epoch]
+        yield [checkpoint for checkpoint in store.checkpoints.values() if checkpoint.epoch == epoch]

@@ -1,4 +1,7 @@
-"""Two series on the benchmark's stimuli: accuracy out of distribution, likeness to people, and shape bias."""
+"""Comparison of two series on the benchmark's stimuli.
+
+Covers accuracy out of distribution, likeness to people, and shape bias.
+"""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from landscape.compare.accuracy_result import EvaluatedSeries, MeanDifference, S
 from landscape.statistics import Bootstrap, wilson_interval
 from landscape.store.predictions import CheckpointPredictions, PredictionStore
 
-# Of each number its name in tables, whether it is an accuracy, and the data sets of its mean.
+# For each number: its name in tables, whether it is an accuracy, and the data sets of its mean.
 _NUMBERS = {
     "ood_accuracy_17": ("OOD accuracy (17)", True, SEVENTEEN),
     "ood_accuracy_16": ("OOD accuracy (16)", True, SIXTEEN),
@@ -34,7 +37,10 @@ _NUMBERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkPair:
-    """The benchmark's rows of a pair; none where the two did not answer the same stimuli."""
+    """The benchmark's rows of a pair.
+
+    There are none where the two did not answer the same stimuli.
+    """
 
     sets: tuple[SetDifference, ...] = ()
     means: tuple[MeanDifference, ...] = ()
@@ -52,8 +58,8 @@ class BenchmarkPair:
         """Compare two series on the stimuli that both answered.
 
         Args:
-            answers: Of people, and of series by their labels.
-            store: What the series' answers are from; it knows what could not be read.
+            answers: Answers of people, and of series by their labels.
+            store: Source of the series' answers; it knows which pictures could not be read.
         """
         labels = (pair[0].label, pair[1].label)
         if answers is None or not set(labels) <= set(answers.models):
@@ -94,7 +100,7 @@ def _names(pair: tuple[EvaluatedSeries, EvaluatedSeries], epoch: int) -> dict[st
 
 
 def _answered_by_both(answers: Answers, labels: tuple[str, str]) -> Answers:
-    """Leave out the pictures that one of two models did not answer."""
+    """Leave out the pictures that only one of two models answered."""
     table = answers.table
     of_models = table[table.kind == "model"]
     seen = of_models.groupby(["dataset", "image"], observed=True).size()
@@ -109,14 +115,22 @@ def _answered_by_both(answers: Answers, labels: tuple[str, str]) -> Answers:
 def _counts(
     store: PredictionStore, checkpoints: Sequence[CheckpointPredictions], dataset: str
 ) -> tuple[int, int]:
-    """Pictures of a data set's kept conditions, and how many of them either series could not read."""
+    """Count the pictures of a data set's kept conditions, and unread ones.
+
+    A picture counts as unread if either series could not read it.
+    """
     names = [
         (dataset, condition.name)
         for condition in DATASETS[dataset].kept
         if (dataset, condition.name) in store.sets
     ]
     unread = [
-        {place for one in checkpoints if name in one.sets for place in one.sets[name].unread}
+        {
+            place
+            for checkpoint in checkpoints
+            if name in checkpoint.sets
+            for place in checkpoint.sets[name].unread
+        }
         for name in names
     ]
     return sum(len(store.sets[name]) for name in names), sum(map(len, unread))

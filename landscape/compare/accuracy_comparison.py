@@ -1,4 +1,6 @@
-"""Evaluated series compared pair by pair: a test per set, and bootstrap intervals of the differences of means.
+"""Pairwise comparison of evaluated series.
+
+Gives a test per set, and bootstrap intervals of the differences of means.
 
 Shapes: r = resamples, n = pictures, s = sets.
 """
@@ -16,6 +18,7 @@ from landscape.answers import Answers
 from landscape.compare.accuracy import Scored
 from landscape.compare.accuracy_benchmark import BenchmarkPair
 from landscape.compare.accuracy_join import JoinedStores, join_stores
+from landscape.compare.accuracy_means import condition_weights, counts_in_means, weighted_mean
 from landscape.compare.accuracy_result import (
     AccuracyComparison,
     EvaluatedSeries,
@@ -39,7 +42,8 @@ from landscape.store.predictions import CheckpointPredictions, PictureSet, Predi
 _TABLE_1 = tuple(known.identifier for known in SUITE)
 _MEANS = {"table1": "mean, Table 1", "sets": "mean", "distorted": "mean, distorted"}
 
-# The answers of people and of evaluated series, each by its label, at an epoch; None where the benchmark's are not there.
+# Gives the answers of people and of evaluated series, each by its label, at an epoch.
+# None where the answers to the benchmark's stimuli are missing.
 AnswersAt = Callable[[PredictionStore, int], Answers | None]
 Pair = tuple[EvaluatedSeries, EvaluatedSeries]
 
@@ -52,15 +56,18 @@ def compare_predictions(
     bootstrap: Bootstrap = Bootstrap(num_resamples=4999),
     answers_at: Callable[[JoinedStores], AnswersAt] | None = None,
 ) -> AccuracyComparison:
-    """Compare the series of files of predictions: which is more accurate, where, and how sure is that?
+    """Compare the accuracy of the series in files of predictions.
 
-    Every pair is compared on the pictures that both were shown. Of the benchmark's sets, the answers say more than accuracy:
-    likeness to people, and shape bias.
+    Tells which series is more accurate, on which sets, and how certain that is. Every pair is
+    compared on the pictures that both were shown. On the benchmark's sets the answers also give
+    likeness to people and shape bias.
 
     Args:
         series: Names, as in the files; all by default.
-        epochs: Those to compare, where both of a pair have them; by default the last that both have.
-        answers_at: How to read answers to the benchmark's stimuli; without it its sets are left out.
+        epochs: Epochs to compare, where both series of a pair have them; by default the last that
+            both have.
+        answers_at: How to read answers to the benchmark's stimuli; without it the benchmark's sets
+            are left out.
 
     Raises:
         StoreError: As `join_stores`, or if there are not two series with an epoch in common.
@@ -98,8 +105,8 @@ def compare_predictions(
     )
     if not sets:
         raise StoreError(
-            f"{', '.join(comparison.stores)}: no two series were shown the same picture, so there is nothing to compare. "
-            "Evaluate both on one data set."
+            f"{', '.join(comparison.stores)}: no two series were shown the same picture, so there "
+            "is nothing to compare. Evaluate both on one data set."
         )
     compared = [(pair[0].name, pair[1].name, epoch) for pair, epoch in chosen]
     return replace(
@@ -111,12 +118,12 @@ def compare_predictions(
 
 
 def _chosen(joined: JoinedStores, epochs: Sequence[int] | None) -> list[tuple[Pair, int]]:
-    """Pairs of series and the epochs to compare them at."""
+    """Choose the pairs of series and the epochs for the comparison."""
     files = ", ".join(dict.fromkeys(info.store for info in joined.series))
     if len(joined.series) < 2:
         raise StoreError(
-            f"{files}: {joined.series[0].name!r} is the only series here, so there is no difference to take. Name stores, or "
-            "with --series series, of two or more."
+            f"{files}: {joined.series[0].name!r} is the only series here, so there is no "
+            "difference to take. Name stores, or with --series series, of two or more."
         )
     chosen = []
     for pair in itertools.combinations(joined.series, 2):
@@ -132,12 +139,13 @@ def _chosen(joined: JoinedStores, epochs: Sequence[int] | None) -> list[tuple[Pa
         )
         asked = "" if epochs is None else f" of {', '.join(map(str, epochs))}"
         raise StoreError(
-            f"{files}: no two series have an epoch{asked} in common, so none can be compared; there are: {there}."
+            f"{files}: no two series have an epoch{asked} in common, so none can be compared; "
+            f"there are: {there}."
         )
     return chosen
 
 
-# --- sets -------------------------------------------------------------------------------------------------------------
+# --- sets -----------------------------------------------------------------------------------------
 
 
 def _family_of(pictures: PictureSet) -> str:
@@ -149,7 +157,10 @@ def _family_of(pictures: PictureSet) -> str:
 def _family_rows(
     store: PredictionStore, pair: Pair, epoch: int, bootstrap: Bootstrap
 ) -> tuple[list[SetDifference], list[MeanDifference]]:
-    """Every set but the benchmark's that both were shown, and the means of their families."""
+    """Compute the rows of all shared sets, and their families' means.
+
+    The benchmark's sets are left out.
+    """
     checkpoints = tuple(store.checkpoints[info.name, epoch] for info in pair)
     shared = {
         name: scored
@@ -164,7 +175,7 @@ def _family_rows(
     means = []
     for family in _MEANS:
         names = [name for name in shared if _family_of(store.sets[name]) == family]
-        if names:
+        if condition_weights(store.sets[name] for name in names):
             means.append(
                 _mean_row(
                     store,
@@ -191,23 +202,23 @@ def _shown_to_both(
 def _resample(
     shared: dict[tuple[str, str], tuple[Scored, Scored]], bootstrap: Bootstrap
 ) -> dict[tuple[str, str], Float[np.ndarray, "r 2"]]:
-    """Both metrics of each set in every resample; sets of the same pictures are resampled together.
+    """Resample both metrics of each set; sets of the same pictures together.
 
-    What is hard in one distortion, or in one choice of classes, is hard in another: drawn apart, the interval of a mean over
-    such sets would be too narrow.
+    A picture that is hard in one distortion, or for one choice of classes, is hard in another.
+    Independent draws would make the interval of a mean over such sets too narrow.
     """
     resampled: dict[tuple[str, str], Float[np.ndarray, "r 2"]] = {}
-    for stream, names in enumerate(_clusters([scored[0].one for scored in shared.values()])):
-        if len(names) == 1 and shared[names[0]][0].one.metric == "top1":
+    for stream, names in enumerate(_clusters([scored[0].pictures for scored in shared.values()])):
+        if len(names) == 1 and shared[names[0]][0].pictures.metric == "top1":
             resampled[names[0]] = _resampled_shares(*shared[names[0]], bootstrap, stream=stream)
             continue
-        lead = shared[names[0]][0].one
+        lead = shared[names[0]][0].pictures
         place = {key: number for number, key in enumerate(lead.keys)}
         columns = [
             np.array(
                 [
                     place[key]
-                    for key in np.array(shared[name][0].one.keys, dtype=object)[
+                    for key in np.array(shared[name][0].pictures.keys, dtype=object)[
                         shared[name][0].shown
                     ]
                 ]
@@ -233,7 +244,11 @@ def _resample(
 def _resampled_shares(
     first: Scored, second: Scored, bootstrap: Bootstrap, *, stream: int
 ) -> Float[np.ndarray, "r 2"]:
-    """Two accuracies in every resample: drawing pictures is drawing how many there are of each of four kinds."""
+    """Compute two accuracies in every resample.
+
+    A picture is one of four kinds: right by both series, by the first, by the second, or by
+    neither. A resample of pictures is therefore a multinomial draw of the four counts.
+    """
     right, other = first.correct[first.shown], second.correct[second.shown]
     kinds = np.array(
         [
@@ -251,7 +266,11 @@ def _resampled_shares(
 
 
 def _clusters(sets: Sequence[PictureSet]) -> list[list[tuple[str, str]]]:
-    """Names of sets that have the same pictures, or a part of those of the first."""
+    """Group the sets of the same pictures.
+
+    A set belongs to a group if its pictures are a part of those of the group's largest set. Returns
+    the names of the sets of each group.
+    """
     clusters: list[tuple[frozenset[str], list[tuple[str, str]]]] = []
     for pictures in sorted(sets, key=len, reverse=True):
         keys = frozenset(pictures.keys)
@@ -263,17 +282,21 @@ def _clusters(sets: Sequence[PictureSet]) -> list[list[tuple[str, str]]]:
 
 
 def _strata(lead: PictureSet, place: dict[str, int], members: Sequence[Scored]) -> np.ndarray:
-    """Classes of the first set whose metric is one of classes, as in `Scored.strata`; those that it lacks are one more."""
+    """Choose the strata of sets that are resampled together.
+
+    They are the classes of the first set whose metric is defined by classes, as in `Scored.strata`.
+    Pictures that this set lacks form one more stratum.
+    """
     strata = np.full(len(lead), -1)
     for member in members:
-        if member.one.metric in ("mean_per_class", "roc_auc"):
-            strata[[place[key] for key in member.one.keys]] = member.one.labels
+        if member.pictures.metric in ("mean_per_class", "roc_auc"):
+            strata[[place[key] for key in member.pictures.keys]] = member.pictures.labels
             break
-    # Pictures that nobody was shown, or not yet, are no part of the sample.
+    # Pictures that no series was shown (yet) are no part of the sample.
     shown = {
         key
         for member in members
-        for key, done in zip(member.one.keys, member.shown, strict=True)
+        for key, done in zip(member.pictures.keys, member.shown, strict=True)
         if done
     }
     return np.where([key in shown for key in lead.keys], strata, -2)
@@ -286,12 +309,12 @@ def _set_row(
     resampled: Float[np.ndarray, "r 2"],
     bootstrap: Bootstrap,
 ) -> SetDifference:
-    pictures, n = scored[0].one, scored[0].num_items
-    first, second = (float(one.statistic(np.ones((1, n)))[0]) for one in scored)
+    pictures, n = scored[0].pictures, scored[0].num_items
+    first, second = (float(side.statistic(np.ones((1, n)))[0]) for side in scored)
     by = resampled[:, 0] - resampled[:, 1]
     interval = percentile_interval(first - second, by, bootstrap.confidence)
     if pictures.metric == "top1":
-        test = mcnemar(*(one.correct[one.shown] for one in scored))
+        test = mcnemar(*(side.correct[side.shown] for side in scored))
         p_value, discordant = test.p_value, test.discordant_share
         ends = [
             wilson_interval(round(value * n), n, confidence=bootstrap.confidence)
@@ -303,7 +326,7 @@ def _set_row(
             percentile_interval(value, resampled[:, at], bootstrap.confidence)
             for at, value in enumerate((first, second))
         ]
-        ends = [(one.low, one.high) for one in ranges]
+        ends = [(bounds.low, bounds.high) for bounds in ranges]
     return SetDifference(
         first=pair[0].name,
         second=pair[1].name,
@@ -316,7 +339,7 @@ def _set_row(
         n=n,
         num_pictures=len(pictures),
         num_unread=len(
-            {place for one in scored for place in one.answers.unread if one.shown[place]}
+            {place for side in scored for place in side.answers.unread if side.shown[place]}
         ),
         first_value=first,
         second_value=second,
@@ -332,7 +355,10 @@ def _set_row(
 
 
 def _corrected(rows: Sequence[SetDifference], *, alpha: float) -> list[SetDifference]:
-    """Holm's correction over the sets of a pair, and what its first step can detect."""
+    """Apply Holm's correction over the sets of a pair.
+
+    Adds the smallest difference that the first step of the correction can detect.
+    """
     corrected = holm(np.array([row.p_value for row in rows], dtype=float))
     known = [math.isfinite(row.discordant_share) for row in rows]
     detectable = [
@@ -356,20 +382,18 @@ def _mean_row(
     resampled: dict[tuple[str, str], Float[np.ndarray, "r 2"]],
     bootstrap: Bootstrap,
 ) -> MeanDifference:
-    """The mean over sets; of several conditions of a data set, first over these."""
-    datasets = list(dict.fromkeys(dataset for dataset, _ in shared))
-    sizes = {dataset: sum(name[0] == dataset for name in shared) for dataset in datasets}
-    shares = {name: 1 / (sizes[name[0]] * len(datasets)) for name in shared}
-    first, second = (
-        sum(
-            shares[name] * float(scored[at].statistic(np.ones((1, scored[at].num_items)))[0])
-            for name, scored in shared.items()
-        )
-        for at in (0, 1)
-    )
-    drawn = np.sum(
-        [share * (resampled[name][:, 0] - resampled[name][:, 1]) for name, share in shares.items()],
-        axis=0,
+    """Average over sets.
+
+    Within a data set, the mean is first over the conditions that count.
+    """
+    shares = condition_weights(scored[0].pictures for scored in shared.values())
+    whole = {
+        name: np.concatenate([side.statistic(np.ones((1, side.num_items))) for side in scored])
+        for name, scored in shared.items()
+    }
+    first, second = map(float, weighted_mean(shares, whole))
+    drawn = weighted_mean(
+        shares, {name: values[:, 0] - values[:, 1] for name, values in resampled.items()}
     )
     interval = percentile_interval(first - second, drawn, bootstrap.confidence)
     known = [
@@ -380,7 +404,7 @@ def _mean_row(
     missing = [
         store.sets[name].place
         for name in known
-        if not store.sets[name].rule.startswith("imagenet16")
+        if not store.sets[name].rule.startswith("imagenet16") and counts_in_means(store.sets[name])
     ]
     if family == "table1":
         missing = [known.title for known in SUITE if (known.identifier, "") not in shared]
@@ -397,7 +421,7 @@ def _mean_row(
         low=interval.low,
         high=interval.high,
         p_value=bootstrap_p_value(drawn),
-        num_sets=len(shared),
-        num_planned=len(shared) + len(missing),
+        num_sets=len(shares),
+        num_planned=len(shares) + len(missing),
         missing=tuple(missing),
     )

@@ -1,4 +1,7 @@
-"""A comparison of accuracies as text: tables for a terminal and for LaTeX, rows for CSV, everything for JSON."""
+"""Comparisons of accuracies as text.
+
+Tables for a terminal and for LaTeX, rows for CSV, everything for JSON.
+"""
 
 import csv
 import io
@@ -17,8 +20,9 @@ from landscape.compare.tables import Grid, latex_of, text_of, texts_of, write_te
 
 # Columns of the CSV file. `kind` is "set" or "mean"; `name` is the data set, or what the number is.
 CSV_COLUMNS = (
-    "kind first second epoch family name condition title metric n num_pictures num_unread first_value second_value difference "
-    "low high p_value p_holm discordant_share detectable at_chance num_sets num_planned missing"
+    "kind first second epoch family name condition title metric n num_pictures num_unread "
+    "first_value second_value difference low high p_value p_holm discordant_share detectable "
+    "at_chance num_sets num_planned missing"
 ).split()
 _TOGETHER = "\N{NO-BREAK SPACE}"
 _SET_HEADER = ("pair", "set", "n", "%", "difference", "MDD", "Holm p")
@@ -27,26 +31,29 @@ _METRICS = {"mean_per_class": ", per class", "top1_top5": ", top-1, top-5", "roc
 
 
 def grids(comparison: AccuracyComparison) -> list[Grid]:
-    """The sets of every pair, then their means and likeness to people; a table of each per epoch."""
+    """Tabulate the sets of every pair, their means, and likeness to people.
+
+    There is one table of each kind per epoch.
+    """
     confidence = f"[{100 * comparison.confidence:g} %]"
-    found = []
+    tables = []
     for epoch in comparison.epochs:
         at = f"Epoch {epoch}" if epoch else "Initialisation"
         sets = [row for row in comparison.sets if row.epoch == epoch]
         rows = tuple(_set_texts(comparison, row) for row in sets)
-        found.append(
+        tables.append(
             Grid(f"{at}, each set: paired differences in points {confidence}", _SET_HEADER, rows)
         )
         means = [row for row in comparison.means if row.epoch == epoch]
         rows = tuple(_mean_texts(comparison, row) for row in means)
-        found.append(
+        tables.append(
             Grid(
                 f"{at}, over sets: paired differences {confidence}, accuracies in percent",
                 _MEAN_HEADER,
                 rows,
             )
         )
-    return [grid for grid in found if grid.rows]
+    return [grid for grid in tables if grid.rows]
 
 
 def _pair_text(comparison: AccuracyComparison, row: SetDifference | MeanDifference) -> str:
@@ -54,7 +61,7 @@ def _pair_text(comparison: AccuracyComparison, row: SetDifference | MeanDifferen
 
 
 def _set_texts(comparison: AccuracyComparison, row: SetDifference) -> tuple[str, ...]:
-    # Numbers in the manner of `landscape table`: one decimal of a percent.
+    # Numbers as in `landscape table`: one decimal of a percent.
     return (
         _pair_text(comparison, row),
         row.place + _METRICS.get(row.metric, ""),
@@ -86,10 +93,10 @@ def _difference_text(row: SetDifference | MeanDifference, *, scale: int, digits:
 
 
 def to_terminal(comparison: AccuracyComparison, *, width: int | None = None) -> str:
-    """Tables, then what to quote, what is missing, and what the numbers do not show.
+    """Render tables, then sentences to quote, gaps, and limits of the numbers.
 
     Args:
-        width: Columns of the terminal; by default as many as it has, or 120 where there is none.
+        width: Columns of the terminal; by default its own number, or 120 without a terminal.
     """
     return text_of(
         [_glued(grid) for grid in grids(comparison)], texts_of(comparison), width=width
@@ -97,7 +104,7 @@ def to_terminal(comparison: AccuracyComparison, *, width: int | None = None) -> 
 
 
 def _glued(grid: Grid) -> Grid:
-    """The same table, in which "79.2 vs 58.1" and "20 of 30" stay on one line."""
+    """Keep "79.2 vs 58.1" and "20 of 30" on one line."""
     rows = tuple(
         (*row[:2], *(re.sub(" (vs|of) ", rf"{_TOGETHER}\1{_TOGETHER}", cell) for cell in row[2:]))
         for row in grid.rows
@@ -106,12 +113,15 @@ def _glued(grid: Grid) -> Grid:
 
 
 def to_latex(comparison: AccuracyComparison) -> str:
-    """Tables in the manner of the package booktabs, sentences as comments."""
+    """Render tables for the LaTeX package booktabs, sentences as comments."""
     return latex_of(grids(comparison), texts_of(comparison))
 
 
 def to_csv(comparison: AccuracyComparison) -> str:
-    """One row per pair, epoch and set ("set"), and one per number over sets ("mean"); unknown numbers are empty."""
+    """Render one row per pair, epoch and set, and one per mean.
+
+    `kind` is "set" or "mean"; unknown numbers are empty.
+    """
     stream = io.StringIO()
     writer = csv.DictWriter(
         stream, CSV_COLUMNS, restval="", extrasaction="ignore", lineterminator="\n"
@@ -120,7 +130,7 @@ def to_csv(comparison: AccuracyComparison) -> str:
     for row in comparison.sets:
         writer.writerow({"kind": "set", "name": row.dataset} | _known(row))
     for mean in comparison.means:
-        # Shape bias and kappa are what `name` says; of a mean, the metric is that of its sets.
+        # `name` identifies shape bias and kappa; the metric of a mean is that of its sets.
         writer.writerow(
             {"kind": "mean", "title": mean.label}
             | _known(mean)
@@ -148,7 +158,9 @@ FORMATS: dict[str, Callable[[AccuracyComparison], str]] = {
 def write_accuracy_comparison(
     comparison: AccuracyComparison, output: Path | None, *, kind: str
 ) -> str:
-    """Return a comparison as text, or, where it goes to a file, a sentence that says so.
+    """Return a comparison as text, or write it to a file.
+
+    Returns a sentence that names the file where one is written.
 
     Args:
         kind: One of `FORMATS`.
@@ -160,4 +172,7 @@ def write_accuracy_comparison(
     if output is None:
         return text.rstrip()
     write_text(output, text)
-    return f"{output}: {len(comparison.series)} series, epochs {', '.join(map(str, comparison.epochs))}."
+    return (
+        f"{output}: {len(comparison.series)} series, epochs "
+        f"{', '.join(map(str, comparison.epochs))}."
+    )

@@ -1,4 +1,7 @@
-"""Several files of predictions as one: series with unique names, and sets that are the same in all files."""
+"""Several files of predictions joined into one.
+
+Series have unique names, and sets are the same in all files.
+"""
 
 import os
 from collections import Counter
@@ -14,6 +17,7 @@ from landscape.store.predictions import (
     PredictionStore,
     read_predictions,
 )
+from landscape.suggestions import nearest
 
 _DIFFERS = {
     "classes_digest": "its classes or prompts are others",
@@ -26,7 +30,9 @@ class JoinedStores:
     """Series of one or several files.
 
     Attributes:
-        store: All sets and checkpoints; series and labels are those of `series`. Answers of people and other models stay apart.
+        store: All sets and checkpoints, with the series and labels of `series`. Answers of people
+            and of other models are not in it.
+        series: Names and labels, unique among all files.
         answers: Those of each file that has any, as `PredictionStore.answers`.
     """
 
@@ -42,19 +48,21 @@ def join_stores(paths: Sequence[Path], *, series: Sequence[str] = ()) -> JoinedS
         series: Names, as in the files; all by default.
 
     Raises:
-        StoreError: If a file is missing, damaged or named twice, two files have a set of one name with other pictures or
-            classes, a series is in none, or none has answered a picture.
+        StoreError: If a file is missing, damaged or named twice, two files have a set of one name
+            with other pictures or classes, a series is in none, or none has answered a picture.
     """
     stores: dict[Path, PredictionStore] = {}
     for path in paths:
         if any(os.path.realpath(path) == os.path.realpath(other) for other in stores):
             raise StoreError(
-                f"{path}: named twice, and a series does not differ from itself; name each store once."
+                f"{path}: named twice, and a series does not differ from itself; name each store "
+                "once."
             )
         store = read_predictions(path)
         if store is None:
             raise StoreError(
-                f"{path}: there is no such file; `landscape evaluate` and `landscape ood` write one."
+                f"{path}: there is no such file; `landscape evaluate` and `landscape ood` write "
+                "one."
             )
         stores[path] = store
     kept = _wanted(stores, series)
@@ -83,7 +91,7 @@ def join_stores(paths: Sequence[Path], *, series: Sequence[str] = ()) -> JoinedS
 def _wanted(
     stores: Mapping[Path, PredictionStore], series: Sequence[str]
 ) -> dict[tuple[Path, str], list[CheckpointPredictions]]:
-    """Checkpoints that answered a picture, by file and series."""
+    """Select checkpoints that answered a picture, by file and series."""
     kept: dict[tuple[Path, str], list[CheckpointPredictions]] = {}
     for path, store in stores.items():
         for checkpoint in store.checkpoints.values():
@@ -94,17 +102,21 @@ def _wanted(
     for name in series:
         if name not in there:
             raise StoreError(
-                f"{files}: no series {name!r} has answered anything; there are {', '.join(there) or 'none'}."
+                f"{files}: no series {name!r} has answered anything; {nearest(name, there)}"
             )
     if not kept:
         raise StoreError(
-            f"{files}: no series has answered a picture, so there is nothing to compare; evaluate some first."
+            f"{files}: no series has answered a picture, so there is nothing to compare; evaluate "
+            "some first."
         )
     return {key: checkpoints for key, checkpoints in kept.items() if not series or key[1] in series}
 
 
 def _unique_names(keys: Sequence[tuple[Path, str]]) -> dict[tuple[Path, str], str]:
-    """Put the file before names that two stores share: "a:vit", or the path where the files have one name too."""
+    """Prefix names that two stores share with the file: "a:vit".
+
+    The prefix is the whole path where the files also have the same name.
+    """
     names, stems = (
         Counter(name for _, name in keys),
         Counter(path.stem for path in {path for path, _ in keys}),
@@ -142,7 +154,8 @@ def _joined_sets(stores: Mapping[Path, PredictionStore]) -> dict[tuple[str, str]
                 key = "pictures_digest"
             if key is not None:
                 raise StoreError(
-                    f"{path}: {pictures.place}: {_DIFFERS.get(key, f'its {key} is another')} than in {other}, and answers to "
-                    "both are not comparable. Evaluate both on the same data with the same prompts."
+                    f"{path}: {pictures.place}: {_DIFFERS.get(key, f'its {key} is another')} than "
+                    f"in {other}, and answers to both are not comparable. Evaluate both on the "
+                    "same data with the same prompts."
                 )
     return {name: pictures for name, (_, pictures) in sets.items()}

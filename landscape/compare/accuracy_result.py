@@ -1,4 +1,7 @@
-"""What a comparison of accuracies finds: frozen rows that tables, sentences and files are made of."""
+"""Results of a comparison of accuracies.
+
+Frozen rows, from which tables, sentences and files are made.
+"""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -6,7 +9,7 @@ from typing import Any
 
 from landscape.compare.result import plain
 
-# Families of sets, each with a mean of its own, and what sentences call their sets.
+# Families of sets, each with a mean of its own, and the name of its sets in sentences.
 FAMILIES = {
     "table1": "sets of Table 1",
     "sets": "sets",
@@ -20,10 +23,11 @@ class EvaluatedSeries:
     """A series of evaluated checkpoints.
 
     Args:
-        name: Unique within the comparison: "vit", or "a:vit" where two stores have a series of that name.
-        label: What a person calls it, unique too.
+        name: Unique within the comparison: "vit", or "a:vit" where two stores have a series of that
+            name.
+        label: Name to show to people, unique too.
         store: Name of the file.
-        epochs: Those that have answered any picture, ascending.
+        epochs: Epochs that have answered any picture, ascending.
     """
 
     name: str
@@ -35,21 +39,25 @@ class EvaluatedSeries:
 
 @dataclass(frozen=True, kw_only=True)
 class SetDifference:
-    """Two series at one epoch on the pictures of a set that both were shown.
+    """Two series at one epoch, compared on the pictures that both were shown.
 
     Args:
         first, second: Names of the series; positive differences mean that the first is better.
         family: One of `FAMILIES`.
-        dataset, condition: As in `PictureSet`; the condition of a set of the benchmark is "", its kept ones pooled.
-        n: Pictures that count, of `num_pictures`.
-        num_unread: Of these, those that either could not read; they count as wrong. The benchmark's are left out instead.
+        dataset, condition: As in `PictureSet`; the condition of a set of the benchmark is "", its
+            kept ones pooled.
+        n: Number of the `num_pictures` pictures that count.
+        num_unread: How many of these either series could not read; they count as wrong.
         first_value, second_value: Metric of each, from 0 to 1.
-        difference, low, high: With the interval of the paired bootstrap over pictures; NaN where it gives none.
+        difference, low, high: First minus second, with the interval of the paired bootstrap over
+            pictures; NaN where it gives none.
         p_value: McNemar's exact test for accuracies, else of the bootstrap.
-        p_holm: Corrected over all sets of this pair at this epoch.
-        discordant_share: Share of pictures that exactly one of the two has right; NaN for other metrics than accuracy.
-        detectable: Smallest difference that the test finds with 80 % power at the level of Holm's first step, alpha over the
-            number of sets, given how many pictures tell the two apart; NaN where these are too few, or for other metrics.
+        p_holm: The p value after Holm's correction over all sets of this pair at this epoch.
+        discordant_share: Share of pictures that exactly one of the two has right; NaN for other
+            metrics than accuracy.
+        detectable: Smallest difference that the test finds with 80 % power at the level of Holm's
+            first step, alpha over the number of sets, given how many pictures tell the two apart;
+            NaN where these are too few, or for other metrics.
         at_chance: Whether chance is within the interval of either series' metric.
     """
 
@@ -77,16 +85,19 @@ class SetDifference:
 
     @property
     def place(self) -> str:
-        """For people."""
+        """Return the title and condition, as shown to people."""
         return f"{self.title} {self.condition}".strip()
 
     @property
     def is_exact(self) -> bool:
-        """Whether the p value is of McNemar's test."""
+        """Tell whether the p value is of McNemar's test."""
         return self.metric == "top1"
 
     def direction(self, alpha: float) -> int:
-        """1 where the first is demonstrably better, -1 where the second is, 0 where neither is."""
+        """Return the sign of a significant difference, else 0.
+
+        1 where the first is demonstrably better, -1 where the second is, 0 where neither is.
+        """
         return (
             int(math.copysign(1, self.difference))
             if self.difference and self.p_holm <= alpha
@@ -96,17 +107,18 @@ class SetDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanDifference:
-    """One number over several sets, of two series at one epoch.
+    """One number over several sets, for two series at one epoch.
 
     Args:
-        name: "mean_table1", "mean_sets" and "mean_distorted" of sets; of the benchmark's "ood_accuracy_17",
-            "ood_accuracy_16", "accuracy_difference", "observed_consistency", "error_consistency" and "shape_bias".
-        label: For tables.
+        name: "mean_table1", "mean_sets" and "mean_distorted" of sets; of the benchmark's
+            "ood_accuracy_17", "ood_accuracy_16", "accuracy_difference", "observed_consistency",
+            "error_consistency" and "shape_bias".
+        label: Name in tables.
         is_accuracy: Whether it is shown in percent.
-        difference, low, high: With the paired bootstrap's interval.
+        difference, low, high: First minus second, with the paired bootstrap's interval.
         p_value: Of the bootstrap; not corrected.
-        num_sets: Sets that both have, of `num_planned`.
-        missing: The others.
+        num_sets: Number of the `num_planned` sets that both have.
+        missing: The other sets.
     """
 
     first: str
@@ -126,22 +138,25 @@ class MeanDifference:
     missing: tuple[str, ...]
 
     def direction(self, alpha: float) -> int:
-        """1 where the first is demonstrably larger, -1 where the second is, 0 where neither is."""
+        """Return the sign of a significant difference, else 0.
+
+        1 where the first is demonstrably larger, -1 where the second is, 0 where neither is.
+        """
         shown = self.p_value <= alpha and (math.isnan(self.low) or self.low * self.high > 0)
         return int(math.copysign(1, self.difference)) if self.difference and shown else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyComparison:
-    """Everything that was found; a gap is a row that is missing, and a sentence in `notes`.
+    """All results; a gap is a missing row and a sentence in `notes`.
 
     Args:
         stores: Names of the files.
-        epochs: Those compared, ascending.
+        epochs: Epochs that were compared, ascending.
         sets, means: A row per pair, epoch and set, or number.
         notes: What is missing, was answered in part, or differs from the paper.
         caveats: What the numbers do not show.
-        sentences: To quote, one per pair, epoch and headline.
+        sentences: Sentences to quote, one per pair, epoch and headline.
     """
 
     stores: tuple[str, ...]
@@ -158,30 +173,30 @@ class AccuracyComparison:
 
     @property
     def alpha(self) -> float:
-        """Level of the tests."""
+        """Return the level of the tests."""
         return 1 - self.confidence
 
     @property
     def pairs(self) -> tuple[tuple[str, str, int], ...]:
-        """First, second and epoch of whatever was compared."""
+        """List first, second and epoch of every comparison."""
         rows: list[SetDifference | MeanDifference] = [*self.sets, *self.means]
         return tuple(dict.fromkeys((row.first, row.second, row.epoch) for row in rows))
 
     def label(self, series: str) -> str:
-        """What a person calls a series."""
+        """Return the label of a series, as shown to people."""
         return next(info.label for info in self.series if info.name == series)
 
     def of_pair(
         self, pair: tuple[str, str, int]
     ) -> tuple[list[SetDifference], list[MeanDifference]]:
-        """The rows of a pair at an epoch."""
+        """Select the rows of a pair at an epoch."""
         return (
             [row for row in self.sets if (row.first, row.second, row.epoch) == pair],
             [row for row in self.means if (row.first, row.second, row.epoch) == pair],
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; null for what is unknown."""
+        """Convert to plain values; null for unknown numbers."""
         content: dict[str, Any] = {"kind": "accuracy"} | {
             field.name: getattr(self, field.name) for field in fields(self)
         }

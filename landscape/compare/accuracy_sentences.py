@@ -1,4 +1,7 @@
-"""Differences of accuracies in words: what to quote, what is missing, and what the numbers do not show."""
+"""Differences of accuracies in words.
+
+Sentences to quote, what is missing, and what the numbers do not show.
+"""
 
 import math
 import statistics
@@ -14,10 +17,10 @@ from landscape.compare.accuracy_result import (
 )
 from landscape.compare.sentences import counted, epoch_text, p_text
 from landscape.compare.sentences import with_interval as numbers_with_interval
-from landscape.linalg.rounding import short
-from landscape.store.predictions import notes_on
+from landscape.linalg.number_text import short
+from landscape.store.predictions import left_out_of, notes_on
 
-# What is said of who has the larger number, and of two that do not differ.
+# Words for the series with the larger number, and for two that do not differ.
 _LIKENESS = {
     "error_consistency": (
         "errs more like people than {other}",
@@ -26,7 +29,7 @@ _LIKENESS = {
     ),
     "shape_bias": ("decides more by shape than {other}", "in shape bias", "shape bias"),
 }
-# The mean that goes with the tests of a family.
+# Mean that is quoted with the tests of a family.
 _MEAN_OF = {
     "table1": "mean_table1",
     "sets": "mean_sets",
@@ -34,11 +37,11 @@ _MEAN_OF = {
     "ood": "ood_accuracy_17",
 }
 # Names that a sentence lists before it counts the others.
-_MOST_NAMES = 6
+_MAX_NAMES = 6
 
 
 def sentences(comparison: AccuracyComparison) -> tuple[str, ...]:
-    """One sentence per pair, epoch and headline."""
+    """Write one sentence per pair, epoch and headline."""
     said = []
     for pair in comparison.pairs:
         sets, means = comparison.of_pair(pair)
@@ -61,7 +64,10 @@ def _accuracy_sentence(
     mean: MeanDifference | None,
     num_tests: int,
 ) -> str:
-    """On how many sets one is better, and by how much on average; the one that is better more often stands first."""
+    """Say on how many sets a series is better, and how much.
+
+    The series that is better more often stands first. `mean` gives the average difference.
+    """
     directions = [row.direction(comparison.alpha) for row in rows]
     more, less = directions.count(1), directions.count(-1)
     first, second = (comparison.label(name) for name in (rows[0].first, rows[0].second))
@@ -70,13 +76,22 @@ def _accuracy_sentence(
         mean = None if mean is None else _turned(mean)
     several = len(rows) > 1
     sets = f"of {len(rows)} {FAMILIES[rows[0].family]}" if several else rows[0].place
-    test = f"({_tests(rows)}, Holm over {counted(num_tests, 'set', 'sets')}, p < {comparison.alpha:.2g})"
+    test = (
+        f"({_tests(rows)}, Holm over {counted(num_tests, 'set', 'sets')}, p < "
+        f"{comparison.alpha:.2g})"
+    )
     at = f"At {epoch_text(rows[0].epoch)}"
     if more:
         rest = f", less on {less or 'none'}" if several else ""
-        claim = f"{at} {first} is more accurate than {second} on {f'{more} ' if several else ''}{sets} {test}{rest}"
+        claim = (
+            f"{at} {first} is more accurate than {second} on {f'{more} ' if several else ''}{sets} "
+            f"{test}{rest}"
+        )
     else:
-        claim = f"{at} {first} and {second} do not differ demonstrably on {'any ' if several else ''}{sets} {test}"
+        claim = (
+            f"{at} {first} and {second} do not differ demonstrably on "
+            f"{'any ' if several else ''}{sets} {test}"
+        )
     return f"{claim}{'' if mean is None else '; ' + _mean_text(mean)}."
 
 
@@ -112,11 +127,14 @@ def _likeness_sentence(comparison: AccuracyComparison, mean: MeanDifference) -> 
     over = f" over {mean.num_sets} of {mean.num_planned} sets" if mean.missing else ""
     values = f"{short(mean.first_value)} vs {short(mean.second_value)}"
     by = numbers_with_interval(mean.difference, mean.low, mean.high)
-    return f"At {epoch_text(mean.epoch)} {said}: {name}{over} {values}, paired difference {by}, p = {p_text(mean.p_value)}."
+    return (
+        f"At {epoch_text(mean.epoch)} {said}: {name}{over} {values}, paired difference {by}, p = "
+        f"{p_text(mean.p_value)}."
+    )
 
 
 def _turned(mean: MeanDifference) -> MeanDifference:
-    """The second against the first."""
+    """Swap the first and the second series."""
     return replace(
         mean,
         first=mean.second,
@@ -130,20 +148,20 @@ def _turned(mean: MeanDifference) -> MeanDifference:
 
 
 def points(value: float, low: float, high: float) -> str:
-    """A difference of shares with its interval, in percentage points."""
+    """Format a difference of shares with its interval, in percentage points."""
     ends = "" if math.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
     return f"{100 * value:.1f} points{ends}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """A few names, and how many more."""
+    """List a few names, and say how many more there are."""
     names = list(dict.fromkeys(names))
-    if len(names) <= _MOST_NAMES:
+    if len(names) <= _MAX_NAMES:
         return ", ".join(names)
-    return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
+    return f"{', '.join(names[:_MAX_NAMES])} and {len(names) - _MAX_NAMES} more"
 
 
-# --- what is missing --------------------------------------------------------------------------------------------------
+# --- what is missing ------------------------------------------------------------------------------
 
 
 def notes(
@@ -153,11 +171,11 @@ def notes(
     *,
     wanted: Sequence[int] | None,
 ) -> tuple[str, ...]:
-    """What is missing, was answered in part, or differs from the paper, in sentences.
+    """Name gaps, partial answers, and differences from the paper.
 
     Args:
-        compared: Pairs and epochs that were looked at.
-        wanted: Epochs that were asked for.
+        compared: Pairs and epochs that were examined.
+        wanted: Epochs that were requested.
     """
     said = _uncompared(comparison, compared, wanted)
     said += _of_answers(comparison)
@@ -168,15 +186,21 @@ def notes(
         }
         if len(weights) == 1:
             labels = " and ".join(map(comparison.label, (first, second)))
+            at = epoch_text(epoch)
             said.append(
-                f"{labels} are the same file of weights at {epoch_text(epoch)}: a difference there is none of training."
+                f"{labels} are the same file of weights at {at}: a difference there is not due to "
+                "training."
             )
     names = {(row.dataset, row.condition) for row in comparison.sets} | {
         (row.dataset, "") for row in comparison.sets
     }
     of_ood = {row.dataset for row in comparison.sets if row.family == "ood"}
-    used = [one for name, one in joined.store.sets.items() if name in names or name[0] in of_ood]
-    return tuple([*said, *notes_on(used)])
+    used = [
+        pictures
+        for name, pictures in joined.store.sets.items()
+        if name in names or name[0] in of_ood
+    ]
+    return (*said, *notes_on(used), *left_out_of(used))
 
 
 def _uncompared(
@@ -189,7 +213,7 @@ def _uncompared(
     for at, first in enumerate(names):
         for second in names[at + 1 :]:
             labels = f"{comparison.label(first)} and {comparison.label(second)}"
-            epochs = {epoch for one, other, epoch in compared if (one, other) == (first, second)}
+            epochs = {epoch for *pair, epoch in compared if pair == [first, second]}
             if not epochs and wanted is None:
                 said.append(f"{labels} have no epoch in common.")
             lacking = [epoch for epoch in wanted or () if epoch not in epochs]
@@ -203,7 +227,7 @@ def _uncompared(
 
 
 def _of_answers(comparison: AccuracyComparison) -> list[str]:
-    """Pictures that were not shown to both, or could not be read."""
+    """Name pictures not shown to both, or not readable."""
     said = []
     partly = [
         f"{row.place} {row.n:,} of {row.num_pictures:,}"
@@ -219,11 +243,14 @@ def _of_answers(comparison: AccuracyComparison) -> list[str]:
 
 
 def _missing_sets(comparison: AccuracyComparison) -> list[str]:
-    # Whatever lacks the same sets stands in one sentence; so do pairs of which the same is to be said.
+    # Means that lack the same sets share a sentence, and so do pairs with the same gaps.
     gaps: dict[tuple[str, tuple[str, ...]], dict[str, list[str]]] = {}
     for row in comparison.means:
         if row.missing:
-            who = f"{comparison.label(row.first)} and {comparison.label(row.second)} at {epoch_text(row.epoch)}"
+            who = (
+                f"{comparison.label(row.first)} and {comparison.label(row.second)} at "
+                f"{epoch_text(row.epoch)}"
+            )
             share = f"{row.num_sets} of {row.num_planned} sets"
             gaps.setdefault((who, row.missing), {}).setdefault(share, []).append(row.label)
     pairs: dict[str, list[str]] = {}
@@ -233,17 +260,19 @@ def _missing_sets(comparison: AccuracyComparison) -> list[str]:
     return [f"{'; '.join(who)}: {what}" for what, who in pairs.items()]
 
 
-# --- what is not shown ------------------------------------------------------------------------------------------------
+# --- what is not shown ----------------------------------------------------------------------------
 
 
 def caveats(comparison: AccuracyComparison, joined: JoinedStores) -> tuple[str, ...]:
-    """What these numbers cannot show, in sentences."""
+    """Say in sentences what these numbers cannot show."""
     said = [
-        "Each series is one training run: intervals and tests are over pictures, not over trainings, and another seed may move "
-        "the numbers further.",
-        "Holm's correction covers the sets of one pair at one epoch, not the choice of pairs or epochs; intervals hold "
-        f"{100 * comparison.confidence:g} % one at a time, and p values of means are not corrected.",
-        "MDD, the minimal detectable difference, is what the test of a set would find in 80 % of cases, at Holm's first step.",
+        "Each series is one training run: intervals and tests are over pictures, not over "
+        "trainings, and another seed may move the numbers further.",
+        "Holm's correction covers the sets of one pair at one epoch, not the choice of pairs or "
+        f"epochs; intervals hold {100 * comparison.confidence:g} % one at a time, and p values of "
+        "means are not corrected.",
+        "MDD, the minimal detectable difference, is what the test of a set would find in 80 % of "
+        "cases, at Holm's first step.",
         *_chance(comparison),
         *_power(comparison),
         *_resamples(comparison),
@@ -254,43 +283,47 @@ def caveats(comparison: AccuracyComparison, joined: JoinedStores) -> tuple[str, 
     ):
         said.append("The means average different metrics, which need not be of one scale.")
     other = [
-        one.place
-        for one in joined.store.sets.values()
-        if any("not the paper's prompts" in note for note in one.notes)
+        pictures.place
+        for pictures in joined.store.sets.values()
+        if any("not the paper's prompts" in note for note in pictures.notes)
     ]
     if other:
         said.append(
-            f"Prompts are not the paper's for {listed(other)}: differences between series are fair, values are not "
-            "those of published tables."
+            f"Prompts are not the paper's for {listed(other)}: differences between series are "
+            "fair, values are not those of published tables."
         )
     if sum(row.family == "ood" for row in comparison.sets) > 1:
         said.append(
-            "About a tenth of the benchmark's pictures are in two of its sets, distorted in two ways, but sets are resampled "
-            "apart: intervals of its means may be slightly too narrow."
+            "About a tenth of the benchmark's pictures are in two of its sets, distorted in two "
+            "ways, but sets are resampled apart: intervals of its means may be slightly too narrow."
         )
     if any(row.name == "error_consistency" for row in comparison.means):
         said.append(
-            "Likeness to people is to these few people: intervals are over pictures, and other people may say otherwise."
+            "Likeness to people is measured on these few people: intervals are over pictures, and "
+            "other people may answer otherwise."
         )
     return tuple(said)
 
 
 def _chance(comparison: AccuracyComparison) -> list[str]:
-    """Sets on which neither series is known to know anything."""
+    """Name sets on which neither series is demonstrably better than chance."""
     said = []
     for pair in comparison.pairs:
         places = [row.place for row in comparison.of_pair(pair)[0] if row.at_chance]
         if places:
             first, second = map(comparison.label, pair[:2])
             said.append(
-                f"{first} and {second} are both within chance at {epoch_text(pair[2])} on {listed(places)}: a difference there "
-                "says little of either."
+                f"{first} and {second} are both within chance at {epoch_text(pair[2])} on "
+                f"{listed(places)}: a difference there says little of either."
             )
     return said
 
 
 def _power(comparison: AccuracyComparison) -> list[str]:
-    """Sets whose test could have missed what was seen elsewhere; where nothing was, what the tests could have seen."""
+    """Name sets whose test could miss a difference as large as elsewhere.
+
+    Where no difference was significant, say what size the tests could have detected.
+    """
     said = []
     for pair in comparison.pairs:
         rows = comparison.of_pair(pair)[0]
@@ -302,8 +335,8 @@ def _power(comparison: AccuracyComparison) -> list[str]:
             least = min((row.detectable for row in known), default=math.nan)
             what = f"of less than {100 * least:.1f} points" if known else "of any size"
             said.append(
-                f"{names}: on no single set was a difference demonstrated, and one {what} would be missed on every set by at "
-                "least one test in five; that is no evidence of equality."
+                f"{names}: on no single set was a difference demonstrated, and one {what} would be "
+                "missed on every set by at least one test in five; that is no evidence of equality."
             )
         elif shown and open_:
             size = statistics.median(abs(row.difference) for row in shown)
@@ -311,18 +344,26 @@ def _power(comparison: AccuracyComparison) -> list[str]:
             if blind:
                 seen = f"({100 * size:.1f} points{', the median' if len(shown) > 1 else ''})"
                 said.append(
-                    f"{names}: a difference as large as elsewhere {seen} would be missed on {listed(blind)} by more than one "
-                    "test in five; that is no evidence of equality there."
+                    f"{names}: a difference as large as elsewhere {seen} would be missed on "
+                    f"{listed(blind)} by more than one test in five; that is no evidence of "
+                    "equality there."
                 )
     return said
 
 
 def _resamples(comparison: AccuracyComparison) -> list[str]:
-    """Sets that no resample contradicts, but whose p value cannot be as small as the correction needs."""
+    """Name sets whose p value the number of resamples limits.
+
+    No resample contradicts the difference, but the p value cannot be as small as the correction
+    needs.
+    """
     smallest = 2 / (comparison.num_resamples + 1)
     tests = [
         row for row in comparison.sets if not row.is_exact and not row.direction(comparison.alpha)
     ]
     few = [row.place for row in tests if row.p_value <= smallest]
-    said = f"Too few resamples to demonstrate a difference after Holm's correction on {listed(few)}; raise --resamples."
+    said = (
+        f"Too few resamples to demonstrate a difference after Holm's correction on {listed(few)}; "
+        "raise --resamples."
+    )
     return [said] if few else []

@@ -1,4 +1,7 @@
-"""Table 1: the metric of every checkpoint on every set, for a terminal, CSV, JSON and LaTeX."""
+"""Table 1: the metric of every checkpoint on every set.
+
+Written for a terminal, CSV, JSON and LaTeX.
+"""
 
 import csv
 import io
@@ -10,46 +13,47 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from landscape.compare.accuracy import (
-    METRIC_TITLES,
-    MeanScore,
-    SetScore,
-    means_of,
-    scores_of,
-    winners,
-)
+from landscape.compare.accuracy import METRIC_TITLES, SetScore, scores_of, winners
+from landscape.compare.accuracy_means import ZERO_SHOT, AccuracyMean, accuracy_means, is_distorted
 from landscape.compare.tables import escaped_latex, format_of
+from landscape.datasets.suite import SUITE
 from landscape.errors import StoreError
 from landscape.files import write_atomically
 from landscape.statistics import Bootstrap, Interval
-from landscape.store.predictions import PredictionStore, notes_on
+from landscape.store.predictions import PredictionStore, left_out_of, notes_on
+from landscape.suggestions import nearest
 from landscape.terminal import TextTable, terminal_width, wrapped
 
 COLUMNS = (
-    "series label model epoch dataset condition title metric value low high n num_pictures num_unread chance best"
+    "series label model epoch dataset condition title metric value low high n num_pictures "
+    "num_unread chance best"
 ).split()
 
 
 def _published() -> tuple[str, ...]:
-    """The sets of the published Table 1; imported here, as data sets bring torch."""
-    from landscape.datasets.suite import SUITE
+    """Name the sets of the published Table 1.
 
-    return tuple(one.identifier for one in SUITE)
+    The import is here, as data sets import torch.
+    """
+    return tuple(dataset.identifier for dataset in SUITE)
 
 
 @dataclass(frozen=True)
 class AccuracyTable:
-    """The scores of a store, and which of them are the best of their epoch by a paired test.
+    """Scores of a store.
+
+    Marks those that a paired test shows to be the best of their epoch.
 
     Attributes:
-        notes: What a reader should know of the sets, a sentence each.
-        means: Over the sets that all checkpoints have answered.
+        notes: Sentences that a reader should know about the sets.
+        mean: Mean over the zero-shot sets that all checkpoints have answered; None where these are
+            fewer than two.
     """
 
     scores: Sequence[SetScore]
     best: frozenset[tuple[str, int, str, str]]
     notes: tuple[str, ...] = ()
-    means: Sequence[MeanScore] = ()
+    mean: AccuracyMean | None = None
 
     @classmethod
     def of(
@@ -66,8 +70,24 @@ class AccuracyTable:
             StoreError: If there is no such series or epoch, or nothing is answered yet.
         """
         chosen = chosen_checkpoints(store, series=series, epochs=epochs)
-        best, notes = frozenset(winners(chosen, bootstrap)), tuple(notes_on(store.sets.values()))
-        return cls(scores_of(chosen, bootstrap), best, notes, means_of(chosen, bootstrap))
+        best, notes = (
+            frozenset(winners(chosen, bootstrap)),
+            (*notes_on(store.sets.values()), *left_out_of(store.sets.values())),
+        )
+        zero_shot = {
+            name: pictures for name, pictures in chosen.sets.items() if not is_distorted(pictures)
+        }
+        mean = accuracy_means(zero_shot, list(chosen.checkpoints.values()), bootstrap).get(
+            ZERO_SHOT
+        )
+        if mean is None or len(mean.datasets) < 2:
+            return cls(scores_of(chosen, bootstrap), best, notes)
+        return cls(scores_of(chosen, bootstrap), best, (*notes, *mean.notes), mean)
+
+    @property
+    def is_resampled(self) -> bool:
+        """Tell whether any number in the table comes from the bootstrap."""
+        return self.mean is not None or any(score.metric != "top1" for score in self.scores)
 
     def is_best(self, score: SetScore) -> bool:
         return (score.series, score.epoch, score.dataset, score.condition) in self.best
@@ -76,26 +96,25 @@ class AccuracyTable:
 def chosen_checkpoints(
     store: PredictionStore, *, series: Sequence[str] = (), epochs: Sequence[int] | None = None
 ) -> PredictionStore:
-    """The part of a store that is of some series and epochs.
+    """Restrict a store to some series and epochs.
 
     Raises:
-        StoreError: If one is not there, or nothing is left.
+        StoreError: If a series or an epoch is missing, or nothing is left.
     """
     names = dict.fromkeys(name for name, _ in store.checkpoints)
     for name in series:
         if name not in names:
-            raise StoreError(
-                f"there is no series {name!r} in this store; it has {', '.join(names)}."
-            )
+            raise StoreError(f"there is no series {name!r} in this store; {nearest(name, names)}")
     known = sorted({epoch for _, epoch in store.checkpoints})
     for epoch in epochs or ():
         if epoch not in known:
             raise StoreError(
-                f"no series of this store has an epoch {epoch}; it has {', '.join(map(str, known))}."
+                f"no series of this store has an epoch {epoch}; it has "
+                f"{', '.join(map(str, known))}."
             )
     kept = {
-        key: one
-        for key, one in store.checkpoints.items()
+        key: checkpoint
+        for key, checkpoint in store.checkpoints.items()
         if (not series or key[0] in series) and (epochs is None or key[1] in epochs)
     }
     if not kept:
@@ -104,20 +123,26 @@ def chosen_checkpoints(
 
 
 def distinct_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """What tables and figures call each series: its label, with its name where several have one label."""
+    """Label each series for tables and figures.
+
+    Where several series share a label, their names are added.
+    """
     counts = Counter(labels.values())
     return {
         name: label if counts[label] == 1 else f"{label} ({name})" for name, label in labels.items()
     }
 
 
-# --- texts ------------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def rows(table: AccuracyTable) -> list[dict[str, Any]]:
-    """A row for each checkpoint and set, as plain values; what is not known is None."""
-    found = [score.row() | {"best": table.is_best(score)} for score in table.scores]
-    return [{key: _known(value) for key, value in row.items()} for row in found]
+    """List a row of plain values per checkpoint and set.
+
+    Unknown numbers are None.
+    """
+    records = [score.row() | {"best": table.is_best(score)} for score in table.scores]
+    return [{key: _known(value) for key, value in row.items()} for row in records]
 
 
 def _known(value: Any) -> Any:
@@ -133,17 +158,22 @@ def to_csv(table: AccuracyTable) -> str:
 
 
 def to_json(table: AccuracyTable) -> str:
-    means = [
-        {
-            "series": mean.series,
-            "epoch": mean.epoch,
-            "value": mean.value.value,
-            "low": _known(mean.value.low),
-            "high": _known(mean.value.high),
-            "datasets": list(mean.datasets),
-        }
-        for mean in table.means
-    ]
+    mean = table.mean
+    means = (
+        []
+        if mean is None
+        else [
+            {
+                "series": series,
+                "epoch": epoch,
+                "value": value.value,
+                "low": _known(value.low),
+                "high": _known(value.high),
+                "datasets": list(mean.datasets),
+            }
+            for (series, epoch), value in mean.values.items()
+        ]
+    )
     return (
         json.dumps({"rows": rows(table), "means": means, "notes": list(table.notes)}, indent=1)
         + "\n"
@@ -151,7 +181,10 @@ def to_json(table: AccuracyTable) -> str:
 
 
 def to_terminal(table: AccuracyTable) -> str:
-    """A column for each checkpoint, a row for each set: percent, and half the width of the interval."""
+    """Render a column per checkpoint and a row per set.
+
+    Cells hold percent, and half the width of the interval.
+    """
     width = terminal_width()
     checkpoints, sets, cells = _grid(table)
     header = ("set", "n", "chance", *(f"{label} {epoch}" for label, epoch in checkpoints))
@@ -172,7 +205,7 @@ def to_terminal(table: AccuracyTable) -> str:
 def _grid(
     table: AccuracyTable,
 ) -> tuple[list[tuple[str, int]], list[tuple[Any, str, tuple[str, str]]], dict[Any, str]]:
-    """Checkpoints, sets with their title and facts, and the cells."""
+    """Lay out checkpoints, sets with their title and facts, and cells."""
     several = len({score.metric for score in table.scores}) > 1
     labels = distinct_labels({score.series: score.label for score in table.scores})
     checkpoints = list(dict.fromkeys((labels[score.series], score.epoch) for score in table.scores))
@@ -186,9 +219,12 @@ def _grid(
         chance = "" if math.isnan(score.chance) else f"{100 * score.chance:.1f}"
         sets.setdefault(key, (key, title, (f"{score.num_pictures:,}", chance)))
         cells[key, (labels[score.series], score.epoch)] = _cell(score, best=table.is_best(score))
-    for mean in table.means:
-        sets.setdefault("mean", ("mean", f"mean of {_counted(mean.datasets)}", ("", "")))
-        cells["mean", (labels[mean.series], mean.epoch)] = _percent(mean.value)
+    if table.mean is not None:
+        sets["mean"] = ("mean", f"mean of {_counted(table.mean.datasets)}", ("", ""))
+        cells |= {
+            ("mean", (labels[series], epoch)): _percent(value)
+            for (series, epoch), value in table.mean.values.items()
+        }
     return checkpoints, list(sets.values()), cells
 
 
@@ -202,7 +238,7 @@ def _short(metric: str) -> str:
 
 
 def _counted(datasets: Sequence[str]) -> str:
-    """How many sets there are; of the published table's, how many of those."""
+    """Say how many sets there are, and of how many published ones."""
     published = _published()
     return (
         f"{len(datasets)} of {len(published)} sets"
@@ -225,15 +261,16 @@ def _remarks(table: AccuracyTable) -> list[str]:
     lines = []
     if table.best:
         lines.append(
-            "* better than every other series at this epoch by a paired test, corrected for all sets and pairs."
+            "* better than every other series at this epoch by a paired test, corrected for all "
+            "sets and pairs."
         )
     metrics = dict.fromkeys(score.metric for score in table.scores)
     named = "; ".join(METRIC_TITLES[metric] for metric in metrics)
     lines.append(f"Metrics: {named}. Intervals: Wilson for top-1, else bootstrap.")
-    there = set(table.means[0].datasets) if table.means else set()
+    there = set() if table.mean is None else set(table.mean.datasets)
     missing = [name for name in _published() if name not in there] if there else []
     if missing and there <= set(_published()):
-        lines.append(f"Of the published table's sets there are not: {', '.join(missing)}.")
+        lines.append(f"Sets of the published table that are missing: {', '.join(missing)}.")
     unread = sum(score.num_unread for score in table.scores)
     if unread:
         lines.append(
@@ -243,17 +280,20 @@ def _remarks(table: AccuracyTable) -> list[str]:
 
 
 def to_latex(table: AccuracyTable) -> str:
-    """A row for each checkpoint, a column for each set, in the manner of the package booktabs."""
+    """Render a row per checkpoint and a column per set.
+
+    Needs the LaTeX package booktabs.
+    """
     checkpoints, sets, cells = _grid(table)
     heads = [r"\rotatebox{90}{" + escaped_latex(title) + "}" for _, title, _ in sets]
     lines = []
     for label, epoch in checkpoints:
-        found = [cells.get((key, (label, epoch)), "--") for key, _, _ in sets]
+        row_cells = [cells.get((key, (label, epoch)), "--") for key, _, _ in sets]
         texts = [
             rf"\textbf{{{escaped_latex(cell[:-2])}}}"
             if cell.endswith(" *")
             else escaped_latex(cell)
-            for cell in found
+            for cell in row_cells
         ]
         lines.append(" & ".join([escaped_latex(label), str(epoch), *texts]) + r" \\")
     return "\n".join(
@@ -281,7 +321,9 @@ FORMATS: dict[str, Callable[[AccuracyTable], str]] = {
 
 
 def write_table(table: AccuracyTable, output: Path | None, *, kind: str | None) -> str:
-    """The table as text, or, where it goes to a file, a sentence that says so.
+    """Return the table as text, or write it to a file.
+
+    Returns a sentence that names the file where one is written.
 
     Raises:
         StoreError: If the suffix and the format disagree, or the file cannot be written.
@@ -300,10 +342,12 @@ def shown_or_written(
     kind: str | None,
     num_rows: int,
 ) -> str:
-    """A table of any kind as text, or, where it goes to a file, a sentence that says so.
+    """Return any table as text, or write it to a file.
+
+    Returns a sentence that names the file where one is written.
 
     Args:
-        formats: Makers of text, by the names that `format_of` gives.
+        formats: Functions that make text, by the names that `format_of` gives.
 
     Raises:
         StoreError: If the suffix and the format disagree, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""From stores to a comparison: every series, every epoch, every metric, every pair."""
+"""Comparison of stores: every series, every epoch, every metric, every pair."""
 
 import itertools
 import math
@@ -15,9 +15,9 @@ from landscape.compare.remarks import caveats, notes
 from landscape.compare.result import Comparison, Difference, Summary
 from landscape.compare.sentences import sentence
 from landscape.compare.series import (
-    Asked,
-    Observed,
+    MetricValues,
     Pairing,
+    Query,
     Series,
     check_same_batches,
     check_same_loss,
@@ -26,6 +26,7 @@ from landscape.compare.series import (
 from landscape.compare.statistics import Resampling, effect_size, holm
 from landscape.errors import StoreError
 from landscape.linalg import Estimate
+from landscape.suggestions import nearest
 
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
@@ -42,28 +43,31 @@ def compare_stores(
     num_resamples: int = 4999,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the series of one or several stores: which is sharper, which is less convex, and how sure is that?
+    """Compare the series of one or several stores.
 
-    Records that did not converge are left out of what is made of eigenvalues, and counted. What cannot be compared, an
-    epoch that only one series has for instance, is a row that is missing and a sentence in `notes`.
+    Tells which series is sharper, which is less convex, and how certain that is. Records that did
+    not converge are left out of numbers made of eigenvalues, and counted. What cannot be compared
+    is a missing row and a sentence in `notes`; an example is an epoch that only one series has.
 
     Args:
         paths: Stores, finished or growing.
         metrics: Names out of `METRICS`; all of them by default.
-        epochs: Those to compare; by default all that any series has.
-        series: As of `SpectrumStore.open`, of every store.
-        unpaired: Allow series that were measured on different batches, and never compare batch by batch.
-        keep_unconverged: Count records without a certificate too. Needed for power iteration as published.
-        confidence, num_resamples, seed: As of `statistics.Resampling`.
+        epochs: Epochs to compare; by default all that any series has.
+        series: As in `SpectrumStore.open`, for every store.
+        unpaired: Allow series that were measured on different batches, and never compare batch by
+            batch.
+        keep_unconverged: Count records without a certificate too. Needed for power iteration as
+            published.
+        confidence, num_resamples, seed: As in `statistics.Resampling`.
 
     Raises:
         ValueError: If an argument is out of range, or a metric is unknown.
-        StoreError: If a store cannot be read or is empty, stores differ in a setting of their protocol, series were measured
-            on different batches, or no series has an epoch that was asked for.
+        StoreError: If a store cannot be read or is empty, stores differ in a setting of their
+            protocol, series were measured on different batches, or no series has a requested epoch.
     """
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
-    asked = Asked(_metrics(metrics), epochs, not unpaired, keep_unconverged, with_pairs=True)
-    return _compare(paths, asked, resampling, series)
+    query = Query(_metrics(metrics), epochs, not unpaired, keep_unconverged, with_pairs=True)
+    return _compare(paths, query, resampling, series)
 
 
 def summarize_stores(
@@ -77,7 +81,9 @@ def summarize_stores(
     num_resamples: int = 4999,
     seed: int = 0,
 ) -> Comparison:
-    """The summaries of `compare_stores` alone: every series for itself, on whatever batches.
+    """Summarize every series by itself, on whatever batches.
+
+    These are the summaries of `compare_stores` alone.
 
     Raises:
         ValueError, StoreError: As `compare_stores`, except that batches may differ.
@@ -85,56 +91,56 @@ def summarize_stores(
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
     return _compare(
         paths,
-        Asked(_metrics(metrics), epochs, True, keep_unconverged, with_pairs=False),
+        Query(_metrics(metrics), epochs, True, keep_unconverged, with_pairs=False),
         resampling,
         series,
     )
 
 
 def _compare(
-    paths: Sequence[Path | str], asked: Asked, resampling: Resampling, wanted: Sequence[str] | None
+    paths: Sequence[Path | str], query: Query, resampling: Resampling, wanted: Sequence[str] | None
 ) -> Comparison:
     series, protocol = read_series([Path(path) for path in paths], wanted)
-    kept = _epochs(series, asked.epochs)
-    pairs = list(itertools.combinations(series, 2)) if asked.with_pairs else []
-    if asked.with_pairs:
+    kept = _epochs(series, query.epochs)
+    pairs = list(itertools.combinations(series, 2)) if query.with_pairs else []
+    if query.with_pairs:
         check_same_loss(series)
-    for one, other in pairs if asked.paired else ():
-        check_same_batches(one, other, kept)
+    for first, second in pairs if query.paired else ():
+        check_same_batches(first, second, kept)
     seen = {
-        (one.info.name, epoch, metric.name): found
-        for metric in asked.metrics
-        for one in series
+        (member.info.name, epoch, metric.name): values
+        for metric in query.metrics
+        for member in series
         for epoch in kept
-        if (found := one.observed(epoch, metric, keep_unconverged=asked.keep_unconverged))
+        if (values := member.metric_values(epoch, metric, keep_unconverged=query.keep_unconverged))
         is not None
     }
-    told = {name for (_, _, name), found in seen.items() if found.counts.any()}
-    metrics = tuple(metric for metric in asked.metrics if metric.name in told)
+    told = {name for (_, _, name), values in seen.items() if values.counts.any()}
+    metrics = tuple(metric for metric in query.metrics if metric.name in told)
     summaries = tuple(
-        _summary(key, found, series, resampling)
-        for key, found in seen.items()
-        if found.counts.any()
+        _summary(key, values, series, resampling)
+        for key, values in seen.items()
+        if values.counts.any()
     )
     comparison = Comparison(
-        stores=tuple(dict.fromkeys(one.info.store for one in series)),
-        series=tuple(one.info for one in series),
+        stores=tuple(dict.fromkeys(member.info.store for member in series)),
+        series=tuple(member.info for member in series),
         epochs=kept,
         metrics=metrics,
         summaries=summaries,
-        differences=_differences(seen, pairs, metrics, kept, resampling, paired=asked.paired),
+        differences=_differences(seen, pairs, metrics, kept, resampling, paired=query.paired),
         notes=(),
         caveats=(),
         sentences=(),
         protocol=protocol,
-        paired=asked.paired,
+        paired=query.paired,
         confidence=resampling.confidence,
         num_resamples=resampling.num_resamples,
         seed=resampling.seed,
     )
     return replace(
         comparison,
-        notes=notes(comparison, series, seen, asked),
+        notes=notes(comparison, series, seen, query),
         caveats=caveats(comparison),
         sentences=_sentences(comparison),
     )
@@ -143,25 +149,30 @@ def _compare(
 def _metrics(names: Sequence[str] | None) -> tuple[Metric, ...]:
     unknown = [name for name in names or () if name not in METRICS]
     if unknown:
-        raise ValueError(f"metrics: there is no {unknown[0]!r}; known are {', '.join(METRICS)}.")
+        raise ValueError(f"metrics: there is no {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
     return tuple(METRICS[name] for name in (METRICS if names is None else dict.fromkeys(names)))
 
 
 def _epochs(series: Sequence[Series], wanted: Sequence[int] | None) -> tuple[int, ...]:
-    measured = sorted({epoch for one in series for epoch in one.tables})
+    measured = sorted({epoch for member in series for epoch in member.tables})
     unknown = sorted(set(wanted or ()) - set(measured))
     if unknown or (wanted is not None and not wanted):
-        asked = unknown or "an epoch of an empty list"
-        raise StoreError(f"{series[0].info.store}: no series has {asked}; measured are {measured}.")
+        lacking = unknown or "an epoch of an empty list"
+        raise StoreError(
+            f"{series[0].info.store}: no series has {lacking}; measured are {measured}."
+        )
     return tuple(measured if wanted is None else sorted(set(wanted)))
 
 
 def _summary(
-    key: tuple[str, int, str], found: Observed, series: Sequence[Series], resampling: Resampling
+    key: tuple[str, int, str],
+    observed: MetricValues,
+    series: Sequence[Series],
+    resampling: Resampling,
 ) -> Summary:
     name, epoch, metric = key
-    table = next(one for one in series if one.info.name == name).tables[epoch]
-    sample, estimate = found.counted, found.counted_estimate
+    table = next(member for member in series if member.info.name == name).tables[epoch]
+    sample, estimate = observed.counted, observed.counted_estimate
     values = sample.per_batch[np.isfinite(sample.per_batch)]
     if estimate is None:
         spread = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -180,7 +191,7 @@ def _summary(
         epoch=epoch,
         metric=metric,
         num_batches=sample.size,
-        num_left_out=found.num_left_out,
+        num_left_out=observed.num_left_out,
         num_planned=table.num_planned,
         mean=float(values.mean()) if len(values) else math.nan,
         **told,
@@ -188,7 +199,10 @@ def _summary(
 
 
 def _estimated(estimate: Estimate, confidence: float) -> dict[str, Any]:
-    """Fields of a summary; an unknown number has a bracket and no value."""
+    """Return the fields of a summary of an estimate.
+
+    An unknown number has a bracket and no value.
+    """
     low, high = estimate.interval(confidence)
     value, error = (
         float(number) if estimate.is_known else math.nan
@@ -206,7 +220,7 @@ def _estimated(estimate: Estimate, confidence: float) -> dict[str, Any]:
 
 
 def _differences(
-    seen: dict[tuple[str, int, str], Observed],
+    seen: dict[tuple[str, int, str], MetricValues],
     pairs: Sequence[tuple[Series, Series]],
     metrics: Sequence[Metric],
     epochs: Sequence[int],
@@ -214,19 +228,25 @@ def _differences(
     *,
     paired: bool,
 ) -> tuple[Difference, ...]:
-    """Every pair at every epoch that both have and of which both are known; Holm's correction takes all tests of one metric."""
+    """Compare all pairs at all epochs, with Holm's correction.
+
+    Rows exist where both series have the epoch and both numbers are known. Holm's correction takes
+    all tests of one metric.
+    """
     differences: list[Difference] = []
     for metric in metrics:
         rows = []
-        for (one, other), epoch in itertools.product(pairs if metric.compared else (), epochs):
+        for (left, right), epoch in itertools.product(pairs if metric.compared else (), epochs):
             first, second = (
-                seen.get((which.info.name, epoch, metric.name)) for which in (one, other)
+                seen.get((which.info.name, epoch, metric.name)) for which in (left, right)
             )
             if first is not None and second is not None:
                 pairing = Pairing.of(first, second, paired=paired)
                 if pairing.num_batches and pairing.is_known:
                     rows.append(
-                        _difference((one, other), epoch, metric, pairing, resampling, paired=paired)
+                        _difference(
+                            (left, right), epoch, metric, pairing, resampling, paired=paired
+                        )
                     )
         corrected = holm(np.array([row.p_value for row in rows]))
         differences += [
@@ -253,7 +273,9 @@ def _difference(
     if pairing.estimates is not None:
         by, times = widened(by, pairing.estimates), widened_quotient(times, pairing.estimates)
         tested = least_different(first, second, pairing.estimates)
-        first_error, second_error = (float(one.standard_error) for one in pairing.estimates)
+        first_error, second_error = (
+            float(estimate.standard_error) for estimate in pairing.estimates
+        )
         errors = {"first_error": first_error, "second_error": second_error}
     return Difference(
         first=pair[0].info.name,
@@ -264,7 +286,7 @@ def _difference(
         num_batches=pairing.num_batches,
         num_left_out=pairing.num_left_out,
         num_uncertified=pairing.num_uncertified,
-        audited=all(one.audited(epoch) for one in pair),
+        audited=all(member.audited(epoch) for member in pair),
         first_value=float(first.at(np.arange(first.size))),
         second_value=float(second.at(np.arange(second.size))),
         difference=by.value,
@@ -282,7 +304,7 @@ def _difference(
 
 
 def _sentences(comparison: Comparison) -> tuple[str, ...]:
-    """One per pair and question, at the last epoch that the pair shares."""
+    """Write a sentence per pair and question, at their last shared epoch."""
     last: dict[tuple[str, str, str], Difference] = {}
     for row in comparison.differences:
         if row.metric in QUOTED:

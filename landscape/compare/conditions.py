@@ -1,4 +1,7 @@
-"""What series must share besides the protocol, for their difference to be one of the weights; sentences where they do not."""
+"""Conditions that series must share besides the protocol.
+
+Only then is their difference one of the weights. The functions give sentences where series differ.
+"""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -10,42 +13,51 @@ from landscape.store import SpectraTable, models_as_trained, value_text
 
 
 def conditions(comparison: Comparison, series: Sequence[Series]) -> list[str]:
-    """What the protocol leaves free and records were measured under differently, each with who was measured how."""
+    """Name settings that the protocol leaves free and in which records differ.
+
+    Each sentence says which series was measured how.
+    """
     said = []
     for name, of in _FREE.items():
-        found: dict[str, list[str]] = {}
-        for one in series:
-            tables = [one.tables[epoch] for epoch in comparison.epochs if epoch in one.tables]
+        labels_by_value: dict[str, list[str]] = {}
+        for member in series:
+            tables = [member.tables[epoch] for epoch in comparison.epochs if epoch in member.tables]
             for value in dict.fromkeys(value for table in tables for value in of(table)):
-                found.setdefault(value, []).append(comparison.label(one.info.name))
-        if len(found) > 1:
-            parts = ", ".join(f"{value} ({'; '.join(labels)})" for value, labels in found.items())
+                labels_by_value.setdefault(value, []).append(comparison.label(member.info.name))
+        if len(labels_by_value) > 1:
+            parts = ", ".join(
+                f"{value} ({'; '.join(labels)})" for value, labels in labels_by_value.items()
+            )
             said.append(f"Measured in different ways, {name}: {parts}.")
     return said
 
 
 def same_weights(comparison: Comparison, series: Sequence[Series]) -> list[str]:
-    """Pairs that are one file of weights: their difference is one of measurement."""
+    """Name pairs that are one file of weights.
+
+    Their difference is one of measurement.
+    """
     said = []
-    for one, other in itertools.combinations(series, 2):
+    for first, second in itertools.combinations(series, 2):
         same = [
             epoch
             for epoch in comparison.epochs
-            if epoch in one.tables
-            and epoch in other.tables
-            and one.tables[epoch].checkpoint_sha256 == other.tables[epoch].checkpoint_sha256
+            if epoch in first.tables
+            and epoch in second.tables
+            and first.tables[epoch].checkpoint_sha256 == second.tables[epoch].checkpoint_sha256
         ]
         if same:
-            labels = " and ".join(comparison.label(which.info.name) for which in (one, other))
+            labels = " and ".join(comparison.label(which.info.name) for which in (first, second))
             epochs = f"epoch{'s' * (len(same) > 1)} {', '.join(map(str, same))}"
             said.append(
-                f"{labels} are the same file of weights at {epochs}: a difference there is one of how it was measured."
+                f"{labels} are the same file of weights at {epochs}: a difference there is due to "
+                "the measurement."
             )
     return said
 
 
 def _several(facts: Mapping[str, Any], key: str) -> list[Any]:
-    """All values of a fact; none where it was not stored."""
+    """List all values of a fact; none where it was not stored."""
     if key not in facts:
         return []
     value = facts[key]
@@ -57,7 +69,10 @@ def _several(facts: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _products(table: SpectraTable) -> list[str]:
-    """Kinds of products: those of one kind compute the same matrix, however they save time or memory."""
+    """List the kinds of products.
+
+    Products of one kind compute the same matrix, however they save time or memory.
+    """
     exact = ("double backward", "jvp")
     return [
         "second derivatives" if text.startswith(exact) else text
@@ -67,13 +82,18 @@ def _products(table: SpectraTable) -> list[str]:
 
 def _tf32(table: SpectraTable) -> list[str]:
     choices = [
-        one for one in _several(table.settings, "product_choice") if isinstance(one, Mapping)
+        choice
+        for choice in _several(table.settings, "product_choice")
+        if isinstance(choice, Mapping)
     ]
-    return ["allowed" if one.get("allow_tf32") else "off" for one in choices]
+    return ["allowed" if choice.get("allow_tf32") else "off" for choice in choices]
 
 
 def _trained(*names: str) -> Callable[[SpectraTable], list[str]]:
-    """Values of settings of the model as it was trained, joined; nothing in stores that do not know them."""
+    """Build a function that reads settings of the trained model.
+
+    It joins their values; it gives nothing for stores that do not know them.
+    """
 
     def of(table: SpectraTable) -> list[str]:
         models = models_as_trained(table.settings)
@@ -83,6 +103,16 @@ def _trained(*names: str) -> Callable[[SpectraTable], list[str]]:
         ]
 
     return of
+
+
+def _transformers(table: SpectraTable) -> list[str]:
+    """List versions of `transformers`, the code of language models.
+
+    Other models do not use it, so the list is empty for them.
+    """
+    if not any("tokens" in used for used in models_as_trained(table.settings)):
+        return []
+    return list(map(str, _several(table.versions, "transformers")))
 
 
 _FREE: dict[str, Callable[[SpectraTable], list[str]]] = {
@@ -100,4 +130,5 @@ _FREE: dict[str, Callable[[SpectraTable], list[str]]] = {
     "TF32": _tf32,
     "device": lambda table: list(map(str, _several(table.settings, "device"))),
     "torch": lambda table: list(map(str, _several(table.versions, "torch"))),
+    "transformers": _transformers,
 }

@@ -1,7 +1,9 @@
-"""Rank correlations of sharpness and accuracy over checkpoints, each with what its uncertainty covers.
+"""Rank correlations of sharpness and accuracy over checkpoints, with their uncertainty.
 
-Checkpoints are few and not independent: those of a series lie along one training. So there are several scopes, and up to three
-statements for each: measurement error, series as clusters, and an exact test where whole series may be exchanged.
+Checkpoints are few and not independent: those of a series follow one another in one training run.
+So there are several scopes, and up to three statements for each: measurement error, series as
+clusters, and an exact test where whole series may be exchanged. Each says what it covers.
+
 Shapes: r = resamples, p = points (checkpoints).
 """
 
@@ -30,16 +32,26 @@ from landscape.statistics import (
 ALL, SAME_EPOCH, WITHIN, ONE_SERIES = "all", "same_epoch", "within", "series"
 # What each statement of uncertainty covers, and what it does not, for people.
 COVERS = {
-    "measured": "Measurement error: batches and pictures are drawn anew, the same for all checkpoints, and the checkpoints are "
-    "held fixed. It does not cover other trainings, seeds or architectures. Drawing anew adds noise to ranks that are noisy "
-    "already, so it leans towards 0.",
-    "clusters": "Series as clusters: leaving out one series after the other (jackknife), for at least three series. It covers "
-    "that other series like these would have given other numbers, with any dependence along a training; it does not cover "
-    "series unlike these. Of few series it is rough: with three to six, at nominal 95 %, it held the true value in 72 to 100 % "
-    "of simulated studies.",
-    "exchanged": "Permutation p: the accuracies of whole series are exchanged among the series, over the epochs that all have; "
-    "exact up to eight series, two-sided. Checkpoints of one series cannot be exchanged with each other, as they follow one "
-    "another, so correlations along training have no p-value. Few series cannot give a small one: of three it is at least 0.33.",
+    "measured": (
+        "Measurement error: batches and pictures are drawn anew, the same for all checkpoints, and "
+        "the checkpoints are held fixed. It does not cover other trainings, seeds or "
+        "architectures. Drawing anew adds noise to ranks that are noisy already, so the "
+        "correlation is biased towards 0."
+    ),
+    "clusters": (
+        "Series as clusters: leaving out one series after the other (jackknife), for at least "
+        "three series. It covers that other series like these would have given other numbers, with "
+        "any dependence along a training; it does not cover series unlike these. Of few series it "
+        "is rough: with three to six, at nominal 95 %, it held the true value in 72 to 100 % of "
+        "simulated studies."
+    ),
+    "exchanged": (
+        "Permutation p: the accuracies of whole series are exchanged among the series, over the "
+        "epochs that all have; exact up to eight series, two-sided. Checkpoints of one series "
+        "cannot be exchanged with each other, as they follow one another, so correlations along "
+        "training have no p-value. Few series cannot give a small one: of three it is at least "
+        "0.33."
+    ),
 }
 
 
@@ -48,17 +60,18 @@ class Correlation:
     """The rank correlation of a measure of sharpness with a mean accuracy.
 
     Args:
-        metric: Of sharpness.
+        metric: Measure of sharpness.
         mean: Name of the mean accuracy.
-        scope: "all": over all checkpoints. "same_epoch": of ranks among the series at the same epoch, so that what training does
-            to all of them does not count. "within": mean over series of the correlation over epochs. "series": of one series.
-        series: Name of the series, for "series".
-        num_points, num_series: Checkpoints and series that it is of.
-        value: NaN where there is none; `why_not` says why then.
+        scope: "all": over all checkpoints. "same_epoch": of ranks among the series at the same
+            epoch, so that the effect of training on all of them does not count. "within": mean over
+            series of the correlation over epochs. "series": of one series.
+        series: Name of the series, for the scope "series".
+        num_points, num_series: Number of checkpoints and of series.
+        value: The correlation; NaN where there is none, and `why_not` says why.
         measured: Interval over batches and pictures, checkpoints held fixed.
         clusters: Interval that takes series as clusters; NaN with fewer than three.
-        p_value, smallest_p: Of exchanging whole series, and the least that so many series can give; NaN where none can be
-            exchanged.
+        p_value, smallest_p: The p-value of exchanging whole series, and the smallest one that so
+            many series can give; NaN where none can be exchanged.
     """
 
     metric: str
@@ -77,7 +90,7 @@ class Correlation:
 
 @dataclass(frozen=True, eq=False)
 class _Points:
-    """Points as arrays."""
+    """Sharpness and accuracy of the checkpoints, as arrays."""
 
     sharpness: Float[np.ndarray, " p"]
     accuracy: Float[np.ndarray, " p"]
@@ -94,7 +107,7 @@ class _Points:
         return len(np.unique(self.series))
 
     def of(self, mask: np.ndarray) -> "_Points":
-        """The points of a mask (p,)."""
+        """Select the points of a mask (p,)."""
         rest = (
             self.sharpness_drawn[:, mask],
             self.accuracy_drawn[:, mask],
@@ -106,7 +119,10 @@ class _Points:
     def correlation(
         self, scope: str, mask: np.ndarray | None = None, *, drawn: bool = False
     ) -> Any:
-        """The statistic of a scope: of the points of a mask, or of every resample."""
+        """Compute the statistic of a scope, of points or of every resample.
+
+        `mask` selects the points; by default all count.
+        """
         mask = np.ones(len(self), dtype=bool) if mask is None else mask
         x, y = (
             (self.sharpness_drawn, self.accuracy_drawn)
@@ -126,10 +142,12 @@ def correlations_of(
     drawn: Mapping[Key, Float[np.ndarray, " r"]],
     bootstrap: Bootstrap,
 ) -> list[Correlation]:
-    """Correlate a measure of sharpness with a mean accuracy, in every scope that the checkpoints with both have.
+    """Correlate a measure of sharpness with a mean accuracy, in every scope.
+
+    The checkpoints are those that have both; they decide which scopes there are.
 
     Args:
-        sharpness: Of each checkpoint.
+        sharpness: Sharpness of each checkpoint, with its interval.
         drawn: Its resamples.
     """
     keys = [key for key in sharpness if key in mean.values]
@@ -162,7 +180,7 @@ def correlations_of(
 
 
 def _at_shared_epochs(points: _Points) -> np.ndarray:
-    """Points at epochs that more than one series has."""
+    """Mark points at epochs that more than one series has."""
     epochs, counts = np.unique(points.epochs, return_counts=True)
     return np.isin(points.epochs, epochs[counts > 1])
 
@@ -194,16 +212,16 @@ def _correlation(
 
 
 def _measured(points: _Points, scope: str, value: float, bootstrap: Bootstrap) -> Interval:
-    """The interval over batches and pictures."""
+    """Compute the interval over batches and pictures."""
     if not (np.isfinite(points.sharpness_drawn).all() and np.isfinite(points.accuracy_drawn).all()):
         return Interval(value)
     drawn = np.asarray(points.correlation(scope, drawn=True))
-    # Where a resample puts all checkpoints of a scope level, nothing goes with anything.
-    found = percentile_interval(
+    # A resample in which all checkpoints of a scope are tied has no correlation: count it as 0.
+    interval = percentile_interval(
         value, np.where(np.isfinite(drawn), drawn, 0.0), bootstrap.confidence
     )
-    # Nearly all resamples give one order: that hardly another was seen is no width.
-    return found if found.low < found.high else Interval(value)
+    # Where nearly all resamples give one order, the width would be 0; that is no interval.
+    return interval if interval.low < interval.high else Interval(value)
 
 
 def _of_part(points: _Points, scope: str, mask: np.ndarray) -> float:
@@ -212,13 +230,19 @@ def _of_part(points: _Points, scope: str, mask: np.ndarray) -> float:
 
 def _why_not(points: _Points) -> str:
     if len(points) < MIN_POINTS:
-        return f"{len(points)} checkpoint{'s' * (len(points) != 1)}, and ranks of fewer than {MIN_POINTS} say nothing"
+        return (
+            f"{len(points)} checkpoint{'s' * (len(points) != 1)}, and ranks of fewer than "
+            f"{MIN_POINTS} say nothing"
+        )
     what = "accuracies" if np.ptp(points.accuracy) == 0 else "values"
     return f"all {what} that are ranked together are the same, so there is no order"
 
 
 def _exchanged(points: _Points, scope: str, seed: int) -> tuple[float, float]:
-    """The p-value of exchanging whole series, where the statistic asks which series is which."""
+    """Compute the p-value of exchanging whole series.
+
+    NaN where the statistic does not depend on which series is which.
+    """
     one_each = len(points) == points.num_series
     if points.num_series < 2 or not (scope == SAME_EPOCH or (scope == ALL and one_each)):
         return math.nan, math.nan

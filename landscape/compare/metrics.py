@@ -1,7 +1,9 @@
-"""What is compared: numbers of one batch, each made from what the store holds of it, and where each comes from.
+"""Metrics that are compared: numbers of one batch, each with its source.
 
-A metric is a function from a checkpoint's table to one number per batch, or to two whose sums are divided; NaN where a
-record does not say it. Shapes: batch = records of a checkpoint, k = eigenvalues per record, m = Ritz pairs of a record.
+A metric is a function from a checkpoint's table to one number per batch, or to two whose sums are
+divided. It is NaN where a record does not contain it.
+
+Shapes: batch = records of a checkpoint, k = eigenvalues per record, m = Ritz pairs of a record.
 """
 
 import math
@@ -21,18 +23,31 @@ from landscape.store import UNIT, SpectraTable
 _Column = Float[np.ndarray, " batch"]
 _PARK_KIM = "Park & Kim, How Do Vision Transformers Work?, ICLR 2022, arXiv 2202.06709"
 _CLIP_MAMBA = "Huang et al., CLIP-Mamba, arXiv 2404.19394"
-_QUADRATURE = "Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 38 (2017)"
-_GHORBANI = "Ghorbani, Krishnan & Xiao, An Investigation into Neural Net Optimization via Hessian Eigenvalue Density, 2019"
-_MODERN_LOOK = "Andriushchenko et al., A Modern Look at the Relationship between Sharpness and Generalization, arXiv 2302.07011"
-_SPHERICAL = "Lyu, Li & Arora, Understanding the Generalization Benefit of Normalization Layers: Sharpness Reduction, arXiv 2206.07085"
+_QUADRATURE = (
+    "Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 38 "
+    "(2017)"
+)
+_GHORBANI = (
+    "Ghorbani, Krishnan & Xiao, An Investigation into Neural Net Optimization via Hessian "
+    "Eigenvalue Density, 2019"
+)
+_MODERN_LOOK = (
+    "Andriushchenko et al., A Modern Look at the Relationship between Sharpness and "
+    "Generalization, arXiv 2302.07011"
+)
+_SPHERICAL = (
+    "Lyu, Li & Arora, Understanding the Generalization Benefit of Normalization Layers: Sharpness "
+    "Reduction, arXiv 2206.07085"
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """A checkpoint's table, and the settings of the protocol that say how to read it.
+class CheckpointMetrics:
+    """Table of a checkpoint, with the protocol settings needed to read it.
 
     Args:
-        hessian: The protocol's: which end of the spectrum, the tolerance, the precision.
+        table: Records of the checkpoint.
+        hessian: Settings of the protocol: end of the spectrum, tolerance, precision.
     """
 
     table: SpectraTable
@@ -40,17 +55,17 @@ class Measured:
 
     @property
     def finite(self) -> Bool[np.ndarray, " batch"]:
-        """Records whose eigenvalues are numbers."""
+        """Mark records whose eigenvalues are all finite."""
         return np.isfinite(self.table.eigenvalues).all(axis=1)
 
     @property
     def certified(self) -> Bool[np.ndarray, " batch"]:
-        """Records of which every eigenvalue met the tolerance."""
+        """Mark records of which every eigenvalue met the tolerance."""
         return self.table.converged.all(axis=1) & self.finite
 
     @property
     def unknown(self) -> _Column:
-        """A column of what no record says."""
+        """Return a column of NaN, for what no record contains."""
         return np.full(self.table.num_records, math.nan)
 
     @property
@@ -58,7 +73,13 @@ class Measured:
         return np.ones(self.table.num_records)
 
     def end(self, name: str) -> _Column:
-        """The outermost value at an end of the spectrum, "smallest" or "largest", where its residual met the tolerance."""
+        """Return the outermost value at an end of the spectrum, per record.
+
+        NaN where its residual did not meet the tolerance.
+
+        Args:
+            name: "smallest" or "largest".
+        """
         values, residuals = getattr(self.table, name), getattr(self.table, f"{name}_residuals")
         if not values.shape[1]:
             return self.unknown
@@ -66,7 +87,10 @@ class Measured:
 
     @cached_property
     def probed(self) -> ProbedSpectrum | None:
-        """What the quadratures of the records say of the whole spectrum; None where no record has any."""
+        """Estimate the whole spectrum from the quadratures of the records.
+
+        None where no record has a quadrature.
+        """
         rows = self._probed_rows
         return (
             probed_spectrum(self.table, self.hessian["dtype"], rows.tolist()) if len(rows) else None
@@ -77,7 +101,10 @@ class Measured:
         return probed_rows(self.table)
 
     def of_each(self, function: Callable[[ProbedSpectrum], np.ndarray]) -> _Column:
-        """A number of each record's spectrum by its quadrature; NaN where it has none."""
+        """Apply a function to the spectrum of each record.
+
+        NaN where the record has no quadrature.
+        """
         column = self.unknown
         if self.probed is not None:
             column[self._probed_rows] = function(self.probed)
@@ -86,7 +113,10 @@ class Measured:
     def of_all(
         self, function: Callable[[ProbedSpectrum], Estimate], rows: Int[np.ndarray, " r"]
     ) -> Estimate:
-        """What these records together say of their spectra, with its error; each has a quadrature."""
+        """Estimate a number from the spectra of these records together.
+
+        The estimate has an error. Each record needs a quadrature.
+        """
         assert self.probed is not None, "rows without a quadrature say nothing of the spectrum"
         if len(rows) == len(self._probed_rows):
             return function(self.probed)
@@ -95,18 +125,20 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One way to say how sharp, or how far from convex, the loss is around a checkpoint.
+    """One measure of sharpness, or of distance from convexity, at a checkpoint.
 
     Args:
         label: Heading of a column.
-        unit: Of the number; "1" for a share or a count.
-        meaning: One sentence.
-        source: Of the definition.
-        of: The number of each batch; a pair of columns where the location is "ratio".
-        location: What stands for all batches; see `statistics.Sample`.
-        certified: Whether it is made of eigenvalues, so that records that did not converge are left out.
-        estimate: Of all batches together with its errors, for what quadratures say; `of` are the parts that it is the mean, or
-            the ratio, of.
+        unit: Unit of the number; "1" for a share or a count.
+        meaning: Its meaning in one sentence.
+        source: Source of the definition.
+        of: Function that gives the number of each batch; a pair of columns where the location is
+            "ratio".
+        location: Statistic over all batches; see `statistics.Sample`.
+        certified: Whether it is made of eigenvalues, so that records that did not converge are left
+            out.
+        estimate: Function that estimates the number over all batches, with its errors, from
+            quadratures; `of` then gives the parts of that mean or ratio.
         is_share: Whether it is written in percent.
         compared: Whether a difference between two series means something.
     """
@@ -116,7 +148,7 @@ class Metric:
     unit: str
     meaning: str
     source: str
-    of: Callable[[Measured], Any] = field(repr=False, compare=False)
+    of: Callable[[CheckpointMetrics], Any] = field(repr=False, compare=False)
     location: Location = "median"
     certified: bool = False
     compared: bool = True
@@ -125,17 +157,18 @@ class Metric:
     )
     is_share: bool = False
 
-    def columns(self, measured: Measured) -> tuple[_Column, _Column]:
-        """Numerator and denominator of each batch."""
-        found = self.of(measured)
-        return found if self.location == "ratio" else (found, measured.ones)
+    def columns(self, measured: CheckpointMetrics) -> tuple[_Column, _Column]:
+        """Return the numerator and the denominator of each batch."""
+        values = self.of(measured)
+        return values if self.location == "ratio" else (values, measured.ones)
 
 
-def lambda_max(measured: Measured) -> _Column:
-    """The largest eigenvalue by value.
+def lambda_max(measured: CheckpointMetrics) -> _Column:
+    """Return the largest eigenvalue by value, per record.
 
-    Of the k largest magnitudes the largest value is the largest of all if it is positive. Where all are negative, the upper
-    end of the spectrum says it, if the record has that and its residual met the tolerance; otherwise nobody knows.
+    Of the k largest magnitudes, the largest value is the largest eigenvalue if it is positive.
+    Where all are negative, the upper end of the spectrum gives it, if the record has that end and
+    its residual met the tolerance. Otherwise it is unknown.
     """
     largest = measured.table.eigenvalues.max(axis=1)
     which = measured.hessian["which"]
@@ -143,7 +176,7 @@ def lambda_max(measured: Measured) -> _Column:
     return np.where(known, largest, measured.end("largest"))
 
 
-def _lambda_min(measured: Measured) -> _Column:
+def _lambda_min(measured: CheckpointMetrics) -> _Column:
     return (
         measured.table.eigenvalues.min(axis=1)
         if measured.hessian["which"] == "SA"
@@ -151,41 +184,44 @@ def _lambda_min(measured: Measured) -> _Column:
     )
 
 
-def _magnitude(measured: Measured) -> _Column:
-    found = np.abs(measured.table.eigenvalues).max(axis=1)
-    return found if measured.hessian["which"] == "LM" else measured.unknown
+def _magnitude(measured: CheckpointMetrics) -> _Column:
+    largest = np.abs(measured.table.eigenvalues).max(axis=1)
+    return largest if measured.hessian["which"] == "LM" else measured.unknown
 
 
-def _top_k(measured: Measured) -> Float[np.ndarray, "batch k"]:
-    """The k largest magnitudes; NaN where another end of the spectrum was asked for."""
+def _top_k(measured: CheckpointMetrics) -> Float[np.ndarray, "batch k"]:
+    """Return the k largest magnitudes.
+
+    NaN where the run measured another end of the spectrum.
+    """
     values = measured.table.eigenvalues
     return values if measured.hessian["which"] == "LM" else np.full(values.shape, math.nan)
 
 
-def _negative_share_of_top(measured: Measured) -> _Column:
+def _negative_share_of_top(measured: CheckpointMetrics) -> _Column:
     top = _top_k(measured)
     return np.where(np.isnan(top), math.nan, top < 0).mean(axis=1)
 
 
-def _positive_part_of_top(measured: Measured) -> tuple[_Column, _Column]:
+def _positive_part_of_top(measured: CheckpointMetrics) -> tuple[_Column, _Column]:
     top = _top_k(measured)
     positive = np.where(np.isnan(top), math.nan, top > 0)
     return (top * positive).sum(axis=1), positive.sum(axis=1)
 
 
-def _num_negative(measured: Measured) -> _Column:
+def _num_negative(measured: CheckpointMetrics) -> _Column:
     counts = measured.table.num_negative
     return np.where(counts < 0, math.nan, counts)
 
 
-def _negative_mass(measured: Measured) -> tuple[_Column, _Column]:
+def _negative_mass(measured: CheckpointMetrics) -> tuple[_Column, _Column]:
     return (
         measured.of_each(lambda probed: probed.negative_mass_of_each()[0]),
         measured.of_each(lambda probed: probed.negative_mass_of_each()[1]),
     )
 
 
-def _per_loss(measured: Measured) -> _Column:
+def _per_loss(measured: CheckpointMetrics) -> _Column:
     loss = measured.table.loss
     return np.divide(lambda_max(measured), loss, out=measured.unknown, where=loss > 0)
 
@@ -214,7 +250,9 @@ _ALL = (
         label="smallest eigenvalue",
         unit=UNIT,
         certified=True,
-        meaning="most negative eigenvalue; known where the record holds the lower end of the spectrum",
+        meaning=(
+            "most negative eigenvalue; known where the record holds the lower end of the spectrum"
+        ),
         source="the definition of convexity",
         of=_lambda_min,
     ),
@@ -224,7 +262,10 @@ _ALL = (
         unit="1",
         location="mean",
         certified=True,
-        meaning="share of negative values among the k eigenvalues of largest magnitude, all batches pooled",
+        meaning=(
+            "share of negative values among the k eigenvalues of largest magnitude, all batches "
+            "pooled"
+        ),
         source=f"negative eigenvalue proportion of {_PARK_KIM}",
         of=_negative_share_of_top,
     ),
@@ -234,7 +275,10 @@ _ALL = (
         unit=UNIT,
         location="ratio",
         certified=True,
-        meaning="mean of the positive values among the k eigenvalues of largest magnitude, all batches pooled",
+        meaning=(
+            "mean of the positive values among the k eigenvalues of largest magnitude, all batches "
+            "pooled"
+        ),
         source=f"average of positive eigenvalues of {_PARK_KIM}",
         of=_positive_part_of_top,
     ),
@@ -243,8 +287,10 @@ _ALL = (
         label="negative (at least)",
         unit="1",
         compared=False,
-        meaning="eigenvalues that are certainly negative, a lower bound: more products would prove more, so bounds of two "
-        "series say nothing about their difference",
+        meaning=(
+            "eigenvalues that are certainly negative, a lower bound: more products would prove "
+            "more, so bounds of two series say nothing about their difference"
+        ),
         source="Cauchy interlacing; Parlett, The Symmetric Eigenvalue Problem (1998), section 10.1",
         of=_num_negative,
     ),
@@ -263,7 +309,10 @@ _ALL = (
         label="negative share",
         unit="1",
         location="mean",
-        meaning="estimated share of negative values among all eigenvalues: the number of them per parameter",
+        meaning=(
+            "estimated share of negative values among all eigenvalues: the number of them per "
+            "parameter"
+        ),
         source=_QUADRATURE,
         of=lambda measured: (
             measured.of_each(ProbedSpectrum.num_negative_of_each) / measured.table.num_params
@@ -276,7 +325,9 @@ _ALL = (
         label="negative mass",
         unit="1",
         location="ratio",
-        meaning="estimated sum of |lambda| over negative eigenvalues as a share of the sum over all",
+        meaning=(
+            "estimated sum of |lambda| over negative eigenvalues as a share of the sum over all"
+        ),
         source=_GHORBANI,
         of=_negative_mass,
         estimate=ProbedSpectrum.negative_mass,
@@ -297,8 +348,10 @@ _ALL = (
         label="trace / parameter",
         unit=UNIT,
         location="mean",
-        meaning="estimated mean eigenvalue: twice the mean rise of the loss, per parameter, when all change independently with "
-        "variance 1",
+        meaning=(
+            "estimated mean eigenvalue: twice the mean rise of the loss, per parameter, when all "
+            "change independently with variance 1"
+        ),
         source=f"average-case sharpness of {_MODERN_LOOK}",
         of=lambda measured: (
             measured.of_each(ProbedSpectrum.trace_of_each) / measured.table.num_params
@@ -310,7 +363,10 @@ _ALL = (
         label="largest / loss",
         unit="per squared parameter",
         certified=True,
-        meaning="largest eigenvalue per unit of loss of the same batch: a loss that is multiplied by a number keeps it",
+        meaning=(
+            "largest eigenvalue per unit of loss of the same batch: a loss that is multiplied by a "
+            "number keeps it"
+        ),
         source="the Hessian is linear in the loss",
         of=_per_loss,
     ),
@@ -319,8 +375,11 @@ _ALL = (
         label="largest x parameters",
         unit="nat",
         certified=True,
-        meaning="largest eigenvalue times the number of parameters: twice the rise of the loss along the sharpest direction "
-        "when the root mean square change of a parameter is 1, so that towers of different size take equal steps",
+        meaning=(
+            "largest eigenvalue times the number of parameters: twice the rise of the loss along "
+            "the sharpest direction when the root mean square change of a parameter is 1, so that "
+            "towers of different size take equal steps"
+        ),
         source="Taylor's formula with |step|^2 = number of parameters",
         of=lambda measured: lambda_max(measured) * measured.table.num_params,
     ),
@@ -329,8 +388,10 @@ _ALL = (
         label="spherical sharpness",
         unit="nat",
         certified=True,
-        meaning="largest eigenvalue times the squared norm of the parameters: it stays when all of them are multiplied by a "
-        "number that does not change the loss",
+        meaning=(
+            "largest eigenvalue times the squared norm of the parameters: it stays when all of "
+            "them are multiplied by a number that does not change the loss"
+        ),
         source=_SPHERICAL,
         of=lambda measured: lambda_max(measured) * measured.table.parameter_norm**2,
     ),
@@ -345,9 +406,9 @@ _ALL = (
     ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
-# What the sentences to quote are about: which is sharper, and which is less convex.
+# Metrics of the sentences to quote: which series is sharper, and which is less convex.
 QUOTED = ("lambda_max", "nep")
-# Versions of a metric that one of its freedoms does not change, each with words that a sentence can go on with.
+# Versions of a metric that are invariant under one rescaling, each with words for a sentence.
 NORMALISED = {
     "lambda_max": {
         "lambda_max_per_loss": "per unit of loss",
@@ -355,7 +416,7 @@ NORMALISED = {
         "spherical_sharpness": "relative to the norm of the parameters",
     }
 }
-# What a terminal table has room for.
+# Metrics that fit into a terminal table.
 HEADLINES = (
     "lambda_max",
     "nep",

@@ -1,4 +1,7 @@
-"""What is said beside the numbers: what was left out, what was measured in another way, and what the numbers do not show."""
+"""Remarks beside the numbers.
+
+They say what was left out, what was measured in another way, and what the numbers do not show.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,14 +10,15 @@ from landscape.compare.conditions import conditions, same_weights
 from landscape.compare.metrics import METRICS, NORMALISED
 from landscape.compare.result import Comparison
 from landscape.compare.sentences import counted, epoch_text
-from landscape.compare.series import Asked, Observed, Series
+from landscape.compare.series import MetricValues, Query, Series
+from landscape.manifest.samples import source_in_full, unit_of_samples
 
 # The fewest batches for which the coverage of the intervals was measured.
-FEWEST_BATCHES = 20
+MIN_BATCHES = 20
 
 
 def caveats(comparison: Comparison) -> tuple[str, ...]:
-    """What no number of batches can show, in sentences."""
+    """Say in sentences what no number of batches can show."""
     data, hessian = comparison.protocol["data"], comparison.protocol["hessian"]
     choice = (
         "the choice among metrics or of epochs"
@@ -22,67 +26,77 @@ def caveats(comparison: Comparison) -> tuple[str, ...]:
         else "the choice among metrics"
     )
     said = [
-        "Each series is one training run: the intervals are over mini-batches, and another seed may move the numbers further.",
-        f"All batches are of one data set ({data['source']}, {data['split']}), of "
-        f"{counted(data['batch_size'], 'pair', 'pairs')} each; other data or another size may order the series differently.",
-        "Eigenvalues change when parameters are rescaled so that the function stays (Dinh et al., arXiv 1703.04933), and a "
-        "sharper minimum need not generalise worse; each normalised metric removes one such freedom, none removes all.",
-        f"NEP and APE speak of the {counted(hessian['k'], 'eigenvalue', 'eigenvalues')} of largest magnitude per batch, not of "
-        "the whole spectrum. Numbers of negative eigenvalues are a lower bound (at least), or an estimate (about) whose interval "
-        "holds what the quadratures leave open.",
-        f"Intervals hold {100 * comparison.confidence:g} % one at a time. Holm's correction covers the epochs and pairs of one "
-        f"metric, not {choice}.",
+        "Each series is one training run: the intervals are over mini-batches, and another seed "
+        "may move the numbers further.",
+        f"All batches are of one data set, {source_in_full(data)}, of "
+        f"{counted(data['batch_size'], *unit_of_samples(data.get('block_size')))} each; other data "
+        "or another size may order the series differently.",
+        "Eigenvalues change when parameters are rescaled so that the function stays (Dinh et al., "
+        "arXiv 1703.04933), and a sharper minimum need not generalise worse; each normalised "
+        "metric removes one such freedom, none removes all.",
+        f"NEP and APE speak of the {counted(hessian['k'], 'eigenvalue', 'eigenvalues')} of largest "
+        "magnitude per batch, not of the whole spectrum. Numbers of negative eigenvalues are a "
+        "lower bound (at least), or an estimate (about) whose interval holds what the quadratures "
+        "leave open.",
+        f"Intervals hold {100 * comparison.confidence:g} % one at a time. Holm's correction covers "
+        f"the epochs and pairs of one metric, not {choice}.",
     ]
     if not comparison.paired:
         said.append(
-            "Unpaired: differences between the batches of the series are mixed with differences between the series."
+            "Unpaired: differences between the batches of the series are mixed with differences "
+            "between the series."
         )
     return tuple(said)
 
 
 def _unseen_epochs(comparison: Comparison) -> set[int]:
-    """Epochs that a series has and nobody looked at."""
-    return {epoch for one in comparison.series for epoch in one.epochs} - set(comparison.epochs)
+    """Return the epochs of any series that the comparison does not cover."""
+    return {epoch for member in comparison.series for epoch in member.epochs} - set(
+        comparison.epochs
+    )
 
 
 def notes(
     comparison: Comparison,
     series: Sequence[Series],
-    seen: Mapping[tuple[str, int, str], Observed],
-    asked: Asked,
+    seen: Mapping[tuple[str, int, str], MetricValues],
+    query: Query,
 ) -> tuple[str, ...]:
-    """Gaps, what was left out, and what was measured in another way."""
+    """Name gaps, omissions, and differences in how series were measured."""
     epochs = comparison.epochs
     said = []
-    if len(series) == 1 and asked.with_pairs:
+    if len(series) == 1 and query.with_pairs:
         said.append("There is one series only, so there is no difference to take.")
     if len(epochs) == 1:
         what = "is looked at, though more were" if _unseen_epochs(comparison) else "was"
         said.append(
             f"Only {epoch_text(epochs[0])} {what} measured, so nothing is said about training."
         )
-    for one in series:
-        said += _of_series(comparison, one, keep_unconverged=asked.keep_unconverged)
-    said += _of_metrics(comparison, series, seen, asked)
+    for member in series:
+        said += _of_series(comparison, member, keep_unconverged=query.keep_unconverged)
+    said += _of_metrics(comparison, series, seen, query)
     said += conditions(comparison, series)
-    said += same_weights(comparison, series) if asked.with_pairs else []
-    few = min((row.num_batches for row in comparison.summaries), default=FEWEST_BATCHES)
-    if few < FEWEST_BATCHES:
+    said += same_weights(comparison, series) if query.with_pairs else []
+    few = min((row.num_batches for row in comparison.summaries), default=MIN_BATCHES)
+    if few < MIN_BATCHES:
         said.append(
-            f"Some intervals and tests rest on {counted(few, 'batch', 'batches')} only; how well they cover was measured from "
-            f"{FEWEST_BATCHES} on."
+            f"Some intervals and tests rest on {counted(few, 'batch', 'batches')} only; how well "
+            f"they cover was measured from {MIN_BATCHES} on."
         )
-    said += _of_unknown(comparison, with_pairs=asked.with_pairs)
+    said += _of_unknown(comparison, with_pairs=query.with_pairs)
     return tuple(
         said
         + _without_interval(comparison)
         + _of_power(comparison)
-        + _of_normalised(comparison, asked)
+        + _of_normalised(comparison, query)
     )
 
 
 def _of_unknown(comparison: Comparison, *, with_pairs: bool) -> list[str]:
-    """What the quadratures leave so open that there is no number, and so no test; metrics open in the same places together."""
+    """Name numbers that the quadratures leave unknown and untested.
+
+    Metrics that are unknown in the same places share a sentence.
+    """
     places: dict[str, tuple[str, ...]] = {}
     for metric in comparison.metrics:
         epochs: dict[str, list[int]] = {}
@@ -96,28 +110,30 @@ def _of_unknown(comparison: Comparison, *, with_pairs: bool) -> list[str]:
         labels = ", ".join(label for label, other in places.items() if other == where)
         untested = " and no test is made of it" if with_pairs and len(comparison.series) > 1 else ""
         said.append(
-            f"Unknown, since quadratures of so few products leave it open{untested}: {labels} ({'; '.join(where)}). "
-            "More products tell more: give the manifest to `landscape density` and raise --matvecs."
+            f"Unknown, since quadratures of so few products leave it open{untested}: {labels} "
+            f"({'; '.join(where)}). More products tell more: give the manifest to `landscape "
+            "density` and raise --matvecs."
         )
     return said
 
 
 def _without_interval(comparison: Comparison) -> list[str]:
-    """Numbers that every batch repeats."""
-    found: dict[str, dict[str, list[int]]] = {}
+    """Name numbers without an interval, since every batch repeats them."""
+    places: dict[str, dict[str, list[int]]] = {}
     for row in comparison.summaries:
         if row.num_batches > 1 and math.isfinite(row.value) and math.isnan(row.low):
             label = METRICS[row.metric].label
-            found.setdefault(label, {}).setdefault(comparison.label(row.series), []).append(
+            places.setdefault(label, {}).setdefault(comparison.label(row.series), []).append(
                 row.epoch
             )
     parts = []
-    for metric, rows in found.items():
+    for metric, rows in places.items():
         where = "; ".join(f"{label}, {_epochs(epochs)}" for label, epochs in rows.items())
         parts.append(f"{metric} ({where})")
     return (
         [
-            f"No interval, since all batches say the same or too few say anything: {', '.join(parts)}."
+            "No interval, since all batches say the same or too few say anything: "
+            f"{', '.join(parts)}."
         ]
         if parts
         else []
@@ -125,7 +141,10 @@ def _without_interval(comparison: Comparison) -> list[str]:
 
 
 def _of_power(comparison: Comparison) -> list[str]:
-    """A test that could not come out otherwise is no evidence of equality."""
+    """Name metrics whose tests could not have been significant.
+
+    Such a test is no evidence of equality.
+    """
     alpha = 1 - comparison.confidence
     compared, powerless = 0, []
     for metric in comparison.metrics:
@@ -137,15 +156,18 @@ def _of_power(comparison: Comparison) -> list[str]:
     if not powerless:
         return []
     of = "of any metric" if len(powerless) == compared > 1 else f"of: {', '.join(powerless)}"
-    said = f"Too few batches or permutations to demonstrate a difference at {alpha:.2g} after Holm's correction, {of}."
+    said = (
+        f"Too few batches or permutations to demonstrate a difference at {alpha:.2g} after Holm's "
+        f"correction, {of}."
+    )
     return [f"{said} Take more batches or resamples, or fewer epochs."]
 
 
-def _of_normalised(comparison: Comparison, asked: Asked) -> list[str]:
-    """A sentence cannot say what nobody asked for."""
+def _of_normalised(comparison: Comparison, query: Query) -> list[str]:
+    """Name normalised metrics that were not compared."""
     said = []
     for name, versions in NORMALISED.items():
-        missing = [version for version in versions if METRICS[version] not in asked.metrics]
+        missing = [version for version in versions if METRICS[version] not in query.metrics]
         if missing and any(row.metric == name for row in comparison.differences):
             said.append(
                 f"Not compared, though each may say otherwise than {name}: {', '.join(missing)}."
@@ -153,14 +175,16 @@ def _of_normalised(comparison: Comparison, asked: Asked) -> list[str]:
     return said
 
 
-def _of_series(comparison: Comparison, one: Series, *, keep_unconverged: bool) -> list[str]:
-    label, said = comparison.label(one.info.name), []
-    measured = [epoch for epoch in comparison.epochs if epoch in one.tables]
-    missing = [epoch for epoch in comparison.epochs if epoch not in one.tables]
+def _of_series(comparison: Comparison, member: Series, *, keep_unconverged: bool) -> list[str]:
+    label, said = comparison.label(member.info.name), []
+    measured = [epoch for epoch in comparison.epochs if epoch in member.tables]
+    missing = [epoch for epoch in comparison.epochs if epoch not in member.tables]
     if missing:
         said.append(f"{label}: not measured at {_epochs(missing)}.")
     unfinished = {
-        e: one.tables[e] for e in measured if one.tables[e].num_records < one.tables[e].num_planned
+        e: member.tables[e]
+        for e in measured
+        if member.tables[e].num_records < member.tables[e].num_planned
     }
     if unfinished:
         parts = ", ".join(
@@ -168,11 +192,11 @@ def _of_series(comparison: Comparison, one: Series, *, keep_unconverged: bool) -
             for e, table in unfinished.items()
         )
         said.append(f"{label}: unfinished, batches measured: {parts}.")
-    loose = {e: int((~one.measured[e].certified).sum()) for e in measured}
+    loose = {e: int((~member.measured[e].certified).sum()) for e in measured}
     loose = {e: count for e, count in loose.items() if count}
     if loose:
         parts = ", ".join(
-            f"{count} of {one.tables[e].num_records} at epoch {e}" for e, count in loose.items()
+            f"{count} of {member.tables[e].num_records} at epoch {e}" for e, count in loose.items()
         )
         treated = (
             "kept, although they are"
@@ -180,9 +204,10 @@ def _of_series(comparison: Comparison, one: Series, *, keep_unconverged: bool) -
             else "left out of what is made of eigenvalues, as"
         )
         said.append(f"{label}: records {treated} not certified: {parts}.")
-    if not all(one.audited(e) for e in measured):
+    if not all(member.audited(e) for e in measured):
         said.append(
-            f"{label}: NOT AUDITED: nobody has checked that these are second derivatives of the whole model."
+            f"{label}: NOT AUDITED: nobody has checked that these are second derivatives of the "
+            "whole model."
         )
     return said
 
@@ -190,26 +215,26 @@ def _of_series(comparison: Comparison, one: Series, *, keep_unconverged: bool) -
 def _of_metrics(
     comparison: Comparison,
     series: Sequence[Series],
-    seen: Mapping[tuple[str, int, str], Observed],
-    asked: Asked,
+    seen: Mapping[tuple[str, int, str], MetricValues],
+    query: Query,
 ) -> list[str]:
-    """Metrics that no record speaks of, and batches that are certified but do not say a number."""
+    """Name metrics without any record, and certified batches that lack a number."""
     said = []
-    silent = [metric.label for metric in asked.metrics if metric not in comparison.metrics]
+    silent = [metric.label for metric in query.metrics if metric not in comparison.metrics]
     if silent:
-        said.append(f"No record that counts says: {', '.join(silent)}.")
+        said.append(f"No record that counts contains: {', '.join(silent)}.")
     for metric in comparison.metrics:
         unknown: dict[str, dict[int, int]] = {}
-        for one in series:
-            for epoch in one.tables:
-                found = seen.get((one.info.name, epoch, metric.name))
-                if found is None:
+        for member in series:
+            for epoch in member.tables:
+                values = seen.get((member.info.name, epoch, metric.name))
+                if values is None:
                     continue
-                measured = one.measured[epoch]
-                usable = measured.finite if asked.keep_unconverged else measured.certified
-                count = found.num_left_out - (int((~usable).sum()) if metric.certified else 0)
+                measured = member.measured[epoch]
+                usable = measured.finite if query.keep_unconverged else measured.certified
+                count = values.num_left_out - (int((~usable).sum()) if metric.certified else 0)
                 if count:
-                    unknown.setdefault(comparison.label(one.info.name), {})[epoch] = count
+                    unknown.setdefault(comparison.label(member.info.name), {})[epoch] = count
         for label, counts in unknown.items():
             parts = ", ".join(f"{count} at epoch {epoch}" for epoch, count in counts.items())
             said.append(

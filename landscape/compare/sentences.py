@@ -1,4 +1,7 @@
-"""A difference in words: a sentence to quote, with all that would make a reader judge otherwise."""
+"""Sentences about a difference, to quote.
+
+They include all that would change a reader's judgement.
+"""
 
 import math
 from dataclasses import replace
@@ -8,16 +11,19 @@ import numpy as np
 from landscape.compare.metrics import METRICS, NORMALISED, Metric
 from landscape.compare.result import Comparison, Difference, Summary
 from landscape.compare.statistics import holm
-from landscape.linalg.rounding import short as number
-from landscape.linalg.rounding import unknown, with_error
+from landscape.linalg.number_text import short as number
+from landscape.linalg.number_text import unknown, with_error
 
-# How a difference in a metric is put into words; the rest "have the higher ...".
+# Words for a difference in a metric; for the others a series "has the higher ...".
 _MORE = {"lambda_max": "is sharper", "nep": "is less convex"}
 _IN = {"lambda_max": "in sharpness", "nep": "in convexity"}
 
 
 def sentence(comparison: Comparison, row: Difference) -> str:
-    """A difference with its interval and test, what the normalised metrics say against it, and what is not certified."""
+    """Describe a difference with its interval and its test.
+
+    Also says where normalised metrics disagree, and what is not certified.
+    """
     larger = direction(comparison, row)
     objections = _objections(comparison, row, larger)
     if larger < 0:
@@ -34,7 +40,10 @@ def sentence(comparison: Comparison, row: Difference) -> str:
         if row.paired
         else f"On at least {batches} each, not compared batch by batch"
     )
-    what = f"{'paired ' if row.paired else ''}difference {with_interval(row.difference, row.low, row.high)}"
+    what = (
+        f"{'paired ' if row.paired else ''}difference "
+        f"{with_interval(row.difference, row.low, row.high)}"
+    )
     numbers = (
         f"{_naming(metric)} {' vs '.join(sides_text(row))}, {what}, Holm p = {p_text(row.p_holm)}"
     )
@@ -42,7 +51,7 @@ def sentence(comparison: Comparison, row: Difference) -> str:
 
 
 def _turned(row: Difference) -> Difference:
-    """The second against the first, in what a sentence says of it."""
+    """Swap the first and the second series, for a sentence."""
     return replace(
         row,
         first=row.second,
@@ -58,7 +67,7 @@ def _turned(row: Difference) -> Difference:
 
 
 def sides_text(row: Difference) -> tuple[str, str]:
-    """The two numbers of a difference; estimates with their errors."""
+    """Format the two numbers of a difference; estimates with their errors."""
     metric = METRICS[row.metric]
     if metric.estimate is None:
         return number(row.first_value), number(row.second_value)
@@ -67,9 +76,10 @@ def sides_text(row: Difference) -> tuple[str, str]:
 
 
 def direction(comparison: Comparison, row: Difference) -> int:
-    """1 where the first is demonstrably larger, -1 where the second is, 0 where neither is.
+    """Return the sign of a significant difference, else 0.
 
-    Both have to agree: the test, which looks at all epochs together, and the interval, where there is one.
+    1 where the first is demonstrably larger, -1 where the second is, 0 where neither is. Both have
+    to agree: the test, which covers all epochs together, and the interval, where there is one.
     """
     shown = row.p_holm <= 1 - comparison.confidence and (
         math.isnan(row.low) or row.low * row.high > 0
@@ -78,19 +88,25 @@ def direction(comparison: Comparison, row: Difference) -> int:
 
 
 def can_decide(comparison: Comparison, row: Difference) -> bool:
-    """Whether the test of a pair could have demonstrated anything, the other tests of its metric being what they are."""
+    """Tell whether the test of a pair could have been significant.
+
+    The other tests of its metric are taken as they are.
+    """
     key = (row.first, row.second, row.epoch)
-    family = [one for one in comparison.differences if one.metric == row.metric]
-    keys = [(one.first, one.second, one.epoch) for one in family]
+    family = [test for test in comparison.differences if test.metric == row.metric]
+    keys = [(test.first, test.second, test.epoch) for test in family]
     best = [
-        one.smallest_p if one_key == key else one.p_value
-        for one, one_key in zip(family, keys, strict=True)
+        test.smallest_p if test_key == key else test.p_value
+        for test, test_key in zip(family, keys, strict=True)
     ]
     return bool(holm(np.array(best))[keys.index(key)] <= 1 - comparison.confidence)
 
 
 def _undecided(comparison: Comparison, row: Difference) -> str:
-    """A test that could not come out otherwise is no evidence of equality, and must not sound like it."""
+    """Say that no difference was demonstrated, or that none could have been.
+
+    A test that cannot be significant is no evidence of equality, and the words must not suggest it.
+    """
     what = _IN.get(row.metric, f"in {METRICS[row.metric].label}")
     if can_decide(comparison, row):
         if math.isnan(row.p_value):
@@ -101,14 +117,17 @@ def _undecided(comparison: Comparison, row: Difference) -> str:
 
 
 def _objections(comparison: Comparison, row: Difference, larger: int) -> list[str]:
-    """Where the normalised versions of a metric say something else than its direction `larger`, or leave it open."""
+    """Name normalised versions of a metric that disagree or leave it open.
+
+    `larger` is the direction of the metric itself.
+    """
     said: dict[str, list[str]] = {}
     for name, how in NORMALISED.get(row.metric, {}).items():
         other = comparison.difference(row.first, row.second, row.epoch, name)
-        found = larger if other is None else direction(comparison, other)
-        if other is not None and found != larger:
-            winner = comparison.label(row.first if found > 0 else row.second)
-            verdict = f"but {winner} {_more(METRICS[row.metric])}" if found else "left open"
+        verdict_sign = larger if other is None else direction(comparison, other)
+        if other is not None and verdict_sign != larger:
+            winner = comparison.label(row.first if verdict_sign > 0 else row.second)
+            verdict = f"but {winner} {_more(METRICS[row.metric])}" if verdict_sign else "left open"
             # The series stand in the order of the sentence.
             values = " vs ".join(sides_text(_turned(other) if larger < 0 else other))
             said.setdefault(verdict, []).append(
@@ -118,7 +137,7 @@ def _objections(comparison: Comparison, row: Difference, larger: int) -> list[st
 
 
 def _doubts(row: Difference) -> list[str]:
-    """What of the records behind a difference has no certificate or was not audited."""
+    """Name records behind a difference without a certificate or an audit."""
     said = []
     if row.num_uncertified:
         what = counted(
@@ -140,7 +159,10 @@ def _naming(metric: Metric) -> str:
 
 
 def summary_text(row: Summary) -> str:
-    """What stands for all batches: an estimate rounded to its error, or "unknown"; other numbers in three digits."""
+    """Format the number for all batches.
+
+    An estimate is rounded to its error, or "unknown"; other numbers have three digits.
+    """
     metric = METRICS[row.metric]
     if not row.known:
         return unknown(row.open_low, row.open_high, percent=metric.is_share)
@@ -150,7 +172,7 @@ def summary_text(row: Summary) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """A number and its interval, if there is one."""
+    """Format a number and its interval, if there is one."""
     return (
         number(value)
         if math.isnan(low) or math.isnan(high)
@@ -159,13 +181,13 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 
 def p_text(p: float) -> str:
-    """Two significant digits."""
+    """Format a p value to two significant digits."""
     return "?" if not math.isfinite(p) else f"{p:.2g}"
 
 
-def counted(count: int, one: str, many: str) -> str:
-    """ "1 batch", "2 batches"."""
-    return f"{count} {one if count == 1 else many}"
+def counted(count: int, singular: str, plural: str) -> str:
+    """Format a count with its noun: "1 batch", "2 batches"."""
+    return f"{count} {singular if count == 1 else plural}"
 
 
 def epoch_text(epoch: int) -> str:

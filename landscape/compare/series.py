@@ -1,4 +1,7 @@
-"""Series of checkpoints out of one or several stores, and whether they may be compared at all."""
+"""Series of checkpoints from one or several stores.
+
+Also checks whether they may be compared at all.
+"""
 
 import os
 from collections import Counter
@@ -10,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from landscape.compare.metrics import Measured, Metric
+from landscape.compare.metrics import CheckpointMetrics, Metric
 from landscape.compare.result import SeriesInfo
 from landscape.compare.statistics import Sample
 from landscape.errors import StoreError
 from landscape.linalg import Estimate
+from landscape.manifest.samples import samples_of
 from landscape.store import (
     SpectraTable,
     SpectrumStore,
@@ -25,8 +29,8 @@ from landscape.store import (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked for; as of `compare_stores`."""
+class Query:
+    """Options of a comparison; see `compare_stores`."""
 
     metrics: tuple[Metric, ...]
     epochs: Sequence[int] | None
@@ -37,19 +41,27 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One series with everything that is stored of it, by epoch."""
+    """One series with everything that is stored about it, by epoch."""
 
     info: SeriesInfo
     tables: dict[int, SpectraTable]
     hessian: Mapping[str, Any]
+    samples: str = "pairs"
 
     @cached_property
-    def measured(self) -> dict[int, Measured]:
-        """The tables with what the protocol says of them."""
-        return {epoch: Measured(table, self.hessian) for epoch, table in self.tables.items()}
+    def measured(self) -> dict[int, CheckpointMetrics]:
+        """Join the tables with the settings of the protocol."""
+        return {
+            epoch: CheckpointMetrics(table, self.hessian) for epoch, table in self.tables.items()
+        }
 
-    def observed(self, epoch: int, metric: Metric, *, keep_unconverged: bool) -> "Observed | None":
-        """A metric over the batches of an epoch; None where the epoch was not measured."""
+    def metric_values(
+        self, epoch: int, metric: Metric, *, keep_unconverged: bool
+    ) -> "MetricValues | None":
+        """Compute a metric over the batches of an epoch.
+
+        None where the epoch was not measured.
+        """
         table = self.tables.get(epoch)
         if table is None:
             return None
@@ -62,21 +74,25 @@ class Series:
         if metric.certified:
             counts &= measured.finite if keep_unconverged else measured.certified
         estimate = None if metric.estimate is None else partial(measured.of_all, metric.estimate)
-        return Observed(
+        return MetricValues(
             table.batch, counts, loose, Sample(metric.location, numerator, denominator), estimate
         )
 
     def audited(self, epoch: int) -> bool:
-        """Whether every record of an epoch was made by a product that passed an audit."""
+        """Tell whether the products behind all records of an epoch passed an audit."""
         return is_audited(self.tables[epoch].extras)
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
-    """A number per batch, the index of the batch, whether it counts, and whether it is made of what is not certified.
+class MetricValues:
+    """Values of a metric per batch.
 
     Args:
-        estimate: What some rows together say, for what quadratures estimate.
+        batch: Index of each batch.
+        counts: Whether the batch counts.
+        loose: Whether its value is made of eigenvalues without a certificate.
+        sample: The values.
+        estimate: Function that estimates the metric from some rows together, for quadratures.
     """
 
     batch: np.ndarray
@@ -87,7 +103,10 @@ class Observed:
 
     @property
     def counted_estimate(self) -> Estimate | None:
-        """The estimate of all batches that count; None for what is none."""
+        """Estimate the metric over all batches that count.
+
+        None for metrics that are not estimated.
+        """
         return (
             None
             if self.estimate is None or not self.counts.any()
@@ -105,10 +124,10 @@ class Observed:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Two observed samples made ready to be compared.
+    """Two samples prepared for a comparison.
 
     Args:
-        estimates: Of the two over these batches, for what quadratures estimate.
+        estimates: Estimates of the two over these batches, for quadratures.
     """
 
     first: Sample
@@ -118,26 +137,30 @@ class Pairing:
     estimates: tuple[Estimate, Estimate] | None = None
 
     @classmethod
-    def of(cls, one: Observed, other: Observed, *, paired: bool) -> "Pairing":
-        """Paired: row i of both is the same batch, one that counts in both. Unpaired: every batch that counts."""
+    def of(cls, first: MetricValues, second: MetricValues, *, paired: bool) -> "Pairing":
+        """Select the batches of two samples that are compared.
+
+        Paired: row i of both is the same batch, and it counts in both. Unpaired: every batch that
+        counts.
+        """
         if not paired:
-            rows, other_rows = np.flatnonzero(one.counts), np.flatnonzero(other.counts)
-            loose = sum(int((which.loose & which.counts).sum()) for which in (one, other))
-            num_left_out = one.num_left_out + other.num_left_out
+            rows, other_rows = np.flatnonzero(first.counts), np.flatnonzero(second.counts)
+            loose = sum(int((which.loose & which.counts).sum()) for which in (first, second))
+            num_left_out = first.num_left_out + second.num_left_out
         else:
-            _, rows, other_rows = np.intersect1d(one.batch, other.batch, return_indices=True)
-            both = one.counts[rows] & other.counts[other_rows]
+            _, rows, other_rows = np.intersect1d(first.batch, second.batch, return_indices=True)
+            both = first.counts[rows] & second.counts[other_rows]
             rows, other_rows, num_left_out = rows[both], other_rows[both], int((~both).sum())
-            loose = int((one.loose[rows] | other.loose[other_rows]).sum())
+            loose = int((first.loose[rows] | second.loose[other_rows]).sum())
         estimates = None
         if (
-            one.estimate is not None
-            and other.estimate is not None
+            first.estimate is not None
+            and second.estimate is not None
             and min(len(rows), len(other_rows))
         ):
-            estimates = one.estimate(rows), other.estimate(other_rows)
+            estimates = first.estimate(rows), second.estimate(other_rows)
         return cls(
-            one.sample.take(rows), other.sample.take(other_rows), num_left_out, loose, estimates
+            first.sample.take(rows), second.sample.take(other_rows), num_left_out, loose, estimates
         )
 
     @property
@@ -146,29 +169,32 @@ class Pairing:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is anything to test: numbers, and no two brackets."""
-        return self.estimates is None or all(one.is_known for one in self.estimates)
+        """Tell whether a test is possible, as both numbers are known."""
+        return self.estimates is None or all(estimate.is_known for estimate in self.estimates)
 
 
 def read_series(
     paths: Sequence[Path], wanted: Sequence[str] | None = None
 ) -> tuple[list[Series], dict[str, dict[str, Any]]]:
-    """Every series of every store, or those that are wanted, and the protocol that all share.
+    """Read the series of every store, and the protocol that all share.
 
     Raises:
         ValueError: If there is no path.
-        StoreError: If a store cannot be read, is empty or is named twice, or two were measured under different settings.
+        StoreError: If a store cannot be read, is empty or is named twice, or two were measured
+            under different settings.
     """
     if not paths:
         raise ValueError("paths: there are none, so there is nothing to compare.")
-    found: list[Series] = []
+    kept: list[Series] = []
     protocols: list[tuple[Path, dict[str, dict[str, Any]]]] = []
     for path in map(Path, paths):
         if any(os.path.realpath(path) == os.path.realpath(other) for other, _ in protocols):
             raise StoreError(
-                f"{path}: named twice, and a series does not differ from itself; name each store once."
+                f"{path}: named twice, and a series does not differ from itself; name each store "
+                "once."
             )
         with SpectrumStore.open(path, series=wanted) as store:
+            store.require_hessian("a comparison")
             if protocols:
                 _check_protocols(*protocols[0], path, store.plan.protocol)
             protocols.append((path, store.plan.protocol))
@@ -176,8 +202,8 @@ def read_series(
         if not series:
             reason = "it holds no eigenvalues yet, so there is nothing to compare"
             raise StoreError(f"{path}: {reason}. Run `landscape spectra` first.")
-        found += series
-    return _with_unique_names(found), protocols[0][1]
+        kept += series
+    return _with_unique_names(kept), protocols[0][1]
 
 
 def _series(path: Path, store: SpectrumStore, name: str) -> Series:
@@ -188,86 +214,95 @@ def _series(path: Path, store: SpectrumStore, name: str) -> Series:
         "model": table.model,
         "num_params": table.num_params,
     }
+    info = SeriesInfo(name=name, store=str(path), epochs=tuple(tables), **facts)
     return Series(
-        SeriesInfo(name=name, store=str(path), epochs=tuple(tables), **facts),
-        tables,
-        store.plan.protocol["hessian"],
+        info, tables, store.plan.protocol["hessian"], samples_of(store.plan.protocol["data"])
     )
 
 
 def _check_protocols(
-    one: Path, old: dict[str, dict[str, Any]], other: Path, new: dict[str, dict[str, Any]]
+    old_path: Path, old: dict[str, dict[str, Any]], new_path: Path, new: dict[str, dict[str, Any]]
 ) -> None:
-    found = differing_setting(old, new)
-    if found is not None:
-        section, key = found
+    differing = differing_setting(old, new)
+    if differing is not None:
+        section, key = differing
         values = [protocol.get(section, {}).get(key) for protocol in (new, old)]
         raise StoreError(
-            f"{other}: {section}.{key} is {values[0]!r}, but {values[1]!r} in {one}. Numbers measured under different settings "
-            "are not comparable; measure both under the same ones."
+            f"{new_path}: {section}.{key} is {values[0]!r}, but {values[1]!r} in {old_path}. "
+            "Numbers measured under different settings are not comparable; measure both under the "
+            "same ones."
         )
 
 
-def _with_unique_names(found: list[Series]) -> list[Series]:
-    """Put the file before names that two stores share: "a:vit", or the path where the files have one name too."""
-    names = Counter(one.info.name for one in found)
+def _with_unique_names(kept: list[Series]) -> list[Series]:
+    """Prefix names that two stores share with the file: "a:vit".
+
+    The prefix is the whole path where the files also have the same name.
+    """
+    names = Counter(member.info.name for member in kept)
     stems = Counter(
-        {store: Path(store).stem for store in {one.info.store for one in found}}.values()
+        {store: Path(store).stem for store in {member.info.store for member in kept}}.values()
     )
     unique = []
-    for one in found:
-        info, file = one.info, Path(one.info.store)
+    for member in kept:
+        info, file = member.info, Path(member.info.store)
         if names[info.name] > 1:
             prefix = file.stem if stems[file.stem] == 1 else info.store
-            one = replace(one, info=replace(info, name=f"{prefix}:{info.name}"))
-        unique.append(one)
+            member = replace(member, info=replace(info, name=f"{prefix}:{info.name}"))
+        unique.append(member)
     return unique
 
 
 def check_same_loss(series: Sequence[Series]) -> None:
-    """Refuse series that minimise different losses: their eigenvalues are those of different functions.
+    """Refuse series that minimise different losses.
+
+    Their eigenvalues are those of different functions.
 
     Raises:
         StoreError: If so; says how to compare those of one loss.
     """
     losses: dict[str, list[str]] = {}
-    for one in series:
-        for table in one.tables.values():
+    for member in series:
+        for table in member.tables.values():
             for used in models_as_trained(table.settings):
                 if "loss" in used:
-                    losses.setdefault(str(used["loss"][0]), []).append(one.info.name)
+                    losses.setdefault(str(used["loss"][0]), []).append(member.info.name)
     if len(losses) > 1:
         parts = "; ".join(
             f"{loss} by {', '.join(dict.fromkeys(names))}" for loss, names in losses.items()
         )
         raise StoreError(
-            f"{series[0].info.store}: the series minimise different losses ({parts}), so their eigenvalues are those of "
-            "different functions and no difference means anything. Compare those of one loss, each named with --series."
+            f"{series[0].info.store}: the series minimise different losses ({parts}), so their "
+            "eigenvalues are those of different functions and no difference means anything. "
+            "Compare those of one loss, each named with --series."
         )
 
 
-def check_same_batches(one: Series, other: Series, epochs: Sequence[int]) -> None:
-    """Whether two series were measured on the same batches, at each of these epochs that both have.
+def check_same_batches(first: Series, second: Series, epochs: Sequence[int]) -> None:
+    """Refuse two series that were not measured on the same batches.
 
-    Batches that only one of them has yet are no hindrance, as long as there are others.
+    Checks each of these epochs that both have. Batches that only one of them has yet do not matter,
+    as long as there are others.
 
     Raises:
-        StoreError: If not; says how to compare them nevertheless.
+        StoreError: If so; says how to compare them nevertheless.
     """
-    for epoch in (epoch for epoch in epochs if epoch in one.tables and epoch in other.tables):
+    for epoch in (epoch for epoch in epochs if epoch in first.tables and epoch in second.tables):
         digests, others = (
             dict(zip(table.batch.tolist(), table.batch_sha256, strict=True))
-            for table in (one.tables[epoch], other.tables[epoch])
+            for table in (first.tables[epoch], second.tables[epoch])
         )
         common = sorted(set(digests) & set(others))
         differing = [batch for batch in common if digests[batch] != others[batch]]
         if differing or not common:
             what = (
-                f"batch {differing[0]} holds other pairs (sha256 {digests[differing[0]][:12]} and {others[differing[0]][:12]})"
+                f"batch {differing[0]} holds other {first.samples} "
+                f"(sha256 {digests[differing[0]][:12]} and {others[differing[0]][:12]})"
                 if differing
                 else "no batch was measured for both"
             )
             raise StoreError(
-                f"{one.info.store}: series {one.info.name!r} and {other.info.name!r} ({other.info.store}) at epoch {epoch}: "
-                f"{what}. Differences are taken batch by batch; compare them with --unpaired, or measure both on the same ones."
+                f"{first.info.store}: series {first.info.name!r} and {second.info.name!r} "
+                f"({second.info.store}) at epoch {epoch}: {what}. Differences are taken batch by "
+                "batch; compare them with --unpaired, or measure both on the same ones."
             )

@@ -1,7 +1,9 @@
-"""Sharpness beside accuracy: checkpoints of a store of spectra joined with their answers, and how the two go together.
+"""Sharpness beside accuracy: spectra joined with answers, and their correlations.
 
-A checkpoint is joined by series, epoch and the digest of its file. Every number comes with what its interval covers: batches and
-pictures, with the checkpoints held fixed, or the series, taken as drawn from more such series.
+A checkpoint is joined by series, epoch and the digest of its file. Every number says what its
+interval covers: batches and pictures, with the checkpoints held fixed, or the series, taken as
+drawn from more such series.
+
 Shapes: r = resamples, p = points (checkpoints), batch = batches of all checkpoints together.
 """
 
@@ -17,7 +19,7 @@ from landscape.compare.accuracy import SetScore, scores_of
 from landscape.compare.accuracy_means import AccuracyMean, Key, accuracy_means
 from landscape.compare.correlation import Correlation, correlations_of
 from landscape.compare.metrics import METRICS
-from landscape.compare.series import Observed, Series, read_series
+from landscape.compare.series import MetricValues, Series, read_series
 from landscape.compare.statistics import Resampling, Sample
 from landscape.errors import StoreError
 from landscape.statistics import Bootstrap, Interval
@@ -25,12 +27,13 @@ from landscape.store.predictions import (
     CheckpointPredictions,
     PictureSet,
     PredictionStore,
+    left_out_of,
     read_predictions,
 )
 
-# What is asked of sharpness: the largest eigenvalue, and how far from convex.
+# Measures of sharpness: the largest eigenvalue, and how far from convex.
 SHARPNESS = ("lambda_max", "nep")
-# Pictures of all sets, conditions and resamples: more take long and tell nothing that these do not.
+# All pictures are resampled for every condition: more resamples take long and add nothing.
 _MAX_RESAMPLES = 2000
 
 
@@ -39,9 +42,10 @@ class CheckpointRow:
     """One checkpoint that has spectra and answers.
 
     Args:
-        sharpness: By metric, with the interval of the comparison; without those that no record says.
+        sharpness: Sharpness by metric, with the interval of the comparison; without metrics that no
+            record contains.
         scores: Its accuracy on each set, with its interval.
-        means: By name, see `accuracy_means`; without those that it does not have.
+        means: Means by name, see `accuracy_means`; without those that it does not have.
     """
 
     series: str
@@ -58,13 +62,13 @@ class CheckpointRow:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SharpnessAccuracy:
-    """Everything that was found.
+    """All results.
 
     Args:
         rows: In the order of the store of spectra, epochs ascending.
         means: The means that there are, by name.
-        correlations: Of every measure of sharpness with every mean.
-        notes: What was left out or could not be said, a sentence each.
+        correlations: Correlations of every measure of sharpness with every mean.
+        notes: Sentences on what was left out or could not be computed.
         files: Names of the files of answers, without their folders.
     """
 
@@ -97,12 +101,14 @@ def sharpness_and_accuracy(
         predictions: Files of `landscape evaluate` and `landscape ood`.
         series: As in `SpectrumStore.open`.
         keep_unconverged: As in `compare_stores`.
-        num_resamples: Of sharpness, as in `compare_stores`; at most 2,000 of what pictures are resampled for.
+        num_resamples: Resamples of sharpness, as in `compare_stores`; at most 2,000 where pictures
+            are resampled.
 
     Raises:
         ValueError: If there is no file of answers, or a number is out of range.
-        StoreError: If a file cannot be read or is named twice, two files answer for the same checkpoint about the same set, a
-            checkpoint has another digest in the two kinds of file, or none is in both.
+        StoreError: If a file cannot be read or is named twice, two files answer for the same
+            checkpoint about the same set, a checkpoint has another digest in the two kinds of file,
+            or none is in both.
     """
     resampling = Resampling(confidence=confidence, num_resamples=num_resamples, seed=seed)
     bootstrap = Bootstrap(
@@ -112,22 +118,26 @@ def sharpness_and_accuracy(
     answers = read_answers(predictions)
     joined, notes = _joined(spectra, measured, answers, named=series)
     observed = {
-        (metric, (one.info.name, epoch)): found
+        (metric, (member.info.name, epoch)): observation
         for metric in SHARPNESS
-        for one in measured
-        for epoch in one.tables
-        if (one.info.name, epoch) in joined
-        and (found := one.observed(epoch, METRICS[metric], keep_unconverged=keep_unconverged))
+        for member in measured
+        for epoch in member.tables
+        if (member.info.name, epoch) in joined
+        and (
+            observation := member.metric_values(
+                epoch, METRICS[metric], keep_unconverged=keep_unconverged
+            )
+        )
         is not None
-        and found.counts.any()
+        and observation.counts.any()
     }
     chosen = PredictionStore(sets=answers.sets, checkpoints=joined)
     means = accuracy_means(chosen.sets, list(joined.values()), bootstrap)
     scores = scores_of(chosen, bootstrap)
     rows = tuple(
         CheckpointRow(
-            series=one.info.name,
-            label=one.info.label,
+            series=member.info.name,
+            label=member.info.label,
             epoch=epoch,
             sharpness={
                 metric: resampling.location(observed[metric, key].counted)
@@ -137,23 +147,31 @@ def sharpness_and_accuracy(
             scores=tuple(score for score in scores if (score.series, score.epoch) == key),
             means={name: mean.values[key] for name, mean in means.items() if key in mean.values},
         )
-        for one in measured
-        for epoch in one.tables
-        if (key := (one.info.name, epoch)) in joined
+        for member in measured
+        for epoch in member.tables
+        if (key := (member.info.name, epoch)) in joined
     )
     digests = {
-        (one.info.name, epoch): table.batch_sha256
-        for one in measured
-        for epoch, table in one.tables.items()
+        (member.info.name, epoch): table.batch_sha256
+        for member in measured
+        for epoch, table in member.tables.items()
     }
     correlations = []
     for metric in SHARPNESS:
-        of_metric = {key: found for (name, key), found in observed.items() if name == metric}
+        of_metric = {
+            key: observation for (name, key), observation in observed.items() if name == metric
+        }
         drawn = resampled_sharpness(of_metric, digests, bootstrap)
         values = {row.key: row.sharpness[metric] for row in rows if metric in row.sharpness}
         for mean in means.values():
             correlations += correlations_of(metric, mean, values, drawn, bootstrap)
-    said = dict.fromkeys([*notes, *(note for mean in means.values() for note in mean.notes)])
+    said = dict.fromkeys(
+        [
+            *notes,
+            *left_out_of(answers.sets.values()),
+            *(note for mean in means.values() for note in mean.notes),
+        ]
+    )
     return SharpnessAccuracy(
         rows=rows,
         means=means,
@@ -165,7 +183,7 @@ def sharpness_and_accuracy(
     )
 
 
-# --- reading and joining ----------------------------------------------------------------------------------------------
+# --- reading and joining --------------------------------------------------------------------------
 
 
 def read_answers(paths: Sequence[Path]) -> PredictionStore:
@@ -189,15 +207,17 @@ def read_answers(paths: Sequence[Path]) -> PredictionStore:
         store = read_predictions(path)
         if store is None:
             raise StoreError(
-                f"{path}: there is no such file; `landscape evaluate` and `landscape ood` write one."
+                f"{path}: there is no such file; `landscape evaluate` and `landscape ood` write "
+                "one."
             )
-        for name, one in store.sets.items():
-            if name in sets and sets[name].identity() != one.identity():
+        for name, pictures in store.sets.items():
+            if name in sets and sets[name].identity() != pictures.identity():
                 raise StoreError(
-                    f"{path}: {one.place} has other pictures, classes or prompts than in the files before, so accuracies on it "
-                    "are not comparable. Evaluate all checkpoints on the same ones, or leave a file out."
+                    f"{path}: {pictures.place} has other pictures, classes or prompts than in the "
+                    "files before, so accuracies on it are not comparable. Evaluate all "
+                    "checkpoints on the same ones, or leave a file out."
                 )
-            sets[name] = one
+            sets[name] = pictures
         for key, checkpoint in store.checkpoints.items():
             checkpoints[key] = (
                 _merged(checkpoints[key], checkpoint, path) if key in checkpoints else checkpoint
@@ -206,25 +226,27 @@ def read_answers(paths: Sequence[Path]) -> PredictionStore:
 
 
 def _merged(
-    one: CheckpointPredictions, other: CheckpointPredictions, path: Path
+    first: CheckpointPredictions, second: CheckpointPredictions, path: Path
 ) -> CheckpointPredictions:
-    """What two files say of one checkpoint."""
-    _check_digest(path, "in the files before", other, one.checkpoint_sha256)
-    twice = [name for name in other.sets if name in one.sets]
+    """Merge the answers of two files for one checkpoint."""
+    _check_digest(path, "in the files before", second, first.checkpoint_sha256)
+    twice = [name for name in second.sets if name in first.sets]
     if twice:
         raise StoreError(
-            f"{path}: series {other.series!r} epoch {other.epoch} answers about {' '.join(twice[0]).strip()} in a file before "
-            "too, and only one answer can count. Name one of the two files."
+            f"{path}: series {second.series!r} epoch {second.epoch} answers about "
+            f"{' '.join(twice[0]).strip()} in a file before too, and only one answer can count. "
+            "Name one of the two files."
         )
-    return replace(one, sets={**one.sets, **other.sets})
+    return replace(first, sets={**first.sets, **second.sets})
 
 
 def _check_digest(path: Path, where: str, checkpoint: CheckpointPredictions, digest: str) -> None:
     if checkpoint.checkpoint_sha256 != digest:
         raise StoreError(
-            f"{path}: series {checkpoint.series!r} epoch {checkpoint.epoch} is of other weights (sha256 "
-            f"{checkpoint.checkpoint_sha256[:12]}) than {where} ({digest[:12]}), so its accuracy is not that of the model whose "
-            "sharpness is known. Evaluate the same checkpoints."
+            f"{path}: series {checkpoint.series!r} epoch {checkpoint.epoch} is of other weights "
+            f"(sha256 {checkpoint.checkpoint_sha256[:12]}) than {where} ({digest[:12]}), so its "
+            "accuracy is not that of the model whose sharpness is known. Evaluate the same "
+            "checkpoints."
         )
 
 
@@ -235,26 +257,29 @@ def _joined(
     *,
     named: Sequence[str] | None,
 ) -> tuple[dict[Key, CheckpointPredictions], list[str]]:
-    """The checkpoints that have both, and what is left out.
+    """Select the checkpoints that have spectra and answers.
+
+    The second value holds sentences on what is left out.
 
     Raises:
         StoreError: If a digest differs, or there are none.
     """
     joined: dict[Key, CheckpointPredictions] = {}
     without: list[str] = []
-    for one in measured:
-        for epoch, table in one.tables.items():
-            checkpoint = answers.checkpoints.get((one.info.name, epoch))
+    for member in measured:
+        for epoch, table in member.tables.items():
+            checkpoint = answers.checkpoints.get((member.info.name, epoch))
             if checkpoint is None:
-                without.append(f"{one.info.name} epoch {epoch}")
+                without.append(f"{member.info.name} epoch {epoch}")
                 continue
             _check_digest(spectra, f"in {spectra.name}", checkpoint, table.checkpoint_sha256)
             joined[checkpoint.key] = checkpoint
     if not joined:
         have = ", ".join(dict.fromkeys(name for name, _ in answers.checkpoints)) or "none"
         raise StoreError(
-            f"{spectra}: no checkpoint of it has answers in the files of predictions, whose series are: {have}. Evaluate the "
-            "checkpoints of the same manifest, under the same names of series."
+            f"{spectra}: no checkpoint of it has answers in the files of predictions, whose series "
+            f"are: {have}. Evaluate the checkpoints of the same manifest, under the same names of "
+            "series."
         )
     notes = []
     if without:
@@ -271,22 +296,23 @@ def _joined(
     return joined, notes
 
 
-# --- resampling -------------------------------------------------------------------------------------------------------
+# --- resampling -----------------------------------------------------------------------------------
 
 
 def resampled_sharpness(
-    observed: Mapping[Key, Observed], digests: Mapping[Key, Sequence[str]], bootstrap: Bootstrap
+    observed: Mapping[Key, MetricValues], digests: Mapping[Key, Sequence[str]], bootstrap: Bootstrap
 ) -> dict[Key, Float[np.ndarray, " r"]]:
-    """Resample the batches that all checkpoints share, and compute the sharpness of each checkpoint anew.
+    """Resample the batches that all checkpoints share.
 
-    A batch is drawn for all checkpoints that were measured on it, as its pairs make all of them sharper or flatter together.
-    One fewer than there are is drawn, as in `landscape.statistics.stratified_weights`.
+    Gives the sharpness of each checkpoint in every resample. A batch is drawn for all checkpoints
+    that were measured on it, as its pairs make all of them sharper or flatter together. The number
+    drawn is one less than the number of batches, as in `landscape.statistics.stratified_weights`.
 
     Args:
-        digests: Of the pairs of each batch, in the order of the records.
+        digests: Digests of the pairs of each batch, in the order of the records.
     """
-    samples: dict[Key, Sample] = {key: found.counted for key, found in observed.items()}
-    owned = {key: np.asarray(digests[key])[found.counts] for key, found in observed.items()}
+    samples: dict[Key, Sample] = {key: values.counted for key, values in observed.items()}
+    owned = {key: np.asarray(digests[key])[values.counts] for key, values in observed.items()}
     batches = np.unique(np.concatenate([np.zeros(0, dtype="<U1"), *owned.values()]))
     generator = np.random.default_rng([bootstrap.seed, len(batches)])
     drawn = (
@@ -300,10 +326,10 @@ def resampled_sharpness(
         place = np.array([rows.get(digest, -1) for digest in batches])
         rows_drawn = place[drawn]
         if (place >= 0).all():
-            found = sample.at(rows_drawn)
+            values = sample.at(rows_drawn)
         else:
             # A resample without any batch of this checkpoint has no value.
             counted = [row[row >= 0] for row in rows_drawn]
-            found = np.array([float(sample.at(row)) if len(row) else np.nan for row in counted])
-        resampled[key] = found
+            values = np.array([float(sample.at(row)) if len(row) else np.nan for row in counted])
+        resampled[key] = values
     return resampled

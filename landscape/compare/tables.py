@@ -1,4 +1,7 @@
-"""A comparison as text: tables for a terminal and for LaTeX, rows for CSV, everything for JSON."""
+"""Comparisons as text.
+
+Tables for a terminal and for LaTeX, rows for CSV, everything for JSON.
+"""
 
 import csv
 import io
@@ -6,10 +9,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
+from landscape.compare.eigenvector_tables import vector_grids
+from landscape.compare.grid import Grid
 from landscape.compare.metrics import HEADLINES, METRICS, NORMALISED, QUOTED, Metric
 from landscape.compare.result import Comparison, Difference, plain
 from landscape.compare.sentences import p_text, sides_text, summary_text, with_interval
@@ -19,60 +24,46 @@ from landscape.terminal import TextTable, terminal_width, wrapped
 
 # Columns of the CSV file; `value` is the difference in the rows of a pair.
 CSV_COLUMNS = (
-    "kind metric unit epoch first second paired num_batches num_left_out num_planned num_uncertified audited value low high mean "
-    "standard_error q05 q25 median q75 q95 first_value second_value ratio ratio_low ratio_high effect p_value smallest_p p_holm "
-    "known open_low open_high first_error second_error"
+    "kind metric unit epoch first second paired num_batches num_left_out num_planned "
+    "num_uncertified audited value low high mean standard_error q05 q25 median q75 q95 first_value "
+    "second_value ratio ratio_low ratio_high effect p_value smallest_p p_holm known open_low "
+    "open_high first_error second_error"
 ).split()
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts: two columns of names, then numbers. Where the first name changes, a section begins."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    @property
-    def justified(self) -> tuple[Literal["left", "right"], ...]:
-        return tuple("left" if index < 2 else "right" for index in range(len(self.header)))
-
-    def begins_section(self, index: int) -> bool:
-        return index > 0 and self.rows[index][0] != self.rows[index - 1][0]
-
-
 def grids(comparison: Comparison, metrics: Sequence[str] | None = None) -> list[Grid]:
-    """The numbers of every series, and a table of differences for each metric.
+    """Tabulate the numbers of every series, the differences, and the eigenvectors.
 
     Args:
-        metrics: Names; by default `HEADLINES` of every series, the differences of those that sentences quote, and in one
-            table those of their normalised versions.
+        metrics: Names of metrics. By default `HEADLINES` of every series, the differences of those
+            that sentences quote, and in one table those of their normalised versions.
     """
     known = {metric.name: metric for metric in comparison.metrics}
     chosen, contrasted = (
         [known[name] for name in names if name in known]
         for names in ((HEADLINES, QUOTED) if metrics is None else (metrics, metrics))
     )
-    found: list[Grid | None] = [_series_grid(comparison, chosen)]
+    tables: list[Grid | None] = [_series_grid(comparison, chosen)]
     for metric in contrasted:
-        found.append(_pair_grid(comparison, metric))
+        tables.append(_pair_grid(comparison, metric))
         if metrics is None and metric.name in NORMALISED:
             versions = [known[name] for name in NORMALISED[metric.name] if name in known]
-            found.append(_normalised_grid(comparison, metric, versions))
-    return [grid for grid in found if grid is not None]
+            tables.append(_normalised_grid(comparison, metric, versions))
+    tables += vector_grids(comparison.eigenvectors, confidence=comparison.confidence)
+    return [grid for grid in tables if grid is not None]
 
 
 def _series_grid(comparison: Comparison, metrics: Sequence[Metric]) -> Grid:
     rows = []
     for epoch in comparison.epochs:
-        for one in comparison.series:
-            found = [comparison.summary(one.name, epoch, metric.name) for metric in metrics]
-            counted = {summary.num_batches for summary in found if summary is not None}
+        for info in comparison.series:
+            summaries = [comparison.summary(info.name, epoch, metric.name) for metric in metrics]
+            counted = {summary.num_batches for summary in summaries if summary is not None}
             batches = (
                 "-".join(map(str, sorted({min(counted), max(counted)}))) if counted else "none"
             )
-            values = [summary_text(summary) if summary is not None else "" for summary in found]
-            rows.append((str(epoch), comparison.label(one.name), batches, *values))
+            values = [summary_text(summary) if summary is not None else "" for summary in summaries]
+            rows.append((str(epoch), comparison.label(info.name), batches, *values))
     header = (
         "epoch",
         "series",
@@ -83,8 +74,8 @@ def _series_grid(comparison: Comparison, metrics: Sequence[Metric]) -> Grid:
 
 
 def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
-    found = [row for row in comparison.differences if row.metric == metric.name]
-    names = list(dict.fromkeys((row.first, row.second) for row in found))
+    differences = [row for row in comparison.differences if row.metric == metric.name]
+    names = list(dict.fromkeys((row.first, row.second) for row in differences))
     scale = 100 if metric.is_share else 1
     rows = [
         (
@@ -99,7 +90,7 @@ def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
             f"{row.effect:+.2f}" if math.isfinite(row.effect) else "",
             p_text(row.p_holm),
         )
-        for row in sorted(found, key=lambda row: names.index((row.first, row.second)))
+        for row in sorted(differences, key=lambda row: names.index((row.first, row.second)))
     ]
     header = (
         "pair",
@@ -113,22 +104,28 @@ def _pair_grid(comparison: Comparison, metric: Metric) -> Grid | None:
     )
     unit = "" if metric.unit == "1" else f", {metric.unit}"
     unit = ", %" if metric.is_share else unit
-    title = f"{metric.label}{unit}: {'paired ' if comparison.paired else ''}differences [{100 * comparison.confidence:g} %]"
+    title = (
+        f"{metric.label}{unit}: {'paired ' if comparison.paired else ''}differences "
+        f"[{100 * comparison.confidence:g} %]"
+    )
     return Grid(title, header, tuple(rows)) if rows else None
 
 
 def _normalised_grid(
     comparison: Comparison, metric: Metric, versions: Sequence[Metric]
 ) -> Grid | None:
-    """One row per pair and epoch: the ratio, or where there is none the difference, in each normalised version."""
-    found = {(row.first, row.second, row.epoch, row.metric): row for row in comparison.differences}
+    """Tabulate each normalised version, a row per pair and epoch.
+
+    Cells hold the ratio, or where there is none the difference.
+    """
+    by_key = {(row.first, row.second, row.epoch, row.metric): row for row in comparison.differences}
     keys = dict.fromkeys(
-        key[:3] for key in found if key[3] in {version.name for version in versions}
+        key[:3] for key in by_key if key[3] in {version.name for version in versions}
     )
     pairs = list(dict.fromkeys(key[:2] for key in keys))
     rows = []
     for first, second, epoch in sorted(keys, key=lambda key: pairs.index(key[:2])):
-        cells = [_compact(found.get((first, second, epoch, version.name))) for version in versions]
+        cells = [_compact(by_key.get((first, second, epoch, version.name))) for version in versions]
         rows.append((f"{comparison.label(first)} / {comparison.label(second)}", str(epoch), *cells))
     header = ("pair", "epoch", *(version.label for version in versions))
     paired = "paired " if comparison.paired else ""
@@ -157,10 +154,10 @@ def _located(metric: Metric) -> str:
 def to_terminal(
     comparison: Comparison, metrics: Sequence[str] | None = None, *, width: int | None = None
 ) -> str:
-    """Tables, then what to quote, what was left out, and what the numbers do not show.
+    """Render tables, then sentences to quote, gaps, and limits of the numbers.
 
     Args:
-        width: Columns of the terminal; by default as many as it has, or 120 where there is none.
+        width: Columns of the terminal; by default its own number, or 120 without a terminal.
     """
     return text_of(grids(comparison, metrics), texts_of(comparison), width=width)
 
@@ -171,7 +168,7 @@ def text_of(
     *,
     width: int | None = None,
 ) -> str:
-    """Tables and headed lists of sentences for a terminal.
+    """Render tables and headed lists of sentences for a terminal.
 
     Args:
         texts: Headings, each with its sentences.
@@ -198,7 +195,7 @@ def _text_table(grid: Grid) -> TextTable:
 
 
 class WithSentences(Protocol):
-    """A comparison of any kind."""
+    """Comparison of any kind that has sentences."""
 
     @property
     def sentences(self) -> tuple[str, ...]: ...
@@ -211,7 +208,7 @@ class WithSentences(Protocol):
 
 
 def texts_of(comparison: WithSentences) -> list[tuple[str, tuple[str, ...]]]:
-    """The sentences of a comparison under their headings."""
+    """Return the sentences of a comparison under their headings."""
     return [
         ("To quote:", comparison.sentences),
         ("What is missing or differs:", comparison.notes),
@@ -220,7 +217,10 @@ def texts_of(comparison: WithSentences) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """One row per series, epoch and metric ("series"), and one per pair ("difference"); unknown numbers are empty."""
+    """Render one row per series, epoch and metric, and one per pair.
+
+    `kind` is "series" or "difference"; unknown numbers are empty.
+    """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -253,12 +253,12 @@ _LATEX |= {
 
 
 def to_latex(comparison: Comparison, metrics: Sequence[str] | None = None) -> str:
-    """Tables in the manner of the package booktabs; what was left out and what is not shown stand as comments."""
+    """Render tables for the LaTeX package booktabs, sentences as comments."""
     return latex_of(grids(comparison, metrics), texts_of(comparison))
 
 
 def latex_of(tables: Sequence[Grid], texts: Sequence[tuple[str, tuple[str, ...]]]) -> str:
-    """Tables, and lists of sentences as comments, for LaTeX."""
+    """Render tables, and lists of sentences as comments, for LaTeX."""
     parts = ["% Needs \\usepackage{booktabs}. Written by landscape compare."]
     parts += [f"% {heading} {line}" for heading, lines in texts for line in lines]
     for grid in tables:
@@ -285,15 +285,15 @@ def _latex_rows(grid: Grid) -> list[str]:
         if grid.begins_section(index):
             lines.append(r"\addlinespace")
         text = " & ".join(escaped_latex(cell) for cell in row)
-        # The end of the row before would take these for its own argument.
+        # The end of the row before would read these as its own argument.
         lines.append(("{}" if text.startswith(("[", "*")) else "") + text + r" \\")
     return lines
 
 
 def escaped_latex(text: str) -> str:
-    escaped = re.sub(r"[\\^~\u2212<>|&%$#_{}]", lambda found: _LATEX[found.group()], text)
+    escaped = re.sub(r"[\\^~\u2212<>|&%$#_{}]", lambda match: _LATEX[match.group()], text)
     powers = re.sub(
-        r"(?<=[\d)])e([+-]\d+)\b", lambda found: rf"$\times10^{{{int(found[1])}}}$", escaped
+        r"(?<=[\d)])e([+-]\d+)\b", lambda match: rf"$\times10^{{{int(match[1])}}}$", escaped
     )
     return re.sub(r"(?<![\w.{])-(?=[\d.])", "$-$", powers)
 
@@ -308,21 +308,31 @@ SUFFIXES = {".txt": "table", ".csv": "csv", ".json": "json", ".tex": "latex"}
 
 
 def format_of(path: Path | None, *, kind: str | None = None) -> str:
-    """The name of a format in `FORMATS`: `kind`, or what the suffix says, or a table where there is no file.
+    """Choose the format: `kind`, what the suffix says, or a table.
+
+    Returns a name in `FORMATS`. The table is for output without a file.
 
     Raises:
-        ValueError: If neither says anything, or they say different things: whoever reads the file goes by its name.
+        ValueError: If neither names a format, or they name different ones: readers of the file rely
+            on its name.
     """
     told = None if path is None else SUFFIXES.get(path.suffix.lower())
     if path is not None and kind is None and told is None:
         known = ", ".join(SUFFIXES)
         raise ValueError(
-            f"{path}: a comparison cannot be written as {path.suffix!r}; the suffix must be one of {known}."
+            f"{path}: a comparison cannot be written as {path.suffix!r}; the suffix must be one of "
+            f"{known}."
+        )
+    if path is not None and told is None and path.exists():
+        raise ValueError(
+            f"{path}: is there already, and its name does not say that it is a comparison, so it "
+            f"is not overwritten; name a file that ends in {', '.join(SUFFIXES)}."
         )
     if kind is not None and told is not None and kind != told:
         suffix = next(suffix for suffix, other in SUFFIXES.items() if other == kind)
         raise ValueError(
-            f"{path}: its name says {told}, but --format says {kind}; leave out --format, or name a file that ends in {suffix}."
+            f"{path}: its name says {told}, but --format says {kind}; leave out --format, or name "
+            f"a file that ends in {suffix}."
         )
     return kind or told or "table"
 
@@ -337,8 +347,8 @@ def write_comparison(
     """Write a comparison into a file, whole or not at all.
 
     Args:
-        kind: One of `FORMATS`; by default by the suffix.
-        metrics: That tables show; CSV and JSON hold all.
+        kind: One of `FORMATS`; by default as the suffix says.
+        metrics: Metrics that tables show; CSV and JSON hold all.
 
     Raises:
         ValueError: If the suffix says no format.
@@ -354,7 +364,7 @@ def write_comparison(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a comparison that is text already, whole or not at all.
+    """Write a rendered comparison, whole or not at all.
 
     Raises:
         StoreError: If the file cannot be written.
@@ -364,5 +374,6 @@ def write_text(path: Path, text: str) -> None:
         write_atomically(path, text.encode())
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be written ({error.strerror}) - the comparison is not saved - choose a folder that is writable."
+            f"{path}: cannot be written ({error.strerror}) - the comparison is not saved - choose "
+            "a folder that is writable."
         ) from error

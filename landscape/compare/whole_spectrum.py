@@ -1,6 +1,7 @@
-"""What the records of a checkpoint say of its whole spectrum: the quadratures of its batches, a random probe of each.
+"""Whole spectrum of a checkpoint from its records.
 
-Everything that prints a trace, a count or a share of a store takes it from here. Knows no torch.
+The records hold quadratures of the batches, each from a random probe. Everything that prints a
+trace, a count or a share of a store uses this module. Knows no torch.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,10 @@ from landscape.store import SpectraTable
 
 
 def probed_rows(table: SpectraTable) -> Int[np.ndarray, " r"]:
-    """Records with a quadrature that knows its own error; power iteration and recycled starts leave none."""
+    """List the records with a quadrature that knows its own error.
+
+    Power iteration and recycled starts leave none.
+    """
     known = []
     for row, rule in enumerate(_rules(table)):
         if len(rule[0]):
@@ -27,13 +31,13 @@ def probed_rows(table: SpectraTable) -> Int[np.ndarray, " r"]:
 def probed_spectrum(
     table: SpectraTable, dtype: str, rows: Sequence[int] | None = None
 ) -> ProbedSpectrum:
-    """The spectrum as the probes of some records saw it, or those of all.
+    """Estimate the spectrum from the probes of some or all records.
 
     Args:
-        dtype: Of the products; it decides what counts as zero.
+        dtype: Precision of the products; it decides what counts as zero.
 
     Raises:
-        ValueError: If there is none, or one does not know its own error.
+        ValueError: If there is no record, or a record does not know its own error.
     """
     rules = _rules(table)
     chosen = rules if rows is None else [rules[row] for row in rows]

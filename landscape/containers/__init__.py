@@ -1,4 +1,7 @@
-"""Files and folders of weights, read as data: what is in them, who wrote them, and what that means. Imports no torch."""
+"""Files and folders of weights, read as data: contents, layouts and their meaning.
+
+Imports no torch.
+"""
 
 from landscape.containers.folders import (
     digest_of_checkpoint,

@@ -1,4 +1,4 @@
-"""Averaged weights that stand in one dictionary with the trained ones, or under a counter."""
+"""Averaged weights stored with the trained ones in one dictionary, or with a counter."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,10 @@ _AVERAGE = re.compile(r"(\w+_)?(ema|swa|avg|average|averaged|polyak)(_\w+)?")
 
 
 def averaged(state: State) -> State:
-    """The weights of an AveragedModel, or of MMEngine's copy, without their counter."""
+    """Remove the counter from the weights of an average.
+
+    The average is an AveragedModel or MMEngine's copy. Other states are returned unchanged.
+    """
     counters = {"n_averaged", "steps"}.intersection(state)
     if counters and all(name.startswith("module.") or name in counters for name in state):
         return {
@@ -24,16 +27,23 @@ def averaged(state: State) -> State:
 
 
 def with_twins(copies: dict[str, State]) -> dict[str, State]:
-    """mamba-clip keeps its averages in the same dictionary, as twins: both copies are the whole of it."""
+    """Add mamba-clip's averages, which share a dictionary with the trained weights.
+
+    They stand there as twins of the trained weights, so each copy is the whole dictionary.
+    """
     online = copies.get("online", {})
     twins = any(name.removeprefix("module.") == "image_projection_e" for name in online)
     return copies | {"ema": online} if twins else copies
 
 
 def average_inside(state: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Prefixes of a network and of its average, kept beside it as `self.ema`: same names and shapes under both.
+    """Find a network and its average that a module keeps as `self.ema`.
 
-    A "teacher" or "target" can be the average or a network of its own, so nothing is taken for it.
+    Both have the same names and shapes under their prefixes. A "teacher" or "target" can be the
+    average or another network, so these names are not recognised.
+
+    Returns:
+        The prefixes of the network and of its average; None where there is no such pair.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, value in state.items():
@@ -48,7 +58,13 @@ def average_inside(state: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def with_average_inside(copies: dict[str, State]) -> tuple[dict[str, State], tuple[str, ...]]:
-    """Offer the average of a module that keeps it inside. The online copy stays whole: a model may own both."""
+    """Add the average that a module keeps inside.
+
+    The online copy stays whole: a model may own both.
+
+    Returns:
+        The copies, and what to say of them.
+    """
     state = copies.get("online", {})
     pair = None if "ema" in copies else average_inside(state)
     if pair is None:
@@ -58,7 +74,7 @@ def with_average_inside(copies: dict[str, State]) -> tuple[dict[str, State], tup
         {name.removeprefix(ema): value for name, value in state.items() if name.startswith(ema)}
     )
     others = {name: value for name, value in state.items() if not name.startswith(pair)}
-    # The note is a format.
+    # The note is a format string, so braces in names are doubled.
     said = f"The module holds {online!r} and its average {ema!r}.".replace("{", "{{").replace(
         "}", "}}"
     )
@@ -68,7 +84,7 @@ def with_average_inside(copies: dict[str, State]) -> tuple[dict[str, State], tup
 
 
 def _unwrapped(group: dict[str, Any]) -> dict[str, Any]:
-    """Without the counter and the wrapper of an AveragedModel, or timm's ModelEma."""
+    """Remove the counter and wrapper of an AveragedModel or timm's ModelEma."""
     group = averaged(group)
     wrapped = all(name.startswith("module.") for name in group)
     return (

@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint (DCP), read shard by shard without running anything.
+"""Folders of torch.distributed.checkpoint (DCP), read shard by shard without running code.
 
 .metadata      a pickle: which tensors there are, in which pieces, and where each piece lies
 __R_N.distcp   the pieces of rank R one after another, each an archive of torch.save
@@ -21,7 +21,7 @@ _LARGEST_OBJECT = 1 << 20
 
 
 def convert_line(folder: Path) -> str:
-    """The command that makes one file of a folder of torch.distributed.checkpoint."""
+    """Return the command that converts a folder of torch.distributed.checkpoint to one file."""
     target = folder.with_name(f"{folder.name}.pt")
     return shlex.join(
         [
@@ -40,11 +40,11 @@ class _Unreadable(Exception):
 
 
 def read_distributed(folder: Path, *, verified: bool) -> WeightFile:
-    """Read a folder of torch.distributed.checkpoint, tensors as stubs.
+    """Read a folder of torch.distributed.checkpoint, with tensors as stubs.
 
     Raises:
-        CheckpointError: If a file is missing, damaged or written in another way; the message has the command that
-            converts it.
+        CheckpointError: If a file is missing, damaged or written in another way; the message has
+            the command that converts it.
     """
     program = (folder / METADATA).read_bytes()
     try:
@@ -57,8 +57,8 @@ def read_distributed(folder: Path, *, verified: bool) -> WeightFile:
         raise
     except _Unreadable as error:
         raise CheckpointError(
-            f"{folder}: is a checkpoint of torch.distributed that is not read here ({error}). Where you trust it, make one file "
-            f"of it: {convert_line(folder)}"
+            f"{folder}: is a checkpoint of torch.distributed that is not read here ({error}). "
+            f"Where you trust it, make one file of it: {convert_line(folder)}"
         ) from error
     except Exception as error:
         raise refusal(folder / METADATA, error, len(program)) from error
@@ -68,7 +68,7 @@ def read_distributed(folder: Path, *, verified: bool) -> WeightFile:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What a dataclass was pickled with."""
+    """Return the attributes with which a dataclass was pickled."""
     state = value.state if isinstance(value, Inert) else None
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
         state = {**(state[0] or {}), **state[1]}
@@ -95,11 +95,11 @@ class _Shards:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Every file that was needed."""
+        """List every file that was needed."""
         return tuple(self.folder / name for name in sorted(self.open))
 
     def read(self, place: dict[str, Any]) -> WeightFile:
-        """The archive at a place."""
+        """Read the archive at a place."""
         name, offset, length = place.get("relative_path"), place.get("offset"), place.get("length")
         if (
             type(name) is not str
@@ -115,13 +115,14 @@ class _Shards:
         file = self.open[name]
         if min(offset, length) < 0 or offset + length > (self.folder / name).stat().st_size:
             raise CheckpointError(
-                f"{self.folder / name}: is shorter than {METADATA} beside it says, so it was cut short. Copy it again."
+                f"{self.folder / name}: is shorter than {METADATA} beside it says, so it was cut "
+                "short. Copy it again."
             )
         return read_archive(self.folder / name, file, offset, length, verified=self.verified)
 
 
 def _read_entries(metadata: dict[str, Any], shards: _Shards) -> dict[str, Any]:
-    """Every tensor and small object, by its flat name."""
+    """Read every tensor and small object, by its flat name."""
     places: dict[str, list[tuple[tuple[int, ...] | None, dict[str, Any]]]] = {}
     for index, place in (metadata.get("storage_data") or {}).items():
         where = _attributes(index)
@@ -143,7 +144,7 @@ def _tensor(
     places: list[tuple[tuple[int, ...] | None, dict[str, Any]]],
     shards: _Shards,
 ) -> ChunkedStub:
-    """The pieces of a tensor, which cover it exactly."""
+    """Assemble a tensor from pieces that cover it exactly."""
     size = described["size"]
     chunks = []
     for offset, place in places:
@@ -166,7 +167,11 @@ def _tensor(
 def _check_cover(
     name: str, size: tuple[int, ...], chunks: list[tuple[tuple[int, ...], TensorStub]]
 ) -> None:
-    """Pieces that lie within the tensor, do not overlap and have its number of elements fill it."""
+    """Refuse pieces that do not fill the tensor exactly.
+
+    Pieces that lie within the tensor, do not overlap and together have its number of elements fill
+    it.
+    """
     boxes = [
         (offset, tuple(o + n for o, n in zip(offset, piece.shape, strict=True)))
         for offset, piece in chunks
@@ -195,7 +200,7 @@ def _check_cover(
 
 
 def _nest(flat: dict[str, Any], paths: Any) -> dict[str, Any]:
-    """Dictionaries again, from the path that the planner kept for each flat name."""
+    """Rebuild nested dictionaries from the planner's path of each flat name."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         path = paths.get(name) if isinstance(paths, dict) else None

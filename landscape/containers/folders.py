@@ -1,4 +1,7 @@
-"""Checkpoints of several files: shards with an index, folders of torch.distributed, folders of a hub."""
+"""Checkpoints of several files: sharded, distributed, and folders of a hub.
+
+Shards have an index; distributed checkpoints are folders of torch.distributed.
+"""
 
 import hashlib
 import json
@@ -21,7 +24,7 @@ from landscape.files import sha256_of_file
 SHARDED = "sharded"
 # Name, bytes, time of change and inode of each file of a checkpoint.
 Stamps = tuple[tuple[str, int, int, int], ...]
-# Digests of checkpoints as their files were when they were digested.
+# Digests of checkpoints, by the state of their files when the digest was computed.
 _digests: dict[Stamps, str] = {}
 _INDEX = "*.index.json"
 # In the order in which transformers and huggingface_hub look for them.
@@ -39,18 +42,20 @@ def read_weights(path: Path, *, verified: bool = True) -> WeightFile:
     """Read a checkpoint of one file or several, without its numbers.
 
     Args:
-        path: A file of weights, an index of shards, or a folder that holds one of these or a checkpoint of
-            torch.distributed.
+        path: A file of weights, an index of shards, or a folder that holds one of these or a
+            checkpoint of torch.distributed.
 
     Raises:
-        CheckpointError: As `read_weight_file`; also if a shard is named, or a folder holds no checkpoint or several.
+        CheckpointError: As `read_weight_file`; also if a shard is named, or a folder holds no
+            checkpoint or several.
     """
     try:
         if path.is_dir():
             return _read_folder(path, verified)
         if path.name == METADATA or path.suffix == ".distcp":
             raise CheckpointError(
-                f"{path}: is a part of a checkpoint of torch.distributed. Name the folder that holds all of it: {path.parent}"
+                f"{path}: is a part of a checkpoint of torch.distributed. Name the folder that "
+                f"holds all of it: {path.parent}"
             )
         if path.name.endswith(_INDEX[1:]) and path.is_file():
             return _read_index(path, verified)
@@ -79,16 +84,18 @@ def _read_folder(folder: Path, verified: bool) -> WeightFile:
         return _read_index(indices[0], verified)
     here = sorted(file.name for file in folder.iterdir())[:5]
     raise CheckpointError(
-        f"{folder}: is a folder, but not of a checkpoint (expected {METADATA}, {_WHOLE[0]}, {_WHOLE[1]} or one {_INDEX}; there "
-        f"are {', '.join(here) or 'no files'}). Name the file of weights."
+        f"{folder}: is a folder, but not of a checkpoint (expected {METADATA}, {_WHOLE[0]}, "
+        f"{_WHOLE[1]} or one {_INDEX}; there are {', '.join(here) or 'no files'}). Name the file "
+        "of weights."
     )
 
 
 def _read_index(path: Path, verified: bool) -> WeightFile:
-    """The shards that an index lists, as one state dict."""
+    """Read the shards that an index lists, as one state dict."""
     if path.stat().st_size > _LARGEST_INDEX:
         raise CheckpointError(
-            f"{path}: is larger than {_LARGEST_INDEX >> 20} MB, as no index of shards is. Get the original file."
+            f"{path}: is larger than {_LARGEST_INDEX >> 20} MB, as no index of shards is. Get the "
+            "original file."
         )
     try:
         index = json.loads(path.read_bytes())
@@ -108,8 +115,9 @@ def _read_index(path: Path, verified: bool) -> WeightFile:
     unlisted = [name for shard in shards.values() for name in shard.stored if name not in placed]
     if lost or unlisted:
         raise CheckpointError(
-            f"{path}: does not fit its shards ({len(lost)} tensors are not where it says, {len(unlisted)} are not listed), so "
-            "files of two checkpoints are mixed. Copy the whole checkpoint again."
+            f"{path}: does not fit its shards ({len(lost)} tensors are not where it says, "
+            f"{len(unlisted)} are not listed), so files of two checkpoints are mixed. Copy the "
+            "whole checkpoint again."
         )
     stored = {name: shards[shard].stored[name] for name, shard in placed.items()}
     files = (path, *(path.parent / name for name in shards))
@@ -127,12 +135,13 @@ def _read_index(path: Path, verified: bool) -> WeightFile:
 
 
 def digest_of_checkpoint(path: Path, files: Sequence[Path] | None = None) -> str:
-    """The sha256 of a checkpoint: of its file, or of the names and digests of all its files.
+    """Compute the sha256 of a checkpoint of one or several files.
 
-    A process reads files once: while their sizes and times of change stay, so does the digest.
+    For several files it covers their names and digests. A process reads files once: while their
+    sizes and times of change stay the same, so does the digest.
 
     Args:
-        files: What `read_weights` says belongs to it, where that is known.
+        files: The files that `read_weights` says belong to it, where that is known.
 
     Raises:
         CheckpointError: If a file cannot be read, or, without `files`, as `read_weights`.
@@ -140,8 +149,8 @@ def digest_of_checkpoint(path: Path, files: Sequence[Path] | None = None) -> str
     if files is None:
         files = read_weights(path).files if path.is_dir() or path.suffix == ".json" else (path,)
     try:
-        # Taken first, so that a file that changes meanwhile is digested again.
-        stamps = _stamps(files)
+        # Recorded before reading, so that a file that changes meanwhile is digested again.
+        stamps = stamps_of(files)
         if stamps not in _digests:
             _digests[stamps] = _digest(files)
         return _digests[stamps]
@@ -150,19 +159,29 @@ def digest_of_checkpoint(path: Path, files: Sequence[Path] | None = None) -> str
 
 
 def known_digests() -> dict[Stamps, str]:
-    """All digests that this process has taken, for `remember_digests` in another."""
+    """Copy all digests that this process has computed.
+
+    They are for `remember_digests` in another process.
+    """
     return dict(_digests)
 
 
 def remember_digests(digests: Mapping[Stamps, str]) -> None:
-    """Take digests that another process has taken of the same files."""
+    """Store digests that another process has computed of the same files."""
     _digests.update(digests)
 
 
-def _stamps(files: Sequence[Path]) -> Stamps:
-    found = [(file, file.stat()) for file in sorted(files)]
+def stamps_of(files: Sequence[Path]) -> Stamps:
+    """Record name, bytes, time of change and inode of each file.
+
+    A change of any file changes the result.
+
+    Raises:
+        OSError: If the state of a file cannot be read.
+    """
+    statuses = [(file, file.stat()) for file in sorted(files)]
     return tuple(
-        (str(file), status.st_size, status.st_mtime_ns, status.st_ino) for file, status in found
+        (str(file), status.st_size, status.st_mtime_ns, status.st_ino) for file, status in statuses
     )
 
 

@@ -1,12 +1,13 @@
-"""Read a pickle as data: nothing that it names is imported, and nothing that it asks for is called.
+"""Pickles read as data: nothing that they name is imported, no call is made.
 
-A pickle is a program for a small stack machine. Here the machine works on records: a class or function becomes a
-`Global` (its name), a call an `Inert` (name, arguments, state), a tensor a `TensorStub` (where its numbers lie in the
-file). Only containers, strings and numbers become real. No list of forbidden names is needed for safety, because no name
-leads to an object; `REFUSED` exists to tell the user that a file is no honest checkpoint.
+A pickle is a program for a small stack machine. Here the machine works on records: a class or
+function becomes a `Global` (its name), a call an `Inert` (name, arguments, state), a tensor a
+`TensorStub` (where its numbers lie in the file). Only containers, strings and numbers become real
+objects. Safety needs no list of forbidden names, because no name leads to an object; `REFUSED`
+exists to tell the user that a file was made to run code.
 
-Memory: what is built is proportional to the pickle, whose size the caller checks. Work: keys are simple values, because
-the hash of nested tuples that share parts takes exponential time.
+Memory: what is built is proportional to the pickle, whose size the caller checks. Work: keys are
+simple values, because the hash of nested tuples that share parts takes exponential time.
 """
 
 import pickle
@@ -43,38 +44,44 @@ _STORAGES = {
     "UntypedStorage": "uint8",
 }
 
-# Nothing of these is reachable here. A file that asks for them was made to run something.
+# None of these is reachable here. A file that asks for them was made to run code.
 REFUSED = re.compile(
-    r"(os|posix|nt|sys|subprocess|_posixsubprocess|shutil|socket|_socket|ctypes|_ctypes|runpy|pty|importlib|_imp|code|marshal|"
+    r"(os|posix|nt|sys|subprocess|_posixsubprocess|shutil|socket|_socket|ctypes|_ctypes|runpy|pty"
+    r"|importlib|_imp|code|marshal|"
     r"webbrowser|pip|timeit|pdb|cProfile|profile|commands|http|urllib|requests)(\..*)?"
-    r"|builtins\.(eval|exec|execfile|compile|open|__import__|input|breakpoint)|io\.open(_code)?|torch\.hub\..*"
+    r"|builtins\.(eval|exec|execfile|compile|open|__import__|input|breakpoint)|io\.open(_code)?"
+    r"|torch\.hub\..*"
 )
 _MAX_COPIES = 1 << 24
 
-# Instructions of the base class that only move values about. Every other one is replaced below, or unknown here.
-_INHERITED = (
-    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.PUT, pickle.BINPUT,
-    pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.NONE, pickle.NEWTRUE,
-    pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1,
-    pickle.LONG4, pickle.FLOAT, pickle.BINFLOAT, pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.BINBYTES,
-    pickle.SHORT_BINBYTES, pickle.BINBYTES8, pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
-    pickle.BINUNICODE8, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3,
-    pickle.EMPTY_LIST, pickle.LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.GLOBAL, pickle.STACK_GLOBAL,
-    pickle.BINPERSID,
-)  # fmt: skip
+# Instructions of the base class that only build or move plain values. Every other one is replaced
+# below, or refused as unknown.
+_INHERITED = tuple(
+    getattr(pickle, name)
+    for name in (
+        "PROTO FRAME STOP MARK POP POP_MARK DUP PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET "
+        "LONG_BINGET NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT "
+        "BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE "
+        "BINUNICODE SHORT_BINUNICODE BINUNICODE8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+        "EMPTY_LIST LIST EMPTY_DICT EMPTY_SET GLOBAL STACK_GLOBAL BINPERSID "
+    ).split()
+)
 
 
 class InertUnpickler(pickle._Unpickler):
-    """The machine. `dispatch` of the base class is replaced wherever it would import, call or set something.
+    """The stack machine of pickles, without imports and calls.
+
+    `dispatch` of the base class is replaced wherever it would import, call or set something.
 
     Args:
         program: The pickle; nothing behind it is read.
         limit: Size of the file in bytes, which no tensor can exceed.
-        storage: (storage type, key, number of elements, further arguments) -> Storage; None forbids tensors.
+        storage: (storage type, key, number of elements, further arguments) -> Storage; None forbids
+            tensors.
     """
 
     dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _INHERITED}
-    # Of the base class, which does not declare them.
+    # Attributes of the base class, which does not declare them.
     stack: list[Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
@@ -91,13 +98,16 @@ class InertUnpickler(pickle._Unpickler):
         self._copies_left = min(limit, _MAX_COPIES)
 
     def charge(self, amount: int) -> None:
-        """Count what is copied out of one object into another, which a pickle can ask for many times at a few bytes each."""
+        """Count values copied from one object to another, up to a limit.
+
+        A pickle can ask for such a copy many times at a few bytes each.
+        """
         self._copies_left -= amount
         if self._copies_left < 0:
             raise TooLarge(amount)
 
     def find_class(self, module: Any, name: Any) -> Global:
-        """Name an object; nothing is looked up."""
+        """Name an object, without looking it up."""
         if type(module) is not str or type(name) is not str:
             raise ValueError("a name that is no text")
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -108,7 +118,7 @@ class InertUnpickler(pickle._Unpickler):
         return Global(full)
 
     def persistent_load(self, identity: Any) -> Storage | Global:
-        """A storage, from ("storage", type, key, location, number of elements, ...)."""
+        """Return the storage of ("storage", type, key, location, number of elements, ...)."""
         # Before torch 1.6 a module's class came with its source text.
         if (
             type(identity) is tuple
@@ -132,6 +142,7 @@ class InertUnpickler(pickle._Unpickler):
         return self.make_storage(str(key), dtype, size, *more)
 
     def call(self, function: Any, args: Any) -> Any:
+        """Make the plain value or stand-in for the result of a call."""
         if type(args) is not tuple:
             raise ValueError("arguments that are no tuple")
         if isinstance(function, Global):

@@ -1,4 +1,7 @@
-"""What pickles call to make plain values and tensors, done on stand-ins. Every other call becomes an `Inert`."""
+"""The calls of pickles that make plain values and tensors, carried out on stand-ins.
+
+Every other call becomes an `Inert`.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def _complex(machine: InertUnpickler, args: tuple[Any, ...]) -> complex:
 
 
 def _encode(machine: InertUnpickler, args: tuple[Any, ...]) -> bytes:
-    """How pickles of protocol 2 spell bytes. Any other encoding, or a literal used many times, would grow memory."""
+    """Encode text as Latin-1, as pickles of protocol 2 write bytes.
+
+    Any other encoding, or a literal used many times, would increase the memory needed.
+    """
     if len(args) != 2 or type(args[0]) is not str or args[1] != "latin1":
         raise NeedsCode("_codecs.encode")
     machine.charge(len(args[0]))
@@ -80,7 +86,10 @@ def _tensor_of_dtype(machine: InertUnpickler, args: tuple[Any, ...]) -> TensorSt
 def _strided(
     machine: InertUnpickler, storage: Storage, dtype: str, offset: Any, shape: Any, stride: Any
 ) -> TensorStub:
-    """A view, checked to lie within its storage and to unfold to no more than the file."""
+    """Make a view that lies within its storage.
+
+    Unfolded it must be no larger than the file.
+    """
     if type(shape) is not tuple or type(stride) is not tuple:
         raise ValueError("a tensor without a shape")
     numbers = (offset, *shape, *stride)
@@ -100,7 +109,7 @@ def _strided(
 
 
 def _first_tensor(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
-    """A parameter: its tensor."""
+    """Return a parameter's tensor."""
     return (
         args[0]
         if args and isinstance(args[0], TensorStub)
@@ -109,7 +118,10 @@ def _first_tensor(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
 
 
 def _from_type(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
-    """A tensor with attributes, or of a subclass: (function, type, arguments, state)."""
+    """Make a tensor with attributes, or of a subclass.
+
+    The arguments are (function, type, arguments, state).
+    """
     function, _, inner, state = args
     made = machine.call(function, inner)
     if isinstance(made, Inert):
@@ -119,7 +131,10 @@ def _from_type(machine: InertUnpickler, args: tuple[Any, ...]) -> Any:
 
 
 def _local_part(tensor: Inert) -> Any:
-    """The tensor in a DTensor, where this process held all of it."""
+    """Return the tensor in a DTensor that this process held entirely.
+
+    Other DTensors stay stand-ins.
+    """
     if tensor.args[:1] != (Global("torch.distributed.tensor.DTensor"),) or len(tensor.args) < 3:
         return tensor
     parts = (
@@ -143,7 +158,10 @@ def _local_part(tensor: Inert) -> Any:
 
 
 def _reconstructor(machine: InertUnpickler, args: tuple[Any, ...]) -> Inert:
-    """How pickles of protocol 2 make an object of a class, from (class, base, value of the base)."""
+    """Make an object from (class, base, value of the base).
+
+    So pickles of protocol 2 make an object of a class.
+    """
     made = Inert(args[0].name if isinstance(args[0], Global) else "object", args[1:])
     machine.charge(sum(len(arg) for arg in args[2:] if isinstance(arg, (dict, list))))
     if len(args) > 2 and isinstance(args[2], dict):

@@ -1,6 +1,7 @@
-"""The table of layouts: who wrote a checkpoint, which copy of the weights lies where, what its epoch number means.
+"""The table of checkpoint layouts: writers, places of weights, epoch numbers.
 
-Each rule was measured on files of the package that it names (experiments/containers), or read in its source.
+Each rule was measured on files of the package that it names (experiments/containers), or read in
+its source.
 """
 
 import shlex
@@ -18,7 +19,7 @@ from landscape.errors import CheckpointError
 State = dict[str, Stub]
 Counts = Literal["finished", "last", "unknown"]
 
-# Where two of these are in one file and no rule says which is meant, the file is refused.
+# A file that has two of these, without a rule that says which is meant, is refused.
 ONLINE_KEYS = (
     "state_dict",
     "model",
@@ -44,20 +45,23 @@ _STEP_KEYS = ("global_step", "iteration", "iter", "step", "global_steps")
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How one trainer writes its checkpoints. Entries are dotted paths into the file.
+    """The layout of one trainer's checkpoints. Entries are dotted paths into the file.
 
     Attributes:
         layout: Name of the trainer.
-        writer: What is known of it, as the subject of a sentence; the layout's name if empty.
-        signs: Entries that are all there, and none of them False.
-        absent: Entries that are not there.
-        online, ema: Where the trained and the averaged weights are: the first entry that holds tensors.
+        writer: The trainer as the subject of a sentence; the layout's name if empty.
+        signs: Entries that must all be there, and none of them False.
+        absent: Entries that must not be there.
+        online, ema: Places of the trained and the averaged weights: the first entry that holds
+            tensors.
         epoch: Entry with the epoch number.
-        counts: "finished" epochs; "last" for the index, from 0, of the epoch that was finished last; "unknown".
+        counts: "finished" epochs; "last" for the index, from 0, of the epoch that was finished
+            last; "unknown".
         name: Entry that names the run or the architecture.
-        settings: Entries that say what the run was.
-        notes: Said of every such file that holds both copies.
-        finished: Computes the finished epochs from further entries, None for a file that was saved within an epoch.
+        settings: Entries with the settings of the run.
+        notes: Notes on every such file that holds both copies.
+        finished: Computes the finished epochs from further entries, None for a file that was saved
+            within an epoch.
     """
 
     layout: str
@@ -74,14 +78,17 @@ class Rule:
     writer: str = ""
 
     def matches(self, stored: dict[str, Any]) -> bool:
-        """Whether a file has the signs of this rule."""
+        """Tell whether a file has the signs of this rule."""
         values = [entry(stored, sign) for sign in self.signs]
         there = not any(value is None or value is False for value in values)
         return there and all(entry(stored, sign) is None for sign in self.absent)
 
 
 def entry(stored: Any, path: str) -> Any:
-    """The value at a dotted path, None where there is none; "prefix*" matches the first key that begins so."""
+    """Return the value at a dotted path, None where there is none.
+
+    "prefix*" matches the first key that begins with it.
+    """
     value = stored
     for part in path.split("."):
         if isinstance(value, Inert):
@@ -99,7 +106,7 @@ def entry(stored: Any, path: str) -> Any:
 
 
 def _pairs_as_dict(value: list[Any] | tuple[Any, ...]) -> dict[Any, Any] | None:
-    """A list of (name, value), as composer writes its algorithms."""
+    """Convert a list of (name, value), as composer writes its algorithms."""
     pairs = [
         item
         for item in value
@@ -109,10 +116,10 @@ def _pairs_as_dict(value: list[Any] | tuple[Any, ...]) -> dict[Any, Any] | None:
 
 
 def _finished_of_lightning(stored: dict[str, Any]) -> int | None:
-    """Finished epochs by the counters of Lightning's loops.
+    """Count finished epochs by the counters of Lightning's loops.
 
-    Its `epoch` alone is not enough: k means k + 1 finished epochs in files of ModelCheckpoint, k in what
-    `trainer.save_checkpoint` writes after `fit`, and neither within an epoch.
+    Its `epoch` alone is not enough: k means k + 1 finished epochs in files of ModelCheckpoint, k in
+    what `trainer.save_checkpoint` writes after `fit`, and neither within an epoch.
     """
     loop = entry(stored, "loops.fit_loop")
     started, processed = (
@@ -130,7 +137,7 @@ def _finished_of_lightning(stored: dict[str, Any]) -> int | None:
 
 
 def _finished_of_composer(stored: dict[str, Any]) -> int | None:
-    """Finished epochs, unless batches of a further epoch were done."""
+    """Count finished epochs; None if batches of a further epoch were done."""
     timestamp = entry(stored, "state.timestamp.Timestamp") or entry(stored, "state.timestamp")
     return (
         None
@@ -141,10 +148,10 @@ def _finished_of_composer(stored: dict[str, Any]) -> int | None:
 
 _LIGHTNING = ("pytorch-lightning_version", "state_dict")
 _TIMM_NOTE = (
-    "Both copies are in the file: {taken} weights were taken. timm's own load_checkpoint and create_model(checkpoint_path=...) "
-    "take the averaged weights."
+    "Both copies are in the file: {taken} weights were taken. timm's own load_checkpoint and "
+    "create_model(checkpoint_path=...) take the averaged weights."
 )
-# Their signs do not tell which of them it was.
+# Files of these trainers have the same signs.
 _DEIT = "a training script of the DeiT family (DeiT, torchvision's references, MAE)"
 RULES = (
     Rule(layout="landscape", signs=("landscape_version", "state_dict")),
@@ -156,7 +163,8 @@ RULES = (
         counts="last",
         settings=("hyper_parameters", "datamodule_hyper_parameters"),
         notes=(
-            "Lightning averaged the weights: its 'state_dict' is the average, 'current_model_state' what was trained.",
+            "Lightning averaged the weights: its 'state_dict' is the average, "
+            "'current_model_state' what was trained.",
         ),
         finished=_finished_of_lightning,
     ),
@@ -178,7 +186,8 @@ RULES = (
         name="meta.experiment_name",
         settings=("meta.cfg",),
         notes=(
-            "MMEngine's EMAHook swaps the copies: 'state_dict' is the average, 'ema_state_dict' what was trained.",
+            "MMEngine's EMAHook swaps the copies: 'state_dict' is the average, 'ema_state_dict' "
+            "what was trained.",
         ),
     ),
     Rule(
@@ -199,7 +208,8 @@ RULES = (
         name="state.run_name",
         settings=(),
         notes=(
-            "composer's EMA swaps the copies: 'model' is the average, 'ema_model' what was trained.",
+            "composer's EMA swaps the copies: 'model' is the average, 'ema_model' what was "
+            "trained.",
         ),
         finished=_finished_of_composer,
     ),
@@ -239,7 +249,8 @@ RULES = (
     ),
     Rule(layout="open_clip", signs=("name", "state_dict", "epoch")),
     Rule(layout="slip", signs=("args", "state_dict", "best_acc*")),
-    # The imagenet script of pytorch/examples stores epoch + 1. Others with an `arch` count either way.
+    # The imagenet script of pytorch/examples stores epoch + 1. Others with an `arch` count either
+    # way.
     Rule(layout="imagenet example", signs=("arch", "state_dict", "best_acc1"), name="arch"),
     Rule(layout="training run", signs=("arch", "state_dict"), counts="unknown", name="arch"),
     Rule(
@@ -267,14 +278,16 @@ _BARE = "state dict"
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a checkpoint holds, by the rule that fits it.
+    """The contents of a checkpoint, by the rule that fits it.
 
     Attributes:
-        layout: Who wrote it, "training run" if unknown, "state dict" if it is weights alone.
-        epoch: Finished epochs, 0 for the initialisation; None where the file does not say.
+        layout: The library that wrote it, "training run" if unknown, "state dict" if it is weights
+            alone.
+        epoch: Number of finished epochs, 0 for the initialisation; None where the file does not
+            say.
         stored_epoch: The number in the file.
         copies: "online" and "ema", each tensors by name; wrappers' prefixes are still there.
-        settings: What the file says of the run, plain values under the file's own keys.
+        settings: The run's settings that the file stores, plain values under the file's own keys.
         notes: What was chosen and converted.
     """
 
@@ -288,7 +301,7 @@ class Contents:
 
     @property
     def available(self) -> tuple[str, ...]:
-        """The copies that are there."""
+        """List the copies that are there."""
         return tuple(copy for copy in ("online", "ema") if copy in self.copies)
 
 
@@ -296,15 +309,20 @@ def interpret(path: Path, stored: Any, *, metadata: dict[str, Any] | None = None
     """Find weights, epoch and settings in what a file holds.
 
     Raises:
-        CheckpointError: If there are no weights in it, or several without a rule that says which are meant.
+        CheckpointError: If there are no weights in it, or several without a rule that says which
+            are meant.
     """
     settings = {"metadata": plain(metadata)} if metadata else {}
     if is_module(stored):
-        note = f"The file holds a whole pickled model ({stored.name}): its tensors were read, its class was not imported."
+        note = (
+            f"The file holds a whole pickled model ({stored.name}): its tensors were read, its "
+            "class was not imported."
+        )
         return _bare(state_of_module(path, stored), settings, (note,))
     if not isinstance(stored, dict) or not all(isinstance(key, str) for key in stored):
         raise CheckpointError(
-            f"{path}: holds a {kind_of_entries(stored)}, but a checkpoint is a dict by name. Save model.state_dict() instead."
+            f"{path}: holds a {kind_of_entries(stored)}, but a checkpoint is a dict by name. Save "
+            "model.state_dict() instead."
         )
     if is_tensors(stored):
         return _bare(stored, settings, ())
@@ -312,9 +330,9 @@ def interpret(path: Path, stored: Any, *, metadata: dict[str, Any] | None = None
     copies, said = with_average_inside(_copies(path, rule, stored))
     epoch, stored_epoch, notes = _epoch(rule, stored)
     both = said or (rule.notes if len(copies) == 2 else ())
-    found = {key: entry(stored, key) for key in rule.settings}
+    entries = {key: entry(stored, key) for key in rule.settings}
     settings |= {
-        key.rpartition(".")[2]: plain(value) for key, value in found.items() if value is not None
+        key.rpartition(".")[2]: plain(value) for key, value in entries.items() if value is not None
     }
     name = entry(stored, rule.name)
     return Contents(
@@ -329,7 +347,10 @@ def interpret(path: Path, stored: Any, *, metadata: dict[str, Any] | None = None
 
 
 def _bare(state: State, settings: dict[str, Any], notes: tuple[str, ...]) -> Contents:
-    """Weights alone; those of torch's AveragedModel count what they average."""
+    """Describe a file of weights alone.
+
+    The weights of torch's AveragedModel come with a counter, which marks them as averaged.
+    """
     copy = "ema" if "n_averaged" in state else "online"
     copies, said = with_average_inside(with_twins({copy: averaged(state)}))
     return Contents(
@@ -361,7 +382,7 @@ def _state_at(path: Path, stored: dict[str, Any], key: str) -> State | None:
 
 
 def _copies(path: Path, rule: Rule, stored: dict[str, Any]) -> dict[str, State]:
-    """The state dicts of a file, by copy."""
+    """Find the state dicts of a file, by copy."""
     online = {key: state for key in rule.online if (state := _state_at(path, stored, key))}
     ema = {key: state for key in rule.ema if (state := _state_at(path, stored, key))}
     if not online and not ema:
@@ -381,13 +402,14 @@ def _copies(path: Path, rule: Rule, stored: dict[str, Any]) -> dict[str, State]:
 def _several(path: Path, states: dict[str, State]) -> CheckpointError:
     listed = ", ".join(f"{key!r} with {len(state)} tensors" for key, state in states.items())
     program = (
-        "from pathlib import Path; from landscape.clip.checkpoint import read_checkpoint, write_checkpoint; "
-        f"stored = read_checkpoint(Path({str(path)!r})); "
-        f"write_checkpoint(Path({str(path.with_suffix('.weights.pt'))!r}), stored[{next(iter(states))!r}])"
+        "from pathlib import Path; from landscape.clip.checkpoint import read_checkpoint, "
+        f"write_checkpoint; stored = read_checkpoint(Path({str(path)!r})); "
+        f"write_checkpoint(Path({str(path.with_suffix('.weights.pt'))!r}), "
+        f"stored[{next(iter(states))!r}])"
     )
     return CheckpointError(
-        f"{path}: holds several sets of weights ({listed}), and nothing says which is the model. Write the right one to a file "
-        f"of its own: python -c {shlex.quote(program)}"
+        f"{path}: holds several sets of weights ({listed}), and nothing says which is the model. "
+        f"Write the right one to a file of its own: python -c {shlex.quote(program)}"
     )
 
 
@@ -403,12 +425,13 @@ def _no_weights(path: Path, stored: dict[str, Any]) -> CheckpointError:
     reason = f"; {mixed[0]}, not plain numbers" if mixed else ""
     return CheckpointError(
         f"{path}: no weights found among its entries ({shown}){reason}; expected 'state_dict', "
-        "'model', or the tensors themselves by name. Save {'epoch': ..., 'state_dict': model.state_dict()}."
+        "'model', or the tensors themselves by name. Save {'epoch': ..., 'state_dict': "
+        "model.state_dict()}."
     )
 
 
 def kind_of_entries(value: Any) -> str:
-    """What a file holds in place of a dict by name."""
+    """Describe what a file holds in place of a dict by name."""
     if not isinstance(value, dict):
         return _kind_of(value)
     numbers = all(type(key) in (int, float) for key in value)
@@ -420,7 +443,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _epoch(rule: Rule, stored: dict[str, Any]) -> tuple[int | None, int | float | None, list[str]]:
-    """Finished epochs, the stored number, and what is to be said of them."""
+    """Return finished epochs, the stored number, and notes on them."""
     value = entry(stored, rule.epoch)
     number = whole_number(value)
     if number is None:
@@ -432,16 +455,28 @@ def _epoch(rule: Rule, stored: dict[str, Any]) -> tuple[int | None, int | float 
     if rule.finished is not None:
         finished = rule.finished(stored)
         if finished is None:
-            said = f"The file says epoch {number} and was saved within an epoch, so no number of finished epochs fits."
+            said = (
+                f"The file says epoch {number} and was saved within an epoch, so no number of "
+                "finished epochs fits."
+            )
         else:
-            said = f"The file says epoch {number}; by {rule.layout}'s counters that is after {_epochs(finished)}."
+            said = (
+                f"The file says epoch {number}; by {rule.layout}'s counters that is after "
+                f"{_epochs(finished)}."
+            )
         return finished, number, [said] if finished != number else []
     if rule.counts == "unknown":
-        said = f"The file says epoch {number}, but not whether that counts finished epochs or starts at 0; it is not compared."
+        said = (
+            f"The file says epoch {number}, but not whether that counts finished epochs or starts "
+            "at 0; it is not compared."
+        )
         return None, number, [said]
     if rule.counts == "last":
         writer = rule.writer or rule.layout
-        said = f"{writer[:1].upper() if rule.writer else writer[:1]}{writer[1:]} counts epochs from 0: "
+        said = (
+            f"{writer[:1].upper() if rule.writer else writer[:1]}{writer[1:]} counts epochs from "
+            "0: "
+        )
         said += f"its epoch {number} is {_epochs(number + 1)}."
         return number + 1, number, [said]
     if number == 0 and (steps := _steps(stored)):
@@ -458,7 +493,7 @@ def _epochs(number: int) -> str:
 
 
 def _steps(stored: dict[str, Any]) -> int:
-    """Steps that were done, where an entry counts them."""
+    """Return the number of steps that an entry counts; else 0."""
     values: Iterator[Any] = (
         entry(stored, f"{where}{key}") for where in ("", "meta.") for key in _STEP_KEYS
     )

@@ -1,4 +1,4 @@
-"""Names of tensors: what wrappers of a model put in front of them."""
+"""Names of tensors without the prefixes of a model's wrappers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 def without_wrappers(path: Path, state: Mapping[str, Value]) -> dict[str, Value]:
-    """Undo what DistributedDataParallel (module.) and torch.compile (_orig_mod.) put in front of names.
+    """Remove the prefixes of DistributedDataParallel (module.) and torch.compile (_orig_mod.).
 
     Raises:
         CheckpointError: If two names become one.
@@ -20,6 +20,7 @@ def without_wrappers(path: Path, state: Mapping[str, Value]) -> dict[str, Value]
         plain = {key.removeprefix("module."): value for key, value in plain.items()}
     if len(plain) < len(state):
         raise CheckpointError(
-            f"{path}: holds some tensors twice, with and without '_orig_mod.' in their names. Save the state_dict of one model."
+            f"{path}: holds some tensors twice, with and without '_orig_mod.' in their names. Save "
+            "the state_dict of one model."
         )
     return plain

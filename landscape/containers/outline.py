@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, without its numbers and without torch."""
+"""The outline of a checkpoint: what it states, without its numbers and without torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +12,24 @@ from landscape.containers.weight_files import note_of_stand_ins
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """What a checkpoint says of itself.
+    """The outline of a checkpoint.
 
     Attributes:
         kind: "torch", "torch before 1.6", "TorchScript", "safetensors", "sharded" or "distributed".
-        layout: Who wrote it; see landscape.containers.layouts.
-        epoch: Finished epochs, 0 for the initialisation; None where the file does not say.
+        layout: The library that wrote it; see landscape.containers.layouts.
+        epoch: Number of finished epochs, 0 for the initialisation; None where the file does not
+            say.
         stored_epoch: The number in the file, which some trainers count from 0.
         name: Name of the run or the architecture, where stored.
         available: Copies of the weights that the file holds, of "online" and "ema".
-        settings: What the file says of the run: plain values under the file's own keys, such as {"args": {...}}.
-        shapes: Shape of each tensor of the online weights (of the averaged ones if there are no others), by name;
-            prefixes of DistributedDataParallel and torch.compile are removed, other prefixes are not.
-        dtypes: Their dtypes, by name.
-        files: Every file that was looked into, as of a sharded checkpoint.
-        notes: What was chosen and converted, one sentence each.
+        settings: The run's settings that the file stores: plain values under the file's own keys,
+            such as {"args": {...}}.
+        shapes: Shape of each tensor of the online weights (of the averaged ones if there are no
+            others), by name; prefixes of DistributedDataParallel and torch.compile are removed,
+            other prefixes are not.
+        dtypes: Dtypes of the same tensors, by name.
+        files: Every file that was read; several for a sharded checkpoint.
+        notes: What was chosen and converted, as one sentence each.
     """
 
     path: Path
@@ -44,11 +47,13 @@ class Outline:
 
 
 def outline(path: Path) -> Outline:
-    """Read what a checkpoint says of itself; its tensors are not read, nothing in it is run.
+    """Read the outline of a checkpoint.
+
+    Its tensors are not read, and no code in it is run.
 
     Args:
-        path: A file of torch.save, torch.jit.save or safetensors, an index of shards, or a folder that holds one of
-            these or a checkpoint of torch.distributed.
+        path: A file of torch.save, torch.jit.save or safetensors, an index of shards, or a folder
+            that holds one of these or a checkpoint of torch.distributed.
 
     Raises:
         CheckpointError: If it is missing, damaged, unsafe, or holds no weights.

@@ -1,4 +1,4 @@
-"""Stand-ins turned into plain values: settings, epochs and numbers that a file states."""
+"""Plain values from stand-ins: settings, epochs and numbers that a file states."""
 
 import math
 import re
@@ -7,40 +7,59 @@ from typing import Any
 
 from landscape.containers.stand_ins import ITEM_SIZES, Global, Inert, Stub, TensorStub
 
-# Stands where a value was not copied because it is too long.
+# Replaces a value that was not copied because it is too long.
 TOO_LONG = "... (too long to be read)"
 _MAX_VALUES = 20_000
-# Of all that a mapping holds by name. A pickle can refer to one part many times, under every name again.
+# Limit for all values of a mapping together. A pickle can refer to one part many times, under every
+# name again.
 _MAX_IN_ALL = 500_000
 _MAX_DEPTH = 24
 _SCALAR = re.compile(r"numpy\.(_?core)\.multiarray\.scalar")
 _FORMATS = {
-    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
-    "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
-}  # fmt: skip
+    "f8": "d",
+    "f4": "f",
+    "f2": "e",
+    "i8": "q",
+    "i4": "i",
+    "i2": "h",
+    "i1": "b",
+    "u8": "Q",
+    "u4": "I",
+    "u2": "H",
+    "u1": "B",
+    "b1": "?",
+}
 _TENSOR_FORMATS = {
-    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h", "int8": "b", "uint8": "B",
-}  # fmt: skip
+    "float64": "d",
+    "float32": "f",
+    "float16": "e",
+    "int64": "q",
+    "int32": "i",
+    "int16": "h",
+    "int8": "b",
+    "uint8": "B",
+}
 
 
 def plain(value: Any) -> Any:
-    """Copy a value as dicts, lists, text and numbers; what is neither is named as "<module.class>".
+    """Copy a value as dicts, lists, text and numbers.
 
-    Namespaces and objects become dicts of their attributes. At most 20,000 values are copied by each name, since a pickle
-    can refer to one part many times; what has more of them is `TOO_LONG`, and what lies deeper than 24 levels is "...".
+    Anything else is named as "<module.class>". Namespaces and objects become dicts of their
+    attributes. At most 20,000 values are copied for each name, since a pickle can refer to one part
+    many times; longer values become `TOO_LONG`, and values deeper than 24 levels "...".
     """
     return _Copy().top(value)
 
 
 class _Copy:
-    """A copy, with its budget."""
+    """A copy in progress, with its budget of values."""
 
     def __init__(self) -> None:
         self.left = _MAX_VALUES
         self.in_all = _MAX_IN_ALL
 
     def top(self, value: Any) -> Any:
-        """Copy a value; where it is a mapping, each item with a budget of its own."""
+        """Copy a value; the items of a mapping have a budget each."""
         inner = value
         for _ in range(_MAX_DEPTH):
             wrapped = _wrapped(inner) if isinstance(inner, Inert) else None
@@ -98,7 +117,7 @@ class _Copy:
 
 
 def _wrapped(value: Inert) -> tuple[Any] | None:
-    """What an object holds, in a tuple; None where it holds nothing."""
+    """Return an object's contents in a tuple; None if it has none."""
     state = value.state
     if isinstance(state, dict):
         # OmegaConf wraps every value in a node.
@@ -122,7 +141,10 @@ def _text(key: Any) -> str:
 
 
 def whole_number(value: Any) -> int | None:
-    """Read a count: an int, a whole float, a NumPy number or a tensor of one number; else None."""
+    """Read a count; None if the value is not a count.
+
+    A count is an int, a whole float, a NumPy number or a tensor of one number.
+    """
     number = value if type(value) in (int, float) else number_in(value)
     if type(number) is float and math.isfinite(number) and number == int(number):
         return int(number)
@@ -130,7 +152,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def number_in(value: Any) -> int | float | None:
-    """The number in a NumPy scalar or a tensor of one element; else None."""
+    """Read the number in a NumPy scalar or one-element tensor; else None."""
     if isinstance(value, Inert) and _SCALAR.fullmatch(value.name) and len(value.args) == 2:
         dtype, content = value.args
         code = dtype.args[0] if isinstance(dtype, Inert) and dtype.args else None
@@ -142,7 +164,7 @@ def number_in(value: Any) -> int | float | None:
 
 
 def stored_bytes(stub: TensorStub) -> bytes:
-    """The first element of a tensor, as it lies in the file."""
+    """Read the bytes of a tensor's first element from the file."""
     span = stub.storage.span
     if span is None or span.byteorder != "little":
         return b""
@@ -160,7 +182,7 @@ def _unpack(code: str | None, content: Any) -> int | float | None:
 
 
 def is_tensors(value: Any) -> bool:
-    """Whether this is a state dict: tensors by name, at least one."""
+    """Tell whether this is a state dict: one or more named tensors."""
     return (
         isinstance(value, dict)
         and bool(value)

@@ -1,4 +1,4 @@
-"""Stand-ins for what a file of weights holds: objects that were not made, tensors that were not read."""
+"""Stand-ins for objects that were not made and tensors that were not read."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-# The numbers of the storage classes and dtypes that torch.save writes: bytes per element.
+# Bytes per element of the dtypes that torch.save writes.
 ITEM_SIZES = {
     **dict.fromkeys(("float64", "int64", "complex64", "uint64"), 8),
     **dict.fromkeys(("float32", "int32", "uint32", "complex32"), 4),
@@ -21,11 +21,11 @@ MAX_DIMS = 64
 
 
 class NeedsCode(Exception):
-    """A pickle asks for something that no checkpoint needs; the argument is its name."""
+    """A pickle asks for an object that no checkpoint needs; its name is the argument."""
 
 
 class TooLarge(Exception):
-    """A pickle declares more numbers than its file can hold; the argument is how many."""
+    """A pickle declares more numbers than its file can hold; the argument is the number."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Global:
 
 
 class Inert:
-    """A stand-in for an object: what the pickle says of it, none of it acted on.
+    """A stand-in for an object: what the pickle states of it, not carried out.
 
     Attributes:
         name: "module.name" of its class, or of the function that would have made it.
         args: Arguments of that call.
-        state: What `__setstate__` or `__dict__` would have been given.
+        state: Argument for `__setstate__`, or contents for `__dict__`.
         items: Appended elements.
-        entries: Assigned elements, as of a dict.
+        entries: Assigned elements, as in a dict.
     """
 
     __slots__ = ("args", "entries", "items", "name", "state")
@@ -61,7 +61,7 @@ class Inert:
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a file."""
+    """A range of bytes in a file."""
 
     path: Path
     start: int
@@ -71,7 +71,10 @@ class Span:
 
 @dataclass(eq=False)
 class Storage:
-    """A flat array in a file; `span` is None until the reader of the file knows it."""
+    """A flat array in a file.
+
+    `span` is None until the reader of the file knows it.
+    """
 
     key: str
     dtype: str
@@ -81,7 +84,10 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class TensorStub:
-    """A tensor that was not read: a strided view of a storage, offset and strides in elements."""
+    """A tensor that was not read: a strided view of a storage.
+
+    Offset and strides are in elements.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -91,22 +97,26 @@ class TensorStub:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
 class NamedStub:
-    """A tensor of a safetensors file, by its name there."""
+    """A tensor of a safetensors file, by its name there.
+
+    `span` holds its numbers in row-major order.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     path: Path
     name: str
+    span: Span
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return prod(self.shape)
 
 
@@ -120,7 +130,7 @@ class ChunkedStub:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return prod(self.shape)
 
 
@@ -128,7 +138,13 @@ Stub = TensorStub | NamedStub | ChunkedStub
 
 
 def simple_key(value: Any, *, nested: bool = True) -> Any:
-    """The value, if its hash costs no more than itself."""
+    """Return a dict key; refuse one whose hash takes too long.
+
+    Allowed are simple values and flat tuples of them.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     if isinstance(value, (str, bytes, int, float, complex, type(None), Inert, Global)):
         return value
     if nested and type(value) is tuple and len(value) <= MAX_DIMS:

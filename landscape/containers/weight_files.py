@@ -1,11 +1,13 @@
-"""Files of weights, read without torch and without running anything: kinds, checks, contents as stubs.
+"""Files of weights, read without torch and without running code.
 
-Kinds: what torch.save writes (a zip archive since torch 1.6, a sequence of pickles before), TorchScript archives, and
-safetensors. Sizes are checked before anything is allocated: no torch file is compressed, so an archive that declares more
-than it holds is a bomb. Tensors become stubs that say where in the file their numbers lie.
+Kinds: what torch.save writes (a zip archive since torch 1.6, a sequence of pickles before),
+TorchScript archives, and safetensors. Sizes are checked before anything is allocated: no torch file
+is compressed, so an archive that declares more than it holds is a decompression bomb. Tensors
+become stubs that say where in the file their numbers lie.
 """
 
 import io
+import json
 import os
 import re
 import struct
@@ -31,27 +33,43 @@ TORCH, TORCH_LEGACY, SAFETENSORS, TORCHSCRIPT = (
 )
 
 _ZIP_END = 22
-# The pickle of a CLIP ViT-B/16 with its AdamW state is 0.13 MB; reading it as data costs about 1 microsecond per byte.
+# The pickle of a CLIP ViT-B/16 with its AdamW state is 0.13 MB; reading it as data costs about 1
+# microsecond per byte.
 LARGEST_PICKLE = 16 << 20
 _LARGEST_HEADER = 100_000_000
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _SAFETENSORS_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-    "U16": "uint16", "U32": "uint32", "U64": "uint64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
-}  # fmt: skip
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "C64": "complex64",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """What a file of weights holds, tensors as stubs.
+    """The contents of a file of weights, with tensors as stubs.
 
     Attributes:
-        kind: TORCH, TORCH_LEGACY, TORCHSCRIPT or SAFETENSORS; of folders, see landscape.containers.folders.
+        kind: TORCH, TORCH_LEGACY, TORCHSCRIPT or SAFETENSORS; for folders, see
+            landscape.containers.folders.
         stored: The object that was saved.
         files: Every file that was read, the named one first.
-        metadata: What a safetensors file or an index says beside its tensors.
-        aliases: Tensors that are left out because another one is the same, as safetensors' metadata says: left out -> kept.
+        metadata: What a safetensors file or an index states beside its tensors.
+        aliases: Tensors that are left out because they equal another one, by safetensors' metadata:
+            left out -> kept.
         foreign: Names of the classes and functions that became stand-ins, sorted.
     """
 
@@ -65,21 +83,21 @@ class WeightFile:
 
 
 class Section(io.RawIOBase):
-    """Part of an open file, as a file of its own."""
+    """A part of an open file, as a file of its own."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self.file, self.start, self.size, self.position = file, start, size, 0
 
     def readable(self) -> bool:
-        """Say yes, as io asks."""
+        """Return True, as io requires."""
         return True
 
     def seekable(self) -> bool:
-        """Say yes, as io asks."""
+        """Return True, as io requires."""
         return True
 
     def tell(self) -> int:
-        """Position within the section."""
+        """Return the position within the section."""
         return self.position
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -97,7 +115,7 @@ class Section(io.RawIOBase):
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """Say why the operating system does not give us a file."""
+    """Explain why the operating system refuses to read a file."""
     if isinstance(error, FileNotFoundError):
         return CheckpointError(
             f"{path}: there is no such file. Correct the path, or write it with `landscape train`."
@@ -112,14 +130,15 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
 
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """Say that a file is not as its writer left it."""
+    """Build the error for a damaged or truncated file."""
     return CheckpointError(
-        f"{path}: is damaged or cut short ({one_line(error)}). Copy it again, or train that epoch again."
+        f"{path}: is damaged or cut short ({one_line(error)}). Copy it again, or train that epoch "
+        "again."
     )
 
 
 def one_line(error: Exception) -> str:
-    """An exception from elsewhere, fit to be quoted within a sentence."""
+    """Shorten another library's exception to quote it within a sentence."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:160]}{'...' if len(text) > 160 else ''}"
 
@@ -128,12 +147,13 @@ def read_weight_file(path: Path, *, verified: bool = True) -> WeightFile:
     """Read a file of weights, without its numbers.
 
     Args:
-        verified: Whether the bytes are known to be right. Otherwise the checksums that torch.save wrote are compared,
-            which torch.load does not do: a flipped bit in a weight passes it.
+        verified: Whether the bytes are known to be right. Otherwise the checksums that torch.save
+            wrote are compared, which torch.load does not do: it does not notice a flipped bit in a
+            weight.
 
     Raises:
-        CheckpointError: If the file is missing, truncated, no file of weights, asks for what no checkpoint needs, or
-            declares more data than it holds.
+        CheckpointError: If the file is missing, truncated, no file of weights, asks for what no
+            checkpoint needs, or declares more data than it holds.
     """
     try:
         with open_regular(path) as file:
@@ -149,7 +169,7 @@ def read_weight_file(path: Path, *, verified: bool = True) -> WeightFile:
 
 
 def _kind(path: Path, file: BinaryIO, size: int) -> str:
-    """By content, never by the file's name.
+    """Detect a file's kind by its content, never by its name.
 
     A safetensors file begins with the length of its header, whose low byte can be that of a pickle.
     """
@@ -168,22 +188,28 @@ def _kind(path: Path, file: BinaryIO, size: int) -> str:
     if opens_header:
         return SAFETENSORS
     raise CheckpointError(
-        f"{path}: is not a checkpoint (it begins with {head[:4]!r}); expected what torch.save or safetensors writes. "
-        "Check that the path names the weights and that a download is complete."
+        f"{path}: is not a checkpoint (it begins with {head[:4]!r}); expected what torch.save or "
+        "safetensors writes. Check that the path names the weights and that a download is complete."
     )
 
 
 def read_archive(
     path: Path, whole: BinaryIO, start: int, size: int, *, verified: bool
 ) -> WeightFile:
-    """Read an archive of torch.save or torch.jit.save that is a section of a file."""
+    """Read an archive of torch.save or torch.jit.save within a file.
+
+    Args:
+        start, size: The archive's section of the file `whole`, in bytes.
+    """
     file = Section(whole, start, size)
-    # Without a comment there is one place for the end record, so no two readers can disagree on it.
+    # An archive without a comment has only one possible place for the end record, so all readers
+    # agree on it.
     file.seek(max(size - _ZIP_END, 0))
     if file.read(4) != b"PK\x05\x06":
         raise CheckpointError(
-            f"{path}: does not end, after {size} bytes, in the directory that ends files of torch.save, so it is cut short or "
-            "something was appended. Copy it again, or train that epoch again."
+            f"{path}: does not end, after {size} bytes, in the directory that ends files of "
+            "torch.save, so it is cut short or something was appended. Copy it again, or train "
+            "that epoch again."
         )
     try:
         with zipfile.ZipFile(file) as archive:
@@ -211,35 +237,42 @@ def read_archive(
 
 
 def refusal(path: Path, error: Exception, size: int) -> CheckpointError:
-    """Say why a pickle was not read. A hostile or damaged one can raise anything."""
+    """Explain why a pickle was not read.
+
+    A hostile or damaged pickle can raise errors of any type.
+    """
     if isinstance(error, NeedsCode):
         return CheckpointError(
-            f"{path}: asks for Python's '{error}', which no checkpoint needs, so the file was made to run code or holds an "
-            "object that is no data. It was not run. Get the file from its author as a plain state dict or as safetensors."
+            f"{path}: asks for Python's '{error}', which no checkpoint needs, so the file was made "
+            "to run code or holds an object that is no data. It was not run. Get the file from its "
+            "author as a plain state dict or as safetensors."
         )
     if isinstance(error, TooLarge):
         return CheckpointError(
-            f"{path}: declares a tensor of {error} elements in a file of {size} bytes, so it is damaged or made "
-            "to exhaust memory. Get the original file."
+            f"{path}: declares a tensor of {error} elements in a file of {size} bytes, so it is "
+            "damaged or made to exhaust memory. Get the original file."
         )
     if isinstance(error, _PickleTooLong):
         return CheckpointError(
-            f"{path}: its pickle is longer than {LARGEST_PICKLE >> 20} MB, but that of a large model is below 1 MB. Save "
-            "the weights alone: torch.save(model.state_dict(), file)."
+            f"{path}: its pickle is longer than {LARGEST_PICKLE >> 20} MB, but that of a large "
+            "model is below 1 MB. Save the weights alone: torch.save(model.state_dict(), file)."
         )
     return damaged(path, error)
 
 
-# What becomes a value or says nothing, so that a note would only distract.
+# Names that become values or carry no information: a note would only distract.
 _ORDINARY = re.compile(
-    r"collections\..*|builtins\.\w+|_codecs\.encode|copyreg\._reconstructor|pathlib\..*|argparse\.Namespace|numpy\.dtype"
-    r"|numpy\.(_?core)\.multiarray\.scalar|torch\.(\w+|(cuda\.|storage\.)?\w*Storage|serialization\._get_layout)"
-    r"|torch\.distributed\..*|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_from_type_v2|nn\.parameter\.Parameter)|__torch__\..*"
+    r"collections\..*|builtins\.\w+|_codecs\.encode|copyreg\._reconstructor|pathlib\..*"
+    r"|argparse\.Namespace|numpy\.dtype"
+    r"|numpy\.(_?core)\.multiarray\.scalar|torch\.(\w+|(cuda\.|storage\.)?\w*Storage"
+    r"|serialization\._get_layout)"
+    r"|torch\.distributed\..*|torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_from_type_v2"
+    r"|nn\.parameter\.Parameter)|__torch__\..*"
 )
 
 
 def note_of_stand_ins(names: Iterable[str]) -> list[str]:
-    """Say which objects of a file were not made, if any."""
+    """Report which objects of a file were not made, if any."""
     foreign = [name for name in names if not _ORDINARY.fullmatch(name)]
     shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
     return (
@@ -254,18 +287,22 @@ class _PickleTooLong(Exception):
 
 
 def _name(entry: zipfile.ZipInfo) -> str:
-    """Name of an archive's entry within its one folder."""
+    """Return the name of an archive's entry within its only folder."""
     return entry.filename.partition("/")[2]
 
 
 def _checked_entries(
     path: Path, entries: list[zipfile.ZipInfo], size: int, *, script: bool
 ) -> list[zipfile.ZipInfo]:
-    """The entries that are read. TorchScript compresses its code, which is not."""
+    """Select and check the entries that are read.
+
+    TorchScript compresses its code, which is not read.
+    """
     names = [entry.filename for entry in entries]
     if not any(_name(entry) == "data.pkl" for entry in entries):
         raise CheckpointError(
-            f"{path}: is a zip archive, but not one of torch.save (it has no data.pkl). Give the checkpoint itself."
+            f"{path}: is a zip archive, but not one of torch.save (it has no data.pkl). Give the "
+            "checkpoint itself."
         )
     if script:
         entries = [
@@ -281,21 +318,26 @@ def _checked_entries(
     ]
     if packed or declared > size:
         raise CheckpointError(
-            f"{path}: unpacks to {declared} bytes from a file of {size}, {len(packed)} of {len(entries)} entries compressed. "
-            "torch.save never compresses, so the archive was made to exhaust memory, or repacked. Get the original file."
+            f"{path}: unpacks to {declared} bytes from a file of {size}, {len(packed)} of "
+            f"{len(entries)} entries compressed. torch.save never compresses, so the archive was "
+            "made to exhaust memory, or repacked. Get the original file."
         )
     if (
         len({name.lower() for name in names}) < len(names)
         or len({name.partition("/")[0] for name in names}) > 1
     ):
         raise CheckpointError(
-            f"{path}: holds several archives in one, which torch.save never writes. Get the original file."
+            f"{path}: holds several archives in one, which torch.save never writes. Get the "
+            "original file."
         )
     return entries
 
 
 def _start(file: Section, entry: zipfile.ZipInfo) -> int:
-    """First byte of an uncompressed entry: past its local header, name and padding."""
+    """Return the first byte of an uncompressed entry.
+
+    It follows the entry's local header, name and padding.
+    """
     file.seek(entry.header_offset + 26)
     start = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
     if start + entry.file_size > file.size:
@@ -319,8 +361,9 @@ def _check_sums(path: Path, file: Section, entries: list[zipfile.ZipInfo]) -> No
             checksum, left = zlib.crc32(chunk, checksum), left - len(chunk)
         if checksum != entry.CRC:
             raise CheckpointError(
-                f"{path}: the bytes of its entry {entry.filename} changed since they were written (checksum expected "
-                f"{entry.CRC:08x}, got {checksum:08x}). Copy it again, or train that epoch again."
+                f"{path}: the bytes of its entry {entry.filename} changed since they were written "
+                f"(checksum expected {entry.CRC:08x}, got {checksum:08x}). Copy it again, or train "
+                "that epoch again."
             )
 
 
@@ -347,7 +390,7 @@ def _unpickle(program: bytes, limit: int, storage: Any) -> tuple[Any, tuple[str,
 
 
 class _Counted:
-    """A file that ends after the longest pickle."""
+    """A file that ends after the longest pickle allowed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.left = file, LARGEST_PICKLE
@@ -369,7 +412,10 @@ class _Counted:
 
 
 def _read_legacy(path: Path, file: BinaryIO, size: int) -> WeightFile:
-    """Magic number, version, system, the object, the storage keys: five pickles, then the raw data."""
+    """Read a file of torch before 1.6: pickles, then raw data.
+
+    The five pickles are magic number, version, system, the object and the storage keys.
+    """
     file.seek(0)
     storages: dict[str, Storage] = {}
 
@@ -381,8 +427,9 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> WeightFile:
     try:
         if InertUnpickler(_Counted(file), limit=size).load() != _LEGACY_MAGIC:  # type: ignore[arg-type]
             raise CheckpointError(
-                f"{path}: is a Python pickle, but not one of torch.save, and is not loaded: a pickle is a program. "
-                "Save the weights with torch.save(model.state_dict(), file) or as safetensors."
+                f"{path}: is a Python pickle, but not one of torch.save, and is not loaded: a "
+                "pickle is a program. Save the weights with torch.save(model.state_dict(), file) "
+                "or as safetensors."
             )
         for _ in range(2):
             InertUnpickler(_Counted(file), limit=size).load()  # type: ignore[arg-type]
@@ -406,7 +453,7 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> WeightFile:
 def _locate_legacy(
     path: Path, file: BinaryIO, size: int, storages: dict[str, Storage], keys: list[str]
 ) -> None:
-    """Each storage is its number of elements, then its bytes."""
+    """Locate each storage: its number of elements, then its bytes."""
     if sorted(keys) != sorted(storages):
         raise ValueError("storages and their keys differ")
     for key in keys:
@@ -425,16 +472,18 @@ def _read_safetensors(path: Path) -> WeightFile:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             slices = {name: file.get_slice(name) for name in file.keys()}
-            stored = {
-                name: NamedStub(
-                    _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()),
-                    tuple(part.get_shape()),
-                    path,
-                    name,
-                )
-                for name, part in slices.items()
-            }
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        spans = _spans_of_safetensors(path)
+        stored = {
+            name: NamedStub(
+                _SAFETENSORS_DTYPES.get(part.get_dtype(), part.get_dtype()),
+                tuple(part.get_shape()),
+                path,
+                name,
+                spans[name],
+            )
+            for name, part in slices.items()
+        }
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise damaged(path, error) from error
     return WeightFile(
         path=path,
@@ -446,8 +495,26 @@ def _read_safetensors(path: Path) -> WeightFile:
     )
 
 
+def _spans_of_safetensors(path: Path) -> dict[str, Span]:
+    """Locate each tensor by the header, which safetensors has checked.
+
+    The file holds the header's size in 8 bytes, the header as JSON, then the numbers.
+    """
+    with open_regular(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    places = {name: described["data_offsets"] for name, described in header.items()}
+    return {
+        name: Span(path, 8 + size + start, stop - start) for name, (start, stop) in places.items()
+    }
+
+
 def aliases_in(metadata: dict[str, Any], stored: dict[str, Any]) -> dict[str, str]:
-    """Tied weights that were left out: safetensors' own save_model notes each by its name -> that of the kept one."""
+    """List tied weights that a file leaves out: left out -> kept.
+
+    safetensors' own save_model notes them in the metadata.
+    """
     return {
         name: kept
         for name, kept in metadata.items()

@@ -11,7 +11,7 @@ _MAX_DEPTH = 100
 
 
 def is_module(value: Any) -> bool:
-    """Whether this stands for a torch.nn.Module or a compiled TorchScript module."""
+    """Tell whether this stands for a torch.nn.Module or a compiled TorchScript module."""
     return (
         isinstance(value, Inert)
         and isinstance(value.state, dict)
@@ -28,7 +28,7 @@ def _is_script(value: Inert) -> bool:
 
 
 def state_of_module(path: Path, module: Inert) -> dict[str, Stub]:
-    """Its parameters and persistent buffers by name, as model.state_dict() gives them.
+    """Collect parameters and persistent buffers by name, as model.state_dict() does.
 
     Raises:
         CheckpointError: If a part of it is no module whose tensors are known.
@@ -37,7 +37,8 @@ def state_of_module(path: Path, module: Inert) -> dict[str, Stub]:
     _collect(path, module, "", state, _MAX_DEPTH)
     if not state:
         raise CheckpointError(
-            f"{path}: holds a {module.name} without tensors, so there is nothing to measure. Save model.state_dict()."
+            f"{path}: holds a {module.name} without tensors, so there is nothing to measure. Save "
+            "model.state_dict()."
         )
     return state
 
@@ -46,8 +47,9 @@ def _collect(path: Path, module: Any, prefix: str, state: dict[str, Stub], depth
     if not is_module(module) or depth < 0:
         name = module.name if isinstance(module, Inert) else type(module).__name__
         raise CheckpointError(
-            f"{path}: its module {prefix.rstrip('.') or 'at the top'!r} is a {name}, whose tensors cannot be told without "
-            "running its code. Where the model is at hand, save model.state_dict() instead."
+            f"{path}: its module {prefix.rstrip('.') or 'at the top'!r} is a {name}, whose tensors "
+            "cannot be told without running its code. Where the model is at hand, save "
+            "model.state_dict() instead."
         )
     if not _is_plain_module(module):
         # TorchScript keeps parameters, buffers, modules and constants as attributes alike.
@@ -64,7 +66,8 @@ def _collect(path: Path, module: Any, prefix: str, state: dict[str, Stub], depth
         tensors = {name: value for name, value in tensors.items() if value is not None}
         if wrong := [name for name, value in tensors.items() if not isinstance(value, Stub)]:
             raise CheckpointError(
-                f"{path}: {prefix}{wrong[0]} is a {getattr(tensors[wrong[0]], 'name', type(tensors[wrong[0]]).__name__)}, not "
+                f"{path}: {prefix}{wrong[0]} is a "
+                f"{getattr(tensors[wrong[0]], 'name', type(tensors[wrong[0]]).__name__)}, not "
                 "plain numbers, so it cannot be read. Save model.state_dict() of the plain model."
             )
     state.update(

@@ -1,8 +1,11 @@
-"""Is the operator really the second derivative of the loss, and if not, which module is to blame?
+"""Audit: is the operator the second derivative of the loss?
 
-The tests know nothing of how derivatives are made: they hold products against differences of gradients, gradients
-against differences of the loss, and both against symmetry and repetition. They are made in float64 where the model can be
-converted, a little off the parameters under study (see `displaced`), and never on the model itself.
+If it is not, the audit names the module that is to blame.
+
+The tests do not depend on how derivatives are computed. They compare products with differences of
+gradients, gradients with differences of the loss, and check symmetry and repeatability. They run in
+float64 where the model can be converted, a little off the parameters under study (see `displaced`),
+and never on the model itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.curvature.blame import Suspect, blamed
+from landscape.curvature.blame import FaultyModule, find_faulty_modules
 from landscape.curvature.differences import (
     PRECISION,
     Outcome,
@@ -31,6 +34,7 @@ from landscape.curvature.objective import Batch, Objective, flatten, select_para
 from landscape.curvature.preconditions import check_autocast, check_batch, check_parameters
 from landscape.curvature.promotion import promoted
 from landscape.curvature.unchecked import UncheckedHessian
+from landscape.deprecation import warn_of_old_name
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 
@@ -46,7 +50,7 @@ Make = Callable[[nn.Module], tuple[Objective, Params]]
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One test of one module, or of the whole loss.
+    """Result of a test of a module, or of the whole loss.
 
     Attributes:
         name: Dotted name and class of the module, or "the whole loss".
@@ -65,12 +69,13 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What the tests found.
+    """Results of all tests.
 
     Attributes:
         rows: The tests of the whole loss, then those of the modules to blame.
-        dtype: In which the tests were made.
-        num_gradients: Gradients spent on the whole loss; those of the search for the module are not counted.
+        dtype: Type in which the tests were made.
+        num_gradients: Gradients spent on the whole loss; those of the search for the module are not
+            counted.
         num_products: Hessian-vector products likewise.
     """
 
@@ -85,21 +90,41 @@ class AuditReport:
 
     @property
     def is_zero_to_rounding(self) -> bool:
-        """Whether the only doubt is that gradient and Hessian are too small for differences, as at a perfect fit."""
+        """Tell whether the only doubt is a vanishing gradient and Hessian.
+
+        They are then too small for differences to show, as at a perfect fit.
+        """
         doubtful = [row for row in self.rows if row.verdict != "passed"]
         return bool(doubtful) and all(row.reason == ZERO_TO_ROUNDING for row in doubtful)
 
     @property
     def worst_error(self) -> float | None:
-        """The largest error of the tests of the whole loss that have one."""
+        """Return the largest error among the tests of the whole loss.
+
+        None where no such test has an error.
+        """
         errors = [row.error for row in self.rows if row.name == WHOLE and row.error is not None]
         return max(errors, default=None)
 
     @property
-    def blamed(self) -> tuple[str, ...]:
-        """The modules, or parts of the loss, that did not pass, the innermost first; empty after a pass."""
+    def failed_test(self) -> str:
+        """Return the name of the first test that did not pass; "" where all did."""
+        return next((row.test for row in self.rows if row.verdict != "passed"), "")
+
+    @property
+    def faulty_modules(self) -> tuple[str, ...]:
+        """Name the modules that did not pass, the innermost first.
+
+        "the whole loss" comes last. Empty after a pass.
+        """
         names = dict.fromkeys(row.name for row in self.rows if row.verdict != "passed")
         return tuple(sorted(names, key=lambda name: name == WHOLE))
+
+    @property
+    def blamed(self) -> tuple[str, ...]:
+        """Return `faulty_modules`, of which this is the old name."""
+        warn_of_old_name("blamed", "faulty_modules")
+        return self.faulty_modules
 
     def __str__(self) -> str:
         cells = [("module", "test", "error", "verdict", "")]
@@ -129,17 +154,34 @@ def audit(
     weight_decay: float = 0.0,
     seed: int = 0,
 ) -> AuditReport:
-    """Test whether `landscape.hessian` of the same arguments is the second derivative of the loss.
+    """Test whether `landscape.hessian` is the second derivative of the loss.
 
-    Costs about ten gradients and five products of a healthy model, more where it has kinks; the search for the module to
-    blame begins only when something failed. The model is not touched.
+    Takes the arguments of `hessian`.
+
+    Costs about ten gradients and five products for a healthy model, more where it has kinks. The
+    search for the faulty module begins only when a test failed. The model is not touched.
 
     Args:
-        weight_decay: Accepted so that a call can be copied from `hessian`; the L2 term is an exact shift and not tested.
-        seed: Of the random directions and of the displacement.
+        weight_decay: Accepted so that a call can be copied from `hessian`; the L2 term is an exact
+            shift and not tested.
+        seed: Seed of the random directions and of the displacement.
 
     Raises:
-        ObjectiveError: If the parameters or the batch cannot be used at all, or the loss is not one number.
+        ObjectiveError: If the parameters or the batch cannot be used at all, or the loss is not one
+            number.
+
+    Examples:
+        >>> import torch, landscape
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batch = torch.randn(32, 4), torch.randn(32, 1)
+        >>> def loss(model, batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        ...
+        >>> report = landscape.audit(model, loss, batch)
+        >>> report.passed
+        True
     """
 
     def make(module: nn.Module) -> tuple[Objective, Params]:
@@ -151,7 +193,11 @@ def audit(
 
 
 def audit_objective(make: Make, model: nn.Module, batch: Batch, *, seed: int = 0) -> AuditReport:
-    """As `audit`, for a function that makes the objective and its parameters from the model or a copy of it."""
+    """Audit an objective that `make` builds from a model.
+
+    `make` gets the model or a copy of it, and returns the objective and its parameters; see
+    `audit`.
+    """
     objective, params = make(model)
     return audit_at(
         replace(objective, module=model, rebound=lambda other: make(other)[0]),
@@ -162,19 +208,29 @@ def audit_objective(make: Make, model: nn.Module, batch: Batch, *, seed: int = 0
 
 
 def audit_at(objective: Objective, params: Params, batch: Batch, *, seed: int = 0) -> AuditReport:
-    """As `audit`, for an objective and parameters; in float64 where the objective can be rebound to a copy of its module."""
+    """Audit an objective at given parameters; see `audit`.
+
+    Runs in float64 where the objective can be rebound to a copy of its module.
+    """
     check_parameters(params)
     device = next(iter(params.values())).device
     check_batch(batch, device)
     check_autocast(device)
     devices = [device] if device.type == "cuda" else []
+    # The caller may be in inference mode or under no_grad. Random state is restored, so that an
+    # audit changes no training run.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         plain = _Examination(objective, displaced(params, seeded(seed)), batch, seed=seed)
         plain.check_loss()
+        # Differences need digits: a central difference of a smooth function is right to about
+        # eps^(2/3), 2e-5 in float32 and 4e-11 in float64.
         examination = _promoted(objective, batch, plain, seed=seed) or plain
         rows = list(examination.rows())
+        # A product that is right in float64 may still be wrong in the model's type, for which there
+        # may be another kernel.
         if examination is not plain and not any(row.verdict == "failed" for row in rows):
             rows.append(plain.against(examination))
+        # A perfect fit leaves nothing to test, and no module is to blame for it.
         is_doubtful = any(
             row.verdict != "passed" and row.reason != ZERO_TO_ROUNDING for row in rows
         )
@@ -183,22 +239,34 @@ def audit_at(objective: Objective, params: Params, batch: Batch, *, seed: int = 
             # Where the whole is only in doubt, a part that fails by itself is a hint, and no proof.
             verdict = "failed" if any(row.verdict == "failed" for row in rows) else "undecided"
             rows += [
-                AuditRow(one.name, one.test, one.outcome.error, verdict, _REASONS.get(one.test, ""))
-                for one in _search(examination)
-                if (one.name, one.test) not in known
+                AuditRow(
+                    faulty.name,
+                    faulty.test,
+                    faulty.outcome.error,
+                    verdict,
+                    _REASONS.get(faulty.test, ""),
+                )
+                for faulty in _search(examination)
+                if (faulty.name, faulty.test) not in known
             ]
-    points = {id(one): one for one in (plain, examination)}.values()
+    runs = {id(run): run for run in (plain, examination)}.values()
     gradients, products = (
-        sum(one.point.num_gradients for one in points),
-        sum(one.num_products for one in points),
+        sum(run.point.num_gradients for run in runs),
+        sum(run.num_products for run in runs),
     )
     return AuditReport(tuple(rows), examination.point.dtype, gradients, products)
 
 
 _REASONS = {
     "determinism": "two evaluations at the same parameters differ",
-    "gradient": "the gradient is not the derivative of the loss: look for detach, no_grad, rounding or a wrong backward",
-    "product": "the product is not the derivative of the gradient: part of the second derivative is dropped or wrong",
+    "gradient": (
+        "the gradient is not the derivative of the loss: look for detach, no_grad, rounding or a "
+        "wrong backward"
+    ),
+    "product": (
+        "the product is not the derivative of the gradient: part of the second derivative is "
+        "dropped or wrong"
+    ),
     "symmetry": "<u, Hv> and <v, Hu> differ, so this is no matrix of second derivatives",
 }
 
@@ -216,7 +284,10 @@ class _Examination:
         self._is_zero = False
 
     def check_loss(self) -> None:
-        """The loss is one number; anything else that is wrong with it is for the tests to say."""
+        """Check that the loss is one real number.
+
+        Anything else that is wrong with it is left to the tests.
+        """
         loss: Any = self.point.evaluate(self.point.leaves())
         if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
             got = (
@@ -229,7 +300,11 @@ class _Examination:
             )
 
     def guard(self, *, kernels_may_fail: bool = True) -> str | None:
-        """What HessianOperator says against the loss, or None; what a kernel raises is said likewise, or raised."""
+        """Return the reason why HessianOperator refuses the loss, or None.
+
+        An exception of a kernel is reported in the same way, or raised if `kernels_may_fail` is
+        False.
+        """
         if self._operator is None and self._refusal is None:
             try:
                 self._operator = UncheckedHessian(
@@ -266,11 +341,17 @@ class _Examination:
             yield AuditRow(
                 _named(refusal), "graph", None, *_verdict(refusal is None, refusal or "")
             )
-            reason = f"the loss is computed in {self.point.digits}, which has too few digits for differences"
+            reason = (
+                f"the loss is computed in {self.point.digits}, which has too few digits for "
+                "differences"
+            )
             yield AuditRow(WHOLE, "gradient", None, "undecided", reason)
             return
+        # Determinism comes first: differences of a random loss would measure its noise.
         size = max(float(flatten(slope).norm()), torch.finfo(torch.float64).tiny)
         change = float((flatten(slope) - flatten(slope_again)).norm()) / size
+        # The loss too, since a random term that does not depend on the parameters moves the loss
+        # alone.
         change = max(change, abs(loss - again) / max(abs(loss), 1e-3))
         repeats = change <= self.point.precision.repeat
         yield AuditRow(WHOLE, "determinism", change, *_verdict(repeats, _REASONS["determinism"]))
@@ -300,7 +381,10 @@ class _Examination:
     def _compared(
         self, directions: list[Params], slope: Params, *, size: float = 0.0
     ) -> list[AuditRow]:
-        """The tests by differences; `size` as for `judge_derivatives`."""
+        """Compare gradient and products with differences.
+
+        `size` is that of `judge_derivatives`.
+        """
         products: Sequence[Params | None] = self._products or [None] * len(directions)
         outcomes = [
             judge_derivatives(self.point, direction, slope, product, size=size)
@@ -309,7 +393,11 @@ class _Examination:
         rows = [_row("gradient", [first for first, _ in outcomes])]
         if self._products:
             rows.append(_row("product", [second for _, second in outcomes if second is not None]))
+            # Differences of forms that rounding makes, of the visible size, are then within the
+            # tolerance.
             floor = smallest_visible(self.point, size) / self.point.precision.tolerance
+            # A Hessian is symmetric, <u, Hv> = <v, Hu>. A backward pass that drops terms usually
+            # breaks that, and the test needs no differences.
             error = asymmetry(directions, self._products, floor=floor)
             allowed = error <= self.point.precision.tolerance
             rows.append(
@@ -320,13 +408,18 @@ class _Examination:
     def _allowing_for_cancellation(
         self, rows: list[AuditRow], directions: list[Params], slope: Params
     ) -> list[AuditRow]:
-        """The tests again, with the rounding of terms that cancel in the loss allowed for.
+        """Repeat the tests, allowing for cancellation in the loss.
 
-        What passes then is undecided where gradient and products are all below that rounding: there is nothing to test.
+        It is the rounding of terms that cancel that is allowed for.
+
+        What passes then is undecided where gradient and products are all below that rounding: there
+        is nothing to test.
         """
         size = natural_size(self.point, directions)
         again = self._compared(directions, slope, size=size)
         visible = smallest_visible(self.point, size)
+        # Something is large enough to be seen in differences, so that their comparison means
+        # something.
         if any(float(flatten(vector).norm()) > visible for vector in (slope, *self._products)):
             return again
         self._is_zero = True
@@ -343,7 +436,10 @@ class _Examination:
         return self.point.scaled(unflatten(self._operator @ flat, self.point.params))
 
     def against(self, other: "_Examination") -> AuditRow:
-        """The product in this precision against that of another: a kernel may be right in one type and wrong in the next."""
+        """Compare the product in this precision with that in another.
+
+        A kernel may be right in one type and wrong in the next.
+        """
         if refusal := self.guard():
             return AuditRow(_named(refusal), "graph", None, "failed", refusal)
         try:
@@ -363,22 +459,31 @@ class _Examination:
         )
 
     def _fits_perfectly(self, other: "_Examination") -> bool:
-        """Whether the loss, as `other` knows it, is lost in the rounding of its terms in this precision."""
+        """Tell whether rounding in this precision hides the loss.
+
+        The value of the loss is the one that `other` computes; the rounding is that of its terms.
+        """
         rounding = (
             10 * torch.finfo(self.point.dtype).eps * natural_size(self.point, self.directions())
         )
         return abs(other.point.evaluate(other.point.leaves()).item()) <= rounding
 
 
-def _search(examination: _Examination) -> list[Suspect]:
+def _search(examination: _Examination) -> list[FaultyModule]:
     assert examination.objective.module is not None
-    return blamed(examination.objective.module, examination.point, seed=examination.seed)
+    return find_faulty_modules(
+        examination.objective.module, examination.point, seed=examination.seed
+    )
 
 
 def _promoted(
     objective: Objective, batch: Batch, plain: _Examination, *, seed: int
 ) -> _Examination | None:
-    """The examination in float64, of a copy where there is a module; None if something in the loss does not follow."""
+    """Build the examination in float64; None if that fails.
+
+    It is of a copy of the module if there is one. It fails if something in the loss cannot be
+    converted.
+    """
     point = (
         None
         if plain.point.dtype == torch.float64
@@ -402,13 +507,19 @@ def _without_decay(objective: Objective) -> Objective:
 
 
 def _named(refusal: str | None) -> str:
-    """The part of the model that a message begins with, as in "blocks.1 (Scan): ..."."""
+    """Return the part of the model that a message begins with.
+
+    An example is "blocks.1 (Scan): ...".
+    """
     where, colon, _ = (refusal or "").partition(": ")
     return where if colon and not where.startswith("The loss") else WHOLE
 
 
 def _said(error: Exception) -> str:
-    """The message of a refusal, or that of a kernel's own error as one about the loss: it names no module."""
+    """Return the message of a refusal, or of a kernel's own error.
+
+    The latter becomes a message about the loss, since it names no module.
+    """
     if isinstance(error, ObjectiveError):
         return str(error)
     first_line, *_ = str(error).splitlines() or [type(error).__name__]
@@ -421,11 +532,11 @@ def _verdict(passed: bool, reason: str) -> tuple[str, str]:
 
 def _row(test: str, outcomes: list[Outcome]) -> AuditRow:
     order = {"failed": 2, "undecided": 1, "passed": 0}
-    worst = max(outcomes, key=lambda one: (order[one.verdict], one.error))
+    worst = max(outcomes, key=lambda outcome: (order[outcome.verdict], outcome.error))
     if worst.verdict == "passed":
         return AuditRow(WHOLE, test, worst.error, "passed")
     # Steps may disagree along one direction, across a kink, and agree along another.
-    best = min(outcomes, key=lambda one: (order[one.verdict], one.error))
+    best = min(outcomes, key=lambda outcome: (order[outcome.verdict], outcome.error))
     if worst.verdict == "undecided" and best.verdict == "passed":
         return AuditRow(WHOLE, test, best.error, "passed")
     reason = (

@@ -1,4 +1,4 @@
-"""The Hessian of many batches: the average of theirs, with no more than one of their graphs in memory.
+"""The average Hessian of many batches, with a single graph in memory.
 
 Shapes: n = total size of the parameters, k = number of vectors.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from landscape.curvature.evaluation import Problem, twice_evaluated
@@ -31,50 +31,60 @@ from landscape.curvature.spot_check import (
     is_general,
     spot_checked,
 )
-from landscape.curvature.unchecked import checked_leaves, support_indices, unused_parameters
+from landscape.curvature.unchecked import checked_leaves, supported_coordinates, unused_parameters
 from landscape.errors import ObjectiveError
+from landscape.linalg.coordinates import Coordinates
 from landscape.linalg.operator import (
     SymmetricOperator,
     normalized_weights,
     said_once,
     union_of_supports,
 )
+from landscape.linalg.vectors import all_finite
 
 # As in check_same_loss: the order of additions on a GPU may vary.
 _ROUNDINGS = 1000
 
 
 class HessianOfBatches(SymmetricOperator):
-    """The weighted average of the Hessians of `objective` at `params` over batches, in nats per squared parameter.
+    """The weighted average over batches of the Hessian of `objective` at `params`.
 
-    For a loss that is a mean over rows, equal batches average to the Hessian of all their rows; a contrastive loss compares
-    the rows of a batch with each other, and the average stays one over batches.
+    It is in nats per squared parameter.
 
-    Every batch is evaluated twice to begin with, and refused for all that a HessianOperator refuses. After that, graphs are
-    made anew for every block of vectors and freed batch by batch: memory is that of one graph and a few n-vectors, at 2.6 to
-    3.3 gradients of work a batch for one vector, and 2 for each further vector of the block. The parameters are copied once.
-    What else a loss depends on must stay as it is: a batch whose loss has changed makes the next product raise, unless graphs are
-    kept or rows are taken in chunks.
+    For a loss that is a mean over rows, equal batches average to the Hessian of all their rows; a
+    contrastive loss compares the rows of a batch with each other, and the average stays one over
+    batches.
+
+    Every batch is evaluated twice to begin with, and refused for all that a HessianOperator
+    refuses. After that, graphs are made anew for every block of vectors and freed batch by batch:
+    memory is that of one graph and a few n-vectors, at 2.6 to 3.3 gradients of work a batch for one
+    vector, and 2 for each further vector of the block. The parameters are copied once. What else a
+    loss depends on must stay as it is: a batch whose loss has changed makes the next product raise,
+    unless graphs are kept or rows are taken in chunks.
 
     Args:
-        objective: Of one batch.
-        params: Where to differentiate: float32 or float64, on one device. Their order is the flat order.
+        objective: Objective of one batch.
+        params: Parameters at which to differentiate: float32 or float64, on one device. Their order
+            is the flat order.
         batches: At least one; kept, as they are needed again.
-        weights: One number >= 0 per batch, of any positive sum, such as the sizes of the batches; equal by default.
+        weights: One number >= 0 per batch, of any positive sum, such as the sizes of the batches;
+            equal by default.
         keep_graphs: Keep the graph of every batch, for products of 2 gradients a batch.
-        rows: Rows of a batch that the network sees at once, in exact row chunks; memory is then that of a chunk's graph and of
-            the features of all batches, as nothing else is kept. Needs the network and the loss apart, so an Objective.
-        check: As for HessianOperator, for the first batch and every other of another structure.
+        rows: Rows of a batch that the network sees at once, in exact row chunks; memory is then
+            that of a chunk's graph and of the features of all batches, as nothing else is kept.
+            Needs the network and the loss apart, so an Objective.
+        check: As in HessianOperator, for the first batch and every other of another structure.
 
     Attributes:
-        losses: Of each batch without the L2 term, in nats.
+        losses: Loss of each batch without the L2 term, in nats.
         loss: Their weighted average, the L2 term included.
-        support, params, num_params: As in HessianOperator; the support is that of all batches of positive weight.
+        support, params, num_params: As in HessianOperator; the support is that of all batches of
+            positive weight.
 
     Raises:
-        ObjectiveError: As HessianOperator; the message names the batch.
-        ValueError: If there is no batch, `batches` is a tensor or a mapping, the weights are no weights, rows is not positive, or
-            graphs are to be kept of chunks.
+        ObjectiveError: As in HessianOperator; the message names the batch.
+        ValueError: If there is no batch, `batches` is a tensor or a mapping, the weights are no
+            weights, rows is not positive, or graphs are to be kept of chunks.
     """
 
     def __init__(
@@ -92,7 +102,8 @@ class HessianOfBatches(SymmetricOperator):
             raise ValueError(f"rows must be a whole number from 1 on, got {rows!r}.")
         if rows is not None and keep_graphs:
             raise ValueError(
-                "rows: chunks keep no graph, so keep_graphs=True cannot be obeyed. Leave one of them out."
+                "rows: chunks keep no graph, so keep_graphs=True cannot be obeyed. Leave one of "
+                "them out."
             )
         batches = _listed(batches)
         self.rows = rows
@@ -113,6 +124,7 @@ class HessianOfBatches(SymmetricOperator):
         for index, problem in enumerate(self._problems):
             loss, support, product = self._evaluated(index, problem)
             losses.append(loss)
+            # A batch of weight zero adds nothing to the matrix, and nothing to its support.
             supports += [support] if self.weights[index] else []
             self._kept.append(product if keep_graphs or rows is not None else None)
         self.losses = tuple(losses)
@@ -131,23 +143,35 @@ class HessianOfBatches(SymmetricOperator):
         return said_once(map(str, self._spot_checks))
 
     @property
+    def module(self) -> nn.Module | None:
+        """Return the model behind the loss, whose parameters were copied.
+
+        None where the objective names none.
+        """
+        return self._problems[0].objective.module
+
+    @property
     def num_batches(self) -> int:
         return len(self._problems)
 
     def unflatten(self, vector: Float[Tensor, " n"]) -> Params:
-        """The entries of a vector by parameter name and shape, as views."""
+        """Split a vector by parameter name and shape, as views."""
         return unflatten(vector, self.params)
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Multiply k vectors, batch by batch.
 
         Raises:
-            ObjectiveError: If the loss of a batch is not what it was, an operation turns out to have no second derivative, or
-                a product is not finite; the message names the batch.
+            ObjectiveError: If the loss of a batch is not what it was, an operation turns out to
+                have no second derivative, or a product is not finite; the message names the batch.
         """
         with torch.inference_mode(False):
             rows = (V.clone() if V.is_inference() else V.detach()).T
+            # The Hessian of weight_decay / 2 * |x|^2 is weight_decay times the identity: an exact
+            # shift.
             total, products = self.weight_decay * rows, torch.empty_like(rows)
+            # Batches outside and vectors inside: a graph that is built anew serves all vectors
+            # before it is freed. One buffer holds the products of each batch in turn.
             for index, weight in enumerate(self.weights):
                 if weight and len(rows):
                     self._multiply(index, rows, products)
@@ -166,36 +190,35 @@ class HessianOfBatches(SymmetricOperator):
         self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]
     ) -> None:
         try:
-            way = self._kept[index] or self._rebuilt(index)
+            strategy = self._kept[index] or self._rebuilt(index)
             for row, product in zip(rows.split(1), products.split(1)):
-                way.multiply(row, product)
-            if index in self._unchecked and is_general(rows, self.support):
-                self._check(index, rows, products, way.name)
-            if not torch.isfinite(products).all():
+                strategy.multiply(row, product)
+            if index in self._unchecked and is_general(rows, self.support_runs):
+                self._check(index, rows, products, strategy.name)
+            if not all_finite(products):
                 raise ObjectiveError(
-                    "a product with the Hessian is not finite: the vector or a second derivative is not."
+                    "a product with the Hessian is not finite: the vector or a second derivative "
+                    "is not."
                 )
         except ObjectiveError as error:
             raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
 
     def _check(
-        self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"], way: str
+        self, index: int, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"], strategy: str
     ) -> None:
         first = FirstProduct(
             self._problems[index],
             None,
             rows,
             products,
-            way=(way, self.rows),
+            strategy=(strategy, self.rows),
             operations=self._operations[index],
         )
         self._spot_checks.append(spot_checked(first))
         self._unchecked.discard(index)
 
-    def _evaluated(
-        self, index: int, problem: Problem
-    ) -> tuple[float, Int64[Tensor, " s"] | None, Product]:
-        """The loss of a batch, the support of its Hessian, and products with it."""
+    def _evaluated(self, index: int, problem: Problem) -> tuple[float, Coordinates | None, Product]:
+        """Return a batch's loss, the support of its Hessian, and its products."""
         chunks = None
         try:
             check_batch(problem.batch, self.device)
@@ -205,30 +228,32 @@ class HessianOfBatches(SymmetricOperator):
         except ObjectiveError as error:
             raise ObjectiveError(f"batch {index} of {self.num_batches}: {error}") from error
         except Exception as error:
-            # A pair of tensors may be two batches or one: what the loss says of its first half is hard to read without this.
+            # A pair of tensors may be two batches or one: what the loss says of its first half is
+            # hard to read without this.
             error.add_note(
-                f"Raised for item {index} of {self.num_batches} in `batches`, {describe_batch(problem.batch)}. Every item must "
-                "be a whole batch, as the loss takes it; a single one is given as [batch]."
+                f"Raised for item {index} of {self.num_batches} in `batches`, "
+                f"{describe_batch(problem.batch)}. Every item must be a whole batch, as the loss "
+                "takes it; a single one is given as [batch]."
             )
             raise
         self._operations.append(evaluated.operations)
-        support = support_indices(
-            problem.leaves,
-            unused_parameters(problem.leaves, evaluated.gradients),
-            evaluated.looked_up,
-        )
+        unused = unused_parameters(problem.leaves, evaluated.gradients)
+        support = supported_coordinates(problem.leaves, unused, evaluated.looked_up)
         return evaluated.loss, support, chunks or RetainedGraph(problem, evaluated.gradients)
 
     def _rebuilt(self, index: int) -> RetainedGraph:
         problem, before = self._problems[index], self.losses[index]
         with problem.differentiating(), no_checkpointing():
+            # The graph was freed after its last use. A loss that has changed since would mix two
+            # matrices in one operator.
             loss = problem.objective.data_term(problem.leaves, problem.batch)
             if abs(loss.item() - before) > _ROUNDINGS * torch.finfo(self.dtype).eps * max(
                 1.0, abs(before)
             ):
                 raise ObjectiveError(
-                    f"its loss is {loss.item():.9g} now and was {before:.9g}, so this is no longer one matrix. The batch, or "
-                    "parameters and buffers that were not selected, were changed since. Build the operator on a copy."
+                    f"its loss is {loss.item():.9g} now and was {before:.9g}, so this is no longer "
+                    "one matrix. The batch, or parameters and buffers that were not selected, were "
+                    "changed since. Build the operator on a copy."
                 )
             gradients = torch.autograd.grad(
                 loss, list(problem.leaves.values()), create_graph=True, allow_unused=True
@@ -237,11 +262,12 @@ class HessianOfBatches(SymmetricOperator):
 
 
 def _listed(batches: Iterable[Batch]) -> list[Batch]:
-    """The batches, once they are not what can only be a single one."""
+    """List the batches, and refuse what can only be a single batch."""
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping):
         raise ValueError(
-            f"batches must be a sequence of batches, each what the loss takes, got {type(batches).__name__}: its parts would be "
-            "taken for batches. Give [batch] for a single one, or list(tensor) for one batch per row."
+            "batches must be a sequence of batches, each what the loss takes, got "
+            f"{type(batches).__name__}: its parts would be taken for batches. Give [batch] for a "
+            "single one, or list(tensor) for one batch per row."
         )
     listed = list(batches)
     if not listed:
@@ -250,18 +276,23 @@ def _listed(batches: Iterable[Batch]) -> list[Batch]:
 
 
 def _numbers_of_rows(batches: Sequence[Batch]) -> list[int] | None:
-    """Count the rows of each batch; None for batches of equal shapes without a common first dimension."""
+    """Count the rows of each batch.
+
+    None for batches of equal shapes without a common first dimension.
+    """
     try:
         return [count_rows(batch) for batch in batches]
     except ObjectiveError:
         pass
+    # Batches of equal shapes count alike, whatever a row is in them.
     shapes = [describe_batch(batch) for batch in batches]
     other = next((index for index, shape in enumerate(shapes) if shape != shapes[0]), None)
     if other is None:
         return None
     raise ValueError(
-        f"batches: their rows cannot be counted (batch 0 is {shapes[0]}, batch {other} is {shapes[other]}), so how much each "
-        "counts in the average is open. Pass weights=[...], one number per batch: the rows that its loss is the mean of."
+        f"batches: their rows cannot be counted (batch 0 is {shapes[0]}, batch {other} is "
+        f"{shapes[other]}), so how much each counts in the average is open. Pass weights=[...], "
+        "one number per batch: the rows that its loss is the mean of."
     )
 
 
@@ -279,15 +310,33 @@ def hessian_of_batches(
     """Average the Hessians of `loss(model, batch)` over batches, by the model's parameters.
 
     Args:
-        model, loss, parameters, weight_decay: As for `hessian`.
-        batches: What `loss` takes, several times; any iterable, such as a DataLoader, whose last batch may be smaller.
-        weights: One number >= 0 per batch. By default the number of its rows, so that for a loss that is a mean over rows the
-            average is the Hessian of all rows, as in PyHessian.
-        keep_graphs, check: As for HessianOfBatches.
+        model, loss, parameters, weight_decay: As in `hessian`.
+        batches: Batches, each as `loss` takes it; any iterable, such as a DataLoader, whose last
+            batch may be smaller.
+        weights: One number >= 0 per batch. By default the number of its rows, so that for a loss
+            that is a mean over rows the average is the Hessian of all rows, as in PyHessian.
+        keep_graphs, check: As in HessianOfBatches.
 
     Raises:
-        ObjectiveError: If the loss has no Hessian that could be trusted; the message names the batch and says why.
-        ValueError: As HessianOfBatches; and if no weights are given, the batches differ, and their rows cannot be counted.
+        ObjectiveError: If the loss has no Hessian that could be trusted; the message names the
+            batch and says why.
+        ValueError: As in HessianOfBatches; and if no weights are given, the batches differ, and
+            their rows cannot be counted.
+
+    Examples:
+        >>> import torch, landscape
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batch = torch.randn(32, 4), torch.randn(32, 1)
+        >>> def loss(model, batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        ...
+        >>> halves = [tuple(part[:16] for part in batch), tuple(part[16:] for part in batch)]
+        >>> H = landscape.hessian_of_batches(model, loss, halves)
+        >>> v = torch.ones(H.n)
+        >>> torch.allclose(H @ v, landscape.hessian(model, loss, batch) @ v, rtol=1e-4, atol=1e-5)
+        True
     """
     batches = _listed(batches)
     weights = _numbers_of_rows(batches) if weights is None else weights

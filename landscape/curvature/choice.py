@@ -1,11 +1,14 @@
-"""Which way of computing a product is used: the fastest that fits in memory, found by trying, and another when it runs out.
+"""Choice of the strategy that computes products with the Hessian.
 
-On a CPU the retained graph is taken where it fits, because nothing there is faster for one batch; whether it fits is seen while
-the first product is made. Where it does not, the other ways that fit make that product each, and the fastest stays.
-Measured on 100 pairs of small CLIP models, in the memory of an evaluation with its graph: retained 3.3 to 3.5, rebuilt 2.5 to
-2.6, jvp of the gradient 4.6 to 4.7, chunks of 16 rows 0.6 to 0.7. So forward mode, which is not faster either, is never a
-way out; it is used where it is asked for. So are recorded graphs, which pay for many batches: `landscape.pipeline` knows how many
-there are.
+It is the fastest that fits in memory, found by trying; another is taken when memory runs out.
+
+On a CPU the retained graph is taken where it fits, because nothing there is faster for one batch;
+whether it fits is seen while the first product is computed. Where it does not, each other strategy
+that fits computes that product, and the fastest is kept. Measured on 100 pairs of small CLIP
+models, in the memory of an evaluation with its graph: retained 3.3 to 3.5, rebuilt 2.5 to 2.6, jvp
+of the gradient 4.6 to 4.7, chunks of 16 rows 0.6 to 0.7. So forward mode, which is not faster
+either, saves no memory and is used only where it is asked for. So are recorded graphs, which pay
+for many batches: `landscape.pipeline` knows how many there are.
 Shapes: n = total size of the parameters, c = vectors multiplied at once, k = vectors to multiply.
 """
 
@@ -36,10 +39,10 @@ from landscape.linalg.operator import seeded
 
 # In the order in which they are fallen back to: each takes less memory than the one before it.
 _LADDER = ("retained", "rebuilt", "rows")
-PRODUCTS = ("auto", "retained", "rebuilt", "jvp", "rows", "traced", "compiled")
-# Ways that record a graph once for many batches.
+STRATEGIES = ("auto", "retained", "rebuilt", "jvp", "rows", "traced", "compiled")
+# Strategies that record a graph once for many batches.
 RECORDED = (TracedProduct.name, ReplayedTrace.name, CompiledProduct.name)
-_WAYS = (
+_CLASSES = (
     RetainedGraph,
     RebuiltGraph,
     TangentOfGradient,
@@ -49,23 +52,32 @@ _WAYS = (
     ReplayedTrace,
     CompiledProduct,
 )
-_TITLES = {way.name: way.title for way in _WAYS}
-# Of the memory that is allowed or free, the share that tensors may take. On a CPU the C library's heap held up to 2.4 times what
-# lived in it (1.1 times where each tensor is mapped for itself), and running over is fatal; on a GPU it is an error.
+_TITLES = {strategy.name: strategy.title for strategy in _CLASSES}
+# Share of the allowed or free memory that tensors may take. On a CPU the C library's
+# heap held up to 2.4 times what lived in it (1.1 times where each tensor is mapped for itself), and
+# running over is fatal; on a GPU it is an error.
 SHARE = {"cpu": 0.4, "cuda": 0.9}
-# A first evaluation tells whether memory has to be watched at all: products took at most 4.6 times as much, and a few vectors.
+# A first evaluation tells whether memory has to be watched at all: products took at most 4.6 times
+# as much, and a few vectors.
 _AMPLE_EVALUATIONS, _AMPLE_VECTORS = 8, 16
 # Vectors in a block that is tried on a GPU.
 _BLOCK = 8
 _MIB = 2**20
-_OPAQUE = "or give the network and the loss apart, as landscape.Objective(forward, loss), so that rows can be taken in chunks"
+_OPAQUE = (
+    "or give the network and the loss apart, as landscape.Objective(forward, loss), so that rows "
+    "can be taken in chunks"
+)
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One way that was tried: `seconds` for a vector and the `mebibytes` at its peak, or why it was not taken."""
+    """A strategy that was tried.
+
+    Holds `seconds` for a vector and the `mebibytes` at its peak, or the `failure` for which it was
+    not taken.
+    """
 
     product: str
     rows: int | None = None
@@ -75,19 +87,23 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProductChoice:
-    """How products are computed, and why. Another operator of the same model and batch size may be given it as `product`.
+class HvpChoice:
+    """How products are computed, and why.
+
+    Another operator of the same model and batch size may be given it as `hvp`.
 
     Attributes:
-        product: "retained", "rebuilt", "jvp", "rows", "replayed", "traced", "traced-replayed" or "compiled".
+        product: "retained", "rebuilt", "jvp", "rows", "replayed", "traced", "traced-replayed" or
+            "compiled".
         rows: Rows in a chunk, for "rows".
         columns: Vectors multiplied by one pass.
-        reason: Why this way.
-        limit: Bytes that tensors might take: two fifths of what was allowed or free on a CPU, nine tenths on a
-            GPU.
-        held: Bytes of tensors that are kept between products, as counted; 0 where that was not counted.
+        reason: Why this strategy was chosen.
+        limit: Bytes that tensors might take: two fifths of what was allowed or free on a CPU, nine
+            tenths on a GPU.
+        held: Bytes of tensors that are kept between products, as counted; 0 where that was not
+            counted.
         peak: The same at the peak of a product.
-        trials: What was tried, in order.
+        trials: Strategies that were tried, in order.
     """
 
     product: str
@@ -102,14 +118,14 @@ class ProductChoice:
 
     @property
     def title(self) -> str:
-        """What is done, in words."""
+        """Describe in words how products are computed."""
         return _TITLES[self.product] + (f" of {self.rows}" if self.rows else "")
 
     def __str__(self) -> str:
         return f"{self.title}: {self.reason}"
 
     def as_settings(self) -> dict[str, Any]:
-        """Plain JSON values, for a record."""
+        """Return plain JSON values for a record."""
         facts = asdict(self)
         return facts | {
             f"{key}_mebibytes": facts.pop(key) // _MIB for key in ("limit", "held", "peak")
@@ -125,61 +141,56 @@ class _Candidate:
 
 @dataclass(frozen=True, eq=False)
 class _Fitting:
-    """A way that has made the product `out`."""
+    """A strategy that has computed the product `out`."""
 
-    way: Product
+    strategy: Product
     out: Tensor
     trial: Trial
     seconds: float
     peak: int
 
 
-class Multiplier:
-    """Products with the Hessian of the data term, by a way that is chosen with the first of them.
+class HvpEngine:
+    """Products with the Hessian of the data term, by a strategy chosen at first use.
 
     Args:
-        product: One of `PRODUCTS`: "auto", or the way to begin with; or the choice that another operator made, which is then
-            not measured again.
+        hvp: One of `STRATEGIES`: "auto", or the strategy to begin with; or the choice that
+            another operator made, which is then not measured again.
         rows: At most that many rows in a chunk; asks for row chunks.
-        columns: Vectors multiplied by one pass; None for 1 on a CPU, and on a GPU for what is faster.
+        columns: Vectors multiplied by one pass; None for 1 on a CPU, and on a GPU for what is
+            faster.
         max_memory: Bytes that products may take beside the parameters; None for what is free.
 
     Attributes:
         choice: None before the first product.
 
     Raises:
-        ValueError: If an argument cannot be meant.
+        ValueError: If an argument is invalid.
     """
 
     def __init__(
         self,
         problem: Problem,
         *,
-        product: str | ProductChoice = "auto",
+        hvp: str | HvpChoice = "auto",
         rows: int | None = None,
         columns: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        _check_arguments(product, rows, columns, max_memory)
+        _check_arguments(hvp, rows, columns, max_memory)
         self._problem = problem
         self._device = problem.like.device
-        given = product if isinstance(product, ProductChoice) else None
+        given = hvp if isinstance(hvp, HvpChoice) else None
         self._free = free_memory(self._device)
         self._share = SHARE.get(self._device.type, min(SHARE.values()))
         self._watch = MemoryWatch(int(self._share * (max_memory or self._free)))
-        # What fitted once may not fit now, or in what is allowed here.
+        # A strategy that fitted before may not fit now, or in what is allowed here.
         self._given = (
             given
             if given is not None and self._fits(given, limited=max_memory is not None)
             else None
         )
-        asked = (
-            product.product
-            if isinstance(product, ProductChoice)
-            else "rows"
-            if rows is not None
-            else product
-        )
+        asked = hvp.product if isinstance(hvp, HvpChoice) else "rows" if rows is not None else hvp
         # A graph that was recorded for many batches is recorded here too, within what is allowed.
         keeps = given is None or self._given is not None or given.product in RECORDED
         self._asked = asked if keeps else "auto"
@@ -190,26 +201,28 @@ class Multiplier:
         self.columns = columns if self._given is None else self._given.columns
         self._watches = self._given is None
         self._floor = _rank(self._asked)
-        self._way: Product | None = None
+        self._strategy: Product | None = None
         self._gradients: tuple[Tensor | None, ...] | None = None
         self._chunks: RowChunks | None = None
         self._traced: TracedProduct | None = None
         self._trials: list[Trial] = []
-        self.choice: ProductChoice | None = None
+        self.choice: HvpChoice | None = None
 
-    def _fits(self, given: ProductChoice, *, limited: bool) -> bool:
+    def _fits(self, given: HvpChoice, *, limited: bool) -> bool:
+        # It was chosen within a limit that is no larger than this one, or its peak was counted and
+        # is within this one.
         allowed = (
             not limited or given.limit <= self._watch.limit or 0 < given.peak <= self._watch.limit
         )
         return given.peak <= self._free and allowed
 
     def evaluate(self) -> Evaluated:
-        """Evaluate the problem, in chunks of rows where all of it does not fit.
+        """Evaluate the problem, in row chunks where the whole does not fit.
 
-        Vectors are from then on those of the leaves of `Evaluated.problem`.
+        From then on, vectors are those of the leaves of `Evaluated.problem`.
 
         Raises:
-            ObjectiveError: As `twice_evaluated` and `RowChunks`.
+            ObjectiveError: As in `twice_evaluated` and `RowChunks`.
             MemoryLimitError: If it does not fit.
         """
         if self._asked in RECORDED:
@@ -229,6 +242,7 @@ class Multiplier:
                 return evaluated
             # No graph of the whole gradient fits.
             self._floor = _rank("rows")
+        # Chunk by chunk then, with ever smaller chunks until an evaluation fits.
         if self._asked == "rows" or self._problem.objective.rowwise:
             for size in self._sizes():
                 self._chunks = self._guarded("rows", size, lambda: RowChunks(self._problem, size))
@@ -237,7 +251,10 @@ class Multiplier:
         raise MemoryLimitError(self._nothing_fits())
 
     def _evaluate_traced(self) -> Evaluated | None:
-        """Evaluate by a traced graph; None, and a note, where there is none to be trusted."""
+        """Evaluate by a traced graph.
+
+        Returns None, and notes the failure as a trial, where no graph can be trusted.
+        """
         asked = self._asked
         made = self._guarded(
             asked,
@@ -256,7 +273,7 @@ class Multiplier:
         self._problem = evaluated.problem
         if asked == ReplayedTrace.name and self._given is not None:
             replayed = self._guarded(asked, None, lambda: ReplayedTrace(traced), optional=True)
-            self._way, self.choice = replayed or traced, self._given
+            self._strategy, self.choice = replayed or traced, self._given
             if replayed is None:
                 self.choice = replace(
                     self._given, product=traced.name, trials=(*self._given.trials, *self._trials)
@@ -265,13 +282,16 @@ class Multiplier:
             self._trials.append(Trial(product=asked, failure=traced.failure))
             self._asked, self._given, self._watches, self._traced = traced.name, None, True, traced
         elif self._given is not None:
-            self._way, self.choice = traced, self._given
+            self._strategy, self.choice = traced, self._given
         else:
             self._traced = traced
         return evaluated
 
     def _guard(self) -> AbstractContextManager[Any]:
-        """The watch over the first evaluation, and over what comes after it unless there is plenty for that."""
+        """Return the memory watch for an evaluation.
+
+        After the first evaluation it watches nothing if memory is ample for what follows.
+        """
         n = sum(leaf.numel() for leaf in self._problem.leaves.values())
         ample = (
             _AMPLE_EVALUATIONS * self._watch.peak
@@ -284,21 +304,24 @@ class Multiplier:
     def _watched(self) -> AbstractContextManager[Any]:
         return self._watch if self._watches else nullcontext()
 
-    def choose(self) -> ProductChoice:
-        """The choice, made with a product of a random vector if there was none yet, or memory has run out since.
+    def choose(self) -> HvpChoice:
+        """Return the choice, made now if there is none.
+
+        It is made with a product of a random vector, if there was none yet or memory has run out
+        since.
 
         Raises:
-            ObjectiveError, MemoryLimitError: As `multiply`.
+            ObjectiveError, MemoryLimitError: As in `multiply`.
         """
         if (
-            self._way is None
+            self._strategy is None
             and self._given is not None
             and self._given.product == "retained"
             and self._gradients is not None
         ):
-            self._way, self._gradients = RetainedGraph(self._problem, self._gradients), None
+            self._strategy, self._gradients = RetainedGraph(self._problem, self._gradients), None
             self.choice = self._given
-        if self._way is None:
+        if self._strategy is None:
             like = self._problem.like
             n = sum(leaf.numel() for leaf in self._problem.leaves.values())
             with torch.inference_mode(False):
@@ -308,26 +331,28 @@ class Multiplier:
         return self.choice
 
     @property
-    def way(self) -> Product | None:
-        """What computes products; None before the first."""
-        return self._way
+    def strategy(self) -> Product | None:
+        """Return the strategy that computes products; None before the first product."""
+        return self._strategy
 
     @contextmanager
     def lent(self, product: Product) -> Iterator[None]:
-        """Compute products by another way, one vector at a time, in this section; the way of before goes on after it.
+        """Compute products by another strategy in this section.
 
-        Where memory runs out meanwhile, a way is chosen anew, which stays.
+        Vectors are multiplied one at a time. The previous strategy goes on afterwards.
+
+        Where memory runs out meanwhile, a new strategy is chosen and stays in use.
         """
-        way, columns = self._way, self.columns
-        self._way, self.columns = product, 1
+        strategy, columns = self._strategy, self.columns
+        self._strategy, self.columns = product, 1
         try:
             yield
         finally:
-            self._way = way if self._way is product else self._way
+            self._strategy = strategy if self._strategy is product else self._strategy
             self.columns = columns
 
     def note(self, product: str, failure: str) -> None:
-        """Add to the choice why something was not done, unless it says so."""
+        """Add to the choice why something was not done, once."""
         assert self.choice is not None, "a choice comes first"
         trial = Trial(product=product, failure=failure)
         if trial not in self.choice.trials:
@@ -336,20 +361,25 @@ class Multiplier:
     def multiply_block(
         self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]
     ) -> bool:
-        """Write the products of `rows` with the diagonal block of some parameters, through their part of the graph that is kept.
+        """Write the products of `rows` with a diagonal block.
+
+        The block is that of some parameters. Products go through their part of the retained graph.
 
         Returns:
-            False where no graph is kept, or memory runs out, which is the end of the graph: the block has to go its own way.
+            False where no graph is kept, or memory runs out and the graph is freed. The block then
+            has to compute its products by itself.
 
         Raises:
             ObjectiveError: If an operation turns out to have no second derivative.
         """
         self.choose()
-        way = self._way.plain if isinstance(self._way, ReplayedGraph) else self._way
-        if not isinstance(way, RetainedGraph):
+        strategy = (
+            self._strategy.plain if isinstance(self._strategy, ReplayedGraph) else self._strategy
+        )
+        if not isinstance(strategy, RetainedGraph):
             return False
         leaves = {name: self._problem.leaves[name] for name in names}
-        gradients = dict(zip(self._problem.leaves, way.gradients))
+        gradients = dict(zip(self._problem.leaves, strategy.gradients))
         block = RetainedGraph(
             replace(self._problem, leaves=leaves), [gradients[name] for name in names]
         )
@@ -361,7 +391,7 @@ class Multiplier:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        del way, block, gradients
+        del strategy, block, gradients
         self._descend()
         return False
 
@@ -370,17 +400,17 @@ class Multiplier:
 
         Raises:
             ObjectiveError: If an operation turns out to have no second derivative.
-            MemoryLimitError: If no way of it fits in memory any more.
+            MemoryLimitError: If no strategy fits in memory any more.
         """
         columns = self.columns or self._measured_columns(rows)
         for start in range(0, len(rows), columns):
             self._multiply(rows[start : start + columns], out[start : start + columns])
 
     def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
-        if self._way is not None:
+        if self._strategy is not None:
             try:
                 self._check_free()
-                self._way.multiply(rows, out)
+                self._strategy.multiply(rows, out)
                 return
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -389,30 +419,34 @@ class Multiplier:
         self._settle(rows, out)
 
     def _settle(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
-        """Choose among the ways that are left by letting them make this product."""
+        """Choose among the remaining strategies by letting each compute this product."""
         fitting: list[_Fitting] = []
         for candidate in self._candidates():
             made = self._try(candidate, rows)
             if made is None:
                 continue
             fitting.append(made)
-            if (
-                candidate.name == TracedProduct.name
-                or candidate.name == "retained"
-                and self._asked in ("auto", "replayed")
+            if candidate.name == TracedProduct.name or (
+                candidate.name == "retained" and self._asked in ("auto", "replayed")
             ):
                 fitting += self._replayed(made, rows)
+            # Only a rebuilt graph is compared with what follows, row chunks: a retained graph is
+            # faster than both where it fits.
             if candidate.name != "rebuilt" or self._asked != "auto":
                 break
         if not fitting:
             raise MemoryLimitError(self._nothing_fits())
-        best = min(fitting, key=lambda one: one.seconds)
+        best = min(fitting, key=lambda made: made.seconds)
+        # The trial has computed this product, so the winner need not do so again.
         out.copy_(best.out)
-        self._way, self._chunks = best.way, None
+        self._strategy, self._chunks = best.strategy, None
         self.choice = self._chosen(best, len(fitting))
 
     def _candidates(self) -> Iterator[_Candidate]:
-        """The ways that are left, from the one that takes most memory down; what one holds is dropped before the next."""
+        """Yield the remaining strategies, from the most memory to the least.
+
+        What a strategy holds is dropped before the next begins.
+        """
         problem = self._problem
         traced, self._traced = self._traced, None
         if traced is not None:
@@ -434,8 +468,12 @@ class Multiplier:
                 self._chunks = None
 
     def _sizes(self) -> list[int]:
-        """Rows of a chunk, halved down to 1, from those that are known to fit, from what was asked for, or from half."""
+        """List chunk sizes in rows, halved down to 1.
+
+        The first is the size that is known to fit, that was asked for, or half of the batch.
+        """
         num_rows = count_rows(self._problem.batch)
+        # Rounded up, so that two chunks of the first size hold the batch.
         size = (
             self._chunks.rows if self._chunks is not None else self._max_rows or -(-num_rows // 2)
         )
@@ -445,15 +483,19 @@ class Multiplier:
         return sizes
 
     def _try(self, candidate: _Candidate, rows: Float[Tensor, "c n"]) -> _Fitting | None:
-        """Let a way make products, under the watch; None, and a note why, where it does not fit or cannot."""
+        """Let a strategy compute products under the memory watch.
+
+        Returns None, and notes the failure as a trial, where it does not fit or fails.
+        """
         out = torch.empty_like(rows)
 
         def attempt() -> tuple[Product, float]:
-            way = candidate.make()
+            strategy = candidate.make()
             begun = self._clock()
-            way.multiply(rows, out)
-            return way, self._clock() - begun
+            strategy.multiply(rows, out)
+            return strategy, self._clock() - begun
 
+        # Measure the peak of this trial alone.
         self._watch.peak = self._watch.live
         made = self._guarded(
             candidate.name,
@@ -463,11 +505,11 @@ class Multiplier:
         )
         if made is None:
             return None
-        way, seconds = made
+        strategy, seconds = made
         if self._device.type == "cuda":
             # The first product also pays for what is set up once.
             begun = self._clock()
-            way.multiply(rows, out)
+            strategy.multiply(rows, out)
             seconds = self._clock() - begun
         peak = self._watch.peak if self._watches else 0
         trial = Trial(
@@ -477,7 +519,7 @@ class Multiplier:
             mebibytes=peak // _MIB,
         )
         self._trials.append(trial)
-        return _Fitting(way, out, trial, seconds, peak)
+        return _Fitting(strategy, out, trial, seconds, peak)
 
     def _guarded(
         self,
@@ -488,11 +530,13 @@ class Multiplier:
         optional: bool = False,
         watched: bool = True,
     ) -> _T | None:
-        """What `make` makes within the limit, or None and a note.
+        """Call `make` within the memory limit.
+
+        Returns None, and notes the failure as a trial, where memory runs out.
 
         Args:
-            optional: Whether any other error, too, is only a reason not to take this way.
-            watched: False where `make` sees to it.
+            optional: Whether any other error, too, only rules this strategy out.
+            watched: Whether to watch the memory here; False where `make` does so itself.
         """
         try:
             with self._watched() if watched else nullcontext():
@@ -509,10 +553,10 @@ class Multiplier:
         return None
 
     def _replayed(self, fitting: _Fitting, rows: Float[Tensor, "c n"]) -> list[_Fitting]:
-        """The same way replayed, where the device can do that."""
+        """Test a strategy replayed as a CUDA graph, where the device can."""
         if not can_replay(self._device):
             return []
-        plain = fitting.way
+        plain = fitting.strategy
         if isinstance(plain, TracedProduct):
             candidate = _Candidate(ReplayedTrace.name, lambda: ReplayedTrace(plain))
         else:
@@ -522,24 +566,36 @@ class Multiplier:
         return [] if made is None else [made]
 
     def _measured_columns(self, rows: Float[Tensor, "k n"]) -> int:
-        """1 on a CPU. On a GPU what is faster for a vector, one at a time or a block, once a block is there to try."""
+        """Measure how many vectors to multiply in a single pass.
+
+        This is 1 on a CPU. On a GPU a block is compared with single vectors, once a block is there
+        to try; the faster per vector wins.
+        """
         if self._device.type != "cuda" or len(rows) == 1:
             return 1
         out = torch.empty_like(rows[:_BLOCK])
         self._multiply(rows[:1], out[:1])
-        assert self.choice is not None and self._way is not None
+        assert self.choice is not None and self._strategy is not None
         single = next(
-            one.seconds for one in reversed(self._trials) if one.product == self.choice.product
+            trial.seconds
+            for trial in reversed(self._trials)
+            if trial.product == self.choice.product
         )
-        way = self._way
-        block = self._try(_Candidate(way.name, lambda: way, self.choice.rows), rows[:_BLOCK])
+        strategy = self._strategy
+        block = self._try(
+            _Candidate(strategy.name, lambda: strategy, self.choice.rows), rows[:_BLOCK]
+        )
+        # A block pays if it takes less time per vector than a vector by itself.
         pays = block is not None and single is not None and block.seconds / len(out) < single
         self.columns = len(out) if pays else 1
         self.choice = replace(self.choice, columns=self.columns, trials=tuple(self._trials))
         return self.columns
 
     def _descend(self) -> None:
-        """Leave a way for which memory ran out, and look for one that takes less of what is free now."""
+        """Leave a strategy that ran out of memory.
+
+        The next is sought among those that take less, within what is free now.
+        """
         assert self.choice is not None
         left = self.choice
         self._trials.append(
@@ -547,35 +603,44 @@ class Multiplier:
                 product=left.product, rows=left.rows, failure="ran out of memory in a later product"
             )
         )
-        self._way = self._given = None
+        self._strategy = self._given = None
         forget_failed_backward(self._device)
         self._asked = "auto"
+        # Row chunks can be halved. Every other strategy is followed by the next on the ladder.
         if left.rows is not None and left.rows > 1:
             self._max_rows, self._floor = -(-left.rows // 2), _rank("rows")
         else:
             self._floor = _rank(left.product) + 1
         self._watches = True
+        # Less may be free now than when the limit was set.
         self._watch.limit = min(
             self._watch.limit, self._watch.live + int(self._share * free_memory(self._device))
         )
 
     def _check_free(self) -> None:
-        """On a CPU, where no allocation fails, see that what the next product takes is there, if it is a large part."""
+        """Check that the memory for the next product is free.
+
+        This is for a CPU, where no allocation fails. Only products that take a large part of it are
+        checked.
+        """
         if self.choice is None or self._device.type != "cpu":
             return
+        # What a product takes beside what is kept between products.
         needed = self.choice.peak - self.choice.held
         if needed > self._free // 8 and needed > free_memory(self._device):
             raise MemoryError(f"{needed:,} bytes are needed and not free")
 
     def _clock(self) -> float:
         if self._device.type != "cuda":
+            # Time of this process, which others on the machine do not lengthen.
             return time.process_time()
+        # Kernels run asynchronously, so wait for them before the time is read.
         torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def _chosen(self, best: _Fitting, num_fitting: int) -> ProductChoice:
+    def _chosen(self, best: _Fitting, num_fitting: int) -> HvpChoice:
         given, trial = self._given, best.trial
-        return ProductChoice(
+        return HvpChoice(
             product=trial.product,
             rows=trial.rows,
             columns=self.columns or 1,
@@ -589,9 +654,9 @@ class Multiplier:
 
     def _reason(self, best: _Fitting, num_fitting: int) -> str:
         failures = {
-            f"{one.product}: {one.failure}"
-            for one in self._trials
-            if one.failure and one.product != best.trial.product
+            f"{trial.product}: {trial.failure}"
+            for trial in self._trials
+            if trial.failure and trial.product != best.trial.product
         }
         why = f" ({'; '.join(sorted(failures))})" if failures else ""
         if best.trial.product == self._asked:
@@ -599,39 +664,42 @@ class Multiplier:
         if best.trial.product == "retained" and num_fitting == 1:
             return f"its graph fits in memory{why}"
         return (
-            f"the fastest of {num_fitting} ways that fit"
+            f"the fastest of {num_fitting} strategies that fit"
             if num_fitting > 1
             else "it fits in memory"
         ) + why
 
     def _nothing_fits(self) -> str:
         tried = [
-            f"{one.product}{f' of {one.rows}' if one.rows else ''} ({one.failure})"
-            for one in self._trials
-            if one.failure
+            f"{trial.product}{f' of {trial.rows}' if trial.rows else ''} ({trial.failure})"
+            for trial in self._trials
+            if trial.failure
         ]
+        smaller = "select fewer parameters, or take smaller batches"
         return (
-            f"Products with the Hessian do not fit in memory: {self._watch.limit / self._share / _MIB:.0f} MiB are allowed "
-            f"for the batch {describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. Allow or free more "
-            f"memory, {'select fewer parameters, or take smaller batches' if self._problem.objective.rowwise else _OPAQUE}."
+            "Products with the Hessian do not fit in memory: "
+            f"{self._watch.limit / self._share / _MIB:.0f} MiB are allowed for the batch "
+            f"{describe_batch(self._problem.batch)}, and these were tried: {', '.join(tried)}. "
+            f"Allow or free more memory, {smaller if self._problem.objective.rowwise else _OPAQUE}."
         )
 
 
 def _rank(product: str) -> int:
-    """The place on the ladder; what is not on it comes before it."""
+    """Return the place of a strategy on the ladder.
+
+    What is not on the ladder comes before it.
+    """
     return _LADDER.index(product) if product in _LADDER else 0
 
 
 def _check_arguments(
-    product: str | ProductChoice, rows: int | None, columns: int | None, max_memory: int | None
+    hvp: str | HvpChoice, rows: int | None, columns: int | None, max_memory: int | None
 ) -> None:
-    if isinstance(product, str) and product not in PRODUCTS:
+    if isinstance(hvp, str) and hvp not in STRATEGIES:
+        raise ValueError(f"hvp must be one of {', '.join(STRATEGIES)} or a HvpChoice, got {hvp!r}.")
+    if rows is not None and hvp not in ("auto", "rows"):
         raise ValueError(
-            f"product must be one of {', '.join(PRODUCTS)} or a ProductChoice, got {product!r}."
-        )
-    if rows is not None and product not in ("auto", "rows"):
-        raise ValueError(
-            f"rows are those of a chunk, and product={product!r} takes no chunks. Leave one of them out."
+            f"rows are those of a chunk, and hvp={hvp!r} takes no chunks. Leave one of them out."
         )
     for name, value in (("rows", rows), ("columns", columns), ("max_memory", max_memory)):
         if value is not None and value < 1:

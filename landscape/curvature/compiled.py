@@ -1,8 +1,9 @@
-"""Compile a product graph with torch's inductor, and keep what came of it on disk.
+"""Compilation of product graphs with torch's inductor, cached on disk.
 
-On a CPU inductor writes C++, so a compiler is needed; the first time takes one to three minutes for a small network. What it
-writes lies in a folder of the user's cache, under the graph, its shapes, the version of torch and the machine, and is loaded from
-there in seconds by other processes and later runs.
+On a CPU inductor writes C++, so a compiler is needed; the first time takes one to three minutes for
+a small network. What it writes lies in a folder of the user's cache, under the graph, its shapes,
+the version of torch and the machine, and is loaded from there in seconds by other processes and
+later runs.
 """
 
 import logging
@@ -29,7 +30,9 @@ class CannotCompile(Exception):
 
 
 def compiled(graph: fx.GraphModule, example: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Compile a graph of tensors for inputs like `example`, or load what was compiled before.
+    """Compile a graph of tensors for inputs like `example`, or load it.
+
+    It is loaded if the same was compiled before.
 
     Raises:
         CannotCompile: If that is not possible; says why in one line.
@@ -47,14 +50,17 @@ def compiled(graph: fx.GraphModule, example: Sequence[Tensor]) -> Callable[..., 
                 )
                 # What fails only when it is loaded or run fails here.
                 function(*example)
-    # Whatever a compiler, a loader or a cache raises: there is another way to compute the same.
+    # Whatever a compiler, a loader or a cache raises: other strategies compute the same.
     except Exception as error:
         raise CannotCompile(_one_line(error)) from error
     return function
 
 
 def compile_cache() -> Path:
-    """The folder of what was compiled: $TORCHINDUCTOR_CACHE_DIR, or one in the cache of this program."""
+    """Return the folder of compiled graphs.
+
+    It is $TORCHINDUCTOR_CACHE_DIR, or a folder in the cache of this program.
+    """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     chosen = os.environ.get(_VARIABLE)
@@ -63,7 +69,10 @@ def compile_cache() -> Path:
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler that inductor takes; it looks for $CXX and then for the usual names."""
+    """Tell whether there is a C++ compiler that inductor takes.
+
+    Inductor looks for $CXX and then for the usual names.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
@@ -86,7 +95,7 @@ def _check_writable(folder: Path) -> None:
 
 @contextmanager
 def _cached_in(folder: Path) -> Iterator[None]:
-    """Let torch keep what it compiles in a folder."""
+    """Set the folder in which torch stores what it compiles."""
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = str(folder)
     try:
@@ -100,7 +109,10 @@ def _cached_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to this module what torch says of its compiler while it looks for it, and of files of its cache that are spoilt."""
+    """Silence torch's messages about its compiler and damaged cache files.
+
+    This module reports what matters of them.
+    """
     names = [
         *_LOGGERS,
         *(name for name in logging.root.manager.loggerDict if name.startswith(_LOGGERS)),

@@ -1,4 +1,4 @@
-"""Evaluate an objective in the arithmetic that second derivatives need, and see that it has them.
+"""Evaluation of an objective in the arithmetic that second derivatives need.
 
 Shapes: n = total size of the parameters.
 """
@@ -34,6 +34,7 @@ from landscape.curvature.preconditions import check_loss, check_same_loss, readi
 from landscape.curvature.tables import TableInUse, reduced, reduction_of
 from landscape.errors import ObjectiveError
 from landscape.kernels.first_order import second_order
+from landscape.linalg.vectors import all_finite
 from landscape.threads import single_openmp_thread
 
 # Multiplications of a forward pass that take one core some milliseconds.
@@ -47,8 +48,9 @@ class Problem:
     Attributes:
         leaves: The parameters as leaf tensors that require gradients, by name.
         whole: The problem that this one was reduced from; see `landscape.curvature.tables`.
-        allow_tf32: Let a GPU round the factors of matrix products and convolutions to 10 bits; off by default, because of
-            what cancels in a second derivative such numbers leave few digits.
+        allow_tf32: Let a GPU round the factors of matrix products and convolutions to 10 bits; off
+            by default, because of what cancels in a second derivative such numbers leave few
+            digits.
     """
 
     objective: Objective
@@ -64,7 +66,7 @@ class Problem:
 
     @cached_property
     def contents(self) -> Hashable:
-        """Fingerprint of the values of the parameters, and of the model's other parameters and buffers."""
+        """Fingerprint all values: leaves, the model's other parameters, buffers."""
         if self.whole is not None:
             return self.whole.contents
         module = self.objective.module
@@ -73,14 +75,19 @@ class Problem:
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the problem's type and device."""
+        """Return a tensor of the problem's type and device."""
         return next(iter(self.leaves.values()))
 
     @contextmanager
     def differentiating(self) -> Iterator[None]:
-        """The state of torch in which everything here is computed; global random state is put back."""
+        """Set the state of torch in which everything here is computed.
+
+        Global random state is restored at the end.
+        """
         devices = [self.like.device] if self.like.device.type == "cuda" else []
         with ExitStack() as stack:
+            # The caller may be in inference mode or under no_grad, where nothing can be
+            # differentiated.
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(torch.random.fork_rng(devices))
@@ -91,10 +98,10 @@ class Problem:
 
     @cached_property
     def _is_small(self) -> bool:
-        """Whether threads would wait for each other longer than they compute.
+        """Tell whether threads would wait longer than they compute.
 
-        Positions of a row, such as pixels, share parameters; numbers of the batch are at least as many as positions, so the
-        product is a bound of the multiplications of a forward pass.
+        Positions of a row, such as pixels, share parameters; numbers of the batch are at least as
+        many as positions, so the product is a bound of the multiplications of a forward pass.
         """
         numbers = sum(leaf.numel() for leaf in tree_leaves(self.batch) if isinstance(leaf, Tensor))
         return numbers * sum(leaf.numel() for leaf in self.leaves.values()) < _SMALL
@@ -102,15 +109,17 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """What one confirmed evaluation of a problem tells.
+    """Results of a confirmed evaluation of a problem.
 
     Attributes:
         loss: The data term, in nats.
-        problem: What was differentiated: the problem itself, or the same with embedding tables reduced to the rows that are
-            looked up and without parameters that the loss does not depend on; see `landscape.curvature.tables`.
+        problem: Problem that was differentiated: the given one itself, or the same with embedding
+            tables reduced to the rows that are looked up and without parameters that the loss does
+            not depend on; see `landscape.curvature.tables`.
         gradients: Gradient by the leaves of `problem`, None where the loss does not depend on one.
-        looked_up: Of parameters used only as embedding tables, the rows that are.
-        operations: Hash of the operations in the graph of the loss, in order; 0 where there is no graph of all of it.
+        looked_up: Rows that are looked up of parameters used only as embedding tables.
+        operations: Hash of the operations in the graph of the loss, in order; 0 where there is no
+            graph of all of it.
     """
 
     loss: float
@@ -122,16 +131,21 @@ class Evaluated:
 
 @contextmanager
 def plain_arithmetic(*, allow_tf32: bool = False) -> Iterator[None]:
-    """Attention and scans that can be differentiated twice, and all bits of float32 in every product.
+    """Use twice differentiable attention and scans, and full float32 products.
 
-    PyTorch lets cuDNN's convolutions use TF32 by default. The switches belong to the process; they are put back.
+    The kernels of attention and scans are those that can be differentiated twice; every product
+    uses all bits of float32, unless `allow_tf32`.
+
+    PyTorch lets cuDNN's convolutions use TF32 by default. The switches belong to the process; they
+    are put back.
     """
     # Their parts are not known to type checkers.
     backends: Any = torch.backends
     cuda = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
     cpu = (backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul)
     before = [switch.fp32_precision for switch in (*cuda, *cpu)]
-    # The older switch of matrix products has to say the same: PyTorch refuses to read two that differ.
+    # The older switch of matrix products has to say the same: PyTorch refuses to read two that
+    # differ.
     legacy = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
@@ -149,17 +163,23 @@ def plain_arithmetic(*, allow_tf32: bool = False) -> Iterator[None]:
 
 @contextmanager
 def as_differentiated() -> Iterator[None]:
-    """The state of torch in which every loss is evaluated, whether a derivative is wanted or not.
+    """Set the state of torch in which every loss is evaluated.
 
-    A loss may take derivatives itself (physics-informed losses, gradient penalties, forces), and may choose its kernels by
-    whether gradients are enabled, as torch's TransformerEncoderLayer does; so they always are.
+    It is the same whether a derivative is wanted or not.
+
+    A loss may take derivatives itself (physics-informed losses, gradient penalties, forces), and
+    may choose its kernels by whether gradients are enabled, as torch's TransformerEncoderLayer
+    does; so they always are.
     """
     with torch.inference_mode(False), torch.enable_grad(), plain_arithmetic():
         yield
 
 
 def value_of(objective: Objective, params: Params, batch: Batch) -> Tensor:
-    """Evaluate the objective without its L2 term exactly as it is differentiated, and detach its value."""
+    """Evaluate the objective without its L2 term, exactly as when differentiated.
+
+    The value is detached.
+    """
     with as_differentiated():
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
         loss = objective.data_term(leaves, batch)
@@ -172,16 +192,21 @@ def twice_evaluated(
     *,
     reduces: bool = False,
 ) -> Evaluated:
-    """An evaluation that a first one has confirmed, with the graph of its gradient.
+    """Evaluate twice, and return the second evaluation with its gradient's graph.
+
+    The first evaluation confirms the second.
 
     Args:
-        guard: Makes the context of the first evaluation, and then that of the second and the gradient.
+        guard: Makes the context of the first evaluation, and then that of the second and the
+            gradient.
         reduces: Whether the second one may be of reduced parameters; see `Evaluated`.
 
     Raises:
-        ObjectiveError: If the loss is not one finite, deterministic, twice differentiable number that depends on the
-            parameters.
+        ObjectiveError: If the loss is not one finite, deterministic, twice differentiable number
+            that depends on the parameters.
     """
+    # A loss that changes between two evaluations, as under dropout, has no Hessian. The first graph
+    # is freed before the second is built, so that memory holds only one.
     with problem.differentiating(), no_checkpointing():
         with guard():
             first = evaluated_once(problem)
@@ -191,7 +216,7 @@ def twice_evaluated(
 
 @dataclass(frozen=True, eq=False)
 class FirstEvaluation:
-    """What the graph of a loss tells, without a derivative.
+    """Facts that the graph of a loss shows without a derivative.
 
     Attributes:
         loss: The data term, in nats.
@@ -208,7 +233,10 @@ class FirstEvaluation:
     edited: bool
 
     def reduced(self) -> Problem:
-        """The same problem for the entries that the loss depends on; itself where that is all or more is not known."""
+        """Return the same problem for the entries that the loss depends on.
+
+        It is the problem itself where that is all of them, or where they are not known.
+        """
         if self.edited:
             return self.problem
         objective, leaves = reduced(
@@ -220,7 +248,9 @@ class FirstEvaluation:
 
 
 def evaluated_once(problem: Problem) -> FirstEvaluation:
-    """Evaluate a problem with its graph, look at it and let go of it; inside of `differentiating`.
+    """Evaluate a problem with its graph, inspect the graph and free it.
+
+    To be called inside of `differentiating`.
 
     Raises:
         ObjectiveError: If the loss is not one finite number that depends on the parameters.
@@ -232,7 +262,7 @@ def evaluated_once(problem: Problem) -> FirstEvaluation:
     edited = False
     try:
         refuse_edited_gradients([loss], leaves, ModuleTimeline())
-    # It is said where the gradient is taken, which knows the module.
+    # The error is raised where the gradient is taken, which knows the module.
     except ObjectiveError:
         edited = True
     return FirstEvaluation(
@@ -246,32 +276,31 @@ def evaluated_once(problem: Problem) -> FirstEvaluation:
 
 
 def confirmed_reduced(first: FirstEvaluation) -> Evaluated:
-    """The second evaluation, of reduced parameters where they are enough for it, with the gradient.
+    """Evaluate again with the gradient, for reduced parameters where possible.
 
     Raises:
-        ObjectiveError: As `twice_evaluated`.
+        ObjectiveError: As in `twice_evaluated`.
     """
     reduced = first.reduced()
     if reduced is not first.problem:
         try:
             return _confirmed(reduced, first)
         except Exception as error:
-            # Code of the loss that a stand-in for a table does not suit, whatever it raises.
-            if (
-                is_out_of_memory(error)
-                or isinstance(error, ObjectiveError)
-                and not isinstance(error, TableInUse)
+            # The loss may not work with a stand-in for a table, and may then raise anything.
+            if is_out_of_memory(error) or (
+                isinstance(error, ObjectiveError) and not isinstance(error, TableInUse)
             ):
                 raise
     return _confirmed(first.problem, first)
 
 
 def _confirmed(problem: Problem, first: FirstEvaluation) -> Evaluated:
-    """The second evaluation, with the gradient.
+    """Evaluate a second time, with the gradient.
 
     Raises:
-        ObjectiveError: As `twice_evaluated`.
-        TableInUse: If the problem is reduced, and the loss uses its tables in another way than by looking up those rows.
+        ObjectiveError: As in `twice_evaluated`.
+        TableInUse: If the problem is reduced, and the loss uses its tables in another way than by
+            looking up those rows.
     """
     objective, leaves = problem.objective, problem.leaves
     with module_timeline(objective.module) as timeline, reading_only(leaves):
@@ -282,6 +311,7 @@ def _confirmed(problem: Problem, first: FirstEvaluation) -> Evaluated:
         raise TableInUse("the loss is computed in another way with a stand-in for a table")
     if problem is not first.problem and not torch.isfinite(loss):
         raise TableInUse("the loss reads a stand-in for a table as a tensor")
+    # The loss of the whole problem against that of the reduced one, or the same loss twice.
     check_same_loss(first.loss, loss.item(), dtype=problem.like.dtype)
     constants = reduction_of(objective).constants
     gradients = differentiable_gradient(
@@ -292,13 +322,15 @@ def _confirmed(problem: Problem, first: FirstEvaluation) -> Evaluated:
 
 
 def backward_in_place(problem: Problem) -> str | None:
-    """Look for an operation whose backward pass overwrites what its own derivative needs; costs a gradient with its graph.
+    """Find an operation whose backward pass overwrites what its derivative needs.
+
+    Costs a gradient with its graph.
 
     Returns:
         Where it is and what to do, or None.
     """
     objective, leaves = problem.objective, problem.leaves
-    # Whatever is raised here has been raised before, and said.
+    # Whatever is raised here was raised and reported before.
     with suppress(Exception), problem.differentiating(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with (
@@ -315,18 +347,19 @@ def backward_in_place(problem: Problem) -> str | None:
 
 
 def check_gradients(leaves: Params, gradients: Sequence[Tensor | None], loss: float) -> None:
-    """Refuse a gradient that is not finite, and one that there is not.
+    """Refuse a gradient that is missing or not finite.
 
     Raises:
         ObjectiveError: If so; names the parameter.
     """
     for name, derivative in zip(leaves, gradients):
-        if derivative is not None and not torch.isfinite(derivative).all():
+        if derivative is not None and not all_finite(derivative):
             raise ObjectiveError(
-                f"{name}: the gradient of the loss is not finite although the loss is ({loss:g}). Look for a square root, "
-                "norm or logarithm of zero, and keep it away from zero."
+                f"{name}: the gradient of the loss is not finite although the loss is ({loss:g}). "
+                "Look for a square root, norm or logarithm of zero, and keep it away from zero."
             )
     if all(derivative is None for derivative in gradients):
         raise ObjectiveError(
-            "The loss does not depend on any of the selected parameters. Select others, or look for a captured model."
+            "The loss does not depend on any of the selected parameters. Select others, or look "
+            "for a captured model."
         )

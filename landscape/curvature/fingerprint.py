@@ -1,4 +1,6 @@
-"""Tell whether a loss, its weights and its batches are what they were, as far as code, plain values and shapes show.
+"""Fingerprints that tell whether a loss, its weights and batches have changed.
+
+They see code, plain values and shapes.
 
 Used to remember what was found of one product for the next one of the same kind.
 """
@@ -21,17 +23,21 @@ from landscape.curvature.objective import Batch, Objective
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # Objects that are looked through for what functions capture.
-_MOST_CAPTURED = 10_000
+_MAX_CAPTURED = 10_000
 # Packages whose objects hold nothing that a loss is computed from, and their classes that may.
 _OPAQUE = frozenset({"torch", "numpy", *sys.stdlib_module_names})
 _HOLDERS = (nn.Module, SimpleNamespace, UserDict, UserList)
 _NUMBERS = (bool, int, float, complex)
-# Tensors up to this size are compared to the bit, larger ones by sums over this many pieces, and over every so many entries.
+# Tensors up to this size are compared to the bit, larger ones by sums over this many pieces, and
+# over every so many entries.
 _EXACT, _PIECES, _STRIDE = 2**20, 64, 61
 
 
 def code_of(objective: Objective) -> Hashable:
-    """What an objective computes, as far as the code and the plain values of its functions and modules tell."""
+    """Fingerprint the computation of an objective.
+
+    It tells as much as the code and the plain values of its functions and modules show.
+    """
     functions = signature_of(objective.forward), signature_of(objective.loss)
     return functions, () if objective.module is None else tuple(
         attributes_of(part) for part in objective.module.modules()
@@ -39,7 +45,10 @@ def code_of(objective: Objective) -> Hashable:
 
 
 def contents_of(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """A number for each tensor that changes with its values and their order: a sum of its bits, read as whole numbers."""
+    """Return numbers that change with the tensors' values and their order.
+
+    There is a number per tensor: a sum of its bits, read as whole numbers.
+    """
     plain = [
         tensor.detach()
         for tensor in tensors
@@ -58,14 +67,15 @@ def _sum_of_bits(tensor: Tensor) -> Tensor:
         and flat.element_size() <= 8
     )
     words = flat.view(torch.int64) if fits else flat.view(_WHOLE[flat.element_size()]).long()
-    # Shifted, so that signs count in more than the last bit; times odd numbers, so that places count.
+    # Shifted, so that signs count in more than the last bit; times odd numbers, so that places
+    # count.
     return (
         (words ^ (words >> 29)) * torch.arange(1, 2 * len(words) + 1, 2, device=words.device)
     ).sum()
 
 
 def attributes_of(part: Any, depth: int = 0) -> Hashable:
-    """The class of an object, its plain values and its functions."""
+    """Return the class of an object, its plain values and its functions."""
     own = getattr(part, "__dict__", {})
     plain = {name: value for name, value in own.items() if _is_plain(value)}
     called = [
@@ -76,7 +86,7 @@ def attributes_of(part: Any, depth: int = 0) -> Hashable:
     return (
         type(part),
         repr(sorted(plain.items())),
-        tuple(signature_of(one, depth + 1) for one in called),
+        tuple(signature_of(function, depth + 1) for function in called),
     )
 
 
@@ -86,11 +96,14 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     if depth > 2 or not isinstance(value, (dict, list, tuple)) or len(value) > 100:
         return False
     inner = value.items() if isinstance(value, dict) else value
-    return all(_is_plain(one, depth + 1) for one in inner)
+    return all(_is_plain(part, depth + 1) for part in inner)
 
 
 def structure_of(batch: Batch) -> Hashable:
-    """How a batch is nested, and types and shapes of its tensors but for the number of rows."""
+    """Describe the nesting of a batch, and its tensors' types and shapes.
+
+    The number of rows is left out.
+    """
     leaves, spec = tree_flatten(batch)
     return str(spec), tuple(
         (leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves
@@ -98,12 +111,19 @@ def structure_of(batch: Batch) -> Hashable:
 
 
 def signature_of(value: Any, depth: int = 0) -> Hashable:
-    """What a function does, as far as its code and plain values tell: a lambda that is written anew in a loop is the same."""
+    """Fingerprint a function by its code and plain values.
+
+    A lambda that is written anew in a loop is the same.
+    """
     if depth == 8:
         return (type(value),)
     if isinstance(value, partial):
-        inner = [value.func, *value.args, *(one for _, one in sorted(value.keywords.items()))]
-        return tuple(signature_of(one, depth + 1) for one in inner)
+        inner = [
+            value.func,
+            *value.args,
+            *(keyword for _, keyword in sorted(value.keywords.items())),
+        ]
+        return tuple(signature_of(part, depth + 1) for part in inner)
     code: Any = getattr(value, "__code__", None)
     if code is None:
         return repr(value) if _is_plain(value) else attributes_of(value, depth)
@@ -115,26 +135,28 @@ def signature_of(value: Any, depth: int = 0) -> Hashable:
         if _is_plain(value.__globals__.get(name))
     ]
     inner += [value.__self__] if hasattr(value, "__self__") else []
-    return code, tuple(signature_of(one, depth + 1) for one in inner)
+    return code, tuple(signature_of(part, depth + 1) for part in inner)
 
 
 def _is_filled(cell: Any) -> bool:
     try:
-        cell.cell_contents
+        _ = cell.cell_contents
     except ValueError:
         return False
     return True
 
 
-# --- what functions capture -------------------------------------------------------------------------------------------
+# --- what functions capture -----------------------------------------------------------------------
 
 
 def captured_by(functions: Iterable[Any], module: nn.Module | None) -> Hashable:
-    """Fingerprint of the code, numbers, tensors and arrays that functions can reach other than through their arguments.
+    """Fingerprint what functions can reach other than through their arguments.
 
-    Looks through closures, defaults, bound objects, attributes and containers, and of code that is not installed as a library
-    through the globals, and the members of its modules and classes, that it names. What lies in C code, in slots, or behind a
-    name that is made at run time is not seen.
+    It covers code, numbers, tensors and arrays.
+
+    Looks through closures, defaults, bound objects, attributes and containers, and of code that is
+    not installed as a library through the globals, and the members of its modules and classes, that
+    it names. What lies in C code, in slots, or behind a name that is made at run time is not seen.
 
     Args:
         module: Its parameters and buffers are left out; its other attributes are not.
@@ -142,7 +164,7 @@ def captured_by(functions: Iterable[Any], module: nn.Module | None) -> Hashable:
     own = [] if module is None else [*module.parameters(), *module.buffers()]
     search = _Search(own={id(tensor) for tensor in own})
     waiting: list[Any] = [*functions, module]
-    while waiting and len(search.seen) < _MOST_CAPTURED:
+    while waiting and len(search.seen) < _MAX_CAPTURED:
         waiting.extend(search.look(waiting.pop()))
         if not waiting:
             waiting.extend(search.members())
@@ -153,12 +175,12 @@ def captured_by(functions: Iterable[Any], module: nn.Module | None) -> Hashable:
 
 
 class _Search:
-    """What has been seen on the way through what functions capture.
+    """State of the search through what functions capture.
 
     Attributes:
-        marks: Of the values, in the order in which they were met.
+        marks: Marks of the values, in the order in which they were met.
         seen: Objects by their id; kept, so that no other takes its number meanwhile.
-        names: That code has used.
+        names: Names that code has used.
         places: Modules and classes, not of libraries, whose members of these names are looked at.
     """
 
@@ -170,7 +192,7 @@ class _Search:
         self._own = own
 
     def look(self, value: Any) -> Iterable[Any]:
-        """Take note of an object, and name those that it leads to."""
+        """Record an object, and return those that it leads to."""
         if isinstance(value, _NUMBERS):
             self.marks.append(repr(value))
         elif id(value) not in self.seen:
@@ -183,7 +205,7 @@ class _Search:
         return ()
 
     def members(self) -> list[Any]:
-        """Members of places that code has named, and that were not seen yet."""
+        """List unseen members of places that code has named."""
         named = [
             vars(place)[name]
             for place in self.places.values()
@@ -199,7 +221,10 @@ class _Search:
         ]
 
     def _reached_from(self, value: Any) -> Iterable[Any]:
-        """What an object holds that its use as, or in, a function can depend on; in an order that does not change."""
+        """List what an object holds that a function's result can depend on.
+
+        The object may be used as the function or in it. The order does not change.
+        """
         if value is None:
             return ()
         if isinstance(value, (str, bytes)):
@@ -247,7 +272,10 @@ class _Search:
 
 
 def _mark_of(value: Any) -> Hashable:
-    """A number or more that change with the values of a tensor or array, and with their order."""
+    """Return numbers that change with the values of a tensor or array.
+
+    They change with the order of the values, too.
+    """
     if not isinstance(value, Tensor):
         value = np.asarray(value)
         if value.dtype.kind not in "biufc":
@@ -269,14 +297,17 @@ def _mark_of(value: Any) -> Hashable:
 
 
 def _root(thing: Any) -> str:
-    """The package that a function, class or module is from."""
+    """Return the package that a function, class or module is from."""
     return str(thing.__name__ if isinstance(thing, ModuleType) else thing.__module__).partition(
         "."
     )[0]
 
 
 def _is_of_a_library(thing: Any) -> bool:
-    """Whether the globals of its code can be taken not to change."""
+    """Tell whether its globals can be taken not to change.
+
+    They are the globals of the code of a function, class or module.
+    """
     root = _root(thing)
     return root in _OPAQUE or root == "landscape" or _is_installed(root)
 
@@ -288,7 +319,7 @@ def _is_installed(package: str) -> bool:
 
 
 def names_in(code: CodeType) -> Iterator[str]:
-    """The names that code looks up, that of functions within it included."""
+    """Yield the names that code looks up, functions within it included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

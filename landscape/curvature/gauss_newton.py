@@ -1,9 +1,13 @@
-"""The generalised Gauss-Newton matrix of an objective: its Hessian with the network linearised, positive semidefinite.
+"""The generalised Gauss-Newton matrix of an objective.
 
-With outputs z(parameters) and a loss convex in z it is J^T H J, for J the Jacobian of z and H the Hessian of the loss by z.
-J v comes from differentiating the pullback w -> J^T w once more, by w. That is the transpose of a backward pass, whatever
-derivative rules for tangents the operations have or lack, so LayerNorm and custom kernels are as right as their gradients.
-Shapes: n = total size of the parameters, q = total size of the outputs, c = vectors multiplied at once.
+It is the Hessian with the network linearised, and positive semidefinite.
+
+With outputs z(parameters) and a loss convex in z it is J^T H J, for J the Jacobian of z and H the
+Hessian of the loss by z. J v comes from differentiating the pullback w -> J^T w once more, by w.
+That is the transpose of a backward pass, whatever derivative rules for tangents the operations have
+or lack, so LayerNorm and custom kernels are as right as their gradients.
+Shapes: n = total size of the parameters, q = total size of the outputs, c = vectors multiplied at
+once.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +22,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from landscape.curvature.differences import judge_number
 from landscape.curvature.evaluation import Problem
 from landscape.curvature.graph import (
-    _nodes,
     _refuse_bypassed_parameters,
     differentiable_pullback,
     explained_errors,
+    graph_nodes,
     module_timeline,
     no_checkpointing,
     rows_looked_up,
@@ -39,15 +43,17 @@ from landscape.curvature.objective import (
 from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
 from landscape.curvature.rounding import product_errors
 from landscape.curvature.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
-from landscape.curvature.unchecked import checked_leaves, support_indices, unused_parameters
+from landscape.curvature.unchecked import checked_leaves, supported_coordinates, unused_parameters
 from landscape.errors import ObjectiveError
-from landscape.linalg.krylov import norm
 from landscape.linalg.lanczos import eigsh
 from landscape.linalg.operator import SymmetricOperator, seeded
+from landscape.linalg.vectors import all_finite, norm
 
-# Products with the Hessian by the outputs, of which a direction of negative curvature is looked for. They touch no network.
+# Products with the Hessian by the outputs, of which a direction of negative curvature is looked
+# for. They touch no network.
 _CONVEXITY_PRODUCTS = 20
-# Of the first product against differences of the outputs: steps as fractions of the length of the parameters.
+# Check of the first product against differences of the outputs: steps as fractions of the length of
+# the parameters, and tolerances.
 _STEPS = {torch.float32: (1e-3, 3e-4, 3e-3), torch.float64: (1e-5, 1e-7, 1e-6)}
 _TOLERANCE = {torch.float32: 2e-2, torch.float64: 1e-4}
 # Units of rounding below which curvature along a direction counts as zero.
@@ -55,34 +61,60 @@ _ROUNDINGS = 1000
 
 
 class GaussNewtonOperator(SymmetricOperator):
-    """J^T H J of `objective` at `params` on `batch`, in nats per squared parameter, plus its weight decay as a shift.
+    """J^T H J of `objective` at `params` on `batch`, in nats per squared parameter.
 
-    It equals the Hessian where the outputs are linear in the parameters, and is what is left of it where the loss is at its
-    minimum in every output. What the cut of the objective calls the outputs decides which matrix it is.
+    The weight decay of the objective is added as a shift.
 
-    The graph of the outputs and that of their pullback are kept: a product is one pass through each, at 1.2 to 1.6 gradients
-    of work on ViT, VMamba and Simba towers of 0.1 M parameters (a Hessian's costs 1.6 to 1.7 there, jvp and then vjp 2.3 to
-    2.7). Parameters are copied, attention runs in its plain form, and what the loss does not depend on has zero rows, as
-    for HessianOperator.
+    It equals the Hessian where the outputs are linear in the parameters, and is what is left of it
+    where the loss is at its minimum in every output. What the cut of the objective calls the
+    outputs decides which matrix it is.
+
+    The graph of the outputs and that of their pullback are kept: a product is one pass through
+    each, at 1.2 to 1.6 gradients of work on ViT, VMamba and Simba towers of 0.1 M parameters (a
+    Hessian's costs 1.6 to 1.7 there, jvp and then vjp 2.3 to 2.7). Parameters are copied, attention
+    runs in its plain form, and what the loss does not depend on has zero rows, as for
+    HessianOperator.
 
     Args:
         objective: With a cut; its two parts are evaluated twice, and held to its loss.
-        params: Where to take the matrix: float32 or float64, on one device. Their order is the flat order.
+        params: Parameters at which to take the matrix: float32 or float64, on one device. Their
+            order is the flat order.
         batch: Any nest of tensors that the objective takes, on the device of the parameters.
         columns: Vectors multiplied by one batched pass, as in HessianOperator.
-        check: Hold the first product against a central difference of the outputs, at two evaluations.
+        check: Hold the first product against a central difference of the outputs, at two
+            evaluations.
 
     Attributes:
         support, loss, params, num_params: As in HessianOperator.
         num_outputs: q, the number of entries of the outputs that depend on the parameters.
-        spot_check: What the check of the first product said; None before it.
+        spot_check: Result of the check of the first product; None before it.
 
     Raises:
-        ObjectiveError: If the objective has no cut, or one that is not its loss; if the loss is not convex in the outputs
-            along a direction that was looked at; and as HessianOperator.
+        ObjectiveError: If the objective has no cut, or one that is not its loss; if the loss is not
+            convex in the outputs along a direction that was looked at; and as HessianOperator.
         ValueError: If `columns` is not positive.
 
-    Source: Schraudolph, Fast curvature matrix-vector products for second-order gradient descent (2002), section 3.
+    Source: Schraudolph, Fast curvature matrix-vector products for second-order gradient descent
+    (2002), section 3.
+
+    Examples:
+        >>> import torch, landscape
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batch = torch.randn(32, 4), torch.randn(32, 1)
+        >>> def loss(model, batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        ...
+        >>> from landscape.curvature import select_parameters
+        >>> objective = landscape.Objective.from_outputs(
+        ...     model,
+        ...     lambda model, batch: model(batch[0]),
+        ...     lambda outputs, batch: (outputs - batch[1]).square().mean(),
+        ... )
+        >>> G = landscape.GaussNewtonOperator(objective, select_parameters(model), batch)
+        >>> G.n, G.num_outputs
+        (49, 32)
     """
 
     def __init__(
@@ -113,6 +145,7 @@ class GaussNewtonOperator(SymmetricOperator):
             )
         self._leaves = tuple(leaves.values())
         self._sizes = [leaf.numel() for leaf in self._leaves]
+        # A part without a graph does not depend on w, and J^T w is linear in w: that part is zero.
         used = {
             i: gradient
             for i, gradient in enumerate(gradients)
@@ -123,14 +156,16 @@ class GaussNewtonOperator(SymmetricOperator):
             unused_parameters(leaves, gradients),
             rows_looked_up(self._outputs, leaves),
         )
-        self.support = None if self.weight_decay else support_indices(leaves, unused, looked_up)
+        self.support = (
+            None if self.weight_decay else supported_coordinates(leaves, unused, looked_up)
+        )
         assert objective.cut is not None
         self._head = _hessian_by_outputs(objective.cut.convex, nest, self._outputs, batch)
         self.num_outputs = self._head.n
         self._head_size = _largest_curvature(self._head)
 
     def _linearised(self) -> tuple[float, "_Nest", tuple[Tensor | None, ...]]:
-        """The data term, the outputs as they are nested, and their pullback with its graph."""
+        """Return the data term, the nested outputs, and their differentiable pullback."""
         problem = self._problem
         with problem.differentiating(), no_checkpointing():
             before = _checked_cut(problem)
@@ -145,27 +180,40 @@ class GaussNewtonOperator(SymmetricOperator):
                 _normal_like(output, generator).requires_grad_() for output in self._outputs
             )
             module = problem.objective.module
+            # J^T w is linear in w, so its derivative by w, contracted with v, is J v: forward mode
+            # from two reverse passes (Townsend, A new trick for calculating Jacobian vector
+            # products, 2017).
             gradients = differentiable_pullback(
                 self._outputs, self._seeds, problem.leaves, timeline, module=module
             )
         for name, gradient in zip(problem.leaves, gradients):
-            if gradient is not None and not torch.isfinite(gradient).all():
+            if gradient is not None and not all_finite(gradient):
                 raise ObjectiveError(
-                    f"{name}: the derivative of the outputs is not finite although the loss is ({before:g}). Look for a square "
-                    "root, norm or logarithm of zero, and keep it away from zero."
+                    f"{name}: the derivative of the outputs is not finite although the loss is "
+                    f"({before:g}). Look for a square root, norm or logarithm of zero, and keep it "
+                    "away from zero."
                 )
         return before, nest, gradients
 
+    @property
+    def module(self) -> nn.Module | None:
+        """Return the model behind the loss, whose parameters were copied.
+
+        None where the objective names none.
+        """
+        return self._problem.objective.module
+
     def unflatten(self, vector: Float[Tensor, " n"]) -> Params:
-        """The entries of a vector by parameter name and shape, as views."""
+        """Split a vector by parameter name and shape, as views."""
         return unflatten(vector, self.params)
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Multiply k vectors, the columns of V, `columns` at a time.
 
         Raises:
-            ObjectiveError: If the loss turns out not to be convex in its outputs, or a product is not finite; the first time also
-                if it is not what differences of the outputs make of it.
+            ObjectiveError: If the loss turns out not to be convex in its outputs, or a product is
+                not finite; the first time also if it is not what differences of the outputs make of
+                it.
         """
         with torch.inference_mode(False):
             # An inference tensor cannot take part in what is differentiated.
@@ -174,15 +222,16 @@ class GaussNewtonOperator(SymmetricOperator):
         for start in range(0, len(rows), self.columns):
             part = slice(start, start + self.columns)
             with self._problem.differentiating(), explained_errors():
+                # G v = J^T (H (J v)), from right to left, so that no matrix is formed.
                 products[part] = self._pulled_back(self._curved(self._pushed_forward(rows[part])))
-        if self.spot_check is None and rows.any() and torch.isfinite(products).all():
+        if self.spot_check is None and rows.any() and all_finite(products):
             self.spot_check = self._checked(rows, products)
         if self.weight_decay:
             products.add_(rows, alpha=self.weight_decay)
-        if not torch.isfinite(products).all():
+        if not all_finite(products):
             raise ObjectiveError(
-                "A product with the Gauss-Newton matrix is not finite: the vector was not, or a derivative of the outputs "
-                "overflows at these parameters."
+                "A product with the Gauss-Newton matrix is not finite: the vector was not, or a "
+                "derivative of the outputs overflows at these parameters."
             )
         return products.T
 
@@ -199,15 +248,22 @@ class GaussNewtonOperator(SymmetricOperator):
         return "" if self.spot_check is None else str(self.spot_check)
 
     def _checked(self, rows: Float[Tensor, "k n"], products: Float[Tensor, "k n"]) -> SpotCheck:
-        """Hold v.(G v) against d.(H d), d being a central difference of the outputs along v.
+        """Compare v.(G v) with d.(H d), for a central difference d.
+
+        The difference d is that of the outputs along v.
 
         Raises:
             ObjectiveError: If they differ at every step, and the steps agree.
         """
+        # v.(G v) = (J v).(H J v) tests J^T along with J, since v.(J^T w) = (J v).w, and takes two
+        # evaluations of the outputs a step and no derivative of the network.
         v, product = random_combination(rows, products)
         value, curvatures = float(v.double() @ product.double()), []
+        # A fraction of 1 moves the parameters by their own length along v.
         scale = (norm(flatten(self.params)) or 1.0) / norm(v)
         for step in (scale * fraction for fraction in _STEPS[self.dtype]):
+            # The difference d approximates J v, so that d.(H d) approximates (J v).(H J v) = v.(G
+            # v).
             tangent = (self._outputs_at(v, step) - self._outputs_at(v, -step)) / (2 * step)
             curvatures.append(float(tangent.double() @ (self._head @ tangent).double()))
             largest = max(abs(value), *map(abs, curvatures))
@@ -219,18 +275,19 @@ class GaussNewtonOperator(SymmetricOperator):
                     "passed",
                     reason=f"curvature within {outcome.error:.1e} of differences of the outputs",
                 )
-        # Stairs, which rounding makes, are told from kinks by the audit, in float64.
+        # The audit distinguishes, in float64, kinks from the stairs that rounding makes.
         said = audited(self._problem)
         if outcome.verdict == "undecided":
             return said
         raise ObjectiveError(
-            f"The Gauss-Newton matrix is not that of the outputs: along the first vector its curvature is {value:.3g}, but "
-            f"differences of the outputs give {curvatures[0]:.3g}. Look for detach, rounding or a wrong backward in the network; "
-            "landscape.audit(model, loss, batch) names the module, and check=False measures anyway."
+            "The Gauss-Newton matrix is not that of the outputs: along the first vector its "
+            f"curvature is {value:.3g}, but differences of the outputs give {curvatures[0]:.3g}. "
+            "Look for detach, rounding or a wrong backward in the network; landscape.audit(model, "
+            "loss, batch) names the module, and check=False measures anyway."
         )
 
     def _outputs_at(self, v: Float[Tensor, " n"], step: float) -> Float[Tensor, " q"]:
-        """The outputs at `step` times v from the parameters, as one vector."""
+        """Evaluate the outputs at `step` times v away, as one vector."""
         with self._problem.differentiating():
             pieces = self.unflatten(v.detach())
             leaves = {
@@ -241,12 +298,14 @@ class GaussNewtonOperator(SymmetricOperator):
             return torch.cat([output.detach().reshape(-1).to(self.dtype) for output in outputs])
 
     def _pushed_forward(self, rows: Float[Tensor, "c n"]) -> Float[Tensor, "c q"]:
-        """J v of every row v."""
+        """Compute J v for every row v."""
         lead = (len(rows),) if len(rows) > 1 else ()
         pieces = rows.split(self._sizes, dim=1)
         cotangents = [pieces[i].reshape(lead + self._leaves[i].shape) for i in self._used]
         if not cotangents:
             return rows.new_zeros(len(rows), self.num_outputs)
+        # <J^T w, v> = <w, J v> is linear in w, so its derivative by w is J v, whatever the seeds
+        # are.
         tangents = torch.autograd.grad(
             self._gradients,
             self._seeds,
@@ -258,8 +317,13 @@ class GaussNewtonOperator(SymmetricOperator):
         return _as_rows(tangents, self._seeds, len(rows))
 
     def _curved(self, tangents: Float[Tensor, "c q"]) -> Float[Tensor, "c q"]:
-        """H u of every row u = J v, once u.(H u) has been found not to be negative."""
+        """Compute H u for every row u = J v.
+
+        Refuses the loss as not convex where u.(H u) is negative.
+        """
         products = (self._head @ tangents.T).T
+        # A convex loss has u.(H u) >= 0 in every direction u. Rounding may take it below zero by
+        # some units of |H| |u|^2.
         curvatures = (tangents.double() * products.double()).sum(1)
         least = (
             -_ROUNDINGS
@@ -274,7 +338,7 @@ class GaussNewtonOperator(SymmetricOperator):
         return products
 
     def _pulled_back(self, cotangents: Float[Tensor, "c q"]) -> Float[Tensor, "c n"]:
-        """J^T w of every row w."""
+        """Compute J^T w for every row w."""
         lead = (len(cotangents),) if len(cotangents) > 1 else ()
         pieces = cotangents.split([output.numel() for output in self._outputs], dim=1)
         seeds = [
@@ -302,24 +366,51 @@ def gauss_newton(
     weight_decay: float = 0.0,
     check: bool = True,
 ) -> GaussNewtonOperator:
-    """The Gauss-Newton matrix of `loss(outputs(model, batch), batch)` by the model's parameters.
+    """Build the Gauss-Newton matrix of `loss(outputs(model, batch), batch)`.
+
+    It is taken by the model's parameters.
 
     Args:
-        model: Any module, in eval mode. It is not modified and its later training does not change the operator.
+        model: Any module, in eval mode. It is not modified and its later training does not change
+            the operator.
         outputs: Returns a tensor or a nest of tensors; may use the model in any way.
-        loss: Returns one number, in nats by convention, convex in the outputs: cross-entropy of logits, squared error.
-        batch: What `outputs` and `loss` take: any nest of tensors.
-        parameters, weight_decay, check: As for `hessian`.
+        loss: Returns one number, in nats by convention, convex in the outputs: cross-entropy of
+            logits, squared error.
+        batch: Batch that `outputs` and `loss` take: any nest of tensors.
+        parameters, weight_decay, check: As in `hessian`.
 
     Raises:
-        ObjectiveError: If there is no such matrix, or none that could be trusted; the message says why and what to do.
+        ObjectiveError: If there is no such matrix, or none that could be trusted; the message says
+            why and what to do.
+
+    Examples:
+        >>> import torch, landscape
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batch = torch.randn(32, 4), torch.randn(32, 1)
+        >>> def loss(model, batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        ...
+        >>> G = landscape.gauss_newton(
+        ...     model,
+        ...     lambda model, batch: model(batch[0]),
+        ...     lambda outputs, batch: (outputs - batch[1]).square().mean(),
+        ...     batch,
+        ... )
+        >>> bool(landscape.eigsh(G, k=1, which="SA").values > -1e-4)
+        True
     """
     objective = Objective.from_outputs(model, outputs, loss, weight_decay=weight_decay)
     return GaussNewtonOperator(objective, select_parameters(model, parameters), batch, check=check)
 
 
 class _Nest:
-    """Outputs as a flat list: those to differentiate, and the places of the rest, which do not depend on the parameters."""
+    """Outputs as a flat list that can be nested again.
+
+    It holds the outputs to differentiate, and the places of the rest, which do not depend on the
+    parameters.
+    """
 
     def __init__(self, outputs: Any) -> None:
         self.values, self.spec = tree_flatten(outputs)
@@ -330,8 +421,8 @@ class _Nest:
         ]
         if not self.places:
             raise ObjectiveError(
-                f"The outputs must be a tensor, or tuples, lists and dicts of tensors, that depend on the parameters; got a "
-                f"{type(outputs).__name__}."
+                "The outputs must be a tensor, or tuples, lists and dicts of tensors, that depend "
+                f"on the parameters; got a {type(outputs).__name__}."
             )
         self.differentiable = tuple(self.values[i] for i in self.places)
         # The outputs keep their graph alive; what is left here is a constant.
@@ -349,7 +440,7 @@ class _Nest:
 
 
 def _cut_in_two(problem: Problem) -> tuple[Any, Tensor]:
-    """The outputs, and the convex loss of them."""
+    """Evaluate the outputs, and the convex loss of them."""
     objective, batch = problem.objective, problem.batch
     assert objective.cut is not None
     outputs = objective.cut.outputs(objective.forward(problem.leaves, batch), batch)
@@ -357,10 +448,13 @@ def _cut_in_two(problem: Problem) -> tuple[Any, Tensor]:
 
 
 def _checked_cut(problem: Problem) -> float:
-    """The data term, once the cut has given the same number.
+    """Check that the cut gives the loss, and return it.
+
+    The loss is the data term.
 
     Raises:
-        ObjectiveError: If there is no cut, it gives another number, or the loss is not one finite number.
+        ObjectiveError: If there is no cut, it gives another number, or the loss is not one finite
+            number.
     """
     objective, leaves, batch, dtype = (
         problem.objective,
@@ -370,8 +464,9 @@ def _checked_cut(problem: Problem) -> float:
     )
     if objective.cut is None:
         raise ObjectiveError(
-            "The objective does not say in what its loss is convex, and a Gauss-Newton matrix is linearised up to that. Give "
-            "Objective a cut, or use landscape.gauss_newton(model, outputs, loss, batch)."
+            "The objective does not say in what its loss is convex, and a Gauss-Newton matrix is "
+            "linearised up to that. Give Objective a cut, or use landscape.gauss_newton(model, "
+            "outputs, loss, batch)."
         )
     with reading_only(leaves):
         features = objective.forward(leaves, batch)
@@ -380,13 +475,14 @@ def _checked_cut(problem: Problem) -> float:
     check_loss(whole, batch, dtype=dtype)
     check_loss(parts, batch, dtype=dtype)
     if objective.module is not None:
-        _refuse_bypassed_parameters(list(_nodes(whole, parts)), leaves, objective.module)
+        _refuse_bypassed_parameters(list(graph_nodes(whole, parts)), leaves, objective.module)
     if abs(whole.item() - parts.item()) > _ROUNDINGS * torch.finfo(dtype).eps * max(
         1.0, abs(whole.item())
     ):
         raise ObjectiveError(
-            f"The two parts of the cut do not make the loss: they give {parts.item():.9g} instead of {whole.item():.9g}, so the "
-            "Gauss-Newton matrix would be that of another loss. Mend the cut of the objective."
+            f"The two parts of the cut do not make the loss: they give {parts.item():.9g} instead "
+            f"of {whole.item():.9g}, so the Gauss-Newton matrix would be that of another loss. "
+            "Mend the cut of the objective."
         )
     return parts.item()
 
@@ -394,20 +490,30 @@ def _checked_cut(problem: Problem) -> float:
 def _hessian_by_outputs(
     convex: Callable[[Any, Batch], Tensor], nest: _Nest, outputs: Sequence[Tensor], batch: Batch
 ) -> HessianOperator:
-    """The Hessian of the loss by the outputs, with all that is refused of a Hessian."""
+    """Build the Hessian of the loss by the outputs.
+
+    It refuses all that any Hessian refuses.
+    """
+    # The outputs take the place of parameters, as detached copies, so that products with H end at
+    # the outputs and do not enter the network.
     objective = Objective(
         lambda params, batch: nest.filled(list(params.values())), convex, rowwise=False
     )
-    return HessianOperator(objective, dict(zip(nest.names(), outputs)), batch, product="retained")
+    return HessianOperator(objective, dict(zip(nest.names(), outputs)), batch, hvp="retained")
 
 
 def _largest_curvature(head: HessianOperator) -> float:
-    """The size of the Hessian by the outputs, once a search has found no direction in which it is negative.
+    """Return the size of the Hessian by the outputs.
+
+    A short search first looks for a direction in which the curvature is negative.
 
     Raises:
-        ObjectiveError: If it found one. A Ritz value is the curvature along a direction, so this is no estimate.
+        ObjectiveError: If it found one. A Ritz value is the curvature along a direction, so this is
+            no estimate.
     """
-    pairs = eigsh(
+    # A Krylov space finds the ends of a spectrum first, so a few products show an eigenvalue that
+    # is clearly negative.
+    eigenpairs = eigsh(
         head,
         1,
         "SA",
@@ -415,8 +521,10 @@ def _largest_curvature(head: HessianOperator) -> float:
         num_checks=0,
         return_vectors=False,
     )
-    assert pairs.quadrature is not None
-    nodes = pairs.quadrature.nodes
+    assert eigenpairs.quadrature is not None
+    nodes = eigenpairs.quadrature.nodes
+    # Ritz values lie between the extreme eigenvalues, so `largest` is at most |H|, and a negative
+    # `least` is the curvature along some direction.
     largest, least = float(nodes.abs().max()), float(nodes.min())
     if least < -_ROUNDINGS * torch.finfo(head.dtype).eps * largest:
         raise _not_convex(least, largest)
@@ -425,9 +533,10 @@ def _largest_curvature(head: HessianOperator) -> float:
 
 def _not_convex(curvature: float, largest: float) -> ObjectiveError:
     return ObjectiveError(
-        f"The loss is not convex in its outputs: along one direction its curvature is {curvature:.3g}, where the largest is "
-        f"{largest:.3g}, so the Gauss-Newton matrix would have negative eigenvalues. Cut the loss where it is convex: at the "
-        "logits of a cross-entropy, say, not at normalised features."
+        "The loss is not convex in its outputs: along one direction its curvature is "
+        f"{curvature:.3g}, where the largest is {largest:.3g}, so the Gauss-Newton matrix would "
+        "have negative eigenvalues. Cut the loss where it is convex: at the logits of a "
+        "cross-entropy, say, not at normalised features."
     )
 
 
@@ -440,9 +549,14 @@ def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 def _as_rows(
     pieces: Sequence[Tensor | None], like: Sequence[Tensor], count: int
 ) -> Float[Tensor, "c _"]:
-    """One row per vector from one piece per tensor; zeros where nothing depends on it."""
+    """Join pieces by tensor into a row per vector.
+
+    Entries are zero where nothing depends on a tensor.
+    """
     blocks = [
-        one.new_zeros(count, one.numel()) if piece is None else piece.reshape(count, one.numel())
-        for piece, one in zip(pieces, like)
+        tensor.new_zeros(count, tensor.numel())
+        if piece is None
+        else piece.reshape(count, tensor.numel())
+        for piece, tensor in zip(pieces, like)
     ]
     return torch.cat(blocks, dim=1)

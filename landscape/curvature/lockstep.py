@@ -1,9 +1,11 @@
-"""Solve for several batches at once, so that one vmapped call of the product graph multiplies a vector of each.
+"""Solvers for several batches at once, whose vectors are multiplied together.
 
-For a GPU, where the product of a small batch takes longer to launch than to compute; a CPU has nothing to gain. It has not run
-on a GPU yet, so a vmapped graph is compared with the plain product before it is used.
-Every solver runs unchanged in a thread of its own until it needs a product. One thread runs at a time: the state of torch in
-which products are computed belongs to the process.
+A vmapped call of the product graph multiplies a vector of each batch.
+
+For a GPU, where the product of a small batch takes longer to launch than to compute; a CPU has
+nothing to gain. It has not run on a GPU yet, so a vmapped graph is compared with the plain product
+before it is used. Every solver runs unchanged in a thread of its own until it needs a product. One
+thread runs at a time: the state of torch in which products are computed belongs to the process.
 Shapes: n = total size of the reduced parameters, b = batches.
 """
 
@@ -34,8 +36,8 @@ from landscape.curvature.unchecked import UncheckedHessian
 from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
 
-# Times that the saved tensors of a batch are in memory: its own, those stacked with others, as much for what a product makes, and
-# once more where a recording has buffers for them.
+# Copies of the saved tensors of a batch in memory: its own, those stacked with others, as much
+# for what a product makes, and once more where a recording has buffers for them.
 _COPIES, _COPIES_REPLAYED = 3, 4
 _aten = torch.ops.aten
 # Reshapes that need memory laid out as it was recorded, which that of several batches need not be.
@@ -50,42 +52,47 @@ _Result = TypeVar("_Result")
 def solve_in_lockstep(
     operators: Sequence[_Operator], solve: Callable[[int, _Operator], _Result]
 ) -> "list[_Result | Exception]":
-    """Call `solve` for every operator, and multiply the vectors of all that wait for a product in one vmapped call.
+    """Call `solve` for every operator, and multiply their waiting vectors together.
 
-    A run that is left alone multiplies by itself. So do all where the product graph cannot be vmapped, or memory runs out; the
-    choice of every operator then has a trial "lockstep" that says why.
+    The vectors of all runs that wait for a product are multiplied in one vmapped call.
+
+    A run that is left alone multiplies by itself. So do all runs where the product graph cannot be
+    vmapped, or memory runs out. The choice of every operator then has a trial "lockstep" that says
+    why.
 
     Args:
         operators: Hessians of batches of one model, whose products are those of one traced graph.
-        solve: Takes the number of an operator and the operator, such as lambda i, A: eigsh(A, 5, seed=seeds[i]). Must hold no
-            lock while it multiplies.
+        solve: Takes the number of an operator and the operator, such as lambda i, A: eigsh(A, 5,
+            seed=seeds[i]). Must hold no lock while it multiplies.
 
     Returns:
         In order, what each call returned, or the exception that it raised.
 
     Raises:
         ValueError: If an operator is not traced, or shares no graph or weights with the first.
-        ObjectiveError, MemoryLimitError: As `choose` of an operator.
+        ObjectiveError, MemoryLimitError: As in `choose` of an operator.
     """
-    ways = [_traced_product(operator) for operator in operators]
-    _check_shared(ways)
-    meeting = _Meeting(ways)
+    strategies = [_traced_product(operator) for operator in operators]
+    _check_shared(strategies)
+    meeting = _Meeting(strategies)
     runs = [
         _Run(partial(solve, i, operator), f"lockstep-{i}") for i, operator in enumerate(operators)
     ]
     with ExitStack() as stack:
-        for operator, way, run in zip(operators, ways, runs):
-            stack.enter_context(operator.multiplier.lent(_HandedIn(way, run)))
+        for operator, strategy, run in zip(operators, strategies, runs):
+            stack.enter_context(operator.engine.lent(_HandedIn(strategy, run)))
         _conduct(runs, meeting)
     for operator in operators if meeting.failure else ():
-        operator.multiplier.note("lockstep", meeting.failure)
+        operator.engine.note("lockstep", meeting.failure)
     return [run.outcome() for run in runs]
 
 
 def batches_that_fit(
     operator: UncheckedHessian, *, num_vectors: int, free: int | None = None
 ) -> int:
-    """Count batches like that of an operator that memory holds in lockstep; at least 1.
+    """Count batches that memory holds in lockstep; at least 1.
+
+    The batches are like that of the operator.
 
     Args:
         operator: Its products are those of a traced graph.
@@ -94,10 +101,12 @@ def batches_that_fit(
 
     Raises:
         ValueError: If the operator is not traced.
-        ObjectiveError, MemoryLimitError: As `choose` of the operator.
+        ObjectiveError, MemoryLimitError: As in `choose` of the operator.
     """
-    way = _traced_product(operator)
-    saved = [tensor for tensor, moves in zip(way.batch.saved, depends_on_batch(way)) if moves]
+    strategy = _traced_product(operator)
+    saved = [
+        tensor for tensor, moves in zip(strategy.batch.saved, depends_on_batch(strategy)) if moves
+    ]
     # A stack holds every number of a view that repeats some.
     vectors = num_vectors * operator.dtype.itemsize * (operator.n - operator.num_unused)
     copies = _COPIES_REPLAYED if can_replay(operator.device) else _COPIES
@@ -108,10 +117,13 @@ def batches_that_fit(
     return max(1, int(available // max(1, needed)))
 
 
-def depends_on_batch(way: TracedProduct) -> tuple[bool, ...]:
-    """Whether each saved tensor depends on the batch, or on which rows of tables it looks up; else on weights alone."""
-    graph, reduction = way.batch.graph, reduction_of(way.problem.objective)
-    fixed = len(reduction.constants) + len(state_of_model(way.problem))
+def depends_on_batch(strategy: TracedProduct) -> tuple[bool, ...]:
+    """Tell for each saved tensor whether it depends on the batch.
+
+    To depend on which rows of tables the batch looks up counts too. Others depend on weights alone.
+    """
+    graph, reduction = strategy.batch.graph, reduction_of(strategy.problem.objective)
+    fixed = len(reduction.constants) + len(state_of_model(strategy.problem))
     inputs = (
         [name in graph.num_rows for name in graph.names]
         + [True] * len(reduction.rows)
@@ -120,6 +132,7 @@ def depends_on_batch(way: TracedProduct) -> tuple[bool, ...]:
     nodes = list(graph.primal.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     inputs += [True] * (len(placeholders) - len(inputs))
+    # What has an input that moves with the batch moves too; nodes are in the order of computation.
     moving = {node for node, moves in zip(placeholders, inputs) if moves}
     for node in nodes:
         if not moving.isdisjoint(node.all_input_nodes):
@@ -130,34 +143,36 @@ def depends_on_batch(way: TracedProduct) -> tuple[bool, ...]:
 
 def _traced_product(operator: UncheckedHessian) -> TracedProduct:
     choice = operator.choose()
-    way = operator.multiplier.way
-    if not isinstance(way, TracedProduct):
+    strategy = operator.engine.strategy
+    if not isinstance(strategy, TracedProduct):
         raise ValueError(
-            f"Lockstep needs operators whose product is traced, got {choice.title}; ask for product='traced'."
+            f"Lockstep needs operators whose product is traced, got {choice.title}; ask for "
+            "hvp='traced'."
         )
-    return way
+    return strategy
 
 
-def _check_shared(ways: Sequence[TracedProduct]) -> None:
+def _check_shared(strategies: Sequence[TracedProduct]) -> None:
     """Refuse operators that cannot be multiplied by one call.
 
     Raises:
         ValueError: If so.
     """
-    for way in ways[1:]:
-        if way.batch.graph is not ways[0].batch.graph:
+    for strategy in strategies[1:]:
+        if strategy.batch.graph is not strategies[0].batch.graph:
             raise ValueError(
-                "Lockstep needs operators that share a traced graph: of one model and loss, and of batches of the same shapes "
-                "whose rows of tables its padding holds."
+                "Lockstep needs operators that share a traced graph: of one model and loss, and of "
+                "batches of the same shapes whose rows of tables its padding holds."
             )
         for mine, first, moves in zip(
-            way.batch.saved, ways[0].batch.saved, depends_on_batch(ways[0])
+            strategy.batch.saved, strategies[0].batch.saved, depends_on_batch(strategies[0])
         ):
+            # `_stacked` takes these tensors from the first operator, for all.
             if not moves and not torch.equal(mine, first):
                 raise ValueError("Lockstep needs operators of the same weights, got others.")
 
 
-# --- threads ----------------------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 class _Abandoned(BaseException):
@@ -178,19 +193,25 @@ class _Run(Generic[_Result]):
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     def resume(self, answer: Tensor | BaseException | None) -> Tensor | None:
-        """Go on with the product that was waited for, or what it raises; returns the next vector, None at the end."""
+        """Hand over an awaited product, and return the next vector.
+
+        An exception in its place is raised in the thread. Returns None at the end.
+        """
         if self._thread.ident is None:
             self._thread.start()
+        # Each side waits for the queue of the other, so that only one of the two threads runs.
         self._told.put(answer)
         return self._said.get()
 
     @property
     def is_running_here(self) -> bool:
-        """Whether this is its thread."""
+        """Tell whether the calling thread is that of this run."""
         return threading.current_thread() is self._thread
 
     def exchange(self, vector: Float[Tensor, "1 n"]) -> Float[Tensor, "1 n"]:
-        """Hand in a vector and wait for its product; in the thread.
+        """Hand in a vector and wait for its product.
+
+        To be called in the thread of the run.
 
         Raises:
             Exception: What the product raised.
@@ -205,7 +226,7 @@ class _Run(Generic[_Result]):
             self._thread.join()
 
     def outcome(self) -> "_Result | Exception":
-        """What the work returned, or the exception that it raised."""
+        """Return what the work returned, or the exception that it raised."""
         # Its traceback leads here, and must not keep itself alive.
         error, self._error = self._error, None
         if error is None:
@@ -238,7 +259,10 @@ class _Run(Generic[_Result]):
 
 
 class _HandedIn(Product):
-    """Products that are waited for; the state of torch stays that of whoever asks."""
+    """Products that another thread computes.
+
+    The state of torch stays that of the caller.
+    """
 
     def __init__(self, plain: TracedProduct, run: _Run) -> None:
         super().__init__(plain.problem)
@@ -257,7 +281,12 @@ class _HandedIn(Product):
 
 
 def _conduct(runs: Sequence[_Run], meeting: "_Meeting") -> None:
-    """Let every run go on to its next vector, answer all of them, and so on until all have ended."""
+    """Resume every run to its next vector, and answer all of them.
+
+    This goes on until all runs have ended.
+    """
+    # A run begins without a product to take. Each round resumes those that wait, and drops those
+    # that hand in nothing more.
     answers: Mapping[int, Tensor | BaseException | None] = dict.fromkeys(range(len(runs)))
     try:
         while answers:
@@ -270,7 +299,7 @@ def _conduct(runs: Sequence[_Run], meeting: "_Meeting") -> None:
             run.abandon()
 
 
-# --- products ---------------------------------------------------------------------------------------------------------
+# --- products -------------------------------------------------------------------------------------
 
 
 class _Meeting:
@@ -280,22 +309,23 @@ class _Meeting:
         failure: Why the batches are multiplied one by one; "" where they are not.
     """
 
-    def __init__(self, ways: Sequence[TracedProduct]) -> None:
-        self._ways = ways
+    def __init__(self, strategies: Sequence[TracedProduct]) -> None:
+        self._strategies = strategies
         self.failure = ""
         self._call: _Call | None = None
-        if len(ways) < 2:
+        if len(strategies) < 2:
             return
         try:
             self._call = self._checked_call()
-        # Whatever vmap, a kernel without a rule for it, or an allocator raises: one by one is as right.
+        # Whatever vmap, a kernel without a rule for it, or an allocator raises: one by one is as
+        # right.
         except Exception as error:
             self._give_up(error)
 
     def multiply(
         self, rows: Mapping[int, Float[Tensor, "1 n"]]
     ) -> dict[int, Tensor | BaseException | None]:
-        """The product of each vector, or what it raises."""
+        """Return the product of each vector, or what it raises."""
         if self._call is not None and len(rows) > 1:
             try:
                 return dict(self._multiply_together(self._call, rows))
@@ -308,7 +338,7 @@ class _Meeting:
     def _multiply_alone(self, index: int, row: Float[Tensor, "1 n"]) -> Tensor | BaseException:
         out = torch.empty_like(row)
         try:
-            self._ways[index].multiply(row, out)
+            self._strategies[index].multiply(row, out)
         except Exception as error:
             return error
         return out
@@ -316,43 +346,53 @@ class _Meeting:
     def _multiply_together(
         self, call: "_Call", rows: Mapping[int, Float[Tensor, "1 n"]]
     ) -> dict[int, Tensor]:
-        """Products by one call; a batch without a vector takes part with that of another, and nobody reads its product."""
+        """Multiply all vectors in one call.
+
+        A batch without a vector takes part with the vector of another; its product is not used.
+        """
         spare = next(iter(rows))
-        with self._ways[0].problem.differentiating(), torch.no_grad():
+        with self._strategies[0].problem.differentiating(), torch.no_grad():
+            # The graph is made for all batches, so one whose solver has ended is given a vector
+            # too. Copies, because `padded` returns buffers that its next call overwrites.
             vectors = [
                 [piece.clone() for piece in self._padded(i, rows, spare)]
-                for i in range(len(self._ways))
+                for i in range(len(self._strategies))
             ]
             products = call([torch.stack(pieces) for pieces in zip(*vectors)])
             outs = {index: torch.empty_like(row) for index, row in rows.items()}
             for index, out in outs.items():
-                self._ways[index].write_padded([product[index] for product in products], out)
+                self._strategies[index].write_padded([product[index] for product in products], out)
         return outs
 
     def _padded(self, index: int, rows: Mapping[int, Tensor], spare: int) -> list[Tensor]:
         return (
-            self._ways[index].padded(rows[index])
+            self._strategies[index].padded(rows[index])
             if index in rows
-            else self._ways[spare].padded(rows[spare])
+            else self._strategies[spare].padded(rows[spare])
         )
 
     def _stacked(self) -> list[Tensor]:
-        """Saved tensors of all batches one above the other, those that depend on weights alone as they are."""
-        moves = depends_on_batch(self._ways[0])
-        by_tensor = zip(*(way.batch.saved for way in self._ways))
+        """Stack the saved tensors of all batches.
+
+        Those that depend on weights alone are not repeated.
+        """
+        moves = depends_on_batch(self._strategies[0])
+        by_tensor = zip(*(strategy.batch.saved for strategy in self._strategies))
         return [
             torch.stack(tensors) if moving else tensors[0]
             for moving, tensors in zip(moves, by_tensor)
         ]
 
     def _checked_call(self) -> "_Call":
-        """The vmapped graph, once its product was that of each batch alone, or of the first where the graph is known.
+        """Return the vmapped graph, once its products agree with plain ones.
+
+        The product of each batch is compared, or of the first alone where the graph is known.
 
         Raises:
             ObjectiveError: If it is not.
         """
-        count = len(self._ways)
-        known = _known.setdefault(self._ways[0].batch.graph, {})
+        count = len(self._strategies)
+        known = _known.setdefault(self._strategies[0].batch.graph, {})
         recorded, is_new = known.get(count), count not in known
         if isinstance(recorded, str):
             raise ObjectiveError(recorded)
@@ -363,22 +403,23 @@ class _Meeting:
             if can_replay(self._device)
             else partial(_run, recorded.graph, saved)
         )
-        generator, like = seeded(0), self._ways[0].problem.like
+        generator, like = seeded(0), self._strategies[0].problem.like
         rows = {
-            index: torch.randn(1, way.size, generator=generator, dtype=torch.float64).to(like)
-            for index, way in enumerate(self._ways)
+            index: torch.randn(1, strategy.size, generator=generator, dtype=torch.float64).to(like)
+            for index, strategy in enumerate(self._strategies)
         }
         products = self._multiply_together(call, rows)
         for index in rows if is_new else (0,):
             expected = torch.empty_like(rows[index])
-            self._ways[index].multiply(rows[index], expected)
+            self._strategies[index].multiply(rows[index], expected)
             check_agreement(products[index], expected, "vmapped product graph", SAME_OPERATIONS)
         known[count] = recorded
         return call
 
     def _vmapped(self, saved: Sequence[Tensor]) -> fx.GraphModule:
-        """The product graph of several batches."""
-        first = self._ways[0]
+        """Build the product graph of several batches."""
+        first = self._strategies[0]
+        # Saved tensors that differ between batches are stacked; those of the weights are shared.
         in_dims = (
             *(0 if moves else None for moves in depends_on_batch(first)),
             *(0 for _ in first.leaves),
@@ -390,15 +431,19 @@ class _Meeting:
         return vmapped
 
     def _zeros(self) -> list[Tensor]:
-        """Vectors of all batches."""
-        first, like = self._ways[0], self._ways[0].problem.like
+        """Build vectors of zeros for all batches."""
+        first, like = self._strategies[0], self._strategies[0].problem.like
         pieces = first.padded(torch.zeros(1, first.size, dtype=like.dtype, device=like.device))
-        return [torch.stack([piece] * len(self._ways)) for piece in pieces]
+        return [torch.stack([piece] * len(self._strategies)) for piece in pieces]
 
     def _replayed(self, recorded: "_Recorded", saved: Sequence[Tensor]) -> "_Call":
-        """The vmapped graph as a CUDA graph, recorded once for all lots of so many batches; as it is where that fails."""
-        batch = replace(self._ways[0].batch, saved=tuple(saved))
-        with self._ways[0].problem.differentiating(), torch.no_grad():
+        """Return the vmapped graph as a CUDA graph, or as it is.
+
+        It is recorded once for each number of batches. Where recording fails, the vmapped graph
+        runs as it is.
+        """
+        batch = replace(self._strategies[0].batch, saved=tuple(saved))
+        with self._strategies[0].problem.differentiating(), torch.no_grad():
             if recorded.static is None and not recorded.failure:
                 try:
                     recorded.static = StaticProduct(
@@ -416,14 +461,19 @@ class _Meeting:
 
     @property
     def _device(self) -> torch.device:
-        return self._ways[0].problem.like.device
+        return self._strategies[0].problem.like.device
 
     def _give_up(self, error: Exception) -> None:
-        """Multiply one by one from now on, and later batches too where that is not for want of memory."""
+        """Multiply the batches separately from now on.
+
+        This holds for later batches too, unless memory was the reason.
+        """
         self._call = None
         self.failure = first_line(error)
         if not is_out_of_memory(error):
-            _known.setdefault(self._ways[0].batch.graph, {})[len(self._ways)] = self.failure
+            _known.setdefault(self._strategies[0].batch.graph, {})[len(self._strategies)] = (
+                self.failure
+            )
 
 
 @dataclass(eq=False)
@@ -431,7 +481,8 @@ class _Recorded:
     """The product graph of so many batches, and its recording.
 
     Attributes:
-        failure: Why it could not be recorded as a CUDA graph; "" where that was not tried, or worked.
+        failure: Why it could not be recorded as a CUDA graph; "" where that was not tried, or
+            worked.
     """
 
     graph: fx.GraphModule
@@ -439,7 +490,8 @@ class _Recorded:
     failure: str = ""
 
 
-# By number of batches, or why there is none. They hold no traced graph, so that one which is forgotten goes.
+# By number of batches, or why there is none. They hold no traced graph, so that one which is
+# forgotten goes.
 _known: "weakref.WeakKeyDictionary[TracedGraph, dict[int, _Recorded | str]]" = (
     weakref.WeakKeyDictionary()
 )
@@ -460,7 +512,7 @@ def _replay(
 
 
 def _with_reshapes(product: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with views that may copy."""
+    """Copy a graph with its views replaced by reshapes, which may copy."""
     graph = fx.Graph()
     output = graph.graph_copy(product.graph, {})
     graph.output(output)

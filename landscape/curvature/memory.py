@@ -1,8 +1,8 @@
-"""How much memory is free, how much a computation takes, and how to tell that it ran out.
+"""Free memory, the memory that a computation takes, and running out of it.
 
-On a CPU an allocation hardly ever fails: the kernel gives out more than it has and kills the process that uses it. So
-what a computation takes is counted as it goes, and it is stopped before it has taken too much.
-Imports only torch and landscape.memory.
+On a CPU an allocation hardly ever fails: the kernel gives out more than it has and kills the
+process that uses it. So what a computation takes is counted as it goes, and it is stopped before it
+has taken too much. Imports only torch and landscape.memory.
 """
 
 import weakref
@@ -21,9 +21,10 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory",
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on `device` without harm.
+    """Return the bytes that can be taken on `device` without harm.
 
-    On a GPU what its driver and PyTorch's cache have left; on a CPU see `landscape.memory.free_memory`.
+    On a GPU what its driver and PyTorch's cache have left; on a CPU see
+    `landscape.memory.free_memory`.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -32,7 +33,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of this process, of a GPU, or of what a MemoryWatch allows."""
+    """Tell whether an error says that memory ran out.
+
+    It may be that of this process, of a GPU, or of what a MemoryWatch allows.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -41,10 +45,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def forget_failed_backward(device: torch.device) -> None:
-    """Let go of what a backward pass held when it was stopped by an error.
+    """Free what a backward pass held when an error stopped it.
 
-    Its operations that were ready to run stay in the queue of this thread, and with them the graph, until another pass.
-    Nothing in Python holds them. Seen in torch 2.14.
+    Its operations that were ready to run stay in the queue of this thread, and with them the graph,
+    until another pass. Nothing in Python holds them. Seen in torch 2.14.
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = torch.zeros(1, device=device, requires_grad=True)
@@ -52,12 +56,16 @@ def forget_failed_backward(device: torch.device) -> None:
 
 
 class MemoryWatch(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made while it is active, for as long as they live; stops at a limit.
+    """Count of the bytes of living tensors, which stops at a limit.
 
-    May be entered again; what was made before still counts while it lives. Costs some 10 microseconds per operation.
-    What a kernel takes for itself and gives back is not seen, nor what the heap wastes: the process took 1.06 to 1.1 times
-    the count where every tensor was mapped for itself, and up to 2.4 times with the C library's usual heap. Of a higher-order
-    operator (torch's `scan`, `associative_scan`, `cond`) the results are counted, and not what its body takes meanwhile.
+    Tensors count that are made while it is active, for as long as they live.
+
+    May be entered again; what was made before still counts while it lives. Costs some 10
+    microseconds per operation. What a kernel takes for itself and gives back is not seen, nor what
+    the heap wastes: the process took 1.06 to 1.1 times the count where every tensor was mapped for
+    itself, and up to 2.4 times with the C library's usual heap. Of a higher-order operator (torch's
+    `scan`, `associative_scan`, `cond`) the results are counted, and not what its body takes
+    meanwhile. Tensors on the meta device take nothing.
 
     Args:
         limit: Bytes.
@@ -70,7 +78,8 @@ class MemoryWatch(TorchDispatchMode):
         MemoryError: In the middle of the operation that goes beyond the limit.
     """
 
-    # Else PyTorch refuses to run a higher-order operator under this mode, with a message about classes of its own.
+    # Else PyTorch refuses to run a higher-order operator under this mode, with a message about
+    # classes of its own.
     supports_higher_order_operators = True
 
     def __init__(self, limit: int) -> None:
@@ -94,7 +103,11 @@ class MemoryWatch(TorchDispatchMode):
         ):
             flat = result if isinstance(result, (tuple, list)) else (result,)
             for tensor in tree_leaves(result) if schema is None else flat:
-                if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
+                if (
+                    isinstance(tensor, Tensor)
+                    and tensor.layout == torch.strided
+                    and not tensor.is_meta
+                ):
                     self._count(tensor)
         if self.live > self.limit:
             raise MemoryError(f"{self.live:,} bytes were taken, {self.limit:,} are allowed")
@@ -102,6 +115,7 @@ class MemoryWatch(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
+        # By storage, so that tensors that share memory are counted once.
         key, size = storage._cdata, storage.nbytes()
         if key in self._storages:
             return

@@ -1,7 +1,9 @@
-"""The diagonal blocks of a Hessian, one per module: which modules those are, and the spectrum of each.
+"""The diagonal blocks of a Hessian by module, and their spectra.
 
-The block of a module is the Hessian of the loss by that module's parameters alone. Where the graph of the whole gradient fits in
-memory all blocks share it, elsewhere each computes its products as the whole would. Shapes: n = size of a block.
+The block of a module is the Hessian of the loss by that module's parameters alone. Where the graph
+of the whole gradient fits in memory all blocks share it, elsewhere each computes its products as
+the whole would.
+Shapes: n = size of a block.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,15 +15,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from landscape.curvature.choice import ProductChoice
+from landscape.curvature.choice import HvpChoice
 from landscape.curvature.hessian import HessianOperator
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters
 from landscape.curvature.rounding import product_errors
 from landscape.curvature.spot_check import SpotCheck
+from landscape.deprecation import renamed_keyword, warn_of_old_name
 from landscape.errors import MemoryLimitError, ObjectiveError
-from landscape.linalg.lanczos import LEAST_ROOM, Which, eigsh, num_vectors_in
+from landscape.linalg.lanczos import MIN_EXTRA_VECTORS, Which, eigsh, num_vectors_in
 from landscape.linalg.operator import SymmetricOperator
 from landscape.linalg.results import EigenPairs
+from landscape.linalg.vectors import all_finite
+from landscape.suggestions import did_you_mean
 
 Modules = Mapping[str, tuple[str, ...]]
 
@@ -33,19 +38,28 @@ class ModuleSpectrum:
     Attributes:
         module: Dotted name of the module, or of a parameter that belongs to none.
         num_params: Size of the block.
-        pairs: Its eigenpairs with their certificates; `pairs.ritz` holds both ends.
+        eigenpairs: Its eigenpairs with their certificates; `eigenpairs.ritz` holds both ends.
     """
 
     module: str
     num_params: int
-    pairs: EigenPairs
+    eigenpairs: EigenPairs
+
+    @property
+    def pairs(self) -> EigenPairs:
+        """Return `eigenpairs`, of which this is the old name."""
+        warn_of_old_name("pairs", "eigenpairs")
+        return self.eigenpairs
 
 
 class HessianBlock(SymmetricOperator):
-    """The Hessian of an objective by some of its parameters, as one of the blocks of `HessianBlocks`.
+    """The Hessian of an objective by some of its parameters.
 
-    A product goes through the part of the shared graph between those parameters and the loss only. Without such a graph the
-    block is an operator of its own, with the other parameters held, and computes its products as the whole does.
+    It is one of the blocks of `HessianBlocks`.
+
+    A product goes through the part of the shared graph between those parameters and the loss only.
+    Without such a graph the block is an operator of its own, with the other parameters held, and
+    computes its products as the whole does.
 
     Attributes:
         support: As in HessianOperator; None where the loss depends on none of the parameters.
@@ -56,7 +70,7 @@ class HessianBlock(SymmetricOperator):
         self._blocks = blocks
         self._alone: HessianOperator | None = None
         whole, names = blocks.whole, blocks.modules[name]
-        self.n = sum(blocks.params[one].numel() for one in names)
+        self.n = sum(blocks.params[parameter].numel() for parameter in names)
         self.dtype, self.device = whole.dtype, whole.device
         support = whole.support_of(names)
         # A solver needs one coordinate at least.
@@ -70,29 +84,33 @@ class HessianBlock(SymmetricOperator):
         """Multiply k vectors, one by one.
 
         Raises:
-            ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite.
-            MemoryLimitError: If memory ran out, and no other way fits.
+            ObjectiveError: If an operation turns out to have no second derivative, or a product is
+                not finite.
+            MemoryLimitError: If memory ran out, and no other strategy fits.
         """
         self._blocks.check()
         with torch.inference_mode(False):
             rows = (V.clone() if V.is_inference() else V.detach()).T
             products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
+            # The part of the gradient that belongs to a module, differentiated by its parameters
+            # alone, gives the diagonal block; the rest of the Hessian is never computed.
             if not self._blocks.whole.multiply_block(
                 self._blocks.modules[self.name], rows, products
             ):
                 self._alone = self._alone or self._blocks.alone(self.name)
                 products.copy_((self._alone @ rows.T).T)
         products.add_(rows, alpha=self._blocks.weight_decay)
-        if not torch.isfinite(products).all():
+        if not all_finite(products):
             raise ObjectiveError(
-                f"{self.name}: a product with its block of the Hessian is not finite; look for an overflow."
+                f"{self.name}: a product with its block of the Hessian is not finite; look for an "
+                "overflow."
             )
         return products.T
 
     def product_errors(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         def moved(params: Params) -> HessianBlock:
             # No two graphs at a time.
-            self._blocks.let_go()
+            self._blocks.release_graph()
             self._alone = None
             return self._blocks.at(params).block(self.name)
 
@@ -100,24 +118,31 @@ class HessianBlock(SymmetricOperator):
 
 
 class HessianBlocks:
-    """The diagonal blocks of the Hessian of `objective` at `params` on `batch` that belong to modules.
+    """The diagonal blocks of a Hessian that belong to modules.
 
-    They share the graph of the whole gradient where it is kept, and elsewhere make their products in the way that the whole
-    chose: two evaluations a block to begin with, and another for every product.
+    The Hessian is that of `objective` at `params` on `batch`.
+
+    They share the graph of the whole gradient where it is kept, and elsewhere make their products
+    by the strategy that the whole chose: two evaluations a block to begin with, and another for
+    every product.
 
     Args:
-        objective, params, batch: As for HessianOperator, with all that it refuses.
-        modules: Names of the chosen parameters of each module, as from `modules_of`; no parameter twice.
-        product, rows, max_memory, allow_tf32, check: As for HessianOperator; `product` may be the `choice` of earlier blocks.
+        objective, params, batch: As in HessianOperator, with all that it refuses.
+        modules: Names of the chosen parameters of each module, as from `modules_of`; no parameter
+            twice.
+        hvp, rows, max_memory, allow_tf32, check: As in HessianOperator; `hvp` may be the
+            `choice` of earlier blocks.
 
     Attributes:
         loss: Value of the objective, the L2 term of all parameters included, in nats.
 
     Raises:
-        ObjectiveError, MemoryLimitError: As HessianOperator.
-        ValueError: If a module has no parameters, or one that was not chosen; and as HessianOperator.
+        ObjectiveError, MemoryLimitError: As in HessianOperator.
+        ValueError: If a module has no parameters, or one that was not chosen; and as
+            HessianOperator.
     """
 
+    @renamed_keyword("product", "hvp")
     def __init__(
         self,
         objective: Objective,
@@ -125,7 +150,7 @@ class HessianBlocks:
         batch: Batch,
         modules: Modules,
         *,
-        product: str | ProductChoice = "auto",
+        hvp: str | HvpChoice = "auto",
         rows: int | None = None,
         max_memory: int | None = None,
         allow_tf32: bool = False,
@@ -134,7 +159,8 @@ class HessianBlocks:
         for module, names in modules.items():
             if not names or any(name not in params for name in names):
                 raise ValueError(
-                    f"module {module!r} must hold some of the chosen parameters and no others, got {list(names)}."
+                    f"module {module!r} must hold some of the chosen parameters and no others, got "
+                    f"{list(names)}."
                 )
         self.modules = modules
         self._objective, self._batch = objective, batch
@@ -144,7 +170,7 @@ class HessianBlocks:
             "check": check,
         }
         self._whole: HessianOperator | None = HessianOperator(
-            objective, params, batch, product=product, rows=rows, **self._options
+            objective, params, batch, hvp=hvp, rows=rows, **self._options
         )
         # Made anew it is the same.
         self._options["check"] = False
@@ -153,72 +179,83 @@ class HessianBlocks:
             self._whole.loss,
             objective.weight_decay,
         )
-        self._choice: ProductChoice | None = None
+        self._choice: HvpChoice | None = None
         self._check: SpotCheck | None = None
 
     def check(self) -> None:
-        """Hold a product of the whole against differences, unless that was done.
+        """Compare a product of the whole with differences, unless that was done.
 
         Raises:
-            ObjectiveError, MemoryLimitError: As `HessianOperator.check`.
+            ObjectiveError, MemoryLimitError: As in `HessianOperator.check`.
         """
         if self._check is None:
             self._check = self.whole.check()
 
     @property
     def checked(self) -> str:
-        """What the check of the whole says; "" before the first product."""
+        """Return the result of the whole's check; "" before the first product."""
         return "" if self._check is None else str(self._check)
 
     @property
     def whole(self) -> HessianOperator:
-        """The Hessian by all parameters, which keeps the graph; made anew where it was let go of."""
+        """Return the Hessian by all parameters, which keeps the graph.
+
+        It is built anew where it was freed.
+        """
         if self._whole is None:
             self._whole = HessianOperator(
-                self._objective, self.params, self._batch, product=self.choice, **self._options
+                self._objective, self.params, self._batch, hvp=self.choice, **self._options
             )
         return self._whole
 
     @property
-    def choice(self) -> ProductChoice:
-        """How the products of the blocks are computed, and why: what the whole chooses, with one product of its own.
+    def choice(self) -> HvpChoice:
+        """Return how the products of the blocks are computed, and why.
+
+        It is what the whole chooses, with one product of its own.
 
         Raises:
-            ObjectiveError, MemoryLimitError: As HessianOperator, for its first product.
+            ObjectiveError, MemoryLimitError: As in HessianOperator, for its first product.
         """
         if self._whole is not None:
             # Blocks multiply through parts of its graph, so the whole is checked for all of them.
             self.check()
             self._choice = self._whole.choose()
-        assert self._choice is not None, "let_go keeps it"
+        assert self._choice is not None, "release_graph keeps it"
         return self._choice
 
-    def let_go(self) -> None:
+    def release_graph(self) -> None:
         """Free the graph until a block needs it again."""
         self._choice, self._whole = self.choice, None
 
     def at(self, params: Params) -> "HessianBlocks":
-        """The same blocks at other parameters."""
+        """Build the same blocks at other parameters."""
         return HessianBlocks(
-            self._objective, params, self._batch, self.modules, product=self.choice, **self._options
+            self._objective, params, self._batch, self.modules, hvp=self.choice, **self._options
         )
 
     def block(self, module: str) -> HessianBlock:
-        """The block of a module; the coordinates are its parameters in the order of `modules`."""
+        """Return the block of a module.
+
+        Its coordinates are the module's parameters in the order of `modules`.
+        """
         return HessianBlock(self, module)
 
     def alone(self, module: str) -> HessianOperator:
-        """The block of a module, without the L2 term, as an operator that shares nothing with the others.
+        """Build the block of a module as an operator of its own.
+
+        It has no L2 term, and shares nothing with the other blocks.
 
         Raises:
-            ObjectiveError, MemoryLimitError: As HessianOperator.
+            ObjectiveError, MemoryLimitError: As in HessianOperator.
         """
         chosen = {name: self.params[name] for name in self.modules[module]}
         others = {name: tensor for name, tensor in self.params.items() if name not in chosen}
         objective = replace(self._objective.holding(others), weight_decay=0.0)
-        return HessianOperator(objective, chosen, self._batch, product=self.choice, **self._options)
+        return HessianOperator(objective, chosen, self._batch, hvp=self.choice, **self._options)
 
 
+@renamed_keyword("product", "hvp")
 def per_module_spectra(
     model: nn.Module,
     loss: Callable[[Any, Batch], Tensor],
@@ -232,27 +269,47 @@ def per_module_spectra(
     tol: float = 1e-3,
     max_matvecs: int | None = None,
     seed: int = 0,
-    product: str | ProductChoice = "auto",
+    hvp: str | HvpChoice = "auto",
     max_memory: int | None = None,
     max_basis_memory: int | None = None,
     check: bool = True,
 ) -> tuple[ModuleSpectrum, ...]:
-    """The k extreme eigenpairs of each module's diagonal block of the Hessian of `loss(model, batch)`.
+    """Compute the k extreme eigenpairs of each module's Hessian block.
+
+    The block is a diagonal block of the Hessian of `loss(model, batch)`.
 
     Args:
-        model, loss, batch, parameters, weight_decay: As for `hessian`.
-        k: Of each block; all of a smaller one.
-        which, tol, max_matvecs, seed: As for `eigsh`; the same seed for every block.
-        modules: Shell patterns of module names; by default every block of the network and what is left; see `modules_of`.
-        product, max_memory, check: As for `hessian`; a loss of this kind cannot be taken in chunks of rows.
-        max_basis_memory: Bytes that the Krylov vectors of one block may take; by default as many as its products bring.
+        model, loss, batch, parameters, weight_decay: As in `hessian`.
+        k: Eigenvalues of each block; all of a smaller block.
+        which, tol, max_matvecs, seed: As in `eigsh`; the same seed for every block.
+        modules: Shell patterns of module names; by default every block of the network and what is
+            left; see `modules_of`.
+        hvp, max_memory, check: As in `hessian`; a loss of this kind cannot be taken in chunks
+            of rows.
+        max_basis_memory: Bytes that the Krylov vectors of one block may take; by default as many as
+            its products bring.
 
     Returns:
         One spectrum per module, in the order of the network.
 
     Raises:
-        ObjectiveError: As `hessian`, and if a pattern names no module.
-        MemoryLimitError: As `hessian`, and if the vectors that a block needs do not fit.
+        ObjectiveError: As in `hessian`, and if a pattern names no module.
+        MemoryLimitError: As in `hessian`, and if the vectors that a block needs do not fit.
+
+    Examples:
+        >>> import torch, landscape
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> batch = torch.randn(32, 4), torch.randn(32, 1)
+        >>> def loss(model, batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        ...
+        >>> for spectrum in landscape.per_module_spectra(model, loss, batch, k=1):
+        ...     print(spectrum.module, spectrum.num_params)
+        ...
+        0 40
+        2 9
     """
     objective = Objective.from_closure(model, loss, weight_decay=weight_decay)
     params = select_parameters(model, parameters)
@@ -261,7 +318,7 @@ def per_module_spectra(
         params,
         batch,
         modules_of(model, params, modules),
-        product=product,
+        hvp=hvp,
         max_memory=max_memory,
         check=check,
     )
@@ -284,19 +341,24 @@ def spectra_of(
     seed: int = 0,
     max_basis_memory: int | None = None,
 ) -> tuple[ModuleSpectrum, ...]:
-    """The k extreme eigenpairs of every block, without vectors; arguments as for `per_module_spectra`."""
+    """Compute the k extreme eigenpairs of every block, without vectors.
+
+    The arguments are those of `per_module_spectra`.
+    """
     spectra = []
     for module in blocks.modules:
         block = blocks.block(module)
         most = min(k, block.n)
         limit = None if max_matvecs is None else max(max_matvecs, most)
         room = None if max_basis_memory is None else num_vectors_in(max_basis_memory, block)
-        if room is not None and room < most + LEAST_ROOM:
+        if room is not None and room < most + MIN_EXTRA_VECTORS:
             raise MemoryLimitError(
-                f"{module}: {max_basis_memory:,} bytes hold {room} vectors of {block.n - block.num_unused:,} numbers, but {most} "
-                f"eigenvalues of this block need {most + LEAST_ROOM}. Allow more for the Krylov vectors, or leave the block out."
+                f"{module}: {max_basis_memory:,} bytes hold {room} vectors of "
+                f"{block.n - block.num_unused:,} numbers, but {most} eigenvalues of this block "
+                f"need {most + MIN_EXTRA_VECTORS}. Allow more for the Krylov vectors, or leave the "
+                "block out."
             )
-        pairs = eigsh(
+        eigenpairs = eigsh(
             block,
             most,
             which,
@@ -306,25 +368,26 @@ def spectra_of(
             max_basis=room,
             return_vectors=False,
         )
-        spectra.append(ModuleSpectrum(module, block.n, pairs))
+        spectra.append(ModuleSpectrum(module, block.n, eigenpairs))
     return tuple(spectra)
 
 
 def modules_of(
     model: nn.Module, params: Params, patterns: Sequence[str] | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """The modules of a network that are worth a spectrum of their own, and the chosen parameters that each holds.
+    """Group the chosen parameters by modules worth a spectrum of their own.
 
-    Without patterns they are the blocks that the network repeats: the elements of every innermost ModuleList or Sequential
-    whose elements are of one class and themselves made of modules (resblocks.i of a CLIP, blocks.i of timm's ViT,
-    layers.i.blocks.j of VMamba, block{i}.j of Simba). What is left is taken by the largest modules without such a block, and
-    parameters that lie beside blocks stand alone, so that every chosen parameter is in exactly one. A network that repeats
-    nothing is taken layer by layer.
+    Without patterns they are the blocks that the network repeats: the elements of every innermost
+    ModuleList or Sequential whose elements are of one class and themselves made of modules
+    (resblocks.i of a CLIP, blocks.i of timm's ViT, layers.i.blocks.j of VMamba, block{i}.j of
+    Simba). What is left is taken by the largest modules without such a block, and parameters that
+    lie beside blocks stand alone, so that every chosen parameter is in exactly one. A network that
+    repeats nothing is taken layer by layer.
 
     Args:
         params: The chosen parameters.
-        patterns: Shell patterns of dotted names of modules or parameters instead; of nested modules that match, the
-            outermost is taken. Parameters that none of them holds are left out.
+        patterns: Shell patterns of dotted names of modules or parameters instead; of nested modules
+            that match, the outermost is taken. Parameters that none of them holds are left out.
 
     Returns:
         Module -> names of its parameters, in the order of params.
@@ -335,14 +398,16 @@ def modules_of(
     places = (
         _chosen_places(params, patterns) if patterns is not None else _own_places(model, params)
     )
-    found: dict[str, list[str]] = {}
+    grouped: dict[str, list[str]] = {}
     for name, place in places.items():
-        found.setdefault(place, []).append(name)
-    return {place: tuple(names) for place, names in found.items()}
+        grouped.setdefault(place, []).append(name)
+    return {place: tuple(names) for place, names in grouped.items()}
 
 
 def coordinates_of(params: Params, names: Iterable[str]) -> Int64[Tensor, " s"]:
-    """The flat indices of parameters, in the order of `names`: what `restricted(H, ...)` takes.
+    """Return the flat indices of parameters, in the order of `names`.
+
+    They are what `restricted(H, ...)` takes.
 
     Raises:
         ValueError: If a name is not in `params`.
@@ -362,7 +427,7 @@ def coordinates_of(params: Params, names: Iterable[str]) -> Int64[Tensor, " s"]:
 
 
 def _chosen_places(params: Params, patterns: Sequence[str]) -> dict[str, str]:
-    """The outermost prefix of each parameter's name that a pattern matches."""
+    """Return the outermost prefix of each parameter's name that a pattern matches."""
     places: dict[str, str] = {}
     matched: set[str] = set()
     for name in params:
@@ -372,9 +437,12 @@ def _chosen_places(params: Params, patterns: Sequence[str]) -> dict[str, str]:
                 places.setdefault(name, prefix)
                 matched |= hits
     if missing := [pattern for pattern in patterns if pattern not in matched]:
+        examples = dict.fromkeys(name.rpartition(".")[0] or name for name in list(params)[:3])
+        known = (prefix for name in params for prefix in _prefixes(name))
         raise ObjectiveError(
-            f"no module that holds a chosen parameter matches {missing[0]!r}. Patterns are matched against full dotted names, "
-            f"such as {', '.join(dict.fromkeys(name.rpartition('.')[0] or name for name in list(params)[:3]))}."
+            f"no module that holds a chosen parameter matches {missing[0]!r}. Patterns are matched "
+            f"against full dotted names, such as {', '.join(examples)}."
+            f"{did_you_mean(missing[0], known)}"
         )
     return places
 
@@ -383,20 +451,26 @@ def _own_places(model: nn.Module, params: Params) -> dict[str, str]:
     blocks = _repeated_blocks(model)
     if not blocks:
         return {name: name.rpartition(".")[0] or name for name in params}
+    # What contains blocks is divided further; everything else is taken as a whole.
     above = {prefix for block in blocks for prefix in _prefixes(block)[:-1]}
-    # The first prefix that is not above a block: an innermost block, a module beside blocks, or the parameter itself.
+    # The first prefix that is not above a block: an innermost block, a module beside blocks, or the
+    # parameter itself.
     return {
         name: next(prefix for prefix in _prefixes(name) if prefix not in above) for name in params
     }
 
 
 def _repeated_blocks(model: nn.Module) -> set[str]:
-    """Names of the elements of all lists of blocks, those of lists within blocks too."""
+    """Name the elements of all lists of blocks, also of nested lists."""
     return {block for name, module in model.named_modules() for block in _blocks_in(name, module)}
 
 
 def _blocks_in(name: str, module: nn.Module) -> list[str]:
-    """Names of a list's elements, if all that have parameters are of one class and made of modules that have some."""
+    """Name a list's elements if they are blocks; else return none.
+
+    They are blocks if all that have parameters are of one class, and made of modules that have
+    some.
+    """
     if not isinstance(module, nn.ModuleList | nn.Sequential):
         return []
     children = {
@@ -404,6 +478,7 @@ def _blocks_in(name: str, module: nn.Module) -> list[str]:
         for key, child in module.named_children()
         if any(True for _ in child.parameters())
     }
+    # Blocks are of one class and composite: a row of single layers, such as Linear, is none.
     kinds = {type(child) for child in children.values()}
     if len(kinds) != 1 or not all(_is_composite(child) for child in children.values()):
         return []
@@ -415,6 +490,6 @@ def _is_composite(module: nn.Module) -> bool:
 
 
 def _prefixes(name: str) -> list[str]:
-    """Of a dotted name, from the first part to the whole."""
+    """List the prefixes of a dotted name, from the first part on."""
     parts = name.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]

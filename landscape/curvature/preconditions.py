@@ -1,4 +1,4 @@
-"""What must hold before a loss has a Hessian worth computing, checked before anything is differentiated.
+"""Conditions for a useful Hessian, checked before any derivative is taken.
 
 What only the autograd graph can tell is checked in landscape.curvature.graph.
 Imports only torch, landscape.errors and landscape.curvature.objective.
@@ -17,26 +17,31 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from landscape.curvature.objective import Batch, Params
 from landscape.errors import ObjectiveError
+from landscape.linalg.vectors import all_finite
 
-# The attributes by which torch, timm, open_clip, transformers and VMamba switch gradient checkpointing on.
+# The attributes by which torch, timm, open_clip, transformers and VMamba switch gradient
+# checkpointing on.
 _CHECKPOINTING_SWITCHES = ("grad_checkpointing", "gradient_checkpointing", "use_checkpoint")
 _EVAL = "Call model.eval() first."
 SCALED_BY_FREQUENCY = (
-    "divides the gradient of every row by how often the batch looks it up (scale_grad_by_freq), so it is no derivative of the "
-    "loss, and neither is what would pass for the Hessian"
+    "divides the gradient of every row by how often the batch looks it up (scale_grad_by_freq), so "
+    "it is no derivative of the loss, and neither is what would pass for the Hessian"
 )
 
 
 def check_twice_differentiable(module: nn.Module) -> None:
-    """Refuse a model whose loss is not the deterministic, twice differentiable function its Hessian would describe.
+    """Refuse a model whose loss has no meaningful Hessian.
 
-    Batch norm without running statistics (track_running_stats=False) passes: it uses the statistics of the batch in
-    eval mode too, by design, and its double backward agrees with central differences.
+    The loss must be a deterministic, twice differentiable function.
+
+    Batch norm without running statistics (track_running_stats=False) passes: it uses the statistics
+    of the batch in eval mode too, by design, and its double backward agrees with central
+    differences.
 
     Raises:
-        ObjectiveError: On train-mode batch norm or instance norm with running statistics, active dropout of any kind,
-            train-mode spectral norm, gradient checkpointing, or an embedding with max_norm or scale_grad_by_freq; the message
-            begins with the module's dotted name.
+        ObjectiveError: On train-mode batch norm or instance norm with running statistics, active
+            dropout of any kind, train-mode spectral norm, gradient checkpointing, or an embedding
+            with max_norm or scale_grad_by_freq; the message begins with the module's dotted name.
     """
     for name, part in module.named_modules():
         fault = _train_mode_fault(part) if part.training else None
@@ -48,34 +53,46 @@ def check_twice_differentiable(module: nn.Module) -> None:
 def _train_mode_fault(part: nn.Module) -> str | None:
     if isinstance(part, _BatchNorm):
         return (
-            "is batch norm in train mode, which couples the rows of a batch and rewrites the running statistics it keeps at "
-            f"every evaluation, so the loss is not the one that the model has when used. {_EVAL}"
+            "is batch norm in train mode, which couples the rows of a batch and rewrites the "
+            "running statistics it keeps at every evaluation, so the loss is not the one that the "
+            f"model has when used. {_EVAL}"
         )
     if isinstance(part, _InstanceNorm) and part.track_running_stats:
-        return f"is instance norm in train mode, which rewrites its running statistics at every evaluation. {_EVAL}"
+        return (
+            "is instance norm in train mode, which rewrites its running statistics at every "
+            f"evaluation. {_EVAL}"
+        )
     if isinstance(part, nn.RReLU):
-        return f"draws its slopes at random in train mode, so the loss is not a function of the parameters. {_EVAL}"
+        return (
+            "draws its slopes at random in train mode, so the loss is not a function of the "
+            f"parameters. {_EVAL}"
+        )
     if _has_spectral_norm(part):
         return (
-            "is under spectral norm in train mode, whose power iteration changes the loss without being differentiated, "
-            f"so the second derivative would be wrong. {_EVAL}"
+            "is under spectral norm in train mode, whose power iteration changes the loss without "
+            f"being differentiated, so the second derivative would be wrong. {_EVAL}"
         )
     if rate := _active_dropout(part):
-        return f"has active dropout ({rate}), so the loss is random and not a function of the parameters. {_EVAL}"
+        return (
+            f"has active dropout ({rate}), so the loss is random and not a function of the "
+            f"parameters. {_EVAL}"
+        )
     return None
 
 
 def _has_spectral_norm(part: nn.Module) -> bool:
+    # As a parametrization, and as the older hook.
     return isinstance(part, _SpectralNorm) or any(
         isinstance(hook, SpectralNorm) for hook in part._forward_pre_hooks.values()
     )
 
 
 def _active_dropout(part: nn.Module) -> str | None:
-    """The name and value of the rate at which a train-mode module drops something, found by name.
+    """Return name and value of a train-mode module's drop rate.
 
-    By name, because every library has its own class (torch's attention and recurrent layers keep a plain number), and
-    all of them call it drop-something, or are called that and hold `p` or `prob`.
+    By name, because every library has its own class (torch's attention and recurrent layers keep a
+    plain number), and all of them call it drop-something, or are called that and hold `p` or
+    `prob`.
     """
     kind = type(part).__name__.lower()
     is_dropout = "drop" in kind or "stochasticdepth" in kind
@@ -95,24 +112,31 @@ def _checkpointing_fault(part: nn.Module) -> str | None:
     for switch in _CHECKPOINTING_SWITCHES:
         if getattr(part, switch, False) is True:
             return (
-                f"has gradient checkpointing switched on ({switch}=True), which drops terms of the second derivative or "
-                "recomputes the network in every product. Switch it off; model.set_grad_checkpointing(False) does so in timm "
-                "and open_clip."
+                f"has gradient checkpointing switched on ({switch}=True), which drops terms of the "
+                "second derivative or recomputes the network in every product. Switch it off; "
+                "model.set_grad_checkpointing(False) does so in timm and open_clip."
             )
     return None
 
 
 def _embedding_fault(part: nn.Module) -> str | None:
-    """A padding_idx is no fault in itself: whether a batch looks that row up, the graph tells."""
+    """Describe what is wrong with an embedding; None if nothing is.
+
+    A padding_idx is no fault in itself: whether a batch looks that row up, the graph tells.
+    """
     if not isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
         return None
     if part.max_norm is not None:
         return (
-            f"rescales its weights in place in every forward pass (max_norm={part.max_norm:g}), which is not differentiated, so "
-            "its curvature would be that of another loss. Rescale the table once and set module.max_norm = None."
+            f"rescales its weights in place in every forward pass (max_norm={part.max_norm:g}), "
+            "which is not differentiated, so its curvature would be that of another loss. Rescale "
+            "the table once and set module.max_norm = None."
         )
     if part.scale_grad_by_freq:
-        return f"{SCALED_BY_FREQUENCY}. Set module.scale_grad_by_freq = False, which leaves the loss as it is."
+        return (
+            f"{SCALED_BY_FREQUENCY}. Set module.scale_grad_by_freq = False, which leaves the loss "
+            "as it is."
+        )
     return None
 
 
@@ -125,8 +149,8 @@ def check_autocast(device: torch.device) -> None:
     if torch.is_autocast_enabled(device.type):
         raise ObjectiveError(
             f"torch.autocast is enabled for {device.type}: it would compute second derivatives in "
-            f"{torch.get_autocast_dtype(device.type)}, which leaves no correct digits in small eigenvalues. "
-            "Leave the autocast block first."
+            f"{torch.get_autocast_dtype(device.type)}, which leaves no correct digits in small "
+            "eigenvalues. Leave the autocast block first."
         )
 
 
@@ -134,35 +158,39 @@ def check_parameters(params: Params) -> None:
     """Refuse parameters that cannot form one real vector in float32 or float64.
 
     Raises:
-        ObjectiveError: If there are none or they have no entries, their types or devices differ, the type is another, or a
-            value is not finite.
+        ObjectiveError: If there are none or they have no entries, their types or devices differ,
+            the type is another, or a value is not finite.
     """
     if not params:
         raise ObjectiveError(
-            "No parameters were given, so there is no derivative to take. Use select_parameters(model, ...)."
+            "No parameters were given, so there is no derivative to take. Use "
+            "select_parameters(model, ...)."
         )
     if not any(tensor.numel() for tensor in params.values()):
         raise ObjectiveError(
-            f"The selected parameters ({', '.join(params)}) have 0 entries in all, so there is no derivative. Select others."
+            f"The selected parameters ({', '.join(params)}) have 0 entries in all, so there is no "
+            "derivative. Select others."
         )
     first, like = next(iter(params.items()))
     for name, tensor in params.items():
+        # Second derivatives are differences of large terms that cancel: the 8 or 11 bits of half
+        # precision do not survive that.
         if tensor.dtype not in (torch.float32, torch.float64):
             raise ObjectiveError(
-                f"{name}: is in {tensor.dtype}, but curvature needs float32 or float64: fewer bits leave no correct digits in "
-                "a second derivative, and complex or whole numbers have no Hessian here. Convert the model, e.g. with "
-                "model.float()."
+                f"{name}: is in {tensor.dtype}, but curvature needs float32 or float64: fewer bits "
+                "leave no correct digits in a second derivative, and complex or whole numbers have "
+                "no Hessian here. Convert the model, e.g. with model.float()."
             )
         if (tensor.dtype, tensor.device) != (like.dtype, like.device):
             raise ObjectiveError(
-                f"{name}: is in {tensor.dtype} on {tensor.device}, but {first} is in {like.dtype} on {like.device}. All selected "
-                "parameters form one vector; bring them to one type and device with model.to(device, dtype)."
+                f"{name}: is in {tensor.dtype} on {tensor.device}, but {first} is in {like.dtype} "
+                f"on {like.device}. All selected parameters form one vector; bring them to one "
+                "type and device with model.to(device, dtype)."
             )
-        # A finite sum has finite terms, and is found in a third of the time.
-        if not (torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise ObjectiveError(
-                f"{name}: has infinite or NaN entries, so the loss has no curvature there. Load a checkpoint from before the "
-                "divergence."
+                f"{name}: has infinite or NaN entries, so the loss has no curvature there. Load a "
+                "checkpoint from before the divergence."
             )
 
 
@@ -175,8 +203,9 @@ def check_batch(batch: Batch, device: torch.device) -> None:
     for name, tensor in _tensors(batch):
         if tensor.device != device:
             raise ObjectiveError(
-                f"{name}: is on {tensor.device}, but the parameters are on {device}. An operator is bound to one batch for "
-                f"life, and moving it is left to you: batch.to({str(device)!r})."
+                f"{name}: is on {tensor.device}, but the parameters are on {device}. An operator "
+                "is bound to one batch for life, and moving it is left to you: "
+                f"batch.to({str(device)!r})."
             )
 
 
@@ -196,66 +225,78 @@ def check_loss(loss: Any, batch: Batch, *, dtype: torch.dtype) -> None:
             else f"a {type(loss).__name__}"
         )
         raise ObjectiveError(
-            f"The loss must be one real number, a tensor of shape (), got {got}. Reduce it, e.g. with .mean()."
+            f"The loss must be one real number, a tensor of shape (), got {got}. Reduce it, e.g. "
+            "with .mean()."
         )
     if not torch.isfinite(loss):
         raise ObjectiveError(
-            f"The loss is {loss.item()} on the batch {describe_batch(batch)}, so it has no curvature there. Look for an "
-            "infinite input, a logarithm of zero or a diverged checkpoint."
+            f"The loss is {loss.item()} on the batch {describe_batch(batch)}, so it has no "
+            "curvature there. Look for an infinite input, a logarithm of zero or a diverged "
+            "checkpoint."
         )
     if torch.finfo(loss.dtype).eps > torch.finfo(dtype).eps:
         raise ObjectiveError(
-            f"The loss is in {loss.dtype}, but the parameters are in {dtype}, so digits get lost on the way. Take autocast and "
-            "casts out of the loss."
+            f"The loss is in {loss.dtype}, but the parameters are in {dtype}, so digits get lost "
+            "on the way. Take autocast and casts out of the loss."
         )
     if not loss.requires_grad:
         raise ObjectiveError(
-            "The loss does not depend on any of the selected parameters through differentiable operations. Look for .detach(), "
-            ".item(), torch.no_grad() or a model captured from outside, or select other parameters."
+            "The loss does not depend on any of the selected parameters through differentiable "
+            "operations. Look for .detach(), .item(), torch.no_grad() or a model captured from "
+            "outside, or select other parameters."
         )
 
 
 @contextmanager
 def reading_only(params: Params) -> Iterator[None]:
-    """Refuse an evaluation that writes into the parameters it is given; what is done to their `.data` goes unseen.
+    """Refuse an evaluation that writes into the parameters it is given.
+
+    What is done to their `.data` is not seen.
 
     Raises:
         ObjectiveError: If it has, naming the parameter.
     """
+    # PyTorch counts the changes in place of a tensor in `_version`.
     before = {name: tensor._version for name, tensor in params.items()}
     yield
     for name, tensor in params.items():
         if tensor._version != before[name]:
             raise ObjectiveError(
-                f"{name}: is written to in place while the loss is evaluated, so the loss is that of other parameters than those "
-                "given. Look for max_norm in an embedding or an assignment under no_grad, and do it once before, or not at all."
+                f"{name}: is written to in place while the loss is evaluated, so the loss is that "
+                "of other parameters than those given. Look for max_norm in an embedding or an "
+                "assignment under no_grad, and do it once before, or not at all."
             )
 
 
 def check_same_loss(first: float, second: float, *, dtype: torch.dtype) -> None:
-    """Refuse a loss that gave two values at the same parameters and batch.
+    """Refuse a loss with two values at the same parameters and batch.
 
-    The tolerance, 1000 units of rounding relative to max(1, |loss|), lets the order of additions on a GPU vary; dropout
-    of any rate that matters moves a loss by more.
+    The tolerance, 1000 units of rounding relative to max(1, |loss|), lets the order of additions on
+    a GPU vary; dropout of any rate that matters moves a loss by more.
 
     Raises:
         ObjectiveError: If they differ by more.
     """
+    # Not `>`, which NaN would pass.
     if not abs(first - second) <= 1000 * torch.finfo(dtype).eps * max(1.0, abs(first)):
         raise ObjectiveError(
-            f"The loss is random: evaluated twice at the same parameters and batch it gave {first:.9g} and {second:.9g}, so it "
-            "has no Hessian. Look for dropout that ignores eval mode, sampling or random augmentation; take it out of the loss."
+            "The loss is random: evaluated twice at the same parameters and batch it gave "
+            f"{first:.9g} and {second:.9g}, so it has no Hessian. Look for dropout that ignores "
+            "eval mode, sampling or random augmentation; take it out of the loss."
         )
 
 
 def describe_batch(batch: Batch) -> str:
-    """Names and shapes of the batch's tensors, for messages."""
+    """Describe names and shapes of the batch's tensors, for messages."""
     parts = [f"{name} {tuple(tensor.shape)}" for name, tensor in _tensors(batch)]
     return ", ".join(parts) or f"({type(batch).__name__} without tensors)"
 
 
 def _tensors(batch: Batch, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested mappings (those of Hugging Face included), lists and tuples, with their paths."""
+    """Yield the tensors in nested mappings, lists and tuples, with their paths.
+
+    The mappings of Hugging Face are included.
+    """
     if isinstance(batch, Tensor):
         yield name, batch
     elif isinstance(batch, Mapping):

@@ -1,8 +1,11 @@
-"""Ways of multiplying by the Hessian of a loss, one contract: they differ in time and memory, not in the result.
+"""Strategies of multiplying by the Hessian of a loss.
 
-Double backward over a graph that is kept (the fastest) or rebuilt for every product, and forward mode over the gradient.
-Row chunks are in row_chunks.py, recordings in replayed.py; landscape.curvature.choice picks.
-Never here: jvp of jacrev and grad of jvp, which are silently wrong through LayerNorm (torch.func.hessian is one).
+They share a contract, and differ in time and memory, not in the result.
+
+Double backward over a graph that is kept (the fastest) or rebuilt for every product, and forward
+mode over the gradient. Row chunks are in row_chunks.py, recordings in replayed.py;
+landscape.curvature.choice picks. Never here: jvp of jacrev and grad of jvp, which are silently
+wrong through LayerNorm (torch.func.hessian is one).
 Shapes: n = total size of the parameters, c = vectors multiplied at once.
 """
 
@@ -20,15 +23,15 @@ from landscape.curvature.evaluation import Problem, backward_in_place
 from landscape.curvature.graph import explained_errors
 from landscape.errors import ObjectiveError
 
-# Relative difference of two ways, above which one of them is wrong: rounding through a deep network is far below, and the
-# wrong rules that are known are off by 1e-2 and more.
+# Relative difference of two strategies, above which one of them is wrong: rounding through a deep
+# network is far below, and the wrong rules that are known are off by 1e-2 and more.
 AGREEMENT = {torch.float32: 3e-3, torch.float64: 1e-7}
-# The same where both ways do the same operations, in another order at most.
+# The same where both strategies do the same operations, in another order at most.
 SAME_OPERATIONS = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 class Product(ABC):
-    """One way of multiplying by the Hessian of the data term of a problem."""
+    """A strategy of multiplying by the Hessian of a problem's data term."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -55,11 +58,14 @@ class Product(ABC):
 
     @property
     def size(self) -> int:
-        """The length of a vector."""
+        """Return the length of a vector."""
         return sum(self._sizes)
 
     def split(self, rows: Float[Tensor, "c n"]) -> list[Tensor]:
-        """The vectors by parameter, in its shape, with a leading dimension c only if there are several."""
+        """Split the vectors by parameter, each in its parameter's shape.
+
+        There is a leading dimension c only if there are several vectors.
+        """
         lead = (len(rows),) if len(rows) > 1 else ()
         return [
             piece.reshape(lead + leaf.shape)
@@ -67,7 +73,7 @@ class Product(ABC):
         ]
 
     def write(self, products: Sequence[Tensor | None], out: Float[Tensor, "c n"]) -> None:
-        """Products by parameter as flat vectors, None as zero."""
+        """Write products by parameter as flat vectors, None as zero."""
         for product, target in zip(products, out.split(self._sizes, dim=1)):
             if product is None:
                 target.zero_()
@@ -83,7 +89,9 @@ class Product(ABC):
         retain_graph: bool,
     ) -> None:
         """Differentiate <gradient, vector> once more."""
-        # What is left out is zero everywhere: unused parameters, and gradients that are detached zeros.
+        # H v is the gradient of <g(x), v> with v held constant (Pearlmutter, Fast Exact
+        # Multiplication by the Hessian, Neural Computation 6, 1994). What is left out is zero
+        # everywhere: unused parameters, and gradients that are detached zeros.
         pairs = [
             (gradient, vector)
             for gradient, vector in zip(gradients, self.split(rows))
@@ -105,10 +113,13 @@ class Product(ABC):
 
 
 class RetainedGraph(Product):
-    """The gradient's graph is built once and kept: one more backward pass a product, at about two gradients of work.
+    """Double backward over a gradient's graph that is kept.
+
+    The graph is built once. A product is one more backward pass, at about two gradients of work.
 
     Args:
-        gradients: The gradient by parameter with its graph, None where the loss does not depend on one.
+        gradients: The gradient by parameter with its graph, None where the loss does not depend on
+            one.
     """
 
     name = "retained"
@@ -123,25 +134,31 @@ class RetainedGraph(Product):
 
 
 class RebuiltGraph(Product):
-    """The graph is built for every block of vectors, and freed as it is used: 2.6 to 3.3 gradients for one vector."""
+    """Double backward over a graph that is built for every block of vectors.
+
+    It is freed as it is used. A product costs 2.6 to 3.3 gradients for a single vector.
+    """
 
     name = "rebuilt"
     title = "double backward, graph rebuilt for every product"
 
     def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
         loss = self.problem.objective.data_term(self.problem.leaves, self.problem.batch)
+        # One graph for all vectors of the block.
         gradients = torch.autograd.grad(loss, self.leaves, create_graph=True, allow_unused=True)
         self.double_backward(gradients, rows, out, retain_graph=False)
 
 
 class TangentOfGradient(Product):
-    """jvp of the gradient, forward mode over reverse: 3.5 to 4.8 gradients, and more memory than a retained graph.
+    """jvp of the gradient: forward mode over reverse mode.
 
-    Needs a forward-mode rule of every operation of the network and of its backward pass. Where one is missing PyTorch
-    raises; one that is wrong only a comparison finds.
+    A product costs 3.5 to 4.8 gradients, and more memory than a retained graph.
+
+    Needs a forward-mode rule of every operation of the network and of its backward pass. Where one
+    is missing PyTorch raises; a wrong rule is only detected by a comparison.
 
     Args:
-        reference: A way of double backward to compare the first product with.
+        reference: A double-backward strategy to compare the first product with.
 
     Raises:
         ObjectiveError: On the first product, if it is not that of the reference.
@@ -166,6 +183,7 @@ class TangentOfGradient(Product):
         params = {name: leaf.detach() for name, leaf in self.problem.leaves.items()}
         gradient = grad(lambda params: self.problem.objective.data_term(params, self.problem.batch))
 
+        # The derivative of the gradient along v, d/dt g(x + t v) at t = 0, is H v.
         def push(*pieces: Tensor) -> tuple[Tensor, ...]:
             return tuple(jvp(gradient, (params,), (dict(zip(params, pieces)),))[1].values())
 
@@ -189,7 +207,9 @@ def check_agreement(
     """
     size = float(torch.linalg.vector_norm(reference, dtype=torch.float64))
     error = float(torch.linalg.vector_norm(product - reference, dtype=torch.float64))
+    # Not `>`, which a NaN would pass.
     if not error <= tolerances[reference.dtype] * size:
         raise ObjectiveError(
-            f"{title}: differs from double backward by {error / (size or 1):.1e}, so it is not used."
+            f"{title}: differs from double backward by {error / (size or 1):.1e}, so it is not "
+            "used."
         )

@@ -18,21 +18,26 @@ from landscape.curvature.objective import Batch, Objective, Params
 def promoted(
     objective: Objective, params: Params, batch: Batch, *, precision: Precision | None = None
 ) -> Point | None:
-    """The point in float64, on a copy of the module where there is one; None if something in the loss does not follow."""
+    """Return the point in float64; None if that fails.
+
+    It is on a copy of the module if there is one. It fails if something in the loss cannot be
+    converted.
+    """
     try:
         wide = objective
         if objective.module is not None and objective.rebound is not None:
             wide = objective.rebound(_copied(objective.module))
-        wide = replace(wide, forward=_widening(wide.forward), loss=_widening(wide.loss))
+        wide = replace(wide, forward=widening(wide.forward), loss=widening(wide.loss))
         point = Point(wide, widened(params), widened(batch), precision=precision)
         return point if point.digits == torch.float64 else None
-    # What a kernel or a loss raises when it meets another type is not known; the model is then judged as it is.
+    # What a kernel or a loss raises when it meets another type is not known; the model is then
+    # judged as it is.
     except Exception:
         return None
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy in float64 that is the same function."""
+    """Copy a module to float64 so that it computes the same function."""
     wide = copy.deepcopy(module)
     for part, own in zip(wide.modules(), module.modules()):
         # Its default is the rounding of the type that it is given.
@@ -43,7 +48,10 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def widened(nest: Any) -> Any:
-    """The same nest with every tensor of floating-point numbers in float64, apart from any graph."""
+    """Convert every floating-point tensor of a nest to float64.
+
+    The nest stays the same; the tensors are detached from any graph.
+    """
     return tree_map(_widened, nest)
 
 
@@ -53,7 +61,9 @@ def _widened(leaf: Any) -> Any:
     return leaf.detach().double().requires_grad_(leaf.requires_grad)
 
 
-def _widening(function: Callable[..., Any]) -> Callable[..., Any]:
+def widening(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function so that captured float32 tensors are taken to float64."""
+
     @wraps(function)
     def widened(*args: Any) -> Any:
         with _Widening():
@@ -63,7 +73,10 @@ def _widening(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Widening(TorchFunctionMode):
-    """Takes the tensors of float32 that a loss captured, such as class weights, along into operations in float64."""
+    """Mode that converts captured float32 tensors in float64 operations.
+
+    A loss may have captured them, such as class weights.
+    """
 
     def __torch_function__(
         self,

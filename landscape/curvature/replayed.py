@@ -1,7 +1,8 @@
 """HVPs whose kernel launches are recorded once as a CUDA graph and replayed.
 
-For small batches, whose products take longer to launch than to compute. Written for CUDA 12 and later; nothing here has run on a
-GPU yet, so what is replayed is compared with the plain product before it is used.
+For small batches, whose products take longer to launch than to compute. Written for CUDA 12 and
+later; nothing here has run on a GPU yet, so what is replayed is compared with the plain product
+before it is used.
 Shapes: n = total size of the parameters, c = vectors multiplied at once.
 """
 
@@ -32,25 +33,28 @@ Recorder = Callable[[Callable[[], None], torch.device], Callable[[], object]]
 
 # Runs before the recording, which must not meet what is set up on first use.
 _WARM_UPS = 3
-# Batches of a graph whose product is compared: the second shows whether the buffers are read at all.
+# Batches of a graph whose product is compared: the second shows whether the buffers are read at
+# all.
 _CHECKED_BATCHES = 2
 
 
 def can_replay(device: torch.device) -> bool:
-    """Whether launches can be recorded on a device."""
+    """Tell whether launches can be recorded on a device."""
     return device.type == "cuda"
 
 
 def cuda_graph(function: Callable[[], None], device: torch.device) -> Callable[[], object]:
-    """Record the kernels that a function launches as a CUDA graph; the result launches them.
+    """Record the kernels that a function launches as a CUDA graph.
 
-    The function has to read and write the same memory at every call.
+    The result launches them again. The function has to read and write the same memory at every
+    call.
 
     Raises:
         RuntimeError: If it does something that cannot be recorded, such as waiting for the device.
     """
     with torch.cuda.device(device):
         current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        # CUDA asks for warm-up runs on a stream of their own before a recording.
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
@@ -67,7 +71,7 @@ class ReplayedGraph(Product):
     """Replay the backward pass of a retained graph; one vector at a time.
 
     Args:
-        record: How the pass is recorded; None for a CUDA graph.
+        record: Function that records the pass; None for a CUDA graph.
 
     Raises:
         ObjectiveError: If what is replayed is not the plain product.
@@ -101,10 +105,11 @@ class ReplayedGraph(Product):
 class ReplayedTrace(TracedProduct):
     """Replay the product graph, recorded once for all batches and checkpoints.
 
-    Operators that share a graph share its buffers; the saved tensors of a batch are copied into them when its turn comes.
+    Operators that share a graph share its buffers; the saved tensors of a batch are copied into
+    them when its turn comes.
 
     Args:
-        record: How the graph is recorded; None for a CUDA graph.
+        record: Function that records the graph; None for a CUDA graph.
 
     Raises:
         ObjectiveError: If what is replayed is not the plain product.
@@ -124,7 +129,7 @@ class ReplayedTrace(TracedProduct):
             try:
                 _check_replayed(self, plain, SAME_OPERATIONS)
             except ObjectiveError:
-                # Neither later batches nor those that share it may go on with it.
+                # Neither later batches nor operators that share it may use it.
                 self._static.spoil()
                 raise
             self._static.num_checked += 1
@@ -140,7 +145,9 @@ class ReplayedTrace(TracedProduct):
 def _check_replayed(
     replayed: Product, plain: Product, tolerances: dict[torch.dtype, float]
 ) -> None:
-    """Compare products of two vectors, so that one that is stuck at the first of them is found.
+    """Compare the products of two different vectors.
+
+    With two, a replay that always returns the first product is detected.
 
     Raises:
         ObjectiveError: If they differ by more than rounding can.
@@ -156,16 +163,19 @@ def _check_replayed(
         check_agreement(product, expected, replayed.title, tolerances)
 
 
-# --- memory that a recording reads and writes -------------------------------------------------------------------------
+# --- memory that a recording reads and writes -----------------------------------------------------
 
-# They hold no traced graph, so that one which is forgotten goes, and its buffers with it.
+# They hold no traced graph, so that a forgotten graph is freed, and its buffers with it.
 _static_products: "weakref.WeakKeyDictionary[TracedGraph, StaticProduct]" = (
     weakref.WeakKeyDictionary()
 )
 
 
 def _static_product(plain: TracedProduct, record: Recorder) -> "StaticProduct":
-    """The recorded product of a traced graph, recorded now where it is not yet."""
+    """Return the recorded product of a traced graph.
+
+    It is recorded now if it was not before.
+    """
     graph = plain.batch.graph
     static = _static_products.get(graph)
     if static is None or static.is_spoilt:
@@ -178,7 +188,9 @@ def _static_product(plain: TracedProduct, record: Recorder) -> "StaticProduct":
 
 
 class StaticProduct:
-    """The product graph recorded once, with the buffers for saved tensors and vectors that it reads.
+    """The product graph, recorded once.
+
+    It holds the buffers for saved tensors and vectors that the recording reads.
 
     Attributes:
         lock: To be held from `multiply` until what it returned has been read.
@@ -187,7 +199,7 @@ class StaticProduct:
 
     Args:
         product: The product graph.
-        vectors: As the graph takes them, for their shapes.
+        vectors: Vectors as the graph takes them, for their shapes.
     """
 
     def __init__(
@@ -218,7 +230,7 @@ class StaticProduct:
         self._replay = record(run, batch.saved[0].device if batch.saved else vectors[0].device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StaticProduct":
-        """The same, as a recording cannot be copied."""
+        """Return itself, as a recording cannot be copied."""
         return self
 
     def check_fits(self, batch: BatchGraph) -> None:
@@ -229,22 +241,24 @@ class StaticProduct:
         """
         if _stretches(batch.saved)[1] != self._layout:
             raise CannotTrace(
-                "what the graph needs of this batch lies in memory in another way than that of the recorded batch"
+                "what the graph needs of this batch lies in memory in another way than that of the "
+                "recorded batch"
             )
 
     def spoil(self) -> None:
-        """Let nobody use it any more."""
+        """Refuse all further use."""
         self.is_spoilt = True
 
     def multiply(self, batch: BatchGraph, vectors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """HVPs by parameter, in memory that the next product overwrites.
+        """Compute HVPs by parameter, in memory that the next product overwrites.
 
         Args:
-            vectors: By parameter, tables with their padding.
+            vectors: Vectors by parameter, tables with their padding.
         """
         if self.is_spoilt:
             raise ObjectiveError(
-                f"{ReplayedTrace.title}: was found to differ from the plain product on another batch."
+                f"{ReplayedTrace.title}: was found to differ from the plain product on another "
+                "batch."
             )
         self._load(batch)
         for static, vector in zip(self._vectors, vectors):
@@ -253,13 +267,13 @@ class StaticProduct:
         return self._products
 
     def _load(self, batch: BatchGraph) -> None:
-        """Let the buffers hold the saved tensors of a batch.
+        """Copy the saved tensors of a batch into the buffers.
 
         All of them are copied: to find out which are those of the batch before takes as long.
         """
         if self._owner() is batch:
             return
-        # Whoever is interrupted here leaves them to nobody.
+        # After an interruption here the buffers belong to no batch.
         self._owner = _nobody
         for buffer, stretch in zip(self._buffers, _stretches(batch.saved)[0]):
             buffer.copy_(stretch)
@@ -272,12 +286,12 @@ def _nobody() -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where tensors lie.
+    """The places of tensors in memory.
 
     Attributes:
-        places: Of each tensor, the number of its stretch of memory and its offset there.
-        strided: Of each tensor, its type, shape and strides.
-        lengths: Of the stretches, in numbers.
+        places: Number of the stretch of memory of each tensor, and its offset there.
+        strided: Type, shape and strides of each tensor.
+        lengths: Lengths of the stretches, in numbers.
     """
 
     places: tuple[tuple[int, int], ...]
@@ -286,7 +300,9 @@ class _Layout:
 
 
 def _stretches(tensors: Sequence[Tensor]) -> tuple[list[Tensor], _Layout]:
-    """The memory of tensors as flat tensors, that of views which overlap once.
+    """Return the memory of tensors as flat tensors.
+
+    Views that overlap share a stretch.
 
     Raises:
         CannotTrace: If a tensor is not strided.
@@ -296,8 +312,11 @@ def _stretches(tensors: Sequence[Tensor]) -> tuple[list[Tensor], _Layout]:
         if tensor.layout != torch.strided:
             raise CannotTrace(f"a saved tensor has the layout {tensor.layout}")
         start = int(tensor.storage_offset())
+        # Strides of torch are never negative, so the last element in memory is that of the last
+        # indices.
         reach = sum(int((size - 1) * stride) for size, stride in zip(tensor.shape, tensor.stride()))
         stop = start + 1 + reach if tensor.numel() else start
+        # By type too: offsets and lengths count numbers of one type.
         groups.setdefault((tensor.untyped_storage()._cdata, tensor.dtype), []).append(
             (start, stop, index)
         )
@@ -306,6 +325,8 @@ def _stretches(tensors: Sequence[Tensor]) -> tuple[list[Tensor], _Layout]:
     for group in groups.values():
         first = len(stretches)
         for start, stop, index in sorted(group):
+            # In order of their starts, a view that begins before the last stretch ends belongs to
+            # it.
             if len(stretches) > first and start < stretches[-1][1]:
                 begun, end, member = stretches[-1]
                 stretches[-1] = begun, max(end, stop), member

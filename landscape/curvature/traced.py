@@ -1,9 +1,12 @@
-"""HVPs by a traced graph: recorded once, and run for all batches and checkpoints of a series that have the same shapes.
+"""HVPs by a traced graph, recorded once for many batches and checkpoints.
 
-A graph can be stale: it holds what Python decided while it was recorded. Python code that decides by values of tensors cannot be
-recorded, and says so. Against the rest, a graph is used for a batch only if the network does the same operations as then, what
-its functions have captured is unchanged, and its loss is that of the network to rounding; and for a checkpoint only if one HVP
-is that of the retained graph. A graph that fails is not used again for that model.
+They are those of a series that have the same shapes.
+
+A graph can be stale: it holds what Python decided while it was recorded. Python code that decides
+by values of tensors cannot be recorded, and says so. Otherwise, a graph is used for a batch only if
+the network does the same operations as then, what its functions have captured is unchanged, and its
+loss is that of the network to rounding. It is used for a checkpoint only if an HVP is that of the
+retained graph. A graph that fails is not used again for that model.
 Shapes: n = total size of the reduced parameters, c = vectors multiplied.
 """
 
@@ -42,15 +45,19 @@ from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
 from landscape.memory import return_freed_memory
 
-# Units of rounding, relative, by which the loss of a graph may differ from that of the network, whose operations it does in the
-# same order: on a CPU they are the same to the bit. Not beside 1, as the loss of a network that fits its data is small.
+# Units of rounding, relative, by which the loss of a graph may differ from that of the network,
+# whose operations it does in the same order: on a CPU they are the same to the bit. Not beside 1,
+# as the loss of a network that fits its data is small.
 _LOSS_ROUNDINGS = 64
 # Kinds of problems that are remembered; the oldest goes.
-_MOST_REMEMBERED = 16
+_MAX_REMEMBERED = 16
 
 
 class TracedProduct(Product):
-    """The product graph of a batch run as it was recorded: 1.1 to 1.2 times as fast as a retained graph on a CPU."""
+    """The product graph of a batch, run as it was recorded.
+
+    It is 1.1 to 1.2 times as fast as a retained graph on a CPU.
+    """
 
     name = "traced"
     title = "double backward, traced graph"
@@ -68,7 +75,10 @@ class TracedProduct(Product):
 
     @property
     def failure(self) -> str:
-        """Why the graph is not compiled; "" where that was not tried."""
+        """Say why the graph is not compiled.
+
+        "" where that was not tried.
+        """
         return self.batch.graph.failure
 
     @torch.no_grad()
@@ -77,11 +87,16 @@ class TracedProduct(Product):
             self.write_padded(self.run(self.padded(row)), target)
 
     def run(self, vectors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """HVPs as the graph gives them, of a vector as it takes it."""
+        """Run the graph on a vector in the graph's own form.
+
+        The vector is split by parameter with padded tables, and so are the HVPs that are returned.
+        """
         return self._run(*self.batch.saved, *vectors)
 
     def padded(self, row: Float[Tensor, "1 n"]) -> list[Tensor]:
-        """A vector as the graph takes it; the next one may overwrite it.
+        """Convert a vector to the form that the graph takes.
+
+        The next call may overwrite it.
 
         Raises:
             ObjectiveError: If what the graph reads was changed in place.
@@ -93,9 +108,9 @@ class TracedProduct(Product):
         ]
 
     def write_padded(self, products: Sequence[Tensor], out: Float[Tensor, "1 n"]) -> None:
-        """HVPs as the graph gives them as a flat vector."""
-        graph, found = self.batch.graph, iter(products)
-        by_name = [next(found) if there else None for there in graph.with_product]
+        """Write the HVPs that the graph gives as a flat vector."""
+        graph, given = self.batch.graph, iter(products)
+        by_name = [next(given) if there else None for there in graph.with_product]
         self.write(
             [self._without_padding(name, product) for name, product in zip(graph.names, by_name)],
             out,
@@ -120,7 +135,10 @@ class TracedProduct(Product):
 
 
 class CompiledProduct(TracedProduct):
-    """The product graph compiled: 1.9 times as fast as a retained graph of the whole parameters on a CPU."""
+    """The product graph, compiled.
+
+    It is 1.9 times as fast as a retained graph of the whole parameters on a CPU.
+    """
 
     name = "compiled"
     title = "double backward, compiled graph"
@@ -131,7 +149,7 @@ class CompiledProduct(TracedProduct):
         return function(*inputs)
 
 
-# --- use --------------------------------------------------------------------------------------------------------------
+# --- use ------------------------------------------------------------------------------------------
 
 
 def traced_evaluation(
@@ -140,24 +158,29 @@ def traced_evaluation(
     compiles: bool,
     guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[Evaluated, TracedProduct]:
-    """Evaluate a problem by a traced graph, recorded now or before, and make HVPs by it.
+    """Evaluate a problem and compute its HVPs by a traced graph.
 
-    The first problem of a kind, and the first with every checkpoint, is evaluated as others are, and an HVP is compared with that
-    of the retained graph. The loss of every batch is compared with that of the network.
+    The graph is recorded now, or was before.
+
+    The first problem of a kind, and the first with every checkpoint, is evaluated as others are,
+    and an HVP is compared with that of the retained graph. The loss of every batch is compared with
+    that of the network.
 
     Args:
         compiles: Whether to compile the product graph; where that fails it is run as it is.
         guard: Makes the context of evaluations.
 
     Raises:
-        CannotTrace: If there is no graph, or it does not give the same; what was found is remembered.
-        ObjectiveError: As `twice_evaluated`.
+        CannotTrace: If there is no graph, or it does not give the same; what was found is
+            remembered.
+        ObjectiveError: As in `twice_evaluated`.
     """
     with problem.differentiating(), no_checkpointing(), guard():
         first = evaluated_once(problem)
     reduced = first.reduced()
     # An edited gradient is refused where it is taken.
     graph = None if first.edited else find(reduced, first.operations)
+    # This graph was compared with these weights before: only the loss of this batch is new.
     if graph is not None and _is_checked(reduced, graph, compiles=compiles and not graph.failure):
         with guard():
             batch = graph.evaluate(reduced)
@@ -183,6 +206,7 @@ def traced_evaluation(
     with guard():
         batch = graph.evaluate(problem)
     _check_loss(problem, batch.loss, evaluated.loss)
+    # Compiled at the first use, and tried once.
     if compiles and graph.compiled is None and not graph.failure:
         graph.compile(problem, batch)
     if compiles and graph.compiled is not None:
@@ -201,7 +225,7 @@ def _product(problem: Problem, batch: BatchGraph, compiles: bool) -> TracedProdu
 
 
 def _reference(evaluated: Evaluated) -> tuple[Float[Tensor, "1 n"], Float[Tensor, "1 n"]]:
-    """A random vector and its HVP by the retained graph."""
+    """Return a random vector and its HVP by the retained graph."""
     problem = evaluated.problem
     size = sum(leaf.numel() for leaf in problem.leaves.values())
     vector = torch.randn(1, size, generator=seeded(0), dtype=torch.float64).to(problem.like)
@@ -232,14 +256,20 @@ def _recorded(
 
 
 def _check_loss(problem: Problem, loss: float, expected: float) -> None:
-    """Refuse a graph whose loss is not that of the network: it holds something that has changed since it was recorded.
+    """Refuse a graph whose loss is not that of the network.
+
+    Such a graph holds something that has changed since it was recorded.
 
     Raises:
         CannotTrace: If so.
     """
     allowed = _LOSS_ROUNDINGS * torch.finfo(problem.like.dtype).eps * abs(expected)
+    # Not `>`, which a NaN would pass.
     if not abs(loss - expected) <= allowed:
-        reason = f"its graph gives a loss of {loss:.9g} in place of {expected:.9g}: something that is no input of it has changed"
+        reason = (
+            f"its graph gives a loss of {loss:.9g} in place of {expected:.9g}: something that is "
+            "no input of it has changed"
+        )
         remember(problem, reason)
         raise CannotTrace(reason)
 
@@ -257,10 +287,13 @@ def _check_compiled(
     vector: Float[Tensor, "1 n"],
     reference: Float[Tensor, "1 n"],
 ) -> None:
-    """Drop a compiled form that fails, or whose HVP is not that of the retained graph."""
+    """Drop a compiled form that fails or gives a wrong HVP.
+
+    The HVP is compared with that of the retained graph.
+    """
     try:
         check_agreement(_multiplied(product, vector), reference, product.title, SAME_OPERATIONS)
-    # Whatever compiled code raises: there is another way to compute the same.
+    # Whatever compiled code raises: other strategies compute the same.
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -283,15 +316,18 @@ def _check_product(
         raise CannotTrace(str(error)) from error
 
 
-# --- what is remembered -----------------------------------------------------------------------------------------------
+# --- what is remembered ---------------------------------------------------------------------------
 
-# By kind of problem: graphs of different paddings, or why there is none. They hold no weights, and models of one kind, such as
-# those of a series that is built anew, share them.
+# By kind of problem: graphs of different paddings, or why there is none. They hold no weights, and
+# models of one kind, such as those of a series that is built anew, share them.
 _remembered: "OrderedDict[Hashable, list[TracedGraph] | str]" = OrderedDict()
 
 
 def kind_of(problem: Problem) -> Hashable:
-    """What a graph is made for: the same for all batches and checkpoints of a series that have the same shapes."""
+    """Return the key of the problems that a graph serves.
+
+    It is the same for all batches and checkpoints of a series that have the same shapes.
+    """
     reduction = reduction_of(problem.objective)
     leaves, spec = tree_flatten(problem.batch)
     return (
@@ -319,14 +355,17 @@ def kind_of(problem: Problem) -> Hashable:
 
 
 def _made_of(problem: Problem, operations: int) -> Hashable:
-    """What a graph depends on beside its inputs: the operations of the network and what its functions have captured."""
+    """Fingerprint what a graph depends on beside its inputs.
+
+    That is the operations of the network and what its functions have captured.
+    """
     objective = problem.objective
     functions = (reduction_of(objective).forward, objective.loss)
     return operations, captured_by(functions, objective.module)
 
 
 def find(problem: Problem, operations: int) -> TracedGraph | None:
-    """The graph that was recorded for such problems; None if there is none yet.
+    """Return the graph recorded for such problems; None if there is none.
 
     Args:
         operations: Hash of the operations of the network; see `Evaluated`.
@@ -335,15 +374,18 @@ def find(problem: Problem, operations: int) -> TracedGraph | None:
         CannotTrace: If it was found that there can be none, or that what it is made of has changed.
     """
     check_recordable(problem.batch)
-    found = _remembered.get(kind_of(problem))
-    if isinstance(found, str):
-        raise CannotTrace(found)
-    if found and found[-1].made_of != _made_of(problem, operations):
-        reason = "the operations of the network, or values that its functions capture, have changed since its graph was recorded"
+    known = _remembered.get(kind_of(problem))
+    if isinstance(known, str):
+        raise CannotTrace(known)
+    if known and known[-1].made_of != _made_of(problem, operations):
+        reason = (
+            "the operations of the network, or values that its functions capture, have changed "
+            "since its graph was recorded"
+        )
         remember(problem, reason)
         raise CannotTrace(reason)
     # The newest is padded for most rows, of every table.
-    newest = found[-1] if found else None
+    newest = known[-1] if known else None
     fits = newest is not None and all(
         len(problem.leaves[name]) <= rows for name, rows in newest.num_rows.items()
     )
@@ -351,27 +393,33 @@ def find(problem: Problem, operations: int) -> TracedGraph | None:
 
 
 def remember(problem: Problem, graph: TracedGraph | str) -> None:
-    """Keep a graph for later problems of the same kind, or say why there is none."""
+    """Keep a graph, or why there is none, for its kind.
+
+    It serves later problems of that kind.
+    """
     kind = kind_of(problem)
     before = _remembered.pop(kind, None)
     _remembered[kind] = (
         graph if isinstance(graph, str) else [*(before if isinstance(before, list) else ()), graph]
     )
-    if len(_remembered) > _MOST_REMEMBERED:
+    if len(_remembered) > _MAX_REMEMBERED:
         _remembered.popitem(last=False)
 
 
 def forget_graphs() -> None:
-    """Drop all graphs, and why there are none."""
+    """Drop all graphs, and the reasons why there are none."""
     _remembered.clear()
 
 
 def _is_checked(problem: Problem, graph: TracedGraph, *, compiles: bool) -> bool:
-    """Whether an HVP of this model with these weights, compiled or not, was compared with that of a retained graph."""
+    """Tell whether an HVP of this model with these weights was compared.
+
+    The HVP is compiled or not as asked, and the comparison was with that of a retained graph.
+    """
     return (compiles, problem.contents) in graph.checkpoints.get(_owner(problem), ())
 
 
 def _owner(problem: Problem) -> Any:
-    """What lives as long as a model does."""
+    """Return an object that lives as long as the model does."""
     module = problem.objective.module
     return reduction_of(problem.objective).forward if module is None else module

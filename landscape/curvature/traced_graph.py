@@ -1,8 +1,10 @@
-"""Record loss, gradient and HVP of one shape of batch as a graph, and split it by what depends on the vector.
+"""Recording of loss, gradient and HVP as a graph, split by the vector.
 
-Parameters, batch and the model's other parameters and buffers are inputs of the graph, so that one graph serves every batch and
-checkpoint of a series. The primal graph does not depend on the vector and runs once a batch; the product graph runs for every
-vector and needs no autograd.
+It is recorded for a shape of batch, and split by what depends on the vector.
+
+Parameters, batch and the model's other parameters and buffers are inputs of the graph, so that one
+graph serves every batch and checkpoint of a series. The primal graph does not depend on the vector
+and runs once a batch; the product graph runs for every vector and needs no autograd.
 Shapes: n = total size of the reduced parameters, r = rows of a table that are looked up.
 """
 
@@ -16,7 +18,9 @@ from typing import Any
 import torch
 from jaxtyping import Int64
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
@@ -30,12 +34,13 @@ from landscape.curvature.tables import reduction_of
 from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
 
-# Rows that a table is padded to at least, and the share by which batches may look up more rows than the first one.
-_LEAST_ROWS, _SPARE = 64, 1.25
+# Rows that a table is padded to at least, and the share by which batches may look up more rows than
+# the first one.
+_MIN_ROWS, _SPARE = 64, 1.25
 # Marks rows that pad a table; no token has this number.
 _PADDING = torch.iinfo(torch.int64).max
 _aten = torch.ops.aten
-# What a batch may hold beside tensors: values that are told apart by their text.
+# Types that a batch may hold beside tensors: values are distinguished by their text.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 # Hand the values of a tensor to Python past the recorder, which sees `item` and `bool` by itself.
 _READS = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
@@ -43,7 +48,10 @@ _IDENTITIES = (_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.
 
 
 class CannotTrace(Exception):
-    """Raised where a product cannot be recorded as a graph, or the graph would not be that of other batches."""
+    """Error where a product cannot be recorded as a graph.
+
+    Or the graph would not be that of other batches.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +77,7 @@ class Inputs:
         return [*self.params, *self.rows, *self.constants, *self.state, *self.batch]
 
     def like(self, flat: Sequence[Tensor]) -> "Inputs":
-        """Other tensors in the same places."""
+        """Put other tensors in the same places."""
         given = iter(flat)
         groups = (self.params, self.rows, self.constants, self.state, self.batch)
         return Inputs(*(tuple(islice(given, len(group))) for group in groups))
@@ -77,7 +85,7 @@ class Inputs:
 
 @dataclass(eq=False)
 class TracedGraph:
-    """The HVP of one model and shape of batch as two graphs.
+    """The HVP for a model and shape of batch, as two graphs.
 
     Attributes:
         primal: Inputs -> loss, gradients and what the product graph needs of them.
@@ -89,8 +97,8 @@ class TracedGraph:
         made_of: Fingerprint of what is no input; see `landscape.curvature.traced`.
         compiled: The compiled form of the product graph; None where there is none.
         failure: Why the compiled form is not used; "" where it is, or was not asked for.
-        checkpoints: By model, whether the compiled form was used and fingerprints of the weights, with which an HVP was compared
-            with that of a retained graph.
+        checkpoints: For each model, whether the compiled form was used and fingerprints of the
+            weights, with which an HVP was compared with that of a retained graph.
     """
 
     primal: fx.GraphModule
@@ -107,7 +115,10 @@ class TracedGraph:
     )
 
     def compile(self, problem: Problem, batch: "BatchGraph") -> None:
-        """Compile the product graph, for vectors and saved tensors like those of a batch; `failure` says why not."""
+        """Compile the product graph; `failure` says why not.
+
+        It is compiled for vectors and saved tensors like those of a batch.
+        """
         # Contiguous, as the pieces of a vector are.
         try:
             with problem.differentiating():
@@ -123,6 +134,7 @@ class TracedGraph:
         """Run the primal graph on a batch."""
         inputs = inputs_of(problem, self.num_rows).flat
         with problem.differentiating(), torch.no_grad():
+            # The derivatives are operations of the graph, so autograd has nothing left to do.
             loss, gradients, saved = self.primal(*inputs)
         given = iter(gradients)
         by_name = [next(given) if there else None for there in self.with_gradient]
@@ -135,14 +147,14 @@ class TracedGraph:
 
 @dataclass(frozen=True, eq=False)
 class BatchGraph:
-    """A traced graph with what its primal part says of one batch.
+    """A traced graph with the results of its primal part on a batch.
 
     Attributes:
-        loss: In nats.
-        gradients: By the reduced parameters, None where there is none.
-        saved: What the product graph needs.
-        watched: Those of `saved` that others can change in place, as they share memory with inputs such as tensors of the batch,
-            and how often each had been changed.
+        loss: Loss in nats.
+        gradients: Gradients by the reduced parameters, None where there is none.
+        saved: Tensors that the product graph needs.
+        watched: Those of `saved` that others can change in place, as they share memory with inputs
+            such as tensors of the batch, and how often each had been changed.
     """
 
     graph: TracedGraph
@@ -152,19 +164,24 @@ class BatchGraph:
     watched: tuple[tuple[Tensor, int], ...]
 
     def __deepcopy__(self, memo: Any) -> "BatchGraph":
-        """Copies share it, as nothing of it changes, and copied tensors would count their changes anew."""
+        """Return itself: nothing of it changes.
+
+        Copied tensors would count their changes anew.
+        """
         return self
 
     def check_unchanged(self) -> None:
-        """See that nothing that the products are computed from was changed in place, as autograd does for what it saves.
+        """Check that nothing the products depend on was changed in place.
+
+        Autograd does so for the tensors that it saves.
 
         Raises:
             ObjectiveError: If something was.
         """
         if any(_version_of(tensor) != version for tensor, version in self.watched):
             raise ObjectiveError(
-                "A tensor that the loss was computed from, such as the batch, was changed in place after the operator was built. "
-                "Build it on a copy."
+                "A tensor that the loss was computed from, such as the batch, was changed in place "
+                "after the operator was built. Build it on a copy."
             )
 
 
@@ -181,11 +198,11 @@ def _version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 def inputs_of(problem: Problem, num_rows: Mapping[str, int]) -> Inputs:
-    """The inputs of a graph whose tables have so many rows."""
+    """Collect the inputs of a graph whose tables have so many rows."""
     reduction = reduction_of(problem.objective)
     return Inputs(
         params=tuple(
@@ -205,11 +222,12 @@ def _padded(leaf: Tensor, num_rows: int | None) -> Tensor:
 
 
 def _padded_rows(rows: Int64[Tensor, " r"], num_rows: int) -> Int64[Tensor, " p"]:
+    # Larger than every index and at the end, so that the rows stay ascending for a binary search.
     return torch.cat([rows, rows.new_full((num_rows - len(rows),), _PADDING)])
 
 
 def state_of_model(problem: Problem) -> dict[str, Tensor]:
-    """The model's parameters that are not differentiated, and its buffers, by name."""
+    """Return the model's undifferentiated parameters and its buffers, by name."""
     module = problem.objective.module
     return (
         {}
@@ -227,7 +245,9 @@ def _batch_tensors(batch: Batch) -> tuple[Tensor, ...]:
 
 
 def check_recordable(batch: Batch) -> None:
-    """Refuse a batch that holds anything that is neither seen as an input nor told apart by its text.
+    """Refuse a batch that holds anything but tensors and plain values.
+
+    Tensors are inputs of the graph, plain values are told apart by their text.
 
     Raises:
         CannotTrace: If so.
@@ -245,7 +265,7 @@ def _with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     )
 
 
-# --- recording --------------------------------------------------------------------------------------------------------
+# --- recording ------------------------------------------------------------------------------------
 
 
 def trace(problem: Problem, least_rows: Mapping[str, int], made_of: Hashable = None) -> TracedGraph:
@@ -288,25 +308,38 @@ def _recorded(recorder: "_Recorder", inputs: Inputs) -> fx.GraphModule:
         torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
         for leaf in inputs.params
     ]
-    # Recording tells tensors apart by identity, so that one that is given twice would count as one input.
+    # Recording tells tensors apart by identity, so that one that is given twice would count as one
+    # input.
     flat = [
         tensor.detach().requires_grad_(tensor.requires_grad) for tensor in [*inputs.flat, *vectors]
     ]
-    with _Unread():
-        recorded = make_fx(recorder, tracing_mode="real")(*flat)
-    if any(map(_mutates, recorded.graph.nodes)):
-        # What is changed in place could be used again for the next vector.
-        recorded = make_fx(functionalize(recorded, remove="mutations"))(*flat)
+    # make_fx notes the shape of every value in a fake tensor, each of a new mode where it finds
+    # none: half of the time.
+    shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+    with tracing(shapes):
+        with _Unread():
+            recorded = make_fx(recorder, tracing_mode="real")(*flat)
+        if any(map(_mutates, recorded.graph.nodes)):
+            # What is changed in place could be used again for the next vector.
+            recorded = make_fx(functionalize(recorded, remove="mutations"))(*flat)
     return recorded
 
 
 def _rows_for(num_rows: int, whole: int) -> int:
-    """Rows to pad a table to, of which `num_rows` are looked up: a power of two, with some to spare."""
-    return min(whole, max(_LEAST_ROWS, 1 << (int(_SPARE * num_rows) - 1).bit_length()))
+    """Return how many rows to pad a table to.
+
+    It is a power of two with some to spare, for a table of `whole` rows of which `num_rows` are
+    looked up.
+    """
+    # 1 << (m - 1).bit_length() is the least power of two that is not below m. Few sizes mean few
+    # graphs.
+    return min(whole, max(_MIN_ROWS, 1 << (int(_SPARE * num_rows) - 1).bit_length()))
 
 
 class _Unread(TorchFunctionMode):
-    """Refuses to hand the values of tensors to Python while a graph is recorded; kernels within an operation may have them.
+    """Mode that hides the values of tensors from Python during recording.
+
+    Kernels within an operation may have them.
 
     Raises:
         CannotTrace: If a loss asks for them.
@@ -381,11 +414,14 @@ def _check(recorded: fx.GraphModule) -> None:
     """Refuse a graph that is not a function of its inputs.
 
     Raises:
-        CannotTrace: If it draws random numbers, changes a tensor in place, or calls what cannot be looked into.
+        CannotTrace: If it draws random numbers, changes a tensor in place, or calls what cannot be
+            looked into.
     """
     for node in recorded.graph.nodes:
         is_known = isinstance(node.target, OpOverload) or node.target is operator.getitem
-        if node.op in ("call_module", "call_method") or node.op == "call_function" and not is_known:
+        if node.op in ("call_module", "call_method") or (
+            node.op == "call_function" and not is_known
+        ):
             raise CannotTrace(f"it calls {node.target}")
         if (
             isinstance(node.target, OpOverload)
@@ -399,10 +435,14 @@ def _check(recorded: fx.GraphModule) -> None:
 def _simplify(recorded: fx.GraphModule) -> None:
     """Drop what only autograd needed, and compute equal things once."""
     graph = recorded.graph
+    # Equal operations on equal arguments give equal results: `_check` has refused random numbers
+    # and changes in place.
     known: dict[Hashable, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
+        # An identity is its argument, and a node with the operation and arguments of an earlier one
+        # is that one: common subexpressions are computed once.
         twin = node.args[0] if node.target in _IDENTITIES else known.setdefault(_key_of(node), node)
         if twin is not node:
             node.replace_all_uses_with(twin)
@@ -412,7 +452,10 @@ def _simplify(recorded: fx.GraphModule) -> None:
 
 
 def _key_of(node: fx.Node) -> Hashable:
-    """What a node computes: its operation and arguments, told apart by type too, as 1 and 1.0 are, and 0.0 and -0.0."""
+    """Return what a node computes: its operation and arguments.
+
+    Arguments are told apart by type too, as 1 and 1.0 are, and 0.0 and -0.0.
+    """
     arguments, spec = tree_flatten((node.args, node.kwargs))
     return node.target, str(spec), tuple(_text_of(argument) for argument in arguments)
 
@@ -422,15 +465,20 @@ def _text_of(argument: Any) -> Hashable:
 
 
 def _split(recorded: fx.GraphModule, num_vectors: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The primal graph and the product graph; see `TracedGraph`."""
+    """Split a recorded graph into the primal and the product graph.
+
+    See `TracedGraph`.
+    """
     nodes = list(recorded.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     vectors = inputs[len(inputs) - num_vectors :]
     (loss, gradients, products), *_ = nodes[-1].args
+    # What depends on the vector goes into the product graph, everything else runs once a batch.
     moving = set(vectors)
     for node in nodes:
         if node.op != "output" and not moving.isdisjoint(node.all_input_nodes):
             moving.add(node)
+    # What passes from the one graph to the other is saved in between.
     needed = [source for node in nodes if node in moving for source in node.all_input_nodes]
     saved = [node for node in dict.fromkeys([*needed, *products]) if node not in moving]
     primal, product = fx.Graph(), fx.Graph()

@@ -1,16 +1,18 @@
-"""The Hessian of an objective on one batch, without the check of its products against differences.
+"""The Hessian of an objective on a batch, without a check by differences.
 
-That check examines a doubtful product with operators of its own, which are of this class; everybody else takes HessianOperator.
+That check examines a doubtful product with operators of its own, which are of this class; all other
+callers take HessianOperator.
 Shapes: n = total size of the parameters, k = number of vectors.
 """
 
 from collections.abc import Container, Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from landscape.curvature.choice import Multiplier, ProductChoice
+from landscape.curvature.choice import HvpChoice, HvpEngine
 from landscape.curvature.evaluation import Evaluated, Problem
 from landscape.curvature.objective import Batch, Objective, Params, squared_norm, unflatten
 from landscape.curvature.preconditions import (
@@ -20,13 +22,18 @@ from landscape.curvature.preconditions import (
     check_twice_differentiable,
 )
 from landscape.errors import ObjectiveError
+from landscape.linalg.coordinates import Coordinates
 from landscape.linalg.operator import SymmetricOperator
+from landscape.linalg.vectors import all_finite
 
 
 class UncheckedHessian(SymmetricOperator):
-    """Multiply with the Hessian of `objective` at `params` on `batch`, in nats per squared parameter.
+    """The Hessian of `objective` at `params` on `batch`, as a symmetric operator.
 
-    Arguments, attributes and what is raised: see HessianOperator, of which only `check` and its consequences are missing.
+    It is in nats per squared parameter.
+
+    Arguments, attributes and what is raised: see HessianOperator, of which only `check` and its
+    consequences are missing.
     """
 
     def __init__(
@@ -35,7 +42,7 @@ class UncheckedHessian(SymmetricOperator):
         params: Params,
         batch: Batch,
         *,
-        product: str | ProductChoice = "auto",
+        hvp: str | HvpChoice = "auto",
         rows: int | None = None,
         columns: int | None = None,
         max_memory: int | None = None,
@@ -50,18 +57,20 @@ class UncheckedHessian(SymmetricOperator):
         self._problem = Problem(
             objective=objective, leaves=leaves, batch=batch, allow_tf32=allow_tf32
         )
-        self._multiplier = Multiplier(
-            self._problem, product=product, rows=rows, columns=columns, max_memory=max_memory
+        self._engine = HvpEngine(
+            self._problem, hvp=hvp, rows=rows, columns=columns, max_memory=max_memory
         )
-        self._describe(self._multiplier.evaluate())
+        self._describe(self._engine.evaluate())
 
-    # The parameters that derivatives are taken of, and vectors are multiplied for: see `landscape.curvature.tables`.
+    # The parameters that derivatives are taken of, and vectors are multiplied for: see
+    # `landscape.curvature.tables`.
     _reduced: Params
 
     def _describe(self, evaluated: Evaluated) -> None:
-        """Keep what the evaluation tells of the loss and of its support."""
+        """Store the loss and its support from the evaluation."""
         self.loss = evaluated.loss
         if self.weight_decay:
+            # In float64: the sum of n squares would lose digits in float32.
             self.loss += (
                 0.5
                 * self.weight_decay
@@ -72,96 +81,116 @@ class UncheckedHessian(SymmetricOperator):
         dropped = self.params.keys() - self._reduced.keys()
         self._unused = unused_parameters(evaluated.problem.leaves, evaluated.gradients) | dropped
         self._entries = self._entries_of(tuple(self.params))
-        support = support_indices(self.params, self._unused, self._looked_up)
-        # Where the support lies among the entries that are multiplied; None where it is all of them.
-        self._places = None if _same(support, self._entries) else _places(support, self._entries)
+        support = supported_coordinates(self.params, self._unused, self._looked_up)
+        # Where the support lies among the entries that are multiplied; None where it is all of
+        # them.
+        self._places = None if support == self._entries else _places(support, self._entries)
         # The L2 term reaches every row.
         self.support = None if self.weight_decay else support
 
-    def choose(self) -> ProductChoice:
-        """The `choice`, made now with a product of a random vector if there was none yet.
+    def choose(self) -> HvpChoice:
+        """Return the `choice`, made with a random vector if there was none.
 
         Raises:
-            ObjectiveError, MemoryLimitError: As `matmat`.
+            ObjectiveError, MemoryLimitError: As in `matmat`.
         """
-        return self._multiplier.choose()
+        return self._engine.choose()
 
-    def _entries_of(self, names: Sequence[str]) -> Int64[Tensor, " s"] | None:
-        """The entries of some parameters that are multiplied, in that order; None for all of them."""
+    def _entries_of(self, names: Sequence[str]) -> Coordinates | None:
+        """Return the entries of some parameters that are multiplied.
+
+        They are in the order of `names`; None for all of them.
+        """
         whole = {name: self.params[name] for name in names}
+        # A table that was reduced has as many rows as are looked up. One that stayed whole has
+        # more, unless all of its rows are looked up.
         sizes = {name: len(tensor) for name, tensor in self._reduced.items() if tensor.ndim}
         tables = {
             name: rows for name, rows in self._looked_up.items() if sizes.get(name) == len(rows)
         }
-        return support_indices(whole, whole.keys() - self._reduced.keys(), tables)
+        return supported_coordinates(whole, whole.keys() - self._reduced.keys(), tables)
 
-    def support_of(self, names: Sequence[str]) -> Int64[Tensor, " s"] | None:
-        """The `support` of the diagonal block of some parameters, as indices of their entries in that order."""
+    def support_of(self, names: Sequence[str]) -> Coordinates | None:
+        """Return the `support` of the diagonal block of some parameters.
+
+        Its indices are among their entries in that order.
+        """
         # The L2 term reaches every row.
         if self.weight_decay:
             return None
-        return support_indices(
+        return supported_coordinates(
             {name: self.params[name] for name in names}, self._unused, self._looked_up
         )
 
     def multiply_block(
         self, names: Sequence[str], rows: Float[Tensor, "k b"], out: Float[Tensor, "k b"]
     ) -> bool:
-        """Write the products of `rows` with the diagonal block of some parameters, without the L2 term.
+        """Write the products of `rows` with a diagonal block.
+
+        The block is that of some parameters, without the L2 term.
 
         Returns:
-            False where no graph is kept, or no longer because memory ran out; `out` is then to be filled in another way.
+            False where no graph is kept, or no longer because memory ran out; `out` is then to be
+            filled in another way.
 
         Raises:
-            ObjectiveError, MemoryLimitError: As `matmat`.
+            ObjectiveError, MemoryLimitError: As in `matmat`.
         """
+        # The loss depends on none of them, so the block is zero.
         if self._unused.issuperset(names):
             out.zero_()
             return True
         entries = self._entries_of(names)
         if entries is None:
-            return self._multiplier.multiply_block(names, rows, out)
+            return self._engine.multiply_block(names, rows, out)
+        # Multiply the entries that the loss reaches, and leave the others zero.
         products = torch.empty(len(rows), len(entries), dtype=self.dtype, device=self.device)
         kept = [name for name in names if name in self._reduced]
-        if not self._multiplier.multiply_block(kept, rows.index_select(1, entries), products):
+        if not self._engine.multiply_block(kept, entries.select(rows, 1), products):
             return False
-        out.zero_().index_copy_(1, entries, products)
+        entries.expand(products, out.shape[1], 1, out=out)
         return True
 
     @property
-    def multiplier(self) -> Multiplier:
-        """What computes products with vectors of the reduced parameters."""
-        return self._multiplier
+    def engine(self) -> HvpEngine:
+        """Return the engine of products with vectors of the reduced parameters."""
+        return self._engine
 
     @property
-    def choice(self) -> ProductChoice | None:
-        """How products are computed, and why; None before the first."""
-        return self._multiplier.choice
+    def choice(self) -> HvpChoice | None:
+        """Return how products are computed, and why; None before the first."""
+        return self._engine.choice
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Return the model behind the loss, whose parameters were copied.
+
+        None where the objective names none.
+        """
+        return self._problem.objective.module
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
         return tuple(self.params)
 
     def unflatten(self, vector: Float[Tensor, " n"]) -> Params:
-        """The entries of a vector by parameter name and shape, as views."""
+        """Split a vector by parameter name and shape, as views."""
         return unflatten(vector, self.params)
 
     def matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         """Multiply k vectors, the columns of V, `columns` at a time.
 
         Raises:
-            ObjectiveError: If an operation turns out to have no second derivative, or a product is not finite; the first time
-                also if the product is not the derivative of the gradient, or the gradient not that of the loss.
-            MemoryLimitError: If memory ran out, and no other way fits.
+            ObjectiveError: If an operation turns out to have no second derivative, or a product is
+                not finite; the first time also if the product is not the derivative of the
+                gradient, or the gradient not that of the loss.
+            MemoryLimitError: If memory ran out, and no other strategy fits.
         """
         rows = _plain_rows(V)
         if self._entries is None:
             products = self._multiplied(rows)
         else:
-            products = torch.zeros(rows.shape, dtype=self.dtype, device=self.device)
-            products.index_copy_(
-                1, self._entries, self._multiplied(rows.index_select(1, self._entries))
-            )
+            products = self._extended(self._multiplied(self._entries.select(rows, 1)))
         if self.weight_decay:
             products.add_(rows, alpha=self.weight_decay)
         return products.T
@@ -177,55 +206,49 @@ class UncheckedHessian(SymmetricOperator):
         if self._places is None:
             return self._multiplied(rows).T
         size = self.n if self._entries is None else len(self._entries)
-        whole = torch.zeros(len(rows), size, dtype=self.dtype, device=self.device).index_copy_(
-            1, self._places, rows
-        )
-        return self._multiplied(whole).index_select(1, self._places).T
+        # The entries that are multiplied may be more than the support. Rows and columns outside of
+        # it are zero, so zeros are put there before and the products there are dropped.
+        return self._places.select(self._multiplied(self._places.expand(rows, size, 1)), 1).T
 
     def _multiplied(self, rows: Float[Tensor, "k r"]) -> Float[Tensor, "k r"]:
         """Multiply vectors of the reduced parameters, without the L2 term."""
         with torch.inference_mode(False):
             products = torch.empty(rows.shape, dtype=self.dtype, device=self.device)
-            self._multiplier.multiply(rows, products)
+            self._engine.multiply(rows, products)
         self._judge(rows, products)
         return products
 
     def _judge(self, rows: Float[Tensor, "k r"], products: Float[Tensor, "k r"]) -> None:
         """Refuse products without the L2 term that cannot be used."""
-        if not torch.isfinite(products).all():
+        if not all_finite(products):
+            # The sum over the vectors is not finite wherever one of them is not.
             raise ObjectiveError(_not_finite(rows, unflatten(products.sum(0), self._reduced)))
 
     def _extended(self, rows: Float[Tensor, "k r"]) -> Float[Tensor, "k n"]:
-        """Vectors of the reduced parameters as those of all, zero elsewhere."""
-        if self._entries is None:
-            return rows
-        return torch.zeros(len(rows), self.n, dtype=self.dtype, device=self.device).index_copy_(
-            1, self._entries, rows
-        )
+        """Extend vectors of the reduced parameters to all, with zeros elsewhere."""
+        return rows if self._entries is None else self._entries.expand(rows, self.n, 1)
 
 
 def _plain_rows(V: Float[Tensor, "n k"]) -> Float[Tensor, "k n"]:
-    """The columns of V as rows that can take part in what is differentiated, unlike inference tensors."""
+    """Return the columns of V as rows that can be differentiated.
+
+    Inference tensors cannot take part in that and are copied.
+    """
     with torch.inference_mode(False):
         return (V.clone() if V.is_inference() else V.detach()).T
 
 
-def _same(first: Tensor | None, second: Tensor | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return torch.equal(first, second)
-
-
-def _places(
-    support: Int64[Tensor, " s"] | None, entries: Int64[Tensor, " r"] | None
-) -> Int64[Tensor, " s"] | None:
-    """Where the indices of the support lie among those of the entries, all of which contain it."""
+def _places(support: Coordinates | None, entries: Coordinates | None) -> Coordinates:
+    """Return the places of the support among the entries, which contain it."""
     assert support is not None, "a support of everything is multiplied as a whole"
-    return support if entries is None else torch.searchsorted(entries, support)
+    return support if entries is None else support.places_in(entries)
 
 
 def checked_leaves(objective: Objective, params: Params, batch: Batch, *, copy: bool) -> Params:
-    """Leaf tensors with the values of `params`, once everything that can be checked before an evaluation holds."""
+    """Check all that can be checked before an evaluation, and return leaves.
+
+    The leaf tensors have the values of `params`.
+    """
     check_parameters(params)
     device = next(iter(params.values())).device
     check_batch(batch, device)
@@ -244,36 +267,40 @@ def _leaf(tensor: Tensor, *, copy: bool) -> Tensor:
 
 
 def unused_parameters(leaves: Params, gradients: tuple[Tensor | None, ...]) -> frozenset[str]:
-    """The parameters that the loss does not depend on."""
+    """Name the parameters that the loss does not depend on."""
     return frozenset(name for name, gradient in zip(leaves, gradients) if gradient is None)
 
 
-def support_indices(
+def supported_coordinates(
     leaves: Params, unused: Container[str], looked_up: Params
-) -> Int64[Tensor, " s"] | None:
-    """The flat indices of the entries that the loss depends on; None if that is all of them."""
-    kept, start = [], 0
+) -> Coordinates | None:
+    """Return the flat coordinates that the loss depends on; None for all."""
+    starts, stops, start = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], 0
     for name, leaf in leaves.items():
         if name in looked_up and name not in unused:
+            # A row of a table is a run of `width` neighbouring entries of the flat vector.
             width = leaf.numel() // max(1, leaf.shape[0])
-            columns = torch.arange(start, start + width, device=leaf.device)
-            kept.append((width * looked_up[name][:, None] + columns).reshape(-1))
-        else:
-            stop = start if name in unused else start + leaf.numel()
-            kept.append(torch.arange(start, stop, device=leaf.device))
+            starts.append(start + width * looked_up[name].to("cpu", torch.int64).numpy())
+            stops.append(starts[-1] + width)
+        elif name not in unused:
+            starts.append(np.array([start]))
+            stops.append(np.array([start + leaf.numel()]))
         start += leaf.numel()
-    support = torch.cat(kept)
+    device = next(iter(leaves.values())).device
+    support = Coordinates(np.concatenate(starts), np.concatenate(stops), device)
     return None if len(support) == start else support
 
 
 def _not_finite(rows: Tensor, sums: Params) -> str:
-    if not torch.isfinite(rows).all():
-        return "A vector with infinite or NaN entries was multiplied. The Hessian is not to blame; look where it comes from."
+    if not all_finite(rows):
+        return (
+            "A vector with infinite or NaN entries was multiplied. The Hessian is not to blame; "
+            "look where it comes from."
+        )
     name = next(
-        (name for name, total in sums.items() if not torch.isfinite(total).all()),
-        "one of the parameters",
+        (name for name, total in sums.items() if not all_finite(total)), "one of the parameters"
     )
     return (
-        f"{name}: a product with the Hessian is not finite although the gradient is. The loss has no second derivative here; "
-        "look for a power below 2, a norm or a square root at zero."
+        f"{name}: a product with the Hessian is not finite although the gradient is. The loss has "
+        "no second derivative here; look for a power below 2, a norm or a square root at zero."
     )

@@ -1,4 +1,4 @@
-"""Classes of a labelled set: names, prompts, and where both come from."""
+"""Classes of a labelled set: names, prompts, and the source of both."""
 
 import hashlib
 import json
@@ -14,13 +14,15 @@ class Classes:
     """Names and prompts of the classes that labels number.
 
     Attributes:
-        names: Per class, its synonyms; most sets have one, FER-2013 up to three. The prompts of all are pooled in one mean.
+        names: Synonyms of each class; most sets have one, FER-2013 up to three. The prompts of all
+            are pooled in one mean.
         templates: Prompts with one "{}" for the name.
-        names_source, templates_source: Where they were found, with a digest where that is a file.
+        names_source, templates_source: Sources of both, with a digest where the source is a file.
         notes: What was guessed or differs from the paper, a sentence each.
 
     Raises:
-        DataError: If there is no class, a class without a name, no template, or one without exactly one "{}".
+        DataError: If there is no class, a class without a name, no template, or one without exactly
+            one "{}".
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -32,27 +34,30 @@ class Classes:
     def __post_init__(self) -> None:
         if not self.names:
             raise DataError(
-                f"{self.names_source}: there is no class, so there is nothing to choose from. Name at least one."
+                f"{self.names_source}: there is no class, so there is nothing to choose from. Name "
+                "at least one."
             )
         for i, synonyms in enumerate(self.names):
             if not synonyms or not all(isinstance(name, str) and name.strip() for name in synonyms):
                 raise DataError(
-                    f"{self.names_source}: class {i} has an empty name, so no prompt can be made. Name it."
+                    f"{self.names_source}: class {i} has an empty name, so no prompt can be made. "
+                    "Name it."
                 )
         if not self.templates:
             raise DataError(
-                f"{self.templates_source}: there is no prompt. Write one with {{}} for the name, a line each."
+                f"{self.templates_source}: there is no prompt. Write one with {{}} for the name, a "
+                "line each."
             )
         for template in self.templates:
             if template.count("{}") != 1:
                 raise DataError(
-                    f"{self.templates_source}: the prompt {template!r} has {template.count('{}')} places {{}} for the "
-                    "name, expected one. Correct it."
+                    f"{self.templates_source}: the prompt {template!r} has {template.count('{}')} "
+                    f"places {{}} for the name, expected one. Correct it."
                 )
 
     @property
     def digest(self) -> str:
-        """sha256 of names and templates, in their order."""
+        """Compute the sha256 of names and templates, in their order."""
         return hashlib.sha256(json.dumps([self.names, self.templates]).encode()).hexdigest()
 
     def prompts(self, index: int) -> list[str]:
@@ -64,7 +69,7 @@ class Classes:
         ]
 
     def duplicates(self) -> list[tuple[int, int]]:
-        """List pairs (first, later) of classes with the same names, whose scores tie."""
+        """List pairs (first, later) of classes with equal names, whose scores tie."""
         first: dict[tuple[str, ...], int] = {}
         return [
             (first[names], i)

@@ -1,10 +1,13 @@
-"""Class folders: `<class>/<picture>` or `<split>/<class>/<picture>`, as torchvision's ImageFolder reads them.
+"""Class folders: `<class>/<picture>` or `<split>/<class>/<picture>`.
 
-`classes.txt` beside the class folders gives names: a line `folder TAB class name` each. `classnames.txt` and
-`zeroshot_classification_templates.txt` there are class names and prompts, a line each ("{c}" or "{}" for the name).
+torchvision's ImageFolder reads the same layout. `classes.txt` beside the class folders gives names:
+a line `folder TAB class name` each. `classnames.txt` and `zeroshot_classification_templates.txt`
+there are class names and prompts, a line each ("{c}" or "{}" for the name).
 """
 
 import hashlib
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,39 +26,89 @@ SPLIT_NAMES = {
     "dev": ("dev", "val", "validation"),
     "test": ("test", "testing"),
 }
-_MOST_TEXT = 2**24
+_MAX_TEXT = 2**24
+# Number of RESISC45's classes, and of pictures of each.
+_RESISC45 = (45, 700)
 
 
 @dataclass(frozen=True)
 class Choose:
-    """A range of each class's pictures, sorted by file name."""
+    """A selection from each class's pictures.
 
-    first: int
-    end: int
+    The pictures are given sorted by file name, class by class in order.
+
+    Attributes:
+        pictures: Function from the pictures of a class to the selected ones.
+        note: Description of the selection, a sentence.
+    """
+
+    pictures: Callable[[list[Path]], list[Path]]
     note: str
 
-    def pictures(self, pictures: list[Path]) -> list[Path]:
-        return pictures[self.first : self.end]
+
+def choose_range(first: int, end: int, note: str) -> Choose:
+    """Take the pictures `first` to `end` - 1 of each class."""
+    return Choose(lambda pictures: pictures[first:end], note)
+
+
+def choose_resisc45(path: Path, split: str) -> Choose | None:
+    """Split the whole archive of RESISC45 by VISSL's rule.
+
+    RESISC45 has no splits. One generator, seeded with 42, shuffles the sorted file names of one
+    class after the other; of each class the first 80 % are train, and the next 20 % test. VISSL's
+    published script intends this, but stops at the shuffle. So it is not known whether the
+    published numbers were made by this rule.
+
+    Returns:
+        The selection; None for anything but the whole archive and these two splits.
+
+    Source: extra_scripts/datasets/create_resisc45_data_files.py of VISSL.
+    """
+    folders = _class_folders(path)
+    if split not in ("train", "test") or len(folders) != _RESISC45[0]:
+        return None
+    if any(len(_pictures(path / folder)) != _RESISC45[1] for folder in folders):
+        return None
+    generator = random.Random(42)
+
+    def choose(pictures: list[Path]) -> list[Path]:
+        shuffled = list(pictures)
+        generator.shuffle(shuffled)
+        first = int(0.8 * len(shuffled))
+        part = (
+            shuffled[:first]
+            if split == "train"
+            else shuffled[first : first + int(0.2 * len(shuffled))]
+        )
+        return sorted(part)
+
+    return Choose(
+        choose,
+        f"Split {split!r} by VISSL's rule: 80/20 of each class, its sorted file names shuffled by "
+        "Random(42).",
+    )
 
 
 def read_folders(
     path: Path, *, split: str | None, default_split: str | None, choose: Choose | None = None
 ) -> RawPictures:
-    """Index class folders; integer names are sorted as integers, others as ASCII.
+    """Index class folders; sort integer names as integers, others as ASCII.
 
     Args:
-        split: The part asked for; None: `default_split`, or what is there.
+        split: The requested part; None: `default_split`, or what is there.
 
     Raises:
-        DataError: If there is no class folder, a class folder has no picture, or the split is not there.
+        DataError: If there is no class folder, a class folder has no picture, or the split is not
+            there.
     """
     root, found_split, notes = _split_folder(path, split, default_split)
     names = _class_names(root, path)
     folders = _class_folders(root)
     if not folders:
         raise DataError(
-            f"{root}: there are no class folders. Expected CLASS/PICTURE, SPLIT/CLASS/PICTURE, clip-benchmark's shards, a "
-            "table of pictures and labels, or the folder of torchvision's class."
+            f"{root}: there are no class folders. Expected CLASS/PICTURE, SPLIT/CLASS/PICTURE, "
+            "clip-benchmark's shards, a table of pictures and labels, or the folder of "
+            "torchvision's class."
         )
     _check_names(root, folders, names)
     files, classes = _files(root, folders, names, choose)
@@ -90,7 +143,8 @@ def _check_names(root: Path, folders: list[str], names: dict[str, str]) -> None:
     if unknown:
         raise DataError(
             f"{root}: classes.txt names {unknown[0]!r}, but there is no such folder (nearest: "
-            f"{', '.join(map(repr, nearest(unknown[0], folders))) or 'none'}). Correct the line, or remove it."
+            f"{', '.join(map(repr, nearest(unknown[0], folders))) or 'none'}). Correct the line, "
+            "or remove it."
         )
 
 
@@ -103,7 +157,8 @@ def _files(
         pictures = _pictures(root / folder)
         if not pictures:
             raise DataError(
-                f"{root / folder}: the class has no picture ({', '.join(SUFFIXES)}). Add some, or remove the folder."
+                f"{root / folder}: the class has no picture ({', '.join(SUFFIXES)}). Add some, or "
+                "remove the folder."
             )
         for picture in pictures if choose is None else choose.pictures(pictures):
             key = picture.relative_to(root).as_posix()
@@ -128,7 +183,8 @@ def _split_folder(
     if not parts:
         if split not in (None, "all", default):
             raise DataError(
-                f"{path}: there is no folder of split {split!r}. Name one of these, or leave the split out: {_some(there)}."
+                f"{path}: there is no folder of split {split!r}. Name one of these, or leave the "
+                f"split out: {_some(there)}."
             )
         note = "The folder has no splits; all its pictures are used."
         return path, split or default or "all", [note] if default is not None else []
@@ -139,7 +195,8 @@ def _split_folder(
                 said = f"Split {name!r} was taken: there are {', '.join(parts)}."
                 return path / name, name, [said] if guessed else []
     raise DataError(
-        f"{path}: there is no split {split or default or 'test'!r}, but {', '.join(parts)}. Name one of these."
+        f"{path}: there is no split {split or default or 'test'!r}, but {', '.join(parts)}. Name "
+        "one of these."
     )
 
 
@@ -157,30 +214,32 @@ def _is_number(name: str) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    found = (
+    pictures = (
         path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
     )
-    # Hidden files are programs' own: previews, checkpoints of notebooks.
+    # Hidden files belong to programs: previews, checkpoints of notebooks.
     return sorted(
         path
-        for path in found
+        for path in pictures
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 
 def _class_names(root: Path, path: Path) -> dict[str, str]:
-    """Folder to class name, from classes.txt; empty without one."""
+    """Read classes.txt: folder to class name; empty without the file."""
     lines, source = _lines(root, path, "classes.txt")
     names: dict[str, str] = {}
     for number, line in enumerate(lines or (), start=1):
         folder, tab, name = line.partition("\t")
         if not (tab and folder.strip() and name.strip()):
             raise DataError(
-                f"{source}, line {number}: expected FOLDER TAB CLASS NAME, got {line[:60]!r}. Correct it."
+                f"{source}, line {number}: expected FOLDER TAB CLASS NAME, got {line[:60]!r}. "
+                "Correct it."
             )
         if folder in names:
             raise DataError(
-                f"{source}, line {number}: folder {folder!r} has two classes, {names[folder]!r} and {name!r}. Drop one."
+                f"{source}, line {number}: folder {folder!r} has two classes, {names[folder]!r} "
+                f"and {name!r}. Drop one."
             )
         names[folder] = name.strip()
     return names
@@ -193,13 +252,13 @@ def _lines(root: Path, path: Path, name: str) -> tuple[tuple[str, ...] | None, s
 
 
 def read_lines(file: Path) -> tuple[tuple[str, ...], str]:
-    """Read a small text file: its lines with content, and its name with digest.
+    """Read a small text file: its lines with content, and name with digest.
 
     Raises:
         DataError: If it cannot be read as UTF-8, or is empty.
     """
     try:
-        content = read_regular(file, largest=_MOST_TEXT)
+        content = read_regular(file, largest=_MAX_TEXT)
         lines = tuple(
             line.rstrip("\r") for line in content.decode("utf-8-sig").split("\n") if line.strip()
         )

@@ -1,4 +1,4 @@
-"""Labelled pictures: a fixed order of keys, labels and pictures, and the classes that the labels mean."""
+"""Labelled pictures: keys, labels and pictures in a fixed order, and their classes."""
 
 import hashlib
 import json
@@ -17,14 +17,15 @@ from landscape.errors import DataError, PictureError
 
 
 class LabelledPictures(ABC):
-    """Pictures with the number of their class, in a fixed order.
+    """Pictures with their class numbers, in a fixed order.
 
     Attributes:
-        name: Identifier of the set, see `landscape.datasets.suite`, or the name that the user gave it.
-        path: Where it was read; empty for what packages hold.
-        split: Which part of it; "all" where there are no parts.
-        notes: What was guessed, left out, or is read otherwise than elsewhere, a sentence each.
-        classes: What the labels mean.
+        name: Identifier of the set, see `landscape.datasets.suite`, or the name that the user gave
+            it.
+        path: Path from which it was read; empty for sets from packages.
+        split: Part of the set; "all" where there are no parts.
+        notes: What was guessed, left out, or is read differently than elsewhere, a sentence each.
+        classes: The classes that the labels number.
     """
 
     name: str
@@ -40,12 +41,12 @@ class LabelledPictures(ABC):
     def key(self, i: int) -> str:
         """Name picture i: its path within the set, or its number.
 
-        Unique, and the same on every machine.
+        Keys are unique, and the same on every machine.
         """
 
     @abstractmethod
     def label(self, i: int) -> int:
-        """Number of the class of picture i, from 0 in `classes`."""
+        """Return the class number of picture i, from 0 in `classes`."""
 
     @abstractmethod
     def picture(self, i: int) -> Image.Image:
@@ -58,9 +59,9 @@ class LabelledPictures(ABC):
     @property
     @abstractmethod
     def digest(self) -> str:
-        """sha256 of keys, labels and sizes of files.
+        """Compute the sha256 of keys, labels and sizes of files.
 
-        Neither pixels nor `classes` enter it, so it is cheap; `Classes.digest` is apart.
+        Neither pixels nor `classes` enter it, so it is cheap; `Classes.digest` is separate.
         """
 
 
@@ -71,19 +72,23 @@ class PictureSource(ABC):
 
     @abstractmethod
     def size(self, i: int) -> int | None:
-        """Size of the file in bytes, or None without one."""
+        """Return the size of the file in bytes; None without a file."""
 
     @abstractmethod
     def read(self, i: int) -> Image.Image:
-        """Decode picture i as RGB; raises PictureError."""
+        """Decode picture i as RGB.
+
+        Raises:
+            PictureError: If it is missing or cannot be decoded.
+        """
 
 
 class PictureFiles(PictureSource):
     """Pictures that are files, or pieces of tar files.
 
     Args:
-        files: Their `key` names them within the set.
-        source: For messages.
+        files: The files; each `key` is the name within the set.
+        source: Name of the source for messages.
     """
 
     def __init__(self, files: Sequence[PictureFile], *, source: str) -> None:
@@ -97,7 +102,7 @@ class PictureFiles(PictureSource):
             return file.size
         try:
             return os.path.getsize(file.path)
-        # Missing pictures are refused when they are read.
+        # A missing picture becomes an error when it is read.
         except (OSError, ValueError):
             return None
 
@@ -114,12 +119,12 @@ class PictureFiles(PictureSource):
 
 
 class PictureArrays(PictureSource):
-    """Pictures that a function gives as arrays.
+    """Pictures that a function returns as arrays.
 
     Args:
-        array: From the number of a picture to uint8 (h, w) or (h, w, 3). A function of a module, or a partial of one, so that
-            worker processes can get it.
-        where: For messages: what holds the pictures.
+        array: Function from the number of a picture to uint8 (h, w) or (h, w, 3). A function of a
+            module, or a partial of one, so that it can be sent to worker processes.
+        where: Name for messages of what holds the pictures.
     """
 
     def __init__(
@@ -146,22 +151,26 @@ class PictureArrays(PictureSource):
 
 
 def array_row(arrays: np.ndarray, i: int) -> np.ndarray:
-    """Copy row i of an array of pictures if it is not contiguous."""
+    """Copy a row of an array of pictures if it is not contiguous."""
     return np.ascontiguousarray(arrays[i])
 
 
 @dataclass(frozen=True)
 class RawPictures:
-    """What a reader finds: pictures, and labels as the data name them.
+    """The result of a reader: pictures, and labels as the data name them.
 
     Attributes:
-        labels: Per picture, an index into `classes`.
-        classes: The labels as the data spell them: folder names, a data set object's class names, lines of classnames.txt.
-        names: Names of classes in a file beside the data, in its order; None without one. In tar shards it is `classes`.
+        labels: Index into `classes` for each picture.
+        classes: The labels as the data spell them: folder names, a data set object's class names,
+            lines of classnames.txt.
+        names: Names of classes in a file beside the data, in its order; None without one. In tar
+            shards they are `classes`.
         templates: Prompts in a file beside the data.
-        names_file, templates_file: What these files are called, with a digest.
-        classes_are_named: Whether `classes` are names that a data set or a person gave, more than folder names.
-        numbered: Whether labels were integers whose meaning `names` gives (clip-benchmark's shards).
+        names_file, templates_file: Names of these files, with a digest.
+        classes_are_named: Whether `classes` are names that a data set or a person gave, rather than
+            folder names.
+        numbered: Whether labels were integers whose meaning `names` gives (clip-benchmark's
+            shards).
         contents: Digest of the pixels, where they are drawn or in memory.
     """
 
@@ -181,10 +190,10 @@ class RawPictures:
 
 
 class OpenedPictures(LabelledPictures):
-    """Labelled pictures of a reader, with their matched classes.
+    """Labelled pictures from a reader, with their matched classes.
 
     Args:
-        indices: Per label of the data, the number of its class in `classes`.
+        indices: Number in `classes` of each label of the data.
 
     Raises:
         DataError: If there is no picture, or two have one key.
@@ -199,14 +208,15 @@ class OpenedPictures(LabelledPictures):
         self._pictures, self._labels = raw.pictures, [indices[label] for label in raw.labels]
         if not self._labels:
             raise DataError(
-                f"{raw.where}: there is no picture, so there is nothing to evaluate on. Check the path and the split."
+                f"{raw.where}: there is no picture, so there is nothing to evaluate on. Check the "
+                "path and the split."
             )
         seen: set[str] = set()
         for key in raw.pictures.keys:
             if key in seen:
                 raise DataError(
-                    f"{raw.where}: there are two pictures {in_one_line(key)}, so their answers cannot be told apart. Drop "
-                    "one."
+                    f"{raw.where}: there are two pictures {in_one_line(key)}, so their answers "
+                    "cannot be told apart. Drop one."
                 )
             seen.add(key)
 

@@ -1,25 +1,26 @@
-"""Matching of class names: labels of the data against names of classes, never by position.
+"""Matching of the data's labels with class names, never by position.
 
 Two spellings are one name if they agree, in this order of preference:
-1. as words: lower case, without apostrophes, every other character that is no letter or digit a space;
+1. as words: lower case, without apostrophes, with a space for every other character that is no
+   letter or digit;
 2. as words written together ("AnnualCrop", "annual crop");
-3. both again after the numbering at the front of the label ("001.", "017_") has been dropped.
+3. both again after the numbering at the front of the label ("001.", "017_") has been removed.
 The first rule that finds a class decides; two classes under one rule are refused.
 """
 
-import difflib
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from landscape.errors import DataError
+from landscape.suggestions import close_names
 
 _NUMBERING = re.compile(r"^\s*\d+[\s._-]+(?=\S)")
 
 
 def words(text: str) -> str:
-    """Normalise a name: lower-case words with one space between them."""
+    """Normalise a name to lower-case words with one space between them."""
     plain = "".join(
         c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c)
     )
@@ -32,7 +33,7 @@ def compact(text: str) -> str:
 
 
 def without_numbering(text: str) -> str:
-    """Drop digits and a separator at the front of a name."""
+    """Remove digits and a separator at the front of a name."""
     return _NUMBERING.sub("", text)
 
 
@@ -43,18 +44,14 @@ def readable(label: str) -> str:
 
 def nearest(text: str, choices: Iterable[str], *, count: int = 3) -> list[str]:
     """List the choices whose spelling is most like a text."""
-    by_words = {words(choice): choice for choice in choices}
-    return [
-        by_words[found]
-        for found in difflib.get_close_matches(words(text), by_words, n=count, cutoff=0.5)
-    ]
+    return close_names(text, choices, count=count, cutoff=0.5, key=words)
 
 
 class ClassIndex:
-    """Classes by all their spellings.
+    """An index of classes by all their spellings.
 
     Args:
-        spellings: Per class, everything that names it: synonyms, folder names, official numbers.
+        spellings: All spellings of each class: synonyms, folder names, official numbers.
     """
 
     def __init__(self, spellings: Sequence[Sequence[str]]) -> None:
@@ -68,7 +65,10 @@ class ClassIndex:
                     table.setdefault(key, []).append(i)
 
     def find(self, label: str) -> list[int]:
-        """List the classes that a label names by the first rule that finds any."""
+        """List the classes that a label names.
+
+        The first rule that finds any decides.
+        """
         for text in dict.fromkeys((label, without_numbering(label))):
             for table, normalise in ((self._by_words, words), (self._by_compact, compact)):
                 if hits := table.get(normalise(text)):
@@ -78,10 +78,11 @@ class ClassIndex:
     def match(self, labels: Sequence[str], *, where: str) -> list[int]:
         """Find the class of each label of a data set.
 
-        Labels that are spelled alike (ImageNet's two "sunglasses") are given to as many classes of that name in order.
+        Labels that are spelled alike (ImageNet's two "sunglasses") are assigned in order to as many
+        classes of that name.
 
         Args:
-            where: For messages: the data set.
+            where: Name of the data set for messages.
 
         Raises:
             DataError: If a label matches no class or several, or two labels one class.
@@ -97,14 +98,16 @@ class ClassIndex:
                 hits = [hits[seen[words(label)]]]
             if len(hits) > 1:
                 raise DataError(
-                    f"{where}: {label!r} matches {len(hits)} classes, {self._list(hits)}, so its label is not defined. "
-                    "Rename the folder, or write classes.txt beside the folders: a line FOLDER TAB CLASS NAME each."
+                    f"{where}: {label!r} matches {len(hits)} classes, {self._list(hits)}, so its "
+                    "label is not defined. Rename the folder, or write classes.txt beside the "
+                    "folders: a line FOLDER TAB CLASS NAME each."
                 )
             seen[words(label)] += 1
             if hits[0] in taken:
                 raise DataError(
-                    f"{where}: {taken[hits[0]]!r} and {label!r} both match class {self._shown[hits[0]]!r}, so one of them "
-                    "would be counted as wrong. Rename one, or join them."
+                    f"{where}: {taken[hits[0]]!r} and {label!r} both match class "
+                    f"{self._shown[hits[0]]!r}, so one of them would be counted as wrong. Rename "
+                    "one, or join them."
                 )
             taken[hits[0]] = label
             indices.append(hits[0])
@@ -118,7 +121,7 @@ class ClassIndex:
     def _no_class(self, label: str, where: str) -> str:
         candidates = nearest(label, self._all) or self._shown[:3]
         return (
-            f"{where}: {label!r} matches none of {len(self._shown)} classes (nearest: {', '.join(map(repr, candidates))}), "
-            "so its pictures have no label. Rename it, remove it, or write classes.txt beside the folders: a line FOLDER "
-            "TAB CLASS NAME each."
+            f"{where}: {label!r} matches none of {len(self._shown)} classes (nearest: "
+            f"{', '.join(map(repr, candidates))}), so its pictures have no label. Rename it, "
+            "remove it, or write classes.txt beside the folders: a line FOLDER TAB CLASS NAME each."
         )

@@ -1,9 +1,10 @@
 """Opening a labelled set by its name and path."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from landscape.datasets.folders import read_folders
+from landscape.datasets.folders import choose_resisc45, read_folders
 from landscape.datasets.labelled import LabelledPictures, RawPictures
 from landscape.datasets.names import nearest
 from landscape.datasets.openmoji_sets import read_openmoji
@@ -27,33 +28,41 @@ def open_labelled(
 ) -> LabelledPictures:
     """Open a labelled set by its name and path.
 
-    Pictures are decoded when they are asked for, and nothing is downloaded.
+    Pictures are decoded on demand, and nothing is downloaded.
 
-    The layout of `path` is recognised in this order; the first that fits is taken, and what was guessed is in the notes:
-    1. a file NAME.csv or .tsv: a table with columns of picture paths and labels; a .jsonl: Hateful Memes' lines;
+    The layout of `path` is recognised in this order; the first that fits is taken, and guesses are
+    in the notes:
+    1. a file NAME.csv or .tsv: a table with columns of picture paths and labels; a .jsonl: Hateful
+       Memes' lines;
     2. a folder with `*/nshards.txt`: clip-benchmark's tar shards;
-    3. for a set of the suite, a folder that holds torchvision's folder of it, or is that folder: torchvision's class;
+    3. for a set of the suite, a folder that holds torchvision's folder of it, or is that folder:
+       torchvision's class;
     4. for Hateful Memes, a folder with SPLIT.jsonl;
     5. a folder with `<split>/<class>/<picture>`, else `<class>/<picture>`.
 
     Args:
-        name: A set of `SUITE` or `OPENMOJI_SETS` by identifier, title or alias, or any other name for one's own pictures.
+        name: A set of `SUITE` or `OPENMOJI_SETS` by identifier, title or alias, or any other name
+            for your own pictures.
         path: None for "openmoji/...".
         slip: Folder with SLIP's labels.json and templates.json.
-        image_size: At which OpenMoji is drawn, in pixels (default 224); other pictures come as they are stored.
-        split: By default that of the published numbers; for one's own pictures "test", then "val", then all.
+        image_size: Size in pixels at which OpenMoji is drawn (default 224); other pictures come as
+            they are stored.
+        split: By default that of the published numbers; for your own pictures "test", then "val",
+            then all.
 
     Raises:
         MissingDependencyError: If OpenMoji's packages are not installed.
-        DataError: If the set is unknown and has no path, something of it is missing or unreadable, or a label matches no
-            class or several. `PictureError` (one of these) comes from `picture`, never from here.
+        DataError: If the set is unknown and has no path, a part of it is missing or unreadable, or
+            a label matches no class or several. `PictureError`, a subclass, comes from `picture`,
+            never from here.
     """
     known = find_set(name)
     if known in OPENMOJI_SETS:
         assert known is not None
         if path is not None:
             raise DataError(
-                f"{name}: OpenMoji's pictures come from installed packages, not from {path}. Leave the path out."
+                f"{name}: OpenMoji's pictures come from installed packages, not from {path}. Leave "
+                "the path out."
             )
         task = known.identifier.partition("/")[2]
         raw = read_openmoji(task, image_size=image_size, split=split or known.split)
@@ -88,6 +97,12 @@ def _read(path: Path, known: KnownSet | None, split: str | None) -> RawPictures:
             and (path / f"{split or known.split}.jsonl").is_file()
         ):
             return read_memes(path, split or known.split)
+    if known is not None and known.identifier == "resisc45":
+        part = split or known.split
+        if (choose := choose_resisc45(path, part)) is not None:
+            return replace(
+                read_folders(path, split=None, default_split=None, choose=choose), split=part
+            )
     try:
         return read_folders(
             path, split=split, default_split=known.split if known is not None else None
@@ -108,11 +123,13 @@ def _read_file(path: Path, known: KnownSet | None, split: str | None) -> RawPict
         return read_memes(path, split or known.split)
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
-            f"{path}: expected a folder or a table ({', '.join(TABLE_SUFFIXES)}). Give the folder that holds the set."
+            f"{path}: expected a folder or a table ({', '.join(TABLE_SUFFIXES)}). Give the folder "
+            "that holds the set."
         )
     if split not in (None, "all"):
         raise DataError(
-            f"{path}: a table has no splits, so {split!r} cannot be chosen. Leave the split out, or give its own table."
+            f"{path}: a table has no splits, so {split!r} cannot be chosen. Leave the split out, "
+            "or give its own table."
         )
     return read_table(path)
 
@@ -125,9 +142,12 @@ def _why_no_path(name: str, known: KnownSet | None) -> str:
             if layout
             else ", a folder of class folders"
         )
-        return f"{name}: {known.title} needs a path{where}. Give it as {known.identifier}=PATH; nothing is downloaded."
-    found = (find_set(spelling) for spelling in nearest(name, _all_names()))
-    close = dict.fromkeys(known.identifier for known in found if known is not None)
+        return (
+            f"{name}: {known.title} needs a path{where}. Give it as {known.identifier}=PATH; "
+            "nothing is downloaded."
+        )
+    candidates = (find_set(spelling) for spelling in nearest(name, _all_names()))
+    close = dict.fromkeys(known.identifier for known in candidates if known is not None)
     advice = f"Did you mean {', '.join(close)}? " if close else ""
     return f"{name}: there is no such set. {advice}Pictures of your own need a path: NAME=PATH."
 

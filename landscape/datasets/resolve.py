@@ -1,4 +1,4 @@
-"""From labels as the data name them to numbers of classes."""
+"""The labels of a data set, translated to class numbers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,8 @@ def resolve(
     """Match the labels of a set to classes by name.
 
     Raises:
-        DataError: If a label matches no class or several, two labels match one class, or a source cannot be read.
+        DataError: If a label matches no class or several, two labels match one class, or a source
+            cannot be read.
     """
     names, templates = find_names(known, raw, slip), find_templates(known, raw, slip)
     if names.own:
@@ -48,13 +49,14 @@ def _check_all_there(names: Found, indices: Sequence[int], *, where: str) -> Non
     lacking = [synonyms[0] for i, synonyms in enumerate(names.content) if i not in there]
     if lacking:
         raise DataError(
-            f"{where}: classnames.txt names {lacking[0]!r} ({len(lacking)} of {len(names.content)} such), which fits no "
-            "folder, so a choice that nothing can be would be offered. Remove the line, or restore the folder."
+            f"{where}: classnames.txt names {lacking[0]!r} ({len(lacking)} of {len(names.content)} "
+            "such), which fits no folder, so a choice that nothing can be would be offered. Remove "
+            "the line, or restore the folder."
         )
 
 
 def _spellings(known: KnownSet | None, names: Found, *, where: str) -> list[list[str]]:
-    """List what names each class: synonyms, other spellings, numbers and codes."""
+    """List all spellings of each class: synonyms, folder names, numbers, codes."""
     groups: dict[str, tuple[str, ...]] = {}
     for group in known.same if known is not None else ():
         groups.update({compact(spelling): group for spelling in group})
@@ -65,8 +67,9 @@ def _spellings(known: KnownSet | None, names: Found, *, where: str) -> list[list
     ids = class_ids(known) if known is not None and names.listed else ()
     if ids and len(ids) != len(spellings):
         raise DataError(
-            f"{where}: {names.source} names {len(spellings)} classes, but the set's numbers or codes are {len(ids)}, so "
-            "which belong together is open. Give another list of names."
+            f"{where}: {names.source} names {len(spellings)} classes, but the set's numbers or "
+            f"codes are {len(ids)}, so it is unclear which belong together. Give another list of "
+            "names."
         )
     if known is not None and ids:
         _check_order(known, names, where=where)
@@ -86,8 +89,9 @@ def _check_order(known: KnownSet, names: Found, *, where: str) -> None:
         hits = index.find(synonyms[0]) if index is not None else []
         if len(hits) == 1 and hits[0] != i:
             raise DataError(
-                f"{where}: {names.source} has {synonyms[0]!r} as class {i}, but the set's numbers or codes make it "
-                f"{hits[0]}, so its list is in another order. Give the published list, or leave it out."
+                f"{where}: {names.source} has {synonyms[0]!r} as class {i}, but the set's numbers "
+                f"or codes make it {hits[0]}, so its list is in another order. Give the published "
+                "list, or leave it out."
             )
 
 
@@ -107,11 +111,13 @@ def _drop_optional(
     if lacking:
         left_out = ", ".join(names.content[i][0] for i in lacking)
         notes.append(
-            f"There are no pictures of {left_out!r}, so the choice is among {len(kept)} classes, not {len(names.content)}."
+            f"There are no pictures of {left_out!r}, so the choice is among {len(kept)} classes, "
+            f"not {len(names.content)}."
         )
     elif any(synonyms[0] in optional for synonyms in names.content):
         notes.append(
-            f"Pictures of {', '.join(map(repr, optional))} are there, so the choice is among {len(kept)} classes."
+            f"Pictures of {', '.join(map(repr, optional))} are there, so the choice is among "
+            f"{len(kept)} classes."
         )
     return tuple(names.content[i] for i in kept), [place[i] for i in indices], notes
 
@@ -140,12 +146,12 @@ def _notes_on_classes(
         and known.num_pictures != len(raw.labels)
     ):
         notes.append(
-            f"There are {len(raw.labels):,} pictures; split {known.split!r} of the published numbers has "
-            f"{known.num_pictures:,}."
+            f"There are {len(raw.labels):,} pictures; split {known.split!r} of the published "
+            f"numbers has {known.num_pictures:,}."
         )
     for first, later in classes.duplicates():
         notes.append(
-            f"Classes {first} and {later} are both {classes.names[later][0]!r}: their prompts tie, the lowest index wins, "
-            f"so class {later} can never be right."
+            f"Classes {first} and {later} are both {classes.names[later][0]!r}: their prompts tie, "
+            f"the lowest index wins, so class {later} can never be right."
         )
     return notes

@@ -1,7 +1,8 @@
-"""clip-benchmark's tar layout: `{split}/nshards.txt`, `{split}/0.tar` ..., `classnames.txt`, prompts beside them.
+"""clip-benchmark's tar layout of labelled pictures.
 
-Members are `KEY.webp|png|jpg` with `KEY.cls`, the number of a line of `classnames.txt` from 0. The split folder is called
-"test" there also where it holds validation data.
+It has `{split}/nshards.txt`, `{split}/0.tar` ..., `classnames.txt`, and prompts beside them.
+Members are `KEY.webp|png|jpg` with `KEY.cls`, the number of a line of `classnames.txt` from 0. The
+split folder is called "test" even where it holds validation data.
 """
 
 import glob
@@ -17,7 +18,7 @@ COUNT_FILE = "nshards.txt"
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a folder has this layout."""
+    """Tell whether a folder has this layout."""
     return any(path.glob(f"*/{COUNT_FILE}"))
 
 
@@ -25,10 +26,11 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
     """Index the shards of a split.
 
     Args:
-        split: By default "test", which is how the layout calls what is evaluated on.
+        split: By default "test", the layout's name of the evaluation data.
 
     Raises:
-        DataError: If a file of the layout is missing or unreadable, the set is no classification, or a number has no class.
+        DataError: If a file of the layout is missing or unreadable, the set is no classification,
+            or a number has no class.
     """
     folder = _split_folder(path, split)
     _check_layout(path)
@@ -42,19 +44,22 @@ def read_shards(path: Path, *, split: str | None) -> RawPictures:
     ).labelled()
     if pairs is None:
         raise DataError(
-            f"{folder}: the pictures have no KEY.cls with the number of their class. Write the shards again."
+            f"{folder}: the pictures have no KEY.cls with the number of their class. Write the "
+            "shards again."
         )
     notes = [note for note in pairs.notes if "classes in KEY.cls are read" not in note]
     if split is not None and folder.name != split:
         notes.append(
-            f"Split {split!r} is read from folder {folder.name!r}, as the layout calls what is evaluated on."
+            f"Split {split!r} is read from folder {folder.name!r}, as the layout calls what is "
+            "evaluated on."
         )
     labels = []
     for file in pairs.files:
         label = file.label
         if label is None or label >= len(classes):
             raise DataError(
-                f"{file.where}: class {label} is beyond the {len(classes)} lines of classnames.txt. Fetch it again."
+                f"{file.where}: class {label} is beyond the {len(classes)} lines of "
+                "classnames.txt. Fetch it again."
             )
         labels.append(label)
     keyed = [
@@ -83,11 +88,13 @@ def _check_layout(path: Path) -> None:
     kind_file = path / "dataset_type.txt"
     if kind_file.is_file() and (kind := read_lines(kind_file)[0][0].strip()) != "classification":
         raise DataError(
-            f"{path}: the set is of type {kind!r}, expected pictures with classes. Choose another set."
+            f"{path}: the set is of type {kind!r}, expected pictures with classes. Choose another "
+            "set."
         )
     if not (path / "classnames.txt").is_file():
         raise DataError(
-            f"{path}: there is no classnames.txt, so the numbers of classes mean nothing. Fetch it with the shards."
+            f"{path}: there is no classnames.txt, so the numbers of classes mean nothing. Fetch it "
+            "with the shards."
         )
 
 
@@ -98,7 +105,8 @@ def _split_folder(path: Path, split: str | None) -> Path:
         if name in there:
             return path / name
     raise DataError(
-        f"{path}: there is no {wanted[0]}/{COUNT_FILE}, but {', '.join(there)}. Choose one of these splits."
+        f"{path}: there is no {wanted[0]}/{COUNT_FILE}, but {', '.join(there)}. Choose one of "
+        "these splits."
     )
 
 
@@ -106,6 +114,7 @@ def _pattern(folder: Path) -> str:
     count = read_lines(folder / COUNT_FILE)[0][0].strip()
     if not (count.isascii() and count.isdigit() and int(count) > 0):
         raise DataError(
-            f"{folder / COUNT_FILE}: expected the number of shards, got {count[:40]!r}. Write it again."
+            f"{folder / COUNT_FILE}: expected the number of shards, got {count[:40]!r}. Write it "
+            "again."
         )
     return f"{glob.escape(str(folder))}/{{0..{int(count) - 1}}}.tar"

@@ -1,12 +1,16 @@
-"""Class names and prompts, from the first of these sources that has them; names and prompts may come from different ones.
+"""Class names and prompts, each from the first of these sources that has them.
 
-1. Files beside the data: `classnames.txt` and `zeroshot_classification_templates.txt`, as clip-benchmark writes them.
+1. Files beside the data: `classnames.txt` and `zeroshot_classification_templates.txt`, as
+   clip-benchmark writes them.
 2. open_clip, for ImageNet: 1000 names and the 7 prompts of the paper.
-3. SLIP's two files (`labels.json`, `templates.json`), where the user names their folder: the paper's own protocol.
+3. SLIP's two files (`labels.json`, `templates.json`), where the user names their folder: the
+   paper's own protocol.
 4. The package data of clip-benchmark where it is installed; read as data, never imported.
-5. The project's table (`landscape.datasets.suite`); then the data themselves (class names, folder names), with the table's
-   prompts or "a photo of a {}."
-In clip-benchmark's shards, where the names beside the data are the writer's, SLIP's go first if the user gives them.
+5. The project's table (`landscape.datasets.suite`); then the data themselves (class names, folder
+   names), with the table's prompts or "a photo of a {}."
+
+Names and prompts may come from different sources. In clip-benchmark's shards, where the names
+beside the data are the writer's, SLIP's take precedence if the user gives them.
 """
 
 import hashlib
@@ -23,24 +27,27 @@ from landscape.datasets.names import compact, readable
 from landscape.datasets.suite import KnownSet
 from landscape.errors import DataError, MissingDependencyError
 
+SLIP_FILES = "SLIP files"
 NOT_THE_PAPERS = "not the paper's prompts"
 # The first digits of the sha256 of SLIP's files at commit c6faf5d.
 _SLIP_DIGESTS = {"labels": "c168feec", "templates": "ccc78041"}
 # clip-benchmark's prompts equal SLIP's but for these sets (and ImageNet's, which open_clip gives).
 _OTHER_PROMPTS = ("resisc45", "patch_camelyon", "clevr_counts")
-# Sets whose names in the project's table are not SLIP's.
+# Sets whose names in the project's table differ from SLIP's.
 _OWN_WORDS = ("gtsrb", "country211")
-_MOST_BYTES = 2**24
+_MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
 class Found:
-    """Something that a source has.
+    """The names or prompts of a source.
 
     Attributes:
-        content: Synonyms per class, or templates.
-        listed: Whether names come in the order of the set's published lists, so that `KnownSet.ids` belong to them in order.
-        own: Whether name i belongs to label i of the data by definition, so that nothing is to be matched.
+        content: Synonyms of each class, or templates.
+        listed: Whether names come in the order of the set's published lists, so that `KnownSet.ids`
+            belong to them in order.
+        own: Whether name i belongs to label i of the data by definition, so that nothing is to be
+            matched.
         notes: What differs from the paper.
     """
 
@@ -66,11 +73,12 @@ def find_names(known: KnownSet | None, raw: RawPictures, slip: Path | None) -> F
             lambda: _table_names(known),
             lambda: _flower_names(known),
         ]
-        # There, classnames.txt gives the meaning of the integers; the paper's words are asked for explicitly.
+        # In shards, classnames.txt gives the meaning of the integers; the user asks for the paper's
+        # words explicitly.
         choices = [others[1], *choices, *others] if raw.numbered else [*choices, *others]
     for choice in choices:
-        if (found := choice()) is not None:
-            return found
+        if (source_content := choice()) is not None:
+            return source_content
     named = tuple(
         label.replace("_", " ") if raw.classes_are_named else readable(label)
         for label in raw.classes
@@ -98,8 +106,8 @@ def find_templates(known: KnownSet | None, raw: RawPictures, slip: Path | None) 
         ]
         choices = [others[1], *choices, *others] if raw.numbered else [*choices, *others]
     for choice in choices:
-        if (found := choice()) is not None:
-            return found
+        if (source_content := choice()) is not None:
+            return source_content
     note = f'The prompt is the general "{GENERIC_TEMPLATE}"' + (
         f", {NOT_THE_PAPERS}." if known is not None else ", a guess."
     )
@@ -112,20 +120,24 @@ def class_ids(known: KnownSet) -> tuple[tuple[str, ...], ...]:
     ImageNet's are read from timm's package data.
 
     Raises:
-        MissingDependencyError: If they are not there.
+        MissingDependencyError: If that file is not there.
     """
     if known.identifier != "imagenet":
         return known.ids
     path = _package_file("timm", "data/_info/imagenet_synsets.txt")
     if path is None:
         raise MissingDependencyError(
-            "imagenet: timm's list of WordNet ids is not there, so folders have no class. Install timm>=1.0."
+            "imagenet: timm's list of WordNet ids is not there, so folders have no class. Install "
+            "timm>=1.0."
         )
     return tuple((wnid,) for wnid in path.read_text().split())
 
 
 def _spoken(known: KnownSet | None, name: str) -> str:
-    """Find the words of the prompts for a name, where it is known to stand for them."""
+    """Return the words of the prompts for a name.
+
+    A name without known words is returned unchanged.
+    """
     for group in known.same if known is not None else ():
         if compact(name) in {compact(spelling) for spelling in group}:
             return group[0]
@@ -194,8 +206,8 @@ def _slip(known: KnownSet, folder: Path | None, kind: str) -> Found | None:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise DataError(
-            f"{folder}: there is no {kind}.json of SLIP's repository. Give the folder that holds labels.json and "
-            "templates.json."
+            f"{folder}: there is no {kind}.json of SLIP's repository. Give the folder that holds "
+            "labels.json and templates.json."
         )
     table, digest = _read_json(path)
     if known.identifier not in table:
@@ -204,7 +216,7 @@ def _slip(known: KnownSet, folder: Path | None, kind: str) -> Found | None:
     if not digest.startswith(_SLIP_DIGESTS[kind]):
         notes = (f"{path.name} (sha256 {digest[:12]}) is not the file of SLIP's commit c6faf5d.",)
     content = _checked(table[known.identifier], path, known.identifier, synonyms=kind == "labels")
-    return Found(content, f"SLIP files, sha256 {digest}", listed=True, notes=notes)
+    return Found(content, f"{SLIP_FILES}, sha256 {digest}", listed=True, notes=notes)
 
 
 def _clip_benchmark(known: KnownSet, file_name: str) -> Found | None:
@@ -234,7 +246,7 @@ def _benchmark_names(known: KnownSet) -> Iterator[str]:
 
 
 def _package_file(package: str, path: str) -> Path | None:
-    """A file of an installed package, found without importing it."""
+    """Find a file of an installed package without importing it."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         if (Path(folder) / path).is_file():
@@ -244,8 +256,8 @@ def _package_file(package: str, path: str) -> Path | None:
 
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         content = path.read_bytes()
         table = json.loads(content)
         if not isinstance(table, dict):
@@ -258,7 +270,11 @@ def _read_json(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _checked(content: Any, path: Path, name: str, *, synonyms: bool) -> tuple[Any, ...]:
-    """Turn the list of a set into tuples; synonyms are lists within."""
+    """Turn a set's list into tuples; synonyms are lists within it.
+
+    Raises:
+        DataError: If the list is malformed.
+    """
 
     def text_list(value: Any) -> bool:
         return (
@@ -276,5 +292,6 @@ def _checked(content: Any, path: Path, name: str, *, synonyms: bool) -> tuple[An
         if not synonyms and text_list(content):
             return tuple(content)
     raise DataError(
-        f"{path}, {name!r}: expected a list of texts, got {str(content)[:60]!r}. Fetch the file again."
+        f"{path}, {name!r}: expected a list of texts, got {str(content)[:60]!r}. Fetch the file "
+        "again."
     )

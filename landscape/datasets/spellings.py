@@ -1,21 +1,26 @@
-"""Names of small label sets, and other spellings of class names: folder names of VISSL, labels of torchvision.
+"""Names of small label sets, and other spellings of class names.
 
-A group begins with the name that a prompt uses.
+Other spellings are folder names of VISSL and labels of torchvision. A group begins with the name
+that a prompt uses.
 """
 
 
 def split_names(text: str) -> tuple[tuple[str, ...], ...]:
-    """Per class its synonyms, from names separated by commas, synonyms by slashes."""
+    """Split a list of class names into synonyms of each class.
+
+    Classes are separated by commas, synonyms by slashes.
+    """
     return tuple(tuple(name.strip() for name in entry.split("/")) for entry in text.split(","))
 
 
 CIFAR10 = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
 STL10 = "airplane, bird, car, cat, deer, dog, horse, monkey, ship, truck"
 DTD = (
-    "banded, blotchy, braided, bubbly, bumpy, chequered, cobwebbed, cracked, crosshatched, crystalline, dotted, fibrous, "
-    "flecked, freckled, frilly, gauzy, grid, grooved, honeycombed, interlaced, knitted, lacelike, lined, marbled, "
-    "matted, meshed, paisley, perforated, pitted, pleated, polka-dotted, porous, potholed, scaly, smeared, spiralled, "
-    "sprinkled, stained, stratified, striped, studded, swirly, veined, waffled, woven, wrinkled, zigzagged"
+    "banded, blotchy, braided, bubbly, bumpy, chequered, cobwebbed, cracked, crosshatched, "
+    "crystalline, dotted, fibrous, flecked, freckled, frilly, gauzy, grid, grooved, honeycombed, "
+    "interlaced, knitted, lacelike, lined, marbled, matted, meshed, paisley, perforated, pitted, "
+    "pleated, polka-dotted, porous, potholed, scaly, smeared, spiralled, sprinkled, stained, "
+    "stratified, striped, studded, swirly, veined, waffled, woven, wrinkled, zigzagged"
 )
 EUROSAT = (
     ("annual crop land", "AnnualCrop"),
@@ -31,14 +36,15 @@ EUROSAT = (
 )
 # The official meaning of each ClassId.
 GTSRB = (
-    "speed limit 20 km/h, speed limit 30 km/h, speed limit 50 km/h, speed limit 60 km/h, speed limit 70 km/h, speed "
-    "limit 80 km/h, end of speed limit 80 km/h, speed limit 100 km/h, speed limit 120 km/h, no overtaking, no overtaking "
-    "by lorries, right of way at the next crossing, priority road, give way, stop, no vehicles, no lorries, no entry, "
-    "general danger, dangerous bend to the left, dangerous bend to the right, double bend, bumpy road, slippery road, "
-    "road narrows on the right, road works, traffic lights, pedestrians, children crossing, bicycles crossing, ice or "
-    "snow, wild animals crossing, end of all limits, turn right ahead, turn left ahead, ahead only, straight on or "
-    "right, straight on or left, keep right, keep left, roundabout, end of no overtaking, end of no overtaking by "
-    "lorries"
+    "speed limit 20 km/h, speed limit 30 km/h, speed limit 50 km/h, speed limit 60 km/h, speed "
+    "limit 70 km/h, speed limit 80 km/h, end of speed limit 80 km/h, speed limit 100 km/h, speed "
+    "limit 120 km/h, no overtaking, no overtaking by lorries, right of way at the next crossing, "
+    "priority road, give way, stop, no vehicles, no lorries, no entry, general danger, dangerous "
+    "bend to the left, dangerous bend to the right, double bend, bumpy road, slippery road, road "
+    "narrows on the right, road works, traffic lights, pedestrians, children crossing, bicycles "
+    "crossing, ice or snow, wild animals crossing, end of all limits, turn right ahead, turn left "
+    "ahead, ahead only, straight on or right, straight on or left, keep right, keep left, "
+    "roundabout, end of no overtaking, end of no overtaking by lorries"
 )
 FER = (
     ("angry", "anger"),
@@ -87,5 +93,5 @@ SST2 = (("negative", "0"), ("positive", "1"))
 
 
 def first_of_each(groups: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
-    """Per class, the name that a prompt uses."""
+    """Return the name of each class that a prompt uses."""
     return tuple(group[:1] for group in groups)

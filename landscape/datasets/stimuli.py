@@ -1,12 +1,14 @@
-"""Stimuli on disk: model-vs-human's data sets, one's own distorted pictures, and what `landscape distort` writes.
+"""Stimuli on disk: model-vs-human's data sets, and your own distorted pictures.
 
-A data set is a folder in one of two layouts, which are told apart by the folder "dnn":
+`landscape distort` writes such pictures. A data set is a folder in one of two layouts, which are
+distinguished by the folder "dnn":
 
     <dataset>/dnn/session-<n>/<trial>_<experiment>_<observer>_<condition>_<category>_..._<image>.png
-    <dataset>/<category>/<image>.png                                                        one condition, named "0"
+    <dataset>/<category>/<image>.png          one condition, named "0"
 
-Sets with a benchmark's name have its 16 categories and its conditions, unless they are one's own: those in `distort.json` (in
-which names are escaped as URLs are), and all where the caller says so. Classes of one's own sets may have any names.
+Sets with a benchmark's name have its 16 categories and its conditions, unless they are your own:
+those in `distort.json` (in which names are escaped as URLs are), and all where the caller says so.
+Classes of your own sets may have any names.
 """
 
 import hashlib
@@ -27,24 +29,25 @@ from landscape.datasets.folders import SUFFIXES
 from landscape.datasets.labelled import PictureFiles
 from landscape.errors import DataError
 from landscape.files import read_regular
+from landscape.suggestions import did_you_mean
 
-# The condition of sets that have one only.
+# The condition of sets that have only one.
 ONE_CONDITION = "0"
 _SESSIONS = "dnn"
 _RECORD = "distort.json"
 _LARGEST_RECORD = 2**20
 # Trial, experiment, observer, condition, category, image.
-_FEWEST_FIELDS = 6
+_MIN_FIELDS = 6
 _CONDITION, _CATEGORY = 3, 4
 
 
 @dataclass(frozen=True)
 class Stimulus:
-    """One picture.
+    """A picture with its condition and category.
 
     Args:
-        image: The same for all observers: `landscape.answers.image_key` of the benchmark's pictures; of one's own
-            "<category>/<file>", or the key that `landscape distort` gave.
+        image: Key, the same for all observers: `landscape.answers.image_key` of the benchmark's
+            pictures; for your own "<category>/<file>", or the key that `landscape distort` gave.
         category: The right answer; in cue-conflict that of the shape.
         texture: Category of the texture in cue-conflict, else None.
     """
@@ -57,12 +60,12 @@ class Stimulus:
 
 
 class Stimuli:
-    """The pictures of one condition of a data set, in the order of their paths.
+    """The pictures of one condition of a data set, ordered by path.
 
     Args:
-        dataset, condition: As the benchmark names them, where it does.
+        dataset, condition: Names as in the benchmark, where it has them.
         is_published: Whether it is the benchmark's set, with its 16 categories, which people saw.
-        classes: Of one's own set in all conditions; by default those of these pictures.
+        classes: Classes of your own set in all conditions; by default those of these pictures.
     """
 
     def __init__(
@@ -75,16 +78,19 @@ class Stimuli:
         classes: Sequence[str] = (),
     ) -> None:
         self.dataset, self.condition, self.is_published = dataset, condition, is_published
-        self._classes = tuple(classes) or tuple(sorted({one.category for one in stimuli}))
+        self._classes = tuple(classes) or tuple(sorted({stimulus.category for stimulus in stimuli}))
         self.keys = tuple(stimulus.image for stimulus in stimuli)
         self.paths = tuple(stimulus.path for stimulus in stimuli)
         self.categories = tuple(stimulus.category for stimulus in stimuli)
         self.textures = tuple(stimulus.texture for stimulus in stimuli)
         files = [
             PictureFile(
-                key=one.image, caption=one.category, path=str(one.path), where=str(one.path)
+                key=stimulus.image,
+                caption=stimulus.category,
+                path=str(stimulus.path),
+                where=str(stimulus.path),
             )
-            for one in stimuli
+            for stimulus in stimuli
         ]
         self._pictures = PictureFiles(files, source=str(stimuli[0].path.parent))
 
@@ -96,7 +102,10 @@ class Stimuli:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What may be answered: the benchmark's 16 categories, or of one's own sets those of all conditions, sorted."""
+        """List the possible answers.
+
+        The benchmark's 16 categories; for your own sets those of all conditions, sorted.
+        """
         return CATEGORIES if self.is_published else self._classes
 
     def picture(self, i: int) -> Image.Image:
@@ -109,7 +118,10 @@ class Stimuli:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of data set, condition, keys, categories and sizes of the files in bytes; not of pixels."""
+        """Compute the sha256 of the set's names, keys, categories and file sizes.
+
+        The names are those of data set and condition, the sizes are in bytes. Pixels do not enter.
+        """
         digest = hashlib.sha256(json.dumps([self.dataset, self.condition]).encode())
         for i, (key, category) in enumerate(zip(self.keys, self.categories, strict=True)):
             digest.update(json.dumps([key, category, self._pictures.size(i)]).encode() + b"\n")
@@ -119,19 +131,20 @@ class Stimuli:
 def open_stimuli(
     folder: Path, *, datasets: Collection[str] | None = None, own: bool | None = None
 ) -> dict[tuple[str, str], Stimuli]:
-    """Index the data sets of a folder; no picture is opened.
+    """Index the data sets of a folder, without opening pictures.
 
     Args:
         datasets: Names of those to index; by default all that are there.
-        own: Whether the classes may have any names and levels any number, also in sets with a benchmark's name; by default
-            that is so of the sets in `distort.json`.
+        own: Whether the classes may have any names and levels any number, also in sets with a
+            benchmark's name. By default this holds for the sets in `distort.json`.
 
     Returns:
         By data set and condition: the benchmark's in its order, then others sorted by name.
 
     Raises:
-        DataError: If the folder is missing or has no data set, a data set has no picture or is not there, a file's name has too
-            few fields, the benchmark has no such condition or category, or two pictures of a condition have one key.
+        DataError: If the folder is missing or has no data set, a data set has no picture or is not
+            there, a file's name has too few fields, the benchmark has no such condition or
+            category, or two pictures of a condition have one key.
     """
     folder = Path(folder)
     names = _set_names(folder, datasets)
@@ -147,7 +160,7 @@ def open_stimuli(
 
 
 def _set_names(folder: Path, datasets: Collection[str] | None) -> list[str]:
-    """Folders that are data sets, the benchmark's first."""
+    """List the folders that are data sets, the benchmark's first."""
     if not folder.is_dir():
         what = "this is a file, expected a folder" if folder.exists() else "there is no such folder"
         raise DataError(
@@ -155,7 +168,8 @@ def _set_names(folder: Path, datasets: Collection[str] | None) -> list[str]:
         )
     if (folder / _SESSIONS).is_dir():
         raise DataError(
-            f"{folder}: this is one data set, expected the folder that holds data sets. Name {folder.parent}."
+            f"{folder}: this is one data set, expected the folder that holds data sets. Name "
+            f"{folder.parent}."
         )
     there = [
         entry.name
@@ -166,25 +180,30 @@ def _set_names(folder: Path, datasets: Collection[str] | None) -> list[str]:
     if not names:
         raise DataError(
             f"{folder}: there is no data set in it, so there is nothing to answer. Expected "
-            "<dataset>/dnn/session-1/<picture>, or <dataset>/<category>/<picture>, as model-vs-human's archives unpack."
+            "<dataset>/dnn/session-1/<picture>, or <dataset>/<category>/<picture>, as "
+            "model-vs-human's archives unpack."
         )
     for name in datasets or ():
         if name not in names:
             raise DataError(
-                f"{folder}: there is no data set {in_one_line(name)}, but {', '.join(map(in_one_line, names))}."
+                f"{folder}: there is no data set {in_one_line(name)}, but "
+                f"{', '.join(map(in_one_line, names))}.{did_you_mean(name, names)}"
             )
     return [name for name in names if datasets is None or name in datasets]
 
 
 def _is_set(folder: Path) -> bool:
-    """Whether it has a layout of a data set; a folder of pictures alone is a category."""
+    """Tell whether a folder has a layout of a data set.
+
+    A folder of pictures alone is a category.
+    """
     return folder.name in DATASETS or any(
         entry.is_dir() and entry.name[0] != "." for entry in folder.iterdir()
     )
 
 
 def _distorted_sets(folder: Path) -> frozenset[str]:
-    """Names of the sets that `landscape distort` wrote."""
+    """Read the names of the sets that `landscape distort` wrote."""
     record = folder / _RECORD
     if not record.is_file():
         return frozenset()
@@ -192,14 +211,15 @@ def _distorted_sets(folder: Path) -> frozenset[str]:
         return frozenset(json.loads(read_regular(record, largest=_LARGEST_RECORD))["sets"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{record}: the record cannot be read ({' '.join(str(error).split())}), so which sets are one's own is open. "
+            f"{record}: the record cannot be read ({' '.join(str(error).split())}), so it is "
+            "unclear which sets are your own. "
             "Remove it, or write the pictures again."
         ) from error
 
 
 @dataclass(frozen=True)
 class _SetReader:
-    """Reads the names of the pictures of one data set."""
+    """A reader of the picture names of one data set."""
 
     folder: Path
     name: str
@@ -214,17 +234,19 @@ class _SetReader:
             key = stimulus.condition, stimulus.image
             if key in sources:
                 raise DataError(
-                    f"{_shown(stimulus.path)}: it has the key {in_one_line(stimulus.image)}, as {_shown(sources[key])} in the "
-                    "same condition, so their answers cannot be told apart. Rename or remove one."
+                    f"{_shown(stimulus.path)}: it has the key {in_one_line(stimulus.image)}, as "
+                    f"{_shown(sources[key])} in the same condition, so their answers cannot be "
+                    "told apart. Rename or remove one."
                 )
             sources[key] = stimulus.path
             groups.setdefault(stimulus.condition, []).append(stimulus)
         if not groups:
             raise DataError(
-                f"{self.folder}: the data set has no picture ({', '.join(SUFFIXES)}) where they are expected, in "
-                "dnn/session-1 or in folders of categories. Unpack it again, or remove the folder."
+                f"{self.folder}: the data set has no picture ({', '.join(SUFFIXES)}) where they "
+                "are expected, in dnn/session-1 or in folders of categories. Unpack it again, or "
+                "remove the folder."
             )
-        classes = sorted({one.category for group in groups.values() for one in group})
+        classes = sorted({stimulus.category for group in groups.values() for stimulus in group})
         return {
             (self.name, text): Stimuli(
                 self.name, text, groups[text], is_published=self.is_published, classes=classes
@@ -249,11 +271,11 @@ class _SetReader:
     def _of_trial(self, path: Path) -> Stimulus:
         """Read a file name with fields."""
         fields = path.stem.split("_")
-        if len(fields) < _FEWEST_FIELDS:
+        if len(fields) < _MIN_FIELDS:
             raise DataError(
-                f"{_shown(path)}: the name has {len(fields)} fields between '_', expected at least {_FEWEST_FIELDS} "
-                "(trial_experiment_observer_condition_category_image), so its condition and category are unknown. "
-                "Rename or remove it."
+                f"{_shown(path)}: the name has {len(fields)} fields between '_', expected at least "
+                f"{_MIN_FIELDS} (trial_experiment_observer_condition_category_image), so its "
+                "condition and category are unknown. Rename or remove it."
             )
         category = self._category(path, fields[_CATEGORY])
         return Stimulus(
@@ -267,8 +289,8 @@ class _SetReader:
         texture = texture_of(key) if self.is_published and self.name == CUE_CONFLICT else None
         if texture is not None and texture not in CATEGORIES:
             raise DataError(
-                f"{_shown(path)}: the texture {texture!r} is no category, so its answers say nothing of shape bias. "
-                "Expected a name such as dog10-bird2.png."
+                f"{_shown(path)}: the texture {texture!r} is no category, so its answers say "
+                "nothing of shape bias. Expected a name such as dog10-bird2.png."
             )
         condition = DATASETS[self.name].conditions[0].name if self.is_published else ONE_CONDITION
         return Stimulus(path, key, condition, category, texture)
@@ -282,8 +304,9 @@ class _SetReader:
         category = unquote(text) if self.is_distorted else text
         if self.is_published and category not in CATEGORIES:
             raise DataError(
-                f"{_shown(path)}: the category {category!r} is none of the benchmark's 16 ({', '.join(CATEGORIES)}), so no "
-                "answer to it can be right. Rename it, or say that the pictures are your own."
+                f"{_shown(path)}: the category {category!r} is none of the benchmark's 16 "
+                f"({', '.join(CATEGORIES)}), so no answer to it can be right. Rename it, or say "
+                "that the pictures are your own."
             )
         return category
 
@@ -293,14 +316,18 @@ class _SetReader:
         if condition is None and self.is_published:
             names = ", ".join(level.name for level in DATASETS[self.name].conditions)
             raise DataError(
-                f"{_shown(path)}: {self.name} has no condition {text!r}, but {names}, so people's answers to it are unknown. "
-                "Rename or remove it, or say that the pictures are your own."
+                f"{_shown(path)}: {self.name} has no condition {text!r}, but {names}, so people's "
+                "answers to it are unknown. Rename or remove it, or say that the pictures are your "
+                "own."
             )
         return text if condition is None else condition
 
 
 def _ordered(name: str, levels: Collection[str]) -> list[str]:
-    """Sort the levels of a set as the benchmark does, those in between by size."""
+    """Sort the levels of a set as the benchmark does.
+
+    Levels in between are sorted by size.
+    """
     known = [condition.name for condition in DATASETS[name].conditions] if name in DATASETS else []
     if all(level in known for level in levels):
         return sorted(levels, key=known.index)
@@ -322,7 +349,10 @@ def _shown(path: Path) -> str:
 
 
 def _natural(text: str) -> tuple[tuple[float, str], ...]:
-    """Sort key: numbers in a text by their size, "inf" too."""
+    """Make a sort key that orders numbers in a text by size.
+
+    "inf" counts as a number.
+    """
     parts = re.findall(r"\d+(?:\.\d+)?|inf|\D+", text)
     return tuple(
         (float(part), "") if part[0].isdecimal() or part == "inf" else (-1.0, part)

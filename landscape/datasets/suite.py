@@ -1,8 +1,9 @@
-"""The 26 labelled sets of Table 1 (arXiv 2404.19394), and OpenMoji: identifiers, splits, metrics, and names that are facts.
+"""The 26 labelled sets of Table 1 (arXiv 2404.19394), and OpenMoji.
 
-Splits, metrics and numbers of classes are those of SLIP's evaluation, whose protocol the paper follows; the numbers of pictures
-are of the official splits. Names of small label sets and short prompts stand here; long lists come from elsewhere, see
-`landscape.datasets.sources`.
+For each there are identifiers, splits, metrics, and names that are facts. Splits, metrics and
+numbers of classes are those of SLIP's evaluation, whose protocol the paper follows; the numbers of
+pictures are those of the official splits. Names of small label sets and short prompts are here;
+long lists come from elsewhere, see `landscape.datasets.sources`.
 """
 
 from dataclasses import dataclass
@@ -23,15 +24,17 @@ class KnownSet:
     Attributes:
         identifier: The name that SLIP's files use, or "openmoji/...".
         aliases: Names in clip-benchmark, torchvision and VISSL.
-        split: That of the published numbers.
+        split: Split of the published numbers.
         metric: "top1", "mean_per_class", "top1_top5" (their mean) or "roc_auc".
-        num_classes, num_pictures: Of the split; None where it depends on what is there.
-        chance: Of the metric, between 0 and 1; None where it depends on the number of classes there.
+        num_classes, num_pictures: Sizes of the split; None where they depend on the data there.
+        chance: Chance level of the metric, between 0 and 1; None where it depends on the number of
+            classes there.
         notes: What a reader of a number has to know, a sentence each.
-        names: Per class, its synonyms, where these are facts that may stand here.
+        names: Synonyms of each class, where these are facts that may be listed here.
         templates: The paper's prompts, where they are short.
-        same: Spellings that name one class, in any order; folder names among them.
-        ids: Per class, numbers or codes that name it, in the order of every published list of its names.
+        same: Groups of spellings that name one class, in any order; folder names among them.
+        ids: Numbers or codes that name each class, in the order of every published list of its
+            names.
         may_lack: Classes (by their words) that a copy of the set may leave out.
     """
 
@@ -89,7 +92,8 @@ SUITE: tuple[KnownSet, ...] = (
         200,
         None,
         notes=(
-            f"{_NOT_REBUILT}: which pictures it held is stated nowhere (the official test list has 5,794).",
+            f"{_NOT_REBUILT}: which pictures it held is stated nowhere (the official test list has "
+            "5,794).",
         ),
         templates=("a photo of a {}, a type of bird.",),
     ),
@@ -177,7 +181,8 @@ SUITE: tuple[KnownSet, ...] = (
         7,
         7_178,
         names=split_names(
-            "angry, disgusted, fearful, happy/smiling, neutral/bored, sad/depressed, surprised/shocked/spooked"
+            "angry, disgusted, fearful, happy/smiling, neutral/bored, sad/depressed, "
+            "surprised/shocked/spooked"
         ),
         same=spellings.FER,
     ),

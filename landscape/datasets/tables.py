@@ -1,4 +1,7 @@
-"""Tables of pictures and labels: CSV or TSV with a header, and Hateful Memes' JSON lines."""
+"""Tables of pictures and labels: CSV or TSV, and Hateful Memes' JSON lines.
+
+CSV and TSV tables have a header.
+"""
 
 import json
 from pathlib import Path
@@ -26,7 +29,8 @@ _SEPARATORS = (",", "\t", ";", "|")
 def read_table(path: Path) -> RawPictures:
     """Index a table with columns of picture paths and class names.
 
-    Paths are relative to the table's folder. Of `PICTURE_COLUMNS` and `LABEL_COLUMNS` the first that is there is taken.
+    Paths are relative to the table's folder. The first of `PICTURE_COLUMNS` and the first of
+    `LABEL_COLUMNS` that are there are used.
 
     Raises:
         DataError: If it cannot be read, or lacks a column; if a row has no picture or no label.
@@ -39,7 +43,8 @@ def read_table(path: Path) -> RawPictures:
     if "" in labels:
         where = pairs.files[labels.index("")].where
         raise DataError(
-            f"{where}: column {label!r} is empty, so the picture has no label. Fill it, or drop the row."
+            f"{where}: column {label!r} is empty, so the picture has no label. Fill it, or drop "
+            "the row."
         )
     notes = [*pairs.notes, f"Pictures are in column {image!r}, labels in {label!r}."]
     return _raw(path, list(pairs.files), labels, split="all", notes=notes)
@@ -62,7 +67,8 @@ def read_memes(path: Path, split: str) -> RawPictures:
             key, label = str(entry["img"]), int(entry["label"])
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(
-                f"{where}: expected an object with 'img' and 'label', got {line[:60]!r}. Fetch the file again."
+                f"{where}: expected an object with 'img' and 'label', got {line[:60]!r}. Fetch the "
+                "file again."
             ) from error
         files.append(
             PictureFile(key=key, caption=str(label), path=str(file.parent / key), where=where)
@@ -93,7 +99,7 @@ def _raw(
 
 
 def _columns(path: Path) -> tuple[str, str, str]:
-    """Separator, picture column and label column, by the header's names."""
+    """Find separator, picture column and label column by the header's names."""
     text = read_text(path, "utf-8")
     for separator in _SEPARATORS:
         header = next(split_rows(text, separator=separator, quoting="minimal"), None)
@@ -108,6 +114,6 @@ def _columns(path: Path) -> tuple[str, str, str]:
             return separator, image, label
     first = text.partition("\n")[0].strip()[:80]
     raise DataError(
-        f"{path}: expected a header with a picture column ({', '.join(PICTURE_COLUMNS)}) and a label column "
-        f"({', '.join(LABEL_COLUMNS)}), got {first!r}. Rename the columns."
+        f"{path}: expected a header with a picture column ({', '.join(PICTURE_COLUMNS)}) and a "
+        f"label column ({', '.join(LABEL_COLUMNS)}), got {first!r}. Rename the columns."
     )

@@ -1,8 +1,9 @@
-"""Sets in the folders of torchvision's classes, read offline (download=False) by these classes.
+"""Sets in torchvision's folders, read offline (download=False) by its classes.
 
-Their labels are taken with the meaning that each class gives them: CLEVR's is the number of objects, FER-2013's the CSV's
-numbering, PCAM's file of split "val" says "valid". Caltech-101 is read as class folders, for torchvision drops its background;
-so is ImageNet, which torchvision refuses without the development kit. KITTI's distances are computed here.
+Their labels have the meaning that each class gives them: CLEVR's is the number of objects,
+FER-2013's the CSV's numbering, PCAM's file of split "val" says "valid". Caltech-101 is read as
+class folders, for torchvision drops its background; so is ImageNet, which torchvision refuses
+without the development kit. KITTI's distances are computed here.
 """
 
 from bisect import bisect_left
@@ -15,26 +16,27 @@ from typing import Any
 import numpy as np
 
 from landscape.clip.pair_files import PictureFile
-from landscape.datasets.folders import Choose, read_folders
+from landscape.datasets.folders import choose_range, read_folders
 from landscape.datasets.labelled import PictureArrays, PictureFiles, RawPictures, array_row
 from landscape.datasets.suite import KnownSet
 from landscape.errors import DataError
 
 FER_LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-# Metres to the nearest vehicle in front of the camera; one beyond the last is above_20.
+# Metres to the nearest vehicle in front of the camera; a distance beyond the last is above_20.
 KITTI_LIMITS = (0.0, 8.0, 20.0)
 KITTI_LABELS = ("no_vehicle", "below_8", "below_20", "above_20")
 _KITTI_VEHICLES = ("Car", "Van", "Truck")
-# Called with the root and the split.
+# A function of the root and the split.
 Reader = Callable[[Path, str], RawPictures]
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where torchvision expects a set, and how it is read.
+    """Torchvision's place of a set, and its reader.
 
     Attributes:
-        markers: Files or folders below the root, one of which has to be there; "{split}" stands for the split.
+        markers: Files or folders below the root, one of which has to be there; "{split}" stands for
+            the split.
         read: Indexes the set.
         splits: Split names of the class that differ from the project's.
     """
@@ -74,7 +76,8 @@ def read_torchvision(known: KnownSet, root: Path, split: str) -> RawPictures:
     markers = [marker.format(split=theirs) for marker in layout.markers]
     if not any((root / marker).exists() for marker in markers):
         raise DataError(
-            f"{root}: {known.title} is expected as torchvision lays it out, with {' or '.join(markers)}; it is not there."
+            f"{root}: {known.title} is expected as torchvision lays it out, with "
+            f"{' or '.join(markers)}; it is not there."
         )
     try:
         return layout.read(root, theirs)
@@ -83,13 +86,14 @@ def read_torchvision(known: KnownSet, root: Path, split: str) -> RawPictures:
     except Exception as error:
         reason = " ".join(str(error).split()).partition("You can")[0].strip()
         raise DataError(
-            f"{root / markers[0]}: torchvision does not read {known.title}, split {theirs!r} ({type(error).__name__}: "
-            f"{reason[:200]}). A file is missing, or is not the official one (md5). Fetch it again."
+            f"{root / markers[0]}: torchvision does not read {known.title}, split {theirs!r} "
+            f"({type(error).__name__}: {reason[:200]}). A file is missing, or is not the official "
+            "one (md5). Fetch it again."
         ) from error
 
 
 def expected_at(known: KnownSet) -> str:
-    """Say what torchvision looks for; empty if it has no class."""
+    """Name the path that torchvision expects; empty if it has no class."""
     layout = _LAYOUTS.get(known.identifier)
     return "" if layout is None else layout.markers[0].format(split=known.split)
 
@@ -109,7 +113,7 @@ def _files(
     split: str,
     **more: Any,
 ) -> RawPictures:
-    """Pictures in files, with keys below the set's folder, sorted."""
+    """List pictures in files, sorted by keys below the set's folder."""
     base = root / folder
     rows = sorted(
         (Path(path).relative_to(base).as_posix(), int(label))
@@ -141,7 +145,7 @@ def _arrays(
     split: str,
     **more: Any,
 ) -> RawPictures:
-    """Pictures within larger files, named by their number."""
+    """List pictures within larger files, named by their number."""
     where, numbers = f"{root / folder}, split {split}", [int(label) for label in labels]
     keys = tuple(f"{split}/{i:06d}" for i in range(len(numbers)))
     return RawPictures(
@@ -155,7 +159,7 @@ def _arrays(
 
 
 def _listed(name: str, folder: str, *, files: str = "_image_files", **options: Any) -> Reader:
-    """A reader for classes that list files, labels and class names."""
+    """Make a reader for classes that list files, labels and class names."""
 
     def read(root: Path, split: str) -> RawPictures:
         data = _torchvision(name)(root, split=split, **options)
@@ -175,7 +179,7 @@ def _listed(name: str, folder: str, *, files: str = "_image_files", **options: A
 def _sampled(
     name: str, folder: str, attribute: str, classes: Sequence[str] | None = None
 ) -> Reader:
-    """A reader for classes that list (file, label)."""
+    """Make a reader for classes that list (file, label)."""
 
     def read(root: Path, split: str) -> RawPictures:
         data = _torchvision(name)(root, split=split)
@@ -241,8 +245,8 @@ def _fer2013(root: Path, split: str) -> RawPictures:
     labels = [label for _, label in data._samples]
     if None in labels:
         raise DataError(
-            f"{root / 'fer2013'}: test.csv gives no labels. Put fer2013.csv or icml_face_data.csv there, which hold both "
-            "splits."
+            f"{root / 'fer2013'}: test.csv gives no labels. Put fer2013.csv or icml_face_data.csv "
+            "there, which hold both splits."
         )
     notes = (
         ("Split test is the public and the private test pictures together.",)
@@ -316,8 +320,11 @@ def _eurosat(root: Path, split: str) -> RawPictures:
     choose = None
     if split in parts:
         first, end = parts[split]
-        note = f"Split {split!r} by VISSL's rule: of each class's sorted file names, numbers {first} to {end - 1} from 0."
-        choose = Choose(first, end, note)
+        note = (
+            f"Split {split!r} by VISSL's rule: of each class's sorted file names, numbers {first} "
+            f"to {end - 1} from 0."
+        )
+        choose = choose_range(first, end, note)
     elif split != "all":
         raise ValueError(f"there is no split {split!r}, only train, val and all")
     raw = read_folders(root / "eurosat" / "2750", split=None, default_split=None, choose=choose)
@@ -342,9 +349,10 @@ def _kitti(root: Path, split: str) -> RawPictures:
 
 
 def kitti_label(text: str) -> int:
-    """Find the index into `KITTI_LABELS` from the text of a label file.
+    """Compute the index into `KITTI_LABELS` from the text of a label file.
 
-    A line has the type first and the camera's z in metres fourteenth. Source of the limits: VTAB and VISSL.
+    A line has the type first and the camera's z in metres fourteenth. Source of the limits: VTAB
+    and VISSL.
 
     Raises:
         ValueError: If a line is no KITTI label.

@@ -1,4 +1,4 @@
-"""Distortions of pictures: the twelve parametric ones of model-vs-human, and sketch, silhouette and edge."""
+"""Distortions of pictures: model-vs-human's twelve, and sketch, silhouette and edge."""
 
 from landscape.distortions.pointwise import to_bytes
 from landscape.distortions.registry import KINDS, Inputs, Kind, Picture, distort, kind_of

@@ -1,9 +1,11 @@
 """Eidolons: pictures whose scales are displaced at random ("partially coherent disarray").
 
-Imports only NumPy, SciPy and landscape.errors. Shapes: h, w = height and width of the picture; the canvas on which it is
-filtered, 2h x 2w, is the picture with mirrored surroundings, so that it continues periodically without a seam.
-Source: Koenderink, Valsecchi, van Doorn, Wagemans, Gegenfurtner, Eidolons: Novel stimuli for vision research, Journal of
-Vision 17(2):7 (2017), with the constants of the published pictures; written from formulas, not from anybody's code.
+Imports only NumPy, SciPy and landscape.errors. Shapes: h, w = height and width of the picture; the
+canvas on which it is filtered, 2h x 2w, is the picture with mirrored surroundings, so that it
+continues periodically without a seam.
+Source: Koenderink, Valsecchi, van Doorn, Wagemans, Gegenfurtner, Eidolons: Novel stimuli for vision
+research, Journal of Vision 17(2):7 (2017), with the constants of the published pictures; written
+from formulas, not from anybody's code.
 """
 
 import math
@@ -16,7 +18,7 @@ from scipy import fft
 from landscape.distortions.pointwise import Plane, Rgb, grey_plane, stacked
 from landscape.errors import DistortionError
 
-# Standard deviations in pixels of the scales into which a picture is decomposed: .707, 1, 1.41 ... 32.
+# Standard deviations in pixels of a picture's scales: .707, 1, 1.41 ... 32.
 SIGMAS = tuple(2 ** ((k - 1) / 2) for k in range(12))
 # The coherent field sums noise of all scales, each weighted by its standard deviation over this.
 LARGEST_SIGMA = 64.0
@@ -34,18 +36,19 @@ def eidolon(
 ) -> Rgb:
     """Return g with every scale displaced by random fields, clipped.
 
-    g is decomposed into differences of Gaussians; each difference is resampled at its own displacement
-    reach ((1 - coherence) N + coherence C), independently for the two axes, and the displaced ones are added. N is noise of
-    the size `grain`, another one for every scale; C sums noise of this and all larger scales, so neighbouring scales move
-    together. The finest scale is g blurred with a standard deviation of .707, and positions are cut to whole pixels, so the
+    g is decomposed into differences of Gaussians. Each difference is resampled at its own
+    displacement reach ((1 - coherence) N + coherence C), independently for the two axes, and the
+    displaced ones are added. N is noise of the size `grain`, drawn anew for every scale; C sums
+    noise of this and all larger scales, so neighbouring scales move together. The finest scale is g
+    blurred with a standard deviation of .707, and positions are truncated to whole pixels, so the
     smallest reach above 0 already blurs the picture and moves parts of it by a pixel.
 
-    The picture keeps its size: where the published code scaled it to 256 x 256 first, all lengths here are pixels of the
-    picture itself, and no grey value is rounded before the end.
+    The picture keeps its size. The published code scaled it to 256 x 256 first; here all lengths
+    are pixels of the picture itself, and no grey value is rounded before the end.
 
     Args:
-        reach: Factor of the displacements, at least 0. At coherence 0 and grain 10 their standard deviation is about 0.75
-            pixels times the reach. 0 gives g itself.
+        reach: Factor of the displacements, at least 0. At coherence 0 and grain 10 their standard
+            deviation is about 0.75 pixels times the reach. 0 gives g itself.
         coherence: 1 (eidolonI), .3 (eidolonII) or 0 (eidolonIII), or anything between.
         grain: Standard deviation in pixels of the Gaussian that blurs N.
 
@@ -67,14 +70,16 @@ def check_sides(height: int, width: int, *, coherence: float, grain: float) -> N
     """Refuse pictures that are too small for the noise.
 
     Raises:
-        DistortionError: If a side is shorter than twice the largest standard deviation of a blur: noise blurred so far on so
-            few pixels is constant, and the published shift by mean/std moves the whole picture away.
+        DistortionError: If a side is shorter than twice the largest standard deviation of a blur.
+            Noise that is blurred so strongly on so few pixels is constant, and the published shift
+            by mean/std moves the whole picture away.
     """
     least = math.ceil(2 * max(grain, SIGMAS[-1] if coherence > 0 else 0.0))
     if min(height, width) < least:
         raise DistortionError(
-            f"eidolon: the picture has {height} x {width} pixels, but noise is blurred over {least // 2} pixels, and on less "
-            f"than {least} x {least} nothing of it is left. Enlarge the pictures (--size)."
+            f"eidolon: the picture has {height} x {width} pixels, but noise is blurred over "
+            f"{least // 2} pixels, and on less than {least} x {least} nothing of it is left. "
+            "Enlarge the pictures (--size)."
         )
 
 
@@ -121,14 +126,15 @@ def _displacements(
 def _noise(shape: tuple[int, ...], sigma: float, generator: np.random.Generator) -> Plane:
     """Draw blurred normal noise; return its part over the picture.
 
-    That the mean is divided by the standard deviation before it is subtracted is how the published pictures were made; it
-    moves everything by some hundredths of a pixel.
+    The published code divides the mean by the standard deviation before it subtracts it, and so
+    does this one. It moves everything by some hundredths of a pixel.
     """
     canvas = tuple(2 * side for side in shape)
     noise = generator.standard_normal(canvas)
     noise *= NOISE_PEAK / max(noise.max(), -noise.min())
     vertical, horizontal = _transfer(sigma, canvas)
-    # Only what the filter lets through is transformed, and only the rows of the picture are transformed back.
+    # Only the frequencies that the filter passes are transformed, and only the picture's rows are
+    # transformed back.
     spectrum = (
         fft.fft(fft.rfft(noise, axis=1)[:, : len(horizontal)], axis=0)
         * vertical[:, None]
@@ -144,7 +150,8 @@ def _transfer(
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " m"]]:
     """Return a periodic Gaussian's transfer function, for rows and columns of `rfft2`.
 
-    It is exp(-2 pi^2 sigma^2 f^2). The columns end where it falls below exp(-40), less than a double can add to 1.
+    It is exp(-2 pi^2 sigma^2 f^2). The columns end where it falls below exp(-40), less than a
+    double can add to 1.
     """
     last = math.sqrt(40 / 2) / (math.pi * sigma)
     horizontal = fft.rfftfreq(shape[1])
@@ -169,7 +176,8 @@ def _moments(spectrum: Complex[np.ndarray, "n m"], shape: tuple[int, ...]) -> tu
     Columns that are not given are 0.
     """
     power = np.square(np.abs(spectrum)).sum(axis=0)
-    # Columns without a mirror image: the zero frequency, and the last one of an even number where it is there.
+    # Columns without a mirror image: the zero frequency, and the last one of an even number where
+    # it is there.
     alone = power[0] + (power[-1] if len(power) == shape[1] // 2 + 1 else 0.0)
     size = math.prod(shape)
     mean = float(spectrum[0, 0].real) / size
@@ -188,7 +196,7 @@ def _centre(shape: tuple[int, ...]) -> tuple[slice, ...]:
 def _resampled(canvas: Plane, shape: tuple[int, ...], down: Plane, right: Plane) -> Plane:
     """Read the canvas at displaced positions.
 
-    They are cut to whole pixels towards zero, and kept within the canvas.
+    They are truncated to whole pixels towards zero, and kept within the canvas.
     """
     rows, columns = (np.arange(part.start, part.stop, dtype=np.float64) for part in _centre(shape))
     row = np.clip(np.trunc(rows[:, None] + down), 0, canvas.shape[0] - 1).astype(np.intp)

@@ -1,4 +1,4 @@
-"""False colour: every colour becomes its opponent of the same luminance, in linear light.
+"""False colour: every colour becomes its opponent of equal luminance, in linear light.
 
 Imports only NumPy and landscape.errors. Shapes as in `pointwise`.
 """
@@ -14,8 +14,8 @@ from landscape.errors import DistortionError
 # Linear light of each of the 256 values of a byte, ascending from 0 to 1.
 Lut = Float[np.ndarray, "256"]
 
-# Luminance in linear light. The published code has three matrices (to cone responses, inverted about a white point, and back),
-# which come to the reflection below with these weights.
+# Luminance in linear light. The published code has three matrices (to cone responses, inversion
+# about a white point, and back). Their product is the reflection below with these weights.
 LUMINANCE = (0.258828, 0.607436, 0.133735)
 
 
@@ -40,16 +40,17 @@ def check_lut(lut: Float[np.ndarray, "..."]) -> Lut:
     flat = np.asarray(lut, dtype=np.float64).reshape(-1)
     if flat.shape != (256,) or not (np.diff(flat) > 0).all() or flat[0] < 0 or flat[-1] > 1:
         raise DistortionError(
-            "gamma table: expected 256 values that ascend from 0 to 1, the linear light of each byte, got the shape "
-            f"{np.shape(lut)} or others. False colour is reflected in linear light. Give such a table, or none for sRGB's."
+            "gamma table: expected 256 values that ascend from 0 to 1, the linear light of each "
+            f"byte, got the shape {np.shape(lut)} or others. False colour is reflected in linear "
+            "light. Give such a table, or none for sRGB's."
         )
     return flat
 
 
 def opponent(linear: Rgb) -> Rgb:
-    """Reflect linear light v about the grey axis: 2 Y (1, 1, 1) - v, not clipped.
+    """Reflect linear light v about the grey axis, without clipping.
 
-    Y is the luminance of v.
+    The result is 2 Y (1, 1, 1) - v, with the luminance Y of v.
     """
     red, green, blue = LUMINANCE
     light = red * linear[..., 0] + green * linear[..., 1] + blue * linear[..., 2]
@@ -60,11 +61,13 @@ def opponent(linear: Rgb) -> Rgb:
 def false_colour(picture: Rgb, lut: Lut | None = None) -> Rgb:
     """Replace every colour by its opponent of the same luminance.
 
-    To linear light, reflected, clipped, and back to the nearest byte.
+    The colour is converted to linear light, reflected, clipped, and converted back to the nearest
+    byte.
 
     Args:
         picture: Values are rounded to bytes first, for which the table holds.
-        lut: Linear light of each byte; None for sRGB's. The published pictures have the table x_gamma_function.npy.
+        lut: Linear light of each byte; None for sRGB's. The published pictures have the table
+            x_gamma_function.npy.
     """
     lut = srgb_lut() if lut is None else lut
     linear = lut[np.rint(255 * picture).astype(np.intp)]
@@ -74,6 +77,6 @@ def false_colour(picture: Rgb, lut: Lut | None = None) -> Rgb:
 def nearest_bytes(linear: Rgb, lut: Lut) -> Int[np.ndarray, "h w 3"]:
     """Return the byte whose linear light is nearest.
 
-    Of two that are equally near it is the lower one, as of an argmin.
+    If two are equally near, it is the lower one, as with argmin.
     """
     return np.searchsorted((lut[1:] + lut[:-1]) / 2, linear, side="left")

@@ -1,9 +1,10 @@
-"""Names of distorted pictures, in the folders and with the fields that model-vs-human has.
+"""Names of distorted pictures, with the folders and fields of model-vs-human.
 
-Sets of several levels: `<set>/dnn/session-1/0000_<experiment>_dnn_<level>_<category>_00_<key>.png`; sets of one level:
-`<set>/<category>/<key>.png`. Fields are split at "_", so within category and key "%", "/" and "_" are written %25, %2F and %5F;
-`urllib.parse.unquote` reads them. The first field, the number of a trial, is 0000: its value would change with every picture
-that comes or goes.
+Sets of several levels are
+`<set>/dnn/session-1/0000_<experiment>_dnn_<level>_<category>_00_<key>.png`, sets of one level
+`<set>/<category>/<key>.png`. Fields are split at "_", so within category and key "%", "/" and "_"
+are written %25, %2F and %5F; `urllib.parse.unquote` reads them. The first field, the number of a
+trial, is 0000: otherwise its value would change whenever a picture is added or removed.
 """
 
 import os
@@ -14,7 +15,7 @@ from landscape.distortions.registry import Kind
 from landscape.distortions.sources import SourcePicture
 from landscape.errors import DataError
 
-# What file systems take, less the ending of a temporary name.
+# The limit of file systems, less the ending of a temporary name.
 _LONGEST_NAME = 255 - len("..tmp")
 
 
@@ -24,7 +25,7 @@ def escaped(name: str) -> str:
 
 
 def relative_path(kind: Kind, level: Level, picture: SourcePicture, suffix: str) -> Path:
-    """Return where a distorted picture lies below the output folder.
+    """Return the path of a distorted picture below the output folder.
 
     Raises:
         DataError: If its name is longer than a file's can be.
@@ -37,6 +38,7 @@ def relative_path(kind: Kind, level: Level, picture: SourcePicture, suffix: str)
         folder, name = Path(kind.name, category), f"{key}.{suffix}"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         raise DataError(
-            f"{picture.where}: its distorted picture, {name}, would have too long a name for a file. Rename it."
+            f"{picture.where}: its distorted picture, {name}, would have too long a name for a "
+            "file. Rename it."
         )
     return folder / name

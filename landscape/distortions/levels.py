@@ -1,4 +1,4 @@
-"""Levels of distortions: the benchmark's names for them ("c10", "32-10-10", "pow") and plain numbers ("0.1", "32").
+"""Levels of distortions: the benchmark's names ("c10", "pow") and plain numbers ("0.1").
 
 Imports only the standard library and landscape.errors.
 """
@@ -13,11 +13,13 @@ from landscape.errors import DistortionError
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How strong a distortion is.
+    """The strength of a distortion.
 
     Attributes:
-        text: The condition's name as in model-vs-human's file names; of levels that were not published, made likewise.
-        value: What the formula takes, such as 0.1 for "c10"; of two conditions 0 and 1.
+        text: The condition's name as in model-vs-human's file names; levels that were not published
+            are named in the same way.
+        value: Number for the formula, such as 0.1 for "c10"; 0 and 1 where there are two
+            conditions.
     """
 
     text: str
@@ -33,7 +35,10 @@ Rule = Callable[[str], Level]
 
 
 def published_levels(names: Sequence[str], rule: Rule) -> tuple[Level, ...]:
-    """Read the names of published levels, which stay as they are."""
+    """Read the names of published levels.
+
+    The names are kept unchanged.
+    """
     return tuple(Level(name, rule(name).value) for name in names)
 
 
@@ -71,7 +76,7 @@ def numbers(lowest: float, highest: float, what: str, *, infinite: bool = False)
 
     def rule(text: str) -> Level:
         value = _number(text)
-        if value is None or not (lowest <= value <= highest or infinite and value == math.inf):
+        if value is None or not (lowest <= value <= highest or (infinite and value == math.inf)):
             above = f"up to {highest:g}" if math.isfinite(highest) else "or more"
             raise _Unknown(f"{what}: {lowest:g} {above}{', or inf' if infinite else ''}")
         return Level(f"{value:g}", float(f"{value:g}"))
@@ -80,7 +85,7 @@ def numbers(lowest: float, highest: float, what: str, *, infinite: bool = False)
 
 
 def fractions_in_percent(text: str) -> Level:
-    """Read a contrast: "c10" or "0.1", both 10 %."""
+    """Read a contrast: "c10" or "0.1", which both mean 10 %."""
     percent = re.fullmatch(r"c(\d+(?:\.\d+)?)", text)
     value = float(percent[1]) if percent else _times_hundred(_number(text))
     if value is None or not 0 <= value <= 100:

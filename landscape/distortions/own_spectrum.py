@@ -14,7 +14,8 @@ from landscape.files import write_atomically
 from landscape.workers import Pool, call_all
 
 SPECTRUM_FILE = "mean-spectrum.npy"
-# Pictures whose spectra are added in one process; a fixed number, since the order of a sum decides how it is rounded.
+# Number of pictures whose spectra are added in one process. It is fixed, since the order of a sum
+# decides how it is rounded.
 _CHUNK = 32
 
 
@@ -25,14 +26,14 @@ def make_mean_spectrum(
     pool: Pool,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the mean amplitude spectrum of the pictures that can be read.
+    """Write the mean amplitude spectrum of the readable pictures.
 
     The bytes are the same for any number of processes.
 
     Args:
         path: An .npy file.
         size: Side of the pictures in pixels.
-        tick: Called every second or so.
+        tick: Called about every second.
 
     Raises:
         DataError: If none of them can be read, or the file cannot be written.
@@ -51,8 +52,9 @@ def make_mean_spectrum(
             next_index += 1
     if not number:
         raise DataError(
-            f"{pictures[0].where}: neither this nor any other of the {len(pictures)} pictures can be read, so they have no "
-            "mean spectrum. Restore them, or give one with --mean-spectrum."
+            f"{pictures[0].where}: neither this nor any other of the {len(pictures)} pictures can "
+            "be read, so they have no mean spectrum. Restore them, or give one with "
+            "--mean-spectrum."
         )
     content = io.BytesIO()
     np.save(content, total / number)

@@ -1,7 +1,7 @@
-"""What a request asks for: distortions, levels, pictures, and which of the results are not there yet."""
+"""The plan of a request: distortions, levels, pictures, and the results still missing."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from landscape.distortions.record import Settings, check_record
 from landscape.distortions.registry import KINDS, Kind, kind_of
 from landscape.distortions.sources import Source, SourcePicture, open_source
 from landscape.distortions.task import Job, Wanted, load_amplitudes, load_gamma_lut
-from landscape.errors import DataError, DistortionError
+from landscape.errors import DataError, DistortionError, NoEffect, check_effects
 from landscape.files import sha256_of_file
 
 EVERY_KIND = "all"
@@ -24,18 +24,19 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class DistortRequest:
-    """What to distort, how, and into which folder.
+    """The pictures to distort, the distortions, and the output folder.
 
     Args:
         source: A folder with class folders, a folder of pictures, or "openmoji"; see `open_source`.
         kinds: Names in `KINDS`, or "all": every set of the benchmark that the pictures allow.
         levels: Levels of each of the kinds; empty for all published ones.
-        num_workers: Processes; None for as many as pay.
+        num_workers: Number of processes; None for as many as save time.
         size: Side of the pictures in pixels.
         suffix: "png" or "webp".
         gamma_lut: .npy file for false colour; None for sRGB's transfer function.
         mean_spectrum: .npy file for power equalisation; None for the mean of the pictures' own.
         progress: As `shown` of `Progress`.
+        stated: Options that the user stated; see `check_effects`.
     """
 
     source: str
@@ -50,15 +51,16 @@ class DistortRequest:
     mean_spectrum: Path | None = None
     dry_run: bool = False
     progress: bool | None = None
+    stated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is left to do.
+    """The remaining work.
 
     Attributes:
         record: Settings of every set in the output folder, to be written before the first picture.
-        wanted: For each clean picture that lacks any, its distortions and levels, in order.
+        wanted: Missing distortions and levels of each clean picture that lacks any, in order.
     """
 
     job: Job
@@ -70,7 +72,7 @@ class Plan:
 
     @property
     def num_left(self) -> int:
-        """Distorted pictures that are not there."""
+        """Count the distorted pictures that are missing."""
         return sum(map(len, self.wanted.values()))
 
     def seconds(self) -> float:
@@ -86,8 +88,10 @@ def make_plan(request: DistortRequest) -> Plan:
     """Compare the request with the pictures and the output; write nothing.
 
     Raises:
-        DistortionError: If a distortion or level is unknown, or does not fit the pictures' size or a given file.
-        DataError: If there are no pictures, they lack what a distortion needs, or the output was made with other settings.
+        DistortionError: If a distortion or level is unknown, or does not fit the pictures' size or
+            a given file.
+        DataError: If there are no pictures, they lack what a distortion needs, or the output was
+            made with other settings.
         MissingDependencyError: If OpenMoji's packages are needed and not installed.
     """
     kinds, levels_of = _kinds(request), {}
@@ -101,6 +105,7 @@ def make_plan(request: DistortRequest) -> Plan:
         kind.name == "power-equalisation" and any(level.value for level in levels_of[kind])
         for kind in kinds
     )
+    check_effects("distort", request.stated, _without_effect(levels_of))
     if request.gamma_lut is not None:
         load_gamma_lut(request.gamma_lut)
     if request.mean_spectrum is not None:
@@ -124,6 +129,25 @@ def make_plan(request: DistortRequest) -> Plan:
     return Plan(job, source, record, wanted, num_skipped, tuple(notes))
 
 
+def _without_effect(levels_of: Mapping[Kind, Sequence[Level]]) -> Iterator[NoEffect]:
+    """Yield stated options that no chosen distortion uses."""
+    names = ", ".join(kind.name for kind in levels_of)
+    advice = "Leave it out, or add such a --kind."
+    if not any(kind.is_random for kind in levels_of):
+        yield NoEffect(("--seed",), f"nothing random is in {names}", advice)
+    changed = {
+        kind.name
+        for kind, levels in levels_of.items()
+        if any(level.text != kind.control for level in levels)
+    }
+    for option, kind in (
+        ("--gamma-lut", "false-colour"),
+        ("--mean-spectrum", "power-equalisation"),
+    ):
+        if kind not in changed:
+            yield NoEffect((option,), f"it is of {kind}, which is not made", advice)
+
+
 def _kinds(request: DistortRequest) -> list[Kind]:
     names = [name for name in request.kinds if name != EVERY_KIND]
     every = (
@@ -142,9 +166,9 @@ def _offered(
     levels_of: Mapping[Kind, tuple[Level, ...]],
     notes: list[str],
 ) -> tuple[dict[Kind, tuple[Level, ...]], frozenset[SourcePicture]]:
-    """Leave out the distortions that the pictures do not allow, with a note.
+    """Leave out the distortions that the pictures do not allow.
 
-    Those that were asked for by name are refused.
+    A note reports each. Those that were asked for by name are refused.
 
     Returns:
         The others with their levels, and the pictures that get no silhouette.
@@ -154,11 +178,17 @@ def _offered(
     for kind in levels_of:
         reason = None
         if kind.needs == "svg" and not source.has_lines:
-            reason = f"{source.name}: plain pictures have no line layer, so there is no {kind.name} of them; edge draws edges."
+            reason = (
+                f"{source.name}: plain pictures have no line layer, so there is no {kind.name} of "
+                "them; edge draws edges."
+            )
         if kind.needs == "alpha":
             without = source.without_transparency()
             if len(without) == len(source.pictures):
-                reason = f"{source.name}: none of {len(without)} pictures has transparency, so there is no silhouette of them."
+                reason = (
+                    f"{source.name}: none of {len(without)} pictures has transparency, so there is "
+                    "no silhouette of them."
+                )
             else:
                 notes += left_out(without, len(source.pictures))
         if reason is not None and kind.name in request.kinds:
@@ -170,18 +200,22 @@ def _offered(
 
 
 def left_out(pictures: Sequence[SourcePicture], number: int) -> list[str]:
-    """Say which pictures get no silhouette."""
+    """Report which pictures get no silhouette."""
     if not pictures:
         return []
     named = ", ".join(picture.where for picture in pictures[:_NUM_NAMED])
     more = f" and {len(pictures) - _NUM_NAMED} more" if len(pictures) > _NUM_NAMED else ""
     return [
-        f"silhouette: {len(pictures)} of {number} pictures have no transparency and are left out: {named}{more}."
+        f"silhouette: {len(pictures)} of {number} pictures have no transparency and are left out: "
+        f"{named}{more}."
     ]
 
 
 def _settings(request: DistortRequest, source: Source, kind: Kind) -> Settings:
-    """List on what the pictures of a set depend, beside level and picture."""
+    """List the settings on which a set's pictures depend.
+
+    Level and picture, which are in the file's name, are not listed.
+    """
     settings: dict[str, str | int] = {
         "source": source.identity,
         "size": request.size,
@@ -207,7 +241,7 @@ def _missing(
     levels_of: Mapping[Kind, tuple[Level, ...]],
     without: frozenset[SourcePicture],
 ) -> tuple[dict[SourcePicture, tuple[Wanted, ...]], int]:
-    """List what is not there, and count what is."""
+    """List what is missing, and count what is there."""
     there = {
         os.path.relpath(os.path.join(folder, name), job.output)
         for kind in levels_of

@@ -1,6 +1,7 @@
-"""What the pictures of an output folder were made with, so that a run that goes on makes the same ones.
+"""The record of the settings with which an output folder's pictures were made.
 
-OUTPUT/distort.json holds, for every set, the settings on which the pixels or names of its pictures depend.
+So a resumed run makes the same ones. OUTPUT/distort.json holds, for every set, the settings on
+which the pixels or names of its pictures depend.
 """
 
 import json
@@ -19,7 +20,7 @@ Settings = Mapping[str, Any]
 
 
 def check_record(output: Path, wanted: Mapping[str, Settings]) -> dict[str, Settings]:
-    """Compare the settings of each set with those of its pictures in the folder.
+    """Compare the settings of each set with those of its stored pictures.
 
     Args:
         wanted: Settings of each set that is about to be made.
@@ -28,7 +29,8 @@ def check_record(output: Path, wanted: Mapping[str, Settings]) -> dict[str, Sett
         The record to write: what is known of other sets, and what is wanted.
 
     Raises:
-        DataError: If pictures of a set are there and were made with other settings, or nobody knows with which.
+        DataError: If a set has pictures that were made with other settings, or with settings that
+            are not recorded.
     """
     known = _read(output / RECORD_FILE)
     for name, settings in wanted.items():
@@ -36,8 +38,9 @@ def check_record(output: Path, wanted: Mapping[str, Settings]) -> dict[str, Sett
             continue
         if name not in known:
             raise DataError(
-                f"{output / name}: there is such a folder, but {RECORD_FILE} beside it does not say what its pictures were "
-                "made with, and two kinds would be mixed. Choose another output, or remove it."
+                f"{output / name}: there is such a folder, but {RECORD_FILE} beside it does not "
+                "say what its pictures were made with, and two kinds would be mixed. Choose "
+                "another output, or remove it."
             )
         differing = [
             key
@@ -47,8 +50,9 @@ def check_record(output: Path, wanted: Mapping[str, Settings]) -> dict[str, Sett
         if differing:
             key = differing[0]
             raise DataError(
-                f"{output / name}: its pictures were made with {key} {known[name].get(key)}, now it is {settings.get(key)}, "
-                "and both would be mixed. Choose another output, or remove it."
+                f"{output / name}: its pictures were made with {key} {known[name].get(key)}, now "
+                f"it is {settings.get(key)}, and both would be mixed. Choose another output, or "
+                "remove it."
             )
     return known | dict(wanted)
 
@@ -57,7 +61,7 @@ def write_record(output: Path, sets: Mapping[str, Settings]) -> None:
     """Write the record.
 
     Raises:
-        OSError: If the folder does not take it.
+        OSError: If it cannot be written.
     """
     content = json.dumps({"version": _VERSION, "sets": sets}, indent=2, sort_keys=True) + "\n"
     write_atomically(output / RECORD_FILE, content.encode())
@@ -75,7 +79,8 @@ def _read(path: Path) -> dict[str, Settings]:
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}), so nobody can tell what the pictures beside it were "
-            "made with. Choose another output, or remove them all."
+            f"{path}: cannot be read ({' '.join(str(error).split())}), so it is unknown how the "
+            "pictures beside it were "
+            "made. Choose another output, or remove them all."
         ) from error
     return dict(sets)

@@ -1,7 +1,8 @@
-"""The table of distortions, and one function that applies any of them.
+"""The table of distortions, and a function that applies any of them.
 
-`KINDS` maps a name, which is the name of model-vs-human's data set where there is one, to what the distortion does, its levels
-and what it needs. Random numbers depend on the seed, the distortion, the level and the picture's key, and on nothing else.
+`KINDS` maps a name to what the distortion does, its levels and what it needs. The name is that of
+model-vs-human's data set where there is one. Random numbers depend on the seed, the distortion, the
+level and the picture's key, and on nothing else.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from landscape.distortions import filters, levels, pointwise, shapes, spectrum
 from landscape.distortions.levels import Level, Rule
 from landscape.distortions.pointwise import Plane, Rgb
 from landscape.errors import DistortionError
+from landscape.suggestions import did_you_mean
 
 _EIDOLON_GRAIN = 10
 
@@ -41,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inputs:
-    """What distortions read beside the picture.
+    """The inputs of distortions beside the picture.
 
     Attributes:
         gamma_lut: Linear light of each byte for false colour; None for sRGB's.
@@ -61,11 +63,12 @@ class Kind:
     """A distortion.
 
     Attributes:
-        name: As in commands, and of the folder of its pictures.
+        name: Name in commands, and of the folder of its pictures.
         what: Its formula or effect in a few words.
         experiment: Second field of its file names, as in model-vs-human.
-        levels: The published ones, in published order.
-        control: The level that people saw as the undistorted picture; None where there is one level only.
+        levels: The published levels, in published order.
+        control: The level that people saw as the undistorted picture; None where there is only one
+            level.
         check: Refuses a value that pictures of some height and width cannot have.
         is_random: Whether it needs a seed.
         needs: "picture", "alpha" (transparency) or "svg" (a line layer).
@@ -86,7 +89,7 @@ class Kind:
 
     @property
     def is_parametric(self) -> bool:
-        """Whether it has several levels, which stand in its file names."""
+        """Tell whether it has several levels, which are in its file names."""
         return len(self.levels) > 1
 
     def level(self, given: str | float) -> Level:
@@ -101,7 +104,8 @@ class Kind:
         """Refuse a level that pictures of this size cannot have.
 
         Raises:
-            DistortionError: If it is a filter wider than the picture, or the picture too small for the noise.
+            DistortionError: If it is a filter wider than the picture, or the picture too small for
+                the noise.
         """
         self.check(level.value, height, width)
 
@@ -115,22 +119,24 @@ def distort(
     key: str = "",
     inputs: Inputs = Inputs(),
 ) -> Rgb:
-    """Distort one picture.
+    """Distort a picture.
 
     Args:
-        picture: An array (h, w, 3) in [0, 1], or that with its opacity or line drawing.
+        picture: An array (h, w, 3) in [0, 1], or a `Picture` with its opacity or line drawing.
         kind: A name in `KINDS`.
-        level: By the benchmark's name or as a number.
+        level: The benchmark's name of the level, or a number.
         seed: Seed of random distortions.
         key: Name of the picture; pictures of other names get other random numbers.
-        inputs: For false colour and power equalisation.
+        inputs: Inputs of false colour and power equalisation.
 
     Returns:
-        The distorted picture in [0, 1], of the same size; rotation by 90 degrees swaps height and width. The same arguments
-        give the same bits, in whatever order and process pictures are distorted. Save it with `to_bytes`.
+        The distorted picture in [0, 1], of the same size; rotation by 90 degrees swaps height and
+        width. The same arguments give the same bits, in whatever order and process pictures are
+        distorted. Save it with `to_bytes`.
 
     Raises:
-        DistortionError: If kind or level are unknown, or what the distortion needs is missing.
+        DistortionError: If kind or level are unknown, or something that the distortion needs is
+            missing.
         ValueError: If the array is no picture.
     """
     clean = picture if isinstance(picture, Picture) else Picture(rgb=picture)
@@ -142,7 +148,7 @@ def distort(
 
 
 def kind_of(name: str) -> Kind:
-    """Look a distortion up.
+    """Return the distortion of a name.
 
     Raises:
         DistortionError: If there is none of this name.
@@ -150,12 +156,13 @@ def kind_of(name: str) -> Kind:
     if name not in KINDS:
         raise DistortionError(
             f"{name!r}: there is no distortion of this name; choose from {', '.join(KINDS)}."
+            f"{did_you_mean(name, KINDS)}"
         )
     return KINDS[name]
 
 
 def generator_for(seed: int, kind: str, level: Level, key: str) -> np.random.Generator:
-    """Return the random numbers of one picture, from these arguments alone."""
+    """Make the random generator of a picture, from these arguments alone."""
     digest = hashlib.sha256(json.dumps([seed, kind, level.text, key]).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
 
@@ -163,7 +170,10 @@ def generator_for(seed: int, kind: str, level: Level, key: str) -> np.random.Gen
 def _parametric(
     name: str, what: str, experiment: str, published: str, rule: Rule, apply: _Apply, **more: Any
 ) -> Kind:
-    """Describe a distortion with several levels, as words; the first is the control."""
+    """Describe a distortion with several levels.
+
+    The levels are words separated by blanks; the first is the control.
+    """
     names = published.split()
     return Kind(
         name=name,
@@ -202,7 +212,8 @@ def _eidolon(name: str, tenths: int) -> Kind:
     published = " ".join(f"{2**power}-{tenths}-{_EIDOLON_GRAIN}" for power in range(8))
     return _parametric(
         name,
-        f"scales displaced at random with coherence {coherence:g}; the level's first number is the reach",
+        f"scales displaced at random with coherence {coherence:g}; the level's first number is the "
+        "reach",
         "eid",
         published,
         levels.reaches(tenths, _EIDOLON_GRAIN),
@@ -225,8 +236,9 @@ def _equalised(picture: Picture, is_equalised: float, _: object, inputs: Inputs)
         return pointwise.greyscale(picture.rgb)
     if inputs.amplitudes is None:
         raise DistortionError(
-            "power-equalisation: no mean spectrum is given, and its amplitudes replace those of the picture. Give the mean of "
-            "amplitude_spectrum over your pictures as Inputs(amplitudes=...)."
+            "power-equalisation: no mean spectrum is given, and its amplitudes replace those of "
+            "the picture. Give the mean of amplitude_spectrum over your pictures as "
+            "Inputs(amplitudes=...)."
         )
     return spectrum.power_equalisation(picture.rgb, inputs.amplitudes)
 
@@ -238,7 +250,8 @@ def _false_colour(picture: Picture, is_true: float, _: object, inputs: Inputs) -
 def _silhouette(picture: Picture, *_: object) -> Rgb:
     if picture.alpha is None:
         raise DistortionError(
-            "silhouette: the picture has no transparency, which gives the shape. Use a PNG with alpha."
+            "silhouette: the picture has no transparency, which gives the shape. Use a PNG with "
+            "alpha."
         )
     return shapes.silhouette(picture.alpha)
 
@@ -246,7 +259,8 @@ def _silhouette(picture: Picture, *_: object) -> Rgb:
 def _sketch(picture: Picture, *_: object) -> Rgb:
     if picture.lines is None:
         raise DistortionError(
-            "sketch: the picture has no line layer; only OpenMoji's SVG files have one. Use edge instead."
+            "sketch: the picture has no line layer; only OpenMoji's SVG files have one. Use edge "
+            "instead."
         )
     return picture.lines
 
@@ -296,7 +310,8 @@ _ALL = (
     ),
     _parametric(
         "phase-scrambling",
-        "Fourier phases of g shifted at random as published, which lowers the contrast; the level is the largest shift",
+        "Fourier phases of g shifted at random as published, which lowers the contrast; the level "
+        "is the largest shift",
         "ps",
         _PHASES,
         _DEGREES,

@@ -1,6 +1,7 @@
-"""Distort a folder of pictures: leave out what is there, share the rest among processes, report.
+"""The distortion of a folder: skip what is there, distribute the rest, report.
 
-The same request writes the same bytes in however many processes and after however many interruptions.
+The same request writes the same bytes, for any number of processes and after any number of
+interruptions.
 """
 
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ _SMALL_JOB = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class DistortReport:
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
-        num_written, num_skipped: Distorted pictures that were written now, and that were there.
-        num_left: Those that are not there: of a dry run, or of pictures that cannot be read.
+        num_written, num_skipped: Distorted pictures that were written now, and that were there
+            already.
+        num_left: Pictures that are missing: those of a dry run, or of pictures that cannot be read.
         problems: A line for each picture that cannot be read.
         notes: What was left out, a sentence each.
     """
@@ -42,11 +44,11 @@ class DistortReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every picture could be read."""
+        """Tell whether every picture could be read."""
         return not self.problems
 
     def summary(self) -> str:
-        """Return a line for each picture that failed, and one that counts."""
+        """Return a line for each failed picture, and a line of counts."""
         if self.dry_run:
             return (
                 f"{self.output}: {self.num_left} pictures to write, {self.num_skipped} are there."
@@ -61,7 +63,8 @@ def distort_folder(request: DistortRequest) -> DistortReport:
     """Distort the pictures of a folder, except what is there already.
 
     Raises:
-        LandscapeError: If the request does not fit the pictures or the output folder; nothing is written then.
+        LandscapeError: If the request does not fit the pictures or the output folder; nothing is
+            written then.
     """
     plan = make_plan(request)
     show_notes(plan.notes, shown=request.progress)
@@ -119,7 +122,7 @@ def _run(request: DistortRequest, plan: Plan, pool: Pool, progress: Progress) ->
 
 
 def _make_folders(plan: Plan) -> None:
-    """Make the folders, and record what the pictures are made with.
+    """Make the folders, and record the settings of the pictures.
 
     Raises:
         DataError: If that cannot be written.
@@ -137,7 +140,8 @@ def _make_folders(plan: Plan) -> None:
             (output / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{error.filename or output}: cannot be written ({error.strerror or error}). Choose another output folder."
+            f"{error.filename or output}: cannot be written ({error.strerror or error}). Choose "
+            "another output folder."
         ) from error
 
 

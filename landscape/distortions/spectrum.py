@@ -1,7 +1,7 @@
 """Distortions of the Fourier transform: phase scrambling and power equalisation.
 
-Imports only NumPy, SciPy and landscape.errors. Shapes as in `pointwise`. Amplitude spectra are those of
-fftshift(fft2 g), not divided by anything: the zero frequency stands at (h // 2, w // 2).
+Imports only NumPy, SciPy and landscape.errors. Shapes as in `pointwise`. Amplitude spectra are
+those of fftshift(fft2 g), not divided by anything: the zero frequency stands at (h // 2, w // 2).
 """
 
 import numpy as np
@@ -17,16 +17,18 @@ def phase_scrambling(
 ) -> Rgb:
     """Shift the Fourier phases of g by random angles.
 
-    Of the picture that comes out, the real part is taken and clipped. The block of frequencies that has the zero frequency
-    at its centre is flattened; of a side that is even, the Nyquist frequency stays outside: 223 x 223 of 224 x 224. Its first
-    half gets angles s, its second half -s in the same order, as the published pictures have them. That is not Hermitian: what
-    the real part drops lowers the contrast. Without clipping the expected power of every frequency in the block falls to
-    (1 + (sin w / w)^2)/2 of what it was.
+    The real part of the result is taken and clipped. The block of frequencies that has the zero
+    frequency at its centre is flattened; if a side is even, its Nyquist frequency stays outside:
+    223 x 223 of 224 x 224. Its first half gets angles s, its second half -s in the same order, as
+    in the published pictures. That spectrum is not Hermitian: taking the real part lowers the
+    contrast. Without clipping the expected power of every frequency in the block falls to (1 + (sin
+    w / w)^2)/2 of what it was.
 
     Args:
         width: Largest angle w in degrees, 0 to 180; the angles are uniform in [-w, w). 0 gives g.
-        mirrored: Give -s to the second half in the opposite order, so that the transform stays Hermitian: every amplitude, and
-            so the contrast, stays as it was until values are clipped.
+        mirrored: Give -s to the second half in the opposite order, so that the transform stays
+            Hermitian. Every amplitude, and so the contrast, is then unchanged until values are
+            clipped.
     """
     plane = grey_plane(picture)
     if width == 0:
@@ -41,12 +43,12 @@ def phase_scrambling(
 
 
 def _block(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Return slices of the frequencies that have a partner of the opposite sign."""
+    """Return slices of the frequencies whose negatives are there too."""
     return tuple(slice(1 - side % 2, None) for side in shape)
 
 
 def amplitude_spectrum(picture: Rgb) -> Plane:
-    """Return the absolute values of fftshift(fft2 g)."""
+    """Compute the absolute values of fftshift(fft2 g)."""
     return np.abs(fft.fftshift(fft.fft2(grey_plane(picture))))
 
 
@@ -54,7 +56,8 @@ def power_equalisation(picture: Rgb, amplitudes: Plane) -> Rgb:
     """Give g another amplitude spectrum and its own phases; clip.
 
     Args:
-        amplitudes: As from `amplitude_spectrum`, of the picture's own size: usually the mean over a set of pictures.
+        amplitudes: Spectrum as from `amplitude_spectrum`, of the picture's own size: usually the
+            mean over a set of pictures.
 
     Raises:
         DistortionError: If the spectrum has another size than the picture.
@@ -72,12 +75,14 @@ def check_amplitudes(amplitudes: Plane, height: int, width: int) -> None:
     """
     if amplitudes.shape != (height, width):
         raise DistortionError(
-            f"mean spectrum: it has the shape {amplitudes.shape}, but the pictures have {height} x {width} pixels, and each "
-            "frequency of a picture needs one amplitude. Give one of this size, or none: then it is that of the pictures."
+            f"mean spectrum: it has the shape {amplitudes.shape}, but the pictures have {height} x "
+            f"{width} pixels, and each frequency of a picture needs one amplitude. Give one of "
+            "this size, or none: then it is that of the pictures."
         )
     if not (np.isfinite(amplitudes).all() and amplitudes.min() >= 0):
         raise DistortionError(
-            "mean spectrum: it has values that are negative or not finite, so they are no amplitudes."
+            "mean spectrum: it has values that are negative or not finite, so they are no "
+            "amplitudes."
         )
 
 

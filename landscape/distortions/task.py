@@ -1,4 +1,4 @@
-"""What one process does for a run: distort one picture in every way that is left, or sum some amplitude spectra."""
+"""The tasks of a process: distort a picture, or sum some amplitude spectra."""
 
 import io
 from collections.abc import Sequence
@@ -23,12 +23,13 @@ FORMATS = {"png": {}, "webp": {"lossless": True}}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What holds for all pictures of a run.
+    """The settings that hold for all pictures of a run.
 
     Attributes:
         size: Side of the pictures in pixels.
         suffix: "png" or "webp".
-        gamma_lut, mean_spectrum: .npy files; None for sRGB's table, and where no mean spectrum is needed.
+        gamma_lut, mean_spectrum: .npy files; None for sRGB's table, and where no mean spectrum is
+            needed.
     """
 
     output: Path
@@ -41,10 +42,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one clean picture.
+    """The result for a clean picture.
 
     Attributes:
-        num_written: Distorted pictures that were written.
+        num_written: Number of distorted pictures that were written.
         problem: Why the picture cannot be read; None if it could.
         opaque: Whether a silhouette was left out since nothing of the picture is transparent.
     """
@@ -59,7 +60,7 @@ Wanted = tuple[str, str]
 
 
 def write_distorted(job: Job, picture: SourcePicture, wanted: Sequence[Wanted]) -> Outcome:
-    """Distort one picture in several ways, and write a file for each.
+    """Distort a picture in several ways, and write a file for each.
 
     Raises:
         DataError: If a file cannot be written.
@@ -91,7 +92,8 @@ def _save(path: Path, picture: Rgb, suffix: str) -> None:
         write_atomically(path, content.getvalue())
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}). What is written stays, and the same command goes on."
+            f"{path}: cannot be written ({error.strerror or error}). Written pictures are kept; "
+            "run the same command to resume."
         ) from error
 
 
@@ -143,9 +145,12 @@ def _load(path: Path) -> Plane:
 
 
 def sum_amplitudes(size: int, pictures: Sequence[SourcePicture]) -> tuple[Plane, int]:
-    """Sum the amplitude spectra of pictures, in order; return sum and number.
+    """Sum the amplitude spectra of pictures in order.
 
     Pictures that cannot be read are left out.
+
+    Returns:
+        The sum, and the number of pictures in it.
     """
     total, number = np.zeros((size, size)), 0
     for picture in pictures:

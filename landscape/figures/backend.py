@@ -1,6 +1,7 @@
-"""Importing matplotlib where MPLBACKEND names a backend that is not installed here, as a notebook's kernel may.
+"""Import of matplotlib where MPLBACKEND names a backend that is not installed.
 
-Figures are files, written by the canvases of Agg, PDF and SVG: which backend there is, if any, is of no concern.
+The kernel of a notebook may set it so. Figures are files, written by the canvases of Agg, PDF and
+SVG, so the backend does not matter.
 """
 
 import os
@@ -8,7 +9,10 @@ import sys
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib without failing on MPLBACKEND; a backend that can be had is set as matplotlib itself would."""
+    """Import matplotlib without failing on MPLBACKEND.
+
+    A backend that is available is set as matplotlib itself would set it.
+    """
     if "matplotlib" in sys.modules:
         return
     wanted = os.environ.pop("MPLBACKEND", None)

@@ -1,6 +1,9 @@
-"""A grid of panels: accuracy by level of a distortion as lines, or of sets with one condition as bars.
+"""Grid of panels with accuracy by level of a distortion.
 
-What is drawn was computed elsewhere. Sizes are in inches. Shapes: c = levels.
+Levels are drawn as lines; sets with one condition are drawn as bars. The numbers are computed
+elsewhere. Sizes are in inches.
+
+Shapes: c = levels.
 """
 
 import math
@@ -22,10 +25,10 @@ if TYPE_CHECKING:
 _TICK_POINTS, _LABEL_POINTS, _TEXT_POINTS, _TITLE_POINTS = 5.5, 6.0, 6.5, 7.5
 _PANEL_HEIGHT, _GAP, _LEFT, _RIGHT, _WIDTH = 1.05, 0.14, 0.46, 0.08, 7.0
 _TITLE, _LABEL_LINE = 0.18, 0.1
-# Of the axis by its highest tick, above which there is room for the markers of bars.
+# Limits of the axis relative to its highest tick; above it is room for the markers of bars.
 _LIMITS = (-0.03, 1.1)
 _BAR_MARKER = 0.055
-# Highest ticks: accuracies of many classes may all be small.
+# Choices of the highest tick: accuracies over many classes may all be small.
 _TOPS = (0.02, 0.04, 0.1, 0.2, 0.4, 1.0)
 
 
@@ -35,8 +38,8 @@ class LevelValues:
 
     Args:
         look: Equal looks are the same observer in every panel.
-        value: NaN where a level was not answered.
-        low, high: Ends of the band of people, of the whiskers of others; NaN for none.
+        value: Accuracy at each level; NaN where the level was not answered.
+        low, high: Ends of the band of people, or of the whiskers of others; NaN for none.
     """
 
     look: Look
@@ -47,14 +50,14 @@ class LevelValues:
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionPanel:
-    """One data set.
+    """Contents of the panel of one data set.
 
     Args:
         ticks: Texts of the levels in the order of the axis; with one level the panel has bars.
         hollow: Whether the markers of a level are hollow.
-        observers: None for an empty panel.
+        observers: Values of each observer; none for an empty panel.
         chance: Accuracy of guessing.
-        absent: What an empty panel says.
+        absent: Text of an empty panel.
     """
 
     title: str
@@ -77,7 +80,7 @@ def draw_condition_panels(
     """Draw the panels row by row, with one legend above.
 
     Args:
-        looks: Of the legend; bars stand in its order.
+        looks: Entries of the legend; bars are in its order.
     """
     num_columns = min(num_columns, len(panels))
     # Panels of any number of columns are equally wide.
@@ -117,26 +120,32 @@ def draw_condition_panels(
 
 
 def _top_of(panels: Sequence[ConditionPanel]) -> float:
-    """The highest tick of an axis that holds all values, their intervals and chance."""
-    found = [
+    """Choose the highest tick of an axis that holds all values.
+
+    The values include intervals and chance.
+    """
+    numbers = [
         number
         for panel in panels
-        for one in panel.observers
-        for number in (*one.value, *one.high)
+        for values in panel.observers
+        for number in (*values.value, *values.high)
         if math.isfinite(number)
     ]
-    largest = max([*found, *(panel.chance for panel in panels)])
+    largest = max([*numbers, *(panel.chance for panel in panels)])
     return next(top for top in _TOPS if largest <= top or top == _TOPS[-1])
 
 
 def _fitting_points(title: str, width: float) -> float:
-    """Size of the letters of a title; bold ones are wider than those that are measured."""
+    """Choose the size of the letters so that a title fits.
+
+    Bold letters are wider than the measured ones.
+    """
     whole = 1.15 * text_width(title, points=_TITLE_POINTS)
     return _TITLE_POINTS * min(1.0, width / whole) if title else _TITLE_POINTS
 
 
 def _room_below(panel: ConditionPanel, width: float) -> float:
-    """Height for the labels of an axis."""
+    """Compute the height for the labels of an axis."""
     if len(panel.ticks) == 1:
         return 0.1
     label = (
@@ -153,14 +162,14 @@ def _axis_label(panel: ConditionPanel, width: float) -> str:
 
 @dataclass(frozen=True)
 class _TickTexts:
-    """Texts of the levels, and whether they must be turned to fit beside each other."""
+    """Texts of the levels, and whether they are turned to fit side by side."""
 
     texts: tuple[str, ...]
     are_turned: bool
 
     @classmethod
     def fit(cls, panel: ConditionPanel, width: float) -> "_TickTexts":
-        """Leave out the zero before the point where that makes room."""
+        """Choose texts that fit, without the leading zero if needed."""
         step = width / (len(panel.ticks) - 0.2)
         short = tuple(text[1:] if text.startswith("0.") else text for text in panel.ticks)
         for texts in (panel.ticks, short):
@@ -173,7 +182,7 @@ class _TickTexts:
 
     @property
     def height(self) -> float:
-        """Inches below the axis."""
+        """Compute the height below the axis, in inches."""
         return (
             max(text_width(text, points=_TICK_POINTS) for text in self.texts)
             if self.are_turned
@@ -208,7 +217,7 @@ def _draw_panel(
     ax.set_xticks(range(len(panel.ticks)), ticks.texts, fontsize=_TICK_POINTS, parse_math=False)
     ax.tick_params(axis="x", pad=2, rotation=90 if ticks.are_turned else 0)
     ax.set_xlabel(_axis_label(panel, width), fontsize=_LABEL_POINTS, labelpad=2, parse_math=False)
-    # People last, above all others.
+    # People are drawn last, above all others.
     for order, values in enumerate(
         sorted(panel.observers, key=lambda values: values.look.is_people)
     ):
@@ -249,7 +258,7 @@ def _draw_line(ax: "Axes", panel: ConditionPanel, values: LevelValues, *, order:
 
 
 def _draw_bars(ax: "Axes", panel: ConditionPanel, looks: Sequence[Look], *, top: float) -> None:
-    """Bars with whiskers and, above, the marker that tells whose it is."""
+    """Draw bars with whiskers and, above, the marker of the observer."""
     ax.set_xlim(-0.7, len(looks) - 0.3)
     ax.set_xticks([])
     places = {look: at for at, look in enumerate(looks)}

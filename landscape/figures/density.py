@@ -1,7 +1,9 @@
 """Smoothing of an eigenvalue density for drawing.
 
-A density has to be computed in the coordinate it is drawn in, otherwise the areas under it mean nothing: everything here
-works in u = asinh(lambda / w), see asinh_axis.py. Shapes: n = values, m = grid points.
+A density has to be computed in the coordinate in which it is drawn, otherwise the areas under it
+mean nothing. Everything here works in u = asinh(lambda / w), see asinh_axis.py.
+
+Shapes: n = values, m = grid points.
 """
 
 import math
@@ -14,16 +16,18 @@ _CHUNK = 4096
 
 
 def bandwidth(drawn: Float[np.ndarray, " n"], *, floor: float, ceiling: float = math.inf) -> float:
-    """Choose the standard deviation of the Gaussian kernel for values in the drawn coordinate.
+    """Choose the standard deviation of the Gaussian kernel, in u.
 
-    0.9 min(s, IQR / 1.34) n^(-1/5), with s and IQR of the deviations from the mean of the values *of the same sign*. The
-    two signs are separate clusters by the nature of the measurement (the largest magnitudes are never near zero): the
-    rule applied to both together takes the gap for spread and smears the curves over it.
+    0.9 min(s, IQR / 1.34) n^(-1/5), with s and IQR of the deviations from the mean of the values
+    *of the same sign*. The largest magnitudes are never near zero, so the two signs are separate
+    clusters. Applied to both together, the rule would take the gap between them for spread and
+    smooth the curves over it.
 
     Args:
         drawn: Finite values u, at least one.
-        floor: Smallest bandwidth to return, in units of u; it rules where all values are equal.
-        ceiling: Largest, unless the floor is larger; it rules where a few values are far apart.
+        floor: Smallest bandwidth to return, in units of u; it applies where all values are equal.
+        ceiling: Largest bandwidth, unless the floor is larger; it applies where a few values are
+            far apart.
 
     Source: Silverman, Density Estimation for Statistics and Data Analysis (1986), eq. (3.31).
     """
@@ -40,7 +44,9 @@ def bandwidth(drawn: Float[np.ndarray, " n"], *, floor: float, ceiling: float = 
 def kernel_density(
     drawn: Float[np.ndarray, " n"], grid: Float[np.ndarray, " m"], *, width: float
 ) -> Float[np.ndarray, " m"]:
-    """Average of Gaussian kernels of standard deviation `width` around the values, per unit of u; its integral is 1.
+    """Average Gaussian kernels around the values, per unit of u.
+
+    The kernels have the standard deviation `width`; the integral is 1.
 
     Written out because `scipy.stats.gaussian_kde` refuses values that are all equal.
     """

@@ -1,4 +1,8 @@
-"""Densities as they are stored: from the numbers of a `SpectralDensity` and back, and from the quadratures of a store."""
+"""Stored densities.
+
+Converts a `SpectralDensity` to a record and back, and makes records from the quadratures of a
+store.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +12,10 @@ import numpy as np
 
 from landscape.compare.whole_spectrum import probed_spectrum
 from landscape.errors import StoreError
+from landscape.figures import DensitySample
 from landscape.store import DensityRecord, SpectraTable, SpectrumStore, is_audited
 
 if TYPE_CHECKING:
-    from landscape.figures import DensitySample
     from landscape.linalg import SpectralDensity
 
 _ARRAYS = ("nodes", "weights", "operators", "remainders", "exact", "exact_residuals", "num_zeros")
@@ -19,13 +23,16 @@ _NUMBERS = ("n", "resolution", "rounding", "num_matvecs", "orthogonality_defect"
 
 
 def density_record(density: "SpectralDensity", **facts: Any) -> DensityRecord:
-    """The record of a density; `facts` are the other fields of `DensityRecord`."""
+    """Convert a density to a record.
+
+    `facts` are the other fields of `DensityRecord`.
+    """
     arrays = {name: getattr(density, name).numpy() for name in _ARRAYS}
     return DensityRecord(**arrays, **{name: getattr(density, name) for name in _NUMBERS}, **facts)
 
 
 def spectral_density(record: DensityRecord) -> "SpectralDensity":
-    """The record with its methods."""
+    """Convert a record to a `SpectralDensity`, which has the methods."""
     import torch
 
     from landscape.linalg import SpectralDensity
@@ -38,9 +45,7 @@ def spectral_density(record: DensityRecord) -> "SpectralDensity":
 
 
 def density_sample(record: DensityRecord) -> "DensitySample":
-    """The record as figures and pages take it."""
-    from landscape.figures import DensitySample
-
+    """Convert a record to the sample that figures and pages take."""
     return DensitySample(
         series=record.series,
         label=record.label,
@@ -51,31 +56,33 @@ def density_sample(record: DensityRecord) -> "DensitySample":
 
 
 def stored_densities(path: Path, *, series: Sequence[str] | None = None) -> list[DensityRecord]:
-    """The quadratures of a store's records as densities.
+    """Read the quadratures of a store's records as densities.
 
     Args:
-        series: As of `SpectrumStore.open`.
+        series: As in `SpectrumStore.open`.
 
     Raises:
         StoreError: If there are none, or no such series.
     """
     with SpectrumStore.open(path, series=series) as store:
+        store.require_hessian("a density")
         dtype = store.plan.protocol["hessian"]["dtype"]
         tables = [
             store.records(name, epoch) for name in store.series() for epoch in store.epochs(name)
         ]
     if not tables:
         raise StoreError(
-            f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape spectra` first."
+            f"{path}: it holds no eigenvalues yet, so there is nothing to draw. Run `landscape "
+            "spectra` first."
         )
     return [record_of_table(table, path, dtype) for table in tables]
 
 
 def record_of_table(table: SpectraTable, path: Path, dtype: str) -> DensityRecord:
-    """One operator and one probe per batch.
+    """Make a record of one operator per batch, with one probe each.
 
     Raises:
-        StoreError: If a batch has no quadrature, or one that does not know its own error.
+        StoreError: If a batch has no quadrature, or its quadrature does not know its own error.
     """
     place = f"{path}: {table.series} epoch {table.epoch}"
     _check_quadratures(table, place)
@@ -83,7 +90,8 @@ def record_of_table(table: SpectraTable, path: Path, dtype: str) -> DensityRecor
         probed = probed_spectrum(table, dtype)
     except ValueError as error:
         raise StoreError(
-            f"{place}: {error} Raise max_matvecs or lower tol in the manifest, or give the manifest to `landscape density`."
+            f"{place}: {error} Raise max_matvecs or lower tol in the manifest, or give the "
+            "manifest to `landscape density`."
         ) from error
     return DensityRecord(
         **{name: getattr(probed, name) for name in (*_ARRAYS, "n", "resolution", "rounding")},
@@ -118,7 +126,7 @@ def _check_quadratures(table: SpectraTable, place: str) -> None:
             else "power iteration leaves none"
         )
         raise StoreError(
-            f"{place}: batch {missing[0]} has no quadrature, since {why}, so there is no density. Measure "
-            f"{'without --recycle' if recycled else 'with the method lanczos'} into another file, or give the manifest to "
-            "`landscape density`."
+            f"{place}: batch {missing[0]} has no quadrature, since {why}, so there is no density. "
+            f"Measure {'without --recycle' if recycled else 'with the method lanczos'} into "
+            "another file, or give the manifest to `landscape density`."
         )

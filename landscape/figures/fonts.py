@@ -1,4 +1,8 @@
-"""The fonts of the figures: DejaVu Sans, and for the characters that it lacks those of other scripts that are installed."""
+"""Fonts of the figures.
+
+DejaVu Sans, and for characters that it lacks installed fonts of other scripts: well-known ones
+first, then any that has the characters.
+"""
 
 import logging
 import os
@@ -12,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FIRST = "DejaVu Sans"
-# What Linux distributions, macOS and Windows bring for Chinese, Japanese, Korean, Arabic, Indic and Thai letters and symbols.
+# Fonts of Linux distributions, macOS and Windows for Chinese, Japanese, Korean, Arabic, Indic and
+# Thai letters, and for symbols.
 _FALL_BACKS = (
     *(f"Noto Sans CJK {place}" for place in ("SC", "TC", "HK", "JP", "KR")),
     *(f"Noto Sans {place}" for place in ("SC", "TC", "HK", "JP", "KR")),
@@ -48,9 +53,16 @@ _FALL_BACKS = (
 )
 
 
+# Fonts that draw boxes for every character, and TeX's, which hold other characters than they say.
+_NO_LETTERS = ("Last Resort", ".LastResort", "cm")
+
+
 @cache
 def font_families() -> tuple[str, ...]:
-    """DejaVu Sans and the fall-backs that are installed; matplotlib warns of each that is not."""
+    """List DejaVu Sans and the fall-backs that are installed.
+
+    matplotlib would warn of each fall-back that is not.
+    """
     from matplotlib.font_manager import fontManager
 
     installed = {font.name for font in fontManager.ttflist}
@@ -59,8 +71,11 @@ def font_families() -> tuple[str, ...]:
 
 @contextmanager
 def font_warnings_off() -> Iterator[None]:
-    """Leave out matplotlib's warnings of each missing glyph in each drawing, which `tell_missing` sums up, and of fall-backs
-    that have no bold letters."""
+    """Suppress matplotlib's warnings of fonts.
+
+    These are warnings of each missing glyph in each drawing, which `complete_fonts` sums up, and of
+    fall-backs that have no bold letters.
+    """
     logger = logging.getLogger("matplotlib.font_manager")
     logger.addFilter(_is_not_of_weight)
     try:
@@ -75,31 +90,70 @@ def _is_not_of_weight(record: logging.LogRecord) -> bool:
     return "Failed to find font weight" not in record.getMessage()
 
 
-def tell_missing(fig: "Figure") -> None:
-    """Warn once, on one line, of the characters of a figure that no font has."""
+def complete_fonts(fig: "Figure") -> None:
+    """Give each text a font that has its characters, from all that are installed.
+
+    Texts that the fonts of `font_families` can write stay as they are. Warns once, in one line, of
+    characters that no font has.
+    """
     from matplotlib.text import Text
 
-    written = {
+    texts = [text for text in fig.findobj(Text) if text.get_visible()]
+    missing = frozenset(
         character
-        for text in fig.findobj(Text)
-        if text.get_visible()
+        for text in texts
         for character in text.get_text()
-    }
-    missing = {
-        character
-        for character in written
         if character.isprintable() and ord(character) not in _known()
-    }
-    if missing:
-        _warn("".join(sorted(missing)))
+    )
+    if not missing:
+        return
+    others, left = _fonts_with(missing)
+    for text in texts:
+        if others and not missing.isdisjoint(text.get_text()):
+            text.set_fontfamily([*font_families(), *others])
+    if left:
+        _warn("".join(sorted(left)))
 
 
 @cache
 def _known() -> frozenset[int]:
+    return frozenset().union(*(_charmap(name) for name in font_families()))
+
+
+@cache
+def _charmap(family: str) -> frozenset[int]:
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    fonts = (get_font(findfont(FontProperties(family=name))) for name in font_families())
-    return frozenset(code for font in fonts for code in font.get_charmap())
+    return frozenset(get_font(findfont(FontProperties(family=family))).get_charmap())
+
+
+@cache
+def _fonts_with(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Choose few installed fonts that have given characters.
+
+    Also returns the characters that none of them has.
+    """
+    left, chosen = set(characters), []
+    charmaps = {name: _charmap(name) for name in _installed()}
+    while left:
+        # Ties are broken by name, so that a figure has the same fonts every time.
+        name = max(
+            charmaps, key=lambda name: len(left & set(map(chr, charmaps[name]))), default=None
+        )
+        gained = set() if name is None else left & set(map(chr, charmaps[name]))
+        if not gained or name is None:
+            break
+        chosen.append(name)
+        left -= gained
+    return tuple(chosen), frozenset(left)
+
+
+def _installed() -> tuple[str, ...]:
+    """List the other installed fonts whose tables of characters can be trusted."""
+    from matplotlib.font_manager import fontManager
+
+    names = sorted({font.name for font in fontManager.ttflist} - set(font_families()))
+    return tuple(name for name in names if not name.startswith(_NO_LETTERS))
 
 
 @cache
@@ -112,10 +166,11 @@ def _warn(characters: str) -> None:
         characters if len(characters) <= 40 else f"{characters[:40]}... ({len(characters)} in all)"
     )
     warnings.warn_explicit(
-        f"the figure is written, but no font at hand has {shown!r}, so boxes stand in their place. Install fonts that do "
-        f"(Noto Sans, Noto Sans CJK, Noto Emoji), and delete matplotlib's list of fonts, {fonts}.",
+        f"the figure is written, but no installed font has {shown!r}, so boxes are drawn instead. "
+        "Install fonts that do (Noto Sans, Noto Sans CJK, Noto Emoji), and delete matplotlib's "
+        f"list of fonts, {fonts}.",
         UserWarning,
-        # Without a line of code after it.
+        # So that no line of code is printed after the message.
         filename="landscape.figures",
         lineno=1,
     )

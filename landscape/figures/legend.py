@@ -1,22 +1,25 @@
-"""The one legend above the panels of a figure, with any text to the letter, and the remarks in the corner of a panel."""
+"""Legend above the panels of a figure, and remarks in a panel's corner.
+
+Texts are drawn exactly as given.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from landscape.figures.text import text_width, wrap
+from landscape.figures.text import enlarged, text_width, wrap
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of each series, what matplotlib draws its line with.
+# For each series, the options of matplotlib for its line.
 Styles = Mapping[str, Mapping[str, Any]]
 Corner = Literal["upper left", "upper right"]
 _Place = Literal["upper left", "upper center"]
-# With more series, remarks cover the curves that they belong to.
+# With more series, remarks would cover the curves.
 MAX_REMARKS = 4
 # A line sample and the space after a column, in inches.
 _SAMPLE = 0.56
@@ -24,11 +27,11 @@ _SAMPLE = 0.56
 
 @dataclass(frozen=True)
 class Legend:
-    """Texts broken into lines that fit.
+    """Texts of a legend, broken into lines that fit.
 
     Args:
-        texts: In the order of the entries.
-        num_columns: Side by side.
+        texts: Texts in the order of the entries.
+        num_columns: Number of columns side by side.
         points: Size of the letters.
     """
 
@@ -55,7 +58,10 @@ class Legend:
 
     @property
     def num_lines(self) -> int:
-        """Lines of text in the longest column; matplotlib fills one after the other, the first ones with an entry more."""
+        """Count the lines of text in the longest column.
+
+        matplotlib fills one column after the other; the first ones may have one entry more.
+        """
         per_column, longer = divmod(len(self.texts), self.num_columns)
         lines = [text.count("\n") + 1 for text in self.texts]
         starts = [
@@ -72,11 +78,11 @@ class Legend:
         loc: _Place,
         **style: Any,
     ) -> None:
-        """Put it on a page.
+        """Draw the legend on a page.
 
         Args:
-            handles: Of each text; a text without one is left out.
-            at: Where the corner or side `loc` comes to stand, in shares of the page.
+            handles: Handle of each text; a text without a handle is left out.
+            at: Position of the corner or side `loc`, in shares of the page.
             style: Further arguments of `Figure.legend`.
         """
         shown = [
@@ -86,7 +92,8 @@ class Legend:
         ]
         if not shown:
             return
-        # The texts are set afterwards: a legend drops those that start with an underscore and typesets dollar signs.
+        # The texts are set afterwards: a legend drops those that start with an underscore and
+        # typesets dollar signs.
         drawn = fig.legend(
             [handle for handle, _ in shown],
             [str(number) for number in range(len(shown))],
@@ -95,7 +102,7 @@ class Legend:
             borderaxespad=0.0,
             borderpad=0.0,
             ncols=self.num_columns,
-            fontsize=self.points,
+            fontsize=enlarged(self.points),
             **style,
         )
         for entry, (_, text) in zip(drawn.get_texts(), shown, strict=True):
@@ -111,10 +118,9 @@ def draw_remarks(
     corner: Corner,
     opaque: bool = False,
 ) -> None:
-    """What is said of each series in a panel, such as its share of negative values, beside a piece of its line.
+    """Write a remark on each series in a panel.
 
-    Args:
-        opaque: Hide what lies below, so that no line runs through a number.
+    It is beside a piece of the series' line. An example is the share of negative values.
     """
     from matplotlib.lines import Line2D
 
@@ -126,7 +132,7 @@ def draw_remarks(
         loc=corner,
         title=title,
         alignment="left",
-        fontsize=6,
+        fontsize=enlarged(6),
         handlelength=2.2,
         borderpad=0.0,
         borderaxespad=0.3,

@@ -1,6 +1,8 @@
-"""The loss in a plane: contours, and the same as a relief.
+"""Loss in a plane, as contours and as a surface.
 
-Sizes are in inches. Shapes: m1, m2 = points along the first (horizontal) and the second (vertical) direction.
+Sizes are in inches.
+
+Shapes: m1, m2 = points along the first (horizontal) and the second (vertical) direction.
 """
 
 import math
@@ -10,17 +12,30 @@ import numpy as np
 from jaxtyping import Float
 
 from landscape.figures.page import MISSING, PREDICTED, Page
+from landscape.figures.page_options import PageOptions
 from landscape.figures.style import paper_style
+from landscape.figures.text import enlarged
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from landscape.curvature import LossSurface
+    from landscape.surface import LossSurface
 
-# Perceptually even and readable without any colour vision (Nunez, Anderton & Renslow 2018, PLOS ONE 13:e0199239).
+# Perceptually even and readable without any colour vision (Nunez, Anderton & Renslow 2018, PLOS ONE
+# 13:e0199239).
 COLOURS = "cividis"
-# Levels between the lowest and the highest loss, and the first one's height above the lowest as a share of the whole.
+# Panels and the room beside them, in inches.
+CONTOUR: dict[str, Any] = {"num_columns": 1, "panel": (3.3, 3.3), "left": 0.65, "right": 1.0}
+RELIEF: dict[str, Any] = {
+    "num_columns": 1,
+    "panel": (4.1, 3.0),
+    "left": 0.1,
+    "right": 0.3,
+    "labels": 0.3,
+}
+# Number of levels between the lowest and the highest loss, and the height of the first of them
+# above the lowest, as a share of the whole range.
 _NUM_LEVELS = 11
 _FIRST = 1 / 64
 # Losses that span more than this factor are drawn on a logarithmic height axis.
@@ -29,13 +44,14 @@ _MEASURED, _CENTRE, _NOT_FINITE = "measured", "the model", "not finite"
 
 
 def contour_levels(losses: Float[np.ndarray, "m1 m2"]) -> Float[np.ndarray, " levels"]:
-    """The lowest loss, levels whose heights above it grow by a constant factor, and the highest loss.
+    """Choose contour levels whose heights grow by a constant factor.
 
-    So every finite point lies between two levels, and the floor of a valley has as many as its walls. A constant loss gets two
-    levels to lie between.
+    The first level is the lowest loss, the last the highest; heights are measured above the lowest.
+    Every finite point lies between two levels, and the flat bottom of a minimum gets as many levels
+    as its steep sides. A constant loss gets two levels to lie between.
 
     Args:
-        losses: At least one is finite; the others are not looked at.
+        losses: At least one is finite; the others are ignored.
     """
     finite = losses[np.isfinite(losses)]
     low = float(finite.min())
@@ -43,30 +59,36 @@ def contour_levels(losses: Float[np.ndarray, "m1 m2"]) -> Float[np.ndarray, " le
     return np.concatenate([[low], low + np.geomspace(_FIRST, 1.0, _NUM_LEVELS + 1) * extent])
 
 
-def loss_contour(surface: "LossSurface", *, title: str | None = None, note: str = "") -> "Figure":
-    """Draw the loss in a plane as filled contours, log-spaced in height above the lowest point.
+def loss_contour(
+    surface: "LossSurface",
+    *,
+    title: str | None = None,
+    note: str = "",
+    page_options: PageOptions | None = None,
+) -> "Figure":
+    """Draw the loss in a plane as filled contours.
 
-    Dashed over it, at some of the same levels: the quadratic that the derivatives in the middle predict. Points whose loss is
-    not finite are crosses on grey; what was not computed is grey.
+    The levels are spaced logarithmically in height above the lowest point. Dashed over them, at
+    some of the same levels, is the quadratic predicted from the derivatives at the middle. Points
+    whose loss is not finite are crosses on grey; points that were not computed are grey.
 
     Args:
         title: Heading; none by default.
         note: Text under the panel.
+        page_options: Width and letters; by default those of the style.
 
     Raises:
         ValueError: If fewer than 2 x 2 points have a finite loss.
     """
     levels = _checked_levels(surface)
-    with paper_style():
+    page_options = page_options or PageOptions()
+    with paper_style(page_options.scale):
         page = Page(
-            num_columns=1,
-            panel=(3.3, 3.3),
             title=title or "",
             note=note,
-            left=0.65,
-            right=1.0,
+            **CONTOUR,
             legend=_labels(surface),
-        )
+        ).fitted(page_options, keep_shape=True)
         fig, (ax,) = page.figure()
         _fill(ax, surface, levels)
         _draw_predicted(ax, surface, levels)
@@ -81,13 +103,14 @@ def _checked_levels(surface: "LossSurface") -> Float[np.ndarray, " levels"]:
     finite = np.isfinite(surface.losses)
     if min(finite.any(axis=0).sum(), finite.any(axis=1).sum()) < 2:
         raise ValueError(
-            f"a surface needs finite losses at 2 x 2 points at least, got {int(finite.sum())} finite losses."
+            f"a surface needs finite losses at 2 x 2 points at least, got {int(finite.sum())} "
+            "finite losses."
         )
     return contour_levels(surface.losses)
 
 
 def _labels(surface: "LossSurface") -> tuple[str, ...]:
-    """What the legend holds."""
+    """List the texts of the legend."""
     predicted = [_prediction(surface)] if surface.local is not None else []
     return (_MEASURED, *predicted, _CENTRE, *[_NOT_FINITE] * bool(surface.num_undefined))
 
@@ -122,7 +145,10 @@ def _fill(ax: "Axes", surface: "LossSurface", levels: Float[np.ndarray, " levels
 def _draw_predicted(
     ax: "Axes", surface: "LossSurface", levels: Float[np.ndarray, " levels"]
 ) -> None:
-    """Every second of the inner levels, on a grid finer than the measured one."""
+    """Draw every second of the inner levels of the prediction.
+
+    The grid is finer than the measured one.
+    """
     if surface.local is None:
         return
     x, y = (np.linspace(axis.coordinates[0], axis.coordinates[-1], 201) for axis in surface.axes)
@@ -163,7 +189,10 @@ def _mark(ax: "Axes", surface: "LossSurface") -> None:
 
 
 def _colour_bar(fig: "Figure", page: Page, levels: Float[np.ndarray, " levels"]) -> None:
-    """Every level has a step of the same height; as many are named as can be read."""
+    """Draw the colour bar, with equally high steps for all levels.
+
+    As many levels have a text as can be read.
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm
 
@@ -181,9 +210,10 @@ def _colour_bar(fig: "Figure", page: Page, levels: Float[np.ndarray, " levels"])
 
 
 def level_labels(levels: Float[np.ndarray, " levels"]) -> tuple[str, list[str]]:
-    """What the colours mean, and a text for every level; all texts differ.
+    """Name the quantity of the colours, and format every level.
 
-    In the fewest digits that tell the levels apart, from three to five; where those are not enough, as heights above the lowest.
+    All texts differ. They have the fewest digits that distinguish the levels, from three to five;
+    where those are not enough, they are heights above the lowest.
     """
     for digits in (3, 4, 5):
         texts = [_number(level, digits) for level in levels]
@@ -199,16 +229,21 @@ def _number(value: float, digits: int) -> str:
 
 
 def loss_surface_3d(
-    surface: "LossSurface", *, title: str | None = None, note: str = ""
+    surface: "LossSurface",
+    *,
+    title: str | None = None,
+    note: str = "",
+    page_options: PageOptions | None = None,
 ) -> "Figure":
-    """Draw the loss in a plane as a relief, with its contours on the floor.
+    """Draw the loss in a plane as a surface above its contours.
 
-    Heights are logarithmic where losses span more than a factor of 50. Where the loss is not finite or was not computed there
-    is a hole.
+    Heights are logarithmic where losses span more than a factor of 50. There is a hole where the
+    loss is not finite or was not computed.
 
     Args:
         title: Heading; none by default.
         note: Text under the panel.
+        page_options: Width and letters; by default those of the style.
 
     Raises:
         ValueError: If fewer than 2 x 2 points have a finite loss.
@@ -216,16 +251,13 @@ def loss_surface_3d(
     levels = _checked_levels(surface)
     finite = surface.losses[np.isfinite(surface.losses)]
     is_log = bool(finite.min() > 0 and finite.max() / finite.min() > _LOG_RATIO)
-    with paper_style():
+    page_options = page_options or PageOptions()
+    with paper_style(page_options.scale):
         page = Page(
-            num_columns=1,
-            panel=(4.1, 3.0),
             title=title or "",
             note=note,
-            left=0.1,
-            right=0.3,
-            labels=0.3,
-        )
+            **RELIEF,
+        ).fitted(page_options, keep_shape=True)
         fig, axes = page.figure(projection="3d")
         # An Axes3D, whose methods matplotlib's stubs of Axes do not know.
         ax: Any = axes[0]
@@ -233,7 +265,7 @@ def loss_surface_3d(
         for number, which in enumerate("xy"):
             getattr(ax, f"set_{which}label")(_axis_label(surface, number), labelpad=-3)
         ax.set_zlabel("Loss (nats)", labelpad=-3)
-        ax.tick_params(pad=-2, labelsize=6)
+        ax.tick_params(pad=-2, labelsize=enlarged(6))
         page.write(fig, [])
     return fig
 

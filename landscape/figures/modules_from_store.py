@@ -1,4 +1,4 @@
-"""From the spectra of modules in a store to their heat map."""
+"""Heat map of the spectra of modules in a store."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 
 from landscape.errors import StoreError
 from landscape.figures import ModuleSample, module_heat_map, save_figure
+from landscape.figures.page_options import PageOptions
 from landscape.store import ModuleTable, SpectrumStore, is_audited
 
 
@@ -19,38 +20,43 @@ def draw_modules(
     series: Sequence[str] | None = None,
     title: str | None = None,
     keep_unconverged: bool = False,
+    page_options: PageOptions | None = None,
 ) -> str:
-    """Draw the sharpness of every module of a store over depth and epoch.
+    """Draw the sharpness of a store's modules over depth and epoch.
 
-    A value is the median over batches of the largest eigenvalue of the module's block. Batches where that missed the tolerance
-    are left out and counted; a module where all did is hatched.
+    A value is the median over batches of the largest eigenvalue of the module's block. Batches
+    where that missed the tolerance are left out and counted; a module where all missed it is
+    hatched.
 
     Args:
-        epochs: Default: all that any series has.
-        series: As of `SpectrumStore.open`.
+        epochs: Epochs to draw; by default all that any series has.
+        series: As in `SpectrumStore.open`.
         keep_unconverged: Take the median over all batches, and say how many missed the tolerance.
 
     Returns:
         A sentence that says what was written.
 
     Raises:
-        StoreError: If the store cannot be read or has no such spectra, or the figure cannot be written.
+        StoreError: If the store cannot be read or has no such spectra, or the figure cannot be
+            written.
     """
     with SpectrumStore.open(path, series=series) as store:
+        store.require_hessian("a figure")
         samples, note = module_samples(store, epochs=epochs, keep_unconverged=keep_unconverged)
     if not samples:
         wanted = "" if epochs is None else f" of epochs {', '.join(map(str, epochs))}"
         raise StoreError(
-            f"{path}: it holds no spectra of modules{wanted}; `landscape spectra --per-module` measures them."
+            f"{path}: it holds no spectra of modules{wanted}; `landscape spectra --per-module` "
+            "measures them."
         )
     try:
-        drawn = module_heat_map(samples, title=title, note=note)
+        drawn = module_heat_map(samples, title=title, note=note, page_options=page_options)
         save_figure(drawn, output)
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
     counts = ", ".join(
-        f"{one.series} with {len(one.modules)} modules at epochs {_listed(one.epochs)}"
-        for one in samples
+        f"{sample.series} with {len(sample.modules)} modules at epochs {_listed(sample.epochs)}"
+        for sample in samples
     )
     return f"{output}: {counts}."
 
@@ -58,7 +64,10 @@ def draw_modules(
 def module_samples(
     store: SpectrumStore, *, epochs: Sequence[int] | None = None, keep_unconverged: bool = False
 ) -> tuple[list[ModuleSample], str]:
-    """What `module_heat_map` draws of a store, and the note under it; nothing where no module was measured."""
+    """Read the samples for `module_heat_map`, and write the note under it.
+
+    Both are empty where no module was measured.
+    """
     tables = _tables(store, epochs)
     if not tables:
         return [], ""
@@ -68,7 +77,10 @@ def module_samples(
 
 
 def _tables(store: SpectrumStore, epochs: Sequence[int] | None) -> dict[str, list[ModuleTable]]:
-    """By series, in the order of the manifest; epochs ascending."""
+    """Read the tables of each series, epochs ascending.
+
+    Series are in the order of the manifest.
+    """
     tables: dict[str, list[ModuleTable]] = {}
     for series, epoch in store.module_identities:
         if epochs is None or epoch in epochs:
@@ -95,7 +107,10 @@ def _sample(rows: list[ModuleTable], tol: float, *, keep_unconverged: bool) -> M
 def _medians(
     table: ModuleTable, tol: float, *, keep_unconverged: bool
 ) -> tuple[Float[np.ndarray, " module"], Bool[np.ndarray, " module"]]:
-    """Over the certified batches, or over all where none is; NaN where there is no number at all."""
+    """Compute medians over the certified batches, else over all.
+
+    NaN where there is no finite value at all.
+    """
     certified = _certified(table, tol)
     converged = certified.any(axis=0) | (
         keep_unconverged & np.isfinite(table.largest[:, :, 0]).any(axis=0)
@@ -107,9 +122,9 @@ def _medians(
     )
     values = np.full(len(table.modules), np.nan)
     for module, chosen in enumerate(used.T):
-        found = table.largest[chosen, module, 0]
+        largest = table.largest[chosen, module, 0]
         values[module] = (
-            np.median(found[np.isfinite(found)]) if np.isfinite(found).any() else np.nan
+            np.median(largest[np.isfinite(largest)]) if np.isfinite(largest).any() else np.nan
         )
     return values, converged
 
@@ -124,8 +139,8 @@ def _note(tables: dict[str, list[ModuleTable]], tol: float, *, keep_unconverged:
         "NOT AUDITED: nobody has checked that these are second derivatives of the whole model."
         * (not all(is_audited(table.extras) for table in every)),
         f"Largest eigenvalue of each module's block of the Hessian, median over {counts} batches.",
-        f"{'Drawn' if keep_unconverged else 'Left out'}: {missed} of {total} values that did not converge."
-        * (missed > 0),
+        f"{'Drawn' if keep_unconverged else 'Left out'}: {missed} of {total} values that did not "
+        "converge." * (missed > 0),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 

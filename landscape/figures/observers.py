@@ -1,6 +1,7 @@
-"""How observers look in figures of answers: people are red with diamonds, each model has a colour and a marker.
+"""Colours and markers of observers in figures of answers.
 
-An observer looks the same in every figure of the same answers.
+People are red with diamonds; each model has a colour and a marker. An observer looks the same in
+every figure of the same answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,32 +11,34 @@ from typing import TYPE_CHECKING, Any
 from landscape.answers import DATASETS, HUMANS, Answers
 from landscape.errors import AnswersError
 from landscape.figures.style import line_styles
+from landscape.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
-# rgb(165, 30, 55), in which the benchmark draws people.
+# rgb(165, 30, 55), the colour of people in the benchmark's figures.
 PEOPLE_COLOR = "#A51E37"
 PEOPLE_MARKER = "D"
 PEOPLE_LABEL = "people"
-# Chosen by a search for what is farthest from the style's eight colours and from people's red, for every kind of vision.
+# Chosen by a search for the colour farthest from the style's eight colours and from people's red,
+# for normal and for colour-blind vision.
 _NINTH = "#6F48F5"
 _MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "p")
 MAX_MODELS = len(_MARKERS)
-# Of models beyond, where each has its name beside it.
+# Colour of further models, where each has its name beside it.
 _PLAIN = "#8C8C8C"
-# Edges of markers, so that each is seen where they overlap.
+# Edges of markers, so that overlapping ones stay visible.
 MARKER_EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 
 
 @dataclass(frozen=True)
 class Look:
-    """How an observer is drawn.
+    """Label, colour and marker of an observer.
 
     Args:
-        label: For legends; any text.
-        color: As "#rrggbb".
-        marker: One of matplotlib's; tells observers apart without colour.
+        label: Text for legends; any text.
+        color: Colour as "#rrggbb".
+        marker: Marker of matplotlib; it distinguishes observers without colour.
         is_people: Whether it stands for all people together.
     """
 
@@ -46,7 +49,10 @@ class Look:
 
     @property
     def size(self) -> float:
-        """Points; filled markers of one size look differently large."""
+        """Return the marker size in points.
+
+        It differs by marker, since filled markers of the same size look differently large.
+        """
         return {"D": 3.6, "s": 3.6, "P": 4.6, "X": 4.6, "p": 4.8}.get(self.marker, 4.2)
 
     def sample(self) -> "Line2D":
@@ -60,10 +66,10 @@ class Look:
 
 
 def model_looks(models: Sequence[str], labels: Mapping[str, str] | None = None) -> dict[str, Look]:
-    """Choose a look for each model, by its place.
+    """Choose a look for each model, by its position.
 
     Args:
-        labels: What to call models; a model without one has its name.
+        labels: Labels of models; a model without a label is called by its name.
     """
     colors = [*(style.color for style in line_styles()), _NINTH]
     looks = {}
@@ -75,10 +81,10 @@ def model_looks(models: Sequence[str], labels: Mapping[str, str] | None = None) 
 
 
 def observer_looks(answers: Answers, labels: Mapping[str, str] | None = None) -> dict[str, Look]:
-    """Choose a look for people, where there are any, and for each model.
+    """Choose a look for people, if any, and for each model.
 
     Args:
-        labels: What to call observers, by their names; "humans" are all people together.
+        labels: Labels of observers, by their names; "humans" are all people together.
 
     Returns:
         People first, then models in the order of the answers.
@@ -91,20 +97,20 @@ def observer_looks(answers: Answers, labels: Mapping[str, str] | None = None) ->
 
 
 def check_num_models(num_models: int) -> None:
-    """Refuse more models than can be told apart in one panel.
+    """Refuse more models than can be distinguished in one panel.
 
     Raises:
         AnswersError: If so.
     """
     if num_models > MAX_MODELS:
         raise AnswersError(
-            f"figure: there are {num_models} models, but more than {MAX_MODELS} in a panel cannot be told apart. "
-            "Draw some of them."
+            f"figure: there are {num_models} models, but more than {MAX_MODELS} in a panel cannot "
+            "be told apart. Draw some of them."
         )
 
 
 def check_datasets(datasets: Sequence[str]) -> None:
-    """Refuse names that are no data set of the benchmark, and none at all.
+    """Refuse unknown data sets of the benchmark, and an empty list.
 
     Raises:
         ValueError: If so.
@@ -112,4 +118,5 @@ def check_datasets(datasets: Sequence[str]) -> None:
     unknown = [name for name in datasets if name not in DATASETS]
     if unknown or not datasets:
         problem = f"there is no {unknown[0]!r}" if unknown else "none is named"
-        raise ValueError(f"datasets: {problem}; there are {', '.join(DATASETS)}.")
+        hint = did_you_mean(unknown[0], DATASETS) if unknown else ""
+        raise ValueError(f"datasets: {problem}; there are {', '.join(DATASETS)}.{hint}")

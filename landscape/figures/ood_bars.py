@@ -1,16 +1,16 @@
-"""Figure 1a: a bar per observer, such as the accuracy out of distribution, with the bootstrap's whiskers.
+"""Figure 1a: a bar per observer, such as the accuracy out of distribution.
 
-What is drawn was computed in landscape.answers. Sizes are in inches.
+Whiskers are the bootstrap's. The numbers are computed in landscape.answers. Sizes are in inches.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from landscape.answers import CHANCE, SIXTEEN, Answers, Resamples, resample
 from landscape.errors import AnswersError
-from landscape.figures.observers import Look, check_datasets, observer_looks
+from landscape.figures.observers import Look, check_datasets, model_looks, observer_looks
 from landscape.figures.page import Page, paper_width
 from landscape.figures.style import paper_style
 from landscape.figures.text import text_width, wrap
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 _NAME_POINTS = 6.5
 _ROW, _NAME_LINE = 0.2, 0.105
-_MOST_NAME = 1.9
+_MAX_NAME = 1.9
 
 
 @dataclass(frozen=True)
 class BarMetric:
-    """What an axis of bars shows.
+    """Contents of an axis of bars.
 
     Args:
-        label: Of the axis.
-        note: What it is of models, and of people.
-        chance: Where guessing ends up; None where that depends on the observers.
+        label: Label of the axis.
+        note: Definition of the number, for models and for people.
+        chance: Value of guessing; None where that depends on the observers.
     """
 
     label: str
@@ -40,7 +40,10 @@ class BarMetric:
     chance: float | None = None
 
 
-_WITH = "of models with people, averaged over conditions, people and sets; of people, one person with another"
+_WITH = (
+    "of models with people, averaged over conditions, people and sets; of people, one person with "
+    "another"
+)
 BAR_METRICS = {
     "accuracy": BarMetric(
         "Accuracy out of distribution", "share of right answers, averaged over sets", CHANCE
@@ -57,7 +60,7 @@ BAR_METRICS = {
 
 @dataclass(frozen=True)
 class Bar:
-    """One observer.
+    """Bar of one observer.
 
     Args:
         missing: Data sets that are missing from its mean.
@@ -77,17 +80,20 @@ def ood_bars(
     labels: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """Draw one number of every observer as a bar, the smallest at the bottom.
+    """Draw one number of every observer as a bar, in ascending order.
 
-    Whiskers are the bootstrap's interval: over pictures, and of people over people too. A mean is over those of the data sets
-    that an observer has; the note says which are missing, and a star marks observers that lack more than all others do.
+    The smallest is at the bottom.
+
+    Whiskers are the bootstrap's interval: over pictures, and of people over people too. A mean is
+    over those of the data sets that an observer has. The note says which are missing, and a star
+    marks observers that lack more than all others do.
 
     Args:
         metric: One of `BAR_METRICS`.
-        datasets: Of the mean; by default the paper's 16.
-        resamples: Of these answers; by default `resample(answers)`.
-        labels: What to call observers, by their names; "humans" are all people together.
-        title: Heading of the figure; none by default, as papers want it.
+        datasets: Data sets of the mean; by default the paper's 16.
+        resamples: Resamples of these answers; by default `resample(answers)`.
+        labels: Labels of observers, by their names; "humans" are all people together.
+        title: Heading of the figure; none by default, as in papers.
 
     Raises:
         ValueError: If there is no such metric or data set.
@@ -96,16 +102,63 @@ def ood_bars(
     if metric not in BAR_METRICS:
         raise ValueError(f"metric: there is no {metric!r}; there are {', '.join(BAR_METRICS)}.")
     check_datasets(datasets)
-    plan = _BarPlan.of(
+    layout = _BarLayout.of(
         answers, resamples or resample(answers), metric=metric, datasets=datasets, labels=labels
     )
+    lacking = [bar.look.label for bar in layout.bars if layout.lacks_more(bar)]
     with paper_style():
-        return _draw(plan, title=title or "")
+        return _draw(
+            layout.metric, layout.bars, starred=lacking, note=layout.note, title=title or ""
+        )
+
+
+def own_bars(
+    values: Mapping[str, Interval],
+    *,
+    datasets: Sequence[str],
+    chance: float,
+    confidence: float = 0.95,
+    notes: Sequence[str] = (),
+    title: str | None = None,
+) -> "Figure":
+    """Draw each model's mean accuracy on the user's own distorted pictures.
+
+    A bar per model, the smallest at the bottom.
+
+    Args:
+        values: Mean of each model, by its label, with the bootstrap's interval over pictures.
+        datasets: Names of what the means are over, such as distortions.
+        chance: Accuracy of guessing.
+        confidence: Confidence of the intervals.
+        notes: Sentences on the means.
+        title: Heading of the figure; none by default.
+
+    Raises:
+        ValueError: If there is no model or no data set.
+    """
+    if not values or not datasets:
+        raise ValueError("own_bars needs at least one model and one data set.")
+    looks = model_looks(list(values))
+    bars = sorted(
+        (Bar(looks[name], value, ()) for name, value in values.items()),
+        key=lambda bar: bar.interval.value,
+    )
+    sets = f"{len(datasets)} distorted sets" if len(datasets) > 4 else ", ".join(datasets)
+    sentences = [
+        f"Bars: share of right answers, averaged over levels but the control, then over {sets}.",
+        "People never saw these pictures.",
+        f"Whiskers: {100 * confidence:g} % bootstrap intervals over pictures.",
+        f"Dotted: chance ({chance:.2g}).",
+        *notes,
+    ]
+    metric = BarMetric(BAR_METRICS["accuracy"].label, sentences[0], chance)
+    with paper_style():
+        return _draw(metric, bars, starred=(), note=" ".join(sentences), title=title or "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _BarPlan:
-    """The bars, the smallest first.
+class _BarLayout:
+    """The bars, in ascending order of their values.
 
     Args:
         missing: Data sets that are missing from all bars.
@@ -128,7 +181,7 @@ class _BarPlan:
         metric: str,
         datasets: Sequence[str],
         labels: Mapping[str, str] | None,
-    ) -> "_BarPlan":
+    ) -> "_BarLayout":
         bars, without = [], []
         for name, look in observer_looks(answers, labels).items():
             interval = resamples.interval(name, metric, datasets)
@@ -141,8 +194,9 @@ class _BarPlan:
         if not bars:
             needs = "" if metric == "accuracy" else ", and of people, with whom it compares"
             raise AnswersError(
-                f"figure: no observer has a value of {metric.replace('_', ' ')}, so there is nothing to draw. It needs answers "
-                f"to all conditions that count of at least one of {', '.join(datasets)}{needs}."
+                f"figure: no observer has a value of {metric.replace('_', ' ')}, so there is "
+                "nothing to draw. It needs answers to all conditions that count of at least one of "
+                f"{', '.join(datasets)}{needs}."
             )
         return cls(
             metric=BAR_METRICS[metric],
@@ -154,7 +208,7 @@ class _BarPlan:
         )
 
     def lacks_more(self, bar: Bar) -> tuple[str, ...]:
-        """Data sets that are missing from this bar, but not from all."""
+        """List data sets that this bar lacks, but not all bars."""
         return tuple(name for name in bar.missing if name not in self.missing)
 
     @property
@@ -180,7 +234,7 @@ class _BarPlan:
 
     @property
     def _sets(self) -> str:
-        """The data sets of the means."""
+        """Name the data sets of the means."""
         total = len(self.datasets)
         there = [name for name in self.datasets if name not in self.missing]
         if not self.missing:
@@ -193,9 +247,11 @@ class _BarPlan:
         return f"Sets: {len(there)} of {total}, {short}."
 
 
-def _draw(plan: _BarPlan, *, title: str) -> "Figure":
-    starred = [bar.look.label + " *" * bool(plan.lacks_more(bar)) for bar in plan.bars]
-    names = [wrap(name, _MOST_NAME, points=_NAME_POINTS) for name in starred]
+def _draw(
+    metric: BarMetric, bars: Sequence[Bar], *, starred: Collection[str], note: str, title: str
+) -> "Figure":
+    labels = [bar.look.label + " *" * (bar.look.label in starred) for bar in bars]
+    names = [wrap(label, _MAX_NAME, points=_NAME_POINTS) for label in labels]
     left = 0.15 + max(
         text_width(line, points=_NAME_POINTS) for name in names for line in name.splitlines()
     )
@@ -205,23 +261,23 @@ def _draw(plan: _BarPlan, *, title: str) -> "Figure":
         num_columns=1,
         panel=(paper_width(1) - left - right, sum(heights) + 0.06),
         title=title,
-        note=plan.note,
+        note=note,
         left=left,
         right=right,
     )
     fig, [ax] = page.figure()
     tops = [sum(heights[:at]) for at in range(len(heights))]
     centres = [top + height / 2 for top, height in zip(tops, heights, strict=True)]
-    _set_axes(ax, plan, height=page.panel[1])
-    for bar, name, at in zip(plan.bars, names, centres, strict=True):
+    _set_axes(ax, metric, bars, height=page.panel[1])
+    for bar, name, at in zip(bars, names, centres, strict=True):
         _draw_bar(ax, bar, name, at)
     page.write(fig, [ax], [])
     return fig
 
 
-def _set_axes(ax: "Axes", plan: _BarPlan, *, height: float) -> None:
-    numbers = [number for bar in plan.bars for number in _numbers(bar.interval)]
-    chance = plan.metric.chance
+def _set_axes(ax: "Axes", metric: BarMetric, bars: Sequence[Bar], *, height: float) -> None:
+    numbers = [number for bar in bars for number in _numbers(bar.interval)]
+    chance = metric.chance
     low = min(0.0, *numbers)
     high = max(*numbers, chance or 0.0)
     ax.set_xlim(
@@ -231,7 +287,7 @@ def _set_axes(ax: "Axes", plan: _BarPlan, *, height: float) -> None:
     ax.set_ylim(-0.03, height - 0.03)
     ax.set_yticks([])
     ax.spines["left"].set_visible(low == 0)
-    ax.set_xlabel(plan.metric.label)
+    ax.set_xlabel(metric.label)
     if chance:
         ax.axvline(chance, color="0.35", linestyle=":", linewidth=0.9, zorder=4)
     if low < 0:
@@ -245,11 +301,14 @@ def _numbers(interval: Interval) -> list[float]:
 
 
 def _draw_bar(ax: "Axes", bar: Bar, name: str, at: float) -> None:
-    """A bar with its whisker, its name to the left and its value to the right."""
+    """Draw a bar with its whisker, its name and its value.
+
+    The name is to the left, the value to the right.
+    """
     interval = bar.interval
     ax.barh(at, interval.value, height=0.68 * _ROW, color=bar.look.color, linewidth=0, zorder=2)
     if math.isfinite(interval.low) and math.isfinite(interval.high):
-        # The pale line below keeps it visible on dark bars.
+        # The pale line below keeps the whisker visible on dark bars.
         for color, width, order in (("white", 2.2, 5), ("0.25", 0.9, 6)):
             ax.plot(
                 [interval.low, interval.high],

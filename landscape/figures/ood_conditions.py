@@ -1,4 +1,7 @@
-"""Figure 2: accuracy in every condition of the benchmark's data sets, of models beside people, in 16 panels."""
+"""Figure 2: accuracy of models and people in every condition of the benchmark.
+
+It has 16 panels, one per data set.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,27 +39,31 @@ def ood_conditions(
     labels: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> "Figure":
-    """Draw accuracy by condition: a panel per data set, a line or bar per model, and people with a band.
+    """Draw accuracy by condition, a panel per data set.
 
-    All levels are drawn, in the benchmark's order; markers of those that it leaves out of its means are hollow. The human line
-    is pooled over people, its band reaches from the least to the most accurate person. Bars of sets with one condition have
-    Wilson's 95 % interval for a model, and the same range for people. A set without answers has an empty panel.
+    A panel has a line or bar per model, and people with a band. All levels are drawn, in the
+    benchmark's order; markers of levels that it leaves out of its means are hollow. The human line
+    is pooled over people; its band reaches from the least to the most accurate person. Bars of sets
+    with one condition have Wilson's 95 % interval for a model, and the same range for people. A set
+    without answers has an empty panel.
 
     Args:
-        datasets: Of the panels; by default the paper's 16.
-        labels: What to call observers, by their names; "humans" are all people together.
-        title: Heading of the figure; none by default, as papers want it.
+        datasets: Data sets of the panels; by default the paper's 16.
+        labels: Labels of observers, by their names; "humans" are all people together.
+        title: Heading of the figure; none by default, as in papers.
 
     Raises:
         ValueError: If there is no such data set.
-        AnswersError: If there is no answer to any of the data sets, or there are more than 9 models.
+        AnswersError: If there is no answer to any of the data sets, or there are more than 9
+            models.
     """
     check_datasets(datasets)
     check_num_models(len(answers.models))
     answers = answers.only(datasets=datasets)
     if not len(answers):
         raise AnswersError(
-            f"figure: there is no answer to any of {', '.join(datasets)}, so there is nothing to draw."
+            f"figure: there is no answer to any of {', '.join(datasets)}, so there is nothing to "
+            "draw."
         )
     looks, tables = observer_looks(answers, labels), _Tables.of(answers)
     panels = [_panel(DATASETS[name], looks, tables) for name in datasets]
@@ -68,7 +75,7 @@ def ood_conditions(
 
 @dataclass(frozen=True)
 class _Tables:
-    """The numbers of the panels.
+    """Numbers of the panels.
 
     Args:
         levels: Accuracy by observer, set and condition.
@@ -89,7 +96,10 @@ class _Tables:
         )
 
     def ends(self, dataset: Dataset, observer: str, *, is_people: bool) -> list[np.ndarray]:
-        """Ends of the band or the whisker in each condition; NaN on the lines of models."""
+        """Return the ends of the band or the whisker in each condition.
+
+        NaN on the lines of models.
+        """
         names = [condition.name for condition in dataset.conditions]
         if is_people:
             rows = (
@@ -140,8 +150,8 @@ def _note(looks: Mapping[str, Look], tables: _Tables) -> str:
         fewest, most = tables.people.num_people.min(), tables.people.num_people.max()
         counted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         sentences.append(
-            f"People: answers of all pooled ({counted} per set); the band, or the whisker of a bar, reaches from the least to "
-            "the most accurate person."
+            f"People: answers of all pooled ({counted} per set); the band, or the whisker of a "
+            "bar, reaches from the least to the most accurate person."
         )
     models = [name for name, look in looks.items() if not look.is_people]
     if models and not is_line.all():
@@ -154,7 +164,7 @@ def _note(looks: Mapping[str, Look], tables: _Tables) -> str:
 
 
 def _missing_sets(levels: pd.DataFrame, model: str, label: str) -> str:
-    """Say to which sets that others answered a model has no answers."""
+    """Name the sets that others answered and a model did not."""
     there = set(levels.dataset[(levels.kind == "model") & (levels.observer == model)])
     missing = [name for name in levels.dataset.unique() if name not in there]
     return f"{label} to {', '.join(missing)}" if missing else ""

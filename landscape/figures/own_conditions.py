@@ -1,4 +1,7 @@
-"""Accuracy by level of a distortion on one's own pictures: as Figure 2, without people."""
+"""Accuracy by level of a distortion on the user's own pictures.
+
+As Figure 2, without people.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NO_PEOPLE = "People never saw these pictures, so there is no human line."
-# Of levels that are none of the benchmark's.
+# Axis label of levels that are not the benchmark's.
 _LEVEL = "Level"
 
 
@@ -25,16 +28,17 @@ class ConditionCurve:
     """Accuracies of one series on one distorted data set.
 
     Args:
-        series: What to call it; any text.
-        dataset: Name of the distortion, as `benchmark.DATASETS` has it or another.
-        conditions: Names of the levels, in the order of the axis; one makes a bar.
-        accuracy: In each condition; NaN where there is none.
+        series: Label of the series; any text.
+        dataset: Name of the distortion, as in `benchmark.DATASETS` or another.
+        conditions: Names of the levels, in the order of the axis; a single level is drawn as a bar.
+        accuracy: Accuracy in each condition; NaN where there is none.
         low, high: Ends of its interval; NaN for none.
-        num_pictures: Answered in each condition.
+        num_pictures: Number of answered pictures in each condition.
         chance: Accuracy of guessing, such as 1 / number of classes.
+        num_levels: Number of levels for larger pictures; None for the levels that are here.
 
     Raises:
-        ValueError: If there is no condition, one occurs twice, or the lengths differ.
+        ValueError: If there is no condition, a condition occurs twice, or the lengths differ.
     """
 
     series: str
@@ -45,6 +49,7 @@ class ConditionCurve:
     high: tuple[float, ...]
     num_pictures: tuple[int, ...]
     chance: float
+    num_levels: int | None = None
 
     def __post_init__(self) -> None:
         lengths = {
@@ -53,8 +58,9 @@ class ConditionCurve:
         }
         if lengths != {len(set(self.conditions))} or not self.conditions:
             raise ValueError(
-                f"curve of {self.series!r} on {self.dataset}: every condition needs a name of its own, an accuracy, both ends "
-                f"of an interval and a number of pictures; got {len(self.conditions)} conditions, lengths {sorted(lengths)}."
+                f"curve of {self.series!r} on {self.dataset}: every condition needs a name of its "
+                "own, an accuracy, both ends of an interval and a number of pictures; got "
+                f"{len(self.conditions)} conditions, lengths {sorted(lengths)}."
             )
 
     @classmethod
@@ -93,15 +99,18 @@ def own_conditions(
     intervals: str = "Wilson's 95 % intervals",
     title: str | None = None,
 ) -> "Figure":
-    """Draw a panel per data set, a line or bar per series, with whiskers; the note says that people never saw these pictures.
+    """Draw a panel per data set, a line or bar per series.
+
+    There are whiskers. The note says that people never saw these pictures.
 
     Args:
         curves: At most one per series and data set; panels and the legend are in their order.
-        intervals: What the whiskers are.
-        title: Heading of the figure; none by default, as papers want it.
+        intervals: Description of the whiskers.
+        title: Heading of the figure; none by default, as in papers.
 
     Raises:
-        ValueError: If there is no curve, two are of one series and data set, or curves of a data set have different chances.
+        ValueError: If there is no curve, two are of one series and data set, or curves of a data
+            set have different chances.
         AnswersError: If there are more than 9 series.
     """
     if not curves:
@@ -125,7 +134,8 @@ def _panel(
     chances = {curve.chance for curve in curves}
     if len(set(series)) < len(series) or len(chances) > 1:
         raise ValueError(
-            f"{name}: curves need different series and one chance; got {', '.join(series)} and {sorted(chances)}."
+            f"{name}: curves need different series and one chance; got {', '.join(series)} and "
+            f"{sorted(chances)}."
         )
     conditions = tuple(
         dict.fromkeys(condition for curve in curves for condition in curve.conditions)
@@ -137,8 +147,10 @@ def _panel(
     ]
     ticks = tuple(tick for tick in published if tick is not None)
     has_ticks = len(ticks) == len(conditions)
+    planned = max(curve.num_levels or 0 for curve in curves)
+    partly = f" ({len(conditions)} of {planned} levels)" if planned > len(conditions) else ""
     return ConditionPanel(
-        title=known.label if known else name,
+        title=f"{known.label if known else name}{partly}",
         axis_label=known.axis_label if known and has_ticks else _LEVEL,
         ticks=ticks if has_ticks else conditions,
         hollow=(False,) * len(conditions),
@@ -154,7 +166,10 @@ def _panel(
 
 
 def _aligned(curve: ConditionCurve, conditions: Sequence[str], field: str) -> Any:
-    """Numbers of a curve at the conditions of a panel, NaN where it has none."""
+    """Align numbers of a curve with the conditions of a panel.
+
+    NaN where the curve has none.
+    """
     values = dict(zip(curve.conditions, getattr(curve, field), strict=True))
     return np.array([values.get(condition, np.nan) for condition in conditions], dtype=float)
 
@@ -164,7 +179,10 @@ def _note(curves: Sequence[ConditionCurve], intervals: str) -> str:
     counted = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     chances = sorted({curve.chance for curve in curves})
     chance = ", ".join(f"{value:.3g}" for value in chances)
-    return f"{NO_PEOPLE} Each accuracy: of {counted} pictures. Whiskers: {intervals}. Dotted: chance ({chance})."
+    return (
+        f"{NO_PEOPLE} Each accuracy: of {counted} pictures. Whiskers: {intervals}. Dotted: chance "
+        f"({chance})."
+    )
 
 
 def _floats(values: Any) -> tuple[float, ...]:

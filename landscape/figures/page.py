@@ -1,11 +1,16 @@
-"""Panels on a page of fixed measures: title and legend above, a note below, nothing over the edge."""
+"""Panels on a page of fixed size.
+
+Title and legend are above, a note is below, and nothing crosses the edge.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from landscape.figures.legend import Legend
-from landscape.figures.text import wrap
+from landscape.figures.page_options import PageOptions
+from landscape.figures.style import new_figure
+from landscape.figures.text import enlarged, wrap
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -33,7 +38,10 @@ _NOTE_LINE, _LEGEND_LINE, _TITLE_LINE = 0.106, 0.15, 0.17
 
 
 def paper_width(num_columns: int) -> float:
-    """Of a figure of several panels, in inches: two columns of a paper; one panel alone needs less."""
+    """Return the width of a figure, in inches.
+
+    Several panels take the two columns of a paper; a single panel needs less.
+    """
     return 7.0 if num_columns > 1 else 4.5
 
 
@@ -44,12 +52,13 @@ class Page:
     Attributes:
         panel: Width and height of a panel.
         left, right: Room beside the row, for labels and colour bars.
-        gap: Between panels.
+        gap: Distance between panels.
         labels: Height under the panels for tick labels and axis labels.
         panel_titles: Height above the panels.
-        legend: The labels that the panels give the lines of the legend, in its order; any text.
+        legend: Labels of the lines in the panels, in the order of the legend; any text.
         num_rows: Rows of panels; all have `num_columns`.
-        row_gap: Between rows, for the labels of the upper and the titles of the lower panels.
+        row_gap: Distance between rows, for the labels of the upper and the titles of the lower
+            panels.
     """
 
     num_columns: int
@@ -76,7 +85,7 @@ class Page:
 
     @property
     def title_lines(self) -> list[str]:
-        # Bold letters are wider than those that are measured.
+        # Bold letters are wider than the measured ones.
         return wrap(
             self.title, self.width - self.left - 0.1, points=1.15 * _TITLE_POINTS
         ).splitlines()
@@ -91,7 +100,7 @@ class Page:
 
     @property
     def bottom(self) -> float:
-        """From the lower edge to the panels."""
+        """Compute the distance from the lower edge to the panels."""
         return (
             0.08
             + _NOTE_LINE * len(self.note_lines)
@@ -101,7 +110,7 @@ class Page:
 
     @property
     def top(self) -> float:
-        """From the upper edge to the panels."""
+        """Compute the distance from the upper edge to the panels."""
         return (
             self.legend_top + _LEGEND_LINE * self.fitted_legend.num_lines + 0.08 + self.panel_titles
         )
@@ -119,11 +128,26 @@ class Page:
             + self.bottom
         )
 
-    def figure(self, *, sharey: bool = False, **subplot: Any) -> "tuple[Figure, list[Axes]]":
-        """A figure with its panels, empty."""
-        from matplotlib.figure import Figure
+    def fitted(self, page_options: PageOptions, *, keep_shape: bool = False) -> "Page":
+        """Return the page at the width that is asked for; only its panels change.
 
-        fig = Figure(figsize=(self.width, self.height))
+        Args:
+            keep_shape: Whether panels keep the ratio of their sides.
+
+        Raises:
+            ValueError: If they become too narrow.
+        """
+        if page_options.width is None and page_options.scale == 1:
+            return self
+        more = (page_options.page_width(self.width) - self.width) / self.num_columns
+        width, height = self.panel
+        page_options.check_panel(width + more, self.num_columns)
+        height *= (width + more) / width if keep_shape else 1.0
+        return replace(self, panel=(width + more, height))
+
+    def figure(self, *, sharey: bool = False, **subplot: Any) -> "tuple[Figure, list[Axes]]":
+        """Create a figure with its panels, empty."""
+        fig = new_figure(self.width, self.height)
         spec = fig.add_gridspec(
             self.num_rows,
             self.num_columns,
@@ -136,7 +160,8 @@ class Page:
         )
         axes = list(spec.subplots(sharey=sharey, squeeze=False, subplot_kw=subplot).flat)
         for axis in (axis for ax in axes for axis in ax._axis_map.values()):
-            # Small and large numbers share a power of ten, which stands at the end of the axis, so that none gets wide.
+            # Small and large numbers share a power of ten at the end of the axis: short tick
+            # labels.
             axis.get_major_formatter().set_powerlimits((-3, 4))
         return fig, axes
 
@@ -146,7 +171,8 @@ class Page:
         """Write the title, one legend for all panels, and the note.
 
         Args:
-            handles: What stands beside each text of the legend; by default the lines of the panels with its label.
+            handles: Artist beside each text of the legend; by default the line of the panels with
+                its label.
         """
         if self.title_lines:
             fig.text(
@@ -154,7 +180,7 @@ class Page:
                 1 - 0.07 / self.height,
                 "\n".join(self.title_lines),
                 va="top",
-                fontsize=_TITLE_POINTS,
+                fontsize=enlarged(_TITLE_POINTS),
                 weight="bold",
                 parse_math=False,
             )
@@ -169,7 +195,7 @@ class Page:
             0.06 / self.width,
             y,
             note,
-            fontsize=_NOTE_POINTS,
+            fontsize=enlarged(_NOTE_POINTS),
             color="0.25",
             va="top",
             linespacing=1.25,

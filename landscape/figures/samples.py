@@ -1,6 +1,8 @@
-"""What a figure of eigenvalues is drawn from: one sample per series and epoch, and the epochs that get a panel.
+"""Samples of eigenvalues for figures, and the epochs that get a panel.
 
-Knows no store and no matplotlib. Shapes: k = eigenvalues per batch.
+There is one sample per series and epoch. Knows no store and no matplotlib.
+
+Shapes: k = eigenvalues per batch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,18 +17,20 @@ PUBLISHED_EPOCHS = (0, 5, 10, 15, 20, 25)
 
 @dataclass(frozen=True)
 class EigenvalueSample:
-    """The top-k Hessian eigenvalues of one checkpoint, one row per mini-batch.
+    """Top-k Hessian eigenvalues of one checkpoint, one row per mini-batch.
 
     Args:
         series: Name of the checkpoint series; it decides the colour, in order of first appearance.
-        label: What the legend calls the series.
+        label: Label of the series in the legend.
         epoch: Number of finished epochs; 0 is initialisation.
         values: Eigenvalues in nats per squared parameter; a batch that failed is a row of NaN.
         converged: Whether the residual bound of each value met the tolerance of the run.
-        planned: Number of batches the manifest asks for; more than there are rows while a run is unfinished.
+        planned: Number of batches the manifest asks for; more than there are rows while a run is
+            unfinished.
 
     Raises:
-        ValueError: If the shapes differ, the epoch is negative, or there are more rows than planned.
+        ValueError: If the shapes differ, the epoch is negative, or there are more rows than
+            planned.
     """
 
     series: str
@@ -52,16 +56,18 @@ class EigenvalueSample:
 
     @property
     def num_batches(self) -> int:
-        """Number of batches that have a row, failed ones included."""
+        """Count the batches that have a row, including failed ones."""
         return int(self.values.shape[0])
 
     @property
     def finite(self) -> Bool[np.ndarray, "batches k"]:
-        """Which values are numbers."""
+        """Mark the values that are finite."""
         return np.isfinite(self.values)
 
     def negative_share(self, *, keep_unconverged: bool) -> float:
-        """NEP as the comparison computes it: over the batches of which every value is finite and converged; NaN without any.
+        """Compute NEP as the comparison does.
+
+        It is over the batches of which every value is finite and converged; NaN without any.
 
         Args:
             keep_unconverged: Count batches with values that did not converge too.
@@ -73,9 +79,9 @@ class EigenvalueSample:
 def epochs_to_draw(available: Iterable[int], *, num_panels: int = 6) -> tuple[int, ...]:
     """Choose the epochs that get a panel.
 
-    The published series 0, 5, 10, 15, 20, 25 when all of it is there and six panels are wanted. Otherwise the first epoch (0, if
-    measured), the last, and between them the distinct epochs that come closest, in the sum of squared distances, to
-    equal spacing. All epochs when there are no more than `num_panels`.
+    The published epochs 0, 5, 10, 15, 20, 25 when all exist and `num_panels` is six. Otherwise the
+    first epoch (0, if measured), the last, and between them the distinct epochs closest to equal
+    spacing, by the sum of squared distances. All epochs when there are no more than `num_panels`.
 
     Args:
         available: Epochs with at least one sample; order and repetitions do not matter.
@@ -98,8 +104,11 @@ def epochs_to_draw(available: Iterable[int], *, num_panels: int = 6) -> tuple[in
     return tuple(epochs.tolist())
 
 
-def told_apart(labels: Mapping[str, str]) -> dict[str, str]:
-    """Series -> what a picture calls it, in the same order: equal labels get the name of their series."""
+def disambiguate(labels: Mapping[str, str]) -> dict[str, str]:
+    """Map series to distinct labels, in the same order.
+
+    Equal labels get the name of their series.
+    """
     texts = list(labels.values())
     return {
         name: text if texts.count(text) == 1 else f"{text} ({name})"

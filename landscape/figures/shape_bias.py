@@ -1,4 +1,7 @@
-"""Figure 1b: shape or texture? A row per category of the shape, a marker per observer, a line at each pooled value."""
+"""Figure 1b: decisions for shape or texture, by category of the shape.
+
+A row per category, a marker per observer, and a line at each pooled value.
+"""
 
 import math
 from collections.abc import Mapping
@@ -23,21 +26,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEFT, _RIGHT, _WIDTH = 0.72, 0.2, 4.5
-# Height of a row, and what each observer adds to it.
+# Height of a row, and the height that each observer adds.
 _ROW, _PER_OBSERVER = 0.18, 0.014
 # Room for the labels of the upper axis.
 _UPPER = 0.4
-# Markers of one row stand within this share of it, so that none hides another.
+# Share of a row over which its markers are spread, so that none hides another.
 _SPREAD = 0.8
 _POOLED = "all"
 
 
 @dataclass(frozen=True)
 class ObserverBias:
-    """One observer.
+    """Shape bias of one observer.
 
     Args:
-        pooled: Over all categories.
+        look: Label, colour and marker.
+        pooled: Bias over all categories.
+        by_category: Bias by category of the shape.
     """
 
     look: Look
@@ -48,17 +53,19 @@ class ObserverBias:
 def shape_bias_matrix(
     answers: Answers, *, labels: Mapping[str, str] | None = None, title: str | None = None
 ) -> "Figure":
-    """Draw which share of the decisions for shape or texture is for the texture, by category of the shape.
+    """Draw the share of texture decisions, by category of the shape.
 
-    Rows are in the order of people's share of shape, the largest at the top; without people in that of the alphabet. The
-    vertical line of an observer is its pooled value, no mean of its markers; its marker is in the row "all".
+    The shares are of the decisions for shape or texture. Rows are ordered by people's share of
+    shape, the largest at the top; without people alphabetically. The vertical line of an observer
+    is its pooled value, not the mean of its markers; its marker is in the row "all".
 
     Args:
-        labels: What to call observers, by their names; "humans" are all people together.
-        title: Heading of the figure; none by default, as papers want it.
+        labels: Labels of observers, by their names; "humans" are all people together.
+        title: Heading of the figure; none by default, as in papers.
 
     Raises:
-        AnswersError: If nobody named a shape or a texture of cue-conflict, or there are more than 9 models.
+        AnswersError: If nobody named a shape or a texture of cue-conflict, or there are more than 9
+            models.
     """
     check_num_models(len(answers.models))
     observers = []
@@ -69,8 +76,8 @@ def shape_bias_matrix(
             observers.append(ObserverBias(look, pooled, shape_bias_by_category(answers, model)))
     if not observers:
         raise AnswersError(
-            f"figure: nobody named a shape or a texture of {CUE_CONFLICT}, so there is no shape bias to draw. "
-            "Add answers to it."
+            f"figure: nobody named a shape or a texture of {CUE_CONFLICT}, so there is no shape "
+            "bias to draw. Add answers to it."
         )
     with paper_style():
         return _draw(
@@ -82,11 +89,11 @@ def shape_bias_matrix(
 
 
 def _ordered(observers: list[ObserverBias]) -> list[str]:
-    """Categories from the top row to the bottom."""
+    """Order the categories from the top row to the bottom."""
     people = next((observer for observer in observers if observer.look.is_people), None)
     if people is None:
         return list(CATEGORIES)
-    # Where people named neither, at the bottom.
+    # Categories where people named neither are at the bottom.
     share = {name: people.by_category[name].bias for name in CATEGORIES}
     return sorted(
         CATEGORIES,
@@ -130,7 +137,10 @@ def _draw(
 
 
 def _set_axes(ax: "Axes", categories: list[str]) -> None:
-    """Two axes of the same numbers, texture below and shape above, and dotted lines between the rows."""
+    """Draw two axes of the same numbers, and lines between the rows.
+
+    Texture is below and shape above. The lines are dotted.
+    """
     num = len(categories)
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.5, num + 0.5)
@@ -201,7 +211,8 @@ def _note(observers: list[ObserverBias], without: list[str]) -> str:
     trials += [f"{people.pooled.num_conflicts} answers of people"] if people else []
     order = "people's share of shape" if people else "the alphabet (there are no people)"
     sentences = [
-        f"Of {' and '.join(trials)} to pictures whose shape and texture differ, those count that name one of the two.",
+        f"Of {' and '.join(trials)} to pictures whose shape and texture differ, those count that "
+        "name one of the two.",
         f"Lines, numbers and the row {_quoted(_POOLED)}: pooled over categories.",
         f"Rows: in the order of {order}.",
     ]

@@ -1,4 +1,7 @@
-"""Differentiable array kernels used inside networks; Numba and Triton are imported when a scan first runs on them."""
+"""Differentiable array kernels for networks.
+
+Numba and Triton are imported when a scan first runs on them.
+"""
 
 from landscape.kernels.scan import linear_scan, selective_scan
 

@@ -1,8 +1,10 @@
-"""Which implementation of a scan runs where. Imports only torch and landscape.errors; looks for packages without loading them.
+"""The choice of a scan's implementation by device.
 
-"reference" is the recurrence as a Python loop, for any device; "log_depth" is plain PyTorch in ceil(log2 length) rounds, for
-any device; "cpu" is Numba; "gpu" is Triton. "auto" takes the kernel of the tensors' device where it is installed, and
-"log_depth" elsewhere.
+Imports only torch and landscape.errors; looks for packages without loading them.
+
+"reference" is the recurrence as a Python loop, for any device; "log_depth" is plain PyTorch in
+ceil(log2 length) rounds, for any device; "cpu" is Numba; "gpu" is Triton. "auto" takes the kernel
+of the tensors' device where it is installed, and "log_depth" elsewhere.
 """
 
 import functools
@@ -24,11 +26,12 @@ def _is_installed(package: str) -> bool:
 
 
 def resolve_backend(backend: Backend, device: torch.device) -> str:
-    """The back end that runs on `device`.
+    """Choose the back end that runs on `device`.
 
     Raises:
         ValueError: If the back end is unknown, or is for another device.
-        MissingDependencyError: If the back end was asked for by name and its package is not installed.
+        MissingDependencyError: If the back end was asked for by name and its package is not
+            installed.
     """
     if backend == "auto":
         kernel = {"cpu": "cpu", "cuda": "gpu"}.get(device.type, "log_depth")
@@ -47,6 +50,7 @@ def resolve_backend(backend: Backend, device: torch.device) -> str:
     runs_on = {"cpu": "cpu", "gpu": "cuda"}.get(backend, device.type)
     if device.type != runs_on and not interpreted:
         raise ValueError(
-            f"backend={backend!r} runs on {runs_on} tensors, got {device.type} ones: use backend='auto'."
+            f"backend={backend!r} runs on {runs_on} tensors, got {device.type} ones: use "
+            "backend='auto'."
         )
     return backend

@@ -1,7 +1,8 @@
-"""mamba-ssm's CUDA scan, for training only: its gradients are right and cannot be differentiated again.
+"""mamba-ssm's CUDA scan, for training only: its gradients have no derivatives.
 
-`selective_scan` takes it inside `first_order_kernels`, which the trainer enters on request, and never inside `second_order`,
-in which everything of `landscape.curvature` is evaluated.
+The gradients are right, but cannot be differentiated again. `selective_scan` uses it inside
+`first_order_kernels`, which the trainer enters on request, and never inside `second_order`, in
+which everything of `landscape.curvature` is evaluated.
 """
 
 import importlib
@@ -16,7 +17,8 @@ from landscape.errors import LandscapeError, MissingDependencyError
 
 _MODULE = "mamba_ssm.ops.selective_scan_interface"
 _DEVICE = "cuda"
-# Blocks of either kind that are open. Of the process, not of a thread: checkpointed layers run again in autograd's threads.
+# Number of open blocks of either kind. They are counted per process, not per thread: checkpointed
+# layers run again in autograd's threads.
 _open = {"first": 0, "second": 0}
 
 
@@ -31,7 +33,7 @@ def _counted(kind: str) -> Iterator[None]:
 
 @contextmanager
 def first_order_kernels(device: torch.device) -> Iterator[None]:
-    """Let scans on `device` run on mamba-ssm's kernel, for first derivatives alone.
+    """Let scans on `device` run on mamba-ssm's kernel, for first derivatives only.
 
     Raises:
         LandscapeError: If `device` is no CUDA device.
@@ -39,7 +41,8 @@ def first_order_kernels(device: torch.device) -> Iterator[None]:
     """
     if device.type != _DEVICE:
         raise LandscapeError(
-            f"mamba-ssm's scan runs on {_DEVICE} devices, not on {device}: train with scan='landscape'."
+            f"mamba-ssm's scan runs on {_DEVICE} devices, not on {device}: train with "
+            "scan='landscape'."
         )
     _kernel()
     with _counted("first"):
@@ -47,7 +50,7 @@ def first_order_kernels(device: torch.device) -> Iterator[None]:
 
 
 def second_order() -> AbstractContextManager[None]:
-    """Keep first-order kernels out, whatever blocks are open around this one."""
+    """Exclude first-order kernels, whatever blocks are open around this one."""
     return _counted("second")
 
 
@@ -68,6 +71,7 @@ def _kernel() -> Callable[..., Tensor]:
         return cast(Callable[..., Tensor], importlib.import_module(_MODULE).selective_scan_fn)
     except ImportError as error:
         raise MissingDependencyError(
-            f"mamba-ssm's scan cannot be imported ({error}). It needs CUDA and is compiled where it is installed: "
-            "`pip install --no-build-isolation mamba-ssm`, or train with scan='landscape'."
+            f"mamba-ssm's scan cannot be imported ({error}). It needs CUDA and is compiled where "
+            "it is installed: `pip install --no-build-isolation mamba-ssm`, or train with "
+            "scan='landscape'."
         ) from error

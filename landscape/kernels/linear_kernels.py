@@ -1,10 +1,12 @@
-r"""Numba kernels of the linear recurrence: its value, its gradient, and the derivative of its gradient.
+r"""Numba kernels of the linear recurrence: value, gradient, derivative of the gradient.
 
-Each is one pass over memory, row by row in the order of addresses, so that the processor's prefetching follows; that, not
-arithmetic, is what they wait for. Rows are short, so the latency of one is hidden behind the next.
+Each is one pass over memory, row by row in the order of addresses, so that the processor's
+prefetching works. The kernels wait for memory, not for arithmetic. Rows are short, so the latency
+of one is hidden behind the next.
 
-An index counts elements of a flat, C-contiguous array, and `step` leads to the next time, which is the address before when
-time runs backwards. Both are unsigned and wrap around: Numba looks for negative indices of signed type in every access.
+An index counts elements of a flat, C-contiguous array. `step` leads to the next time, which is at
+the previous address when time runs backwards. Both are unsigned and wrap around: Numba tests every
+index of signed type for being negative.
 """
 
 import numpy as np
@@ -14,7 +16,7 @@ from landscape.kernels.lanes import compiled
 
 @compiled
 def _start(first, last, length, descending):  # type: ignore[no-untyped-def]
-    """The index of the first element that is visited in rows `first` to `last`, and the step to the next one."""
+    """Return the index visited first in rows `first` to `last`, and the step."""
     if descending:
         return np.uint64(last * length - 1), np.uint64(-1)
     return np.uint64(first * length), np.uint64(1)
@@ -22,9 +24,10 @@ def _start(first, last, length, descending):  # type: ignore[no-untyped-def]
 
 @compiled
 def scan(first, last, _, a, b, h, length, reverse):  # type: ignore[no-untyped-def]
-    """h_t = a_t h_{t-1} + b_t."""
+    """Run h_t = a_t h_{t-1} + b_t."""
     at, step = _start(first, last, length, reverse)
     for _ in range(first, last):
+        # Each row starts from h_{-1} = 0; `at` goes on into the next row.
         state = a.dtype.type(0)
         for _ in range(length):
             state = a[at] * state + b[at]
@@ -34,17 +37,25 @@ def scan(first, last, _, a, b, h, length, reverse):  # type: ignore[no-untyped-d
 
 @compiled
 def gradient(first, last, _, a, h, dh, da, db, length, reverse):  # type: ignore[no-untyped-def]
-    """db_t = g_t = dh_t + a_{t+1} g_{t+1} and da_t = g_t h_{t-1} of a scan: from its end to its start."""
+    """Compute the gradient of a scan, from its end to its start.
+
+    db_t = g_t = dh_t + a_{t+1} g_{t+1} and da_t = g_t h_{t-1}.
+    """
     at, step = _start(first, last, length, not reverse)
     for _ in range(first, last):
+        # carry is a_{t+1} g_{t+1}, zero after the last step. Time runs against that of the scan, so
+        # `at + step` is t - 1.
         carry = a.dtype.type(0)
         for _ in range(length - 1):
-            # All is read before anything is written: the compiler must assume that arrays overlap.
+            # Everything is read before anything is written: the compiler must assume that arrays
+            # overlap.
             g, decay, state = dh[at] + carry, a[at], h[at + step]
             db[at] = g
             da[at] = g * state
             carry = decay * g
             at += step
+        # The scan's first step is apart: `at + step` would be in another row. h_{-1} = 0 makes da_0
+        # = 0.
         db[at] = dh[at] + carry
         da[at] = a.dtype.type(0)
         at += step
@@ -52,17 +63,19 @@ def gradient(first, last, _, a, h, dh, da, db, length, reverse):  # type: ignore
 
 @compiled
 def product(first, last, _, a, h, g, va, vb, ua, uh, ud, length, reverse):  # type: ignore[no-untyped-def]
-    """The derivatives of <va, da> + <vb, db>, as `gradient` has them, in a, h and dh: (k_{t-1} g_t, va_{t+1} g_{t+1}, k_t).
+    """Differentiate <va, da> + <vb, db> in a, h and dh.
 
+    da and db are those of `gradient`. The derivatives are (k_{t-1} g_t, va_{t+1} g_{t+1}, k_t) with
     k_t = a_t k_{t-1} + vb_t + va_t h_{t-1}.
     """
     at, step = _start(first, last, length, reverse)
     for _ in range(first, last):
+        # k_{-1} and h_{-1} are zero, so k_0 = vb_0, and ua_0 = k_{-1} g_0 = 0.
         k = vb[at]
         ua[at] = a.dtype.type(0)
         ud[at] = k
         for _ in range(length - 1):
-            # All is read first, as in `gradient`.
+            # Everything is read first, as in `gradient`.
             before, at = at, at + step
             adjoint, v = g[at], va[at]
             following = vb[at] + v * h[before] + a[at] * k
@@ -70,5 +83,6 @@ def product(first, last, _, a, h, g, va, vb, ua, uh, ud, length, reverse):  # ty
             uh[before] = v * adjoint
             ud[at] = following
             k = following
+        # No later step uses the last state in da, so its derivative is zero.
         uh[at] = a.dtype.type(0)
         at += step

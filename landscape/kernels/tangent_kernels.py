@@ -1,9 +1,11 @@
-r"""Numba kernels of the derivative of the selective scan, and of its gradient, along a direction.
+r"""Numba kernels of the directional derivatives of the selective scan and its gradient.
 
-With L = <dy, y(theta)> as in selective_kernels.py, `tangent` is the product of the Hessian of L in (theta, dy) with a
-direction: everything that a second derivative in either mode needs, one run forwards and one back.
+With L = <dy, y(theta)> as in selective_kernels.py, `tangent` is the product of the Hessian of L in
+(theta, dy) with a direction: everything that a second derivative in either mode needs, in one run
+forwards and one back. Each line applies the product rule to a line of selective_kernels.py.
 
-A name that ends in _ is the derivative along the direction q of the one without; the rest is as in selective_kernels.py.
+A name that ends in _ is the derivative along the direction q of the one without; the rest is as in
+selective_kernels.py.
 """
 
 from landscape.kernels.lanes import compiled, exp2, lane_count, lane_sum, load, splat, store
@@ -35,7 +37,10 @@ U_, DELTA_, SLOPE_, X_, Y_, DY_, DX_, DDELTA_, KEPT_ = range(
 
 @compiled
 def _prepare_tangent(p, q, start, sizes, rows, steps, tile, pitch, constants, zero):  # type: ignore[no-untyped-def]
-    """`prepare`, its derivative along q, and the skip connection's part of that of y."""
+    """Run `prepare` and its derivative along q.
+
+    Also derive the skip connection's part of the derivative of y.
+    """
     lanes = lane_count(tile)
     D, bias, D_, bias_ = constants
     prepare(p, start, sizes, rows, steps, tile, pitch, bias, zero, True)
@@ -48,6 +53,8 @@ def _prepare_tangent(p, q, start, sizes, rows, steps, tile, pitch, constants, ze
         delta_ = slope * s_
         store(tile, at + DELTA_ * lanes, delta_)
         # The slope of softplus is a logistic function, and is 1 where there is no softplus.
+        # slope (1 - slope) s_, with slope s_ = delta_: the derivative of the logistic function is
+        # its value times one minus its value.
         store(tile, at + SLOPE_ * lanes, delta_ - slope * delta_)
         store(tile, at + X_ * lanes, delta_ * u + load(tile, at + DELTA * lanes) * u_)
         store(tile, at + Y_ * lanes, D_ * u + D * u_)
@@ -55,7 +62,7 @@ def _prepare_tangent(p, q, start, sizes, rows, steps, tile, pitch, constants, ze
 
 @compiled
 def _advance_tangent(tile, pitch, steps, A, A_, h, h_, p, q, at_time):  # type: ignore[no-untyped-def]
-    """`_advance` and its derivative; keeps what running backwards needs."""
+    """Run `_advance` and its derivative; keep what the backward run needs."""
     lanes = lane_count(tile)
     rate = A * LOG2_E
     for t in range(steps):
@@ -64,8 +71,10 @@ def _advance_tangent(tile, pitch, steps, A, A_, h, h_, p, q, at_time):  # type: 
         delta, x = load(tile, at + DELTA * lanes), load(tile, at + X * lanes)
         decay = exp2(delta * rate)
         kept = decay * h
+        # kept = e^(delta A) h, so its derivative is (delta_ A + delta A_) kept + e^(delta A) h_.
         kept_ = (load(tile, at + DELTA_ * lanes) * A + delta * A_) * kept + decay * h_
         h = kept + B * x
+        # The derivative of B x. y_ is the derivative of C h, summed over states.
         h_ = kept_ + B_ * x + B * load(tile, at + X_ * lanes)
         store(tile, at + Y_ * lanes, load(tile, at + Y_ * lanes) + C_ * h + C * h_)
         store(tile, at + DECAY * lanes, decay)
@@ -76,7 +85,11 @@ def _advance_tangent(tile, pitch, steps, A, A_, h, h_, p, q, at_time):  # type: 
 
 @compiled
 def _tangent_of_state(tile, pitch, steps, A, A_, carry, carry_, p, q, at_time, out, at_out, zero):  # type: ignore[no-untyped-def]
-    """The backward half of `_gradient_of_state` and its derivative; returns the adjoint state and the sum for A, with those."""
+    """Run the backward half of `_gradient_of_state` and its derivative.
+
+    Returns:
+        The adjoint state before the tile, its derivative, and the derivative of the sum for A.
+    """
     lanes = lane_count(tile)
     dA_ = zero
     for t in range(steps - 1, -1, -1):
@@ -86,10 +99,15 @@ def _tangent_of_state(tile, pitch, steps, A, A_, carry, carry_, p, q, at_time, o
         dy, dy_ = load(tile, at + DY * lanes), load(tile, at + DY_ * lanes)
         delta, delta_ = load(tile, at + DELTA * lanes), load(tile, at + DELTA_ * lanes)
         kept, kept_ = load(tile, at + KEPT * lanes), load(tile, at + KEPT_ * lanes)
+        # g_ includes the direction's dy_, since H is the Hessian in (theta, dy). carry_ is the
+        # derivative of a_{t+1} g_{t+1}.
         g, g_ = C * dy + carry, C_ * dy + C * dy_ + carry_
         out[3][at_out + t] += lane_sum(g_ * x + g * x_)
+        # dC = dy h with h = kept + B x, as in `_gradient_of_state`.
         out[4][at_out + t] += lane_sum(dy_ * (kept + B * x) + dy * (kept_ + B_ * x + B * x_))
         dlog, dlog_ = g * kept, g_ * kept + g * kept_
+        # dx and d delta are needed too: the product rule in `_tangent_finish` multiplies them by
+        # derivatives of delta, u and the slope. Only their derivatives are written out.
         store(tile, at + DX * lanes, load(tile, at + DX * lanes) + B * g)
         store(tile, at + DX_ * lanes, load(tile, at + DX_ * lanes) + B_ * g + B * g_)
         store(tile, at + DDELTA * lanes, load(tile, at + DDELTA * lanes) + A * dlog)
@@ -97,6 +115,7 @@ def _tangent_of_state(tile, pitch, steps, A, A_, carry, carry_, p, q, at_time, o
         dA_ = dA_ + delta_ * dlog + delta * dlog_
         decay = load(tile, at + DECAY * lanes)
         carry = decay * g
+        # The derivative of e^(delta A) g.
         carry_ = decay * ((delta_ * A + delta * A_) * g + g_)
     return carry, carry_, dA_
 
@@ -105,10 +124,15 @@ def _tangent_of_state(tile, pitch, steps, A, A_, carry, carry_, p, q, at_time, o
 def _push_tiles(  # type: ignore[no-untyped-def]
     p, q, out, channel, row, sizes, rows, tile, pitch, at_A, at_starts, constants, zero, last
 ):
-    """The states and their derivatives at the start of every tile before `last`, and the derivative of y in those tiles."""
+    """Compute states and their derivatives at the starts of the tiles.
+
+    The tiles are 0 to `last`. Also compute the derivative of y in the tiles before `last`.
+    """
     lanes = lane_count(tile)
     states, length, tile_steps = sizes[1], sizes[2], sizes[4]
     fill(tile, at_starts, at_starts + 2 * states * lanes, tile.dtype.type(0))
+    # A start is (h, h_) for each state; that of tile k + 1 follows that of tile k. The last tile is
+    # left out if a backward run follows, which runs it from its start anyway.
     for k in range(last):
         done = k * tile_steps
         steps, start = min(tile_steps, length - done), channel * length + done
@@ -155,12 +179,17 @@ def _tangent_back(p, q, out, row, task, k, sizes, tile, pitch, at_A, at_starts, 
 
 @compiled
 def _tangent_finish(tile, pitch, steps, D, D_, dD_, dbias_):  # type: ignore[no-untyped-def]
-    """From the derivatives of dx and d delta, those of du and ds, in their place; returns the sums for D and bias."""
+    """Turn derivatives of dx and d delta into those of du and ds.
+
+    Returns:
+        The derivatives of the sums for D and bias.
+    """
     lanes = lane_count(tile)
     for at in range(0, steps * pitch, pitch):
         u, u_ = load(tile, at + U * lanes), load(tile, at + U_ * lanes)
         dx, dx_ = load(tile, at + DX * lanes), load(tile, at + DX_ * lanes)
         dy, dy_ = load(tile, at + DY * lanes), load(tile, at + DY_ * lanes)
+        # ddelta = (sum over states of A dlog) + u dx, ds = slope ddelta, du = delta dx + D dy.
         ddelta = load(tile, at + DDELTA * lanes) + u * dx
         ddelta_ = load(tile, at + DDELTA_ * lanes) + u_ * dx + u * dx_
         ds_ = load(tile, at + SLOPE_ * lanes) * ddelta + load(tile, at + SLOPE * lanes) * ddelta_
@@ -206,6 +235,8 @@ def _tangent_block(p, q, out, task, row, block, sizes, tile, zero, backward):  #
         _prepare_tangent(p, q, start, sizes, rows, steps, tile, pitch, constants, zero)
         load_tile(p[7], start, length, rows, steps, tile, DY * lanes, pitch)
         for at in range(0, steps * pitch, pitch):
+            # Sums over states start from zero, and so does dy_, which is not loaded where it is
+            # None. y_ was set to the skip connection's part by `_prepare_tangent`.
             for quantity in (DX, DX_, DDELTA, DDELTA_, DY_):
                 store(tile, at + quantity * lanes, zero)
         if q[7].size > 0:

@@ -1,13 +1,19 @@
-"""Algorithms on a symmetric operator; has never heard of a network.
+"""Algorithms on a symmetric operator, without any knowledge of networks.
 
-`import landscape.linalg` is instant: the names below are loaded on first use, and those that need no torch do not load it.
+`import landscape.linalg` is instant: the names below are loaded on first use, and those that need
+no torch do not load it.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from landscape.linalg.angles import PrincipalAngles, principal_angles
+    from landscape.linalg.blocks import BlockMasses, block_masses
     from landscape.linalg.check import OperatorCheck, check_operator
+    from landscape.linalg.comparison import CurvatureComparison, Likeness, compare_curvature
+    from landscape.linalg.coordinates import Coordinates
+    from landscape.linalg.diagonals import DiagonalEstimate, DiagonalOperator, diagonal
     from landscape.linalg.estimate import Estimate
     from landscape.linalg.lanczos import eigsh
     from landscape.linalg.missed import MissedLook
@@ -23,29 +29,42 @@ if TYPE_CHECKING:
     from landscape.linalg.probed import ProbedSpectrum
     from landscape.linalg.probing import dense_spectrum, density, trace
     from landscape.linalg.results import EigenPairs, Quadrature, RitzValues
+    from landscape.linalg.scaled import ScaledOperator
     from landscape.linalg.stochastic import NegativeCounts, SpectralDensity
     from landscape.linalg.support import Restriction, restricted
 
 _MODULES = {
+    "BlockMasses": "blocks",
     "Combination": "operator",
+    "Coordinates": "coordinates",
+    "CurvatureComparison": "comparison",
     "DenseOperator": "operator",
+    "DiagonalEstimate": "diagonals",
+    "DiagonalOperator": "diagonals",
     "EigenPairs": "results",
     "Estimate": "estimate",
+    "Likeness": "comparison",
     "MissedLook": "missed",
     "NegativeCounts": "stochastic",
     "OperatorCheck": "check",
+    "PrincipalAngles": "angles",
     "ProbedSpectrum": "probed",
     "Quadrature": "results",
     "Restriction": "support",
     "RitzValues": "results",
+    "ScaledOperator": "scaled",
     "SpectralDensity": "stochastic",
     "SymmetricOperator": "operator",
     "average": "operator",
+    "block_masses": "blocks",
     "check_operator": "check",
+    "compare_curvature": "comparison",
     "dense_spectrum": "probing",
     "density": "probing",
+    "diagonal": "diagonals",
     "eigsh": "lanczos",
     "power_iteration": "power",
+    "principal_angles": "angles",
     "restricted": "support",
     "seeded": "operator",
     "shifted": "operator",
@@ -53,25 +72,37 @@ _MODULES = {
 }
 
 __all__ = [
+    "BlockMasses",
     "Combination",
+    "Coordinates",
+    "CurvatureComparison",
     "DenseOperator",
+    "DiagonalEstimate",
+    "DiagonalOperator",
     "EigenPairs",
     "Estimate",
+    "Likeness",
     "MissedLook",
     "NegativeCounts",
     "OperatorCheck",
+    "PrincipalAngles",
     "ProbedSpectrum",
     "Quadrature",
     "Restriction",
     "RitzValues",
+    "ScaledOperator",
     "SpectralDensity",
     "SymmetricOperator",
     "average",
+    "block_masses",
     "check_operator",
+    "compare_curvature",
     "dense_spectrum",
     "density",
+    "diagonal",
     "eigsh",
     "power_iteration",
+    "principal_angles",
     "restricted",
     "seeded",
     "shifted",

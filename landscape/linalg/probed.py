@@ -1,11 +1,11 @@
-"""Sums over whole spectra, and their density, from what random probes saw: every number with its error and its bracket.
+"""Sums over whole spectra and their densities, from random probes, with their errors.
 
-The one place where traces, counts and shares of a spectrum are computed, whatever prints them. Three things keep an estimate from
-the truth, and each is told: the probes are few, the operators are a sample (one per mini-batch), and a quadrature does not fix
-where the measure steps.
+The only place where traces, counts and shares of a spectrum are computed, whatever prints them. An
+estimate has three errors, and each is reported: the probes are few, the operators are a sample (one
+per mini-batch), and a quadrature does not fix where the measure steps.
 Knows numbers, not operators: imports only numpy, scipy and landscape.linalg, no torch.
-Shapes: n = dimension of an operator, b = operators, p = probes over all operators, m = nodes, c = eigenvalues known exactly,
-g = grid points.
+Shapes: n = dimension of an operator, b = operators, p = probes over all operators, m = nodes,
+c = eigenvalues known exactly, g = grid points.
 """
 
 import math
@@ -16,30 +16,37 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from landscape.linalg import bounds
+from landscape.linalg import quadrature_bounds as bounds
 from landscape.linalg.estimate import Estimate, Sums, share_error
 from landscape.linalg.rules import Rule, padded, without_zero_block
 from landscape.threads import single_blas_thread
 
 _Function = Callable[[np.ndarray], np.ndarray]
-# m nodes integrate polynomials up to the degree 2m - 1. The variance of a sum of squares has degree 4 and its skewness 6: with
-# fewer nodes an error is not small but unknown, and comes out as zero from a single one.
-FEWEST_NODES = 4
+# m nodes integrate polynomials up to the degree 2m - 1. The variance of a sum of squares has degree
+# 4 and its skewness 6: with fewer nodes an error is not small but unknown, and comes out as zero
+# from a single one.
+MIN_NODES = 4
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ProbedSpectrum:
-    r"""What random probes saw of the spectra of some operators; the numbers are those of `SpectralDensity`.
+    r"""Quadratures of random probes of the spectra of some operators.
 
-    Each operator's eigenvalues are of three kinds: exact ones, a block that is zero, and the rest, of which every probe is a
-    uniformly random unit vector. For such a vector of length d and a function f,
+    The attributes are those of `SpectralDensity`.
 
-        E v^T f(A) v = mu_1   and   Var v^T f(A) v = 2 (mu_2 - mu_1^2) / (d + 2),   mu_k = trace f(A)^k / d,
+    Each operator's eigenvalues are of three kinds: exact ones, a block that is zero, and the rest,
+    of which every probe is a uniformly random unit vector. For such a vector of length d and a
+    function f,
 
-    and the same quadrature that gives mu_1 gives mu_2: even one probe knows its own standard error.
+        E v^T f(A) v = mu_1   and   Var v^T f(A) v = 2 (mu_2 - mu_1^2) / (d + 2),
+        where mu_k = trace f(A)^k / d,
 
-    Source: Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature (2017); moments of a uniform unit
-    vector: Fang, Kotz & Ng, Symmetric Multivariate and Related Distributions (1990), section 3.1.
+    and the same quadrature that gives mu_1 gives mu_2: even a single probe yields its own standard
+    error.
+
+    Source: Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature
+    (2017); moments of a uniform unit vector: Fang, Kotz & Ng, Symmetric Multivariate and Related
+    Distributions (1990), section 3.1.
     """
 
     nodes: Float[np.ndarray, "p m"]
@@ -62,7 +69,10 @@ class ProbedSpectrum:
         rounding: float,
         operators: Sequence[int] | None = None,
     ) -> "ProbedSpectrum":
-        """Take the quadratures of random starts; arguments and errors as of `SpectralDensity.from_quadratures`."""
+        """Collect the quadratures of random starts.
+
+        Arguments and errors are those of `SpectralDensity.from_quadratures`.
+        """
         if not rules:
             raise ValueError("quadratures must be at least one, got none.")
         owners = list(range(len(rules))) if operators is None else list(operators)
@@ -74,8 +84,8 @@ class ProbedSpectrum:
         for index, (nodes, _, num_zeros) in enumerate(parts):
             if not has_enough_nodes(len(nodes), n - num_zeros):
                 raise ValueError(
-                    f"quadrature {index} has {len(nodes)} nodes, but takes at least {FEWEST_NODES} to know its own error. Spend "
-                    "more products on it."
+                    f"quadrature {index} has {len(nodes)} nodes, but takes at least {MIN_NODES} "
+                    "to know its own error. Spend more products on it."
                 )
         zeros = dict(zip(owners, (part[2] for part in parts)))
         nodes, weights = padded([part[0] for part in parts]), padded([part[1] for part in parts])
@@ -97,7 +107,10 @@ class ProbedSpectrum:
         )
 
     def of_operators(self, chosen: Sequence[int]) -> "ProbedSpectrum":
-        """The spectra of some of the operators, in the order in which they are named; what all share stays."""
+        """Select some of the operators, in the given order.
+
+        What all operators share stays.
+        """
         rows = [np.flatnonzero(self.operators == index) for index in chosen]
         order = np.concatenate(rows)
         return replace(
@@ -120,37 +133,46 @@ class ProbedSpectrum:
         return len(self.num_zeros)
 
     def trace(self) -> Estimate:
-        """Sum of all eigenvalues."""
+        """Estimate the sum of all eigenvalues."""
         return self._sums(lambda x: x).estimate(open_low=self._slack, open_high=self._slack)
 
     def trace_per_parameter(self) -> Estimate:
-        """Mean eigenvalue."""
+        """Estimate the mean eigenvalue."""
         return self.trace() * (1 / self.n)
 
     def trace_of_each(self) -> Float[np.ndarray, " b"]:
-        """The trace of each operator; their mean is the value of `trace`."""
+        """Estimate the trace of each operator.
+
+        Their mean is the value of `trace`.
+        """
         return self._sums(lambda x: x).values
 
     def sum_of_squares(self) -> Estimate:
-        """Sum of the squares of all eigenvalues: the squared Frobenius norm."""
+        """Estimate the sum of squared eigenvalues: the squared Frobenius norm."""
         sums = self._sums(np.square)
-        # Exact eigenvectors are exact to their residuals only; both sides of the matrix hold what they leave.
+        # An exact pair leaves its residual r in the matrix, in a row and in a column: 2 |r|^2 of
+        # the squared Frobenius norm are missed.
         missed = 2 * float(np.nansum(np.square(self.exact_residuals))) / self.num_operators
         slack = 16 * self.rounding * float(sums.values.mean())
         return sums.estimate(open_low=slack, open_high=missed + slack)
 
     def num_negative(self) -> Estimate:
-        """About how many eigenvalues are negative: below minus `resolution`.
+        """Estimate how many eigenvalues are negative: below minus `resolution`.
 
-        The value is the middle of what the quadratures prove for their probes. An eigenvalue that no probe has told apart from
-        zero widens [low, high], to most of n where most of the spectrum is near zero: then it is not known.
+        The value is the middle of what the quadratures prove for their probes. An eigenvalue that
+        no probe has distinguished from zero widens [low, high], to most of n where most of the
+        spectrum is near zero: then it is not known.
         """
+        # Each probe bounds the share of its own measure below zero; times its dimension that is a
+        # count.
         free = self._dimensions
         low, high = self._below_zero
         mean_low, mean_high = (
             float(self._averages @ low @ free) / len(free),
             float(self._averages @ high @ free) / len(free),
         )
+        # An exact eigenvalue is negative for sure if its whole interval is, and possibly if a part
+        # is.
         exact, doubt = self.exact, self.exact_residuals
         known = [
             float((exact + sign * doubt < -self.resolution).sum()) / len(free) for sign in (1, -1)
@@ -165,25 +187,32 @@ class ProbedSpectrum:
         return Estimate(value, spread, batches.batch_error, *ends, whole=float(self.n))
 
     def num_negative_of_each(self) -> Float[np.ndarray, " b"]:
-        """The middle of the bracket of each operator; their mean is the value of `num_negative`."""
+        """Return the middle of each operator's bracket of negative eigenvalues.
+
+        Their mean is the value of `num_negative`.
+        """
         low, high = self._below_zero
         return self._averages @ (low + high) / 2 * self._dimensions + (
             self.exact < -self.resolution
         ).sum(axis=1)
 
     def negative_share(self) -> Estimate:
-        """`num_negative` as a share of all n eigenvalues."""
+        """Divide `num_negative` by the number of all eigenvalues, n."""
         # Exactly 1, which n / n is and n * (1 / n) need not be.
         return replace(self.num_negative() * (1 / self.n), whole=1.0)
 
     def negative_mass(self) -> Estimate:
-        """Sum of |lambda| over the negative eigenvalues, as a share of the sum over all; NaN if all are zero."""
+        """Estimate the negative eigenvalues' share of the sum of all |lambda|.
+
+        NaN if all are zero.
+        """
         negative, size = self.negative_mass_of_each()
         total = float(size.mean())
         if total == 0:
             return Estimate(math.nan, 0.0, None, math.nan, math.nan, whole=1.0)
         share = float(negative.mean()) / total
-        # To first order, the error of a ratio is that of a sum.
+        # To first order, the error of a ratio a / b is that of (a - (a / b) b) / b, which is a sum
+        # over eigenvalues.
         errors = self._sums(lambda x: np.maximum(-x, 0) - share * np.abs(x)).estimate() * (
             1 / total
         )
@@ -191,7 +220,8 @@ class ProbedSpectrum:
         left, right = (
             float(self._averages @ side @ free) + self._slack for side in self._open_mass
         )
-        # The trace is the same wherever the quadrature is off: the positive side grows as the negative one does.
+        # The trace is the same wherever the quadrature is off: the positive side grows as the
+        # negative one does.
         trace, mass = total - 2 * share * total, share * total
         ends = [share, *(_part_of(mass + off, trace) for off in (-left, right))]
         return Estimate(
@@ -199,11 +229,14 @@ class ProbedSpectrum:
         )
 
     def negative_mass_of_each(self) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
-        """Sum of |lambda| over the negative eigenvalues of each operator, and over all: numerator and denominator."""
+        """Sum |lambda| over each operator's negative eigenvalues, and over all.
+
+        These are numerator and denominator of the negative mass.
+        """
         return self._sums(lambda x: np.maximum(-x, 0)).values, self._sums(np.abs).values
 
     def estimates(self) -> dict[str, Estimate]:
-        """The numbers that sum a spectrum up, by the names under which they are printed."""
+        """Collect the estimates that summarise a spectrum, by printed name."""
         return {
             "trace": self.trace(),
             "trace per parameter": self.trace_per_parameter(),
@@ -214,7 +247,10 @@ class ProbedSpectrum:
         }
 
     def cumulative(self, grid: Float[np.ndarray, " g"]) -> Estimate:
-        """Share of the eigenvalues up to each grid point, between bounds that hold for what the probes saw."""
+        """Estimate the share of the eigenvalues up to each grid point.
+
+        The bounds of the estimate hold for what the probes saw.
+        """
         sums = self._sums(lambda x: (x[..., None] <= grid).astype(np.float64))
         sides = np.zeros((2, self.num_probes, len(grid)))
         for row, (nodes, weights, _) in enumerate(self._rules()):
@@ -231,7 +267,9 @@ class ProbedSpectrum:
         return sums.estimate(open_low=below, open_high=above) * (1 / self.n)
 
     def density(self, grid: Float[np.ndarray, " g"], *, width: float) -> Estimate:
-        """Density at the grid points per unit of eigenvalue, smoothed by a Gaussian kernel of standard deviation `width`.
+        """Estimate the eigenvalue density at the grid points.
+
+        It is per unit of eigenvalue, smoothed by a Gaussian kernel of standard deviation `width`.
 
         Its integral is 1. A width below the distance of the nodes shows nodes, not eigenvalues.
 
@@ -244,16 +282,20 @@ class ProbedSpectrum:
         return self.mean(lambda x: scale * np.exp(-0.5 * ((grid - x[..., None]) / width) ** 2))
 
     def mean(self, function: _Function) -> Estimate:
-        """Average of a function over all n eigenvalues.
+        """Average a function over all n eigenvalues.
 
         Args:
-            function: Takes an array of eigenvalues and returns one of the same shape, or with one axis more at the end. What
-                the quadratures leave open is not bounded here: let it be smooth on the scale of their nodes.
+            function: Takes an array of eigenvalues and returns one of the same shape, or with one
+                axis more at the end. What the quadratures leave open is not bounded here: let it be
+                smooth on the scale of their nodes.
         """
         return self._sums(function).estimate() * (1 / self.n)
 
     def measure(self) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
-        """The estimated distribution of eigenvalues as it stands: ascending points, and the share of eigenvalues at each."""
+        """Return the estimated eigenvalue distribution without smoothing.
+
+        Ascending points, and the share of the eigenvalues at each.
+        """
         there = ~np.isnan(self.nodes)
         counts = (self.weights * (self._averages.T @ self._dimensions)[:, None])[there]
         exact = self.exact[~np.isnan(self.exact)]
@@ -265,26 +307,31 @@ class ProbedSpectrum:
 
     @cached_property
     def _slack(self) -> float:
-        """What rounding can do to a sum of eigenvalues or of their sizes: some units for each, at their root mean square."""
+        """Bound the effect of rounding on a sum of (absolute) eigenvalues.
+
+        Some units for each eigenvalue, at their root mean square.
+        """
         return 16 * self.rounding * math.sqrt(self.n * float(self._sums(np.square).values.mean()))
 
     @cached_property
     def _dimensions(self) -> Float[np.ndarray, " b"]:
-        """Eigenvalues of each operator that only its probes know."""
+        """Count each operator's eigenvalues that only its probes know."""
         known = np.count_nonzero(~np.isnan(self.exact), axis=1)
         return (self.n - self.num_zeros - known).astype(np.float64)
 
     @cached_property
     def _averages(self) -> Float[np.ndarray, "b p"]:
-        """The matrix that takes the mean over the probes of each operator."""
+        """Build the matrix that averages over the probes of each operator."""
+        # Entry (b, p) is 1 / (probes of operator b) if probe p is one of them.
         belongs = np.arange(self.num_operators)[:, None] == self.operators
         return belongs / belongs.sum(axis=1, keepdims=True)
 
     def _sums(self, function: _Function) -> Sums:
-        """Sums of a function over the spectra."""
+        """Sum a function over the spectra, with variances."""
         nodes, weights = np.nan_to_num(self.nodes), np.nan_to_num(self.weights)
         seen = function(nodes)
         centre = self._average(weights, seen)
+        # Central moments of f over each probe's measure.
         offset = seen - centre[self.operators][:, None]
         # Products, since numpy's powers of 3 and 4 take ten times as long.
         square = offset * offset
@@ -293,14 +340,17 @@ class ProbedSpectrum:
         )
         shape = (-1,) + (1,) * (second.ndim - 1)
         free = self._dimensions.reshape(shape)
-        # (d + 2) p / 2 is the number by which moments become variances of their means; the mean takes a part of one itself.
+        # Var = 2 (mu_2 - mu_1^2) / (d + 2) for a probe, over p probes: division by (d + 2) p / 2.
+        # The estimated mean itself uses up one of these degrees of freedom, hence - 1.
         size = (free + 2) * np.count_nonzero(self._averages, axis=1).reshape(shape) / 2
         variances = free**2 * second / np.maximum(size - 1, 0.5)
+        # Satterthwaite: a sum of variances with the variance `spread` has 2 total^2 / spread
+        # degrees of freedom.
         spread = np.sum((free**2 / size) ** 2 * np.maximum(fourth - second**2, 0) / size, axis=0)
         total = np.sum(free**2 / size * second, axis=0)
         freedom = np.full(total.shape, math.inf)
         np.divide(2 * total**2, spread, out=freedom, where=spread > 0)
-        # Far from all nodes a kernel is so small that its cube is none.
+        # Far from all nodes a kernel is so small that its cube underflows.
         skewness, cube = np.zeros(total.shape), total**1.5
         np.divide(np.sum(free**3 / size**2 * third, axis=0), cube, out=skewness, where=cube > 0)
         # A positive semidefinite form of a random vector has at least one degree of freedom.
@@ -308,11 +358,11 @@ class ProbedSpectrum:
         return Sums(free * centre + self._known(function, shape), variances, freedom, skewness)
 
     def _average(self, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Quadrature of every probe, then the mean over the probes of each operator."""
+        """Apply every probe's quadrature, then average over each operator's probes."""
         return self._averages @ np.einsum("pm,pm...->p...", weights, values)
 
     def _known(self, function: _Function, shape: tuple[int, ...]) -> np.ndarray:
-        """What exact eigenvalues and the zeros contribute."""
+        """Sum a function over the exact eigenvalues and the zeros."""
         exact = self.exact
         there = ~np.isnan(exact)
         values = function(np.nan_to_num(exact))
@@ -320,7 +370,7 @@ class ProbedSpectrum:
         return known + self.num_zeros.reshape(shape) * function(np.zeros((1, 1)))[0]
 
     def _rules(self) -> list[tuple[np.ndarray, np.ndarray, float | None]]:
-        """Nodes, weights and remainder of every probe."""
+        """Collect nodes, weights and remainder of every probe."""
         rules = []
         for nodes, weights, remainder in zip(self.nodes, self.weights, self.remainders.tolist()):
             there = ~np.isnan(nodes)
@@ -331,7 +381,7 @@ class ProbedSpectrum:
 
     @cached_property
     def _below_zero(self) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
-        """Bounds of the measure that each probe has below zero."""
+        """Bound the measure that each probe has below zero."""
         # Thousands of small matrices: entering the section for each would take half of the time.
         with single_blas_thread():
             pairs = [
@@ -343,21 +393,28 @@ class ProbedSpectrum:
 
     @cached_property
     def _open_mass(self) -> tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]:
-        """How far the integral of max(-x, 0) may lie below and above each probe's quadrature."""
+        """Bound the error of each probe's integral of max(-x, 0).
+
+        Returns how far the integral may lie below and above the probe's quadrature.
+        """
         with single_blas_thread():
-            found = [bounds.negative_part(x, w, remainder=rest) for x, w, rest in self._rules()]
-        return np.array([value - low for value, (low, _) in found]), np.array(
-            [high - value for value, (_, high) in found]
+            integrals = [bounds.negative_part(x, w, remainder=rest) for x, w, rest in self._rules()]
+        return (
+            np.array([value - low for value, (low, _) in integrals]),
+            np.array([high - value for value, (_, high) in integrals]),
         )
 
 
 def has_enough_nodes(num_nodes: int, dimension: int) -> bool:
-    """Whether a quadrature knows its own error: of `FEWEST_NODES`, or exact."""
-    return num_nodes >= min(FEWEST_NODES, dimension)
+    """Tell whether a quadrature knows its own error.
+
+    It does with `MIN_NODES` nodes, or if it is exact.
+    """
+    return num_nodes >= min(MIN_NODES, dimension)
 
 
 def _part_of(mass: float, trace: float) -> float:
-    """The share of negative mass where that mass is this and the trace that."""
+    """Convert a mass of negative eigenvalues and a trace to a share."""
     return (
         min(max(mass / (trace + 2 * mass), 0.0), 1.0)
         if 0 < mass < math.inf and trace + 2 * mass > 0

@@ -19,11 +19,13 @@ class Quadrature:
     """Gauss quadrature of the operator's spectral measure seen from one random unit vector.
 
     Attributes:
-        nodes: Ritz values of the Krylov space of that vector (m,), ascending; in the operator's unit.
-        weights: Squared first components of the eigenvectors of the tridiagonal matrix (m,); they sum to 1.
+        nodes: Ritz values of the Krylov space of that vector (m,), ascending; in the operator's
+            unit.
+        weights: Squared first components of the eigenvectors of the tridiagonal matrix (m,); they
+            sum to 1.
 
-    For a start vector drawn uniformly from the sphere, n * sum(weights * f(nodes)) is an unbiased estimate of
-    trace f(A) for polynomials f up to degree 2m - 1.
+    For a start vector drawn uniformly from the sphere, n * sum(weights * f(nodes)) is an unbiased
+    estimate of trace f(A) for polynomials f up to degree 2m - 1.
 
     Source: Golub & Meurant, Matrices, Moments and Quadrature (2010), chapter 6.
     """
@@ -34,13 +36,17 @@ class Quadrature:
 
 @dataclass(frozen=True)
 class RitzValues:
-    """Everything that a Krylov space says of both ends of the spectrum: the eigenvalues of V^T A V for its basis V (n, m).
+    """The eigenvalues of V^T A V for a Krylov basis V (n, m).
+
+    They describe both ends of the spectrum as far as the Krylov space shows them.
 
     Attributes:
         values: (m,), ascending, in the operator's unit.
-        norms: (m,) bounds of ||A v - value v||: an eigenvalue of A lies within `norms` of each value.
+        norms: (m,) bounds of ||A v - value v||: an eigenvalue of A lies within `norms` of each
+            value.
         rounding: Bound of what rounding can have done to a value, in the operator's unit.
-        orthogonality_defect: max |V^T V - I|, computed from the basis: far below 1, so no value is a ghost of another.
+        orthogonality_defect: max |V^T V - I|, computed from the basis: far below 1, so no value is
+            a spurious copy of another.
     """
 
     values: Float[Tensor, " m"]
@@ -50,21 +56,28 @@ class RitzValues:
 
     @property
     def num_negative(self) -> int:
-        """A certified lower bound of the number of negative eigenvalues of A, copies counted.
+        """Count the certified negative eigenvalues of A, copies included.
 
-        No residual is needed for it: x^T A x < 0 on a subspace of dimension j proves j negative eigenvalues.
+        A lower bound of their number.
 
-        Source: Cauchy's interlacing theorem; Parlett, The Symmetric Eigenvalue Problem (1998), section 10.1.
+        No residual is needed for it: x^T A x < 0 on a subspace of dimension j proves j negative
+        eigenvalues.
+
+        Source: Cauchy's interlacing theorem; Parlett, The Symmetric Eigenvalue Problem (1998),
+        section 10.1.
         """
         return int(torch.count_nonzero(self.values < -self.rounding))
 
     @property
     def num_positive(self) -> int:
-        """Likewise of the positive ones."""
+        """Count the certified positive eigenvalues; see `num_negative`."""
         return int(torch.count_nonzero(self.values > self.rounding))
 
     def end(self, which: str, k: int) -> tuple[Float[Tensor, " j"], Float[Tensor, " j"]]:
-        """The k values at one end, the outermost first, and their residuals as fractions of them; all where there are fewer.
+        """Return the k outermost values at one end, with relative residuals.
+
+        The outermost comes first. All values where there are fewer than k. Residuals are fractions
+        of the values.
 
         Args:
             which: "LA" for the largest, "SA" for the smallest.
@@ -85,24 +98,42 @@ class EigenPairs:
     Attributes:
         values: (k,) Ritz values, ordered as `which` asks, the most wanted first.
         vectors: (n, k) orthonormal Ritz vectors, or None where they were not asked for.
-        residuals: (k,) ||A v - value v|| / |value|. An eigenvalue of A lies within residual * |value| of the value.
+        residuals: (k,) ||A v - value v|| / |value|. An eigenvalue of A lies within
+            residual * |value| of the value.
         converged: (k,) whether the pair met the tolerance. Never true for a pair that did not.
         num_matvecs: Products with A that were spent.
-        copies_checked: Whether the search for further copies of multiple eigenvalues, which one Krylov chain cannot see, went
-            on until a missed one would have been found with 99 % probability. Where it is false, the set of values is that
-            of the top k only if none of them is multiple, or as far as a shorter search could tell.
-        settled: Whether no other Ritz value can still belong among the values: each, with its bound, stays below the last of
-            them, but for what the tolerance leaves open. Never true of a method that keeps no other Ritz values.
-        missed: Where a further eigenvalue may have been missed, and with what probability; None where no look was made: for
-            n <= 1000, from a start that was not random, where the values are not settled, or by another method.
-        value_bounds: (k,) bounds of |lambda - value| in the operator's unit, quadratic in the residuals and at most
-            residual * |value|; None where the method keeps no other Ritz values. They assume that the eigenvalues of A on the
-            complement of the Ritz vectors lie within the residuals of the other values, or in the hull of the intervals
-            value ± residual norm of the unwanted Ritz values: that nothing which the Krylov space has not seen lies beyond.
+        copies_checked: Whether the search for further copies of multiple eigenvalues, which one
+            Krylov chain cannot see, went on until a missed one would have been detected with 99 %
+            probability. Where it is false, the set of values is that of the top k only if none of
+            them is multiple, or as far as a shorter search could tell.
+        settled: Whether no other Ritz value can still belong among the values: each, with its
+            bound, stays below the last of them, but for what the tolerance leaves open. Never true
+            of a method that keeps no other Ritz values.
+        missed: Where a further eigenvalue may have been missed, and with what probability; None
+            where no look was made: for n <= 1000, from a start that was not random, where the
+            values are not settled, or by another method.
+        value_bounds: (k,) bounds of |lambda - value| in the operator's unit, quadratic in the
+            residuals and at most residual * |value|; None where the method keeps no other Ritz
+            values. They assume that the eigenvalues of A on the complement of the Ritz vectors lie
+            within the residuals of the other values, or in the hull of the intervals value ±
+            residual norm of the unwanted Ritz values: that nothing which the Krylov space has not
+            seen lies beyond.
         quadrature: Nodes and weights of the same Krylov space, where the method gives them.
-        ritz: All Ritz values of the same Krylov space, where the method gives them: both ends, and certified counts.
-        checked: What the operator says of its products, such as "operator checked: product within 2.1e-08 ... of central
-            differences"; "" where it says nothing.
+        ritz: All Ritz values of the same Krylov space, where the method gives them: both ends, and
+            certified counts.
+        checked: What the operator says of its products, such as "operator checked: product within
+            2.1e-08 ... of central differences"; "" where it says nothing.
+
+    Examples:
+        >>> import torch, landscape
+        >>> from landscape.linalg import DenseOperator
+        >>> values = torch.tensor([5.0, 3.0, 1.0, -1.0, -2.0], dtype=torch.float64)
+        >>> A = DenseOperator(torch.diag(values))
+        >>> pairs = landscape.eigsh(A, k=2)
+        >>> pairs.values
+        tensor([5.0000, 3.0000], dtype=torch.float64)
+        >>> bool((pairs.residuals < 1e-12).all()), pairs.converged.tolist()
+        (True, [True, True])
     """
 
     values: Float[Tensor, " k"]
@@ -132,11 +163,15 @@ class EigenPairs:
 
 
 def _with_bound(value: float, bound: float) -> str:
-    """A value and its bound in so few digits that the printed interval still holds what the bound holds."""
+    """Write a value and its bound in few digits.
+
+    The printed interval still holds what the bound holds.
+    """
     if not (math.isfinite(value) and math.isfinite(bound)) or bound == 0:
-        # A relative residual says nothing of a value of zero.
+        # A relative residual is undefined for a value of zero.
         return f"{value:.6g} ± {'unknown' if math.isnan(bound) else f'{bound:.1g}'}"
-    # As many digits as the bound leaves, from 6 on; what cutting the value costs is added to the bound.
+    # As many digits as the bound justifies, at least 6; the rounding of the value is added to the
+    # bound.
     digits = max(6, min(17, math.ceil(math.log10(abs(value) / bound)) + 1)) if value else 6
     shown = f"{value:.{digits}g}"
     most = bound + abs(float(shown) - value)

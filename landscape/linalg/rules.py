@@ -1,4 +1,6 @@
-"""Quadrature rules of single probes as arrays: padded into matrices, and freed of the block of zeros outside of a support.
+"""Quadrature rules of single probes as arrays.
+
+They are padded into matrices, and the block of zeros outside of a support is removed.
 
 Imports only numpy. Shapes: p = rules, m = nodes.
 """
@@ -13,7 +15,7 @@ Rule = tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]
 
 
 def padded(rows: Sequence[Float[np.ndarray, " m"]]) -> Float[np.ndarray, "p m"]:
-    """Rows of different lengths as a matrix in float64, filled up with NaN."""
+    """Stack rows of different lengths in a float64 matrix padded with NaN."""
     out = np.full((len(rows), max(map(len, rows), default=0)), math.nan)
     for target, row in zip(out, rows):
         target[: len(row)] = row
@@ -23,10 +25,13 @@ def padded(rows: Sequence[Float[np.ndarray, " m"]]) -> Float[np.ndarray, "p m"]:
 def without_zero_block(
     rule: Rule, n: int
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"], int]:
-    """Nodes and weights of the support alone, ascending, and how many eigenvalues lie outside of it.
+    """Remove the zeros outside of the support from a rule.
 
-    `SupportedPart` adds them as a node of exactly 0 whose weight is a whole number of n-ths; no probe is needed to know them.
-    Where a random probe meets nothing but 0, the matrix is 0.
+    Returns nodes and weights of the support alone, ascending, and how many eigenvalues lie outside
+    of it.
+
+    `SupportedPart` adds them as a node of exactly 0 whose weight is a whole number of n-ths; no
+    probe is needed to know them. Where a random probe meets nothing but 0, the matrix is 0.
     """
     order = np.argsort(rule[0], kind="stable")
     nodes, weights = (
@@ -35,6 +40,8 @@ def without_zero_block(
     )
     if not nodes.any():
         return np.zeros(1), np.ones(1), n
+    # The node of the zeros has a weight of a whole number of n-ths, which a Ritz value at 0 has by
+    # chance only.
     at_zero = np.flatnonzero(nodes == 0)
     if len(at_zero) and len(nodes) > 1:
         block = int(at_zero[-1])

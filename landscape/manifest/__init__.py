@@ -1,4 +1,7 @@
-"""checkpoints.yaml <-> Manifest, CheckpointSeries, Checkpoint: read, check, extend. Imports no torch."""
+"""checkpoints.yaml <-> Manifest, CheckpointSeries, Checkpoint.
+
+Reading, checks and extension. Imports no torch.
+"""
 
 from landscape.files import sha256_of_file, sync_folder, write_atomically
 from landscape.manifest.manifest import Manifest, canonical_json, json_sha256

@@ -1,9 +1,9 @@
-"""YAML that anybody may have written -> plain mappings that know their lines. Nothing in it is ever executed.
+"""Safe reading of YAML files into plain mappings with line numbers.
 
-Of YAML this reads what a manifest needs: mappings, lists, text, true/false, null, decimal numbers (1e-3 included).
+Anybody may have written the file; nothing in it is ever executed. Of YAML this reads what a
+manifest needs: mappings, lists, text, true/false, null, decimal numbers (1e-3 included).
 """
 
-import difflib
 import math
 import os
 import re
@@ -19,11 +19,12 @@ import yaml
 from landscape.errors import ManifestError
 from landscape.limits import MAX_INTEGER
 from landscape.manifest.settings import shown
+from landscape.suggestions import nearest
 
 # A thousand checkpoints take about 120 kB.
 LARGEST_FILE = 2**19
 DEEPEST_NESTING = 16
-# What `landscape init` writes where only the user knows the value.
+# Text that `landscape init` writes where only the user knows the value.
 FILL_IN = "FILL_IN"
 
 _PREFIX = "tag:yaml.org,2002:"
@@ -39,7 +40,8 @@ _PLAIN = {
     ),
 }
 _QUOTE = "write the value out, and quote a text that begins with one of & * !"
-# Unicode categories that no name, path or pattern holds: control, surrogate, line and paragraph separators.
+# Unicode categories that no name, path or pattern holds: control, surrogate, line and paragraph
+# separators.
 _UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 _RESOLVERS: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 for _name, (_pattern, _first_characters) in _PLAIN.items():
@@ -48,7 +50,10 @@ for _name, (_pattern, _first_characters) in _PLAIN.items():
 
 
 class Located(dict[str, Any]):
-    """A mapping of the file, with the line of each key; `line` is where it begins."""
+    """A mapping of the file, with the line of each key.
+
+    `line` is the line where the mapping begins.
+    """
 
     line: int
     lines: dict[str, int]
@@ -97,7 +102,10 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 problem = f"the key {shown(key)} is not text; quote it if it is meant"
             elif key in mapping:
-                problem = f"the key {shown(key)} is there twice (first on line {mapping.lines[key]}); keep one"
+                problem = (
+                    f"the key {shown(key)} is there twice (first on line {mapping.lines[key]}); "
+                    "keep one"
+                )
             if problem is not None:
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             mapping[key] = self.construct_object(value_node, deep=True)
@@ -110,7 +118,10 @@ _Loader.add_constructor(_PREFIX + "str", _Loader.construct_text)
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes text so that the loader above reads the same text back: "1e-3" is quoted, a date is not."""
+    """A writer of text that the loader above reads back unchanged.
+
+    "1e-3" is quoted, a date is not.
+    """
 
     yaml_implicit_resolvers = _RESOLVERS
 
@@ -137,9 +148,10 @@ def read_document(path: Path) -> "Section":
     except (yaml.YAMLError, ValueError) as error:
         raise ManifestError(f"{path}: not a readable manifest: {_one_line(error)}.") from None
     if not isinstance(value, Located):
-        found = "nothing" if value is None else kind(value)
+        actual = "nothing" if value is None else kind(value)
         raise ManifestError(
-            f"{path}: expected a mapping with the keys version, data, hessian and series, got {found}."
+            f"{path}: expected a mapping with the keys version, data, hessian and series, got "
+            f"{actual}."
         )
     return Section(path, "", value)
 
@@ -153,7 +165,8 @@ def _read_guarded(path: Path) -> bytes:
             )
         if status.st_size > LARGEST_FILE:
             raise ManifestError(
-                f"{path}: {status.st_size} bytes, but a manifest has at most {LARGEST_FILE}; is it another file?"
+                f"{path}: {status.st_size} bytes, but a manifest has at most {LARGEST_FILE}; is it "
+                "another file?"
             )
         return path.read_bytes()
     except FileNotFoundError:
@@ -168,7 +181,7 @@ def _one_line(message: object) -> str:
 
 
 def kind(value: object) -> str:
-    """What a YAML value is, in the words of a message."""
+    """Name the kind of a YAML value, for a message."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -180,23 +193,19 @@ def kind(value: object) -> str:
     return shown(value)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of a message about an unknown word: what it may have been meant to be."""
-    known = list(choices)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}."
-
-
 @dataclass(frozen=True)
 class Section:
-    """A mapping of the file and where it stands, for messages: `name` is "data." or "series 'vit'." or ""."""
+    """A mapping of the file with its place, for messages.
+
+    `name` is "data." or "series 'vit'." or "".
+    """
 
     path: Path
     name: str
     mapping: Located
 
     def refuse(self, sentence: str, *, key: str | None = None) -> NoReturn:
-        """Raise a ManifestError that begins with the file, the line and the section."""
+        """Raise a ManifestError with file, line and section."""
         line = self.mapping.line if key is None else self.mapping.lines.get(key, self.mapping.line)
         raise ManifestError(f"{self.path}, line {line}: {self.name}{sentence}")
 
@@ -212,11 +221,14 @@ class Section:
                 self.refuse(f"{key} is missing; add `{key}: ...`.")
 
     def take(self, types: Mapping[str, type]) -> dict[str, Any]:
-        """The values of the keys that are present, each of its type."""
+        """Return the values of the present keys, each of its type."""
         return {key: self.value(key, types[key]) for key in self.mapping if key in types}
 
     def value(self, key: str, expected: type) -> Any:
-        """One value: a str, int, float (an int will do), list, or mapping (as a Section)."""
+        """Return a value of the expected type.
+
+        Types are str, int, float (an int is accepted), list, or mapping (as a Section).
+        """
         value = self.mapping[key]
         if value == FILL_IN:
             self.refuse(
@@ -251,7 +263,7 @@ class Section:
         self.refuse(f"{key}: expected {words[expected]}, got {kind(value)}{hint}.", key=key)
 
     def items(self, key: str) -> list["Section"]:
-        """The mappings of a list."""
+        """Return the mappings of a list as sections."""
         sections = []
         for position, item in enumerate(self.value(key, list), start=1):
             if not isinstance(item, Located):

@@ -1,4 +1,4 @@
-"""The section `evaluation` of a manifest: the labelled pictures on which its models are evaluated."""
+"""The section `evaluation` of a manifest: labelled pictures for its models."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ class EvaluationSet:
     """A data set for zero-shot classification.
 
     Args:
-        name: Of a known set, such as food101, or of one's own.
-        path: Absolute; None where it needs none.
-        split: None for the set's own.
+        name: Name of a known set, such as food101, or of the user's own set.
+        path: Absolute path; None where the set needs none.
+        split: Split of the set; None for its default.
     """
 
     name: str
@@ -27,11 +27,12 @@ class EvaluationSet:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """On which pictures models are evaluated, and by which prompts.
+    """The pictures and prompts on which models are evaluated.
 
     Args:
-        sets: None of them means the embedded pictures.
-        slip: Folder of SLIP's labels.json and templates.json, the published protocol; None for what is beside the data.
+        sets: Data sets; an empty tuple means the embedded pictures.
+        slip: Folder of SLIP's labels.json and templates.json, the published protocol; None for the
+            files beside the data.
     """
 
     sets: tuple[EvaluationSet, ...] = ()
@@ -39,7 +40,9 @@ class EvaluationSettings:
 
 
 def read_evaluation(section: Section) -> EvaluationSettings:
-    """Read the section; paths are relative to the manifest, and need not exist for those who only measure curvature.
+    """Read the section `evaluation`.
+
+    Paths are relative to the manifest. They need not exist where only curvature is measured.
 
     Raises:
         ManifestError: Where, what, why, and what to do.
@@ -47,18 +50,18 @@ def read_evaluation(section: Section) -> EvaluationSettings:
     section.check_keys(known=_KEYS, required=())
     values = section.take(_KEYS)
     slip = values.get("slip")
-    found = []
+    entries = []
     sets: Section | None = values.get("sets")
     for name, value in ({} if sets is None else sets.mapping).items():
         assert sets is not None
         if isinstance(value, str):
-            found.append(EvaluationSet(name=name, path=str(absolute(section.path, value))))
+            entries.append(EvaluationSet(name=name, path=str(absolute(section.path, value))))
         elif isinstance(value, Located):
             own = Section(section.path, f"{sets.name}{name}.", value)
             own.check_keys(known=_OF_SET, required=())
             given = own.take(_OF_SET)
             path = given.get("path")
-            found.append(
+            entries.append(
                 EvaluationSet(
                     name=name,
                     path=None if path is None else str(absolute(section.path, path)),
@@ -66,12 +69,13 @@ def read_evaluation(section: Section) -> EvaluationSettings:
                 )
             )
         elif value is None:
-            found.append(EvaluationSet(name=name))
+            entries.append(EvaluationSet(name=name))
         else:
             sets.refuse(
-                f"{name}: expected the path of its files, or a mapping of path and split, got {kind(value)}.",
+                f"{name}: expected the path of its files, or a mapping of path and split, got "
+                f"{kind(value)}.",
                 key=name,
             )
     return EvaluationSettings(
-        sets=tuple(found), slip=None if slip is None else absolute(section.path, slip)
+        sets=tuple(entries), slip=None if slip is None else absolute(section.path, slip)
     )

@@ -1,4 +1,7 @@
-"""Checkpoints whose files are gone: what was measured on them stands, and nothing more can be."""
+"""Checkpoints whose files are gone.
+
+Measurements on them stay valid, but no more can be made.
+"""
 
 from collections.abc import Sequence
 
@@ -10,47 +13,56 @@ from landscape.manifest.settings import Checkpoint
 
 
 def is_gone(checkpoint: Checkpoint) -> bool:
-    """Whether there is no file of this checkpoint."""
+    """Tell whether the file of this checkpoint is gone."""
     return not may_be_checkpoint(checkpoint.path)
 
 
 def check_weights(
     manifest: Manifest, tasks: Sequence[Task], selected: Sequence[Task]
 ) -> tuple[str, ...]:
-    """See that every checkpoint that has something left to measure is there.
+    """Check that every checkpoint with remaining measurements exists.
 
     Args:
-        tasks: What is left.
-        selected: All that was asked for, stored or not.
+        tasks: Remaining measurements.
+        selected: All requested measurements, stored or not.
 
     Returns:
-        A note for each checkpoint that is gone and has nothing left.
+        A note for each checkpoint that is gone and has nothing left to measure.
 
     Raises:
-        CheckpointError: If one is gone and has; names the first.
+        CheckpointError: If a checkpoint is gone and has measurements left; names the first.
     """
     for task in tasks:
         if is_gone(task.checkpoint):
             raise CheckpointError(
-                f"{manifest.path}: series {task.series.name!r}, epoch {task.checkpoint.epoch}: there is no file "
-                f"{task.checkpoint.path}, and {len(task.indices)} of its {manifest.data.num_batches} batches are not "
-                "measured yet. Restore it or train it again."
+                f"{manifest.path}: series {task.series.name!r}, epoch {task.checkpoint.epoch}: "
+                f"there {_missing(task.checkpoint)}, and {len(task.indices)} of its "
+                f"{manifest.data.num_batches} batches are not measured yet. Restore it or train it "
+                "again."
             )
     gone = [(task.series.name, task.checkpoint) for task in selected if is_gone(task.checkpoint)]
     return tuple(
-        f"{name}: epoch {one.epoch}: measured; its checkpoint {one.path} is gone."
-        for name, one in gone
+        f"{name}: epoch {checkpoint.epoch}: measured; its checkpoint {checkpoint.path} is gone."
+        for name, checkpoint in gone
     )
 
 
+def _missing(checkpoint: Checkpoint) -> str:
+    """Describe what is missing; completes a sentence that begins with "there"."""
+    path = checkpoint.path
+    return f"are no weights in the folder {path}" if path.is_dir() else f"is no file {path}"
+
+
 def digest_of(checkpoint: Checkpoint, *, stored: str | None = None) -> str:
-    """The SHA-256 digest of a checkpoint's weights.
+    """Return the SHA-256 digest of a checkpoint's weights.
 
     Args:
-        stored: What records of this checkpoint say, for a file that is gone and whose digest the manifest lacks.
+        stored: Digest in the records of this checkpoint, for a file that is gone and whose digest
+            the manifest lacks.
 
     Raises:
-        CheckpointError: If nobody knows it, or the file is another one than the manifest lists.
+        CheckpointError: If the digest is not known, or the file is another one than the manifest
+            lists.
     """
     known = checkpoint.sha256 or stored
     return known if known is not None and is_gone(checkpoint) else checkpoint.verify()

@@ -1,4 +1,7 @@
-"""From the `series` section of a manifest to checked series, with what their runs say of themselves."""
+"""From the `series` section of a manifest to checked series.
+
+They include what the files of their runs state.
+"""
 
 import hashlib
 import json
@@ -35,7 +38,7 @@ Include = Callable[[Section, str, str | None], CheckpointSeries]
 _TEXTS = {"name": str, "model": str, "label": str, "from": str, "config": str, "run_files": str}
 _STATED = {"num_classes": int, "label_smoothing": float, "loss": str, "weights": str}
 _SECTIONS = ("model_args", "preprocess")
-# open_clip has two arguments for one thing.
+# open_clip has two arguments for the same setting.
 _SYNONYMS = {"quick_gelu": "force_quick_gelu"}
 _EPOCH_FILE = re.compile(r"epoch_([0-9]+)\.pth?")
 _LATEST = "epoch_latest.pt"
@@ -46,17 +49,20 @@ _FOLDER_SIGNS = (
     "pytorch_model*.bin",
     "pytorch_model.bin.index.json",
 )
-_IGNORE = "remove what is wrong from the manifest, or say `run_files: ignore` for the series if the run's file is"
+_IGNORE = (
+    "remove what is wrong from the manifest, or say `run_files: ignore` for the series if the "
+    "run's file is"
+)
 
 
 def read_series(
     section: Section, *, include: Include | None, files_exist: bool
 ) -> CheckpointSeries:
-    """One series.
+    """Read a series.
 
     Args:
         include: Reads the manifest that `from:` names; None where `from:` is not allowed.
-        files_exist: Refuse checkpoints that are not there.
+        files_exist: Refuse checkpoints that do not exist.
 
     Raises:
         ManifestError: Where, what, why, and what to do.
@@ -73,7 +79,8 @@ def read_series(
     )
     if (source is not None) == ("checkpoints" in section.mapping):
         section.refuse(
-            "it needs either checkpoints or from: checkpoints lists the files, from names a run's manifest."
+            "it needs either checkpoints or from: checkpoints lists the files, from names a run's "
+            "manifest."
         )
     if include is None and source is not None:
         section.refuse(
@@ -109,7 +116,7 @@ def read_series(
 
 
 def build(section: Section, settings: Callable[..., Settings], values: dict[str, Any]) -> Settings:
-    """Construct settings; a wrong one is refused with its line."""
+    """Construct settings; refuse a wrong value with its line."""
     try:
         return settings(**values)
     except SettingError as error:
@@ -117,7 +124,10 @@ def build(section: Section, settings: Callable[..., Settings], values: dict[str,
 
 
 def absolute(manifest: Path, written: str) -> Path:
-    """A path as written, relative to the file that contains it; `~` is a home folder."""
+    """Resolve a path relative to the file that contains it.
+
+    `~` is a home folder.
+    """
     return Path(os.path.abspath(manifest.parent / os.path.expanduser(written)))
 
 
@@ -133,7 +143,10 @@ def _ignores(section: Section, values: dict[str, Any]) -> bool:
 def _architecture(
     section: Section, values: dict[str, Any], config: str | None
 ) -> tuple[dict[str, Any], Path | None]:
-    """Where `model` or `config` names a configuration file: the name of the model, and the file."""
+    """Return model name and configuration file, where the manifest names a file.
+
+    `model` or `config` may name it.
+    """
     key = "config" if config is not None else "model"
     written = values.get("model", "") if config is None else config
     if config is None and not written.endswith(".json") and not written.startswith(LOCAL_DIR):
@@ -156,14 +169,15 @@ def _architecture(
         name = path.stem
         if not path.is_file():
             section.refuse(
-                f"{key}: there is no file {shown(written)} in {section.path.parent}; check the path.",
+                f"{key}: there is no file {shown(written)} in {section.path.parent}; check the "
+                "path.",
                 key=key,
             )
     return ({"model": name} | values if config is not None else values | {"model": name}), path
 
 
 def _stated(section: Section) -> TrainedAs:
-    """What the manifest itself says of the model as it was trained."""
+    """Read what the manifest states about the trained model."""
     values: dict[str, Any] = section.take(_STATED)
     for name in _SECTIONS:
         if name in section.mapping:
@@ -182,7 +196,10 @@ def _stated(section: Section) -> TrainedAs:
 
 
 def _with_config(section: Section, stated: TrainedAs, config: Path) -> TrainedAs:
-    """What is stated, and what a configuration file says of the architecture and the pictures where nobody says otherwise."""
+    """Add what a configuration file states about architecture and pictures.
+
+    It counts only where no other source states a value.
+    """
     architecture, preprocess = _contents_of(config)
     text = json.dumps(architecture, sort_keys=True, separators=(",", ":"))
     digest = TrainedAs.stated(
@@ -201,7 +218,7 @@ def _with_config(section: Section, stated: TrainedAs, config: Path) -> TrainedAs
 
 
 def _contents_of(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Architecture and preprocessing in a configuration file of open_clip."""
+    """Read architecture and preprocessing of an open_clip configuration."""
     try:
         contents = json.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
@@ -218,7 +235,8 @@ def _contents_of(config: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         architecture
     ):
         raise ManifestError(
-            f"{config}: is no configuration of open_clip: it needs embed_dim, vision_cfg and text_cfg."
+            f"{config}: is no configuration of open_clip: it needs embed_dim, vision_cfg and "
+            "text_cfg."
         )
     preprocess = contents.get("preprocess_cfg")
     return architecture, preprocess if isinstance(preprocess, dict) else {}
@@ -231,7 +249,10 @@ def _included(
     stated: TrainedAs,
     run: CheckpointSeries,
 ) -> tuple[dict[str, Any], Path | None, TrainedAs, tuple[Checkpoint, ...]]:
-    """The series of a run's manifest; what is stated here must agree with what stands there."""
+    """Join the series of a run's manifest with what is stated here.
+
+    Both must agree.
+    """
     if values.get("model", run.model) != run.model:
         section.refuse(
             f"model is {shown(values['model'])}, but the run trained {run.model!r}; remove one.",
@@ -252,11 +273,11 @@ def _included(
 
 
 def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
-    """What the run's own files say, each once; and what the last checkpoint that is there holds."""
+    """Read the run's own files, each once, and the last existing checkpoint."""
     if not checkpoints:
         return []
     files: dict[Path, RunFile] = {}
-    # One of each folder will do, and of each folder that a link leads to.
+    # One checkpoint of each folder is enough, and one of each folder that a link leads to.
     paths = [checkpoint.path for checkpoint in checkpoints]
     places = {(path.parent, path.resolve().parent, path.is_dir() and path): path for path in paths}
     for path in places.values():
@@ -272,7 +293,10 @@ def _files_of_run(checkpoints: tuple[Checkpoint, ...]) -> list[RunFile]:
 
 
 def _look(path: Path) -> Outline | None:
-    """What stands in a checkpoint but its numbers; None where that cannot be read, as whoever loads it will say."""
+    """Read the outline of a checkpoint: everything except its numbers.
+
+    None if it cannot be read; whoever loads it then reports the error.
+    """
     try:
         return outline(path)
     except CheckpointError:
@@ -286,7 +310,7 @@ def _with_run(
     stated: TrainedAs,
     files: list[RunFile],
 ) -> tuple[dict[str, Any], Path | None, TrainedAs]:
-    """The manifest's words completed by the run's; refused where they disagree."""
+    """Complete the manifest's values by the run's; refuse disagreement."""
     together = _agreed(section, [stated, *(file.trained for file in files)])
     for file in files:
         if file.config is not None:
@@ -298,18 +322,22 @@ def _with_run(
             if hub.is_file():
                 path = _same_config(section, path, hub, file.path)
             else:
-                note = f"{file.path} names the model {file.model}, which is not here; it was not compared with the manifest's."
+                note = (
+                    f"{file.path} names the model {file.model}, which is not here; it was not "
+                    "compared with the manifest's."
+                )
                 together = TrainedAs(together.settings, (*together.notes, note), together.doubts)
             continue
         values = {"model": file.model} | values
         same = _same_model(values["model"], file.model)
         if not same and path is None:
             section.refuse(
-                f"model is {shown(values['model'])}, but {file.path} says that the run trained {shown(file.model)}: other "
-                f"weights may fit both, and mean another function; {_IGNORE}.",
+                f"model is {shown(values['model'])}, but {file.path} says that the run trained "
+                f"{shown(file.model)}: other weights may fit both, and mean another function; "
+                f"{_IGNORE}.",
                 key="model",
             )
-        # timm's tag, after the dot, brings a preprocessing of its own.
+        # timm's tag, after the dot, implies a preprocessing of its own.
         values["model"] = (
             values["model"]
             if path is not None or "." in values["model"]
@@ -320,18 +348,25 @@ def _with_run(
 
 
 def _same_config(section: Section, config: Path | None, of_run: Path, file: Path) -> Path:
-    """The configuration file of the run, which must be that of the manifest where that names one."""
+    """Return the configuration file of the run.
+
+    It must equal that of the manifest, where that names one.
+    """
     if config is not None and _contents_of(config) != _contents_of(of_run):
         section.refuse(
-            f"config is {config}, but {file} means {of_run}, which describes another architecture or other pictures; {_IGNORE}.",
+            f"config is {config}, but {file} means {of_run}, which describes another architecture "
+            f"or other pictures; {_IGNORE}.",
             key="config" if "config" in section.mapping else "model",
         )
     return config or of_run
 
 
-def _same_model(one: str, other: str) -> str | None:
-    """The fuller of two names of one architecture: open_clip writes / as -, and timm's names may end in a tag."""
-    plain = [name.replace("timm/", "timm:", 1) for name in (one, other)]
+def _same_model(model: str, other: str) -> str | None:
+    """Return the fuller of two names of an architecture.
+
+    None if they name different ones. open_clip writes / as -, and timm's names may end in a tag.
+    """
+    plain = [name.replace("timm/", "timm:", 1) for name in (model, other)]
     if plain[0].startswith("timm:") and plain[1].startswith("timm:"):
         (first, _, tag), (second, _, other_tag) = (name.partition(".") for name in plain)
         return (
@@ -339,7 +374,7 @@ def _same_model(one: str, other: str) -> str | None:
             if first == second and (not tag or not other_tag or tag == other_tag)
             else None
         )
-    return one if plain[0].replace("/", "-") == plain[1].replace("/", "-") else None
+    return model if plain[0].replace("/", "-") == plain[1].replace("/", "-") else None
 
 
 def _agreed(section: Section, all_of_them: list[TrainedAs]) -> TrainedAs:
@@ -371,7 +406,8 @@ def _read_checkpoints(section: Section, *, files_exist: bool) -> tuple[Checkpoin
         if files_exist and not may_be_checkpoint(values["path"]):
             written = shown(item.mapping["path"])
             item.refuse(
-                f"path: there is no file {written} in {section.path.parent}; restore it or train it again.",
+                f"path: there is no file {written} in {section.path.parent}; restore it or train "
+                "it again.",
                 key="path",
             )
         checkpoints.append(build(item, Checkpoint, values))
@@ -379,7 +415,11 @@ def _read_checkpoints(section: Section, *, files_exist: bool) -> tuple[Checkpoin
 
 
 def may_be_checkpoint(path: Path) -> bool:
-    """A file, or a folder that is one checkpoint: shards with their index, or torch.distributed.checkpoint's."""
+    """Tell whether a path may be a checkpoint.
+
+    That is a file, or a folder that is a single checkpoint: shards with their index, or the format
+    of torch.distributed.checkpoint.
+    """
     if not path.is_dir():
         return path.is_file()
     return any(next(path.glob(pattern), None) is not None for pattern in _FOLDER_SIGNS)
@@ -390,12 +430,15 @@ def _checkpoints_of_folder(section: Section, source: str) -> tuple[Checkpoint, .
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        reason = f"checkpoints: {shown(source)} is not a readable folder ({error.strerror}); name one, or list the files."
+        reason = (
+            f"checkpoints: {shown(source)} is not a readable folder ({error.strerror}); name one, "
+            "or list the files."
+        )
         section.refuse(reason, key="checkpoints")
-    found = ((_EPOCH_FILE.fullmatch(name), folder / name) for name in names)
+    matches = ((_EPOCH_FILE.fullmatch(name), folder / name) for name in names)
     checkpoints = tuple(
         Checkpoint(epoch=int(match[1]), path=path)
-        for match, path in found
+        for match, path in matches
         if match and len(match[1]) < 19
     )
     if checkpoints:
@@ -404,11 +447,15 @@ def _checkpoints_of_folder(section: Section, source: str) -> tuple[Checkpoint, .
         look = _look(folder / _LATEST)
         if look is not None and look.epoch is not None:
             return (Checkpoint(epoch=look.epoch, path=folder / _LATEST),)
-        reason = f"checkpoints: {_LATEST} in {shown(source)} does not say its epoch; list it: - {{epoch: ..., path: ...}}."
+        reason = (
+            f"checkpoints: {_LATEST} in {shown(source)} does not say its epoch; list it: - "
+            f"{{epoch: ..., path: ...}}."
+        )
         section.refuse(reason, key="checkpoints")
     section.refuse(
-        f"checkpoints: the folder {shown(source)} holds no epoch_K.pt, as open_clip writes them to <run>/checkpoints; list other "
-        "files one by one, or let `landscape init FOLDER` write the manifest.",
+        f"checkpoints: the folder {shown(source)} holds no epoch_K.pt, as open_clip writes them to "
+        "<run>/checkpoints; list other files one by one, or let `landscape init FOLDER` write the "
+        "manifest.",
         key="checkpoints",
     )
 
@@ -424,7 +471,8 @@ def _only_epochs(section: Section, checkpoints: tuple[Checkpoint, ...]) -> tuple
         if epoch not in there:
             listed = shown(sorted(there))
             section.refuse(
-                f"epochs: epoch {epoch} is not there (it has {listed}); train further, or remove it.",
+                f"epochs: epoch {epoch} is not there (it has {listed}); train further, or remove "
+                "it.",
                 key="epochs",
             )
         if wanted.count(epoch) > 1:

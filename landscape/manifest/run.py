@@ -1,4 +1,7 @@
-"""The manifest that a training run keeps of itself: one series, rewritten whole after every epoch."""
+"""The manifest that a training run writes of itself.
+
+It has a single series and is rewritten whole after every epoch.
+"""
 
 import os
 from collections.abc import Iterable
@@ -37,15 +40,19 @@ def write_run_manifest(
     label: str | None = None,
     config: Path | None = None,
 ) -> Manifest:
-    """Write a complete manifest of one series, whole or not at all; a file that was there is replaced.
+    """Write a complete manifest of a series, whole or not at all.
+
+    It replaces an existing file.
 
     Args:
-        checkpoints: With their files written and closed; epoch 0 among them.
-        config: The configuration file that is the architecture, absolute; None where `model` names one.
+        checkpoints: Checkpoints with their files written and closed; epoch 0 among them.
+        config: Absolute path of the configuration file that is the architecture; None where `model`
+            names one.
         data, hessian: The protocol of the spectra that are measured from this manifest alone.
 
     Raises:
-        ManifestError: If the result could not be read back: epoch 0 or a file is missing, a name is not allowed.
+        ManifestError: If the result could not be read back: epoch 0 or a file is missing, a name is
+            not allowed.
         OSError: If the file cannot be written.
     """
     checkpoints = _that_exist(path, checkpoints)
@@ -72,23 +79,26 @@ def extend_run_manifest(
     label: str | None = None,
     config: Path | None = None,
 ) -> Manifest:
-    """Add checkpoints to a run's manifest, or begin it; an epoch that is listed already gets its new entry.
+    """Add checkpoints to a run's manifest, or begin it.
 
-    An existing file keeps its other entries, whether their files are still there or not, and its own `data`, `hessian`
-    and label, which its owner may have edited.
+    An epoch that is already listed gets the new entry. An existing file keeps its other entries,
+    whether their files still exist or not. It also keeps its own `data`, `hessian` and label, which
+    its owner may have edited.
 
     Raises:
-        ManifestError: If the existing file is not the manifest of this series and model, or as write_run_manifest.
+        ManifestError: If the existing file is not the manifest of this series and model, or as
+            write_run_manifest.
         OSError: If the file cannot be written.
     """
     checkpoints = _that_exist(path, checkpoints)
     if path.exists():
         contents = read_manifest(path, included=True, files_exist=False)
         old = contents.series[0]
-        for key, expected, found in (("series", name, old.name), ("model", model, old.model)):
-            if found != expected:
+        for key, expected, actual in (("series", name, old.name), ("model", model, old.model)):
+            if actual != expected:
                 raise ManifestError(
-                    f"{path}: the {key} is {found!r}, but this run trains {expected!r}; give the run a folder of its own."
+                    f"{path}: the {key} is {actual!r}, but this run trains {expected!r}; give the "
+                    "run a folder of its own."
                 )
         entries = {checkpoint.epoch: checkpoint for checkpoint in (*old.checkpoints, *checkpoints)}
         data, hessian, label, checkpoints = (
@@ -114,7 +124,8 @@ def _that_exist(path: Path, checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoi
     for checkpoint in checkpoints:
         if not checkpoint.path.is_file():
             raise ManifestError(
-                f"{path}: epoch {checkpoint.epoch}: there is no file {checkpoint.path}; save it, then list it."
+                f"{path}: epoch {checkpoint.epoch}: there is no file {checkpoint.path}; save it, "
+                "then list it."
             )
     return checkpoints
 
@@ -153,33 +164,26 @@ def _as_yaml(manifest: Manifest) -> str:
         hessian["parameters"] = list(hessian["parameters"])
     series = [
         {
-            "name": one.name,
-            "model": one.model,
-            **({} if one.config is None else {"config": _relative(one.config, folder)}),
-            "label": one.label,
+            "name": entry.name,
+            "model": entry.model,
+            **({} if entry.config is None else {"config": _relative(entry.config, folder)}),
+            "label": entry.label,
             "checkpoints": [
                 {"epoch": checkpoint.epoch, "path": _relative(checkpoint.path, folder)}
                 | ({} if checkpoint.sha256 is None else {"sha256": checkpoint.sha256})
-                for checkpoint in one.checkpoints
+                for checkpoint in entry.checkpoints
             ],
         }
-        for one in manifest.series
+        for entry in manifest.series
     ]
     top = {"version": manifest.version, "data": _without_defaults(data), "hessian": hessian}
     return _dump(top, flow=False) + _dump({"series": series}, flow=None)
 
 
 def _without_defaults(data: DataSettings) -> dict[str, Any]:
-    """All settings but those of files and an image size that were never said."""
-    silent = (
-        "image_size",
-        "separator",
-        "image_key",
-        "caption_key",
-        "encoding",
-        "quoting",
-        "on_bad_picture",
-    )
+    """Return all settings except unchanged defaults of files and image size."""
+    of_files = ("separator", "image_key", "caption_key", "encoding", "quoting", "on_bad_picture")
+    silent = ("image_size", *of_files, "block_size", "tokenizer")
     defaults = {field.name: field.default for field in fields(data)} | {
         "caption_key": data.default_caption_key
     }
@@ -192,7 +196,7 @@ def _without_defaults(data: DataSettings) -> dict[str, Any]:
 
 
 def _dump(value: dict[str, Any], *, flow: bool | None) -> str:
-    """YAML text; flow=None puts each mapping without inner ones on one line."""
+    """Format YAML text; flow=None puts each innermost mapping on one line."""
     return yaml.dump(
         value,
         Dumper=Dumper,

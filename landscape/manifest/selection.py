@@ -1,20 +1,20 @@
-"""The part of a manifest that is measured, checkpoint by checkpoint."""
+"""The part of a manifest that is measured, by checkpoint."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from landscape.errors import ManifestError
-from landscape.manifest.document import nearest
 from landscape.manifest.manifest import Manifest
 from landscape.manifest.settings import Checkpoint, CheckpointSeries
+from landscape.suggestions import nearest
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is left to measure of one checkpoint.
+    """The remaining measurements of a checkpoint.
 
     Attributes:
-        indices: Of mini-batches, or of the points of a surface, in order.
+        indices: Indices of mini-batches, or of the points of a surface, in order.
     """
 
     series: CheckpointSeries
@@ -26,12 +26,12 @@ class Task:
 
     @property
     def place(self) -> str:
-        """Its checkpoint, for people."""
+        """Return the name of its checkpoint for messages."""
         return f"{self.series.name} epoch {self.checkpoint.epoch}"
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers with their runs joined: "0-3, 7"."""
+    """Format ascending numbers with consecutive ones joined: "0-3, 7"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -47,8 +47,8 @@ class Selection:
 
     Args:
         series: Names of series.
-        epochs: Of each series, those of these epochs.
-        num_batches: The first so many mini-batches of each checkpoint.
+        epochs: Epochs of each series; None for all.
+        num_batches: Number of mini-batches of each checkpoint, from the first; None for all.
         shard: (i, N): the i-th of N equal shares of all that is selected, counted from 1.
     """
 
@@ -58,7 +58,7 @@ class Selection:
     shard: tuple[int, int] | None = None
 
     def check(self, manifest: Manifest) -> None:
-        """Refuse what the manifest does not have.
+        """Refuse a selection that the manifest does not contain.
 
         Raises:
             ManifestError: If it has no such series, epoch or number of batches.
@@ -77,20 +77,22 @@ class Selection:
                 )
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
             raise ManifestError(
-                f"shard {self.shard}: must be (i, N) with 1 <= i <= N, as (1, 8) for the first of eight."
+                f"shard {self.shard}: must be (i, N) with 1 <= i <= N, as (1, 8) for the first of "
+                "eight."
             )
         if not self.tasks(manifest) and self.shard is None:
             raise ManifestError(
-                f"{manifest.path}: no checkpoint of {', '.join(self.series)} has an epoch among {self.epochs}."
+                f"{manifest.path}: no checkpoint of {', '.join(self.series)} has an epoch among "
+                f"{self.epochs}."
             )
         if self.num_batches is not None and not 1 <= self.num_batches <= manifest.data.num_batches:
             raise ManifestError(
-                f"{manifest.path}: has {manifest.data.num_batches} batches, but {self.num_batches} were asked for. "
-                "Lower --batches, or raise num_samples."
+                f"{manifest.path}: has {manifest.data.num_batches} batches, but {self.num_batches} "
+                "were asked for. Lower --batches, or raise num_samples."
             )
 
     def tasks(self, manifest: Manifest) -> list[Task]:
-        """Everything that is selected, stored or not, in the order of the manifest."""
+        """List everything that is selected, stored or not, in manifest order."""
         num_batches = manifest.data.num_batches if self.num_batches is None else self.num_batches
         tasks = [
             Task(series, checkpoint, tuple(range(num_batches)))
@@ -103,7 +105,10 @@ class Selection:
 
 
 def _share(tasks: list[Task], number: int, num_shares: int) -> list[Task]:
-    """The `number`-th of equal shares of all batches, each of neighbours, so that it needs few checkpoints."""
+    """Return the `number`-th of equal shares of all batches.
+
+    A share holds consecutive batches, so that it needs few checkpoints.
+    """
     total = sum(len(task.indices) for task in tasks)
     first, end = total * (number - 1) // num_shares, total * number // num_shares
     shares, begin = [], 0

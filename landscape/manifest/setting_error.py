@@ -1,4 +1,4 @@
-"""The refusal of a single setting, from a file or from Python."""
+"""The error for an invalid setting, from a file or from Python."""
 
 
 class SettingError(ValueError):
@@ -10,6 +10,6 @@ class SettingError(ValueError):
 
 
 def shown(value: object) -> str:
-    """A value as it may stand in a one-line message."""
+    """Format a value for a one-line message."""
     text = repr(list(value)) if isinstance(value, tuple) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

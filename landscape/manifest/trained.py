@@ -1,7 +1,9 @@
-"""What a series' model was when it was trained, each value with the file that says so. Imports no torch.
+"""How the model of a series was trained, each value with its source.
 
-A checkpoint holds tensors; which function they belong to stands elsewhere: in the manifest, in what the training program
-wrote beside its checkpoints, or nowhere, in which case the model's defaults hold.
+Imports no torch.
+
+A checkpoint holds tensors. The function they belong to is described elsewhere: in the manifest, in
+what the training program wrote beside its checkpoints, or nowhere; then the model's defaults hold.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +12,7 @@ from typing import Any
 
 from landscape.limits import MAX_CLASSES, MAX_SIDE
 from landscape.manifest.setting_error import SettingError, shown
+from landscape.suggestions import did_you_mean, nearest
 
 MANIFEST = "manifest"
 BY_HAND = (MANIFEST, "the run's manifest")
@@ -41,39 +44,43 @@ _RESERVED = {
     "require_pretrained",
     "weights_only",
 }
-# What prepares the pictures of open_clip's models, and of timm's.
+# Preprocessing settings of open_clip's models, and of timm's.
 CLIP_PREPROCESS = ("size", "mean", "std", "interpolation", "resize_mode", "fill_color")
 TIMM_PREPROCESS = ("size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 PREPROCESS = tuple(dict.fromkeys((*CLIP_PREPROCESS, *TIMM_PREPROCESS)))
-# How open_clip names a model that a folder describes, and the file there that does.
+# open_clip's prefix for a model that a folder describes, and the file there that describes it.
 LOCAL_DIR, HUB_CONFIG = "local-dir:", "open_clip_config.json"
-# Values beside None that leave a model as it is by default. open_clip's `force_...: False` does, timm's `qkv_bias: False`
-# does not.
+# Values beside None that leave a model as it is by default. open_clip's `force_...: False` does,
+# timm's `qkv_bias: False` does not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "pretrained": ("",),
     "weights": ("online",),
     "label_smoothing": (0,),
 }
 _FORCE = "model_args.force_"
-# Normalisations are of pixels from 0 to 1, or from 0 to 255.
+# Normalisations apply to pixels from 0 to 1, or from 0 to 255.
 _MAX_OF_PIXELS = 1000
-# What the checkpoint decides: parameters that it replaces, and shapes that must fit it.
+# Settings that the checkpoint determines: parameters that it replaces, and shapes that must fit it.
 _CHECKED = ("num_classes", "run_model", "model_args.init_logit_bias", "model_args.init_logit_scale")
-# Facts that are compared with the model once it is built, by the names of open_clip's configuration.
+# Facts that are compared with the model once it is built, by the names of open_clip's
+# configuration.
 ARCHITECTURE = "architecture"
 _PATHS = ("/", "\\", ".pt", ".pth", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and the name of the file that states it: "manifest", "params.txt", ... or "default"."""
+    """A value and its source.
+
+    The source is the name of a file, such as "manifest" or "params.txt", or "default".
+    """
 
     value: Any
     source: str
 
 
 class Disagreement(ValueError):
-    """Two sources state different values of one setting; the message names both."""
+    """Two sources state different values of a setting; the message names both."""
 
     def __init__(self, key: str, first: Setting, second: Setting) -> None:
         values = [f"{_said(setting.value)} in {setting.source}" for setting in (first, second)]
@@ -83,16 +90,18 @@ class Disagreement(ValueError):
 
 @dataclass(frozen=True)
 class TrainedAs:
-    """What is known of a model as it was trained.
+    """The known facts about a model as it was trained.
 
     Args:
-        settings: By name: `model_args.NAME` (an argument of open_clip.create_model or timm.create_model),
-            `preprocess.NAME` (of the pictures), `num_classes`, `loss`, `label_smoothing`, `weights`, `pretrained` (the tag of
-            the weights that training began with), `config_sha256` (of the architecture's configuration file), `run_model` (the
-            name by which the run knows its model), `architecture.KEY` (facts to be compared with the model that is built).
-        notes: What was read and does not change the function, one sentence each.
-        doubts: By setting: why the run's value is not known or not supported, a sentence each. Whoever builds
-            the model refuses them unless the manifest states the setting.
+        settings: By name: `model_args.NAME` (an argument of open_clip.create_model or
+            timm.create_model), `preprocess.NAME` (of the pictures), `num_classes`, `loss`,
+            `label_smoothing`, `weights`, `pretrained` (the tag of the weights that training began
+            with), `config_sha256` (of the architecture's configuration file), `run_model` (the name
+            by which the run knows its model), `architecture.KEY` (facts to be compared with the
+            model that is built).
+        notes: Facts that do not change the function, a sentence each.
+        doubts: By setting: why the run's value is not known or not supported, a sentence each. The
+            model is not built with doubts, unless the manifest states the setting.
     """
 
     settings: Mapping[str, Setting] = field(default_factory=dict)
@@ -101,14 +110,14 @@ class TrainedAs:
 
     @classmethod
     def stated(cls, values: Mapping[str, Any], source: str, **more: Any) -> "TrainedAs":
-        """Build a description from plain values of one source."""
+        """Build a description from plain values of a source."""
         return cls({key: Setting(value, source) for key, value in values.items()}, **more)
 
     def joined(self, other: "TrainedAs") -> "TrainedAs":
-        """Join two descriptions; what the first states settles the doubts of the other.
+        """Join two descriptions; values of the first settle doubts of the other.
 
         Raises:
-            Disagreement: If they state different values of one setting.
+            Disagreement: If they state different values of a setting.
         """
         for key in self.settings:
             if key in other.settings and not _agree(
@@ -117,7 +126,7 @@ class TrainedAs:
                 raise Disagreement(key, self.settings[key], other.settings[key])
         settings = {**other.settings, **self.settings}
         everything = {**other.doubts, **self.doubts}
-        # How pictures were prepared has many keys: a doubt about it is settled by any that the user states.
+        # Preprocessing has many keys: any key that the user states settles a doubt about it.
         pictures = any(
             key.startswith("preprocess.") and setting.source in BY_HAND
             for key, setting in settings.items()
@@ -127,25 +136,25 @@ class TrainedAs:
         return TrainedAs(settings, tuple(dict.fromkeys((*self.notes, *other.notes))), doubts)
 
     def filled(self, other: "TrainedAs") -> "TrainedAs":
-        """Fill in what `other` states where nothing but the model's own is stated here."""
+        """Add settings of `other` where only the model's default is stated here."""
         missing = {
             key: setting for key, setting in other.settings.items() if not self.changes_model(key)
         }
         return TrainedAs({**self.settings, **missing}, self.notes, self.doubts)
 
     def stated_by(self, source: str) -> "TrainedAs":
-        """Keep what one source states."""
+        """Keep only what a given source states."""
         return TrainedAs(
             {key: setting for key, setting in self.settings.items() if setting.source == source}
         )
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a setting, `default` where nobody states it."""
+        """Return the value of a setting, or `default`."""
         setting = self.settings.get(key)
         return default if setting is None or setting.value is None else setting.value
 
     def source(self, key: str) -> str:
-        """Name the source of a setting, "default" where nobody states it."""
+        """Return the source of a setting, "default" if it is not stated."""
         setting = self.settings.get(key)
         return DEFAULT if setting is None or setting.value is None else setting.source
 
@@ -154,7 +163,7 @@ class TrainedAs:
         return key in self.settings and not _is_neutral(key, self.settings[key].value)
 
     def section(self, name: str) -> dict[str, Any]:
-        """Return the values of `name.KEY` by KEY, without those that leave the default."""
+        """Return the values of `name.KEY` by KEY, without defaults."""
         return {
             key.partition(".")[2]: setting.value
             for key, setting in self._meant()
@@ -171,9 +180,10 @@ class TrainedAs:
         }
 
     def changes(self) -> dict[str, Any]:
-        """List the values by which the same weights mean another function than by default, as JSON values.
+        """Return the values that change the function of the same weights.
 
-        Not among them are the number of classes, without which weights do not fit, and what weights replace.
+        They are compared with the default, and returned as JSON values. Not included are the number
+        of classes, without which weights do not fit, and values that weights replace.
         """
         ordinary = (("loss", "clip"), ("loss", "cross_entropy"))
         meant = sorted(self._meant(), key=lambda pair: pair[0])
@@ -197,17 +207,20 @@ class TrainedAs:
         )
 
     def describe(self) -> list[str]:
-        """Describe each setting that differs from the model's own, with its source; then the notes."""
+        """Describe each setting that is not the default.
+
+        With its source; then the notes.
+        """
         meant = sorted(self._meant(), key=lambda pair: pair[0])
         lines = [f"{key}: {_said(setting.value)} ({setting.source})" for key, setting in meant]
         return [*lines, *self.notes]
 
 
 def check_values(values: Mapping[str, Any]) -> None:
-    """Refuse values that cannot be meant.
+    """Refuse invalid values.
 
     Raises:
-        SettingError: If so; names the key of the manifest.
+        SettingError: If a value is invalid; names the key of the manifest.
     """
     for key, value in values.items():
         section, _, name = key.partition(".")
@@ -223,7 +236,9 @@ def check_values(values: Mapping[str, Any]) -> None:
             raise SettingError(key, f"label_smoothing is {value}, but it lies from 0 to below 1.")
         elif key in _CHOICES and value not in _CHOICES[key]:
             raise SettingError(
-                key, f"{key} is {shown(value)}, but it must be one of {', '.join(_CHOICES[key])}."
+                key,
+                f"{key} is {shown(value)}, but it must be one of {', '.join(_CHOICES[key])}."
+                f"{did_you_mean(str(value), _CHOICES[key])}",
             )
 
 
@@ -246,7 +261,7 @@ def _check_preprocess(name: str, value: Any) -> None:
     if name not in PREPROCESS:
         raise SettingError(
             "preprocess",
-            f"preprocess: {name} is not known; it must be one of {', '.join(PREPROCESS)}.",
+            f"preprocess: {name} is not known; {nearest(name, PREPROCESS)}",
         )
     values = value if isinstance(value, (list, tuple)) else [value]
     numbers = all(type(item) in (int, float) and abs(item) <= _MAX_OF_PIXELS for item in values)
@@ -284,12 +299,18 @@ def _is_neutral(key: str, value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    """Whether `pretrained` names a file of weights, which brings no preprocessing, and not a tag."""
+    """Tell whether `pretrained` is a file of weights, not a tag.
+
+    A file of weights implies no preprocessing.
+    """
     return any(part in str(value) for part in _PATHS)
 
 
 def _plainest(value: Any) -> Any:
-    """One spelling of equal values: lists for tuples, floats in lists of numbers, 64 for [64, 64]."""
+    """Return the common form of equal values.
+
+    Lists for tuples, floats in lists of numbers, 64 for [64, 64].
+    """
     if not isinstance(value, (list, tuple)):
         return value
     if len(value) == 2 and value[0] == value[1] and type(value[0]) is int:
@@ -298,7 +319,10 @@ def _plainest(value: Any) -> Any:
 
 
 def _agree(key: str, first: Any, second: Any) -> bool:
-    """Lists and tuples alike, and all values alike that leave the model as it is."""
+    """Tell whether two values of a setting mean the same.
+
+    Lists equal tuples, and all values are equal that leave the model as it is.
+    """
     if _plainest(first) == _plainest(second):
         return True
     return bool(first == second) or (_is_neutral(key, first) and _is_neutral(key, second))
@@ -311,10 +335,10 @@ def _said(value: Any) -> str:
 
 
 def joined(all_of_them: Iterable[TrainedAs]) -> TrainedAs:
-    """What several sources state together, the first settling the doubts of the next ones.
+    """Join what several sources state; the first settle doubts of the next.
 
     Raises:
-        Disagreement: If two state different values of one setting.
+        Disagreement: If two state different values of a setting.
     """
     result = TrainedAs()
     for trained in all_of_them:

@@ -1,7 +1,7 @@
-"""The audit of the architectures of a manifest, or of a model by name, on the batches that are measured.
+"""The audit of the architectures of a manifest, or of a model by name.
 
-Of every architecture the last checkpoint is audited: what a wrong operator drops is small at initialisation and grows
-with training.
+It uses the batches that are measured. The last checkpoint of every architecture is audited: what a
+wrong operator leaves out is small at initialisation and grows with training.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from landscape.errors import ManifestError, ObjectiveError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.manifest.gone import digest_of, is_gone
+from landscape.pipeline.series import load_series, open_data
 
 if TYPE_CHECKING:
     import torch
@@ -20,38 +21,77 @@ if TYPE_CHECKING:
     from landscape.curvature import AuditReport, Objective, Params
     from landscape.manifest import HessianSettings
 
-# Rules of differentiation do not depend on the number of rows; a batch of any size is audited by its first ones.
-_AUDITED_ROWS = 16
-_PROMISED = "the gradient is held against differences of the loss on every batch; no second derivative is used"
+# Rules of differentiation do not depend on the number of rows, so the first rows of a batch suffice
+# for its audit.
+AUDITED_ROWS = 16
+_PROMISED = (
+    "the gradient is held against differences of the loss on every batch; no second derivative is "
+    "used"
+)
 
 
 @dataclass(frozen=True)
 class Audited:
-    """An architecture, on which weights it was audited, and the verdict."""
+    """An audited architecture: its title, with the weights, and the report.
+
+    `series` and `epoch` are None for a model by name.
+    """
 
     title: str
     report: "AuditReport"
+    model: str
+    series: str | None = None
+    epoch: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        report = self.report
+        return {
+            "title": self.title,
+            "model": self.model,
+            "series": self.series,
+            "epoch": self.epoch,
+            "passed": report.passed,
+            "faulty_modules": report.faulty_modules,
+            "worst_error": report.worst_error,
+            "dtype": str(report.dtype).removeprefix("torch."),
+            "num_gradients": report.num_gradients,
+            "num_products": report.num_products,
+            "tests": [
+                {
+                    "module": row.name,
+                    "test": row.test,
+                    "error": row.error,
+                    "verdict": row.verdict,
+                    "reason": row.reason,
+                }
+                for row in report.rows
+            ],
+        }
 
 
 def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]:
-    """The audits of a manifest's series, or of a model by its name with random weights on OpenMoji pictures.
+    """Audit the series of a manifest, or a model by its name.
+
+    A model by name has random weights and is audited on OpenMoji pictures.
 
     Raises:
         LandscapeError: If the manifest, the data, a checkpoint or the name is wrong.
     """
-    from landscape.clip.image_text import open_pairs
-    from landscape.clip.loaded_series import LoadedSeries, device_of
+    from landscape.clip.loaded_series import device_of
 
     if Path(target).suffix.lower() not in (".yaml", ".yml"):
         yield _audit_model(target, device_of(device))
         return
     manifest = Manifest.load(Path(target), checkpoints_exist=False)
-    pairs = open_pairs(manifest.data)
+    data = open_data(manifest)
     for series in manifest.series:
-        loaded = LoadedSeries.of(manifest, series, pairs, device=device_of(device))
+        loaded = load_series(manifest, series, data, device=device_of(device))
         loaded.load(series.checkpoints[-1])
-        title = f"{series.name} ({series.model}), epoch {series.checkpoints[-1].epoch}"
-        yield Audited(title, audit_series(loaded, manifest.hessian))
+        epoch = series.checkpoints[-1].epoch
+        title = f"{series.name} ({series.model}), epoch {epoch}"
+        report = audit_series(loaded, manifest.hessian)
+        yield Audited(title, report, series.model, series=series.name, epoch=epoch)
 
 
 def _audit_model(name: str, device: "torch.device") -> Audited:
@@ -60,20 +100,22 @@ def _audit_model(name: str, device: "torch.device") -> Audited:
     from landscape.curvature import audit_objective
 
     model, batches = model_on_openmoji(name, device, num_batches=1)
-    return Audited(
-        f"{name}, random weights", audit_objective(contrastive_objective, model, batches[0])
-    )
+    report = audit_objective(contrastive_objective, model, batches[0])
+    return Audited(f"{name}, random weights", report, name)
 
 
 def audit_series(loaded: "LoadedSeries", hessian: "HessianSettings") -> "AuditReport":
-    """The audit of a series with the weights that it has, on the first rows of its first batch that can be read."""
+    """Audit a series with its present weights.
+
+    Uses the first rows of the first batch that can be read.
+    """
     from landscape.curvature import audit_objective
     from landscape.curvature.row_chunks import take_rows
 
     def make(model: "torch.nn.Module") -> "tuple[Objective, Params]":
         return loaded.objective_on(model, hessian)
 
-    rows = take_rows(loaded.first_batch(), slice(0, _AUDITED_ROWS))
+    rows = take_rows(loaded.first_batch(), slice(0, AUDITED_ROWS))
     return audit_objective(make, loaded.model, rows, seed=hessian.seed)
 
 
@@ -85,21 +127,20 @@ def verdict_of(
     unaudited: bool,
     hvp: str,
 ) -> dict[str, Any]:
-    """What is stored with every record of a series: JSON values.
+    """Audit a series; return the verdict for its records.
 
-    Where gradient and Hessian of every checkpoint that was tried are zero to rounding, as at perfect fits, nothing can be
-    decided; the series is then measured, and marked so.
+    The verdict is made of JSON values. Where gradient and Hessian of every checkpoint that was
+    tried are zero to rounding, as at perfect fits, nothing can be decided. The series is then
+    measured, and its records say so.
 
     Raises:
         ObjectiveError: If the audit fails and `unaudited` is not given; names the module.
     """
     from landscape.curvature.audit import ZERO_TO_ROUNDING
 
-    if hvp == "finite-difference":
-        return {"passed": True, "product": hvp, "reason": _PROMISED}
-    if unaudited:
-        return {"passed": False, "reason": "not audited, by --unaudited"}
-    for checkpoint in _audited_in_turn(series):
+    if (stated := stated_verdict(unaudited=unaudited, hvp=hvp)) is not None:
+        return stated
+    for checkpoint in audited_in_turn(series):
         info = loaded.load(checkpoint)
         report = audit_series(loaded, manifest.hessian)
         if not report.is_zero_to_rounding:
@@ -114,27 +155,45 @@ def verdict_of(
         return {"passed": False, "reason": f"undecided: {ZERO_TO_ROUNDING}", **facts}
     if not report.passed:
         raise ObjectiveError(
-            f"series {series.name!r} ({series.model}): the audit failed for {', '.join(report.blamed[:3])}, so its eigenvalues "
-            f"would not be those of the Hessian. See `landscape audit {manifest.path}`; measure with --hvp finite-difference, or "
-            "anyway, and marked so, with --unaudited."
+            f"series {series.name!r} ({series.model}): the audit failed for "
+            f"{', '.join(report.faulty_modules[:3])} (test of the {report.failed_test}), so its "
+            "eigenvalues would not be those of the "
+            f"Hessian. See `landscape audit {manifest.path}`; measure with --hvp "
+            "finite-difference, or anyway, and marked so, with --unaudited."
         )
     return {"passed": True, **facts}
 
 
-def _audited_in_turn(series: CheckpointSeries) -> list[Checkpoint]:
-    """The last checkpoint that is there, and those to turn to where its loss is fitted so well that nothing can be decided."""
-    there = [one for one in series.checkpoints if not is_gone(one)] or list(series.checkpoints)
+def stated_verdict(*, unaudited: bool, hvp: str) -> dict[str, Any] | None:
+    """Return the verdict that is stored without an audit.
+
+    None where an audit is made.
+    """
+    if hvp == "finite-difference":
+        return {"passed": True, "product": hvp, "reason": _PROMISED}
+    return {"passed": False, "reason": "not audited, by --unaudited"} if unaudited else None
+
+
+def audited_in_turn(series: CheckpointSeries) -> list[Checkpoint]:
+    """Return the checkpoints to audit: the last one, then alternatives.
+
+    The alternatives are for a loss that is fitted so well that nothing can be decided. Only
+    existing checkpoints are listed, unless none exists.
+    """
+    there = [checkpoint for checkpoint in series.checkpoints if not is_gone(checkpoint)] or list(
+        series.checkpoints
+    )
     return list(dict.fromkeys((there[-1], there[len(there) // 2], there[0])))
 
 
 def stored_verdict(
     series: CheckpointSeries, verdicts: Iterable[Mapping[str, Any]], digest: str | None
 ) -> dict[str, Any] | None:
-    """The verdict among those of an output that holds for the last checkpoint of a series; None if none does.
+    """Return a stored verdict on the last checkpoint, if any.
 
     Args:
-        verdicts: Of audits that were passed.
-        digest: Of that checkpoint as the output knows it, for a file that is gone.
+        verdicts: Verdicts of audits that were passed.
+        digest: Digest of that checkpoint in the output, for a file that is gone.
     """
     verdicts = list(verdicts)
     if not verdicts:
@@ -147,12 +206,13 @@ def stored_verdict(
 
 
 def check_hvp(manifest: Manifest, hvp: str) -> None:
-    """Refuse products by differences in a method that brings its own.
+    """Refuse HVPs by differences in a method with its own products.
 
     Raises:
-        ManifestError: If so.
+        ManifestError: If the method is such.
     """
     if hvp == "finite-difference" and manifest.hessian.method == "pyhessian":
         raise ManifestError(
-            f"{manifest.path}: pyhessian takes its own products; --hvp finite-difference needs another method."
+            f"{manifest.path}: pyhessian takes its own products; --hvp finite-difference needs "
+            "another method."
         )

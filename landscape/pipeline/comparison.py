@@ -1,20 +1,25 @@
-"""`landscape compare`: stores of spectra, or files of predictions, whichever are named."""
+"""`landscape compare`: stores of spectra, or files of predictions."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.answers import Answers
+from landscape.compare.accuracy_comparison import compare_predictions
+from landscape.compare.accuracy_comparison_texts import write_accuracy_comparison
 from landscape.compare.files import compare as compare_spectra
+from landscape.compare.tables import format_of
 from landscape.errors import StoreError
+from landscape.pipeline.ood import all_answers
+from landscape.statistics import Bootstrap
 from landscape.store.predictions import PredictionStore, is_predictions
 
 if TYPE_CHECKING:
-    from landscape.answers import Answers
     from landscape.compare.accuracy_comparison import AnswersAt
     from landscape.compare.accuracy_join import JoinedStores
 
-# Options that say something of spectra alone, and what predictions have instead.
+# Options for spectra only, and what predictions have instead.
 _OF_SPECTRA = {
     "metrics": ("--metric", "every set is compared by its own metric"),
     "unpaired": ("--unpaired", "series are always compared on the pictures that both were shown"),
@@ -29,15 +34,17 @@ def compare(
 
     Args:
         output: Where to write the comparison.
-        kind: "table", "csv", "json" or "latex"; by default by the suffix of the output, and a table without one.
-        options: Of stores of spectra, those of `landscape.compare.compare_stores`; of predictions `series`, `epochs`,
-            `num_resamples` and `seed`.
+        kind: "table", "csv", "json" or "latex"; by default by the suffix of the output, and a table
+            without one.
+        options: For stores of spectra, those of `landscape.compare.compare_stores`; for predictions
+            `series`, `epochs`, `num_resamples` and `seed`.
 
     Returns:
-        The comparison as text, or a sentence that says what was written.
+        The comparison as text, or a sentence about what was written.
 
     Raises:
-        StoreError: If the stores are of two kinds or cannot be compared, or the output cannot be written.
+        StoreError: If the stores are of two kinds or cannot be compared, or the output cannot be
+            written.
     """
     of_predictions = [path for path in stores if is_predictions(path)]
     if not of_predictions:
@@ -46,8 +53,8 @@ def compare(
         if path not in of_predictions:
             what = "holds no predictions" if path.exists() else "there is no such file"
             raise StoreError(
-                f"{path}: {what}, but {of_predictions[0]} holds predictions, and the two have no number in common. Compare "
-                "spectra with spectra, and predictions with predictions."
+                f"{path}: {what}, but {of_predictions[0]} holds predictions, and the two have no "
+                "number in common. Compare spectra with spectra, and predictions with predictions."
             )
     return _compare_predictions(stores, output=output, kind=kind, **options)
 
@@ -63,16 +70,12 @@ def _compare_predictions(
     seed: int = 0,
     **others: Any,
 ) -> str:
-    from landscape.compare.accuracy_comparison import compare_predictions
-    from landscape.compare.accuracy_comparison_texts import write_accuracy_comparison
-    from landscape.compare.tables import format_of
-    from landscape.statistics import Bootstrap
-
     for name, value in others.items():
         if value:
             option, why = _OF_SPECTRA[name]
             raise StoreError(
-                f"{stores[0]}: {option} is of spectra, and this file holds predictions: {why}. Leave it out."
+                f"{stores[0]}: {option} is of spectra, and this file holds predictions: {why}. "
+                "Leave it out."
             )
     try:
         wanted = format_of(output, kind=kind)
@@ -90,12 +93,13 @@ def _compare_predictions(
 
 
 def _answers_at(joined: "JoinedStores") -> "AnswersAt":
-    """How to read the answers of people and series at an epoch; people's are those of all files."""
+    """Return a function that reads all answers at an epoch.
+
+    They are those of people and of series. Answers of people come from all files.
+    """
     people = _people(joined.answers)
 
     def read(store: PredictionStore, epoch: int) -> "Answers | None":
-        from landscape.pipeline.ood import all_answers
-
         of_series = all_answers(store, epochs=(epoch,))
         return of_series if of_series is None or people is None else people + of_series
 
@@ -104,8 +108,6 @@ def _answers_at(joined: "JoinedStores") -> "AnswersAt":
 
 def _people(tables: Sequence[bytes]) -> "Answers | None":
     import pandas as pd
-
-    from landscape.answers import Answers
 
     if not tables:
         return None

@@ -1,4 +1,4 @@
-"""The file of densities behind a figure: what it holds of what is asked for, and what is left to measure."""
+"""The file of densities behind a figure: stored records and missing batches."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,9 @@ Key = tuple[str, int]
 
 
 def stored_digests(target: Path) -> dict[Key, str]:
-    """Digest of the weights of each checkpoint in a file of densities; empty if there is no such file.
+    """Return the weights' digest of each checkpoint in a file of densities.
+
+    Empty if there is no such file.
 
     Raises:
         StoreError: If the file is damaged.
@@ -21,13 +23,14 @@ def stored_digests(target: Path) -> dict[Key, str]:
 
 
 class DensityFile:
-    """The records of a file that count.
+    """The records of a file that match the request.
 
     Args:
         requests: The fields of `DensityRecord` that identify each checkpoint, in order.
 
     Attributes:
-        known: By checkpoint that is asked for, the record of what was measured as asked; of some batches, or of more.
+        known: By requested checkpoint, the record that was measured as requested; it may hold some
+            of the batches, or more.
 
     Raises:
         StoreError: If the file is something else, or damaged.
@@ -36,13 +39,13 @@ class DensityFile:
     def __init__(self, target: Path, requests: Mapping[Key, Mapping[str, Any]]) -> None:
         if target.exists() and not is_density_file(target):
             raise StoreError(
-                f"{target}: holds something else, or is damaged, and would be overwritten by the densities behind the figure; "
-                "name another output with -o, or remove it."
+                f"{target}: holds something else, or is damaged, and would be overwritten by the "
+                "densities behind the figure; name another output with -o, or remove it."
             )
         self.target = target
         self._order = list(requests)
         stored = (
-            {(one.series, one.epoch): one for one in read_densities(target)}
+            {(record.series, record.epoch): record for record in read_densities(target)}
             if target.exists()
             else {}
         )
@@ -52,7 +55,7 @@ class DensityFile:
             if record is not None and _answers(record, facts):
                 self.known[key] = record
         settings = next(iter(requests.values()))["settings"] if requests else None
-        # Checkpoints that are not asked for stay in the file where they were measured in the same way.
+        # Other checkpoints stay in the file if they were measured in the same way.
         self._others = [
             record
             for record in stored.values()
@@ -60,16 +63,19 @@ class DensityFile:
         ]
 
     def missing(self, key: Key, num_batches: int) -> tuple[int, ...]:
-        """Batches of a checkpoint, of the first so many, that are not measured."""
+        """List the batches of a checkpoint that are not measured.
+
+        Only the first `num_batches` count.
+        """
         there = self.known[key].batches if key in self.known else ()
         return tuple(index for index in range(num_batches) if index not in there)
 
     def is_audited(self, key: Key) -> bool:
-        """Whether there is a record that passed an audit."""
+        """Tell whether a checkpoint has a record that passed an audit."""
         return key in self.known and self.known[key].audited
 
     def keep(self, key: Key, record: DensityRecord) -> None:
-        """Write a record, and all others again."""
+        """Store a record: write the whole file again."""
         self.known[key] = record
         write_densities(
             self.target,
@@ -78,7 +84,7 @@ class DensityFile:
 
 
 def _answers(record: DensityRecord, facts: Mapping[str, Any]) -> bool:
-    """Whether a record is of these weights and was measured as asked."""
+    """Tell whether a record has these weights and was measured as requested."""
     return record.checkpoint_sha256 == facts["checkpoint_sha256"] and record.matches(
         facts["settings"]
     )

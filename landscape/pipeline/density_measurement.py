@@ -1,4 +1,7 @@
-"""What `landscape density` measures: the checkpoints of a manifest, or a model by name, batch by batch."""
+"""The measurement of `landscape density`, batch by batch.
+
+It measures the checkpoints of a manifest, or a model by name.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +21,7 @@ from landscape.manifest.trained import LOCAL_DIR
 from landscape.memory import peak_memory
 from landscape.pipeline.density_file import DensityFile, Key, stored_digests
 from landscape.pipeline.preparation import KnownSeries, Preparation, PreparedSeries
-from landscape.pipeline.products import ProductSettings, SeriesProducts
+from landscape.pipeline.products import HvpSettings, SeriesProducts
 from landscape.pipeline.session import Bench, Measurement, Output, Session, sent
 from landscape.store import LARGEST_VALUE, DensityRecord, parts_folder
 from landscape.store.lock import FolderLock
@@ -31,14 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DensitySettings:
-    """How densities are measured.
+    """Settings of the measurement of densities.
 
     Args:
         num_batches: Mini-batches of each checkpoint, the first of the protocol.
         num_probes, num_matvecs: As `landscape.density` takes them.
-        dense_limit: Up to so many parameters that a batch uses, the exact spectrum is measured too.
-        seed: Of the random vectors.
-        products: How they are computed, and in how much memory.
+        dense_limit: Largest number of parameters used by a batch for which the exact spectrum is
+            measured too.
+        seed: Seed of the random vectors.
+        products: How HVPs are computed, and in how much memory.
     """
 
     num_batches: int = 1
@@ -46,20 +50,20 @@ class DensitySettings:
     num_matvecs: int = 64
     dense_limit: int = 3000
     seed: int = 0
-    products: ProductSettings = ProductSettings()
+    products: HvpSettings = HvpSettings()
 
     def facts(self, manifest: Manifest | None) -> dict[str, Any]:
-        """What a stored record must agree with to be taken as it is."""
+        """Return the settings that a reusable stored record must agree with."""
         numbers = ("num_batches", "num_probes", "num_matvecs", "dense_limit", "seed")
         facts = {name: getattr(self, name) for name in numbers}
         facts["protocol_sha256"] = None if manifest is None else manifest.protocol_digest()
-        # All ways of a product compute the same matrix, but for what this rounds off.
+        # All strategies compute the same product, except for the rounding by TF32.
         return facts | ({"allow_tf32": True} if self.products.allow_tf32 else {})
 
 
 @dataclass(frozen=True)
 class BatchDensity:
-    """The density of one batch, all its eigenvalues where they are few, and what was used of how its model was trained."""
+    """The density of a batch, and all its eigenvalues where these are few."""
 
     density: "SpectralDensity"
     dense: np.ndarray | None
@@ -103,7 +107,7 @@ class DensityMeasurement(Measurement):
         return replace(self, settings=settings)
 
     def requests(self) -> dict[Key, dict[str, Any]]:
-        """What is asked of each checkpoint: fields of `DensityRecord`.
+        """Return the requested fields of `DensityRecord` of each checkpoint.
 
         Raises:
             CheckpointError: If a checkpoint is not the file that is listed.
@@ -125,11 +129,11 @@ class DensityMeasurement(Measurement):
         return requests
 
     def file(self) -> DensityFile:
-        """What is stored."""
+        """Open the file of stored densities."""
         return DensityFile(self.target, self.requests())
 
     def left(self, file: DensityFile) -> list[Task]:
-        """Checkpoints that lack batches, or the audit."""
+        """List the checkpoints that lack batches, or the audit."""
         tasks = [
             replace(task, indices=file.missing(_key(task), self.settings.num_batches))
             for task in self.tasks
@@ -201,7 +205,7 @@ class DensityOutput(Output):
         return self.measurement.left(self.file)
 
     def accept(self, series: str, prepared: PreparedSeries) -> PreparedSeries:
-        """Make up for an audit that was left out."""
+        """Record a series, and add a missing audit to its stored records."""
         self._used[series] = prepared.used
         self._passed[series] = bool(prepared.audit["passed"])
         if prepared.audit["passed"]:
@@ -216,7 +220,7 @@ class DensityOutput(Output):
         return 0
 
     def finish(self) -> None:
-        """Let records say which batches that were asked for are missing."""
+        """Record which requested batches are missing."""
         for task in self.measurement.left(self.file):
             record = self.file.known.get(_key(task))
             if task.indices and record is not None and task.series.name in self._used:
@@ -242,7 +246,7 @@ def _key(task: Task) -> Key:
 
 
 class DensityBench(Bench):
-    """A series, or a model by its name, whose densities are measured in this process."""
+    """A series, or a model by its name, whose densities this process measures."""
 
     def __init__(
         self,
@@ -258,7 +262,7 @@ class DensityBench(Bench):
 
 
 def _measure(bench: DensityBench, index: int) -> BatchDensity:
-    """The density of a batch, and its exact spectrum where it is small.
+    """Measure the density of a batch; small ones also exactly.
 
     Raises:
         ObjectiveError, NumericalError, MemoryLimitError: If there is none.
@@ -267,13 +271,15 @@ def _measure(bench: DensityBench, index: int) -> BatchDensity:
 
     settings, loaded = bench.settings, bench.loaded
     operator = bench.products.operator(loaded.objective, loaded.params, loaded.batch(index))
+    # Each batch has its own seed, so that the probes of different batches are independent.
     seed = settings.seed + 7919 * index
     density = linalg.density(
         operator, num_probes=settings.num_probes, num_matvecs=settings.num_matvecs, seed=seed
     )
     if float(density.nodes.abs().nan_to_num().max()) > LARGEST_VALUE:
         raise NumericalError(
-            f"batch {index} has a Ritz value beyond {LARGEST_VALUE:.3g}: products overflowed. Scale the loss."
+            f"batch {index} has a Ritz value beyond {LARGEST_VALUE:.3g}: products overflowed. "
+            "Scale the loss."
         )
     small = operator.n - operator.num_unused <= settings.dense_limit
     dense = linalg.dense_spectrum(operator).numpy() if small else None
@@ -282,7 +288,7 @@ def _measure(bench: DensityBench, index: int) -> BatchDensity:
 
 
 def batches_of(record: DensityRecord) -> dict[int, BatchDensity]:
-    """The batches of a record, each on its own."""
+    """Split a record into its batches."""
     parts = spectral_density(record).by_operator()
     dense: list[Any] = (
         list(record.dense_eigenvalues) if record.dense_eigenvalues.size else [None] * len(parts)
@@ -301,7 +307,7 @@ def joined_record(
     audited: bool,
     used: Mapping[str, Any],
 ) -> DensityRecord:
-    """The batches that are measured, of the first so many, as one record."""
+    """Join the measured batches among the first `num_batches` into a record."""
     from landscape.linalg import SpectralDensity
 
     batches = [measured[index] for index in sorted(measured)]
@@ -317,14 +323,18 @@ def joined_record(
         together,
         **{**facts, "settings": facts["settings"] | which},
         audited=audited,
-        # Ritz values of exact pairs prove their signs.
+        # |theta - lambda| <= residual for each exact pair, so theta + residual < 0 proves a
+        # negative eigenvalue.
         num_negative=(together.exact + together.exact_residuals < 0).sum(dim=1).numpy(),
         dense_eigenvalues=np.stack(dense) if len(dense) == len(batches) else np.zeros((0, 0)),
     )
 
 
 class NamedModel:
-    """A model by its name with random weights, on OpenMoji pictures; measured as a series of one checkpoint."""
+    """A model by its name with random weights, on OpenMoji pictures.
+
+    It is measured as a series of a single checkpoint.
+    """
 
     used: dict[str, Any] = {}
 
@@ -340,7 +350,7 @@ class NamedModel:
         self.objective, self.params = contrastive_objective(self.model)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Keep the random weights."""
+        """Do nothing: the model keeps its random weights."""
 
     def batch(self, index: int) -> Any:
         return self.batches[index]
@@ -362,8 +372,9 @@ class NamedModel:
             passed = report.passed
             if not passed:
                 raise ObjectiveError(
-                    f"{self.name}: the audit failed for {', '.join(report.blamed[:3])}, so the density would not be the "
-                    f"Hessian's. See `landscape audit {self.name}`, or measure anyway, and marked so, with --unaudited."
+                    f"{self.name}: the audit failed for {', '.join(report.faulty_modules[:3])}, so "
+                    "the density would not be the Hessian's. See `landscape audit "
+                    f"{self.name}`, or measure anyway, and marked so, with --unaudited."
                 )
         products = SeriesProducts(measurement.settings.products)
         products.choose(self.objective, self.params, lambda: self.batches[0])
@@ -384,15 +395,15 @@ def manifest_measurement(
     epochs: Sequence[int] | None,
     **options: Any,
 ) -> DensityMeasurement:
-    """The densities of a manifest's checkpoints.
+    """Build the measurement of the densities of a manifest's checkpoints.
 
     Raises:
-        ManifestError: If it has fewer batches, or no such epoch.
+        ManifestError: If the manifest has fewer batches, or no such epoch.
     """
     if settings.num_batches > manifest.data.num_batches:
         raise ManifestError(
-            f"{manifest.path}: has {manifest.data.num_batches} batches, but a density over {settings.num_batches} was asked for. "
-            "Lower --batches, or raise num_samples."
+            f"{manifest.path}: has {manifest.data.num_batches} batches, but a density over "
+            f"{settings.num_batches} was asked for. Lower --batches, or raise num_samples."
         )
     selection = Selection(
         epochs=None if epochs is None else tuple(epochs), num_batches=settings.num_batches
@@ -407,10 +418,10 @@ def manifest_measurement(
 def model_measurement(
     name: str, settings: DensitySettings, target: Path, **options: Any
 ) -> DensityMeasurement:
-    """The density of a model by its name with random weights.
+    """Build the measurement of a model by its name with random weights.
 
     Raises:
-        LandscapeError: If that can be no name of a model.
+        LandscapeError: If this cannot be the name of a model.
     """
     is_path = name.startswith(LOCAL_DIR) or name.endswith(".json")
     short = (

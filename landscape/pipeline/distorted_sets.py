@@ -1,16 +1,22 @@
-"""One's own labelled pictures, or OpenMoji's, through the distortions: a set for each kind and level, made when it is read."""
+"""The user's labelled pictures, or OpenMoji's, with distortions.
+
+A set for each kind and level; pictures are distorted when they are read.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape.errors import DataError, DistortionError, PictureError
+from landscape.distortions import KINDS, Inputs, amplitude_spectrum, distort, kind_of, to_bytes
+from landscape.distortions.sources import SourcePicture, read_picture
+from landscape.errors import DataError, DistortionError, LandscapeError, PictureError
 from landscape.pipeline.picture_sets import OpenedSet, SetRequest, sources_of
 from landscape.store.predictions import PictureSet
 
@@ -18,27 +24,29 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from landscape.datasets import LabelledPictures
-    from landscape.distortions import Inputs, Kind, Picture
-    from landscape.distortions.sources import SourcePicture
+    from landscape.distortions import Kind, Picture
 
-# Before the name of a distortion, so that one's own pictures are never taken for the published stimuli.
+# Prefix of the name of a distortion, so that own pictures are never mistaken for the published
+# stimuli.
 OWN = "own/"
 _OPENMOJI = "openmoji"
 # Bytes of distorted pictures that a process keeps for the next checkpoint.
 _KEPT = 2**29
-# Pictures whose mean amplitudes equalise power; so many tell a mean spectrum to a few percent.
-_MOST_FOR_SPECTRUM = 500
+# Number of pictures whose mean amplitudes equalise power; it determines a mean spectrum to a few
+# percent.
+_MAX_FOR_SPECTRUM = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistortedRequest:
-    """A labelled set through one distortion at one level.
+    """A labelled set with a distortion at a given level.
 
     Args:
         base: The clean pictures: OpenMoji's, or class folders.
         kind, level: As in `landscape.distortions.KINDS`.
-        seed: Of random distortions.
-        size: Side in pixels to which clean pictures are cut before they are distorted.
+        seed: Seed of random distortions.
+        size: Side in pixels to which clean pictures are cropped before they are distorted.
+        left_out: As in `PictureSet`.
     """
 
     base: SetRequest
@@ -46,6 +54,7 @@ class DistortedRequest:
     level: str
     seed: int = 0
     size: int
+    left_out: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def dataset(self) -> str:
@@ -56,14 +65,12 @@ class DistortedRequest:
         return f"{self.dataset} {self.level}"
 
     def open(self) -> OpenedSet:
-        """The pictures, and what is stored of them.
+        """Open the pictures, with the facts that are stored about them.
 
         Raises:
-            DataError: If there are none, or none that the distortion can be made of.
+            DataError: If there are no pictures, or none that can have the distortion.
             DistortionError: If pictures of this size cannot have the level.
         """
-        from landscape.distortions import kind_of
-
         kind = kind_of(self.kind)
         level = kind.level(self.level)
         kind.check_size(level, self.size, self.size)
@@ -81,9 +88,10 @@ class DistortedRequest:
         notes = [*labelled.notes, *labelled.classes.notes]
         if left_out:
             notes.append(
-                f"{left_out} of {len(labelled)} pictures are left out: without transparency, so without a silhouette."
+                f"{left_out} of {len(labelled)} pictures are left out: without transparency, so "
+                "without a silhouette."
             )
-        one = PictureSet(
+        stored = PictureSet(
             dataset=self.dataset,
             title=f"{labelled.name}, {self.kind}",
             condition=level.text,
@@ -94,61 +102,89 @@ class DistortedRequest:
             sources=sources_of(labelled.classes),
             pictures_digest=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
             notes=tuple(dict.fromkeys(notes)),
+            left_out=self.left_out,
             keys=tuple(labelled.key(i) for i in chosen),
             labels=np.array([labelled.label(i) for i in chosen], dtype=np.int32),
         )
         return OpenedSet(
-            one, _DistortedPictures(self, labelled, kind, level.text, chosen), labelled.classes
+            stored, _DistortedPictures(self, labelled, kind, level.text, chosen), labelled.classes
         )
 
 
 def distorted_requests(
     base: SetRequest, *, kinds: Iterable[str] = (), size: int, seed: int = 0
-) -> Iterator[DistortedRequest]:
-    """A request for each level of each distortion; of all that these pictures can have where no kinds are named.
+) -> tuple[DistortedRequest, ...]:
+    """Build a request for each level of each distortion.
+
+    Where no kinds are named, all that these pictures can have. Each request states what was left
+    out.
 
     Raises:
-        DistortionError: If there is no such distortion, or it was asked for and pictures of this size cannot have it.
+        DistortionError: If there is no such distortion, or it was requested and pictures of this
+            size cannot have it.
     """
-    from landscape.distortions import KINDS, kind_of
-    from landscape.errors import DistortionError
-
     kinds = tuple(kinds)
-    drawn = base.path is None
+    wanted: list[tuple[str, str]] = []
+    left_out: dict[str, str] = {}
     for name in kinds or [
         kind.name for kind in KINDS.values() if kind.in_all or not kind.is_parametric
     ]:
         kind = kind_of(name)
-        if kind.needs == "svg" and not drawn:
-            if kinds:
+        refused = _refused_levels(base, kind, size)
+        if kinds and refused:
+            raise next(iter(refused.values()))
+        wanted += [(name, level.text) for level in kind.levels if level.text not in refused]
+        if len(refused) == len(kind.levels):
+            left_out[name] = _reason(next(iter(refused.values())))
+        else:
+            left_out |= {f"{name} {level}": _reason(error) for level, error in refused.items()}
+    return tuple(
+        DistortedRequest(base=base, kind=name, level=level, seed=seed, size=size, left_out=left_out)
+        for name, level in wanted
+    )
+
+
+def _refused_levels(base: SetRequest, kind: "Kind", size: int) -> dict[str, LandscapeError]:
+    """Return the levels that these pictures cannot have, with the reasons."""
+    refused: dict[str, LandscapeError] = {}
+    for level in kind.levels:
+        try:
+            if kind.needs == "alpha" and base.path is not None:
+                _with_what_it_needs(_labelled(base), kind)
+            if kind.needs == "svg" and base.path is not None:
                 raise DistortionError(
-                    f"{name}: is made of the line layer of a drawing, and {base.place} has none. Leave it out."
+                    f"{kind.name}: is made of the line layer of a drawing, and {base.place} has "
+                    "none. Leave it out."
                 )
-            continue
-        for level in kind.levels:
-            try:
-                kind.check_size(level, size, size)
-            except DistortionError:
-                if kinds:
-                    raise
-                continue
-            yield DistortedRequest(base=base, kind=name, level=level.text, seed=seed, size=size)
+            kind.check_size(level, size, size)
+        except PictureError:
+            raise
+        except (DataError, DistortionError) as error:
+            refused[level.text] = error
+    return refused
+
+
+def _reason(error: LandscapeError) -> str:
+    return str(error).partition(". ")[0]
 
 
 @lru_cache(maxsize=4)
 def _labelled(base: SetRequest) -> "LabelledPictures":
-    """The clean set, opened once for all its distortions."""
+    """Open the clean set, once for all its distortions."""
     return base.labelled()
 
 
 def forget_own() -> None:
-    """Look at folders anew: files may have come or gone since an earlier run of this process."""
+    """Clear the caches of folders.
+
+    Files may have come or gone since an earlier run of this process.
+    """
     _labelled.cache_clear()
     _mean_amplitudes.cache_clear()
 
 
 def _with_what_it_needs(labelled: "LabelledPictures", kind: "Kind") -> tuple[int, ...]:
-    """The pictures of which a distortion can be made.
+    """Return the indices of the pictures that can have a distortion.
 
     Raises:
         DataError: If there is none.
@@ -156,32 +192,47 @@ def _with_what_it_needs(labelled: "LabelledPictures", kind: "Kind") -> tuple[int
     everything = tuple(range(len(labelled)))
     if kind.needs != "alpha" or not labelled.path:
         return everything
-    from landscape.clip.pictures import has_transparency
-
-    # One that cannot be read has an answer of its own, which is missing.
+    # A picture that cannot be read stays in the set; its answer is then missing.
     paths = [_source(labelled, i).path for i in everything]
     chosen = tuple(
         i
         for i, path in enumerate(paths)
-        if path is not None and has_transparency(path) is not False
+        if path is not None and _has_transparency(path) is not False
     )
     if not chosen:
         raise DataError(
-            f"{labelled.name}: no picture has transparency, and a {kind.name} is made of it. Leave {kind.name} out with --kind."
+            f"{labelled.name}: no picture has transparency, and a {kind.name} is made of it. Leave "
+            f"{kind.name} out with --kind."
         )
     return chosen
 
 
+def _has_transparency(path: Path) -> bool | None:
+    """Tell by its header whether a picture has transparency; None if unreadable."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return _read_transparency(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**17)
+def _read_transparency(path: Path, size: int, changed: int) -> bool | None:
+    """Read a header.
+
+    It is read again only if the size or the time of the last change differs.
+    """
+    from landscape.clip.pictures import has_transparency
+
+    return has_transparency(path)
+
+
 def _source(labelled: "LabelledPictures", index: int) -> "SourcePicture":
-    """A clean picture as `landscape.distortions.sources` reads it.
+    """Return a clean picture as `landscape.distortions.sources` reads it.
 
     Raises:
         PictureError: If it is no file of its own, or gone.
     """
-    from pathlib import Path
-
-    from landscape.distortions.sources import SourcePicture
-
     key = labelled.key(index)
     if not labelled.path:
         return SourcePicture(key, _OPENMOJI)
@@ -191,19 +242,25 @@ def _source(labelled: "LabelledPictures", index: int) -> "SourcePicture":
     )
     if path is None:
         raise PictureError(
-            f"{labelled.name}: {key} is no file in {labelled.path}, and only pictures in class folders are distorted. Unpack "
-            "them into <class>/<picture>."
+            f"{labelled.name}: {key} is no file in {labelled.path}, and only pictures in class "
+            "folders are distorted. Unpack them into <class>/<picture>."
         )
     return SourcePicture(key, labelled.classes.names[labelled.label(index)][0], path)
 
 
 def _name_of(labelled: "LabelledPictures", key: str) -> str:
-    """The name on which random distortions depend, as in `landscape distort`: the path without its suffix."""
+    """Return the name on which random distortions depend.
+
+    As in `landscape distort`, it is the path without its suffix.
+    """
     return os.path.splitext(key)[0] if labelled.path else key
 
 
 class _DistortedPictures:
-    """Pictures that are distorted when they are read; some are kept for the next checkpoint."""
+    """Pictures that are distorted when they are read.
+
+    Some are kept in memory for the next checkpoint.
+    """
 
     _kept: dict[tuple[str, str], np.ndarray] = {}
 
@@ -227,8 +284,6 @@ class _DistortedPictures:
     def picture(self, i: int) -> "Image.Image":
         from PIL import Image
 
-        from landscape.distortions import distort, to_bytes
-
         index = self._chosen[i]
         key = self._labelled.key(index)
         kept = _DistortedPictures._kept
@@ -248,21 +303,18 @@ class _DistortedPictures:
             except DistortionError as error:
                 raise PictureError(f"{key}: {error}") from error
             pixels = to_bytes(distorted)
-            # Every checkpoint reads all pictures in the same order, so what came first is not given up for what came last.
+            # Every checkpoint reads all pictures in the same order, so the first ones stay in the
+            # cache.
             if (len(kept) + 1) * pixels.nbytes <= _KEPT:
                 kept[self._name, key] = pixels
         return Image.fromarray(pixels)
 
     def _clean(self, index: int) -> "Picture":
-        from landscape.distortions.sources import read_picture
-
         return read_picture(
             _source(self._labelled, index), self._request.size, needs={self._kind.needs}
         )
 
     def _inputs(self, clean: "Picture") -> "Inputs":
-        from landscape.distortions import Inputs
-
         if self._kind.name != "power-equalisation" or self._level == self._kind.control:
             return Inputs()
         return Inputs(amplitudes=_mean_amplitudes(self._request.base, self._request.size))
@@ -270,12 +322,12 @@ class _DistortedPictures:
 
 @lru_cache(maxsize=4)
 def _mean_amplitudes(base: SetRequest, size: int) -> np.ndarray:
-    """The mean amplitude spectrum of a set's pictures; of 500 spread evenly where it has more."""
-    from landscape.distortions import amplitude_spectrum
-    from landscape.distortions.sources import read_picture
+    """Compute the mean amplitude spectrum of a set's pictures.
 
+    If it has more than 500, these are spread evenly over the set.
+    """
     labelled = _labelled(base)
-    step = -(-len(labelled) // _MOST_FOR_SPECTRUM)
+    step = -(-len(labelled) // _MAX_FOR_SPECTRUM)
     total, number = np.zeros((size, size)), 0
     for index in range(0, len(labelled), step):
         try:

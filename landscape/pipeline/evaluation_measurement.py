@@ -1,10 +1,14 @@
-"""What `landscape evaluate` measures: the answers of every checkpoint to labelled pictures, a stretch of a set at a time."""
+"""The measurement of `landscape evaluate`: answers to labelled pictures.
 
+A unit is a stretch of consecutive pictures of a set.
+"""
+
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,10 +31,15 @@ from landscape.store.predictions import PredictionStore
 from landscape.workers.run_status import remove_status
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from landscape.zeroshot import ZeroShotModel
 
-# Pictures of a unit: what a kill costs at most, and few enough for workers to share a small set.
+# Pictures of a unit: the most that a killed run loses, and few enough for workers to share a small
+# set.
 PICTURES_A_UNIT = 256
+# Number of timings of a forward pass, and seconds after which three timings are enough.
+_NUM_TIMED, _ENOUGH_SECONDS = 5, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +47,10 @@ class EvaluationMeasurement(Measurement):
     """The answers of checkpoints to pictures.
 
     Args:
-        checkpoints: Those of the manifest that are evaluated.
+        checkpoints: Checkpoints of the manifest that are evaluated.
         requests: The sets, which every process opens for itself.
-        sizes, identities: Number of pictures and digest of each set, as the process that has the output found them.
+        opened: The sets as opened by the process that has the output; not sent to others.
+        sizes, identities: Number of pictures and digest of each of these.
         target: The HDF5 file of the predictions.
     """
 
@@ -51,11 +61,15 @@ class EvaluationMeasurement(Measurement):
     identities: tuple[str, ...]
     target: Path
     device: str | None = None
+    opened: tuple[OpenedSet, ...] | None = field(default=None, compare=False, repr=False)
     noun = "units of pictures"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"opened": None}
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
-        """The units of a checkpoint, in the order of the sets."""
+        """Return the units of a checkpoint, in the order of the sets."""
         return tuple(
             Stretch(number, first, min(first + PICTURES_A_UNIT, size))
             for number, size in enumerate(self.sizes)
@@ -76,26 +90,29 @@ class EvaluationMeasurement(Measurement):
         return [task.checkpoint.path for task in self.checkpoints if not is_gone(task.checkpoint)]
 
     def digests(self, store: PredictionStore) -> dict[tuple[str, int], str]:
-        """The digest of each checkpoint's file.
+        """Return the digest of each checkpoint's file.
 
         Raises:
             CheckpointError: If a checkpoint is not the file that is listed.
         """
-        found = {}
+        digests = {}
         for task in self.checkpoints:
             key = task.series.name, task.checkpoint.epoch
             known = store.checkpoints.get(key)
-            found[key] = digest_of(
+            digests[key] = digest_of(
                 task.checkpoint, stored=None if known is None else known.checkpoint_sha256
             )
-        return found
+        return digests
 
     def title(self, task: Task) -> str:
         return task.place
 
     def failure(self, task: Task, index: int, reason: str) -> str:
         stretch = self.stretches[index]
-        return f"{task.place}, {self.requests[stretch.number].place} pictures {stretch.first} to {stretch.last - 1}: {reason}"
+        return (
+            f"{task.place}, {self.requests[stretch.number].place} pictures {stretch.first} to "
+            f"{stretch.last - 1}: {reason}"
+        )
 
     def sent(self, tasks: Sequence[Task]) -> Self:
         return replace(self, manifest=sent(self.manifest, tasks[0].series), checkpoints=())
@@ -104,7 +121,8 @@ class EvaluationMeasurement(Measurement):
     def open(self) -> Iterator[EvaluationOutput]:
         lock = FolderLock(parts_folder(self.target), output=self.target)
         try:
-            sets = [request.open().one for request in self.requests]
+            assert self.opened is not None, "the process that has the output has opened the sets"
+            sets = [opened.stored for opened in self.opened]
             output = EvaluationOutput(
                 self.target,
                 lock.folder,
@@ -125,20 +143,18 @@ class EvaluationMeasurement(Measurement):
     def prepare(
         self, session: Session, tasks: Sequence[Task], known: KnownSeries
     ) -> PreparedSeries:
-        """Build the model, compare it with every checkpoint and set, and time a few pictures."""
+        """Build the model, check checkpoints and sets, time a few pictures."""
         import torch
 
         opened = self._opened(session)
         model = self._model(session, tasks[0])
-        for one in opened:
-            model.check_classes(one.classes, name=one.one.place)
+        for opened_set in opened:
+            model.check_classes(opened_set.classes, name=opened_set.stored.place)
         for task in tasks:
             model.check_fit(task.checkpoint)
         size = model.preprocess.size
         blank = torch.zeros(min(model.num_at_once, 8), 3, *size)
-        begun = time.perf_counter()
-        model.see(blank)
-        seconds = (time.perf_counter() - begun) / len(blank)
+        seconds = median_seconds(partial(_see, model, blank)) / len(blank)
         cuda = model.device.type == "cuda"
         return PreparedSeries(
             used=model.used,
@@ -154,42 +170,74 @@ class EvaluationMeasurement(Measurement):
     def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "EvaluationBench":
         return EvaluationBench(self, self._model(session, task), prepared, self._opened(session))
 
-    def _opened(self, session: Session) -> list[OpenedSet]:
+    def _opened(self, session: Session) -> Sequence[OpenedSet]:
+        if self.opened is not None:
+            return self.opened
+
         def make() -> Any:
-            # Of a process that outlives a run, such as a worker of Dask.
+            # A process that outlives a run, such as a worker of Dask, may have caches of earlier
+            # folders.
             forget_own()
             forget_stimuli()
             opened = [request.open() for request in self.requests]
-            for one, identity in zip(opened, self.identities):
-                if one.identity != identity:
+            for opened_set, identity in zip(opened, self.identities):
+                if opened_set.identity != identity:
                     raise StoreError(
-                        f"{one.one.place}: this process sees other pictures or classes than the one that keeps {self.target}. "
-                        "Let all workers see the same files."
+                        f"{opened_set.stored.place}: this process sees other pictures or classes "
+                        f"than the one that keeps {self.target}. Let all workers see the same "
+                        "files."
                     )
             return opened
 
-        opened: Any = session.other(("sets", self.requests), make)
-        return list(opened)
+        opened: list[OpenedSet] = session.other(("sets", self.requests), make)
+        return opened
 
     def _model(self, session: Session, task: Task) -> "ZeroShotModel":
         return session.model(task.series, self.device)
 
 
+def median_seconds(work: Callable[[], object]) -> float:
+    """Return the median time of a piece of work.
+
+    It is repeated up to 5 times; 3 times are enough if these take over a second. Before that, the
+    work is done once without timing, since the first time includes what is done only once. A single
+    measurement under load may be several times too long.
+    """
+    work()
+    seconds: list[float] = []
+    while len(seconds) < _NUM_TIMED and (len(seconds) < 3 or sum(seconds) < _ENOUGH_SECONDS):
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds)
+
+
+def _see(model: "ZeroShotModel", pictures: "Tensor") -> None:
+    import torch
+
+    model.see(pictures)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
 class EvaluationBench(Bench):
-    """A model that answers in this process."""
+    """A model that classifies pictures in this process."""
 
     def __init__(
         self,
         measurement: EvaluationMeasurement,
         model: "ZeroShotModel",
         prepared: PreparedSeries,
-        opened: list[OpenedSet],
+        opened: Sequence[OpenedSet],
     ) -> None:
         super().__init__(model, prepared)
         self.stretches, self.opened = measurement.stretches, opened
 
     def measure(self, index: int) -> UnitPredictions:
-        """The answers to a stretch of a set; a picture that cannot be read has none, and is counted."""
+        """Classify a stretch of a set.
+
+        A picture that cannot be read has no answer, and is counted.
+        """
         import torch
 
         from landscape.zeroshot import by_rule, num_stored, predictions_of
@@ -205,24 +253,24 @@ class EvaluationBench(Bench):
             else:
                 tensors.append(result)
                 places.append(place)
-        width = num_stored(len(opened.one.class_names))
+        width = num_stored(len(opened.stored.class_names))
         top = np.full((stretch.last - stretch.first, width), -1, dtype=np.int32)
         scores = np.full(top.shape, np.nan, dtype=np.float32)
         if places:
-            found = self.loaded.scores(torch.stack(tensors), opened.classes)
-            if not torch.isfinite(found).all():
-                bad = places[int((~torch.isfinite(found)).any(dim=1).nonzero()[0])]
+            class_scores = self.loaded.scores(torch.stack(tensors), opened.classes)
+            if not torch.isfinite(class_scores).all():
+                bad = places[int((~torch.isfinite(class_scores)).any(dim=1).nonzero()[0])]
                 raise NumericalError(
-                    f"{opened.one.keys[stretch.first + bad]}: the model's scores are not finite, so any answer would be "
-                    "arbitrary. Check the checkpoint."
+                    f"{opened.stored.keys[stretch.first + bad]}: the model's scores are not "
+                    "finite, so any answer would be arbitrary. Check the checkpoint."
                 )
             top[places], scores[places] = predictions_of(
-                *by_rule(opened.one.rule, found, self.loaded)
+                *by_rule(opened.stored.rule, class_scores, self.loaded)
             )
         return UnitPredictions(stretch.number, stretch.first, top, scores, unread)
 
     def _read(self, pictures: Pictures, indices: range) -> Iterator[Any]:
-        """The input of the model for each picture, or why there is none."""
+        """Yield the model's input for each picture, or the error."""
         from concurrent.futures import ThreadPoolExecutor
 
         def read(index: int) -> Any:

@@ -1,6 +1,6 @@
-"""What a run would meet: models, checkpoints, the first batch, and the time and memory of its products.
+"""The forecast of a run: models, checkpoints, first batch, time and memory.
 
-Nothing is written, and an error in one series does not keep the others from being looked at.
+Nothing is written. An error in a series does not prevent the forecast of the others.
 """
 
 import sys
@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.errors import LandscapeError, PictureError
+from landscape.errors import LandscapeError, PictureError, StoreError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.manifest.selection import Task
-from landscape.pipeline.products import ProductSettings, SeriesProducts, strategy_for
+from landscape.pipeline.products import HvpSettings, SeriesProducts, strategy_for
+from landscape.pipeline.series import load_series, open_data
+from landscape.pipeline.shard_settings import ShardSettings
 from landscape.pipeline.solve import SolverSettings
+from landscape.pipeline.vectors import bytes_of_vectors, check_room
 from landscape.store.as_trained import described_as_trained
 from landscape.terminal import duration_text, seconds_text, size_text
 
@@ -28,12 +32,12 @@ if TYPE_CHECKING:
     from landscape.clip.pairs import Pairs
     from landscape.curvature import Batch, FiniteDifferenceOperator, HessianOperator
 
-# Of `eigsh` for k = 5 on the six cases of experiments/benchmark_peers.txt: 21, 22, 24, 25, 26 and 30. Of the power methods
-# no such number is known: they stop by a relative change.
+# Products of `eigsh` for k = 5 on the six cases of experiments/benchmark_peers.txt: 21, 22, 24, 25,
+# 26 and 30. For the power methods no such number is known: they stop by a relative change.
 _NUM_PRODUCTS, _MEASURED_K = 25, 5
 _COLUMNS, _MARGIN = 80, 15
 _NUM_TIMED, _ENOUGH_SECONDS = 3, 1.0
-# What recording HVPs takes off the time, by strategy.
+# Time saved by recording HVPs, by strategy.
 _SAVED = {
     "traced": "; the run records a graph, for a tenth less",
     "compiled": "; the run compiles a graph once, for about half",
@@ -42,11 +46,11 @@ _SAVED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a dry run says beside the list of tasks.
+    """Lines that a dry run prints beside the list of tasks.
 
     Attributes:
-        lines: For a terminal.
-        num_refused: Reasons for which the run would be refused.
+        lines: Lines for a terminal.
+        num_refused: Number of reasons for which the run would be refused.
     """
 
     lines: tuple[str, ...] = ()
@@ -55,12 +59,13 @@ class Forecast:
 
 @dataclass
 class _Series:
-    """What was seen of one series."""
+    """Findings about a series."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     seconds: float = 0.0
     memory: int = 0
+    vector_bytes: int = 0
 
 
 def forecast(
@@ -70,41 +75,67 @@ def forecast(
     *,
     hvp: str,
     audited: bool,
-    products: ProductSettings,
+    products: HvpSettings,
     solver: SolverSettings,
+    shards: ShardSettings | None = None,
+    vectors_in: Path | None = None,
 ) -> Forecast:
-    """Look at everything that a run would need, and time a product of each series.
+    """Check what a run needs, and time a product per series.
 
     Args:
+        vectors_in: The output, if it is going to hold eigenvectors.
         audited: Whether an audit of each series comes first; it is not made here.
+        shards: Processes that share each model: then nothing is timed, and no numbers of a
+            checkpoint are read.
     """
-    from landscape.clip.image_text import open_pairs
-
     if not tasks:
         return Forecast()
     try:
-        pairs = open_pairs(manifest.data)
+        pairs = open_data(manifest)
     except LandscapeError as error:
         return Forecast(lines=(f"refused: {error}",), num_refused=1)
     lines: list[str] = []
     seen: list[_Series] = []
     for name, group in groupby(tasks, key=lambda task: task.series.name):
-        look = _Look(
-            manifest, list(group), pairs, device, hvp=hvp, products=products, solver=solver
+        options: dict[str, Any] = {
+            "hvp": hvp,
+            "products": products,
+            "solver": solver,
+            "shards": shards,
+            "keep_vectors": vectors_in is not None,
+        }
+        look = (_Look if shards is None else _LookAtCut)(
+            manifest, list(group), pairs, device, **options
         )
         seen.append(look.all())
         lines += ["", f"{name}: {look.title}", *_rows(seen[-1].rows)]
-        # On one line each, as the run would print it.
+        # Each on one line, as the run would print it.
         lines += [f"  {'refused':<{_MARGIN - 2}}{reason}" for reason in seen[-1].refusals]
-    num_refused = sum(len(one.refusals) for one in seen)
-    return Forecast(
-        lines=(*lines, "", *_in_all(manifest.hessian, seen, audited=audited)),
-        num_refused=num_refused,
+    if vectors_in is not None:
+        reasons = _refused_vectors(vectors_in, seen)
+        lines += ["", *(f"refused: {reason}" for reason in reasons)] if reasons else []
+        seen[-1].refusals += reasons
+    num_refused = sum(len(series.refusals) for series in seen)
+    closing = (
+        _in_all(manifest.hessian, seen, audited=audited) if shards is None or num_refused else []
     )
+    return Forecast(lines=(*lines, *([""] if closing else []), *closing), num_refused=num_refused)
+
+
+def _refused_vectors(output: Path, seen: Sequence[_Series]) -> list[str]:
+    """Explain why the disk cannot hold the vectors, if so."""
+    try:
+        check_room(output, sum(series.vector_bytes for series in seen))
+    except StoreError as error:
+        return [str(error)]
+    return []
 
 
 def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Rows for a terminal; long ones are wrapped, and a key that repeats is said once."""
+    """Format rows for a terminal.
+
+    Long rows are wrapped, and a repeated key is shown once.
+    """
     lines: list[str] = []
     before = ""
     for key, text in rows:
@@ -122,45 +153,55 @@ def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def num_products_of(hessian: HessianSettings) -> int:
-    """Products of a batch that are assumed: at k = 5 what was measured, above in proportion."""
+    """Return the assumed number of products per batch.
+
+    For k <= 5 it is the measured number; above, it is proportional to k.
+    """
     return min(hessian.max_matvecs, _NUM_PRODUCTS * max(hessian.k, _MEASURED_K) // _MEASURED_K)
 
 
 def _in_all(hessian: HessianSettings, seen: Sequence[_Series], *, audited: bool) -> list[str]:
-    num_refused = sum(len(one.refusals) for one in seen)
+    num_refused = sum(len(series.refusals) for series in seen)
     if num_refused:
         reasons = "1 reason" if num_refused == 1 else f"{num_refused} reasons"
         return [f"As it is, this run would be refused: {reasons} above."]
-    seconds, memory = sum(one.seconds for one in seen), max(one.memory for one in seen)
+    seconds, memory = sum(series.seconds for series in seen), max(series.memory for series in seen)
     if hessian.method != "lanczos":
         return [
-            f"{size_text(memory)} beside the model. How many products method {hessian.method} takes is",
+            f"{size_text(memory)} beside the model. How many products method {hessian.method} "
+            "takes is",
             "not known before, and so neither is the time.",
         ]
     how = "" if hessian.k <= _MEASURED_K else f", in proportion for k = {hessian.k}"
     audit = " The audit of each series comes on top." if audited else ""
     assumed = (
-        f"Assumed are {num_products_of(hessian)} products a batch: 21 to 30 were measured for k = {_MEASURED_K} on small CLIP "
-        f"models{how}; the limit is {hessian.max_matvecs}.{audit}"
+        f"Assumed are {num_products_of(hessian)} products a batch: 21 to 30 were measured for k = "
+        f"{_MEASURED_K} on small CLIP models{how}; the limit is {hessian.max_matvecs}.{audit}"
     )
-    total = f"In all about {duration_text(seconds)} on this machine, {size_text(memory)} beside the model."
+    total = (
+        f"In all about {duration_text(seconds)} on this machine, {size_text(memory)} beside the "
+        "model."
+    )
     return [total, *textwrap.wrap(assumed, width=_COLUMNS)]
 
 
 class _Look:
-    """Looks at one series, as far as it goes."""
+    """A check of a series, as far as possible."""
 
     def __init__(
         self,
         manifest: Manifest,
         tasks: list[Task],
-        pairs: "Pairs",
+        pairs: "Pairs | None",
         device: "torch.device",
         *,
         hvp: str,
-        products: ProductSettings,
+        products: HvpSettings,
         solver: SolverSettings,
+        shards: ShardSettings | None = None,
+        keep_vectors: bool = False,
     ) -> None:
+        self.shards, self.keep_vectors = shards, keep_vectors
         self.manifest, self.tasks, self.pairs, self.device = manifest, tasks, pairs, device
         self.hvp, self.solver, self.products = hvp, solver, SeriesProducts(products)
         self.seen = _Series()
@@ -168,7 +209,10 @@ class _Look:
         self._index = tasks[0].indices[0]
 
     def all(self) -> _Series:
-        """Build, load, read and time; what fails is a refusal, and what needs it is left out."""
+        """Build, load, read and time a series.
+
+        Each failure is a refusal; steps that need the failed one are left out.
+        """
         loaded = self._tried(self._build)
         if loaded is None:
             return self.seen
@@ -186,10 +230,9 @@ class _Look:
             return None
 
     def _build(self) -> "LoadedSeries":
-        from landscape.clip.loaded_series import LoadedSeries
-
-        loaded = LoadedSeries.of(
-            self.manifest, self.tasks[0].series, self.pairs, device=self.device
+        on_meta = self.shards is not None
+        loaded = load_series(
+            self.manifest, self.tasks[0].series, self.pairs, device=self.device, on_meta=on_meta
         )
         total = sum(parameter.numel() for parameter in loaded.model.parameters())
         studied = sum(parameter.numel() for parameter in loaded.params.values())
@@ -217,7 +260,10 @@ class _Look:
         return fitting > 0
 
     def _first_batch(self, loaded: "LoadedSeries") -> "Batch":
-        """The first batch whose pictures can be read: a bad picture costs its own batch alone."""
+        """Read the first batch with readable pictures.
+
+        An unreadable picture affects only its own batch.
+        """
         for index in self.tasks[0].indices:
             try:
                 batch = loaded.batch(index)
@@ -246,12 +292,13 @@ class _Look:
         begun = time.perf_counter()
         operator = self._operator(loaded, index)
         loaded.batches.digest(index)
-        # Builds what is kept between products, as every batch does.
+        # This builds what is kept between products, as every batch does.
         self._choose(operator)
         per_batch = time.perf_counter() - begun
         seconds = _seconds_of_product(operator)
         num_batches = sum(len(task.indices) for task in self.tasks)
         num_products = num_products_of(hessian)
+        # Lanczos keeps a vector per product; vectors of the other methods are not counted.
         vectors = (
             operator.n * operator.dtype.itemsize * num_products * (hessian.method == "lanczos")
         )
@@ -267,14 +314,20 @@ class _Look:
                 f"{size_text(peak[0])} for products, {size_text(vectors)} for Krylov vectors",
             )
         )
+        if self.keep_vectors:
+            num_used = operator.n - operator.num_unused
+            size = num_batches * bytes_of_vectors(hessian.k, operator.n, num_used)
+            self.seen.vector_bytes = size
+            text = f"{size_text(size)} on the disk for {hessian.k} of each of {num_batches} batches"
+            self.seen.rows.append(("vectors", text))
         if hessian.method == "lanczos":
             self.seen.rows.append(
                 ("time", f"about {duration_text(self.seen.seconds)} for {num_batches} batches")
             )
 
     def _saved(self, num_products: int, seconds: float) -> str:
-        """What the run will do to be faster than the forecast."""
-        if self.hvp == "finite-difference" or self.products.asked.product != "auto":
+        """Describe how the run will be faster than the forecast."""
+        if self.hvp == "finite-difference" or self.products.asked.hvp != "auto":
             return ""
         return _SAVED.get(
             strategy_for(num_products, seconds, is_cpu=self.device.type == "cpu") or "", ""
@@ -301,10 +354,42 @@ class _Look:
         return choice.title
 
 
+class _LookAtCut(_Look):
+    """A check of a series whose model several processes share.
+
+    It runs in a single process that does not load the model.
+    """
+
+    def _checkpoints(self, loaded: "LoadedSeries") -> bool:
+        """Compare names and shapes of all checkpoints."""
+        before = len(self.seen.refusals)
+        for task in self.tasks:
+            self._tried(partial(loaded.check_fit, task.checkpoint))
+        fitting = len(self.tasks) - (len(self.seen.refusals) - before)
+        self.seen.rows.append(
+            ("checkpoints", f"{fitting} of {len(self.tasks)} fit by names and shapes")
+        )
+        return fitting > 0
+
+    def _time(self, loaded: "LoadedSeries") -> None:
+        from landscape.pipeline.shard_memory import memory_of_rank
+
+        assert self.shards is not None
+        count = self.shards.num_processes
+        memory = memory_of_rank(
+            loaded.model,
+            loaded.params,
+            num_processes=count,
+            num_vectors=num_products_of(self.manifest.hessian),
+            max_basis_memory=self.solver.sharing(count).max_basis_memory,
+        )
+        self.seen.rows.append(("memory", memory.text(count)))
+
+
 def _seconds_of_product(
     operator: "HessianOperator | FiniteDifferenceOperator", *, at_most: int = _NUM_TIMED
 ) -> float:
-    """Mean time of a few products of a random vector."""
+    """Measure the mean time of a few products with a random vector."""
     import torch
 
     from landscape.linalg.operator import seeded
@@ -321,7 +406,7 @@ def _seconds_of_product(
 
 @contextmanager
 def _peak_memory(device: "torch.device") -> Iterator[list[int]]:
-    """Bytes of tensors at their peak, beside those that were there before."""
+    """Measure the peak bytes of tensors, beyond those that existed before."""
     import torch
 
     from landscape.curvature.memory import MemoryWatch

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from landscape.curvature import HessianOperator
     from landscape.linalg import EigenPairs
 
-# Devices on which batches are taken together, and strategies for which they are; a CPU has nothing to gain.
+# Devices and strategies for which batches are measured together; on a CPU this is no faster.
 DEVICES = {"cuda"}
 STRATEGIES = ("traced", "traced-replayed")
-# How long a unit should take, which is lost where a run is interrupted; without lockstep units of one process are of one batch.
+# Seconds of a unit, which are lost if a run is interrupted. Without lockstep, units of one process
+# have a single batch.
 UNIT_SECONDS = 10.0
 
 
@@ -27,13 +28,17 @@ def measure_in_lockstep(
     num_vectors: int,
     contained: bool,
 ) -> list[Any]:
-    """The record of each batch, or its `Failure`, as many batches at a time as memory holds.
+    """Measure batches together, as many at a time as fit in memory.
 
     Args:
-        operator: Makes that of a batch.
-        record: Takes also the CPU seconds of the batch: its share of those of all that it was measured with.
+        operator: Builds the operator of a batch.
+        record: Also takes the CPU seconds of the batch: its share of those of all batches measured
+            with it.
         num_vectors: Krylov vectors that a batch is expected to need.
         contained: As `try_measure`.
+
+    Returns:
+        The record of each batch, or its `Failure`.
     """
     from landscape.curvature.lockstep import batches_that_fit
 
@@ -56,9 +61,9 @@ def measure_in_lockstep(
             lot[index] = made
         outcomes = _solved(lot, solve)
         seconds = (time.process_time() - begun) / max(1, len(lot))
-        for (index, one), outcome in zip(lot.items(), outcomes):
+        for (index, hessian), outcome in zip(lot.items(), outcomes):
             results[index] = try_measure(
-                partial(_recorded, record, index, outcome, one, seconds), contained=contained
+                partial(_recorded, record, index, outcome, hessian, seconds), contained=contained
             )
     return [results[index] for index in indices]
 
@@ -70,10 +75,10 @@ def _solved(
 
     indices, operators = list(lot), list(lot.values())
     try:
-        return solve_in_lockstep(operators, lambda place, one: solve(indices[place], one))
-    # Batches that share no graph are solved one by one; what else is wrong with one is said there.
+        return solve_in_lockstep(operators, lambda place, hessian: solve(indices[place], hessian))
+    # Batches that share no graph are solved separately; other errors of a batch are raised there.
     except Exception:
-        return [_attempted(partial(solve, index, one)) for index, one in lot.items()]
+        return [_attempted(partial(solve, index, hessian)) for index, hessian in lot.items()]
 
 
 def _attempted(solve: "Callable[[], EigenPairs]") -> "EigenPairs | Exception":

@@ -1,7 +1,8 @@
-"""Spectra of every module of a manifest's networks: one record per mini-batch and checkpoint.
+"""Spectra of every module of a manifest's networks.
 
-Beside the spectra of the whole and in the same output, as they resume, fail and merge on their own: they cost several
-times as much, so fewer batches may do.
+A record per mini-batch and checkpoint. They are stored beside the spectra of the whole models, in
+the same output, but resume, fail and merge separately: they take several times as long, so fewer
+batches may be enough.
 """
 
 import time
@@ -14,16 +15,11 @@ from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import CheckpointSeries, Manifest
 from landscape.manifest.gone import check_weights
 from landscape.manifest.selection import Task
-from landscape.pipeline.plan import RunReport, plan
+from landscape.pipeline.plan import RunReport, plan, refuse_preconditioned
 from landscape.pipeline.preparation import KnownSeries, PreparedSeries
 from landscape.pipeline.session import Session
-from landscape.pipeline.spectra import (
-    SpectraBench,
-    SpectraMeasurement,
-    checked_record,
-    report_of,
-    run,
-)
+from landscape.pipeline.spectra import SpectraBench, SpectraMeasurement, checked_record, report_of
+from landscape.pipeline.spectra_command import run
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter
 from landscape.workers.crew import WorkerSettings
 
@@ -39,12 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleMeasurement(SpectraMeasurement):
-    """The extreme eigenvalues of the diagonal blocks of the Hessian that belong to modules.
+    """The extreme eigenvalues of the Hessian's diagonal blocks of modules.
 
-    They start from random vectors, whatever `solver` says of the whole.
+    They start from random vectors, whatever `solver` is for the whole.
 
     Args:
-        modules: Shell patterns of module names; none for every block of the network and what is left.
+        modules: Shell patterns of module names; empty for every module of the network, and one for
+            the remaining parameters.
     """
 
     modules: tuple[str, ...] = ()
@@ -74,7 +71,7 @@ class ModuleMeasurement(SpectraMeasurement):
         return replace(super().prepare(session, tasks, known), details=tuple(modules))
 
     def num_recorded(self, series: CheckpointSeries) -> int:
-        """None: the blocks of all modules share the graph of a batch."""
+        """Return 0, since all modules share the graph of a batch."""
         return 0
 
     def is_lockstep(self, product: str | None, device: str) -> bool:
@@ -95,23 +92,23 @@ class ModuleMeasurement(SpectraMeasurement):
         return self.report(num_stored=num_stored, todo=tuple(tasks), forecast=said)
 
     def left(self) -> list[Task]:
-        """What is not stored, without a lock.
+        """List what is not stored, without a lock.
 
         Raises:
-            StoreError: If the output is of another request.
+            StoreError: If the output belongs to another request.
         """
         SpectrumStore.check(self.output, self.manifest)
         try:
             with SpectrumStore.open(self.output) as store:
                 stored = self.completed(store)
         except LandscapeError:
-            # Nothing is there yet; what is wrong with something that is, `check` has said.
+            # There is no output yet; `check` has already reported the errors of an existing one.
             stored = frozenset()
         return plan(self.manifest, stored, self.selection)
 
 
 class ModuleBench(SpectraBench):
-    """A series whose modules are measured in this process."""
+    """A series whose modules this process measures."""
 
     def __init__(
         self,
@@ -141,10 +138,13 @@ def run_with_modules(
     executor: Executor | None = None,
     **options: Any,
 ) -> tuple[RunReport, RunReport]:
-    """`run`, and after it the spectra of the modules of every checkpoint that are not in `output` yet.
+    """Run `run`, then measure the missing spectra of modules.
+
+    These are the modules of every checkpoint that are not in `output` yet.
 
     Args:
-        modules: Shell patterns of module names; none for every block of the network and what is left.
+        modules: Shell patterns of module names; empty for every module of the network, and one for
+            the remaining parameters.
         module_batches: Measure the modules on the first batches only; None on all.
         options: The rest is as in `run`.
 
@@ -152,14 +152,16 @@ def run_with_modules(
         The report of the whole and that of the modules.
 
     Raises:
-        LandscapeError: As `run`; and if the method is not Lanczos by double backward, a pattern names no module, or the output
-            has the spectra of other modules.
+        LandscapeError: As `run`; and if the method is not Lanczos by double backward, a pattern
+            matches no module, or the output has the spectra of other modules.
     """
     if (method or manifest.hessian.method) != "lanczos" or hvp != "double-backward":
         raise LandscapeError(
-            f"{manifest.path}: the spectra of modules are measured by Lanczos with double backward, as only these take one block "
-            "of the Hessian at a time. Leave --per-module out, or ask for --method lanczos."
+            f"{manifest.path}: the spectra of modules are measured by Lanczos with double "
+            "backward, as only these take one block of the Hessian at a time. Leave --per-module "
+            "out, or ask for --method lanczos."
         )
+    refuse_preconditioned(manifest, "--per-module")
     measurement = _measurement(manifest, output, modules, module_batches, options)
     check_weights(manifest, measurement.left(), ())
     if modules:
@@ -179,9 +181,10 @@ def _measurement(
 ) -> ModuleMeasurement:
     if module_batches is not None and not 1 <= module_batches <= manifest.data.num_batches:
         raise ManifestError(
-            f"{manifest.path}: it has {manifest.data.num_batches} batches, so modules cannot be measured on {module_batches}. "
-            "Lower --module-batches."
+            f"{manifest.path}: it has {manifest.data.num_batches} batches, so modules cannot be "
+            f"measured on {module_batches}. Lower --module-batches."
         )
+    options = options | {"keep_vectors": False}
     measurement = ModuleMeasurement(manifest=manifest, output=output, modules=modules, **options)
     measurement.products.check_blocks()
     if module_batches is not None:
@@ -191,7 +194,10 @@ def _measurement(
 
 
 def _check_patterns(measurement: ModuleMeasurement) -> None:
-    """Refuse patterns that name no module of some series, before the whole is measured."""
+    """Refuse patterns that match no module of some series.
+
+    This happens before the whole is measured.
+    """
     session = Session()
     for task in {
         task.series.name: task for task in measurement.selection.tasks(measurement.manifest)
@@ -206,10 +212,10 @@ def _check_patterns(measurement: ModuleMeasurement) -> None:
 def modules_in(
     loaded: "LoadedSeries", task: Task, patterns: tuple[str, ...]
 ) -> dict[str, tuple[str, ...]]:
-    """The parameters of each module that is measured.
+    """Return the parameters of each module that is measured.
 
     Raises:
-        ObjectiveError: If a pattern names none.
+        ObjectiveError: If a pattern matches none.
     """
     from landscape.curvature import modules_of
 
@@ -222,7 +228,7 @@ def modules_in(
 
 
 def _measure(bench: ModuleBench, index: int) -> ModuleRecord:
-    """The spectra of the modules on one batch.
+    """Measure the spectra of the modules on a batch.
 
     Raises:
         ObjectiveError, NumericalError: If there are none.
@@ -262,7 +268,7 @@ def _columns(spectra: "tuple[ModuleSpectrum, ...]", k: int) -> dict[str, Any]:
 
     rows: dict[str, list[Any]] = {}
     for spectrum in spectra:
-        eigenpairs, ritz = spectrum.pairs, spectrum.pairs.ritz
+        eigenpairs, ritz = spectrum.eigenpairs, spectrum.eigenpairs.ritz
         assert ritz is not None and eigenpairs.value_bounds is not None, "Lanczos gives both ends"
         (smallest, below), (largest, above) = ritz.end("SA", k), ritz.end("LA", k)
         values = {

@@ -1,15 +1,38 @@
-"""Figures of a file of out-of-distribution answers: Figures 1 and 2 of the paper, and one's own pictures by level."""
+"""Figures of a file of out-of-distribution answers.
+
+These are Figures 1 and 2 of the paper, and the user's own pictures by level.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.compare.accuracy import Scored, score_of
+from landscape.compare.accuracy_means import OOD, accuracy_means
 from landscape.errors import StoreError
-from landscape.pipeline.ood import OWN, all_answers, is_own, named_checkpoints, read_ood
-from landscape.store.predictions import PredictionStore
+from landscape.figures import (
+    ConditionCurve,
+    ood_bars,
+    ood_conditions,
+    own_bars,
+    own_conditions,
+    save_figure,
+    shape_bias_matrix,
+)
+from landscape.figures.from_store import check_figure_name
+from landscape.pipeline.ood import (
+    OWN,
+    all_answers,
+    check_chosen,
+    is_own,
+    named_checkpoints,
+    read_ood,
+)
+from landscape.statistics import Bootstrap
+from landscape.store.predictions import PredictionStore, num_levels
 
 if TYPE_CHECKING:
-    from landscape.figures import ConditionCurve
+    from landscape.statistics import Interval
 
 KINDS = ("ood", "shape-bias", "conditions")
 
@@ -23,32 +46,25 @@ def draw_ood(
     epochs: Sequence[int] | None = None,
     title: str | None = None,
 ) -> str:
-    """Draw a figure of such a file, and say so.
+    """Draw a figure of a file of answers; return a sentence about it.
 
-    Of the published stimuli where there are any, else of one's own pictures, which only "conditions" can show.
+    It shows the published stimuli if there are any, else the user's own pictures, which have no
+    "shape-bias".
 
     Args:
         kind: One of `KINDS`.
-        epochs: By default the last of every series.
+        epochs: Epochs to show; by default the last of every series.
 
     Raises:
         StoreError: If the file holds nothing that this figure shows.
         LandscapeError: As the figures.
     """
-    from landscape.figures import (
-        ood_bars,
-        ood_conditions,
-        own_conditions,
-        save_figure,
-        shape_bias_matrix,
-    )
-    from landscape.figures.from_store import check_figure_name
-
     check_figure_name(output)
-    found = read_ood(store)
-    answers = all_answers(found, series=series, epochs=epochs)
-    # Own pictures alone were shown to the models: people of other pictures do not belong beside them.
-    evaluated = set(named_checkpoints(found, series=series, epochs=epochs))
+    predictions = read_ood(store)
+    answers = all_answers(predictions, series=series, epochs=epochs)
+    # If models have classified only own pictures, answers of people to other pictures are not
+    # comparable.
+    evaluated = set(named_checkpoints(predictions, series=series, epochs=epochs))
     if (
         kind == "conditions"
         and evaluated
@@ -56,58 +72,80 @@ def draw_ood(
         and not evaluated & set(answers.models)
     ):
         answers = None
+    check_chosen(predictions, answers, series=series, epochs=epochs)
     figure: Any
     if answers is not None:
         draw = {"ood": ood_bars, "shape-bias": shape_bias_matrix, "conditions": ood_conditions}[
             kind
         ]
         figure = draw(answers, title=title)
-    elif kind == "conditions" and (curves := own_curves(found, series=series, epochs=epochs)):
+    elif kind == "conditions" and (curves := own_curves(predictions, series=series, epochs=epochs)):
         figure = own_conditions(curves, title=title)
+    elif (
+        kind == "ood"
+        and (mean := _own_means(predictions, series=series, epochs=epochs)) is not None
+    ):
+        values, datasets, chance, notes = mean
+        figure = own_bars(values, datasets=datasets, chance=chance, notes=notes, title=title)
     else:
         raise StoreError(
-            f"{store}: holds no answers to the benchmark's stimuli, of which {kind} is drawn. Give them with `landscape ood "
-            "--stimuli` or --humans, or draw --kind conditions of your own pictures."
+            f"{store}: holds no answers to the benchmark's stimuli, of which {kind} is drawn. Give "
+            "them with `landscape ood --stimuli` or --humans, or draw --kind ood or conditions of "
+            "your own pictures."
         )
     save_figure(figure, output)
     return f"{output}: drawn."
 
 
+def _own_means(
+    store: PredictionStore, *, series: Sequence[str], epochs: Sequence[int] | None
+) -> "tuple[dict[str, Interval], tuple[str, ...], float, tuple[str, ...]] | None":
+    """Return the mean accuracy of each model on the user's distorted pictures.
+
+    With the sets of the mean, chance, and notes; None without any.
+    """
+    own = {name: pictures for name, pictures in store.sets.items() if is_own(pictures.dataset)}
+    checkpoints = named_checkpoints(store, series=series, epochs=epochs)
+    mean = accuracy_means(own, list(checkpoints.values())).get(OOD)
+    if mean is None:
+        return None
+    values = {
+        name: mean.values[checkpoint.key]
+        for name, checkpoint in checkpoints.items()
+        if checkpoint.key in mean.values
+    }
+    return values, mean.datasets, mean.chance, mean.notes
+
+
 def own_curves(
     store: PredictionStore, *, series: Sequence[str] = (), epochs: Sequence[int] | None = None
 ) -> "list[ConditionCurve]":
-    """The accuracy of each model on one's own pictures, by distortion and level."""
-    from landscape.compare.accuracy import Scored, score_of
-    from landscape.figures import ConditionCurve
-    from landscape.statistics import Bootstrap
-
+    """Return each model's accuracy on own pictures, by distortion and level."""
     datasets: dict[str, list[Any]] = {}
-    for one in store.sets.values():
-        if is_own(one.dataset):
-            datasets.setdefault(one.dataset, []).append(one)
+    for pictures in store.sets.values():
+        if is_own(pictures.dataset):
+            datasets.setdefault(pictures.dataset, []).append(pictures)
     several = len({dataset.rpartition("/")[0] for dataset in datasets}) > 1
     curves = []
     for name, checkpoint in named_checkpoints(store, series=series, epochs=epochs).items():
         for dataset, conditions in datasets.items():
-            there = [
-                one
-                for one in conditions
-                if one.name in checkpoint.sets and checkpoint.sets[one.name].done.any()
-            ]
+            answered = {name for name, answers in checkpoint.sets.items() if answers.done.any()}
+            there = [condition for condition in conditions if condition.name in answered]
             if not there:
                 continue
-            scored = [Scored(one, checkpoint.sets[one.name]) for one in there]
-            values = [score_of(one, Bootstrap()) for one in scored]
+            scored = [Scored(condition, checkpoint.sets[condition.name]) for condition in there]
+            values = [score_of(entry, Bootstrap()) for entry in scored]
             curves.append(
                 ConditionCurve(
                     series=name,
                     dataset=dataset.removeprefix(OWN) if several else dataset.rpartition("/")[2],
-                    conditions=tuple(one.condition for one in there),
+                    conditions=tuple(pictures.condition for pictures in there),
                     accuracy=tuple(value.value for value in values),
                     low=tuple(value.low for value in values),
                     high=tuple(value.high for value in values),
-                    num_pictures=tuple(one.num_items for one in scored),
+                    num_pictures=tuple(entry.num_items for entry in scored),
                     chance=there[0].chance,
+                    num_levels=num_levels(store.sets.values(), dataset)[1],
                 )
             )
     return curves

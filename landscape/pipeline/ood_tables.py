@@ -1,6 +1,7 @@
-"""The table of Figure 1: a row per model and one of people, for a terminal, CSV, JSON and LaTeX.
+"""The table of Figure 1: a row per model and one of people.
 
-Every number is the benchmark's, with the bootstrap's interval: `landscape.answers` computes it.
+For a terminal, CSV, JSON and LaTeX. Every number is the benchmark's, with a bootstrap interval;
+`landscape.answers` computes it.
 """
 
 import csv
@@ -19,7 +20,7 @@ from landscape.errors import AnswersError
 from landscape.statistics import Interval
 from landscape.terminal import TextTable, terminal_width, wrapped
 
-# Of each column its metric, the data sets of its mean, and what tables call it.
+# Columns: metric, data sets of the mean, and heading.
 _COLUMNS = {
     "ood_accuracy_17": ("accuracy", SEVENTEEN, "OOD accuracy, 17 sets"),
     "ood_accuracy_16": ("accuracy", SIXTEEN, "OOD accuracy, 16 sets"),
@@ -40,7 +41,7 @@ _TOGETHER = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True, kw_only=True)
 class OodCell:
-    """One number.
+    """A number with its interval.
 
     Args:
         interval: NaN where there is none.
@@ -55,11 +56,11 @@ class OodCell:
 
 @dataclass(frozen=True, kw_only=True)
 class OodRow:
-    """One observer.
+    """The numbers of an observer.
 
     Args:
-        model: Its name; "humans" stands for all people together.
-        cells: By the name of the column.
+        model: Name of the observer; "humans" stands for all people together.
+        cells: Numbers by the name of the column.
     """
 
     model: str
@@ -72,7 +73,7 @@ class OodRow:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Data sets that are missing from any of the means."""
+        """Return the data sets that are missing from any of the means."""
         return tuple(
             name for name in SEVENTEEN if any(name in cell.missing for cell in self.cells.values())
         )
@@ -80,10 +81,10 @@ class OodRow:
 
 @dataclass(frozen=True, kw_only=True)
 class OodTable:
-    """Models in the order of the answers, then people.
+    """Rows of models in the order of the answers, then people.
 
     Args:
-        confidence: Of the intervals.
+        confidence: Confidence of the intervals.
     """
 
     rows: tuple[OodRow, ...]
@@ -91,7 +92,7 @@ class OodTable:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know, a sentence each."""
+        """Return the notes for readers, a sentence each."""
         lines = []
         gaps: dict[tuple[str, ...], list[str]] = {}
         for row in self.rows:
@@ -100,15 +101,18 @@ class OodTable:
         for missing, labels in gaps.items():
             who = "all rows" if len(labels) == len(self.rows) else ", ".join(labels)
             lines.append(
-                f"Not in the means of {who}: {', '.join(missing)}. Their means compare with no published ones."
+                f"Not in the means of {who}: {', '.join(missing)}. Their means compare with no "
+                "published ones."
             )
         if any(row.is_people for row in self.rows):
             lines.append(
-                "Accuracy difference (squared) and consistencies: of models with people; of people, one person with another. "
-                "Intervals of people are over pictures and people, others over pictures."
+                "Accuracy difference (squared) and consistencies: of models with people; of "
+                "people, one person with another. Intervals of people are over pictures and "
+                "people, others over pictures."
             )
             lines.append(
-                "A difference is squared, so noise raises it: its intervals lie too high by about a third of a standard error."
+                "A difference is squared, so noise raises it: its intervals lie too high by about "
+                "a third of a standard error."
             )
         return lines
 
@@ -119,15 +123,16 @@ def ood_table(
     """Compute the means of every observer, and their intervals.
 
     Args:
-        resamples: Of these answers; by default `resample(answers)`.
-        labels: What to call observers, by their names; "humans" are all people together.
+        resamples: Resamples of these answers; by default `resample(answers)`.
+        labels: Labels of observers, by their names; "humans" are all people together.
 
     Raises:
         AnswersError: If there is no answer.
     """
     if not len(answers):
         raise AnswersError(
-            "table: there is no answer, so there is nothing to tabulate. Name answers of models or people."
+            "table: there is no answer, so there is nothing to tabulate. Name answers of models or "
+            "people."
         )
     resamples = resamples or resample(answers)
     names = {HUMANS: "people"} | dict(labels or {})
@@ -152,14 +157,14 @@ def _cell(resamples: Resamples, observer: str, column: str) -> OodCell:
     return OodCell(interval=interval, num_sets=len(mean.datasets), missing=mean.missing)
 
 
-# --- texts ------------------------------------------------------------------------------------------------------------
+# --- texts -------------------------------------------------------------------------------
 
 
 def rows(table: OodTable) -> list[dict[str, Any]]:
-    """Return a row per observer, as plain values; what is not known is None.
+    """Return a row of plain values per observer.
 
-    Keys are `COLUMNS`. The mean of a column is over `<column>_sets` data sets, all that the observer has; `missing` names the
-    others.
+    An unknown value is None. Keys are `COLUMNS`. The mean of a column is over `<column>_sets` data
+    sets, all that the observer has; `missing` names the others.
     """
     records = []
     for row in table.rows:
@@ -196,7 +201,7 @@ def to_json(table: OodTable) -> str:
 
 
 def to_terminal(table: OodTable, *, width: int | None = None) -> str:
-    """Draw the table and what a reader should know.
+    """Draw the table and its notes.
 
     Args:
         width: Columns of the terminal; by default as many as it has, or 120 where there is none.
@@ -218,7 +223,7 @@ def to_terminal(table: OodTable, *, width: int | None = None) -> str:
 
 
 def to_latex(table: OodTable) -> str:
-    """Write the table in the manner of the package booktabs, notes as comments."""
+    """Write the table for the LaTeX package booktabs, with notes as comments."""
     lines = []
     for at, row in enumerate(table.rows):
         if row.is_people and at:
@@ -254,7 +259,10 @@ def _texts(row: OodRow) -> tuple[str, ...]:
 
 
 def _text(name: str, cell: OodCell) -> str:
-    """Write a number with its interval, and of how many sets it is where some are missing."""
+    """Format a number with its interval.
+
+    If some sets are missing, with the number of sets too.
+    """
     interval = cell.interval
     if not math.isfinite(interval.value):
         return ""
@@ -268,7 +276,10 @@ def _text(name: str, cell: OodCell) -> str:
 
 
 def _number(value: float) -> str:
-    """Write three decimals as published tables do, without the zero, so that a row fits into 120 columns."""
+    """Format a number with three decimals, without the leading zero.
+
+    Published tables do so; a row then fits into 120 columns.
+    """
     text = f"{value:.3f}"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
@@ -282,7 +293,7 @@ FORMATS: dict[str, Callable[[OodTable], str]] = {
 
 
 def write(table: OodTable, output: Path | None = None, *, kind: str | None = None) -> str:
-    """Return the table as text, or, where it goes to a file, a sentence that says so.
+    """Return the table as text, or a sentence about its file.
 
     Args:
         output: The file; None for none.

@@ -1,4 +1,4 @@
-"""Which labelled pictures are shown to a model: requests that every process can open for itself."""
+"""Requests of labelled pictures, which every process can open for itself."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from landscape import datasets
 from landscape.errors import DataError
 from landscape.store.predictions import PictureSet
 
@@ -26,21 +27,21 @@ class OpenedSet:
     """The pictures of a set.
 
     Attributes:
-        one: What is stored of them.
-        classes: What a text tower is asked about, which the rule of the set makes its own classes of.
+        stored: Facts about the pictures that are stored.
+        classes: Classes for the text tower, from which the rule of the set derives its own classes.
     """
 
-    one: PictureSet
+    stored: PictureSet
     pictures: Pictures
     classes: "Classes"
 
     @property
     def identity(self) -> str:
-        return self.one.pictures_digest + self.one.classes_digest
+        return self.stored.pictures_digest + self.stored.classes_digest
 
 
 class Request(Protocol):
-    """A set as somebody asked for it: plain data, to be sent to other processes."""
+    """A requested set: plain data, to be sent to other processes."""
 
     @property
     def place(self) -> str: ...
@@ -50,14 +51,15 @@ class Request(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SetRequest:
-    """A data set for zero-shot classification, as somebody asked for it.
+    """A requested data set for zero-shot classification.
 
     Args:
-        name: Of a known set or of one's own, such as "food101" or "openmoji/group".
-        path: Of its files; None where it needs none.
-        split: None for the set's own.
-        slip: Folder of SLIP's class names and prompts, the paper's protocol; None for what there is beside them.
-        image_size: Pixels at which drawn pictures are drawn.
+        name: Name of a known set or of the user's own, such as "food101" or "openmoji/group".
+        path: Path of its files; None where it needs none.
+        split: Split of the set; None for its default.
+        slip: Folder of SLIP's class names and prompts, the paper's protocol; None for the files
+            beside the data.
+        image_size: Side in pixels of pictures that are drawn.
     """
 
     name: str
@@ -71,40 +73,36 @@ class SetRequest:
         return self.name
 
     def labelled(self) -> "LabelledPictures":
-        """The pictures with their labels.
+        """Open the pictures with their labels.
 
         Raises:
-            DataError: If they are not there, or their classes fit no known ones.
+            DataError: If they do not exist, or their classes fit no known ones.
         """
-        from landscape.datasets import open_labelled
-
-        return open_labelled(
+        return datasets.open_labelled(
             self.name, self.path, slip=self.slip, image_size=self.image_size, split=self.split
         )
 
     def open(self) -> OpenedSet:
-        """The pictures, and what is stored of them.
+        """Open the pictures, with the facts that are stored about them.
 
         Raises:
             DataError: As `labelled`.
         """
-        from landscape.datasets import SUITE
-
         pictures = self.labelled()
-        known = next((one for one in SUITE if one.identifier == pictures.name), None)
+        known = next((entry for entry in datasets.SUITE if entry.identifier == pictures.name), None)
         classes = pictures.classes
         metric = "top1" if known is None else known.metric
-        # Of the classes that are there, which may be fewer than were published.
+        # Chance follows from the existing classes, which may be fewer than the published ones.
         counted = known is None or metric in ("top1", "mean_per_class")
         chance = 1 / len(classes.names) if counted or known is None else known.chance
-        one = picture_set(
+        stored = picture_set(
             pictures,
             title=pictures.name if known is None else known.title,
             metric=metric,
             chance=math.nan if chance is None else chance,
             notes=(*(() if known is None else known.notes), *pictures.notes, *classes.notes),
         )
-        return OpenedSet(one, pictures, classes)
+        return OpenedSet(stored, pictures, classes)
 
 
 def picture_set(
@@ -115,22 +113,24 @@ def picture_set(
     chance: float,
     notes: Sequence[str] = (),
 ) -> PictureSet:
-    """What is stored of labelled pictures.
+    """Return the stored facts about labelled pictures.
 
     Raises:
-        DataError: If there is none, or two have one key.
+        DataError: If there is no picture, or two have the same key.
     """
     import numpy as np
 
     keys = tuple(pictures.key(i) for i in range(len(pictures)))
     if not keys:
         raise DataError(
-            f"{pictures.name}: there is no picture in {pictures.path or 'it'}, so there is nothing to evaluate."
+            f"{pictures.name}: there is no picture in {pictures.path or 'it'}, so there is nothing "
+            "to evaluate."
         )
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise DataError(
-            f"{pictures.name}: two pictures have the key {twice!r}, so their answers would be mixed up. Rename one."
+            f"{pictures.name}: two pictures have the key {twice!r}, so their answers would be "
+            "mixed up. Rename one."
         )
     classes = pictures.classes
     return PictureSet(
@@ -150,7 +150,7 @@ def picture_set(
 
 
 def sources_of(classes: "Classes") -> dict[str, Any]:
-    """Where names and prompts come from, as plain values."""
+    """Return the sources of names and prompts, as plain values."""
     return {
         "names": classes.names_source,
         "prompts": classes.templates_source,
@@ -159,13 +159,14 @@ def sources_of(classes: "Classes") -> dict[str, Any]:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse two sets of one name.
+    """Refuse two sets of the same name.
 
     Raises:
-        DataError: If so.
+        DataError: If there are two.
     """
     for name in names:
         if names.count(name) > 1:
             raise DataError(
-                f"data set {name!r} is given twice, and its answers would be stored in one place. Rename one."
+                f"data set {name!r} is given twice, and its answers would be stored in one place. "
+                "Rename one."
             )

@@ -1,8 +1,9 @@
-"""What is left to measure, and what a run made of it. Imports no torch."""
+"""The remaining tasks of a run, and its report. Imports no torch."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from landscape.errors import ManifestError
 from landscape.manifest import Manifest, Selection, Task
 from landscape.store import task_key
 
@@ -10,7 +11,11 @@ from landscape.store import task_key
 def plan(
     manifest: Manifest, stored: frozenset[str], selection: Selection = Selection()
 ) -> list[Task]:
-    """The selected tasks that are left when the records with the keys `stored` are there, in the order of the manifest."""
+    """List the selected tasks that are not stored, in manifest order.
+
+    Args:
+        stored: Keys of the stored records.
+    """
     tasks = []
     for task in selection.tasks(manifest):
         name, epoch = task.series.name, task.checkpoint.epoch
@@ -22,17 +27,17 @@ def plan(
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """What a run found, did and left undone.
+    """Report of a run.
 
     Attributes:
-        num_planned: Batches that were asked for, over all checkpoints.
-        num_stored: Of those, measured before this run.
-        num_measured: Measured by this run.
+        num_planned: Requested batches, over all checkpoints.
+        num_stored: Batches among them that were measured before this run.
+        num_measured: Batches measured by this run.
         num_unconverged: Eigenvalues measured by this run whose residual missed the tolerance.
-        failures: A line for each batch that failed; it is tried again by the next run.
-        todo: In a dry run, what it would have measured.
-        forecast: In a dry run, lines about what would be met.
-        num_refused: In a dry run, reasons for which it would be refused.
+        failures: A line for each batch that failed; the next run tries it again.
+        todo: In a dry run, the tasks that it would have measured.
+        forecast: In a dry run, lines of the forecast.
+        num_refused: In a dry run, number of reasons for which the run would be refused.
         what: "" for the spectra of the whole, "modules" for those of modules.
     """
 
@@ -52,7 +57,7 @@ class RunReport:
         return self.num_stored + self.num_measured == self.num_planned
 
     def summary(self) -> str:
-        """For a terminal."""
+        """Format the report for a terminal."""
         of = f"{self.what} of " if self.what else ""
         lines = [f"to measure: {of}{task}" for task in self.todo]
         lines += [f"failed: {failure}" for failure in self.failures]
@@ -64,6 +69,21 @@ class RunReport:
         )
         if self.num_unconverged:
             lines.append(
-                f"{self.num_unconverged} of the eigenvalues measured now missed the tolerance; they are marked so."
+                f"{self.num_unconverged} of the eigenvalues measured now missed the tolerance; "
+                "they are marked so."
             )
         return "\n".join([*lines, *self.forecast])
+
+
+def refuse_preconditioned(manifest: Manifest, what: str) -> None:
+    """Refuse a manifest of the preconditioned Hessian, for what measures the Hessian itself.
+
+    Raises:
+        ManifestError: If it is one.
+    """
+    if manifest.hessian.preconditioner != "none":
+        raise ManifestError(
+            f"{manifest.path}: preconditioner is {manifest.hessian.preconditioner}, but {what} "
+            "measures the Hessian itself, in other units. Use a manifest with `preconditioner: "
+            "none` for it."
+        )

@@ -1,4 +1,7 @@
-"""What is learned of a series before its first unit, once, so that every process measures it in the same way."""
+"""The preparation of a series before its first unit.
+
+It is done once, so that every process measures the series in the same way.
+"""
 
 import math
 import os
@@ -18,7 +21,7 @@ from landscape.manifest import Manifest, canonical_json
 from landscape.manifest.selection import Task
 from landscape.memory import free_memory, peak_memory
 from landscape.pipeline.audit import stored_verdict, verdict_of
-from landscape.pipeline.products import ProductSettings, SeriesProducts, strategy_for
+from landscape.pipeline.products import HvpSettings, SeriesProducts, strategy_for
 from landscape.store import value_text
 from landscape.workers.progress import show_notes
 
@@ -31,19 +34,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSeries:
-    """What an output says of a series that it has records of.
+    """Facts in an output about a series with records.
 
     Attributes:
-        verdicts: Of audits that were passed.
-        models: What was used of how the model was trained, as each record says.
-        last_digest: Of its last checkpoint.
-        num_threads: With which it was measured; None where it was not.
-        num_stored: Items that it has.
-        strategy: Of recorded HVPs, with which it was measured; None where none were recorded.
-        num_planned: Items of the series in all for which HVPs may be recorded once; 0 where they may not.
-        digests: Of checkpoints; see `known_digests`.
-        threads_elsewhere: With which a process prepares it that is not the one that has the output.
-        cores: Among which the number of threads is chosen; None where it was chosen.
+        verdicts: Verdicts of audits that were passed.
+        models: How the model was trained, as each record states.
+        last_digest: Digest of its last checkpoint.
+        num_threads: Number of threads with which it was measured; None where it was not.
+        num_stored: Number of stored items.
+        strategy: Strategy of recorded HVPs with which it was measured; None where none were
+            recorded.
+        num_planned: All items of the series for which HVPs may be recorded once; 0 where they may
+            not.
+        digests: Digests of checkpoints; see `known_digests`.
+        threads_elsewhere: Number of threads in a process that prepares it but does not have the
+            output.
+        cores: Cores from which the number of threads is chosen; None where it was chosen.
     """
 
     verdicts: tuple[Mapping[str, Any], ...] = ()
@@ -65,15 +71,16 @@ class PreparedSeries:
     Attributes:
         audit: Verdict of the audit, as it is stored.
         choice: How HVPs are computed, as plain values; None leaves it to the first batch.
-        used: What was used of how the model was trained.
-        notes: What is to be known of the data, the run and the checkpoints; see `Notes`.
-        digests: Of its checkpoints; see `known_digests`.
-        num_threads: Of torch.
-        seconds: That an item is expected to take; 0 where that is not known.
-        memory: Bytes that a process took at most.
-        num_gpus: That the process sees; 0 where it calculates elsewhere.
-        most_sharing: Processes among which the limits of memory can be divided; None for any number.
-        details: What only this kind of measurement knows.
+        used: How the model was trained: each value that was used, with its source.
+        notes: Caveats on the data, the run and the checkpoints; see `Notes`.
+        digests: Digests of its checkpoints; see `known_digests`.
+        num_threads: Threads of torch.
+        seconds: Expected time of an item; 0 where it is not known.
+        memory: Peak bytes of a process.
+        num_gpus: Number of GPUs that the process sees; 0 where it calculates elsewhere.
+        most_sharing: Processes among which the memory limits can be divided; None for any number.
+        vector_bytes: Bytes of the kept eigenvectors of an item, about; 0 where none are kept.
+        details: Facts for this kind of measurement only.
     """
 
     audit: dict[str, Any] = field(default_factory=dict)
@@ -86,15 +93,22 @@ class PreparedSeries:
     memory: int = 0
     num_gpus: int = 0
     most_sharing: int | None = None
+    vector_bytes: int = 0
     details: Any = None
 
     def of(self, checkpoint: Path) -> Self:
-        """The same with the digests of one checkpoint alone, small enough to be sent with every unit."""
+        """Return the same with the digests of one checkpoint alone.
+
+        It is then small enough to be sent with every unit.
+        """
         return replace(self, digests=digests_at(checkpoint, self.digests))
 
 
 def digests_at(checkpoint: Path, digests: Mapping[Any, str]) -> dict[Any, str]:
-    """Those of `known_digests` that are of one checkpoint, a file or a folder."""
+    """Select the entries of `known_digests` for a checkpoint.
+
+    It is a file or a folder.
+    """
     folder = f"{checkpoint}{os.sep}"
     return {
         stamps: digest
@@ -105,23 +119,27 @@ def digests_at(checkpoint: Path, digests: Mapping[Any, str]) -> dict[Any, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """Looks at a series: builds nothing anew, audits, loads every checkpoint once, chooses how HVPs are computed.
+    """The preparation of a series.
+
+    It audits the series, loads every checkpoint once, and chooses how HVPs are computed. It does
+    not build the model again.
 
     Args:
         check_operator: Raises where the first operator cannot be measured.
-        num_products: That an item is expected to take, for a forecast of its time.
-        num_vectors: Krylov vectors that are kept at a time.
+        num_products: Expected number of products of an item, for a forecast of its time.
+        num_vectors: Number of Krylov vectors that are kept at a time.
         max_basis_memory: Bytes that they may take; None for as many as they do.
-        min_vectors: That they cannot do without.
-        num_planned: Items of the series in all, those that are stored included, for which HVPs may be recorded once if that
-            pays; 0 where they may not. What is left depends on where a run was interrupted, and the strategy must not.
-        output: Whose records must be of the same function.
+        min_vectors: Smallest possible number of Krylov vectors.
+        num_planned: All items of the series, stored ones included, for which HVPs may be recorded
+            once if that saves time; 0 where they may not. The number that is left depends on where
+            a run was interrupted, and the strategy must not.
+        output: The output, whose records must be of the same function.
     """
 
     manifest: Manifest
     hvp: str
     unaudited: bool
-    products: ProductSettings
+    products: HvpSettings
     num_products: int
     num_vectors: int
     output: Path
@@ -133,10 +151,10 @@ class Preparation:
     def of(
         self, loaded: "LoadedSeries", tasks: Sequence[Task], known: KnownSeries
     ) -> PreparedSeries:
-        """What is learned of the series of `tasks`.
+        """Prepare the series of `tasks`.
 
         Raises:
-            LandscapeError: If the model, a checkpoint, the data or the HVP is not what can be measured.
+            LandscapeError: If the model, a checkpoint, the data or the HVP cannot be measured.
         """
         from landscape.clip.loaded_series import Notes
 
@@ -158,23 +176,25 @@ class Preparation:
                 and self.hvp == "double-backward"
                 and self.manifest.hessian.method != "pyhessian"
             ):
-                # Batches that are left after a bad picture may all be bad.
+                # All batches that are left may hold unreadable pictures, so the other batches are
+                # tried too.
                 read = partial(loaded.first_batch, (*task.indices, *range(len(loaded.batches))))
                 operator = chosen.choose(loaded.objective, loaded.params, read)
                 if operator is not None:
                     self.check_operator(operator)
                     each = operator.n * operator.dtype.itemsize
                     vectors = min(self.num_vectors * each, self.max_basis_memory or sys.maxsize)
-                    # A batch without a product costs itself alone, and says so when it is measured.
+                    # A batch without a product fails by itself, when it is measured.
                     with suppress(NumericalError, ObjectiveError, MemoryError, RuntimeError):
                         num_threads, seconds = best_threads(loaded, operator, known)
                 del operator
-                # A compiler takes more, once, and in no other process.
+                # Measured before a compiler runs, which takes more, but only once and only in this
+                # process.
                 memory = peak_memory()
                 if (
                     seconds
                     and self.num_planned
-                    and self.products.product == "auto"
+                    and self.products.hvp == "auto"
                     and self.products.rows is None
                 ):
                     with suppress(NumericalError, ObjectiveError, MemoryError, RuntimeError):
@@ -202,7 +222,10 @@ class Preparation:
         seconds: float,
         known: KnownSeries,
     ) -> float:
-        """Record HVPs where that pays, or an output was begun so; the seconds of a product."""
+        """Record HVPs if that saves time; return the seconds of a product.
+
+        They are also recorded if the output was begun so.
+        """
         from landscape.curvature.compiled import has_compiler
 
         is_cpu = loaded.device.type == "cpu"
@@ -224,7 +247,10 @@ class Preparation:
         return _seconds_of(operator, _random_vector(operator))
 
     def _most_sharing(self, chosen: SeriesProducts, each: int) -> int | None:
-        """Processes that can share the limits of memory and still do what one has chosen to do.
+        """Return the number of processes that can share the memory limits.
+
+        With its share, each can still use the chosen strategy. A limit is divided by the number of
+        processes, so it allows limit / needed of them.
 
         Args:
             each: Bytes of a vector.
@@ -245,9 +271,10 @@ class Preparation:
 def best_threads(
     loaded: "LoadedSeries", operator: "HessianOperator", known: KnownSeries
 ) -> tuple[int, float]:
-    """The number of threads with which a series is measured, and the seconds of a product.
+    """Choose the number of threads of a series.
 
-    Those with which an output was begun, so that it stays of one kind; else as many as pay on the first product.
+    Also returns the seconds of a product. An output keeps the number with which it was begun, so
+    that its records stay of one kind. Otherwise the number is the fastest on the first product.
     """
     import torch
 
@@ -272,7 +299,10 @@ def _random_vector(operator: "HessianOperator") -> "Tensor":
 
 
 def _seconds_of(operator: "HessianOperator", vector: "Tensor") -> float:
-    """Seconds of a product: the less of two, since a busy machine makes one longer and never shorter."""
+    """Return the shorter time of two products in seconds.
+
+    Load of the machine can make a product slower, never faster.
+    """
     import torch
 
     seconds = math.inf
@@ -286,14 +316,17 @@ def _seconds_of(operator: "HessianOperator", vector: "Tensor") -> float:
 
 
 def threads_of_torch() -> int:
-    """Threads of torch in this process."""
+    """Return the number of torch threads in this process."""
     import torch
 
     return torch.get_num_threads()
 
 
 def num_gpus(loaded: "LoadedSeries") -> int:
-    """GPUs that this process sees; 0 where the series is not on one."""
+    """Return the number of visible GPUs.
+
+    0 for a series on another device.
+    """
     import torch
 
     if loaded.device.type != "cuda":
@@ -304,16 +337,17 @@ def num_gpus(loaded: "LoadedSeries") -> int:
 def check_same_function(
     output: Path, series: str, used: Mapping[str, Any], stored: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Refuse to add to records of a model that was prepared otherwise than this one is.
+    """Refuse to add to records of a model prepared in another way.
 
-    The plan of an output knows what was stated of a run; this looks at what came of it.
+    The plan of an output holds what was stated about a run; this compares the values that were used
+    in the end.
 
     Args:
-        used: What is used now of how the model was trained; see `as_trained`.
-        stored: The same of each record.
+        used: How the model was trained, as used now; see `as_trained`.
+        stored: The same for each record.
 
     Raises:
-        StoreError: If they differ; names what does.
+        StoreError: If they differ; names the difference.
     """
     for before in stored:
         for name, (value, source) in before.items():
@@ -321,7 +355,8 @@ def check_same_function(
             if canonical_json(now[0]) != canonical_json(value):
                 setting = name.replace("_", " ")
                 raise StoreError(
-                    f"{output}: series {series!r} was measured with {setting} {value_text(value)} ({source}), but now it is "
-                    f"{value_text(now[0])} ({now[1]}), which is another function. Name another output with -o, or go back to the "
-                    "files that were there."
+                    f"{output}: series {series!r} was measured with {setting} {value_text(value)} "
+                    f"({source}), but now it is {value_text(now[0])} ({now[1]}), which is another "
+                    "function. Name another output with -o, or go back to the files that were "
+                    "there."
                 )

@@ -1,9 +1,13 @@
-"""How the products of a run are computed: what was asked for, and what each series chose, once, on its first batch."""
+"""How the HVPs of a run are computed: the request, and each series' choice.
+
+A series chooses once, on its first batch.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from landscape.deprecation import renamed_keyword, warn_of_old_name
 from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 
 if TYPE_CHECKING:
@@ -11,110 +15,132 @@ if TYPE_CHECKING:
         Batch,
         HessianBlocks,
         HessianOperator,
+        HvpChoice,
         Objective,
         Params,
-        ProductChoice,
     )
 
 
 # Strategies that record a graph once for all batches.
 RECORDED = ("traced", "compiled")
-# Products of a series from which recording a graph pays in several processes; and seconds of them from which compiling it does.
-_LEAST_RECORDED, _LEAST_COMPILED_SECONDS = 3000, 300.0
+# Number of products of a series from which recording a graph saves time, also in several processes;
+# and total seconds of the products from which compiling the graph does.
+_MIN_RECORDED_PRODUCTS, _MIN_COMPILED_SECONDS = 3000, 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProductSettings:
-    """What may be asked of products; as for HessianOperator."""
+class HvpSettings:
+    """Options for computing Hessian-vector products; see HessianOperator."""
 
-    product: str = "auto"
+    hvp: str = "auto"
     rows: int | None = None
     max_memory: int | None = None
     allow_tf32: bool = False
 
+    @property
+    def product(self) -> str:
+        """Return `hvp`, of which this is the old name."""
+        warn_of_old_name("product", "hvp")
+        return self.hvp
+
     def check(self, method: str, hvp: str) -> None:
-        """Refuse what cannot be meant together.
+        """Refuse options that exclude each other.
 
         Raises:
-            LandscapeError: If so.
+            LandscapeError: If they do.
         """
-        if self == ProductSettings():
+        if self == HvpSettings():
             return
         if hvp == "finite-difference" or method == "pyhessian":
-            other = f"--hvp {hvp}" if hvp == "finite-difference" else f"method {method}"
+            by_differences = hvp == "finite-difference"
+            other = f"--hvp {hvp}" if by_differences else f"method {method}"
+            no_effect = "--rows" if by_differences else "--hvp, --rows"
             raise LandscapeError(
-                f"{other}: makes products in a way of its own, so --product, --rows, --max-memory and --tf32 cannot be obeyed. "
-                "Leave them out, or use another method."
+                f"{other}: makes products in a way of its own, so {no_effect}, --max-memory and "
+                "--tf32 cannot be obeyed. Leave them out, or use another method."
             )
-        if self.rows is not None and self.product not in ("auto", "rows"):
+        if self.rows is not None and self.hvp not in ("auto", "rows"):
             raise LandscapeError(
-                f"--rows: sizes chunks, but --product {self.product} takes none. Leave one of them out."
+                f"--rows: sizes chunks, but --hvp {self.hvp} takes none. Leave one of them out."
             )
 
     def check_blocks(self) -> None:
-        """Refuse what diagonal blocks cannot use.
+        """Refuse options that diagonal blocks cannot use.
 
         Raises:
-            LandscapeError: If so.
+            LandscapeError: If there is one.
         """
-        if self.product in RECORDED:
+        if self.hvp in RECORDED:
             raise LandscapeError(
-                f"--product {self.product}: records the product of all parameters, but modules are measured through parts of one "
-                "graph. Leave --product out, or measure the modules in a run of their own."
+                f"--hvp {self.hvp}: records the product of all parameters, but modules are "
+                "measured through parts of one graph. Leave --hvp out, or measure the modules "
+                "in a run of their own."
             )
 
     def sharing(self, num_workers: int, free: int | None) -> Self:
-        """The same for one of several processes, where `free` bytes are free for all of them; None where each looks by itself."""
+        """Return the settings for one of several processes.
+
+        `free` bytes are free for all of them; None where each process checks by itself.
+        """
         memory = free if self.max_memory is None else self.max_memory
         return replace(self, max_memory=None if memory is None else memory // num_workers)
 
 
-def strategy_for(num_products: int, seconds: float, *, is_cpu: bool) -> str | None:
-    """The way of recording HVPs that pays for so many products of so many seconds; None where none does.
+# The old name of its first argument.
+setattr(HvpSettings, "__init__", renamed_keyword("product", "hvp")(HvpSettings.__init__))
 
-    Recording takes the time of about 100 products in every process, and makes each a tenth faster. Compiling takes one to three
-    minutes for a small network, once on a machine, and halves the time; loading what was compiled takes seconds. These are
-    numbers for a CPU: experiments/benchmark_batch.txt.
+
+def strategy_for(num_products: int, seconds: float, *, is_cpu: bool) -> str | None:
+    """Choose the strategy of recording HVPs that saves time, if any.
+
+    Recording takes the time of about 100 products in every process, and makes each a tenth faster.
+    Compiling takes one to three minutes for a small network, once on a machine, and halves the
+    time; loading what was compiled takes seconds. These are numbers for a CPU:
+    experiments/benchmark_batch.txt.
+
+    Args:
+        num_products: Number of products of the series.
+        seconds: Seconds of a product.
     """
-    if num_products < _LEAST_RECORDED:
+    if num_products < _MIN_RECORDED_PRODUCTS:
         return None
-    return "compiled" if is_cpu and num_products * seconds >= _LEAST_COMPILED_SECONDS else "traced"
+    return "compiled" if is_cpu and num_products * seconds >= _MIN_COMPILED_SECONDS else "traced"
 
 
 class SeriesProducts:
-    """Makes the operators of one series, all in the way that the first of them chose.
+    """The operators of a series, all with the strategy of the first.
 
     Attributes:
-        choice: None before there is one.
+        choice: The choice of the strategy; None before there is one.
 
     Args:
-        choice: What `plain_choice` gave in another process.
+        choice: Result of `plain_choice` in another process.
     """
 
-    def __init__(self, asked: ProductSettings, choice: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, asked: HvpSettings, choice: Mapping[str, Any] | None = None) -> None:
         self.asked = asked
-        self.choice: ProductChoice | None = None
+        self.choice: HvpChoice | None = None
         if choice is not None:
-            from landscape.curvature.choice import ProductChoice, Trial
+            from landscape.curvature import choice as choices
 
-            self.choice = ProductChoice(
-                **{**choice, "trials": tuple(Trial(**trial) for trial in choice["trials"])}
-            )
+            trials = tuple(choices.Trial(**trial) for trial in choice["trials"])
+            self.choice = choices.HvpChoice(**{**choice, "trials": trials})
 
     def plain_choice(self) -> dict[str, Any] | None:
-        """The choice as plain values, which can be sent without loading torch where they arrive."""
+        """Return the choice as plain values, which can be read without torch."""
         return None if self.choice is None else asdict(self.choice)
 
     def choose(
         self, objective: "Objective", params: "Params", read: "Callable[[], Batch]"
     ) -> "HessianOperator | None":
-        """Let an operator on the batch that `read` gives choose, with one product.
+        """Choose the strategy by a product on the batch that `read` returns.
 
         Returns:
-            The operator; None where the loss has no Hessian on this batch, which leaves the choice to the next one.
+            The operator; None where the loss has no Hessian on this batch, which leaves the choice
+            to the next batch.
 
         Raises:
-            MemoryLimitError: If no way fits in memory.
+            MemoryLimitError: If no strategy fits in memory.
         """
         try:
             operator = self.operator(objective, params, read())
@@ -135,27 +161,29 @@ class SeriesProducts:
         strategy: str,
         reason: str,
     ) -> "HessianOperator":
-        """Let an operator record its HVP by a strategy, and use that for the next batches, where it works.
+        """Record the HVP by a strategy.
+
+        Later batches use it too, if it works.
 
         Args:
-            reason: Why it is taken, to be stored.
+            reason: Reason for the strategy, to be stored.
 
         Raises:
             ObjectiveError, MemoryLimitError: If the loss has no Hessian on this batch.
         """
         from landscape.curvature import HessianOperator
 
-        options = self._options() | {"product": strategy, "rows": None}
+        options = self._options() | {"hvp": strategy, "rows": None}
         operator = HessianOperator(objective, params, batch, **options)
         choice = operator.choose()
-        # Nobody asked for it but the length of the job.
+        # The length of the job is the reason, not a request of the user.
         self.choice = replace(choice, reason=choice.reason.replace("asked for", reason, 1))
         return operator
 
     def operator(
         self, objective: "Objective", params: "Params", batch: "Batch"
     ) -> "HessianOperator":
-        """The Hessian on `batch`."""
+        """Build the Hessian on `batch`."""
         from landscape.curvature import HessianOperator
 
         return HessianOperator(objective, params, batch, **self._options())
@@ -167,25 +195,25 @@ class SeriesProducts:
         batch: "Batch",
         modules: "Mapping[str, tuple[str, ...]]",
     ) -> "HessianBlocks":
-        """Its diagonal blocks that belong to modules."""
+        """Build the diagonal blocks of the Hessian that belong to modules."""
         from landscape.curvature import HessianBlocks
 
         return HessianBlocks(objective, params, batch, modules, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return {
-            "product": self.choice or self.asked.product,
+            "hvp": self.choice or self.asked.hvp,
             "rows": self.asked.rows if self.choice is None else None,
             "max_memory": self.asked.max_memory,
             "allow_tf32": self.asked.allow_tf32,
         }
 
     def keep(self, operator: object) -> None:
-        """Use for the next batches what this operator has come to."""
+        """Use this operator's choice for the next batches."""
         self.choice = getattr(operator, "choice", None) or self.choice
 
     def settings(self) -> dict[str, Any]:
-        """What to store beside the numbers: JSON values."""
+        """Return the choice to store beside the numbers, as JSON values."""
         if self.choice is None:
             return {}
         return {"product": self.choice.title, "product_choice": self.choice.as_settings()}

@@ -1,6 +1,7 @@
-"""Run a measurement: plan, lock, plan again, prepare, measure unit by unit, keep, report.
+"""The loop of every measurement: plan, prepare, measure, store, report.
 
-Spectra, modules, densities and surfaces are measured by this one loop, in this process, in several, or on a cluster.
+In detail: plan, lock, plan again, prepare, measure unit by unit, store, report. Spectra, modules,
+densities and surfaces are measured by this one loop, in this process, in several, or on a cluster.
 """
 
 import time
@@ -29,25 +30,27 @@ from landscape.workers import Done, Lost, call_all, dispatch
 from landscape.workers.crew import Crew, WorkerSettings
 from landscape.workers.progress import Progress, show_notes
 
-# Seconds between two notes that no worker is there.
+# Seconds between two notes that no worker is connected.
 _BETWEEN_NOTES = 120.0
 
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a run has done.
+    """Counts and failures of a run.
 
     Attributes:
         num_stored: Items that were stored before.
         num_measured: Items that it stored.
         num_unconverged: Values among them that missed the tolerance.
         failures: A line for each item that failed.
+        num_unread: See `Output.num_unread`.
     """
 
     num_stored: int = 0
     num_measured: int = 0
     num_unconverged: int = 0
     failures: tuple[str, ...] = ()
+    num_unread: int = 0
 
 
 def run_measurement(
@@ -56,11 +59,14 @@ def run_measurement(
     workers: WorkerSettings = WorkerSettings(),
     progress: bool | None = None,
 ) -> Outcome:
-    """Measure what is not stored yet. An item that cannot be measured costs itself alone.
+    """Measure what is not stored yet.
+
+    An item that cannot be measured affects no other.
 
     Raises:
-        LandscapeError: If anything is wrong that can be known before the first item; or as the first item, if nothing
-            has ever worked and the model or a limit is at fault. What was measured is kept.
+        LandscapeError: If anything is wrong that can be known before the first item; or the error
+            of the first item, if no item has ever been measured and the model or a limit is the
+            cause. Measured items are stored.
     """
     workers.check(measurement.chained)
     with Crew(workers, chained=measurement.chained is not None, device=measurement.device) as crew:
@@ -78,6 +84,7 @@ def run_measurement(
                     outcome
                 )
             output.finish()
+            outcome.num_unread = output.num_unread
     return outcome
 
 
@@ -115,7 +122,7 @@ class _Run:
             forget_session()
 
     def _tick(self) -> None:
-        """Obey what others have swallowed, and say that a queue has given no worker yet."""
+        """Raise lost requests to stop; note when no worker has joined yet."""
         obey_lost_request()
         now = time.monotonic()
         if self.crew.pool.workers():
@@ -125,7 +132,7 @@ class _Run:
             show_notes(["no worker is there; waiting for one."], shown=self.progress)
 
     def _sharing(self) -> Measurement:
-        """The measurement with the memory of one of the workers of this machine."""
+        """Return the measurement with a worker's share of this machine's memory."""
         return (
             self.measurement
             if self.crew.num_sharing == 1
@@ -133,7 +140,7 @@ class _Run:
         )
 
     def _prepare(self, measurement: Measurement) -> dict[str, PreparedSeries]:
-        """Look at every series, before anything is measured."""
+        """Prepare every series, before anything is measured."""
         crew = self.crew
         known = {
             name: replace(
@@ -150,7 +157,7 @@ class _Run:
             for name, tasks in self.by_series.items()
         ]
         names, prepared = list(self.by_series), {}
-        # The first one alone: it may have to draw the data.
+        # The first series is prepared alone, since it may have to draw the data.
         for begin, end in ((0, 1), (1, len(calls))):
             for index, result in call_all(
                 crew.pool, prepare_in_session, calls[begin:end], tick=self._tick
@@ -158,7 +165,7 @@ class _Run:
                 prepared[names[begin + index]] = result
         prepared = {name: prepared[name] for name in names}
         show_notes(
-            dict.fromkeys(note for one in prepared.values() for note in one.notes.values()),
+            dict.fromkeys(note for series in prepared.values() for note in series.notes.values()),
             shown=self.progress,
         )
         for series in prepared.values():
@@ -166,7 +173,7 @@ class _Run:
         return {name: self.output.accept(name, series) for name, series in prepared.items()}
 
     def _settled(self, prepared: dict[str, PreparedSeries]) -> dict[str, PreparedSeries]:
-        """The series with the number of threads that each worker has."""
+        """Choose the number of workers; return series with each worker's threads."""
         self.crew.settle(
             seconds=sum(
                 prepared[task.series.name].seconds * len(task.indices) for task in self.tasks
@@ -189,7 +196,7 @@ class _Run:
     def _measure(
         self, measurement: Measurement, prepared: dict[str, PreparedSeries], outcome: Outcome
     ) -> Outcome:
-        """Measure unit by unit, and store each as it comes."""
+        """Measure unit by unit, and store each as it arrives."""
         crew = self.crew
         tasks = [
             replace(task, series=replace(task.series, checkpoints=(task.checkpoint,)))
@@ -237,7 +244,12 @@ class _Run:
         return outcome
 
     def _keep(self, done: "Done[Lot]", *, has_worked: bool) -> tuple[int, int, list[str]]:
-        """Store the records of a unit; their number, the values that missed the tolerance, and a line for each failure."""
+        """Store the records of a unit.
+
+        Returns:
+            The number of records, the number of values that missed the tolerance, and a line for
+            each failure.
+        """
         task, prepared = done.task.task, done.task.prepared
         records, failures = [], []
         for index, result in zip(done.items, done.results):
@@ -260,7 +272,10 @@ class _Run:
 
 
 def refusal(results: Sequence[Any], *, has_worked: bool) -> LandscapeError | None:
-    """The error with which a run ends in which nothing has worked, since the model or a limit is at fault; None if it goes on."""
+    """Return the error that ends a run without any measured item.
+
+    The cause is then the model or a limit. None if the run continues.
+    """
     if has_worked or not all(isinstance(result, Failure) for result in results):
         return None
     return next((result.error for result in results if result.error is not None), None)

@@ -1,4 +1,7 @@
-"""What one process has loaded: the data, one series, the weights of one checkpoint, kept from unit to unit."""
+"""What a process has loaded: data, a series, and a checkpoint's weights.
+
+They are kept from unit to unit.
+"""
 
 import gc
 import sys
@@ -22,6 +25,7 @@ from landscape.errors import (
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest, json_sha256
 from landscape.manifest.selection import Task
 from landscape.pipeline.preparation import KnownSeries, PreparedSeries, digests_at
+from landscape.pipeline.series import load_series, open_data
 
 if TYPE_CHECKING:
     from landscape.clip.image_text import Pairs
@@ -29,16 +33,18 @@ if TYPE_CHECKING:
     from landscape.zeroshot import ZeroShotModel
 
 
-# Seconds that a worker waits after it could not load a checkpoint.
+# Seconds that a worker waits after it has failed to load a checkpoint.
 _AFTER_FAILURE = 5.0
 
 
 class Bench:
-    """A series as a process measures it; a subclass says how one item is measured.
+    """A series as a process measures it.
+
+    A subclass defines how an item is measured.
 
     Attributes:
-        checkpoint: Whose weights it has.
-        info: What the file of the checkpoint says.
+        checkpoint: The checkpoint whose weights it has.
+        info: Facts in the file of the checkpoint.
     """
 
     def __init__(self, loaded: Any, prepared: PreparedSeries) -> None:
@@ -47,38 +53,51 @@ class Bench:
         self.info: Any = None
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take the weights of a checkpoint."""
+        """Load the weights of a checkpoint."""
         if checkpoint != self.checkpoint:
             self.checkpoint = None
             self.info = self.loaded.load(checkpoint)
             self.checkpoint = checkpoint
 
     def measure(self, index: int) -> Any:
-        """The record of one mini-batch or point; what it raises is as `try_measure` takes it."""
+        """Measure a mini-batch or point, and return its record.
+
+        Errors are handled by `try_measure`.
+        """
         raise NotImplementedError
 
     def measure_all(self, indices: Sequence[int], *, contained: bool) -> list[Any]:
-        """The record of each item of a unit, or its `Failure`; see `try_measure`."""
+        """Measure the items of a unit; see `try_measure`.
+
+        Returns a record or a `Failure` for each.
+        """
         return [try_measure(partial(self.measure, index), contained=contained) for index in indices]
 
 
 class Output:
-    """Where records go, locked for this process alone; a subclass says how they are stored.
+    """The place of records, locked for this process alone.
+
+    A subclass defines how they are stored.
 
     Attributes:
-        folder: For what is needed while the run goes on.
-        notes: What is to be known of what remains.
+        folder: Folder for files that are needed during the run.
+        notes: Notes on what remains to be measured.
     """
 
     folder: Path
     notes: tuple[str, ...] = ()
 
+    @property
+    def num_unread(self) -> int:
+        """Return the number of answers stored as missing: their pictures are unreadable."""
+        return 0
+
     def remaining(self) -> list[Task]:
-        """What is not stored."""
+        """List the tasks that are not stored."""
         raise NotImplementedError
 
     def keep(self, task: Task, records: Sequence[tuple[int, Any]], prepared: PreparedSeries) -> int:
-        """Store records, each with its index; they are safe on disk afterwards.
+        """Store records, each with its index; they are then safe on disk.
 
         Returns:
             Number of values that missed the tolerance.
@@ -86,28 +105,31 @@ class Output:
         raise NotImplementedError
 
     def known(self, series: CheckpointSeries) -> KnownSeries:
-        """What the output says of a series."""
+        """Return the facts in the output about a series."""
         return KnownSeries()
 
     def accept(self, series: str, prepared: PreparedSeries) -> PreparedSeries:
-        """Take a series that is going to be measured.
+        """Accept a series that is going to be measured.
 
         Raises:
-            StoreError: If it does not go with what is stored.
+            StoreError: If it does not fit what is stored.
         """
         return prepared
 
     def finish(self) -> None:
-        """Close an output of which nothing more will be measured now."""
+        """Close an output in which nothing more will be stored now."""
 
 
 class Measurement:
-    """One kind of measurement: what its units are, how one is measured, and where its record goes. Plain data, to be sent.
+    """A kind of measurement, as plain data that can be sent to workers.
+
+    It defines its units, how one is measured, and where its record goes.
 
     Attributes:
-        noun: What an item is, in the plural.
-        chained: The option for which items are measured one after the other; None where they are independent.
-        device: "cpu", "cuda", ...; None for CUDA where there is one.
+        noun: Name of an item, in the plural.
+        chained: The option for which items are measured one after the other; None where they are
+            independent.
+        device: "cpu", "cuda", ...; None for CUDA where there is a GPU.
     """
 
     noun = "batches"
@@ -115,11 +137,14 @@ class Measurement:
 
     @property
     def num_planned(self) -> int:
-        """Items that were asked for."""
+        """Return the number of requested items."""
         raise NotImplementedError
 
     def num_recorded(self, series: CheckpointSeries) -> int:
-        """Items of a series in all for which HVPs may be recorded once; 0 where they may not."""
+        """Return the number of items for which HVPs may be recorded.
+
+        It counts all items of a series; 0 if recording is not possible.
+        """
         return 0
 
     @property
@@ -130,14 +155,14 @@ class Measurement:
         """Lock the output.
 
         Raises:
-            LandscapeError: If it cannot be written, or is of another request.
+            LandscapeError: If it cannot be written, or belongs to another request.
         """
         raise NotImplementedError
 
     def prepare(
         self, session: "Session", tasks: Sequence[Task], known: KnownSeries
     ) -> PreparedSeries:
-        """Look at the series of `tasks` before its first unit.
+        """Prepare the series of `tasks` before its first unit.
 
         Raises:
             LandscapeError: If anything is wrong with it that can be known.
@@ -145,41 +170,51 @@ class Measurement:
         raise NotImplementedError
 
     def bench(self, session: "Session", task: Task, prepared: PreparedSeries) -> Bench:
-        """The series of a task, ready for its checkpoints."""
+        """Return the series of a task, ready for its checkpoints."""
         raise NotImplementedError
 
     def sent(self, tasks: Sequence[Task]) -> Self:
-        """The same for the series of `tasks` alone, to be sent to another process."""
+        """Return the measurement of one series, to be sent to another process.
+
+        The series is that of `tasks`.
+        """
         return self
 
     def sharing(self, num_workers: int, free: int | None) -> Self:
-        """The same with its share of the memory, where `free` bytes are free; None where each worker looks by itself."""
+        """Return the measurement with its share of the memory.
+
+        `free` bytes are free for all; None where each worker checks by itself.
+        """
         return self
 
     def unit_seconds(self, prepared: PreparedSeries) -> float:
-        """How long a unit of a series should take at least, where its items gain from each other; 0 where they do not."""
+        """Return the least seconds of a unit.
+
+        Its items are then faster together; 0 where they are not.
+        """
         return 0.0
 
     def undigested(self) -> list[Path]:
-        """Checkpoints whose files are read when the output is opened."""
+        """List checkpoints whose files are read when the output is opened."""
         return []
 
     def title(self, task: Task) -> str:
-        """What is measured, for people."""
+        """Return a title of what is measured."""
         return task.place
 
     def failure(self, task: Task, index: int, reason: str) -> str:
-        """The line that says why an item failed."""
+        """Return the line about the failure of an item."""
         return f"{task.place} batch {index}: {reason}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why there is no record of an item.
+    """The reason why an item has no record.
 
     Attributes:
-        reason: One line.
-        error: Set where the model or a limit is at fault, so that a run in which nothing has worked ends with it.
+        reason: The reason on one line.
+        error: Set where the model or a limit is the cause: a run in which no item was ever measured
+            ends with it.
     """
 
     reason: str
@@ -188,11 +223,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Lot:
-    """A checkpoint with all that a process needs to measure units of it; equal where the checkpoint is.
+    """A checkpoint with all that a process needs to measure units of it.
+
+    Lots are equal if their checkpoints are.
 
     Attributes:
-        run: Names the run.
-        contained: Whether any error of a unit is a failure of that unit, as among many workers, and no bug to show.
+        run: Name of the run.
+        contained: Whether every error in a unit counts as a failure of that unit. So it does among
+            many workers; otherwise unexpected errors are raised as bugs.
     """
 
     task: Task = field(compare=False)
@@ -207,7 +245,10 @@ class Lot:
 
 
 class Session:
-    """What this process has loaded; a model that is no longer needed is let go of before the next one is built."""
+    """The models and data that this process has loaded.
+
+    A model that is no longer needed is released before the next one is built.
+    """
 
     def __init__(self) -> None:
         self._data: object = None
@@ -220,30 +261,31 @@ class Session:
     def series(
         self, manifest: Manifest, series: CheckpointSeries, device: str | None
     ) -> "LoadedSeries":
-        """The series on its batches, with whatever weights it had last.
+        """Return the series on its batches, with whatever weights it had last.
 
         Raises:
-            LandscapeError: As `LoadedSeries.of`, or if the data or the device is not there.
+            LandscapeError: As `LoadedSeries.of`, or if the data or the device does not exist.
         """
-        from landscape.clip.image_text import open_pairs
-        from landscape.clip.loaded_series import LoadedSeries, device_of
+        from landscape.clip.loaded_series import device_of
 
         key = _identity(manifest, series, device)
         if self._series is None or self._series[0] != key:
             if self._pairs is None or self._data != manifest.data:
-                self._data, self._pairs = manifest.data, open_pairs(manifest.data)
+                self._data, self._pairs = manifest.data, open_data(manifest)
             self._series = self._bench = None
             self._series = (
                 key,
-                LoadedSeries.of(manifest, series, self._pairs, device=device_of(device)),
+                load_series(manifest, series, self._pairs, device=device_of(device)),
             )
         return self._series[1]
 
     def model(self, series: CheckpointSeries, device: str | None) -> "ZeroShotModel":
-        """The model of a series that classifies pictures, with whatever weights it had last.
+        """Return the model of a series that classifies pictures.
+
+        It has whatever weights it had last.
 
         Raises:
-            LandscapeError: If it cannot be built, or the device is not there.
+            LandscapeError: If it cannot be built, or the device does not exist.
         """
         from landscape.clip.loaded_series import device_of
         from landscape.zeroshot import ZeroShotModel
@@ -261,18 +303,24 @@ class Session:
         return self._model[1]
 
     def other(self, key: object, make: Callable[[], Any]) -> Any:
-        """What `make` returned for this key last, or returns now; for what is no series."""
+        """Return the result of `make` for this key.
+
+        `make` is called only if the key differs from the last one. For objects that are no series.
+        """
         if self._other is None or self._other[0] != key:
             self._other = None
             self._other = (key, make())
         return self._other[1]
 
     def release_bench(self) -> None:
-        """Let no bench go on with weights that another has changed."""
+        """Drop the bench, as its weights are going to change."""
         self._bench = None
 
     def bench(self, lot: Lot) -> Bench:
-        """Where units of a lot are measured; that of the lot before goes on where it is of the same series."""
+        """Return the bench for units of a lot.
+
+        That of the lot before is reused for the same series.
+        """
         key = (type(lot.measurement), lot.task.series.name, lot.measurement.device)
         if self._bench is None or self._bench[0] != key:
             self._bench = None
@@ -281,7 +329,7 @@ class Session:
 
 
 def _identity(manifest: Manifest, series: CheckpointSeries, device: str | None) -> str:
-    """Digest of all that a loaded series depends on, but for its weights."""
+    """Digest all that a loaded series depends on, except weights."""
     facts = {
         "protocol": manifest.protocol(),
         "path": str(manifest.path),
@@ -294,12 +342,12 @@ def _identity(manifest: Manifest, series: CheckpointSeries, device: str | None) 
     )
 
 
-# The session of this process, or of this thread of it, with the run that it is of: another one begins anew.
+# The session of this process, or of a thread of it, with its run. Another run gets a new session.
 _local = threading.local()
 
 
 def session_of(run: str) -> Session:
-    """What this process has loaded for a run."""
+    """Return the session of this process for a run."""
     if getattr(_local, "run", None) != run:
         _local.run = _local.session = None
         _local.run, _local.session = run, Session()
@@ -308,7 +356,7 @@ def session_of(run: str) -> Session:
 
 
 def forget_session() -> None:
-    """Let go of what this process has loaded, on a GPU too."""
+    """Release all that this process has loaded, also on a GPU."""
     _local.run = _local.session = None
     torch = sys.modules.get("torch")
     if torch is None:
@@ -324,25 +372,26 @@ def forget_session() -> None:
 def prepare_in_session(
     run: str, measurement: Measurement, tasks: Sequence[Task], known: KnownSeries
 ) -> PreparedSeries:
-    """`prepare` with what this process has loaded for a run."""
+    """Call `prepare` with the session of this process for a run."""
     import torch
 
     session = session_of(run)
-    # The weights change under whatever was measured last.
+    # Preparation changes the weights of the series that was measured last.
     session.release_bench()
 
     remember_digests(known.digests)
-    # The processes of somebody's executor may have any number.
+    # The processes of the user's executor may have any number of threads.
     if known.threads_elsewhere is not None:
         torch.set_num_threads(known.threads_elsewhere)
     return measurement.prepare(session, tasks, known)
 
 
 def measure_unit(lot: Lot, indices: tuple[int, ...]) -> list[Any]:
-    """The record of each item, or its `Failure`.
+    """Measure each item of a unit; return its record, or its `Failure`.
 
     Raises:
-        LandscapeError: If the checkpoint cannot be loaded; WorkerDied among many workers, since another may see the files.
+        LandscapeError: If the checkpoint cannot be loaded; WorkerDied among many workers, since
+            another may see the files.
     """
     import torch
 
@@ -355,14 +404,18 @@ def measure_unit(lot: Lot, indices: tuple[int, ...]) -> list[Any]:
     except Exception as error:
         if not lot.contained:
             raise
-        # This machine may not see a file that others do: let them have time to take the next units.
+        # This machine may not see a file that others see: wait, so that they take the next units.
         time.sleep(_AFTER_FAILURE)
-        raise WorkerDied(f"{lot.task.place} cannot be loaded: {_failure(error).reason}") from error
+        raise WorkerDied(
+            f"{lot.task.place} cannot be loaded: {failure_of(error).reason}"
+        ) from error
     return bench.measure_all(indices, contained=lot.contained)
 
 
 def try_measure(measure: Callable[[], Any], *, contained: bool = False) -> Any:
-    """What `measure` returns on one item, or why it fails: such an item costs itself alone.
+    """Call `measure` for an item; return its result, or a `Failure`.
+
+    A failed item affects no other.
 
     Args:
         contained: Whether errors that no item should raise are failures too.
@@ -370,14 +423,14 @@ def try_measure(measure: Callable[[], Any], *, contained: bool = False) -> Any:
     try:
         return measure()
     except (NumericalError, ObjectiveError, PictureError, MemoryError, RuntimeError) as error:
-        return _failure(error)
+        return failure_of(error)
     except Exception as error:
         if not contained:
             raise
-        return _failure(error)
+        return failure_of(error)
 
 
-def _failure(error: Exception) -> Failure:
+def failure_of(error: Exception) -> Failure:
     known = isinstance(error, (LandscapeError, MemoryError, RuntimeError))
     reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())[:500]
     if isinstance(error, LandscapeError) and not isinstance(error, (NumericalError, PictureError)):
@@ -392,5 +445,8 @@ def digests_of(path: Path) -> dict[Any, str]:
 
 
 def sent(manifest: Manifest, series: CheckpointSeries) -> Manifest:
-    """The manifest of one series alone, small enough to be sent with every unit."""
+    """Return the manifest of one series alone.
+
+    It is small enough to be sent with every unit.
+    """
     return replace(manifest, series=(series,), epoch_zero="optional")

@@ -1,9 +1,12 @@
-"""The eigenpairs of one batch, by the method that the manifest names, within the memory that was allowed."""
+"""The eigenpairs of a batch, by the manifest's method.
+
+The solver stays within the allowed memory.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from landscape.errors import LandscapeError, MemoryLimitError
+from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 from landscape.manifest import HessianSettings
 
 if TYPE_CHECKING:
@@ -13,41 +16,43 @@ if TYPE_CHECKING:
     from landscape.curvature import FiniteDifferenceOperator, HessianOperator
     from landscape.linalg import EigenPairs, SymmetricOperator
     from landscape.pipeline.products import SeriesProducts
+    from landscape.stability import OptimizerState, PreconditionedHessian
 
 
-# The batch of every checkpoint in which copies of multiple eigenvalues are looked for by a second random start. It is fixed, so
-# that neither the order of the batches nor the number of workers changes a record.
+# The batch of every checkpoint in which a second random start looks for copies of multiple
+# eigenvalues. It is fixed, so that neither the order of the batches nor the number of workers
+# changes a record.
 _BATCH_FOR_COPIES = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolverSettings:
-    """How eigenvalues are searched for, where the protocol leaves freedom.
+    """Settings of the eigenvalue solver that the protocol leaves free.
 
     Args:
-        recycle: Start from the eigenvectors of the batch before, not from a random vector. Saved 2 to 4 % of the products on
-            small CLIP models (experiments/benchmark_peers.py), and gives up the quadrature, so no density, trace or negative
-            mass comes of the run: off by default.
-        max_basis_memory: Bytes that the Krylov vectors may take; None for as many as the products bring.
+        recycle: Start from the eigenvectors of the batch before, not from a random vector. Saved 2
+            to 4 % of the products on small CLIP models (experiments/benchmark_peers.py). The
+            quadrature is lost, so the run has no density, trace or negative mass: off by default.
+        max_basis_memory: Bytes that the Krylov vectors may take; None for no limit.
     """
 
     recycle: bool = False
     max_basis_memory: int | None = None
 
     def check(self, method: str) -> None:
-        """Refuse what only Lanczos can obey.
+        """Refuse settings that only Lanczos can use.
 
         Raises:
-            LandscapeError: If so.
+            LandscapeError: If the method is another.
         """
         if method != "lanczos" and self != SolverSettings():
             raise LandscapeError(
-                f"method {method}: keeps no Krylov vectors, so --recycle and --max-basis-memory say nothing to it. Leave them "
-                "out, or use method lanczos."
+                f"method {method}: keeps no Krylov vectors, so --recycle and --max-basis-memory "
+                "say nothing to it. Leave them out, or use method lanczos."
             )
 
     def max_basis(self, operator: "SymmetricOperator") -> int | None:
-        """Vectors of this operator that fit; None if all do."""
+        """Return how many vectors fit; None without a limit."""
         if self.max_basis_memory is None:
             return None
         from landscape.linalg.lanczos import num_vectors_in
@@ -55,44 +60,83 @@ class SolverSettings:
         return num_vectors_in(self.max_basis_memory, operator)
 
     def room(self) -> dict[str, Any]:
-        """The limit of the Krylov vectors as JSON values to store; nothing where there is none."""
+        """Return the limit of the Krylov vectors as JSON values to store.
+
+        Empty where there is none.
+        """
         return {} if self.max_basis_memory is None else {"max_basis_memory": self.max_basis_memory}
 
     def sharing(self, num_workers: int) -> Self:
-        """The same for one of several processes."""
+        """Return the settings for one of several processes."""
         memory = self.max_basis_memory
         return replace(self, max_basis_memory=None if memory is None else memory // num_workers)
 
     def check_fits(self, operator: "SymmetricOperator", k: int) -> None:
-        """Refuse a limit in which k eigenpairs cannot be found.
+        """Refuse a memory limit in which k eigenpairs cannot be computed.
 
         Raises:
-            MemoryLimitError: If so; says what would do.
+            MemoryLimitError: If so; names a sufficient limit.
         """
-        from landscape.linalg.lanczos import LEAST_ROOM
+        from landscape.linalg.lanczos import MIN_EXTRA_VECTORS
 
-        found, needed = self.max_basis(operator), k + LEAST_ROOM
-        if found is not None and found < needed:
-            size = operator.n - operator.num_unused
-            each = size * operator.dtype.itemsize
-            raise MemoryLimitError(
-                f"--max-basis-memory: {self.max_basis_memory:,} bytes hold {found} vectors of {size:,} numbers, but {k} "
-                f"eigenvalues need {needed}. Allow {needed * each:,} bytes or more, or restrict `parameters`."
-            )
+        num_fitting, needed = self.max_basis(operator), k + MIN_EXTRA_VECTORS
+        if num_fitting is not None and num_fitting < needed:
+            raise MemoryLimitError(self._too_little(operator, num_fitting, needed, k))
+
+    def _too_little(
+        self, operator: "SymmetricOperator", num_fitting: int, needed: int, k: int
+    ) -> str:
+        space, each = operator.space, operator.dtype.itemsize
+        if space.is_whole:
+            size, share, num_processes = operator.n - operator.num_unused, "", 1
+        else:
+            support = operator.support_runs
+            size = operator.num_local if support is None else len(support)
+            share, num_processes = " of each process", space.processes.size  # type: ignore[attr-defined]
+        return (
+            f"--max-basis-memory: {self.max_basis_memory:,} bytes{share} hold {num_fitting} "
+            f"vectors of {size:,} numbers, but {k} eigenvalues need {needed}. Allow "
+            f"{num_processes * needed * size * each:,} bytes or more, or restrict `parameters`."
+        )
 
 
 def _seed(hessian: HessianSettings, index: int) -> int:
-    """A start of its own for every batch, so that the errors of their quadratures average out; the same for all epochs."""
+    """Return the seed of the starting vector of a batch.
+
+    Every batch has its own, so that the errors of their quadratures average out. It is the same for
+    all epochs.
+    """
     from landscape.clip.seeding import derive_seed
 
     return derive_seed("start", hessian.seed, index)
 
 
+def preconditioned_by(
+    operator: "SymmetricOperator", state: "OptimizerState"
+) -> "PreconditionedHessian":
+    """Build the operator preconditioned by an optimizer's state.
+
+    Raises:
+        ObjectiveError: If they do not fit together.
+    """
+    from landscape.stability import PreconditionedHessian
+
+    try:
+        return PreconditionedHessian(operator, state)
+    except ValueError as error:
+        raise ObjectiveError(str(error)) from None
+
+
 @dataclass
 class Solver:
-    """Finds eigenpairs, and remembers those of the batch before where they are to be recycled."""
+    """A solver that keeps the eigenvectors of the last batch for recycling.
+
+    Args:
+        with_vectors: Return eigenvectors, also where they are not recycled.
+    """
 
     settings: SolverSettings = SolverSettings()
+    with_vectors: bool = False
     _before: "dict[str, Tensor]" = field(default_factory=dict)
 
     def solve(
@@ -104,8 +148,12 @@ class Solver:
         series: str,
         hvp: str,
         products: "SeriesProducts",
-    ) -> tuple["EigenPairs", "FiniteDifferenceOperator | HessianOperator"]:
-        """Eigenpairs of batch `index`, and the operator that they are of.
+        state: "OptimizerState | None" = None,
+    ) -> tuple["EigenPairs", "FiniteDifferenceOperator | HessianOperator | PreconditionedHessian"]:
+        """Compute the eigenpairs of batch `index`; also return the operator.
+
+        Args:
+            state: Optimizer state whose preconditioner is applied; None for the Hessian itself.
 
         Raises:
             ObjectiveError, NumericalError: If there are none.
@@ -120,37 +168,41 @@ class Solver:
             operator = FiniteDifferenceOperator(loaded.objective, loaded.params, batch)
         else:
             operator = products.operator(loaded.objective, loaded.params, batch)
+        measured = operator if state is None else preconditioned_by(operator, state)
         if hessian.method == "lanczos":
-            pairs = self.lanczos(operator, hessian, index, series=series)
+            eigenpairs = self.lanczos(measured, hessian, index, series=series)
         elif hessian.method == "power":
-            pairs = power_iteration(
-                operator, hessian.k, tol=hessian.tol, seed=_seed(hessian, index)
+            eigenpairs = power_iteration(
+                measured, hessian.k, tol=hessian.tol, seed=_seed(hessian, index)
             )
         else:
-            from landscape.curvature.reference import pyhessian_eigenpairs
+            from landscape.curvature.pyhessian import pyhessian_eigenpairs
 
             seed = _seed(hessian, index)
-            pairs = pyhessian_eigenpairs(
+            eigenpairs = pyhessian_eigenpairs(
                 loaded.objective, loaded.params, batch, k=hessian.k, seed=seed, tol=hessian.tol
             )
         if hessian.method != "pyhessian" and hvp != "finite-difference":
             products.keep(operator)
-        return pairs, operator
+        return eigenpairs, measured
 
     def lanczos(
         self, operator: "SymmetricOperator", hessian: HessianSettings, index: int, *, series: str
     ) -> "EigenPairs":
-        """Solve for batch `index` by Lanczos; for one batch, look for copies where the size makes that a choice.
+        """Compute the eigenpairs of batch `index` by Lanczos.
+
+        For one batch, it also looks for copies of multiple eigenvalues where the size makes that a
+        choice.
 
         Raises:
-            NumericalError, ObjectiveError, MemoryLimitError: As `solve`.
+            NumericalError, ObjectiveError, MemoryLimitError: As in `solve`.
         """
         from landscape.linalg import eigsh
         from landscape.linalg.lanczos import num_spot_checks
 
         # Batches leave different parameters unused, so the first one does not tell for all.
         self.settings.check_fits(operator, hessian.k)
-        pairs = eigsh(
+        eigenpairs = eigsh(
             operator,
             hessian.k,
             hessian.which,  # type: ignore[arg-type]
@@ -160,13 +212,13 @@ class Solver:
             num_checks=num_spot_checks(operator) if index == _BATCH_FOR_COPIES else None,
             max_basis=self.settings.max_basis(operator),
             start=self._before.get(series),
-            return_vectors=self.settings.recycle,
+            return_vectors=self.settings.recycle or self.with_vectors,
         )
-        if pairs.vectors is not None:
-            self._before[series] = pairs.vectors
-        return pairs
+        if self.settings.recycle and eigenpairs.vectors is not None:
+            self._before[series] = eigenpairs.vectors
+        return eigenpairs
 
     def facts(self) -> dict[str, Any]:
-        """What to store beside the numbers: JSON values."""
+        """Return the settings to store beside the numbers, as JSON values."""
         facts: dict[str, Any] = {"start": "recycled"} if self.settings.recycle else {}
         return facts | self.settings.room()

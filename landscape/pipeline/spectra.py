@@ -1,19 +1,20 @@
-"""Spectra of a manifest: one record per mini-batch and checkpoint, stored as soon as it is known.
+"""Spectra of a manifest: a record per mini-batch and checkpoint.
 
-Everything that can be found wrong before the first product is: the manifest, the output, the data, every checkpoint that
-has a batch left. After that a batch that fails costs that batch alone.
+Each record is stored as soon as it is known. Everything that can be checked before the first
+product is checked: the manifest, the output, the data, every checkpoint that has a batch left.
+After that a batch that fails affects no other.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from landscape.errors import LandscapeError, ManifestError, NumericalError
-from landscape.manifest import CheckpointSeries, Manifest
+from landscape.errors import CheckpointError, LandscapeError, ManifestError, NumericalError
+from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.manifest.gone import check_weights, is_gone
 from landscape.manifest.selection import Selection, Task
 from landscape.pipeline import lockstep
@@ -21,10 +22,18 @@ from landscape.pipeline.audit import check_hvp
 from landscape.pipeline.forecast import forecast, num_products_of
 from landscape.pipeline.plan import RunReport, plan
 from landscape.pipeline.preparation import KnownSeries, Preparation, PreparedSeries
-from landscape.pipeline.products import RECORDED, ProductSettings, SeriesProducts
-from landscape.pipeline.runner import run_measurement
+from landscape.pipeline.products import RECORDED, HvpSettings, SeriesProducts
+from landscape.pipeline.runner import Outcome, run_measurement
 from landscape.pipeline.session import Bench, Measurement, Output, Session, sent
+from landscape.pipeline.shard_settings import ShardSettings
 from landscape.pipeline.solve import Solver, SolverSettings
+from landscape.pipeline.vectors import (
+    SpectrumWithVectors,
+    bytes_of_vectors,
+    check_room,
+    layout_of,
+    with_vectors,
+)
 from landscape.store import Record, SpectrumStore, SpectrumWriter, models_as_trained, verdicts
 from landscape.workers.crew import WorkerSettings
 from landscape.workers.progress import show_notes
@@ -33,9 +42,10 @@ if TYPE_CHECKING:
     from landscape.clip.loaded_series import LoadedSeries
     from landscape.curvature import FiniteDifferenceOperator, HessianOperator, Params
     from landscape.linalg import EigenPairs, RitzValues
+    from landscape.stability import OptimizerState, PreconditionedHessian
 
 _Result = TypeVar("_Result")
-_PRODUCTS = {
+HVP_TITLES = {
     "double-backward": "double backward, retained graph",
     "finite-difference": "central differences of gradients",
 }
@@ -48,30 +58,34 @@ class SpectraMeasurement(Measurement):
     Args:
         output: The store.
         hvp: "double-backward", or "finite-difference" where only first derivatives exist.
-        unaudited: Measure without asking whether the products are second derivatives; every record says so.
+        unaudited: Measure without an audit of the second derivatives; every record says so.
+        shards: Processes that share each model, for a dry run.
+        keep_vectors: Also keep the eigenvectors of every batch.
     """
 
     manifest: Manifest
     output: Path
     hvp: str = "double-backward"
     unaudited: bool = False
-    products: ProductSettings = ProductSettings()
+    products: HvpSettings = HvpSettings()
     solver: SolverSettings = SolverSettings()
     selection: Selection = Selection()
     device: str | None = None
+    shards: ShardSettings | None = None
+    keep_vectors: bool = False
 
     def check(self) -> None:
-        """Refuse settings that do not go together, and parts that the manifest does not have.
+        """Refuse contradictory settings, and parts that the manifest lacks.
 
         Raises:
-            LandscapeError: If so.
+            LandscapeError: If there are any.
         """
         check_hvp(self.manifest, self.hvp)
         self.products.check(self.manifest.hessian.method, self.hvp)
         self.solver.check(self.manifest.hessian.method)
         self.selection.check(self.manifest)
         if self.manifest.hessian.method == "pyhessian":
-            from landscape.curvature.reference import import_pyhessian
+            from landscape.curvature.pyhessian import import_pyhessian
 
             import_pyhessian()
 
@@ -80,7 +94,7 @@ class SpectraMeasurement(Measurement):
         return sum(len(task.indices) for task in self.selection.tasks(self.manifest))
 
     def num_recorded(self, series: CheckpointSeries) -> int:
-        """Batches of a series for which one graph can be recorded."""
+        """Return the number of batches that can share a recorded graph."""
         return sum(
             len(task.indices)
             for task in self.selection.tasks(self.manifest)
@@ -99,8 +113,8 @@ class SpectraMeasurement(Measurement):
         return replace(self, products=products, solver=self.solver.sharing(num_workers))
 
     def completed(self, store: SpectrumStore | SpectrumWriter) -> frozenset[str]:
-        """Keys of the batches that are measured."""
-        return store.completed_keys()
+        """Return the keys of the measured batches."""
+        return store.completed_vectors() if self.keep_vectors else store.completed_keys()
 
     @contextmanager
     def open(self) -> Iterator["StoreOutput"]:
@@ -110,9 +124,14 @@ class SpectraMeasurement(Measurement):
     def prepare(
         self, session: Session, tasks: Sequence[Task], known: KnownSeries
     ) -> PreparedSeries:
-        from landscape.linalg.lanczos import LEAST_ROOM
+        from landscape.linalg.lanczos import MIN_EXTRA_VECTORS
 
-        hessian = self.manifest.hessian
+        hessian, sizes = self.manifest.hessian, []
+
+        def check_operator(operator: "HessianOperator") -> None:
+            sizes.append(operator.n - operator.num_unused)
+            self.solver.check_fits(operator, hessian.k)
+
         preparation = Preparation(
             manifest=self.manifest,
             hvp=self.hvp,
@@ -123,12 +142,24 @@ class SpectraMeasurement(Measurement):
             num_planned=known.num_planned,
             output=self.output,
             max_basis_memory=self.solver.max_basis_memory,
-            min_vectors=hessian.k + LEAST_ROOM,
-            check_operator=lambda operator: self.solver.check_fits(operator, hessian.k),
+            min_vectors=hessian.k + MIN_EXTRA_VECTORS,
+            check_operator=check_operator,
         )
-        return preparation.of(
-            session.series(self.manifest, tasks[0].series, self.device), tasks, known
-        )
+        loaded = session.series(self.manifest, tasks[0].series, self.device)
+        if self.manifest.hessian.preconditioner != "none":
+            for task in tasks:
+                optimizer_of(loaded, task.checkpoint)
+        prepared = preparation.of(loaded, tasks, known)
+        if not self.keep_vectors:
+            return prepared
+        num_params = layout_of(loaded.model, loaded.params).n
+        size = bytes_of_vectors(hessian.k, num_params, max(sizes, default=num_params))
+        # The rounded vectors are there twice while they are sent.
+        memory = prepared.memory + 2 * size
+        if not prepared.num_gpus:
+            itemsize = next(iter(loaded.params.values())).element_size()
+            memory += hessian.k * num_params * itemsize
+        return replace(prepared, vector_bytes=size, memory=memory)
 
     def bench(self, session: Session, task: Task, prepared: PreparedSeries) -> "SpectraBench":
         return SpectraBench(
@@ -136,8 +167,16 @@ class SpectraMeasurement(Measurement):
         )
 
     def is_lockstep(self, product: str | None, device: str) -> bool:
-        """Whether the batches of a unit are solved together, whose HVPs are computed in this way on such a device."""
-        is_possible = self.manifest.hessian.method == "lanczos" and not self.solver.recycle
+        """Tell whether the batches of a unit are solved together.
+
+        That depends on the strategy of the HVPs and the device.
+        """
+        hessian = self.manifest.hessian
+        is_possible = (
+            hessian.method == "lanczos"
+            and hessian.preconditioner == "none"
+            and not self.solver.recycle
+        )
         return is_possible and product in lockstep.STRATEGIES and device in lockstep.DEVICES
 
     def unit_seconds(self, prepared: PreparedSeries) -> float:
@@ -149,30 +188,38 @@ class SpectraMeasurement(Measurement):
         )
 
     def num_unconverged(self, record: Any) -> int:
-        """Values of a record that missed the tolerance."""
+        """Count the values of a record that missed the tolerance."""
         return int((~record.converged).sum())
 
     def undigested(self) -> list[Path]:
-        """Checkpoints that have records and no digest in the manifest, so that their files must be read."""
+        """List checkpoints with records but without a digest in the manifest.
+
+        Their files must be read.
+        """
         stored = stored_digests(self.output)
         checkpoints = [
-            (series.name, one) for series in self.manifest.series for one in series.checkpoints
+            (series.name, checkpoint)
+            for series in self.manifest.series
+            for checkpoint in series.checkpoints
         ]
         return [
-            one.path
-            for name, one in checkpoints
-            if one.sha256 is None and (name, one.epoch) in stored and not is_gone(one)
+            checkpoint.path
+            for name, checkpoint in checkpoints
+            if checkpoint.sha256 is None
+            and (name, checkpoint.epoch) in stored
+            and not is_gone(checkpoint)
         ]
 
     def report(self, **counts: Any) -> RunReport:
-        """The report of a run."""
+        """Build the report of a run."""
         return RunReport(output=self.output, num_planned=self.num_planned, **counts)
 
     def dry_run(self, *, progress: bool | None) -> RunReport:
-        """Say what is left, what would be refused, and what the rest takes."""
+        """Report what is left or refused, and the cost of the rest."""
         from landscape.clip.loaded_series import device_of
 
-        tasks = plan(self.manifest, SpectrumStore.check(self.output, self.manifest), self.selection)
+        stored = SpectrumStore.check(self.output, self.manifest, with_vectors=self.keep_vectors)
+        tasks = plan(self.manifest, stored, self.selection)
         show_notes(
             check_weights(self.manifest, tasks, self.selection.tasks(self.manifest)), shown=progress
         )
@@ -184,19 +231,24 @@ class SpectraMeasurement(Measurement):
             "hvp": self.hvp,
             "products": self.products,
             "solver": self.solver,
+            "vectors_in": self.output if self.keep_vectors else None,
         }
-        looked = forecast(self.manifest, tasks, device, audited=audited, **options)
+        looked = forecast(
+            self.manifest, tasks, device, audited=audited, shards=self.shards, **options
+        )
         num_stored = self.num_planned - sum(len(task.indices) for task in tasks)
         facts: dict[str, Any] = {"forecast": looked.lines, "num_refused": looked.num_refused}
         return self.report(num_stored=num_stored, todo=tuple(tasks), **facts)
 
 
 class StoreOutput(Output):
-    """A store that is locked for this process, as the place of a measurement's records."""
+    """A store, locked for this process, as the output of a measurement."""
 
     def __init__(self, measurement: SpectraMeasurement, writer: SpectrumWriter) -> None:
         self.measurement, self.writer, self.folder = measurement, writer, writer.folder
         self._known: dict[str, KnownSeries] = {}
+        self._num_left: dict[str, int] = {}
+        self._vector_bytes = 0
 
     def remaining(self) -> list[Task]:
         measurement = self.measurement
@@ -206,6 +258,10 @@ class StoreOutput(Output):
         self.notes = check_weights(
             measurement.manifest, tasks, measurement.selection.tasks(measurement.manifest)
         )
+        self._num_left = {}
+        for task in tasks:
+            name = task.series.name
+            self._num_left[name] = self._num_left.get(name, 0) + len(task.indices)
         return tasks
 
     def known(self, series: CheckpointSeries) -> KnownSeries:
@@ -216,18 +272,29 @@ class StoreOutput(Output):
     def accept(self, series: str, prepared: PreparedSeries) -> PreparedSeries:
         if prepared.details:
             self.writer.check_modules(series, prepared.details)
+        if prepared.vector_bytes:
+            self._vector_bytes += self._num_left[series] * prepared.vector_bytes
+            check_room(self.measurement.output, self._vector_bytes)
         return prepared
 
     def keep(self, task: Task, records: Sequence[tuple[int, Any]], prepared: PreparedSeries) -> int:
-        self.writer.add_all([record for _, record in records])
-        return sum(self.measurement.num_unconverged(record) for _, record in records)
+        kept = [result for _, result in records if isinstance(result, SpectrumWithVectors)]
+        spectra = [
+            result.record if isinstance(result, SpectrumWithVectors) else result
+            for _, result in records
+        ]
+        self.writer.add_all(spectra, vectors=[result.vectors for result in kept])
+        return sum(self.measurement.num_unconverged(record) for record in spectra)
 
     def finish(self) -> None:
         self.writer.merge()
 
 
 def stored_digests(output: Path) -> dict[tuple[str, int], str]:
-    """Digest of each (series, epoch) of which a store has records; empty where there is none yet."""
+    """Return the digest of each (series, epoch) with records in a store.
+
+    Empty where there is no store yet.
+    """
     try:
         with SpectrumStore.open(output) as store:
             return store.stored()
@@ -236,13 +303,18 @@ def stored_digests(output: Path) -> dict[tuple[str, int], str]:
 
 
 def known_series(output: Path, series: Sequence[CheckpointSeries]) -> dict[str, KnownSeries]:
-    """What a store says of each series, by its name; nothing where there is none yet."""
+    """Return the facts in a store about each series, by its name.
+
+    Empty facts where there is no store yet.
+    """
     try:
         store = SpectrumStore.open(output)
     except LandscapeError:
-        return {one.name: KnownSeries() for one in series}
+        return {checkpoint_series.name: KnownSeries() for checkpoint_series in series}
     with store:
-        return {one.name: _known(store, one) for one in series}
+        return {
+            checkpoint_series.name: _known(store, checkpoint_series) for checkpoint_series in series
+        }
 
 
 def _known(store: SpectrumStore, series: CheckpointSeries) -> KnownSeries:
@@ -253,7 +325,9 @@ def _known(store: SpectrumStore, series: CheckpointSeries) -> KnownSeries:
     for epoch in store.epochs(series.name) if series.name in store.series() else ():
         table = store.records(series.name, epoch)
         passed += [
-            told for told in verdicts(table.extras) if told.get("passed") and told not in passed
+            verdict
+            for verdict in verdicts(table.extras)
+            if verdict.get("passed") and verdict not in passed
         ]
         models += [used for used in models_as_trained(table.settings) if used not in models]
         count = table.settings.get("num_threads")
@@ -271,7 +345,7 @@ def _known(store: SpectrumStore, series: CheckpointSeries) -> KnownSeries:
 
 
 class SpectraBench(Bench):
-    """A series whose spectra are measured in this process."""
+    """A series whose spectra this process measures."""
 
     def __init__(
         self,
@@ -283,9 +357,20 @@ class SpectraBench(Bench):
         super().__init__(loaded, prepared)
         self.measurement, self.series = measurement, task.series.name
         self.products = SeriesProducts(measurement.products, prepared.choice)
-        self.solver = Solver(measurement.solver)
+        self.solver = Solver(measurement.solver, with_vectors=measurement.keep_vectors)
+        # State of the optimizer, where its preconditioner is requested.
+        self.state: OptimizerState | None = None
 
-    def measure(self, index: int) -> Record:
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint's weights, and its optimizer's state where requested."""
+        is_new = checkpoint != self.checkpoint
+        super().load(checkpoint)
+        if is_new and self.measurement.manifest.hessian.preconditioner != "none":
+            self.checkpoint = None
+            self.state = optimizer_of(self.loaded, checkpoint)
+            self.checkpoint = checkpoint
+
+    def measure(self, index: int) -> Record | SpectrumWithVectors:
         return _measure(self, index)
 
     def measure_all(self, indices: Sequence[int], *, contained: bool) -> list[Any]:
@@ -308,12 +393,12 @@ class SpectraBench(Bench):
 
     def _record(
         self, index: int, eigenpairs: "EigenPairs", operator: "HessianOperator", seconds: float
-    ) -> Record:
+    ) -> Record | SpectrumWithVectors:
         self.products.keep(operator)
         return _record(self, index, eigenpairs, operator, begun=time.process_time() - seconds)
 
     def facts(self, index: int, *, loss: float, checked: str, begun: float) -> dict[str, Any]:
-        """What every record says of its batch and its weights."""
+        """Return the facts in every record about its batch and weights."""
         assert self.checkpoint is not None, "load comes first"
         return {
             "series": self.series,
@@ -328,58 +413,6 @@ class SpectraBench(Bench):
         }
 
 
-def run(
-    manifest: Manifest,
-    output: Path,
-    *,
-    method: str | None = None,
-    device: str | None = None,
-    hvp: str = "double-backward",
-    unaudited: bool = False,
-    products: ProductSettings = ProductSettings(),
-    solver: SolverSettings = SolverSettings(),
-    selection: Selection = Selection(),
-    workers: WorkerSettings = WorkerSettings(),
-    executor: Executor | None = None,
-    dry_run: bool = False,
-    progress: bool | None = None,
-) -> RunReport:
-    """Measure every batch of every checkpoint that is not in `output` yet, then make it one file.
-
-    Args:
-        method: "lanczos", "power" or "pyhessian" instead of the manifest's.
-        device: "cpu", "cuda", ...; by default CUDA where there is one.
-        hvp: "double-backward", or "finite-difference" where only first derivatives exist.
-        unaudited: Measure without asking whether the products are second derivatives; every record says so.
-        products: How they are computed, and in how much memory.
-        solver: From where the search starts, and in how much memory.
-        selection: The part of the manifest that is measured.
-        workers: Where it is measured; by default in this process.
-        executor: Any executor of concurrent.futures, in place of `workers`.
-        dry_run: Only say what is left, what would be refused, and what the rest takes in time and memory.
-        progress: None draws a bar where stderr is a terminal and writes lines elsewhere; False is silent.
-
-    Returns:
-        The report; not `complete` where batches failed.
-
-    Raises:
-        LandscapeError: If anything is wrong that can be known before the first product; nothing is written then.
-    """
-    measurement = SpectraMeasurement(
-        manifest=with_method(manifest, method),
-        output=output,
-        hvp=hvp,
-        unaudited=unaudited,
-        products=products,
-        solver=solver,
-        selection=selection,
-        device=device,
-    )
-    measurement.check()
-    workers = workers if executor is None else replace(workers, executor=executor)
-    return report_of(measurement, workers, dry_run=dry_run, progress=progress)
-
-
 def report_of(
     measurement: SpectraMeasurement,
     workers: WorkerSettings,
@@ -387,18 +420,32 @@ def report_of(
     dry_run: bool,
     progress: bool | None,
 ) -> RunReport:
-    """Measure into a store, or say what would be measured."""
+    """Measure into a store, or report what would be measured."""
     if dry_run:
         return measurement.dry_run(progress=progress)
-    outcome = run_measurement(measurement, workers=workers, progress=progress)
-    return measurement.report(**vars(outcome))
+    return report_after(
+        measurement, run_measurement(measurement, workers=workers, progress=progress)
+    )
+
+
+def report_after(measurement: SpectraMeasurement, outcome: Outcome) -> RunReport:
+    """Build the report of a run.
+
+    A batch with an unreadable picture is among the failures, so no answers are missing.
+    """
+    return measurement.report(
+        num_stored=outcome.num_stored,
+        num_measured=outcome.num_measured,
+        num_unconverged=outcome.num_unconverged,
+        failures=outcome.failures,
+    )
 
 
 def with_method(manifest: Manifest, method: str | None) -> Manifest:
-    """The manifest with another method.
+    """Return the manifest with another method.
 
     Raises:
-        ManifestError: If its settings do not go with it.
+        ManifestError: If its settings contradict the method.
     """
     if method is None:
         return manifest
@@ -408,8 +455,8 @@ def with_method(manifest: Manifest, method: str | None) -> Manifest:
         raise ManifestError(f"{manifest.path}, with --method {method}: {error}") from error
 
 
-def _measure(bench: SpectraBench, index: int) -> Record:
-    """The spectrum of one batch.
+def _measure(bench: SpectraBench, index: int) -> Record | SpectrumWithVectors:
+    """Measure the spectrum of a batch.
 
     Raises:
         ObjectiveError, NumericalError: If there is none.
@@ -417,7 +464,13 @@ def _measure(bench: SpectraBench, index: int) -> Record:
     begun = time.process_time()
     hessian, hvp = bench.measurement.manifest.hessian, bench.measurement.hvp
     eigenpairs, operator = bench.solver.solve(
-        hessian, bench.loaded, index, series=bench.series, hvp=hvp, products=bench.products
+        hessian,
+        bench.loaded,
+        index,
+        series=bench.series,
+        hvp=hvp,
+        products=bench.products,
+        state=bench.state,
     )
     return _record(bench, index, eigenpairs, operator, begun=begun)
 
@@ -426,50 +479,101 @@ def _record(
     bench: SpectraBench,
     index: int,
     eigenpairs: "EigenPairs",
-    operator: "FiniteDifferenceOperator | HessianOperator",
+    operator: "FiniteDifferenceOperator | HessianOperator | PreconditionedHessian",
     *,
     begun: float,
-) -> Record:
-    """What is stored of a batch.
+) -> Record | SpectrumWithVectors:
+    """Build the record of a batch, with its eigenvectors where they are kept.
 
     Raises:
-        NumericalError: As `checked_record`.
+        NumericalError: As in `checked_record`.
     """
-    import numpy as np
-
     from landscape.clip.loaded_series import settings_of
 
-    loaded, products = bench.loaded, bench.products
-    hessian, hvp = bench.measurement.manifest.hessian, bench.measurement.hvp
-    nodes = weights = np.zeros(0)
-    if eigenpairs.quadrature is not None:
-        nodes, weights = eigenpairs.quadrature.nodes.numpy(), eigenpairs.quadrature.weights.numpy()
-    ends: dict[str, Any] = {} if eigenpairs.ritz is None else _ends(eigenpairs.ritz, hessian.k)
+    loaded, hessian, hvp = bench.loaded, bench.measurement.manifest.hessian, bench.measurement.hvp
     settings = (
-        settings_of(loaded, hessian, product=_PRODUCTS[hvp])
-        | products.settings()
+        settings_of(loaded, hessian, product=HVP_TITLES[hvp])
+        | bench.products.settings()
         | bench.solver.facts()
     )
-    return checked_record(
+    if bench.state is not None:
+        settings |= preconditioner_facts(bench.state)
+    record = checked_record(
         Record,
-        values=eigenpairs.values.cpu().numpy(),
-        residuals=eigenpairs.residuals.cpu().numpy(),
-        converged=eigenpairs.converged.cpu().numpy(),
-        **_look_columns(eigenpairs),
-        num_matvecs=eigenpairs.num_matvecs,
-        ritz_values=nodes,
-        ritz_weights=weights,
-        **ends,
+        **columns_of(eigenpairs, hessian.k),
         parameter_norm=_norm(loaded.params),
         num_params=operator.n,
         num_unused=operator.num_unused,
         settings=settings,
         **bench.facts(index, loss=operator.loss, checked=eigenpairs.checked, begun=begun),
     )
+    if not bench.measurement.keep_vectors:
+        return record
+    layout = layout_of(loaded.model, loaded.params)
+    return with_vectors(record, eigenpairs, layout, bench.measurement.manifest)
+
+
+def optimizer_of(loaded: "LoadedSeries", checkpoint: Checkpoint) -> "OptimizerState":
+    """Read the state of Adam or AdamW in a checkpoint.
+
+    Raises:
+        CheckpointError: If it holds none that is known to belong to the measured weights.
+    """
+    from landscape.clip.stored_optimizer import read_adam_state
+
+    if loaded.trained.get("weights", "online") == "ema":
+        raise CheckpointError(
+            f"{checkpoint.path}: its averaged weights are measured, but the state of the optimizer "
+            "is that of the trained ones. Say `weights: online` for the series, or "
+            "`preconditioner: none`."
+        )
+    return read_adam_state(checkpoint.path, loaded.model, expected_sha256=checkpoint.sha256)
+
+
+def preconditioner_facts(state: "OptimizerState") -> dict[str, Any]:
+    """Return the stored facts on the preconditioner, as JSON values.
+
+    They include the threshold with which eigenvalues are compared.
+    """
+    from landscape.stability import threshold_of
+
+    facts: dict[str, Any] = {"optimizer": state.kind, "learning_rate": state.learning_rate}
+    try:
+        threshold = threshold_of(state)
+    except ValueError as error:
+        return {"preconditioner": facts | {"no_threshold": str(error)}}
+    # A learning rate of 0 has an infinite threshold, and JSON has no infinity.
+    value = threshold.value if math.isfinite(threshold.value) else None
+    return {
+        "preconditioner": facts
+        | {"threshold": value, "formula": threshold.formula, "source": threshold.source}
+    }
+
+
+def columns_of(eigenpairs: "EigenPairs", k: int) -> dict[str, Any]:
+    """Convert the eigenpairs of a batch to columns of a record."""
+    import numpy as np
+
+    nodes = weights = np.zeros(0)
+    if eigenpairs.quadrature is not None:
+        nodes, weights = eigenpairs.quadrature.nodes.numpy(), eigenpairs.quadrature.weights.numpy()
+    return {
+        "values": eigenpairs.values.cpu().numpy(),
+        "residuals": eigenpairs.residuals.cpu().numpy(),
+        "converged": eigenpairs.converged.cpu().numpy(),
+        **_look_columns(eigenpairs),
+        "num_matvecs": eigenpairs.num_matvecs,
+        "ritz_values": nodes,
+        "ritz_weights": weights,
+        **({} if eigenpairs.ritz is None else _ends(eigenpairs.ritz, k)),
+    }
 
 
 def _look_columns(eigenpairs: "EigenPairs") -> dict[str, Any]:
-    """Bounds of the values, and what the solver says of missed ones, as columns; nothing of what it does not say."""
+    """Return bounds of the values and facts on missed ones, as columns.
+
+    What the solver does not report is left out.
+    """
     columns: dict[str, Any] = {}
     if eigenpairs.value_bounds is not None:
         columns["value_bounds"] = eigenpairs.value_bounds.numpy()
@@ -480,10 +584,10 @@ def _look_columns(eigenpairs: "EigenPairs") -> dict[str, Any]:
 
 
 def checked_record(kind: Callable[..., _Result], **columns: Any) -> _Result:
-    """The record of these columns.
+    """Build a record from columns.
 
     Raises:
-        NumericalError: If one holds a value that cannot be stored, as after an overflow.
+        NumericalError: If a column holds a value that cannot be stored, as after an overflow.
     """
     try:
         return kind(**columns)
@@ -494,7 +598,7 @@ def checked_record(kind: Callable[..., _Result], **columns: Any) -> _Result:
 
 
 def _ends(ritz: "RitzValues", k: int) -> dict[str, Any]:
-    """Both ends of the spectrum as columns of a record."""
+    """Return both ends of the spectrum as columns of a record."""
     (smallest, below), (largest, above) = ritz.end("SA", k), ritz.end("LA", k)
     return {
         "smallest": smallest.numpy(),
@@ -509,6 +613,6 @@ def _ends(ritz: "RitzValues", k: int) -> dict[str, Any]:
 
 def _norm(params: "Params") -> float:
     from landscape.curvature import flatten
-    from landscape.linalg.krylov import norm
+    from landscape.linalg.vectors import norm
 
     return norm(flatten(params))

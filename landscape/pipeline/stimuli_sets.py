@@ -1,4 +1,7 @@
-"""Pictures in model-vs-human's layout as sets: the published stimuli by its 16 categories, others by their own classes."""
+"""Pictures in the layout of model-vs-human, as sets.
+
+The published stimuli have its 16 categories, others their own classes.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from landscape import datasets
 from landscape.pipeline.distorted_sets import OWN
 from landscape.pipeline.picture_sets import OpenedSet, sources_of
 from landscape.store.predictions import PictureSet
@@ -18,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StimuliRequest:
-    """One condition of a data set of stimuli.
+    """A condition of a data set of stimuli.
 
     Args:
-        folder: Of all data sets.
-        logit_scale: Of decisions among the 16 categories; None for the learned one.
+        folder: Folder of all data sets.
+        logit_scale: Factor of the cosines for decisions among the 16 categories; None for the
+            learned factor.
     """
 
     folder: Path
@@ -34,11 +39,16 @@ class StimuliRequest:
     def place(self) -> str:
         return f"{self.dataset} {self.condition}"
 
+    @property
+    def is_published(self) -> bool:
+        """Tell whether the set is the benchmark's, with its 16 categories."""
+        return _stimuli(self.folder)[self.dataset, self.condition].is_published
+
     def open(self) -> OpenedSet:
-        """The pictures, and what is stored of them.
+        """Open the pictures, with the facts that are stored about them.
 
         Raises:
-            DataError: If they are not there, or are not what they seem.
+            DataError: If they do not exist, or are not what they seem.
         """
         from landscape.zeroshot import COSINE, imagenet16
 
@@ -46,7 +56,7 @@ class StimuliRequest:
         published = stimuli.is_published
         classes = _imagenet() if published else _own_classes(stimuli.classes)
         place = {name: number for number, name in enumerate(stimuli.classes)}
-        one = PictureSet(
+        stored = PictureSet(
             dataset=self.dataset if published else f"{OWN}{self.folder.name}/{self.dataset}",
             title=self.dataset,
             condition=self.condition,
@@ -60,14 +70,14 @@ class StimuliRequest:
             keys=stimuli.keys,
             labels=np.array([place[name] for name in stimuli.categories], dtype=np.int32),
         )
-        return OpenedSet(one, stimuli, classes)
+        return OpenedSet(stored, stimuli, classes)
 
 
 def stimuli_requests(folder: Path, *, logit_scale: float | None) -> Iterator[StimuliRequest]:
-    """A request for each data set and condition in a folder.
+    """Yield a request for each data set and condition in a folder.
 
     Raises:
-        DataError: If there is none, or something in it is not as it should be.
+        DataError: If there is none, or something in the folder is wrong.
     """
     folder = folder.absolute()
     forget_stimuli()
@@ -78,25 +88,27 @@ def stimuli_requests(folder: Path, *, logit_scale: float | None) -> Iterator[Sti
 
 
 def forget_stimuli() -> None:
-    """List folders anew: files may have come or gone since an earlier run of this process."""
+    """Clear the cache of listed folders.
+
+    Files may have come or gone since an earlier run of this process.
+    """
     _stimuli.cache_clear()
 
 
 @lru_cache(maxsize=2)
 def _stimuli(folder: Path) -> "dict[tuple[str, str], Stimuli]":
-    """The folder, listed once for all its data sets."""
-    from landscape.datasets import open_stimuli
-
-    return open_stimuli(folder)
+    """List the folder, once for all its data sets."""
+    return datasets.open_stimuli(folder)
 
 
 def _imagenet() -> "Classes":
-    """ImageNet's classes in the 80 prompts of CLIP, as the benchmark's toolbox asks CLIP models."""
+    """Return ImageNet's classes with the 80 prompts of CLIP.
+
+    The benchmark's toolbox uses these for CLIP models.
+    """
     from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
-    from landscape.datasets import Classes
-
-    return Classes(
+    return datasets.Classes(
         names=tuple((name,) for name in IMAGENET_CLASSNAMES),
         templates=tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES),
         names_source="open_clip",
@@ -105,10 +117,9 @@ def _imagenet() -> "Classes":
 
 
 def _own_classes(names: tuple[str, ...]) -> "Classes":
-    from landscape.datasets import Classes
     from landscape.datasets.classes import GENERIC_TEMPLATE
 
-    return Classes(
+    return datasets.Classes(
         names=tuple((name.replace("_", " "),) for name in names),
         templates=(GENERIC_TEMPLATE,),
         names_source="folder names",

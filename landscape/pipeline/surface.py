@@ -1,24 +1,39 @@
-"""`landscape surface`: which slice of which checkpoint, point by point into a file, and the figure of it."""
+"""`landscape surface`: compute a loss slice into a file, and draw it."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from landscape.errors import LandscapeError, NumericalError, StoreError
+from landscape.figures import (
+    SUFFIXES,
+    PageOptions,
+    loss_contour,
+    loss_slice,
+    loss_surface_3d,
+    save_figure,
+)
 from landscape.figures.from_store import check_figure_name
+from landscape.figures.loss_slices import SLICE
+from landscape.figures.loss_surfaces import CONTOUR, RELIEF
+from landscape.figures.page import Page
+from landscape.figures.surface_summary import findings, note
 from landscape.manifest import Manifest
+from landscape.pipeline.plan import refuse_preconditioned
 from landscape.pipeline.runner import run_measurement
-from landscape.pipeline.surface_measurement import SurfaceMeasurement
 from landscape.pipeline.surface_plan import SurfacePlan, SurfaceRequest, make_plan
 from landscape.store import StoredSurface, parts_folder
 from landscape.workers.crew import WorkerSettings
 
+if TYPE_CHECKING:
+    from landscape.figures import PageOptions
+
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceReport:
-    """What a run found, did and drew; `figure` is None in a dry run."""
+    """Report of a run; `figure` is None in a dry run."""
 
     data: Path
     plan: SurfacePlan
@@ -28,9 +43,7 @@ class SurfaceReport:
     figure: Path | None = None
 
     def summary(self) -> str:
-        """For a terminal."""
-        from landscape.figures.surface_words import findings
-
+        """Format the report for a terminal."""
         done = self.num_stored if self.stored is None else self.stored.num_computed
         lines = [] if self.stored is None else findings(self.stored.result)
         if self.figure is None:
@@ -52,25 +65,34 @@ def run_surface(
     device: str | None = None,
     workers: WorkerSettings = WorkerSettings(),
     dry_run: bool = False,
+    page_options: PageOptions | None = None,
 ) -> SurfaceReport:
-    """Compute the points that the data file does not hold yet, and draw them all.
+    """Compute the points that the data file lacks, and draw all points.
 
     Args:
         output: The figure.
-        data: The HDF5 file of the points; by default beside the figure, under its name. Resumed if it is there.
+        data: The HDF5 file of the points; by default beside the figure, under its name. Resumed if
+            it exists.
         view: "contour" or "3d" for two directions; None is a contour.
-        device: "cpu", "cuda", ...; by default CUDA where there is one.
+        device: "cpu", "cuda", ...; by default CUDA where there is a GPU.
         workers: Where they are computed; by default in this process.
-        dry_run: Only say what is left.
+        dry_run: Only report what is left.
+        page_options: Width and letters of the figure.
 
     Raises:
-        LandscapeError: If the request, the manifest, a checkpoint or a file cannot be meant; nothing is written then.
-        NumericalError: If a point could not be evaluated; the others are kept.
+        LandscapeError: If the request, the manifest, a checkpoint or a file is invalid; nothing is
+            written then.
+        NumericalError: If a point could not be evaluated; the others are stored.
     """
+    refuse_preconditioned(manifest, "a loss surface")
     plan = make_plan(manifest, request)
     # Absolute, since workers may have another folder.
     data = Path(os.path.abspath(output.with_suffix(".h5") if data is None else data))
     _check_files(output, data, view, plan)
+    _check_page(output, view, plan, page_options)
+    # A request that cannot be met is refused before torch is loaded.
+    from landscape.pipeline.surface_measurement import SurfaceMeasurement
+
     measurement = SurfaceMeasurement(manifest=manifest, plan=plan, data=data, device=device)
     stored, num_points = measurement.stored(), measurement.num_planned
     report = SurfaceReport(
@@ -86,13 +108,21 @@ def run_surface(
             raise NumericalError(failures[0] + others)
         stored = measurement.stored()
         assert stored is not None, "the points were written"
-    _draw(stored, plan, output, view)
+    _draw(stored, plan, output, view, page_options)
     return replace(report, stored=stored, figure=output)
 
 
-def _check_files(output: Path, data: Path, view: str | None, plan: SurfacePlan) -> None:
-    from landscape.figures import SUFFIXES
+def _check_page(
+    output: Path, view: str | None, plan: SurfacePlan, page_options: PageOptions | None
+) -> None:
+    layout = SLICE if plan.dimensions == 1 else RELIEF if view == "3d" else CONTOUR
+    try:
+        Page(title="", note="", **layout).fitted(page_options or PageOptions())
+    except ValueError as error:
+        raise StoreError(f"{output}: {error}") from error
 
+
+def _check_files(output: Path, data: Path, view: str | None, plan: SurfacePlan) -> None:
     check_figure_name(output)
     if data.suffix.lower() in SUFFIXES:
         raise LandscapeError(
@@ -106,10 +136,13 @@ def _check_files(output: Path, data: Path, view: str | None, plan: SurfacePlan) 
         raise StoreError(f"{data}: there is no folder {data.parent}; make it first.")
 
 
-def _draw(stored: StoredSurface, plan: SurfacePlan, output: Path, view: str | None) -> None:
-    from landscape.figures import loss_contour, loss_slice, loss_surface_3d, save_figure
-    from landscape.figures.surface_words import note
-
+def _draw(
+    stored: StoredSurface,
+    plan: SurfacePlan,
+    output: Path,
+    view: str | None,
+    page_options: PageOptions | None,
+) -> None:
     draw: Callable[..., Any] = (
         loss_slice if plan.dimensions == 1 else loss_surface_3d if view == "3d" else loss_contour
     )
@@ -117,6 +150,11 @@ def _draw(stored: StoredSurface, plan: SurfacePlan, output: Path, view: str | No
         stored.result,
         directions=plan.directions,
         num_batches=plan.num_batches,
-        num_pairs=plan.num_pairs,
+        num_samples=plan.num_samples,
+        samples=plan.samples,
     )
-    save_figure(draw(stored.result, title=plan.title, note=words), output)
+    try:
+        drawn = draw(stored.result, title=plan.title, note=words, page_options=page_options)
+        save_figure(drawn, output)
+    except ValueError as error:
+        raise StoreError(f"{output}: {error}") from error

@@ -1,6 +1,7 @@
-"""The points of a loss surface, each in the file before the next unit is begun.
+"""The measurement of the points of a loss surface.
 
-Eigenvectors, which another run might find slightly turned, lie beside the growing file and are removed with the last point.
+Each point is in the file before the next unit begins. Eigenvectors lie beside the growing file and
+are removed with the last point: another run might compute slightly rotated ones.
 """
 
 import time
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
 
 from landscape.errors import StoreError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
@@ -27,6 +30,7 @@ from landscape.store import (
     write_surface,
 )
 from landscape.store.lock import FolderLock
+from landscape.surface import from_the_middle
 from landscape.workers.run_status import remove_status
 
 
@@ -58,10 +62,10 @@ class SurfaceMeasurement(Measurement):
         return replace(self, manifest=sent(self.manifest, self.plan.series))
 
     def stored(self) -> StoredSurface | None:
-        """What is stored, if it is of this request.
+        """Return what is stored, if it belongs to this request.
 
         Raises:
-            StoreError: If it is of another, or no such file.
+            StoreError: If it belongs to another, or is no such file.
         """
         stored = read_surface(self.data)
         if stored is not None:
@@ -90,7 +94,7 @@ class SurfaceMeasurement(Measurement):
             seconds=seconds,
             memory=peak_memory(),
             num_gpus=num_gpus(session.series(self.manifest, self.plan.series, self.device)),
-            # The picture before its first point, where the file does not hold one.
+            # The surface before its first point, if the file does not hold a surface yet.
             details=(None if known.num_stored else opened.empty(), opened.directions_sha256),
         )
 
@@ -106,22 +110,21 @@ class SurfaceMeasurement(Measurement):
         _, directions_sha256 = prepared.details
         if opened.directions_sha256 != directions_sha256:
             raise StoreError(
-                f"{self.data}: this process has other directions (sha256 expected {directions_sha256}, got "
-                f"{opened.directions_sha256}): it does not see {DIRECTIONS_FILE} in {parts_folder(self.data)}. Let all workers "
-                "see the folder of the output."
+                f"{self.data}: this process has other directions (sha256 expected "
+                f"{directions_sha256}, got {opened.directions_sha256}): it does not see "
+                f"{DIRECTIONS_FILE} in {parts_folder(self.data)}. Let all workers see the folder "
+                "of the output."
             )
         return SurfaceBench(opened, prepared)
 
 
 class SurfaceBench(Bench):
-    """A slice whose points are computed in this process."""
+    """A slice whose points this process computes."""
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Keep the weights, with which the slice was opened."""
+        """Do nothing: the slice was opened with its weights."""
 
     def measure(self, index: int) -> float:
-        import numpy as np
-
         coordinates: tuple[np.ndarray, ...] = self.prepared.details[0]
         at = np.unravel_index(index, [len(axis) for axis in coordinates])
         return float(self.loaded.loss_at(*(float(axis[i]) for axis, i in zip(coordinates, at))))
@@ -135,10 +138,6 @@ class SurfaceOutput(Output):
         self.stored = measurement.stored()
 
     def remaining(self) -> list[Task]:
-        import numpy as np
-
-        from landscape.curvature import from_the_middle
-
         plan = self.measurement.plan
         shape = (plan.points,) * plan.dimensions
         computed = (
@@ -154,10 +153,10 @@ class SurfaceOutput(Output):
         return KnownSeries(num_stored=0 if self.stored is None else self.stored.num_computed)
 
     def accept(self, series: str, prepared: PreparedSeries) -> PreparedSeries:
-        """Go on with the picture that is stored, or begin with an empty one.
+        """Continue the stored surface, or begin with an empty one.
 
         Raises:
-            StoreError: If the directions are others than those of the stored points.
+            StoreError: If the directions differ from those of the stored points.
         """
         (empty, directions_sha256), data = prepared.details, self.measurement.data
         if self.stored is None:
@@ -169,8 +168,9 @@ class SurfaceOutput(Output):
             )
         elif self.stored.directions_sha256 != directions_sha256:
             raise StoreError(
-                f"{data}: the directions of its points are lost (sha256 expected {self.stored.directions_sha256}, got "
-                f"{directions_sha256}), so new points would lie in another plane. Remove {data} to begin anew."
+                f"{data}: the directions of its points are lost (sha256 expected "
+                f"{self.stored.directions_sha256}, got {directions_sha256}), so new points would "
+                f"lie in another plane. Remove {data} to begin anew."
             )
         coordinates = tuple(axis.coordinates for axis in axes_of(self.stored.result))
         return replace(prepared, details=(coordinates, directions_sha256))
@@ -186,6 +186,6 @@ class SurfaceOutput(Output):
         return 0
 
     def finish(self) -> None:
-        """Remove the eigenvectors when no point is missing."""
+        """Remove the eigenvectors if no point is missing."""
         if self.stored is not None and self.stored.num_computed == self.stored.num_points:
             (self.folder / DIRECTIONS_FILE).unlink(missing_ok=True)

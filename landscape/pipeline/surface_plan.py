@@ -1,31 +1,40 @@
-"""Which slice of which loss is meant, from the words of the command line; refuses what cannot be. Imports no torch."""
+"""The plan of a loss slice, from the options of the command line.
+
+Refuses contradictory options. Imports no torch.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from landscape.errors import LandscapeError, ManifestError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest, json_sha256
-from landscape.manifest.document import nearest
 from landscape.manifest.gone import digest_of
+from landscape.manifest.samples import unit_of_samples
+from landscape.suggestions import nearest
 
 DIRECTIONS = ("random", "eigenvectors", "line")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceRequest:
-    """The options of `landscape surface`; None stands for a default that depends on the others.
+    """The options of `landscape surface`.
+
+    None stands for a default that depends on the others.
 
     Args:
-        series: Its name; may be left out where there is one.
+        series: Name of the series; may be left out where there is only one.
         epoch: Default: the last one; the first one for a line.
-        directions: "random" (filter-normalised), "eigenvectors" of the Hessian that the manifest describes, or "line".
-        to: For a line, its other end: "EPOCH" or "SERIES:EPOCH". Default: the last epoch of the series.
+        directions: "random" (filter-normalised), "eigenvectors" of the Hessian that the manifest
+            describes, or "line".
+        to: For a line, its other end: "EPOCH" or "SERIES:EPOCH". Default: the last epoch of the
+            series.
         dimensions: 1 or 2. Default: 2; a line has 1.
-        points: Of an axis; odd, so that one lies in the middle.
-        span: Of an axis, on either side of the middle: in filter norms for random directions (default 1), in Euclidean length
-            for eigenvectors (default: where the first one predicts a change of 1 nat).
-        batches: How many batches of the manifest, from the first, the loss is the mean of.
-        seed: Of random directions.
+        points: Grid points per axis; odd, so that a point lies in the middle.
+        span: Extent of an axis on either side of the middle: in filter norms for random directions
+            (default 1), in Euclidean length for eigenvectors (default: where the first one predicts
+            a change of 1 nat).
+        batches: Number of batches of the manifest, from the first, over which the loss is averaged.
+        seed: Seed of random directions.
     """
 
     series: str | None = None
@@ -45,8 +54,9 @@ class SurfacePlan:
 
     Attributes:
         end: The other end of a line; None for directions.
-        line_name: What a line joins.
-        request: Everything that decides the numbers, as JSON values.
+        line_name: Name of a line by its two ends.
+        num_samples, samples: Number of samples of each batch, and their name.
+        request: Everything that determines the numbers, as JSON values.
     """
 
     series: CheckpointSeries
@@ -58,7 +68,8 @@ class SurfacePlan:
     points: int
     span: float | None
     num_batches: int
-    num_pairs: int
+    num_samples: int
+    samples: str
     seed: int
     request: dict[str, Any] = field(default_factory=dict)
 
@@ -70,20 +81,24 @@ class SurfacePlan:
     def title(self) -> str:
         if self.end:
             return f"{self.series.label}, from {self.line_name}"
-        return f"{self.series.label}, {f'epoch {self.checkpoint.epoch}' if self.checkpoint.epoch else 'initialisation'}"
+        return (
+            f"{self.series.label}, "
+            f"{f'epoch {self.checkpoint.epoch}' if self.checkpoint.epoch else 'initialisation'}"
+        )
 
     def __str__(self) -> str:
         where = self.line_name if self.end else f"epoch {self.checkpoint.epoch}, {self.directions}"
         points = " x ".join([str(self.points)] * self.dimensions)
-        return f"{self.series.name}, {where}: {points} points, each the mean of {self.num_batches} batches of {self.num_pairs}"
+        batches = f"{self.num_batches} batches of {self.num_samples} {self.samples}"
+        return f"{self.series.name}, {where}: {points} points, each the mean of {batches}"
 
 
 def make_plan(manifest: Manifest, request: SurfaceRequest) -> SurfacePlan:
-    """Find the checkpoints that are meant and digest them.
+    """Find the requested checkpoints and digest them.
 
     Raises:
         ManifestError: If the manifest has no such series, epoch or number of batches.
-        LandscapeError: If options do not go together.
+        LandscapeError: If options contradict each other.
         CheckpointError: If a checkpoint is not the file that the manifest lists.
     """
     _check_options(manifest, request)
@@ -97,13 +112,14 @@ def make_plan(manifest: Manifest, request: SurfaceRequest) -> SurfacePlan:
     if end is not None:
         if checkpoint.path == end.path:
             raise LandscapeError(
-                f"{manifest.path}: a line needs two checkpoints, but both ends are epoch {end.epoch} of series "
-                f"{end_series.name!r}. Name the other end with --to EPOCH or --to SERIES:EPOCH."
+                f"{manifest.path}: a line needs two checkpoints, but both ends are epoch "
+                f"{end.epoch} of series {end_series.name!r}. Name the other end with --to EPOCH or "
+                "--to SERIES:EPOCH."
             )
         ends = [(series, checkpoint), (end_series, end)]
         named = [
-            f"{one.label}, epoch {point.epoch}" if one is not series else f"epoch {point.epoch}"
-            for one, point in ends
+            f"{other.label}, epoch {point.epoch}" if other is not series else f"epoch {point.epoch}"
+            for other, point in ends
         ]
         line_name = " to ".join(named)
     plan = SurfacePlan(
@@ -116,7 +132,8 @@ def make_plan(manifest: Manifest, request: SurfaceRequest) -> SurfacePlan:
         points=request.points,
         span=request.span,
         num_batches=request.batches,
-        num_pairs=manifest.data.batch_size,
+        num_samples=manifest.data.batch_size,
+        samples=unit_of_samples(manifest.data.block_size)[1],
         seed=request.seed,
     )
     plan.request.update(_decisive(manifest, plan, end_series))
@@ -139,7 +156,8 @@ def _check_options(manifest: Manifest, request: SurfaceRequest) -> None:
         )
     if not line and request.to is not None:
         raise LandscapeError(
-            f"to {request.to}: only a line has another end; say --directions line, or leave --to out."
+            f"to {request.to}: only a line has another end; say --directions line, or leave --to "
+            "out."
         )
     if request.points < 5 or request.points % 2 == 0:
         raise LandscapeError(
@@ -150,16 +168,18 @@ def _check_options(manifest: Manifest, request: SurfaceRequest) -> None:
     available = manifest.data.num_batches
     if not 1 <= request.batches <= available:
         raise ManifestError(
-            f"{manifest.path}: it describes {available} batches, but {request.batches} were asked for."
+            f"{manifest.path}: it describes {available} batches, but {request.batches} were asked "
+            "for."
         )
 
 
 def _series(manifest: Manifest, name: str | None) -> CheckpointSeries:
-    known = [one.name for one in manifest.series]
+    known = [series.name for series in manifest.series]
     if name is None:
         if len(known) > 1:
             raise ManifestError(
-                f"{manifest.path}: it lists the series {', '.join(known)}; choose one with --series."
+                f"{manifest.path}: it lists the series {', '.join(known)}; choose one with "
+                "--series."
             )
         return manifest.series[0]
     if name not in known:
@@ -179,7 +199,7 @@ def _checkpoint(manifest: Manifest, series: CheckpointSeries, epoch: int) -> Che
 def _end(
     manifest: Manifest, series: CheckpointSeries, to: str | None
 ) -> tuple[CheckpointSeries, Checkpoint]:
-    """The other end of a line."""
+    """Return the other end of a line."""
     if to is None:
         return series, series.checkpoints[-1]
     name, _, epoch = to.rpartition(":")
@@ -188,13 +208,15 @@ def _end(
     other = _series(manifest, name) if name else series
     if other.trained.changes() != series.trained.changes():
         raise ManifestError(
-            f"{manifest.path}: series {series.name!r} was trained with {series.trained.changes()}, but {other.name!r} with "
-            f"{other.trained.changes()}: no line joins two different functions. Choose two checkpoints of one model."
+            f"{manifest.path}: series {series.name!r} was trained with {series.trained.changes()}, "
+            f"but {other.name!r} with {other.trained.changes()}: no line joins two different "
+            "functions. Choose two checkpoints of one model."
         )
     if other.model != series.model:
         raise ManifestError(
-            f"{manifest.path}: series {series.name!r} is a {series.model}, but {other.name!r} is a {other.model}: their weights "
-            "differ in names and shapes, and no line joins them. Choose two checkpoints of one model."
+            f"{manifest.path}: series {series.name!r} is a {series.model}, but {other.name!r} is a "
+            f"{other.model}: their weights differ in names and shapes, and no line joins them. "
+            "Choose two checkpoints of one model."
         )
     return other, _checkpoint(manifest, other, int(epoch))
 
@@ -202,7 +224,7 @@ def _end(
 def _decisive(
     manifest: Manifest, plan: SurfacePlan, end_series: CheckpointSeries
 ) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Return what the numbers depend on."""
     protocol = manifest.protocol()
     hessian = protocol["hessian"]
     solver = {name: hessian[name] for name in ("which", "tol", "max_matvecs", "seed")}

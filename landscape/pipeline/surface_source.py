@@ -1,4 +1,7 @@
-"""The loss of a slice as a function of coordinates: model, weights, batches, directions. Imports torch where it is used."""
+"""The loss of a slice as a function of coordinates.
+
+It is made of model, weights, batches and directions.
+"""
 
 import hashlib
 import math
@@ -7,20 +10,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from landscape.clip.seeding import derive_seed
+from landscape.curvature import HessianOfBatches
 from landscape.errors import NumericalError
+from landscape.linalg import EigenPairs, eigsh, seeded
 from landscape.manifest import HessianSettings, write_atomically
 from landscape.pipeline.surface_plan import SurfacePlan
+from landscape.surface import (
+    Axis,
+    LossSlice,
+    LossSurface,
+    centred,
+    eigenvector_directions,
+    fit_curvature,
+    line_losses,
+    local_model,
+    losses_along,
+    random_directions,
+)
 
 if TYPE_CHECKING:
-    import torch
-
     from landscape.clip.loaded_series import LoadedSeries
-    from landscape.curvature import Batch, CurvatureFit, Direction, LossSlice, LossSurface
-    from landscape.curvature.surface import LossAt
-    from landscape.linalg import EigenPairs
+    from landscape.curvature import Batch
+    from landscape.surface import CurvatureFit, Direction
+    from landscape.surface.slices import LossAt
 
 DIRECTIONS_FILE = "directions.safetensors"
-# The change of the loss, in nats, that the prediction reaches at the ends of a slice along the first eigenvector.
+# Change of the loss in nats that the local quadratic predicts at the ends of a slice along the
+# first eigenvector.
 _PREDICTED_RISE = 1.0
 # ... and at the largest step from which a curvature is fitted.
 _FITTED_RISE = 0.1
@@ -28,12 +50,13 @@ _FITTED_RISE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """What a picture is computed from.
+    """The ingredients of a loss slice or surface.
 
     Attributes:
-        empty: Makes the picture before its first point: axes, certificates, the local quadratic.
-        directions_sha256: Of the directions; "" for a line, whose ends decide it.
-        used: What was used of how the model was trained; see `as_trained`.
+        empty: Builds the surface before its first point: axes, certificates, the local quadratic.
+        directions_sha256: Digest of the directions; "" for a line, whose ends determine it.
+        used: How the model was trained: each value that was used, with its source; see
+            `as_trained`.
     """
 
     loss_at: "LossAt"
@@ -45,14 +68,15 @@ class Slice:
 def open_slice(
     loaded: "LoadedSeries", hessian: HessianSettings, plan: SurfacePlan, folder: Path
 ) -> Slice:
-    """Load what the plan names.
+    """Load the model, weights and batches of a plan.
 
     Args:
         loaded: The series of the plan.
-        folder: Where eigenvectors are kept while points are missing.
+        folder: Folder in which eigenvectors are stored while points are missing.
 
     Raises:
-        LandscapeError: If a checkpoint, the data or the model is not what the manifest says, or has no such curvature.
+        LandscapeError: If a checkpoint, the data or the model is not what the manifest says, or has
+            no such curvature.
     """
     end = None
     if plan.end is not None:
@@ -72,10 +96,6 @@ def _line(
     hessian: HessianSettings,
     plan: SurfacePlan,
 ) -> Slice:
-    import numpy as np
-
-    from landscape.curvature import Axis, LossSlice, centred, line_losses
-
     # Exactly 0 and 1 at the ends.
     t = (centred(plan.points, 1.0) + 1) / 2
 
@@ -98,10 +118,6 @@ def _plane(
     plan: SurfacePlan,
     kept: Path,
 ) -> Slice:
-    import torch
-
-    from landscape.curvature import losses_along
-
     directions = _directions(loaded, batches, hessian, plan, kept)
     vectors = torch.stack([direction.vector for direction in directions], dim=1)
     loss_at = _guarded(losses_along(loaded.objective, loaded.params, batches, vectors))
@@ -114,17 +130,20 @@ def _plane(
 
 
 def _guarded(loss_at: "LossAt") -> "LossAt":
-    """Errors of torch become one line that says where; a loss that is not finite is a value and passes."""
+    """Wrap a loss so that errors of torch name the point.
+
+    They become an error on one line. A loss that is not finite is a value and passes.
+    """
 
     def guarded(*coordinates: float) -> float:
         try:
             return loss_at(*coordinates)
         except (RuntimeError, MemoryError) as error:
-            point = ", ".join(f"{one:g}" for one in coordinates)
+            point = ", ".join(f"{coordinate:g}" for coordinate in coordinates)
             reason = " ".join(str(error).split())[:300]
             raise NumericalError(
-                f"point ({point}): the loss cannot be evaluated ({type(error).__name__}: {reason}). The other points are "
-                "kept; run the same command again."
+                f"point ({point}): the loss cannot be evaluated ({type(error).__name__}: "
+                f"{reason}). The other points are kept; run the same command again."
             ) from error
 
     return guarded
@@ -137,18 +156,17 @@ def _directions(
     plan: SurfacePlan,
     kept: Path,
 ) -> "tuple[Direction, ...]":
-    """Random ones from their seed; eigenvectors from the file `kept`, or else found and put there."""
-    from landscape.clip.seeding import derive_seed
-    from landscape.curvature import HessianOfBatches, eigenvector_directions, random_directions
-    from landscape.linalg import eigsh, seeded
+    """Return the directions: random ones from their seed, or eigenvectors.
 
+    Eigenvectors are read from the file `kept`, or else computed and stored there.
+    """
     if plan.directions == "random":
         return random_directions(
             loaded.params, plan.dimensions, generator=seeded(derive_seed("surface", plan.seed))
         )
-    pairs = _read_pairs(kept, plan, loaded.device)
-    if pairs is None:
-        pairs = eigsh(
+    eigenpairs = _read_pairs(kept, plan, loaded.device)
+    if eigenpairs is None:
+        eigenpairs = eigsh(
             HessianOfBatches(
                 loaded.objective, loaded.params, batches, keep_graphs=len(batches) == 1
             ),
@@ -158,32 +176,29 @@ def _directions(
             max_matvecs=hessian.max_matvecs,
             seed=derive_seed("start", hessian.seed, 0),
         )
-        _write_pairs(kept, plan, pairs)
-    return eigenvector_directions(pairs)
+        _write_pairs(kept, plan, eigenpairs)
+    return eigenvector_directions(eigenpairs)
 
 
-def _write_pairs(path: Path, plan: SurfacePlan, pairs: "EigenPairs") -> None:
-    from safetensors.torch import save
-
+def _write_pairs(path: Path, plan: SurfacePlan, eigenpairs: "EigenPairs") -> None:
     tensors = {
-        name: getattr(pairs, name).cpu().contiguous()
+        name: getattr(eigenpairs, name).cpu().contiguous()
         for name in ("values", "vectors", "residuals", "converged")
     }
     write_atomically(
         path,
         save(
             tensors,
-            metadata={"request": plan.request_sha256, "num_matvecs": str(pairs.num_matvecs)},
+            metadata={"request": plan.request_sha256, "num_matvecs": str(eigenpairs.num_matvecs)},
         ),
     )
 
 
 def _read_pairs(path: Path, plan: SurfacePlan, device: "torch.device") -> "EigenPairs | None":
-    """The eigenpairs that an earlier run of the same request found; None if there are none."""
-    from safetensors import SafetensorError, safe_open
+    """Read the eigenpairs of an earlier run of the same request.
 
-    from landscape.linalg import EigenPairs
-
+    None if there are none.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
@@ -203,12 +218,7 @@ def _empty_plane(
     directions: "tuple[Direction, ...]",
     loss_at: "LossAt",
 ) -> "LossSlice | LossSurface":
-    """The axes with their certificates and fits, the local quadratic, and no point yet."""
-    import numpy as np
-    import torch
-
-    from landscape.curvature import Axis, LossSlice, LossSurface, centred, local_model
-
+    """Build the surface without points: axes with certificates and fits, quadratic."""
     vectors = torch.stack([direction.vector for direction in directions], dim=1)
     eigenvalues = np.array([direction.eigenvalue for direction in directions])
     local = local_model(
@@ -248,13 +258,15 @@ def _empty_plane(
 
 
 def _span(eigenvalue: float) -> float:
-    """One filter norm along random directions (NaN); along eigenvectors, where the first one's curvature alone gives a nat."""
+    """Return the default extent of a slice to either side.
+
+    Along random directions (NaN) it is one filter norm. Along eigenvectors it is where the first
+    one's curvature alone predicts a nat: lambda t^2 / 2 = 1, so t = sqrt(2 / |lambda|).
+    """
     return math.sqrt(2 * _PREDICTED_RISE / abs(eigenvalue)) if abs(eigenvalue) > 0 else 1.0
 
 
 def _fit(loss_at: "LossAt", number: int, hessian: Any, dtype: "torch.dtype") -> "CurvatureFit":
-    from landscape.curvature import fit_curvature
-
     def along(step: float) -> float:
         coordinates = [0.0] * len(hessian)
         coordinates[number] = step

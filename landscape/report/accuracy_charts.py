@@ -1,4 +1,7 @@
-"""Accuracy under sharpness along the same epochs, and one against the other, a point per checkpoint."""
+"""Charts of accuracy and sharpness.
+
+Both over the same epochs, and accuracy against sharpness with a point per checkpoint.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +19,11 @@ from landscape.statistics import Interval
 # The chart of all panels over epochs; the scatter of a mean is "accuracy-" and its name.
 OVER_EPOCHS = "accuracy-epochs"
 _CHARTED = "lambda_max"
-# Between panels, as a share of the height of a chart.
+# Gap between panels, as a share of the height of a chart.
 _GAP = 0.07
 _LONGEST_LABEL = 18
 _NONE = Interval(np.nan)
-# Where the label of a point may stand: plotly's name, and the direction from the point.
+# Possible places of a point's label: plotly's name, and the direction from the point.
 _PLACES = {
     "top right": (1, 1),
     "bottom left": (-1, -1),
@@ -30,18 +33,21 @@ _PLACES = {
 # Size of a character of a label, as a share of the plot: about 6 of 1,100 and 14 of 280 pixels.
 _LETTER, _LINE = 0.0055, 0.05
 _HOVER = (
-    "<b>{label}</b>, epoch %{{customdata[0]}}<br>largest eigenvalue %{{customdata[1]:.4~g}}, interval %{{customdata[2]:.4~g}} to "
-    "%{{customdata[3]:.4~g}}<br>%{{y:.3~g}} %, interval %{{customdata[4]:.3~g}} to %{{customdata[5]:.3~g}}<extra></extra>"
+    "<b>{label}</b>, epoch %{{customdata[0]}}<br>largest eigenvalue %{{customdata[1]:.4~g}}, "
+    "interval %{{customdata[2]:.4~g}} to %{{customdata[3]:.4~g}}<br>%{{y:.3~g}} %, interval "
+    "%{{customdata[4]:.3~g}} to %{{customdata[5]:.3~g}}<extra></extra>"
 )
 
 
 def accuracy_charts(
     accuracy: SharpnessAccuracy, labels: Mapping[str, str], styles: Mapping[str, LineStyle]
 ) -> dict[str, Chart]:
-    """Return the chart over epochs, and a scatter for each mean that there is; none without a largest eigenvalue.
+    """Return the chart over epochs, and a scatter for each mean.
+
+    There is none without a largest eigenvalue.
 
     Args:
-        labels, styles: Of each series.
+        labels, styles: Label and style of each series.
     """
     if not accuracy.means or not any(_CHARTED in row.sharpness for row in accuracy.rows):
         return {}
@@ -53,12 +59,15 @@ def accuracy_charts(
 
 
 def num_panels(accuracy: SharpnessAccuracy) -> int:
-    """Count the panels of the chart over epochs: of sharpness, and of each mean."""
+    """Count the panels of the chart over epochs.
+
+    There is one of sharpness, and one of each mean.
+    """
     return 1 + len(accuracy.means)
 
 
 def percent(interval: Interval) -> Interval:
-    """The same share in percent."""
+    """Convert a share to percent."""
     return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
 
 
@@ -72,7 +81,7 @@ def _mean(row: CheckpointRow, name: str) -> Interval:
 
 def _columns(intervals: list[Interval]) -> dict[str, np.ndarray]:
     return {
-        name: np.array([getattr(one, name) for one in intervals], dtype=float)
+        name: np.array([getattr(each, name) for each in intervals], dtype=float)
         for name in ("value", "low", "high")
     }
 
@@ -91,11 +100,11 @@ def _over_epochs(
         for series in dict.fromkeys(row.series for row in accuracy.rows):
             # NaN where there is no checkpoint: the line has a gap there.
             rows = [accuracy.row(series, epoch) for epoch in epochs]
-            found = [
+            intervals = [
                 _NONE if row is None else _mean(row, name) if name else _sharpness(row)
                 for row in rows
             ]
-            columns = _columns(found)
+            columns = _columns(intervals)
             options: dict[str, Any] = {"label": labels[series], "yaxis": axis, **columns}
             traces.append(line_with_bars(series, styles[series], x=np.array(epochs), **options))
             numbers += [
@@ -130,7 +139,10 @@ def _axis_title(name: str) -> str:
 
 
 def _guessing(chance: float, axis: str) -> list[dict[str, Any]]:
-    """A dotted line where guessing is; none where that is not known or is the axis itself."""
+    """Draw a dotted line at the accuracy of guessing.
+
+    None where that is not known or is the axis itself.
+    """
     if not chance > 0:
         return []
     height = 100 * chance
@@ -150,7 +162,10 @@ def _guessing(chance: float, axis: str) -> list[dict[str, Any]]:
 
 
 def _note_over_epochs(accuracy: SharpnessAccuracy) -> str:
-    bars = f"Bars: {100 * accuracy.confidence:g} % intervals, over batches above and over pictures below."
+    bars = (
+        f"Bars: {100 * accuracy.confidence:g} % intervals, over batches above and over pictures "
+        "below."
+    )
     order = ", ".join([METRICS[_CHARTED].label, *(MEAN_TITLES[name] for name in accuracy.means)])
     guessing = (
         " Dotted: guessing." if any(mean.chance > 0 for mean in accuracy.means.values()) else ""
@@ -181,8 +196,9 @@ def _scatter(
         )
     layout = {"xaxis": xaxis, "yaxis": yaxis, "shapes": _guessing(accuracy.means[name].chance, "y")}
     note = (
-        "A point per checkpoint, labelled with its series and epoch; lines join those of a series in the order of training. "
-        f"Bars: {100 * accuracy.confidence:g} % intervals, across over batches and upright over pictures."
+        "A point per checkpoint, labelled with its series and epoch; lines join those of a series "
+        f"in the order of training. Bars: {100 * accuracy.confidence:g} % intervals, across over "
+        "batches and upright over pictures."
     )
     return Chart(
         frames=(tuple(traces),),
@@ -211,14 +227,17 @@ def _label(label: str, row: CheckpointRow) -> str:
 def _places(
     rows: list[CheckpointRow], name: str, labels: Mapping[str, str], *, logarithmic: bool
 ) -> dict[tuple[str, int], str]:
-    """Choose for each point the place of its label that covers the fewest points and labels, the first of equals."""
+    """Choose for each point the place of its label.
+
+    It is the place that covers the fewest points and labels, the first of equals.
+    """
     x = np.array([_sharpness(row).value for row in rows])
     y = np.array([_mean(row, name).value for row in rows])
     x = np.log10(x) if logarithmic else x
     points = np.stack(
         [(values - values.min()) / (float(np.ptp(values)) or 1.0) for values in (x, y)], axis=1
     )
-    # Boxes by their lower and upper corner; a point is a small one.
+    # Boxes by their lower and upper corner; a point is a small box.
     boxes = [np.stack([point - 0.006, point + 0.006]) for point in points]
     places = {}
     for row, point in zip(rows, points, strict=True):
@@ -236,8 +255,8 @@ def _places(
     return places
 
 
-def _meet(one: np.ndarray, other: np.ndarray) -> bool:
-    return bool((one[0] < other[1]).all() and (other[0] < one[1]).all())
+def _meet(first: np.ndarray, second: np.ndarray) -> bool:
+    return bool((first[0] < second[1]).all() and (second[0] < first[1]).all())
 
 
 def _points(

@@ -1,4 +1,7 @@
-"""The texts and tables of the chapter on accuracy: sentences, correlations, checkpoints, and every set."""
+"""Texts and tables of the chapter on accuracy.
+
+Sentences, correlations, checkpoints, and every set.
+"""
 
 import math
 from collections.abc import Mapping
@@ -19,19 +22,19 @@ _SCOPES = {
     "same_epoch": "series at the same epoch",
     "within": "training, mean of series",
 }
-# Height of a panel of the chart over epochs, and of what stands below, in rem.
+# Height of a panel of the chart over epochs, and of the axis below, in rem.
 _PANEL, _BELOW = 11, 4
 
 
 def accuracy_texts(accuracy: SharpnessAccuracy, labels: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the template of the chapter shows.
+    """Return the texts and tables for the chapter's template.
 
     Args:
-        labels: Of each series.
+        labels: Label of each series.
     """
-    several = [one for one in accuracy.correlations if one.scope != ONE_SERIES]
-    of_series = [one for one in accuracy.correlations if one.scope == ONE_SERIES]
-    known = [one for one in several if math.isfinite(one.value)]
+    several = [row for row in accuracy.correlations if row.scope != ONE_SERIES]
+    of_series = [row for row in accuracy.correlations if row.scope == ONE_SERIES]
+    known = [row for row in several if math.isfinite(row.value)]
     return {
         "files": " and ".join(accuracy.files),
         "num_checkpoints": len(accuracy.rows),
@@ -71,23 +74,25 @@ def _correlation_table(
     )
     rows = tuple(
         (
-            METRICS[one.metric].label,
-            MEAN_TITLES[one.mean],
-            labels[one.series] if one.series else _SCOPES[one.scope],
-            str(one.num_points),
-            str(one.num_series),
-            signed(one.value) if math.isfinite(one.value) else f"none: {one.why_not}",
-            ends(one.measured) or NOTHING,
-            ends(one.clusters) or NOTHING,
-            number(one.p_value, ".2g"),
+            METRICS[row.metric].label,
+            MEAN_TITLES[row.mean],
+            labels[row.series] if row.series else _SCOPES[row.scope],
+            str(row.num_points),
+            str(row.num_series),
+            signed(row.value) if math.isfinite(row.value) else f"none: {row.why_not}",
+            ends(row.measured) or NOTHING,
+            ends(row.clusters) or NOTHING,
+            number(row.p_value, ".2g"),
         )
-        for one in correlations
+        for row in correlations
     )
     caption = (
-        "Spearman\N{RIGHT SINGLE QUOTATION MARK}s rank correlation: negative where the sharper, or less convex, checkpoint is "
-        "the less accurate one. At the same epoch, ranks are taken among the series of an epoch, so what training does to all of "
-        f"them does not count. In brackets: {100 * accuracy.confidence:g} % intervals, each covering what stands below "
-        f"({accuracy.num_resamples} resamples); none where hardly any resample, or no series left out, changes the order."
+        "Spearman\N{RIGHT SINGLE QUOTATION MARK}s rank correlation: negative where the sharper, or "
+        "less convex, checkpoint is the less accurate one. At the same epoch, ranks are taken "
+        "among the series of an epoch, so what training does to all of them does not count. In "
+        f"brackets: {100 * accuracy.confidence:g} % intervals, each covering what stands below "
+        f"({accuracy.num_resamples} resamples); none where hardly any resample, or no series left "
+        "out, changes the order."
     )
     return Table(caption=caption, header=(*header, "permutation p"), rows=rows, num_heads=3)
 
@@ -96,13 +101,14 @@ def _reasons(correlations: list[Correlation]) -> tuple[str, ...]:
     """Say why there is no correlation, each reason once."""
     if not correlations:
         return (
-            "No rank correlation: no checkpoint has both a sharpness that counts and a mean accuracy.",
+            "No rank correlation: no checkpoint has both a sharpness that counts and a mean "
+            "accuracy.",
         )
     reasons: dict[str, list[str]] = {}
-    for one in correlations:
-        if not math.isfinite(one.value):
-            what = f"{METRICS[one.metric].label} and {MEAN_TITLES[one.mean]}, {_SCOPES[one.scope]}"
-            reasons.setdefault(one.why_not, []).append(what)
+    for row in correlations:
+        if not math.isfinite(row.value):
+            what = f"{METRICS[row.metric].label} and {MEAN_TITLES[row.mean]}, {_SCOPES[row.scope]}"
+            reasons.setdefault(row.why_not, []).append(what)
     return tuple(f"No rank correlation ({why}): {'; '.join(of)}." for why, of in reasons.items())
 
 
@@ -126,33 +132,38 @@ def _checkpoint_table(accuracy: SharpnessAccuracy, labels: Mapping[str, str]) ->
     return Table(caption=caption, header=("series", "epoch", *titles), rows=rows)
 
 
-def _cell(found: Interval | None) -> str:
-    return NOTHING if found is None else interval(found.value, found.low, found.high)
+def _cell(measured: Interval | None) -> str:
+    return NOTHING if measured is None else interval(measured.value, measured.low, measured.high)
 
 
-def _share(found: Interval | None) -> str:
-    """A share in percent to a tenth, as tables of accuracy have it."""
-    if found is None:
+def _share(measured: Interval | None) -> str:
+    """Format a share in percent to a tenth, as tables do."""
+    if measured is None:
         return NOTHING
-    shown = percent(found)
+    shown = percent(measured)
     value, low, high = (number(end, ".1f") for end in (shown.value, shown.low, shown.high))
     return value if low == NOTHING else f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
 def _meanings(accuracy: SharpnessAccuracy) -> tuple[str, ...]:
-    """Say what each mean is over."""
+    """Name the sets of each mean."""
     said = []
     for name, mean in accuracy.means.items():
-        sets = f"{len(mean.datasets)} data set{'s' * (len(mean.datasets) != 1)} ({', '.join(mean.datasets)})"
+        sets = (
+            f"{len(mean.datasets)} data set{'s' * (len(mean.datasets) != 1)} "
+            f"({', '.join(mean.datasets)})"
+        )
         if name == ROBUSTNESS:
             said.append(
-                f"{_capital(mean.title)}: (accuracy \N{MINUS SIGN} chance) / (accuracy on undistorted pictures \N{MINUS SIGN} "
-                f"chance), both means over {sets} that have an undistorted condition; 100 % where a distortion takes nothing."
+                f"{_capital(mean.title)}: (accuracy \N{MINUS SIGN} chance) / (accuracy on "
+                f"undistorted pictures \N{MINUS SIGN} chance), both means over {sets} that have an "
+                "undistorted condition; 100 % where a distortion takes nothing."
             )
         elif name == OOD:
             said.append(
-                f"{_capital(mean.title)}: mean over {sets} of the mean over conditions, without the undistorted one and those "
-                "that the benchmark excludes. Sets of pictures with the same names are drawn anew together."
+                f"{_capital(mean.title)}: mean over {sets} of the mean over conditions, without "
+                "the undistorted one and those that the benchmark excludes. Sets of pictures with "
+                "the same names are drawn anew together."
             )
         else:
             said.append(f"{_capital(mean.title)}: mean over {sets}, each by its own metric.")
@@ -160,7 +171,7 @@ def _meanings(accuracy: SharpnessAccuracy) -> tuple[str, ...]:
 
 
 def _set_table(accuracy: SharpnessAccuracy, labels: Mapping[str, str]) -> Table:
-    """A row per set and condition, a column per checkpoint."""
+    """Tabulate a row per set and condition, a column per checkpoint."""
     cells: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
     facts: dict[tuple[str, str], tuple[str, ...]] = {}
     for row in accuracy.rows:

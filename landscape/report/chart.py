@@ -1,4 +1,4 @@
-"""A plotly chart as plain JSON values, and the pieces that the charts of a page share.
+"""Charts of plotly as plain JSON values, and shared parts of charts.
 
 Python decides everything that is drawn; the browser only swaps frames and switches series.
 """
@@ -19,7 +19,8 @@ from landscape.store import UNIT
 
 Trace = dict[str, Any]
 _LINE_WIDTH = 2.0
-# Width of a tick's label and the space after it, as a share of the plot: about 40 pixels of 900, and of 300 on a phone.
+# Width of a tick's label and the space after it, as a share of the plot: about 40 pixels of 900,
+# and of 300 on a phone.
 _WIDE_GAP, _NARROW_GAP = 0.05, 0.125
 PLAIN = {
     "zeroline": False,
@@ -33,13 +34,14 @@ PLAIN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """What a browser needs to draw a chart: plotly's JSON.
+    """Chart as plotly's JSON, ready for a browser.
 
     Args:
-        frames: Traces; all frames have as many, in the same order. A trace's `meta` is the name of its series.
-        layout: For every frame: what moves is the spectrum, not the axes.
-        narrow: Properties of the horizontal axis that are others where the page is narrow.
-        note: A paragraph below the chart.
+        frames: Traces of each frame; all frames have the same number, in the same order. A trace's
+            `meta` is the name of its series.
+        layout: Layout of every frame: the spectrum moves, the axes do not.
+        narrow: Properties of the horizontal axis that differ where the page is narrow.
+        note: Paragraph below the chart.
     """
 
     frames: tuple[tuple[Trace, ...], ...]
@@ -48,12 +50,18 @@ class Chart:
     note: str
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into the page's script; the note is part of its text."""
+        """Return the values for the page's script.
+
+        The note is part of the page's text.
+        """
         return {"frames": self.frames, "layout": self.layout, "narrow": self.narrow}
 
 
 def packed(array: np.ndarray) -> dict[str, str]:
-    """An array as plotly.js reads it without parsing digits: single precision, base64; NaN is a gap."""
+    """Encode an array in base64, for plotly.js.
+
+    It is read without parsing digits: single precision; NaN is a gap.
+    """
     shape = {"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {}
     return {
         "dtype": "f4",
@@ -63,19 +71,22 @@ def packed(array: np.ndarray) -> dict[str, str]:
 
 
 def literal(text: str) -> str:
-    """A text of a user as plotly shows it to the letter: it reads a little HTML, and %{...} in templates."""
+    """Escape a user's text so that plotly shows it unchanged.
+
+    Plotly reads a little HTML, and %{...} in templates.
+    """
     return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 
 def dash_of(style: LineStyle) -> str:
-    """Plotly's name of a pattern, lengths in pixels."""
+    """Return plotly's name of a dash pattern, with lengths in pixels."""
     return ",".join(f"{length * _LINE_WIDTH:g}px" for length in style.dash) or "solid"
 
 
 def line_of(
     series: str, style: LineStyle, *, x: np.ndarray, y: np.ndarray, **properties: Any
 ) -> Trace:
-    """A curve of a series; NaN in `y` are gaps."""
+    """Make the curve of a series; NaN in `y` are gaps."""
     line = {"color": style.color, "dash": dash_of(style), "width": _LINE_WIDTH}
     return {
         "type": "scatter",
@@ -91,9 +102,13 @@ def line_of(
 def band_of(
     series: str, style: LineStyle, *, x: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> Trace:
-    """What lies between two curves: a polygon for each run without NaN, all in one trace."""
+    """Fill the area between two curves.
+
+    There is a polygon for each run without NaN, all in one trace.
+    """
     there = np.isfinite(low) & np.isfinite(high)
     starts = np.flatnonzero(np.diff(there, prepend=False, append=False))
+    # Each polygon goes along the lower curve and back along the upper one; NaN separates polygons.
     runs = [slice(first, last) for first, last in zip(starts[::2], starts[1::2])]
     along = [part for run in runs for part in (x[run], x[run][::-1], [np.nan])]
     around = [part for run in runs for part in (low[run], high[run][::-1], [np.nan])]
@@ -104,14 +119,16 @@ def band_of(
         "y": packed(np.concatenate([np.zeros(0), *around])),
         "line": {"width": 0},
         "fill": "toself",
-        "fillcolor": f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.13)",
+        "fillcolor": (
+            f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.13)"
+        ),
         "hoverinfo": "skip",
         "meta": series,
     }
 
 
 def negative_side(limits: tuple[float, float]) -> list[dict[str, Any]]:
-    """The shade over negative eigenvalues, and the line at zero."""
+    """Draw a shade over negative eigenvalues, and a line at zero."""
     whole = {"type": "rect", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
     return [
         {**whole, "x0": limits[0], "x1": 0, "fillcolor": "#f3f3f3", "line": {"width": 0}},
@@ -120,14 +137,17 @@ def negative_side(limits: tuple[float, float]) -> list[dict[str, Any]]:
 
 
 def coordinate(axis: AsinhAxis) -> str:
-    """The drawn coordinate as a formula."""
+    """Format the drawn coordinate as a formula."""
     return "asinh λ" if axis.linear_width == 1 else f"asinh(λ / {axis.linear_width:g})"
 
 
 def asinh_axis(
     axis: AsinhAxis, limits: tuple[float, float]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plotly's horizontal axis in u, marked in eigenvalues, and what is other on a narrow page."""
+    """Make plotly's horizontal axis in u, with ticks in eigenvalues.
+
+    The second value holds the properties that differ on a narrow page.
+    """
     low, high = axis.inverse(np.array(limits)).tolist()
     wide, narrow = (
         _plotly_ticks(axis, axis.ticks(low, high, gap=gap * (limits[1] - limits[0])))
@@ -148,7 +168,10 @@ def _plotly_ticks(axis: AsinhAxis, ticks: Ticks) -> dict[str, Any]:
 
 
 def from_mathtext(label: str) -> str:
-    """A label of the figures, such as "$-5{\\times}10^{3}$", in the HTML that plotly reads."""
+    """Convert a label of the figures to the HTML that plotly reads.
+
+    An example of a label is "$-5{\\times}10^{3}$".
+    """
     if not label.startswith("$"):
         return label
     text = label.strip("$").replace(r"{\times}", "×").replace("-", "\N{MINUS SIGN}")

@@ -1,22 +1,21 @@
-"""What is inside a file: a store, a loss surface, a manifest or a checkpoint."""
+"""Descriptions of a file: a store, a loss surface, a manifest or a checkpoint."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.compare.whole_spectrum import probed_rows, probed_spectrum
 from landscape.errors import LandscapeError
+from landscape.figures.density_records import spectral_density
 from landscape.linalg import ProbedSpectrum
 from landscape.manifest import Manifest
 from landscape.manifest.reading_series import may_be_checkpoint
 from landscape.manifest.run_files import RunFile, inside_checkpoint, run_files
 from landscape.manifest.setting_error import shown
+from landscape.monitor import is_record, read_record
 from landscape.store import (
     SpectrumStore,
-)
-from landscape.store import describe as describe_store
-from landscape.store import (
     describe_densities,
     describe_surface,
     is_density_file,
@@ -24,45 +23,72 @@ from landscape.store import (
     is_surface,
     read_densities,
 )
+from landscape.store import describe as describe_store
 from landscape.store.predictions import describe_predictions, is_predictions
 
 if TYPE_CHECKING:
     from landscape.clip.checkpoint import CheckpointInfo
 
-# Dtypes that no product is computed in.
+# Dtypes in which no product is computed.
 _CONVERTED = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _WIDTH = 100
 
 
-def describe(path: Path) -> list[str]:
-    """The lines that `landscape info` prints.
+def kind_of(path: Path) -> str:
+    """Name the kind of a file.
+
+    It is "manifest", "monitor", "surface", "predictions", "densities", "store" or "checkpoint".
 
     Raises:
-        LandscapeError: If the file is missing, or is none of these.
+        LandscapeError: If the file is missing, or is none of these kinds.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
-        return Manifest.load(path).describe()
+        return "manifest"
+    if path.is_file() and is_record(path):
+        return "monitor"
     if path.is_file() and is_surface(path):
-        return describe_surface(path)
+        return "surface"
     if path.is_file() and is_predictions(path):
-        return describe_predictions(path)
+        return "predictions"
     if is_density_file(path):
-        return [*describe_densities(path), *_of_densities(path)]
+        return "densities"
     if is_store(path):
-        return [*describe_store(path), *_of_store(path)]
+        return "store"
     if path.is_dir() and not may_be_checkpoint(path):
         raise LandscapeError(
             f"{path}: is a folder. Name a store (.h5), a manifest (.yaml) or a checkpoint in it."
         )
     if not path.exists():
         raise LandscapeError(
-            f"{path}: there is no such file. Name a store (.h5), a manifest (.yaml) or a checkpoint."
+            f"{path}: there is no such file. Name a store (.h5), a manifest (.yaml) or a "
+            "checkpoint."
         )
-    return _describe_checkpoint(path)
+    return "checkpoint"
+
+
+def describe(path: Path) -> list[str]:
+    """Write the lines that `landscape info` prints.
+
+    Raises:
+        LandscapeError: As `kind_of`, or if the file cannot be read.
+    """
+    lines: dict[str, Callable[[Path], list[str]]] = {
+        "manifest": lambda path: Manifest.load(path).describe(),
+        "monitor": lambda path: read_record(path).describe(),
+        "surface": describe_surface,
+        "predictions": describe_predictions,
+        "densities": lambda path: [*describe_densities(path), *_of_densities(path)],
+        "store": lambda path: [*describe_store(path), *_of_store(path)],
+        "checkpoint": _describe_checkpoint,
+    }
+    return lines[kind_of(path)](path)
 
 
 def _of_store(path: Path) -> list[str]:
-    """What the quadratures of each checkpoint's records say of its whole spectrum; nothing where there are none."""
+    """Describe the whole spectrum of each checkpoint, from its quadratures.
+
+    There is no line where a checkpoint has none.
+    """
     lines = []
     with SpectrumStore.open(path) as store:
         dtype = store.plan.protocol["hessian"]["dtype"]
@@ -79,18 +105,18 @@ def _of_store(path: Path) -> list[str]:
             )
             if rows:
                 lines.append(
-                    f"{table.series} epoch {table.epoch}{left_out}: {_said(probed_spectrum(table, dtype, rows))}"
+                    f"{table.series} epoch {table.epoch}{left_out}: "
+                    f"{_said(probed_spectrum(table, dtype, rows))}"
                 )
     return lines
 
 
 def _of_densities(path: Path) -> list[str]:
-    # Their numbers travel through torch.
-    from landscape.figures.density_records import spectral_density
+    # The numbers are converted through torch tensors.
 
     return [
-        f"{one.series} epoch {one.epoch}: {_said(spectral_density(one).probed)}"
-        for one in read_densities(path)
+        f"{record.series} epoch {record.epoch}: {_said(spectral_density(record).probed)}"
+        for record in read_densities(path)
     ]
 
 
@@ -112,13 +138,14 @@ def _describe_checkpoint(path: Path) -> list[str]:
     )
     lines = [
         f"checkpoint, {info.layout} ({info.kind} file){name}, {_epoch(info)}",
-        f"{info.num_tensors} tensors with {info.num_parameters:,} numbers, {', '.join(info.dtypes)}{converted}, "
-        f"{info.num_bytes:,} bytes",
+        f"{info.num_tensors} tensors with {info.num_parameters:,} numbers, "
+        f"{', '.join(info.dtypes)}{converted}, {info.num_bytes:,} bytes",
         f"first tensors: {', '.join(info.keys)}",
     ]
     if len(info.available) > 1:
         lines.append(
-            "copies of the weights: online and averaged; say `weights: ema` in a manifest for the averaged ones"
+            "copies of the weights: online and averaged; say `weights: ema` in a manifest for the "
+            "averaged ones"
         )
     lines.append(f"sha256 {info.sha256}")
     for entry, values in info.settings.items():
@@ -128,7 +155,10 @@ def _describe_checkpoint(path: Path) -> list[str]:
 
 
 def _taken(files: list[RunFile], info: "CheckpointInfo") -> list[str]:
-    """What landscape takes from each account of the run; accounts that say the same are told once."""
+    """List what landscape takes from each source of settings of the run.
+
+    Sources with the same settings share their lines.
+    """
     sources: dict[tuple[str, ...], list[str]] = {}
     doubts: dict[str, None] = {}
     for file in files:
@@ -145,7 +175,10 @@ def _taken(files: list[RunFile], info: "CheckpointInfo") -> list[str]:
 
 
 def _without_sources(file: RunFile) -> list[str]:
-    """What the file says of the model; the heading names the file."""
+    """List what the file says of the model, without naming the file.
+
+    The heading names it.
+    """
     endings = {f" ({setting.source})" for setting in file.trained.settings.values()}
     return [
         next((line.removesuffix(ending) for ending in endings if line.endswith(ending)), line)
@@ -166,7 +199,10 @@ def _place(file: RunFile, info: "CheckpointInfo") -> str:
 
 
 def _indented(items: list[str]) -> list[str]:
-    """Lines of items; of several, none is broken at a space within it."""
+    """Wrap items into indented lines.
+
+    Among several items, none is broken at a space within it.
+    """
     space = " " if len(items) == 1 else "\0"
     text = ", ".join(item.replace(" ", space) for item in items)
     lines = textwrap.wrap(
@@ -194,7 +230,10 @@ def _epoch(info: "CheckpointInfo") -> str:
 
 
 def _pairs(values: Any) -> list[str]:
-    """Settings by name, without those that are off or empty; a text as it is, in one piece."""
+    """Format settings with their names, without those that are off or empty.
+
+    A text stays in one piece.
+    """
     if not isinstance(values, Mapping):
         return [" ".join(str(values).split())[:2000]]
     return [

@@ -1,4 +1,7 @@
-"""Sharpness and convexity over epochs: one metric of the comparison, a line per series with its uncertainty."""
+"""Charts of sharpness and convexity over epochs.
+
+One metric of the comparison each, with a line per series and its uncertainty.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,19 +12,24 @@ from jaxtyping import Float
 
 from landscape.compare import Comparison, Metric, Summary
 from landscape.figures.style import LineStyle
+from landscape.figures.value_range import ValueRange
 from landscape.report.chart import PLAIN, Chart, Trace, band_of, line_of, literal, packed
 from landscape.report.study import Study
 from landscape.report.tables import number
 
 # Metrics that get a chart, where the records allow them: sharper, less convex.
 CHARTED = ("lambda_max", "nep")
-# With values this many times apart the small ones would lie on the axis.
-_LOGARITHMIC_FROM = 20.0
-_HOVER = "<b>{label}</b>, epoch %{{x}}<br>%{{y:.4~g}}, interval %{{customdata[0]:.4~g}} to %{{customdata[1]:.4~g}}<extra></extra>"
+_HOVER = (
+    "<b>{label}</b>, epoch %{{x}}<br>%{{y:.4~g}}, interval %{{customdata[0]:.4~g}} to "
+    "%{{customdata[1]:.4~g}}<extra></extra>"
+)
 
 
 def metric_charts(study: Study, styles: Mapping[str, LineStyle]) -> dict[str, Chart]:
-    """A chart of one frame for each metric of `CHARTED` that the comparison has; none without a comparison."""
+    """Make a chart for each metric of `CHARTED` that the comparison has.
+
+    A chart has one frame. There is none without a comparison.
+    """
     comparison = study.comparison
     if comparison is None:
         return {}
@@ -29,7 +37,7 @@ def metric_charts(study: Study, styles: Mapping[str, LineStyle]) -> dict[str, Ch
         metric.name: _metric_chart(comparison, metric, study, styles)
         for name in CHARTED
         for metric in comparison.metrics
-        if metric.name == name and any(one.metric == name for one in comparison.summaries)
+        if metric.name == name and any(summary.metric == name for summary in comparison.summaries)
     }
 
 
@@ -50,11 +58,12 @@ def _metric_chart(
         traces.append(_line(series, row, study, styles[series]))
         numbers += [
             number
-            for one in row
-            if one is not None
-            for number in _drawn_numbers(one, with_quartiles)
+            for summary in row
+            if summary is not None
+            for number in _drawn_numbers(summary, with_quartiles)
         ]
-    yaxis = value_axis(literal(metric.label if metric.unit == "1" else metric.unit), numbers)
+    title = literal(metric.label if metric.unit == "1" else metric.unit)
+    yaxis = value_axis(title, numbers, is_share=metric.name == "nep")
     xaxis = {
         **PLAIN,
         "title": {"text": "finished epochs"},
@@ -68,26 +77,37 @@ def _metric_chart(
     )
 
 
-def value_axis(title: str, numbers: Sequence[float]) -> dict[str, Any]:
-    """Return plotly's axis of values: logarithmic where they are far apart, from zero where none is negative."""
-    least, most = min(numbers), max(numbers)
+def value_axis(title: str, numbers: Sequence[float], *, is_share: bool = False) -> dict[str, Any]:
+    """Return plotly's axis of values: that of the figure of the same numbers.
+
+    Args:
+        is_share: Whether the numbers are shares, whose axis is always linear.
+    """
+    ends = ValueRange.of_shares(numbers) if is_share else ValueRange.of(numbers)
     axis: dict[str, Any] = {**PLAIN, "title": {"text": title}, "nticks": 6}
-    if least > 0 and most > _LOGARITHMIC_FROM * least:
-        return axis | {"type": "log", **_decade_ticks(least, most)}
-    return axis | ({"rangemode": "tozero"} if least >= 0 else {})
+    if not ends.is_log:
+        return axis | {"range": [ends.low, ends.high]}
+    # Plotly labels the ticks between powers of ten by single digits.
+    ticks = ends.log_ticks()
+    return axis | {
+        "type": "log",
+        "range": [math.log10(ends.low), math.log10(ends.high)],
+        "tickvals": ticks,
+        "ticktext": [number(tick, "g") for tick in ticks],
+    }
 
 
-def _decade_ticks(low: float, high: float) -> dict[str, Any]:
-    """Powers of ten, and 2 and 5 times those where there are few; plotly's own labels of them are bare digits."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    mantissas = (1, 2, 5) if len(decades) <= 3 else (1,)
-    ticks = [mantissa * 10.0**decade for decade in decades for mantissa in mantissas]
-    return {"tickvals": ticks, "ticktext": [number(tick, "g") for tick in ticks]}
+def _drawn_numbers(summary: Summary, with_quartiles: bool) -> tuple[float, ...]:
+    """Return the finite numbers of a summary.
 
-
-def _drawn_numbers(one: Summary, with_quartiles: bool) -> tuple[float, ...]:
-    """Those of a summary that are numbers: a single batch has no interval."""
-    numbers = (one.value, one.low, one.high, *((one.q25, one.q75) if with_quartiles else ()))
+    A single batch has no interval.
+    """
+    numbers = (
+        summary.value,
+        summary.low,
+        summary.high,
+        *((summary.q25, summary.q75) if with_quartiles else ()),
+    )
     return tuple(filter(math.isfinite, numbers))
 
 
@@ -98,7 +118,7 @@ def _note(comparison: Comparison, metric: Metric, with_quartiles: bool) -> str:
 
 
 def _column(row: list[Summary | None], name: str) -> Float[np.ndarray, " epochs"]:
-    return np.array([np.nan if one is None else getattr(one, name) for one in row])
+    return np.array([np.nan if summary is None else getattr(summary, name) for summary in row])
 
 
 def _line(series: str, row: list[Summary | None], study: Study, style: LineStyle) -> Trace:
@@ -125,7 +145,10 @@ def line_with_bars(
     high: Float[np.ndarray, " epochs"],
     **properties: Any,
 ) -> Trace:
-    """Return a curve over epochs with the interval of each value; NaN are gaps."""
+    """Return a curve over epochs with the interval of each value.
+
+    NaN are gaps.
+    """
     bars = {"array": packed(high - value), "arrayminus": packed(value - low)}
     return line_of(
         series,

@@ -1,20 +1,22 @@
-"""From a store to a page."""
+"""Page made from a store."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.compare import compare_stores, summarize_stores
+from landscape.compare.sharpness_accuracy import sharpness_and_accuracy
 from landscape.errors import StoreError
 from landscape.figures.density_records import density_sample, record_of_table
 from landscape.figures.modules_from_store import module_samples
 from landscape.manifest import canonical_json, sha256_of_file, write_atomically
+from landscape.report import Study, render
 from landscape.store import SpectraTable, SpectrumStore, is_audited, parts_folder, verdicts
 
 if TYPE_CHECKING:
     from landscape.compare import Comparison
     from landscape.figures import DensitySample
-    from landscape.report import Study
 
 
 def write_report(
@@ -27,24 +29,10 @@ def write_report(
     num_resamples: int = 4999,
     predictions: Sequence[Path] = (),
 ) -> str:
-    """Write the page of a store, finished or growing, into a file; whole or not at all.
+    """Write the page of a store into a file.
 
-    Args:
-        output: An .html file.
-        title, keep_unconverged: As of `landscape.report.render`.
-        series: As of `SpectrumStore.open`.
-        num_resamples: As of `landscape.compare.compare_stores`.
-        predictions: Files of `landscape evaluate` and `landscape ood`, for a chapter on accuracy beside sharpness.
-
-    Returns:
-        A sentence that says what was written.
-
-    Raises:
-        StoreError: If the store cannot be read, has no records or too many series, the output is no .html file, the page
-            cannot be written, or the answers are not of the store's checkpoints.
+    The file is written whole or not at all. The store may be finished or growing.
     """
-    from landscape.report import render
-
     if output.suffix.lower() not in (".html", ".htm"):
         raise StoreError(
             f"{output}: a report is an HTML page; name a file that ends in .html or .htm."
@@ -70,8 +58,8 @@ def write_report(
         "" if study.accuracy is None else f"accuracy of {len(study.accuracy.rows)} checkpoints, "
     )
     return (
-        f"{output}: {len(study.series)} series, epochs {', '.join(map(str, study.epochs))}, {study.num_records}{unfinished} "
-        f"records, {answered}{len(page) / 1e6:.1f} MB."
+        f"{output}: {len(study.series)} series, epochs {', '.join(map(str, study.epochs))}, "
+        f"{study.num_records}{unfinished} records, {answered}{len(page) / 1e6:.1f} MB."
     )
 
 
@@ -83,11 +71,12 @@ def read_study(
     num_resamples: int = 4999,
     predictions: Sequence[Path] = (),
 ) -> "Study":
-    """Everything that a page shows of a store; raises as `write_report`."""
-    from landscape.compare.sharpness_accuracy import sharpness_and_accuracy
-    from landscape.report import Study
+    """Read everything that a page shows of a store.
 
+    Raises as `write_report`.
+    """
     with SpectrumStore.open(path, series=series) as store:
+        store.require_hessian("a report")
         tables = {
             (name, epoch): store.records(name, epoch)
             for name in store.series()
@@ -100,14 +89,15 @@ def read_study(
         )
     if not tables:
         raise StoreError(
-            f"{path}: it holds no eigenvalues yet, so there is nothing to report. Run `landscape spectra` first."
+            f"{path}: it holds no eigenvalues yet, so there is nothing to report. Run `landscape "
+            "spectra` first."
         )
     options: dict[str, Any] = {
         "series": series,
         "keep_unconverged": keep_unconverged,
         "num_resamples": num_resamples,
     }
-    # Before what takes long, as a wrong file shows here.
+    # Before the long computations, as a wrong file is noticed here.
     accuracy = sharpness_and_accuracy(path, predictions, **options) if predictions else None
     changed, sha256 = _date_and_digest(path)
     densities, why_no_density = _densities(
@@ -136,29 +126,37 @@ def read_study(
 def _densities(
     path: Path, tables: Iterable[SpectraTable], dtype: str
 ) -> "tuple[tuple[DensitySample, ...], str]":
-    """The whole densities of the checkpoints that have one, beside the sentence that says why another has none."""
-    found, why_not = [], ""
+    """Read the whole densities of the checkpoints that have one.
+
+    The second value is a sentence that says why another checkpoint has none.
+    """
+    samples, why_not = [], ""
     for table in tables:
         try:
-            found.append(density_sample(record_of_table(table, path, dtype)))
+            samples.append(density_sample(record_of_table(table, path, dtype)))
         except StoreError as error:
             why_not = why_not or str(error)
-    return tuple(found), why_not
+    return tuple(samples), why_not
 
 
 def _audits(
     tables: Mapping[tuple[str, int], SpectraTable],
 ) -> dict[str, tuple[Mapping[str, Any], ...]]:
-    """The distinct verdicts of each series."""
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    """Collect the distinct verdicts of each series."""
+    by_series: dict[str, dict[str, Mapping[str, Any]]] = {}
     for (name, _), table in tables.items():
-        of_series = found.setdefault(name, {})
-        of_series.update({canonical_json(dict(one)): one for one in verdicts(table.extras)})
-    return {name: tuple(of_series.values()) for name, of_series in found.items()}
+        of_series = by_series.setdefault(name, {})
+        of_series.update(
+            {canonical_json(dict(verdict)): verdict for verdict in verdicts(table.extras)}
+        )
+    return {name: tuple(of_series.values()) for name, of_series in by_series.items()}
 
 
 def _date_and_digest(path: Path) -> tuple[datetime, str | None]:
-    """When anything of the store was written last, and the digest of its file if that is all there is."""
+    """Return when the store was last written, and its digest.
+
+    The digest is that of the file; it is None while there are parts beside the file.
+    """
     folder = parts_folder(path)
     growing = sorted(folder.iterdir()) if folder.is_dir() else []
     written = max(file.stat().st_mtime for file in ([path] if path.exists() else []) + growing)
@@ -166,9 +164,11 @@ def _date_and_digest(path: Path) -> tuple[datetime, str | None]:
 
 
 def _comparison(path: Path, **options: Any) -> "tuple[Comparison | None, str]":
-    """The comparison; without differences, or none at all, beside the sentence that says why: a page shows the rest anyway."""
-    from landscape.compare import compare_stores, summarize_stores
+    """Compare the series of a store, or summarize them.
 
+    A page shows the rest anyway: the comparison may be without differences, or None. The second
+    value is a sentence that says why.
+    """
     try:
         return compare_stores([path], **options), ""
     except StoreError as error:

@@ -1,4 +1,7 @@
-"""From a study to the text of one HTML page. Equal studies give equal texts."""
+"""Text of one HTML page, made from a study.
+
+Equal studies give equal texts.
+"""
 
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -27,34 +30,38 @@ from landscape.report.tables import (
 )
 from landscape.store.table import combined
 
-# See the README beside it.
+# Its origin is in the README beside it.
 PLOTLY = Path(__file__).parent / "vendor" / "plotly-basic.min.js"
-# A printed page is read from closer by than a screen, where an inch has 96.
+# More than the 96 pixels of an inch on a screen, which is read from farther away than paper.
 _PIXELS_PER_INCH = 150
 
 
 def render(study: Study, *, title: str | None = None, keep_unconverged: bool = False) -> str:
-    """Write a study as an HTML page with everything inside: it asks the network for nothing.
+    """Write a study as an HTML page that includes everything.
+
+    The page makes no network request.
 
     Args:
         title: Heading; by default the name of the store.
-        keep_unconverged: Draw the values without a certificate too, as `landscape.figures.figure3` does.
+        keep_unconverged: Draw the values without a certificate too, as `landscape.figures.figure3`
+            does.
 
     Raises:
-        StoreError: If there are more series than colours that can be told apart.
+        StoreError: If there are more series than distinguishable colours.
     """
     if len(study.series) > MAX_SERIES:
         raise StoreError(
-            f"{study.name}: {len(study.series)} series, but more than {MAX_SERIES} curves in a chart cannot be told apart. "
-            "Name those that matter with --series."
+            f"{study.name}: {len(study.series)} series, but more than {MAX_SERIES} curves in a "
+            "chart cannot be told apart. Name those that matter with --series."
         )
     styles = dict(zip(study.series, line_styles(), strict=False))
-    spectrum, plan = spectrum_chart(study, styles, keep_unconverged=keep_unconverged)
+    spectrum, layout = spectrum_chart(study, styles, keep_unconverged=keep_unconverged)
     moving = {"spectrum": spectrum, "density": density_chart(study, styles)}
     over_epochs = metric_charts(study, styles)
     remarks = {
         series: [
-            "" if plan is None else _spoken(plan.remark(series, epoch)) for epoch in study.epochs
+            "" if layout is None else _spoken(layout.remark(series, epoch))
+            for epoch in study.epochs
         ]
         for series in study.series
     }
@@ -95,7 +102,11 @@ def render(study: Study, *, title: str | None = None, keep_unconverged: bool = F
 
 
 def _module_pictures(study: Study) -> Iterator[tuple[str, int]]:
-    """The heat maps of `landscape figure --kind modules`, four series in each: (address that holds it all, width in pixels)."""
+    """Draw the heat maps of `landscape figure --kind modules`.
+
+    There are four series in each. Yields a data URL that holds the whole picture, and its width in
+    pixels.
+    """
     for first in range(0, len(study.modules), MAX_PANELS):
         try:
             drawn = module_heat_map(
@@ -109,12 +120,15 @@ def _module_pictures(study: Study) -> Iterator[tuple[str, int]]:
 
 
 def _spoken(remark: str) -> str:
-    """What stands beside the name of a series: a share needs to say of what."""
+    """Complete the remark beside the name of a series.
+
+    A share needs to say of what.
+    """
     return f"{remark} negative" if remark.endswith("%") else remark
 
 
 def _texts(study: Study) -> dict[str, Any]:
-    """Tables and facts for the template."""
+    """Make tables and facts for the template."""
     hessian = study.plan.protocol["hessian"]
     return {
         "k": hessian["k"],
@@ -136,12 +150,15 @@ def _texts(study: Study) -> dict[str, Any]:
 
 
 def _without_model(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings but those that have a table of their own."""
+    """Leave out settings that have a table of their own."""
     return {key: value for key, value in settings.items() if key != "as_trained"}
 
 
 def _environment() -> Any:
-    """The templates of this room; every text is escaped, since labels come from users."""
+    """Open the templates of this room.
+
+    Every text is escaped, since labels come from users.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -163,5 +180,5 @@ def _environment() -> Any:
 
 
 def _plotly_js() -> str:
-    """The library, as a text that a script element can hold."""
+    """Read the library as a text that a script element can hold."""
     return PLOTLY.read_text(encoding="utf-8").replace("</script", r"<\/script")

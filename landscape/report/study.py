@@ -1,4 +1,4 @@
-"""What a page is made from: the tables of a store, and what is known about where they come from."""
+"""Contents of a page: the tables of a store, and their origin."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import numpy as np
 from landscape.compare import Comparison
 from landscape.compare.sharpness_accuracy import SharpnessAccuracy
 from landscape.figures import DensitySample, EigenvalueSample, ModuleSample
-from landscape.figures.samples import told_apart
-from landscape.store import Plan, SpectraTable
+from landscape.figures.samples import disambiguate
+from landscape.store import SpectraTable, StoreContents
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,25 +19,28 @@ class Study:
     """Everything that a store holds, read once.
 
     Args:
-        name: Of the store's file, without its folder.
-        plan: What the store is going to hold.
-        tables: The measured checkpoints, by (series, epoch), in the order of the plan; at least one.
+        name: Name of the store's file, without its folder.
+        plan: Planned contents of the store.
+        tables: The measured checkpoints, by (series, epoch), in the order of the plan; at least
+            one.
         audits: The distinct verdicts behind the records of each series.
         unaudited: Whether any record is of a product that did not pass an audit.
-        changed: When the file was written last, in UTC. A page tells this date, never its own.
+        changed: When the file was last written, in UTC. A page shows this date, never its own.
         sha256: Digest of the store's file; None while it grows.
         rejected: Parts that are not used, each with the reason.
-        comparison: Of the series, from the same records; without differences, or None, where they cannot be compared.
-        why_no_comparison: A sentence then.
-        modules: The sharpness of the blocks of each series, where it was measured.
-        modules_note: What must stand under their picture.
-        densities: Of all eigenvalues, of the checkpoints whose quadratures give one.
-        why_no_density: A sentence where a checkpoint has none.
-        accuracy: Of the checkpoints beside their sharpness; None where no answers were named.
+        comparison: Comparison of the series, from the same records; without differences, or None,
+            where they cannot be compared.
+        why_no_comparison: A sentence that says why they cannot.
+        modules: Sharpness of the blocks of each series, where it was measured.
+        modules_note: Text that must be under their picture.
+        densities: Densities of all eigenvalues, for the checkpoints whose quadratures give one.
+        why_no_density: A sentence that says why a checkpoint has none.
+        accuracy: Accuracy of the checkpoints beside their sharpness; None where no answers were
+            named.
     """
 
     name: str
-    plan: Plan
+    plan: StoreContents
     tables: Mapping[tuple[str, int], SpectraTable]
     audits: Mapping[str, tuple[Mapping[str, Any], ...]]
     unaudited: bool
@@ -54,25 +57,33 @@ class Study:
 
     @property
     def series(self) -> tuple[str, ...]:
-        """Names of the series that have a record."""
+        """List the series that have a record."""
         return tuple(dict.fromkeys(name for name, _ in self.tables))
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """Epochs that any series has a record of, ascending."""
+        """List the epochs of which any series has a record, ascending."""
         return tuple(sorted({epoch for _, epoch in self.tables}))
 
     @property
     def labels(self) -> dict[str, str]:
-        """Series -> what the page calls it; equal labels get the name of the series, as in the figures."""
-        return told_apart({name: table.label for (name, _), table in self.tables.items()})
+        """Map series to their labels on the page.
+
+        Equal labels get the name of the series, as in the figures.
+        """
+        return disambiguate({name: table.label for (name, _), table in self.tables.items()})
 
     @property
     def missing(self) -> dict[str, tuple[int, ...]]:
-        """Series -> its planned epochs without a record; only the series that have such epochs."""
+        """Map series to their planned epochs without a record.
+
+        Only series with such epochs are included.
+        """
         gaps = {
-            one.name: tuple(epoch for epoch in one.epochs if (one.name, epoch) not in self.tables)
-            for one in self.plan.series
+            planned.name: tuple(
+                epoch for epoch in planned.epochs if (planned.name, epoch) not in self.tables
+            )
+            for planned in self.plan.series
         }
         return {name: epochs for name, epochs in gaps.items() if epochs}
 
@@ -94,14 +105,17 @@ class Study:
 
     @property
     def worst_residual(self) -> float:
-        """The largest relative residual of a value that counts as converged; NaN if none does."""
+        """Return the largest relative residual of the converged values.
+
+        NaN if none converged.
+        """
         residuals = np.concatenate(
             [table.residuals[table.converged] for table in self.tables.values()]
         )
         return float(residuals.max()) if residuals.size else float("nan")
 
     def samples(self) -> list[EigenvalueSample]:
-        """The top-k eigenvalues, as the figures take them."""
+        """Return the top-k eigenvalues, as the figures take them."""
         return [
             EigenvalueSample(
                 series=name,

@@ -1,4 +1,7 @@
-"""The tables of a page, as texts: what was measured, how it compares, what certifies it."""
+"""Tables of a page, as texts.
+
+They show what was measured, how it compares, and what certifies it.
+"""
 
 import math
 import re
@@ -10,7 +13,8 @@ import numpy as np
 
 from landscape.compare import METRICS, Comparison, Difference, Metric, Summary
 from landscape.compare.sentences import sides_text, summary_text
-from landscape.linalg.rounding import short as comparable
+from landscape.linalg.number_text import short as comparable
+from landscape.manifest.samples import samples_of
 from landscape.report.study import Study
 from landscape.store import SpectraTable, models_as_trained, value_text
 from landscape.store.table import combined
@@ -32,7 +36,11 @@ _MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Texts in rows; the first `num_heads` cells of a row say what the row is about, the others are `numeric` or words."""
+    """Texts in rows.
+
+    The first `num_heads` cells of a row name its subject; the others are numbers if `numeric`, else
+    words.
+    """
 
     caption: str
     header: tuple[str, ...]
@@ -42,20 +50,26 @@ class Table:
 
 
 def number(value: float, spec: str | None = None) -> str:
-    """A number as the comparison writes it, or by `spec`, with the signs of print; a dash where there is none."""
+    """Format a number as the comparison does, or by `spec`.
+
+    It has the signs of print; a dash where there is none.
+    """
     if not math.isfinite(value):
         return NOTHING
     return printed(comparable(value) if spec is None else format(value, spec))
 
 
 def printed(text: str) -> str:
-    """Numbers with the signs of print: a minus, short exponents, and no break before an error or a unit."""
-    short = re.sub(r"(?<=[\d)])e([+-]\d+)", lambda found: f"e{int(found[1])}", text)
+    """Replace the signs of numbers by those of print.
+
+    These are a minus, short exponents, and no break before an error or a unit.
+    """
+    short = re.sub(r"(?<=[\d)])e([+-]\d+)", lambda match: f"e{int(match[1])}", text)
     return TOGETHER.sub("\N{NO-BREAK SPACE}", short).replace("-", _MINUS)
 
 
 def interval(value: float, low: float, high: float) -> str:
-    """A number with its interval in brackets, which do not break."""
+    """Format a number with its interval in brackets, which do not break."""
     return (
         number(value)
         if number(low) == NOTHING
@@ -64,7 +78,10 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def summary_cell(row: Summary) -> str:
-    """An estimate with its error, or "unknown"; any other number with its interval."""
+    """Format an estimate with its error, or another number with its interval.
+
+    An estimate may be "unknown".
+    """
     metric = METRICS[row.metric]
     return (
         interval(row.value, row.low, row.high)
@@ -74,7 +91,10 @@ def summary_cell(row: Summary) -> str:
 
 
 def numbers_table(study: Study) -> Table | None:
-    """Every metric of every checkpoint, planned ones without a record included; None without a comparison."""
+    """Tabulate every metric of every checkpoint.
+
+    Planned checkpoints without a record are included. None without a comparison.
+    """
     comparison = study.comparison
     if comparison is None:
         return None
@@ -82,8 +102,8 @@ def numbers_table(study: Study) -> Table | None:
     rows = []
     for planned in study.plan.series:
         for epoch in planned.epochs:
-            found = [comparison.summary(planned.name, epoch, metric.name) for metric in metrics]
-            cells = [NOTHING if one is None else summary_cell(one) for one in found]
+            summaries = [comparison.summary(planned.name, epoch, metric.name) for metric in metrics]
+            cells = [NOTHING if summary is None else summary_cell(summary) for summary in summaries]
             rows.append(
                 (
                     _label(study, planned.name),
@@ -94,15 +114,15 @@ def numbers_table(study: Study) -> Table | None:
             )
     header = ("series", "epoch", "batches", *(with_unit(metric) for metric in metrics))
     caption = (
-        f"In brackets: {100 * comparison.confidence:g} % bootstrap intervals over mini-batches. After \N{PLUS-MINUS SIGN}: one "
-        "standard error, of random probes and mini-batches and half of what the quadratures leave open; unknown where that tells "
-        "no digit."
+        f"In brackets: {100 * comparison.confidence:g} % bootstrap intervals over mini-batches. "
+        "After \N{PLUS-MINUS SIGN}: one standard error, of random probes and mini-batches and half "
+        "of what the quadratures leave open; unknown where that tells no digit."
     )
     return Table(caption=caption, header=header, rows=tuple(rows))
 
 
 def with_unit(metric: Metric) -> str:
-    """A metric as the heading of a column."""
+    """Format a metric as the heading of a column."""
     return metric.label if metric.unit == "1" else f"{metric.label} ({metric.unit})"
 
 
@@ -123,7 +143,7 @@ def _batches(study: Study, series: str, epoch: int) -> str:
 
 
 def difference_tables(comparison: Comparison) -> list[tuple[Metric, Table]]:
-    """The pairwise differences of every metric that has any."""
+    """Tabulate the pairwise differences of every metric that has any."""
     header = (
         "first against second",
         "epoch",
@@ -137,38 +157,39 @@ def difference_tables(comparison: Comparison) -> list[tuple[Metric, Table]]:
     )
     how = "paired by mini-batch" if comparison.paired else "not paired: the batches differ"
     caption = (
-        f"First minus second, {how}; in brackets {100 * comparison.confidence:g} % bootstrap intervals; p-values by permutation, "
-        f"corrected over epochs and pairs after Holm ({comparison.num_resamples} resamples, seed {comparison.seed})."
+        f"First minus second, {how}; in brackets {100 * comparison.confidence:g} % bootstrap "
+        "intervals; p-values by permutation, corrected over epochs and pairs after Holm "
+        f"({comparison.num_resamples} resamples, seed {comparison.seed})."
     )
     tables = []
     for metric in comparison.metrics:
         rows = tuple(
-            _difference_row(comparison, one)
-            for one in comparison.differences
-            if one.metric == metric.name
+            _difference_row(comparison, row)
+            for row in comparison.differences
+            if row.metric == metric.name
         )
         if rows:
             tables.append((metric, Table(caption=caption, header=header, rows=rows)))
     return tables
 
 
-def _difference_row(comparison: Comparison, one: Difference) -> tuple[str, ...]:
-    # Where shares stand in percent, so do their differences.
-    scale = 100 if METRICS[one.metric].is_share else 1
+def _difference_row(comparison: Comparison, row: Difference) -> tuple[str, ...]:
+    # Differences of shares are in percent, as the shares are.
+    scale = 100 if METRICS[row.metric].is_share else 1
     return (
-        f"{comparison.label(one.first)} against {comparison.label(one.second)}",
-        str(one.epoch),
-        *map(printed, sides_text(one)),
-        interval(*(scale * number for number in (one.difference, one.low, one.high))),
-        interval(one.ratio, one.ratio_low, one.ratio_high),
-        number(one.effect, "+.2f"),
-        number(one.p_holm, ".2g"),
-        str(one.num_batches),
+        f"{comparison.label(row.first)} against {comparison.label(row.second)}",
+        str(row.epoch),
+        *map(printed, sides_text(row)),
+        interval(*(scale * number for number in (row.difference, row.low, row.high))),
+        interval(row.ratio, row.ratio_low, row.ratio_high),
+        number(row.effect, "+.2f"),
+        number(row.p_holm, ".2g"),
+        str(row.num_batches),
     )
 
 
 def certificate_table(study: Study) -> Table:
-    """What stands behind the eigenvalues of every checkpoint that has a record."""
+    """Tabulate the certificates of the eigenvalues of every measured checkpoint."""
     certified = (
         "eigenvalues converged",
         "worst residual",
@@ -196,11 +217,12 @@ def certificate_table(study: Study) -> Table:
             )
         )
     caption = (
-        "Residual: |Hv \N{MINUS SIGN} λv| / |λ|, rounding included; an eigenvalue of the Hessian lies that near. Negative for "
-        "certain: a lower bound of the number of negative eigenvalues, median over mini-batches and its range. "
-        "Basis defect: how far the vectors of a Krylov basis are from orthonormal, max |V’V − I|. Missed: the largest "
-        "probability, over the random start, with which a further eigenvalue beyond the last, more than 5 % from every value "
-        "found, was missed."
+        "Residual: |Hv \N{MINUS SIGN} λv| / |λ|, rounding included; an eigenvalue of the Hessian "
+        "lies that near. Negative for certain: a lower bound of the number of negative "
+        "eigenvalues, median over mini-batches and its range. Basis defect: how far the vectors of "
+        "a Krylov basis are from orthonormal, max |V’V − I|. Missed: the largest probability, over "
+        "the random start, with which a further eigenvalue beyond the last, more than 5 % from "
+        "every value found, was missed."
     )
     return Table(caption=caption, header=header, rows=tuple(rows))
 
@@ -223,7 +245,10 @@ def _not_passed(reason: str) -> str:
 
 
 def audit_table(study: Study) -> Table:
-    """The verdict on the products of every series; several rows where its runs disagree."""
+    """Tabulate the verdict on the products of every series.
+
+    A series has several rows where its runs disagree.
+    """
     rows = []
     for series in study.series:
         for verdict in study.audits[series] or ({},):
@@ -243,12 +268,18 @@ def audit_table(study: Study) -> Table:
                 )
             )
     header = ("series", "model", "verdict", "worst error", "at epoch", "in", "remark")
-    caption = "Tested: products against differences of gradients, gradients against those of the loss, symmetry, repetition."
+    caption = (
+        "Tested: products against differences of gradients, gradients against those of the loss, "
+        "symmetry, repetition."
+    )
     return Table(caption=caption, header=header, rows=tuple(rows), numeric=False)
 
 
 def trained_table(study: Study) -> Table | None:
-    """What was used of how each model was trained, with who states it; None in stores that do not know."""
+    """Tabulate the settings that each model was trained with, and their sources.
+
+    None in stores that do not know them.
+    """
     of_series = {}
     for series in study.series:
         settings = combined(
@@ -270,12 +301,15 @@ def trained_table(study: Study) -> Table | None:
             cells.append("; ".join(said) or NOTHING)
         rows.append((name.replace("_", " "), *cells))
     header = ("setting", *(study.labels[series] for series in of_series))
-    caption = "The models as they were trained; in brackets who says so: a file of the run, the manifest, or the model's default."
+    caption = (
+        "The models as they were trained; in brackets who says so: a file of the run, the "
+        "manifest, or the model's default."
+    )
     return Table(caption=caption, header=header, rows=tuple(rows), num_heads=1, numeric=False)
 
 
 def checkpoint_table(study: Study) -> Table:
-    """The digest of every file of weights."""
+    """Tabulate the digest of every file of weights."""
     rows = tuple(
         (study.labels[series], str(epoch), f"{table.num_params:,}", table.checkpoint_sha256)
         for (series, epoch), table in study.tables.items()
@@ -289,31 +323,37 @@ def checkpoint_table(study: Study) -> Table:
 
 
 def batch_table(study: Study) -> tuple[str, Table]:
-    """The digest of the pairs of every batch, and a sentence on whether all checkpoints saw the same."""
+    """Tabulate the digest of the samples of every batch.
+
+    A sentence says whether all checkpoints were measured on the same samples.
+    """
     digests: dict[int, set[str]] = {}
     for table in study.tables.values():
         for batch, digest in zip(table.batch.tolist(), table.batch_sha256, strict=True):
             digests.setdefault(batch, set()).add(digest)
     rows = tuple((str(batch), "; ".join(sorted(digests[batch]))) for batch in sorted(digests))
-    different = [batch for batch, found in digests.items() if len(found) > 1]
+    different = [batch for batch, values in digests.items() if len(values) > 1]
+    samples = samples_of(study.plan.protocol["data"])
     sentence = (
-        f"Every checkpoint was measured on the same pairs, batch by batch ({len(digests)} batches)."
+        f"Every checkpoint was measured on the same {samples}, batch by batch ({len(digests)} "
+        "batches)."
     )
     if different:
         sentence = (
-            f"The pairs of {len(different)} of {len(digests)} batches differ between checkpoints."
+            f"The {samples} of {len(different)} of {len(digests)} batches differ between "
+            "checkpoints."
         )
+    caption = f"{samples.capitalize()} of each batch."
     return sentence, Table(
-        caption="Pairs of each batch.",
-        header=("batch", "sha256"),
-        rows=rows,
-        num_heads=1,
-        numeric=False,
+        caption=caption, header=("batch", "sha256"), rows=rows, num_heads=1, numeric=False
     )
 
 
 def facts(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Keys and values as texts; all values of a key where records disagree."""
+    """Format keys and values as texts.
+
+    Where records disagree, all values of a key are listed.
+    """
     return [(key, _fact(value)) for key, value in mapping.items()]
 
 
@@ -321,7 +361,7 @@ def _fact(value: Any) -> str:
     if isinstance(value, Mapping) and set(value) == {"several"}:
         return "; ".join(map(_fact, value["several"]))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_fact(one)}" for key, one in value.items())
+        return ", ".join(f"{key}: {_fact(part)}" for key, part in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_fact, value))
     # A separator may be a tab.

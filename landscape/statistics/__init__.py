@@ -1,4 +1,7 @@
-"""Intervals, tests and metrics of answers to labelled items: numpy and scipy, nothing of data sets, models or stores."""
+"""Intervals, tests and metrics of answers to labelled items.
+
+Uses numpy and scipy; knows nothing of data sets, models or stores.
+"""
 
 from landscape.statistics.bootstrap import (
     Bootstrap,
@@ -31,9 +34,9 @@ from landscape.statistics.rank_correlation import (
 )
 
 __all__ = [
+    "MIN_POINTS",
     "Bootstrap",
     "Interval",
-    "MIN_POINTS",
     "PairedAnswers",
     "blocked_spearman",
     "bootstrap_p_value",

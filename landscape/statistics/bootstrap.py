@@ -1,7 +1,9 @@
-"""The bootstrap over items in strata, as weights: one weight per resample and item.
+"""Bootstrap over items in strata, as weights: one weight per resample and item.
 
-A statistic of a resample is the same formula as of the sample, with a weight for each item. So one function of weights gives
-the number, its interval, and, since all observers share the weights, the interval of a paired difference.
+A statistic of a resample is the formula of the sample with a weight for each item. So one function
+of weights gives the number and its interval. All observers share the weights, so it also gives the
+interval of a paired difference.
+
 Shapes: r = resamples, n = items.
 """
 
@@ -17,17 +19,17 @@ from landscape.statistics.intervals import Interval
 
 # Weights held at once: 32 MB.
 _MAX_WEIGHTS = 1 << 22
-# A spread of so small a share of a number is that of its additions.
+# A relative spread of at most this size is rounding error of sums.
 _ROUNDING = 1e-12
 
 Statistic = Callable[[Float[np.ndarray, "r n"]], Any]
 
 
 def check_resampling(confidence: float, num_resamples: int, seed: int) -> None:
-    """Refuse numbers by which nothing can be resampled.
+    """Refuse settings with which nothing can be resampled.
 
     Raises:
-        ValueError: If one is out of range.
+        ValueError: If a setting is out of range.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}.")
@@ -41,10 +43,11 @@ def check_resampling(confidence: float, num_resamples: int, seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """How to resample.
+    """Settings of a bootstrap.
 
     Args:
-        num_resamples: 2,000 leave an end of a 95 % interval uncertain by about 6 % of the standard error.
+        num_resamples: Number of resamples. With 2,000, an end of a 95 % interval is uncertain by
+            about 6 % of the standard error.
         confidence: Nominal coverage of the intervals, in (0, 1).
         seed: Seed of the resamples.
 
@@ -64,7 +67,7 @@ class Bootstrap:
 
         Args:
             strata: As in `stratified_weights`.
-            stream: Which of independent sequences of random numbers; two data sets should not share one.
+            stream: Number of an independent random sequence; two data sets should not share one.
         """
         generator = np.random.default_rng([self.seed, stream])
         block = max(1, _MAX_WEIGHTS // max(1, len(strata)))
@@ -73,11 +76,12 @@ class Bootstrap:
 
     def resample(
         self, statistic: Statistic, strata: Any, *, stream: int = 0
-    ) -> Float[np.ndarray, "r *s"]:
+    ) -> Float[np.ndarray, " r *s"]:
         """Compute a statistic of every resample.
 
         Args:
-            statistic: Takes weights (r, n), returns (r, ...). It must not depend on the scale of the weights of a row.
+            statistic: Function of weights (r, n) that returns (r, ...). It must not depend on the
+                scale of the weights of a row.
             strata, stream: As in `weights`.
         """
         return np.concatenate(
@@ -85,7 +89,7 @@ class Bootstrap:
         )
 
     def interval(self, statistic: Statistic, strata: Any, *, stream: int = 0) -> Interval:
-        """Compute a statistic that is one number, with its percentile interval."""
+        """Compute a statistic that is a single number, with its percentile interval."""
         value = float(np.asarray(statistic(np.ones((1, len(strata)))))[0])
         return percentile_interval(
             value, self.resample(statistic, strata, stream=stream), self.confidence
@@ -95,11 +99,12 @@ class Bootstrap:
 def stratified_weights(
     strata: Any, num_resamples: int, generator: np.random.Generator
 ) -> Float[np.ndarray, "r n"]:
-    """Draw bootstrap weights of items: resampled with replacement, each stratum by itself.
+    """Draw bootstrap weights of items, stratum by stratum.
 
-    Of a stratum of m items, m - 1 are drawn, and each drawn counts m / (m - 1). Drawing all m would make the variance of a
-    stratum too small by (m - 1) / m, 10 % where a stratum holds 10 pictures; so it is that of the unbiased estimate.
-    A stratum of one item has no variance to show: its weight is always 1.
+    Items are resampled with replacement. Of a stratum of m items, m - 1 are drawn, and each drawn
+    item counts m / (m - 1). Drawing all m would make the variance of a stratum too small by (m - 1)
+    / m, which is 10 % where a stratum holds 10 pictures. With m - 1 draws it is that of the
+    unbiased estimate. A stratum of one item has no variance to show: its weight is always 1.
 
     Args:
         strata: Number or name of the stratum of each item (n,).
@@ -107,7 +112,8 @@ def stratified_weights(
     Returns:
         Weights whose sum over a stratum is its number of items, in every resample.
 
-    Source: Rao and Wu, Resampling Inference with Complex Survey Data, JASA 83 (1988), with m - 1 draws.
+    Source: Rao and Wu, Resampling Inference with Complex Survey Data, JASA 83 (1988), with m - 1
+    draws.
     """
     _, number, sizes = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
     order, starts = np.argsort(number, kind="stable"), np.cumsum(sizes) - sizes
@@ -124,7 +130,7 @@ def stratified_weights(
         counts = np.bincount(drawn.ravel(), minlength=num_resamples * len(first) * size)
         blocks.append(counts.reshape(num_resamples, -1) * (size / (size - 1)))
     column, weights = np.concatenate(columns), np.hstack(blocks)
-    # Where strata are in order already, as they are for a data set's trials, nothing need be moved.
+    # Strata that are in order already, as for the trials of a data set, are not rearranged.
     return weights if (column[:-1] < column[1:]).all() else weights[:, np.argsort(column)]
 
 
@@ -134,8 +140,9 @@ def percentile_interval(
     """Take the percentile interval of a resampled number.
 
     Returns:
-        NaN for both ends where a resample has no value, or all resamples are the same: a width of 0 would say that nothing
-        rare was seen, not that nothing rare is there. For a share of 0 or 1 use `wilson_interval`.
+        NaN for both ends where a resample has no value, or all resamples are the same. A width of 0
+        would mean that nothing rare was seen, not that there is nothing rare. For a share of 0 or 1
+        use `wilson_interval`.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
@@ -150,13 +157,15 @@ def percentile_interval(
 def bootstrap_p_value(resampled: Float[np.ndarray, " r"]) -> float:
     """Compute the two-sided p-value of "the number is 0" from its resamples.
 
-    Twice the smaller share of resamples on one side of 0, the sample itself counted among them: it is below alpha where the
-    percentile interval of confidence 1 - alpha excludes 0, up to one resample. It is never below 2 / (r + 1).
+    It is twice the smaller share of resamples on one side of 0, the sample itself counted among
+    them. So it is below alpha where the percentile interval of confidence 1 - alpha excludes 0, up
+    to one resample. It is never below 2 / (r + 1).
 
     Returns:
         NaN where a resample has no value.
 
-    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), chapter 4, for counting the sample.
+    Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), chapter 4, for
+    counting the sample.
     """
     if not np.isfinite(resampled).all():
         return math.nan

@@ -1,6 +1,8 @@
-"""Metrics of classified items that are more than a share: top-k, mean recall per class, area under the ROC curve.
+"""Metrics of classified items: top-k, mean recall per class, area under the ROC curve.
 
-The last two take weights, for the bootstrap. Shapes: n = items, k = best classes of an item, r = resamples.
+The last two take weights, for the bootstrap.
+
+Shapes: n = items, k = best classes of an item, r = resamples.
 """
 
 from typing import Any
@@ -33,8 +35,8 @@ def half_top_1_and_5(
 ) -> Float[np.ndarray, " n"]:
     """Average whether each item is a top-1 and a top-5 hit.
 
-    1 where its class is the best, 1/2 where it is among the best five, else 0. The mean over items is (top-1 + top-5) / 2, the
-    metric of Kinetics-700.
+    1 where its class is the best, 1/2 where it is among the best five, else 0. The mean over items
+    is (top-1 + top-5) / 2, the metric of Kinetics-700.
 
     Raises:
         ValueError: If `best` holds fewer than five classes.
@@ -54,8 +56,8 @@ def mean_class_recall(
     Args:
         labels: Class of each item, any integers.
         correct: Whether each item was answered right.
-        weights: Of a bootstrap; one result per row. A class of which a resample has no item is left out of its mean; with
-            classes as strata there is none.
+        weights: Weights of a bootstrap; one result per row. A class of which a resample has no item
+            is left out of its mean; with classes as strata there is none.
 
     Returns:
         A number, or (r,) with weights.
@@ -82,12 +84,13 @@ def roc_auc(
 ) -> Any:
     """Compute the area under the ROC curve.
 
-    P(score of a positive > score of a negative), ties counting one half. It is the Mann-Whitney statistic divided by the
-    number of pairs, from one sort instead of all pairs.
+    P(score of a positive > score of a negative), ties counting one half. It is the Mann-Whitney
+    statistic divided by the number of pairs, from one sort instead of all pairs.
 
     Args:
-        scores: Larger where the item is rather positive.
-        weights: Of a bootstrap; one result per row. Stratify by `positive`, so that no resample lacks a class.
+        scores: Scores that are larger for items that are more likely positive.
+        weights: Weights of a bootstrap; one result per row. Stratify by `positive`, so that no
+            resample lacks a class.
 
     Returns:
         A number, or (r,) with weights; NaN where a resample has only one class.
@@ -95,8 +98,8 @@ def roc_auc(
     Raises:
         ValueError: If a score is NaN, or one of the two classes does not occur.
 
-    Source: Hanley and McNeil, The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC) Curve,
-    Radiology 143 (1982).
+    Source: Hanley and McNeil, The Meaning and Use of the Area under a Receiver Operating
+    Characteristic (ROC) Curve, Radiology 143 (1982).
     """
     positive = np.asarray(positive, dtype=bool)
     if np.isnan(scores).any():
@@ -105,15 +108,17 @@ def roc_auc(
         )
     if positive.all() or not positive.any():
         raise ValueError(
-            "the area under the ROC curve needs positive and negative items, and there is only one kind."
+            "the area under the ROC curve needs positive and negative items, and there is only one "
+            "kind."
         )
     rows = np.ones((1, len(scores))) if weights is None else weights
     order = np.argsort(scores, kind="stable")
     ordered = scores[order]
-    # Items of one score are one group. Not by differences, since inf - inf is NaN.
+    # Items with equal scores form a group. Compared, not subtracted, since inf - inf is NaN.
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     positives = np.add.reduceat((rows * positive)[:, order], starts, axis=1)
     negatives = np.add.reduceat((rows * ~positive)[:, order], starts, axis=1)
+    # Weight of the negatives below each group of equal scores; those in the group count one half.
     below = np.cumsum(negatives, axis=1) - negatives / 2
     pairs = positives.sum(axis=1) * negatives.sum(axis=1)
     areas = np.divide(

@@ -1,4 +1,6 @@
-"""Shares of right answers: the interval of one, the exact test of two, and what that test can detect.
+"""Shares of right answers.
+
+The interval of one share, the exact test of two, and the difference that this test can detect.
 
 Shapes: * = any shape; item = items (pictures) that two observers answered.
 """
@@ -32,7 +34,8 @@ def wilson_interval(
     Raises:
         ValueError: If not 0 <= k <= n and 1 <= n everywhere, or `confidence` is not in (0, 1).
 
-    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (1927).
+    Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22
+    (1927).
     """
     k, n = np.asarray(num_correct, dtype=float), np.asarray(num_items, dtype=float)
     if not (np.all(n >= 1) and np.all(k >= 0) and np.all(k <= n)):
@@ -47,13 +50,14 @@ def wilson_interval(
 
 @dataclass(frozen=True, kw_only=True)
 class PairedAnswers:
-    """Two observers' right and wrong answers to the same items, and whether they differ.
+    """Right and wrong answers of two observers to the same items, with a test.
 
     Args:
         num_items: Items that both answered.
         first_only: Items that the first alone has right.
         second_only: Items that the second alone has right.
-        p_value: Of McNemar's exact test, two-sided; 1 where no item tells the two apart.
+        p_value: Two-sided p-value of McNemar's exact test; 1 where both are right on the same
+            items.
     """
 
     num_items: int
@@ -63,37 +67,45 @@ class PairedAnswers:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first minus that of the second; NaN without items."""
+        """Return the accuracy of the first minus that of the second.
+
+        NaN without items.
+        """
         return (self.first_only - self.second_only) / self.num_items if self.num_items else math.nan
 
     @property
     def discordant_share(self) -> float:
-        """Share of items that exactly one of the two has right; NaN without items."""
+        """Return the share of items that exactly one has right.
+
+        NaN without items.
+        """
         return (self.first_only + self.second_only) / self.num_items if self.num_items else math.nan
 
 
 def mcnemar(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray, " item"]) -> PairedAnswers:
     """Test by McNemar's exact test whether two observers are equally accurate.
 
-    Items that both have right, or both wrong, say nothing about a difference. Of the b + c others, b that the first alone has
-    right are Binomial(b + c, 1/2) where the accuracies are equal; p = min(1, 2 P(X <= min(b, c))).
+    Items that both have right, or both wrong, contain no information about a difference. Of the b +
+    c others, the first alone has b right. Where the accuracies are equal, b is Binomial(b + c,
+    1/2), and p = min(1, 2 P(X <= min(b, c))).
 
     Args:
-        first: Whether each item is right; by the first observer.
+        first: Whether each item is right, by the first observer.
         second: The same items in the same order, by the second.
 
     Raises:
         ValueError: If the lengths differ.
 
-    Source: McNemar, Note on the Sampling Error of the Difference between Correlated Proportions or Percentages,
-    Psychometrika 12 (1947); the binomial form is the exact one.
+    Source: McNemar, Note on the Sampling Error of the Difference between Correlated Proportions or
+    Percentages, Psychometrika 12 (1947); the binomial form is the exact one.
     """
     from scipy import special
 
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
-            f"two vectors of the same items are needed, got shapes {first.shape} and {second.shape}."
+            f"two vectors of the same items are needed, got shapes {first.shape} and "
+            f"{second.shape}."
         )
     b, c = int((first & ~second).sum()), int((~first & second).sum())
     p_value = min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5)))
@@ -105,8 +117,9 @@ def minimal_detectable_difference(
 ) -> float:
     r"""Compute the smallest difference of accuracies that a paired test detects.
 
-    With psi the share of items that exactly one observer has right, delta the difference of the accuracies, and z_q the
-    normal quantile, McNemar's test at level alpha has the power asked for when
+    With psi the share of items that exactly one observer has right, delta the difference of the
+    accuracies, and z_q the normal quantile, McNemar's test at level alpha has the requested power
+    when
 
         n = (z_{1 - alpha/2} sqrt(psi) + z_{power} sqrt(psi - delta^2))^2 / delta^2.
 
@@ -114,28 +127,31 @@ def minimal_detectable_difference(
 
         delta = sqrt(psi) (a sqrt(n) + b sqrt(n + b^2 - a^2)) / (n + b^2).
 
-    It is a normal approximation; the exact test needs slightly more. As a rough rule, at 80 % power it is 1.43 half-widths
-    of the 95 % interval of the difference.
+    It is a normal approximation; the exact test needs slightly more. As a rough rule, at 80 % power
+    it is 1.43 half-widths of the 95 % interval of the difference.
 
     Args:
-        num_items: n, items that both answer.
-        discordant_share: psi, in [0, 1]; as observed, or p (1 - q) + q (1 - p) where two observers of accuracies p and q
-            err independently.
-        alpha: Level of the two-sided test; divide it by the number of tests where they are corrected.
+        num_items: n, number of items that both answer.
+        discordant_share: psi, in [0, 1]; as observed, or p (1 - q) + q (1 - p) where two observers
+            of accuracies p and q err independently.
+        alpha: Level of the two-sided test; divide it by the number of tests where they are
+            corrected.
         power: Probability of detecting that difference; more than 0.5.
 
     Returns:
-        delta; NaN where even a difference of psi, all discordant items in favour of one observer, would not be detected.
+        delta; NaN where even a difference of psi, all discordant items in favour of one observer,
+        would not be detected.
 
     Raises:
         ValueError: If an argument is out of range.
 
-    Source: Connor, Sample Size for Testing Differences in Proportions for the Paired-Sample Design, Biometrics 43 (1987),
-    page 209.
+    Source: Connor, Sample Size for Testing Differences in Proportions for the Paired-Sample Design,
+    Biometrics 43 (1987), page 209.
     """
     if num_items < 1 or not 0 <= discordant_share <= 1:
         raise ValueError(
-            f"num_items must be at least 1 and discordant_share in [0, 1], got {num_items}, {discordant_share}."
+            f"num_items must be at least 1 and discordant_share in [0, 1], got {num_items}, "
+            f"{discordant_share}."
         )
     if not 0.5 < power < 1:
         raise ValueError(f"power must be more than 0.5 and less than 1, got {power}.")
@@ -155,10 +171,11 @@ def normal_quantile(probability: float) -> float:
 
 
 def independent_discordant_share(first: Any, second: Any) -> Any:
-    """Compute how many items would tell two independent observers apart.
+    """Compute the share of items that exactly one observer has right.
 
-    That is the share that exactly one of them has right. Observers of the same pictures rarely do: hard ones are hard for
-    both, so the share, and with it what a test can detect, is smaller.
+    The observers are taken as independent. Observers of the same pictures rarely are: hard pictures
+    are hard for both, so the true share is smaller, and with it the difference that a test can
+    detect is smaller too.
 
     Args:
         first, second: Accuracies, numbers or arrays.

@@ -1,6 +1,8 @@
-"""Rank correlation of two measurements of the same points, also within blocks, with an interval over clusters and an exact test.
+"""Rank correlation of two measurements of the same points.
 
-A point is a checkpoint: a series (cluster) at an epoch (block). Knows arrays, not stores.
+Also within blocks, with an interval over clusters, and with an exact test. A point is a checkpoint:
+a series (cluster) at an epoch (block). Knows arrays, not stores.
+
 Shapes: r = resamples or permutations, n = points, s = clusters, b = blocks.
 """
 
@@ -14,9 +16,10 @@ from jaxtyping import Float
 
 from landscape.statistics.intervals import Interval
 
-# Ranks of fewer points take so few orders that no correlation of them is far from chance: of 3, one in 3 is perfect.
+# Fewer points have so few orders of ranks that chance alone gives large correlations: of 3 points,
+# one order in 3 is perfect.
 MIN_POINTS = 4
-# All arrangements of so many clusters are tried: 40,320.
+# Up to this number of clusters all arrangements are tried: 40,320.
 _MAX_LISTED = 8
 _NUM_RANDOM = 9999
 # Arrangements held at once.
@@ -31,9 +34,10 @@ def spearman(x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"]) -> Any:
     """Compute Spearman's rank correlation, ties with their mean rank.
 
     Returns:
-        A number per row; NaN where all values of a side are the same, or one is NaN.
+        A number per row; NaN where all values of a side are the same, or a value is NaN.
 
-    Source: Spearman, The Proof and Measurement of Association between Two Things, American Journal of Psychology 15 (1904).
+    Source: Spearman, The Proof and Measurement of Association between Two Things, American Journal
+    of Psychology 15 (1904).
     """
     return blocked_spearman(x, y, np.zeros(np.shape(x)[-1], dtype=int))
 
@@ -41,18 +45,19 @@ def spearman(x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"]) -> Any:
 def blocked_spearman(
     x: Float[np.ndarray, "*r n"], y: Float[np.ndarray, "*r n"], blocks: Any
 ) -> Any:
-    """Compute the rank correlation of points within blocks: what differs between blocks does not count.
+    """Compute the rank correlation of points within blocks.
 
-    Ranks are taken within each block and centred there; the correlation is that of all centred ranks together.
+    Differences between blocks do not count. Ranks are taken within each block and centred there;
+    the correlation is that of all centred ranks together.
 
     Args:
-        blocks: Name or number of the block of each point (n,). A block of one point says nothing.
+        blocks: Name or number of the block of each point (n,). A block of one point has no effect.
 
     Returns:
         As in `spearman`.
 
-    Source: Taylor, Kendall's and Spearman's Correlation Coefficients in the Presence of a Blocking Variable, Biometrics 43
-    (1987).
+    Source: Taylor, Kendall's and Spearman's Correlation Coefficients in the Presence of a Blocking
+    Variable, Biometrics 43 (1987).
     """
     first, second = _centred_ranks(x, blocks), _centred_ranks(y, blocks)
     product = (first * second).sum(axis=-1)
@@ -85,6 +90,7 @@ def _centred_ranks(values: Float[np.ndarray, "*r n"], blocks: Any) -> Float[np.n
     ranks = np.empty(values.shape)
     for name in np.unique(names):
         block = names == name
+        # The mean of the ranks 1 to m is (m + 1) / 2.
         own = stats.rankdata(values[..., block], axis=-1, nan_policy="propagate")
         ranks[..., block] = own - (block.sum() + 1) / 2
     return ranks
@@ -93,22 +99,24 @@ def _centred_ranks(values: Float[np.ndarray, "*r n"], blocks: Any) -> Float[np.n
 def jackknife_interval(
     statistic: Callable[[np.ndarray], float], clusters: Any, *, confidence: float = 0.95
 ) -> Interval:
-    """Compute the interval of a statistic whose clusters are the sample, by leaving out one after the other.
+    """Compute the jackknife interval of a statistic over clusters.
 
-    With theta_i the statistic without cluster i, the variance is (s - 1) / s times the sum of (theta_i - mean)^2, and the
-    interval is Student's with s - 1 degrees of freedom, cut at -1 and 1. Points of a cluster may depend on each other in any
-    way. Of few clusters it is wide, as it should be.
+    The clusters are the sample; they are left out one at a time. With theta_i the statistic without
+    cluster i, the variance is (s - 1) / s times the sum of (theta_i - mean)^2. The interval is
+    Student's with s - 1 degrees of freedom, cut at -1 and 1. Points of a cluster may depend on each
+    other in any way. Of few clusters it is wide, as it should be.
 
     Args:
-        statistic: A correlation of the points that a mask (n,) keeps.
+        statistic: Function that gives the correlation of the points that a mask (n,) keeps.
         clusters: Name or number of the cluster of each point (n,).
 
     Returns:
-        NaN for both ends with fewer than three clusters, where a part has no correlation, or where all parts agree: a width of
-        0 would say that the clusters seen agree, not that all do.
+        NaN for both ends with fewer than three clusters, where a part has no correlation, or where
+            all parts agree: a width of 0 would mean that the clusters seen agree, not that all do.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11; the jackknife over clusters of Cameron and
-    Miller, A Practitioner's Guide to Cluster-Robust Inference, Journal of Human Resources 50 (2015), section VI.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11; the jackknife
+    over clusters of Cameron and Miller, A Practitioner's Guide to Cluster-Robust Inference, Journal
+    of Human Resources 50 (2015), section VI.
     """
     from scipy import stats
 
@@ -129,24 +137,27 @@ def jackknife_interval(
 def exchange_test(
     statistic: Statistic, x: Float[np.ndarray, "s b"], y: Float[np.ndarray, "s b"], *, seed: int = 0
 ) -> tuple[float, float]:
-    """Test whether it matters which cluster's `y` goes with which cluster's `x`, exactly.
+    """Test by permutation whether `x` and `y` of clusters belong together.
 
-    The clusters' rows of `y` are exchanged as wholes, so that neither dependence along a row nor a trend over the blocks that
-    all clusters share makes the p-value too small. All arrangements are tried up to 8 clusters, beyond that 9,999 random ones
-    and the one that was seen. Two-sided as in SciPy: twice the smaller tail.
+    The clusters' rows of `y` are exchanged as wholes. So neither dependence along a row nor a trend
+    over the blocks that all clusters share makes the p-value too small. Up to 8 clusters, all
+    arrangements are tried and the test is exact; beyond that 9,999 random ones and the observed
+    one. Two-sided as in SciPy: twice the smaller tail.
 
     Args:
-        statistic: Takes x and y (..., s, b), returns (...).
+        statistic: Function of x and y (..., s, b) that returns (...).
 
     Returns:
-        The p-value, NaN where an arrangement has no correlation, and the smallest that so many clusters can give.
+        The p-value, NaN where an arrangement has no correlation, and the smallest one that so many
+        clusters can give.
 
-    Source: Pitman, Significance Tests Which May Be Applied to Samples from Any Populations II, JRSS Supplement 4 (1937).
+    Source: Pitman, Significance Tests Which May Be Applied to Samples from Any Populations II, JRSS
+    Supplement 4 (1937).
     """
     orders = _orders(len(x), seed)
     starts = range(0, len(orders), _BLOCK)
     parts = [orders[start : start + _BLOCK] for start in starts]
-    # Orders are given alike to both, so that the statistic sees equal shapes.
+    # x is repeated for every order, so that the statistic gets equal shapes.
     values = np.concatenate(
         [np.atleast_1d(statistic(np.broadcast_to(x, (len(o), *x.shape)), y[o])) for o in parts]
     )
@@ -159,7 +170,7 @@ def exchange_test(
 
 
 def _orders(size: int, seed: int) -> np.ndarray:
-    """Arrangements of clusters (r, s), the one that was seen first."""
+    """List arrangements of clusters (r, s), the observed one first."""
     if size <= _MAX_LISTED:
         return np.array(list(permutations(range(size))))
     generator = np.random.default_rng(seed)

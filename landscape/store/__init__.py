@@ -1,6 +1,10 @@
-"""SpectrumStore: HDF5 schema version 1; a log while it grows; merge; resume; read. Imports no torch."""
+"""SpectrumStore: HDF5 schema version 1.
+
+A growing log, merge, resume and reading. Imports no torch.
+"""
 
 from landscape.store.as_trained import described_as_trained, models_as_trained, value_text
+from landscape.store.contents import SCHEMA_VERSION, PlannedSeries, StoreContents, differing_setting
 from landscape.store.densities import (
     DensityRecord,
     describe_densities,
@@ -13,7 +17,6 @@ from landscape.store.hdf5 import LARGEST_VALUE
 from landscape.store.merge import MergeReport, merge_stores
 from landscape.store.module_record import ModuleRecord, ModuleTable
 from landscape.store.parts import RejectedPart, parts_folder
-from landscape.store.plan import SCHEMA_VERSION, Plan, PlannedSeries, differing_setting
 from landscape.store.record import Record, SpectraTable
 from landscape.store.store import SpectrumStore
 from landscape.store.surfaces import (
@@ -26,28 +29,34 @@ from landscape.store.surfaces import (
     write_surface,
 )
 from landscape.store.table import UNIT, task_key
+from landscape.store.validation import Validation, validate
+from landscape.store.vectors import ParameterLayout, StoredVectors, VectorRecord
 from landscape.store.verdicts import is_audited, verdicts
 from landscape.store.writer import SpectrumWriter
 from landscape.workers.run_status import RunStatus, read_status, write_status
 
 __all__ = [
+    "LARGEST_VALUE",
+    "SCHEMA_VERSION",
+    "UNIT",
     "CheckpointSummary",
     "DensityRecord",
-    "LARGEST_VALUE",
     "MergeReport",
     "ModuleRecord",
     "ModuleTable",
-    "Plan",
+    "ParameterLayout",
     "PlannedSeries",
     "Record",
     "RejectedPart",
     "RunStatus",
-    "SCHEMA_VERSION",
     "SpectraTable",
     "SpectrumStore",
     "SpectrumWriter",
+    "StoreContents",
     "StoredSurface",
-    "UNIT",
+    "StoredVectors",
+    "Validation",
+    "VectorRecord",
     "axes_of",
     "check_same_request",
     "describe",
@@ -67,6 +76,7 @@ __all__ = [
     "read_surface",
     "summarize",
     "task_key",
+    "validate",
     "value_text",
     "verdicts",
     "write_densities",

@@ -1,4 +1,4 @@
-"""Whether two measurements of one batch agree: bit by bit, or as far as their certificates reach."""
+"""Comparison of two measurements of a batch: exact, or within their certificates."""
 
 from dataclasses import fields
 from typing import Any
@@ -8,14 +8,15 @@ import numpy as np
 from landscape.store.module_record import MODULE_COLUMNS, MODULE_LATER, ModuleRecord, ModuleTable
 from landscape.store.record import COLUMNS, LATER, RITZ, Record, SpectraTable
 
-# How and where a record was computed, which differs between two runs that compute the same.
+# How and where a record was computed. These differ between two runs with the same results.
 _CIRCUMSTANCES = ("seconds", "settings", "extras")
 
 
 def differing_field(stored: Record | ModuleRecord, new: Record | ModuleRecord) -> str | None:
-    """Name of the first field in which two records of one batch differ by a bit; None if there is none.
+    """Return the first field in which two records differ.
 
-    Time, settings and extras do not count, nor does what the stored one has no value of, since its file is older.
+    The records are of the same batch. None if they are equal bit by bit. Time, settings and extras
+    do not count. Neither does a value that the stored record lacks because its file is older.
     """
     later = LATER if isinstance(stored, Record) else MODULE_LATER
     for field in fields(stored):
@@ -41,37 +42,48 @@ def _is_unknown(value: Any) -> bool:
 
 
 def difference_within(first: Record | ModuleRecord, second: Record | ModuleRecord) -> float | None:
-    """Largest difference of two spectra, if both certificates together allow it.
+    """Return the largest difference of two spectra within their certificates.
 
-    A residual |Hv - lambda v| bounds the distance of lambda from an eigenvalue of H, so two values of one eigenvalue
-    differ by at most the sum of their residuals. Values are matched in order of size.
+    A residual |Hv - lambda v| bounds the distance of lambda from an eigenvalue of H, so two values
+    of one eigenvalue differ by at most the sum of their residuals. Values are matched in order of
+    size.
 
     Returns:
-        The difference in nats per squared parameter; None if one is larger than its bound, or has no bound.
+        The difference in nats per squared parameter; None if a difference is larger than its bound,
+        or has no bound.
 
     Source: Parlett, The Symmetric Eigenvalue Problem (1998), section 4.5.
     """
-    one, one_bound = _sorted_with_bounds(first)
-    other, other_bound = _sorted_with_bounds(second)
-    if one.shape != other.shape or not np.array_equal(np.isnan(one), np.isnan(other)):
+    first_values, first_bounds = _sorted_with_bounds(first)
+    second_values, second_bounds = _sorted_with_bounds(second)
+    if first_values.shape != second_values.shape or not np.array_equal(
+        np.isnan(first_values), np.isnan(second_values)
+    ):
         return None
-    there = ~np.isnan(one)
-    difference, bound = np.abs(one - other)[there], (one_bound + other_bound)[there]
+    there = ~np.isnan(first_values)
+    difference, bound = (
+        np.abs(first_values - second_values)[there],
+        (first_bounds + second_bounds)[there],
+    )
     if not np.all((difference == 0) | (np.isfinite(bound) & (difference <= bound))):
         return None
     return float(difference.max(initial=0.0))
 
 
 def _sorted_with_bounds(record: Record | ModuleRecord) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues from the smallest on, NaN at the end, and the absolute residual of each."""
+    """Return ascending eigenvalues, NaN last, with their absolute residuals."""
     values = record.values if isinstance(record, Record) else record.eigenvalues
     order = np.argsort(values, axis=-1)
+    # Stored residuals are relative to |lambda|; the bound needs the absolute ones.
     bounds = record.residuals * np.abs(values)
     return np.take_along_axis(values, order, axis=-1), np.take_along_axis(bounds, order, axis=-1)
 
 
 def record_of_row(table: SpectraTable, row: int) -> Record:
-    """A row of a table as the record that it was made of; settings and extras are those of the checkpoint."""
+    """Rebuild the record of a row of a table.
+
+    Settings and extras are those of the checkpoint.
+    """
     values = {
         name: getattr(table, name)[row] for name in COLUMNS if name not in ("eigenvalues", *RITZ)
     }
@@ -81,7 +93,7 @@ def record_of_row(table: SpectraTable, row: int) -> Record:
 
 
 def module_record_of_row(table: ModuleTable, row: int) -> ModuleRecord:
-    """The same of a table of modules."""
+    """Rebuild the record of a row of a table of modules."""
     values = {name: getattr(table, name)[row] for name in MODULE_COLUMNS}
     return ModuleRecord(
         modules=table.modules, module_params=table.module_params, **values, **_facts(table)

@@ -1,4 +1,4 @@
-"""What records say of the model that they were measured on, as it was trained."""
+"""Facts in records about the model as it was trained."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,30 +7,38 @@ Used = Mapping[str, tuple[Any, str]]
 
 
 def models_as_trained(settings: Mapping[str, Any]) -> list[Used]:
-    """What was used of how the model was trained, by name the value and who states it.
+    """Return how the measured models were trained, by name.
+
+    Each name has the value that was used and its source.
 
     Args:
-        settings: Of a table of records.
+        settings: Settings of a table of records.
 
     Returns:
-        One mapping; several where records disagree; none in files that are older than this entry.
+        A single mapping; several where records disagree; none in files older than this entry.
     """
     stored = settings.get("as_trained")
     if not isinstance(stored, Mapping):
         return []
     several = list(stored["several"]) if set(stored) == {"several"} else [stored]
     return [
-        {name: (value, str(source)) for name, (value, source) in one.items()} for one in several
+        {name: (value, str(source)) for name, (value, source) in model.items()} for model in several
     ]
 
 
 def described_as_trained(settings: Mapping[str, Any]) -> list[str]:
-    """A line per model: the values of each source, those that somebody stated first."""
+    """Describe each model in a line: the values of each source.
+
+    Values that the user or a file states come before defaults.
+    """
     return ["as trained: " + "; ".join(_by_source(used)) for used in models_as_trained(settings)]
 
 
 def notes_of(extras: Mapping[str, Any]) -> list[str]:
-    """What was said of a checkpoint, its run and the data when they were read, a sentence each."""
+    """Return the stored notes on a checkpoint and its data.
+
+    They were made when checkpoint, run and data were read; a sentence each, without repetition.
+    """
     stored = extras.get("notes", [])
     several = stored["several"] if isinstance(stored, Mapping) else [stored]
     return list(dict.fromkeys(str(note) for notes in several for note in notes))
@@ -52,7 +60,10 @@ def _by_source(used: Used) -> list[str]:
 
 
 def value_text(value: Any) -> str:
-    """A value as a reader writes it: [64, 64] is 64 x 64, a list of others is joined by blanks."""
+    """Format a value for readers.
+
+    [64, 64] becomes 64 x 64; other lists are joined by blanks.
+    """
     if isinstance(value, (list, tuple)):
         whole = all(isinstance(item, int) for item in value)
         return (" x " if whole else " ").join(

@@ -1,10 +1,14 @@
-"""Densities that were measured with probes of their own: an HDF5 file beside its figure, density schema version 1.
+"""Measured densities with their own probes: an HDF5 file, density schema version 1.
+
+The file lies beside its figure.
 
 /                           density_schema_version, landscape_version, unit
-/density/<series>/<epoch>/  datasets of `ARRAYS`; attributes model, label, n, checkpoint_sha256, settings (JSON), audited,
-                            resolution, rounding, num_matvecs, orthogonality_defect
+/density/<series>/<epoch>/  datasets of `ARRAYS`; attributes model, label, n, checkpoint_sha256,
+                            settings (JSON), audited, resolution, rounding, num_matvecs,
+                            orthogonality_defect
 
-Shapes: b = mini-batches, p = probes over all of them, m = nodes, c = eigenvalues known one by one, n = parameters.
+Shapes: b = mini-batches, p = probes over all of them, m = nodes, c = eigenvalues known
+individually, n = parameters.
 """
 
 import json
@@ -50,15 +54,20 @@ ARRAYS = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DensityRecord:
-    """The density of one checkpoint over a few mini-batches; the numbers are those of `landscape.linalg.SpectralDensity`.
+    """The density of a checkpoint over a few mini-batches.
+
+    The numbers are those of `landscape.linalg.SpectralDensity`.
 
     Args:
         checkpoint_sha256: Digest of the weights' file; empty for random weights.
-        settings: How it was measured; plain JSON values. `num_batches` and `missing_batches` (absent where there are none) say
-            which batches it is of: those from 0 that are not missing; `operator` what the check of the first products said.
+        settings: How it was measured; plain JSON values. `num_batches` and `missing_batches`
+            (absent where there are none) name the batches: those from 0 that are not missing.
+            `operator` holds the result of the check of the first products.
         audited: Whether the products passed an audit.
-        dense_eigenvalues: (b, n) all eigenvalues, from the assembled matrix; (0, 0) where it is too large.
-        num_negative: (b,) certified lower bounds of the number of negative eigenvalues; -1 where there is none.
+        dense_eigenvalues: (b, n) all eigenvalues, from the assembled matrix; (0, 0) where it is too
+            large.
+        num_negative: (b,) certified lower bounds of the number of negative eigenvalues; -1 where
+            there is none.
     """
 
     series: str
@@ -85,29 +94,32 @@ class DensityRecord:
 
     @property
     def missing_batches(self) -> tuple[int, ...]:
-        """Batches that were asked for and are not in it: they failed, or the run was stopped."""
+        """Return the requested batches that are missing: failed or not reached."""
         return tuple(self.settings.get("missing_batches", ()))
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """The batches that it is of."""
+        """Return the indices of the measured batches."""
         return tuple(
             i for i in range(self.settings["num_batches"]) if i not in self.missing_batches
         )
 
     def num_batches_in_words(self) -> str:
-        """As "3 batches", or "2 of 3 batches (1 missing)"."""
+        """Return "3 batches", or "2 of 3 batches (1 missing)"."""
         there, missing = len(self.num_zeros), self.missing_batches
         if not missing:
             return f"{there} batches"
         return f"{there} of {there + len(missing)} batches ({', '.join(map(str, missing))} missing)"
 
     def matches(self, settings: Mapping[str, Any]) -> bool:
-        """Whether its batches, whichever they are, were measured as these settings ask."""
+        """Tell whether its batches were measured with these settings.
+
+        Which batches they are does not count.
+        """
         return _but_batches(self.settings) == _but_batches(settings)
 
 
-# What says how far a record is, and what it was found to be of.
+# Settings that describe the progress or the findings of a measurement, not the request.
 _NOT_ASKED = ("num_batches", "missing_batches", "as_trained", "operator")
 
 
@@ -118,12 +130,15 @@ def _but_batches(settings: Mapping[str, Any]) -> str:
 
 
 def is_density_file(path: Path) -> bool:
-    """Whether a path is a file of densities that can be opened, from its attributes."""
+    """Tell whether a path is a readable density file.
+
+    Decided by its attributes.
+    """
     return has_attribute(path, "density_schema_version")
 
 
 def write_densities(path: Path, records: Sequence[DensityRecord]) -> None:
-    """Write a whole file, or leave what was there as it was.
+    """Write a whole file, or leave the old one.
 
     Raises:
         StoreError: If the disk does not take it.
@@ -135,17 +150,18 @@ def write_densities(path: Path, records: Sequence[DensityRecord]) -> None:
         file.attrs["unit"] = UNIT
         for record in records:
             group = file.create_group(f"density/{record.series}/{record.epoch}", track_order=True)
-            for one in fields(record):
-                value = getattr(record, one.name)
-                if one.name in ARRAYS:
-                    # An exact spectrum may be zeros for the most part, of parameters that a batch does not use.
-                    packed = "gzip" if one.name == "dense_eigenvalues" and value.size else None
+            for entry in fields(record):
+                value = getattr(record, entry.name)
+                if entry.name in ARRAYS:
+                    # An exact spectrum may be mostly zeros, of parameters that a batch does not
+                    # use.
+                    packed = "gzip" if entry.name == "dense_eigenvalues" and value.size else None
                     group.create_dataset(
-                        one.name, data=value, fletcher32=value.size > 0, compression=packed
+                        entry.name, data=value, fletcher32=value.size > 0, compression=packed
                     )
-                elif one.name not in ("series", "epoch"):
-                    group.attrs[one.name] = (
-                        canonical_json(value) if one.name == "settings" else value
+                elif entry.name not in ("series", "epoch"):
+                    group.attrs[entry.name] = (
+                        canonical_json(value) if entry.name == "settings" else value
                     )
 
     content = file_image(write)
@@ -154,15 +170,16 @@ def write_densities(path: Path, records: Sequence[DensityRecord]) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be written ({error.strerror}) - the density is not stored - choose a folder that is writable."
+            f"{path}: cannot be written ({error.strerror}) - the density is not stored - choose a "
+            "folder that is writable."
         ) from error
 
 
 def read_densities(path: Path) -> list[DensityRecord]:
-    """Everything in a file of densities, in the order in which it was measured.
+    """Read a density file, in the order of measurement.
 
     Raises:
-        StoreError: If there is none, it is of another version, or damaged.
+        StoreError: If there is no file, or it is of another version, or damaged.
     """
     if not is_density_file(path):
         raise StoreError(
@@ -175,8 +192,9 @@ def read_densities(path: Path) -> list[DensityRecord]:
         version = int(file.attrs["density_schema_version"])
         if version != DENSITY_SCHEMA_VERSION:
             raise StoreError(
-                f"{path}: density schema version {version}, but this landscape reads {DENSITY_SCHEMA_VERSION}. "
-                f"Read it with landscape {file.attrs['landscape_version']}, which wrote it."
+                f"{path}: density schema version {version}, but this landscape reads "
+                f"{DENSITY_SCHEMA_VERSION}. Read it with landscape "
+                f"{file.attrs['landscape_version']}, which wrote it."
             )
         series = groups_in(file["density"]) if "density" in file else ()
         return [
@@ -187,26 +205,25 @@ def read_densities(path: Path) -> list[DensityRecord]:
 
 
 def describe_densities(path: Path) -> list[str]:
-    """The lines that `landscape info` prints of a file of densities.
+    """Describe a density file in the lines that `landscape info` prints.
 
     Raises:
         StoreError: As `read_densities`.
     """
     lines = [f"densities, schema version {DENSITY_SCHEMA_VERSION}; in {UNIT}"]
-    for one in read_densities(path):
-        exact = ", exact spectrum too" if one.dense_eigenvalues.size else ""
+    for record in read_densities(path):
+        exact = ", exact spectrum too" if record.dense_eigenvalues.size else ""
         lines.append(
-            f"{one.series} epoch {one.epoch} ({one.model}, {one.n} parameters): {one.num_batches_in_words()}, "
-            f"{len(one.nodes)} probes, {one.num_matvecs} products{exact}, {'audited' if one.audited else 'not audited'}"
+            f"{record.series} epoch {record.epoch} ({record.model}, {record.n} parameters): "
+            f"{record.num_batches_in_words()}, {len(record.nodes)} probes, {record.num_matvecs} "
+            f"products{exact}, {'audited' if record.audited else 'not audited'}"
         )
+        checks = str(record.settings.get("operator", "")).split("; ")
         lines += [
-            f"{one.series} epoch {one.epoch} {line}" for line in described_as_trained(one.settings)
+            f"{record.series} epoch {record.epoch} {line}"
+            for line in described_as_trained(record.settings)
         ]
-        lines += [
-            f"{one.series} epoch {one.epoch} {said}"
-            for said in str(one.settings.get("operator", "")).split("; ")
-            if said
-        ]
+        lines += [f"{record.series} epoch {record.epoch} {check}" for check in checks if check]
     return lines
 
 
@@ -231,7 +248,7 @@ def _read(series: str, epoch: int, group: h5py.Group) -> DensityRecord:
 
 
 def _arrays(group: h5py.Group, n: int) -> dict[str, Any]:
-    """The datasets of a record, of the shapes that they must have together."""
+    """Read the datasets of a record, and check that their shapes match."""
     nodes = read_array(group, "nodes", dtype="<f8", shape=(None, None))
     num_zeros = read_array(group, "num_zeros", dtype="<i8", shape=(None,))
     exact = read_array(group, "exact", dtype="<f8", shape=(len(num_zeros), None))
@@ -255,7 +272,7 @@ def _arrays(group: h5py.Group, n: int) -> dict[str, Any]:
 
 
 def _check_batches(record: DensityRecord) -> None:
-    """Raise ValueError where a record is not of the batches that it names."""
+    """Raise ValueError if a record lacks batches that it names."""
     count, missing = record.settings.get("num_batches"), record.missing_batches
     place = f"{record.series} epoch {record.epoch}"
     if count is not None:
@@ -263,7 +280,8 @@ def _check_batches(record: DensityRecord) -> None:
             missing
         ):
             raise ValueError(
-                f"{place} has {len(record.num_zeros)} batches and names {count!r}, {len(missing)} of them missing"
+                f"{place} has {len(record.num_zeros)} batches and names {count!r}, {len(missing)} "
+                "of them missing"
             )
         if not all(type(batch) is int and 0 <= batch < count for batch in missing):
             raise ValueError(f"{place} names missing batches {missing!r:.80}")
@@ -274,7 +292,7 @@ def _check_batches(record: DensityRecord) -> None:
 
 
 def _check_numbers(record: DensityRecord) -> None:
-    """Raise ValueError where a record holds a number that no measurement gives."""
+    """Raise ValueError for a number that no measurement gives."""
     place = f"{record.series} epoch {record.epoch}"
     if record.n < 1 or record.num_matvecs < 0:
         raise ValueError(f"{place} has {record.n} parameters and {record.num_matvecs} products")
@@ -283,7 +301,8 @@ def _check_numbers(record: DensityRecord) -> None:
         wrong = values[np.abs(values) > LARGEST_VALUE]
         if wrong.size or (name == "dense_eigenvalues" and np.isnan(values).any()):
             raise ValueError(
-                f"{name} of {place} is {wrong[0] if wrong.size else np.nan}, which no measurement gives"
+                f"{name} of {place} is {wrong[0] if wrong.size else np.nan}, which no measurement "
+                "gives"
             )
     for values, others in ((record.nodes, record.weights), (record.exact, record.exact_residuals)):
         if not (ends_in_nan(values).all() and (np.isnan(values) == np.isnan(others)).all()):

@@ -1,29 +1,36 @@
-"""What is inside an output, in lines for a terminal and as values."""
+"""The content of an output, as lines for a terminal and as values."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from landscape.linalg.missed import NEAR, PROBABILITY, MissedLook
+from landscape.manifest.samples import samples_in_full, source_in_full
 from landscape.store.as_trained import described_as_trained, notes_of
 from landscape.store.lock import lock_owner
 from landscape.store.parts import parts_folder
 from landscape.store.record import SpectraTable
 from landscape.store.store import SpectrumStore
-from landscape.store.table import UNIT, combined
+from landscape.store.table import combined, unit_of
 from landscape.store.verdicts import operator_checks
+from landscape.terminal import size_text
 from landscape.workers.run_status import read_status, status_lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSummary:
-    """One checkpoint in numbers; eigenvalues in nats per squared parameter, over all its batches.
+    """Summary of a checkpoint over all its batches.
+
+    Eigenvalues are in nats per squared parameter.
 
     Args:
-        num_unused: Parameters that a batch cannot move, the fewest and the most over batches; None where nobody counted.
+        num_unused: Parameters that a batch cannot move: the fewest and the most over batches; None
+            where they were not counted.
         num_not_converged: Eigenvalues whose residual did not reach the tolerance.
         num_unsettled: Batches in which another Ritz value may belong among the eigenvalues.
         worst_residual: The largest relative residual.
@@ -45,12 +52,15 @@ class CheckpointSummary:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a path looks like an output, finished or growing, from its first bytes alone."""
+    """Tell whether a path looks like an output.
+
+    Decided from its first bytes. The output may be finished or growing.
+    """
     return parts_folder(path).is_dir() or (path.is_file() and bool(h5py.is_hdf5(path)))
 
 
 def summarize(store: SpectrumStore) -> list[CheckpointSummary]:
-    """One summary per checkpoint that has a record, in the order of the manifest."""
+    """Summarize each checkpoint with a record, in manifest order."""
     return [_summary(store.records(*key), store) for key in store.identities]
 
 
@@ -75,11 +85,11 @@ def _summary(table: SpectraTable, store: SpectrumStore) -> CheckpointSummary:
     )
 
 
-def _unused(one: CheckpointSummary) -> str:
-    """What to say of parameters that a batch leaves out; nothing where there are none."""
-    if one.num_unused is None or one.num_unused[1] == 0:
+def _unused(summary: CheckpointSummary) -> str:
+    """Describe parameters that a batch does not use, if any."""
+    if summary.num_unused is None or summary.num_unused[1] == 0:
         return ""
-    fewest, most = one.num_unused
+    fewest, most = summary.num_unused
     return (
         f", {fewest} of them unused by a batch"
         if fewest == most
@@ -87,14 +97,21 @@ def _unused(one: CheckpointSummary) -> str:
     )
 
 
-def _unsettled(one: CheckpointSummary) -> str:
-    if not one.num_unsettled:
+def _unsettled(summary: CheckpointSummary) -> str:
+    if not summary.num_unsettled:
         return ""
-    return f", in {one.num_unsettled} batch{'es' * (one.num_unsettled > 1)} another value may belong among them"
+    return (
+        f", in {summary.num_unsettled} batch{'es' * (summary.num_unsettled > 1)} another value may "
+        "belong among them"
+    )
 
 
 def _look(tables: list[SpectraTable], *, tol: float) -> list[str]:
-    """What was excluded beyond the last values of a series, and in how many batches; nothing where no look was made."""
+    """Describe which eigenvalues the look for missed ones excludes.
+
+    They lie beyond the last values of a series. Also says in how many batches; empty where no look
+    was made.
+    """
     distances = np.concatenate([table.missed_distance for table in tables])
     misses = np.concatenate([table.missed_probability for table in tables])
     excluded = misses <= PROBABILITY
@@ -109,8 +126,30 @@ def _look(tables: list[SpectraTable], *, tol: float) -> list[str]:
     return [f"in {excluded.sum()} of {len(misses)} batches {worst}"]
 
 
+def _threshold(table: SpectraTable) -> str:
+    """The value that preconditioned eigenvalues compare with; nothing for those of the Hessian
+    itself.
+    """
+    facts = table.settings.get("preconditioner")
+    if not isinstance(facts, Mapping):
+        return ""
+    if "no_threshold" in facts:
+        return f", no stability threshold ({facts['no_threshold']})"
+    if facts.get("threshold") is None:
+        return (
+            ", no stability threshold "
+            f"({'several runs' if 'several' in facts else 'the learning rate is 0'})"
+        )
+    share = 100 * float(table.eigenvalues.max()) / facts["threshold"]
+    return (
+        f", stability threshold {facts['threshold']:.4g} = {facts['formula']} at lr "
+        f"{facts['learning_rate']:.4g} ({facts['source']}): the largest eigenvalue is {share:.3g} "
+        "% of it"
+    )
+
+
 def describe(path: str | Path) -> list[str]:
-    """The lines that `landscape info` prints of a store.
+    """Describe a store in the lines that `landscape info` prints.
 
     Raises:
         StoreError: As `SpectrumStore.open`.
@@ -120,7 +159,7 @@ def describe(path: str | Path) -> list[str]:
         tables: dict[str, list[SpectraTable]] = {}
         for key in store.identities:
             table = store.records(*key)
-            lines.append(_line(_summary(table, store)))
+            lines.append(_line(_summary(table, store)) + _threshold(table))
             tables.setdefault(table.series, []).append(table)
         for series, stored in tables.items():
             settings, extras = (
@@ -132,35 +171,83 @@ def describe(path: str | Path) -> list[str]:
             lines += [f"{series} {said}" for said in operator_checks(extras)]
             lines += [
                 f"{series} {said}"
+                for said in _mixed_versions(combined(table.versions for table in stored))
+            ]
+            lines += [
+                f"{series} {said}"
                 for said in _look(stored, tol=store.plan.protocol["hessian"]["tol"])
             ]
         for series, epoch in store.module_identities:
             modules, batches = store.module_names(series), store.module_batches(series, epoch)
             lines.append(
-                f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on {len(batches)} batches"
+                f"{series} epoch {epoch}: spectra of {len(modules or ())} modules on "
+                f"{len(batches)} batches"
             )
+        lines += _vectors(store)
         lines += [f"not used: {part.path.name}: {part.reason}" for part in store.rejected]
     return lines
 
 
+def _vectors(store: SpectrumStore) -> list[str]:
+    """Describe the kept eigenvectors, a line for each checkpoint."""
+    lines = []
+    for (series, epoch), batches in store.vectors.checkpoints.items():
+        size, rounding, k = 0, 0.0, 0
+        for batch in batches:
+            with store.vectors.open(series, epoch, batch) as vectors:
+                size, k = size + vectors.num_stored_bytes, vectors.k
+                rounding = max(rounding, float(vectors.rounding.max()))
+        lines.append(
+            f"{series} epoch {epoch}: {k} eigenvectors of each of {len(batches)} batches, "
+            f"{size_text(size)}, rounding at most {rounding:.1e}"
+        )
+    return lines
+
+
+def _mixed_versions(versions: Mapping[str, Any]) -> list[str]:
+    """List packages of which several versions measured a series.
+
+    Empty where all records share the same versions.
+    """
+    return [
+        f"records by several versions of {package}: {', '.join(map(str, version['several']))}"
+        for package, version in versions.items()
+        if isinstance(version, Mapping)
+    ]
+
+
 def _head(store: SpectrumStore) -> list[str]:
-    """What was asked for, and how much of it is there."""
+    """Describe the request, and how much of it is stored."""
     data, hessian = store.plan.protocol["data"], store.plan.protocol["hessian"]
+    # Text has no augmentation.
+    augmentation = (
+        "" if data.get("block_size") is not None else f"augmentation {data['augmentation']}, "
+    )
     num_planned = store.plan.num_records
     num_stored = len(store.completed_keys())
     state = "complete" if num_stored == num_planned else "unfinished"
     return [
         f"store, schema version 1, {state}: {num_stored} of {num_planned} records",
-        f"written by landscape {store.plan.landscape_version}, manifest sha256 {store.plan.manifest_sha256}",
-        f"data: {data['source']} ({data['split']}), {data['num_samples']} pairs in batches of {data['batch_size']}, "
-        f"augmentation {data['augmentation']}, seed {data['seed']}",
-        f"eigenvalues: {hessian['k']} {hessian['which']} by {hessian['method']} of the {hessian['objective']} loss, "
-        f"parameters {hessian['parameters']}, tol {hessian['tol']}, {hessian['dtype']}; in {UNIT}",
+        f"written by landscape {store.plan.landscape_version}, manifest sha256 "
+        f"{store.plan.manifest_sha256}",
+        f"data: {source_in_full(data)}, {data['num_samples']} {samples_in_full(data)} in batches "
+        f"of {data['batch_size']}, {augmentation}seed {data['seed']}",
+        f"eigenvalues: {hessian['k']} {hessian['which']} by {hessian['method']} of the "
+        f"{hessian['objective']} loss, parameters {hessian['parameters']}, tol {hessian['tol']}, "
+        f"{hessian['dtype']}; in {unit_of(hessian)}",
+        *(
+            ["preconditioned by Adam: eigenvalues of P^-1/2 H P^-1/2"]
+            if store.preconditioner != "none"
+            else []
+        ),
     ]
 
 
 def _running(store: SpectrumStore) -> list[str]:
-    """How far the run is that writes the store; nothing where none does, as far as this machine can see."""
+    """Describe the progress of the run that writes the store.
+
+    Empty where no run does, as far as this machine can see.
+    """
     folder = parts_folder(store.path)
     status = read_status(folder)
     if status is None or (status.host == os.uname().nodename and lock_owner(folder) is None):
@@ -170,8 +257,9 @@ def _running(store: SpectrumStore) -> list[str]:
 
 def _line(summary: CheckpointSummary) -> str:
     return (
-        f"{summary.series} epoch {summary.epoch} ({summary.model}, {summary.num_params} parameters{_unused(summary)}): "
-        f"{summary.num_records} of {summary.num_planned} batches, eigenvalues {summary.smallest:.4g} to {summary.largest:.4g}, "
-        f"{summary.num_not_converged} not converged{_unsettled(summary)}, worst residual {summary.worst_residual:.1e}, "
-        f"mean loss {summary.mean_loss:.4f}"
+        f"{summary.series} epoch {summary.epoch} ({summary.model}, {summary.num_params} "
+        f"parameters{_unused(summary)}): {summary.num_records} of {summary.num_planned} batches, "
+        f"eigenvalues {summary.smallest:.4g} to {summary.largest:.4g}, {summary.num_not_converged} "
+        f"not converged{_unsettled(summary)}, worst residual {summary.worst_residual:.1e}, mean "
+        f"loss {summary.mean_loss:.4f}"
     )

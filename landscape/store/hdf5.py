@@ -1,6 +1,7 @@
-"""HDF5 files that anybody may have written: what they declare is compared with what they hold before it is allocated.
+"""Safe reading and writing of HDF5 files that anybody may have written.
 
-All readers and writers of HDF5 in landscape.store go through this module.
+What a file declares is compared with what it holds before memory is allocated. All readers and
+writers of HDF5 in landscape.store use this module.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from landscape.errors import StoreError
 from landscape.files import check_regular, save_atomically
 from landscape.signals import Stopped, stopping_later
 
-# What h5py, JSON and our own checks raise on a file that is not as it was written.
+# Errors that h5py, JSON and our own checks raise on a corrupt file.
 CORRUPT = (
     OSError,
     LookupError,
@@ -31,18 +32,18 @@ CORRUPT = (
 )
 # The largest magnitude of a stored eigenvalue: that of a float32, whose square is still a float64.
 LARGEST_VALUE = float(np.finfo(np.float32).max)
-# Deflate cannot pack more bytes into one.
-_MOST_PACKED = 1032
+# Deflate cannot compress more bytes into a single byte.
+_MAX_PACKED = 1032
 _RESTORE = "Restore it from a copy, or name another output."
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_MOST_BEHIND = 2**20
+_MAX_BEHIND = 2**20
 _names = itertools.count()
 _PAGE = 2**12
 
 
 @contextmanager
 def corrupt_file_errors(path: Path, *, advice: str = _RESTORE) -> Iterator[None]:
-    """Turn what is raised on a corrupt file into one line.
+    """Convert errors raised on a corrupt file to a one-line error.
 
     Raises:
         StoreError: In place of the errors in `CORRUPT`.
@@ -50,7 +51,7 @@ def corrupt_file_errors(path: Path, *, advice: str = _RESTORE) -> Iterator[None]
     try:
         yield
     except CORRUPT as error:
-        # A KeyError shows its message as Python would write it.
+        # str() of a KeyError is the repr of its message.
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
         reason = " ".join(str(said).split()).rstrip(".")[:200] or type(error).__name__
         raise StoreError(
@@ -59,10 +60,12 @@ def corrupt_file_errors(path: Path, *, advice: str = _RESTORE) -> Iterator[None]
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open a regular file for reading. Files are never written in place, so no lock is needed.
+    """Open a regular file for reading.
+
+    Files are never written in place, so no lock is needed.
 
     Raises:
-        OSError: If there is none, or it is something else.
+        OSError: If there is no file, or it is something else.
     """
     check_regular(path)
     _check_end(path)
@@ -70,18 +73,24 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def _check_end(path: Path) -> None:
-    """Refuse a file that is far longer than HDF5 says in its first block, which HDF5 itself does not look at."""
+    """Refuse a file longer than its first block says.
+
+    A small excess is allowed. HDF5 itself does not check that.
+    """
     with open(path, "rb") as file:
         head, size = file.read(48), os.fstat(file.fileno()).st_size
-    # By the version of the block.
+    # The position of the end depends on the version of the block.
     start = 40 if head[8:9] < b"\2" else 28
     end = int.from_bytes(head[start : start + 8], "little")
-    if head.startswith(_SIGNATURE) and size > end + _MOST_BEHIND:
+    if head.startswith(_SIGNATURE) and size > end + _MAX_BEHIND:
         raise OSError(f"it has {size} bytes, but its own end is at {end}")
 
 
 def has_attribute(path: Path, name: str, *, value: str | None = None) -> bool:
-    """Whether a path is an HDF5 file with this attribute, and, where `value` is given, that value of it."""
+    """Tell whether a path is an HDF5 file with this attribute.
+
+    Where `value` is given, the attribute must have that value.
+    """
     try:
         with open_hdf5(path) as file:
             return bool(name in file.attrs and (value is None or file.attrs[name] == value))
@@ -90,8 +99,12 @@ def has_attribute(path: Path, name: str, *, value: str | None = None) -> bool:
 
 
 def file_image(write: Callable[[h5py.File], object]) -> bytes:
-    """The bytes of an HDF5 file, made in memory: HDF5 may end the process when the disk fails in the middle."""
-    # Tracked order lets readers see groups in the order of writing, and attributes exceed 64 KiB (HDF5 1).
+    """Build an HDF5 file in memory and return its bytes.
+
+    HDF5 may end the process when the disk fails during a write.
+    """
+    # Tracked order lets readers see groups in the order of writing, and attributes exceed 64 KiB
+    # (HDF5 1).
     name = f"landscape-{next(_names)}"
     with h5py.File(name, "w", driver="core", backing_store=False, track_order=True) as file:
         write(file)
@@ -101,10 +114,10 @@ def file_image(write: Callable[[h5py.File], object]) -> bytes:
 
 
 class _DiskFile:
-    """A file for HDF5 to write to and read back, on a disk that may fail.
+    """A file object for HDF5 on a disk that may fail.
 
-    HDF5 may end the process when a write fails. So the first error is kept here and HDF5 is not told: from then on,
-    what it writes goes to memory and is read back from there.
+    HDF5 may end the process when a write fails. So this object stores the first error and hides it
+    from HDF5. From then on, what HDF5 writes goes to memory and is read back from there.
 
     Attributes:
         error: The first error of the disk.
@@ -168,10 +181,10 @@ class _DiskFile:
         return size
 
     def flush(self) -> None:
-        """Nothing to do: nothing is buffered."""
+        """Do nothing: nothing is buffered."""
 
     def _keep(self, data: bytes, position: int) -> None:
-        """Keep what the disk does not take."""
+        """Store in memory what the disk does not take."""
         while data:
             number, start = divmod(position, _PAGE)
             if number not in self._pages:
@@ -196,7 +209,10 @@ class _DiskFile:
         return bytes(content)
 
     def _read_disk(self, position: int, size: int) -> bytes:
-        """Bytes of the file; zeros where it has none, or the disk fails."""
+        """Read bytes of the file; zeros where that fails.
+
+        Zeros also stand for bytes past the end.
+        """
         content = b""
         try:
             while len(content) < size and (
@@ -216,11 +232,13 @@ def save_hdf5(
     temporary: Path | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Let `write` fill an HDF5 file that appears whole or not at all, and is never in memory as a whole.
+    """Write an HDF5 file that appears whole or not at all.
+
+    It is never in memory as a whole.
 
     Args:
-        write: Gets the file and a function to be called now and then, which raises if the disk failed or a request to
-            stop came.
+        write: Gets the file and a function to call now and then, which raises if the disk failed or
+            a request to stop came.
         num_bytes, temporary, check: As in `save_atomically`.
 
     Raises:
@@ -229,7 +247,7 @@ def save_hdf5(
 
     def fill(stream: BinaryIO) -> None:
         disk = _DiskFile(stream.fileno())
-        # An exception within a call from HDF5 would be a failed write to it.
+        # HDF5 would treat an exception within its call as a failed write.
         with stopping_later() as came:
 
             def go_on() -> None:
@@ -238,7 +256,8 @@ def save_hdf5(
                     raise Stopped(came[0])
 
             try:
-                # Tracked order lets readers see groups in the order of writing, and attributes exceed 64 KiB (HDF5 1).
+                # Tracked order lets readers see groups in the order of writing, and attributes
+                # exceed 64 KiB (HDF5 1).
                 with h5py.File(disk, "w", track_order=True) as file:
                     write(file, go_on)
             finally:
@@ -248,26 +267,22 @@ def save_hdf5(
 
 
 def groups_in(group: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
-    """The groups in a group by name, in their order.
+    """Yield the groups in a group by name, in order.
 
     Raises:
-        ValueError: If there is something else.
+        ValueError: If a member is something else.
     """
     for name in group:
         yield name, _member(group, name, h5py.Group)
 
 
-def read_array(
+def open_array(
     group: h5py.Group, name: str, *, dtype: str, shape: tuple[int | None, ...]
-) -> np.ndarray:
-    """A dataset of numbers, truth values or texts of a fixed length.
-
-    Args:
-        dtype: The result has it; the dataset must be of the same kind.
-        shape: None stands for any length.
+) -> h5py.Dataset:
+    """Check a dataset as `read_array` does, and leave its numbers in the file.
 
     Raises:
-        ValueError: If it is something else, or larger than what is stored of it.
+        ValueError: If the dataset is something else, or declares more than is stored.
     """
     dataset = _dataset(group, name)
     wanted = np.dtype(dtype)
@@ -280,14 +295,30 @@ def read_array(
         expected = ", ".join("any" if length is None else str(length) for length in shape)
         raise ValueError(f"{dataset.name} has shape {dataset.shape}, not ({expected})")
     _check_size(dataset)
-    return np.asarray(dataset[()]).astype(wanted, copy=False)
+    return dataset
+
+
+def read_array(
+    group: h5py.Group, name: str, *, dtype: str, shape: tuple[int | None, ...]
+) -> np.ndarray:
+    """Read a dataset of numbers, truth values or fixed-length texts.
+
+    Args:
+        dtype: Type of the result; the dataset must be of the same kind.
+        shape: Expected shape; None stands for any length.
+
+    Raises:
+        ValueError: If the dataset is something else, or declares more than is stored.
+    """
+    dataset = open_array(group, name, dtype=dtype, shape=shape)
+    return np.asarray(dataset[()]).astype(np.dtype(dtype), copy=False)
 
 
 def read_texts(group: h5py.Group, name: str) -> list[str]:
-    """A dataset with one axis of texts of any length.
+    """Read a dataset of texts with a single axis.
 
     Raises:
-        ValueError: If it is something else, or larger than what is stored of it.
+        ValueError: If the dataset is something else, or declares more than is stored.
     """
     dataset = _dataset(group, name)
     if h5py.check_string_dtype(dataset.dtype) is None or len(dataset.shape) != 1:
@@ -297,7 +328,7 @@ def read_texts(group: h5py.Group, name: str) -> list[str]:
     _check_size(dataset)
     texts, left = [], dataset.file.id.get_filesize()
     view = dataset.asstr()
-    # Many entries may share one text in the file, and would be a copy each in memory.
+    # Many entries may share a text in the file, but each would be a copy in memory.
     for row in range(dataset.shape[0]):
         texts.append(str(view[row]))
         left -= len(texts[-1])
@@ -316,7 +347,10 @@ def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 def _member(group: h5py.Group, name: str, kind: type) -> h5py.Group | h5py.Dataset:
-    """A member that lies in the same file: links may lead to others, and to pipes."""
+    """Return a member that lies in the same file.
+
+    Links are refused: they may lead to other files, and to pipes.
+    """
     link = group.get(name, getlink=True)
     if link is None:
         raise ValueError(f"{group.name} has no {name}")
@@ -329,7 +363,10 @@ def _member(group: h5py.Group, name: str, kind: type) -> h5py.Group | h5py.Datas
 
 
 def _check_size(dataset: h5py.Dataset) -> None:
-    """Refuse a dataset that declares more than is stored of it, before it is allocated."""
+    """Refuse a dataset that declares more than is stored.
+
+    The check comes before memory is allocated.
+    """
     item = dataset.dtype.itemsize
     chunk = (
         int(np.prod([float(length) for length in dataset.chunks]))
@@ -338,15 +375,16 @@ def _check_size(dataset: h5py.Dataset) -> None:
     )
     declared = item * max(dataset.size, chunk)
     stored = dataset.id.get_storage_size()
-    most = stored * (_MOST_PACKED if dataset.compression else 1)
+    most = stored * (_MAX_PACKED if dataset.compression else 1)
     if declared > most or stored > dataset.file.id.get_filesize():
         raise ValueError(
-            f"{dataset.name} declares {declared:,} bytes in shape {dataset.shape}, and {stored:,} are stored"
+            f"{dataset.name} declares {declared:,} bytes in shape {dataset.shape}, and {stored:,} "
+            "are stored"
         )
 
 
 def check_mapping(value: object, name: str) -> Mapping[str, object]:
-    """A JSON object.
+    """Return the value if it is a JSON object.
 
     Raises:
         ValueError: If it is something else.

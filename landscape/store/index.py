@@ -1,4 +1,7 @@
-"""Where each record that is not merged yet lies: an index in place of the records themselves."""
+"""An index of the records that are not merged yet.
+
+It holds where each record lies, in place of the records themselves.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,11 +19,11 @@ _Record = TypeVar("_Record", Record, ModuleRecord)
 
 
 class DamagedRecordError(StoreError):
-    """A record is not any more what it was when it was indexed."""
+    """A record has changed on disk since it was indexed."""
 
 
 class Source(Protocol):
-    """A log, or a part in memory."""
+    """A log, or a part in memory, from which records are read."""
 
     path: Path
 
@@ -30,7 +33,10 @@ class Source(Protocol):
 
 
 class PartContent:
-    """The lines of a part, kept in memory: a merge removes the file under a reader."""
+    """The lines of a part, in memory.
+
+    A merge may remove the file while it is read.
+    """
 
     def __init__(self, path: Path, content: bytes) -> None:
         self.path = path
@@ -40,11 +46,11 @@ class PartContent:
         return self._content[offset : offset + length]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 class Origin(NamedTuple):
-    """What a record shares with others of its checkpoint.
+    """Facts that a record shares with others of its checkpoint.
 
     Args:
         modules: Names of the modules; None for the spectrum of the whole model.
@@ -58,7 +64,7 @@ class Origin(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Where a record lies, and what must be known of it without reading it."""
+    """The place of a record, and facts that are needed without reading it."""
 
     series: str
     epoch: int
@@ -77,15 +83,15 @@ class Entry(NamedTuple):
         """Read the record again.
 
         Raises:
-            DamagedRecordError: If it is not any more what it was.
-            StoreError: If the disk does not give it.
+            DamagedRecordError: If it has changed since it was indexed.
+            StoreError: If the disk cannot read it.
         """
         path = self.source.path
         try:
             content = self.source.read(self.offset, self.length)
         except OSError as error:
             raise StoreError(
-                f"{path}: cannot be read ({error.strerror or error}); mend the disk."
+                f"{path}: cannot be read ({error.strerror or error}); repair the disk."
             ) from error
         try:
             part = decode_part(content, path)
@@ -101,7 +107,10 @@ class Entry(NamedTuple):
 
 
 class Entries:
-    """Makes entries; equal texts and origins are kept once, however many records share them."""
+    """A factory of entries that share memory.
+
+    Equal texts and origins are stored once, however many records share them.
+    """
 
     def __init__(self) -> None:
         self._pool: dict[Any, Any] = {}
@@ -110,7 +119,7 @@ class Entries:
         return self._pool.setdefault(value, value)
 
     def of(self, part: Part, source: Source, offset: int, length: int) -> Entry:
-        """The entry of a record that lies at `offset` of a source."""
+        """Return the entry of a record at `offset` of a source."""
         record = part.record
         modules = record.modules if isinstance(record, ModuleRecord) else None
         origin = Origin(
@@ -128,12 +137,14 @@ class Entries:
         )
 
 
-# What is done about a record that was damaged since it was indexed; None: raise the error.
+# A function to call for a record that was damaged since it was indexed; None: raise the error.
 OnError = Callable[[Entry], object] | None
 
 
 class PartIndex(Generic[_Record]):
-    """The records of one kind that lie among the parts of an output, by checkpoint and batch.
+    """Index of the records of a kind among the parts of an output.
+
+    It is sorted by checkpoint and batch.
 
     Attributes:
         identities: Digest of the weights and number of parameters of each (series, epoch).
@@ -146,7 +157,7 @@ class PartIndex(Generic[_Record]):
             self.add(entry)
 
     def add(self, entry: Entry) -> None:
-        """Enter a record; of two of one batch the first stays."""
+        """Add a record; the first of a batch stays."""
         key = (entry.series, entry.epoch)
         self.identities.setdefault(key, (entry.origin.checkpoint_sha256, entry.origin.num_params))
         self._entries.setdefault(key, {}).setdefault(entry.batch, entry)
@@ -155,32 +166,39 @@ class PartIndex(Generic[_Record]):
         return key in self._entries
 
     def close(self) -> None:
-        """Close the files that records lie in."""
+        """Close the files that hold the records."""
         for source in {
             entry.source for entries in self._entries.values() for entry in entries.values()
         }:
             source.close()
 
     def batches(self, key: Key) -> dict[int, str]:
-        """Digest of the pairs of each batch of one checkpoint; empty if there is none."""
+        """Return the digest of the pairs of each batch.
+
+        Empty if the checkpoint has no batch here.
+        """
         return {batch: entry.batch_sha256 for batch, entry in self._entries.get(key, {}).items()}
 
     def modules(self, key: Key) -> tuple[str, ...] | None:
-        """Names of the modules of a checkpoint in the index."""
+        """Return the module names of a checkpoint."""
         return next(iter(self._entries[key].values())).origin.modules
 
     def record(self, key: Key, batch: int) -> _Record | None:
-        """One record; None if it is not here. Raises as `Entry.read`."""
+        """Return a record; None if it is not here.
+
+        Raises as `Entry.read`.
+        """
         entry = self._entries.get(key, {}).get(batch)
         return None if entry is None else cast(_Record, entry.read().record)
 
     def read(
         self, key: Key, *, on_error: OnError = None
     ) -> list[tuple[_Record, Mapping[str, Any]]]:
-        """The records of one checkpoint, each with the versions of the packages that measured it.
+        """Read the records of a checkpoint, each with its package versions.
 
         Args:
-            on_error: Called for a record that was damaged since it was indexed, which is left out then.
+            on_error: Called for a record that was damaged since it was indexed; the record is then
+                left out.
 
         Raises:
             StoreError: As `Entry.read`, without `on_error`.

@@ -1,6 +1,7 @@
-"""Two lines of JSON: a header with the SHA-256 digest of the second line, and the content.
+"""Pairs of JSON lines: a header with a SHA-256 digest, and the content.
 
-A plan and a part are one such pair in a file of their own; a log is many pairs one after the other.
+The digest is that of the second line. A plan and a part are such a pair in a file of their own. A
+log is a sequence of pairs.
 """
 
 import hashlib
@@ -13,17 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from landscape.store.contents import SCHEMA_VERSION, check_schema_version
 from landscape.store.hdf5 import check_mapping
 from landscape.store.module_record import ModuleRecord
-from landscape.store.plan import SCHEMA_VERSION, check_schema_version
 from landscape.store.record import Record
 
 # A record of a thousand modules takes about 10 MB.
 LARGEST_RECORD = 2**28
 LONGEST_HEADER = 2**10
-# What every header of a record begins with; no content does, since its first key is another.
+# The beginning of every header of a record. No content begins like this, since its first key
+# differs.
 HEADER = re.compile(
-    rb'\{"landscape": "(record|modules|predictions)", "schema_version": \d+, "sha256": "([0-9a-f]{64})"\}\n'
+    rb'\{"landscape": "(record|modules|predictions)", "schema_version": \d+, '
+    rb'"sha256": "([0-9a-f]{64})"\}\n'
 )
 HEADER_START = re.compile(rb'\{"landscape": "(?:record|modules|predictions)", "schema_version": ')
 _OPENING = b'{"landscape": "'
@@ -31,7 +34,7 @@ _OPENING = b'{"landscape": "'
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A record as it lies on disk, with the protocol and the package versions that it was measured under."""
+    """A record on disk, with its protocol and package versions."""
 
     record: Record | ModuleRecord
     protocol_sha256: str
@@ -39,7 +42,7 @@ class Part:
 
 
 def encode(kind: str, content: Mapping[str, Any]) -> bytes:
-    """Write a header and a content as two lines."""
+    """Encode a header and a content as two lines."""
     body = json.dumps(content).encode()
     header = {
         "landscape": kind,
@@ -50,7 +53,7 @@ def encode(kind: str, content: Mapping[str, Any]) -> bytes:
 
 
 def encode_part(part: Part) -> bytes:
-    """Write a record as two lines."""
+    """Encode a record as two lines."""
     record = {key: _plain(value) for key, value in vars(part.record).items()}
     content = {
         "protocol_sha256": part.protocol_sha256,
@@ -71,11 +74,11 @@ def _plain(value: Any) -> Any:
 
 
 def decode(data: bytes, path: Path, *, kind: str | None = None) -> tuple[str, Mapping[str, Any]]:
-    """Read what `encode` wrote.
+    """Decode the lines that `encode` wrote.
 
     Args:
-        path: Where the lines come from, for messages.
-        kind: What they must be; None for either kind of record.
+        path: Origin of the lines, for messages.
+        kind: Kind that the lines must have; None for either kind of record.
 
     Raises:
         ValueError, LookupError, TypeError: If they are anything else, or damaged.
@@ -97,7 +100,7 @@ def decode(data: bytes, path: Path, *, kind: str | None = None) -> tuple[str, Ma
 
 
 def decode_part(data: bytes, path: Path, *, kind: str | None = None) -> Part:
-    """Read what `encode_part` wrote; raises as `decode`."""
+    """Decode the lines that `encode_part` wrote; raises as `decode`."""
     kind, content = decode(data, path, kind=kind)
     values: Any = content["record"]
     record = ModuleRecord(**values) if kind == "modules" else Record(**values)
@@ -108,11 +111,14 @@ def decode_part(data: bytes, path: Path, *, kind: str | None = None) -> Part:
 
 
 def is_torn(header: bytes) -> bool:
-    """Whether a line without an end may be the beginning of a header that was still being written."""
+    """Tell whether an incomplete line may be the start of a header.
+
+    Such a header was still being written.
+    """
     return header.startswith(_OPENING[: len(header)])
 
 
 def reason_of(error: Exception) -> str:
-    """Why a part cannot be read, on one line."""
+    """Describe on one line why a part cannot be read."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{type(error).__name__} on reading: {' '.join(text.split())[:200]}"

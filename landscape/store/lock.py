@@ -1,4 +1,7 @@
-"""One writer per output: a lock that dies with its process, however that ends."""
+"""A lock for the single writer of an output.
+
+It ends with its process, however that ends.
+"""
 
 import errno
 import fcntl
@@ -9,13 +12,13 @@ from pathlib import Path
 from landscape.errors import StoreError
 
 _NAME = "lock"
-# What flock raises on a file system without locks, as Lustre mounted without -o flock.
+# Errors that flock raises on a file system without locks, such as Lustre mounted without -o flock.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[int] = set()
 
 
 def _close_in_child() -> None:
-    # A child made by fork shares the lock, and would keep it after the parent is killed.
+    # A child made by fork shares the lock, and would hold it after the parent is killed.
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -29,7 +32,10 @@ def _owner(descriptor: int) -> str:
 
 
 def lock_owner(folder: Path) -> str | None:
-    """Who holds the lock on a folder, as "process 1 on host"; None if nobody is known to."""
+    """Return who holds a folder's lock, such as "process 1 on host".
+
+    None if no holder is known.
+    """
     try:
         descriptor = os.open(folder / _NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -46,7 +52,9 @@ def lock_owner(folder: Path) -> str | None:
 
 
 class FolderLock:
-    """An exclusive lock on a folder, which it makes. The kernel drops it when the process ends, also by SIGKILL.
+    """An exclusive lock on a folder, which it creates.
+
+    The kernel releases it when the process ends, also by SIGKILL.
 
     Raises:
         StoreError: If another process holds it, or the folder cannot be made or locked.
@@ -60,14 +68,16 @@ class FolderLock:
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 raise StoreError(
-                    f"{output}: its file system has no locks ({error.strerror}), so that two runs could write it at once. "
-                    "Name an output in another folder, or have the file system mounted with locks (Lustre: -o flock)."
+                    f"{output}: its file system has no locks ({error.strerror}), so that two runs "
+                    "could write it at once. Name an output in another folder, or have the file "
+                    "system mounted with locks (Lustre: -o flock)."
                 ) from error
             raise StoreError(
-                f"{output}: cannot be written ({folder}: {error.strerror}); choose a writable folder."
+                f"{output}: cannot be written ({folder}: {error.strerror}); choose a writable "
+                "folder."
             ) from error
         _held.add(self._descriptor)
-        # A full disk takes no name, and the lock holds all the same.
+        # A full disk cannot store the owner's name, but the lock still holds.
         with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(
@@ -86,7 +96,7 @@ class FolderLock:
                     self.folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
                 )
             except FileNotFoundError:
-                # The writer before us removed its folder just now.
+                # The previous writer has just removed its folder.
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +106,8 @@ class FolderLock:
                 owner = _owner(descriptor)
                 os.close(descriptor)
                 raise StoreError(
-                    f"{output}: {owner} is writing it. Two runs would do the same work twice; wait for that one, or stop it."
+                    f"{output}: {owner} is writing it. Two runs would do the same work twice; wait "
+                    "for that one, or stop it."
                 ) from None
             except OSError:
                 os.close(descriptor)
@@ -105,7 +116,10 @@ class FolderLock:
         raise OSError(errno.EBUSY, "its lock comes and goes")
 
     def _is_current(self, descriptor: int) -> bool:
-        """False if the file we locked was removed before we locked it: then it guards nothing."""
+        """Tell whether the locked file still guards the folder.
+
+        If it was removed before it was locked, the lock protects nothing.
+        """
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.folder / _NAME))
         except FileNotFoundError:
@@ -116,7 +130,10 @@ class FolderLock:
         return self._descriptor in _held
 
     def release(self, *, remove_folder: bool) -> None:
-        """Give the lock back; with `remove_folder`, an otherwise empty folder goes first. May be called twice."""
+        """Release the lock. May be called twice.
+
+        With `remove_folder`, an otherwise empty folder is removed first.
+        """
         if not self.held:
             return
         if remove_folder:
@@ -124,7 +141,7 @@ class FolderLock:
                 (self.folder / _NAME).unlink(missing_ok=True)
                 self.folder.rmdir()
             except OSError:
-                # Something that is not ours is in it, or the next writer already is.
+                # The folder holds a foreign file, or the next writer already uses it.
                 pass
         _held.discard(self._descriptor)
         os.close(self._descriptor)

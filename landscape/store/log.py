@@ -1,7 +1,8 @@
-"""An append-only log of records: one file per writer, pairs of lines as in lines.py, one fsync per append.
+"""An append-only log of records: one file per writer, one fsync per append.
 
-A writer that dies leaves a torn end, which readers drop and nobody appends to: the next writer begins a log of its own.
-The suffix is not that of parts, which landscape 0.1 removes when it merges.
+Records are pairs of lines as in lines.py. A writer that dies leaves an incomplete end. Readers drop
+it and nobody appends to it: the next writer begins a log of its own. The suffix is not that of
+parts, which landscape 0.1 removes when it merges.
 """
 
 import hashlib
@@ -21,10 +22,11 @@ _BLOCK = 2**20
 
 
 class Stretch(NamedTuple):
-    """Bytes of a log: a whole record, or why they are none.
+    """A range of bytes of a log: a whole record or damage.
 
     Args:
-        content: Both lines, with a right digest; None for damage.
+        content: Both lines, with a correct digest; None for damage.
+        reason: Description of the damage; "" for a record.
     """
 
     offset: int
@@ -34,17 +36,20 @@ class Stretch(NamedTuple):
 
 
 class LogFile:
-    """A log for reading. While it is open, it stays readable when a merge removes its name."""
+    """A log for reading.
+
+    While it is open, it stays readable when a merge removes its name.
+    """
 
     def __init__(self, path: Path, stream: io.BufferedReader) -> None:
         self.path = path
         self.stream = stream
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes of the log; fewer where it became shorter.
+        """Read bytes of the log; fewer if it became shorter.
 
         Raises:
-            OSError: If the disk does not give them.
+            OSError: If the disk cannot read them.
         """
         if self.stream.closed:
             with open_regular(self.path) as stream:
@@ -56,15 +61,16 @@ class LogFile:
 
 
 def log_number(path: Path) -> int | None:
-    """The number in the name of a log; None for other files."""
+    """Return the number in a log's name; None for other files."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def scan(stream: BinaryIO) -> Iterator[Stretch]:
-    """Every record of a log and every damaged stretch, in order; a torn end is left out.
+    """Yield every record and damaged range of a log, in order.
 
-    After damage the scan goes on at the next header, also within a line: a damaged line end costs one record.
+    An incomplete end is left out. After damage the scan continues at the next header, also within a
+    line: a damaged line end loses a single record.
     """
     offset = 0
     while header := stream.readline(LONGEST_HEADER):
@@ -93,14 +99,14 @@ def scan(stream: BinaryIO) -> Iterator[Stretch]:
 
 
 def _is_torn(header: bytes, body: bytes, *, at_body: bool) -> bool:
-    """Whether the log ends in the middle of a record that was being written."""
+    """Tell whether the log ends within an unfinished record."""
     if at_body:
         return not body.endswith(b"\n") and len(body) < LARGEST_RECORD
     return not header.endswith(b"\n") and len(header) < LONGEST_HEADER and is_torn(header)
 
 
 def _next_header(stream: BinaryIO, start: int) -> int | None:
-    """Where the next header begins; None if there is none as far as a record may reach."""
+    """Find the next header; None if a record cannot reach it."""
     stream.seek(start)
     tail = b""
     for position in range(start, start + LARGEST_RECORD, _BLOCK):
@@ -109,13 +115,16 @@ def _next_header(stream: BinaryIO, start: int) -> int | None:
             return None
         if match := HEADER_START.search(tail + block):
             return position - len(tail) + match.start()
-        # A header may lie across two blocks.
+        # A header may extend over two blocks.
         tail = (tail + block)[-LONGEST_HEADER:]
     return None
 
 
 class LogWriter:
-    """Appends to a log of its own in a folder, made with the first record. For the holder of the folder's lock."""
+    """A writer that appends to its own log in a folder.
+
+    The log is created with the first record. Only for the holder of the folder's lock.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -124,11 +133,13 @@ class LogWriter:
         self._log: LogFile | None = None
 
     def append(self, content: bytes) -> tuple[LogFile, int]:
-        """Write whole records; they are on the disk when this returns, with the log and their offset.
+        """Write whole records; return the log and their offset.
+
+        They are on the disk when this returns.
 
         Raises:
-            OSError: If the disk does not take them; what was in the log stays and no part of them does, where
-                the disk lets them be taken back.
+            OSError: If the disk does not take them. The log keeps its former content, and no part
+                of the new records where the disk allows them to be removed.
             StoreError: If the log was removed.
         """
         log, descriptor = self._current()
@@ -154,13 +165,17 @@ class LogWriter:
             sync_folder(self._folder)
         elif os.fstat(self._descriptor).st_nlink == 0:
             raise StoreError(
-                f"{self._log.path}: it was removed while records were written to it, so that they would be lost. "
-                "Leave the folder of a running store alone, and run the same command again."
+                f"{self._log.path}: it was removed while records were written to it, so that they "
+                "would be lost. Leave the folder of a running store alone, and run the same "
+                "command again."
             )
         return self._log, self._descriptor
 
     def _take_back(self, descriptor: int) -> None:
-        """Cut off what an append left; where that fails too, the next append begins another log."""
+        """Remove the remains of a failed append.
+
+        If that fails too, the next append begins another log.
+        """
         try:
             os.ftruncate(descriptor, self._size)
         except OSError:

@@ -1,4 +1,7 @@
-"""Several stores of one protocol as one: shards of one manifest, each measured by a process of its own."""
+"""Merge of several stores of a protocol into one.
+
+The stores are shards of one manifest, each measured by its own process.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +16,7 @@ import numpy as np
 
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json
+from landscape.manifest.samples import samples_of
 from landscape.store import schema
 from landscape.store.agreement import (
     difference_within,
@@ -20,6 +24,7 @@ from landscape.store.agreement import (
     module_record_of_row,
     record_of_row,
 )
+from landscape.store.contents import PlannedSeries, StoreContents, differing_setting
 from landscape.store.index import Key
 from landscape.store.lock import FolderLock, lock_owner
 from landscape.store.module_record import MODULE_COLUMNS, ModuleTable
@@ -30,10 +35,10 @@ from landscape.store.parts import (
     parts_folder,
     remove_parts,
 )
-from landscape.store.plan import Plan, PlannedSeries, differing_setting
 from landscape.store.record import COLUMNS, SpectraTable
 from landscape.store.store import SpectrumStore, checked_target
 from landscape.store.table import joined
+from landscape.store.vectors import StoredVectors
 from landscape.store.writer import check_written, disk_trouble_named
 from landscape.version import VERSION
 
@@ -42,15 +47,19 @@ _Table = SpectraTable | ModuleTable
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What was put together, and what several stores had.
+    """Result of a merge: what was joined, and what several stores had.
 
     Args:
-        sources: Every store, with the number of records that were taken of it; the output first where it was there.
-        num_records, num_planned: Spectra of whole models in the output, and how many it is going to hold.
+        sources: Every store, with the number of records taken from it; the output first if it
+            existed.
+        num_records, num_planned: Spectra of whole models in the output, and how many it is going to
+            hold.
         num_module_records: Batches with the spectra of modules in the output.
+        num_vector_records: Batches with kept eigenvectors in the output.
         num_equal: Records that another store had too, with equal values.
-        num_close: Those that another store had with other values, within the certificates of both; the first is kept.
-        largest_difference: The largest among these, in nats per squared parameter.
+        num_close: Records that another store had with other values, within the certificates of
+            both; the first is kept.
+        largest_difference: The largest difference among these, in nats per squared parameter.
         rejected: Parts of the stores that are not used, each with the reason.
     """
 
@@ -59,13 +68,14 @@ class MergeReport:
     num_records: int
     num_planned: int
     num_module_records: int
+    num_vector_records: int
     num_equal: int
     num_close: int
     largest_difference: float
     rejected: tuple[RejectedPart, ...]
 
     def summary(self) -> str:
-        """What `landscape merge` prints."""
+        """Return the text that `landscape merge` prints."""
         lines = [f"{path}: {number} records taken" for path, number in self.sources]
         if self.num_equal:
             lines.append(
@@ -73,8 +83,8 @@ class MergeReport:
             )
         if self.num_close:
             lines.append(
-                f"{self.num_close} records were there twice with values that differ by at most {self.largest_difference:.2g}, "
-                "within their residuals; the first of each is kept."
+                f"{self.num_close} records were there twice with values that differ by at most "
+                f"{self.largest_difference:.2g}, within their residuals; the first of each is kept."
             )
         lines += [f"not used: {part.path}: {part.reason}" for part in self.rejected]
         modules = (
@@ -82,15 +92,21 @@ class MergeReport:
             if self.num_module_records
             else ""
         )
+        vectors = (
+            f", and the eigenvectors of {self.num_vector_records} batches"
+            if self.num_vector_records
+            else ""
+        )
         lines.append(
-            f"{self.output}: {self.num_records} of {self.num_planned} planned records{modules}."
+            f"{self.output}: {self.num_records} of {self.num_planned} planned records{modules}"
+            f"{vectors}."
         )
         return "\n".join(lines)
 
 
 @dataclass
 class _Tally:
-    """What a merge counts on its way."""
+    """Running counts of a merge."""
 
     taken: list[int]
     written: list[str] = field(default_factory=list)
@@ -100,17 +116,19 @@ class _Tally:
 
 
 def merge_stores(paths: Sequence[str | Path], output: str | Path) -> MergeReport:
-    """Put the records of several stores into one file, which appears by one rename.
+    """Merge the records of several stores into a single file.
 
-    The stores stay as they are. One checkpoint is in memory at a time.
+    The file appears by one rename. The stores stay as they are. Only one checkpoint is in memory at
+    a time.
 
     Args:
-        paths: Finished stores, or growing ones that nobody writes any more.
+        paths: Finished stores, or growing ones that no run writes any more.
         output: A new file, or a store of the same protocol, whose records come first.
 
     Raises:
-        StoreError: If settings, weights, pairs, models or modules differ, two stores have a record with values that
-            differ by more than their residuals allow, a store is still written, or the disk does not take the file.
+        StoreError: If settings, weights, pairs, models or modules differ; if two stores have a
+            record with values that differ by more than their residuals allow; if a store is still
+            written; or if the disk does not take the file.
     """
     target = checked_target(output)
     sources = [Path(os.path.realpath(path)) for path in paths]
@@ -144,7 +162,7 @@ def _check_paths(sources: Sequence[Path], target: Path) -> None:
 
 
 def _is_begun(target: Path) -> bool:
-    """Whether something is there in the place of the output, so that it must be a store."""
+    """Tell whether the output exists, and so must be a store."""
     return target.exists() or is_begun(parts_folder(target))
 
 
@@ -163,17 +181,22 @@ def _merge(stores: Sequence[SpectrumStore], target: Path) -> MergeReport:
         plan,
         _tables(stores, plan, tally),
         _module_tables(stores, plan, tally),
+        _vectors(stores, tally),
         num_bytes=sum(store.path.stat().st_size for store in stores if store.path.exists()) // 2,
         temporary=merged_temporary(parts_folder(target)),
         check=partial(check_written, tally.written),
     )
-    num_modules = sum(key.startswith("modules of ") for key in tally.written)
+    num_modules, num_vectors = (
+        sum(key.startswith(f"{what} of ") for key in tally.written)
+        for what in ("modules", "vectors")
+    )
     return MergeReport(
         output=target,
         sources=tuple((store.path, number) for store, number in zip(stores, tally.taken)),
-        num_records=len(tally.written) - num_modules,
+        num_records=len(tally.written) - num_modules - num_vectors,
         num_planned=plan.num_records,
         num_module_records=num_modules,
+        num_vector_records=num_vectors,
         num_equal=tally.num_equal,
         num_close=tally.num_close,
         largest_difference=tally.largest,
@@ -181,8 +204,12 @@ def _merge(stores: Sequence[SpectrumStore], target: Path) -> MergeReport:
     )
 
 
-def _joined_plan(stores: Sequence[SpectrumStore]) -> Plan:
-    """Series in the order in which they are first planned, each with the epochs that any store plans, in order."""
+def _joined_plan(stores: Sequence[SpectrumStore]) -> StoreContents:
+    """Join the plans of several stores.
+
+    Series are in the order in which they are first planned, each with the epochs that any store
+    plans, ascending.
+    """
     first = stores[0]
     series: dict[str, PlannedSeries] = {}
     for store in stores:
@@ -191,8 +218,9 @@ def _joined_plan(stores: Sequence[SpectrumStore]) -> Plan:
             section, name = differing
             values = [other.plan.protocol.get(section, {}).get(name) for other in (first, store)]
             raise StoreError(
-                f"{store.path}: {section}.{name} is {values[1]!r}, but {values[0]!r} in {first.path}. Numbers measured under "
-                "different settings are not comparable; merge stores of one manifest."
+                f"{store.path}: {section}.{name} is {values[1]!r}, but {values[0]!r} in "
+                f"{first.path}. Numbers measured under different settings are not comparable; "
+                "merge stores of one manifest."
             )
         for planned in store.plan.series:
             known = series.setdefault(planned.name, planned)
@@ -200,8 +228,8 @@ def _joined_plan(stores: Sequence[SpectrumStore]) -> Plan:
                 old, new = getattr(known, name), getattr(planned, name)
                 if canonical_json(old) != canonical_json(new):
                     raise StoreError(
-                        f"{store.path}: {name} of series {planned.name!r} is {new!r}, but {old!r} in the stores before it; "
-                        "merge stores of one manifest."
+                        f"{store.path}: {name} of series {planned.name!r} is {new!r}, but {old!r} "
+                        "in the stores before it; merge stores of one manifest."
                     )
             epochs = tuple(sorted({*known.epochs, *planned.epochs}))
             series[planned.name] = replace(known, epochs=epochs)
@@ -209,20 +237,21 @@ def _joined_plan(stores: Sequence[SpectrumStore]) -> Plan:
 
 
 def _check_identities(stores: Sequence[SpectrumStore]) -> None:
-    """Refuse two stores that hold one checkpoint with different weights."""
+    """Refuse stores that hold a checkpoint with different weights."""
     known: dict[Key, tuple[str, Path]] = {}
     for store in stores:
         for (name, epoch), digest in store.stored().items():
             other, path = known.setdefault((name, epoch), (digest, store.path))
             if other != digest:
                 raise StoreError(
-                    f"{store.path}: epoch {epoch} of series {name!r} was measured on weights with sha256 {digest}, but with "
-                    f"{other} in {path}: these are two checkpoints. Merge stores of one training run."
+                    f"{store.path}: epoch {epoch} of series {name!r} was measured on weights with "
+                    f"sha256 {digest}, but with {other} in {path}: these are two checkpoints. "
+                    "Merge stores of one training run."
                 )
 
 
 def _check_pairs(stores: Sequence[SpectrumStore]) -> None:
-    """Refuse two stores that hold one batch of a series with different pairs."""
+    """Refuse stores with different pairs in a batch of a series."""
     known: dict[tuple[str, int], tuple[str, Path]] = {}
     for store in stores:
         for name, epoch in store.stored():
@@ -230,14 +259,16 @@ def _check_pairs(stores: Sequence[SpectrumStore]) -> None:
             for batch, digest in batches.items():
                 other, path = known.setdefault((name, batch), (digest, store.path))
                 if other != digest:
+                    samples = samples_of(store.plan.protocol["data"])
                     raise StoreError(
-                        f"{store.path}: batch {batch} of series {name!r} has pairs with sha256 {digest} at epoch {epoch}, but "
-                        f"{other} in {path}: the data changed in between. Merge stores that were measured on the same pairs."
+                        f"{store.path}: batch {batch} of series {name!r} has {samples} with sha256 "
+                        f"{digest} at epoch {epoch}, but {other} in {path}: the data changed in "
+                        f"between. Merge stores that were measured on the same {samples}."
                     )
 
 
 def _check_modules(stores: Sequence[SpectrumStore]) -> None:
-    """Refuse two stores that hold the spectra of different modules of one series."""
+    """Refuse stores with spectra of different modules of a series."""
     known: dict[str, tuple[tuple[str, ...], Path]] = {}
     for store in stores:
         for name in dict.fromkeys(name for name, _ in store.module_identities):
@@ -245,22 +276,25 @@ def _check_modules(stores: Sequence[SpectrumStore]) -> None:
             other, path = known.setdefault(name, (modules, store.path))
             if other != modules:
                 raise StoreError(
-                    f"{store.path}: series {name!r} has the spectra of {len(modules)} modules, and of {len(other)} others in "
-                    f"{path}; merge stores that were measured with the same --modules."
+                    f"{store.path}: series {name!r} has the spectra of {len(modules)} modules, and "
+                    f"of {len(other)} others in {path}; merge stores that were measured with the "
+                    "same --modules."
                 )
 
 
-def _keys(plan: Plan) -> Iterator[Key]:
+def _keys(plan: StoreContents) -> Iterator[Key]:
     return ((series.name, epoch) for series in plan.series for epoch in series.epochs)
 
 
-def _facts(plan: Plan, series: str) -> dict[str, Any]:
+def _facts(plan: StoreContents, series: str) -> dict[str, Any]:
     planned = plan.named(series)
     assert planned is not None
     return {"model": planned.model, "label": planned.label, "num_planned": plan.num_batches}
 
 
-def _tables(stores: Sequence[SpectrumStore], plan: Plan, tally: _Tally) -> Iterator[SpectraTable]:
+def _tables(
+    stores: Sequence[SpectrumStore], plan: StoreContents, tally: _Tally
+) -> Iterator[SpectraTable]:
     for key in _keys(plan):
         whole: SpectraTable | None = None
         for number, store in zip(count(), stores):
@@ -276,7 +310,7 @@ def _tables(stores: Sequence[SpectrumStore], plan: Plan, tally: _Tally) -> Itera
 
 
 def _module_tables(
-    stores: Sequence[SpectrumStore], plan: Plan, tally: _Tally
+    stores: Sequence[SpectrumStore], plan: StoreContents, tally: _Tally
 ) -> Iterator[ModuleTable]:
     for key in _keys(plan):
         whole: ModuleTable | None = None
@@ -291,8 +325,18 @@ def _module_tables(
             yield replace(whole, **_facts(plan, key[0]))
 
 
+def _vectors(stores: Sequence[SpectrumStore], tally: _Tally) -> Iterator[StoredVectors]:
+    """Yield the vectors of each batch, from the first store that has them."""
+    taken: set[str] = set()
+    for store in stores:
+        for kept in store.vectors.sources(store.completed_keys() - taken):
+            taken.add(kept.key)
+            tally.written.append(f"vectors of {kept.key}")
+            yield kept
+
+
 def _num_fresh(whole: _Table | None, table: _Table, path: Path, tally: _Tally) -> int:
-    """Compare the records that both tables hold; the number of those that only the second holds."""
+    """Compare common records; count those only in the second table."""
     if whole is None:
         return table.num_records
     both, rows, others = np.intersect1d(whole.batch, table.batch, return_indices=True)
@@ -312,8 +356,9 @@ def _compare(whole: _Table, row: int, table: _Table, other: int, path: Path, tal
     if difference is None:
         what = "spectra of the modules" if isinstance(table, ModuleTable) else "spectrum"
         raise StoreError(
-            f"{path}: the {what} of {second.key} differs in {field} from the one in a store before it, by more than "
-            "the residuals of both allow: one of the two is wrong. Find out which, and leave that store out."
+            f"{path}: the {what} of {second.key} differs in {field} from the one in a store before "
+            "it, by more than the residuals of both allow: one of the two is wrong. Find out "
+            "which, and leave that store out."
         )
     tally.num_close += 1
     tally.largest = max(tally.largest, difference)

@@ -1,7 +1,10 @@
-"""The spectra of a network's modules on one batch, and the table of all of one checkpoint.
+"""The spectra of a network's modules: a record and a table.
 
-Shapes: batch = records of a checkpoint, module = diagonal blocks of the Hessian in the order of the network, k = eigenvalues
-of a block. A block smaller than k has fewer: its rows end in NaN, and in False for `converged`.
+A record holds a batch; a table holds all batches of a checkpoint.
+
+Shapes: batch = records of a checkpoint, module = diagonal blocks of the Hessian in the order of the
+network, k = eigenvalues of a block. A block smaller than k has fewer eigenvalues: its rows end in
+NaN, and in False for `converged`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from landscape.store.hdf5 import LARGEST_VALUE
+from landscape.store.specified_spectra import MODULES
 from landscape.store.table import (
     CheckpointTable,
     check_columns,
@@ -25,59 +29,43 @@ from landscape.store.table import (
 
 # The datasets of a checkpoint's group with one row per batch, each with its type in the file.
 MODULE_COLUMNS: dict[str, str] = {
-    "batch": "<i8",
-    "eigenvalues": "<f8",
-    "residuals": "<f8",
-    "converged": "?",
-    "smallest": "<f8",
-    "smallest_residuals": "<f8",
-    "largest": "<f8",
-    "largest_residuals": "<f8",
-    "value_bounds": "<f8",
-    "missed_distance": "<f8",
-    "missed_probability": "<f8",
-    "num_negative": "<i8",
-    "num_positive": "<i8",
-    "num_matvecs": "<i8",
-    "loss": "<f8",
-    "batch_sha256": "S64",
-    "seconds": "<f8",
+    name: entry.type
+    for name, entry in MODULES.datasets.items()
+    if entry.shape and entry.shape[0] == "batch"
 }
-# Those with an axis of modules and one of eigenvalues, and those with one of modules.
-MATRICES = (
-    "eigenvalues",
-    "residuals",
-    "converged",
-    "smallest",
-    "smallest_residuals",
-    "largest",
-    "largest_residuals",
-    "value_bounds",
+# Columns with an axis of modules and one of eigenvalues, then columns with an axis of modules only.
+MATRICES = tuple(
+    name for name, entry in MODULES.datasets.items() if entry.shape == ("batch", "module", "k")
 )
-VECTORS = ("missed_distance", "missed_probability", "num_negative", "num_positive", "num_matvecs")
-# Columns that the first files of this schema lack; NaN stands for what is not known.
-MODULE_LATER = ("value_bounds", "missed_distance", "missed_probability")
+VECTORS = tuple(
+    name for name, entry in MODULES.datasets.items() if entry.shape == ("batch", "module")
+)
+# Columns that the first files of this schema lack; NaN stands for an unknown value.
+MODULE_LATER = tuple(name for name, entry in MODULES.datasets.items() if entry.is_optional)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModuleRecord:
-    """The spectra of the diagonal blocks of one batch's Hessian, with what certifies them.
+    """The spectra of the diagonal blocks of a batch's Hessian, with certificates.
 
     Args:
         modules: Dotted names, in the order of the network.
         module_params: Size of each block.
-        eigenvalues: In nats per squared parameter, in the order of the solver.
+        eigenvalues: Eigenvalues in nats per squared parameter, in the order of the solver.
         residuals: |Hv - lambda v| / |lambda| of each.
         converged: Whether each residual reached the tolerance.
-        smallest, largest: The outermost Ritz values of both ends, and `_residuals` theirs.
-        num_negative, num_positive: Certified lower bounds of the numbers of eigenvalues of either sign.
+        smallest, largest: The outermost Ritz values of both ends; `_residuals` are their residuals.
+        num_negative, num_positive: Certified lower bounds of the numbers of eigenvalues of either
+            sign.
         num_matvecs: Products with each block.
-        value_bounds, missed_distance, missed_probability: As in `Record`, of each block; NaN where not known.
+        value_bounds, missed_distance, missed_probability: As in `Record`, for each block; NaN where
+            not known.
 
     The rest is as in `Record`.
 
     Raises:
-        ValueError: If shapes disagree, a number is not finite, or a pair without a finite residual counts as converged.
+        ValueError: If shapes disagree, a number is not finite, or a pair without a finite residual
+            counts as converged.
     """
 
     series: str
@@ -134,7 +122,8 @@ class ModuleRecord:
         for name in (*VECTORS, "module_params"):
             if getattr(self, name).shape != (count,):
                 raise ValueError(
-                    f"{self.key}: {name} must have shape ({count},), got {getattr(self, name).shape}."
+                    f"{self.key}: {name} must have shape ({count},), got "
+                    f"{getattr(self, name).shape}."
                 )
         if self.eigenvalues.ndim != 2 or not all(
             getattr(self, name).shape == (count, self.k) for name in MATRICES
@@ -147,11 +136,13 @@ class ModuleRecord:
             or np.isfinite(self.eigenvalues[~there]).any()
         ):
             raise ValueError(
-                f"{self.key}: a block has as many finite eigenvalues as its size allows, got {self.eigenvalues}."
+                f"{self.key}: a block has as many finite eigenvalues as its size allows, got "
+                f"{self.eigenvalues}."
             )
         if (np.abs(self.eigenvalues[there]) > LARGEST_VALUE).any():
             raise ValueError(
-                f"{self.key}: eigenvalues must be at most {LARGEST_VALUE:.3g} in magnitude, got {self.eigenvalues}."
+                f"{self.key}: eigenvalues must be at most {LARGEST_VALUE:.3g} in magnitude, got "
+                f"{self.eigenvalues}."
             )
         if not np.isfinite(self.residuals[self.converged]).all():
             raise ValueError(
@@ -162,7 +153,8 @@ class ModuleRecord:
             or (self.missed_probability > 1).any()
         ):
             raise ValueError(
-                f"{self.key}: {', '.join(MODULE_LATER)} must not be negative, nor a probability exceed 1."
+                f"{self.key}: {', '.join(MODULE_LATER)} must not be negative, nor a probability "
+                "exceed 1."
             )
         if not (
             np.isfinite(self.loss)
@@ -175,7 +167,8 @@ class ModuleRecord:
         for name in ("batch_sha256", "checkpoint_sha256"):
             if not is_digest(getattr(self, name)):
                 raise ValueError(
-                    f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}."
+                    f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got "
+                    f"{getattr(self, name)!r}."
                 )
 
         if not (isinstance(self.settings, Mapping) and isinstance(self.extras, Mapping)):
@@ -192,13 +185,16 @@ class ModuleRecord:
 
     @property
     def num_not_converged(self) -> int:
-        """Eigenvalues whose residual did not reach the tolerance."""
+        """Count the eigenvalues whose residual did not reach the tolerance."""
         return int(np.count_nonzero(~self.converged & np.isfinite(self.eigenvalues)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModuleTable(CheckpointTable):
-    """The spectra of all modules that are stored of one checkpoint; columns as in `ModuleRecord`, with `batch` as first axis."""
+    """The stored spectra of all modules of a checkpoint.
+
+    Columns are as in `ModuleRecord`, with `batch` as first axis.
+    """
 
     modules: tuple[str, ...]
     module_params: Int[np.ndarray, " module"]
@@ -218,7 +214,7 @@ class ModuleTable(CheckpointTable):
 
     @property
     def num_not_converged(self) -> int:
-        """Eigenvalues whose residual did not reach the tolerance."""
+        """Count the eigenvalues whose residual did not reach the tolerance."""
         return int(np.count_nonzero(~self.converged & np.isfinite(self.eigenvalues)))
 
 
@@ -229,7 +225,10 @@ def module_table_of(
     label: str,
     num_planned: int,
 ) -> ModuleTable:
-    """The table of records of one checkpoint, each with the versions of the packages that measured it."""
+    """Build the table of a checkpoint from its records.
+
+    Each record comes with the versions of the packages that measured it.
+    """
     pairs = sorted(records, key=lambda pair: pair[0].batch)
     rows = [record for record, _ in pairs]
     modules: dict[str, Any] = {
@@ -243,10 +242,10 @@ def module_table_of(
 
 
 def check_module_table(table: ModuleTable) -> None:
-    """Whether a table holds what records hold, as `ModuleRecord` checks them.
+    """Check that a table holds valid records, as `ModuleRecord` does.
 
     Raises:
-        ValueError: If not; names the first record and column that are wrong.
+        ValueError: If not; names the first wrong record and column.
     """
     check_columns(table)
     if not table.modules or len(set(table.modules)) < len(table.modules):

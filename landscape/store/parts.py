@@ -1,11 +1,13 @@
-"""The folder <output>.parts: what is measured and not merged yet, in logs, while a run goes on.
+"""The folder <output>.parts: logs of records that are not merged yet.
 
     plan.json           what the output is going to hold
-    records.<n>.log     the records of one writer, in the order in which they came
-    lock, status.json   who writes, and how far it is
-    <series>.<epoch>.<batch>[.modules].jsonl    one record a file, as landscape 0.1 wrote them
+    records.<n>.log     the records of a writer, in the order of arrival
+    <series>.<epoch>.<batch>.vectors    the kept eigenvectors of a batch
+    lock, status.json   the present writer and its progress
+    <series>.<epoch>.<batch>[.modules].jsonl    one record per file, as landscape 0.1 wrote them
 
-What does not agree with its digest, its name, or the plan is never used; its measurement is made again.
+A record that does not agree with its digest, its name, or the plan is never used; it is measured
+again.
 """
 
 import errno
@@ -16,35 +18,36 @@ from pathlib import Path
 from landscape.errors import StoreError
 from landscape.files import open_regular, read_regular, write_atomically
 from landscape.store.agreement import differing_field
+from landscape.store.contents import StoreContents
 from landscape.store.hdf5 import CORRUPT
 from landscape.store.index import Entries, Entry, Key, PartContent
 from landscape.store.lines import LARGEST_RECORD, decode, decode_part, encode, reason_of
 from landscape.store.log import LogFile, Stretch, log_number, scan
 from landscape.store.module_record import ModuleRecord
-from landscape.store.plan import Plan
 from landscape.store.record import Record
 from landscape.workers.run_status import STATUS_FILE
 
 _SUFFIX = ".jsonl"
 _MODULES = ".modules"
+VECTORS_SUFFIX = ".vectors"
 _PLAN = "plan.json"
 _LOCK = "lock"
-# So many killed writers leave a log each; a process may often open no more than 1024 files.
-_MOST_OPEN = 200
-# What opening a file raises that is gone, a pipe, a folder or a circle of links.
+# Each killed writer leaves a log. A process can often open no more than 1024 files.
+_MAX_OPEN = 200
+# Errors of opening a file that is gone, a pipe, a folder or a circle of links.
 _NO_FILE = (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedPart:
-    """A record or a file among the parts that is not used, and why."""
+    """A record or file among the parts that is not used, and the reason."""
 
     path: Path
     reason: str
 
 
 class UnreadableLogError(StoreError):
-    """A log is there and cannot be read, though nothing says that it is damaged."""
+    """A log exists but cannot be read, without any sign of damage."""
 
 
 def parts_folder(output: Path) -> Path:
@@ -52,17 +55,17 @@ def parts_folder(output: Path) -> Path:
 
 
 def part_name(record: Record | ModuleRecord) -> str:
-    """Name of the file of a record that has one of its own."""
+    """Return the file name of a record with its own file."""
     modules = _MODULES if isinstance(record, ModuleRecord) else ""
     return f"{record.series}.{record.epoch}.{record.batch}{modules}{_SUFFIX}"
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
+def write_plan(folder: Path, plan: StoreContents) -> None:
     write_atomically(folder / _PLAN, encode("plan", asdict(plan)))
 
 
-def read_plan(folder: Path) -> Plan | RejectedPart | None:
-    """The plan of the run that writes here.
+def read_plan(folder: Path) -> StoreContents | RejectedPart | None:
+    """Read the plan of the run that writes here.
 
     Raises:
         StoreError: If it is of another version of the schema.
@@ -70,7 +73,7 @@ def read_plan(folder: Path) -> Plan | RejectedPart | None:
     path = folder / _PLAN
     try:
         _, content = decode(read_regular(path, largest=LARGEST_RECORD), path, kind="plan")
-        return Plan.from_json(content)
+        return StoreContents.from_json(content)
     except FileNotFoundError:
         return None
     except CORRUPT as error:
@@ -78,10 +81,11 @@ def read_plan(folder: Path) -> Plan | RejectedPart | None:
 
 
 def read_parts(folder: Path) -> tuple[list[Entry], list[RejectedPart]]:
-    """Index every readable record among the parts, each checked once, and say what else is there.
+    """Index every readable record among the parts; list what is rejected.
 
-    Logs stay open, so that they can be read after a merge has removed them. A part that disappears on the way has been
-    merged: whoever reads the merged file afterwards finds it there.
+    Each record is checked once. Logs stay open, so that they can be read after a merge has removed
+    them. A part that disappears meanwhile has been merged: a later read of the merged file contains
+    it.
 
     Raises:
         StoreError: If the folder or a log cannot be read.
@@ -92,17 +96,17 @@ def read_parts(folder: Path) -> tuple[list[Entry], list[RejectedPart]]:
         return [], []
     except OSError as error:
         raise StoreError(
-            f"{folder}: cannot be read ({error.strerror}); mend its permissions."
+            f"{folder}: cannot be read ({error.strerror}); correct its permissions."
         ) from error
     make = Entries()
     entries: list[Entry] = []
     rejected: list[RejectedPart] = []
     for number, path in enumerate(paths):
-        if path.name in (_PLAN, _LOCK, STATUS_FILE) or _is_temporary(path):
+        if path.name in (_PLAN, _LOCK, STATUS_FILE) or _is_temporary(path) or _is_vectors(path):
             continue
         try:
             if log_number(path) is not None:
-                _read_log(path, make, entries, rejected, stays_open=number < _MOST_OPEN)
+                _read_log(path, make, entries, rejected, stays_open=number < _MAX_OPEN)
             else:
                 entries.append(_read_part(path, make))
         except FileNotFoundError:
@@ -161,26 +165,31 @@ def _stretches(log: LogFile) -> Iterator[Stretch]:
 
 
 def unreadable(path: Path, error: OSError) -> UnreadableLogError:
-    """Say that a log cannot be read: to take its records as lost would measure them again and remove them."""
+    """Return the error for a log that cannot be read.
+
+    To treat its records as lost would measure them again and remove them.
+    """
     return UnreadableLogError(
-        f"{path}: cannot be read ({error.strerror or error}); its records are needed: mend that first."
+        f"{path}: cannot be read ({error.strerror or error}); its records are needed: repair that "
+        "first."
     )
 
 
-def split_fitting(
+def split_compatible(
     entries: Iterable[Entry],
-    plan: Plan,
+    plan: StoreContents,
     established: Mapping[Key, tuple[str, int]],
     established_modules: Mapping[str, tuple[str, ...]],
 ) -> tuple[list[Entry], list[RejectedPart]]:
-    """Split records into those that were measured under this plan and the foreign ones.
+    """Split records into those measured under this plan and foreign ones.
 
     Args:
-        established: The digest of the weights and the number of parameters of each (series, epoch) that is merged.
-        established_modules: The modules of each series of which some are merged.
+        established: The digest of the weights and the number of parameters of each merged (series,
+            epoch).
+        established_modules: The modules of each series with merged modules.
     """
     known, modules = dict(established), dict(established_modules)
-    protocols = {one.name: plan.protocol_sha256_of(one.name) for one in plan.series}
+    protocols = {series.name: plan.protocol_sha256_of(series.name) for series in plan.series}
     fitting: dict[tuple[str, bool], Entry] = {}
     foreign = []
     for entry in entries:
@@ -207,12 +216,12 @@ def split_fitting(
 
 def _misfit(
     entry: Entry,
-    plan: Plan,
+    plan: StoreContents,
     protocols: Mapping[str, str],
     known: dict[Key, tuple[str, int]],
     modules: dict[str, tuple[str, ...]],
 ) -> str | None:
-    """Why a record does not belong to a plan; None if it does."""
+    """Explain why a record does not belong to a plan, if so."""
     origin = entry.origin
     identity = (origin.checkpoint_sha256, origin.num_params)
     if entry.series in protocols and origin.protocol_sha256 != protocols[entry.series]:
@@ -232,25 +241,35 @@ def _misfit(
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what this module writes, whole or half, the plan last; files of others stay."""
+    """Remove what this module writes, complete or not; the plan last.
+
+    Files of others stay.
+    """
     for path in sorted(_listed(folder)):
         if (
-            _holds_records(path) or path.name == STATUS_FILE or _is_temporary(path)
+            _holds_records(path)
+            or _is_vectors(path)
+            or path.name == STATUS_FILE
+            or _is_temporary(path)
         ) and not path.is_dir():
             path.unlink()
     (folder / _PLAN).unlink(missing_ok=True)
 
 
 def has_parts(folder: Path) -> bool:
-    """Whether a folder holds records; a log that nothing was written to does not count."""
+    """Tell whether a folder holds records or vectors.
+
+    An empty log does not count.
+    """
     return any(
-        _holds_records(path) and (log_number(path) is None or path.stat().st_size)
+        _is_vectors(path)
+        or (_holds_records(path) and (log_number(path) is None or path.stat().st_size))
         for path in _listed(folder)
     )
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Files in a folder; none where somebody has removed it."""
+    """List the files in a folder, if it exists."""
     try:
         return list(folder.iterdir())
     except FileNotFoundError:
@@ -258,22 +277,34 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a run has begun to write in a folder of parts."""
+    """Tell whether a run has begun to write its parts."""
     return (folder / _PLAN).exists() or has_parts(folder)
 
 
 def num_bytes(folder: Path) -> int:
-    """Bytes of all records in a folder."""
+    """Sum the bytes of all records in a folder."""
     return sum(path.stat().st_size for path in folder.iterdir() if _holds_records(path))
 
 
+def num_vector_bytes(folder: Path) -> int:
+    """Sum the bytes of all vectors in a folder."""
+    return sum(path.stat().st_size for path in folder.iterdir() if _is_vectors(path))
+
+
 def merged_temporary(folder: Path) -> Path:
-    """Where the merged file grows: beside its parts, so that it is removed with them if it never becomes whole."""
+    """Return the path of the merged file while it is written.
+
+    It lies among the parts, so that it is removed with them if it is never completed.
+    """
     return folder / ".merged.h5.tmp"
 
 
 def _holds_records(path: Path) -> bool:
     return path.suffix == _SUFFIX or log_number(path) is not None
+
+
+def _is_vectors(path: Path) -> bool:
+    return path.suffix == VECTORS_SUFFIX
 
 
 def _is_temporary(path: Path) -> bool:

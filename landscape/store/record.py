@@ -1,6 +1,7 @@
-"""One measurement, and the table of all measurements of one checkpoint.
+"""A single measurement, and the table of all measurements of a checkpoint.
 
-Shapes: batch = records of a checkpoint, k = eigenvalues per record, m = Ritz pairs of a record, the longest in a table.
+Shapes: batch = records of a checkpoint, k = eigenvalues per record, m = Ritz pairs of a record, the
+longest in a table.
 """
 
 import math
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from landscape.store.hdf5 import LARGEST_VALUE
+from landscape.store.specified_spectra import SPECTRA
 from landscape.store.table import (
     CheckpointTable,
     check_columns,
@@ -25,6 +27,8 @@ from landscape.store.table import (
     task_key,
 )
 
+# The datasets of a checkpoint's group, each with its type in the file.
+COLUMNS: dict[str, str] = {name: entry.type for name, entry in SPECTRA.datasets.items()}
 # Both ends of the spectrum, which only the Krylov methods give.
 ENDS = ("smallest", "smallest_residuals", "largest", "largest_residuals")
 RITZ = ("ritz_values", "ritz_weights")
@@ -32,53 +36,54 @@ RITZ = ("ritz_values", "ritz_weights")
 PER_VALUE = (*ENDS, "value_bounds")
 _LOOK = ("missed_distance", "missed_probability")
 # Columns that the first files of this schema lack.
-LATER = (
-    *PER_VALUE,
-    "num_negative",
-    "num_positive",
-    "orthogonality_defect",
-    "parameter_norm",
-    "num_unused",
-    *_LOOK,
-)
+LATER = tuple(name for name, entry in SPECTRA.datasets.items() if entry.is_optional)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """The spectrum of one batch at one checkpoint, with what certifies it.
+    """The spectrum of a batch at a checkpoint, with its certificates.
 
     Args:
         batch: Index of the batch in the order in which the seed draws them, from 0.
         values: Eigenvalues in nats per squared parameter, in the order of the solver.
         residuals: |Hv - lambda v| / |lambda| of each.
         converged: Whether each residual reached the tolerance.
-        num_matvecs: Hessian-vector products spent.
-        ritz_values: Nodes of the Krylov quadrature, in nats per squared parameter; empty if the method has none.
-        ritz_weights: Their weights, which sum to 1.
-        smallest, largest: The k smallest and the k largest Ritz values, outermost first; NaN where the method has fewer.
+        num_matvecs: Number of Hessian-vector products.
+        ritz_values: Nodes of the Krylov quadrature, in nats per squared parameter; empty if the
+            method has none.
+        ritz_weights: Weights of the quadrature, which sum to 1.
+        smallest, largest: The k smallest and the k largest Ritz values, outermost first; NaN where
+            the method has fewer.
         smallest_residuals, largest_residuals: |Hv - lambda v| / |lambda| of each; NaN likewise.
-        value_bounds: Bounds of |lambda - value| in nats per squared parameter, quadratic in the residuals and at most
-            residual * |value|, for each of `values`; NaN where not known. They assume that what the Krylov space has not seen
-            lies in the hull of the unwanted Ritz values, residuals included; residuals need no assumption.
-        missed_distance: An eigenvalue beyond the last of `values` that was missed with more than 1 % probability lies within
-            this of a value found, as a fraction of it; inf where nothing is excluded, NaN where no look was made.
-        missed_probability: The largest probability, over the random start, with which an eigenvalue beyond the last and farther
-            than 5 % (than the tolerance, where that is larger) from every value found was missed; NaN where no look was made.
-        num_negative, num_positive: Certified lower bounds of the numbers of eigenvalues of either sign; -1 if there is none.
-        orthogonality_defect: Of the Krylov basis, max |V^T V - I|; NaN if the method has none.
-        parameter_norm: Euclidean norm of the parameters under study; NaN if it was not taken.
-        loss: In nats, on this batch at these weights.
+        value_bounds: Bounds of |lambda - value| in nats per squared parameter, quadratic in the
+            residuals and at most residual * |value|, for each of `values`; NaN where not known.
+            They assume that the unseen part of the spectrum, outside the Krylov space, lies in the
+            hull of the unwanted Ritz values, residuals included. Residuals need no assumption.
+        missed_distance: An eigenvalue beyond the last of `values` that was missed with more than 1
+            % probability lies within this distance of a computed value, as a fraction of that
+            value; inf where nothing is excluded, NaN where no look was made.
+        missed_probability: The largest probability, over the random start, that an eigenvalue was
+            missed which lies beyond the last and farther than 5 % (than the tolerance, where that
+            is larger) from every computed value; NaN where no look was made.
+        num_negative, num_positive: Certified lower bounds of the numbers of eigenvalues of either
+            sign; -1 if there is none.
+        orthogonality_defect: max |V^T V - I| of the Krylov basis; NaN if the method has none.
+        parameter_norm: Euclidean norm of the parameters under study; NaN if it was not computed.
+        loss: Loss in nats, on this batch at these weights.
         batch_sha256, checkpoint_sha256: Digests of the pairs and of the file of the weights.
         num_params: Size n of the Hessian, coordinates of zero curvature included.
-        num_unused: Of them, those that this batch cannot move, as rows of embeddings without a token in it: zeros of the
-            spectrum, known exactly and left out of the solver's vectors; -1 if nobody counted.
+        num_unused: Number of parameters that this batch cannot move, such as rows of embeddings
+            without a token in it. They are zeros of the spectrum, known exactly and left out of the
+            solver's vectors; -1 if not counted.
         seconds: CPU time.
-        settings: How it was computed where the protocol leaves freedom (device, threads, columns); plain JSON values.
-        extras: Further facts about the checkpoint, such as the verdict of an audit; plain JSON values.
+        settings: How it was computed where the protocol leaves freedom (device, threads, columns);
+            plain JSON values.
+        extras: Further facts about the checkpoint, such as the verdict of an audit; plain JSON
+            values.
 
     Raises:
-        ValueError: If shapes disagree, a number is not finite or too large for a float32, or a pair without a finite
-            residual counts as converged.
+        ValueError: If shapes disagree, a number is not finite or too large for a float32, or a pair
+            without a finite residual counts as converged.
     """
 
     series: str
@@ -138,7 +143,8 @@ class Record:
         ):
             shapes = f"{self.values.shape}, {self.residuals.shape}, {self.converged.shape}"
             raise ValueError(
-                f"{self.key}: values, residuals and converged must all have shape (k,), got {shapes}."
+                f"{self.key}: values, residuals and converged must all have shape (k,), got "
+                f"{shapes}."
             )
         if self.ritz_values.ndim != 1 or self.ritz_values.shape != self.ritz_weights.shape:
             shapes = f"{self.ritz_values.shape}, {self.ritz_weights.shape}"
@@ -156,18 +162,20 @@ class Record:
         for name in ("values", "ritz_values", "smallest", "largest"):
             if (np.abs(getattr(self, name)) > LARGEST_VALUE).any():
                 raise ValueError(
-                    f"{self.key}: {name} must be at most {LARGEST_VALUE:.3g} in size, got {getattr(self, name)}."
+                    f"{self.key}: {name} must be at most {LARGEST_VALUE:.3g} in size, got "
+                    f"{getattr(self, name)}."
                 )
         if not np.isfinite(self.residuals[self.converged]).all():
             raise ValueError(
-                f"{self.key}: a pair without a finite residual cannot count as converged, got {self.residuals}."
+                f"{self.key}: a pair without a finite residual cannot count as converged, got "
+                f"{self.residuals}."
             )
         for name in ("epoch", "batch", "num_matvecs", "num_params", "seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(
                     f"{self.key}: {name} must not be negative, got {getattr(self, name)}."
                 )
-        # NaN stands for what is not known.
+        # NaN stands for an unknown value.
         if (self.value_bounds < 0).any() or self.missed_distance < 0:
             raise ValueError(f"{self.key}: value_bounds and missed_distance must not be negative.")
         if self.missed_probability < 0 or self.missed_probability > 1:
@@ -177,7 +185,8 @@ class Record:
         for name in ("batch_sha256", "checkpoint_sha256"):
             if not is_digest(getattr(self, name)):
                 raise ValueError(
-                    f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got {getattr(self, name)!r}."
+                    f"{self.key}: {name} must be 64 lower-case hexadecimal digits, got "
+                    f"{getattr(self, name)!r}."
                 )
 
         if not (isinstance(self.settings, Mapping) and isinstance(self.extras, Mapping)):
@@ -195,9 +204,10 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpectraTable(CheckpointTable):
-    """Everything that is stored of the spectra of one checkpoint; columns as in `Record`, whose `values` are `eigenvalues`.
+    """All stored spectra of a checkpoint.
 
-    Rows of `ritz_values` and `ritz_weights` that have fewer than m pairs end in NaN.
+    Columns are as in `Record`, whose `values` are `eigenvalues` here. Rows of `ritz_values` and
+    `ritz_weights` that have fewer than m pairs end in NaN.
     """
 
     eigenvalues: Float[np.ndarray, "batch k"]
@@ -221,19 +231,26 @@ class SpectraTable(CheckpointTable):
 
     @property
     def num_not_converged(self) -> int:
-        """Eigenvalues whose residual did not reach the tolerance."""
+        """Count the eigenvalues whose residual did not reach the tolerance."""
         return int(np.count_nonzero(~self.converged))
 
     def unsettled(self, *, which: str, tol: float) -> Bool[np.ndarray, " batch"]:
-        """Where a Ritz value at either end, with its bound, reaches beyond the last of the eigenvalues and may belong among them.
+        """Find batches where another Ritz value may belong among the eigenvalues.
+
+        Such a value, at either end, reaches beyond the last of the eigenvalues when its bound is
+        added.
 
         Args:
-            which, tol: As measured; what is within tol of the last value does not count. False where no ends are known.
+            which, tol: As measured; a value within tol of the last eigenvalue does not count. False
+                where no ends are known.
         """
+        # A Ritz value theta with residual norm r = ||H v - theta v|| lies within r of an eigenvalue
+        # (Parlett 1998, section 4.5). So an eigenvalue of size up to size(theta) + r is possible.
         ends = np.concatenate([self.smallest, self.largest], axis=1)
         norms = np.concatenate([self.smallest_residuals, self.largest_residuals], axis=1) * np.abs(
             ends
         )
+        # Ritz values that are already among the eigenvalues do not count.
         among = np.isclose(ends[:, :, None], self.eigenvalues[:, None, :], rtol=1e-12, atol=0).any(
             axis=2
         )
@@ -250,7 +267,10 @@ class SpectraTable(CheckpointTable):
 def table_of(
     records: Iterable[tuple[Record, Mapping[str, Any]]], *, model: str, label: str, num_planned: int
 ) -> SpectraTable:
-    """The table of records of one checkpoint, each with the versions of the packages that measured it."""
+    """Build the table of a checkpoint from its records.
+
+    Each record comes with the versions of the packages that measured it.
+    """
     pairs = sorted(records, key=lambda pair: pair[0].batch)
     rows = [record for record, _ in pairs]
     facts = facts_of(rows, (versions for _, versions in pairs))
@@ -259,15 +279,15 @@ def table_of(
 
 
 def check_table(table: SpectraTable) -> None:
-    """Whether a table holds what records hold, as `Record` checks them.
+    """Check that a table holds valid records, as `Record` does.
 
     Raises:
-        ValueError: If not; names the first record and column that are wrong.
+        ValueError: If not; names the first wrong record and column.
     """
     check_columns(table)
     check_each(table, "eigenvalues", np.abs(table.eigenvalues) <= LARGEST_VALUE)
     for name in ("ritz_values", "smallest", "largest"):
-        # NaN stands for what is not there.
+        # NaN stands for a missing value.
         check_each(table, name, ~(np.abs(getattr(table, name)) > LARGEST_VALUE))
     if table.ritz_values.shape != table.ritz_weights.shape:
         raise ValueError(f"the quadratures of {table.series}/{table.epoch} have shapes that differ")
@@ -281,30 +301,3 @@ def check_table(table: SpectraTable) -> None:
     check_each(table, "missed_probability", ~(table.missed_probability > 1))
     check_each(table, "residuals", ~table.converged | np.isfinite(table.residuals))
     check_each(table, "num_matvecs", table.num_matvecs >= 0)
-
-
-# The datasets of a checkpoint's group, each with its type in the file.
-COLUMNS: dict[str, str] = {
-    "batch": "<i8",
-    "eigenvalues": "<f8",
-    "residuals": "<f8",
-    "converged": "?",
-    "num_matvecs": "<i8",
-    "ritz_values": "<f8",
-    "ritz_weights": "<f8",
-    "smallest": "<f8",
-    "smallest_residuals": "<f8",
-    "largest": "<f8",
-    "largest_residuals": "<f8",
-    "value_bounds": "<f8",
-    "missed_distance": "<f8",
-    "missed_probability": "<f8",
-    "num_negative": "<i8",
-    "num_positive": "<i8",
-    "orthogonality_defect": "<f8",
-    "parameter_norm": "<f8",
-    "num_unused": "<i8",
-    "loss": "<f8",
-    "batch_sha256": "S64",
-    "seconds": "<f8",
-}

@@ -1,12 +1,6 @@
 """HDF5 schema, version 1: the merged file.
 
-/                           schema_version, landscape_version, manifest_sha256, protocol (JSON), protocol_sha256, unit,
-                            trained (JSON: of each series what makes its model another than its name says)
-/plan/                      series, model, label, epoch, num_batches: one row per planned checkpoint, in order
-/spectra/<series>/<epoch>/  datasets of `COLUMNS`, one row per batch; attributes settings (JSON), num_params, unit,
-                            checkpoint_sha256, model, label, versions (JSON), extras (JSON), num_records, num_planned,
-                            num_not_converged (eigenvalues)
-/modules/<series>/<epoch>/  the same of every module of the network, where it was asked for; see module_shelf.py
+specified_spectra.py lists every group, attribute and dataset; docs/store.md prints it.
 """
 
 import json
@@ -19,6 +13,7 @@ import numpy as np
 
 from landscape.errors import StoreError
 from landscape.manifest import canonical_json
+from landscape.store.contents import SCHEMA_VERSION, StoreContents, check_schema_version
 from landscape.store.hdf5 import (
     corrupt_file_errors,
     groups_in,
@@ -28,26 +23,30 @@ from landscape.store.hdf5 import (
     save_hdf5,
 )
 from landscape.store.module_record import ModuleTable
-from landscape.store.module_shelf import write_module_table
-from landscape.store.plan import SCHEMA_VERSION, Plan, check_schema_version
+from landscape.store.module_tables import write_module_table
 from landscape.store.record import COLUMNS, LATER, PER_VALUE, RITZ, SpectraTable, check_table
-from landscape.store.table import UNIT, batches_in, read_facts, write_attributes
+from landscape.store.table import batches_in, read_facts, unit_of, write_attributes
+from landscape.store.vectors import StoredVectors
 
 
 def write_file(
     path: Path,
-    plan: Plan,
+    plan: StoreContents,
     tables: Iterable[SpectraTable],
     module_tables: Iterable[ModuleTable] = (),
+    vectors: Iterable[StoredVectors] = (),
     *,
     num_bytes: int = 0,
     temporary: Path | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a whole file and bring it to the disk, or leave what was there.
+    """Write a whole file, or leave the old one.
+
+    The content is on the disk when this returns.
 
     Args:
-        tables, module_tables: Taken one after the other, so that one is in memory at a time.
+        tables, module_tables, vectors: Iterated once, in this order, so that only one table is in
+            memory at a time.
         num_bytes, temporary, check: As in `save_atomically`.
 
     Raises:
@@ -61,9 +60,9 @@ def write_file(
         file.attrs["protocol"] = canonical_json(plan.protocol)
         file.attrs["protocol_sha256"] = plan.protocol_sha256
         file.attrs["trained"] = canonical_json(
-            {one.name: one.trained for one in plan.series if one.trained}
+            {planned.name: planned.trained for planned in plan.series if planned.trained}
         )
-        file.attrs["unit"] = UNIT
+        file.attrs["unit"] = unit_of(plan.protocol["hessian"])
         _write_plan(file.create_group("plan"), plan)
         spectra = file.create_group("spectra", track_order=True)
         for table in tables:
@@ -75,14 +74,17 @@ def write_file(
         for module_table in module_tables:
             go_on()
             write_module_table(file, module_table)
+        for kept in vectors:
+            go_on()
+            kept.copy_to(file)
 
     save_hdf5(path, write, num_bytes=num_bytes, temporary=temporary, check=check)
 
 
-def _write_plan(group: h5py.Group, plan: Plan) -> None:
-    rows = [(one, epoch) for one in plan.series for epoch in one.epochs]
+def _write_plan(group: h5py.Group, plan: StoreContents) -> None:
+    rows = [(planned, epoch) for planned in plan.series for epoch in planned.epochs]
     for name in ("series", "model", "label"):
-        texts = [getattr(one, "name" if name == "series" else name) for one, _ in rows]
+        texts = [getattr(planned, "name" if name == "series" else name) for planned, _ in rows]
         group.create_dataset(name, data=texts, dtype=h5py.string_dtype())
     group.create_dataset("epoch", data=np.array([epoch for _, epoch in rows], dtype="<i8"))
     group.create_dataset("num_batches", data=np.full(len(rows), plan.num_batches, dtype="<i8"))
@@ -91,12 +93,12 @@ def _write_plan(group: h5py.Group, plan: Plan) -> None:
 def _write_table(group: h5py.Group, table: SpectraTable) -> None:
     for name, dtype in COLUMNS.items():
         data = np.asarray(getattr(table, name), dtype=dtype)
-        # A checksum, so that damage to the file is seen; it needs at least one element.
+        # A checksum, so that damage to the file is detected; it needs at least one element.
         group.create_dataset(name, data=data, fletcher32=data.size > 0)
     write_attributes(group, table, num_not_converged=table.num_not_converged)
 
 
-# What other files of this program say of themselves, and what shows them.
+# Kinds of other files of this program, and the commands that show them.
 _OTHER_KINDS = {
     "predictions": "predictions, which `landscape table` and `landscape figure --kind ood` show",
     "loss surface": "a loss surface, which `landscape surface` draws",
@@ -104,10 +106,10 @@ _OTHER_KINDS = {
 
 
 def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
-    """Open a merged file for reading; None if there is none.
+    """Open a merged file for reading, if it exists.
 
     Args:
-        to_write: Whether the caller is going to put another file in its place.
+        to_write: Whether the caller is going to replace the file by another.
 
     Raises:
         StoreError: If it is no HDF5 file, no store, or of another version of the schema.
@@ -117,13 +119,19 @@ def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        # What h5py says of a file that is no HDF5 has no errno.
+        # The error of h5py for a file that is no HDF5 has no errno.
         if error.errno is not None:
-            reason = f"{path}: cannot be read ({error.strerror or error}); check its name and its permissions."
+            reason = (
+                f"{path}: cannot be read ({error.strerror or error}); check its name and its "
+                "permissions."
+            )
             raise StoreError(reason) from error
         reason = "landscape would overwrite it. Name another output, or remove it."
         if not to_write:
-            reason = "so it is no store, or one that was cut short. Name a file that `landscape spectra` wrote."
+            reason = (
+                "so it is no store, or one that was cut short. Name a file that `landscape "
+                "spectra` wrote."
+            )
         raise StoreError(f"{path}: not an HDF5 file; {reason}") from error
     try:
         with corrupt_file_errors(path):
@@ -131,7 +139,8 @@ def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
             written_by = file.attrs.get("landscape_version")
             if version is None or written_by is None:
                 raise StoreError(
-                    f"{path}: an HDF5 file, but not a landscape store: it has no schema_version. Name another one."
+                    f"{path}: an HDF5 file, but not a landscape store: it has no schema_version. "
+                    "Name another one."
                 )
             check_schema_version(path, version, written_by=written_by)
             if (kind := file.attrs.get("kind")) is not None:
@@ -143,8 +152,8 @@ def open_file(path: Path, *, to_write: bool = False) -> h5py.File | None:
     return file
 
 
-def read_plan_of_file(file: h5py.File, path: Path) -> Plan:
-    """The plan of the run that merged the file.
+def read_plan_of_file(file: h5py.File, path: Path) -> StoreContents:
+    """Read the plan of the run that merged the file.
 
     Raises:
         StoreError: If the file is damaged.
@@ -153,12 +162,12 @@ def read_plan_of_file(file: h5py.File, path: Path) -> Plan:
         group = file["plan"]
         columns = [read_texts(group, name) for name in ("series", "model", "label")]
         epochs = read_array(group, "epoch", dtype="<i8", shape=(len(columns[0]),))
-        # Files that were written before models knew how they were trained lack it.
+        # Files written before this attribute was introduced lack it.
         trained = json.loads(file.attrs.get("trained", "{}"))
         series: dict[str, dict[str, Any]] = {}
         for name, model, label, epoch in zip(*columns, epochs, strict=True):
             series.setdefault(name, _planned(name, model, label, trained))["epochs"].append(epoch)
-        return Plan.from_json(
+        return StoreContents.from_json(
             {
                 "manifest_sha256": file.attrs["manifest_sha256"],
                 "protocol": json.loads(file.attrs["protocol"]),
@@ -179,7 +188,9 @@ def _planned(name: str, model: str, label: str, trained: dict[str, Any]) -> dict
 
 
 def stored_checkpoints(file: h5py.File, path: Path) -> dict[tuple[str, int], tuple[str, int]]:
-    """Digest of the weights and number of parameters of each (series, epoch) in the file, in order.
+    """Read the weights' digest and number of parameters of each checkpoint.
+
+    Keys are (series, epoch), in the order of the file.
 
     Raises:
         StoreError: If the file is damaged.
@@ -196,7 +207,7 @@ def stored_checkpoints(file: h5py.File, path: Path) -> dict[tuple[str, int], tup
 
 
 def stored_batches(file: h5py.File, path: Path, series: str, epoch: int) -> dict[int, str]:
-    """Digest of the pairs of each batch that a checkpoint's group holds.
+    """Read the digest of the pairs of each batch.
 
     Raises:
         StoreError: If the file is damaged.
@@ -207,7 +218,10 @@ def stored_batches(file: h5py.File, path: Path, series: str, epoch: int) -> dict
 
 
 def _read_column(group: h5py.Group, name: str, shape: tuple[int, int]) -> np.ndarray:
-    """A dataset of a table; unknown values where the file is older than the column."""
+    """Read a column of a table.
+
+    In files older than the column, its values are unknown.
+    """
     num_rows, k = shape
     if name in LATER and name not in group:
         return np.full(
@@ -221,7 +235,7 @@ def _read_column(group: h5py.Group, name: str, shape: tuple[int, int]) -> np.nda
 
 
 def read_table(file: h5py.File, path: Path, series: str, epoch: int) -> SpectraTable:
-    """The table of one checkpoint.
+    """Read the table of a checkpoint.
 
     Raises:
         StoreError: If the file is damaged, or holds a value that no measurement gives.

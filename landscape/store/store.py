@@ -1,4 +1,4 @@
-"""SpectrumStore: what has been measured so far."""
+"""SpectrumStore: a reader of what has been measured so far."""
 
 import os
 import weakref
@@ -11,41 +11,57 @@ import h5py
 
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
-from landscape.manifest.document import nearest
 from landscape.store import schema
 from landscape.store.agreement import module_record_of_row, record_of_row
+from landscape.store.contents import StoreContents, check_resumable
 from landscape.store.index import Entry, Key, OnError, PartIndex
+from landscape.store.kept_vectors import KeptVectors
 from landscape.store.module_record import ModuleRecord, ModuleTable
-from landscape.store.module_shelf import ModuleShelf
-from landscape.store.parts import RejectedPart, parts_folder, read_parts, read_plan, split_fitting
-from landscape.store.plan import Plan, check_resumable
+from landscape.store.module_tables import ModuleTables
+from landscape.store.parts import (
+    RejectedPart,
+    parts_folder,
+    read_parts,
+    read_plan,
+    split_compatible,
+)
 from landscape.store.record import COLUMNS, Record, SpectraTable, table_of
 from landscape.store.table import joined, task_key
 from landscape.store.xarray import to_dataset
+from landscape.suggestions import nearest
 
 if TYPE_CHECKING:
     from xarray import Dataset
 
 
 class SpectrumStore:
-    """A snapshot of an output: the merged file and the parts beside it, as they were when it was opened.
+    """A snapshot of an output: the merged file and the parts beside it.
 
-    Of the parts it keeps where each record lies; records are read when they are asked for. A run may go on writing
-    meanwhile; open again to see more. Use it as a context manager, or close it.
+    Both are as they were when the store was opened. Of the parts it holds where each record lies;
+    records are read on demand. A run may continue writing meanwhile; open again to see more. Use it
+    as a context manager, or close it.
 
     Attributes:
-        path: The merged file, which is not there before the first merge.
-        plan: What the output is going to hold.
-        merged_plan: What the merged file was going to hold; None without one.
+        path: The merged file, which does not exist before the first merge.
+        plan: The planned content of the output.
+        merged_plan: The planned content of the merged file; None without a file.
         rejected: Parts that are not used, each with the reason.
+        vectors: The kept eigenvectors.
+
+    Examples:
+        >>> import landscape
+        >>> with landscape.SpectrumStore.open("spectra.h5") as store:
+        ...     table = store.records("vit", 25)
+        ...     print(store.series(), store.epochs("vit"), table.eigenvalues.shape)
+        ('vit', 'vmamba', 'simba') (0, 5, 10, 15, 20, 25) (40, 5)
     """
 
     def __init__(
         self,
         path: Path,
-        plan: Plan,
+        plan: StoreContents,
         *,
-        merged_plan: Plan | None = None,
+        merged_plan: StoreContents | None = None,
         file: h5py.File | None = None,
         entries: Iterable[Entry] = (),
         rejected: Iterable[RejectedPart] = (),
@@ -67,36 +83,40 @@ class SpectrumStore:
         of_modules = PartIndex[ModuleRecord](
             entry for entry in entries if entry.origin.modules is not None
         )
-        self._shelf = ModuleShelf(path, file, of_modules)
+        self._module_tables = ModuleTables(path, file, of_modules)
+        self.vectors = KeptVectors(path, file, parts_folder(path))
 
     @property
     def identities(self) -> dict[Key, tuple[str, int]]:
-        """Digest of the weights and number of parameters of each (series, epoch) that has a record, in planned order."""
+        """Return weights' digest and number of parameters of each stored checkpoint.
+
+        Keys are the (series, epoch) that have a record, in planned order.
+        """
         return self._ordered(self._index.identities | self._merged_identities)
 
     @property
     def module_identities(self) -> dict[Key, tuple[str, int]]:
-        """The same of each (series, epoch) of which the spectra of modules are stored."""
-        return self._ordered(self._shelf.identities)
+        """Return `identities` of checkpoints with stored spectra of modules."""
+        return self._ordered(self._module_tables.identities)
 
     def _ordered(self, identities: dict[Key, tuple[str, int]]) -> dict[Key, tuple[str, int]]:
         planned = ((series.name, epoch) for series in self.plan.series for epoch in series.epochs)
         return {key: identities[key] for key in planned if key in identities}
 
     def _enter(self, entry: Entry) -> None:
-        """Take in a record that the writer of this output has just stored."""
-        (self._index if entry.origin.modules is None else self._shelf.index).add(entry)
+        """Add a record that the writer has just stored."""
+        (self._index if entry.origin.modules is None else self._module_tables.index).add(entry)
 
     @classmethod
     def open(cls, path: str | Path, *, series: Sequence[str] | None = None) -> Self:
-        """Open a finished or a growing output for reading.
+        """Open a finished or growing output for reading.
 
         Args:
-            series: Names of those to see, as if there were no other; default: all.
+            series: Names of the series to read, as if there were no other; default: all.
 
         Raises:
-            StoreError: If nothing is there, it is no store, of another version of the schema, or damaged, or a series is not
-                planned.
+            StoreError: If nothing is there, it is no store, of another version of the schema, or
+                damaged, or a series is not planned.
         """
         store = cls._read(Path(os.path.realpath(path)), fallback=None)
         if store is None:
@@ -105,8 +125,29 @@ class SpectrumStore:
             store._keep(series)
         return store
 
+    @property
+    def preconditioner(self) -> str:
+        """What its eigenvalues are preconditioned by; "none" where they are those of the Hessian
+        itself.
+        """
+        return str(self.plan.protocol["hessian"].get("preconditioner", "none"))
+
+    def require_hessian(self, what: str) -> None:
+        """Refuse a store of the preconditioned Hessian, for what would show its eigenvalues as
+        those of the Hessian.
+
+        Raises:
+            StoreError: If it is one.
+        """
+        if self.preconditioner != "none":
+            raise StoreError(
+                f"{self.path}: holds eigenvalues of the Hessian preconditioned by "
+                f"{self.preconditioner}, in other units than {what} would say. See them with "
+                "`landscape info`, or in Python with SpectrumStore and to_xarray."
+            )
+
     def _keep(self, series: Sequence[str]) -> None:
-        """Forget all other series."""
+        """Drop all other series."""
         known = [planned.name for planned in self.plan.series]
         unknown = next((name for name in series if name not in known), None)
         if unknown is not None:
@@ -120,11 +161,15 @@ class SpectrumStore:
         )
 
     @classmethod
-    def _read(cls, path: Path, *, fallback: Plan | None) -> Self | None:
-        """The snapshot; None if nothing is there. `fallback` is of a writer: the plan of parts whose own is lost."""
+    def _read(cls, path: Path, *, fallback: StoreContents | None) -> Self | None:
+        """Read the snapshot; None if nothing is there.
+
+        `fallback` is given by a writer: the plan for parts whose own plan is lost.
+        """
         folder = parts_folder(path)
         planned = read_plan(folder)
-        # Parts first, then the file: a merge in between moves records from what was read to what is read next.
+        # Parts first, then the file: a merge in between moves records to the file, which is read
+        # next.
         entries, rejected = read_parts(folder)
         if isinstance(planned, RejectedPart):
             rejected, planned = [planned, *rejected], None
@@ -137,10 +182,11 @@ class SpectrumStore:
                 and planned.protocol != merged_plan.protocol
             ):
                 raise StoreError(
-                    f"{folder}: its parts were not measured for {path}, which has other settings; move it away."
+                    f"{folder}: its parts were not measured for {path}, which has other settings; "
+                    "move it away."
                 )
-            shelf = ModuleShelf(path, file)
-            identities = shelf.identities | (
+            module_tables = ModuleTables(path, file)
+            identities = module_tables.identities | (
                 {} if file is None else schema.stored_checkpoints(file, path)
             )
             plans = (plan for plan in (planned, merged_plan, fallback) if plan is not None)
@@ -151,13 +197,16 @@ class SpectrumStore:
                 if file is None and not entries and not rejected:
                     return None
                 raise StoreError(
-                    f"{path}: its plan is lost; run `landscape spectra` on its manifest again, which mends it."
+                    f"{path}: its plan is lost; run `landscape spectra` on its manifest again, "
+                    "which restores it."
                 )
             modules = {
-                name: names for name, _ in identities if (names := shelf.modules(name)) is not None
+                name: names
+                for name, _ in identities
+                if (names := module_tables.modules(name)) is not None
             }
-            entries, foreign = split_fitting(entries, plan, identities, modules)
-            return cls(
+            entries, foreign = split_compatible(entries, plan, identities, modules)
+            store = cls(
                 path,
                 plan,
                 merged_plan=merged_plan,
@@ -165,34 +214,51 @@ class SpectrumStore:
                 entries=entries,
                 rejected=[*rejected, *foreign],
             )
+            store._read_vectors()
+            return store
         except BaseException:
             if file is not None:
                 file.close()
             raise
 
+    def _read_vectors(self) -> None:
+        """Find the vectors among the parts that belong to the records."""
+        records = {
+            task_key(*key, batch): digest
+            for key in self.identities
+            for batch, digest in self.batches(*key).items()
+        }
+        self.vectors.read_parts(self.plan, self.module_identities | self.identities, records)
+        self.rejected += tuple(self.vectors.rejected)
+
     @classmethod
-    def check(cls, path: str | Path, manifest: Manifest) -> frozenset[str]:
-        """Check that a `SpectrumWriter` would go on with an output, and return the keys it would find stored.
+    def check(
+        cls, path: str | Path, manifest: Manifest, *, with_vectors: bool = False
+    ) -> frozenset[str]:
+        """Check that a `SpectrumWriter` would continue an output; return stored keys.
 
         Writes nothing.
+
+        Args:
+            with_vectors: Return only the keys of records with kept eigenvectors.
 
         Raises:
             StoreError: As `SpectrumWriter`.
         """
         path = checked_target(path)
-        store = cls._read(path, fallback=Plan.of(manifest))
+        store = cls._read(path, fallback=StoreContents.of(manifest))
         if store is None:
             return frozenset()
         with store:
             check_resumable(path, store.plan, store.stored(), manifest)
-            return store.completed_keys()
+            return store.completed_vectors() if with_vectors else store.completed_keys()
 
     def series(self) -> tuple[str, ...]:
-        """Names of the series that have a record, in the order of the manifest."""
+        """Return the series with records, in manifest order."""
         return tuple(dict.fromkeys(name for name, _ in self.identities))
 
     def epochs(self, series: str) -> tuple[int, ...]:
-        """Epochs of a series that have a record.
+        """Return the epochs of a series that have a record.
 
         Raises:
             StoreError: If the series has none.
@@ -205,22 +271,22 @@ class SpectrumStore:
         return epochs
 
     def records(self, series: str, epoch: int) -> SpectraTable:
-        """Everything that is stored of one checkpoint.
+        """Read all stored spectra of a checkpoint.
 
         Raises:
-            StoreError: If nothing is, or the file is damaged.
+            StoreError: If nothing is stored, or the file is damaged.
         """
         if epoch not in self.epochs(series):
-            found = ", ".join(map(str, self.epochs(series)))
+            epochs = ", ".join(map(str, self.epochs(series)))
             raise StoreError(
-                f"{self.path}: series {series!r} has no epoch {epoch}; it has {found}."
+                f"{self.path}: series {series!r} has no epoch {epoch}; it has {epochs}."
             )
         table = self._table((series, epoch))
         assert table is not None, "a record that became unreadable is an error here"
         return table
 
     def _facts(self, series: str) -> dict[str, Any]:
-        """What the plan says of the tables of a series."""
+        """Return what the plan states about the tables of a series."""
         planned = self.plan.named(series)
         assert planned is not None, "a plan holds what it was checked against"
         return {
@@ -230,7 +296,10 @@ class SpectrumStore:
         }
 
     def _table(self, key: Key, *, on_error: OnError = None) -> SpectraTable | None:
-        """The spectra of one checkpoint; None if nothing is readable. `on_error` as in `PartIndex.read`."""
+        """Read the spectra of a checkpoint; None if nothing is readable.
+
+        `on_error` as in `PartIndex.read`.
+        """
         merged, facts = self._merged_table(key), self._facts(key[0])
         records = self._index.read(key, on_error=on_error)
         if not records:
@@ -244,10 +313,13 @@ class SpectrumStore:
         return replace(schema.read_table(self._file, self.path, *key), **self._facts(key[0]))
 
     def _module_table(self, key: Key, *, on_error: OnError = None) -> ModuleTable | None:
-        return self._shelf.table(key, on_error=on_error, **self._facts(key[0]))
+        return self._module_tables.table(key, on_error=on_error, **self._facts(key[0]))
 
     def stored_record(self, series: str, epoch: int, batch: int) -> Record | None:
-        """One record; None if it is not stored. Of the merged file, settings and extras are those of its checkpoint."""
+        """Return a stored record; None if it is not stored.
+
+        For a record of the merged file, settings and extras are those of its checkpoint.
+        """
         key = (series, epoch)
         if (record := self._index.record(key, batch)) is not None or (
             table := self._merged_table(key)
@@ -257,11 +329,11 @@ class SpectrumStore:
         return record_of_row(table, rows.index(batch)) if batch in rows else None
 
     def stored_module_record(self, series: str, epoch: int, batch: int) -> ModuleRecord | None:
-        """The same of the spectra of the modules of one batch."""
+        """Return the stored record of a batch's modules; None without one."""
         key = (series, epoch)
-        if (record := self._shelf.index.record(key, batch)) is not None:
+        if (record := self._module_tables.index.record(key, batch)) is not None:
             return record
-        table = self._shelf.merged_table(key, **self._facts(series))
+        table = self._module_tables.merged_table(key, **self._facts(series))
         rows = [] if table is None else table.batch.tolist()
         return (
             module_record_of_row(table, rows.index(batch))
@@ -270,9 +342,10 @@ class SpectrumStore:
         )
 
     def to_xarray(self) -> "Dataset":
-        """The spectra of whole models as one xarray.Dataset; docs/xarray.md lists its dimensions and variables.
+        """Convert the spectra of whole models to an xarray.Dataset.
 
-        Spectra of modules are no part of it: see `modules`.
+        docs/xarray.md lists its dimensions and variables. Spectra of modules are not part of it:
+        see `modules`.
 
         Raises:
             MissingDependencyError: If xarray is not installed.
@@ -282,14 +355,19 @@ class SpectrumStore:
         return to_dataset(tables, self.plan, path=self.path)
 
     def batches(self, series: str, epoch: int) -> dict[int, str]:
-        """Digest of the pairs of each batch that is stored of one checkpoint; empty if none is."""
+        """Return the digest of the pairs of each stored batch.
+
+        Empty if the checkpoint has none.
+        """
         return self._index.batches((series, epoch)) | self._merged.get((series, epoch), {})
 
     def modules(self, series: str, epoch: int) -> ModuleTable:
-        """The spectra of all modules that are stored of one checkpoint, with `batch` and `modules` as coordinates.
+        """Read the stored spectra of all modules of a checkpoint.
+
+        Coordinates are `batch` and `modules`.
 
         Raises:
-            StoreError: If none is, or the file is damaged.
+            StoreError: If none is stored, or the file is damaged.
         """
         if (series, epoch) not in self.module_identities:
             stored = (
@@ -297,23 +375,26 @@ class SpectrumStore:
                 or "none at all"
             )
             raise StoreError(
-                f"{self.path}: it has no spectra of modules of {series} epoch {epoch}, but of {stored}. "
-                "`landscape spectra --per-module` measures them."
+                f"{self.path}: it has no spectra of modules of {series} epoch {epoch}, but of "
+                f"{stored}. `landscape spectra --per-module` measures them."
             )
         table = self._module_table((series, epoch))
         assert table is not None, "a record that became unreadable is an error here"
         return table
 
     def module_names(self, series: str) -> tuple[str, ...] | None:
-        """The modules of a series of which spectra are stored, in the order of the network; None if none is."""
-        return self._shelf.modules(series)
+        """Return the modules of a series with stored spectra.
+
+        In the order of the network; None if none is stored.
+        """
+        return self._module_tables.modules(series)
 
     def module_batches(self, series: str, epoch: int) -> dict[int, str]:
-        """Digest of the pairs of each batch of which the spectra of modules are stored."""
-        return self._shelf.batches((series, epoch))
+        """Return the pairs' digest of batches with spectra of modules."""
+        return self._module_tables.batches((series, epoch))
 
     def completed_modules(self) -> frozenset[str]:
-        """Keys of all batches of which the spectra of modules are stored."""
+        """Return the keys of batches with spectra of modules."""
         return frozenset(
             task_key(*key, batch)
             for key in self.module_identities
@@ -321,21 +402,28 @@ class SpectrumStore:
         )
 
     def stored(self) -> dict[tuple[str, int], str]:
-        """Digest of the weights of each (series, epoch) of which anything is stored."""
+        """Return the weights' digest of each checkpoint with anything stored.
+
+        Keys are (series, epoch).
+        """
         return {
             key: digest for key, (digest, _) in (self.module_identities | self.identities).items()
         }
 
     def completed_keys(self) -> frozenset[str]:
-        """Keys of all records that are stored."""
+        """Return the keys of all stored records."""
         return frozenset(
             task_key(*key, batch) for key in self.identities for batch in self.batches(*key)
         )
 
+    def completed_vectors(self) -> frozenset[str]:
+        """Return the keys of records with kept eigenvectors."""
+        return self.completed_keys() & self.vectors.keys()
+
     def close(self) -> None:
         self._close()
         self._index.close()
-        self._shelf.index.close()
+        self._module_tables.index.close()
 
     def __enter__(self) -> Self:
         return self
@@ -345,7 +433,7 @@ class SpectrumStore:
 
 
 def checked_target(path: str | Path) -> Path:
-    """Where the output really is, symbolic links followed.
+    """Return the real path of the output, symbolic links followed.
 
     Raises:
         StoreError: If a file cannot be written there.

@@ -1,12 +1,16 @@
-"""The file of one loss slice or surface: HDF5, schema version 1 of its own. Imports no torch before one is read.
+"""The HDF5 file of a loss slice or surface, schema version 1.
 
-/             schema_version, kind = "loss surface", landscape_version, request (JSON), directions_sha256, unit = "nat", cosine;
-              datasets losses and computed, of the shape of the axes: NaN where not computed, or where the loss is not a number
-/axes/<i>     coordinates; attributes name, unit, norm, eigenvalue, bound, converged (1, 0, or -1: no eigenvector),
-              fit_value, fit_error, fit_step (NaN where not fitted)
-/local        slopes, hessian; attribute loss: the quadratic predicted by derivatives; absent where they were not taken
+The version counts these files alone. Imports no torch before a file is read.
 
-The file is small and is written anew, whole or not at all, after every point.
+/             schema_version, kind = "loss surface", landscape_version, request (JSON),
+              directions_sha256, unit = "nat", cosine; datasets losses and computed, of the shape
+              of the axes: NaN where not computed, or where the loss is not a number
+/axes/<i>     coordinates; attributes name, unit, norm, eigenvalue, bound, converged (1, 0, or
+              -1: no eigenvector), fit_value, fit_error, fit_step (NaN where not fitted)
+/local        slopes, hessian; attribute loss: the quadratic predicted by derivatives; absent
+              where they were not computed
+
+The file is small. It is rewritten, whole or not at all, after every point.
 """
 
 import json
@@ -23,21 +27,19 @@ from landscape.errors import StoreError
 from landscape.files import write_atomically
 from landscape.manifest import canonical_json
 from landscape.store.as_trained import described_as_trained
+from landscape.store.contents import open_kind
 from landscape.store.hdf5 import (
     check_mapping,
-    corrupt_file_errors,
     file_image,
     groups_in,
     has_attribute,
-    open_hdf5,
     read_array,
 )
-from landscape.store.plan import check_schema_version
 from landscape.store.table import check_facts
 from landscape.version import VERSION
 
 if TYPE_CHECKING:
-    from landscape.curvature import Axis, LocalModel, LossSlice, LossSurface
+    from landscape.surface import Axis, LocalModel, LossSlice, LossSurface
 
 _SCHEMA_VERSION = 1
 _KIND = "loss surface"
@@ -46,12 +48,14 @@ _NUMBERS = ("norm", "eigenvalue", "bound")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredSurface:
-    """A slice or a surface with what it was asked for.
+    """A slice or a surface, with its request.
 
     Attributes:
-        request: Everything that decides its numbers, as JSON values; two runs of equal requests may share a file.
-        directions_sha256: Digest of the directions; "" where the request decides them.
-        as_trained: What was used of how the model was trained, with who states it; empty in older files.
+        request: Everything that determines its numbers, as JSON values; two runs of equal requests
+            may share a file.
+        directions_sha256: Digest of the directions; "" where the request determines them.
+        as_trained: How the model was trained: each value that was used, with its source; empty in
+            older files.
     """
 
     result: "LossSlice | LossSurface"
@@ -70,7 +74,7 @@ class StoredSurface:
 
 
 def write_surface(path: Path, stored: StoredSurface) -> None:
-    """Write the whole file, or leave the one that is there.
+    """Write the whole file, or leave the old one.
 
     Raises:
         StoreError: If the disk does not take it.
@@ -91,8 +95,8 @@ def write_surface(path: Path, stored: StoredSurface) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be written ({error.strerror or error}). What it held before is safe: mend the disk, then run the "
-            "same command again."
+            f"{path}: cannot be written ({error.strerror or error}). What it held before is safe: "
+            "repair the disk, then run the same command again."
         ) from error
 
 
@@ -116,32 +120,28 @@ def _write_result(file: h5py.File, result: "LossSlice | LossSurface") -> None:
 
 
 def axes_of(result: "LossSlice | LossSurface") -> tuple["Axis", ...]:
-    """The one axis of a slice, or the two of a surface."""
+    """Return the axes of a slice or a surface."""
     return result.axes if hasattr(result, "axes") else (result.axis,)
 
 
 def is_surface(path: Path) -> bool:
-    """Whether a file says that it is one of these."""
+    """Tell whether a file declares that it holds a loss surface."""
     return has_attribute(path, "kind", value=_KIND)
 
 
 def read_surface(path: Path) -> StoredSurface | None:
-    """Read a file; None if there is none.
+    """Read a loss surface; None if there is no file.
 
     Raises:
         StoreError: If it is something else, damaged, or of another version of the schema.
     """
     if not path.exists():
         return None
-    if not is_surface(path):
-        raise StoreError(
-            f"{path}: not a loss surface of landscape, which would overwrite it. Name another file with --data."
-        )
+    otherwise = (
+        "not a loss surface of landscape, which would overwrite it. Name another file with --data."
+    )
     advice = "Restore it from a copy, or remove it to compute it anew."
-    with corrupt_file_errors(path, advice=advice), open_hdf5(path) as file:
-        check_schema_version(
-            path, file.attrs["schema_version"], written_by=file.attrs["landscape_version"]
-        )
+    with open_kind(path, _KIND, otherwise=otherwise, advice=advice) as file:
         as_trained = check_mapping(json.loads(file.attrs.get("as_trained", "{}")), "as_trained")
         check_facts({"as_trained": as_trained} if as_trained else {}, {})
         return StoredSurface(
@@ -154,7 +154,7 @@ def read_surface(path: Path) -> StoredSurface | None:
 
 
 def _read_result(file: h5py.File) -> "LossSlice | LossSurface":
-    from landscape.curvature import LossSlice, LossSurface
+    from landscape.surface import LossSlice, LossSurface
 
     groups = dict(groups_in(file["axes"]))
     if sorted(groups) not in (["0"], ["0", "1"]):
@@ -172,7 +172,7 @@ def _read_result(file: h5py.File) -> "LossSlice | LossSurface":
 
 
 def _read_axis(group: h5py.Group) -> "Axis":
-    from landscape.curvature import Axis, CurvatureFit
+    from landscape.surface import Axis, CurvatureFit
 
     attributes = group.attrs
     fit = CurvatureFit(
@@ -191,14 +191,14 @@ def _read_axis(group: h5py.Group) -> "Axis":
         unit=str(attributes["unit"]),
         coordinates=coordinates,
         converged=None if converged < 0 else bool(converged),
-        # A fit that failed has an infinite error; one that was not made has none.
+        # A fit that failed has an infinite error; a missing fit has NaN.
         fit=None if math.isnan(fit.error) else fit,
         **{name: float(attributes[name]) for name in _NUMBERS},
     )
 
 
 def _read_local(group: h5py.Group, num_axes: int) -> "LocalModel":
-    from landscape.curvature import LocalModel
+    from landscape.surface import LocalModel
 
     return LocalModel(
         loss=float(group.attrs["loss"]),
@@ -208,21 +208,22 @@ def _read_local(group: h5py.Group, num_axes: int) -> "LocalModel":
 
 
 def check_same_request(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to mix the points of two pictures.
+    """Refuse to mix the points of two different pictures.
 
     Raises:
-        StoreError: Names the first thing that differs.
+        StoreError: If the requests differ; names the first difference.
     """
     for name in [*wanted, *(name for name in stored if name not in wanted)]:
         if stored.get(name) != wanted.get(name):
             raise StoreError(
-                f"{path}: {name} is {stored.get(name)!r} in this file, but {wanted.get(name)!r} was asked for, and their points "
-                "do not belong to one picture. Name another file with --data, or remove this one."
+                f"{path}: {name} is {stored.get(name)!r} in this file, but {wanted.get(name)!r} "
+                "was asked for, and their points do not belong to one picture. Name another file "
+                "with --data, or remove this one."
             )
 
 
 def describe_surface(path: Path) -> list[str]:
-    """The lines that `landscape info` prints of such a file.
+    """Describe a loss surface in the lines that `landscape info` prints.
 
     Raises:
         StoreError: As `read_surface`.
@@ -233,8 +234,8 @@ def describe_surface(path: Path) -> list[str]:
     known = result.losses[np.isfinite(result.losses)]
     extent = f", losses {known.min():.4g} to {known.max():.4g} nats" if known.size else ""
     lines = [
-        f"loss surface, schema version 1: {stored.num_computed} of {stored.num_points} points{extent}, "
-        f"{result.num_undefined} not finite",
+        f"loss surface, schema version 1: {stored.num_computed} of {stored.num_points} "
+        f"points{extent}, {result.num_undefined} not finite",
         f"written by landscape {stored.landscape_version}: "
         + ", ".join(
             f"{name} {value}" for name, value in request.items() if not isinstance(value, dict)
@@ -252,7 +253,8 @@ def describe_surface(path: Path) -> list[str]:
             else f", curvature by differences {axis.fit.value:.6g} ± {axis.fit.error:.1g}"
         )
         lines.append(
-            f"{axis.name}: {axis.coordinates[0]:g} to {axis.coordinates[-1]:g} {axis.unit}{certificate}{fit}"
+            f"{axis.name}: {axis.coordinates[0]:g} to {axis.coordinates[-1]:g} "
+            f"{axis.unit}{certificate}{fit}"
         )
     return [
         *lines,

@@ -1,4 +1,6 @@
-"""What all tables of a store have in common: facts about one checkpoint, and columns with a row per batch.
+"""Common parts of all tables of a store: facts on a checkpoint, and columns.
+
+A column has a row per batch.
 
 Shapes: batch = records of a checkpoint.
 """
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
     import h5py
 
 UNIT = "nat per squared parameter"
+PRECONDITIONED_UNIT = "1 / learning rate"
 _Table = TypeVar("_Table", bound="CheckpointTable")
 
 
 def task_key(series: str, epoch: int, batch: int) -> str:
-    """The stable name of a measurement within one output: "vit/5/12"."""
+    """Return the stable name of a measurement within an output: "vit/5/12"."""
     return f"{series}/{epoch}/{batch}"
 
 
@@ -36,10 +39,11 @@ def is_digest(text: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CheckpointTable:
-    """What is stored of one checkpoint, one row per batch, in order of `batch`.
+    """The stored records of a checkpoint, one row per batch, sorted by `batch`.
 
-    Where records disagree on a value of `settings`, `versions` or `extras` (a run resumed elsewhere), the value is
-    {"several": [...]}. `num_planned` counts the records that the checkpoint is going to have.
+    Where records disagree on a value of `settings`, `versions` or `extras` (a run resumed
+    elsewhere), the value is {"several": [...]}. `num_planned` counts the records that the
+    checkpoint is going to have.
     """
 
     series: str
@@ -67,11 +71,13 @@ class CheckpointTable:
 
 
 def facts_of(rows: Sequence[Any], versions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields of a table that say what its records agree on, and of which pairs they are.
+    """Return the fields of a table that its records share.
+
+    Also the digests of the pairs.
 
     Args:
-        rows: Records of one checkpoint, of one kind, in order of batch.
-        versions: Of the packages that measured each.
+        rows: Records of a checkpoint, of a single kind, in order of batch.
+        versions: Versions of the packages that measured each record.
     """
     first = rows[0]
     return {
@@ -87,62 +93,76 @@ def facts_of(rows: Sequence[Any], versions: Iterable[Mapping[str, Any]]) -> dict
 
 
 def stacked(rows: Sequence[Any], columns: Mapping[str, str], **names: str) -> dict[str, np.ndarray]:
-    """The columns of a table but its digests; arrays of different lengths are filled up with NaN.
+    """Stack the columns of a table, except its digests.
+
+    Arrays of different lengths are padded with NaN.
 
     Args:
-        columns: The type of each in a file.
-        names: Of the fields of a record that are not called like the column.
+        columns: The type of each column in a file.
+        names: Names of the fields of a record that differ from the column's name.
     """
-    found = {}
+    stacks = {}
     for column, dtype in columns.items():
         if column != "batch_sha256":
             arrays = [
                 np.asarray(getattr(row, names.get(column, column)), dtype=dtype) for row in rows
             ]
             longest = max((array.shape[-1] for array in arrays if array.ndim), default=0)
-            found[column] = np.stack([padded(array, longest) for array in arrays])
-    return found
+            stacks[column] = np.stack([padded(array, longest) for array in arrays])
+    return stacks
 
 
-def joined(one: _Table, other: _Table, *, columns: Iterable[str]) -> _Table:
-    """Two tables of one checkpoint as one; a batch that both hold is taken from the first."""
-    new = ~np.isin(other.batch, one.batch)
-    order = np.argsort(np.concatenate([one.batch, other.batch[new]]), kind="stable")
+def joined(table: _Table, other: _Table, *, columns: Iterable[str]) -> _Table:
+    """Join two tables of a checkpoint.
+
+    Batches in both come from the first.
+    """
+    new = ~np.isin(other.batch, table.batch)
+    order = np.argsort(np.concatenate([table.batch, other.batch[new]]), kind="stable")
 
     def rows(name: str) -> np.ndarray:
-        first, second = getattr(one, name), getattr(other, name)[new]
+        first, second = getattr(table, name), getattr(other, name)[new]
         longest = max(first.shape[-1], second.shape[-1])
         return np.concatenate(
             [padded(first, longest), padded(second, longest)] if first.ndim > 1 else [first, second]
         )[order]
 
     digests = [
-        *one.batch_sha256,
+        *table.batch_sha256,
         *(digest for digest, is_new in zip(other.batch_sha256, new) if is_new),
     ]
     changes: dict[str, Any] = {name: rows(name) for name in columns if name != "batch_sha256"}
     for name in ("settings", "versions", "extras"):
-        changes[name] = combined([getattr(one, name), getattr(other, name)])
-    return replace(one, batch_sha256=tuple(digests[i] for i in order), **changes)
+        changes[name] = combined([getattr(table, name), getattr(other, name)])
+    return replace(table, batch_sha256=tuple(digests[i] for i in order), **changes)
+
+
+def unit_of(settings: Mapping[str, Any]) -> str:
+    """The unit of the eigenvalues of records with these settings, or of this protocol of a
+    Hessian.
+    """
+    return UNIT if settings.get("preconditioner", "none") == "none" else PRECONDITIONED_UNIT
 
 
 def write_attributes(
     group: "h5py.Group", table: CheckpointTable, *, num_not_converged: int
 ) -> None:
-    """The facts of a table as attributes of its group."""
+    """Write the facts of a table as attributes of its group."""
     for name in ("settings", "versions", "extras"):
         group.attrs[name] = canonical_json(getattr(table, name))
     for name in ("num_params", "checkpoint_sha256", "model", "label", "num_records", "num_planned"):
         group.attrs[name] = getattr(table, name)
     group.attrs["num_not_converged"] = num_not_converged
-    group.attrs["unit"] = UNIT
+    group.attrs["unit"] = unit_of(table.settings)
 
 
 def read_facts(group: "h5py.Group") -> dict[str, Any]:
-    """The attributes of a table's group that say how and on which weights it was measured.
+    """Read from attributes how a table was measured.
+
+    Also the digest of the weights, and the number of parameters.
 
     Raises:
-        ValueError, TypeError, KeyError: If one is missing or has another form.
+        ValueError, TypeError, KeyError: If an attribute is missing or has another form.
     """
     facts: dict[str, Any] = {
         name: json.loads(group.attrs[name]) for name in ("settings", "versions", "extras")
@@ -160,7 +180,7 @@ def read_facts(group: "h5py.Group") -> dict[str, Any]:
 
 
 def check_facts(settings: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
-    """Whether everything in these facts that landscape interprets has its form.
+    """Check the form of all facts that landscape interprets.
 
     Raises:
         ValueError, TypeError, AttributeError: If not.
@@ -172,7 +192,7 @@ def check_facts(settings: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
 
 
 def batches_in(group: "h5py.Group") -> dict[int, str]:
-    """Digest of the pairs of each batch in a table's group.
+    """Read the digest of the pairs of each batch.
 
     Raises:
         ValueError: If a dataset has another form.
@@ -183,10 +203,10 @@ def batches_in(group: "h5py.Group") -> dict[int, str]:
 
 
 def check_columns(table: CheckpointTable) -> None:
-    """Whether the columns that all tables have hold what a measurement gives.
+    """Check the values of the columns that all tables have.
 
     Raises:
-        ValueError: If not; names the record.
+        ValueError: If a value is not possible for a measurement; names the record.
     """
     check_each(table, "batch", table.batch >= 0)
     check_each(table, "seconds", np.isfinite(table.seconds) & (table.seconds >= 0))
@@ -201,7 +221,7 @@ def check_columns(table: CheckpointTable) -> None:
 
 
 def check_each(table: CheckpointTable, name: str, good: np.ndarray) -> None:
-    """Raise ValueError for the first record of a table whose column `name` is wrong somewhere."""
+    """Raise ValueError for the first wrong value of a column."""
     wrong = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))
     if wrong.size:
         row = int(wrong[0])
@@ -211,13 +231,16 @@ def check_each(table: CheckpointTable, name: str, good: np.ndarray) -> None:
 
 
 def ends_in_nan(rows: np.ndarray) -> np.ndarray:
-    """Of each row, whether NaN stands at its end only, as padding."""
+    """Tell for each row whether NaN is only padding at its end."""
     missing = np.isnan(rows)
     return np.asarray((missing[:, 1:] >= missing[:, :-1]).all(axis=1))
 
 
 def padded(array: np.ndarray, length: int) -> np.ndarray:
-    """The last axis filled up to `length` with NaN; what is long enough, or a single number, as it is."""
+    """Pad the last axis with NaN up to `length`.
+
+    An array that is long enough, or a single number, is returned as it is.
+    """
     if not array.ndim or array.shape[-1] >= length:
         return array
     filler = np.full((*array.shape[:-1], length - array.shape[-1]), math.nan)
@@ -225,8 +248,8 @@ def padded(array: np.ndarray, length: int) -> np.ndarray:
 
 
 def combined(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts that many records state, stated once; {"several": [...]} where they disagree."""
-    found: dict[str, dict[str, Any]] = {}
+    """Combine facts that many records state; {"several": [...]} if they disagree."""
+    variants: dict[str, dict[str, Any]] = {}
     for fact in facts:
         for key, value in fact.items():
             several = (
@@ -234,9 +257,9 @@ def combined(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                 if isinstance(value, Mapping) and set(value) == {"several"}
                 else [value]
             )
-            for one in several:
-                found.setdefault(key, {}).setdefault(canonical_json(one), one)
+            for item in several:
+                variants.setdefault(key, {}).setdefault(canonical_json(item), item)
     return {
         key: next(iter(values.values())) if len(values) == 1 else {"several": list(values.values())}
-        for key, values in found.items()
+        for key, values in variants.items()
     }

@@ -1,11 +1,14 @@
-"""What records say about the products that they were made by: the audit's verdict, and the check of the first."""
+"""Stored checks of the products: the audit, and the first products."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def verdicts(extras: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The verdicts among the facts stored with a checkpoint's records; several where its runs disagree."""
+    """Return the stored verdicts on a checkpoint.
+
+    Several if its runs disagree.
+    """
     verdict = extras.get("audit")
     if not isinstance(verdict, Mapping):
         return []
@@ -13,16 +16,21 @@ def verdicts(extras: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def is_audited(extras: Mapping[str, Any]) -> bool:
-    """Whether every record behind these facts was made by a product that passed."""
-    found = verdicts(extras)
-    return bool(found) and all(one.get("passed") is True for one in found)
+    """Tell whether all products behind these facts passed an audit."""
+    stored = verdicts(extras)
+    return bool(stored) and all(verdict.get("passed") is True for verdict in stored)
 
 
 def operator_checks(extras: Mapping[str, Any]) -> list[str]:
-    """What was said of the operators' first products, a line for each kind of saying: the first, and how many more there are."""
+    """Summarize the stored checks of the operators' first products.
+
+    A line for each kind of message: the first of it, and how many more there are.
+    """
     stored = extras.get("operator", "")
     several = [
-        str(one) for one in (stored["several"] if isinstance(stored, Mapping) else [stored]) if one
+        str(check)
+        for check in (stored["several"] if isinstance(stored, Mapping) else [stored])
+        if check
     ]
     kinds: dict[str, list[str]] = {}
     for said in several:

@@ -1,62 +1,75 @@
-"""The one writer of an output: a log as records come, then one file by one rename."""
+"""The single writer of an output.
+
+Records go to a log; a merge puts them into a file by one rename.
+"""
 
 import importlib.metadata
 import platform
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Container, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
+from landscape.manifest.samples import samples_of
 from landscape.signals import stopping_later
 from landscape.store import schema
-from landscape.store.agreement import differing_field
+from landscape.store.agreement import difference_within, differing_field
+from landscape.store.contents import StoreContents, check_resumable
 from landscape.store.index import Entries, Entry, Key
+from landscape.store.kept_vectors import KeptVectors
 from landscape.store.lines import Part, encode_part
 from landscape.store.lock import FolderLock
 from landscape.store.log import LogWriter
 from landscape.store.module_record import ModuleRecord, ModuleTable
-from landscape.store.module_shelf import ModuleShelf
+from landscape.store.module_tables import ModuleTables
 from landscape.store.parts import (
     RejectedPart,
     has_parts,
     merged_temporary,
     num_bytes,
+    num_vector_bytes,
     parts_folder,
     remove_parts,
     write_plan,
 )
-from landscape.store.plan import Plan, check_resumable
 from landscape.store.record import Record, SpectraTable
 from landscape.store.store import SpectrumStore, checked_target
+from landscape.store.vectors import StoredVectors, VectorRecord
 from landscape.version import VERSION
 
 AnyRecord = Record | ModuleRecord
-# Numbers take about 20 bytes of JSON and 8 of HDF5, and a checkpoint at least so many.
+# Numbers take about 20 bytes of JSON and 8 of HDF5. A checkpoint takes at least the second number
+# of bytes.
 _JSON_TO_HDF5 = 4
-_LEAST_CHECKPOINT = 2**13
+_MIN_CHECKPOINT = 2**13
 
 
 class SpectrumWriter:
-    """The one writer of an output, which it begins or goes on with. Records go to a log; `merge` makes them one file.
+    """The single writer of an output, which it begins or continues.
 
-    Use it as a context manager: leaving it gives the lock back, keeps every record, and removes the folder of parts if
-    there is none. It may be killed at any moment: what `add` has returned from is stored. For one thread.
+    Records go to a log; `merge` makes them a single file.
+
+    Use it as a context manager: leaving it releases the lock, keeps every record, and removes the
+    folder of parts if there is none. It may be killed at any moment: when `add` has returned, the
+    record is stored. For a single thread.
 
     Attributes:
         rejected: Parts that are not used, each with the reason.
         num_duplicates: Records that `add_all` was given again, with equal values.
 
     Raises:
-        StoreError: If the folder is not writable, another process writes, what is there is no store, of another
-            version of the schema, or of another manifest. Nothing is written then.
+        StoreError: If the folder is not writable, another process writes, or the output is no
+            store, of another version of the schema, or of another manifest. Nothing is written
+            then.
     """
 
     def __init__(self, path: str | Path, manifest: Manifest) -> None:
         self.path = checked_target(path)
-        self.plan = Plan.of(manifest)
+        self.plan = StoreContents.of(manifest)
         self.rejected: tuple[RejectedPart, ...] = ()
         self.num_duplicates = 0
         self._folder = parts_folder(self.path)
@@ -96,59 +109,79 @@ class SpectrumWriter:
 
     @property
     def folder(self) -> Path:
-        """Where records lie until they are merged."""
+        """Return the folder of records that are not merged yet."""
         return self._folder
 
     def completed_keys(self) -> frozenset[str]:
-        """Keys of all records that are stored."""
+        """Return the keys of all stored records."""
         return frozenset(self._completed)
 
     def completed_modules(self) -> frozenset[str]:
-        """Keys of all batches of which the spectra of modules are stored."""
+        """Return the keys of batches with spectra of modules."""
         return frozenset(self._completed_modules)
 
     def add(self, record: Record) -> None:
         """Store a record; it is safe on disk when this returns.
 
         Raises:
-            ValueError: If the record is stored already, not planned, or of another k, or the writer is closed.
-            StoreError: If its weights or its pairs are not those of the records beside it, or the disk is full.
+            ValueError: If the record is stored already, not planned, or of another k, or the writer
+                is closed.
+            StoreError: If its weights or its pairs differ from those of the records beside it, or
+                the disk is full.
         """
         self._check_open()
         self._check_new(record)
         self.add_all([record])
 
     def add_modules(self, record: ModuleRecord) -> None:
-        """Store the spectra of the modules of one batch; they are safe on disk when this returns.
+        """Store the spectra of a batch's modules.
+
+        They are safe on disk when this returns.
 
         Raises:
             ValueError: As `add`.
-            StoreError: As `add`, and if its modules are not those of the rest of its series.
+            StoreError: As `add`, and if its modules differ from those of the rest of its series.
         """
         self._check_open()
         self.check_modules(record.series, record.modules)
         self._check_new(record)
         self.add_all([record])
 
-    def add_all(self, records: Iterable[AnyRecord]) -> None:
-        """Store many records at once; all are safe on disk when this returns, and none is stored where it raises.
+    def completed_vectors(self) -> frozenset[str]:
+        """Return the keys of records with kept eigenvectors."""
+        return self.completed_keys() & self._store.vectors.keys()
 
-        One that is stored already, with equal values, is dropped and counted: two workers may compute one batch.
+    def add_all(self, records: Iterable[AnyRecord], vectors: Iterable[VectorRecord] = ()) -> None:
+        """Store many records at once, all or none.
+
+        All are safe on disk when this returns; none is stored if it raises. A record that is stored
+        already, with equal values, is dropped and counted: two workers may compute the same batch.
+
+        Args:
+            vectors: Eigenvectors of some of these records, of which each is stored before its
+                record. A record measured again for its vectors may differ from the stored one
+                within the residuals of both.
 
         Raises:
-            ValueError: If one is not planned, or of another k, or the writer is closed.
-            StoreError: If one is stored already with other values, its weights, pairs or modules are not those of the
-                records beside it, or the disk is full.
+            ValueError: If a record is not planned, or of another k, or the writer is closed.
+            StoreError: If a record is stored already with other values, its weights, pairs or
+                modules differ from those of the records beside it, or the disk is full.
         """
         self._check_open()
-        given = list(records)
-        new = self._checked(given)
+        given, kept = list(records), list(vectors)
+        new = self._checked(given, measured_again=frozenset(record.key for record in kept))
+        self._check_vectors(kept)
+        for record in kept:
+            with stopping_later(), disk_trouble_named(self.path):
+                self._store.vectors.add(record)
         if new:
             self._append(new)
         self.num_duplicates += len(given) - len(new)
 
     def check_modules(self, series: str, modules: tuple[str, ...]) -> None:
-        """Refuse modules other than those that are stored of a series, which could not stand in one table.
+        """Refuse modules that differ from the stored ones of a series.
+
+        They could not stand in the same table.
 
         Raises:
             StoreError: If they differ.
@@ -165,8 +198,9 @@ class SpectrumWriter:
                 "their order",
             )
             raise StoreError(
-                f"{self.path}: series {series!r} has the spectra of {len(known)} modules, and these are {len(modules)} others "
-                f"({other}). Ask for the same modules, or name another output with -o."
+                f"{self.path}: series {series!r} has the spectra of {len(known)} modules, and "
+                f"these are {len(modules)} others ({other}). Ask for the same modules, or name "
+                "another output with -o."
             )
 
     def _completed_of(self, record: AnyRecord) -> set[str]:
@@ -176,8 +210,16 @@ class SpectrumWriter:
         if record.key in self._completed_of(record):
             raise ValueError(f"{record.key} is stored already.")
 
-    def _checked(self, records: Sequence[AnyRecord]) -> list[AnyRecord]:
-        """Check every record against what is stored and against the others; those that are new."""
+    def _check_vectors(self, vectors: Sequence[VectorRecord]) -> None:
+        for record in vectors:
+            expected = (self.plan.k, self.plan.protocol_sha256_of(record.series))
+            if (record.k, record.protocol_sha256) != expected:
+                raise ValueError(f"the vectors of {record.key} are not those of this manifest.")
+
+    def _checked(
+        self, records: Sequence[AnyRecord], *, measured_again: Container[str] = ()
+    ) -> list[AnyRecord]:
+        """Check records against stored and other ones; return new ones."""
         checkpoints, digests = ChainMap({}, self._checkpoints), ChainMap({}, self._digests)
         modules = ChainMap({}, self._modules)
         new: dict[tuple[str, bool], AnyRecord] = {}
@@ -196,12 +238,11 @@ class SpectrumWriter:
                 )
             digest = digests.setdefault((record.series, record.batch), record.batch_sha256)
             if digest != record.batch_sha256:
-                self._refuse(
-                    record,
-                    "its pairs are not those of the same batch at other epochs",
-                    digest,
-                    record.batch_sha256,
+                what = (
+                    f"its {samples_of(self.plan.protocol['data'])} are not those of the same batch "
+                    "at other epochs"
                 )
+                self._refuse(record, what, digest, record.batch_sha256)
             slot = (record.key, isinstance(record, ModuleRecord))
             other = (
                 self._stored(record) if record.key in self._completed_of(record) else new.get(slot)
@@ -209,7 +250,7 @@ class SpectrumWriter:
             if other is None:
                 new[slot] = record
             else:
-                self._check_equal(other, record)
+                self._check_equal(other, record, nearly=record.key in measured_again)
         return list(new.values())
 
     def _check_planned(self, record: AnyRecord) -> None:
@@ -231,22 +272,23 @@ class SpectrumWriter:
         )
         return find(record.series, record.epoch, record.batch)
 
-    def _check_equal(self, stored: AnyRecord, record: AnyRecord) -> None:
+    def _check_equal(self, stored: AnyRecord, record: AnyRecord, *, nearly: bool) -> None:
         field = differing_field(stored, record)
-        if field is not None:
+        if field is not None and not (nearly and difference_within(stored, record) is not None):
             raise StoreError(
-                f"{self.path}: {record.key} was computed twice, with different {field}, so one of the two is wrong or was "
-                "computed in another way. Compute all batches with the same device, threads and packages, or name another output."
+                f"{self.path}: {record.key} was computed twice, with different {field}, so one of "
+                "the two is wrong or was computed in another way. Compute all batches with the "
+                "same device, threads and packages, or name another output."
             )
 
     def _refuse(self, record: AnyRecord, what: str, expected: str, actual: str) -> NoReturn:
         raise StoreError(
-            f"{self.path}: {record.key}: {what} (sha256 expected {expected}, got {actual}). They changed since this output was "
-            "begun; name another output with -o, or restore them."
+            f"{self.path}: {record.key}: {what} (sha256 expected {expected}, got {actual}). They "
+            "changed since this output was begun; name another output with -o, or restore them."
         )
 
     def _append(self, records: Sequence[AnyRecord]) -> None:
-        """Bring records to the log, and enter where they lie."""
+        """Append records to the log, and index where they lie."""
         parts = [
             Part(
                 record=record,
@@ -256,7 +298,7 @@ class SpectrumWriter:
             for record in records
         ]
         lines = [encode_part(part) for part in parts]
-        # A record that is in the log and not entered would be removed by a merge.
+        # A record in the log that is not indexed would be removed by a merge.
         with stopping_later():
             with disk_trouble_named(self.path):
                 log, offset = self._log.append(b"".join(lines))
@@ -275,14 +317,16 @@ class SpectrumWriter:
             self._modules.setdefault(record.series, record.modules)
 
     def merge(self) -> None:
-        """Make one file of everything stored, then remove the parts and give the lock back.
+        """Merge all stored records into a file and remove the parts.
 
-        The file appears by one rename: at every moment either it or the parts hold each record. Without any record
-        there will be no file. One checkpoint is in memory at a time.
+        Then release the lock. The file appears by one rename: at every moment either it or the
+        parts hold each record. Without any record there will be no file. Only one checkpoint is in
+        memory at a time.
 
         Raises:
             ValueError: If the writer is closed.
-            StoreError: If the disk does not take it, or a part became unreadable. The readable ones are kept.
+            StoreError: If the disk does not take it, or a part became unreadable. The readable ones
+                are stored.
         """
         self._check_open()
         lost: list[str] = []
@@ -293,8 +337,9 @@ class SpectrumWriter:
             self._leave(remove_folder=True)
         if lost:
             raise StoreError(
-                f"{self.path}: {len(lost)} records became unreadable on disk ({', '.join(lost[:5])}); the others are merged. "
-                "Run the same command again to measure them anew."
+                f"{self.path}: {len(lost)} records became unreadable on disk "
+                f"({', '.join(lost[:5])}); the others are merged. Run the same command again to "
+                "measure them anew."
             )
 
     def _leave(self, *, remove_folder: bool) -> None:
@@ -309,7 +354,10 @@ class SpectrumWriter:
         self._store.close()
 
     def close(self) -> None:
-        """Give the lock back. Records stay where they are; a folder without any is removed. May be called twice."""
+        """Release the lock. May be called twice.
+
+        Records stay where they are; a folder without any is removed.
+        """
         self._leave(remove_folder=self._lock.held and not has_parts(self._folder))
 
     def _check_open(self) -> None:
@@ -324,10 +372,12 @@ class SpectrumWriter:
 
 
 def write_merged(store: SpectrumStore, folder: Path) -> list[str]:
-    """Write everything stored into one file, a checkpoint at a time, and check it before it takes its place.
+    """Write all stored records into one file.
+
+    Only one checkpoint is in memory at a time. The file is checked before it replaces the old one.
 
     Args:
-        folder: Of the parts, where the file grows.
+        folder: Folder of the parts, where the file is written.
 
     Returns:
         Keys of records that became unreadable.
@@ -350,14 +400,20 @@ def write_merged(store: SpectrumStore, folder: Path) -> list[str]:
     def module_tables() -> Iterator[ModuleTable]:
         for key in store.module_identities:
             if (table := store._module_table(key, on_error=note)) is not None:
-                written.extend(f"modules of {one}" for one in table.keys)
+                written.extend(f"modules of {name}" for name in table.keys)
                 yield table
+
+    def vectors() -> Iterator[StoredVectors]:
+        note_vectors = partial(_note_vectors, lost)
+        for kept in store.vectors.sources(frozenset(written), note_vectors):
+            written.append(f"vectors of {kept.key}")
+            yield kept
 
     old = store.path.stat().st_size if store.path.exists() else 0
     checkpoints = len(store.identities) + len(store.module_identities)
     size = (
-        old + num_bytes(folder) // _JSON_TO_HDF5 + (0 if old else checkpoints * _LEAST_CHECKPOINT)
-    )
+        old + num_bytes(folder) // _JSON_TO_HDF5 + (0 if old else checkpoints * _MIN_CHECKPOINT)
+    ) + num_vector_bytes(folder)
 
     def check(path: Path) -> None:
         if not written:
@@ -370,19 +426,26 @@ def write_merged(store: SpectrumStore, folder: Path) -> list[str]:
         "check": check,
     }
     with suppress(_NothingWritten):
-        schema.write_file(store.path, store.plan, tables(), module_tables(), **options)
+        schema.write_file(store.path, store.plan, tables(), module_tables(), vectors(), **options)
     return sorted(lost)
 
 
+def _note_vectors(lost: list[str], key: str) -> None:
+    lost.append(f"vectors of {key}")
+
+
 class _NothingWritten(Exception):
-    """A merged file would hold no record."""
+    """The merged file would hold no record."""
 
 
 def check_written(expected: Iterable[str], path: Path) -> None:
-    """Read a new file back, checksums included, before it takes the place of anything; one checkpoint at a time.
+    """Read a new file back, checksums included, before it replaces another.
+
+    One checkpoint is in memory at a time.
 
     Args:
-        expected: Keys of its records, those of modules as "modules of KEY"; looked at when the file is there.
+        expected: Keys of its records, those of modules as "modules of KEY" and of vectors as
+            "vectors of KEY"; read only when the file is complete.
     """
     keys: list[str] = []
     file = schema.open_file(path)
@@ -390,17 +453,32 @@ def check_written(expected: Iterable[str], path: Path) -> None:
     with file:
         for key in schema.stored_checkpoints(file, path):
             keys += schema.read_table(file, path, *key).keys
-        shelf = ModuleShelf(path, file)
-        for key in shelf.identities:
-            table = shelf.merged_table(key, model="", label="", num_planned=0)
+        module_tables = ModuleTables(path, file)
+        for key in module_tables.identities:
+            table = module_tables.merged_table(key, model="", label="", num_planned=0)
             keys += [] if table is None else [f"modules of {name}" for name in table.keys]
+        kept = KeptVectors(path, file, parts_folder(path))
+        for vectors in kept.sources(kept.keys()):
+            keys.append(f"vectors of {vectors.key}")
     assert sorted(keys) == sorted(expected), "a merge neither loses nor invents records"
 
 
 def package_versions() -> dict[str, str]:
-    """What a number may depend on, without importing any of it."""
+    """Return package versions that results may depend on.
+
+    Imports none of the packages.
+    """
     versions = {"landscape": VERSION, "python": platform.python_version()}
-    for package in ("torch", "numpy", "open_clip_torch", "timm", "numba", "pyhessian", "h5py"):
+    for package in (
+        "torch",
+        "numpy",
+        "open_clip_torch",
+        "timm",
+        "transformers",
+        "numba",
+        "pyhessian",
+        "h5py",
+    ):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -410,7 +488,7 @@ def package_versions() -> dict[str, str]:
 
 @contextmanager
 def disk_trouble_named(path: Path) -> Iterator[None]:
-    """Turn what the disk raises into one line.
+    """Convert an error of the disk to a one-line error.
 
     Raises:
         StoreError: In place of an OSError.
@@ -419,6 +497,6 @@ def disk_trouble_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"{path}: cannot be written ({error.strerror or error}). Everything stored before is safe: mend the disk, then run "
-            "the same command again."
+            f"{path}: cannot be written ({error.strerror or error}). Everything stored before is "
+            "safe: repair the disk, then run the same command again."
         ) from error

@@ -1,6 +1,9 @@
-"""A store as one xarray.Dataset, so that users go on with tools of their own; docs/xarray.md describes it to them.
+"""A store as an xarray.Dataset, for further analysis with other tools.
 
-Shapes: series, epoch, batch = all that any checkpoint has; eigenvalue = k; ritz = the longest quadrature.
+docs/xarray.md describes it to users.
+
+Shapes: series, epoch, batch = all that any checkpoint has; eigenvalue = k; ritz = the longest
+quadrature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,16 +14,16 @@ import numpy as np
 
 from landscape.errors import MissingDependencyError, StoreError
 from landscape.manifest import canonical_json
-from landscape.store.plan import Plan
+from landscape.store.contents import StoreContents
 from landscape.store.record import SpectraTable
-from landscape.store.table import UNIT
+from landscape.store.table import UNIT, unit_of
 
 if TYPE_CHECKING:
     from xarray import Dataset
 
 _TOP, _RITZ, _BATCH = ("batch", "eigenvalue"), ("batch", "ritz"), ("batch",)
 _RELATIVE = "|Hv - lambda v| / |lambda|"
-# Of every variable with a row per batch: its further dimensions, its unit, and what it is.
+# Variables with a row per batch: further dimensions, unit, and meaning of each.
 VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "eigenvalues": (_TOP, UNIT, "eigenvalues in the order of the solver"),
     "residuals": (_TOP, "1", f"relative residual {_RELATIVE} of each eigenvalue"),
@@ -36,7 +39,8 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "value_bounds": (
         _TOP,
         UNIT,
-        "bound of |lambda - eigenvalue|, if what is unseen lies in the hull of the unwanted Ritz values with their residuals",
+        "bound of |lambda - eigenvalue|, if what is unseen lies in the hull of the unwanted Ritz "
+        "values with their residuals",
     ),
     "ritz_values": (_RITZ, UNIT, "nodes of the Krylov quadrature"),
     "ritz_weights": (_RITZ, "1", "weights of the Krylov quadrature, which sum to 1"),
@@ -54,12 +58,14 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "missed_distance": (
         _BATCH,
         "1",
-        "a further eigenvalue missed with more than 1 % is this near to a value found, as a fraction; NaN without a look",
+        "a further eigenvalue missed with more than 1 % is this near to a value found, as a "
+        "fraction; NaN without a look",
     ),
     "missed_probability": (
         _BATCH,
         "1",
-        "largest probability that a further eigenvalue, more than 5 % from every value found, was missed; NaN without a look",
+        "largest probability that a further eigenvalue, more than 5 % from every value found, was "
+        "missed; NaN without a look",
     ),
     "loss": (_BATCH, "nat", "loss of the batch"),
     "seconds": (_BATCH, "s", "CPU time"),
@@ -73,7 +79,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 
 
-# Of every variable with one value per checkpoint: its unit, empty for a text, and what it is.
+# Variables with one value per checkpoint: unit (empty for a text) and meaning of each.
 CHECKPOINTS: dict[str, tuple[str, str]] = {
     "checkpoint_sha256": ("", "SHA-256 digest of the weights"),
     "num_params": ("1", "size of the Hessian"),
@@ -82,10 +88,11 @@ CHECKPOINTS: dict[str, tuple[str, str]] = {
     "versions": ("", "of the libraries that measured, as JSON"),
     "extras": (
         "",
-        "further facts as JSON; 'audit' is the verdict on the products, 'several' those of runs that differ",
+        "further facts as JSON; 'audit' is the verdict on the products, 'several' those of runs "
+        "that differ",
     ),
 }
-# Of every coordinate: its dimension, its unit, empty for a text, and what it is.
+# Coordinates: dimension, unit (empty for a text) and meaning of each.
 COORDINATES: dict[str, tuple[str, str, str]] = {
     "series": ("series", "", "name of the series of checkpoints in the manifest"),
     "label": ("series", "", "what figures call the series"),
@@ -95,20 +102,21 @@ COORDINATES: dict[str, tuple[str, str, str]] = {
     "eigenvalue": ("eigenvalue", "1", "rank of the eigenvalue, from 0"),
     "ritz": ("ritz", "1", "index of the node in its quadrature"),
 }
-_DIGESTS = "SHA-256 digest of the pairs of the batch"
+_DIGESTS = "SHA-256 digest of the samples of the batch"
 
 
-def to_dataset(tables: Sequence[SpectraTable], plan: Plan, *, path: Path) -> "Dataset":
-    """The spectra of whole models, with the dimensions (series, epoch, batch, eigenvalue, ritz).
+def to_dataset(tables: Sequence[SpectraTable], plan: StoreContents, *, path: Path) -> "Dataset":
+    """Build the dataset of the spectra of whole models.
 
-    What was not measured is NaN, so every number is a float64; texts are empty there. `VARIABLES`, `CHECKPOINTS`,
-    `COORDINATES` and `batch_sha256` are all that it holds; each has the attributes `long_name` and, for numbers, `units`. The
-    dataset has the protocol (JSON), digests and the version of landscape as attributes. Spectra of modules are no part of it:
-    see `SpectrumStore.modules`.
+    Its dimensions are (series, epoch, batch, eigenvalue, ritz). What was not measured is NaN, so
+    every number is a float64; texts are empty there. The dataset holds `VARIABLES`, `CHECKPOINTS`,
+    `COORDINATES` and `batch_sha256`, and nothing else. Each has the attributes `long_name` and, for
+    numbers, `units`. The dataset has the protocol (JSON), digests and the version of landscape as
+    attributes. Spectra of modules are not part of it: see `SpectrumStore.modules`.
 
     Args:
-        tables: One per checkpoint, in the order of the plan.
-        path: Of the store, for messages.
+        tables: One table per checkpoint, in the order of the plan.
+        path: Path of the store, for messages.
 
     Raises:
         MissingDependencyError: If xarray is not installed.
@@ -124,11 +132,12 @@ def to_dataset(tables: Sequence[SpectraTable], plan: Plan, *, path: Path) -> "Da
         raise StoreError(f"{path}: it holds no eigenvalues yet. Run `landscape spectra` first.")
     coordinates = _coordinates(tables)
     sizes = {name: len(values) for name, values in coordinates.items()}
+    own_unit = unit_of(tables[0].settings)
     variables = {
         name: (
             ("series", "epoch", *dims),
             _filled(name, dims, tables, coordinates, sizes),
-            {"units": unit, "long_name": meaning},
+            {"units": own_unit if unit == UNIT else unit, "long_name": meaning},
         )
         for name, (dims, unit, meaning) in VARIABLES.items()
     }
@@ -162,7 +171,7 @@ def _filled(
     coordinates: dict[str, Any],
     sizes: dict[str, int],
 ) -> np.ndarray:
-    """A column of all tables in one array, NaN where a table has no such entry."""
+    """Gather a column of all tables, NaN where missing."""
     whole = np.full([sizes[dim] for dim in ("series", "epoch", *dims)], np.nan)
     for table in tables:
         column = np.asarray(getattr(table, name), dtype=np.float64)
@@ -195,7 +204,7 @@ def _digests(
 def _of_checkpoints(
     tables: Sequence[SpectraTable], coordinates: dict[str, Any], sizes: dict[str, int]
 ) -> dict[str, Any]:
-    """Facts with one value per checkpoint."""
+    """Build the variables with one value per checkpoint."""
     dims = ("series", "epoch")
     variables = {}
     for name, (unit, meaning) in CHECKPOINTS.items():
@@ -220,7 +229,7 @@ def _of_checkpoints(
 
 
 def _of_series(tables: Sequence[SpectraTable]) -> dict[str, Any]:
-    """Coordinates along the series: what figures call them, and their models."""
+    """Build the coordinates along the series: labels and models."""
     of = {table.series: table for table in tables}
     return {name: [getattr(table, name) for table in of.values()] for name in ("label", "model")}
 
@@ -229,7 +238,7 @@ def _attributes_of(unit: str, meaning: str) -> dict[str, str]:
     return {"long_name": meaning, **({"units": unit} if unit else {})}
 
 
-def _attributes(plan: Plan) -> dict[str, Any]:
+def _attributes(plan: StoreContents) -> dict[str, Any]:
     return {
         "protocol": canonical_json(plan.protocol),
         "protocol_sha256": plan.protocol_sha256,

@@ -1,20 +1,22 @@
 """Depthwise convolution whose second derivatives cost about two gradients.
 
-PyTorch differentiates a grouped convolution twice by a loop over the groups: on a CPU a Hessian-vector product
-through a depthwise layer of 128 to 384 channels costs 9 to 25 gradients. (With one group it is as fast as here.)
-The trilinear form
+PyTorch differentiates a grouped convolution twice by a loop over the groups: on a CPU a
+Hessian-vector product through a depthwise layer of 128 to 384 channels costs 9 to 25 gradients.
+(With one group it is as fast as here.) The trilinear form
 
     f(x, w, g) = <convolve(x, w), g>
 
-has three partial gradients (the output, the input's gradient, the weight's gradient), each of them bilinear and
-each differentiable in terms of the other two. Written as three functions that call each other, the set is closed:
-every order of derivative, forward and reverse, runs on PyTorch's fast first-order kernels.
+has three partial gradients (the output, the input's gradient, the weight's gradient). Each of them
+is bilinear, and its derivatives are the other two. Written as three functions that call each other,
+the set is closed: every order of derivative, forward and reverse, runs on PyTorch's fast
+first-order kernels.
 
-Shapes: b = pictures, c = input channels, o = output channels, s = spatial sizes (one or two of them).
+Shapes: b = pictures, c = input channels, o = output channels, s = spatial sizes (one or two of
+them).
 """
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,20 +29,26 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Geometry:
-    """What fixes a convolution besides its arrays; `input_size` and `weight_size` are needed to go backwards."""
+    """The settings of a convolution besides its arrays.
+
+    Its backward pass also needs the sizes of input and weight.
+    """
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     groups: int
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         zeros, ones = [0] * len(self.stride), [1] * len(self.stride)
         return _aten.convolution(
             x, weight, bias, self.stride, self.padding, ones, False, zeros, self.groups
         )
 
     def backward(self, grad: Tensor, x: Tensor, weight: Tensor, *, wanted: int) -> Tensor:
-        """The gradient for x (wanted=0) or for weight (wanted=1); the unwanted array only lends its shape."""
+        """Compute the gradient for x (wanted=0) or for weight (wanted=1).
+
+        Only the shape of the other array is used.
+        """
         zeros, ones = [0] * len(self.stride), [1] * len(self.stride)
         mask = [wanted == 0, wanted == 1, False]
         return _aten.convolution_backward(
@@ -48,13 +56,16 @@ class _Geometry:
         )[wanted]
 
 
-def _sum(*terms: Optional[Tensor]) -> Optional[Tensor]:
+def _sum(*terms: Tensor | None) -> Tensor | None:
     present = [term for term in terms if term is not None]
     return sum(present[1:], present[0]) if present else None
 
 
 class _Bilinear(torch.autograd.Function):
-    """What the three functions share: both arrays are kept, the geometry and one shape ride along."""
+    """The common part of the three functions.
+
+    It saves both arrays for derivatives, with the geometry and a shape.
+    """
 
     generate_vmap_rule = True
 
@@ -66,14 +77,16 @@ class _Bilinear(torch.autograd.Function):
 
 
 class _Output(_Bilinear):
-    """(x, w) -> y."""
+    """The convolution (x, w) -> y."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, geometry: _Geometry) -> Tensor:
         return geometry.forward(x, weight)
 
+    # y is linear in x and in w, so <y, grad> = f(x, w, grad): its gradients are the other two
+    # functions.
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (geometry,) = ctx.saved_tensors, ctx.rest
         for_x = (
             _InputGradient.apply(grad, weight, geometry, x.shape[1:])
@@ -88,7 +101,7 @@ class _Output(_Bilinear):
         return for_x, for_weight, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Optional[Tensor], dweight: Optional[Tensor], _: None) -> Optional[Tensor]:
+    def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, _: None) -> Tensor | None:
         with forward_rule(ctx) as (x, weight):
             return _sum(
                 None if dx is None else _Output.apply(dx, weight, *ctx.rest),
@@ -97,14 +110,14 @@ class _Output(_Bilinear):
 
 
 class _InputGradient(_Bilinear):
-    """(g, w) -> the gradient for x, of shape (b, *size)."""
+    """The gradient for x: (g, w) -> array of shape (b, *size)."""
 
     @staticmethod
     def forward(grad: Tensor, weight: Tensor, geometry: _Geometry, size: tuple[int, ...]) -> Tensor:
         return geometry.backward(grad, grad.new_empty((grad.shape[0], *size)), weight, wanted=0)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         (grad, weight), (geometry, _) = ctx.saved_tensors, ctx.rest
         for_grad = _Output.apply(cotangent, weight, geometry) if ctx.needs_input_grad[0] else None
         for_weight = (
@@ -115,9 +128,7 @@ class _InputGradient(_Bilinear):
         return for_grad, for_weight, None, None
 
     @staticmethod
-    def jvp(
-        ctx: Any, dgrad: Optional[Tensor], dweight: Optional[Tensor], *_: None
-    ) -> Optional[Tensor]:
+    def jvp(ctx: Any, dgrad: Tensor | None, dweight: Tensor | None, *_: None) -> Tensor | None:
         with forward_rule(ctx) as (grad, weight):
             return _sum(
                 None if dgrad is None else _InputGradient.apply(dgrad, weight, *ctx.rest),
@@ -126,14 +137,14 @@ class _InputGradient(_Bilinear):
 
 
 class _WeightGradient(_Bilinear):
-    """(x, g) -> the gradient for the weight, of shape `size`."""
+    """The gradient for the weight: (x, g) -> array of shape `size`."""
 
     @staticmethod
     def forward(x: Tensor, grad: Tensor, geometry: _Geometry, size: tuple[int, ...]) -> Tensor:
         return geometry.backward(grad, x, x.new_empty(size), wanted=1)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         (x, grad), (geometry, _) = ctx.saved_tensors, ctx.rest
         for_x = (
             _InputGradient.apply(grad, cotangent, geometry, x.shape[1:])
@@ -144,7 +155,7 @@ class _WeightGradient(_Bilinear):
         return for_x, for_grad, None, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Optional[Tensor], dgrad: Optional[Tensor], *_: None) -> Optional[Tensor]:
+    def jvp(ctx: Any, dx: Tensor | None, dgrad: Tensor | None, *_: None) -> Tensor | None:
         with forward_rule(ctx) as (x, grad):
             return _sum(
                 None if dx is None else _WeightGradient.apply(dx, grad, *ctx.rest),
@@ -153,22 +164,26 @@ class _WeightGradient(_Bilinear):
 
 
 def _casts(kind: str) -> bool:
-    """Whether autocast is on for a kind of device; there are kinds that it does not know, such as meta."""
+    """Tell whether autocast is on for a kind of device.
+
+    False for kinds that autocast does not know, such as meta.
+    """
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def convolve(
     x: Float[Tensor, "b c *s"],
     weight: Float[Tensor, "o cg *k"],
-    bias: Optional[Float[Tensor, " o"]] = None,
+    bias: Float[Tensor, " o"] | None = None,
     *,
     stride: tuple[int, ...],
     padding: tuple[int, ...],
     groups: int = 1,
 ) -> Float[Tensor, "b o *t"]:
-    """Cross-correlate as `torch.nn.functional.conv2d` does (no dilation), differentiable to any order in both modes.
+    """Cross-correlate as `torch.nn.functional.conv2d` does, without dilation.
 
-    Under autocast the arrays are cast as PyTorch casts those of its own convolutions.
+    Differentiable to any order in reverse and forward mode. Under autocast the arrays are cast as
+    PyTorch casts those of its own convolutions.
     """
     kind = x.device.type
     if _casts(kind):
@@ -179,10 +194,12 @@ def convolve(
 
 
 class DepthwiseConv1d(nn.Conv1d):
-    """One filter per channel along a sequence; names and initialisation of `torch.nn.Conv1d`, unpadded.
+    """A filter per channel along a sequence, unpadded.
 
-    Written as a sum over the few taps: its derivatives are elementwise operations and sums, which a compiler fuses with their
-    neighbours. PyTorch's gradient for the filters of a short sequence costs several times its value.
+    Names and initialisation are those of `torch.nn.Conv1d`. It is written as a sum over the few
+    taps: its derivatives are elementwise operations and sums, which a compiler fuses with their
+    neighbours. PyTorch's gradient for the filters of a short sequence costs several times its
+    value.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
@@ -191,7 +208,7 @@ class DepthwiseConv1d(nn.Conv1d):
     def forward(self, x: Float[Tensor, "b c l"]) -> Float[Tensor, "b c t"]:
         assert self.bias is not None
         if _casts(x.device.type) or x.dtype.itemsize < torch.float32.itemsize:
-            # Which sums in float32 and rounds once.
+            # `convolve` sums in float32 and rounds once.
             return convolve(
                 x, self.weight, self.bias, stride=(1,), padding=(0,), groups=self.groups
             )
@@ -204,7 +221,10 @@ class DepthwiseConv1d(nn.Conv1d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """One filter per channel on a grid of the same size; names and initialisation of `torch.nn.Conv2d`."""
+    """A filter per channel on a grid; the grid keeps its size.
+
+    Names and initialisation are those of `torch.nn.Conv2d`.
+    """
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = True) -> None:
         super().__init__(

@@ -1,18 +1,19 @@
-"""Simba: an image encoder of four stages of one-directional Mamba blocks and convolutional feed-forward networks.
+"""Simba: an image encoder of Mamba blocks and convolutional feed-forward networks.
 
-Follows Patro & Agneeswaran 2024 (SiMBA, arXiv 2403.15360) in the three sizes that CLIP-Mamba (arXiv 2404.19394)
-trained: channels are mixed by a feed-forward network, not by EinFFT. Names and shapes of the state dict are those
-of the published checkpoints, with `num_classes=0`.
+It has four stages; the Mamba blocks scan in one direction. Follows Patro & Agneeswaran 2024 (SiMBA,
+arXiv 2403.15360) in the three sizes that CLIP-Mamba (arXiv 2404.19394) trained: channels are mixed
+by a feed-forward network, not by EinFFT. Names and shapes of the state dict are those of the
+published checkpoints, with `num_classes=0`.
 
 The stem holds batch norms: its curvature is that of one batch only in eval mode.
 
-Shapes: b = pictures, c = channels of a stage, d = channels of its scan, h, w = grid of tokens, l = h w tokens,
-n = states per channel.
+Shapes: b = pictures, c = channels of a stage, d = channels of its scan, h, w = grid of tokens, l =
+h w tokens, n = states per channel.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,12 +28,14 @@ from landscape.towers.state_space import checkpointed, initial_A_log, state_spac
 
 
 class Mamba(nn.Module):
-    """The gated selective state-space layer of Gu & Dao 2023 (arXiv 2312.00752), along one direction.
+    """The gated selective state-space layer, along one direction.
 
     Args:
         dim: Channels c; the scan has d = 2 c.
-        num_states: n; 64 in the published sizes.
+        num_states: States n per channel; 64 in the published sizes.
         window: Length of the causal convolution, 4 there.
+
+    Source: Gu & Dao 2023 (arXiv 2312.00752).
     """
 
     def __init__(self, dim: int, *, num_states: int, window: int = 4) -> None:
@@ -62,7 +65,7 @@ class Mamba(nn.Module):
 
 
 class NormedMamba(nn.Module):
-    """LayerNorm, then Mamba along the tokens, row by row where they form a grid."""
+    """LayerNorm, then Mamba along the tokens; a grid is read row by row."""
 
     def __init__(self, dim: int, *, num_states: int) -> None:
         super().__init__()
@@ -75,7 +78,10 @@ class NormedMamba(nn.Module):
 
 
 class DWConv(nn.Module):
-    """A depthwise 3 x 3 convolution; a module of its own because the published names have this level."""
+    """A depthwise 3 x 3 convolution.
+
+    It is a module of its own because the published names have this level.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -86,7 +92,7 @@ class DWConv(nn.Module):
 
 
 class ConvolutionalMlp(nn.Module):
-    """Linear, depthwise convolution on the grid, GELU, Linear."""
+    """The feed-forward network: Linear, depthwise convolution on the grid, GELU, Linear."""
 
     def __init__(self, dim: int, *, hidden: int) -> None:
         super().__init__()
@@ -99,7 +105,7 @@ class ConvolutionalMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + Mamba(LN x), then x + FFN(LN x), each branch under stochastic depth."""
+    """A block: x + Mamba(LN x), then x + FFN(LN x), each branch under stochastic depth."""
 
     def __init__(self, dim: int, *, mlp_ratio: int, num_states: int, drop_path: float) -> None:
         super().__init__()
@@ -114,7 +120,10 @@ class Block(nn.Module):
 
 
 class ClassBlock(nn.Module):
-    """The same two branches for the class token alone: a sequence of length one, so nothing is mixed here."""
+    """The same two branches for the class token alone.
+
+    It is a sequence of length one, so nothing is mixed here.
+    """
 
     def __init__(self, dim: int, *, mlp_ratio: int, num_states: int) -> None:
         super().__init__()
@@ -128,9 +137,12 @@ class ClassBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A convolution that halves the grid, then LayerNorm; the first one follows a stem that halves it before."""
+    """A convolution that halves the grid, then LayerNorm.
 
-    def __init__(self, in_chans: int, dim: int, *, stem: Optional[int] = None) -> None:
+    In the first stage it follows a stem, which halves the grid too.
+    """
+
+    def __init__(self, in_chans: int, dim: int, *, stem: int | None = None) -> None:
         super().__init__()
         self.conv = nn.Identity() if stem is None else _stem(in_chans, stem)
         self.proj = nn.Conv2d(stem or in_chans, dim, 3, stride=2, padding=1)
@@ -151,21 +163,24 @@ def _stem(in_chans: int, hidden: int) -> nn.Sequential:
 
 
 class Simba(nn.Module):
-    """The tower.
+    """The Simba image encoder.
 
     Args:
         stem: Channels of the stem.
-        dims: Channels of the four stages; the grid of stage i has 1 / (4 * 2**i) of the picture's side.
-        depths: Blocks of the stages.
+        dims: Channels of the four stages; the grid of stage i has 1 / (4 * 2**i) of the picture's
+            side.
+        depths: Numbers of blocks of the stages.
         mlp_ratios: Width of the stages' feed-forward networks, as a multiple of `dims`.
         num_states: See `Mamba`.
-        img_size: Accepted, as timm's callers pass it, and not needed: the tower takes any picture size.
+        img_size: Accepted, as timm's callers pass it, and not needed: the tower takes any picture
+            size.
         in_chans: Channels of a picture.
         num_classes: Width of the head; 0 gives the features.
-        global_pool: "avg": the class block refines the mean of the tokens; or "" for the map (b, c, h, w) of the
-            last stage, neither pooled nor normalised.
+        global_pool: "avg": the class block refines the mean of the tokens; or "" for the map (b, c,
+            h, w) of the last stage, neither pooled nor normalised.
         drop_rate: Dropout before the head.
-        drop_path_rate: Stochastic depth of the last block; linear from 0 over all blocks, none in the class block.
+        drop_path_rate: Stochastic depth of the last block; linear from 0 over all blocks, none in
+            the class block.
     """
 
     def __init__(
@@ -234,7 +249,8 @@ class Simba(nn.Module):
         token = x.mean((1, 2))[:, None]
         for block in self.post_network:
             token = block(token)
-        # The last stage has no norm of its own: its number names the norm of the class token.
+        # The last stage has no norm of its own: the norm with its number is that of the class
+        # token.
         x = getattr(self, f"norm{self.num_stages}")(token)[:, 0]
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.head(x)
@@ -245,7 +261,7 @@ class Simba(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
             self._set_global_pool(global_pool)
         self.num_classes = num_classes
@@ -253,11 +269,14 @@ class Simba(nn.Module):
         _initialise(self.head)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory; numbers and derivatives of every order stay the same. Off unless asked for."""
+        """Switch gradient checkpointing, which takes time to save memory.
+
+        Numbers and derivatives of every order stay the same. It is off by default.
+        """
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's layer groups, used by `open_clip`'s tower locking."""
+        """Return timm's layer groups, which `open_clip`'s tower locking uses."""
         blocks = [
             (r"^patch_embed(\d+)", (-1,)),
             (r"^block(\d+)\.(\d+)", None),
@@ -268,10 +287,13 @@ class Simba(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """The published start: it reaches every Linear, those inside Mamba too, so that all step sizes begin at log 2.
+    """Initialise a module as in the published code.
 
-    Linear: truncated normal of width 0.02, bias 0. Conv2d: normal of variance 2 / (k * k * out / groups), bias 0.
-    Conv1d, the norms, A_log and D keep the start of their own modules.
+    It reaches every Linear, also inside Mamba, so all step sizes begin at log 2.
+
+    Linear: truncated normal with standard deviation 0.02, bias 0. Conv2d: normal of variance 2 / (k
+    * k * out / groups), bias 0. Conv1d, the norms, A_log and D keep the initialisation of their own
+    modules.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -318,41 +340,50 @@ def _build(
 
 @register_model
 def simba_s(pretrained: bool = False, **kwargs: Any) -> Simba:
-    """25,693,088 parameters without a head."""
+    """Build Simba-S: 25,693,088 parameters without a head."""
     defaults = dict(stem=32, dims=(64, 128, 320, 448), depths=(3, 4, 6, 3), drop_path_rate=0.1)
     return _build("simba_s", pretrained, defaults, kwargs)
 
 
 @register_model
 def simba_b(pretrained: bool = False, **kwargs: Any) -> Simba:
-    """39,183,744 parameters without a head."""
+    """Build Simba-B: 39,183,744 parameters without a head."""
     defaults = dict(stem=64, dims=(64, 128, 320, 512), depths=(3, 4, 12, 3), drop_path_rate=0.1)
     return _build("simba_b", pretrained, defaults, kwargs)
 
 
 @register_model
 def simba_l(pretrained: bool = False, **kwargs: Any) -> Simba:
-    """65,736,512 parameters without a head."""
+    """Build Simba-L: 65,736,512 parameters without a head."""
     defaults = dict(stem=64, dims=(96, 192, 384, 512), depths=(3, 6, 18, 3), drop_path_rate=0.3)
     return _build("simba_l", pretrained, defaults, kwargs)
 
 
 @register_model
 def simba_tiny_64(pretrained: bool = False, **kwargs: Any) -> Simba:
-    """For pictures of 64 pixels on a CPU; 0.10 M parameters. 16 states instead of 64: a quarter of the scan's work."""
+    """Build a tower for 64-pixel pictures on a CPU: 0.10 M parameters.
+
+    It has 16 states instead of 64, which is a quarter of the scan's work.
+    """
     defaults = dict(stem=8, dims=(8, 16, 24, 40), depths=(1, 1, 1, 1), num_states=16)
     return _build("simba_tiny_64", pretrained, defaults, kwargs)
 
 
 @register_model
 def simba_small_64(pretrained: bool = False, **kwargs: Any) -> Simba:
-    """For pictures of 64 pixels on a CPU; 0.25 M parameters and 16 states."""
+    """Build a tower for 64-pixel pictures on a CPU: 0.25 M parameters.
+
+    It has 16 states.
+    """
     defaults = dict(stem=8, dims=(12, 24, 40, 64), depths=(1, 1, 2, 1), num_states=16)
     return _build("simba_small_64", pretrained, defaults, kwargs)
 
 
 @register_model
 def simba_medium_64(pretrained: bool = False, **kwargs: Any) -> Simba:
-    """For pictures of 64 pixels on a CPU; 1.7 M parameters and 16 states."""
+    """Build a tower for 64-pixel pictures on a CPU: 1.7 M parameters.
+
+    It has 16 states.
+    """
     defaults = dict(stem=16, dims=(24, 48, 112, 144), depths=(1, 1, 3, 2), num_states=16)
     return _build("simba_medium_64", pretrained, defaults, kwargs)

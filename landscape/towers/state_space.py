@@ -1,7 +1,7 @@
-"""What the two Mamba towers share: the state-space layer's arithmetic and gradient checkpointing.
+"""The state-space arithmetic and the gradient checkpointing of both Mamba towers.
 
-Shapes: b = pictures, d = channels of the scan, n = states per channel, l = tokens, g = groups of channels that
-share B and C.
+Shapes: b = pictures, d = channels of the scan, n = states per channel, l = tokens, g = groups of
+channels that share B and C.
 """
 
 from typing import cast
@@ -16,7 +16,10 @@ from landscape import kernels
 
 
 def initial_A_log(num_channels: int, num_states: int) -> Float[Tensor, "d n"]:
-    """log(1..n) for every channel: A = -exp(A_log) = -1..-n, the real S4D start (Gu et al. 2022, arXiv 2206.11893)."""
+    """Return log(1..n) for every channel.
+
+    So A = -exp(A_log) = -1..-n, the real S4D initialisation (Gu et al. 2022, arXiv 2206.11893).
+    """
     return torch.arange(1, num_states + 1, dtype=torch.float32).log().repeat(num_channels, 1)
 
 
@@ -29,12 +32,14 @@ def state_space(
     D: Float[Tensor, " d"],
     delta_bias: Float[Tensor, " d"],
 ) -> Float[Tensor, "b d l"]:
-    """y_t = C_t . h_t + D u_t with h_t = exp(dt A) h_{t-1} + dt B_t u_t, dt = softplus(delta + bias), A = -exp(A_log).
+    """Run the state-space layer's selective scan along the tokens.
 
-    The result is float32 for half-precision input, as that of the published kernels.
+    y_t = C_t . h_t + D u_t with h_t = exp(dt A) h_{t-1} + dt B_t u_t, dt = softplus(delta + bias),
+    A = -exp(A_log). The result is float32 for half-precision input, as in the published kernels.
     """
-    # Looked up at every call, so that an experiment can put another scan in its place.
+    # Looked up at every call, so that an experiment can replace the scan.
     scan = kernels.selective_scan
+    # A < 0 whatever A_log is, so every factor exp(dt A) is below 1 and states decay.
     A = -torch.exp(_at_least_float32(A_log))
     return cast(
         Tensor,
@@ -47,10 +52,11 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    """Run `block`, keep only its input, and compute it again when a derivative is asked for.
+    """Run `block`, keep only its input, and recompute it for derivatives.
 
-    Non-reentrant, because the reentrant kind drops second derivatives. The parameters travel as arguments: a
-    block run inside `functional_call` would be computed again after the call, with the module's own values.
+    It is non-reentrant, because reentrant checkpointing drops second derivatives. The parameters
+    are passed as arguments: a block run inside `functional_call` would otherwise be recomputed
+    after the call, with the module's own values.
     """
     named = dict(block.named_parameters())
 

@@ -1,15 +1,16 @@
-"""VMamba: an image encoder whose mixing layer scans the grid of patches in four directions.
+"""VMamba: an image encoder that scans the grid of patches in four directions.
 
-Follows Liu et al. 2024 (arXiv 2401.10166) in the three sizes that CLIP-Mamba (arXiv 2404.19394) trained; names
-and shapes of the state dict are those of its published checkpoints, with `num_classes=0`.
+Follows Liu et al. 2024 (arXiv 2401.10166) in the three sizes that CLIP-Mamba (arXiv 2404.19394)
+trained; names and shapes of the state dict are those of its published checkpoints, with
+`num_classes=0`.
 
-Shapes: b = pictures, c = channels of a stage, d = channels of its scan, h, w = grid of patches, l = h w tokens,
-r = rank of the step-size projection, n = states per channel.
+Shapes: b = pictures, c = channels of a stage, d = channels of its scan, h, w = grid of patches, l =
+h w tokens, r = rank of the step-size projection, n = states per channel.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,7 +25,10 @@ from landscape.towers.state_space import checkpointed, initial_A_log, state_spac
 
 
 class Permute(nn.Module):
-    """Reorder the axes; a module because it has a place in the numbering of the published state dicts."""
+    """A module that reorders the axes.
+
+    It is a module because the published state dicts number it among their modules.
+    """
 
     def __init__(self, *axes: int) -> None:
         super().__init__()
@@ -35,7 +39,10 @@ class Permute(nn.Module):
 
 
 def scan_order(x: Float[Tensor, "b 4 c h w"]) -> Float[Tensor, "b 4 c l"]:
-    """Read array k of four in its own order: by rows, by columns, and each of the two from its end."""
+    """Read each of four arrays in its own order.
+
+    The orders are by rows, by columns, and each of the two from its end.
+    """
     rows, columns, rows_back, columns_back = x.unbind(1)
     forth = torch.stack([rows.flatten(2), columns.transpose(2, 3).flatten(2)], 1)
     back = torch.stack([rows_back.flatten(2), columns_back.transpose(2, 3).flatten(2)], 1)
@@ -43,7 +50,10 @@ def scan_order(x: Float[Tensor, "b 4 c h w"]) -> Float[Tensor, "b 4 c l"]:
 
 
 def merge_orders(y: Float[Tensor, "b 4 d l"], size: tuple[int, int]) -> Float[Tensor, "b d h w"]:
-    """Put each of the four sequences back on the grid and add them: the transpose of `scan_order` as a linear map."""
+    """Add the four sequences, each put back on the grid.
+
+    As a linear map it is the transpose of `scan_order`.
+    """
     height, width = size
     both = y[:, :2] + y[:, 2:].flip(-1)
     rows, columns = both.unbind(1)
@@ -57,8 +67,9 @@ class SS2D(nn.Module):
 
     Args:
         dim: Channels c of the stage.
-        gated: Multiply the result by silu(z), z a second half of the input projection (T220 does; S and B do not).
-        num_states: n; 1 in all published sizes.
+        gated: Multiply the result by silu(z), z a second half of the input projection (T220 does; S
+            and B do not).
+        num_states: States n per channel; 1 in all published sizes.
         expand: d / c; 2 in all published sizes.
     """
 
@@ -80,7 +91,10 @@ class SS2D(nn.Module):
 
     @torch.no_grad()
     def _initialise_projections(self) -> None:
-        """Steps softplus(bias) log-uniform in 0.001..0.1, at least 1e-4 (Gu & Dao 2023, arXiv 2312.00752)."""
+        """Initialise the projections; step sizes are log-uniform in 0.001..0.1.
+
+        Step sizes are softplus(bias), at least 1e-4 (Gu & Dao 2023, arXiv 2312.00752).
+        """
         rank, inner = self.sizes[0], self.Ds.numel() // 4
         self.x_proj_weight.uniform_(-(inner**-0.5), inner**-0.5)
         self.dt_projs_weight.uniform_(-(rank**-0.5), rank**-0.5)
@@ -90,6 +104,7 @@ class SS2D(nn.Module):
             .exp()
             .clamp_min(1e-4)
         )
+        # The inverse of softplus: bias = log(e^step - 1) = step + log(1 - e^-step).
         self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
@@ -102,9 +117,13 @@ class SS2D(nn.Module):
         return self.out_proj(y * F.silu(z) if self.gated else y)
 
     def scan(self, x: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """Scan the grid in four directions, each with its own parameters, and add the results."""
+        """Scan the grid in four directions and add the results.
+
+        Each direction has its own parameters.
+        """
         size = (x.shape[2], x.shape[3])
-        # The projections come before the reordering: one product for four directions, and few channels to move.
+        # Project before reordering: a single matrix product for four directions, and few channels
+        # to move.
         projected = torch.matmul(self.x_proj_weight.flatten(0, 1), x.flatten(2))
         parts = scan_order(projected.unflatten(1, (4, -1)).unflatten(-1, size))
         steps, B, C = parts.split(self.sizes, dim=2)
@@ -123,7 +142,7 @@ class SS2D(nn.Module):
 
 
 class VSSBlock(nn.Module):
-    """x + SS2D(LN x), then x + MLP(LN x), each branch under stochastic depth."""
+    """A block: x + SS2D(LN x), then x + MLP(LN x), each branch under stochastic depth."""
 
     def __init__(self, dim: int, *, gated: bool, num_states: int, drop_path: float) -> None:
         super().__init__()
@@ -139,11 +158,14 @@ class VSSBlock(nn.Module):
 
 
 class VSSStage(nn.Module):
-    """Blocks on one grid, then (but for the last stage) a convolution to the next, coarser one."""
+    """Blocks on one grid, then a convolution to the next, coarser grid.
+
+    The last stage has no such convolution.
+    """
 
     grad_checkpointing: bool
 
-    def __init__(self, blocks: Sequence[VSSBlock], *, dim: int, next_dim: Optional[int]) -> None:
+    def __init__(self, blocks: Sequence[VSSBlock], *, dim: int, next_dim: int | None) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.blocks = nn.Sequential(*blocks)
@@ -165,7 +187,10 @@ class VSSStage(nn.Module):
 
 
 class Classifier(nn.Module):
-    """LayerNorm, mean over the grid, and a linear head; with `num_classes=0` the normalised mean itself."""
+    """LayerNorm, mean over the grid, and a linear head.
+
+    With `num_classes=0` the result is the normalised mean itself.
+    """
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -174,14 +199,15 @@ class Classifier(nn.Module):
 
 
 class VMamba(nn.Module):
-    """The tower.
+    """The VMamba image encoder.
 
     Args:
         dims: Channels of the stages; the grid of stage i has 1 / (4 * 2**i) of the picture's side.
-        depths: Blocks of the stages.
+        depths: Numbers of blocks of the stages.
         gated: See `SS2D`.
         num_states: See `SS2D`.
-        img_size: Accepted, as timm's callers pass it, and not needed: the tower takes any picture size.
+        img_size: Accepted, as timm's callers pass it, and not needed: the tower takes any picture
+            size.
         in_chans: Channels of a picture.
         num_classes: Width of the head; 0 gives the features.
         global_pool: "avg", or "" for the map (b, c, h, w) of the last stage.
@@ -252,7 +278,7 @@ class VMamba(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.classifier.head
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
             self._set_global_pool(global_pool)
         self.num_classes = num_classes
@@ -262,12 +288,15 @@ class VMamba(nn.Module):
         _initialise_linear(self.classifier.head)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory; numbers and derivatives of every order stay the same. Off unless asked for."""
+        """Switch gradient checkpointing, which takes time to save memory.
+
+        Numbers and derivatives of every order stay the same. It is off by default.
+        """
         for stage in self.layers:
             setattr(stage, "grad_checkpointing", enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's layer groups, used by `open_clip`'s tower locking."""
+        """Return timm's layer groups, which `open_clip`'s tower locking uses."""
         blocks = [
             (r"^layers\.(\d+)\.blocks\.(\d+)", None),
             (r"^layers\.(\d+)\.downsample", (99998,)),
@@ -277,7 +306,10 @@ class VMamba(nn.Module):
 
 
 def _patch_embed(in_chans: int, dim: int) -> nn.Sequential:
-    """Two convolutions of stride 2, each normalised: a grid of a quarter of the picture's side."""
+    """Build two normalised convolutions of stride 2.
+
+    The grid has a quarter of the picture's side.
+    """
     return nn.Sequential(
         nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1),
         Permute(0, 2, 3, 1),
@@ -291,7 +323,10 @@ def _patch_embed(in_chans: int, dim: int) -> nn.Sequential:
 
 
 def _initialise_linear(module: nn.Module) -> None:
-    """Truncated normal of width 0.02, zero bias; convolutions and norms keep PyTorch's start."""
+    """Initialise a Linear: truncated normal of width 0.02, zero bias.
+
+    Convolutions and norms keep PyTorch's initialisation.
+    """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -330,21 +365,24 @@ def _build(
 
 @register_model
 def vmamba_t220(pretrained: bool = False, **kwargs: Any) -> VMamba:
-    """31,715,904 parameters without a head ("T(0220)" in VMamba's own tables)."""
+    """Build VMamba-T(0220): 31,715,904 parameters without a head.
+
+    The name is that of VMamba's own tables.
+    """
     defaults = dict(dims=(96, 192, 384, 768), depths=(2, 2, 4, 2), gated=True, drop_path_rate=0.2)
     return _build("vmamba_t220", pretrained, defaults, kwargs)
 
 
 @register_model
 def vmamba_s(pretrained: bool = False, **kwargs: Any) -> VMamba:
-    """49,378,752 parameters without a head."""
+    """Build VMamba-S: 49,378,752 parameters without a head."""
     defaults = dict(dims=(96, 192, 384, 768), depths=(2, 2, 15, 2), gated=False, drop_path_rate=0.3)
     return _build("vmamba_s", pretrained, defaults, kwargs)
 
 
 @register_model
 def vmamba_b(pretrained: bool = False, **kwargs: Any) -> VMamba:
-    """87,532,800 parameters without a head."""
+    """Build VMamba-B: 87,532,800 parameters without a head."""
     defaults = dict(
         dims=(128, 256, 512, 1024), depths=(2, 2, 15, 2), gated=False, drop_path_rate=0.6
     )
@@ -353,20 +391,20 @@ def vmamba_b(pretrained: bool = False, **kwargs: Any) -> VMamba:
 
 @register_model
 def vmamba_tiny_64(pretrained: bool = False, **kwargs: Any) -> VMamba:
-    """For pictures of 64 pixels on a CPU; 0.10 M parameters."""
+    """Build a tower for 64-pixel pictures on a CPU: 0.10 M parameters."""
     defaults = dict(dims=(8, 16, 32, 60), depths=(1, 1, 1, 1), gated=False)
     return _build("vmamba_tiny_64", pretrained, defaults, kwargs)
 
 
 @register_model
 def vmamba_small_64(pretrained: bool = False, **kwargs: Any) -> VMamba:
-    """For pictures of 64 pixels on a CPU; 0.26 M parameters."""
+    """Build a tower for 64-pixel pictures on a CPU: 0.26 M parameters."""
     defaults = dict(dims=(12, 24, 48, 96), depths=(1, 1, 2, 1), gated=False)
     return _build("vmamba_small_64", pretrained, defaults, kwargs)
 
 
 @register_model
 def vmamba_medium_64(pretrained: bool = False, **kwargs: Any) -> VMamba:
-    """For pictures of 64 pixels on a CPU; 1.7 M parameters."""
+    """Build a tower for 64-pixel pictures on a CPU: 1.7 M parameters."""
     defaults = dict(dims=(32, 64, 128, 160), depths=(1, 1, 3, 2), gated=False)
     return _build("vmamba_medium_64", pretrained, defaults, kwargs)

@@ -1,4 +1,7 @@
-"""Processes that calculate, and handing units of work to them. Knows nothing of Hessians; imports no torch."""
+"""Worker processes, and the dispatch of units of work to them.
+
+Knows nothing of Hessians; imports no torch.
+"""
 
 from landscape.workers.child import ChildProcess
 from landscape.workers.dispatch import Done, Lost, call_all, dispatch

@@ -1,6 +1,7 @@
-"""Jobs on this machine, for trying a cluster file out without a queue.
+"""Jobs on this machine, to try out a cluster file without a queue.
 
-dask_jobqueue's own LocalJob starts only scripts of one line, and stops its worker when nobody reads what it prints.
+The LocalJob of dask_jobqueue starts only scripts of one line. It also stops its worker when nobody
+reads what the worker prints.
 """
 
 import os
@@ -34,7 +35,7 @@ class BashJob(LocalJob):
         if process is not None:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
-            # Its processes have ended by themselves.
+            # The processes of the job have already ended.
             except ProcessLookupError:
                 pass
             process.wait()

@@ -1,11 +1,15 @@
-"""One calculating child process: calls over pipes, and its death as an exception of exactly one call.
+"""A child process that runs calls sent over pipes.
 
-Started as a program of its own, not by multiprocessing: nothing of the parent's main module is imported, so that scripts
-without a `__main__` guard, notebooks, scripts from standard input and torchrun work. The child has a session of its own, so that
-Ctrl-C in the terminal reaches the parent alone, and ends with the parent, however that ends (landscape.workers.serve).
+If the child dies, exactly one call raises an exception.
 
-What the child prints, on either stream, is shown on the parent's standard error line by line; a line that some child of this
-process has printed before is not shown again, so that N workers give a warning once.
+The child is started as a program of its own, not by multiprocessing. Nothing of the parent's main
+module is imported, so scripts without a `__main__` guard, notebooks, scripts from standard input
+and torchrun work. The child has its own session, so Ctrl-C in the terminal reaches only the parent.
+The child ends with the parent, however that ends (landscape.workers.serve).
+
+What the child prints, on either stream, is shown line by line on the parent's standard error. A
+line that any child of this process has already printed is not shown again, so N workers give a
+warning once.
 """
 
 import os
@@ -25,25 +29,27 @@ from typing import IO, Any
 from landscape.errors import WorkerDied, WorkerError
 from landscape.workers.messages import receive, send, unpack
 
-# With which torchrun tells a process that it is one of several; a child is none of them.
+# Variables by which torchrun tells a process that it is one of several. A child is not one of them.
 _RANK_VARIABLES = frozenset(
     ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT")
     + ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE")
 )
 _RANK_PREFIX = "TORCHELASTIC_"
-# Processes in a row that are killed before they can calculate, after which no other is started.
+# Number of consecutive processes killed before they can calculate, after which none is started.
 _MAX_START_DEATHS = 3
-# Lines that are remembered as shown.
+# Lines that are remembered as already shown.
 _MAX_LINES = 10_000
 _LONGEST_LINE = 1 << 16
-# Seconds to wait for the last words of a process that has ended.
+# Seconds to wait for the last output of a process that has ended.
 _A_MOMENT = 1.0
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class ChildProcess:
-    """A process that calculates one call after the other; started by the first call, and again after it died.
+    """A child process that runs one call after another.
+
+    The first call starts it; the next call after its death starts it again.
 
     Args:
         name: What messages call it, such as "worker 2".
@@ -66,7 +72,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
-        """Number of the process; None before the first call and after a death."""
+        """Return the process number; None while no process runs."""
         process = self._process
         return None if process is None else process.popen.pid
 
@@ -87,7 +93,10 @@ class ChildProcess:
         return result
 
     def submit_pickled(self, call: bytes) -> "Future[bytes]":
-        """Queue a pickled pair (function, arguments); the result is for landscape.workers.messages.unpack."""
+        """Queue a pickled pair (function, arguments).
+
+        The result is for landscape.workers.messages.unpack.
+        """
         answer: Future[bytes] = Future()
         with self._lock:
             if self._closed:
@@ -99,7 +108,7 @@ class ChildProcess:
         return answer
 
     def close(self) -> None:
-        """End the process at once; calls that wait are cancelled."""
+        """End the process at once; cancel calls that wait."""
         with self._lock:
             self._closed = True
             process = self._process
@@ -124,12 +133,12 @@ class ChildProcess:
                 continue
             try:
                 answer = self._ask(content)
-            # The thread goes on, whatever happens to one call.
+            # The thread continues, whatever happens to a call.
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(answer)
-            # A result may be large, and the next call far away.
+            # A result may be large, and the next call may come much later: free the memory now.
             del call, future, content
             answer = b""
         if self._process is not None:
@@ -147,7 +156,7 @@ class ChildProcess:
             words = process.last_words()
             if self._closed:
                 raise WorkerError(f"{self.name} was closed.")
-            # One that died before it began with this call, which another can do as well.
+            # If the process died before it began this call, another process can run the call.
             if begun:
                 break
         raise WorkerDied(f"{self.name} {words}")
@@ -156,12 +165,14 @@ class ChildProcess:
         with self._lock:
             if self._closed:
                 raise WorkerError(f"{self.name} was closed.")
-            process = self._process = _Process.start(self.name, _environment(self._environment))
+            process = self._process = _Process.start(
+                self.name, environment_of_child(self._environment)
+            )
         if process.ask(pickle.dumps((sys.path, self._num_threads))) is None:
             self._process = None
             words = process.last_words()
             self._start_deaths += 1
-            # A process that is killed by a signal may have better luck next time.
+            # A process that was killed by a signal may start the next time.
             if (
                 process.popen.returncode < 0
                 and self._start_deaths < _MAX_START_DEATHS
@@ -175,7 +186,7 @@ class ChildProcess:
 
 @dataclass
 class _Process:
-    """A running child: the ends of its pipes, and what it printed last."""
+    """A running child: its pipes, and the last line that it printed."""
 
     popen: "subprocess.Popen[bytes]"
     requests: int
@@ -220,7 +231,10 @@ class _Process:
         return cls(popen, to_child, from_child, keep, _Lines(popen.stdout))
 
     def ask(self, content: bytes) -> bytes | None:
-        """Send a message and wait for the first that comes back; None if the process ended instead."""
+        """Send a message and return the first reply.
+
+        None if the process ended instead.
+        """
         try:
             send(self.requests, content)
         except BrokenPipeError:
@@ -228,7 +242,7 @@ class _Process:
         return self.receive()
 
     def receive(self) -> bytes | None:
-        """Wait for a message; None if the process ended instead."""
+        """Wait for a message; return None if the process ended."""
         return receive(self.answers, lambda: self.popen.poll() is None)
 
     def end(self) -> None:
@@ -237,14 +251,14 @@ class _Process:
             _kill_group(self.popen.pid)
 
     def last_words(self) -> str:
-        """Clean up after the process has ended, and say how it did."""
+        """Clean up after a process has ended; describe how."""
         try:
             self.popen.wait(_A_MOMENT)
-        # It closed its pipes and lives.
+        # The process has closed its pipes and still runs.
         except subprocess.TimeoutExpired:
             self.end()
         status = self.popen.wait()
-        # Processes that it started, such as those that load pictures.
+        # Also kill processes that it started, such as those that load pictures.
         _kill_group(self.popen.pid)
         for descriptor in (self.requests, self.answers, self.life):
             os.close(descriptor)
@@ -258,7 +272,10 @@ class _Process:
 
 
 class _Lines:
-    """A thread that shows what a child prints, each line once, and keeps the last line."""
+    """A thread that shows each line of a child's output once.
+
+    It keeps the last line.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -296,18 +313,18 @@ def _is_new(line: str) -> bool:
 def _show(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
-    # The parent's standard error is closed, or a pipe that nobody reads.
+    # The parent's standard error is closed, or is a pipe that nobody reads.
     except (OSError, ValueError):
         pass
 
 
-def _environment(own: Mapping[str, str]) -> dict[str, str]:
+def environment_of_child(own: Mapping[str, str]) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
         if name not in _RANK_VARIABLES and not name.startswith(_RANK_PREFIX)
     }
-    # The folder of this very package comes first: the child must run the code that its parent runs.
+    # The folder of this package comes first: the child must run the same code as its parent.
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return inherited | {"PYTHONPATH": path} | dict(own)
@@ -337,7 +354,7 @@ def _forward(answer: "Future[bytes]", result: "Future[Any]") -> None:
     elif result.set_running_or_notify_cancel():
         try:
             value = unpack(answer.result())
-        # What the call raised, or what unpickling its result did.
+        # Raised by the call, or by unpickling its result.
         except Exception as error:
             result.set_exception(error)
         else:

@@ -1,19 +1,20 @@
-"""Cluster files: YAML with the queue, the number of workers, and the keyword arguments of dask_jobqueue's class for that queue.
+"""Cluster files: YAML settings of the jobs of a queue.
 
-cluster: slurm        # or pbs, sge, lsf, htcondor, oar, moab, local
-workers: 16
-cores: 4
-memory: 30GB
-walltime: "04:00:00"
-job_extra_directives: ["--gres=gpu:1"]
+A file names the queue, the number of workers, and the keyword arguments of dask_jobqueue's class
+for that queue:
+
+    cluster: slurm        # or pbs, sge, lsf, htcondor, oar, moab, local
+    workers: 16
+    cores: 4
+    memory: 30GB
+    walltime: "04:00:00"
+    job_extra_directives: ["--gres=gpu:1"]
 """
 
-import difflib
 import importlib
 import inspect
 import signal
 import threading
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from typing import Any
 import yaml
 
 from landscape.errors import WorkerError
+from landscape.suggestions import did_you_mean
 
 # Names of the classes in dask_jobqueue, without "Cluster".
 CLUSTERS = {
@@ -36,7 +38,7 @@ CLUSTERS = {
 }
 _OWN_KEYS = ("cluster", "workers")
 _REQUIRED = ("cluster", "workers", "cores", "memory")
-# Arguments that are ours to give, or that are no data.
+# Arguments that this package sets, or whose values YAML cannot hold.
 _NOT_FOR_FILES = frozenset(
     (
         "self",
@@ -60,7 +62,7 @@ _NOT_FOR_FILES = frozenset(
         "config_name",
     )
 )
-# The constructors say nothing of types; of the keys that are not listed here anything is taken.
+# The constructors declare no types. A key that is not listed here takes a value of any type.
 _TEXTS = (
     *(
         "queue",
@@ -96,7 +98,7 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """What a cluster file says.
+    """The content of a cluster file.
 
     Attributes:
         kind: Name of the queue, one of CLUSTERS.
@@ -119,44 +121,45 @@ def read_cluster_file(path: Path) -> ClusterSettings:
     content = _load(path)
     kind = content.get("cluster")
     if kind not in CLUSTERS:
-        problem = (
-            "'cluster' is missing"
-            if kind is None
-            else f"cluster: {kind!r}{_nearest(str(kind), CLUSTERS)} is not known"
-        )
+        problem = "'cluster' is missing" if kind is None else f"cluster: {kind!r} is not known"
         raise WorkerError(
-            f"{path}: {problem}: expected one of {', '.join(CLUSTERS)}, the queue that starts the workers."
+            f"{path}: {problem}: expected one of {', '.join(CLUSTERS)}, the queue that starts the "
+            f"workers.{did_you_mean(str(kind), CLUSTERS)}"
         )
     keys = {*_OWN_KEYS, *keys_of(kind)}
     for key, value in content.items():
         if key not in keys:
             raise WorkerError(
-                f"{path}: unknown key {key!r}{_nearest(str(key), keys)}; dask_jobqueue's {CLUSTERS[kind]}Cluster takes "
-                f"{', '.join(sorted(keys))}."
+                f"{path}: unknown key {key!r}; dask_jobqueue's {CLUSTERS[kind]}Cluster takes "
+                f"{', '.join(sorted(keys))}.{did_you_mean(str(key), keys)}"
             )
         _check_type(path, key, value)
     for key in _REQUIRED:
         if key not in content:
             raise WorkerError(
-                f"{path}: '{key}' is missing: {kind} jobs need it. Add a line such as `{key}: {_example(key)}`."
+                f"{path}: '{key}' is missing: {kind} jobs need it. Add a line such as `{key}: "
+                f"{_example(key)}`."
             )
     options = {key: value for key, value in content.items() if key not in _OWN_KEYS}
     return ClusterSettings(kind, content["workers"], options)
 
 
 def import_dask_jobqueue() -> ModuleType:
-    """Import dask_jobqueue, and keep the handler of Ctrl-C, which its import replaces by one that exits with status 0.
+    """Import dask_jobqueue and keep the present handler of Ctrl-C.
+
+    The import replaces that handler by one that exits with status 0.
 
     Raises:
-        ImportError: If it is not installed.
-        WorkerError: If another thread than the main one imports it first, which it does not allow.
+        ImportError: If dask_jobqueue is not installed.
+        WorkerError: If a thread other than the main one imports it first, which it does not allow.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module("dask_jobqueue")
     except ValueError as error:
         raise WorkerError(
-            f"cluster: dask_jobqueue must be imported by the main thread ({error}); import it there."
+            f"cluster: dask_jobqueue must be imported by the main thread ({error}); import it "
+            "there."
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread() and handler is not None:
@@ -174,7 +177,10 @@ def cluster_class(kind: str) -> Any:
 
 
 def keys_of(kind: str) -> set[str]:
-    """Name the keyword arguments that dask_jobqueue takes for this queue, from the signatures of its constructors."""
+    """Return the keyword arguments that dask_jobqueue takes for this queue.
+
+    They come from the signatures of its constructors.
+    """
     cluster = cluster_class(kind)
     constructors = [
         base.__init__
@@ -200,7 +206,8 @@ def _load(path: Path) -> dict[Any, Any]:
         ) from error
     if not isinstance(content, dict):
         raise WorkerError(
-            f"{path}: {type(content).__name__}, but a mapping with the keys 'cluster' and 'workers' is needed."
+            f"{path}: {type(content).__name__}, but a mapping with the keys 'cluster' and "
+            "'workers' is needed."
         )
     return content
 
@@ -227,8 +234,3 @@ def _example(key: str) -> str:
     }
     default = "4" if key in _NUMBERS else '["--gres=gpu:1"]' if key in _LISTS else '"name"'
     return examples.get(key, default)
-
-
-def _nearest(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""

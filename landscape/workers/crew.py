@@ -1,4 +1,8 @@
-"""Who calculates: this process, several of this machine, those of a cluster, or an executor of the caller's."""
+"""Where a run calculates: which pool of workers it uses, and how many workers.
+
+A pool is this process, several processes of this machine, those of a cluster, or an executor of the
+caller's.
+"""
 
 import os
 from concurrent.futures import Executor
@@ -14,9 +18,11 @@ from landscape.terminal import duration_text, size_text
 from landscape.workers.dask_pool import connect_scheduler, start_cluster
 from landscape.workers.pools import ExecutorPool, InlinePool, LocalPool, Pool
 
-# Seconds of work below which more processes do not pay: each takes about 5 s to load torch, the model and the data.
+# Seconds of work below which more processes are no faster: each takes about 5 s to load torch,
+# the model and the data.
 _SMALL_JOB = 60.0
-# Bytes that a process takes before it has a model, with torch and open_clip loaded: 0.4 to 0.5 GiB were seen.
+# Bytes that a process takes before it has a model, with torch and open_clip loaded. Measured: 0.4
+# to 0.5 GiB.
 _EMPTY_PROCESS = 2**29
 
 
@@ -25,11 +31,13 @@ class WorkerSettings:
     """Where a run calculates; by default in this process.
 
     Args:
-        num_workers: Processes of this machine; None for as many as its free cores, its memory and the job allow.
-        scheduler: Address of a running scheduler of Dask, such as tcp://10.0.0.1:8786, or its scheduler file.
+        num_workers: Processes of this machine; None for as many as its free cores, its memory and
+            the job allow.
+        scheduler: Address of a running scheduler of Dask, such as tcp://10.0.0.1:8786, or its
+            scheduler file.
         cluster: A YAML file that says what jobs a queue is asked for; see docs/cluster.md.
         executor: Any executor of concurrent.futures; its processes must see the same files.
-        largest_unit: Items that a worker is given at most at a time.
+        largest_unit: Largest number of items given to a worker at a time.
     """
 
     num_workers: int | None = 1
@@ -40,17 +48,21 @@ class WorkerSettings:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether workers are no processes of this machine that the run starts itself."""
+        """Tell whether workers are started by something other than this run.
+
+        Such workers belong to an executor, a scheduler or a cluster.
+        """
         return self.executor is not None or self.scheduler is not None or self.cluster is not None
 
     def check(self, chained: str | None) -> None:
-        """Refuse what does not go together.
+        """Refuse settings that exclude each other.
 
         Args:
             chained: An option for which items must be measured one after the other.
 
         Raises:
-            LandscapeError: If two places are named, or several workers for items that depend on each other.
+            LandscapeError: If two places are named, or several workers for items that depend on
+                each other.
         """
         named = {
             "--scheduler": self.scheduler,
@@ -62,7 +74,8 @@ class WorkerSettings:
             places.insert(0, "--workers")
         if len(places) > 1:
             raise LandscapeError(
-                f"{places[0]} and {places[1]}: a run calculates in one place; leave one of them out."
+                f"{places[0]} and {places[1]}: a run calculates in one place; leave one of them "
+                "out."
             )
         if self.num_workers is not None and self.num_workers < 1:
             raise LandscapeError(
@@ -70,16 +83,16 @@ class WorkerSettings:
             )
         if chained is not None and places:
             raise LandscapeError(
-                f"{chained}: every batch starts from the one before, so one process measures them all. Leave {chained} or "
-                f"{places[0]} out."
+                f"{chained}: every batch starts from the one before, so one process measures them "
+                f"all. Leave {chained} or {places[0]} out."
             )
 
 
 class Crew:
-    """The workers of a run. A context manager.
+    """The workers of a run, as a context manager.
 
     Attributes:
-        said: What was chosen, and why; lines for people.
+        said: Messages on what was chosen, and why.
         num_sharing: Workers that share the memory of this machine.
         free_memory: Bytes that were free when the run began.
     """
@@ -98,7 +111,7 @@ class Crew:
         self._pool: Pool | None = None
 
     def limit(self, num_items: int) -> None:
-        """Say how many items there are: more workers than that are none.
+        """Set the number of items, an upper limit of workers.
 
         Raises:
             MemoryLimitError: If not even empty processes fit in memory.
@@ -109,8 +122,9 @@ class Crew:
         fitting = max(1, self.free_memory // _EMPTY_PROCESS)
         if self.num_sharing > fitting:
             raise MemoryLimitError(
-                f"--workers {self.num_sharing}: a process takes {size_text(_EMPTY_PROCESS)} before it has a model, and "
-                f"{size_text(self.free_memory)} are free. Ask for at most {fitting}."
+                f"--workers {self.num_sharing}: a process takes {size_text(_EMPTY_PROCESS)} before "
+                f"it has a model, and {size_text(self.free_memory)} are free. Ask for at most "
+                f"{fitting}."
             )
 
     def __enter__(self) -> Self:
@@ -118,7 +132,7 @@ class Crew:
 
     @property
     def pool(self) -> Pool:
-        """The workers, started when they are first asked for."""
+        """Return the workers, starting them on first use."""
         if self._pool is None:
             self._use(self._first_pool())
         assert self._pool is not None
@@ -130,7 +144,10 @@ class Crew:
 
     @property
     def cores_each(self) -> int | None:
-        """Cores among which a worker chooses its number of threads; None where that is chosen."""
+        """Return the cores among which a worker chooses threads.
+
+        None where the number of threads is already chosen.
+        """
         if self.settings.is_elsewhere or threads.chosen() is not None:
             return None
         own = self.num_sharing == 1 and not threads.is_automatic()
@@ -141,13 +158,14 @@ class Crew:
 
     @property
     def is_remote(self) -> bool:
-        """Whether items are measured by other processes."""
+        """Tell whether items are measured by other processes."""
         return not isinstance(self.pool, InlinePool)
 
     def share(self) -> tuple[int, int | None]:
-        """Workers that divide one limit of memory, and the bytes to divide where the user gave no limit.
+        """Return how many workers share a memory limit, and its bytes.
 
-        On GPUs each worker looks how much is free on its own.
+        The bytes are those to divide where the user gave no limit. On GPUs each worker checks on
+        its own how much is free.
         """
         if self._gpus:
             return -(-self.num_sharing // len(self._gpus)), None
@@ -155,7 +173,10 @@ class Crew:
 
     @property
     def threads_elsewhere(self) -> int | None:
-        """Threads of torch that a worker begins with; None where it is this process, which has its number."""
+        """Return the number of torch threads of a new worker.
+
+        None where the worker is this process, whose number is already set.
+        """
         return threads.chosen() or 1 if self.is_remote else None
 
     def _first_pool(self) -> Pool:
@@ -180,30 +201,34 @@ class Crew:
     def settle(
         self, *, seconds: float, memory: int, num_gpus: int = 0, most_sharing: int | None = None
     ) -> None:
-        """Decide on the number of workers, now that it is known what the work takes.
+        """Choose the number of workers from measured costs.
 
         Args:
-            seconds: Of all items together, in one process.
+            seconds: Duration of all items together, in one process.
             memory: Bytes that a process takes.
-            num_gpus: That it sees; 0 where it calculates elsewhere.
-            most_sharing: Processes among which the limits of memory can be divided; None for any number.
+            num_gpus: Number of GPUs that this process sees; 0 where it calculates elsewhere.
+            most_sharing: Processes among which the memory limits can be divided; None for any
+                number.
 
         Raises:
-            MemoryLimitError: If as many as were asked for do not fit in memory.
+            MemoryLimitError: If the requested number of workers does not fit in memory.
         """
         fitting = max(1, self.free_memory // max(1, memory))
         if self._automatic:
             self._choose(seconds, memory, fitting, num_gpus, most_sharing)
         elif self.num_sharing > fitting:
             raise MemoryLimitError(
-                f"--workers {self.num_sharing}: each takes {size_text(memory)}, and {size_text(self.free_memory)} are "
-                f"free. Ask for at most {fitting}."
+                f"--workers {self.num_sharing}: each takes {size_text(memory)}, and "
+                f"{size_text(self.free_memory)} are free. Ask for at most {fitting}."
             )
 
     def _choose(
         self, seconds: float, memory: int, fitting: int, num_gpus: int, most_sharing: int | None
     ) -> None:
-        """Start as many workers as pay."""
+        """Start the number of workers that the limits allow.
+
+        A short job gets no more workers.
+        """
         if seconds < _SMALL_JOB:
             return
         free, each = threads.free_cores(), threads.chosen() or 1
@@ -221,16 +246,18 @@ class Crew:
             there = f"{num_gpus} GPU{'s are' if num_gpus > 1 else ' is'} there"
             limits = {there: num_gpus, f"{self.num_items} items are left": self.num_items}
         reason, number = min(limits.items(), key=lambda limit: limit[1])
-        self.said.append(
-            f"{number} worker{'s' if number > 1 else ''}: {reason}, about {duration_text(seconds)} of work."
-        )
+        takes = f"about {duration_text(seconds)} of work, as measured now"
+        self.said.append(f"{number} worker{'s' if number > 1 else ''}: {reason}, {takes}.")
         if number > 1:
             self.num_sharing = number
             self._use(self._local_pool())
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that processes of this one see, as CUDA_VISIBLE_DEVICES names them; found without loading torch."""
+    """List the GPUs that child processes see, without loading torch.
+
+    Names are those of CUDA_VISIBLE_DEVICES.
+    """
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name for name in listed.split(",") if name.strip() not in ("", "-1")]
@@ -238,7 +265,10 @@ def visible_gpus() -> list[str]:
 
 
 def _environments(gpus: list[str], num_workers: int) -> list[dict[str, str]] | None:
-    """Variables that give each worker one GPU, in turn; None where there is none."""
+    """Build variables that assign GPUs to workers in turn.
+
+    None if there is no GPU.
+    """
     if not gpus:
         return None
     return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(num_workers)]

@@ -1,11 +1,13 @@
-"""Pools over Dask: a scheduler that runs already, or jobs of a queue that dask_jobqueue starts.
+"""Pools of Dask workers: of a running scheduler, or jobs of a queue.
 
-The coordinator hands out units and retries them; Dask carries them. Each worker calculates in one child process
-(landscape.workers.dask_side), and joins the pool when its versions equal ours.
+The coordinator hands out units and retries them; Dask transports them. Jobs are started by
+dask_jobqueue. Each worker calculates in a child process (landscape.workers.dask_side), and joins
+the pool when its versions equal those of this process.
 
-A call is bound to its worker. When that has gone, the call that it was calculating raises WorkerDied and those that waited are
-cancelled, so that the coordinator knows whom to blame. Dask's own way, `allow_other_workers`, blames all of them, and leaves
-calls lying for good whose worker was the last one, though others join (distributed 2026.8).
+A call is bound to its worker. When the worker has gone, the call that it was calculating raises
+WorkerDied and those that waited are cancelled, so the coordinator knows which call to retry as a
+failure. Dask's own mechanism, `allow_other_workers`, counts the death against all of them. It also
+leaves calls pending for good whose worker was the last, even when others join (distributed 2026.8).
 """
 
 import asyncio
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from landscape.errors import MissingDependencyError, WorkerDied, WorkerError
@@ -35,18 +38,20 @@ from landscape.workers.pools import _Closing
 if TYPE_CHECKING:
     from distributed import Client
 
-# Seconds: to wait for a scheduler, between looks at its workers, between requests for workers that have gone, and for farewells.
+# Seconds: to wait for a scheduler, between queries of its workers, between requests for workers
+# that have gone, and to close connections.
 _CONNECT_TIMEOUT = 8.0
 _INTERVAL = 0.5
-# Times in a row that the scheduler does not answer, after which it counts as gone.
+# Consecutive queries without an answer after which the scheduler counts as gone.
 _MAX_MISSES = 3
 _RENEWAL_INTERVAL = 20.0
 _FAREWELL = 5.0
-# Messages with each worker that a scheduler keeps for its developers; 1000 if nobody says.
+# Log messages per worker that a scheduler keeps; Dask's default is 1000.
 _LOG_LENGTH = 50
-# Seconds of a unit: much longer than what Dask takes for it, and short against a job's time.
+# Seconds of a unit: much longer than Dask's overhead, and short beside the time limit of a job.
 _UNIT_SECONDS = 60.0
-# An expression, so that a worker can evaluate it whatever it has installed; it imports nothing heavy.
+# An expression, so that a worker can evaluate it whatever it has installed. It imports nothing
+# heavy.
 _VERSIONS = """{
     "Python": "%d.%d" % __import__("sys").version_info[:2],
     "landscape": __import__("landscape").__version__
@@ -61,7 +66,8 @@ class DaskPool(_Closing):
 
     Args:
         client: Connected to the scheduler; the pool closes it.
-        cluster: What has started the scheduler and is closed with the pool, if we did.
+        cluster: The object that started the scheduler and is closed with the pool; None if another
+            process started it.
         num_workers: Workers to ask the cluster for, again when some have gone.
         num_threads: Threads of torch in each worker's child.
     """
@@ -72,8 +78,6 @@ class DaskPool(_Closing):
     def __init__(
         self, client: "Client", *, cluster: Any = None, num_workers: int = 0, num_threads: int = 1
     ) -> None:
-        from landscape.workers.dask_side import EndWithWorker
-
         self._client = client
         self._cluster = cluster
         self._num_workers = num_workers
@@ -87,23 +91,23 @@ class DaskPool(_Closing):
         self._pending: dict[asyncio.Task[Any], str] = {}
         self._blamed: set[asyncio.Task[Any]] = set()
         self._versions = eval(_VERSIONS)
-        # A scheduler without bokeh has an address and nothing to show there.
+        # A scheduler without bokeh has an address, but shows nothing there.
         self.dashboard: str | None = (find_spec("bokeh") and client.dashboard_link) or None
-        client.register_plugin(EndWithWorker(is_ours=cluster is not None))
+        client.register_plugin(_dask_side().EndWithWorker(is_ours=cluster is not None))
         # Dask's loop, which runs in a thread of its own.
         self._loop: asyncio.AbstractEventLoop = getattr(client.loop, "asyncio_loop")
         self._watcher = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
     @property
     def waiting(self) -> bool:
-        """Whether no worker is there now, so that calculations wait until one joins."""
+        """Tell whether calculations wait for a worker."""
         return not self._workers
 
     def workers(self) -> tuple[str, ...]:
-        """Addresses of the workers that are there and have our versions.
+        """Return the addresses of the connected workers with matching versions.
 
         Raises:
-            WorkerError: If one has others, or the scheduler has gone.
+            WorkerError: If a worker has other versions, or the scheduler has gone.
         """
         if self._problem is not None:
             raise self._problem
@@ -118,11 +122,11 @@ class DaskPool(_Closing):
         return asyncio.run_coroutine_threadsafe(self._calculate(key, worker, call), self._loop)
 
     def close(self) -> None:
-        """Let go of the workers, and end them if we have started them."""
+        """Release the workers; end them if this process has started them."""
         self._watcher.cancel()
         try:
             asyncio.run_coroutine_threadsafe(self._leave(), self._loop).result(_FAREWELL)
-        # A scheduler or worker that has gone needs no farewell; one that hangs gets none.
+        # A scheduler or worker that has gone, or that hangs, cannot be closed in order.
         except Exception:
             pass
         for part in (self._client, self._cluster):
@@ -132,9 +136,7 @@ class DaskPool(_Closing):
     async def _calculate(self, key: str, worker: str, call: bytes) -> Any:
         from distributed import CancelledError, KilledWorker
 
-        from landscape.workers.dask_side import calculate
-
-        # The scheduler is going: `_watch` finds out and says so.
+        # The scheduler is ending: `_watch` detects that and sets the error.
         if self._client.status != "running":
             await asyncio.sleep(_INTERVAL)
             raise asyncio.CancelledError
@@ -142,13 +144,14 @@ class DaskPool(_Closing):
         assert task is not None
         self._pending[task] = worker
         future = self._client.submit(
-            calculate, self._num_threads, call, key=key, workers=[worker], pure=False
+            _dask_side().calculate, self._num_threads, call, key=key, workers=[worker], pure=False
         )
         try:
             return unpack(await future._result())
         except KilledWorker as error:
             raise WorkerDied(f"worker {worker} died again and again with the same work") from error
-        # The scheduler has forgotten it, or has gone: it has cost nothing. Sent again at once, it would come back at once.
+        # The scheduler has dropped the call, or has gone: no work was lost. Sent again at once, the
+        # call would come back at once, so wait.
         except CancelledError:
             await asyncio.sleep(_INTERVAL)
             raise asyncio.CancelledError from None
@@ -159,16 +162,16 @@ class DaskPool(_Closing):
         finally:
             self._pending.pop(task, None)
             self._blamed.discard(task)
-            # The last reference: the scheduler and the workers forget the call.
+            # This was the last reference: the scheduler and the workers now drop the call.
             future.release()
 
     async def _leave(self) -> None:
-        from landscape.workers.dask_side import close_child
-
         for task in tuple(self._pending):
             task.cancel()
         if self._cluster is None and self._workers:
-            await self._client._run(close_child, workers=list(self._workers), on_error="ignore")
+            await self._client._run(
+                _dask_side().close_child, workers=list(self._workers), on_error="ignore"
+            )
 
     async def _watch(self) -> None:
         known: set[str] = set()
@@ -181,7 +184,7 @@ class DaskPool(_Closing):
                 self._give_up_calls_of_gone(there)
                 self._renew()
                 misses = 0
-            # A scheduler that is busy may miss once; nothing may end this watch in silence.
+            # A busy scheduler may fail to answer once. No error may end this loop in silence.
             except Exception:
                 misses += 1
                 if misses >= _MAX_MISSES or self._client.status != "running":
@@ -189,13 +192,13 @@ class DaskPool(_Closing):
             await asyncio.sleep(_INTERVAL)
 
     async def _accept(self, joining: list[str]) -> set[str]:
-        """Return the workers whose versions equal ours; note the first that differs."""
+        """Return the workers with matching versions; record the first mismatch."""
         if not joining:
             return set()
         answers = await self._client._run(eval, _VERSIONS, workers=joining, on_error="return")
         accepted = set()
         for address, versions in answers.items():
-            # It has gone meanwhile, or is too busy: asked again.
+            # The worker has gone meanwhile, or is too busy: it is asked again.
             if isinstance(versions, OSError):
                 continue
             if versions == self._versions:
@@ -208,25 +211,28 @@ class DaskPool(_Closing):
         gone: set[str] = set()
         for task, worker in tuple(self._pending.items()):
             if worker not in there:
-                # The first is what it calculated, the others waited.
+                # The worker was calculating the first of its calls; the others waited.
                 if worker not in gone:
                     self._blamed.add(task)
                 gone.add(worker)
                 task.cancel()
 
     def _renew(self) -> None:
-        """Ask the queue again for workers that have gone, such as those whose time was over."""
+        """Request workers again in place of those gone.
+
+        A worker goes, for example, at the time limit of its job.
+        """
         if self._cluster is None or len(self._workers) >= self._num_workers:
             self._renewed = time.monotonic()
         elif time.monotonic() - self._renewed > _RENEWAL_INTERVAL:
             self._renewed = time.monotonic()
-            # Submits the jobs that have ended once more.
+            # This submits the jobs that have ended once more.
             self._cluster.scale(self._num_workers)
 
     def _end_without_scheduler(self) -> None:
         self._problem = WorkerError(
-            f"{self._address}: the Dask scheduler has gone, so no worker can be reached. What is done is kept: start it again "
-            "and run the same command."
+            f"{self._address}: the Dask scheduler has gone, so no worker can be reached. What is "
+            "done is kept: start it again and run the same command."
         )
         for task in tuple(self._pending):
             task.cancel()
@@ -235,7 +241,7 @@ class DaskPool(_Closing):
 def connect_scheduler(
     address_or_file: str, *, num_threads: int = 1, timeout: float = _CONNECT_TIMEOUT
 ) -> DaskPool:
-    """Connect to a Dask scheduler that runs already.
+    """Connect to a running Dask scheduler.
 
     Args:
         address_or_file: tcp://host:port, tls://host:port, or the path of a scheduler file.
@@ -243,7 +249,7 @@ def connect_scheduler(
         timeout: Seconds to wait for the scheduler.
 
     Raises:
-        WorkerError: If it is not there.
+        WorkerError: If no scheduler answers.
         MissingDependencyError: If Dask is not installed.
     """
     client_class = _require_dask()
@@ -257,17 +263,20 @@ def connect_scheduler(
         client = client_class(
             address, timeout=max(1.0, deadline - time.monotonic()), set_as_default=False
         )
-    # ValueError: an unknown protocol; ImportError: the scheduler has a Dask that does not understand ours.
+    # ValueError: an unknown protocol; ImportError: the scheduler has a Dask that does not
+    # understand ours.
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise WorkerError(
-            f"{address_or_file}: no Dask scheduler answers at {address} ({_one_line(error)}). Start one with "
-            "`dask scheduler`, or check host and port."
+            f"{address_or_file}: no Dask scheduler answers at {address} ({_one_line(error)}). "
+            "Start one with `dask scheduler`, or check host and port."
         ) from error
     return DaskPool(client, num_threads=num_threads)
 
 
 def start_cluster(path: Path, *, num_threads: int = 1) -> DaskPool:
-    """Start workers as jobs of a queue; closing the pool ends them.
+    """Start workers as jobs of a queue.
+
+    Closing the pool ends them.
 
     Args:
         path: A cluster file (landscape.workers.cluster_file).
@@ -283,19 +292,19 @@ def start_cluster(path: Path, *, num_threads: int = 1) -> DaskPool:
     settings = read_cluster_file(path)
     try:
         with warnings.catch_warnings():
-            # The scheduler's page has another port then.
+            # The scheduler then shows its page on another port.
             warnings.filterwarnings("ignore", message="Port .* is already in use")
-            # The scheduler in this process keeps that many messages for every worker.
+            # The scheduler runs in this process and keeps that many messages for every worker.
             dask.config.set({"distributed.admin.low-level-log-length": _LOG_LENGTH})
             cluster = cluster_class(settings.kind)(**_options(settings, num_threads))
-    # Whatever a wrong value makes of dask_jobqueue's and Dask's constructors.
+    # The constructors of dask_jobqueue and Dask raise errors of many types for a wrong value.
     except Exception as error:
         raise WorkerError(
             f"{path}: {settings.kind} cannot start workers: {_one_line(error)}."
         ) from error
     try:
         cluster.sync(_submit_jobs, cluster, settings.num_workers)
-        # The scheduler is here, so that results need not go through it.
+        # The scheduler runs on this machine, so results need not pass through it.
         client = client_class(
             cluster, timeout=_CONNECT_TIMEOUT, set_as_default=False, direct_to_workers=True
         )
@@ -310,7 +319,10 @@ def start_cluster(path: Path, *, num_threads: int = 1) -> DaskPool:
 
 
 async def _submit_jobs(cluster: Any, num_workers: int) -> None:
-    """Do what `scale` does, and wait until the jobs are submitted, to raise what the queue says."""
+    """Submit jobs as `scale` does, but wait until that is done.
+
+    An error of the queue is then raised here.
+    """
     num_jobs = math.ceil(num_workers / cluster._dummy_job.worker_processes)
     while len(cluster.worker_spec) < num_jobs:
         cluster.worker_spec.update(cluster.new_worker_spec())
@@ -318,7 +330,10 @@ async def _submit_jobs(cluster: Any, num_workers: int) -> None:
 
 
 def _options(settings: ClusterSettings, num_threads: int) -> dict[str, Any]:
-    """Return the file's options, with one worker for each child's threads, and the way to this very package."""
+    """Return the file's options, completed with two defaults.
+
+    A worker for every `num_threads` cores, and a PYTHONPATH that leads to this package.
+    """
     options = dict(settings.options)
     options.setdefault("processes", max(1, options["cores"] // num_threads))
     root = Path(__file__).resolve().parents[2]
@@ -334,28 +349,36 @@ def _options(settings: ClusterSettings, num_threads: int) -> dict[str, Any]:
 def _close(part: Any) -> None:
     try:
         part.close(timeout=_FAREWELL)
-    # What Dask raises where the other side has gone, or jobs never began, is of no use to anybody.
+    # Errors that Dask raises where the other side has gone, or jobs never began, need no action.
     except Exception:
         pass
 
 
+def _dask_side() -> ModuleType:
+    """Import what needs Dask, which is optional."""
+    from landscape.workers import dask_side
+
+    return dask_side
+
+
 def _require_dask() -> "type[Client]":
-    """Return the client to use, once Dask is here and quiet."""
+    """Import Dask, silence its log and return the client class."""
     try:
         import_dask_jobqueue()
-        from landscape.workers.dask_side import QuietClient
+        client_class: type[Client] = _dask_side().QuietClient
     except ImportError as error:
         raise MissingDependencyError(
             f"workers on other machines: {error.name} is needed and not installed. "
             "Run `pip install distributed dask-jobqueue`."
         ) from error
-    # What Dask reports on standard error, such as connections that end, is ours to say on one line.
+    # Dask reports on standard error, for example connections that end. This package reports them
+    # itself, on one line.
     for name in (
         "distributed",
         *(name for name in logging.root.manager.loggerDict if name.startswith("distributed.")),
     ):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    return QuietClient
+    return client_class
 
 
 def _address_in(path: Path, deadline: float) -> str:
@@ -363,7 +386,7 @@ def _address_in(path: Path, deadline: float) -> str:
         try:
             return str(json.loads(path.read_text(encoding="utf-8"))["address"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            # A scheduler that starts at this moment writes it soon.
+            # A scheduler that is starting at this moment writes the file soon.
             if (
                 time.monotonic() < deadline
                 and not path.exists()
@@ -372,8 +395,8 @@ def _address_in(path: Path, deadline: float) -> str:
                 time.sleep(_INTERVAL)
                 continue
             raise WorkerError(
-                f"{path}: no scheduler file ({_one_line(error)}), and no address such as tcp://host:8786. Start one with "
-                f"`dask scheduler --scheduler-file {path}`."
+                f"{path}: no scheduler file ({_one_line(error)}), and no address such as "
+                f"tcp://host:8786. Start one with `dask scheduler --scheduler-file {path}`."
             ) from error
 
 
@@ -386,7 +409,8 @@ def _refusal(address: str, theirs: Any, ours: dict[str, str]) -> WorkerError:
         if theirs[name] != ours[name]
     ]
     return WorkerError(
-        f"worker {address}: {'; '.join(differences)}: numbers could differ. Install the same versions on all machines."
+        f"worker {address}: {'; '.join(differences)}: numbers could differ. Install the same "
+        "versions on all machines."
     )
 
 

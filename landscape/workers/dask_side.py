@@ -1,7 +1,9 @@
-"""What is Dask's own: the client, and what runs inside a worker: one calculating child process, and its end with the worker.
+"""The Dask client, and the code that runs inside a Dask worker.
 
-Dask runs tasks in a thread beside its own, which draw from the global random generator. So the calls go on to a child process, as
-the bytes that came; the worker itself loads no torch, and the death of the child is an exception of one call.
+A Dask worker has a child process for calculations, which ends with the worker. Dask runs tasks in a
+thread beside its own threads, which draw from the global random generator. So calls are passed on
+to a child process, as the bytes that came. The worker itself loads no torch, and the death of the
+child is an exception of one call.
 """
 
 import os
@@ -12,9 +14,10 @@ from distributed import Client, Reschedule, Worker, WorkerPlugin, get_worker
 
 from landscape.workers.child import ChildProcess
 
-# Seconds after which a worker that was told to end and did not is ended.
+# Seconds after which a worker that was told to end and still runs is killed.
 _GRACE = 10.0
-# Seconds without a call after which a child ends: whoever sent them may be gone, and it holds a model.
+# Seconds without a call after which a child ends: the sender may be gone, and the child holds a
+# model.
 _IDLE = 300.0
 
 _lock = threading.Lock()
@@ -26,10 +29,10 @@ _idle: threading.Timer | None = None
 
 
 def calculate(num_threads: int, call: bytes) -> bytes:
-    """Calculate a pickled call in the child of this worker.
+    """Run a pickled call in the child of this worker.
 
     Returns:
-        For landscape.workers.messages.unpack.
+        The answer in bytes, for landscape.workers.messages.unpack.
 
     Raises:
         WorkerDied: If the child ended during the call.
@@ -43,7 +46,7 @@ def calculate(num_threads: int, call: bytes) -> bytes:
 
 
 def _count_call(change: int) -> None:
-    """Count the calls that go on, and let the child end some time after the last of them."""
+    """Count the running calls; end a child without calls later."""
     global _num_calls, _idle
     with _lock:
         _num_calls += change
@@ -65,7 +68,8 @@ def _calculate(num_threads: int, call: bytes) -> bytes:
     child = _child_with(num_threads)
     try:
         return child.submit_pickled(call).result()
-    # Closed by another thread: this worker ends, or another pool wants other threads.
+    # Another thread closed the child: this worker is ending, or another pool needs another number
+    # of threads.
     except BaseException:
         if _ending or child is not _child:
             raise Reschedule() from None
@@ -97,10 +101,13 @@ def _child_with(num_threads: int) -> ChildProcess:
 
 
 class EndWithWorker(WorkerPlugin):
-    """End the child when the worker ends, so that no thread waits for it; and the worker itself if it is ours and hangs.
+    """A plugin that ends the child when the Dask worker ends.
+
+    Otherwise a thread would wait for the child. It also ends the worker itself if that is ours and
+    hangs.
 
     Args:
-        is_ours: Whether this worker's process was started for us alone.
+        is_ours: Whether this worker's process was started for this run alone.
     """
 
     name = "landscape-end-with-worker"
@@ -121,7 +128,8 @@ class EndWithWorker(WorkerPlugin):
 class QuietClient(Client):
     """A client whose calls leave nothing behind in the scheduler.
 
-    Dask's own adds an entry for each call to a list of the scheduler's that is never shortened (distributed 2026.8, Span).
+    For each call, Dask's own client adds an entry to a list of the scheduler that is never
+    shortened (distributed 2026.8, Span).
     """
 
     def _graph_to_futures(self, *args: Any, **options: Any) -> Any:

@@ -1,8 +1,13 @@
-"""Hand units of work to the workers of a pool: small windows, units sized on the way, and retries that blame no innocents.
+"""Dispatch of units of work to the workers of a pool.
 
-A task is what a worker must load, such as a checkpoint; its items are what is calculated with it. A worker keeps getting items
-of the task that it holds. When a worker dies, its unit is tried again whole, then item by item; an item whose worker died each
-time is `Lost`, and every other item has its result.
+Windows are small, the size of a unit follows from measured times, and only the call during which a
+worker died counts as a failure.
+
+A task is what a worker must load, such as a checkpoint. Its items are what is calculated with it. A
+worker keeps getting items of the task that it holds. When a worker dies, its unit is tried again
+whole, then item by item. An item whose worker died each time is `Lost`; every other item has its
+result. The last attempt has its worker to itself: of two calls that a worker held, the first may
+have ended, with its result still on the way, so which one killed the worker is not certain.
 """
 
 import time
@@ -19,15 +24,15 @@ from landscape.workers.pools import Pool
 T = TypeVar("T", bound=Hashable)
 L = TypeVar("L")
 
-# Seconds between two ticks, at most, while nothing ends.
+# Longest time in seconds between two ticks while no call ends.
 _TICK = 0.5
-# Times that a unit is tried whole before its items are tried one by one.
+# Number of times that a unit is tried whole before its items are tried singly.
 _WHOLE_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for the result of an item during which every worker died."""
+    """The result of an item during which every worker died."""
 
     reason: str
 
@@ -57,6 +62,10 @@ class _Unit(Generic[T]):
     items: tuple[int, ...]
     attempt: int = 0
 
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.attempt >= _WHOLE_ATTEMPTS
+
 
 def dispatch(
     tasks: Mapping[T, Sequence[int]],
@@ -67,18 +76,19 @@ def dispatch(
     unit_seconds: float = 0.0,
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[Done[T]]:
-    """Calculate all items of all tasks, and yield each unit as it ends.
+    """Calculate all items; yield each unit as it ends.
 
     Args:
         tasks: Items of each task, in the order in which they are wanted.
         pool: The workers.
-        function: Calculates some items of a task: one result per item. Defined in a module, so that it can be pickled.
-        largest_unit: Items of a unit, at most.
-        unit_seconds: How long a unit should take at least, where that is more than the pool says.
+        function: Calculates some items of a task: one result per item. Defined in a module, so that
+            it can be pickled.
+        largest_unit: Largest number of items of a unit.
+        unit_seconds: Shortest duration of a unit, where that is more than the pool's own value.
         tick: Called at least every second while workers calculate elsewhere.
 
     Raises:
-        Exception: What `function` raised; units that wait are cancelled.
+        Exception: The error that `function` raised; units that wait are cancelled.
     """
     plan = _Plan(tasks, pool, largest_unit, unit_seconds)
     window: _Window[_Unit[T]] = _Window(pool, tick)
@@ -86,10 +96,18 @@ def dispatch(
     try:
         while True:
             for worker in window.free_workers():
-                unit = plan.next_unit(worker)
+                unit = plan.next_unit(worker, is_idle=window.is_idle(worker))
                 if unit is None:
                     break
-                window.submit(worker, unit, _timed, function, unit.task, unit.items)
+                window.submit(
+                    worker,
+                    unit,
+                    _timed,
+                    function,
+                    unit.task,
+                    unit.items,
+                    alone=unit.is_last_attempt,
+                )
             if not window.num_pending and plan.is_done:
                 return
             for worker, unit, future in window.ended():
@@ -113,29 +131,38 @@ def call_all(
     *,
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, Any]]:
-    """Call a function with each tuple of arguments, and yield the index and result of each call as it ends.
+    """Call a function with each tuple of arguments in a pool.
+
+    Yields the index and result of each call as it ends.
 
     Raises:
-        WorkerError: If workers died during one call three times.
-        Exception: What the function raised.
+        WorkerError: If workers died three times during the same call.
+        Exception: The error that the function raised.
     """
     window: _Window[tuple[int, int]] = _Window(pool, tick)
     waiting: deque[tuple[int, int]] = deque((index, 0) for index in range(len(arguments)))
     try:
         while waiting or window.num_pending:
             for worker in window.free_workers():
-                if not waiting:
+                if not waiting or (waiting[0][1] >= _WHOLE_ATTEMPTS and not window.is_idle(worker)):
                     break
                 index, attempt = waiting.popleft()
-                window.submit(worker, (index, attempt), function, *arguments[index])
+                window.submit(
+                    worker,
+                    (index, attempt),
+                    function,
+                    *arguments[index],
+                    alone=attempt >= _WHOLE_ATTEMPTS,
+                )
             for _, (index, attempt), future in window.ended():
                 if future.cancelled():
                     waiting.appendleft((index, attempt))
                 elif isinstance(error := future.exception(), WorkerDied):
                     if attempt >= _WHOLE_ATTEMPTS:
                         raise WorkerError(
-                            f"{error}, for the third time with the same work. Give it more memory, or a queue that does not "
-                            "end its jobs; what is stored stays, and the same command goes on."
+                            f"{error}, for the third time with the same work. Give it more memory, "
+                            "or a queue that does not end its jobs. Results so far are saved; run "
+                            "the same command to resume."
                         ) from error
                     waiting.appendleft((index, attempt + 1))
                 else:
@@ -145,14 +172,17 @@ def call_all(
 
 
 def _take(plan: "_Plan[T]", worker: str, unit: _Unit[T], future: "Future[Any]") -> Done[T] | None:
-    """Turn a future that has ended into what it gives; None if its items are tried again."""
-    # It never began.
+    """Convert a finished future to a finished unit.
+
+    None if its items are tried again.
+    """
+    # The call never began.
     if future.cancelled():
         plan.again(unit)
         return None
     error = future.exception()
     if isinstance(error, WorkerDied):
-        if unit.attempt < _WHOLE_ATTEMPTS:
+        if not unit.is_last_attempt:
             plan.after_death(unit)
             return None
         return Done(unit.task, unit.items, tuple(Lost(str(error)) for _ in unit.items), worker, 0.0)
@@ -173,7 +203,7 @@ def _timed(
 
 
 class _Plan(Generic[T]):
-    """What is left, who holds which task, and how long an item takes."""
+    """The remaining items, each worker's task, and the mean time of an item."""
 
     def __init__(
         self, tasks: Mapping[T, Sequence[int]], pool: Pool, largest_unit: int, unit_seconds: float
@@ -182,7 +212,7 @@ class _Plan(Generic[T]):
         self._pool = pool
         self._largest_unit = largest_unit
         self._unit_seconds = max(pool.unit_seconds, unit_seconds)
-        # Position of the first item that nobody got, for each task that has one.
+        # Position of the first item that no worker has, for each task with such an item.
         self._open = {task: 0 for task, items in tasks.items() if items}
         self._num_left = sum(len(items) for items in tasks.values())
         self._again: deque[_Unit[T]] = deque()
@@ -193,33 +223,40 @@ class _Plan(Generic[T]):
     def is_done(self) -> bool:
         return not self._open and not self._again
 
-    def next_unit(self, worker: str) -> _Unit[T] | None:
-        """Return what this worker should do next; None if nothing is left."""
-        unit = self._next_again(worker) or self._next_new(worker)
+    def next_unit(self, worker: str, *, is_idle: bool) -> _Unit[T] | None:
+        """Return the next unit for a worker, if any; a last attempt only for one that is idle."""
+        unit = self._next_again(worker, is_idle) or self._next_new(worker)
         if unit is not None:
             self._held[worker] = unit.task
         return unit
 
     def again(self, unit: _Unit[T]) -> None:
-        """Send a unit again that has cost nothing."""
+        """Queue a unit again whose call never began.
+
+        This does not count as an attempt.
+        """
         self._again.appendleft(unit)
 
     def after_death(self, unit: _Unit[T]) -> None:
-        """Try a unit again whose worker died: once whole, then in its items."""
+        """Retry a unit whose worker died.
+
+        The unit is tried whole, then item by item.
+        """
         attempt = unit.attempt + 1
         parts = [unit.items] if attempt < _WHOLE_ATTEMPTS else [(item,) for item in unit.items]
         self._again.extend(_Unit(unit.task, items, attempt) for items in parts)
 
     def learn(self, num_items: int, seconds: float) -> None:
-        """Take the time of a unit into the mean of an item."""
+        """Update the mean time of an item."""
         self._num_items += num_items
         self._seconds += seconds
 
-    def _next_again(self, worker: str) -> _Unit[T] | None:
-        if not self._again:
+    def _next_again(self, worker: str, is_idle: bool) -> _Unit[T] | None:
+        units = [unit for unit in self._again if is_idle or not unit.is_last_attempt]
+        if not units:
             return None
         held = self._held.get(worker)
-        unit = next((unit for unit in self._again if unit.task == held), self._again[0])
+        unit = next((unit for unit in units if unit.task == held), units[0])
         self._again.remove(unit)
         return unit
 
@@ -257,19 +294,22 @@ class _Plan(Generic[T]):
             if self._seconds
             else self._largest_unit
         )
-        # Two units for each worker, or as many as an executor holds, so that all of them end at about the same time.
+        # Leave two units for each worker, or as many as an executor holds, so that all workers end
+        # at about the same time.
         places = max(1, len(self._pool.workers())) * max(2, self._pool.window)
         return max(1, min(int(wanted), self._largest_unit, self._num_left // places))
 
 
 class _Window(Generic[L]):
-    """Calls that the workers hold, each with a label, and those that have ended."""
+    """The labelled calls that the workers hold, and those that have ended."""
 
     def __init__(self, pool: Pool, tick: Callable[[], None]) -> None:
         self._pool = pool
         self._tick = tick
         self._pending: dict[int, tuple[str, L, Future[Any]]] = {}
         self._counts: Counter[str] = Counter()
+        # Workers whose call must be their only one.
+        self._alone: set[str] = set()
         self._ended: SimpleQueue[int] = SimpleQueue()
         self._next_number = 0
         self._ticked = time.monotonic()
@@ -279,22 +319,37 @@ class _Window(Generic[L]):
         return len(self._pending)
 
     def free_workers(self) -> Iterator[str]:
-        """Yield a worker for each free place; every worker's first place comes before anybody's second."""
+        """Yield a worker for each free place.
+
+        The first place of every worker comes before the second place of any.
+        """
         for level in range(self._pool.window):
             for worker in self._pool.workers():
-                if self._counts[worker] <= level:
+                if self._counts[worker] <= level and worker not in self._alone:
                     yield worker
 
-    def submit(self, worker: str, label: L, function: Callable[..., Any], *args: Any) -> None:
+    def is_idle(self, worker: str) -> bool:
+        """Tell whether a worker holds no call."""
+        return not self._counts[worker]
+
+    def submit(
+        self, worker: str, label: L, function: Callable[..., Any], *args: Any, alone: bool = False
+    ) -> None:
+        """Submit a call; give its worker no other while it lasts if it is to be alone."""
         future = self._pool.submit(worker, function, *args)
         number = self._next_number
         self._next_number += 1
         self._pending[number] = worker, label, future
         self._counts[worker] += 1
+        if alone:
+            self._alone.add(worker)
         future.add_done_callback(lambda _: self._ended.put(number))
 
     def ended(self) -> Iterator[tuple[str, L, "Future[Any]"]]:
-        """Yield the calls that have ended, or the one that does so soon, or nothing."""
+        """Yield calls that have ended.
+
+        Waits up to one tick for the first.
+        """
         if time.monotonic() - self._ticked >= _TICK:
             self._ticked = time.monotonic()
             self._tick()
@@ -305,6 +360,7 @@ class _Window(Generic[L]):
                 self._counts[worker] -= 1
                 if not self._counts[worker]:
                     del self._counts[worker]
+                self._alone.discard(worker)
                 yield worker, label, future
         except Empty:
             return

@@ -1,4 +1,7 @@
-"""Messages between a process and its child: framed bytes on a pipe, calls and answers pickled."""
+"""Messages between a process and its child.
+
+Bytes on a pipe, with their length in front; calls and answers are pickled.
+"""
 
 import os
 import pickle
@@ -12,7 +15,8 @@ from landscape.errors import LandscapeError
 
 _LENGTH = struct.Struct(">Q")
 _BLOCK = 1 << 20
-# Milliseconds after which a reader asks whether the other process still lives: a process forked from it may hold the pipe open.
+# Milliseconds after which a reader checks that the other process still runs: a process forked from
+# it may hold the pipe open.
 _PATIENCE = 500
 
 
@@ -29,7 +33,10 @@ def send(descriptor: int, content: bytes) -> None:
 
 
 def receive(descriptor: int, is_alive: Callable[[], bool]) -> bytes | None:
-    """Read one message; None where the pipe has ended or its writer is gone."""
+    """Read a message; None at the end of the pipe.
+
+    Also None if the writer is gone.
+    """
     header = _read(descriptor, _LENGTH.size, is_alive)
     return None if header is None else _read(descriptor, _LENGTH.unpack(header)[0], is_alive)
 
@@ -40,7 +47,7 @@ def _read(descriptor: int, size: int, is_alive: Callable[[], bool]) -> bytes | N
     poll.register(descriptor, select.POLLIN)
     content = bytearray()
     while len(content) < size:
-        # What a process wrote before it ended is still read.
+        # Bytes that a process wrote before it ended are still read.
         if not poll.poll(_PATIENCE):
             if not is_alive() and not poll.poll(0):
                 return None
@@ -62,7 +69,10 @@ def pack_result(value: Any) -> bytes:
 
 
 def pack_error(error: BaseException) -> bytes:
-    """Pickle what a call raised: as it is, or as a RuntimeError with the text of its traceback."""
+    """Pickle the error of a call.
+
+    An error that cannot be sent becomes a RuntimeError with the text of its traceback.
+    """
     text = "".join(traceback.format_exception(error))
     if isinstance(error, LandscapeError):
         candidates: list[Exception] = [error, _rebuild(type(error), str(error))]
@@ -75,10 +85,10 @@ def pack_error(error: BaseException) -> bytes:
     for candidate in candidates:
         try:
             content = pickle.dumps((False, candidate), pickle.HIGHEST_PROTOCOL)
-            # Some exceptions can be pickled, and not read again.
+            # Some exceptions can be pickled, but not unpickled.
             if str(pickle.loads(content)[1]) == str(error):
                 return content
-        # Whatever a class of somebody else's does when it is pickled.
+        # A class of another package may raise anything when it is pickled.
         except Exception:
             continue
     return pickle.dumps(
@@ -87,14 +97,20 @@ def pack_error(error: BaseException) -> bytes:
 
 
 def _rebuild(kind: type[LandscapeError], message: str) -> LandscapeError:
-    """Make an exception of this type with nothing but a message, whatever its constructor takes."""
+    """Build an exception of this type from its message alone.
+
+    The constructor of the type may take other arguments.
+    """
     error = _Rebuilt(message)
     error.kind = kind
     return error
 
 
 class _Rebuilt(LandscapeError):
-    """Stand for an exception that cannot be pickled; unpickles as one of the type `kind`."""
+    """A substitute for an exception that cannot be pickled.
+
+    It unpickles as an exception of the type `kind`.
+    """
 
     kind: type[LandscapeError]
 

@@ -1,6 +1,7 @@
-"""Pools: workers that calculate, each under a name, in this process, on this machine, or in anybody's executor.
+"""Pools of named workers that run calls.
 
-Every pool is a context manager; leaving it ends its workers at once.
+A pool is this process, processes of this machine, or an executor of the caller's. Every pool is a
+context manager; leaving it ends its workers at once.
 """
 
 import os
@@ -11,12 +12,12 @@ from typing import Any, Protocol, Self
 from landscape.errors import WorkerDied, WorkerError
 from landscape.workers.child import ChildProcess
 
-# Seconds of a unit for workers on this machine: 100 times what handing it over costs.
+# Seconds of a unit for workers on this machine: 100 times the cost of passing it to a worker.
 _LOCAL_UNIT_SECONDS = 2.0
 
 
 class Pool(Protocol):
-    """Workers that calculate what `submit` hands to them.
+    """Workers that run the calls given to `submit`.
 
     Attributes:
         window: Units that a worker may hold at a time, running and waiting.
@@ -29,14 +30,18 @@ class Pool(Protocol):
     dashboard: str | None
 
     def workers(self) -> tuple[str, ...]:
-        """Names of the workers that are there now; may change from call to call."""
+        """Return the names of the present workers.
+
+        They may change between calls.
+        """
 
     def submit(self, worker: str, function: Callable[..., Any], /, *args: Any) -> "Future[Any]":
-        """Hand a call to a worker, or to another where that one has left.
+        """Send a call to a worker, or to another if it has left.
 
         Returns:
-            Its result, or what it raised; WorkerDied where the worker ended during the call. It is cancelled where the worker
-            left before the call began. It never stays undone for good.
+            The call's result, or the error that it raised; WorkerDied where the worker ended during
+            the call. The future is cancelled where the worker left before the call began. It never
+            stays pending for good.
         """
 
     def close(self) -> None:
@@ -44,7 +49,7 @@ class Pool(Protocol):
 
 
 class _Closing:
-    """Close on leaving a `with` block."""
+    """A base class that closes the pool on leaving a `with` block."""
 
     def close(self) -> None:
         """End the workers at once."""
@@ -57,9 +62,9 @@ class _Closing:
 
 
 class InlinePool(_Closing):
-    """This very process: `submit` calculates before it returns.
+    """This process as a pool: `submit` calculates before it returns.
 
-    What is no Exception, such as KeyboardInterrupt, leaves `submit` as it is.
+    An error that is no Exception, such as KeyboardInterrupt, is raised by `submit` itself.
     """
 
     window = 1
@@ -81,7 +86,9 @@ class InlinePool(_Closing):
 
 
 class LocalPool(_Closing):
-    """Child processes on this machine, "worker 1" and so on; each starts with its first call.
+    """Child processes on this machine, named "worker 1" and so on.
+
+    Each starts with its first call.
 
     Args:
         num_workers: Number of processes.
@@ -108,10 +115,11 @@ class LocalPool(_Closing):
         self.grow(num_workers)
 
     def grow(self, num_workers: int) -> None:
-        """Have at least this many workers from now on."""
+        """Grow the pool to at least this many workers."""
         if self._environments and num_workers > len(self._environments):
             raise ValueError(
-                f"environments must be given for all {num_workers} workers, got {len(self._environments)}."
+                f"environments must be given for all {num_workers} workers, got "
+                f"{len(self._environments)}."
             )
         for index in range(len(self._children), num_workers):
             name = f"worker {index + 1}"
@@ -125,7 +133,7 @@ class LocalPool(_Closing):
 
     @property
     def pids(self) -> dict[str, int | None]:
-        """Number of each worker's process; None where it has not started."""
+        """Return each worker's process number; None where it has not started."""
         return {name: child.pid for name, child in self._children.items()}
 
     def submit(self, worker: str, function: Callable[..., Any], /, *args: Any) -> "Future[Any]":
@@ -137,13 +145,15 @@ class LocalPool(_Closing):
 
 
 class ExecutorPool(_Closing):
-    """Anybody's `concurrent.futures` executor: of processes on this machine (loky), of MPI (mpi4py), of Parsl or submitit.
+    """A `concurrent.futures` executor of the caller's, as a pool.
 
-    Its processes import landscape and read the same files under the same paths. It appears as one worker, "executor". Closing
-    the pool leaves the executor to its owner.
+    Examples are executors of processes on this machine (loky), of MPI (mpi4py), of Parsl or
+    submitit. Its processes import landscape and read the same files under the same paths. It
+    appears as a single worker, "executor". Closing the pool leaves the executor to its owner.
 
     Args:
-        executor: The executor; one of threads is refused, since calculations seed generators that belong to their process.
+        executor: The executor; one of threads is refused, since calculations seed generators that
+            belong to their process.
         max_pending: Calls that it holds at a time; twice its number of workers if None.
         unit_seconds: How long a unit should take.
     """
@@ -160,8 +170,9 @@ class ExecutorPool(_Closing):
     ) -> None:
         if isinstance(executor, ThreadPoolExecutor):
             raise WorkerError(
-                "executor: a ThreadPoolExecutor, but one of processes is needed: calculations set random numbers and threads "
-                "that belong to their process. Use ProcessPoolExecutor, or workers=."
+                "executor: a ThreadPoolExecutor, but one of processes is needed: calculations set "
+                "random numbers and threads that belong to their process. Use ProcessPoolExecutor, "
+                "or workers=."
             )
         self._executor = executor
         self.window = max_pending or 2 * _num_workers(executor)
@@ -174,11 +185,11 @@ class ExecutorPool(_Closing):
         result: Future[Any] = Future()
         try:
             answer = self._executor.submit(function, *args)
-        # RuntimeError: it is shut down; BrokenExecutor is one.
+        # RuntimeError: the executor is shut down; BrokenExecutor is a subclass.
         except RuntimeError as error:
             raise WorkerError(
-                f"executor: {type(self._executor).__name__} takes no more work ({error}), so what is left cannot be "
-                "calculated. Run again with a new one; what is done is kept."
+                f"executor: {type(self._executor).__name__} takes no more work ({error}), so what "
+                "is left cannot be calculated. Run again with a new one; what is done is kept."
             ) from error
         result.add_done_callback(lambda _: answer.cancel())
         answer.add_done_callback(lambda _: self._forward(answer, result))
@@ -197,13 +208,13 @@ class ExecutorPool(_Closing):
                     f"{self.name}: {type(self._executor).__name__} has lost a process ({error})"
                 )
             )
-        # What the call raised.
+        # An error that the call raised.
         except BaseException as error:
             result.set_exception(error)
 
 
 def _num_workers(executor: Executor) -> int:
-    # The first is of the standard library and loky, the second of mpi4py.
+    # The standard library and loky have the first attribute, mpi4py has the second.
     for attribute in ("_max_workers", "num_workers"):
         number = getattr(executor, attribute, None)
         if isinstance(number, int) and number > 0:

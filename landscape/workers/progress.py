@@ -1,4 +1,7 @@
-"""How far a run is: a bar on a terminal, lines in a log, and a file beside the output for `landscape info`."""
+"""Progress of a run: a bar, log lines, and a status file.
+
+The bar is for a terminal, the lines for a log, the file beside the output for `landscape info`.
+"""
 
 import math
 import os
@@ -12,13 +15,13 @@ from typing import Any, Self
 
 from landscape.workers.run_status import RunStatus, remove_status, status_lines, write_status
 
-# Seconds between two lines in a log, and between two states of the file.
+# Seconds between two lines in a log, and between two versions of the status file.
 _BETWEEN_LINES, _BETWEEN_FILES = 120.0, 5.0
 
 
 @dataclass
 class _Pace:
-    """What a worker has done."""
+    """Number of items that a worker has finished, and their total time."""
 
     num_items: int = 0
     seconds: float = 0.0
@@ -26,14 +29,15 @@ class _Pace:
 
 @dataclass(kw_only=True)
 class Progress:
-    """Of one run, over all its workers. A context manager.
+    """Progress of a run over all its workers, as a context manager.
 
     Args:
         num_planned: Items that the output is going to hold.
-        num_stored: Of those, there before this run.
-        noun: What an item is, in the plural.
-        folder: Where the state is kept for other processes.
-        shown: None draws a bar where stderr is a terminal and writes lines elsewhere; False is silent.
+        num_stored: Items among them that were stored before this run.
+        noun: Name of an item, in the plural.
+        folder: Folder of the status file, which other processes read.
+        shown: None draws a bar where stderr is a terminal and writes lines elsewhere; True draws a
+            bar; False is silent.
         dashboard: Address of the scheduler's own page.
     """
 
@@ -64,7 +68,10 @@ class Progress:
         remove_status(self.folder)
 
     def begin(self, title: str) -> None:
-        """Say what is measured now, unless that was said; an empty title is none."""
+        """Show what is measured now, unless already shown.
+
+        An empty title is ignored.
+        """
         if title in self._said:
             return
         self._said.add(title)
@@ -74,7 +81,7 @@ class Progress:
             self._print(title)
 
     def add(self, worker: str, *, num_done: int, num_failed: int, seconds: float) -> None:
-        """Count what a worker has just done."""
+        """Add the items that a worker has just finished."""
         pace = self._paces.setdefault(worker, _Pace())
         pace.num_items += num_done + num_failed
         pace.seconds += seconds
@@ -85,7 +92,10 @@ class Progress:
         self.tick()
 
     def tick(self) -> None:
-        """Write what is due; to be called every second or so."""
+        """Write the line and file that are due.
+
+        To be called about every second.
+        """
         now = self.clock()
         if self._bars is None and now - self._line_at >= _BETWEEN_LINES:
             self._line_at = now
@@ -96,7 +106,7 @@ class Progress:
             self._keep()
 
     def status(self) -> RunStatus:
-        """How far the run is."""
+        """Return the present state of the run."""
         now = self.clock()
         done = self._num_done + self._num_failed
         rate = 60 * done / (now - self._started) if done and now > self._started else 0.0

@@ -1,4 +1,7 @@
-"""How far a running measurement is: a small file beside its parts, for those who only look."""
+"""The status file of a running measurement.
+
+A small file beside the parts of the output, for processes that only read.
+"""
 
 import json
 import math
@@ -13,26 +16,27 @@ from typing import Any
 from landscape.files import read_regular
 
 STATUS_FILE = "status.json"
-# Beside a thousand workers it takes about 100 kB.
+# Largest size that is read, in bytes. With a thousand workers the file takes about 100 kB.
 _LARGEST = 2**24
-# A worker is slow that takes so many times the median of all.
+# A worker is slow if it takes this many times the median of all.
 _SLOW = 1.3
 Worker = tuple[str, int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """How far a running measurement is.
+    """The state of a running measurement.
 
     Args:
-        num_planned, num_done, num_failed: Items of the whole output; done ones of earlier runs count.
+        num_planned, num_done, num_failed: Items of the whole output; done ones of earlier runs
+            count.
         started, updated: Seconds since the epoch of Unix.
         rate_per_minute: Batches of this run a minute; 0 while none is known.
         seconds_left: Estimate; infinite while none is known.
-        workers: Name, finished items and seconds per item of each.
+        workers: Name, number of finished items and seconds per item of each worker.
         dashboard: Address of a page with more, where there is one.
         pid, host: The process that writes the output.
-        noun: What an item is, in the plural: "batches" or "points".
+        noun: Name of an item, in the plural: "batches" or "points".
     """
 
     num_planned: int
@@ -49,7 +53,7 @@ class RunStatus:
     noun: str = "batches"
 
     def __post_init__(self) -> None:
-        """Bring every value to its type.
+        """Convert every value to its type.
 
         Raises:
             ValueError, TypeError: If that is not possible.
@@ -69,9 +73,10 @@ class RunStatus:
 
 
 def write_status(folder: Path, status: RunStatus) -> None:
-    """Put the status of a run into the folder of its parts.
+    """Write the status file of a run.
 
-    It replaces the last one by one rename. That it cannot be written ends no run, so nothing is raised then.
+    It lies in the folder of the output's parts. A single rename replaces the old file. A failure to
+    write must not end the run, so nothing is raised then.
     """
     temporary = folder / f".{STATUS_FILE}.tmp"
     try:
@@ -85,14 +90,14 @@ def write_status(folder: Path, status: RunStatus) -> None:
 
 
 def remove_status(folder: Path) -> None:
-    """Remove what `write_status` has written, whole or half."""
+    """Remove the files of `write_status`, complete or not."""
     for name in (STATUS_FILE, f".{STATUS_FILE}.tmp"):
         with suppress(OSError):
             (folder / name).unlink(missing_ok=True)
 
 
 def read_status(folder: Path) -> RunStatus | None:
-    """The status of a run; None where there is none, or it is damaged."""
+    """Read the status of a run; None if missing or damaged."""
     try:
         value: Any = json.loads(read_regular(folder / STATUS_FILE, largest=_LARGEST))
         return RunStatus(**value)
@@ -101,13 +106,16 @@ def read_status(folder: Path) -> RunStatus | None:
 
 
 def status_lines(status: RunStatus, *, now: float | None = None) -> list[str]:
-    """What to say of a running measurement.
+    """Describe a running measurement in lines of text.
 
     Args:
-        now: Seconds since the epoch of Unix; default: the clock's.
+        now: Seconds since the epoch of Unix; by default the present time.
     """
     now = time.time() if now is None else now
-    line = f"running: process {status.pid} on {status.host}: {status.num_done} of {status.num_planned} {status.noun}"
+    line = (
+        f"running: process {status.pid} on {status.host}: {status.num_done} of "
+        f"{status.num_planned} {status.noun}"
+    )
     if status.rate_per_minute > 0:
         line += f", {status.rate_per_minute:.3g} a minute"
     if math.isfinite(status.seconds_left):
@@ -120,13 +128,14 @@ def status_lines(status: RunStatus, *, now: float | None = None) -> list[str]:
         others = median(times.values())
         if times[slowest] > _SLOW * others:
             lines.append(
-                f"slowest worker {slowest}: {times[slowest]:.3g} s each beside a median of {others:.3g} s"
+                f"slowest worker {slowest}: {times[slowest]:.3g} s each beside a median of "
+                f"{others:.3g} s"
             )
     return lines
 
 
 def _duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """Format a duration in a suitable unit."""
     for unit, size, words in (
         (60.0, 1.0, "s"),
         (3600.0, 60.0, "minutes"),

@@ -1,9 +1,12 @@
-"""The program of a calculating child process: `python -m landscape.workers.serve REQUESTS ANSWERS LIFE PARENT`.
+"""The program of a child process, started by landscape.workers.child alone.
 
-Started by landscape.workers.child alone. The arguments are three descriptors of pipes and the number of the parent process.
-Calls are calculated in the main thread, where nothing else draws random numbers. The process ends with its parent, however
-that ends: a thread reads the pipe of requests and sees its end, and where Python code cannot run, in a long C call that holds
-the interpreter lock, Linux sends SIGKILL when the pipe LIFE is closed.
+Usage: `python -m landscape.workers.serve REQUESTS ANSWERS LIFE PARENT`. The arguments are three
+descriptors of pipes and the number of the parent process. Calls run in the main thread, where
+nothing else draws random numbers.
+
+The process ends with its parent, however that ends. A thread reads the pipe of requests and sees
+its end. Where Python code cannot run, in a long C call that holds the interpreter lock, Linux sends
+SIGKILL when the pipe LIFE is closed.
 """
 
 import fcntl
@@ -27,7 +30,7 @@ def main() -> None:
         os.set_inheritable(descriptor, False)
     # The parent ends this process; a SIGINT to a whole job is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_when_closed(life)
+    end_when_closed(life)
     calls: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read_calls, args=(requests, parent, calls), daemon=True).start()
     if isinstance(sys.stdout, TextIOWrapper):
@@ -39,7 +42,7 @@ def main() -> None:
         send(answers, b"")
         while True:
             call = calls.get()
-            # Says that this call has begun, so that it is known whether a death was its own.
+            # Report that this call has begun, so the parent knows whether it died in this call.
             send(answers, b"")
             send(answers, _answer(call))
     except BrokenPipeError:
@@ -49,12 +52,13 @@ def main() -> None:
 def _answer(content: bytes) -> bytes:
     try:
         function, args = pickle.loads(content)
-    # Whatever unpickling somebody else's object does.
+    # Unpickling an object of another package may raise anything.
     except Exception as error:
         return pack_error(
             WorkerError(
-                f"A worker cannot read its call ({type(error).__name__}: {error}): what is sent must be defined in a module "
-                "that can be imported, not in the script that runs. Move it into a module."
+                f"A worker cannot read its call ({type(error).__name__}: {error}): what is sent "
+                "must be defined in a module that can be imported, not in the script that runs. "
+                "Move it into a module."
             )
         )
     try:
@@ -70,14 +74,18 @@ def _read_calls(descriptor: int, parent: int, calls: "SimpleQueue[bytes]") -> No
 
 
 def _end() -> None:
-    """End this process at once, and with it those that it has started in its group."""
+    """End this process at once, and all processes of its group."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 
-def _end_when_closed(life: int) -> None:
-    """Have Linux kill this process and its group when the other end of a pipe without data is closed."""
+def end_when_closed(life: int) -> None:
+    """Make Linux kill this process when a pipe closes.
+
+    The group of the process is killed too, if the process leads it. The pipe closes when its other
+    end does; no data may be sent through it.
+    """
     if not hasattr(fcntl, "F_SETSIG"):
         return
     group = os.getpgrp() == os.getpid()

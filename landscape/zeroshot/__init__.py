@@ -1,4 +1,4 @@
-"""Zero-shot classification: a model of a manifest, the classes as text, and what the model says of each picture."""
+"""Zero-shot classification: models of a manifest, classes as text, and answers."""
 
 from landscape.zeroshot.model import ZeroShotModel
 from landscape.zeroshot.scoring import COSINE, by_rule, imagenet16, num_stored, predictions_of

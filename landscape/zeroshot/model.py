@@ -1,6 +1,6 @@
-"""A model of a manifest that classifies pictures: as it was trained, with the weights of any of its checkpoints.
+"""A model of a manifest that classifies pictures, at any of its checkpoints.
 
-Shapes: b = pictures, c = classes, d = width of the common space.
+It is built as it was trained. Shapes: b = pictures, c = classes, d = width of the common space.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from landscape.errors import ModelError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, json_sha256
 from landscape.zeroshot.text import cached_class_features
 
-# Only says which facts of the model are listed.
+# These only choose which settings of the model are listed.
 _CONTRASTIVE, _CLASSIFIER = (
     HessianSettings(objective="contrastive"),
     HessianSettings(objective="cross_entropy"),
@@ -33,13 +33,16 @@ _CONTRASTIVE, _CLASSIFIER = (
 
 @dataclass(eq=False, kw_only=True)
 class ZeroShotModel:
-    """The model of a series, which gives every picture a score for every class. Made by `of`.
+    """The model of a series, which scores every picture for every class.
+
+    It is made by `of`.
 
     Attributes:
-        preprocess: What the model does to a picture first.
-        tokenizer: Of its text tower; None for a classifier.
-        used: What was used of how it was trained, with who states it.
-        num_at_once: Pictures that the image tower sees at a time; halved where memory does not hold them.
+        preprocess: The model's preprocessing of pictures.
+        tokenizer: Tokenizer of its text tower; None for a classifier.
+        used: The settings of its training that were used, each with its source.
+        num_at_once: Pictures that the image tower processes at a time; halved where memory does not
+            hold them.
     """
 
     series: CheckpointSeries
@@ -57,7 +60,8 @@ class ZeroShotModel:
         """Build the model of a series, with random weights.
 
         Raises:
-            ModelError: If it cannot be built, or its text tower has no tokenizer without the network.
+            ModelError: If it cannot be built, or its text tower has no tokenizer without the
+                network.
         """
         model = build_as_trained(series, device=device)
         threads.fit(model)
@@ -78,20 +82,21 @@ class ZeroShotModel:
 
     @property
     def gives_logits(self) -> bool:
-        """Whether scores are a classifier's logits, and no cosines."""
+        """Tell whether scores are a classifier's logits instead of cosines."""
         return self.tokenizer is None
 
     @property
     def logit_scale(self) -> float:
-        """By which the model has learned to multiply its cosines."""
-        found: Any = self.model.logit_scale
-        return float(found.detach().exp())
+        """Return the factor that the model has learned for its cosines."""
+        logarithm: Any = self.model.logit_scale
+        return float(logarithm.detach().exp())
 
     def load(self, checkpoint: Checkpoint) -> CheckpointInfo:
-        """Take the weights of a checkpoint.
+        """Load the weights of a checkpoint.
 
         Raises:
-            CheckpointError: If the file is not what the manifest says, is unsafe, or does not fit the model.
+            CheckpointError: If the file is not what the manifest says, is unsafe, or does not fit
+                the model.
         """
         self._classes, self._digest = {}, ""
         info = load_checkpoint(
@@ -103,10 +108,12 @@ class ZeroShotModel:
         return info
 
     def check_fit(self, checkpoint: Checkpoint) -> None:
-        """See by names, shapes and epoch that a checkpoint can be loaded, without its numbers.
+        """Check by names, shapes and epoch that a checkpoint can be loaded.
+
+        Its numbers are not read.
 
         Raises:
-            CheckpointError: As `load`, short of what needs the numbers.
+            CheckpointError: As `load`, except for what needs the numbers.
         """
         contents = check_fit(self.model, checkpoint.path, weights=self.weights)
         self._check_run(checkpoint, contents.settings)
@@ -117,7 +124,7 @@ class ZeroShotModel:
             check_run_settings(checkpoint, settings, self.series.trained)
 
     def check_classes(self, classes: Classes, *, name: str) -> None:
-        """Refuse classes that the model cannot tell apart.
+        """Refuse classes among which the model cannot choose.
 
         Raises:
             ModelError: If it is a classifier, and these are not the classes that it was trained on.
@@ -130,21 +137,28 @@ class ZeroShotModel:
             or [names[0] for names in classes.names] != IMAGENET_CLASSNAMES
         ):
             raise ModelError(
-                f"series {self.series.name!r}: {self.series.model} is a classifier with {outputs} outputs and reads no text, so "
-                f"it can be evaluated on ImageNet's {len(IMAGENET_CLASSNAMES)} classes alone, by open_clip's names in order, "
-                f"but {name} has {len(classes.names)} classes, or others. Leave the set out, or use a CLIP model."
+                f"series {self.series.name!r}: {self.series.model} is a classifier with {outputs} "
+                "outputs and reads no text, so it can be evaluated on ImageNet's "
+                f"{len(IMAGENET_CLASSNAMES)} classes alone, by open_clip's names in order, but "
+                f"{name} has {len(classes.names)} classes, or others. Leave the set out, or use a "
+                "CLIP model."
             )
 
     @torch.no_grad()
     def scores(self, pictures: Float[Tensor, "b 3 h w"], classes: Classes) -> Float[Tensor, "b c"]:
-        """The cosine of each picture with each class; the logit where the model is a classifier."""
+        """Compute the cosine of each picture with each class.
+
+        For a classifier it is the logit.
+        """
         features = self.see(pictures)
         if self.tokenizer is None:
             return features
         return features @ self.class_features(classes).T
 
     def class_features(self, classes: Classes) -> Float[Tensor, "c d"]:
-        """The direction of each class; see `landscape.zeroshot.text.class_features`.
+        """Compute the direction of each class.
+
+        See `landscape.zeroshot.text.class_features`.
 
         Raises:
             DataError: If a class has none.
@@ -157,7 +171,10 @@ class ZeroShotModel:
         return self._classes[classes.digest]
 
     def settings(self) -> dict[str, Any]:
-        """How scores are computed where a protocol leaves freedom, as JSON values."""
+        """List as JSON values how scores are computed.
+
+        These are the settings that a protocol leaves open.
+        """
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         score = "logit" if self.gives_logits else "cosine"
         return {
@@ -168,7 +185,10 @@ class ZeroShotModel:
         }
 
     def _text_digest(self) -> str:
-        """Of everything that a text feature depends on: the weights, and the architecture that reads them."""
+        """Digest everything that a text feature depends on.
+
+        This is the weights, and the architecture that reads them.
+        """
         config = getattr(self.model, "landscape_config", {})
         return json_sha256(
             {
@@ -189,7 +209,10 @@ class ZeroShotModel:
 
     @torch.no_grad()
     def see(self, pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """The direction of each picture; the logits where the model is a classifier."""
+        """Compute the direction of each picture.
+
+        For a classifier, these are its logits.
+        """
         while True:
             try:
                 return torch.cat(

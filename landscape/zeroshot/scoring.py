@@ -1,6 +1,7 @@
-"""From the scores of classes to what is stored of a picture: the best classes, each with its score.
+"""Stored predictions from scores: the best classes of a picture, each with its score.
 
-Shapes: n = pictures, c = classes, t = classes that are stored of each picture.
+Shapes: n = pictures, a = classes that the model scores, c = classes of the set, t = classes that
+are stored of each picture.
 """
 
 from typing import Protocol
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from landscape.answers import category_scores
 
-# All classes of small sets are stored, as areas under curves and shape biases need every score; of others the best few.
-MOST_STORED, _BEST = 16, 5
-# Rules by which the scores of what a model was asked become those of the classes of a set.
+# All classes of small sets are stored, as areas under curves and shape biases need every score; for
+# others only the best few.
+MAX_STORED, _BEST = 16, 5
+# Rules that turn the scores of the classes that a model was given into those of a set's classes.
 COSINE, _IMAGENET16 = "cosine", "imagenet16, scale "
 
 
@@ -29,10 +31,10 @@ class Scaled(Protocol):
 
 
 def imagenet16(scale: float | None) -> str:
-    """The rule that makes scores of model-vs-human's 16 categories from those of ImageNet's 1000 classes.
+    """Name the rule from ImageNet's 1000 classes to model-vs-human's 16 categories.
 
     Args:
-        scale: By which cosines are multiplied before the softmax; None for what each model has learned.
+        scale: Factor of cosines before the softmax; None for the one that each model has learned.
     """
     return f"{_IMAGENET16}{'learned' if scale is None else f'{scale:g}'}"
 
@@ -40,7 +42,11 @@ def imagenet16(scale: float | None) -> str:
 def by_rule(
     rule: str, scores: Float[Tensor, "n a"], model: Scaled
 ) -> tuple[Float[Tensor, "n c"], bool]:
-    """Scores of a set's own classes from those of what the model was asked; whether the last of equal ones wins."""
+    """Compute scores of a set's classes from those that the model gave.
+
+    Returns:
+        The scores, and whether the last of equal ones wins.
+    """
     if not rule.startswith(_IMAGENET16):
         return scores, False
     asked = rule.removeprefix(_IMAGENET16)
@@ -49,17 +55,21 @@ def by_rule(
 
 
 def num_stored(num_classes: int) -> int:
-    """How many classes of a picture are stored: all up to 16, else the best 5."""
-    return num_classes if num_classes <= MOST_STORED else _BEST
+    """Return how many classes of a picture are stored.
+
+    All up to 16, else the best 5.
+    """
+    return num_classes if num_classes <= MAX_STORED else _BEST
 
 
 def predictions_of(
     scores: Float[Tensor, "n c"], last_wins: bool = False
 ) -> tuple[Int32[np.ndarray, "n t"], Float32[np.ndarray, "n t"]]:
-    """The best classes of each picture and their scores.
+    """Select the best classes of each picture, with their scores.
 
-    Of equal scores the class with the lowest number comes first: ImageNet has two pairs of classes of one name, whose scores are
-    equal to the bit, and a sort that keeps the order of equals gives the same answer on every machine.
+    Of equal scores the class with the lowest number comes first: ImageNet has two pairs of classes
+    of one name, whose scores are equal to the bit, and a sort that keeps the order of equals gives
+    the same answer on every machine.
 
     Args:
         last_wins: The class with the highest number comes first, as in model-vs-human's toolbox.

@@ -1,4 +1,6 @@
-"""Classes as points on the sphere of a text tower, kept on disk: a thousand classes with 80 prompts take minutes on a CPU.
+"""Classes as points on the sphere of a text tower, cached on disk.
+
+Without the cache, a thousand classes with 80 prompts take minutes on a CPU.
 
 Shapes: c = classes, d = width of the common space.
 """
@@ -19,26 +21,28 @@ from landscape.datasets import Classes
 from landscape.errors import DataError
 from landscape.files import cache_dir, write_atomically
 
-# Prompts that a text tower reads at a time.
+# Prompts that a text tower encodes at a time.
 _PROMPTS_AT_ONCE = 256
-# Part of the names of cached files: raise it when the same prompts would come to another point.
+# Part of the names of cached files: raise it when the same prompts would give another point.
 _FORMAT = 1
 
 
 def class_features(
     encode: Callable[[Sequence[str]], Float[Tensor, "p d"]], classes: Classes
 ) -> Float[Tensor, "c d"]:
-    """The direction of each class: the mean of its normalised prompts, normalised.
+    """Compute the direction of each class from its prompts.
 
-    Prompts are all synonyms of a class in all templates, pooled in one mean.
+    It is the mean of its normalised prompts, normalised. Prompts are all synonyms of a class in all
+    templates, pooled in one mean.
 
     Args:
         encode: Prompts -> points, of any length.
 
-    Source: Radford et al. 2021 (arXiv 2103.00020), section 3.1.4; pooled synonyms as in SLIP (arXiv 2112.12750).
+    Source: Radford et al. 2021 (arXiv 2103.00020), section 3.1.4; pooled synonyms as in SLIP (arXiv
+    2112.12750).
 
     Raises:
-        DataError: If the prompts of a class cancel, or come to something that is not finite.
+        DataError: If the prompts of a class cancel, or give something that is not finite.
     """
     prompts = [classes.prompts(index) for index in range(len(classes.names))]
     flat = [prompt for of_class in prompts for prompt in of_class]
@@ -52,8 +56,9 @@ def class_features(
     lengths = means.norm(dim=1)
     for index in torch.nonzero(~(lengths > 0)).flatten().tolist():
         raise DataError(
-            f"class {classes.names[index][0]!r}: its prompts have no direction in the model's space (the text tower gave zero or "
-            "something that is not finite), so no picture can be compared with it. Check the checkpoint."
+            f"class {classes.names[index][0]!r}: its prompts have no direction in the model's "
+            "space (the text tower gave zero or something that is not finite), so no picture can "
+            "be compared with it. Check the checkpoint."
         )
     return (means / lengths[:, None]).float()
 
@@ -61,23 +66,19 @@ def class_features(
 def cached_class_features(
     encode: Callable[[Sequence[str]], Float[Tensor, "p d"]], classes: Classes, *, model_digest: str
 ) -> Float[Tensor, "c d"]:
-    """`class_features`, read from the cache of this machine where they were made before.
+    """Return `class_features` from the cache of this machine, or compute them.
 
     Args:
-        model_digest: Of the weights and all else that the text tower depends on.
+        model_digest: Digest of the weights and all else that the text tower depends on.
     """
     path = _place(model_digest, classes)
     with suppress(OSError, ValueError, EOFError):
-        found = np.load(path, allow_pickle=False)
-        if (
-            found.dtype == np.float32
-            and found.ndim == 2
-            and len(found) == len(classes.names)
-            and np.isfinite(found).all()
-        ):
-            return torch.from_numpy(found)
+        stored = np.load(path, allow_pickle=False)
+        fits = stored.dtype == np.float32 and stored.ndim == 2 and len(stored) == len(classes.names)
+        if fits and np.isfinite(stored).all():
+            return torch.from_numpy(stored)
     features = class_features(encode, classes)
-    # A cache that cannot be written costs time alone.
+    # A cache that cannot be written costs only time.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _npy(features.cpu().numpy()))

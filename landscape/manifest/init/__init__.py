@@ -1,4 +1,7 @@
-"""From the folder of a training run to a commented manifest. Imports no torch."""
+"""Writing a commented manifest for the folder of a training run.
+
+Imports no torch.
+"""
 
 from landscape.manifest.init.write import InitReport, init_manifest
 

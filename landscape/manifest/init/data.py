@@ -1,4 +1,7 @@
-"""The data section of a run's manifest, from what its training program says of the pairs."""
+"""The data section of a run's manifest.
+
+It follows what the training program wrote about the pairs.
+"""
 
 import csv
 import glob
@@ -30,9 +33,9 @@ class RunData:
 
     Attributes:
         source: Absolute path, "openmoji", or None where it is not known.
-        shown: A few words about it.
-        is_plain: Whether it is a table as open_clip reads it by default.
-        is_small: Whether it has fewer rows than are measured as published.
+        shown: A few words about the source.
+        is_plain: Whether the source is a table as open_clip reads it by default.
+        is_small: Whether it has fewer rows than the published number of samples.
     """
 
     lines: list[Line]
@@ -44,7 +47,7 @@ class RunData:
 
 @dataclass(frozen=True)
 class _Stated:
-    """What is said of the data, and by whom."""
+    """Facts about the data, and their source."""
 
     source: str | None = None
     comment: str = ""
@@ -63,12 +66,12 @@ def data_of_run(
     """Write the data section.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         given: The source that the user names; None for the run's own.
-        output: Of the manifest; paths are relative to it.
+        output: Path of the manifest; paths are relative to it.
 
     Raises:
-        ManifestError: If the source that the user names is not there.
+        ManifestError: If the source that the user names does not exist.
     """
     params = next((file for file in files if file.program == "open_clip_train"), None)
     if given is not None:
@@ -100,7 +103,10 @@ def data_of_run(
 
 
 def written_path(path: str | Path, output: Path) -> str:
-    """A path as it stands in the manifest: relative to it, unless they share nothing but the root."""
+    """Return a path as it is written in the manifest.
+
+    It is relative to the manifest, unless they share only the root.
+    """
     if path == OPENMOJI:
         return OPENMOJI
     absolute, folder = os.path.abspath(path), os.path.dirname(os.path.abspath(output))
@@ -131,7 +137,11 @@ def _size_of(params: RunFile | None) -> int:
 
 
 def _of_open_clip(folder: Path, params: RunFile) -> _Stated:
-    """params.txt names the data relative to the folder in which training was started, which it does not name."""
+    """Find the data that params.txt names.
+
+    The path there is relative to the folder in which training was started, which params.txt does
+    not name.
+    """
     name = params.path.name
     written, kind = params.values.get("train_data"), str(params.values.get("dataset_type", "auto"))
     if not written or kind == "synthetic":
@@ -160,7 +170,7 @@ def _params_columns(params: RunFile) -> dict[str, tuple[str, str]]:
         if params.values.get(option):
             stated[key] = (str(params.values[option]), f"{params.path.name}: {option}")
     if "csv_separator" in params.values:
-        # A tab is white space at the end of its line, which is not kept.
+        # A tab is white space at the end of its line, which was stripped.
         stated["separator"] = (
             str(params.values["csv_separator"]) or "\t",
             f"{params.path.name}: csv_separator",
@@ -169,7 +179,10 @@ def _params_columns(params: RunFile) -> dict[str, tuple[str, str]]:
 
 
 def _of_others(files: Sequence[RunFile]) -> _Stated:
-    """Other programs name folders and data sets of their own kinds, which are shown."""
+    """Report the data that other programs name.
+
+    They name folders and data sets of their own kinds, which are shown in a comment.
+    """
     names = ("data_dir", "dataset", "train_data", "data_path", "data", "data_root")
     for file in files:
         for name in names:
@@ -186,7 +199,7 @@ def _is_table(source: str) -> bool:
 
 
 def _first_file(source: str) -> str | None:
-    """A file of a source, None where it is not there: of a pattern of shards the first."""
+    """Return the first file of a source or pattern, if any."""
     if os.path.isfile(source):
         return source
     first = re.sub(r"{(\d+)\.\.\d+(?:\.\.\d+)?}", r"\1", source)
@@ -195,7 +208,11 @@ def _first_file(source: str) -> str | None:
 
 
 def _columns(stated: _Stated, objective: str | None) -> tuple[list[Line], int | None]:
-    """Lines about the table, where they differ from the default, and its number of rows."""
+    """Write the lines about the table that differ from the default.
+
+    Returns:
+        The lines, and the number of rows of the table; None where it is not known.
+    """
     if stated.source is None or not _is_table(stated.source):
         return [], None
     defaults = {"separator": "\t", "image_key": "filepath", "caption_key": "title"}
@@ -216,7 +233,10 @@ def _columns(stated: _Stated, objective: str | None) -> tuple[list[Line], int | 
     lines = []
     for key, (value, comment) in keys.items():
         if key != "separator" and value not in header:
-            wanted = f"the column of the {'picture' if key == 'image_key' else 'caption or class number'}"
+            wanted = (
+                "the column of the "
+                f"{'picture' if key == 'image_key' else 'caption or class number'}"
+            )
             listed = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
             lines.append(missing(2, key, f"{wanted}, of: {listed}", stand_in=defaults[key]))
         elif value != defaults[key]:
@@ -225,7 +245,10 @@ def _columns(stated: _Stated, objective: str | None) -> tuple[list[Line], int | 
 
 
 def _look_into_table(path: str, separator: str) -> tuple[list[str], str, int]:
-    """Columns, separator and number of rows of a table; rows beyond what is measured are not counted."""
+    """Read columns, separator and number of rows of a table.
+
+    Rows beyond the published number of samples are not counted.
+    """
     check_regular(Path(path))
     with open(path, encoding="utf-8", errors="replace", newline="") as stream:
         first = stream.readline()

@@ -1,4 +1,4 @@
-"""After how many epochs each checkpoint of a run was written, and which of them a manifest lists."""
+"""The epochs of a run's checkpoints, and the checkpoints that a manifest lists."""
 
 import json
 import re
@@ -24,8 +24,8 @@ class Listed:
     """A checkpoint of the manifest.
 
     Attributes:
-        epoch: Finished epochs; None where the user has to say it.
-        hint: What is known of the epoch otherwise.
+        epoch: Finished epochs; None where the user has to state it.
+        hint: Other information about the epoch.
     """
 
     path: Path
@@ -38,9 +38,9 @@ class Listing:
     """The checkpoints of a run.
 
     Attributes:
-        last: What the last of them says of itself.
-        left_out: Files that are not listed, and why.
-        remarks: What the user should look at.
+        last: Outline of the last checkpoint.
+        left_out: Files that are not listed, with the reason.
+        remarks: Points that the user should check.
     """
 
     checkpoints: tuple[Listed, ...]
@@ -64,11 +64,14 @@ class _Read:
 
 
 def list_checkpoints(paths: Iterable[Path], *, counts: str | None = None) -> Listing:
-    """Read what each file says of itself, and leave out what has no epoch or repeats one.
+    """List the checkpoints of a run by epoch.
+
+    Reads the outline of each file, and leaves out files that have no epoch or repeat one.
 
     Args:
-        counts: What the number in a file or its name counts where that is not known: "finished" epochs, or epochs "from-zero",
-            of which epoch 0 is after the first one. None leaves the epoch to the user.
+        counts: Meaning of the number in a file or its name where that is not known: "finished"
+            epochs, or epochs "from-zero", of which epoch 0 is after the first one. None leaves the
+            epoch to the user.
 
     Raises:
         ManifestError: If none of the files can be read.
@@ -87,27 +90,28 @@ def list_checkpoints(paths: Iterable[Path], *, counts: str | None = None) -> Lis
     if not read:
         path, reason = left_out[0]
         raise ManifestError(
-            f"{path}: {reason}; no other file there is a checkpoint that can be read. Name another folder."
+            f"{path}: {reason}; no other file there is a checkpoint that can be read. Name another "
+            "folder."
         )
-    with_epoch = [one for one in read if one.epoch is not None]
+    with_epoch = [checkpoint for checkpoint in read if checkpoint.epoch is not None]
     if not with_epoch:
-        # Which of two files is a copy cannot be told without epochs.
-        chosen = [Listed(one.path, None, one.why) for one in read]
+        # Without epochs it is not known which of two files is a copy.
+        chosen = [Listed(checkpoint.path, None, checkpoint.why) for checkpoint in read]
         advice = (
             "the numbers in files or names are taken with --epoch-numbers finished, or from-zero"
         )
-        remarks = (advice,) if all(one.number is not None for one in read) else ()
+        remarks = (advice,) if all(checkpoint.number is not None for checkpoint in read) else ()
         return Listing(tuple(chosen), read[-1].outline, tuple(left_out), remarks)
     left_out += [
-        (one.path, f"{one.why}; to list it, add a line with its epoch")
-        for one in read
-        if one.epoch is None
+        (checkpoint.path, f"{checkpoint.why}; to list it, add a line with its epoch")
+        for checkpoint in read
+        if checkpoint.epoch is None
     ]
     return _without_copies(with_epoch, left_out)
 
 
 def _unwritable(path: Path) -> str:
-    """Why a path cannot stand in a manifest; empty where it can."""
+    """Explain why a path cannot stand in a manifest, if so."""
     if not str(path).isprintable():
         return "its name holds characters that a manifest cannot; rename it"
     return ""
@@ -125,7 +129,7 @@ def _read(path: Path, counts: str | None) -> _Read:
 
 
 def _epoch_of_trainer(path: Path) -> int | None:
-    """The epoch of a checkpoint of transformers' Trainer, if it is a whole one."""
+    """Return the epoch of a transformers Trainer checkpoint, if whole."""
     value = _trainer_epoch(path)
     return int(value) if value is not None and value.is_integer() else None
 
@@ -141,7 +145,11 @@ def _trainer_epoch(path: Path) -> float | None:
 
 
 def _number(path: Path, look: Outline) -> tuple[int | None, str]:
-    """A number that may be the epoch though nobody says what it counts, and what is to be said of it."""
+    """Find a number of unknown meaning that may be the epoch.
+
+    Returns:
+        The number, or None; and a remark about it.
+    """
     trainer = _trainer_epoch(path)
     if trainer is not None and not trainer.is_integer():
         return None, f"within an epoch: trainer_state.json says epoch {trainer:.4g}"
@@ -165,27 +173,33 @@ def _is_inside_folder(path: Path) -> bool:
 
 
 def _without_copies(read: list[_Read], left_out: list[tuple[Path, str]]) -> Listing:
-    """One checkpoint per epoch; the files that repeat one are left out."""
+    """Keep one checkpoint per epoch; leave out the files that repeat one."""
     chosen: dict[int, _Read] = {}
     repeated: list[tuple[_Read, _Read]] = []
-    for one in sorted(read, key=_preferred_first):
-        assert one.epoch is not None
-        first = chosen.setdefault(one.epoch, one)
-        if first is one:
+    for checkpoint in sorted(read, key=_preferred_first):
+        assert checkpoint.epoch is not None
+        first = chosen.setdefault(checkpoint.epoch, checkpoint)
+        if first is checkpoint:
             continue
-        said = f"epoch {one.epoch} as well, which is listed as {first.path.name}"
-        left_out.append((one.path, said))
-        if not one.is_copy:
-            repeated.append((first, one))
+        said = f"epoch {checkpoint.epoch} as well, which is listed as {first.path.name}"
+        left_out.append((checkpoint.path, said))
+        if not checkpoint.is_copy:
+            repeated.append((first, checkpoint))
     ordered = [chosen[epoch] for epoch in sorted(chosen)]
-    listed = tuple(Listed(one.path, one.epoch, one.why if one.by_user else "") for one in ordered)
+    listed = tuple(
+        Listed(checkpoint.path, checkpoint.epoch, checkpoint.why if checkpoint.by_user else "")
+        for checkpoint in ordered
+    )
     return Listing(listed, ordered[-1].outline, tuple(left_out), _remarks(repeated))
 
 
-def _preferred_first(one: _Read) -> tuple[object, ...]:
-    """Sort key: of several files of an epoch, the one that is named after it comes first."""
-    named = _NAMED_EPOCH.search(one.path.name) is not None
-    return (one.is_copy, not named, natural_order(one.path))
+def _preferred_first(checkpoint: _Read) -> tuple[object, ...]:
+    """Return a sort key for files of an epoch.
+
+    The file that is named after the epoch comes first.
+    """
+    named = _NAMED_EPOCH.search(checkpoint.path.name) is not None
+    return (checkpoint.is_copy, not named, natural_order(checkpoint.path))
 
 
 def _remarks(repeated: list[tuple[_Read, _Read]]) -> tuple[str, ...]:
@@ -194,6 +208,6 @@ def _remarks(repeated: list[tuple[_Read, _Read]]) -> tuple[str, ...]:
     first, other = repeated[0]
     more = f", and so in {len(repeated) - 1} more cases" if len(repeated) > 1 else ""
     return (
-        f"{first.path.name} and {other.path.name} are both of epoch {first.epoch}, and the first is "
-        f"listed{more}; if they are of two runs, give each a folder of its own",
+        f"{first.path.name} and {other.path.name} are both of epoch {first.epoch}, and the first "
+        f"is listed{more}; if they are of two runs, give each a folder of its own",
     )

@@ -1,4 +1,7 @@
-"""Find the run in a folder, and its checkpoints, by the names that trainers give them."""
+"""Search for a run in a folder, and for its checkpoints.
+
+They are recognised by the names that trainers give them.
+"""
 
 import os
 import re
@@ -13,7 +16,7 @@ RUN_MANIFEST = "checkpoints.yaml"
 _RUN_HEADER = b"# Written by `landscape train`"
 _CHECKPOINTS = "checkpoints"
 _DEPTH = 4
-# Enough for any tree of runs; a home folder named by mistake ends here.
+# Enough for any tree of runs; stops the search of a home folder that was named by mistake.
 _MAX_FOLDERS = 20_000
 _NUM_SHOWN = 10
 
@@ -24,10 +27,12 @@ _FILE = re.compile(
 _TAR = re.compile(r".+\.(pt|pth)\.tar", re.IGNORECASE)
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
 _NO_WEIGHTS = re.compile(
-    r"(optim(izer)?|(lr_)?scheduler|scaler|rng_state|random_states|training_args|sampler)([_.-].*)?\.\w+"
+    r"(optim(izer)?|(lr_)?scheduler|scaler|rng_state|random_states|training_args"
+    r"|sampler)([_.-].*)?\.\w+"
 )
 _FOLDER = re.compile(r"checkpoint[-_]\d+|.+\.(ckpt|pt|pth|dcp)", re.IGNORECASE)
-# Files of a hub's folder, the first that is there; the others are the same weights in another format.
+# Files of a hub's folder; the first that exists is read. The others hold the same weights in
+# another format.
 _HUB_FILES = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -42,9 +47,10 @@ class Run:
     """A training run on disk.
 
     Attributes:
-        folder: Of the run.
-        checkpoints: Files and folders that may be checkpoints, in the order of the numbers in their names.
-        manifest: That of a run of `landscape train`, which needs no other; None elsewhere.
+        folder: Folder of the run.
+        checkpoints: Files and folders that may be checkpoints, in the order of the numbers in their
+            names.
+        manifest: The manifest of a run of `landscape train`, which needs no other; None elsewhere.
     """
 
     folder: Path
@@ -53,7 +59,7 @@ class Run:
 
 
 def find_run(folder: Path) -> Run:
-    """The run that a folder holds.
+    """Find the run in a folder.
 
     Raises:
         ManifestError: If there is no such folder, no checkpoint in it, or several runs.
@@ -65,21 +71,23 @@ def find_run(folder: Path) -> Run:
         ):
             return Run(place, (), place / RUN_MANIFEST)
     if checkpoints := _checkpoints_of_run(folder):
-        # A hub's folder or checkpoints alone; their run is the folder above.
+        # The folder is a hub's, or holds only checkpoints; then the run is the folder above.
         is_inner = folder.name == _CHECKPOINTS and folder.resolve().parent != folder.resolve()
         return Run(Path(os.path.abspath(folder)).parent if is_inner else folder, checkpoints)
     runs = list(dict.fromkeys(_runs_below(folder)))
     if not runs:
         raise ManifestError(
-            f"{folder}: holds no checkpoint, so there is nothing to list; looked for .pt, .pth, .ckpt, .safetensors and "
-            f".pth.tar files and for folders checkpoint-N, down to {_DEPTH} levels. Name the folder of a training run."
+            f"{folder}: holds no checkpoint, so there is nothing to list; looked for .pt, .pth, "
+            ".ckpt, .safetensors and .pth.tar files and for folders checkpoint-N, down to "
+            f"{_DEPTH} levels. Name the folder of a training run."
         )
     if len(runs) > 1:
         names = [f"'{run.relative_to(folder)}'" for run in runs]
         more = f" and {len(names) - _NUM_SHOWN} more" if len(names) > _NUM_SHOWN else ""
         raise ManifestError(
-            f"{folder}: holds {len(names)} runs ({', '.join(names[:_NUM_SHOWN])}{more}), but a series is one. Name the folder "
-            "of one of them; a manifest may list several series, each from a file of its own."
+            f"{folder}: holds {len(names)} runs ({', '.join(names[:_NUM_SHOWN])}{more}), but a "
+            "series is one. Name the folder of one of them; a manifest may list several series, "
+            "each from a file of its own."
         )
     return find_run(runs[0])
 
@@ -115,7 +123,10 @@ def _checkpoints_of_run(folder: Path) -> tuple[Path, ...]:
 
 
 def _checkpoints_in(folder: Path) -> tuple[Path, ...]:
-    """What lies in a folder directly; the folder itself where it is one checkpoint of several files."""
+    """List the checkpoints directly in a folder.
+
+    If the folder itself is a checkpoint of several files, it comes first.
+    """
     if _is_sharded(folder):
         return (folder, *_numbered_folders(folder))
     try:
@@ -129,7 +140,10 @@ def _checkpoints_in(folder: Path) -> tuple[Path, ...]:
 
 
 def _numbered_folders(folder: Path) -> list[Path]:
-    """The checkpoints of several files that lie in a folder, each a folder of its own."""
+    """List the checkpoints of several files in a folder.
+
+    Each has its own folder.
+    """
     try:
         children = [child for child in folder.iterdir() if child.is_dir()]
     except OSError:
@@ -143,7 +157,10 @@ def _numbered_folders(folder: Path) -> list[Path]:
 
 
 def _inside(folder: Path) -> Path | None:
-    """The weights in the folder of a checkpoint: a file, or the folder itself where they are several."""
+    """Return the weights in the folder of a checkpoint.
+
+    A file, or the folder itself for weights in several files.
+    """
     if _is_sharded(folder):
         return folder
     return next((folder / name for name in _HUB_FILES if (folder / name).is_file()), None)
@@ -165,21 +182,22 @@ def _is_weights(path: Path) -> bool:
         or _NO_WEIGHTS.fullmatch(name.lower())
     ):
         return False
-    # Archives of data end in .tar as well.
+    # Archives of data also end in .tar.
     if name.lower().endswith(".tar") and not _TAR.fullmatch(name):
         return False
-    # A broken link is named with its reason; a pipe would never end.
+    # A broken link is reported with its reason. A pipe is refused, since reading it would never
+    # end.
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
-    """Sort key by which epoch_2 comes before epoch_10."""
+    """Return a sort key by which epoch_2 comes before epoch_10."""
     parts = re.split(r"(\d+)", str(path))
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Folders of runs, each above the checkpoints that it holds."""
+    """Yield folders of runs, each above the checkpoints that it holds."""
     seen: set[Path] = set()
     waiting = [(folder, 0)]
     while waiting and len(seen) < _MAX_FOLDERS:

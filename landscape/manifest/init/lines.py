@@ -1,4 +1,7 @@
-"""Lines of a manifest with their comments, aligned; some are left for the user to fill in."""
+"""Lines of a manifest with aligned comments.
+
+Some lines are left for the user to fill in.
+"""
 
 import re
 import textwrap
@@ -11,7 +14,7 @@ import yaml
 from landscape.manifest.document import FILL_IN, Dumper
 
 _WIDTH = 100
-# Comments stand behind lines of up to that many characters, above longer ones.
+# Comments stand behind lines of up to this number of characters, above longer ones.
 _LONGEST = 44
 
 
@@ -20,10 +23,10 @@ class Line:
     """A line of the manifest.
 
     Attributes:
-        code: Without the comment; FILL_IN stands where a value is missing.
-        comment: Behind it, or above it where there is no room.
+        code: The line without its comment; FILL_IN stands for a missing value.
+        comment: The comment behind the line, or above it where there is no room.
         wanted: What the user has to write in place of FILL_IN; empty where nothing is missing.
-        stand_in: What takes the place of FILL_IN where the rest is checked.
+        stand_in: Value that replaces FILL_IN while the rest is checked.
     """
 
     code: str = ""
@@ -33,7 +36,7 @@ class Line:
 
     @property
     def indent(self) -> int:
-        """Number of leading spaces."""
+        """Count the leading spaces."""
         return len(self.code) - len(self.code.lstrip())
 
 
@@ -42,7 +45,7 @@ class Text:
     """A manifest as text.
 
     Attributes:
-        wanted: Line number and what is to be filled in there.
+        wanted: Line numbers, and what is to be filled in there.
     """
 
     text: str
@@ -50,20 +53,20 @@ class Text:
 
 
 def setting(indent: int, key: str, value: Any, comment: str = "") -> Line:
-    """The line "key: value"."""
+    """Build the line "key: value"."""
     return Line(f"{' ' * indent}{key}: {scalar(value)}", comment)
 
 
 def missing(indent: int, key: str, wanted: str, *, stand_in: Any, comment: str = "") -> Line:
-    """A line whose value the user has to fill in."""
+    """Build a line whose value the user has to fill in."""
     return Line(f"{' ' * indent}{key}: {FILL_IN}", comment or wanted, wanted, scalar(stand_in))
 
 
 def remark(indent: int, text: str, *, hanging: int = 0) -> list[Line]:
-    """Lines of a comment alone.
+    """Build lines that hold only a comment.
 
     Args:
-        hanging: Spaces before the second and later lines of it.
+        hanging: Number of spaces before its second and later lines.
     """
     lines = textwrap.wrap(
         plain(text),
@@ -76,7 +79,10 @@ def remark(indent: int, text: str, *, hanging: int = 0) -> list[Line]:
 
 
 def render(lines: Iterable[Line]) -> Text:
-    """Put comments behind the lines, each block aligned, and number what is to be filled in."""
+    """Render lines with comments; number what is to be filled in.
+
+    The comments of each block are aligned.
+    """
     rows: list[str] = []
     wanted: list[tuple[int, str]] = []
     for block in _blocks(lines):
@@ -98,7 +104,7 @@ def render(lines: Iterable[Line]) -> Text:
 
 
 def stand_ins(lines: Iterable[Line]) -> list[Line]:
-    """The same with everything filled in by something, so that the rest can be checked."""
+    """Fill in all missing values by stand-ins, to check the rest."""
     return [
         Line(line.code.replace(FILL_IN, line.stand_in) if line.wanted else line.code)
         for line in lines
@@ -106,7 +112,7 @@ def stand_ins(lines: Iterable[Line]) -> list[Line]:
 
 
 def scalar(value: Any) -> str:
-    """A value as it may stand in any place of a manifest, on one line."""
+    """Format a value for any place of a manifest, on one line."""
     written = yaml.dump(
         [value], Dumper=Dumper, default_flow_style=True, width=10**6, allow_unicode=True
     )
@@ -114,7 +120,10 @@ def scalar(value: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that a comment may hold: one line, nothing that YAML cannot read."""
+    """Reduce a text to what a comment may hold.
+
+    That is one line, without characters that YAML cannot read.
+    """
     return re.sub(
         r"\s+", " ", "".join(character if character.isprintable() else " " for character in text)
     ).strip()
@@ -125,7 +134,7 @@ def _fits_beside(line: Line) -> bool:
 
 
 def _blocks(lines: Iterable[Line]) -> list[list[Line]]:
-    """Lines between empty ones."""
+    """Split lines into blocks at empty lines."""
     blocks: list[list[Line]] = [[]]
     for line in lines:
         blocks[-1].append(line)

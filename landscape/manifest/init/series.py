@@ -1,4 +1,4 @@
-"""The series of a run's manifest: model, what the run says of it, and its checkpoints."""
+"""The series of a run's manifest: model, facts about the run, checkpoints."""
 
 import os
 import re
@@ -26,17 +26,18 @@ _NUM_NAMES = 4
 _NUM_HINTS = 8
 _MODEL_WORDS = ("model", "arch", "backbone", "encoder", "net", "variant")
 _VERSION = re.compile(r"version_\d+")
-# What `landscape train` cannot be told of a model, and what it can leave out as it has no tensors.
+# Arguments of a model that `landscape train` does not take, but can leave out since they have no
+# tensors.
 _NO_TENSORS = {"force_quick_gelu"}
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that is known of a run.
+    """All known facts about a run.
 
     Attributes:
-        files: What its program wrote beside and inside the checkpoints.
-        trained: The model as it was trained, by them.
+        files: Files that its program wrote beside and inside the checkpoints.
+        trained: The model as it was trained, according to these files.
     """
 
     run: Run
@@ -49,7 +50,7 @@ class RunFacts:
         """Read the run's files.
 
         Raises:
-            ManifestError: If one cannot be read, or two disagree.
+            ManifestError: If a file cannot be read, or two disagree.
         """
         last = listing.last
         # The folder of a checkpoint may have files of its own, as a hub's has.
@@ -58,20 +59,24 @@ class RunFacts:
             trained = joined(file.trained for file in files)
         except Disagreement as error:
             raise ManifestError(
-                f"{run.folder}: the run's files disagree: {error}. The same tensors fit both, and their Hessians differ. Write "
-                "the manifest by hand, with `run_files: ignore` and the right value."
+                f"{run.folder}: the run's files disagree: {error}. The same tensors fit both, and "
+                "their Hessians differ. Write the manifest by hand, with `run_files: ignore` and "
+                "the right value."
             ) from error
         return cls(run, listing, tuple(files), trained)
 
     @cached_property
     def program(self) -> str:
-        """Who trained, as far as it is known."""
+        """Return the training program, as far as it is known."""
         layout = self.listing.last.layout
         return self.files[0].program if self.files else layout
 
     @cached_property
     def model(self) -> tuple[str, str] | None:
-        """The model and who names it; None where nobody does. A configuration file is its path."""
+        """Return the model and the source of its name; None if unknown.
+
+        A configuration file is given by its path.
+        """
         for file in self.files:
             if file.config is not None:
                 return str(file.path), file.path.name
@@ -83,7 +88,7 @@ class RunFacts:
 
     @cached_property
     def objective(self) -> tuple[str, str] | None:
-        """The objective, and what tells it; None where nothing does."""
+        """Return the objective and its source; None if it is not known."""
         loss = self.trained.get("loss")
         if loss is not None:
             kind = "cross_entropy" if loss == "cross_entropy" else "contrastive"
@@ -98,7 +103,7 @@ class RunFacts:
 
     @cached_property
     def has_epoch_zero(self) -> bool:
-        """Whether the initialisation is listed."""
+        """Tell whether the initialisation is listed."""
         return self.listing.checkpoints[0].epoch == 0
 
 
@@ -108,10 +113,10 @@ def series_of_run(
     """Write the series.
 
     Returns:
-        Its lines, and what the user should look at.
+        The lines, and points that the user should check.
 
     Raises:
-        ManifestError: If the name cannot be one.
+        ManifestError: If the name is not allowed.
     """
     plain_name, label = _names(facts.run.folder, name)
     lines = [
@@ -129,7 +134,7 @@ def series_of_run(
 
 
 def _names(folder: Path, name: str | None) -> tuple[str, str]:
-    """Name and label of the series."""
+    """Return name and label of the series."""
     if name is not None:
         if not NAME.fullmatch(name):
             reason = (
@@ -140,7 +145,7 @@ def _names(folder: Path, name: str | None) -> tuple[str, str]:
     place = Path(os.path.abspath(folder))
     parts = [place.name]
     if _VERSION.fullmatch(place.name):
-        # lightning_logs/version_0 says nothing of the run.
+        # lightning_logs/version_0 does not describe the run.
         above = place.parent.parent if place.parent.name == "lightning_logs" else place.parent
         parts.insert(0, above.name)
     label = (
@@ -155,7 +160,10 @@ def _names(folder: Path, name: str | None) -> tuple[str, str]:
 
 def _model(facts: RunFacts, output: Path) -> tuple[list[Line], list[str]]:
     if facts.model is None:
-        wanted = "the model that these weights are of: an open_clip name, timm:NAME, or an open_clip configuration (.json)"
+        wanted = (
+            "the model that these weights are of: an open_clip name, timm:NAME, or an open_clip "
+            "configuration (.json)"
+        )
         return [*_hints(facts), missing(4, "model", wanted, stand_in="ViT-B-32")], []
     model, source = facts.model
     if os.path.isabs(model) and model.endswith(".json"):
@@ -173,12 +181,18 @@ def _model(facts: RunFacts, output: Path) -> tuple[list[Line], list[str]]:
         or model.replace("/", "-") in _known_models()
     ):
         return [line], []
-    doubt = f"{model} is no name that open_clip has here; if it is a configuration of your own, add config: ITS_FILE.json"
+    doubt = (
+        f"{model} is no name that open_clip has here; if it is a configuration of your own, add "
+        "config: ITS_FILE.json"
+    )
     return [line, *remark(4, f"{doubt}.")], [doubt]
 
 
 def _known_models() -> set[str]:
-    """Names of open_clip's and this project's configurations, from their files: importing open_clip would import torch."""
+    """List the names of open_clip's and this project's configurations.
+
+    They come from their files: importing open_clip would import torch.
+    """
     folders = [Path(__file__).parents[2] / "clip" / "configs"]
     spec = find_spec("open_clip")
     if spec is not None:
@@ -189,7 +203,7 @@ def _known_models() -> set[str]:
 
 
 def _hints(facts: RunFacts) -> list[Line]:
-    """What the files say that may lead to the model."""
+    """Write what the files contain that may help to find the model."""
     last = facts.listing.last
     names = [f"{name} {list(shape)}" for name, shape in islice(last.shapes.items(), _NUM_NAMES)]
     more = ", ..." if len(last.shapes) > _NUM_NAMES else ""
@@ -207,7 +221,7 @@ def _hints(facts: RunFacts) -> list[Line]:
 
 
 def _model_words(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Short texts under keys that may name a model, also of inner mappings."""
+    """Yield short texts under keys that may name a model, also nested."""
     for key, value in values.items() if isinstance(values, dict) else ():
         if isinstance(value, dict):
             yield from _model_words(value, f"{prefix}{key}.")
@@ -220,7 +234,10 @@ def _model_words(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _as_trained(facts: RunFacts) -> list[Line]:
-    """What the run's files say of the model, which is read by itself."""
+    """Write what the run's files state about the model.
+
+    The manifest need not repeat it, since these files are read too.
+    """
     trained = facts.trained
     stated = [
         f"{key}: {shown(value)} ({trained.source(key)})" for key, value in trained.changes().items()
@@ -254,17 +271,24 @@ def _weights(facts: RunFacts) -> list[Line]:
 
 
 def _checkpoints(facts: RunFacts, output: Path) -> list[Line]:
-    stated = all(one.epoch is not None and not one.hint for one in facts.listing.checkpoints)
+    stated = all(
+        checkpoint.epoch is not None and not checkpoint.hint
+        for checkpoint in facts.listing.checkpoints
+    )
     said = "as the files say" if stated else "0 is the initialisation"
     lines = [Line("    checkpoints:", f"finished epochs, {said}")]
-    for number, one in enumerate(facts.listing.checkpoints):
-        path = scalar(written_path(one.path, output))
-        if one.epoch is not None:
-            lines.append(Line(f"      - {{epoch: {one.epoch}, path: {path}}}", one.hint))
+    for number, checkpoint in enumerate(facts.listing.checkpoints):
+        path = scalar(written_path(checkpoint.path, output))
+        if checkpoint.epoch is not None:
+            lines.append(
+                Line(f"      - {{epoch: {checkpoint.epoch}, path: {path}}}", checkpoint.hint)
+            )
             continue
-        wanted = f"epochs finished when {one.path.name} was written"
+        wanted = f"epochs finished when {checkpoint.path.name} was written"
         lines.append(
-            Line(f"      - {{epoch: {FILL_IN}, path: {path}}}", one.hint, wanted, str(number))
+            Line(
+                f"      - {{epoch: {FILL_IN}, path: {path}}}", checkpoint.hint, wanted, str(number)
+            )
         )
     return lines
 
@@ -279,7 +303,7 @@ def _left_out(facts: RunFacts) -> list[Line]:
 
 
 def _epoch_zero(facts: RunFacts, data: RunData) -> list[Line]:
-    """How to get the initialisation, where it is not there and that is possible."""
+    """Explain how to get a missing initialisation, where that is possible."""
     if facts.has_epoch_zero or facts.listing.checkpoints[0].epoch is None:
         return []
     lines = remark(
@@ -291,7 +315,8 @@ def _epoch_zero(facts: RunFacts, data: RunData) -> list[Line]:
         lines.append(Line(f"    #   {command}"))
         lines += remark(
             4,
-            "Then list it first, as {epoch: 0, path: init/checkpoints/epoch_0.pt}, with epoch_zero: required.",
+            "Then list it first, as {epoch: 0, path: init/checkpoints/epoch_0.pt}, with "
+            "epoch_zero: required.",
         )
     elif facts.trained.get("pretrained") is not None:
         tag = facts.trained.get("pretrained")
@@ -304,7 +329,10 @@ def _epoch_zero(facts: RunFacts, data: RunData) -> list[Line]:
 
 
 def _command_for_epoch_zero(facts: RunFacts, data: RunData) -> str | None:
-    """For runs of open_clip_train whose model `landscape train` builds as they did."""
+    """Build the command that writes the initialisation again; None if impossible.
+
+    It is possible for runs of open_clip_train whose model `landscape train` builds in the same way.
+    """
     params = next((file for file in facts.files if file.program == "open_clip_train"), None)
     if params is None or params.model is None or params.model not in _known_models():
         return None
@@ -334,6 +362,6 @@ def _command_for_epoch_zero(facts: RunFacts, data: RunData) -> str | None:
         "init",
     ]
     if source is not None and source != OPENMOJI and data.is_plain:
-        # The recipe's batch may be larger than a small table, and there is no step to make.
+        # The recipe's batch may be larger than a small table. No training step is made.
         words = [*words, "--data", source, *(("--batch-size", "2") if data.is_small else ())]
     return shlex.join(words)

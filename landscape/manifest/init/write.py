@@ -1,4 +1,4 @@
-"""Write the manifest of a training run, checked, whole or not at all."""
+"""Writing of the manifest of a training run, checked, whole or not at all."""
 
 import os
 import shlex
@@ -32,25 +32,25 @@ _COLUMNS, _MARGIN = 80, 12
 
 @dataclass(frozen=True, kw_only=True)
 class InitReport:
-    """What was found in a run, and the manifest that was written.
+    """Result of `init_manifest`: facts about a run, and its manifest.
 
     Attributes:
         output: The manifest; the run's own where it has one.
         written: Whether it was written now.
-        found: What the run is, by a word for each line.
-        remarks: What the user should look at.
-        wanted: Line number of the manifest and what is to be filled in there.
+        description: Description of the run: a word and a text for each line.
+        remarks: Points that the user should check.
+        wanted: Line numbers of the manifest, and what is to be filled in there.
     """
 
     output: Path
     written: bool
-    found: tuple[tuple[str, str], ...]
+    description: tuple[tuple[str, str], ...]
     remarks: tuple[str, ...] = ()
     wanted: tuple[tuple[int, str], ...] = ()
 
     def summary(self) -> str:
-        """For a terminal of 80 columns."""
-        rows = [*self.found, *(("look at", text) for text in self.remarks)]
+        """Format the report for a terminal of 80 columns."""
+        rows = [*self.description, *(("look at", text) for text in self.remarks)]
         lines = [
             line
             for key, text in rows
@@ -95,25 +95,26 @@ def init_manifest(
     counts: str | None = None,
     force: bool = False,
 ) -> InitReport:
-    """Write a manifest for `landscape spectra` from what a run says of itself.
+    """Write a manifest for `landscape spectra` from the files of a run.
 
     Args:
-        folder: Of the run, as its training program left it.
-        data: The pairs to measure on, instead of the run's own: "openmoji", a CSV/TSV file or a pattern of tar shards.
-        name: Of the series; by default the folder's.
-        counts: What an epoch number counts where the file does not say it; see `list_checkpoints`.
-        force: Replace a manifest that is there.
+        folder: Folder of the run, as its training program left it.
+        data: The pairs to measure on, instead of the run's own: "openmoji", a CSV/TSV file or a
+            pattern of tar shards.
+        name: Name of the series; by default the folder's.
+        counts: Meaning of an epoch number where the file does not state it; see `list_checkpoints`.
+        force: Replace an existing manifest.
 
     Raises:
-        ManifestError: If the folder holds no run or several, the output is there already or cannot be written, or a file of
-            the run cannot be read; nothing is written then.
+        ManifestError: If the folder holds no run or several, the output exists already or cannot be
+            written, or a file of the run cannot be read; nothing is written then.
     """
     run = find_run(folder)
     if run.manifest is not None:
-        found = (
+        rows = (
             ("run", f"{run.folder}: trained by `landscape train`, which keeps a manifest of it"),
         )
-        return InitReport(output=run.manifest, written=False, found=found)
+        return InitReport(output=run.manifest, written=False, description=rows)
     _check_output(output, force=force)
     facts = RunFacts.of(run, list_checkpoints(run.checkpoints, counts=counts))
     objective = facts.objective[0] if facts.objective is not None else None
@@ -133,7 +134,7 @@ def init_manifest(
     return InitReport(
         output=output,
         written=True,
-        found=_found(facts, pairs),
+        description=_found(facts, pairs),
         remarks=tuple(remarks),
         wanted=text.wanted,
     )
@@ -142,14 +143,16 @@ def init_manifest(
 def _check_output(output: Path, *, force: bool) -> None:
     if output.is_dir():
         raise ManifestError(
-            f"{output}: is a folder; name the manifest's file, such as {output / 'checkpoints.yaml'}."
+            f"{output}: is a folder; name the manifest's file, such as "
+            f"{output / 'checkpoints.yaml'}."
         )
     if os.path.lexists(output) and not force:
         advice = "say --force to replace it, or give another name with -o"
         raise ManifestError(f"{output}: is there already, and may have been edited; {advice}.")
     if not output.parent.is_dir():
         raise ManifestError(
-            f"{output}: there is no folder {output.parent}; make it first, or give another name with -o."
+            f"{output}: there is no folder {output.parent}; make it first, or give another name "
+            "with -o."
         )
 
 
@@ -158,7 +161,8 @@ def _header(folder: Path, output: Path) -> list[Line]:
     return [
         *remark(
             0,
-            f"Written by `landscape init {shlex.quote(str(folder))}` from what the run says of itself.",
+            f"Written by `landscape init {shlex.quote(str(folder))}` from what the run says of "
+            "itself.",
         ),
         *remark(0, f"See what measuring it takes: {command}"),
         *remark(0, "Relative paths are relative to this file."),
@@ -196,7 +200,7 @@ def _hessian(facts: RunFacts) -> list[Line]:
 
 
 def _put_in_place(output: Path, text: Text, lines: Sequence[Line]) -> None:
-    """Read the manifest back from a file beside its place, then move it there.
+    """Check a manifest beside its place, then move it there.
 
     Raises:
         ManifestError: If it cannot be read back or written.
@@ -240,7 +244,9 @@ def _found(facts: RunFacts, pairs: RunData) -> tuple[tuple[str, str], ...]:
 
 
 def _epochs(listing: Listing) -> str:
-    epochs = [one.epoch for one in listing.checkpoints if one.epoch is not None]
+    epochs = [
+        checkpoint.epoch for checkpoint in listing.checkpoints if checkpoint.epoch is not None
+    ]
     out = f"; {len(listing.left_out)} left out, see the file" if listing.left_out else ""
     count = f"{len(listing.checkpoints)} checkpoint{'s' if len(listing.checkpoints) != 1 else ''}"
     if not epochs:

@@ -1,10 +1,12 @@
-"""What a training program wrote beside its checkpoints about the run: read as text, never executed. Imports no torch.
+"""Files that a training program wrote about its run.
 
-params.txt                 open_clip_train; one folder above the checkpoints
-open_clip_config.json      open_clip's hub folders: architecture and preprocessing
-args.yaml                  timm's train.py
-hparams.yaml               Lightning; what the LightningModule was constructed with
-config.json                transformers (CLIP), with its image processor; timm's hub folders
+They lie beside the checkpoints, and are read as text, never executed. Imports no torch.
+
+    params.txt                 open_clip_train; one folder above the checkpoints
+    open_clip_config.json      open_clip's hub folders: architecture and preprocessing
+    args.yaml                  timm's train.py
+    hparams.yaml               Lightning; what the LightningModule was constructed with
+    config.json                transformers (CLIP), with its image processor; timm's hub folders
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,15 +23,16 @@ __all__ = ["RunFile", "inside_checkpoint", "run_files", "unreadable"]
 
 
 def run_files(checkpoint: Path) -> list[RunFile]:
-    """Read every file about the run of a checkpoint, where its writer puts it.
+    """Read every file about the run of a checkpoint.
 
-    They are looked for beside the checkpoint as it is named, and beside the file that a link leads to.
+    Files are searched beside the checkpoint as it is named, and beside the file that a link leads
+    to.
 
     Args:
-        checkpoint: A file, or the folder that is one.
+        checkpoint: A file, or the folder that is a checkpoint.
 
     Raises:
-        ManifestError: If such a file is there and cannot be read: nobody knows then what the run was.
+        ManifestError: If such a file exists and cannot be read: what the run was is then not known.
     """
     files: dict[Path, RunFile] = {}
     for folder in _folders(checkpoint):
@@ -56,13 +59,15 @@ def _folders(checkpoint: Path) -> Iterator[Path]:
 
 
 def inside_checkpoint(settings: Mapping[str, Any], checkpoint: Path) -> list[RunFile]:
-    """Read what a checkpoint itself holds about its run: timm's `args`, Lightning's `hyper_parameters`.
+    """Read what a checkpoint itself holds about its run.
+
+    This is timm's `args`, or Lightning's `hyper_parameters`.
 
     Args:
         settings: Plain values by the entry of the file in which they stand.
 
     Raises:
-        ManifestError: If a value there cannot be meant.
+        ManifestError: If a value is invalid.
     """
     files = []
     for entry in ("args", "hyper_parameters", "config"):
@@ -81,7 +86,7 @@ def _read_config(path: Path) -> RunFile | None:
         return None
     if contents.get("model_type") == "clip":
         return of_clip_config(path, contents)
-    # Before timm 0.9.8 the configuration of the weights was not a part of its own.
+    # Before timm 0.9.8 the configuration of the weights was not a separate part.
     if isinstance(contents.get("architecture"), str) and (
         "pretrained_cfg" in contents or "num_features" in contents
     ):
@@ -89,8 +94,8 @@ def _read_config(path: Path) -> RunFile | None:
     return None
 
 
-# The name of a file, how it is read, and whether it also stands one folder above the checkpoints: "always", "never", or
-# where their folder is called so.
+# Name of each file, its reader, and whether it also stands one folder above the checkpoints:
+# "always", "never", or only if their folder has this name.
 _FILES: tuple[tuple[str, Callable[[Path], RunFile | None], str], ...] = (
     ("params.txt", read_params, "always"),
     ("open_clip_config.json", read_open_clip_config, "never"),

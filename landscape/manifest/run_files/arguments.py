@@ -1,4 +1,7 @@
-"""Arguments of training programs: timm, DeiT, torchvision's references, Swin, Lightning, and scripts like them."""
+"""Arguments of training programs.
+
+Known are timm, DeiT, torchvision's references, Swin, Lightning, and similar scripts.
+"""
 
 import math
 from collections.abc import Mapping
@@ -21,14 +24,15 @@ from landscape.manifest.run_files.hubs import doubt_channels
 from landscape.manifest.run_files.params import open_clip_settings
 from landscape.manifest.trained import TrainedAs
 
-# Entries under which scripts keep their whole command line.
+# Entries under which scripts store their whole command line.
 _NESTED = ("args", "hparams")
 _OPEN_CLIP = (
     *("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length"),
     *("image_mean", "image_std", "image_interpolation", "image_resize_mode", "siglip"),
 )
 _GENERIC = (*_OPEN_CLIP, "num_classes", "nb_classes", "label_smoothing", "smoothing")
-# Arguments of timm's train.py (kd_... since 1.0.23) and of DeiT's main.py by which the loss is not the cross-entropy.
+# Arguments of timm's train.py (kd_... since 1.0.23) and of DeiT's main.py that replace the
+# cross-entropy by another loss.
 _OTHER_LOSSES = ("bce_loss", "jsd_loss", "distillation_type", "kd_model_name", "labelmix_loss")
 _SAY_CROSS_ENTROPY = (
     "say `loss: cross_entropy` to measure that of the cross-entropy at these weights"
@@ -42,10 +46,12 @@ def read_arguments(path: Path) -> RunFile | None:
 
 
 def of_arguments(path: Path, source: str, values: Mapping[str, Any]) -> RunFile:
-    """Read arguments by the program whose they are; else the few names that mean the same everywhere.
+    """Read the arguments of a known program, or a few common names.
+
+    These names mean the same in all programs.
 
     Raises:
-        ManifestError: If a value cannot be meant.
+        ManifestError: If a value is invalid.
     """
     values = _flat(path, values)
     model = values.get("model")
@@ -87,10 +93,10 @@ def of_arguments(path: Path, source: str, values: Mapping[str, Any]) -> RunFile:
 
 
 def _flat(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, with those of a command line that is kept whole among them.
+    """Merge arguments with those of a command line stored as a whole.
 
     Raises:
-        ManifestError: If both say a setting, and say different values.
+        ManifestError: If both state a setting, with different values.
     """
     flat = dict(values)
     for entry in _NESTED:
@@ -121,7 +127,10 @@ def _short(value: Any) -> str:
 
 
 def _timm_trained(path: Path, values: Mapping[str, Any], source: str) -> TrainedAs:
-    """Read timm's train.py (1.0) and DeiT's main.py: arguments of the model, of pictures in validation, of the loss."""
+    """Read timm's train.py (1.0) and DeiT's main.py.
+
+    Reads arguments of the model, of pictures in validation, and of the loss.
+    """
     stated: dict[str, Any] = {
         "num_classes": values.get("num_classes") or values.get("nb_classes") or None
     }
@@ -140,7 +149,7 @@ def _timm_trained(path: Path, values: Mapping[str, Any], source: str) -> Trained
         stated[f"preprocess.{name}"] = (
             None if value in ("", []) else per_channel(value) if name in ("mean", "std") else value
         )
-    # DeiT's name for it; timm takes a share of 0 for none.
+    # DeiT calls it eval_crop_ratio. timm treats a share of 0 as no value.
     stated["preprocess.crop_pct"] = (
         stated["preprocess.crop_pct"] or values.get("eval_crop_ratio") or None
     )
@@ -155,7 +164,10 @@ def _timm_trained(path: Path, values: Mapping[str, Any], source: str) -> Trained
         doubt(doubts, "preprocess", f"{why}; say in `preprocess: {{...}}` what they went through")
     for name in _OTHER_LOSSES:
         if values.get(name) not in (None, False, "", "none"):
-            why = f"{source} says {name}: {_short(values[name])}, a loss that is not known here; {_SAY_CROSS_ENTROPY}"
+            why = (
+                f"{source} says {name}: {_short(values[name])}, a loss that is not known here; "
+                f"{_SAY_CROSS_ENTROPY}"
+            )
             doubt(doubts, "loss", why)
     if not doubts.get("loss"):
         stated["loss"] = "cross_entropy"
@@ -164,7 +176,10 @@ def _timm_trained(path: Path, values: Mapping[str, Any], source: str) -> Trained
 
 
 def _torchvision_trained(path: Path, values: Mapping[str, Any], source: str) -> TrainedAs:
-    """Read references/classification/train.py of torchvision: the pictures in validation, and the smoothed loss."""
+    """Read references/classification/train.py of torchvision.
+
+    Reads the pictures in validation, and the smoothed loss.
+    """
     resized, size = values["val_resize_size"], values["val_crop_size"]
     for name, value in (("val_resize_size", resized), ("val_crop_size", size)):
         if not is_count(value):
@@ -185,18 +200,25 @@ def _torchvision_trained(path: Path, values: Mapping[str, Any], source: str) -> 
 
 
 def _share(size: int, resized: int) -> float:
-    """The crop_pct by which timm, which rounds down, resizes to the same number of pixels."""
+    """Find the crop_pct by which timm resizes to the same size.
+
+    timm rounds down.
+    """
     share = size / resized
+    # timm resizes to floor(size / share). Rounding of the quotient can miss `resized`, so the share
+    # moves to the next float until the floor is exact.
     while math.floor(size / share) != resized:
         share = math.nextafter(share, 0.0 if math.floor(size / share) < resized else math.inf)
     return share
 
 
 def of_swin(path: Path, source: str, values: Mapping[str, Any]) -> RunFile:
-    """Read the configuration of Swin's and VMamba's trainers: classes, picture size, and the smoothing of the loss.
+    """Read the configuration of Swin's and VMamba's trainers.
+
+    Reads classes, picture size, and the smoothing of the loss.
 
     Raises:
-        ManifestError: If a value cannot be meant.
+        ManifestError: If a value is invalid.
     """
     model, data = values["MODEL"], mapping(path, values, "DATA")
     stated = {

@@ -1,4 +1,7 @@
-"""Files about a run as text, JSON and YAML, and the gate that every value of theirs goes through."""
+"""Reading of files about a run as text, JSON and YAML.
+
+Every value of these files is checked here.
+"""
 
 import json
 import math
@@ -15,20 +18,22 @@ from landscape.manifest.setting_error import SettingError, shown
 from landscape.manifest.trained import TrainedAs, check_values
 
 _LARGEST_FILE = 2**20
-# Of a YAML file after its aliases are written out: a file of 1 kB can stand for 2**30 of them.
-_MOST_NODES = 100_000
+# Largest number of nodes of a YAML file after its aliases are expanded: a file of 1 kB can expand
+# to 2**30 nodes.
+_MAX_NODES = 100_000
 
 
 @dataclass(frozen=True)
 class RunFile:
-    """One file about a run.
+    """A file about a run.
 
     Attributes:
-        program: What wrote it.
-        model: The architecture that it names, as a manifest would name it; None where it names none.
-        trained: What it says of the model as it was trained.
+        program: The program that wrote it.
+        model: The architecture that it names, as a manifest would name it; None where it names
+            none.
+        trained: What it states about the model as it was trained.
         config: The file itself where it describes the architecture; None otherwise.
-        values: All that it says, for whoever wants to know more.
+        values: All its values, for other uses.
     """
 
     path: Path
@@ -40,15 +45,19 @@ class RunFile:
 
 
 def unreadable(path: Path, reason: object) -> ManifestError:
-    """The refusal of a run's file that says nothing anybody can understand."""
+    """Build the error for a run's file that cannot be understood."""
     return ManifestError(
-        f"{path}: cannot be read ({' '.join(str(reason).split())[:200]}), so what the run was is not known. Restore it, or "
-        "say `run_files: ignore` for the series and state the settings in the manifest."
+        f"{path}: cannot be read ({' '.join(str(reason).split())[:200]}), so what the run was is "
+        "not known. Restore it, or say `run_files: ignore` for the series and state the settings "
+        "in the manifest."
     )
 
 
 def read_text(path: Path, *, largest: int = _LARGEST_FILE, cut: bool = False) -> str:
-    """Read a text file; one that is larger than `largest` bytes is refused, or `cut`."""
+    """Read a text file of at most `largest` bytes.
+
+    A larger file is refused, or `cut`.
+    """
     try:
         check_regular(path)
         if not cut and path.stat().st_size > largest:
@@ -68,16 +77,16 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping of plain values; Python objects that it asks for are not built."""
+    """Read a mapping of plain values; do not build Python objects."""
     text = read_text(path)
     try:
         loader = _PlainLoader(text)
         node = loader.get_single_node()
         if node is None:
             return {}
-        if _expanded(node, {}) > _MOST_NODES:
+        if _expanded(node, {}) > _MAX_NODES:
             raise unreadable(
-                path, f"with its aliases written out it holds more than {_MOST_NODES:,} values"
+                path, f"with its aliases written out it holds more than {_MAX_NODES:,} values"
             )
         values = loader.construct_document(node)
     except (
@@ -93,10 +102,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader to which an object of any class is its plain parts: Lightning writes such tags."""
+    """A SafeLoader that reduces an object of any class to its plain parts.
+
+    Lightning writes tags of such objects.
+    """
 
     def plain_parts(self, suffix: str, node: yaml.Node) -> Any:
-        """The attributes of a Namespace, the items of a tuple, the text of anything else."""
+        """Return the plain content of a tagged node.
+
+        That is the attributes of a Namespace, the items of a tuple, the text of anything else.
+        """
         if isinstance(node, yaml.MappingNode):
             return self.construct_mapping(node, deep=True)
         if isinstance(node, yaml.SequenceNode):
@@ -108,10 +123,14 @@ _PlainLoader.add_multi_constructor("", _PlainLoader.plain_parts)
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the nodes of a document with every alias written out; those of one that holds itself are endless."""
+    """Count the nodes of a document with every alias expanded.
+
+    A node that contains itself counts as more than the limit.
+    """
     if id(node) not in known:
-        # While its parts are counted, a node counts as endless: only a cycle comes back to it.
-        known[id(node)] = _MOST_NODES + 1
+        # While its parts are counted, a node counts as more than the limit: only a cycle returns to
+        # it.
+        known[id(node)] = _MAX_NODES + 1
         parts: Iterable[yaml.Node] = ()
         if isinstance(node, yaml.MappingNode):
             parts = (part for pair in node.value for part in pair)
@@ -129,10 +148,12 @@ def trained_as(
     notes: Iterable[str] = (),
     doubts: Mapping[str, str] | None = None,
 ) -> TrainedAs:
-    """What a file states, once every value fits its setting; what is in doubt is not stated.
+    """Check the values of a file and return what it states.
+
+    Values in doubt are not stated.
 
     Raises:
-        ManifestError: If a value cannot be meant.
+        ManifestError: If a value is invalid.
     """
     doubts = doubts or {}
     given = {key: value for key, value in stated.items() if value is not None}
@@ -149,12 +170,12 @@ def trained_as(
 
 
 def doubt(doubts: dict[str, str], key: str, why: str) -> None:
-    """Add a doubt to those that a setting has already."""
+    """Add a doubt to the existing doubts about a setting."""
     doubts[key] = f"{doubts[key]}; {why}" if key in doubts else why
 
 
 def flag(path: Path, values: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    """The value of a switch.
+    """Return the value of a switch.
 
     Raises:
         ManifestError: If it is neither true nor false.
@@ -166,10 +187,12 @@ def flag(path: Path, values: Mapping[str, Any], name: str, default: bool = False
 
 
 def mapping(path: Path, values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a file that holds values by name; empty where it is left out.
+    """Return a part of a file that holds values by name.
+
+    Empty where it is left out.
 
     Raises:
-        ManifestError: If it holds none.
+        ManifestError: If the part is something else.
     """
     value = values.get(name)
     if value is not None and not (
@@ -180,7 +203,7 @@ def mapping(path: Path, values: Mapping[str, Any], name: str) -> Mapping[str, An
 
 
 def per_channel(value: Any) -> Any:
-    """A number for each of the three colours, from one number or a list of one."""
+    """Expand a number, or a list of one, to the three colours."""
     if is_number(value):
         return [value] * 3
     if isinstance(value, (list, tuple)):
@@ -189,19 +212,22 @@ def per_channel(value: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return (
-        type(value) is int and abs(value) < 2**63 or type(value) is float and math.isfinite(value)
+    """Tell whether a value is a finite number."""
+    return (type(value) is int and abs(value) < 2**63) or (
+        type(value) is float and math.isfinite(value)
     )
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number from 1."""
+    """Tell whether a value is a whole number from 1."""
     return type(value) is int and 1 <= value < 2**63
 
 
 def is_size(value: Any) -> bool:
-    """Whether it is a number of pixels, or height and width."""
+    """Tell whether a value is a number of pixels, or two.
+
+    Two are height and width.
+    """
     pair = (
         isinstance(value, (list, tuple))
         and len(value) == 2

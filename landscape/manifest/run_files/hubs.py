@@ -1,4 +1,4 @@
-"""Hub folders: open_clip's open_clip_config.json, and timm's config.json."""
+"""Hub folders: open_clip_config.json of open_clip, config.json of timm."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from landscape.manifest.run_files.files import (
     unreadable,
 )
 
-# They have settings of their own, or say where weights come from.
+# Arguments that have settings of their own, or that name the source of weights.
 _NOT_ARGUMENTS = {
     *(
         "num_classes",
@@ -46,7 +46,10 @@ def read_open_clip_config(path: Path) -> RunFile | None:
 
 
 def of_timm_hub(path: Path, contents: Mapping[str, Any]) -> RunFile:
-    """Read what timm.models.push_to_hf_hub writes: architecture, classes, and the preprocessing of its pictures."""
+    """Read what timm.models.push_to_hf_hub writes.
+
+    Reads architecture, classes, and the preprocessing of its pictures.
+    """
     pictures = (
         mapping(path, contents, "pretrained_cfg") if "pretrained_cfg" in contents else contents
     )
@@ -78,7 +81,7 @@ def of_timm_hub(path: Path, contents: Mapping[str, Any]) -> RunFile:
 
 
 def doubt_channels(source: str, channels: Any, doubts: dict[str, str]) -> None:
-    """Say that a model does not take pictures of three colours."""
+    """Add the doubt that pictures do not have three colours."""
     why = f"{source} says in_chans: {channels}, but only pictures of three colours are read here"
     doubt(doubts, "model_args", why)
 

@@ -1,4 +1,7 @@
-"""params.txt, the command line of open_clip_train, and the model printed in out.log beside it."""
+"""params.txt, the command line of open_clip_train, and out.log.
+
+The log beside it contains the printed model.
+"""
 
 import ast
 import re
@@ -20,13 +23,15 @@ from landscape.manifest.run_files.files import (
 )
 from landscape.manifest.trained import TrainedAs
 
-# Of out.log, which grows as long as the run does; the model is printed before the first step.
+# Bytes of out.log that are read. The log grows during the run, but the model is printed before the
+# first step.
 _LARGEST_LOG = 2**22
 _LINE = re.compile(r"([a-z_][a-z0-9_]*):(?: (.*))?")
 _PRINTED = re.compile(r"^\s*\(\w+\): (QuickGELU\(\)|GELU\()", re.MULTILINE)
 _ARGUMENTS = ("force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length")
 _PICTURES = ("mean", "std", "interpolation", "resize_mode")
-# Arguments by which a params.txt is open_clip's: no other program is likely to have three of them.
+# Arguments that identify a params.txt of open_clip: no other program is likely to have three of
+# them.
 _OWN = {
     *(
         "force_quick_gelu",
@@ -71,7 +76,7 @@ _OWN = {
         "save_most_recent",
     ),
 }
-# What is read below: a line of these that stands at a wrong place is not passed over.
+# Arguments that are read below: if such a line is out of order, that is reported as a doubt.
 _READ = {
     *_ARGUMENTS,
     *(f"image_{name}" for name in _PICTURES),
@@ -85,7 +90,10 @@ _SAY_QUICK_GELU = "say `model_args: {force_quick_gelu: true}` or false, as it wa
 
 
 def read_params(path: Path) -> RunFile | None:
-    """Read the command line of open_clip_train: "name: value" a line, every argument, sorted by name."""
+    """Read the command line of open_clip_train.
+
+    It has a line "name: value" for every argument, sorted by name.
+    """
     values, others = _lines(read_text(path))
     if "model" not in {*values, *others} or len(_OWN & {*values, *others}) < 3:
         return None
@@ -95,11 +103,15 @@ def read_params(path: Path) -> RunFile | None:
     doubts: dict[str, str] = {}
     stated = open_clip_settings(path, values)
     if values.get("siglip"):
-        # As open_clip_train sets it: https://github.com/mlfoundations/open_clip, open_clip_train/main.py.
+        # The value that open_clip_train sets: https://github.com/mlfoundations/open_clip,
+        # open_clip_train/main.py.
         stated["model_args.init_logit_bias"] = -10
     _doubt_losses(path, values, doubts)
     for name in sorted(others & _READ):
-        why = f"{path} says {name} where it does not stand in order, so it may be a part of another value"
+        why = (
+            f"{path} says {name} where it does not stand in order, so it may be a part of another "
+            "value"
+        )
         doubt(doubts, _setting(name), f"{why}; state it in the manifest as it was")
     tag = values.get("pretrained") or ("openai" if values.get("openai_pretrained") else None)
     if tag:
@@ -110,10 +122,12 @@ def read_params(path: Path) -> RunFile | None:
 
 
 def open_clip_settings(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that arguments of open_clip state, by whatever program they were given to it.
+    """Return the settings that arguments of open_clip state.
+
+    Any program may have passed them to open_clip.
 
     Raises:
-        ManifestError: If a value cannot be meant.
+        ManifestError: If a value is invalid.
     """
     stated = {f"model_args.{name}": values[name] for name in _ARGUMENTS if name in values}
     size = stated.get("model_args.force_image_size")
@@ -124,7 +138,7 @@ def open_clip_settings(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
             value = values[f"image_{name}"]
             stated[f"preprocess.{name}"] = per_channel(value) if name in ("mean", "std") else value
     if stated.get("preprocess.interpolation") == "random":
-        # Of the pictures in training; open_clip resizes those in validation so.
+        # "random" is for training; open_clip resizes pictures in validation bicubically.
         stated["preprocess.interpolation"] = "bicubic"
     if values.get("siglip") is not None:
         stated["loss"] = "siglip" if flag(path, values, "siglip") else "clip"
@@ -132,10 +146,11 @@ def open_clip_settings(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(text: str) -> tuple[dict[str, Any], set[str]]:
-    """Values by name, and the names of other lines that would be settings if they stood in order.
+    """Return values by name, and names of lines out of order.
 
-    Values can have several lines, as notes have, and any line of theirs can look like a setting. The settings are the
-    longest sequence of lines that is sorted by name.
+    Those other lines would be settings if they stood in order. Values can have several lines, as
+    notes have, and any of these lines can look like a setting. The settings are the longest
+    sequence of lines that is sorted by name.
     """
     lines = text.splitlines()
     settings = [(i, match) for i, line in enumerate(lines) if (match := _LINE.fullmatch(line))]
@@ -148,7 +163,11 @@ def _lines(text: str) -> tuple[dict[str, Any], set[str]]:
 
 
 def _longest_sorted(names: list[str]) -> list[int]:
-    """Positions of the longest strictly sorted subsequence."""
+    """Return the positions of the longest strictly sorted subsequence.
+
+    Patience sorting: `ends[l]` is the smallest last name of a sorted subsequence of l + 1 names so
+    far, so a binary search places each name. `before` links every name to its predecessor.
+    """
     ends: list[str] = []
     positions: list[int] = []
     before: list[int | None] = []
@@ -168,7 +187,7 @@ def _longest_sorted(names: list[str]) -> list[int]:
 def _literal(text: str) -> Any:
     try:
         with warnings.catch_warnings():
-            # Such as of a path that begins with a number.
+            # For example, a path that begins with a number gives a warning.
             warnings.simplefilter("ignore")
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -201,8 +220,9 @@ def _doubt_losses(path: Path, values: Mapping[str, Any], doubts: dict[str, str])
         doubt(doubts, "loss", f"{path} says model: {values['model']}, {why}, {contrastive}")
     if values.get("use_bnb_linear"):
         why = (
-            f"{path} says use_bnb_linear: {values['use_bnb_linear']}, so the linear layers were bitsandbytes' quantised ones, "
-            "which have no second derivative; only a model with plain linear layers can be measured"
+            f"{path} says use_bnb_linear: {values['use_bnb_linear']}, so the linear layers were "
+            "bitsandbytes' quantised ones, which have no second derivative; only a model with "
+            "plain linear layers can be measured"
         )
         doubt(doubts, "model_args", why)
 
@@ -211,26 +231,29 @@ def _notes(values: Mapping[str, Any], source: str) -> tuple[str, ...]:
     notes = []
     if str(values.get("precision")) in ("bf16", "fp16", "pure_bf16", "pure_fp16"):
         notes.append(
-            f"{source}: trained in {values['precision']}; measured in the manifest's dtype at the stored weights."
+            f"{source}: trained in {values['precision']}; measured in the manifest's dtype at the "
+            "stored weights."
         )
     for tower in ("image", "text"):
         if values.get(f"lock_{tower}"):
             notes.append(
-                f"{source}: the {tower} tower was locked in training; `parameters` decides what is measured."
+                f"{source}: the {tower} tower was locked in training; `parameters` decides what is "
+                "measured."
             )
     if values.get("image_interpolation") == "random":
         notes.append(
-            f"{source}: pictures were resized at random in training, and bicubically in validation, as here."
+            f"{source}: pictures were resized at random in training, and bicubically in "
+            "validation, as here."
         )
     return tuple(notes)
 
 
 def _with_activation(path: Path, values: Mapping[str, Any], trained: TrainedAs) -> TrainedAs:
-    """Settle the activation where params.txt leaves it open, by the model that out.log prints.
+    """Determine the activation from out.log where params.txt leaves it open.
 
-    open_clip before 3 built every model with `--pretrained openai` with QuickGELU, 3 and later build it as configured; the
-    first versions had no --force-quick-gelu and built every transformer with QuickGELU but those beside timm's towers.
-    params.txt does not say the version.
+    open_clip before 3 built every model with `--pretrained openai` with QuickGELU; 3 and later
+    build it as configured. The first versions had no --force-quick-gelu and built every transformer
+    with QuickGELU except those beside timm's towers. params.txt does not state the version.
     """
     tag = str(trained.get("pretrained", ""))
     if (
@@ -240,9 +263,15 @@ def _with_activation(path: Path, values: Mapping[str, Any], trained: TrainedAs) 
     ):
         return trained
     if "force_quick_gelu" not in values:
-        why = "says no force_quick_gelu, and open_clip's versions before that argument trained with QuickGELU"
+        why = (
+            "says no force_quick_gelu, and open_clip's versions before that argument trained with "
+            "QuickGELU"
+        )
     elif tag.lower() == "openai":
-        why = f"says pretrained: {tag}, which open_clip before version 3 trains with QuickGELU and later ones as configured"
+        why = (
+            f"says pretrained: {tag}, which open_clip before version 3 trains with QuickGELU and "
+            "later ones as configured"
+        )
     else:
         return trained
     log = path.with_name("out.log")

@@ -1,4 +1,4 @@
-"""CLIPConfig of transformers in config.json, and the image processor beside it."""
+"""CLIPConfig of transformers in config.json, and its image processor."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,8 @@ from landscape.manifest.run_files.files import (
 )
 from landscape.manifest.setting_error import shown
 
-# Defaults of transformers' CLIPTextConfig, CLIPVisionConfig and CLIPConfig in 5.24: a file may leave them out.
+# Defaults of CLIPTextConfig, CLIPVisionConfig and CLIPConfig in transformers 5.24: a file may leave
+# them out.
 _TOWER = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_hidden_layers": 12}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "text": {
@@ -43,7 +44,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _EMBED_DIM = 512
 _COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# Of CLIPImageProcessor. Mean and standard deviation are those of open_clip's default too.
+# Defaults of CLIPImageProcessor. Mean and standard deviation are also open_clip's defaults.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _PROCESSOR: dict[str, Any] = {
@@ -62,7 +63,7 @@ _PROCESSORS = (
     "CLIPImageProcessorPil",
     "CLIPFeatureExtractor",
 )
-# Pillow's filters that open_clip has. transformers takes null for bilinear.
+# Pillow's filters that open_clip has. For transformers, null means bilinear.
 _FILTERS = {
     2: "bilinear",
     3: "bicubic",
@@ -74,10 +75,10 @@ _SAY = "say in `preprocess: {...}` what its pictures went through"
 
 
 def of_clip_config(path: Path, contents: Mapping[str, Any]) -> RunFile:
-    """Read CLIPConfig: the architecture as facts, the activation, and the size of pictures.
+    """Read CLIPConfig: architecture, activation, and size of pictures.
 
     Raises:
-        ManifestError: If a value cannot be meant.
+        ManifestError: If a value is invalid.
     """
     text, vision = (_tower(path, contents, name) for name in ("text", "vision"))
     stated: dict[str, Any] = {
@@ -97,7 +98,8 @@ def of_clip_config(path: Path, contents: Mapping[str, Any]) -> RunFile:
         doubt(
             doubts,
             "model_args",
-            f"{path} says hidden_act {', '.join(activations)}, which open_clip's towers do not have",
+            f"{path} says hidden_act {', '.join(activations)}, which open_clip's towers do not "
+            "have",
         )
     if any(tower["layer_norm_eps"] != 1e-5 for tower in (text, vision)):
         doubt(
@@ -109,9 +111,11 @@ def of_clip_config(path: Path, contents: Mapping[str, Any]) -> RunFile:
         doubt(
             doubts,
             "model_args",
-            f"{path} says num_channels {vision['num_channels']}, but pictures of three are read here",
+            f"{path} says num_channels {vision['num_channels']}, but pictures of three are read "
+            "here",
         )
-    # 2 stands for the rule of old files, the token of the largest number, which is open_clip's.
+    # 2 stands for the rule of old files, the token of the largest number, which is also open_clip's
+    # rule.
     if text["eos_token_id"] not in (2, text["vocab_size"] - 1):
         end = f"{path} says eos_token_id {shown(text['eos_token_id'])}"
         doubt(
@@ -130,7 +134,10 @@ def of_clip_config(path: Path, contents: Mapping[str, Any]) -> RunFile:
 
 
 def _tower(path: Path, contents: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The configuration of a tower; `..._config_dict` of old files replaces it, as in CLIPConfig."""
+    """Read the configuration of a tower.
+
+    `..._config_dict` of old files replaces it, as in CLIPConfig.
+    """
     given = mapping(path, contents, f"{name}_config_dict") or mapping(
         path, contents, f"{name}_config"
     )
@@ -164,7 +171,7 @@ def _tower(path: Path, contents: Mapping[str, Any], name: str) -> dict[str, Any]
 
 
 def _facts(text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration by open_clip's names."""
+    """Return the configuration under open_clip's names."""
     facts = {
         "text_cfg.heads": text["num_attention_heads"],
         "text_cfg.context_length": text["max_position_embeddings"],
@@ -178,7 +185,8 @@ def _facts(text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]
             f"{name}.layers": tower["num_hidden_layers"],
             f"{name}.width": tower["hidden_size"],
         }
-        # open_clip's files round it up to four places, as 4.9231; a width that differs does not fit the tensors.
+        # open_clip's files round it to four places, such as 4.9231; a wrong width would not fit the
+        # tensors.
         ratio = tower["intermediate_size"] / tower["hidden_size"]
         if round(ratio, 4) == ratio:
             facts[f"{name}.mlp_ratio"] = ratio
@@ -186,17 +194,17 @@ def _facts(text: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _plain_size(size: Any) -> Any:
-    """One number for a square."""
+    """Reduce the size of a square to a single number."""
     return size[0] if isinstance(size, (list, tuple)) and size[0] == size[1] else size
 
 
 def _pictures(
     path: Path, image_size: Any
 ) -> tuple[tuple[str, dict[str, Any]] | None, dict[str, str]]:
-    """What the image processor says, with the name of its file, and what is in doubt.
+    """Read the image processor: its file name, settings, and doubts.
 
-    transformers 5 keeps it inside processor_config.json, earlier versions in a file of its own; where there are both, 5
-    reads the former and earlier ones the latter.
+    transformers 5 stores it inside processor_config.json, earlier versions in a separate file.
+    Where both exist, 5 reads the former and earlier ones the latter.
     """
     read: list[tuple[str, dict[str, Any], dict[str, str]]] = []
     for name in ("processor_config.json", "preprocessor_config.json"):
@@ -211,7 +219,10 @@ def _pictures(
         if contents:
             read.append((name, *_of_image_processor(beside, contents, image_size)))
     if len(read) == 2 and read[0][1] != read[1][1]:
-        why = f"{path.parent}: {read[0][0]} and {read[1][0]} say different preprocessing, and versions of transformers read "
+        why = (
+            f"{path.parent}: {read[0][0]} and {read[1][0]} say different preprocessing, and "
+            "versions of transformers read "
+        )
         return None, {"preprocess": f"{why}one or the other; {_SAY}"}
     return ((read[0][0], read[0][1]), read[0][2]) if read else (None, {})
 
@@ -219,7 +230,10 @@ def _pictures(
 def _of_image_processor(
     path: Path, given: Mapping[str, Any], image_size: Any
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """CLIPImageProcessor: the shorter side resized, the middle cut out, then (pixel * factor - mean) / std."""
+    """Read the settings of a CLIPImageProcessor, and doubts about them.
+
+    It resizes the shorter side, crops the centre, then computes (pixel * factor - mean) / std.
+    """
     settings = {**_PROCESSOR, **given}
     doubts: dict[str, str] = {}
     stated = _normalisation(path, settings, doubts)
@@ -234,7 +248,8 @@ def _of_image_processor(
         doubt(
             doubts,
             "preprocess",
-            f"{path} says resample: {shown(resample)}, a filter that open_clip does not have; {_SAY}",
+            f"{path} says resample: {shown(resample)}, a filter that open_clip does not have; "
+            f"{_SAY}",
         )
     unlike = _unlike_open_clip(path, settings, image_size, stated)
     if unlike:
@@ -245,7 +260,11 @@ def _of_image_processor(
 def _normalisation(
     path: Path, settings: Mapping[str, Any], doubts: dict[str, str]
 ) -> dict[str, Any]:
-    """Mean and standard deviation of pictures from 0 to 1."""
+    """Return mean and standard deviation of pictures scaled to [0, 1].
+
+    The processor computes (p f - m) / s for a pixel p from 0 to 255. With x = p / 255 this is (x -
+    m / (255 f)) / (s / (255 f)).
+    """
     stated: dict[str, Any] = {}
     for name in ("mean", "std"):
         if settings.get(f"image_{name}") is not None:
@@ -275,7 +294,10 @@ def _normalisation(
 def _unlike_open_clip(
     path: Path, settings: Mapping[str, Any], image_size: Any, stated: dict[str, Any]
 ) -> str:
-    """How pictures are made to fit where open_clip does not do it so; states `resize_mode` where it can."""
+    """Describe where resizing differs from open_clip; empty if it does not.
+
+    States `resize_mode` where open_clip can do the same.
+    """
     if not flag(path, settings, "do_resize", True):
         return "do_resize: false"
     if flag(path, settings, "do_pad"):
@@ -288,7 +310,10 @@ def _unlike_open_clip(
         crop = {"height": crop["shortest_edge"], "width": crop["shortest_edge"]}
     if set(size) == {"height", "width"}:
         if [size["height"], size["width"]] != model or (crops and crop != size):
-            return f"size: {shown(size)} and crop_size: {shown(crop or None)} for a model of {model[0]}x{model[1]}"
+            return (
+                f"size: {shown(size)} and crop_size: {shown(crop or None)} for a model of "
+                f"{model[0]}x{model[1]}"
+            )
         stated["preprocess.resize_mode"] = "squash"
         return ""
     if set(size) != {"shortest_edge"}:
@@ -303,7 +328,7 @@ def _unlike_open_clip(
 
 
 def _edges(path: Path, name: str, size: Any) -> dict[str, int]:
-    """A size by name; a number is that of the shorter side."""
+    """Return a size by name; a number means the shorter side."""
     edges = {"shortest_edge": size} if is_count(size) else size
     if isinstance(size, (list, tuple)) and is_size(size):
         edges = {"height": size[0], "width": size[1]}

@@ -17,7 +17,7 @@
   const draw = (id) => {
     const chart = data.charts[id];
     const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
-    // Plotly writes into what it is given.
+    // Plotly changes its arguments, so it gets copies.
     const traces = structuredClone(chart.frames.length > 1 ? chart.frames[Number(slider.value)] : chart.frames[0]);
     const layout = { ...common, ...structuredClone(chart.layout), dragmode: touch.matches ? false : "zoom" };
     if (narrow.matches) {
