@@ -7,9 +7,9 @@ CODE := landscape tests experiments notebooks docs
 export LANDSCAPE_CACHE ?= $(CURDIR)/.cache/landscape
 # One thread for each of two processes: small problems gain nothing from more.
 # Files of a second or two each: solvers, operators, statistics, manifests, texts.
-FAST := $(addprefix tests/test_, $(addsuffix .py, accuracy check_operator combine coordinates deprecation dispatch \
-	finite_difference gauss_newton hvp_option intervals manifest names objective operator power run_status \
-	stability_threshold stored_optimizer suggestions support surface_summary terminal vectors verdicts))
+FAST := $(foreach name, accuracy check_operator combine coordinates deprecation dispatch finite_difference gauss_newton \
+	hvp_option intervals manifest names objective operator power run_status stability_threshold stored_optimizer suggestions \
+	support surface_summary terminal vectors verdicts, $(wildcard tests/*/test_$(name).py))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # The versions that the tests passed with last; `make INSTALL="pip install"` takes the newest.
 INSTALL ?= pip install --constraint constraints.txt
@@ -27,7 +27,7 @@ figure3: $(VENV)/.installed-demo  ## train three small CLIP models, measure them
 	$(BIN)/landscape figure spectra.h5 -o figures/figure3.png
 
 test: $(VENV)/.installed-dev  ## run the tests, without the slow campaigns
-	$(PYTEST) -n 2 --dist worksteal --ignore tests/test_slurm_jobs.py
+	$(PYTEST) -n 2 --dist worksteal --ignore tests/workers/test_slurm_jobs.py
 
 test-fast: $(VENV)/.installed-dev  ## run the tests of files that take a second or two; under a minute
 	$(PYTEST) -q $(FAST)
@@ -37,10 +37,10 @@ test-slow: $(VENV)/.installed-dev  ## run campaigns and studies in full: kills, 
 
 test-slurm: $(VENV)/.installed-dev  ## test on a Slurm of one node, which root can install and start in a container
 	command -v slurmctld >/dev/null || apt-get install -y slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
-	$(PYTEST) -m slurm tests/test_slurm.py tests/test_slurm_jobs.py
+	$(PYTEST) -m slurm tests/workers/test_slurm.py tests/workers/test_slurm_jobs.py
 
 coverage: $(VENV)/.installed-dev  ## run the tests and state which branches they take; an hour
-	$(PYTEST) -n 2 --dist worksteal --ignore tests/test_slurm_jobs.py --cov --cov-report=term
+	$(PYTEST) -n 2 --dist worksteal --ignore tests/workers/test_slurm_jobs.py --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev  ## check format, style, types and the order of imports
 	$(BIN)/ruff check --quiet $(CODE)

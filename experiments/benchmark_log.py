@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-from store_records import manifest_of, record_of
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from landscape.store import Record, SpectrumStore, parts_folder
+from tests.helpers.store_records import manifest_of, record_of
 
 _BATCHES, _K, _NODES = 2000, 5, 25
 _STEPS = ("write", "open", "merge", "open merged")

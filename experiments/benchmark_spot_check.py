@@ -5,9 +5,9 @@ Usage: python experiments/benchmark_spot_check.py [--only cost|catches|alarms] [
 
 Cost: CPU seconds of building a Hessian and multiplying 25 random vectors, with the check and
 without, in turn; medians.
-Catches: models with a wrong derivative (tests/wrong_derivatives.py), one per seed, that the first
-product refuses.
-Alarms: random healthy models (tests/random_models.py), each in float32 and float64, that it
+Catches: models with a wrong derivative (tests/helpers/wrong_derivatives.py), one per seed, that the
+first product refuses.
+Alarms: random healthy models (tests/helpers/random_models.py), each in float32 and float64, that it
 refuses.
 """
 
@@ -20,10 +20,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-from random_models import random_model
-from wrong_derivatives import FAULTS, faulty
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import landscape
 from landscape.clip.model import build_model
@@ -32,6 +29,8 @@ from landscape.curvature import HessianOperator
 from landscape.curvature.spot_check import forget
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
+from tests.helpers.random_models import random_model
+from tests.helpers.wrong_derivatives import FAULTS, faulty
 
 _TOWERS = ("vit_tiny_64", "vmamba_tiny_64", "simba_tiny_64")
 _PRODUCTS, _PAIRS, _REPEATS = 25, 15, 5

@@ -13,8 +13,10 @@ any other killed process must cost the run nothing but time.
                their nannies and children
     scheduler  --scheduler, with a scheduler and two workers started by hand; kills these, the
                children and the parent
-    slurm      --cluster on a Slurm of one node (tests/slurm_node.py, as root); kills as dask does
-    store      writers of a store alone, in its log and its merge (tests/crash_store_writers.py)
+    slurm      --cluster on a Slurm of one node (tests/helpers/slurm_node.py, as root); kills
+               as dask does
+    store      writers of a store alone, in its log and its merge
+               (tests/helpers/crash_store_writers.py)
 
 "parent, log" and "parent, merge" are kills aimed at a growing log and at the file into which the
 logs are merged. Columns:
@@ -434,12 +436,13 @@ def kill_at(place: str, num_kills: int, *, seed: int, patience: float) -> bool:
     if place == "store":
         command = [
             sys.executable,
-            str(ROOT / "tests" / "crash_store_writers.py"),
+            "-m",
+            "tests.helpers.crash_store_writers",
             "random",
             str(num_kills),
             str(seed),
         ]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         result = loads(
             subprocess.run(
                 command, env=environment, check=True, capture_output=True, text=True

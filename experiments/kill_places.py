@@ -205,8 +205,8 @@ def at_place(
 
 def slurm(folder: Path) -> AbstractContextManager[dict[str, str]]:
     """A Slurm of one node; the variables that its commands need."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from slurm_node import missing, slurm_node
+    sys.path.insert(0, str(ROOT))
+    from tests.helpers.slurm_node import missing, slurm_node
 
     if missing():
         raise SystemExit(missing())
@@ -217,5 +217,5 @@ def environment_of(folder: Path, log: Path) -> dict[str, str]:
     """The variables of processes that log what they compute."""
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(SITE.format(log=str(log)))
-    path = os.pathsep.join(map(str, (folder / "site", ROOT, ROOT / "tests")))
+    path = os.pathsep.join(map(str, (folder / "site", ROOT)))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

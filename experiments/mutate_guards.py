@@ -44,6 +44,13 @@ import torch
 from guard_mutations import GUARDED, ROOT, Mutation, heads, lines_of, mutations, statements
 from guard_mutations_equivalent import EQUIVALENT
 
+
+def file_of(name: str) -> str:
+    """Return the path of a test file in any folder of tests/, relative to the repository."""
+    (path,) = (ROOT / "tests").rglob(f"test_{name}.py")
+    return str(path.relative_to(ROOT))
+
+
 TESTS = (
     "audit_guards",
     "audit_bounds",
@@ -63,7 +70,7 @@ TESTS = (
 )
 # Written for mutations that had survived, and so run first.
 _SHARP = tuple(
-    f"tests/test_{name}.py"
+    file_of(name)
     for name in ("audit_bounds", "audit_outcomes", "guard_edges", "verdicts", "spot_check_memory")
 )
 # They take minutes and execute what quicker ones execute as well.
@@ -360,7 +367,7 @@ def main() -> None:
         _print_table(chosen, kept)
         return
     server = Server(lambda server: _serve(server, chosen, kept, options))
-    files = [f"tests/test_{name}.py" for name in options.tests]
+    files = [file_of(name) for name in options.tests]
     with contextlib.redirect_stdout(io.StringIO()):
         pytest.main(
             [*files, "-q", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout"],
@@ -384,8 +391,12 @@ def _serve(
     if kept.get("guards") != digest:
         kept |= {"guards": digest, "tests": {}}
     known = {name.partition("::")[0] for name in kept["tests"]}
-    files = [f"tests/test_{name}.py" for name in options.tests]
-    again = [file for file in files if file not in known or file[11:-3] in options.measure]
+    files = [file_of(name) for name in options.tests]
+    again = [
+        file
+        for name, file in zip(options.tests, files)
+        if file not in known or name in options.measure
+    ]
     for file, tests, seconds in in_children(
         [(file, partial(server.measured, file)) for file in again], timeout=1800
     ):

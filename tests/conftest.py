@@ -5,20 +5,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from oracles import dense_hessian
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscape.curvature.objective import Objective, Params, select_parameters
 from landscape.curvature.traced import forget_graphs
 from landscape.linalg.operator import seeded
+from tests.helpers.folders import ROOT
+from tests.helpers.oracles import dense_hessian
 
-TESTS = Path(__file__).parent
 # Processes of pytest-xdist have it, and texts would be broken at its width.
 os.environ.pop("COLUMNS", None)
 # Files whose tests start processes or compile, and so take longest.
@@ -81,9 +80,9 @@ def context(monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
     """Forks from a process that has imported everything and computed nothing: a child takes a
     second, not ten.
     """
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_run"])
+    context.set_forkserver_preload(["tests.helpers.tiny_run"])
     return context
 
 

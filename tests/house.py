@@ -1,6 +1,6 @@
-"""Measure the English and the layout of the source: `python tests/house.py` prints a table.
+"""Measure the English and the layout of the source: `python -m tests.house` prints a table.
 
-tests/test_house.py holds the limits.
+tests/project/test_house.py holds the limits.
 """
 
 import ast

@@ -175,12 +175,12 @@ class Resampling:
         eigenvalue, there is no interval. Its width would be 0 because no rare value was seen, not
         because there is none.
 
-        Coverage at nominal 95 %, in tests/test_compare_statistics.py: 93 to 97 % from 20 batches
-        on, for differences of skewed values and for shares of 0.24 to 0.4. For rare negatives it
-        can be less: over 20 batches of 5 values, 91 to 93 % for a difference of shares of 0.02 and
-        0.06, and 90 % for a share of 0.1 where the negatives occur in few of the batches. For a
-        share of 0.02, one in seven samples has no interval, and 99 % of the other intervals hold
-        the true value.
+        Coverage at nominal 95 %, in tests/compare/test_compare_statistics.py: 93 to 97 % from 20
+        batches on, for differences of skewed values and for shares of 0.24 to 0.4. For rare
+        negatives it can be less: over 20 batches of 5 values, 91 to 93 % for a difference of
+        shares of 0.02 and 0.06, and 90 % for a share of 0.1 where the negatives occur in few of
+        the batches. For a share of 0.02, one in seven samples has no interval, and 99 %
+        of the other intervals hold the true value.
 
         Source: Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician
         69 (2015), the expanded percentile interval.
