@@ -218,7 +218,7 @@ def load_rows(
 ) -> LoadedRows:
     """Read this process's rows of a model's parameters, and all buffers.
 
-    The model is not changed. Beside the result, some 10 MB are taken, whatever the size of the
+    The model is not changed. Beside the result, a few MB are taken, whatever the size of the
     tensors.
 
     Args:

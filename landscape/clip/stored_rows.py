@@ -36,6 +36,8 @@ class StoredRows:
 
     def __init__(self) -> None:
         self._open: dict[Path, BinaryIO] = {}
+        # Used for every block: glibc may place a new one elsewhere each time, and keep all.
+        self._block = torch.empty(0, dtype=torch.uint8)
 
     def __enter__(self) -> Self:
         return self
@@ -123,13 +125,18 @@ class StoredRows:
             self._copy_view(view, offset + at * strides[dim], strides, part)
 
     def _numbers(self, view: "_View", offset: int, length: int) -> Tensor:
-        """Read elements of the span in the stored dtype.
+        """Read elements of the span in the stored dtype; the next call overwrites them.
 
         They get the byte order of this machine.
         """
-        numbers = torch.empty(length, dtype=view.dtype)
+        size, is_swapped = length * view.item_size, view.span.byteorder != "little"
+        if self._block.numel() < size:
+            self._block = torch.empty(max(size, _BLOCK), dtype=torch.uint8)
+        # A whole storage is swapped.
+        block = torch.empty(size, dtype=torch.uint8) if is_swapped else self._block[:size]
+        numbers = block.view(view.dtype)
         self._read_into(view.span, offset * view.item_size, numbers)
-        if view.span.byteorder != "little":
+        if is_swapped:
             numbers.untyped_storage().byteswap(view.dtype)
         return numbers
 

@@ -303,14 +303,19 @@ def test_a_quarter_of_the_rows_takes_a_quarter_of_the_memory(large_files, kind):
         return load_rows(model, large_files[kind], lambda *ignored: (1024, 1536), verified=verified)
 
     load()
-    return_freed_memory()
-    # The peak begins anew at what is resident now.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_memory()
-    loaded = load()
-    held = sum(tensor.nbytes for tensor in loaded.parameters.values())
-    # Blocks of 1 MB are converted and checked for NaN; what is freed stays with the allocator.
-    assert held == 8 << 20 and 0.9 * held < peak_memory() - before < held + (10 << 20)
+    held, taken = 8 << 20, []
+    for _ in range(3):
+        return_freed_memory()
+        # The peak begins anew at what is resident now.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = peak_memory()
+        loaded = load()
+        taken.append(peak_memory() - before)
+        assert sum(tensor.nbytes for tensor in loaded.parameters.values()) == held
+        del loaded
+    # A block of 1 MB is converted, blocks of 256 kB are checked for NaN; a whole tensor has 16 MB.
+    # The least counts: the allocator of a process that has run other tests may keep freed blocks.
+    assert 0.9 * held < min(taken) < held + (5 << 20)
 
 
 # What does not fit, is damaged or is not there
