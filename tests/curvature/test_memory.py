@@ -171,7 +171,7 @@ objective = Objective(
 
 def problem(num_rows):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(num_rows, 32, 128, generator=generator, dtype=torch.float64)
+    x = torch.randn(num_rows, 16, 128, generator=generator, dtype=torch.float64)
     return objective, select_parameters(model), {"x": x}
 
 def bytes_of(key):
@@ -229,9 +229,9 @@ PLAN = {
     "free": ("free", [50 * MIB], {}),
     "enough": ("product", [None], {}),
     "too little": ("product", [20 * MIB], {}),
-    "256 rows in 2500 MiB": ("obey", [256, 2500 * MIB], {}),
-    "256 rows in 500 MiB": ("obey", [256, 500 * MIB], {}),
-    "256 rows in 200 MiB": ("obey", [256, 200 * MIB], {}),
+    "256 rows in 1250 MiB": ("obey", [256, 1250 * MIB], {}),
+    "256 rows in 250 MiB": ("obey", [256, 250 * MIB], {}),
+    "256 rows in 120 MiB": ("obey", [256, 120 * MIB], {}),
     "retained": ("peak", [128], {"hvp": "retained"}),
     "rebuilt": ("peak", [128], {"hvp": "rebuilt"}),
     "jvp": ("peak", [128], {"hvp": "jvp"}),
@@ -281,17 +281,17 @@ def test_the_counted_peak_is_near_the_measured_peak_of_the_process(outcomes, nam
     assert counted > 10 * MIB and 0.9 * counted < measured < 3 * counted + 20 * MIB
 
 
-@pytest.mark.parametrize("allowed, product", [(2500, "retained"), (500, None), (200, "rows")])
+@pytest.mark.parametrize("allowed, product", [(1250, "retained"), (250, None), (120, "rows")])
 def test_a_process_stays_within_what_is_allowed(outcomes, allowed, product):
     chosen, measured = outcomes[f"256 rows in {allowed} MiB"]
     assert measured <= allowed * MIB and product in (None, chosen)
     # Without the limit it would not.
-    assert outcomes["256 rows in 2500 MiB"][1] > 500 * MIB
+    assert outcomes["256 rows in 1250 MiB"][1] > 250 * MIB
 
 
 def test_memory_of_row_chunks_does_not_grow_with_the_batch(outcomes):
     measured = {name: outcomes[name][1] for name in PLAN if " of " in name}
-    assert measured["256 of 256 rows"] > 3 * measured["64 of 64 rows"]
+    assert measured["256 of 256 rows"] > 2.5 * measured["64 of 64 rows"]
     # Four times the rows: features, loss and noise of the allocator may grow, graphs may not.
     assert measured["16 of 256 rows"] < 1.3 * measured["16 of 64 rows"] + 5 * MIB
     assert measured["16 of 256 rows"] < 0.2 * measured["256 of 256 rows"]
