@@ -146,8 +146,13 @@ class DaskPool(_Closing):
         future = self._client.submit(
             _dask_side().calculate, self._num_threads, call, key=key, workers=[worker], pure=False
         )
+        # Dask's client collects the results of several futures in a task that it shares. Cancelling
+        # one await would cancel that for all, and for every call to come (distributed 2026.8).
+        result = asyncio.ensure_future(future._result())
+        result.add_done_callback(_retrieve_error)
         try:
-            return unpack(await future._result())
+            await asyncio.wait([result])
+            return unpack(result.result())
         except KilledWorker as error:
             raise WorkerDied(f"worker {worker} died again and again with the same work") from error
         # The scheduler has dropped the call, or has gone: no work was lost. Sent again at once, the
@@ -352,6 +357,12 @@ def _close(part: Any) -> None:
     # Errors that Dask raises where the other side has gone, or jobs never began, need no action.
     except Exception:
         pass
+
+
+def _retrieve_error(task: "asyncio.Task[Any]") -> None:
+    """Take the error of a result that nobody waits for, so that asyncio does not log it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _dask_side() -> ModuleType:

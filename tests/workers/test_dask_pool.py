@@ -2,6 +2,7 @@
 is refused.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -108,6 +109,22 @@ def test_an_error_of_the_function_comes_back_with_its_type(pool):
     with pytest.raises(worker_calls.TwoWordError, match="item 13: bad luck"):
         list(dispatch({"a": range(20)}, pool, worker_calls.fail_at_poison))
     assert sorted(call_all(pool, abs, [(-1,), (-2,)])) == [(0, 1), (1, 2)]
+
+
+def test_a_call_cancelled_while_its_result_is_collected_stops_no_later_call(pool):
+    """Five collections at a time go to the scheduler; those that wait share a task."""
+    in_loop = asyncio.run_coroutine_threadsafe
+    semaphore, loop = pool._client._gather_semaphore, pool._loop
+    wait_until(lambda: pool.workers())
+    for _ in range(5):
+        in_loop(semaphore.acquire(), loop).result(10)
+    cancelled = pool.submit(pool.workers()[0], abs, -1)
+    wait_until(lambda: pool._client._gather_future)
+    cancelled.cancel()
+    later = pool.submit(pool.workers()[0], abs, -2)
+    for _ in range(5):
+        loop.call_soon_threadsafe(semaphore.release)
+    assert later.result(30) == 2
 
 
 def test_a_child_killed_on_a_worker_costs_no_item_and_a_poisonous_item_itself_alone(pool, tmp_path):
