@@ -280,10 +280,17 @@ def _leave_work_to_first(command: str) -> None:
     type=FloatRange(0.0, 10.0, min_open=True),
     help="With --monitor: the share of the training time that it may take. Default: 0.05.",
 )
+@click.option(
+    "--monitor-update-sharpness",
+    is_flag=True,
+    help="With --monitor: also measure critical and directional sharpness of the next step.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, then stop.")
 @threads_option("all cores")
 @_one_line_errors
-def train(monitor: bool, monitor_budget: float | None, **options: Any) -> None:
+def train(
+    monitor: bool, monitor_budget: float | None, monitor_update_sharpness: bool, **options: Any
+) -> None:
     """Train a CLIP model and save every epoch, the initialisation included.
 
     OUTPUT/checkpoints.yaml lists each checkpoint with its sha256. It is a manifest for `landscape
@@ -291,9 +298,15 @@ def train(monitor: bool, monitor_budget: float | None, **options: Any) -> None:
     """
     if monitor_budget is not None and not monitor:
         raise click.UsageError("--monitor-budget says what --monitor may take; add it.")
+    if monitor_update_sharpness and not monitor:
+        raise click.UsageError("--monitor-update-sharpness says what --monitor measures; add it.")
     from landscape.pipeline import train_run
 
-    report = train_run(**options, monitor_budget=(monitor_budget or 0.05) if monitor else None)
+    report = train_run(
+        **options,
+        monitor_budget=(monitor_budget or 0.05) if monitor else None,
+        monitor_update_sharpness=monitor_update_sharpness,
+    )
     if ranks.rank() == 0:
         _say(report.summary())
 

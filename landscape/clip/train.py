@@ -100,6 +100,7 @@ def train(
     label: str | None = None,
     pairs: Pairs | None = None,
     monitor_budget: float | None = None,
+    monitor_update_sharpness: bool = False,
     dry_run: bool = False,
     progress: bool | None = None,
 ) -> TrainReport:
@@ -131,6 +132,8 @@ def train(
         monitor_budget: Share of the training time that a sharpness monitor may take, as 0.05; None
             for no monitor. Its record is sharpness.jsonl in the run's folder, and the weights do
             not depend on it.
+        monitor_update_sharpness: Whether the monitor also measures along the optimizer's next step;
+            see SharpnessMonitor.
         dry_run: Report what is left to do, and write nothing.
         progress: None shows bars on a terminal and a line per epoch elsewhere; True always shows
             bars, False shows nothing.
@@ -185,7 +188,9 @@ def train(
             left = tuple(range(len(done), resolved.epochs + 1))
             process = Process.start(args, resolved, network, loader)
             watched = (
-                None if monitor_budget is None or args.rank else Watched(pairs, monitor_budget)
+                None
+                if monitor_budget is None or args.rank
+                else Watched(pairs, monitor_budget, monitor_update_sharpness)
             )
             _train_rest(
                 folder, process, done, epochs=resolved.epochs, progress=progress, watched=watched

@@ -39,15 +39,17 @@ class _Shown:
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """Data and time budget of a run's monitor.
+    """Data, time budget and scope of a run's monitor.
 
     Args:
         pairs: Image-text pairs of the training.
         budget: Share of the training time that the monitor may take.
+        update_sharpness: Whether to measure along the optimizer's next step too.
     """
 
     pairs: Pairs
     budget: float
+    update_sharpness: bool = False
 
     def start(
         self,
@@ -92,6 +94,7 @@ class Watched:
             batch,
             budget=self.budget,
             optimizer=process.optimizer,
+            update_sharpness=self.update_sharpness,
             output=folder.path / RECORD,
             start_step=start_step,
             sinks=[_Shown(show)],

@@ -32,6 +32,8 @@ _TITLES = {
     "LM": "Largest eigenvalue in magnitude",
     "SA": "Smallest eigenvalue",
 }
+_CRITICAL, _RATE_LIMIT = "critical sharpness", "2 / lr: the step raises the loss of the batch"
+_STEP_LIMIT: dict[str, Any] = {**PREDICTED, "linestyle": ":"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,21 @@ class _Curve:
         return f"threshold {self.formula}"
 
 
+@dataclass(frozen=True, eq=False)
+class _AlongUpdate:
+    """Critical sharpness of the next step over the steps; NaN where it is unknown.
+
+    Args:
+        ranges: Bracket of each value; the upper end may be infinite.
+        limits: 2 / learning rate of the step.
+    """
+
+    steps: Int64[np.ndarray, " m"]
+    values: Float[np.ndarray, " m"]
+    ranges: Float[np.ndarray, "m 2"]
+    limits: Float[np.ndarray, " m"]
+
+
 def training(
     record: MonitorRecord,
     *,
@@ -68,8 +85,8 @@ def training(
     keep_unconverged: bool = False,
     page_options: PageOptions | None = None,
 ) -> "Figure":
-    """Draw a record: a panel for the Hessian, one for the preconditioned Hessian where that was
-    measured, one for the loss.
+    """Draw a record: panels for the Hessian, for the preconditioned Hessian and for the critical
+    sharpness where those were measured, and for the loss.
 
     The threshold is dashed, in the panel of the matrix that it is of. Values that did not meet the
     tolerance are left out and counted in the note.
@@ -83,6 +100,7 @@ def training(
         ValueError: If there is nothing to draw.
     """
     curves = _curves(record)
+    along = _along_update(record)
     if not len(record.steps):
         raise ValueError("no measurement has a value, so there is nothing to draw.")
     shown = [curve.converged[:, 0] | keep_unconverged for curve in curves]
@@ -95,7 +113,7 @@ def training(
     with paper_style(page_options.scale):
         page = Page(
             num_columns=1,
-            num_rows=len(curves) + 1,
+            num_rows=len(curves) + (along is not None) + 1,
             panel=(5.4, 1.5),
             title=title or "",
             note=_note(record, curves, keep_unconverged=keep_unconverged),
@@ -107,6 +125,8 @@ def training(
         fig, axes = page.figure()
         for ax, curve in zip(axes, curves):
             _draw_values(ax, curve, keep_unconverged=keep_unconverged)
+        if along is not None:
+            _draw_critical(axes[len(curves)], along)
         _draw_loss(axes[-1], record)
         if not page_options.linear:
             _set_scales(axes)
@@ -168,12 +188,21 @@ def _curves(record: MonitorRecord) -> list[_Curve]:
     return curves
 
 
+def _along_update(record: MonitorRecord) -> _AlongUpdate | None:
+    """Return what was measured along the next step; None where no value is known."""
+    values = record.critical_sharpness
+    if not np.isfinite(values).any():
+        return None
+    return _AlongUpdate(record.steps, values, record.critical_ranges, 2 / record.rates)
+
+
 def _legend(
     record: MonitorRecord, curves: Sequence[_Curve], *, keep_unconverged: bool
 ) -> tuple[str, ...]:
     labels = ["sharpness"]
     labels += ["further eigenvalues"] if curves[0].values.shape[1] > 1 else []
     labels += [curve.threshold_label for curve in curves if curve.formula]
+    labels += [] if _along_update(record) is None else [_CRITICAL, _RATE_LIMIT]
     labels += (
         ["not converged"]
         if keep_unconverged and any(not curve.converged.all() for curve in curves)
@@ -205,6 +234,10 @@ def _note(record: MonitorRecord, curves: Sequence[_Curve], *, keep_unconverged: 
         )
     if record.failures:
         sentences.append(f"{len(record.failures)} measurements failed.")
+    if (along := _along_update(record)) is not None:
+        sentences.append("Brackets of the critical sharpness are shaded.")
+        unknown = int((~np.isfinite(along.values)).sum())
+        sentences += [f"{unknown} measurements have none."] if unknown else []
     thresholds = [
         measurement.threshold for measurement in record.measurements if measurement.threshold
     ]
@@ -248,6 +281,21 @@ def _draw_values(ax: "Axes", curve: _Curve, *, keep_unconverged: bool) -> None:
         )
     ax.set_title(curve.title)
     ax.set_ylabel(curve.unit)
+
+
+def _draw_critical(ax: "Axes", along: _AlongUpdate) -> None:
+    known = np.isfinite(along.values)
+    few = len(along.steps) <= _MAX_MARKERS
+    markers: dict[str, Any] = {"marker": "o", "markersize": 2.5} if few else {}
+    ax.plot(along.steps[known], along.values[known], label=_CRITICAL, **MEASURED, **markers)
+    low, high = along.ranges[known].T
+    # A value has both ends of its bracket.
+    ax.fill_between(
+        along.steps[known], low, high, color=MEASURED["color"], alpha=0.25, linewidth=0, zorder=1
+    )
+    ax.plot(along.steps, along.limits, label=_RATE_LIMIT, drawstyle="steps-post", **_STEP_LIMIT)
+    ax.set_title("Critical sharpness along the next step")
+    ax.set_ylabel("1 / learning rate")
 
 
 def _draw_loss(ax: "Axes", record: MonitorRecord) -> None:

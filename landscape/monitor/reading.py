@@ -230,16 +230,29 @@ class MonitorRecord:
     @property
     def critical_sharpness(self) -> Float[np.ndarray, " m"]:
         """Return the critical sharpness along the next step; NaN where not measured."""
-        return self._column(
-            lambda made: None if made.along_update is None else made.along_update.critical
-        )
+        return self._column(lambda made: _along(made, "critical"))
+
+    @property
+    def critical_ranges(self) -> Float[np.ndarray, "m 2"]:
+        """Return the bracket of each critical sharpness; NaN where not measured.
+
+        The ends are 2 over those of the learning rates; the upper end of an open bracket is inf.
+        """
+        ends = [
+            self._column(lambda made, end=end: _along(made, end))
+            for end in ("critical_low", "critical_high")
+        ]
+        return np.stack(ends, axis=1)
+
+    @property
+    def rates(self) -> Float[np.ndarray, " m"]:
+        """Return the learning rate of the next step; NaN where not measured along it."""
+        return self._column(lambda made: _along(made, "rate"))
 
     @property
     def directional_sharpness(self) -> Float[np.ndarray, " m"]:
         """Return the directional sharpness of the next step; NaN where not measured."""
-        return self._column(
-            lambda made: None if made.along_update is None else made.along_update.directional
-        )
+        return self._column(lambda made: _along(made, "directional"))
 
     @property
     def seconds(self) -> Float[np.ndarray, " m"]:
@@ -284,6 +297,11 @@ class MonitorRecord:
             else []
         )
         return [*lines, str(self.measurements[-1])]
+
+
+def _along(made: Measurement, name: str) -> float | None:
+    """Return a number measured along the update; None where there is none."""
+    return None if made.along_update is None else float(getattr(made.along_update, name))
 
 
 def read_record(path: Path | str) -> MonitorRecord:

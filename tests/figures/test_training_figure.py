@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from landscape.cli import main
 from landscape.figures import training
-from landscape.monitor import Measurement, Threshold, read_record
+from landscape.monitor import Measurement, Threshold, UpdateSharpness, read_record
 from tests.monitor.test_monitor_record import measured, spectrum, written
 
 OF_HESSIAN = Threshold(value=20.0, formula="2/η", source="a quadratic")
@@ -145,3 +145,36 @@ def test_options_of_stores_and_other_files_are_refused(tmp_path):
     ):
         result = CliRunner().invoke(main, wrong)
         assert result.exit_code == 2 and words in result.stderr
+
+
+def along(critical, low, high, rate=0.1):
+    return UpdateSharpness(
+        rate=rate,
+        critical=critical,
+        critical_low=low,
+        critical_high=high,
+        directional=1.0,
+        predicted_change=-0.1,
+        change=-0.1,
+        num_losses=8,
+    )
+
+
+def test_the_critical_sharpness_has_a_panel_with_its_bracket_and_the_limit_of_its_step(tmp_path):
+    made = [measured(0, along_update=along(8.0, 7.5, 8.25))]
+    made += [measured(3, along_update=along(12.0, 11.0, 12.5, rate=0.2))]
+    # The search saw no end of this bracket, and the next step had no direction.
+    made += [measured(6, along_update=along(math.nan, 4.0, math.inf)), measured(9)]
+    fig = training(record_of(tmp_path, made))
+    assert len(fig.axes) == 3
+    lines = lines_of(fig.axes[1])
+    np.testing.assert_array_equal(lines["critical sharpness"].get_xydata(), [(0, 8), (3, 12)])
+    (limit,) = (line for label, line in lines.items() if label.startswith("2 / lr"))
+    np.testing.assert_array_equal(limit.get_ydata(), [20, 10, 20, np.nan])
+    (band,) = fig.axes[1].collections
+    corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
+    assert {(0, 7.5), (0, 8.25), (3, 11.0), (3, 12.5)} <= corners
+    assert "2 measurements have none" in texts_of(fig)
+    # Without a value there is no panel.
+    (tmp_path / "a.jsonl").unlink()
+    assert len(training(record_of(tmp_path, [measured(0), made[2]])).axes) == 2

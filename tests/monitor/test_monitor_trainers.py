@@ -6,6 +6,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -263,9 +264,15 @@ def test_the_command_says_what_it_measured(table, tmp_path):
     assert (
         refused.exit_code == 2 and "--monitor" in refused.stderr and not (tmp_path / "run").exists()
     )
-    result = CliRunner().invoke(main, [*command, "--monitor"])
+    along = CliRunner().invoke(main, [*command, "--monitor-update-sharpness"])
+    assert along.exit_code == 2 and "what --monitor measures" in along.stderr
+    result = CliRunner().invoke(main, [*command, "--monitor", "--monitor-update-sharpness"])
     assert result.exit_code == 0, result.output
     assert "sharpness " in result.stderr and (tmp_path / "run" / train_monitor.RECORD).exists()
+    # The first rate of the warm-up is 0, and has no step; epoch 1 has a few more.
+    record = read_record(tmp_path / "run" / train_monitor.RECORD)
+    assert record.settings["update_sharpness"]
+    assert np.isfinite(record.critical_sharpness).any(), record.measurements
     drawn = CliRunner().invoke(
         main,
         [
