@@ -25,7 +25,7 @@ def vector_grids(analysed: Sequence[SeriesVectors], *, confidence: float) -> lis
     grids = [
         Grid(
             f"Kept eigenvectors: principal angles of the leading spaces in degrees {interval}",
-            ("series", "between", "batches", "vectors", "mean", "largest", "error at most"),
+            ("series", "between", "pairs", "vectors", "mean", "largest", "error at most"),
             tuple(_angle_row(series, row) for series, row in displacements),
         ),
         Grid(
@@ -51,16 +51,16 @@ def _angle_row(series: SeriesVectors, row: Displacement) -> tuple[str, ...]:
         if row.first == row.second
         else f"epochs {row.first}, {row.second}"
     )
-    error = "unknown" if row.error >= math.pi / 2 else number(math.degrees(row.error))
-    return (
-        series.label,
-        between,
-        str(row.num_batches),
-        str(row.rank),
-        _degrees(row.mean),
-        _degrees(row.largest),
-        error,
-    )
+    count = row.num_pairs
+    place = series.label, between, _count(count, row.num_unknown), str(row.rank)
+    if not count:
+        return (*place, *["unknown"] * 3)
+    return *place, _degrees(row.mean), _degrees(row.largest), number(math.degrees(row.error))
+
+
+def _count(known: int, left_out: int) -> str:
+    """Write how many count, and of how many where some are left out."""
+    return f"{known} of {known + left_out}" if left_out else str(known)
 
 
 def _degrees(interval: Interval) -> str:
@@ -68,8 +68,8 @@ def _degrees(interval: Interval) -> str:
 
 
 def _localisation_row(series: SeriesVectors, row: Localisation) -> tuple[str, ...]:
-    count, planned = row.num_batches, row.num_batches + row.num_unknown
-    place = series.label, str(row.epoch), f"{count} of {planned}" if row.num_unknown else str(count)
+    count = row.num_batches
+    place = series.label, str(row.epoch), _count(count, row.num_unknown)
     if not count:
         return (*place, *["unknown"] * 4)
     ratio = row.participation

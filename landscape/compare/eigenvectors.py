@@ -43,12 +43,16 @@ class Displacement:
         first, second: Epochs. Two epochs: each batch with itself. The same epoch twice: all pairs
             of its batches.
         rank: Number of leading vectors that span each space.
-        angles: Mean over pairs of each principal angle, ascending, in radians.
+        num_batches: Batches in the means.
+        num_pairs: Pairs in the means.
+        num_unknown: Pairs that are left out, as nothing is known of their angle: a record is not
+            certified, another eigenvalue may be as large, or the errors of both spaces reach pi / 2
+            together.
+        angles: Mean over pairs of each principal angle, ascending, in radians; NaN without pairs.
         mean, largest: Mean and largest principal angle, mean over pairs, with the bootstrap
-            interval over batches.
-        error: Bound of the error of each of these means, in radians; pi / 2 where nothing is known.
-            It assumes that eigenvalues which the solver has not seen lie among its unwanted ones.
-            A pair of which nothing is known counts as pi / 2, the largest angle there is.
+            interval over batches; NaN without pairs.
+        error: Bound of the error of each of these means, in radians; NaN without pairs. It assumes
+            that eigenvalues which the solver has not seen lie among its unwanted ones.
     """
 
     series: str
@@ -56,6 +60,8 @@ class Displacement:
     second: int
     rank: int
     num_batches: int
+    num_pairs: int
+    num_unknown: int
     angles: tuple[float, ...]
     mean: Interval
     largest: Interval
@@ -347,16 +353,21 @@ class _Series:
         angles: Float[np.ndarray, "p k"],
         errors: Float[np.ndarray, " p"],
     ) -> Displacement:
+        is_known = errors < UNKNOWN
+        known = [pair for pair, mask in zip(pairs, is_known, strict=True) if mask]
+        angles, count = angles[is_known], len(known)
         return Displacement(
             series=self.name,
             first=first,
             second=second,
             rank=rank,
-            num_batches=len({batch for pair in pairs for batch in pair}),
-            angles=tuple(map(float, angles.mean(axis=0))),
-            mean=pair_interval(angles.mean(axis=1), pairs, self.bootstrap),
-            largest=pair_interval(angles[:, -1], pairs, self.bootstrap),
-            error=float(np.minimum(errors, UNKNOWN).mean()),
+            num_batches=len({batch for pair in known for batch in pair}),
+            num_pairs=count,
+            num_unknown=len(pairs) - count,
+            angles=tuple(map(float, angles.sum(axis=0) / (count or math.nan))),
+            mean=pair_interval(angles.mean(axis=1), known, self.bootstrap),
+            largest=pair_interval(angles[:, -1], known, self.bootstrap),
+            error=_average(errors[is_known]),
         )
 
 
@@ -381,7 +392,12 @@ def pair_interval(
     Args:
         values: The number of each pair.
         pairs: The two batches of each; twice the same for a batch with itself.
+
+    Returns:
+        The interval; NaN where there is no pair.
     """
+    if not pairs:
+        return Interval(math.nan)
     names = sorted({batch for pair in pairs for batch in pair})
     left, right = (np.array([names.index(pair[end]) for pair in pairs]) for end in (0, 1))
 

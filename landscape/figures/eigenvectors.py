@@ -57,8 +57,8 @@ def eigenvectors(
 
     There is a panel for each, a line for every series, with bars for the bounds of the errors.
     Angles are the mean principal angle of the spaces of all kept vectors, and dotted of the leading
-    one; those between two epochs stand at the later one. Participation ratios that are not known
-    are left out, and the text under the panels counts them.
+    one; those between two epochs stand at the later one. Angles and participation ratios that are
+    not known are left out, and the text under the panels counts them.
 
     Args:
         analysed: From `vectors_of_store`, with the default ranks.
@@ -154,7 +154,7 @@ _Draw = Callable[["Axes", Sequence[SeriesVectors], Sequence[str]], None]
 
 def _panels(analysed: Sequence[SeriesVectors]) -> list[_Draw]:
     """Choose the panels for which there are numbers."""
-    rows = [row for series in analysed for row in series.displacements]
+    rows = [row for series in analysed for row in series.displacements if row.num_pairs]
     panels: list[_Draw] = []
     if any(row.first != row.second for row in rows):
         panels.append(_draw_turning)
@@ -177,9 +177,27 @@ def _note(analysed: Sequence[SeriesVectors], confidence: float) -> str:
         f"Angles: mean principal angle of the spaces of the {k} leading eigenvectors, over "
         f"{batches} mini-batch{'es' * (batches != '1')}. {dotted}Bands: {100 * confidence:g} % "
         "bootstrap intervals over batches. Bars: bound of the error by residual, gap and rounding, "
-        "where it is larger than the marker; from 0 to 90° where nothing is known."
+        "where it is larger than the marker."
+        + _pairs_left_out(analysed)
         + _left_out(analysed, "ratios")
     )
+
+
+def _pairs_left_out(analysed: Sequence[SeriesVectors]) -> str:
+    """Say how many pairs are not in the mean angles; "" if all are."""
+    rows = [row for series in analysed for row in series.displacements]
+    ranks = {
+        "the leading eigenvectors": [row for row in rows if row.rank == 1],
+        "the spaces": [row for row in rows if row.rank > 1],
+    }
+    counts = [
+        f"{unknown} of {unknown + sum(row.num_pairs for row in chosen)} pairs of {what}"
+        for what, chosen in ranks.items()
+        if (unknown := sum(row.num_unknown for row in chosen))
+    ]
+    if not counts:
+        return ""
+    return f" Left out of the angles: {' and '.join(counts)}, of which nothing is known."
 
 
 def _left_out(analysed: Sequence[SeriesVectors], what: str) -> str:
@@ -221,7 +239,7 @@ def _draw_angles(
 ) -> None:
     epochs: set[int] = set()
     for series, label, style in zip(analysed, labels, _styles()):
-        rows = [row for row in series.displacements if chosen(row)]
+        rows = [row for row in series.displacements if row.num_pairs and chosen(row)]
         epochs |= {row.second for row in rows}
         for rank in sorted({row.rank for row in rows}, reverse=True):
             curve = Curve.of(

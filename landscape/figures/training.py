@@ -32,7 +32,7 @@ _TITLES = {
     "LM": "Largest eigenvalue in magnitude",
     "SA": "Smallest eigenvalue",
 }
-_CRITICAL, _RATE_LIMIT = "critical sharpness", "2 / lr: the step raises the loss of the batch"
+_CRITICAL, _RATE_LIMIT = "critical sharpness", "2 / lr: above it, the step raises the loss"
 _STEP_LIMIT: dict[str, Any] = {**PREDICTED, "linestyle": ":"}
 
 

@@ -323,7 +323,7 @@ def test_the_analysis_of_a_store_is_that_of_its_vectors(store_path):
         np.testing.assert_allclose(row.angles, np.mean(exact, axis=0), atol=2e-3)
         assert row.mean.value == pytest.approx(np.mean(exact), abs=2e-3)
         assert row.mean.low <= row.mean.value <= row.mean.high
-        assert row.num_batches == 3
+        assert (row.num_batches, row.num_pairs, row.num_unknown) == (3, 3, 0)
     leading = next(row for row in wide.localisations if (row.epoch, row.index) == (2, 1))
     ratios = [inverse_participation(vectors_of(f"wide/2/{batch}")[:, 0]) for batch in range(3)]
     assert leading.participation.value == pytest.approx(np.mean(ratios), rel=2e-3)
@@ -366,6 +366,40 @@ def test_records_that_are_not_certified_are_left_out_and_counted(tmp_path):
     rows = [line for line in said.splitlines() if line.startswith("ViT, wide & ")][-2:]
     assert "0 & 1 of 3 &" in rows[0] and "error at most" in rows[0]
     assert "2 & 0 of 3 & unknown & unknown & unknown & unknown" in rows[1]
+
+
+def test_pairs_of_which_nothing_is_known_are_left_out_of_the_angles(tmp_path):
+    """At epoch 0 two of three batches are certain, at epoch 2 the first alone."""
+    path = tmp_path / "x.h5"
+    with SpectrumWriter(path, manifest_of(tmp_path, series=("wide",), num_batches=3)) as writer:
+        for key in writer.plan.keys():
+            known = key in ("wide/0/0", "wide/0/2", "wide/2/0")
+            changes = dict(CERTAIN) if known else {**CERTAIN, "rest": (-9.0, 1.0)}
+            writer.add_all(
+                [record_of(key)], vectors=[vector_record_of(key, writer.plan, **changes)]
+            )
+        writer.merge()
+    with SpectrumStore.open(path) as store:
+        (wide,) = vectors_of_store(store)
+    vectors = {at: vectors_of(f"wide/{at[0]}/{at[1]}") for at in ((0, 0), (0, 2), (2, 0))}
+    within, between, later = (row for row in wide.displacements if row.rank == 1)
+    for row, a, b, left_out in (
+        (within, (0, 0), (0, 2), 2),
+        (between, (0, 0), (2, 0), 2),
+    ):
+        (exact,) = angles_of(vectors[a][:, :1], vectors[b][:, :1])
+        assert abs(row.mean.value - exact) <= row.error < 0.01
+        assert (row.num_pairs, row.num_unknown) == (1, left_out)
+    assert (within.num_batches, between.num_batches, later.num_batches) == (2, 1, 0)
+    assert (later.num_pairs, later.num_unknown) == (0, 3)
+    assert np.isnan([later.mean.value, later.largest.value, later.error, *later.angles]).all()
+    output = tmp_path / "c.json"
+    assert CliRunner().invoke(main, ["compare", str(path), "-o", str(output)]).exit_code == 0
+    rows = json.loads(output.read_text())["eigenvectors"][0]["displacements"]
+    assert [row["num_unknown"] for row in rows if row["rank"] == 1] == [2, 2, 3]
+    said = CliRunner().invoke(main, ["compare", str(path), "--format", "latex"]).output
+    assert "& batches, epoch 0 & 1 of 3 & 1 &" in said
+    assert "& batches, epoch 2 & 0 of 3 & 1 & unknown & unknown & unknown" in said
 
 
 def test_vectors_that_do_not_turn_have_angles_of_rounding_alone(tmp_path):

@@ -74,10 +74,27 @@ def test_bars_are_the_bounds_of_the_errors_within_what_is_possible(analysed):
         np.testing.assert_allclose(segment[:, 1], expected)
     # The space of all vectors, and that of the leading one.
     assert len(turning.containers) == 2
-    unknown = replace(wide.displacements[1], error=np.pi / 2)
-    turning = eigenvectors([replace(wide, displacements=(unknown,))]).axes[0]
+    wrong = replace(wide.displacements[1], error=np.pi / 2)
+    turning = eigenvectors([replace(wide, displacements=(wrong,))]).axes[0]
     (segment,) = turning.collections[-1].get_segments()
     np.testing.assert_allclose(segment[:, 1], [0, 90])
+
+
+def test_unknown_pairs_are_left_out_and_counted(analysed):
+    (wide,) = (series for series in analysed if series.series == "wide")
+    nothing = {"num_batches": 0, "num_pairs": 0, "num_unknown": 3, "error": np.nan}
+    nothing |= {"mean": Interval(np.nan), "largest": Interval(np.nan)}
+    rows = [
+        replace(row, **nothing) if row.rank == K and row.first != row.second else row
+        for row in wide.displacements
+    ]
+    figure = eigenvectors([replace(wide, displacements=tuple(rows))])
+    whole = sum(row.num_pairs + row.num_unknown for row in rows if row.rank == K)
+    text = " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert f"Left out of the angles: 6 of {whole} pairs of the spaces, of which" in text
+    assert not len(lines_in(figure.axes[0])[0])
+    unknown = tuple(row for row in rows if row.rank == K or row.first == row.second)
+    assert len(eigenvectors([replace(wide, displacements=unknown)]).axes) == 2
 
 
 def test_unknown_vectors_are_left_out_and_counted(analysed):
