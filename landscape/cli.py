@@ -41,6 +41,7 @@ from landscape.options import (
     threads_option,
     worker_options,
 )
+from landscape.refusals import one_line_refusals
 from landscape.signals import stop_requests
 from landscape.suggestions import did_you_mean
 from landscape.terminal import TextTable, terminal_width, wrapped
@@ -151,7 +152,7 @@ class _Commands(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], *rest: Any, **options: Any
     ) -> click.Context:
-        with _interrupted_without_work():
+        with _interrupted_without_work(), one_line_refusals():
             arguments = tuple(args)
             context = super().make_context(info_name, args, *rest, **options)
             context.meta[_ARGUMENTS] = arguments
@@ -168,7 +169,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         with _interrupted_without_work():
             try:
-                return super().invoke(ctx)
+                with one_line_refusals(ctx):
+                    return super().invoke(ctx)
             except click.ClickException as error:
                 if ranks.is_reporter():
                     raise

@@ -201,7 +201,8 @@ def test_options_beyond_what_can_be_meant_are_refused(arguments, tmp_path, monke
     result = CliRunner().invoke(main, arguments)
     assert (
         result.exit_code == 2
-        and "Error: Invalid value for" in result.stderr
+        and result.stderr.startswith(f"landscape: {arguments[0]}: --")
+        and result.stderr.count("\n") == 1
         and not list(tmp_path.iterdir())
     )
 

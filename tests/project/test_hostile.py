@@ -90,7 +90,7 @@ def judged(tmp_path):
         (SPECTRA, 0, "note: 1 picture is small\n"),
         (SPECTRA, 2, f"vit epoch 0\n{REFUSED}"),
         (SPECTRA, 1, "landscape: the loss is not finite.\n"),
-        (FIGURE, 2, "Usage: landscape figure\nTry it\n\nError: Invalid value.\n"),
+        (FIGURE, 2, "landscape: figure: --width: 'x' is not a number.\n"),
         (
             Hostile("signal", "", ("spectra",), signal=(signal.SIGINT, 0.1)),
             130,
@@ -114,6 +114,7 @@ def test_a_command_that_ends_as_documented_passes(hostile, status, stderr, judge
         ("not one line", {"status": 2, "stderr": REFUSED * 2}),
         ("not one line", {"status": 2, "stderr": ""}),
         ("not one line", {"status": 2, "stderr": f"{REFUSED}more\n"}),
+        ("not one line", {"status": 2, "stderr": "Usage: landscape\n\nError: Invalid value.\n"}),
         ("status 1", {"status": 1, "stderr": "Aborted!\n"}),
         ("status -11", {"status": -11}),
         ("status 139", {"status": 139}),
