@@ -166,12 +166,15 @@ def on_page_content(html: str, *, page: Page, **_: object) -> str:
 def _rooms() -> list[str]:
     """Return the rooms of the package that offer names to users."""
     faces = {
-        face.parent.name: face.read_text(encoding="utf-8")
-        for face in sorted((ROOT / "landscape").glob("*/__init__.py"))
+        ".".join(face.parent.relative_to(ROOT / "landscape").parts): face.read_text(
+            encoding="utf-8"
+        )
+        for pattern in ("*/__init__.py", "curvature/*/__init__.py")
+        for face in sorted((ROOT / "landscape").glob(pattern))
     }
     return [
         room
-        for room, text in faces.items()
+        for room, text in sorted(faces.items())
         if room not in INTERNAL and re.search(r"^__all__ = \[[^\]]", text, re.MULTILINE)
     ]
 

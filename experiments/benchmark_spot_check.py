@@ -26,7 +26,7 @@ import landscape
 from landscape.clip.model import build_model
 from landscape.clip.objectives import contrastive_objective
 from landscape.curvature import HessianOperator
-from landscape.curvature.spot_check import forget
+from landscape.curvature.audits.spot_check import forget
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from tests.helpers.random_models import random_model

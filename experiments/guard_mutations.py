@@ -8,20 +8,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # The files of the guards, and of those that are more than guards the functions.
 GUARDED: dict[str, tuple[str, ...] | None] = {
-    "landscape/curvature/audit.py": None,
-    "landscape/curvature/blame.py": None,
-    "landscape/curvature/differences.py": None,
-    "landscape/curvature/graph.py": None,
-    "landscape/curvature/preconditions.py": None,
-    "landscape/curvature/spot_check.py": None,
-    "landscape/curvature/evaluation.py": (
+    "landscape/curvature/audits/examination.py": None,
+    "landscape/curvature/audits/objective_audit.py": None,
+    "landscape/curvature/audits/report.py": None,
+    "landscape/curvature/audits/blame.py": None,
+    "landscape/curvature/audits/differences.py": None,
+    "landscape/curvature/guards/graph.py": None,
+    "landscape/curvature/guards/preconditions.py": None,
+    "landscape/curvature/audits/spot_check.py": None,
+    "landscape/curvature/hvp/evaluation.py": (
         "as_differentiated",
         "value_of",
         "twice_evaluated",
         "backward_in_place",
         "check_gradients",
     ),
-    "landscape/curvature/finite_difference.py": (
+    "landscape/curvature/operators/finite_difference.py": (
         "module",
         "__init__",
         "matmat",

@@ -51,7 +51,7 @@ from landscape.curvature import (
     gradient,
     unflatten,
 )
-from landscape.curvature.evaluation import as_differentiated
+from landscape.curvature.hvp.evaluation import as_differentiated
 from landscape.kernels import selective_scan
 from landscape.linalg import SymmetricOperator, eigsh, power_iteration, seeded
 from landscape.linalg.support import SupportedPart

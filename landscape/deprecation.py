@@ -1,5 +1,6 @@
 """Old names of the Python interface, which go on working and warn."""
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -61,3 +62,21 @@ def renamed_attribute(namespace: dict[str, Any], name: str, renamed: dict[str, s
     new = renamed[name]
     warn_of_old_name(f"{module}.{name}", f"{module}.{new}", stacklevel=4)
     return getattr(sys.modules[module], new)
+
+
+def moved_attribute(namespace: dict[str, Any], name: str, moved: dict[str, str]) -> Any:
+    """Look up an attribute that another module has now, for the `__getattr__` of a module.
+
+    Args:
+        namespace: `globals()` of the module.
+        moved: Module and name, joined by a dot, of each old name.
+
+    Raises:
+        AttributeError: If `name` is not an old name.
+    """
+    module = namespace["__name__"]
+    if name not in moved:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warn_of_old_name(f"{module}.{name}", moved[name], stacklevel=4)
+    place, _, new = moved[name].rpartition(".")
+    return getattr(importlib.import_module(place), new)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from landscape.curvature.hvp.traced import forget_graphs
 from landscape.curvature.objective import Objective, Params, select_parameters
-from landscape.curvature.traced import forget_graphs
 from landscape.linalg.operator import seeded
 from tests.helpers.folders import ROOT
 from tests.helpers.oracles import dense_hessian

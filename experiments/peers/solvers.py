@@ -23,7 +23,8 @@ from scipy.sparse.linalg import eigsh as arpack
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.curvature import Batch, HessianOperator, Objective, Params, squared_norm
+from landscape.curvature import Batch, HessianOperator, Objective, Params
+from landscape.curvature.objective import squared_norm
 from landscape.curvature.pyhessian import run_pyhessian
 from landscape.linalg import eigsh
 

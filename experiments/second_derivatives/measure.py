@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import landscape
-from landscape.curvature.audit import WHOLE, AuditReport
+from landscape.curvature.audits import WHOLE, AuditReport
 
 Inputs = Mapping[str, Tensor]
 Function = Callable[..., Tensor]

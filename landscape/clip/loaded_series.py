@@ -17,7 +17,8 @@ from landscape.clip.labels import with_labels
 from landscape.clip.model import image_size_of, preprocess_for, tokenizer_for
 from landscape.clip.recipes import RECIPES, training_transform
 from landscape.clip.trained import as_trained, build_as_trained, objective_as_trained
-from landscape.curvature import Batch, Objective, Params, check_twice_differentiable
+from landscape.curvature import Batch, Objective, Params
+from landscape.curvature.guards import check_twice_differentiable
 from landscape.errors import CheckpointError, DataError, LandscapeError, ManifestError, PictureError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, Manifest, TrainedAs
 from landscape.manifest.run_files import inside_checkpoint

@@ -35,7 +35,7 @@ from landscape.clip.architecture import (
 from landscape.clip.meta_model import convert_around_meta, parameters_on_meta
 from landscape.clip.objectives import contrastive_objective, cross_entropy_objective
 from landscape.clip.seeding import seeded_globals
-from landscape.curvature.memory import MemoryWatch, free_memory, is_out_of_memory
+from landscape.curvature.hvp.memory import MemoryWatch, free_memory, is_out_of_memory
 from landscape.errors import ModelError
 from landscape.manifest.trained import TIMM_PREPROCESS
 

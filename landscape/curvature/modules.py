@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from landscape.curvature.choice import HvpChoice
-from landscape.curvature.hessian import HessianOperator
+from landscape.curvature.audits.spot_check import SpotCheck
+from landscape.curvature.guards.rounding import product_errors
+from landscape.curvature.hvp.choice import HvpChoice
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters
-from landscape.curvature.rounding import product_errors
-from landscape.curvature.spot_check import SpotCheck
+from landscape.curvature.operators.hessian import HessianOperator
 from landscape.deprecation import renamed_keyword, warn_of_old_name
 from landscape.errors import MemoryLimitError, ObjectiveError
 from landscape.linalg.lanczos import MIN_EXTRA_VECTORS, Which, eigsh, num_vectors_in

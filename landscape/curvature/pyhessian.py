@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.curvature.hessian import HessianOperator
 from landscape.curvature.objective import Batch, Objective, Params, squared_norm
+from landscape.curvature.operators.hessian import HessianOperator
 from landscape.errors import MissingDependencyError
 from landscape.linalg.results import EigenPairs
 

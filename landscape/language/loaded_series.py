@@ -13,7 +13,8 @@ from torch import nn
 from landscape import threads
 from landscape.clip.checkpoint import CheckpointInfo, check_fit
 from landscape.clip.loaded_series import DTYPES, Evaluate, LoadedSeries, called_with
-from landscape.curvature import Objective, Params, check_twice_differentiable
+from landscape.curvature import Objective, Params
+from landscape.curvature.guards import check_twice_differentiable
 from landscape.errors import CheckpointError, ManifestError, ModelError
 from landscape.language.model import (
     build_causal_lm,

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from landscape.curvature.hessian import HessianOperator, reached_gradients
 from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters
+from landscape.curvature.operators.hessian import HessianOperator, reached_gradients
 from landscape.monitor.measurement import UpdateSharpness
 from landscape.monitor.optimizers import adds_decay, allowing_refusals
 from landscape.stability.critical import critical_of

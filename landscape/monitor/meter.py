@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from landscape.curvature.choice import HvpChoice
-from landscape.curvature.hessian import HessianOperator
+from landscape.curvature.audits.spot_check import EarlierCheck
+from landscape.curvature.hvp.choice import HvpChoice
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters
-from landscape.curvature.spot_check import EarlierCheck
+from landscape.curvature.operators.hessian import HessianOperator
 from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.lanczos import Which, eigsh
 from landscape.linalg.operator import SymmetricOperator, seeded

@@ -110,7 +110,7 @@ def audit_series(loaded: "LoadedSeries", hessian: "HessianSettings") -> "AuditRe
     Uses the first rows of the first batch that can be read.
     """
     from landscape.curvature import audit_objective
-    from landscape.curvature.row_chunks import take_rows
+    from landscape.curvature.hvp.row_chunks import take_rows
 
     def make(model: "torch.nn.Module") -> "tuple[Objective, Params]":
         return loaded.objective_on(model, hessian)
@@ -136,7 +136,7 @@ def verdict_of(
     Raises:
         ObjectiveError: If the audit fails and `unaudited` is not given; names the module.
     """
-    from landscape.curvature.audit import ZERO_TO_ROUNDING
+    from landscape.curvature.audits import ZERO_TO_ROUNDING
 
     if (stated := stated_verdict(unaudited=unaudited, hvp=hvp)) is not None:
         return stated

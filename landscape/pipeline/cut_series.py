@@ -15,10 +15,10 @@ from landscape.clip.checkpoint_rows import VerifiedFiles, load_rows, verify_once
 from landscape.clip.loaded_series import LoadedSeries, Notes, settings_of
 from landscape.clip.meta_model import place_rows, remove_rows
 from landscape.curvature import flatten
-from landscape.curvature.audit import ZERO_TO_ROUNDING
-from landscape.curvature.memory import free_memory
-from landscape.curvature.row_chunks import take_rows
-from landscape.curvature.spot_check import EARLIER
+from landscape.curvature.audits import ZERO_TO_ROUNDING
+from landscape.curvature.audits.spot_check import EARLIER
+from landscape.curvature.hvp.memory import free_memory
+from landscape.curvature.hvp.row_chunks import take_rows
 from landscape.errors import ObjectiveError
 from landscape.manifest import Checkpoint, CheckpointSeries
 from landscape.pipeline.audit import AUDITED_ROWS, audited_in_turn

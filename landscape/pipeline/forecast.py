@@ -409,7 +409,7 @@ def _peak_memory(device: "torch.device") -> Iterator[list[int]]:
     """Measure the peak bytes of tensors, beyond those that existed before."""
     import torch
 
-    from landscape.curvature.memory import MemoryWatch
+    from landscape.curvature.hvp.memory import MemoryWatch
 
     peak = [0]
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Spectra of the batches of a unit in lockstep; see `landscape.curvature.lockstep`."""
+"""Spectra of the batches of a unit in lockstep; see `landscape.curvature.hvp.lockstep`."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def measure_in_lockstep(
     Returns:
         The record of each batch, or its `Failure`.
     """
-    from landscape.curvature.lockstep import batches_that_fit
+    from landscape.curvature.hvp.lockstep import batches_that_fit
 
     results: dict[int, Any] = {}
     waiting = list(indices)
@@ -71,7 +71,7 @@ def measure_in_lockstep(
 def _solved(
     lot: "dict[int, HessianOperator]", solve: "Callable[[int, HessianOperator], EigenPairs]"
 ) -> "list[EigenPairs | Exception]":
-    from landscape.curvature.lockstep import solve_in_lockstep
+    from landscape.curvature.hvp.lockstep import solve_in_lockstep
 
     indices, operators = list(lot), list(lot.values())
     try:

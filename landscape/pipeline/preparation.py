@@ -226,7 +226,7 @@ class Preparation:
 
         They are also recorded if the output was begun so.
         """
-        from landscape.curvature.compiled import has_compiler
+        from landscape.curvature.hvp.compiled import has_compiler
 
         is_cpu = loaded.device.type == "cpu"
         strategy = known.strategy or strategy_for(
@@ -255,7 +255,7 @@ class Preparation:
         Args:
             each: Bytes of a vector.
         """
-        from landscape.curvature.choice import SHARE
+        from landscape.curvature.hvp.choice import SHARE
 
         needed = {self.max_basis_memory: self.min_vectors * each}
         if chosen.choice is not None and chosen.choice.peak:

@@ -11,14 +11,8 @@ from landscape.deprecation import renamed_keyword, warn_of_old_name
 from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 
 if TYPE_CHECKING:
-    from landscape.curvature import (
-        Batch,
-        HessianBlocks,
-        HessianOperator,
-        HvpChoice,
-        Objective,
-        Params,
-    )
+    from landscape.curvature import Batch, HessianBlocks, HessianOperator, Objective, Params
+    from landscape.curvature.hvp import HvpChoice
 
 
 # Strategies that record a graph once for all batches.
@@ -121,7 +115,7 @@ class SeriesProducts:
         self.asked = asked
         self.choice: HvpChoice | None = None
         if choice is not None:
-            from landscape.curvature import choice as choices
+            from landscape.curvature.hvp import choice as choices
 
             trials = tuple(choices.Trial(**trial) for trial in choice["trials"])
             self.choice = choices.HvpChoice(**{**choice, "trials": trials})

@@ -361,7 +361,7 @@ def forget_session() -> None:
     torch = sys.modules.get("torch")
     if torch is None:
         return
-    from landscape.curvature.traced import forget_graphs
+    from landscape.curvature.hvp.traced import forget_graphs
 
     forget_graphs()
     if torch.cuda.is_initialized():

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import Tensor, nn
 
 from landscape import curvature
-from landscape.curvature.choice import HvpChoice
-from landscape.curvature.hessian import HessianOperator
+from landscape.curvature.hvp.choice import HvpChoice
 from landscape.curvature.objective import Batch
+from landscape.curvature.operators.hessian import HessianOperator
 from landscape.deprecation import renamed_keyword
 from landscape.errors import ObjectiveError
 

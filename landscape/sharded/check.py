@@ -1,6 +1,6 @@
 """Tests of an operator that is cut over processes, against differences.
 
-They are those of landscape.curvature.spot_check, made of the first product.
+They are those of landscape.curvature.audits.spot_check, made of the first product.
 
 All numbers that decide are sums over the processes, so that all come to the same verdict.
 Shapes: n = total size of the parameters, l = entries of a vector in this process, k = number of
@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.curvature.audit import ZERO_TO_ROUNDING
-from landscape.curvature.differences import (
+from landscape.curvature.audits import ZERO_TO_ROUNDING
+from landscape.curvature.audits.differences import (
     DISPLACEMENT,
     SMALLEST,
     Outcome,
@@ -29,16 +29,16 @@ from landscape.curvature.differences import (
     judge_derivatives,
     natural_size,
 )
-from landscape.curvature.evaluation import Problem
-from landscape.curvature.objective import Objective
-from landscape.curvature.promotion import widened, widening
-from landscape.curvature.spot_check import (
+from landscape.curvature.audits.promotion import widened, widening
+from landscape.curvature.audits.spot_check import (
     OWN_PRECISION,
     WIDE_PRECISION,
     SpotCheck,
     error_along,
     random_combination,
 )
+from landscape.curvature.hvp.evaluation import Problem
+from landscape.curvature.objective import Objective
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from landscape.linalg.vectors import norm
@@ -208,7 +208,7 @@ def _judged(
 ) -> tuple[float, float | None] | None:
     """Compute the errors of product and gradient.
 
-    None where differences disagree. See `landscape.curvature.spot_check`.
+    None where differences disagree. See `landscape.curvature.audits.spot_check`.
     """
     gradient, second = judge_derivatives(point, direction, slope, product)
     assert second is not None
@@ -264,7 +264,7 @@ class _Nearby:
     def asymmetry(self) -> float:
         """Measure the asymmetry of the products.
 
-        As `landscape.curvature.differences.asymmetry` does.
+        As `landscape.curvature.audits.differences.asymmetry` does.
         """
         forms = torch.tensor(
             [

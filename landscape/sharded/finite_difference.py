@@ -1,7 +1,7 @@
 """The Hessian of one model over several processes, by central differences of its gradient.
 
 For kernels without second derivatives, with the step, the tests and the error of
-landscape.curvature.finite_difference.
+landscape.curvature.operators.finite_difference.
 Shapes: n = total size of the parameters, l = entries of a vector in this process, k = number of
 vectors.
 """
@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from landscape.curvature.finite_difference import FiniteDifferenceOperator, check_step
 from landscape.curvature.objective import Batch, Objective, Params
+from landscape.curvature.operators.finite_difference import FiniteDifferenceOperator, check_step
 from landscape.sharded.layout import CutVectors
 from landscape.sharded.objective import part_of_objective
 from landscape.sharded.operator import cut_over, notes_alone, piece_of_process

@@ -18,15 +18,28 @@ from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 
-from landscape.curvature.evaluation import Problem, check_gradients, evaluated_once
-from landscape.curvature.fingerprint import contents_of
-from landscape.curvature.graph import (
+from landscape.curvature.audits.spot_check import NOT_ASKED, SpotCheck
+from landscape.curvature.guards.fingerprint import contents_of
+from landscape.curvature.guards.graph import (
     SAVED_TENSOR_HOOKS,
     checkpointing_explained,
     differentiable_gradient,
     explained_errors,
     module_timeline,
 )
+from landscape.curvature.guards.preconditions import (
+    check_autocast,
+    check_batch,
+    check_parameters,
+    check_same_loss,
+    check_twice_differentiable,
+    describe_batch,
+    reading_only,
+)
+from landscape.curvature.guards.rounding import moved_products
+from landscape.curvature.hvp.evaluation import Problem, check_gradients, evaluated_once
+from landscape.curvature.hvp.products import RetainedGraph
+from landscape.curvature.hvp.unchecked import supported_coordinates
 from landscape.curvature.objective import (
     Batch,
     Objective,
@@ -36,19 +49,6 @@ from landscape.curvature.objective import (
     squared_norm,
     unflatten,
 )
-from landscape.curvature.preconditions import (
-    check_autocast,
-    check_batch,
-    check_parameters,
-    check_same_loss,
-    check_twice_differentiable,
-    describe_batch,
-    reading_only,
-)
-from landscape.curvature.products import RetainedGraph
-from landscape.curvature.rounding import moved_products
-from landscape.curvature.spot_check import NOT_ASKED, SpotCheck
-from landscape.curvature.unchecked import supported_coordinates
 from landscape.deprecation import renamed_keyword
 from landscape.errors import ObjectiveError
 from landscape.linalg.coordinates import Coordinates

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from landscape.curvature.memory import is_out_of_memory
+from landscape.curvature.hvp.memory import is_out_of_memory
 from landscape.errors import (
     LandscapeError,
     MemoryLimitError,

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.choice import HvpChoice
-from landscape.curvature.hessian import HessianOperator, gradient
+from landscape.curvature.audits.promotion import promoted
+from landscape.curvature.hvp.choice import HvpChoice
+from landscape.curvature.hvp.unchecked import UncheckedHessian
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters
-from landscape.curvature.promotion import promoted
-from landscape.curvature.unchecked import UncheckedHessian
+from landscape.curvature.operators.hessian import HessianOperator, gradient
 from landscape.stability.update import Update
 
 

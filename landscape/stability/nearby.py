@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.evaluation import Problem, value_of
-from landscape.curvature.hessian import gradient
-from landscape.curvature.memory import is_out_of_memory
+from landscape.curvature.audits.promotion import promoted, widened
+from landscape.curvature.guards.preconditions import check_loss, check_same_loss
+from landscape.curvature.hvp.evaluation import Problem, value_of
+from landscape.curvature.hvp.memory import is_out_of_memory
+from landscape.curvature.hvp.unchecked import checked_leaves
 from landscape.curvature.objective import (
     Batch,
     Objective,
@@ -24,9 +26,7 @@ from landscape.curvature.objective import (
     squared_norm,
     unflatten,
 )
-from landscape.curvature.preconditions import check_loss, check_same_loss
-from landscape.curvature.promotion import promoted, widened
-from landscape.curvature.unchecked import checked_leaves
+from landscape.curvature.operators.hessian import gradient
 
 # Units of rounding of the loss within which two losses cannot be told apart, as in
 # FiniteDifferenceOperator.
@@ -51,7 +51,7 @@ class LossNearby:
 
     Raises:
         ObjectiveError: If the loss is not one finite, deterministic number that depends on the
-            parameters, and as `landscape.curvature.check_twice_differentiable`.
+            parameters, and as `landscape.curvature.guards.check_twice_differentiable`.
     """
 
     def __init__(self, objective: Objective, params: Params, batch: Batch) -> None:

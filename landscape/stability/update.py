@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from landscape.curvature.memory import is_out_of_memory
+from landscape.curvature.hvp.memory import is_out_of_memory
 from landscape.curvature.objective import Params, flatten
 from landscape.errors import first_line
 from landscape.stability.optimizer_state import as_number

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.curvature.batches import HessianOfBatches
-from landscape.curvature.hessian import gradient
 from landscape.curvature.objective import Batch, Objective, Params
+from landscape.curvature.operators.batches import HessianOfBatches
+from landscape.curvature.operators.hessian import gradient
 
 # Rounding of a loss, in units of its last place. Second differences of the losses of a small CLIP
 # model at twenty neighbouring points showed at most 1.3, in either precision.

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from landscape.curvature.evaluation import value_of
+from landscape.curvature.hvp.evaluation import value_of
 from landscape.curvature.objective import Batch, Objective, Params, flatten, squared_norm, unflatten
 from landscape.errors import ObjectiveError
 from landscape.surface.quadratic import CurvatureFit, LocalModel, extrapolate

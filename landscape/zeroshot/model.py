@@ -18,7 +18,7 @@ from landscape.clip.checkpoint import CheckpointInfo, check_fit, load_checkpoint
 from landscape.clip.loaded_series import check_epoch, check_run_settings
 from landscape.clip.model import Preprocessing, is_classifier, preprocess_for, tokenizer_for
 from landscape.clip.trained import as_trained, build_as_trained
-from landscape.curvature.memory import is_out_of_memory
+from landscape.curvature.hvp.memory import is_out_of_memory
 from landscape.datasets import Classes
 from landscape.errors import ModelError
 from landscape.manifest import Checkpoint, CheckpointSeries, HessianSettings, json_sha256

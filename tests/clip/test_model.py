@@ -26,8 +26,8 @@ from landscape.clip.model import (
     preprocess_for,
     tokenizer_for,
 )
-from landscape.curvature.hessian import HessianOperator, gradient
 from landscape.curvature.objective import flatten
+from landscape.curvature.operators.hessian import HessianOperator, gradient
 from landscape.errors import ModelError, ObjectiveError
 from landscape.linalg.operator import seeded
 

@@ -1,5 +1,7 @@
 """Old names work, warn on the line that uses them, and contradict nothing."""
 
+import pkgutil
+import re
 import warnings
 
 import pytest
@@ -68,7 +70,7 @@ def test_a_spectrum_of_a_module_has_its_eigenpairs_by_the_old_name_too():
 
 @pytest.mark.parametrize(
     ("module", "old", "new"),
-    [(curvature, "ProductChoice", "HvpChoice"), (pipeline, "ProductSettings", "HvpSettings")],
+    [(pipeline, "ProductSettings", "HvpSettings")],
 )
 def test_a_class_has_its_old_name_too(module, old, new):
     with pytest.warns(DeprecationWarning, match=f"{old} is an old name; use .*{new}") as caught:
@@ -119,3 +121,21 @@ def test_names_of_loss_surfaces_are_found_in_their_old_room_with_a_warning():
         assert landscape.curvature.LossSlice is landscape.surface.LossSlice
     with pytest.raises(AttributeError, match="no attribute 'LossSlize'"):
         _ = landscape.curvature.LossSlize
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("ProductChoice", "landscape.curvature.hvp.HvpChoice"),
+        ("HvpChoice", "landscape.curvature.hvp.HvpChoice"),
+        ("call_with_parameters", "landscape.curvature.objective.call_with_parameters"),
+        ("check_twice_differentiable", "landscape.curvature.guards.check_twice_differentiable"),
+        ("squared_norm", "landscape.curvature.objective.squared_norm"),
+    ],
+)
+def test_names_that_left_the_face_of_curvature_warn_and_say_where_they_are(name, place):
+    with pytest.warns(DeprecationWarning, match=f"use {re.escape(place)}.$") as caught:
+        moved = getattr(curvature, name)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert moved is pkgutil.resolve_name(place)
+    assert name not in curvature.__all__

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import landscape
 from landscape.cli import main
-from landscape.curvature.audit import AuditReport, AuditRow
+from landscape.curvature.audits import AuditReport, AuditRow
 from landscape.json_text import json_text
 from landscape.pipeline.audit import Audited
 from landscape.store import SpectrumStore

@@ -1,16 +1,23 @@
 """The numbers of the audit, each held from both sides, and the report that is made of its rows."""
 
 import dataclasses
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from landscape import audit
-from landscape.curvature import Objective, differences
-from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow, audit_at
-from landscape.curvature.differences import judge_blocks, judge_derivatives
+from landscape.curvature import Objective
+from landscape.curvature.audits import (
+    WHOLE,
+    ZERO_TO_ROUNDING,
+    AuditReport,
+    AuditRow,
+    audit_at,
+    differences,
+    objective_audit,
+)
+from landscape.curvature.audits.differences import judge_blocks, judge_derivatives
 from landscape.errors import ObjectiveError
 from tests.curvature.test_audit import Applies, FrozenSlopeSine, OpaqueSine, mean_square, normal
 from tests.curvature.test_audit_guards import InFloat32, Reordered, double, point_of, verdicts
@@ -234,9 +241,8 @@ def test_the_worst_error_is_that_of_the_whole_loss():
 
 def test_the_search_begins_only_where_something_is_in_doubt_beside_rounding(monkeypatch):
     searched = []
-    # The package has a function of the module's name.
     monkeypatch.setattr(
-        sys.modules["landscape.curvature.audit"],
+        objective_audit,
         "_search",
         lambda examination: searched.append(0) or [],
     )

@@ -16,7 +16,7 @@ from landscape.curvature import (
     gradient,
     select_parameters,
 )
-from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING
+from landscape.curvature.audits import WHOLE, ZERO_TO_ROUNDING
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from landscape.surface import losses_along

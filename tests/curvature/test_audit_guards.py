@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from landscape import audit
-from landscape.curvature import blame
-from landscape.curvature.audit import WHOLE
-from landscape.curvature.differences import Point, asymmetry, judge_blocks, judge_derivatives
+from landscape.curvature.audits import WHOLE, blame
+from landscape.curvature.audits.differences import Point, asymmetry, judge_blocks, judge_derivatives
 from landscape.curvature.objective import Objective
 from landscape.errors import ObjectiveError
 from tests.curvature.test_audit import Applies, FrozenSlopeSine, Noisy, mean_square, normal

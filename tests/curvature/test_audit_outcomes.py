@@ -3,7 +3,6 @@ in one type alone.
 """
 
 import re
-import sys
 
 import pytest
 import torch
@@ -12,16 +11,13 @@ from torch.nn import functional as F
 
 from landscape import audit
 from landscape.curvature import Objective, select_parameters
-from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING, audit_at
-from landscape.curvature.differences import Outcome
+from landscape.curvature.audits import WHOLE, ZERO_TO_ROUNDING, audit_at, examination
+from landscape.curvature.audits.differences import Outcome
 from landscape.errors import MemoryLimitError, ObjectiveError
 from tests.curvature.test_audit import Applies, FrozenSlopeSine, OpaqueSine, mean_square, normal
 from tests.curvature.test_audit_conditions import Mixer
 from tests.curvature.test_audit_guards import double, verdicts
 from tests.helpers.wrong_derivatives import SavedSine
-
-# The package has a function of the module's name.
-audit_module = sys.modules["landscape.curvature.audit"]
 
 
 def single(*shape, seed=0):
@@ -130,16 +126,16 @@ def test_what_goes_wrong_only_once_is_told_as_it_is(error):
 
 @pytest.mark.parametrize("where", ["__init__", "__matmul__"])
 def test_an_operator_that_runs_out_of_memory_ends_the_audit(where, monkeypatch):
-    class Operator(audit_module.UncheckedHessian):
+    class Operator(examination.UncheckedHessian):
         pass
 
     def run_out(self, *args, **options):
         if where == "__init__" or self.dtype == torch.float32:
             raise torch.OutOfMemoryError("no memory left")
-        return audit_module.UncheckedHessian.__mro__[1].__matmul__(self, *args, **options)
+        return examination.UncheckedHessian.__mro__[1].__matmul__(self, *args, **options)
 
     monkeypatch.setattr(Operator, where, run_out)
-    monkeypatch.setattr(audit_module, "UncheckedHessian", Operator)
+    monkeypatch.setattr(examination, "UncheckedHessian", Operator)
     dtype = torch.float64 if where == "__init__" else torch.float32
     with pytest.raises(torch.OutOfMemoryError):
         audit(network(nn.Tanh(), dtype), mean_square, normal(9, 4, dtype=dtype))
@@ -223,9 +219,9 @@ def test_a_loss_without_curvature_passes_in_float32_too():
 )
 def test_an_operator_is_made_once_in_each_type(function, operators, monkeypatch):
     made = []
-    make = audit_module.UncheckedHessian
+    make = examination.UncheckedHessian
     monkeypatch.setattr(
-        audit_module,
+        examination,
         "UncheckedHessian",
         lambda *args, **options: made.append(0) or make(*args, **options),
     )
@@ -330,7 +326,7 @@ def test_a_kink_along_one_direction_is_excused_by_another_and_a_fault_is_not(
     verdicts_along, verdict, error, reason
 ):
     first, second = verdicts_along
-    row = audit_module._row("gradient", [Outcome(0.1, first, "w"), Outcome(0.2, second, "w")])
+    row = examination._row("gradient", [Outcome(0.1, first, "w"), Outcome(0.2, second, "w")])
     assert (row.verdict, row.error) == (verdict, error)
     assert row.reason == "" if not reason else re.search(reason, row.reason)
 

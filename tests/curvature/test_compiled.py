@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from landscape.curvature import compiled as compiled_module
-from landscape.curvature import hessian, traced_graph
-from landscape.curvature.compiled import CannotCompile, compile_cache
+from landscape.curvature import hessian
+from landscape.curvature.hvp import compiled as compiled_module
+from landscape.curvature.hvp import traced_graph
+from landscape.curvature.hvp.compiled import CannotCompile, compile_cache
 from tests.curvature.test_traced import (
     BATCHES,
     EXACT,

@@ -16,10 +16,10 @@ from landscape.curvature import (
     FiniteDifferenceOperator,
     HessianOperator,
     Objective,
-    check_twice_differentiable,
     gradient,
     select_parameters,
 )
+from landscape.curvature.guards import check_twice_differentiable
 from landscape.errors import ObjectiveError
 from landscape.linalg import seeded
 from tests.helpers.oracles import dense_hessian, relative_error

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from landscape.curvature import graph, hessian
+from landscape.curvature import hessian
+from landscape.curvature.guards import graph
 from landscape.errors import ObjectiveError
 from tests.curvature.test_preconditions import OpaqueCube, mean_square, mlp, normal
 

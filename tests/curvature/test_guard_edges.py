@@ -11,19 +11,12 @@ from torch.nn.modules import module as modules
 
 import landscape
 from landscape import audit
-from landscape.curvature import (
-    HessianOperator,
-    Objective,
-    blame,
-    check_twice_differentiable,
-    graph,
-    hessian,
-    select_parameters,
-)
-from landscape.curvature import spot_check as spot_check_module
-from landscape.curvature.audit import WHOLE
-from landscape.curvature.evaluation import value_of
-from landscape.curvature.preconditions import check_same_loss
+from landscape.curvature import HessianOperator, Objective, hessian, select_parameters
+from landscape.curvature.audits import WHOLE, blame
+from landscape.curvature.audits import spot_check as spot_check_module
+from landscape.curvature.guards import check_twice_differentiable, graph
+from landscape.curvature.guards.preconditions import check_same_loss
+from landscape.curvature.hvp.evaluation import value_of
 from landscape.errors import ObjectiveError
 from tests.curvature.test_audit import Applies, FrozenSlopeSine, OpaqueSine, mean_square, normal
 from tests.curvature.test_audit_bounds import scaled_sine

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import landscape
 from landscape.curvature import HessianOfBatches, HessianOperator, Objective, select_parameters
-from landscape.curvature.memory import MemoryWatch
+from landscape.curvature.hvp.memory import MemoryWatch
 from landscape.errors import ObjectiveError
 from landscape.linalg import average, seeded
 from tests.conftest import contrastive_loss

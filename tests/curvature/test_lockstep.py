@@ -7,9 +7,10 @@ import threading
 import pytest
 import torch
 
-from landscape.curvature import HessianOperator, Objective, lockstep, select_parameters
-from landscape.curvature.lockstep import batches_that_fit, depends_on_batch, solve_in_lockstep
-from landscape.curvature.traced import forget_graphs
+from landscape.curvature import HessianOperator, Objective, select_parameters
+from landscape.curvature.hvp import lockstep
+from landscape.curvature.hvp.lockstep import batches_that_fit, depends_on_batch, solve_in_lockstep
+from landscape.curvature.hvp.traced import forget_graphs
 from landscape.linalg import eigsh
 from landscape.linalg.operator import seeded
 from tests.conftest import contrastive_loss

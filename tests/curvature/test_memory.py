@@ -13,8 +13,8 @@ import torch
 
 from landscape import memory
 from landscape.curvature import HessianOperator
-from landscape.curvature.evaluation import plain_arithmetic
-from landscape.curvature.memory import MemoryWatch, free_memory
+from landscape.curvature.hvp.evaluation import plain_arithmetic
+from landscape.curvature.hvp.memory import MemoryWatch, free_memory
 from landscape.curvature.objective import Objective
 from landscape.linalg.operator import seeded
 
@@ -156,8 +156,9 @@ def test_free_memory_is_known_without_torch():
 PROGRAM = """
 import json, os, resource, sys, torch
 from torch import nn
-from landscape.curvature import HessianOperator, Objective, choice, select_parameters
-from landscape.curvature.memory import free_memory
+from landscape.curvature import HessianOperator, Objective, select_parameters
+from landscape.curvature.hvp import choice
+from landscape.curvature.hvp.memory import free_memory
 from landscape.curvature.objective import call_with_parameters
 
 torch.manual_seed(0)

@@ -25,9 +25,9 @@ from landscape.curvature import (
     select_parameters,
     spectra_of,
 )
-from landscape.curvature.memory import MemoryWatch
+from landscape.curvature.hvp.memory import MemoryWatch
+from landscape.curvature.hvp.products import RetainedGraph
 from landscape.curvature.objective import call_with_parameters
-from landscape.curvature.products import RetainedGraph
 from landscape.errors import MemoryLimitError, ObjectiveError
 from landscape.linalg import check_operator, restricted, seeded
 from tests.conftest import contrastive_loss

@@ -8,16 +8,15 @@ from torch.nn import functional as F
 from landscape import audit
 from landscape.curvature import (
     Objective,
-    call_with_parameters,
     flatten,
     gauss_newton,
     gradient,
     hessian,
     hessian_of_batches,
     select_parameters,
-    squared_norm,
     unflatten,
 )
+from landscape.curvature.objective import call_with_parameters, squared_norm
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from tests.helpers.oracles import relative_error

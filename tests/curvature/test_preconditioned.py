@@ -19,7 +19,7 @@ from landscape.curvature import (
     hessian_of_batches,
     select_parameters,
 )
-from landscape.curvature.finite_difference import FiniteDifferenceOperator
+from landscape.curvature.operators.finite_difference import FiniteDifferenceOperator
 from landscape.linalg import (
     ScaledOperator,
     average,

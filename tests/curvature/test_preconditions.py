@@ -13,15 +13,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from landscape.curvature import (
-    HessianOperator,
-    Objective,
-    check_twice_differentiable,
-    gradient,
-    hessian,
-    select_parameters,
-)
-from landscape.curvature.graph import _REFUSED_NODES
+from landscape.curvature import HessianOperator, Objective, gradient, hessian, select_parameters
+from landscape.curvature.guards import check_twice_differentiable
+from landscape.curvature.guards.graph import _REFUSED_NODES
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from tests.helpers.oracles import difference_product, relative_error

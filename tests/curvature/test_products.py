@@ -9,12 +9,12 @@ from torch import nn
 
 from landscape.clip.objectives import contrastive_objective
 from landscape.curvature import HessianOperator, Objective, hessian, select_parameters
-from landscape.curvature import choice as choice_module
-from landscape.curvature.evaluation import Problem, twice_evaluated
-from landscape.curvature.memory import MemoryWatch, forget_failed_backward, is_out_of_memory
+from landscape.curvature.hvp import choice as choice_module
+from landscape.curvature.hvp.evaluation import Problem, twice_evaluated
+from landscape.curvature.hvp.memory import MemoryWatch, forget_failed_backward, is_out_of_memory
+from landscape.curvature.hvp.products import RebuiltGraph, RetainedGraph, TangentOfGradient
+from landscape.curvature.hvp.row_chunks import RowChunks
 from landscape.curvature.objective import call_with_parameters
-from landscape.curvature.products import RebuiltGraph, RetainedGraph, TangentOfGradient
-from landscape.curvature.row_chunks import RowChunks
 from landscape.errors import MemoryLimitError
 from landscape.linalg.operator import seeded
 from landscape.towers.simba import Simba

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from landscape.curvature import HessianOperator, Objective, select_parameters
-from landscape.curvature import choice as choice_module
-from landscape.curvature import replayed as replayed_module
-from landscape.curvature.replayed import ReplayedGraph, ReplayedTrace, StaticProduct, _stretches
-from landscape.curvature.traced import forget_graphs
-from landscape.curvature.traced_graph import CannotTrace
+from landscape.curvature.hvp import choice as choice_module
+from landscape.curvature.hvp import replayed as replayed_module
+from landscape.curvature.hvp.replayed import ReplayedGraph, ReplayedTrace, StaticProduct, _stretches
+from landscape.curvature.hvp.traced import forget_graphs
+from landscape.curvature.hvp.traced_graph import CannotTrace
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from tests.helpers.oracles import dense_hessian, relative_error

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from landscape.clip.objectives import contrastive_objective
 from landscape.curvature import HessianOperator, Objective, select_parameters
+from landscape.curvature.hvp.row_chunks import count_rows, take_rows
 from landscape.curvature.objective import call_with_parameters
-from landscape.curvature.row_chunks import count_rows, take_rows
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from landscape.towers.convolution import DepthwiseConv2d

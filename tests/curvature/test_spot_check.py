@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import landscape
-from landscape.curvature import HessianOperator, Objective, select_parameters, spot_check
+from landscape.curvature import HessianOperator, Objective, select_parameters
+from landscape.curvature.audits import spot_check
 from landscape.curvature.modules import per_module_spectra
 from landscape.errors import ObjectiveError
 from landscape.linalg import (

@@ -3,8 +3,8 @@
 import torch
 
 from landscape.curvature import HessianOperator, Objective
-from landscape.curvature.fingerprint import signature_of, structure_of
-from landscape.curvature.spot_check import is_general
+from landscape.curvature.audits.spot_check import is_general
+from landscape.curvature.guards.fingerprint import signature_of, structure_of
 
 
 def touching(count, of):

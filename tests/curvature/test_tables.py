@@ -19,7 +19,7 @@ from landscape.curvature import (
     hessian,
     select_parameters,
 )
-from landscape.curvature.products import Product
+from landscape.curvature.hvp.products import Product
 from landscape.errors import ObjectiveError
 from landscape.linalg import eigsh
 from landscape.linalg.operator import seeded

@@ -20,15 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.curvature import (
-    HessianOperator,
-    Objective,
-    hessian,
-    select_parameters,
-    traced,
-    traced_graph,
-)
-from landscape.curvature.fingerprint import captured_by, contents_of
+from landscape.curvature import HessianOperator, Objective, hessian, select_parameters
+from landscape.curvature.guards.fingerprint import captured_by, contents_of
+from landscape.curvature.hvp import traced, traced_graph
 from landscape.errors import MemoryLimitError, ObjectiveError
 from landscape.linalg import eigsh
 from landscape.linalg.operator import seeded

@@ -179,7 +179,7 @@ def _counting(folder: Path) -> Change:
     """
 
     def change(rank: int) -> None:
-        from landscape.curvature.memory import MemoryWatch
+        from landscape.curvature.hvp.memory import MemoryWatch
         from landscape.pipeline import cut_series, sharded
 
         watch = MemoryWatch(sys.maxsize)

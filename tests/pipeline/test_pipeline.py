@@ -555,7 +555,7 @@ def test_the_way_of_products_is_recorded_and_does_not_change_the_values(
 
 
 def test_batches_whose_graph_does_not_fit_are_measured_in_chunks(tmp_path, monkeypatch):
-    from landscape.curvature import choice
+    from landscape.curvature.hvp import choice
 
     def too_large(problem, guard, **options):
         raise MemoryError("short")
@@ -640,7 +640,7 @@ def test_options_of_products_that_cannot_be_meant_are_refused(study, tmp_path, o
 
 
 def test_memory_that_runs_out_in_one_batch_costs_no_batch(measured, tmp_path, monkeypatch):
-    from landscape.curvature.products import RetainedGraph
+    from landscape.curvature.hvp.products import RetainedGraph
 
     multiply, counts = RetainedGraph._multiply, {"made": 0}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from landscape import pipeline
-from landscape.curvature import lockstep as curvature_lockstep
+from landscape.curvature.hvp import lockstep as curvature_lockstep
 from landscape.errors import PictureError
 from landscape.manifest import Manifest
 from landscape.pipeline import lockstep

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from landscape.curvature.audit import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow
+from landscape.curvature.audits import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow
 from landscape.errors import ManifestError, ObjectiveError
 from landscape.manifest import Checkpoint
 from landscape.pipeline import audit, spectra

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from landscape.curvature.differences import (
+from landscape.curvature.audits.differences import (
     PRECISION,
     Outcome,
     Params,

@@ -10,8 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.evaluation import Problem, twice_evaluated
-from landscape.curvature.graph import no_checkpointing
+from landscape.curvature.audits.spot_check import (
+    NOT_ASKED,
+    FirstProduct,
+    SpotCheck,
+    is_general,
+    spot_checked,
+)
+from landscape.curvature.guards.graph import no_checkpointing
+from landscape.curvature.guards.preconditions import check_batch, describe_batch
+from landscape.curvature.guards.rounding import product_errors
+from landscape.curvature.hvp.evaluation import Problem, twice_evaluated
+from landscape.curvature.hvp.products import Product, RetainedGraph
+from landscape.curvature.hvp.row_chunks import RowChunks, count_rows
+from landscape.curvature.hvp.unchecked import (
+    checked_leaves,
+    supported_coordinates,
+    unused_parameters,
+)
 from landscape.curvature.objective import (
     Batch,
     Objective,
@@ -20,18 +36,6 @@ from landscape.curvature.objective import (
     squared_norm,
     unflatten,
 )
-from landscape.curvature.preconditions import check_batch, describe_batch
-from landscape.curvature.products import Product, RetainedGraph
-from landscape.curvature.rounding import product_errors
-from landscape.curvature.row_chunks import RowChunks, count_rows
-from landscape.curvature.spot_check import (
-    NOT_ASKED,
-    FirstProduct,
-    SpotCheck,
-    is_general,
-    spot_checked,
-)
-from landscape.curvature.unchecked import checked_leaves, supported_coordinates, unused_parameters
 from landscape.errors import ObjectiveError
 from landscape.linalg.coordinates import Coordinates
 from landscape.linalg.operator import (

@@ -22,18 +22,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.curvature.evaluation import Evaluated, Problem, twice_evaluated
-from landscape.curvature.memory import (
+from landscape.curvature.guards.preconditions import describe_batch
+from landscape.curvature.hvp.evaluation import Evaluated, Problem, twice_evaluated
+from landscape.curvature.hvp.memory import (
     MemoryWatch,
     forget_failed_backward,
     free_memory,
     is_out_of_memory,
 )
-from landscape.curvature.preconditions import describe_batch
-from landscape.curvature.products import Product, RebuiltGraph, RetainedGraph, TangentOfGradient
-from landscape.curvature.replayed import ReplayedGraph, ReplayedTrace, can_replay
-from landscape.curvature.row_chunks import RowChunks, count_rows
-from landscape.curvature.traced import CompiledProduct, TracedProduct, traced_evaluation
+from landscape.curvature.hvp.products import Product, RebuiltGraph, RetainedGraph, TangentOfGradient
+from landscape.curvature.hvp.replayed import ReplayedGraph, ReplayedTrace, can_replay
+from landscape.curvature.hvp.row_chunks import RowChunks, count_rows
+from landscape.curvature.hvp.traced import CompiledProduct, TracedProduct, traced_evaluation
 from landscape.errors import MemoryLimitError, first_line
 from landscape.linalg.operator import seeded
 

@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.audit import audit_at
-from landscape.curvature.differences import PRECISION, Params, Point, judge_derivatives
-from landscape.curvature.evaluation import Problem
-from landscape.curvature.fingerprint import structure_of
+from landscape.curvature.audits import audit_at
+from landscape.curvature.audits.differences import PRECISION, Params, Point, judge_derivatives
+from landscape.curvature.audits.promotion import promoted, widened
+from landscape.curvature.guards.fingerprint import structure_of
+from landscape.curvature.hvp.evaluation import Problem
+from landscape.curvature.hvp.row_chunks import RowChunks
 from landscape.curvature.objective import flatten, unflatten
-from landscape.curvature.promotion import promoted, widened
-from landscape.curvature.row_chunks import RowChunks
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from landscape.linalg.vectors import norm

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from landscape.curvature.differences import judge_number
-from landscape.curvature.evaluation import Problem
-from landscape.curvature.graph import (
+from landscape.curvature.audits.differences import judge_number
+from landscape.curvature.audits.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
+from landscape.curvature.guards.graph import (
     _refuse_bypassed_parameters,
     differentiable_pullback,
     explained_errors,
@@ -30,7 +30,14 @@ from landscape.curvature.graph import (
     no_checkpointing,
     rows_looked_up,
 )
-from landscape.curvature.hessian import HessianOperator
+from landscape.curvature.guards.preconditions import check_loss, check_same_loss, reading_only
+from landscape.curvature.guards.rounding import product_errors
+from landscape.curvature.hvp.evaluation import Problem
+from landscape.curvature.hvp.unchecked import (
+    checked_leaves,
+    supported_coordinates,
+    unused_parameters,
+)
 from landscape.curvature.objective import (
     Batch,
     Objective,
@@ -40,10 +47,7 @@ from landscape.curvature.objective import (
     squared_norm,
     unflatten,
 )
-from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
-from landscape.curvature.rounding import product_errors
-from landscape.curvature.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
-from landscape.curvature.unchecked import checked_leaves, supported_coordinates, unused_parameters
+from landscape.curvature.operators.hessian import HessianOperator
 from landscape.errors import ObjectiveError
 from landscape.linalg.lanczos import eigsh
 from landscape.linalg.operator import SymmetricOperator, seeded

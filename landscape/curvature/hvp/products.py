@@ -4,7 +4,7 @@ They share a contract, and differ in time and memory, not in the result.
 
 Double backward over a graph that is kept (the fastest) or rebuilt for every product, and forward
 mode over the gradient. Row chunks are in row_chunks.py, recordings in replayed.py;
-landscape.curvature.choice picks. Never here: jvp of jacrev and grad of jvp, which are silently
+landscape.curvature.hvp.choice picks. Never here: jvp of jacrev and grad of jvp, which are silently
 wrong through LayerNorm (torch.func.hessian is one).
 Shapes: n = total size of the parameters, c = vectors multiplied at once.
 """
@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from landscape.curvature.evaluation import Problem, backward_in_place
-from landscape.curvature.graph import explained_errors
+from landscape.curvature.guards.graph import explained_errors
+from landscape.curvature.hvp.evaluation import Problem, backward_in_place
 from landscape.errors import ObjectiveError
 
 # Relative difference of two strategies, above which one of them is wrong: rounding through a deep

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from landscape.curvature.fingerprint import code_of, contents_of
-from landscape.curvature.graph import (
+from landscape.curvature.guards.fingerprint import code_of, contents_of
+from landscape.curvature.guards.graph import (
     ModuleTimeline,
     differentiable_gradient,
     module_timeline,
@@ -28,10 +28,10 @@ from landscape.curvature.graph import (
     rows_looked_up,
     unreached,
 )
-from landscape.curvature.memory import is_out_of_memory
+from landscape.curvature.guards.preconditions import check_loss, check_same_loss, reading_only
+from landscape.curvature.hvp.memory import is_out_of_memory
+from landscape.curvature.hvp.tables import TableInUse, reduced, reduction_of
 from landscape.curvature.objective import Batch, Objective, Params, own_state
-from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
-from landscape.curvature.tables import TableInUse, reduced, reduction_of
 from landscape.errors import ObjectiveError
 from landscape.kernels.first_order import second_order
 from landscape.linalg.vectors import all_finite
@@ -47,7 +47,7 @@ class Problem:
 
     Attributes:
         leaves: The parameters as leaf tensors that require gradients, by name.
-        whole: The problem that this one was reduced from; see `landscape.curvature.tables`.
+        whole: The problem that this one was reduced from; see `landscape.curvature.hvp.tables`.
         allow_tf32: Let a GPU round the factors of matrix products and convolutions to 10 bits; off
             by default, because of what cancels in a second derivative such numbers leave few
             digits.
@@ -115,7 +115,7 @@ class Evaluated:
         loss: The data term, in nats.
         problem: Problem that was differentiated: the given one itself, or the same with embedding
             tables reduced to the rows that are looked up and without parameters that the loss does
-            not depend on; see `landscape.curvature.tables`.
+            not depend on; see `landscape.curvature.hvp.tables`.
         gradients: Gradient by the leaves of `problem`, None where the loss does not depend on one.
         looked_up: Rows that are looked up of parameters used only as embedding tables.
         operations: Hash of the operations in the graph of the loss, in order; 0 where there is no

@@ -17,7 +17,7 @@ Gradients that are wrong themselves are found where PyTorch makes them so on req
 embeddings with a padding row that the batch looks up, or with scale_grad_by_freq.
 
 Imports only torch, landscape.errors, landscape.curvature.objective and
-landscape.curvature.preconditions.
+landscape.curvature.guards.preconditions.
 """
 
 import warnings
@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, disable_saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from landscape.curvature.guards.preconditions import SCALED_BY_FREQUENCY
 from landscape.curvature.objective import Params
-from landscape.curvature.preconditions import SCALED_BY_FREQUENCY
 from landscape.errors import ObjectiveError
 
 # Nodes of the forward graph that mean wrong second derivatives: name -> what happens and what to

@@ -1,6 +1,6 @@
 """Conditions for a useful Hessian, checked before any derivative is taken.
 
-What only the autograd graph can tell is checked in landscape.curvature.graph.
+What only the autograd graph can tell is checked in landscape.curvature.guards.graph.
 Imports only torch, landscape.errors and landscape.curvature.objective.
 """
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from landscape.curvature.differences import Point, Precision
+from landscape.curvature.audits.differences import Point, Precision
 from landscape.curvature.objective import Batch, Objective, Params
 
 

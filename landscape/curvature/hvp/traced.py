@@ -21,19 +21,24 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from landscape.curvature.evaluation import (
+from landscape.curvature.guards.fingerprint import captured_by
+from landscape.curvature.guards.graph import no_checkpointing
+from landscape.curvature.hvp.evaluation import (
     Evaluated,
     Problem,
     check_gradients,
     confirmed_reduced,
     evaluated_once,
 )
-from landscape.curvature.fingerprint import captured_by
-from landscape.curvature.graph import no_checkpointing
-from landscape.curvature.memory import is_out_of_memory
-from landscape.curvature.products import SAME_OPERATIONS, Product, RetainedGraph, check_agreement
-from landscape.curvature.tables import reduction_of
-from landscape.curvature.traced_graph import (
+from landscape.curvature.hvp.memory import is_out_of_memory
+from landscape.curvature.hvp.products import (
+    SAME_OPERATIONS,
+    Product,
+    RetainedGraph,
+    check_agreement,
+)
+from landscape.curvature.hvp.tables import reduction_of
+from landscape.curvature.hvp.traced_graph import (
     BatchGraph,
     CannotTrace,
     TracedGraph,

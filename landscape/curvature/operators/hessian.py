@@ -1,7 +1,7 @@
 """The Hessian of an objective on one batch as a symmetric operator, and the gradient beside it.
 
-How a product is computed is left to landscape.curvature.choice, which first tries double backward
-over a kept graph.
+How a product is computed is left to landscape.curvature.hvp.choice, which first tries double
+backward over a kept graph.
 Shapes: n = total size of the parameters, k = number of vectors.
 """
 
@@ -12,13 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.choice import HvpChoice
-from landscape.curvature.evaluation import Evaluated, as_differentiated
-from landscape.curvature.graph import module_timeline, refuse_edited_gradients
-from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters
-from landscape.curvature.preconditions import check_loss, reading_only
-from landscape.curvature.rounding import product_errors
-from landscape.curvature.spot_check import (
+from landscape.curvature.audits.spot_check import (
     NOT_ASKED,
     EarlierCheck,
     FirstProduct,
@@ -27,7 +21,13 @@ from landscape.curvature.spot_check import (
     is_general,
     spot_checked,
 )
-from landscape.curvature.unchecked import UncheckedHessian, checked_leaves
+from landscape.curvature.guards.graph import module_timeline, refuse_edited_gradients
+from landscape.curvature.guards.preconditions import check_loss, reading_only
+from landscape.curvature.guards.rounding import product_errors
+from landscape.curvature.hvp.choice import HvpChoice
+from landscape.curvature.hvp.evaluation import Evaluated, as_differentiated
+from landscape.curvature.hvp.unchecked import UncheckedHessian, checked_leaves
+from landscape.curvature.objective import Batch, Objective, Params, flatten, select_parameters
 from landscape.deprecation import renamed_keyword
 from landscape.linalg.operator import seeded
 
@@ -38,12 +38,13 @@ class HessianOperator(UncheckedHessian):
     The gradient is built once and its graph kept, if it fits in memory: a product is one more
     backward pass, at about two gradients of work. If it does not fit, the fastest of the other
     strategies that do is taken, all of which compute the same matrix: see
-    `landscape.curvature.choice`. Running out of memory later has the same effect. Vectors,
+    `landscape.curvature.hvp.choice`. Running out of memory later has the same effect. Vectors,
     gradients and products leave out what the loss does not depend on; see
-    `landscape.curvature.tables`. The parameters are copied, at the price of one n-vector, so that
-    training on does not touch the operator; a batch that is changed in place makes the next product
-    raise, or where no graph is kept changes it. Attention runs in its plain form (SDPBackend.MATH),
-    as the fused kernels have no second derivative. The L2 term enters as an exact shift.
+    `landscape.curvature.hvp.tables`. The parameters are copied, at the price of one n-vector, so
+    that training on does not touch the operator; a batch that is changed in place makes the next
+    product raise, or where no graph is kept changes it. Attention runs in its plain form
+    (SDPBackend.MATH), as the fused kernels have no second derivative. The L2 term enters as an
+    exact shift.
 
     A parameter that the loss does not depend on has a zero row and column. To autograd, "does not
     depend on" includes use under no_grad or after detach: that is what the loss says, and it is not
@@ -58,9 +59,9 @@ class HessianOperator(UncheckedHessian):
             "rows" ask for that strategy alone: double backward over a kept graph or one made for
             every product, forward mode over the gradient, or row chunks. "traced" records the
             product as a graph for all batches and checkpoints of one shape, "compiled" compiles it;
-            both take long once and pay for many batches, see `landscape.curvature.traced`. Where
-            the strategy asked for does not work, `choice` says why. The `choice` of an operator of
-            the same model and batch size may also be given, which saves the trials.
+            both take long once and pay for many batches, see `landscape.curvature.hvp.traced`.
+            Where the strategy asked for does not work, `choice` says why. The `choice` of an
+            operator of the same model and batch size may also be given, which saves the trials.
         rows: Rows of the batch that the network sees at once, in exact row chunks, for a loss that
             may couple all rows. At most that many: fewer where memory asks for it.
         columns: Vectors multiplied by one batched pass. None is 1 on a CPU, where that is fastest
@@ -75,9 +76,9 @@ class HessianOperator(UncheckedHessian):
         check: Hold the first product against differences of gradients, and the gradient against
             differences of the loss, once per model, loss and structure of the batch, at two
             gradients, or some eight where a network in float32 has kinks, as ReLUs do, and is taken
-            to float64; see `landscape.curvature.spot_check`. Or the `check_made` of an operator of
-            the same loss at other weights. It is taken over where the loss does the same operations
-            and products are computed by the same strategy.
+            to float64; see `landscape.curvature.audits.spot_check`. Or the `check_made` of an
+            operator of the same loss at other weights. It is taken over where the loss does the
+            same operations and products are computed by the same strategy.
 
     Attributes:
         support: Flat indices of the entries that the loss depends on: all but unused parameters and
@@ -91,8 +92,8 @@ class HessianOperator(UncheckedHessian):
 
     Raises:
         ObjectiveError: If the loss is not one finite, deterministic, twice differentiable number;
-            see `check_twice_differentiable` and `landscape.curvature.graph`. If row chunks are
-            asked for and rows are coupled inside the network; see `RowChunks`.
+            see `check_twice_differentiable` and `landscape.curvature.guards.graph`. If row chunks
+            are asked for and rows are coupled inside the network; see `RowChunks`.
         MemoryLimitError: If no strategy fits in memory.
         ValueError: If an option is invalid.
 

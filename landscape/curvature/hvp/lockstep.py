@@ -24,15 +24,15 @@ from torch import Tensor, fx
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from landscape.curvature import replayed
-from landscape.curvature.choice import SHARE
-from landscape.curvature.memory import free_memory, is_out_of_memory
-from landscape.curvature.products import SAME_OPERATIONS, Product, check_agreement
-from landscape.curvature.replayed import StaticProduct, can_replay
-from landscape.curvature.tables import reduction_of
-from landscape.curvature.traced import TracedProduct
-from landscape.curvature.traced_graph import BatchGraph, TracedGraph, _simplify, state_of_model
-from landscape.curvature.unchecked import UncheckedHessian
+from landscape.curvature.hvp import replayed
+from landscape.curvature.hvp.choice import SHARE
+from landscape.curvature.hvp.memory import free_memory, is_out_of_memory
+from landscape.curvature.hvp.products import SAME_OPERATIONS, Product, check_agreement
+from landscape.curvature.hvp.replayed import StaticProduct, can_replay
+from landscape.curvature.hvp.tables import reduction_of
+from landscape.curvature.hvp.traced import TracedProduct
+from landscape.curvature.hvp.traced_graph import BatchGraph, TracedGraph, _simplify, state_of_model
+from landscape.curvature.hvp.unchecked import UncheckedHessian
 from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
 

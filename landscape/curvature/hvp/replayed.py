@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from landscape.curvature.products import (
+from landscape.curvature.hvp.products import (
     AGREEMENT,
     SAME_OPERATIONS,
     Product,
     RetainedGraph,
     check_agreement,
 )
-from landscape.curvature.traced import TracedProduct
-from landscape.curvature.traced_graph import BatchGraph, CannotTrace, TracedGraph
+from landscape.curvature.hvp.traced import TracedProduct
+from landscape.curvature.hvp.traced_graph import BatchGraph, CannotTrace, TracedGraph
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 

@@ -27,8 +27,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from landscape.curvature.evaluation import Evaluated, Problem, check_gradients
-from landscape.curvature.graph import (
+from landscape.curvature.guards.graph import (
     _refuse_bypassed_parameters,
     differentiable_gradient,
     graph_nodes,
@@ -36,15 +35,16 @@ from landscape.curvature.graph import (
     no_checkpointing,
     rows_looked_up,
 )
-from landscape.curvature.objective import Batch
-from landscape.curvature.preconditions import (
+from landscape.curvature.guards.preconditions import (
     _tensors,
     check_loss,
     check_same_loss,
     describe_batch,
     reading_only,
 )
-from landscape.curvature.products import Product
+from landscape.curvature.hvp.evaluation import Evaluated, Problem, check_gradients
+from landscape.curvature.hvp.products import Product
+from landscape.curvature.objective import Batch
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 

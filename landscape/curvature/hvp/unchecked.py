@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.choice import HvpChoice, HvpEngine
-from landscape.curvature.evaluation import Evaluated, Problem
-from landscape.curvature.objective import Batch, Objective, Params, squared_norm, unflatten
-from landscape.curvature.preconditions import (
+from landscape.curvature.guards.preconditions import (
     check_autocast,
     check_batch,
     check_parameters,
     check_twice_differentiable,
 )
+from landscape.curvature.hvp.choice import HvpChoice, HvpEngine
+from landscape.curvature.hvp.evaluation import Evaluated, Problem
+from landscape.curvature.objective import Batch, Objective, Params, squared_norm, unflatten
 from landscape.errors import ObjectiveError
 from landscape.linalg.coordinates import Coordinates
 from landscape.linalg.operator import SymmetricOperator
@@ -63,7 +63,7 @@ class UncheckedHessian(SymmetricOperator):
         self._describe(self._engine.evaluate())
 
     # The parameters that derivatives are taken of, and vectors are multiplied for: see
-    # `landscape.curvature.tables`.
+    # `landscape.curvature.hvp.tables`.
     _reduced: Params
 
     def _describe(self, evaluated: Evaluated) -> None:

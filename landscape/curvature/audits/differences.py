@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.curvature.evaluation import as_differentiated
-from landscape.curvature.graph import coarsest_type
+from landscape.curvature.guards.graph import coarsest_type
+from landscape.curvature.hvp.evaluation import as_differentiated
 from landscape.curvature.objective import Batch, Objective, Params
 
 # Scale of a tensor of zeros, and how far it is moved, as a fraction, before anything is tested.

@@ -15,8 +15,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.gauss_newton import GaussNewtonOperator
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters
+from landscape.curvature.operators.gauss_newton import GaussNewtonOperator
 from landscape.errors import ObjectiveError
 
 

@@ -26,11 +26,11 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from landscape.curvature.compiled import CannotCompile, compiled
-from landscape.curvature.evaluation import Problem
-from landscape.curvature.memory import is_out_of_memory
+from landscape.curvature.hvp.compiled import CannotCompile, compiled
+from landscape.curvature.hvp.evaluation import Problem
+from landscape.curvature.hvp.memory import is_out_of_memory
+from landscape.curvature.hvp.tables import reduction_of
 from landscape.curvature.objective import Batch, given_state, own_state
-from landscape.curvature.tables import reduction_of
 from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
 
@@ -94,7 +94,7 @@ class TracedGraph:
         names: Names of the reduced parameters, in flat order.
         with_gradient: Whether there is a gradient by each parameter.
         with_product: Whether there is an HVP by each parameter; elsewhere it is zero.
-        made_of: Fingerprint of what is no input; see `landscape.curvature.traced`.
+        made_of: Fingerprint of what is no input; see `landscape.curvature.hvp.traced`.
         compiled: The compiled form of the product graph; None where there is none.
         failure: Why the compiled form is not used; "" where it is, or was not asked for.
         checkpoints: For each model, whether the compiled form was used and fingerprints of the

@@ -1,22 +1,17 @@
-"""Audit: is the operator the second derivative of the loss?
+"""Tests of an objective at fixed parameters, in the precision of these parameters.
 
-If it is not, the audit names the module that is to blame.
-
-The tests do not depend on how derivatives are computed. They compare products with differences of
-gradients, gradients with differences of the loss, and check symmetry and repeatability. They run in
-float64 where the model can be converted, a little off the parameters under study (see `displaced`),
-and never on the model itself.
+Products are compared with differences of gradients, gradients with differences of the loss;
+symmetry and repeatability are checked.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from landscape.curvature.blame import FaultyModule, find_faulty_modules
-from landscape.curvature.differences import (
+from landscape.curvature.audits.differences import (
     PRECISION,
     Outcome,
     Params,
@@ -24,240 +19,22 @@ from landscape.curvature.differences import (
     Point,
     Product,
     asymmetry,
-    displaced,
     judge_derivatives,
     natural_size,
     smallest_visible,
 )
-from landscape.curvature.memory import is_out_of_memory
-from landscape.curvature.objective import Batch, Objective, flatten, select_parameters, unflatten
-from landscape.curvature.preconditions import check_autocast, check_batch, check_parameters
-from landscape.curvature.promotion import promoted
-from landscape.curvature.unchecked import UncheckedHessian
-from landscape.deprecation import warn_of_old_name
+from landscape.curvature.audits.report import WHOLE, ZERO_TO_ROUNDING, AuditRow
+from landscape.curvature.hvp.memory import is_out_of_memory
+from landscape.curvature.hvp.unchecked import UncheckedHessian
+from landscape.curvature.objective import Batch, Objective, flatten, unflatten
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 
-WHOLE = "the whole loss"
-ZERO_TO_ROUNDING = "gradient and Hessian are zero to rounding"
 _NUM_DIRECTIONS = 2
 # A product in the model's own float32 against the same in float64.
 _OWN_PRECISION_TOLERANCE = 0.05
-_FEWER_BITS = "digits"
 
-Make = Callable[[nn.Module], tuple[Objective, Params]]
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """Result of a test of a module, or of the whole loss.
-
-    Attributes:
-        name: Dotted name and class of the module, or "the whole loss".
-        test: "determinism", "graph", "gradient", "product", "symmetry" or "precision".
-        error: Relative; None where there is no number.
-        verdict: "passed", "failed" or "undecided".
-        reason: Why, where it did not pass.
-    """
-
-    name: str
-    test: str
-    error: float | None
-    verdict: str
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """Results of all tests.
-
-    Attributes:
-        rows: The tests of the whole loss, then those of the modules to blame.
-        dtype: Type in which the tests were made.
-        num_gradients: Gradients spent on the whole loss; those of the search for the module are not
-            counted.
-        num_products: Hessian-vector products likewise.
-    """
-
-    rows: tuple[AuditRow, ...]
-    dtype: torch.dtype
-    num_gradients: int
-    num_products: int
-
-    @property
-    def passed(self) -> bool:
-        return all(row.verdict == "passed" for row in self.rows)
-
-    @property
-    def is_zero_to_rounding(self) -> bool:
-        """Tell whether the only doubt is a vanishing gradient and Hessian.
-
-        They are then too small for differences to show, as at a perfect fit.
-        """
-        doubtful = [row for row in self.rows if row.verdict != "passed"]
-        return bool(doubtful) and all(row.reason == ZERO_TO_ROUNDING for row in doubtful)
-
-    @property
-    def worst_error(self) -> float | None:
-        """Return the largest error among the tests of the whole loss.
-
-        None where no such test has an error.
-        """
-        errors = [row.error for row in self.rows if row.name == WHOLE and row.error is not None]
-        return max(errors, default=None)
-
-    @property
-    def failed_test(self) -> str:
-        """Return the name of the first test that did not pass; "" where all did."""
-        return next((row.test for row in self.rows if row.verdict != "passed"), "")
-
-    @property
-    def faulty_modules(self) -> tuple[str, ...]:
-        """Name the modules that did not pass, the innermost first.
-
-        "the whole loss" comes last. Empty after a pass.
-        """
-        names = dict.fromkeys(row.name for row in self.rows if row.verdict != "passed")
-        return tuple(sorted(names, key=lambda name: name == WHOLE))
-
-    @property
-    def blamed(self) -> tuple[str, ...]:
-        """Return `faulty_modules`, of which this is the old name."""
-        warn_of_old_name("blamed", "faulty_modules")
-        return self.faulty_modules
-
-    def __str__(self) -> str:
-        cells = [("module", "test", "error", "verdict", "")]
-        for row in self.rows:
-            cells.append(
-                (
-                    row.name,
-                    row.test,
-                    "" if row.error is None else f"{row.error:.1e}",
-                    row.verdict,
-                    row.reason,
-                )
-            )
-        widths = [max(len(row[column]) for row in cells) for column in range(4)]
-        return "\n".join(
-            "  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[4]]).rstrip()
-            for row in cells
-        )
-
-
-def audit(
-    model: nn.Module,
-    loss: Callable[[Any, Batch], Tensor],
-    batch: Batch,
-    *,
-    parameters: str | Sequence[str] = "all",
-    weight_decay: float = 0.0,
-    seed: int = 0,
-) -> AuditReport:
-    """Test whether `landscape.hessian` is the second derivative of the loss.
-
-    Takes the arguments of `hessian`.
-
-    Costs about ten gradients and five products for a healthy model, more where it has kinks. The
-    search for the faulty module begins only when a test failed. The model is not touched.
-
-    Args:
-        weight_decay: Accepted so that a call can be copied from `hessian`; the L2 term is an exact
-            shift and not tested.
-        seed: Seed of the random directions and of the displacement.
-
-    Raises:
-        ObjectiveError: If the parameters or the batch cannot be used at all, or the loss is not one
-            number.
-
-    Examples:
-        >>> import torch, landscape
-        >>> from torch import nn
-        >>> _ = torch.manual_seed(0)
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-        >>> batch = torch.randn(32, 4), torch.randn(32, 1)
-        >>> def loss(model, batch):
-        ...     return (model(batch[0]) - batch[1]).square().mean()
-        ...
-        >>> report = landscape.audit(model, loss, batch)
-        >>> report.passed
-        True
-    """
-
-    def make(module: nn.Module) -> tuple[Objective, Params]:
-        return Objective.from_closure(module, loss, weight_decay=weight_decay), select_parameters(
-            module, parameters
-        )
-
-    return audit_objective(make, model, batch, seed=seed)
-
-
-def audit_objective(make: Make, model: nn.Module, batch: Batch, *, seed: int = 0) -> AuditReport:
-    """Audit an objective that `make` builds from a model.
-
-    `make` gets the model or a copy of it, and returns the objective and its parameters; see
-    `audit`.
-    """
-    objective, params = make(model)
-    return audit_at(
-        replace(objective, module=model, rebound=lambda other: make(other)[0]),
-        params,
-        batch,
-        seed=seed,
-    )
-
-
-def audit_at(objective: Objective, params: Params, batch: Batch, *, seed: int = 0) -> AuditReport:
-    """Audit an objective at given parameters; see `audit`.
-
-    Runs in float64 where the objective can be rebound to a copy of its module.
-    """
-    check_parameters(params)
-    device = next(iter(params.values())).device
-    check_batch(batch, device)
-    check_autocast(device)
-    devices = [device] if device.type == "cuda" else []
-    # The caller may be in inference mode or under no_grad. Random state is restored, so that an
-    # audit changes no training run.
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
-        plain = _Examination(objective, displaced(params, seeded(seed)), batch, seed=seed)
-        plain.check_loss()
-        # Differences need digits: a central difference of a smooth function is right to about
-        # eps^(2/3), 2e-5 in float32 and 4e-11 in float64.
-        examination = _promoted(objective, batch, plain, seed=seed) or plain
-        rows = list(examination.rows())
-        # A product that is right in float64 may still be wrong in the model's type, for which there
-        # may be another kernel.
-        if examination is not plain and not any(row.verdict == "failed" for row in rows):
-            rows.append(plain.against(examination))
-        # A perfect fit leaves nothing to test, and no module is to blame for it.
-        is_doubtful = any(
-            row.verdict != "passed" and row.reason != ZERO_TO_ROUNDING for row in rows
-        )
-        if is_doubtful and examination.objective.module is not None:
-            known = {(row.name, row.test) for row in rows}
-            # Where the whole is only in doubt, a part that fails by itself is a hint, and no proof.
-            verdict = "failed" if any(row.verdict == "failed" for row in rows) else "undecided"
-            rows += [
-                AuditRow(
-                    faulty.name,
-                    faulty.test,
-                    faulty.outcome.error,
-                    verdict,
-                    _REASONS.get(faulty.test, ""),
-                )
-                for faulty in _search(examination)
-                if (faulty.name, faulty.test) not in known
-            ]
-    runs = {id(run): run for run in (plain, examination)}.values()
-    gradients, products = (
-        sum(run.point.num_gradients for run in runs),
-        sum(run.num_products for run in runs),
-    )
-    return AuditReport(tuple(rows), examination.point.dtype, gradients, products)
-
-
-_REASONS = {
+REASONS = {
     "determinism": "two evaluations at the same parameters differ",
     "gradient": (
         "the gradient is not the derivative of the loss: look for detach, no_grad, rounding or a "
@@ -271,7 +48,7 @@ _REASONS = {
 }
 
 
-class _Examination:
+class Examination:
     """The tests of one objective at fixed parameters."""
 
     def __init__(self, objective: Objective, params: Params, batch: Batch, *, seed: int) -> None:
@@ -354,7 +131,7 @@ class _Examination:
         # alone.
         change = max(change, abs(loss - again) / max(abs(loss), 1e-3))
         repeats = change <= self.point.precision.repeat
-        yield AuditRow(WHOLE, "determinism", change, *_verdict(repeats, _REASONS["determinism"]))
+        yield AuditRow(WHOLE, "determinism", change, *_verdict(repeats, REASONS["determinism"]))
         refusal = self.guard()
         yield AuditRow(_named(refusal), "graph", None, *_verdict(refusal is None, refusal or ""))
         if repeats:
@@ -400,9 +177,7 @@ class _Examination:
             # breaks that, and the test needs no differences.
             error = asymmetry(directions, self._products, floor=floor)
             allowed = error <= self.point.precision.tolerance
-            rows.append(
-                AuditRow(WHOLE, "symmetry", error, *_verdict(allowed, _REASONS["symmetry"]))
-            )
+            rows.append(AuditRow(WHOLE, "symmetry", error, *_verdict(allowed, REASONS["symmetry"])))
         return rows
 
     def _allowing_for_cancellation(
@@ -435,7 +210,7 @@ class _Examination:
         flat = flatten(self.point.scaled(direction))
         return self.point.scaled(unflatten(self._operator @ flat, self.point.params))
 
-    def against(self, other: "_Examination") -> AuditRow:
+    def against(self, other: "Examination") -> AuditRow:
         """Compare the product in this precision with that in another.
 
         A kernel may be right in one type and wrong in the next.
@@ -458,7 +233,7 @@ class _Examination:
             WHOLE, "precision", error, *_verdict(error <= _OWN_PRECISION_TOLERANCE, reason)
         )
 
-    def _fits_perfectly(self, other: "_Examination") -> bool:
+    def _fits_perfectly(self, other: "Examination") -> bool:
         """Tell whether rounding in this precision hides the loss.
 
         The value of the loss is the one that `other` computes; the rounding is that of its terms.
@@ -467,37 +242,6 @@ class _Examination:
             10 * torch.finfo(self.point.dtype).eps * natural_size(self.point, self.directions())
         )
         return abs(other.point.evaluate(other.point.leaves()).item()) <= rounding
-
-
-def _search(examination: _Examination) -> list[FaultyModule]:
-    assert examination.objective.module is not None
-    return find_faulty_modules(
-        examination.objective.module, examination.point, seed=examination.seed
-    )
-
-
-def _promoted(
-    objective: Objective, batch: Batch, plain: _Examination, *, seed: int
-) -> _Examination | None:
-    """Build the examination in float64; None if that fails.
-
-    It is of a copy of the module if there is one. It fails if something in the loss cannot be
-    converted.
-    """
-    point = (
-        None
-        if plain.point.dtype == torch.float64
-        else promoted(objective, plain.point.params, batch)
-    )
-    if point is None:
-        return None
-    examination = _Examination(point.objective, point.params, point.batch, seed=seed)
-    # It may compute in fewer digits in its backward pass alone, or refuse the type there.
-    try:
-        refusal = examination.guard(kernels_may_fail=False)
-    except Exception:
-        return None
-    return None if refusal and _FEWER_BITS in refusal else examination
 
 
 def _without_decay(objective: Objective) -> Objective:
@@ -540,7 +284,7 @@ def _row(test: str, outcomes: list[Outcome]) -> AuditRow:
     if worst.verdict == "undecided" and best.verdict == "passed":
         return AuditRow(WHOLE, test, best.error, "passed")
     reason = (
-        _REASONS[test]
+        REASONS[test]
         if worst.verdict == "failed"
         else "the differences do not settle, so they prove nothing"
     )

@@ -16,16 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.graph import (
+from landscape.curvature.guards.graph import (
     _refuse_bypassed_parameters,
     graph_nodes,
     module_timeline,
     no_checkpointing,
     refuse_edited_gradients,
 )
+from landscape.curvature.guards.preconditions import check_loss, check_same_loss, reading_only
+from landscape.curvature.hvp.unchecked import checked_leaves
 from landscape.curvature.objective import Batch, Objective, Params, flatten, squared_norm, unflatten
-from landscape.curvature.preconditions import check_loss, check_same_loss, reading_only
-from landscape.curvature.unchecked import checked_leaves
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import SymmetricOperator, seeded
 from landscape.linalg.vectors import all_finite
