@@ -11,6 +11,8 @@ FAST := $(foreach name, accuracy check_operator combine coordinates deprecation 
 	hvp_option intervals manifest names objective operator power run_status stability_threshold stored_optimizer suggestions \
 	support surface_summary terminal vectors verdicts, $(wildcard tests/*/test_$(name).py))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# A file stays in one process, so that what its tests share is made once; tests/conftest.py has the longest begin.
+BY_FILE := -n 2 --dist loadfile --no-loadscope-reorder
 # The versions that the tests passed with last; `make INSTALL="pip install"` takes the newest.
 INSTALL ?= pip install --constraint constraints.txt
 
@@ -27,7 +29,7 @@ figure3: $(VENV)/.installed-demo  ## train three small CLIP models, measure them
 	$(BIN)/landscape figure spectra.h5 -o figures/figure3.png
 
 test: $(VENV)/.installed-dev  ## run the tests, without the slow campaigns
-	$(PYTEST) -n 2 --dist worksteal --ignore tests/workers/test_slurm_jobs.py
+	$(PYTEST) $(BY_FILE) --ignore tests/workers/test_slurm_jobs.py
 
 test-fast: $(VENV)/.installed-dev  ## run the tests of files that take a second or two; under a minute
 	$(PYTEST) -q $(FAST)
@@ -40,7 +42,7 @@ test-slurm: $(VENV)/.installed-dev  ## test on a Slurm of one node, which root c
 	$(PYTEST) -m slurm tests/workers/test_slurm.py tests/workers/test_slurm_jobs.py
 
 coverage: $(VENV)/.installed-dev  ## run the tests and state which branches they take; an hour
-	$(PYTEST) -n 2 --dist worksteal --ignore tests/workers/test_slurm_jobs.py --cov --cov-report=term
+	$(PYTEST) $(BY_FILE) --ignore tests/workers/test_slurm_jobs.py --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev  ## check format, style, types and the order of imports
 	$(BIN)/ruff check --quiet $(CODE)

@@ -20,27 +20,34 @@ from tests.helpers.oracles import dense_hessian
 
 # Processes of pytest-xdist have it, and texts would be broken at its width.
 os.environ.pop("COLUMNS", None)
-# Files whose tests start processes or compile, and so take longest.
-LONG = {
+# Files that take longest, the longest first: their tests start processes or compile.
+LONG = (
     "test_compiled",
-    "test_evaluation",
-    "test_figure3_study",
-    "test_hostile",
-    "test_kills",
-    "test_notebooks",
-}
-LONG |= {
-    "test_runner",
     "test_several_processes",
-    "test_surface_command",
+    "test_memory",
+    "test_runner",
+    "test_sharded",
+    "test_shards",
+    "test_store",
+    "test_kills",
+    "test_dask_pool",
+    "test_shards_language",
     "test_train",
     "test_traced",
-}
+    "test_hostile",
+    "test_surface_command",
+    "test_evaluation",
+    "test_figure3_study",
+    "test_interruption",
+    "test_log",
+    "test_notebooks",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest tests, so that no process waits for the last of them."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    """Begin with the longest files, so that no process waits for the last of them."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @dataclass(frozen=True)
