@@ -8,6 +8,7 @@ order: 1e-12 of float64.
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -253,17 +254,31 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory):
+    """A compiler that writes its arguments into the file `calls` beside it.
+
+    `cache` beside it has its precompiled headers and what torch tried out, for all tests.
+    """
+    path = tmp_path_factory.mktemp("compiler") / "recorder"
+    path.write_text(f'#!/bin/sh\necho "$@" >> {path.with_name("calls")}\nexec g++ "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "name", ["low-rank layers", pytest.param("tied weights", marks=pytest.mark.slow)]
 )
-def test_compiled_products_are_those_of_the_plain_model(name, monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_compiled_products_are_those_of_the_plain_model(name, monkeypatch, recorder):
+    cache = recorder.with_name("cache") / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
     model, loss, batch_of = of_the_zoo(name)
-    for seed in (1, 2):
-        choice, error = product_and_error(model, loss, batch_of(seed), hvp="compiled")
-        assert error < EXACT and choice.product == "compiled", choice.reason
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path) and any(tmp_path.rglob("*.so"))
+    with torch._inductor.config.patch("cpp.cxx", (None, str(recorder))):
+        for seed in (1, 2):
+            choice, error = product_and_error(model, loss, batch_of(seed), hvp="compiled")
+            assert error < EXACT and choice.product == "compiled", choice.reason
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache) and any(cache.rglob("*.so"))
 
 
 @needs_compiler
@@ -279,31 +294,30 @@ def test_a_disk_that_is_full_when_something_is_to_be_kept(monkeypatch, tmp_path)
     assert_falls_to_the_graph(model, "No space left on device")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "variables",
-    [
-        pytest.param({"CXX": "/nowhere/g++"}, marks=pytest.mark.slow),
-        {"PATH": "/nowhere", "CXX": ""},
-    ],
-    ids=["CXX", "PATH"],
+    "variables", [{"CXX": "/nowhere/g++"}, {"PATH": "/nowhere", "CXX": ""}], ids=["CXX", "PATH"]
 )
 def test_without_a_compiler_the_graph_is_run_as_it_is(variables, tmp_path):
     assert_fell_to_the_graph(results_of(started(tmp_path, **variables)), "compiler")
 
 
-@pytest.fixture
-def recorder(tmp_path):
-    """A compiler that writes its arguments into the file `calls` beside it."""
-    path = tmp_path / "recorder"
-    path.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path / "calls"}\nexec g++ "$@"\n')
-    path.chmod(0o755)
-    return path
+def test_without_a_compiler_the_graph_is_run_as_it_is_in_this_process(monkeypatch, tmp_path):
+    from torch._inductor.cpp_builder import cpp_compiler_search
+
+    monkeypatch.setenv("LANDSCAPE_CACHE", str(tmp_path))
+    cpp_compiler_search.cache_clear()
+    with torch._inductor.config.patch("cpp.cxx", ("/nowhere/g++",)):
+        assert_falls_to_the_graph(perceptron(), "compiler")
 
 
 @needs_compiler
 @pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_processes_may_fill_one_cache_and_another_uses_it(num_processes, tmp_path, recorder):
-    log, cache = tmp_path / "calls", tmp_path / "cache"
+    log, cache = recorder.with_name("calls"), tmp_path / "cache"
+    if recorder.with_name("cache").exists():
+        shutil.copytree(recorder.with_name("cache"), cache)
+    log.write_text("")
     for process in [started(cache, CXX=str(recorder)) for _ in range(num_processes)]:
         assert [result["product"] for result in results_of(process)] == ["compiled"] * 2
     assert log.read_text().count(" -c ") + log.read_text().count("-shared") > 0
