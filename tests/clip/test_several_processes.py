@@ -21,7 +21,14 @@ from landscape.clip.train_loop import loop_arguments, lost_processes
 from landscape.errors import LandscapeError
 from landscape.manifest import Manifest
 from tests.helpers.folders import ROOT
-from tests.helpers.tiny_run import RECIPE, VISION, command_as, join_two_processes, write_pairs
+from tests.helpers.tiny_run import (
+    RECIPE,
+    VISION,
+    command_as,
+    join_two_processes,
+    take_place,
+    write_pairs,
+)
 
 PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -334,19 +341,50 @@ def test_two_processes_train_as_one_does_on_the_whole_batch_and_one_of_them_spea
         assert difference.norm() <= 1e-4 * change.norm(), name
 
 
-@pytest.mark.parametrize(
-    "batch_size, error",
-    [
-        pytest.param(1, "landscape: train: --batch-size: ", marks=pytest.mark.slow),
-        (7, "landscape: a batch of 7 pairs"),
-    ],
-)
+WRONG_OPTIONS = [
+    (1, "landscape: train: --batch-size: "),
+    (7, "landscape: a batch of 7 pairs"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size, error", WRONG_OPTIONS)
 def test_a_wrong_option_is_refused_in_one_line_by_one_of_the_processes(
     batch_size, error, tmp_path, model, table
 ):
     result = under_torchrun(*training(model, table, tmp_path / "run", batch_size=batch_size))
     assert result.returncode != 0 and result.stdout == ""
     assert [line[: len(error)] for line in ours(result.stderr)] == [error]
+    assert not (tmp_path / "run").exists()
+
+
+def refused_as(rank, port, folder, arguments):
+    """Run the command beside torchrun's store; write its outputs and status into the folder."""
+    take_place(rank, 2, port)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    result = CliRunner().invoke(main, arguments)
+    said = [result.exit_code, result.stdout, result.stderr]
+    (folder / f"{rank}.json").write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize("batch_size, error", WRONG_OPTIONS)
+def test_processes_that_share_a_store_refuse_a_wrong_option_in_one_line(
+    batch_size, error, tmp_path, model, table, context
+):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    arguments = training(model, table, tmp_path / "run", batch_size=batch_size)
+    processes = [
+        context.Process(target=refused_as, args=(rank, store.port, tmp_path, arguments))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [(status, stdout) for status, stdout, _ in seen] == [(2, "")] * 2
+    lines = [line for *_, stderr in seen for line in ours(stderr)]
+    assert [line[: len(error)] for line in lines] == [error]
     assert not (tmp_path / "run").exists()
 
 
