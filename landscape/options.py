@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from landscape import limits, ranks, threads
+from landscape import limits, pipeline, ranks, threads
 from landscape.suggestions import did_you_mean
 
 
@@ -187,14 +187,12 @@ def hvp_options(*, differences: bool = False) -> Callable[[Callable[..., Any]], 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def run(*args: Any, hvp: str, old_hvp: str | None, **options: Any) -> Any:
-            from landscape.pipeline import HvpSettings
-
             method = _method_of(hvp, old_hvp)
             if differences:
                 options["hvp"] = BY_DIFFERENCES if method == BY_DIFFERENCES else _OLD_AUTO
             strategy = "auto" if method == BY_DIFFERENCES else method
             asked = {name: options.pop(name) for name in ("rows", "max_memory", "allow_tf32")}
-            return command(*args, products=HvpSettings(hvp=strategy, **asked), **options)
+            return command(*args, products=pipeline.HvpSettings(hvp=strategy, **asked), **options)
 
         for option in _hvp_options(differences=differences):
             run = option(run)
@@ -332,10 +330,8 @@ def layout_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def run(*args: Any, **options: Any) -> Any:
-            from landscape.figures.page_options import PageOptions
-
             asked = {name: options.pop(name) for name in names or _OF_LAYOUT}
-            return command(*args, page_options=PageOptions(**asked), **options)
+            return command(*args, page_options=pipeline.PageOptions(**asked), **options)
 
         for name in reversed(names or tuple(_OF_LAYOUT)):
             run = _OF_LAYOUT[name](run)
@@ -407,8 +403,6 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
         cluster: Path | None,
         **options: Any,
     ) -> Any:
-        from landscape.pipeline import WorkerSettings
-
         # With a scheduler or cluster, the number of workers is not known here.
         number = (
             1
@@ -417,7 +411,7 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
             if num_workers == "auto"
             else int(num_workers)
         )
-        workers = WorkerSettings(num_workers=number, scheduler=scheduler, cluster=cluster)
+        workers = pipeline.WorkerSettings(num_workers=number, scheduler=scheduler, cluster=cluster)
         return command(*args, workers=workers, **options)
 
     for option in (

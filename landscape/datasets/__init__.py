@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from landscape.datasets.classes import Classes
     from landscape.datasets.labelled import LabelledPictures
     from landscape.datasets.opening import open_labelled
+    from landscape.datasets.sources import SLIP_FILES
     from landscape.datasets.stimuli import Stimuli, open_stimuli
     from landscape.datasets.suite import OPENMOJI_SETS, SUITE, KnownSet, find_set
 
 _MODULES = {
     "OPENMOJI_SETS": "suite",
+    "SLIP_FILES": "sources",
     "SUITE": "suite",
     "Classes": "classes",
     "KnownSet": "suite",
@@ -28,6 +30,7 @@ _MODULES = {
 
 __all__ = [
     "OPENMOJI_SETS",
+    "SLIP_FILES",
     "SUITE",
     "Classes",
     "KnownSet",

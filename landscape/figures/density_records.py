@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from landscape import linalg
 from landscape.compare.whole_spectrum import probed_spectrum
 from landscape.errors import StoreError
 from landscape.figures import DensitySample
@@ -35,13 +36,11 @@ def spectral_density(record: DensityRecord) -> "SpectralDensity":
     """Convert a record to a `SpectralDensity`, which has the methods."""
     import torch
 
-    from landscape.linalg import SpectralDensity
-
     facts: dict[str, Any] = {
         name: torch.from_numpy(np.asarray(getattr(record, name))) for name in _ARRAYS
     }
     facts |= {"checked": str(record.settings.get("operator", ""))}
-    return SpectralDensity(**facts, **{name: getattr(record, name) for name in _NUMBERS})
+    return linalg.SpectralDensity(**facts, **{name: getattr(record, name) for name in _NUMBERS})
 
 
 def density_sample(record: DensityRecord) -> "DensitySample":

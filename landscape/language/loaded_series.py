@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from landscape import threads
+from landscape import sharded, threads
 from landscape.clip.checkpoint import CheckpointInfo, check_fit
 from landscape.clip.loaded_series import DTYPES, Evaluate, LoadedSeries, called_with
 from landscape.curvature import Objective, Params
@@ -147,9 +147,7 @@ class LanguageSeries(LoadedSeries):
 
 def _with_random_weights(model: nn.Module, device: torch.device) -> Evaluate:
     # Needs torch.distributed, which not every build of torch has.
-    from landscape.sharded.drawn import with_random_weights
-
-    return partial(with_random_weights(model, device).evaluate, model)
+    return partial(sharded.with_random_weights(model, device).evaluate, model)
 
 
 def check_step(checkpoint: Checkpoint) -> None:

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from landscape.linalg.coordinates import Coordinates
     from landscape.linalg.diagonals import DiagonalEstimate, DiagonalOperator, diagonal
     from landscape.linalg.estimate import Estimate
-    from landscape.linalg.lanczos import eigsh
+    from landscape.linalg.lanczos import (
+        MIN_EXTRA_VECTORS,
+        eigsh,
+        num_spot_checks,
+        num_vectors_in,
+    )
     from landscape.linalg.missed import MissedLook
     from landscape.linalg.operator import (
         Combination,
@@ -32,8 +37,10 @@ if TYPE_CHECKING:
     from landscape.linalg.scaled import ScaledOperator
     from landscape.linalg.stochastic import NegativeCounts, SpectralDensity
     from landscape.linalg.support import Restriction, restricted
+    from landscape.linalg.vectors import norm
 
 _MODULES = {
+    "MIN_EXTRA_VECTORS": "lanczos",
     "BlockMasses": "blocks",
     "Combination": "operator",
     "Coordinates": "coordinates",
@@ -63,6 +70,9 @@ _MODULES = {
     "density": "probing",
     "diagonal": "diagonals",
     "eigsh": "lanczos",
+    "norm": "vectors",
+    "num_spot_checks": "lanczos",
+    "num_vectors_in": "lanczos",
     "power_iteration": "power",
     "principal_angles": "angles",
     "restricted": "support",
@@ -72,6 +82,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "MIN_EXTRA_VECTORS",
     "BlockMasses",
     "Combination",
     "Coordinates",
@@ -101,6 +112,9 @@ __all__ = [
     "density",
     "diagonal",
     "eigsh",
+    "norm",
+    "num_spot_checks",
+    "num_vectors_in",
     "power_iteration",
     "principal_angles",
     "restricted",

@@ -3,7 +3,7 @@
 A manifest becomes tasks, tasks become records, and each record goes to the store as soon as it is
 known.
 
-`import landscape.pipeline` is light: most names below are loaded on first use, so that a command
+`import landscape.pipeline` is instant: the names below are loaded on first use, so that a command
 loads what it needs and nothing else.
 """
 
@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.deprecation import renamed_attribute
 
-# Not on first use: the module has the name of its function, and would be found in its place.
-from landscape.pipeline.plan import RunReport, plan
-
 if TYPE_CHECKING:
     from landscape.clip.train_command import train_run
     from landscape.figures.eigenvectors_from_store import draw_vector_modules, draw_vectors
     from landscape.figures.from_store import draw_figure3, draw_sharpness
     from landscape.figures.modules_from_store import draw_modules
+    from landscape.figures.page_options import PageOptions
     from landscape.figures.training_from_record import draw_training
     from landscape.manifest.selection import Selection, Task
     from landscape.pipeline.audit import audit_target
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from landscape.pipeline.ood_figures import draw_ood
     from landscape.pipeline.prediction_tables import BY, show_table
     from landscape.pipeline.products import HvpSettings
+    from landscape.pipeline.remaining import RunReport, plan
     from landscape.pipeline.shard_settings import ShardSettings
     from landscape.pipeline.solve import SolverSettings
     from landscape.pipeline.spectra_command import checked_request, run
@@ -52,6 +51,8 @@ _MODULES = {
     "HvpSettings": "landscape.pipeline.products",
     "OodReport": "landscape.pipeline.ood",
     "OodRequest": "landscape.pipeline.ood",
+    "PageOptions": "landscape.figures.page_options",
+    "RunReport": "landscape.pipeline.remaining",
     "Selection": "landscape.manifest.selection",
     "ShardSettings": "landscape.pipeline.shard_settings",
     "SolverSettings": "landscape.pipeline.solve",
@@ -73,6 +74,7 @@ _MODULES = {
     "draw_vectors": "landscape.figures.eigenvectors_from_store",
     "export": "landscape.pipeline.export_command",
     "facts": "landscape.report.facts",
+    "plan": "landscape.pipeline.remaining",
     "requests_of": "landscape.pipeline.evaluation",
     "run": "landscape.pipeline.spectra_command",
     "run_evaluation": "landscape.pipeline.evaluation",
@@ -95,6 +97,7 @@ __all__ = [
     "HvpSettings",
     "OodReport",
     "OodRequest",
+    "PageOptions",
     "RunReport",
     "Selection",
     "ShardSettings",

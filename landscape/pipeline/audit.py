@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape import clip, curvature
+from landscape.curvature import audits
 from landscape.errors import ManifestError, ObjectiveError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.manifest.gone import digest_of, is_gone
@@ -78,15 +80,13 @@ def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]
     Raises:
         LandscapeError: If the manifest, the data, a checkpoint or the name is wrong.
     """
-    from landscape.clip.loaded_series import device_of
-
     if Path(target).suffix.lower() not in (".yaml", ".yml"):
-        yield _audit_model(target, device_of(device))
+        yield _audit_model(target, clip.device_of(device))
         return
     manifest = Manifest.load(Path(target), checkpoints_exist=False)
     data = open_data(manifest)
     for series in manifest.series:
-        loaded = load_series(manifest, series, data, device=device_of(device))
+        loaded = load_series(manifest, series, data, device=clip.device_of(device))
         loaded.load(series.checkpoints[-1])
         epoch = series.checkpoints[-1].epoch
         title = f"{series.name} ({series.model}), epoch {epoch}"
@@ -95,12 +95,8 @@ def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]
 
 
 def _audit_model(name: str, device: "torch.device") -> Audited:
-    from landscape.clip.named_model import model_on_openmoji
-    from landscape.clip.objectives import contrastive_objective
-    from landscape.curvature import audit_objective
-
-    model, batches = model_on_openmoji(name, device, num_batches=1)
-    report = audit_objective(contrastive_objective, model, batches[0])
+    model, batches = clip.model_on_openmoji(name, device, num_batches=1)
+    report = curvature.audit_objective(clip.contrastive_objective, model, batches[0])
     return Audited(f"{name}, random weights", report, name)
 
 
@@ -109,14 +105,12 @@ def audit_series(loaded: "LoadedSeries", hessian: "HessianSettings") -> "AuditRe
 
     Uses the first rows of the first batch that can be read.
     """
-    from landscape.curvature import audit_objective
-    from landscape.curvature.hvp.row_chunks import take_rows
 
     def make(model: "torch.nn.Module") -> "tuple[Objective, Params]":
         return loaded.objective_on(model, hessian)
 
-    rows = take_rows(loaded.first_batch(), slice(0, AUDITED_ROWS))
-    return audit_objective(make, loaded.model, rows, seed=hessian.seed)
+    rows = curvature.hvp.take_rows(loaded.first_batch(), slice(0, AUDITED_ROWS))
+    return curvature.audit_objective(make, loaded.model, rows, seed=hessian.seed)
 
 
 def verdict_of(
@@ -136,8 +130,6 @@ def verdict_of(
     Raises:
         ObjectiveError: If the audit fails and `unaudited` is not given; names the module.
     """
-    from landscape.curvature.audits import ZERO_TO_ROUNDING
-
     if (stated := stated_verdict(unaudited=unaudited, hvp=hvp)) is not None:
         return stated
     for checkpoint in audited_in_turn(series):
@@ -152,7 +144,7 @@ def verdict_of(
         "checkpoint_sha256": info.sha256,
     }
     if report.is_zero_to_rounding:
-        return {"passed": False, "reason": f"undecided: {ZERO_TO_ROUNDING}", **facts}
+        return {"passed": False, "reason": f"undecided: {audits.ZERO_TO_ROUNDING}", **facts}
     if not report.passed:
         raise ObjectiveError(
             f"series {series.name!r} ({series.model}): the audit failed for "

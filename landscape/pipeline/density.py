@@ -26,7 +26,7 @@ from landscape.pipeline.density_measurement import (
     model_measurement,
 )
 from landscape.pipeline.density_texts import DensityRow, csv_text, json_values, table_text
-from landscape.pipeline.plan import refuse_preconditioned
+from landscape.pipeline.remaining import refuse_preconditioned
 from landscape.pipeline.runner import run_measurement
 from landscape.store import DensityRecord, is_density_file, is_store, read_densities
 from landscape.terminal import wrapped

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from landscape import clip, curvature, linalg
 from landscape.errors import LandscapeError, ManifestError, NumericalError, ObjectiveError
 from landscape.figures.density_records import density_record, spectral_density
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
@@ -267,8 +268,6 @@ def _measure(bench: DensityBench, index: int) -> BatchDensity:
     Raises:
         ObjectiveError, NumericalError, MemoryLimitError: If there is none.
     """
-    from landscape import linalg
-
     settings, loaded = bench.settings, bench.loaded
     operator = bench.products.operator(loaded.objective, loaded.params, loaded.batch(index))
     # Each batch has its own seed, so that the probes of different batches are independent.
@@ -308,10 +307,8 @@ def joined_record(
     used: Mapping[str, Any],
 ) -> DensityRecord:
     """Join the measured batches among the first `num_batches` into a record."""
-    from landscape.linalg import SpectralDensity
-
     batches = [measured[index] for index in sorted(measured)]
-    together = SpectralDensity.pooled([batch.density for batch in batches])
+    together = linalg.SpectralDensity.pooled([batch.density for batch in batches])
     dense = [batch.dense for batch in batches if batch.dense is not None]
     missing = [index for index in range(num_batches) if index not in measured]
     which: dict[str, Any] = {"num_batches": num_batches} | (
@@ -339,15 +336,11 @@ class NamedModel:
     used: dict[str, Any] = {}
 
     def __init__(self, name: str, *, device: str | None, num_batches: int) -> None:
-        from landscape.clip.loaded_series import device_of
-        from landscape.clip.named_model import model_on_openmoji
-        from landscape.clip.objectives import contrastive_objective
-
         self.name = name
-        self.model, self.batches = model_on_openmoji(
-            name, device_of(device), num_batches=num_batches
+        self.model, self.batches = clip.model_on_openmoji(
+            name, clip.device_of(device), num_batches=num_batches
         )
-        self.objective, self.params = contrastive_objective(self.model)
+        self.objective, self.params = clip.contrastive_objective(self.model)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Do nothing: the model keeps its random weights."""
@@ -363,12 +356,11 @@ class NamedModel:
         """
         import torch
 
-        from landscape.clip.objectives import contrastive_objective
-        from landscape.curvature import audit_objective
-
         passed = False
         if not measurement.unaudited:
-            report = audit_objective(contrastive_objective, self.model, self.batches[0])
+            report = curvature.audit_objective(
+                clip.contrastive_objective, self.model, self.batches[0]
+            )
             passed = report.passed
             if not passed:
                 raise ObjectiveError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from landscape.clip.pictures import has_transparency
 from landscape.distortions import KINDS, Inputs, amplitude_spectrum, distort, kind_of, to_bytes
 from landscape.distortions.sources import SourcePicture, read_picture
 from landscape.errors import DataError, DistortionError, LandscapeError, PictureError
@@ -222,8 +223,6 @@ def _read_transparency(path: Path, size: int, changed: int) -> bool | None:
 
     It is read again only if the size or the time of the last change differs.
     """
-    from landscape.clip.pictures import has_transparency
-
     return has_transparency(path)
 
 

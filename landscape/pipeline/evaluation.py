@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from landscape import datasets
 from landscape.errors import DataError, ManifestError, NoEffect, StoreError, check_effects
 from landscape.manifest import Manifest
 from landscape.manifest.language import is_language
@@ -148,10 +149,8 @@ def requests_of(
 
 
 def _without_effect(opened: Sequence[PictureSet]) -> Iterator[NoEffect]:
-    from landscape.datasets.sources import SLIP_FILES
-
     sources = {str(pictures.sources[key]) for pictures in opened for key in ("names", "prompts")}
-    if not any(SLIP_FILES in source for source in sources):
+    if not any(datasets.SLIP_FILES in source for source in sources):
         why = f"names and prompts of these sets come from {' and '.join(sorted(sources))}"
         yield NoEffect(("--slip",), why, "Leave it out, or name a set of Table 1 that lacks them.")
 

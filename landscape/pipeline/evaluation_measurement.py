@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from landscape import zeroshot
 from landscape.errors import NumericalError, PictureError, StoreError
 from landscape.manifest import Manifest
 from landscape.manifest.gone import digest_of, is_gone
@@ -240,8 +241,6 @@ class EvaluationBench(Bench):
         """
         import torch
 
-        from landscape.zeroshot import by_rule, num_stored, predictions_of
-
         stretch = self.stretches[index]
         opened = self.opened[stretch.number]
         tensors, places, unread = [], [], {}
@@ -253,7 +252,7 @@ class EvaluationBench(Bench):
             else:
                 tensors.append(result)
                 places.append(place)
-        width = num_stored(len(opened.stored.class_names))
+        width = zeroshot.num_stored(len(opened.stored.class_names))
         top = np.full((stretch.last - stretch.first, width), -1, dtype=np.int32)
         scores = np.full(top.shape, np.nan, dtype=np.float32)
         if places:
@@ -264,8 +263,8 @@ class EvaluationBench(Bench):
                     f"{opened.stored.keys[stretch.first + bad]}: the model's scores are not "
                     "finite, so any answer would be arbitrary. Check the checkpoint."
                 )
-            top[places], scores[places] = predictions_of(
-                *by_rule(opened.stored.rule, class_scores, self.loaded)
+            top[places], scores[places] = zeroshot.predictions_of(
+                *zeroshot.by_rule(opened.stored.rule, class_scores, self.loaded)
             )
         return UnitPredictions(stretch.number, stretch.first, top, scores, unread)
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape import curvature, linalg
 from landscape.errors import LandscapeError, PictureError, StoreError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.manifest.selection import Task
@@ -336,17 +337,13 @@ class _Look:
     def _operator(
         self, loaded: "LoadedSeries", index: int
     ) -> "HessianOperator | FiniteDifferenceOperator":
-        from landscape.curvature import FiniteDifferenceOperator
-
         batch = loaded.batch(index)
         if self.hvp == "finite-difference":
-            return FiniteDifferenceOperator(loaded.objective, loaded.params, batch)
+            return curvature.FiniteDifferenceOperator(loaded.objective, loaded.params, batch)
         return self.products.operator(loaded.objective, loaded.params, batch)
 
     def _choose(self, operator: "HessianOperator | FiniteDifferenceOperator") -> str:
-        from landscape.curvature import FiniteDifferenceOperator
-
-        if isinstance(operator, FiniteDifferenceOperator):
+        if isinstance(operator, curvature.FiniteDifferenceOperator):
             _seconds_of_product(operator, at_most=1)
             return "central differences of gradients"
         choice = operator.choose()
@@ -392,9 +389,9 @@ def _seconds_of_product(
     """Measure the mean time of a few products with a random vector."""
     import torch
 
-    from landscape.linalg.operator import seeded
-
-    vector = torch.randn(operator.n, 1, generator=seeded(0)).to(operator.device, operator.dtype)
+    vector = torch.randn(operator.n, 1, generator=linalg.seeded(0)).to(
+        operator.device, operator.dtype
+    )
     begun, done = time.perf_counter(), 0
     while done < at_most and (not done or time.perf_counter() - begun < _ENOUGH_SECONDS):
         operator @ vector
@@ -409,8 +406,6 @@ def _peak_memory(device: "torch.device") -> Iterator[list[int]]:
     """Measure the peak bytes of tensors, beyond those that existed before."""
     import torch
 
-    from landscape.curvature.hvp.memory import MemoryWatch
-
     peak = [0]
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -418,6 +413,6 @@ def _peak_memory(device: "torch.device") -> Iterator[list[int]]:
         yield peak
         peak[0] = torch.cuda.max_memory_allocated(device) - before
         return
-    with MemoryWatch(sys.maxsize) as watch:
+    with curvature.hvp.MemoryWatch(sys.maxsize) as watch:
         yield peak
     peak[0] = watch.peak

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from landscape.curvature import hvp
 from landscape.pipeline.session import Failure, try_measure
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ def measure_in_lockstep(
     Returns:
         The record of each batch, or its `Failure`.
     """
-    from landscape.curvature.hvp.lockstep import batches_that_fit
-
     results: dict[int, Any] = {}
     waiting = list(indices)
     while waiting:
@@ -55,7 +54,7 @@ def measure_in_lockstep(
                 continue
             if not lot:
                 num_fitting = try_measure(
-                    partial(batches_that_fit, made, num_vectors=num_vectors), contained=True
+                    partial(hvp.batches_that_fit, made, num_vectors=num_vectors), contained=True
                 )
                 size = num_fitting if isinstance(num_fitting, int) else 1
             lot[index] = made
@@ -71,11 +70,11 @@ def measure_in_lockstep(
 def _solved(
     lot: "dict[int, HessianOperator]", solve: "Callable[[int, HessianOperator], EigenPairs]"
 ) -> "list[EigenPairs | Exception]":
-    from landscape.curvature.hvp.lockstep import solve_in_lockstep
-
     indices, operators = list(lot), list(lot.values())
     try:
-        return solve_in_lockstep(operators, lambda place, hessian: solve(indices[place], hessian))
+        return hvp.solve_in_lockstep(
+            operators, lambda place, hessian: solve(indices[place], hessian)
+        )
     # Batches that share no graph are solved separately; other errors of a batch are raised there.
     except Exception:
         return [_attempted(partial(solve, index, hessian)) for index, hessian in lot.items()]

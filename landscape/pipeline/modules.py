@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape import clip, curvature
 from landscape.errors import LandscapeError, ManifestError, ObjectiveError
 from landscape.manifest import CheckpointSeries, Manifest
 from landscape.manifest.gone import check_weights
 from landscape.manifest.selection import Task
-from landscape.pipeline.plan import RunReport, plan, refuse_preconditioned
 from landscape.pipeline.preparation import KnownSeries, PreparedSeries
+from landscape.pipeline.remaining import RunReport, plan, refuse_preconditioned
 from landscape.pipeline.session import Session
 from landscape.pipeline.spectra import SpectraBench, SpectraMeasurement, checked_record, report_of
 from landscape.pipeline.spectra_command import run
@@ -217,10 +218,8 @@ def modules_in(
     Raises:
         ObjectiveError: If a pattern matches none.
     """
-    from landscape.curvature import modules_of
-
     try:
-        return modules_of(loaded.model, loaded.params, patterns or None)
+        return curvature.modules_of(loaded.model, loaded.params, patterns or None)
     except ObjectiveError as error:
         raise ObjectiveError(
             f"series {task.series.name!r} ({task.series.model}): {error}"
@@ -234,25 +233,21 @@ def _measure(bench: ModuleBench, index: int) -> ModuleRecord:
         ObjectiveError, NumericalError: If there are none.
         MemoryLimitError: If a product does not fit in memory.
     """
-    from landscape.clip.loaded_series import settings_of
-    from landscape.clip.seeding import derive_seed
-    from landscape.curvature import spectra_of
-
     begun = time.process_time()
     loaded, products = bench.loaded, bench.products
     hessian, solver = bench.measurement.manifest.hessian, bench.measurement.solver
     blocks = products.blocks(loaded.objective, loaded.params, loaded.batch(index), bench.modules)
-    spectra = spectra_of(
+    spectra = curvature.spectra_of(
         blocks,
         k=hessian.k,
         which=hessian.which,  # type: ignore[arg-type]
         tol=hessian.tol,
         max_matvecs=hessian.max_matvecs,
-        seed=derive_seed("start", hessian.seed, index),
+        seed=clip.derive_seed("start", hessian.seed, index),
         max_basis_memory=solver.max_basis_memory,
     )
     products.keep(blocks)
-    settings = settings_of(loaded, hessian, product=f"{blocks.choice.title}, block by block")
+    settings = clip.settings_of(loaded, hessian, product=f"{blocks.choice.title}, block by block")
     return checked_record(
         ModuleRecord,
         modules=tuple(spectrum.module for spectrum in spectra),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from landscape import clip
 from landscape.answers import Answers, answers_of_model, read_answers, write_answers
 from landscape.answers.benchmark import NO_ANSWER
 from landscape.answers.table import joined
@@ -208,8 +209,6 @@ def _without_effect(
     manifest: Manifest, requests: Sequence[Request], series: Sequence[str]
 ) -> Iterator[NoEffect]:
     """Yield options that have no effect on these sets and models."""
-    from landscape.clip.model import is_classifier
-
     kinds = list(
         dict.fromkeys(request.kind for request in requests if isinstance(request, DistortedRequest))
     )
@@ -230,7 +229,7 @@ def _without_effect(
             ("--logit-scale",), why, "Leave it out, or name their folder with --stimuli."
         )
     elif all(
-        is_classifier(listed.model)
+        clip.is_classifier(listed.model)
         for listed in manifest.series
         if not series or listed.name in series
     ):

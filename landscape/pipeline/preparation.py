@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from landscape import threads
+from landscape import clip, linalg, threads
 from landscape.containers import known_digests
+from landscape.curvature import hvp
 from landscape.errors import NumericalError, ObjectiveError, StoreError
 from landscape.manifest import Manifest, canonical_json
 from landscape.manifest.selection import Task
@@ -156,8 +157,6 @@ class Preparation:
         Raises:
             LandscapeError: If the model, a checkpoint, the data or the HVP cannot be measured.
         """
-        from landscape.clip.loaded_series import Notes
-
         series = tasks[0].series
         check_same_function(self.output, series.name, loaded.used, known.models)
         audit = None
@@ -166,7 +165,7 @@ class Preparation:
         audit = audit or verdict_of(
             loaded, self.manifest, series, unaudited=self.unaudited, hvp=self.hvp
         )
-        notes, chosen = Notes(), SeriesProducts(self.products)
+        notes, chosen = clip.Notes(), SeriesProducts(self.products)
         seconds, num_threads, vectors, each, memory = 0.0, threads_of_torch(), 0, 0, 0
         most_sharing = None
         for task in tasks:
@@ -226,15 +225,13 @@ class Preparation:
 
         They are also recorded if the output was begun so.
         """
-        from landscape.curvature.hvp.compiled import has_compiler
-
         is_cpu = loaded.device.type == "cpu"
         strategy = known.strategy or strategy_for(
             self.num_planned * self.num_products, seconds, is_cpu=is_cpu
         )
         if strategy is None:
             return seconds
-        if strategy == "compiled" and not has_compiler():
+        if strategy == "compiled" and not hvp.has_compiler():
             strategy = "traced"
         if strategy == "compiled" and sys.stderr.isatty():
             show_notes(
@@ -255,12 +252,10 @@ class Preparation:
         Args:
             each: Bytes of a vector.
         """
-        from landscape.curvature.hvp.choice import SHARE
-
         needed = {self.max_basis_memory: self.min_vectors * each}
         if chosen.choice is not None and chosen.choice.peak:
             needed[self.products.max_memory or free_memory()] = int(
-                chosen.choice.peak / SHARE["cpu"]
+                chosen.choice.peak / hvp.SHARE["cpu"]
             )
         return min(
             (max(1, limit // amount) for limit, amount in needed.items() if limit is not None),
@@ -293,9 +288,9 @@ def best_threads(
 def _random_vector(operator: "HessianOperator") -> "Tensor":
     import torch
 
-    from landscape.linalg import seeded
-
-    return torch.randn(operator.n, 1, generator=seeded(0)).to(operator.device, operator.dtype)
+    return torch.randn(operator.n, 1, generator=linalg.seeded(0)).to(
+        operator.device, operator.dtype
+    )
 
 
 def _seconds_of(operator: "HessianOperator", vector: "Tensor") -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from landscape import curvature
 from landscape.deprecation import renamed_keyword, warn_of_old_name
 from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 
@@ -115,10 +116,8 @@ class SeriesProducts:
         self.asked = asked
         self.choice: HvpChoice | None = None
         if choice is not None:
-            from landscape.curvature.hvp import choice as choices
-
-            trials = tuple(choices.Trial(**trial) for trial in choice["trials"])
-            self.choice = choices.HvpChoice(**{**choice, "trials": trials})
+            trials = tuple(curvature.hvp.Trial(**trial) for trial in choice["trials"])
+            self.choice = curvature.hvp.HvpChoice(**{**choice, "trials": trials})
 
     def plain_choice(self) -> dict[str, Any] | None:
         """Return the choice as plain values, which can be read without torch."""
@@ -165,10 +164,8 @@ class SeriesProducts:
         Raises:
             ObjectiveError, MemoryLimitError: If the loss has no Hessian on this batch.
         """
-        from landscape.curvature import HessianOperator
-
         options = self._options() | {"hvp": strategy, "rows": None}
-        operator = HessianOperator(objective, params, batch, **options)
+        operator = curvature.HessianOperator(objective, params, batch, **options)
         choice = operator.choose()
         # The length of the job is the reason, not a request of the user.
         self.choice = replace(choice, reason=choice.reason.replace("asked for", reason, 1))
@@ -178,9 +175,7 @@ class SeriesProducts:
         self, objective: "Objective", params: "Params", batch: "Batch"
     ) -> "HessianOperator":
         """Build the Hessian on `batch`."""
-        from landscape.curvature import HessianOperator
-
-        return HessianOperator(objective, params, batch, **self._options())
+        return curvature.HessianOperator(objective, params, batch, **self._options())
 
     def blocks(
         self,
@@ -190,9 +185,7 @@ class SeriesProducts:
         modules: "Mapping[str, tuple[str, ...]]",
     ) -> "HessianBlocks":
         """Build the diagonal blocks of the Hessian that belong to modules."""
-        from landscape.curvature import HessianBlocks
-
-        return HessianBlocks(objective, params, batch, modules, **self._options())
+        return curvature.HessianBlocks(objective, params, batch, modules, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return {

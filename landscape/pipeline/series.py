@@ -5,6 +5,7 @@ The objective determines which.
 
 from typing import TYPE_CHECKING, Any
 
+from landscape import clip
 from landscape.manifest import CheckpointSeries, Manifest
 from landscape.manifest.language import is_language
 
@@ -24,9 +25,7 @@ def open_data(manifest: Manifest) -> Any:
     """
     if is_language(manifest.hessian.objective):
         return None
-    from landscape.clip.image_text import open_pairs
-
-    return open_pairs(manifest.data)
+    return clip.open_pairs(manifest.data)
 
 
 def load_series(
@@ -49,6 +48,4 @@ def load_series(
         from landscape.language.loaded_series import LanguageSeries
 
         return LanguageSeries.of(manifest, series, None, device=device, on_meta=on_meta)
-    from landscape.clip.loaded_series import LoadedSeries
-
-    return LoadedSeries.of(manifest, series, data, device=device, on_meta=on_meta)
+    return clip.LoadedSeries.of(manifest, series, data, device=device, on_meta=on_meta)

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from landscape import clip, zeroshot
 from landscape.containers import digest_of_checkpoint, known_digests, remember_digests
+from landscape.curvature import hvp
 from landscape.errors import (
     LandscapeError,
     NumericalError,
@@ -266,8 +268,6 @@ class Session:
         Raises:
             LandscapeError: As `LoadedSeries.of`, or if the data or the device does not exist.
         """
-        from landscape.clip.loaded_series import device_of
-
         key = _identity(manifest, series, device)
         if self._series is None or self._series[0] != key:
             if self._pairs is None or self._data != manifest.data:
@@ -275,7 +275,7 @@ class Session:
             self._series = self._bench = None
             self._series = (
                 key,
-                load_series(manifest, series, self._pairs, device=device_of(device)),
+                load_series(manifest, series, self._pairs, device=clip.device_of(device)),
             )
         return self._series[1]
 
@@ -287,9 +287,6 @@ class Session:
         Raises:
             LandscapeError: If it cannot be built, or the device does not exist.
         """
-        from landscape.clip.loaded_series import device_of
-        from landscape.zeroshot import ZeroShotModel
-
         key = (
             series.name,
             series.model,
@@ -299,7 +296,7 @@ class Session:
         )
         if self._model is None or self._model[0] != key:
             self._model = self._bench = None
-            self._model = (key, ZeroShotModel.of(series, device=device_of(device)))
+            self._model = (key, zeroshot.ZeroShotModel.of(series, device=clip.device_of(device)))
         return self._model[1]
 
     def other(self, key: object, make: Callable[[], Any]) -> Any:
@@ -361,9 +358,7 @@ def forget_session() -> None:
     torch = sys.modules.get("torch")
     if torch is None:
         return
-    from landscape.curvature.hvp.traced import forget_graphs
-
-    forget_graphs()
+    hvp.forget_graphs()
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()

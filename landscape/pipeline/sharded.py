@@ -22,8 +22,8 @@ from landscape.manifest.language import is_language
 from landscape.manifest.selection import Task
 from landscape.pipeline.audit import stated_verdict, stored_verdict
 from landscape.pipeline.cut_series import CutSeries
-from landscape.pipeline.plan import RunReport
 from landscape.pipeline.preparation import PreparedSeries, check_same_function
+from landscape.pipeline.remaining import RunReport
 from landscape.pipeline.runner import Outcome, refusal
 from landscape.pipeline.series import load_series, open_data
 from landscape.pipeline.session import Failure, failure_of

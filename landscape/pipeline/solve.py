@@ -6,6 +6,7 @@ The solver stays within the allowed memory.
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from landscape import clip, curvature, linalg, stability
 from landscape.errors import LandscapeError, MemoryLimitError, ObjectiveError
 from landscape.manifest import HessianSettings
 
@@ -55,9 +56,7 @@ class SolverSettings:
         """Return how many vectors fit; None without a limit."""
         if self.max_basis_memory is None:
             return None
-        from landscape.linalg.lanczos import num_vectors_in
-
-        return num_vectors_in(self.max_basis_memory, operator)
+        return linalg.num_vectors_in(self.max_basis_memory, operator)
 
     def room(self) -> dict[str, Any]:
         """Return the limit of the Krylov vectors as JSON values to store.
@@ -77,9 +76,7 @@ class SolverSettings:
         Raises:
             MemoryLimitError: If so; names a sufficient limit.
         """
-        from landscape.linalg.lanczos import MIN_EXTRA_VECTORS
-
-        num_fitting, needed = self.max_basis(operator), k + MIN_EXTRA_VECTORS
+        num_fitting, needed = self.max_basis(operator), k + linalg.MIN_EXTRA_VECTORS
         if num_fitting is not None and num_fitting < needed:
             raise MemoryLimitError(self._too_little(operator, num_fitting, needed, k))
 
@@ -106,9 +103,7 @@ def _seed(hessian: HessianSettings, index: int) -> int:
     Every batch has its own, so that the errors of their quadratures average out. It is the same for
     all epochs.
     """
-    from landscape.clip.seeding import derive_seed
-
-    return derive_seed("start", hessian.seed, index)
+    return clip.derive_seed("start", hessian.seed, index)
 
 
 def preconditioned_by(
@@ -119,10 +114,8 @@ def preconditioned_by(
     Raises:
         ObjectiveError: If they do not fit together.
     """
-    from landscape.stability import PreconditionedHessian
-
     try:
-        return PreconditionedHessian(operator, state)
+        return stability.PreconditionedHessian(operator, state)
     except ValueError as error:
         raise ObjectiveError(str(error)) from None
 
@@ -159,27 +152,22 @@ class Solver:
             ObjectiveError, NumericalError: If there are none.
             MemoryLimitError: If the Krylov vectors of this batch do not fit.
         """
-        from landscape.curvature import FiniteDifferenceOperator, HessianOperator
-        from landscape.linalg import power_iteration
-
         batch = loaded.batch(index)
-        operator: FiniteDifferenceOperator | HessianOperator
+        operator: curvature.FiniteDifferenceOperator | curvature.HessianOperator
         if hvp == "finite-difference":
-            operator = FiniteDifferenceOperator(loaded.objective, loaded.params, batch)
+            operator = curvature.FiniteDifferenceOperator(loaded.objective, loaded.params, batch)
         else:
             operator = products.operator(loaded.objective, loaded.params, batch)
         measured = operator if state is None else preconditioned_by(operator, state)
         if hessian.method == "lanczos":
             eigenpairs = self.lanczos(measured, hessian, index, series=series)
         elif hessian.method == "power":
-            eigenpairs = power_iteration(
+            eigenpairs = linalg.power_iteration(
                 measured, hessian.k, tol=hessian.tol, seed=_seed(hessian, index)
             )
         else:
-            from landscape.curvature.pyhessian import pyhessian_eigenpairs
-
             seed = _seed(hessian, index)
-            eigenpairs = pyhessian_eigenpairs(
+            eigenpairs = curvature.pyhessian_eigenpairs(
                 loaded.objective, loaded.params, batch, k=hessian.k, seed=seed, tol=hessian.tol
             )
         if hessian.method != "pyhessian" and hvp != "finite-difference":
@@ -197,19 +185,16 @@ class Solver:
         Raises:
             NumericalError, ObjectiveError, MemoryLimitError: As in `solve`.
         """
-        from landscape.linalg import eigsh
-        from landscape.linalg.lanczos import num_spot_checks
-
         # Batches leave different parameters unused, so the first one does not tell for all.
         self.settings.check_fits(operator, hessian.k)
-        eigenpairs = eigsh(
+        eigenpairs = linalg.eigsh(
             operator,
             hessian.k,
             hessian.which,  # type: ignore[arg-type]
             tol=hessian.tol,
             max_matvecs=hessian.max_matvecs,
             seed=_seed(hessian, index),
-            num_checks=num_spot_checks(operator) if index == _BATCH_FOR_COPIES else None,
+            num_checks=linalg.num_spot_checks(operator) if index == _BATCH_FOR_COPIES else None,
             max_basis=self.settings.max_basis(operator),
             start=self._before.get(series),
             return_vectors=self.settings.recycle or self.with_vectors,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from landscape import clip, curvature, linalg, stability
 from landscape.errors import CheckpointError, LandscapeError, ManifestError, NumericalError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.manifest.gone import check_weights, is_gone
@@ -20,9 +21,9 @@ from landscape.manifest.selection import Selection, Task
 from landscape.pipeline import lockstep
 from landscape.pipeline.audit import check_hvp
 from landscape.pipeline.forecast import forecast, num_products_of
-from landscape.pipeline.plan import RunReport, plan
 from landscape.pipeline.preparation import KnownSeries, Preparation, PreparedSeries
 from landscape.pipeline.products import RECORDED, HvpSettings, SeriesProducts
+from landscape.pipeline.remaining import RunReport, plan
 from landscape.pipeline.runner import Outcome, run_measurement
 from landscape.pipeline.session import Bench, Measurement, Output, Session, sent
 from landscape.pipeline.shard_settings import ShardSettings
@@ -124,8 +125,6 @@ class SpectraMeasurement(Measurement):
     def prepare(
         self, session: Session, tasks: Sequence[Task], known: KnownSeries
     ) -> PreparedSeries:
-        from landscape.linalg.lanczos import MIN_EXTRA_VECTORS
-
         hessian, sizes = self.manifest.hessian, []
 
         def check_operator(operator: "HessianOperator") -> None:
@@ -142,7 +141,7 @@ class SpectraMeasurement(Measurement):
             num_planned=known.num_planned,
             output=self.output,
             max_basis_memory=self.solver.max_basis_memory,
-            min_vectors=hessian.k + MIN_EXTRA_VECTORS,
+            min_vectors=hessian.k + linalg.MIN_EXTRA_VECTORS,
             check_operator=check_operator,
         )
         loaded = session.series(self.manifest, tasks[0].series, self.device)
@@ -216,8 +215,6 @@ class SpectraMeasurement(Measurement):
 
     def dry_run(self, *, progress: bool | None) -> RunReport:
         """Report what is left or refused, and the cost of the rest."""
-        from landscape.clip.loaded_series import device_of
-
         stored = SpectrumStore.check(self.output, self.manifest, with_vectors=self.keep_vectors)
         tasks = plan(self.manifest, stored, self.selection)
         show_notes(
@@ -225,7 +222,7 @@ class SpectraMeasurement(Measurement):
         )
         audited, device = (
             self.hvp != "finite-difference" and not self.unaudited,
-            device_of(self.device),
+            clip.device_of(self.device),
         )
         options: dict[str, Any] = {
             "hvp": self.hvp,
@@ -488,11 +485,9 @@ def _record(
     Raises:
         NumericalError: As in `checked_record`.
     """
-    from landscape.clip.loaded_series import settings_of
-
     loaded, hessian, hvp = bench.loaded, bench.measurement.manifest.hessian, bench.measurement.hvp
     settings = (
-        settings_of(loaded, hessian, product=HVP_TITLES[hvp])
+        clip.settings_of(loaded, hessian, product=HVP_TITLES[hvp])
         | bench.products.settings()
         | bench.solver.facts()
     )
@@ -519,15 +514,13 @@ def optimizer_of(loaded: "LoadedSeries", checkpoint: Checkpoint) -> "OptimizerSt
     Raises:
         CheckpointError: If it holds none that is known to belong to the measured weights.
     """
-    from landscape.clip.stored_optimizer import read_adam_state
-
     if loaded.trained.get("weights", "online") == "ema":
         raise CheckpointError(
             f"{checkpoint.path}: its averaged weights are measured, but the state of the optimizer "
             "is that of the trained ones. Say `weights: online` for the series, or "
             "`preconditioner: none`."
         )
-    return read_adam_state(checkpoint.path, loaded.model, expected_sha256=checkpoint.sha256)
+    return clip.read_adam_state(checkpoint.path, loaded.model, expected_sha256=checkpoint.sha256)
 
 
 def preconditioner_facts(state: "OptimizerState") -> dict[str, Any]:
@@ -535,11 +528,9 @@ def preconditioner_facts(state: "OptimizerState") -> dict[str, Any]:
 
     They include the threshold with which eigenvalues are compared.
     """
-    from landscape.stability import threshold_of
-
     facts: dict[str, Any] = {"optimizer": state.kind, "learning_rate": state.learning_rate}
     try:
-        threshold = threshold_of(state)
+        threshold = stability.threshold_of(state)
     except ValueError as error:
         return {"preconditioner": facts | {"no_threshold": str(error)}}
     # A learning rate of 0 has an infinite threshold, and JSON has no infinity.
@@ -612,7 +603,4 @@ def _ends(ritz: "RitzValues", k: int) -> dict[str, Any]:
 
 
 def _norm(params: "Params") -> float:
-    from landscape.curvature import flatten
-    from landscape.linalg.vectors import norm
-
-    return norm(flatten(params))
+    return linalg.norm(curvature.flatten(params))

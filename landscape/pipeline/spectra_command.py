@@ -10,8 +10,8 @@ from typing import Any
 
 from landscape.manifest import Manifest
 from landscape.manifest.selection import Selection
-from landscape.pipeline.plan import RunReport
 from landscape.pipeline.products import HvpSettings
+from landscape.pipeline.remaining import RunReport
 from landscape.pipeline.shard_check import check_shards
 from landscape.pipeline.shard_settings import ShardSettings
 from landscape.pipeline.solve import SolverSettings

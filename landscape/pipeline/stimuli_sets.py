@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape import datasets
+from landscape import datasets, zeroshot
+from landscape.datasets.classes import GENERIC_TEMPLATE
 from landscape.pipeline.distorted_sets import OWN
 from landscape.pipeline.picture_sets import OpenedSet, sources_of
 from landscape.store.predictions import PictureSet
@@ -50,8 +51,6 @@ class StimuliRequest:
         Raises:
             DataError: If they do not exist, or are not what they seem.
         """
-        from landscape.zeroshot import COSINE, imagenet16
-
         stimuli = _stimuli(self.folder)[self.dataset, self.condition]
         published = stimuli.is_published
         classes = _imagenet() if published else _own_classes(stimuli.classes)
@@ -60,7 +59,7 @@ class StimuliRequest:
             dataset=self.dataset if published else f"{OWN}{self.folder.name}/{self.dataset}",
             title=self.dataset,
             condition=self.condition,
-            rule=imagenet16(self.logit_scale) if published else COSINE,
+            rule=zeroshot.imagenet16(self.logit_scale) if published else zeroshot.COSINE,
             chance=1 / len(place),
             class_names=stimuli.classes,
             classes_digest=classes.digest,
@@ -117,8 +116,6 @@ def _imagenet() -> "Classes":
 
 
 def _own_classes(names: tuple[str, ...]) -> "Classes":
-    from landscape.datasets.classes import GENERIC_TEMPLATE
-
     return datasets.Classes(
         names=tuple((name.replace("_", " "),) for name in names),
         templates=(GENERIC_TEMPLATE,),

@@ -21,7 +21,7 @@ from landscape.figures.loss_surfaces import CONTOUR, RELIEF
 from landscape.figures.page import Page
 from landscape.figures.surface_summary import findings, note
 from landscape.manifest import Manifest
-from landscape.pipeline.plan import refuse_preconditioned
+from landscape.pipeline.remaining import refuse_preconditioned
 from landscape.pipeline.runner import run_measurement
 from landscape.pipeline.surface_plan import SurfacePlan, SurfaceRequest, make_plan
 from landscape.store import StoredSurface, parts_folder

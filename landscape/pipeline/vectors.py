@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from landscape import curvature
 from landscape.errors import StoreError
 from landscape.store import (
     ParameterLayout,
@@ -63,10 +64,10 @@ def with_vectors(
 
 def layout_of(model: "nn.Module", params: "Params") -> ParameterLayout:
     """Return the tensors under study in order, with the modules of `--per-module`."""
-    from landscape.curvature import modules_of
-
     modules = {
-        name: module for module, names in modules_of(model, params).items() for name in names
+        name: module
+        for module, names in curvature.modules_of(model, params).items()
+        for name in names
     }
     names = tuple(name for name, tensor in params.items() if tensor.numel())
     return ParameterLayout(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape import clip
 from landscape.compare.whole_spectrum import probed_rows, probed_spectrum
 from landscape.errors import LandscapeError
 from landscape.figures.density_records import spectral_density
@@ -128,9 +129,7 @@ def _said(spectrum: ProbedSpectrum) -> str:
 
 def _describe_checkpoint(path: Path) -> list[str]:
     # Reads tensors, so torch is needed from here on.
-    from landscape.clip.checkpoint import describe_checkpoint
-
-    info = describe_checkpoint(path)
+    info = clip.describe_checkpoint(path)
     name = f" of {info.name}" if info.name else ""
     unusual = [dtype for dtype in info.dtypes if dtype in _CONVERTED]
     converted = (

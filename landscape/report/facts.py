@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from landscape import clip
 from landscape.compare.whole_spectrum import probed_rows, probed_spectrum
+from landscape.figures.density_records import spectral_density
 from landscape.manifest import Manifest
 from landscape.monitor import read_record
 from landscape.report.describe import describe, kind_of
@@ -90,9 +92,6 @@ def _of_store(path: Path) -> dict[str, Any]:
 
 
 def _of_densities(path: Path) -> dict[str, Any]:
-    # The numbers are converted through torch tensors.
-    from landscape.figures.density_records import spectral_density
-
     return {
         "unit": UNIT,
         "checkpoints": [
@@ -183,9 +182,7 @@ def _of_monitor(path: Path) -> dict[str, Any]:
 
 def _of_checkpoint(path: Path) -> dict[str, Any]:
     # Reads tensors, so torch is needed.
-    from landscape.clip.checkpoint import describe_checkpoint
-
-    info = describe_checkpoint(path)
+    info = clip.describe_checkpoint(path)
     names = (
         "layout name epoch stored_epoch num_tensors num_parameters dtypes num_bytes available "
         "sha256 settings notes"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from landscape.sharded.api import hessian
+    from landscape.sharded.drawn import with_random_weights
     from landscape.sharded.finite_difference import ShardedFiniteDifferenceOperator
     from landscape.sharded.layout import CutVectors
     from landscape.sharded.operator import ShardedHessianOperator
@@ -18,9 +19,16 @@ _MODULES = {
     "ShardedFiniteDifferenceOperator": "finite_difference",
     "ShardedHessianOperator": "operator",
     "hessian": "api",
+    "with_random_weights": "drawn",
 }
 
-__all__ = ["CutVectors", "ShardedFiniteDifferenceOperator", "ShardedHessianOperator", "hessian"]
+__all__ = [
+    "CutVectors",
+    "ShardedFiniteDifferenceOperator",
+    "ShardedHessianOperator",
+    "hessian",
+    "with_random_weights",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from landscape import surface
 from landscape.errors import StoreError
 from landscape.files import write_atomically
 from landscape.manifest import canonical_json
@@ -154,8 +155,6 @@ def read_surface(path: Path) -> StoredSurface | None:
 
 
 def _read_result(file: h5py.File) -> "LossSlice | LossSurface":
-    from landscape.surface import LossSlice, LossSurface
-
     groups = dict(groups_in(file["axes"]))
     if sorted(groups) not in (["0"], ["0", "1"]):
         raise ValueError(f"it has {len(groups)} axes, not one or two")
@@ -167,15 +166,15 @@ def _read_result(file: h5py.File) -> "LossSlice | LossSurface":
         "local": _read_local(file["local"], len(axes)) if "local" in file else None,
     }
     if len(axes) == 1:
-        return LossSlice(axis=axes[0], **common)
-    return LossSurface(axes=(axes[0], axes[1]), cosine=float(file.attrs["cosine"]), **common)
+        return surface.LossSlice(axis=axes[0], **common)
+    return surface.LossSurface(
+        axes=(axes[0], axes[1]), cosine=float(file.attrs["cosine"]), **common
+    )
 
 
 def _read_axis(group: h5py.Group) -> "Axis":
-    from landscape.surface import Axis, CurvatureFit
-
     attributes = group.attrs
-    fit = CurvatureFit(
+    fit = surface.CurvatureFit(
         **{name: float(attributes[f"fit_{name}"]) for name in ("value", "error", "step")}
     )
     converged = int(attributes["converged"])
@@ -186,7 +185,7 @@ def _read_axis(group: h5py.Group) -> "Axis":
         or not np.isfinite(coordinates).all()
     ):
         raise ValueError(f"the coordinates of {group.name} do not ascend")
-    return Axis(
+    return surface.Axis(
         name=str(attributes["name"]),
         unit=str(attributes["unit"]),
         coordinates=coordinates,
@@ -198,9 +197,7 @@ def _read_axis(group: h5py.Group) -> "Axis":
 
 
 def _read_local(group: h5py.Group, num_axes: int) -> "LocalModel":
-    from landscape.surface import LocalModel
-
-    return LocalModel(
+    return surface.LocalModel(
         loss=float(group.attrs["loss"]),
         slopes=read_array(group, "slopes", dtype="<f8", shape=(num_axes,)),
         hessian=read_array(group, "hessian", dtype="<f8", shape=(num_axes, num_axes)),

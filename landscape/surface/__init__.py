@@ -1,24 +1,52 @@
-"""Loss surfaces: the loss along directions and lines, and what curvature predicts there."""
+"""Loss surfaces: the loss along directions and lines, and what curvature predicts there.
 
-from landscape.surface.directions import (
-    Direction,
-    eigenvector_directions,
-    filter_axes,
-    filter_normalised,
-    random_directions,
-)
-from landscape.surface.quadratic import CurvatureFit, LocalModel, fit_curvature, local_model
-from landscape.surface.slices import (
-    Axis,
-    Barrier,
-    LossSlice,
-    LossSurface,
-    centred,
-    fill,
-    from_the_middle,
-    line_losses,
-    losses_along,
-)
+`import landscape.surface` is instant: the names below are loaded on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from landscape.surface.directions import (
+        Direction,
+        eigenvector_directions,
+        filter_axes,
+        filter_normalised,
+        random_directions,
+    )
+    from landscape.surface.quadratic import CurvatureFit, LocalModel, fit_curvature, local_model
+    from landscape.surface.slices import (
+        Axis,
+        Barrier,
+        LossSlice,
+        LossSurface,
+        centred,
+        fill,
+        from_the_middle,
+        line_losses,
+        losses_along,
+    )
+
+_MODULES = {
+    "Axis": "slices",
+    "Barrier": "slices",
+    "CurvatureFit": "quadratic",
+    "Direction": "directions",
+    "LocalModel": "quadratic",
+    "LossSlice": "slices",
+    "LossSurface": "slices",
+    "centred": "slices",
+    "eigenvector_directions": "directions",
+    "fill": "slices",
+    "filter_axes": "directions",
+    "filter_normalised": "directions",
+    "fit_curvature": "quadratic",
+    "from_the_middle": "slices",
+    "line_losses": "slices",
+    "local_model": "quadratic",
+    "losses_along": "slices",
+    "random_directions": "directions",
+}
 
 __all__ = [
     "Axis",
@@ -40,3 +68,9 @@ __all__ = [
     "losses_along",
     "random_directions",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
