@@ -24,7 +24,7 @@ ALWAYS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 FENCE = re.compile(r"^(```.*?^```|~~~.*?^~~~)", re.MULTILINE | re.DOTALL)
 # Rooms that other rooms alone use.
-INTERNAL = ("clip", "containers", "report", "statistics", "workers", "zeroshot")
+INTERNAL = ("cli", "clip", "containers", "report", "statistics", "workers", "zeroshot")
 PICTURES = (".png", ".svg", ".jpg", ".webp")
 LANGUAGES = {
     ".py": "python",

@@ -167,7 +167,7 @@ def late_imports() -> list[str]:
     """List the imports of the package's own names inside functions, outside of the command line."""
     places = []
     for path in sources():
-        if path == PACKAGE / "cli.py":
+        if path.is_relative_to(PACKAGE / "cli"):
             continue
         seen = set()
         for function in _functions(path):

@@ -132,6 +132,6 @@ def test_an_error_of_a_file_after_a_request_to_stop_is_that_request(store, monke
             time.sleep(5)
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("landscape.cli.json_text", stopped)
+    monkeypatch.setattr("landscape.cli.messages.json_text", stopped)
     result = CliRunner().invoke(main, ["info", str(store), "--json"])
     assert result.exit_code == 143 and "stopped by SIGTERM" in result.stderr
