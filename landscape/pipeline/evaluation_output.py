@@ -19,6 +19,7 @@ from landscape.pipeline.session import Output
 from landscape.store.hdf5 import CORRUPT
 from landscape.store.lines import decode, encode, reason_of
 from landscape.store.log import LogWriter, log_number, scan
+from landscape.store.place import disk_trouble_named
 from landscape.store.predictions import (
     CheckpointPredictions,
     PictureSet,
@@ -29,7 +30,6 @@ from landscape.store.predictions import (
     with_sets,
     write_predictions,
 )
-from landscape.store.writer import disk_trouble_named
 
 _KIND = "predictions"
 

@@ -27,6 +27,7 @@ from landscape.store.agreement import (
 from landscape.store.contents import PlannedSeries, StoreContents, differing_setting
 from landscape.store.index import Key
 from landscape.store.lock import FolderLock, lock_owner
+from landscape.store.merged_file import check_written
 from landscape.store.module_record import MODULE_COLUMNS, ModuleTable
 from landscape.store.parts import (
     RejectedPart,
@@ -35,11 +36,11 @@ from landscape.store.parts import (
     parts_folder,
     remove_parts,
 )
+from landscape.store.place import checked_target, disk_trouble_named
 from landscape.store.record import COLUMNS, SpectraTable
-from landscape.store.store import SpectrumStore, checked_target
+from landscape.store.store import SpectrumStore
 from landscape.store.table import joined
 from landscape.store.vectors import StoredVectors
-from landscape.store.writer import check_written, disk_trouble_named
 from landscape.version import VERSION
 
 _Table = SpectraTable | ModuleTable

@@ -21,11 +21,10 @@ from landscape.store.module_tables import ModuleTables
 from landscape.store.parts import (
     RejectedPart,
     parts_folder,
-    read_parts,
-    read_plan,
-    split_compatible,
 )
+from landscape.store.place import checked_target
 from landscape.store.record import COLUMNS, Record, SpectraTable, table_of
+from landscape.store.snapshot import read_snapshot
 from landscape.store.table import joined, task_key
 from landscape.store.xarray import to_dataset
 from landscape.suggestions import nearest
@@ -164,61 +163,25 @@ class SpectrumStore:
     def _read(cls, path: Path, *, fallback: StoreContents | None) -> Self | None:
         """Read the snapshot; None if nothing is there.
 
-        `fallback` is given by a writer: the plan for parts whose own plan is lost.
+        `fallback` as in `read_snapshot`.
         """
-        folder = parts_folder(path)
-        planned = read_plan(folder)
-        # Parts first, then the file: a merge in between moves records to the file, which is read
-        # next.
-        entries, rejected = read_parts(folder)
-        if isinstance(planned, RejectedPart):
-            rejected, planned = [planned, *rejected], None
-        file = schema.open_file(path, to_write=fallback is not None)
+        snapshot = read_snapshot(path, fallback=fallback)
+        if snapshot is None:
+            return None
         try:
-            merged_plan = None if file is None else schema.read_plan_of_file(file, path)
-            if (
-                planned is not None
-                and merged_plan is not None
-                and planned.protocol != merged_plan.protocol
-            ):
-                raise StoreError(
-                    f"{folder}: its parts were not measured for {path}, which has other settings; "
-                    "move it away."
-                )
-            module_tables = ModuleTables(path, file)
-            identities = module_tables.identities | (
-                {} if file is None else schema.stored_checkpoints(file, path)
-            )
-            plans = (plan for plan in (planned, merged_plan, fallback) if plan is not None)
-            plan = next(
-                (plan for plan in plans if all(plan.holds(*key) for key in identities)), None
-            )
-            if plan is None:
-                if file is None and not entries and not rejected:
-                    return None
-                raise StoreError(
-                    f"{path}: its plan is lost; run `landscape spectra` on its manifest again, "
-                    "which restores it."
-                )
-            modules = {
-                name: names
-                for name, _ in identities
-                if (names := module_tables.modules(name)) is not None
-            }
-            entries, foreign = split_compatible(entries, plan, identities, modules)
             store = cls(
                 path,
-                plan,
-                merged_plan=merged_plan,
-                file=file,
-                entries=entries,
-                rejected=[*rejected, *foreign],
+                snapshot.plan,
+                merged_plan=snapshot.merged_plan,
+                file=snapshot.file,
+                entries=snapshot.entries,
+                rejected=snapshot.rejected,
             )
             store._read_vectors()
             return store
         except BaseException:
-            if file is not None:
-                file.close()
+            if snapshot.file is not None:
+                snapshot.file.close()
             raise
 
     def _read_vectors(self) -> None:
@@ -430,21 +393,3 @@ class SpectrumStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def checked_target(path: str | Path) -> Path:
-    """Return the real path of the output, symbolic links followed.
-
-    Raises:
-        StoreError: If a file cannot be written there.
-    """
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise StoreError(f"{path}: there is no folder {target.parent}; make it first.")
-    if target.exists() and not target.is_file():
-        raise StoreError(f"{path}: not a regular file; name a file such as spectra.h5.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise StoreError(
-            f"{path}: the folder {target.parent} is not writable; name another output."
-        )
-    return target
