@@ -56,7 +56,7 @@ def note_record(function):
 
 WRAPPERS = {{
     "landscape.pipeline.session": ("measure_unit", count_units),
-    "landscape.pipeline.spectra": ("_measure", note_record),
+    "landscape.pipeline.spectra_bench": ("_measure", note_record),
 }}
 
 class Finder:

@@ -26,7 +26,9 @@ from landscape.pipeline.forecast import num_products_of
 from landscape.pipeline.shard_memory import memory_of_rank
 from landscape.pipeline.shard_settings import rows_of_process
 from landscape.pipeline.solve import Solver
-from landscape.pipeline.spectra import HVP_TITLES, SpectraMeasurement, checked_record, columns_of
+from landscape.pipeline.spectra import SpectraMeasurement
+from landscape.pipeline.spectra_record import checked_record, columns_of
+from landscape.pipeline.spectra_request import HVP_TITLES
 from landscape.sharded.check import audited
 from landscape.sharded.finite_difference import ShardedFiniteDifferenceOperator
 from landscape.sharded.layout import Cut

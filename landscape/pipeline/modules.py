@@ -19,8 +19,10 @@ from landscape.manifest.selection import Task
 from landscape.pipeline.preparation import KnownSeries, PreparedSeries
 from landscape.pipeline.remaining import RunReport, plan, refuse_preconditioned
 from landscape.pipeline.session import Session
-from landscape.pipeline.spectra import SpectraBench, SpectraMeasurement, checked_record, report_of
+from landscape.pipeline.spectra import SpectraMeasurement, report_of
+from landscape.pipeline.spectra_bench import SpectraBench
 from landscape.pipeline.spectra_command import run
+from landscape.pipeline.spectra_record import checked_record
 from landscape.store import ModuleRecord, SpectrumStore, SpectrumWriter
 from landscape.workers.crew import WorkerSettings
 

@@ -6,7 +6,7 @@ from landscape.clip import trained as trained_module
 from landscape.clip.model import build_model
 from landscape.manifest import Manifest
 from landscape.pipeline.audit import stored_verdict
-from landscape.pipeline.spectra import known_series
+from landscape.pipeline.spectra_output import known_series
 from landscape.store import SpectrumStore
 from tests.curvature.test_audit import OnceSine
 from tests.helpers.spectra_study import make_study

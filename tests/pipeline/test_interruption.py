@@ -168,11 +168,13 @@ def study(tmp_path_factory):
 def test_spectra_that_are_stopped_keep_what_they_have_and_go_on(
     study, tmp_path, monkeypatch, number
 ):
-    from landscape.pipeline import spectra
+    from landscape.pipeline import spectra_bench
 
     output = tmp_path / "s.h5"
     with monkeypatch.context() as patched:
-        patched.setattr(spectra, "_measure", stopping(number, at=4, real=spectra._measure))
+        patched.setattr(
+            spectra_bench, "_measure", stopping(number, at=4, real=spectra_bench._measure)
+        )
         assert_stopped(
             invoke("spectra", study, "-o", output, "--device", "cpu", "--unaudited"), number
         )

@@ -17,7 +17,7 @@ import pytest
 
 import landscape.files as files
 import landscape.store.schema as schema
-import landscape.store.store as store_module
+import landscape.store.snapshot as snapshot_module
 import landscape.store.writer as writer_module
 from landscape.errors import StoreError
 from landscape.manifest import Manifest
@@ -753,7 +753,9 @@ def test_a_merge_while_a_reader_opens_hides_nothing(tmp_path, output, monkeypatc
 
         return looked
 
-    monkeypatch.setattr(store_module, "read_parts", before_the_second(store_module.read_parts))
+    monkeypatch.setattr(
+        snapshot_module, "read_parts", before_the_second(snapshot_module.read_parts)
+    )
     monkeypatch.setattr(schema, "open_file", before_the_second(schema.open_file))
     with SpectrumStore.open(output) as store:
         assert_holds(store, manifest_keys(manifest))
