@@ -2,7 +2,8 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from typing import Any
@@ -66,6 +67,18 @@ class Problem:
     @property
     def params(self) -> Params:
         return select_parameters(self.model)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def requests_to_stop_arrive() -> Iterator[None]:
+    """`nohup … &` lets a process ignore them, and its children too; a handler stops that."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    ignored = [number for number in handlers if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, handlers[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)
