@@ -291,7 +291,7 @@ def test_healthy_layers_pass(name, dtype):
     [
         ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2, "embed_dim": 24, "patch_size": 8}),
         ("resnet10t", {"channels": (8, 8, 8, 8), "stem_width": 8}),
-        ("vmamba_tiny_64", {}),
+        ("vmamba_tiny_64", {"img_size": 32}),
         ("simba_tiny_64", {}),
     ],
 )
@@ -299,7 +299,7 @@ def test_towers_pass_as_they_are_initialised_and_away_from_it(name, options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = timm.create_model(name, num_classes=4, **options).eval()
-    batch = pictures(64, dtype=torch.float32)
+    batch = pictures(options.get("img_size", 64), dtype=torch.float32)
     report = audit(model, cross_entropy, batch)
     assert report.passed and report.dtype == torch.float64, str(report)
     scramble(model, seed=1, scale=0.02)
