@@ -358,7 +358,7 @@ def test_a_wrong_option_is_refused_in_one_line_by_one_of_the_processes(
     assert not (tmp_path / "run").exists()
 
 
-def refused_as(rank, port, folder, arguments):
+def said_by(rank, port, folder, arguments):
     """Run the command beside torchrun's store; write its outputs and status into the folder."""
     take_place(rank, 2, port)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
@@ -367,34 +367,55 @@ def refused_as(rank, port, folder, arguments):
     (folder / f"{rank}.json").write_text(json.dumps(said))
 
 
-@pytest.mark.parametrize("batch_size, error", WRONG_OPTIONS)
-def test_processes_that_share_a_store_refuse_a_wrong_option_in_one_line(
-    batch_size, error, tmp_path, model, table, context
-):
+def fork_two(context, folder, arguments):
+    """The statuses, and all lines, of two processes that torchrun might have started."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
-    arguments = training(model, table, tmp_path / "run", batch_size=batch_size)
     processes = [
-        context.Process(target=refused_as, args=(rank, store.port, tmp_path, arguments))
+        context.Process(target=said_by, args=(rank, store.port, folder, arguments))
         for rank in range(2)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [(status, stdout) for status, stdout, _ in seen] == [(2, "")] * 2
-    lines = [line for *_, stderr in seen for line in ours(stderr)]
-    assert [line[: len(error)] for line in lines] == [error]
+    seen = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    assert not any(stdout for _, stdout, _ in seen)
+    return [status for status, *_ in seen], [line for *_, said in seen for line in ours(said)]
+
+
+@pytest.mark.parametrize("batch_size, error", WRONG_OPTIONS)
+def test_processes_that_share_a_store_refuse_a_wrong_option_in_one_line(
+    batch_size, error, tmp_path, model, table, context
+):
+    arguments = training(model, table, tmp_path / "run", batch_size=batch_size)
+    statuses, lines = fork_two(context, tmp_path, arguments)
+    assert statuses == [2, 2] and [line[: len(error)] for line in lines] == [error]
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_of_one_process_ends_all_with_its_line_and_keeps_whole_epochs(tmp_path, model):
-    table = write_pairs(tmp_path)
-    picture = tmp_path / "7.png"
+def with_a_damaged_picture(folder):
+    """Pairs of which row 8 is no picture."""
+    table = write_pairs(folder)
+    picture = folder / "7.png"
     picture.write_bytes(picture.read_bytes()[:60])
+    return table
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_with_its_line_and_keeps_whole_epochs(tmp_path, model):
+    table = with_a_damaged_picture(tmp_path)
     result = under_torchrun(*training(model, table, tmp_path / "run"))
     assert result.returncode != 0
     (line,) = ours(result.stderr)
+    assert "row 8: the picture cannot be read" in line
+    check_whole(tmp_path / "run")
+
+
+def test_an_error_of_one_process_that_shares_a_store_is_the_line_of_both(tmp_path, model, context):
+    arguments = training(model, with_a_damaged_picture(tmp_path), tmp_path / "run")
+    statuses, lines = fork_two(context, tmp_path, arguments)
+    assert 0 not in statuses
+    (line,) = lines
     assert "row 8: the picture cannot be read" in line
     check_whole(tmp_path / "run")
 
