@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from landscape.linalg.angles import PrincipalAngles, principal_angles
+    from landscape.linalg.block_scaled import BlockScaledOperator, MatrixFactor
     from landscape.linalg.blocks import BlockMasses, block_masses
     from landscape.linalg.check import OperatorCheck, check_operator
     from landscape.linalg.comparison import CurvatureComparison, Likeness, compare_curvature
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "MIN_EXTRA_VECTORS": "lanczos",
     "BlockMasses": "blocks",
+    "BlockScaledOperator": "block_scaled",
     "Combination": "operator",
     "Coordinates": "coordinates",
     "CurvatureComparison": "comparison",
@@ -51,6 +53,7 @@ _MODULES = {
     "EigenPairs": "results",
     "Estimate": "estimate",
     "Likeness": "comparison",
+    "MatrixFactor": "block_scaled",
     "MissedLook": "missed",
     "NegativeCounts": "stochastic",
     "OperatorCheck": "check",
@@ -84,6 +87,7 @@ _MODULES = {
 __all__ = [
     "MIN_EXTRA_VECTORS",
     "BlockMasses",
+    "BlockScaledOperator",
     "Combination",
     "Coordinates",
     "CurvatureComparison",
@@ -93,6 +97,7 @@ __all__ = [
     "EigenPairs",
     "Estimate",
     "Likeness",
+    "MatrixFactor",
     "MissedLook",
     "NegativeCounts",
     "OperatorCheck",

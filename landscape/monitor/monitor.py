@@ -63,7 +63,8 @@ class SharpnessMonitor:
         parameters: "all" or shell patterns of names, as in `landscape.hessian`.
         weight_decay: Coefficient of the L2 term that is added to the loss.
         optimizer: Optimizer of the training. Its stability threshold is recorded beside the
-            sharpness; of an adaptive one also the eigenvalues of the preconditioned Hessian.
+            sharpness; of an adaptive one also the eigenvalues of the preconditioned Hessian. Muon
+            has the latter alone.
         update_sharpness: Whether to measure the critical and the directional sharpness along the
             step that the optimizer would take next on this batch, at some ten forward passes, a
             gradient and a product; see `landscape.critical_sharpness`. A copy of the optimizer

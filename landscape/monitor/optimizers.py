@@ -37,12 +37,16 @@ def has_units(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, torch.optim.SGD) or bool(optimizer.state)
 
 
-def threshold_of(optimizer: torch.optim.Optimizer, weight_decay: float = 0.0) -> Threshold:
+def threshold_of(optimizer: torch.optim.Optimizer, weight_decay: float = 0.0) -> Threshold | None:
     """Compute the threshold of an optimizer with its current settings.
+
+    Returns None for Muon, which has a preconditioner and no threshold.
 
     Raises:
         LandscapeError: If no threshold is known for it.
     """
+    if allowing_refusals(stability.kind_of, optimizer) == "Muon":
+        return None
     made = allowing_refusals(stability.stability_threshold, optimizer)
     of = "preconditioned" if is_adaptive(optimizer, weight_decay) else "hessian"
     return Threshold(

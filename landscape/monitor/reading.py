@@ -238,11 +238,9 @@ class MonitorRecord:
 
         The ends are 2 over those of the learning rates; the upper end of an open bracket is inf.
         """
-        ends = [
-            self._column(lambda made, end=end: _along(made, end))
-            for end in ("critical_low", "critical_high")
-        ]
-        return np.stack(ends, axis=1)
+        low = self._column(lambda made: _along(made, "critical_low"))
+        high = self._column(lambda made: _along(made, "critical_high"))
+        return np.stack([low, high], axis=1)
 
     @property
     def rates(self) -> Float[np.ndarray, " m"]:

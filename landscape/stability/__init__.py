@@ -18,7 +18,12 @@ if TYPE_CHECKING:
         preconditioned,
         preconditioner_of,
     )
-    from landscape.stability.optimizer_state import OptimizerState, ParameterState, state_of
+    from landscape.stability.optimizer_state import (
+        OptimizerState,
+        ParameterState,
+        kind_of,
+        state_of,
+    )
     from landscape.stability.threshold import StabilityThreshold, stability_threshold, threshold_of
     from landscape.stability.update import Update, next_update
 
@@ -34,6 +39,7 @@ _MODULES = {
     "critical_sharpness": "critical",
     "directional_sharpness": "directional",
     "keskar_sharpness": "ascent",
+    "kind_of": "optimizer_state",
     "next_update": "update",
     "preconditioned": "operator",
     "preconditioner_of": "operator",
@@ -55,6 +61,7 @@ __all__ = [
     "critical_sharpness",
     "directional_sharpness",
     "keskar_sharpness",
+    "kind_of",
     "next_update",
     "preconditioned",
     "preconditioner_of",

@@ -6,7 +6,7 @@ Shapes: n = total size of the parameters, l = entries that this process holds,
 k = number of vectors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, cast
 
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from landscape.curvature.objective import Params, unflatten
+from landscape.linalg.block_scaled import BlockScaledOperator, MatrixFactor
 from landscape.linalg.diagonals import DiagonalOperator
 from landscape.linalg.operator import (
     SymmetricOperator,
@@ -23,6 +24,7 @@ from landscape.linalg.operator import (
     seeded,
 )
 from landscape.linalg.scaled import ScaledOperator
+from landscape.stability.muon import inverse_root, is_right
 from landscape.stability.optimizer_state import OptimizerState, state_of
 from landscape.stability.preconditioner import Piece, preconditioner
 from landscape.stability.threshold import StabilityThreshold, threshold_of
@@ -51,7 +53,9 @@ class PreconditionedHessian(ScaledOperator):
         hessian: H.
         state: State of the optimizer.
         params, loss: Those of H.
-        scales: The diagonal of P^-1/2, zero where a parameter cannot move.
+        scales: The diagonal of P^-1/2, zero where a parameter cannot move. In the matrices of Muon,
+            whose P is not diagonal, the number that multiplies their factors.
+        factors: P^-1/2 of the matrices of Muon, without the learning rates.
         sign: -1 where the optimizer maximises the loss: the operator is then that of the negated
             loss. Otherwise 1.
 
@@ -66,11 +70,15 @@ class PreconditionedHessian(ScaledOperator):
             self.hessian, self.state, self.params = H, state, of.params
             self.sign = -1.0 if state.maximizes else 1.0
             scales = _scales(H, of, state, decay)
+            self.factors = _factors(H, of, state, scales)
             # P^-1/2 W P^-1/2 is diagonal: the decay of each entry times the square of its scale.
             diagonal = (
                 _by_parameter(H, of, decay) * scales.square() if any(decay.values()) else None
             )
-            super().__init__(H if self.sign > 0 else -H, scales, diagonal)
+            inner = H if self.sign > 0 else -H
+            if self.factors:
+                inner = BlockScaledOperator(inner, self.factors)
+            super().__init__(inner, scales, diagonal)
 
     @property
     def loss(self) -> float:
@@ -101,7 +109,10 @@ class PreconditionedHessian(ScaledOperator):
 
         An eigenvector of this operator becomes an eigenvector of P^-1 H.
         """
-        return vectors * self.scales[:, None]
+        scaled = vectors * self.scales[:, None]
+        for block in self.factors:
+            block.multiply(scaled, block.factor)
+        return scaled
 
     def matmat(self, V: Float[Tensor, "l k"]) -> Float[Tensor, "l k"]:
         self._check_first()
@@ -124,18 +135,20 @@ class PreconditionedHessian(ScaledOperator):
 
 
 def preconditioned(
-    H: SymmetricOperator, optimizer: torch.optim.Optimizer, model: nn.Module | None = None
+    H: SymmetricOperator,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    model: nn.Module | None = None,
 ) -> PreconditionedHessian:
     """Build the Hessian preconditioned by an optimizer: P^-1/2 H P^-1/2.
 
     Its eigenvalues are those of P^-1 H.
 
-    P is diagonal and makes the optimizer's step -lr P^-1 times its momentum: 1 for SGD, the root of
-    the second moments with bias correction and eps for Adam, AdamW and RMSprop; see
-    landscape.stability.preconditioner. The largest eigenvalue compares with
-    `stability_threshold(optimizer)`. Where groups have several learning rates, the largest, lr, is
-    the reference: a group with a fraction r of it has P / r. The state is that after the
-    optimizer's last step, and is copied into the operator.
+    P makes the optimizer's step -lr P^-1 times its momentum: 1 for SGD, the root of the second
+    moments with bias correction and eps for Adam, AdamW and RMSprop, a matrix beside each parameter
+    for Muon; see landscape.stability.preconditioner and .muon. The largest eigenvalue compares with
+    `stability_threshold(optimizer)`, which Muon does not have. Where groups have several learning
+    rates, the largest, lr, is the reference: a group with a fraction r of it has P / r. The state
+    is that after the optimizer's last step, and is copied into the operator.
 
     Weight decay: what SGD, RMSprop and Adam add to the gradient is an L2 term of the loss, and is
     added to H, group by group, unless H has it already. The decoupled decay of AdamW is part of no
@@ -145,8 +158,9 @@ def preconditioned(
         H: The Hessian of the loss at the model's present parameters: a HessianOperator,
             HessianOfBatches, GaussNewtonOperator, FiniteDifferenceOperator or
             ShardedHessianOperator.
-        optimizer: torch's SGD, Adam, AdamW or RMSprop, with the parameters of H among its own.
-            Others that it trains matter only by their learning rates.
+        optimizer: torch's SGD, Adam, AdamW, RMSprop or Muon, with the parameters of H among its
+            own; a list of them where several train the model, as Muon and AdamW. Others that it
+            trains matter only by their learning rates.
         model: The model that it trains, where H is of a copy, such as one in float64. Parameters
             are matched by name. By default the model of H, whose parameters are looked up in the
             optimizer by identity.
@@ -159,7 +173,8 @@ def preconditioned(
         ValueError: If the optimizer is another one, lacks parameters of H or trains another model;
             has made no step for a parameter that the loss depends on; holds a state that is not
             finite, or P of zero; if the model's parameters have changed since H was made; if H has
-            another L2 term than the optimizer; if H is no Hessian of named parameters.
+            another L2 term than the optimizer; if H is no Hessian of named parameters, or, for
+            Muon, cut over processes.
 
     Examples:
         >>> import torch, landscape
@@ -216,8 +231,14 @@ def preconditioner_of(
         >>> (P @ torch.ones(P.n).double()).unique()
         tensor([1.], dtype=torch.float64)
     """
-    scales = preconditioned(H, optimizer, model).scales.double()
+    made = preconditioned(H, optimizer, model)
     refuse_cut(H, "preconditioner_of")
+    if made.factors:
+        raise ValueError(
+            f"{made.state.where}: P of Muon is not diagonal, so there is no diagonal operator. Use "
+            "preconditioned(H, optimizer), or select the parameters of the others."
+        )
+    scales = made.scales.double()
     # The scales are P^-1/2.
     entries = torch.where(scales > 0, scales.square().reciprocal(), 0.0)
     return DiagonalOperator(entries.to(H.dtype))
@@ -314,6 +335,14 @@ def _scales(
         )
     waiting, pieces = [], []
     for name, mask in unflatten(reached, of.params).items():
+        group = state.parameters[name].group
+        if _is_matrix(state, name):
+            # Its factor mixes the entries, so all count where the loss reaches any.
+            waiting += [name] if bool(mask.any()) and not state.parameters[name].entries else []
+            pieces.append(
+                mask.any().expand(mask.numel()).to(H.dtype) * state.relative_rate(group) ** 0.5
+            )
+            continue
         P = preconditioner(state, name, _piece(H, name))
         # An L2 term has curvature in every entry, also where the loss has none.
         counts = mask if not decay[name] else torch.ones_like(mask)
@@ -324,12 +353,37 @@ def _scales(
         P = P.to(H.device).reshape(-1).expand(mask.numel())
         counts = counts.reshape(-1)
         _check_positive(state, name, P, counts)
-        rate = state.relative_rate(state.parameters[name].group)
+        rate = state.relative_rate(group)
         # A group with a fraction r of the largest rate has P / r, so P^-1/2 is sqrt(r / P).
         pieces.append(torch.where(counts, (rate / P).sqrt(), 0.0).to(H.dtype))
     if waiting:
         raise ValueError(_no_step(state, waiting, len(of.params)))
     return torch.cat(pieces)
+
+
+def _is_matrix(state: OptimizerState, name: str) -> bool:
+    """Tell whether P of a parameter is a matrix."""
+    return state.kind_of(state.parameters[name].group) == "Muon"
+
+
+def _factors(
+    H: SymmetricOperator, of: _OfParameters, state: OptimizerState, scales: Float[Tensor, " l"]
+) -> tuple[MatrixFactor, ...]:
+    """Compute P^-1/2 of the matrices of Muon that the loss reaches and that move."""
+    names = [name for name in of.params if _is_matrix(state, name)]
+    if names:
+        refuse_cut(H, "preconditioned, with Muon")
+    factors, start = [], 0
+    for name, tensor in of.params.items():
+        stop = start + tensor.numel()
+        if name in names and bool(scales[start:stop].any()):
+            root = inverse_root(state, name)
+            assert root is not None, "a parameter without a state was refused before"
+            shape = state.parameters[name].shape
+            factor = root.to(H.device, H.dtype)
+            factors.append(MatrixFactor(start, (shape[0], shape[1]), factor, is_right(shape)))
+        start = stop
+    return tuple(factors)
 
 
 def _check_positive(
@@ -347,8 +401,8 @@ def _check_positive(
 def _no_step(state: OptimizerState, waiting: list[str], count: int) -> str:
     if not any(kept.entries for kept in state.parameters.values()):
         return (
-            f"{state.where}: has made no step yet, so its second moments are not there and P is "
-            "not known. Call optimizer.step() once, or load its state, before preconditioned(...)."
+            f"{state.where}: has made no step yet, so its moments are not there and P is not "
+            "known. Call optimizer.step() once, or load its state, before preconditioned(...)."
         )
     return (
         f"{state.where}: has made no step for {len(waiting)} of {count} parameters that the loss "

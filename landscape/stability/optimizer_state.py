@@ -12,20 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Optimizers whose step is known to be -lr P^-1 times a momentum, with a diagonal P. The first
-# match counts.
+# Optimizers whose step is known to be -lr P^-1 times a momentum; P is diagonal but for Muon. The
+# first match counts.
 SUPPORTED: dict[str, type[torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
     "AdamW": torch.optim.AdamW,
     "Adam": torch.optim.Adam,
     "RMSprop": torch.optim.RMSprop,
 }
-_NO_MUON = (
-    "Muon: its steps have one size whatever the gradient, as the momentum is orthogonalised, so "
-    "there is no preconditioner P whose eigenvalues of P^-1/2 H P^-1/2 decide whether it diverges, "
-    "and no threshold of them. Measure H itself, or the parameters that the AdamW beside it "
-    "trains: landscape.hessian(..., parameters=[...])."
-)
+# torch before 2.9 has none.
+if hasattr(torch.optim, "Muon"):
+    SUPPORTED["Muon"] = torch.optim.Muon
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,12 @@ class OptimizerState:
     """State of an optimizer at one step, by parameter name.
 
     Attributes:
-        kind: "SGD", "Adam", "AdamW" or "RMSprop".
+        kind: "SGD", "Adam", "AdamW", "RMSprop" or "Muon"; of several optimizers, their kinds joined
+            by " and ".
         groups: Settings of each group that has parameters or had some.
         parameters: State of each parameter, by name.
         where: Name of the optimizer in messages.
+        kinds: Kind of each group, where the state is of several optimizers.
 
     Raises:
         ValueError: If a learning rate is missing, negative or not finite.
@@ -62,6 +61,7 @@ class OptimizerState:
     groups: Sequence[Mapping[str, Any]]
     parameters: Mapping[str, ParameterState] = field(default_factory=dict)
     where: str = "the optimizer"
+    kinds: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for index, group in enumerate(self.groups):
@@ -87,6 +87,10 @@ class OptimizerState:
         """Tell whether the optimizer maximises the loss."""
         return bool(self.agreed("maximize", False))
 
+    def kind_of(self, group: int) -> str:
+        """Return the kind of the optimizer that has a group."""
+        return self.kinds[group] if self.kinds else self.kind
+
     def relative_rate(self, group: int) -> float:
         """Divide the learning rate of a group by the largest.
 
@@ -101,7 +105,9 @@ class OptimizerState:
         The term belongs to the loss; 0 where the weight decay is decoupled.
         """
         settings = self.groups[group]
-        decoupled = self.kind == "AdamW" or bool(settings.get("decoupled_weight_decay", False))
+        decoupled = self.kind_of(group) in ("AdamW", "Muon") or bool(
+            settings.get("decoupled_weight_decay", False)
+        )
         return 0.0 if decoupled else as_number(settings.get("weight_decay", 0.0))
 
     def agreed(self, key: str, default: Any) -> Any:
@@ -137,12 +143,7 @@ def kind_of(optimizer: object) -> str:
         ValueError: If there is none, or it is a subclass with steps of its own.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(
-            "optimizer must be a torch.optim.Optimizer, whose state says what its steps are, got "
-            f"{type(optimizer).__name__}. Pass the optimizer that trains the model."
-        )
-    if isinstance(optimizer, getattr(torch.optim, "Muon", ())):
-        raise ValueError(_NO_MUON)
+        raise ValueError(_not_one(optimizer))
     for name, supported in SUPPORTED.items():
         # Hooks for profiling wrap the method of a class.
         if isinstance(optimizer, supported) and inspect.unwrap(
@@ -161,29 +162,37 @@ def kind_of(optimizer: object) -> str:
     )
 
 
+def _not_one(value: object) -> str:
+    return (
+        "optimizer must be a torch.optim.Optimizer, whose state says what its steps are, got "
+        f"{type(value).__name__}. Pass the optimizer that trains the model."
+    )
+
+
 def state_of(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor] | None = None
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    named: Mapping[str, Tensor] | None = None,
 ) -> OptimizerState:
-    """Read the state of a live optimizer.
+    """Read the state of a live optimizer, or of several that share the parameters.
 
     Args:
-        optimizer: One of torch's SGD, Adam, AdamW and RMSprop.
+        optimizer: One of torch's SGD, Adam, AdamW, RMSprop and Muon, or a list of these.
         named: The model's own parameters by name; each is looked up in the optimizer by identity.
             None for settings alone.
 
     Raises:
-        ValueError: If the optimizer is another one, or a parameter is not among its own.
+        ValueError: If an optimizer is another one, or a parameter is not among theirs or in two of
+            them.
     """
-    kind, where = kind_of(optimizer), type(optimizer).__name__
-    groups = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
-    places = {
-        id(tensor): index
-        for index, group in enumerate(optimizer.param_groups)
-        for tensor in group["params"]
-    }
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    if not isinstance(optimizers, list | tuple):
+        # A single one that is none, such as a state_dict.
+        raise ValueError(_not_one(optimizers))
+    if not optimizers:
+        raise ValueError("optimizer: the list is empty. Pass the optimizers that train the model.")
+    all_kinds = [kind_of(each) for each in optimizers]
+    where = " and ".join(type(each).__name__ for each in optimizers)
+    groups, kinds, places, kept = _joined(optimizers, all_kinds)
     missing = [name for name, tensor in (named or {}).items() if id(tensor) not in places]
     if named and len(missing) == len(named):
         raise ValueError(
@@ -192,13 +201,48 @@ def state_of(
             "this model's parameters, or model= where the operator is of a copy."
         )
     if missing:
+        others = "pass all optimizers of the model in a list, or measure the parameters that it"
         raise ValueError(
             f"{where}: {len(missing)} of the {len(named or {})} parameters of the operator are not "
-            f"in it, such as {missing[0]!r}, so no step size is known for them. Measure the "
-            "parameters that it trains: landscape.hessian(..., parameters=[...])."
+            f"in it, such as {missing[0]!r}, so no step size is known for them. If several train "
+            f"the model, {others} trains: landscape.hessian(..., parameters=[...])."
         )
     parameters = {
-        name: ParameterState(places[id(tensor)], optimizer.state.get(tensor, {}), tensor.shape)
+        name: ParameterState(places[id(tensor)], kept[id(tensor)], tensor.shape)
         for name, tensor in (named or {}).items()
     }
-    return OptimizerState(kind, groups, parameters, where)
+    kind = " and ".join(dict.fromkeys(all_kinds))
+    return OptimizerState(kind, groups, parameters, where, kinds)
+
+
+def _joined(
+    optimizers: Sequence[torch.optim.Optimizer], kinds: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[str], dict[int, int], dict[int, Mapping[str, Any]]]:
+    """Join the groups of optimizers.
+
+    Returns:
+        The settings and the kind of each group; the group and the state of each tensor, by
+        identity.
+
+    Raises:
+        ValueError: If two optimizers hold one parameter.
+    """
+    groups: list[dict[str, Any]] = []
+    group_kinds: list[str] = []
+    places: dict[int, int] = {}
+    kept: dict[int, Mapping[str, Any]] = {}
+    for optimizer, kind in zip(optimizers, kinds, strict=True):
+        before = set(places)
+        for group in optimizer.param_groups:
+            for tensor in group["params"]:
+                if id(tensor) in before:
+                    raise ValueError(
+                        f"{type(optimizer).__name__}: a parameter of shape {tuple(tensor.shape)} "
+                        "is also in an optimizer before it in the list, so its step is that of "
+                        "none of both. Give each parameter to one optimizer."
+                    )
+                places[id(tensor)] = len(groups)
+                kept[id(tensor)] = optimizer.state.get(tensor, {})
+            groups.append({key: value for key, value in group.items() if key != "params"})
+            group_kinds.append(kind)
+    return groups, group_kinds, places, kept

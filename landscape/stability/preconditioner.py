@@ -38,12 +38,13 @@ def preconditioner(state: OptimizerState, name: str, piece: Piece) -> Float[Tens
             finite.
     """
     kept = state.parameters[name]
-    if state.kind == "SGD":
+    kind = state.kind_of(kept.group)
+    if kind == "SGD":
         return torch.ones((), dtype=torch.float64)
     if not kept.entries:
         return None
     group = state.groups[kept.group]
-    made = _of_rmsprop if state.kind == "RMSprop" else _of_adam
+    made = _of_rmsprop if kind == "RMSprop" else _of_adam
     P = made(state, name, group, piece)
     if P is not None and not torch.isfinite(P).all():
         raise ValueError(
@@ -61,7 +62,7 @@ def _of_adam(
         return None
     beta1, beta2 = map(as_number, group["betas"])
     key = "max_exp_avg_sq" if group.get("amsgrad", False) else "exp_avg_sq"
-    moments = _moments(state, name, key, piece)
+    moments = moments_of(state, name, key, piece)
     # P is everything that divides the momentum in Adam's step, both bias corrections included.
     return (1 - beta1**step) * ((moments / (1 - beta2**step)).sqrt() + as_number(group["eps"]))
 
@@ -71,25 +72,32 @@ def _of_rmsprop(
 ) -> Tensor | None:
     if as_number(_entry(state, name, "step")) < 1:
         return None
-    moments = _moments(state, name, "square_avg", piece)
+    moments = moments_of(state, name, "square_avg", piece)
     if group.get("centered", False):
         # The mean of g^2 less the square of the mean of g: the variance of the gradient g.
-        moments = moments - _moments(state, name, "grad_avg", piece) ** 2
+        moments = moments - moments_of(state, name, "grad_avg", piece) ** 2
     return moments.sqrt() + as_number(group["eps"])
 
 
 def _entry(state: OptimizerState, name: str, key: str) -> Any:
-    entries = state.parameters[name].entries
+    kept = state.parameters[name]
+    entries = kept.entries
     if key not in entries:
         raise ValueError(
             f"{state.where}: its state of {name!r} has no {key!r} (it has "
-            f"{', '.join(map(str, entries))}), so it is not that of {state.kind} with these "
-            "settings. Say which optimizer it is, or load the state that belongs to its settings."
+            f"{', '.join(map(str, entries))}), so it is not that of {state.kind_of(kept.group)} "
+            "with these settings. Say which optimizer it is, or load the state that belongs to its "
+            "settings."
         )
     return entries[key]
 
 
-def _moments(state: OptimizerState, name: str, key: str, piece: Piece) -> Tensor:
+def moments_of(state: OptimizerState, name: str, key: str, piece: Piece) -> Tensor:
+    """Read a tensor of a parameter's state in float64.
+
+    Raises:
+        ValueError: If it is missing, or has another shape than the parameter.
+    """
     tensor, shape = _entry(state, name, key), state.parameters[name].shape
     if tensor.shape != shape:
         raise ValueError(

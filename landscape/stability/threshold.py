@@ -17,6 +17,10 @@ learning rate and c = eta a:
   beta1: a < (2 + 2 beta1) / ((1 - beta1) eta), 38 / eta at beta1 = 0.9.
 - RMSprop: heavy ball without dampening, and 2 / eta without momentum.
 
+Muon has none. Its P is made of its momentum and shrinks with it, so that on a quadratic the largest
+eigenvalue of P^-1/2 H P^-1/2 comes back to the same numbers whatever the curvature; see
+docs/stability.md.
+
 Decoupled weight decay w multiplies the parameters by 1 - eta w before each step, which lowers the
 threshold by the factor 1 - eta w / 2: 5e-6 less at AdamW's defaults. It is left out, as in the
 literature.
@@ -28,6 +32,7 @@ and its form of Nesterov's momentum are derived above.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +41,12 @@ from landscape.stability.optimizer_state import OptimizerState, as_number, state
 
 _OF_DESCENT = "Cohen et al. 2021, arXiv 2103.00065"
 _OF_ADAPTIVE = "Cohen et al. 2022, arXiv 2207.14484"
+_NO_MUON = (
+    "Muon: its steps have one size whatever the gradient, as the momentum is orthogonalised, so on "
+    "a quadratic it diverges at no curvature, and P changes as fast as its momentum: there is no "
+    "threshold. landscape.preconditioned(H, optimizer) gives P^-1/2 H P^-1/2 without one; the "
+    "AdamW beside it has its own."
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,9 @@ class StabilityThreshold:
         return f"{self.value:.6g} = {self.formula} with {numbers} ({self.source})"
 
 
-def stability_threshold(optimizer: torch.optim.Optimizer) -> StabilityThreshold:
+def stability_threshold(
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+) -> StabilityThreshold:
     """Compute the eigenvalue above which the optimizer diverges on a quadratic.
 
     The eigenvalue is one of `preconditioned(H, optimizer)`.
@@ -78,11 +91,11 @@ def stability_threshold(optimizer: torch.optim.Optimizer) -> StabilityThreshold:
     landscape.stability.threshold for derivations.
 
     Args:
-        optimizer: torch.optim.SGD, Adam, AdamW or RMSprop.
+        optimizer: torch.optim.SGD, Adam, AdamW or RMSprop, or a list of those of one kind.
 
     Raises:
-        ValueError: If the optimizer is another one, its groups differ in momentum, a setting has no
-            threshold, such as a momentum of 1, or a learning rate is not finite.
+        ValueError: If the optimizer is another one, such as Muon, its groups differ in momentum, a
+            setting has no threshold, such as a momentum of 1, or a learning rate is not finite.
 
     Examples:
         >>> import torch, landscape
@@ -101,6 +114,13 @@ def threshold_of(state: OptimizerState) -> StabilityThreshold:
     Raises:
         ValueError: As in `stability_threshold`.
     """
+    if "Muon" in (state.kind, *state.kinds):
+        raise ValueError(_NO_MUON)
+    if len(set(state.kinds)) > 1:
+        raise ValueError(
+            f"{state.where}: their steps are those of no single rule, so no single threshold holds "
+            "for the parameters of all. Ask for the threshold of each optimizer by itself."
+        )
     rate = state.learning_rate
     if state.kind in ("Adam", "AdamW"):
         beta1 = as_number(state.agreed("betas", (0.9, 0.999))[0])

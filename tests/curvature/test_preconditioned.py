@@ -573,22 +573,13 @@ def test_optimizers_whose_preconditioner_is_not_known_are_refused():
     refused(
         lambda: landscape.preconditioned(H, torch.optim.Adagrad(model.parameters())),
         "Adagrad",
-        "Adam, AdamW, RMSprop, SGD",
+        "Adam, AdamW, Muon, RMSprop, SGD",
     )
     refused(lambda: landscape.preconditioned(H, {}), "must be a torch.optim.Optimizer", "got dict")
     named = Named(model.parameters(), lr=RATE)
     train(model, named, 2)
     again = landscape.hessian(model, loss, batch())
     assert landscape.preconditioned(again, named).n == H.n
-
-
-def test_muon_is_refused_with_the_reason():
-    model, _, H = made()
-    muon = torch.optim.Muon([model.first.weight])
-    refused(
-        lambda: landscape.preconditioned(H, muon), "Muon: its steps have one size", "no threshold"
-    )
-    refused(lambda: landscape.stability_threshold(muon), "Muon: its steps have one size")
 
 
 def test_operators_without_named_parameters_are_refused():

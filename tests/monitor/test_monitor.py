@@ -567,6 +567,24 @@ def test_an_adaptive_optimizer_adds_the_preconditioned_sharpness():
     assert made.threshold.of == "preconditioned" and made.watched is made.preconditioned
 
 
+def test_muon_adds_the_preconditioned_sharpness_without_a_threshold():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False))
+    model, batch = model.double(), labelled(dtype=torch.float64)
+    muon = torch.optim.Muon(model.parameters(), lr=1e-2)
+    monitor = SharpnessMonitor(model, cross_entropy, batch, optimizer=muon, budget=None)
+    assert monitor.measure().preconditioned is None
+    for _ in range(3):
+        muon.zero_grad()
+        cross_entropy(model, batch).backward()
+        muon.step()
+        made = monitor.step()
+    A = landscape.preconditioned(landscape.hessian(model, cross_entropy, batch), muon)
+    exact = float(torch.linalg.eigvalsh(A @ torch.eye(A.n, dtype=A.dtype))[-1])
+    assert abs(made.preconditioned.value - exact) <= made.preconditioned.bound + 1e-9 * exact
+    assert made.threshold is None and made.watched is made.hessian
+
+
 def test_sgd_measures_the_hessian_itself_unless_its_steps_have_other_units():
     model = classifier()
     plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
