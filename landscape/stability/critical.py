@@ -5,7 +5,9 @@ higher than it is; the critical sharpness is 2 / eta_c. With f(eta) the change o
 q(eta) = f(eta) / eta, eta_c is a zero of q. On a quadratic q is a straight line, q(eta) =
 g.d + eta d.H d / 2 for the update d per unit of the rate, so the secant through two points meets
 the zero exactly. The search is that secant method inside of a bracket: a lower end at which the
-loss is lower and an upper end at which it is higher, until they are close together.
+loss is lower and an upper end at which it is higher, until they are close together. In float32 the
+signs at both ends are compared with those in float64, since the rounding of a nearly fitted
+network's loss is many units of it; where they differ, the search is made again in float64.
 
 Source: Kalra, Gagnon-Audet, Gromov, Mediratta, Niu, Miller & Shvartsman, A Scalable Measure of Loss
 Landscape Curvature for Analyzing the Training Dynamics of LLMs (2026), arXiv 2601.16979, whose
@@ -13,10 +15,12 @@ search doubles or halves the rate and then bisects, to 1/16 of it; the secant is
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from landscape.curvature.objective import Batch
@@ -47,9 +51,13 @@ class CriticalSharpness:
             in nats; infinite or NaN as computed, and NaN where the loss raised an exception. Both
             count as a rise.
         noise: Changes within this of zero are taken for rounding and move no end of the bracket.
+        is_exact: Whether both ends of the bracket have their signs in float64 too: the model is in
+            float64, or its losses were compared. False where it cannot be taken there: then `noise`
+            is an allowance, and near a fit the rounding of the losses may be more.
         change: Change of the loss by the step at the update's own rate; NaN where not tried.
         loss: The loss before the step, in nats.
-        num_losses: Forward passes, those that tell whether the loss is random included.
+        num_losses: Forward passes, those that tell whether the loss is random included, and those
+            in float64 not.
         converged: Whether the bracket is as narrow as `tol` asks.
     """
 
@@ -63,6 +71,7 @@ class CriticalSharpness:
     loss: float
     num_losses: int
     converged: bool
+    is_exact: bool
 
     def __str__(self) -> str:
         doubt = "" if self.converged else " (not converged)"
@@ -82,7 +91,7 @@ def critical_sharpness(
 ) -> CriticalSharpness:
     """Measure the critical sharpness along an update.
 
-    It takes 6 to 10 forward passes on a smooth loss.
+    It takes 6 to 10 forward passes on a smooth loss, and in float32 three more in float64.
 
     On a quadratic it is -d.H d / g.d, for the gradient g and the update d per unit of the rate:
     g.H g / g.g for gradient descent. For d = -P^-1 g it is then a Rayleigh quotient of P^-1/2 H
@@ -95,7 +104,8 @@ def critical_sharpness(
         update: Direction and learning rate of the first step tried; see `landscape.next_update`.
         tol: Wanted width of the bracket of rates, as a fraction of its upper end. 1/16 as in the
             source's code.
-        max_losses: Limit on forward passes.
+        max_losses: Limit on forward passes; as many again in float64 where rounding hides the
+            crossing in float32.
 
     Raises:
         ObjectiveError: If the loss before the step is not one finite, deterministic number.
@@ -141,12 +151,19 @@ def critical_of(
             "the losses would not be those of the step. Select all that the update moves, or give "
             "an Update of the selected ones alone."
         )
+
+    def change_at(factor: float) -> float:
+        return nearby.loss_at(factor * direction) - nearby.loss
+
     bracket = _Bracket(noise=nearby.noise, margin=tol * _PASSES)
-    while nearby.num_losses < max_losses and not bracket.is_within(tol):
-        factor = bracket.propose()
-        if factor is None:
-            break
-        bracket.add(factor, nearby.loss_at(factor * direction) - nearby.loss)
+    _search(bracket, change_at, tol=tol, max_tried=max_losses - nearby.num_losses)
+    is_exact = direction.dtype == torch.float64
+    if not is_exact:
+        exact = {factor: nearby.change_in_float64(factor * direction) for factor in bracket.ends()}
+        known = {factor: change for factor, change in exact.items() if change is not None}
+        is_exact = len(known) == len(exact)
+        if is_exact and not bracket.confirm(known, tol):
+            bracket = _exact_bracket(nearby, direction, tol=tol, max_tried=max_losses)
     tried = sorted(bracket.tried)
     return CriticalSharpness(
         value=2 / (bracket.estimate() * update.rate),
@@ -154,12 +171,39 @@ def critical_of(
         high=2 / (bracket.low * update.rate) if bracket.low else math.inf,
         rates=tuple(factor * update.rate for factor, _ in tried),
         changes=tuple(change for _, change in tried),
-        noise=nearby.noise,
+        noise=bracket.noise,
         change=next((change for factor, change in tried if factor == 1), math.nan),
         loss=nearby.loss,
         num_losses=nearby.num_losses,
         converged=bracket.is_within(tol),
+        is_exact=is_exact,
     )
+
+
+def _exact_bracket(
+    nearby: LossNearby, direction: Float[Tensor, " n"], *, tol: float, max_tried: int
+) -> "_Bracket":
+    """Search by losses in float64."""
+
+    def change_at(factor: float) -> float:
+        change = nearby.change_in_float64(factor * direction)
+        return math.nan if change is None else change
+
+    digits = torch.finfo(torch.float64).eps / torch.finfo(direction.dtype).eps
+    bracket = _Bracket(noise=nearby.noise * digits, margin=tol * _PASSES)
+    _search(bracket, change_at, tol=tol, max_tried=max_tried)
+    return bracket
+
+
+def _search(
+    bracket: "_Bracket", change_at: Callable[[float], float], *, tol: float, max_tried: int
+) -> None:
+    """Add factors until the bracket is narrow, or none can help."""
+    while len(bracket.tried) < max_tried and not bracket.is_within(tol):
+        factor = bracket.propose()
+        if factor is None:
+            break
+        bracket.add(factor, change_at(factor))
 
 
 @dataclass
@@ -216,6 +260,24 @@ class _Bracket:
     def is_within(self, tol: float) -> bool:
         """Tell whether the bracket is as narrow as wanted."""
         return self.is_closed and self.high - self.low <= tol * self.high
+
+    def ends(self) -> tuple[float, ...]:
+        """Return the factors at the ends of the bracket; the first one where there is none."""
+        ends = tuple(end for end in (self.low, self.high) if 0 < end < math.inf)
+        return ends or tuple(factor for factor, _ in self.tried[:1])
+
+    def confirm(self, exact: Mapping[float, float], tol: float) -> bool:
+        """Take the changes at the ends from a better evaluation, if they have the same signs.
+
+        Returns:
+            Whether they have, and no factor within the noise keeps the bracket from being narrow.
+        """
+        if not self.is_within(tol) and len(self.decided) < len(self.tried):
+            return False
+        if exact.get(self.low, -1.0) >= 0 or exact.get(self.high, 1.0) <= 0:
+            return False
+        self.decided = [(factor, exact.get(factor, change)) for factor, change in self.decided]
+        return True
 
     def propose(self) -> float | None:
         """Choose the next factor to try; None where none can help."""

@@ -58,6 +58,8 @@ class LossNearby:
         leaves = checked_leaves(objective, params, batch, copy=True)
         self.params = {name: leaf.detach() for name, leaf in leaves.items()}
         self.num_gradients = 0
+        # The loss at the parameters in float64, once it is known.
+        self._exact_loss: float | None = None
         self._objective, self._batch = objective, batch
         self._problem = Problem(objective=objective, leaves=leaves, batch=batch)
         self._centre = flatten(self.params)
@@ -116,7 +118,7 @@ class LossNearby:
         """Compute the change of the loss to an offset, at the same rounded points, in float64.
 
         The rounding of a nearly fitted network's loss is many units of it, as scores cancel. None
-        in float64, and where the loss cannot be taken there.
+        in float64, and where the loss cannot be taken there; NaN where it raises at the offset.
         """
         if self._centre.dtype == torch.float64:
             return None
@@ -125,11 +127,23 @@ class LossNearby:
             wide = promoted(self._objective, self.params, self._batch)
             if wide is None:
                 return None
-            before, after = (
-                float(value_of(wide.objective, widened(params), wide.batch)) + self._decay(params)
-                for params in (self.params, moved)
-            )
-        return after - before
+
+            def loss_at(params: Params) -> float:
+                value = float(value_of(wide.objective, widened(params), wide.batch))
+                return value + self._decay(params)
+
+            if self._exact_loss is None:
+                try:
+                    self._exact_loss = loss_at(self.params)
+                except Exception:
+                    # Whatever a kernel raises when it meets another type, or memory runs out.
+                    return None
+            try:
+                return loss_at(moved) - self._exact_loss
+            except Exception as error:
+                if is_out_of_memory(error):
+                    return None
+                return math.nan
 
     def gradient_at(self, offset: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Compute the gradient at an offset, in nats per parameter.

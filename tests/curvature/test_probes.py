@@ -820,3 +820,54 @@ def test_a_random_loss_and_train_mode_are_refused():
     with pytest.raises(landscape.curvature.objective.ObjectiveError) as error:
         landscape.keskar_sharpness(Watched().train(), loss, batch())
     one_line(error, "eval()")
+
+
+@pytest.mark.parametrize("margin", [100, 150])
+def test_near_a_fit_the_critical_sharpness_in_float32_is_that_in_float64(margin):
+    """Losses of 1e-8 and 1e-12, of which float32 has no or few digits: 1 + exp(-17) rounds."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        x = torch.randn(64, 8)
+        labels = model(x).argmax(1)
+        with torch.no_grad():
+            model[2].weight.mul_(margin), model[2].bias.mul_(margin)
+            gaps = model(x).topk(2, dim=1).values.diff(dim=1).abs()[:, 0]
+        x, labels = x[gaps > 0.15 * margin], labels[gaps > 0.15 * margin]
+
+        def loss(model, batch):
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+        wide = copy.deepcopy(model).double()
+        loss(wide, (x.double(), labels)).backward()
+        displacement = {name: -0.1 * tensor.grad for name, tensor in wide.named_parameters()}
+        update = landscape.Update(displacement, 0.1)
+        exact = landscape.critical_sharpness(wide, loss, (x.double(), labels), update)
+        critical = landscape.critical_sharpness(model, loss, (x, labels), update)
+        assert critical.converged and critical.is_exact and exact.is_exact
+        assert critical.low <= exact.high and exact.low <= critical.high
+        # A zero of a secant within a bracket of 1/16.
+        assert critical.value == pytest.approx(exact.value, rel=0.02)
+
+
+def test_what_float64_cannot_check_is_said():
+    class OnlySingle(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            assert x.dtype == torch.float32
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    batch = torch.randn(16, 3), torch.randn(16, 1)
+
+    def loss(model, batch):
+        return (OnlySingle.apply(model(batch[0])) - batch[1]).square().mean()
+
+    loss(model, batch).backward()
+    update = landscape.next_update(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    assert not landscape.critical_sharpness(model, loss, batch, update).is_exact
