@@ -157,7 +157,7 @@ PROGRAM = """
 import json, os, resource, sys, torch
 from torch import nn
 from landscape.curvature import HessianOperator, Objective, select_parameters
-from landscape.curvature.hvp import choice
+from landscape.curvature.hvp import trials
 from landscape.curvature.hvp.memory import free_memory
 from landscape.curvature.objective import call_with_parameters
 
@@ -185,12 +185,12 @@ def multiply(num_rows, **options):
 
 def peak(num_rows, **options):
     # Watched to the end, whatever a first evaluation says.
-    choice._AMPLE_EVALUATIONS = 10**9
+    trials._AMPLE_EVALUATIONS = 10**9
     before = bytes_of("VmRSS:")
     operator = HessianOperator(*problem(num_rows), max_memory=2**34, **options)
-    highest = operator._engine._watch.peak
+    highest = operator._engine._trials.watch.peak
     operator @ torch.ones(operator.n, dtype=torch.float64)
-    highest = max(highest, operator._engine._watch.peak)
+    highest = max(highest, operator._engine._trials.watch.peak)
     return [highest, bytes_of("VmHWM:") - before]
 
 def limit(spare):

@@ -10,6 +10,7 @@ from torch import nn
 from landscape.clip.objectives import contrastive_objective
 from landscape.curvature import HessianOperator, Objective, hessian, select_parameters
 from landscape.curvature.hvp import choice as choice_module
+from landscape.curvature.hvp import trials as trials_module
 from landscape.curvature.hvp.evaluation import Problem, twice_evaluated
 from landscape.curvature.hvp.memory import MemoryWatch, forget_failed_backward, is_out_of_memory
 from landscape.curvature.hvp.products import RebuiltGraph, RetainedGraph, TangentOfGradient
@@ -240,7 +241,7 @@ def test_what_fits_is_timed_and_the_fastest_taken(monkeypatch):
     # The retained graph begins and does not fit; then two ways do.
     ticks = iter([0.0, 0.0, 3.0, 0.0, 2.0])
     operator = HessianOperator(*problem, max_memory=allowing(0.95 * peaks(*problem)["retained"]))
-    monkeypatch.setattr(choice_module.HvpEngine, "_clock", lambda self: next(ticks))
+    monkeypatch.setattr(trials_module.Trials, "clock", lambda self: next(ticks))
     operator @ normal(operator.n)
     timed = {trial.product: trial.seconds for trial in operator.choice.trials if not trial.failure}
     assert timed == {"rebuilt": 3.0, "rows": 2.0}
@@ -278,7 +279,7 @@ def test_a_choice_that_took_more_than_is_free_now_is_made_again(monkeypatch):
     first = HessianOperator(*problem, max_memory=allowing(1.1 * peaks(*problem)["retained"]))
     v = normal(first.n)
     truth = first @ v
-    monkeypatch.setattr(choice_module, "free_memory", lambda device: first.choice.peak // 2)
+    monkeypatch.setattr(trials_module, "free_memory", lambda device: first.choice.peak // 2)
     second = HessianOperator(
         *problem, hvp=first.choice, max_memory=allowing(first.choice.peak // 2)
     )
@@ -400,7 +401,7 @@ def test_nothing_is_kept_alive_by_what_did_not_fit(monkeypatch, attention, share
         held.append(watches[-1].live)
         build(self, *arguments)
 
-    monkeypatch.setattr(choice_module, "MemoryWatch", Watch)
+    monkeypatch.setattr(trials_module, "MemoryWatch", Watch)
     monkeypatch.setattr(RowChunks, "__init__", note)
     gc.collect()
     gc.disable()

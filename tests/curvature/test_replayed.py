@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from landscape.curvature import HessianOperator, Objective, select_parameters
-from landscape.curvature.hvp import choice as choice_module
+from landscape.curvature.hvp import engine as engine_module
 from landscape.curvature.hvp import replayed as replayed_module
+from landscape.curvature.hvp import trials as trials_module
 from landscape.curvature.hvp.replayed import ReplayedGraph, ReplayedTrace, StaticProduct, _stretches
 from landscape.curvature.hvp.traced import forget_graphs
 from landscape.curvature.hvp.traced_graph import CannotTrace
@@ -222,9 +223,9 @@ def replays(monkeypatch):
         now[0] += seconds.pop(0) if seconds else 0.0
         return now[0]
 
-    monkeypatch.setattr(choice_module, "can_replay", lambda device: True)
+    monkeypatch.setattr(engine_module, "can_replay", lambda device: True)
     monkeypatch.setattr(replayed_module, "cuda_graph", record)
-    monkeypatch.setattr(choice_module.HvpEngine, "_clock", clock)
+    monkeypatch.setattr(trials_module.Trials, "clock", clock)
     return record, seconds
 
 

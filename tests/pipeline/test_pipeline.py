@@ -555,7 +555,7 @@ def test_the_way_of_products_is_recorded_and_does_not_change_the_values(
 
 
 def test_batches_whose_graph_does_not_fit_are_measured_in_chunks(tmp_path, monkeypatch):
-    from landscape.curvature.hvp import choice
+    from landscape.curvature.hvp import engine
 
     def too_large(problem, guard, **options):
         raise MemoryError("short")
@@ -563,7 +563,7 @@ def test_batches_whose_graph_does_not_fit_are_measured_in_chunks(tmp_path, monke
     study = make_study(tmp_path, epochs=(0,), names=("one",), parameters=PATTERNS)
     whole, lean = tmp_path / "whole.h5", tmp_path / "lean.h5"
     assert invoke("spectra", study, "-o", whole).exit_code == 0
-    monkeypatch.setattr(choice, "twice_evaluated", too_large)
+    monkeypatch.setattr(engine, "twice_evaluated", too_large)
     result = invoke("spectra", study, "-o", lean)
     assert result.exit_code == 0, result.output
     made = settings_in(lean)["product_choice"]

@@ -8,8 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from landscape.curvature.hvp.choice import SHARE, STRATEGIES, HvpChoice, HvpEngine, Trial
+    from landscape.curvature.hvp.choice import SHARE, STRATEGIES, HvpChoice, Trial
     from landscape.curvature.hvp.compiled import has_compiler
+    from landscape.curvature.hvp.engine import HvpEngine
     from landscape.curvature.hvp.evaluation import Evaluated, Problem
     from landscape.curvature.hvp.lockstep import batches_that_fit, solve_in_lockstep
     from landscape.curvature.hvp.memory import MemoryWatch, free_memory, is_out_of_memory
@@ -30,7 +31,7 @@ _MODULES = {
     "CompiledProduct": "traced",
     "Evaluated": "evaluation",
     "HvpChoice": "choice",
-    "HvpEngine": "choice",
+    "HvpEngine": "engine",
     "MemoryWatch": "memory",
     "Problem": "evaluation",
     "Product": "products",

@@ -11,6 +11,7 @@ Shapes: n = total size of the parameters, c = vectors multiplied at once.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -131,6 +132,14 @@ class RetainedGraph(Product):
 
     def _multiply(self, rows: Float[Tensor, "c n"], out: Float[Tensor, "c n"]) -> None:
         self.double_backward(self.gradients, rows, out, retain_graph=True)
+
+    def part(self, names: Sequence[str]) -> "RetainedGraph":
+        """Return the diagonal block of some parameters, through the same graph."""
+        gradients = dict(zip(self.problem.leaves, self.gradients))
+        leaves = {name: self.problem.leaves[name] for name in names}
+        return RetainedGraph(
+            replace(self.problem, leaves=leaves), [gradients[name] for name in names]
+        )
 
 
 class RebuiltGraph(Product):

@@ -393,6 +393,15 @@ def count_rows(batch: Batch) -> int:
     return sizes.pop()
 
 
+def chunk_sizes(num_rows: int, first: int | None) -> list[int]:
+    """List chunk sizes in rows, halved down to 1; the first is `first`, or half of the batch."""
+    # Rounded up, so that two chunks of the first size hold the batch.
+    sizes = [max(1, min(first or -(-num_rows // 2), num_rows))]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
 def take_rows(batch: Batch, rows: slice | Int64[Tensor, " r"]) -> Batch:
     """Take some rows of every tensor of a batch.
 

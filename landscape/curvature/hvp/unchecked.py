@@ -18,7 +18,8 @@ from landscape.curvature.guards.preconditions import (
     check_parameters,
     check_twice_differentiable,
 )
-from landscape.curvature.hvp.choice import HvpChoice, HvpEngine
+from landscape.curvature.hvp.choice import HvpChoice
+from landscape.curvature.hvp.engine import HvpEngine
 from landscape.curvature.hvp.evaluation import Evaluated, Problem
 from landscape.curvature.objective import Batch, Objective, Params, squared_norm, unflatten
 from landscape.errors import ObjectiveError

@@ -1,6 +1,6 @@
 """The Hessian of an objective on one batch as a symmetric operator, and the gradient beside it.
 
-How a product is computed is left to landscape.curvature.hvp.choice, which first tries double
+How a product is computed is left to landscape.curvature.hvp.engine, which first tries double
 backward over a kept graph.
 Shapes: n = total size of the parameters, k = number of vectors.
 """
