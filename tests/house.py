@@ -20,6 +20,8 @@ HARD_ROOMS = ("linalg", "curvature", "kernels")
 # Names that say nothing of what they hold.
 EMPTY_NAMES = ("one", "found")
 WIDTH = 100
+# Lines of a file.
+LENGTH = 400
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,13 @@ def long_lines() -> list[str]:
     ]
 
 
+def long_files(root: Path = PACKAGE) -> list[str]:
+    """List the modules of more than LENGTH lines, the longest first."""
+    counts = {path: len(path.read_text().splitlines()) for path in sorted(root.rglob("*.py"))}
+    longest = sorted(counts.items(), key=lambda item: -item[1])
+    return [f"{path.relative_to(root)}: {count}" for path, count in longest if count > LENGTH]
+
+
 def comments_per_100(room: str) -> float:
     """Count the lines of a room that are comments, for every 100 lines of code."""
     comments = code = 0
@@ -199,6 +208,7 @@ def main() -> None:
     print(f"words of a summary, median and 90th percentile {median:.0f} and {most:.0f}")
     print(f"local names {' and '.join(EMPTY_NAMES):32} {len(empty_names()):5}")
     print(f"lines over {WIDTH} characters {len(long_lines()):26}")
+    print(f"files of more than {LENGTH} lines {len(long_files()):24}")
     for room in HARD_ROOMS:
         print(f"comment lines per 100 of code in {room:12} {comments_per_100(room):5.1f}")
     print(f"imports of own names inside functions        {len(late_imports()):5}")

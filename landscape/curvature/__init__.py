@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from landscape.curvature.operators.hessian import HessianOperator, gradient, hessian
     from landscape.curvature.pyhessian import pyhessian_eigenpairs
 
+# Where each name is. Its first use imports that module, and torch with it.
 _MODULES = {
     "AuditReport": "audits.report",
     "AuditRow": "audits.report",

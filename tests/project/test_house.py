@@ -8,6 +8,7 @@ from tests import house
 
 # Those left are of optional packages, compiled kernels, and what a command needs after its checks.
 MAX_LATE_IMPORTS = 12
+MAX_LONG_FILES = 38
 
 
 def test_docstrings_of_functions_begin_with_a_verb():
@@ -53,3 +54,11 @@ def test_comments_and_code_are_counted_apart(tmp_path):
 def test_imports_inside_functions_are_few():
     places = house.late_imports()
     assert len(places) <= MAX_LATE_IMPORTS, "\n".join(places)
+
+
+def test_long_files_are_few_and_a_new_one_is_seen(tmp_path):
+    files = house.long_files()
+    assert len(files) <= MAX_LONG_FILES, "\n".join(files)
+    for name, length in (("short.py", house.LENGTH), ("long.py", house.LENGTH + 1)):
+        (tmp_path / name).write_text("x = 1\n" * length)
+    assert house.long_files(tmp_path) == [f"long.py: {house.LENGTH + 1}"]

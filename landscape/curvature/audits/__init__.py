@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from landscape.curvature.audits.report import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow
     from landscape.curvature.audits.spot_check import EarlierCheck, SpotCheck
 
+# Where each name is. Its first use imports that module, and torch with it.
 _MODULES = {
     "WHOLE": "report",
     "ZERO_TO_ROUNDING": "report",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from landscape.curvature.guards.rounding import moved_products, product_errors
 
+# Where each name is. Its first use imports that module, and torch with it.
 _MODULES = {
     "check_autocast": "preconditions",
     "check_batch": "preconditions",

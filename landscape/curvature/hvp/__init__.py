@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from landscape.curvature.hvp.traced import CompiledProduct, TracedProduct, forget_graphs
     from landscape.curvature.hvp.unchecked import UncheckedHessian
 
+# Where each name is. Its first use imports that module, and torch with it.
 _MODULES = {
     "SHARE": "choice",
     "STRATEGIES": "choice",

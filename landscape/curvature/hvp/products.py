@@ -135,6 +135,7 @@ class RetainedGraph(Product):
 
     def part(self, names: Sequence[str]) -> "RetainedGraph":
         """Return the diagonal block of some parameters, through the same graph."""
+        # The graph is that of all parameters; only the second pass is cut short.
         gradients = dict(zip(self.problem.leaves, self.gradients))
         leaves = {name: self.problem.leaves[name] for name in names}
         return RetainedGraph(

@@ -84,6 +84,7 @@ class Trials:
         It does if it was made within a limit that is no larger than this one, or if its peak was
         counted and is within this one.
         """
+        # A peak of 0 was not counted: memory was ample there.
         peak, limit = given.peak, self.watch.limit
         return peak <= self.free and (not limited or given.limit <= limit or 0 < peak <= limit)
 
@@ -121,6 +122,7 @@ class Trials:
             optional: Whether any other error, too, only rules this strategy out.
             watched: Whether to watch the memory here; False where `make` does so itself.
         """
+        # What `make` allocates is dropped with the exception, before the next strategy begins.
         try:
             with self.watched() if watched else nullcontext():
                 return make()

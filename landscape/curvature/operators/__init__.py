@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from landscape.curvature.operators.gauss_newton import GaussNewtonOperator
     from landscape.curvature.operators.hessian import HessianOperator
 
+# Where each name is. Its first use imports that module, and torch with it.
 _MODULES = {
     "EmpiricalFisherOperator": "fisher",
     "FiniteDifferenceOperator": "finite_difference",
