@@ -33,7 +33,7 @@ from landscape.workers.cluster_file import (
     read_cluster_file,
 )
 from landscape.workers.messages import unpack
-from landscape.workers.pools import _Closing
+from landscape.workers.pools import Closing
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -61,7 +61,7 @@ _VERSIONS = """{
 }"""
 
 
-class DaskPool(_Closing):
+class DaskPool(Closing):
     """The workers of a Dask scheduler.
 
     Args:

@@ -48,7 +48,7 @@ class Pool(Protocol):
         """End the workers at once."""
 
 
-class _Closing:
+class Closing:
     """A base class that closes the pool on leaving a `with` block."""
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class _Closing:
         self.close()
 
 
-class InlinePool(_Closing):
+class InlinePool(Closing):
     """This process as a pool: `submit` calculates before it returns.
 
     An error that is no Exception, such as KeyboardInterrupt, is raised by `submit` itself.
@@ -85,7 +85,7 @@ class InlinePool(_Closing):
         return future
 
 
-class LocalPool(_Closing):
+class LocalPool(Closing):
     """Child processes on this machine, named "worker 1" and so on.
 
     Each starts with its first call.
@@ -144,7 +144,7 @@ class LocalPool(_Closing):
             child.close()
 
 
-class ExecutorPool(_Closing):
+class ExecutorPool(Closing):
     """A `concurrent.futures` executor of the caller's, as a pool.
 
     Examples are executors of processes on this machine (loky), of MPI (mpi4py), of Parsl or

@@ -939,7 +939,7 @@ def test_equal_operations_are_computed_once_but_not_those_that_only_compare_equa
 
     recorded = traced_graph.make_fx(function)(normal(3))
     expected = recorded(normal(3))
-    traced_graph._simplify(recorded)
+    traced_graph.simplify(recorded)
     names = [str(node.target) for node in recorded.graph.nodes if node.op == "call_function"]
     assert names.count("aten.sin.default") == 1 and names.count("aten.mul.Tensor") == 2
     for value, truth in zip(recorded(normal(3)), expected):

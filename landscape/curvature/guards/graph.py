@@ -170,7 +170,7 @@ def differentiable_pullback(
     _refuse_known_nodes(nodes, timeline)
     refuse_edited_gradients(outputs, params, timeline)
     if module is not None:
-        _refuse_bypassed_parameters(nodes, {**params, **(constants or {})}, module)
+        refuse_bypassed_parameters(nodes, {**params, **(constants or {})}, module)
     # A hook on every node sees the gradients that come in and go out during the one backward pass
     # below, and so finds the operation that leaves the graph.
     faults: list[str] = []
@@ -351,7 +351,7 @@ def _refuse_known_nodes(nodes: list[Node], timeline: ModuleTimeline) -> None:
             raise ObjectiveError(f"{timeline.name_of(node)}: {reason}.")
 
 
-def _refuse_bypassed_parameters(nodes: list[Node], params: Params, module: nn.Module) -> None:
+def refuse_bypassed_parameters(nodes: list[Node], params: Params, module: nn.Module) -> None:
     """Refuse a graph that holds an original of a replaced parameter.
 
     A parameter under study was replaced, so the model's own tensor of that name must not be in the

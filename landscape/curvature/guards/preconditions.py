@@ -200,7 +200,7 @@ def check_batch(batch: Batch, device: torch.device) -> None:
     Raises:
         ObjectiveError: If a tensor of the batch is on another device.
     """
-    for name, tensor in _tensors(batch):
+    for name, tensor in tensors_of(batch):
         if tensor.device != device:
             raise ObjectiveError(
                 f"{name}: is on {tensor.device}, but the parameters are on {device}. An operator "
@@ -288,11 +288,11 @@ def check_same_loss(first: float, second: float, *, dtype: torch.dtype) -> None:
 
 def describe_batch(batch: Batch) -> str:
     """Describe names and shapes of the batch's tensors, for messages."""
-    parts = [f"{name} {tuple(tensor.shape)}" for name, tensor in _tensors(batch)]
+    parts = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors_of(batch)]
     return ", ".join(parts) or f"({type(batch).__name__} without tensors)"
 
 
-def _tensors(batch: Batch, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
+def tensors_of(batch: Batch, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in nested mappings, lists and tuples, with their paths.
 
     The mappings of Hugging Face are included.
@@ -301,7 +301,7 @@ def _tensors(batch: Batch, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
         yield name, batch
     elif isinstance(batch, Mapping):
         for key, value in batch.items():
-            yield from _tensors(value, f"{name}[{key!r}]")
+            yield from tensors_of(value, f"{name}[{key!r}]")
     elif isinstance(batch, (list, tuple)):
         for index, value in enumerate(batch):
-            yield from _tensors(value, f"{name}[{index}]")
+            yield from tensors_of(value, f"{name}[{index}]")

@@ -31,7 +31,7 @@ from landscape.curvature.hvp.products import SAME_OPERATIONS, Product, check_agr
 from landscape.curvature.hvp.replayed import StaticProduct, can_replay
 from landscape.curvature.hvp.tables import reduction_of
 from landscape.curvature.hvp.traced import TracedProduct
-from landscape.curvature.hvp.traced_graph import BatchGraph, TracedGraph, _simplify, state_of_model
+from landscape.curvature.hvp.traced_graph import BatchGraph, TracedGraph, simplify, state_of_model
 from landscape.curvature.hvp.unchecked import UncheckedHessian
 from landscape.errors import ObjectiveError, first_line
 from landscape.linalg.operator import seeded
@@ -427,7 +427,7 @@ class _Meeting:
         with first.problem.differentiating(), torch.no_grad():
             product = vmap(_with_reshapes(first.batch.graph.product), in_dims=in_dims)
             vmapped = make_fx(product, tracing_mode="real")(*saved, *self._zeros())
-        _simplify(vmapped)
+        simplify(vmapped)
         return vmapped
 
     def _zeros(self) -> list[Tensor]:

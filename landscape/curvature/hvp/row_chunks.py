@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from landscape.curvature.guards.graph import (
-    _refuse_bypassed_parameters,
+    refuse_bypassed_parameters,
     differentiable_gradient,
     graph_nodes,
     module_timeline,
@@ -36,7 +36,7 @@ from landscape.curvature.guards.graph import (
     rows_looked_up,
 )
 from landscape.curvature.guards.preconditions import (
-    _tensors,
+    tensors_of,
     check_loss,
     check_same_loss,
     describe_batch,
@@ -175,7 +175,7 @@ class RowChunks(Product):
             leaves, again = self._loss_of_features()
         check_same_loss(loss.item(), again.item(), dtype=dtype)
         if objective.module is not None:
-            _refuse_bypassed_parameters(
+            refuse_bypassed_parameters(
                 list(graph_nodes(again)), self.problem.leaves, objective.module
             )
         gradients = differentiable_gradient(again, leaves, timeline, module=None)
@@ -384,7 +384,7 @@ def count_rows(batch: Batch) -> int:
     Raises:
         ObjectiveError: If there is none.
     """
-    sizes = {len(tensor) if tensor.ndim else 0 for _, tensor in _tensors(batch)}
+    sizes = {len(tensor) if tensor.ndim else 0 for _, tensor in tensors_of(batch)}
     if len(sizes) != 1 or not min(sizes):
         raise ObjectiveError(
             "Row chunks need a batch whose tensors all have one entry per row, got "

@@ -291,7 +291,7 @@ def trace(problem: Problem, least_rows: Mapping[str, int], made_of: Hashable = N
             recorder = _Recorder(problem, inputs)
             recorded = _recorded(recorder, inputs)
         _check(recorded)
-        _simplify(recorded)
+        simplify(recorded)
         primal, product = _split(recorded, len(inputs.params))
     except Exception as error:
         if is_out_of_memory(error) or isinstance(error, CannotTrace):
@@ -432,7 +432,7 @@ def _check(recorded: fx.GraphModule) -> None:
             raise CannotTrace(f"it changes a tensor in place ({node.target})")
 
 
-def _simplify(recorded: fx.GraphModule) -> None:
+def simplify(recorded: fx.GraphModule) -> None:
     """Drop what only autograd needed, and compute equal things once."""
     graph = recorded.graph
     # Equal operations on equal arguments give equal results: `_check` has refused random numbers

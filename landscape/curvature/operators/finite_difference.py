@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from landscape.curvature.guards.graph import (
-    _refuse_bypassed_parameters,
+    refuse_bypassed_parameters,
     graph_nodes,
     module_timeline,
     no_checkpointing,
@@ -204,7 +204,7 @@ class FiniteDifferenceOperator(SymmetricOperator):
                 check_loss(loss, self._batch, dtype=self.dtype)
                 refuse_edited_gradients([loss], leaves, timeline)
                 if self._objective.module is not None:
-                    _refuse_bypassed_parameters(
+                    refuse_bypassed_parameters(
                         list(graph_nodes(loss)), leaves, self._objective.module
                     )
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from landscape.curvature.audits.differences import judge_number
 from landscape.curvature.audits.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
 from landscape.curvature.guards.graph import (
-    _refuse_bypassed_parameters,
+    refuse_bypassed_parameters,
     differentiable_pullback,
     explained_errors,
     graph_nodes,
@@ -479,7 +479,7 @@ def _checked_cut(problem: Problem) -> float:
     check_loss(whole, batch, dtype=dtype)
     check_loss(parts, batch, dtype=dtype)
     if objective.module is not None:
-        _refuse_bypassed_parameters(list(graph_nodes(whole, parts)), leaves, objective.module)
+        refuse_bypassed_parameters(list(graph_nodes(whole, parts)), leaves, objective.module)
     if abs(whole.item() - parts.item()) > _ROUNDINGS * torch.finfo(dtype).eps * max(
         1.0, abs(whole.item())
     ):
