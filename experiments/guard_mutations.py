@@ -13,7 +13,9 @@ GUARDED: dict[str, tuple[str, ...] | None] = {
     "landscape/curvature/audits/report.py": None,
     "landscape/curvature/audits/blame.py": None,
     "landscape/curvature/audits/differences.py": None,
+    "landscape/curvature/guards/explanations.py": None,
     "landscape/curvature/guards/graph.py": None,
+    "landscape/curvature/guards/nodes.py": None,
     "landscape/curvature/guards/preconditions.py": None,
     "landscape/curvature/audits/spot_check.py": None,
     "landscape/curvature/hvp/evaluation.py": (

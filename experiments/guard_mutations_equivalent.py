@@ -43,7 +43,7 @@ EQUIVALENT: dict[str, str] = {
         "backward pass"
     ),
     (
-        'graph._reads_what_was_overwritten: name.startswith("_saved_") or name == '
+        'explanations._reads_what_was_overwritten: name.startswith("_saved_") or name == '
         '"saved_tensors" -> True'
     ): "no other attribute of a node reads a saved tensor; takes longer",
     (

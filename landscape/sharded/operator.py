@@ -19,14 +19,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 
 from landscape.curvature.audits.spot_check import NOT_ASKED, SpotCheck
-from landscape.curvature.guards.fingerprint import contents_of
-from landscape.curvature.guards.graph import (
+from landscape.curvature.guards.explanations import (
     SAVED_TENSOR_HOOKS,
     checkpointing_explained,
-    differentiable_gradient,
     explained_errors,
-    module_timeline,
 )
+from landscape.curvature.guards.fingerprint import contents_of
+from landscape.curvature.guards.graph import differentiable_gradient
+from landscape.curvature.guards.nodes import module_timeline
 from landscape.curvature.guards.preconditions import (
     check_autocast,
     check_batch,

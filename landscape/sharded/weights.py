@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
 
-from landscape.curvature.guards.graph import graph_nodes
+from landscape.curvature.guards.nodes import graph_nodes
 from landscape.curvature.objective import LentParameters, Params
 from landscape.errors import ObjectiveError
 from landscape.sharded.layout import Cut

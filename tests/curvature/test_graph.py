@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from landscape.curvature import hessian
-from landscape.curvature.guards import graph
+from landscape.curvature.guards import explanations, graph, nodes
 from landscape.errors import ObjectiveError
 from tests.curvature.test_preconditions import OpaqueCube, mean_square, mlp, normal
 
@@ -23,7 +23,7 @@ def test_a_compiled_model_has_no_double_backward_and_its_products_are_right_all_
     with pytest.raises(
         ObjectiveError, match="no second derivative. Replace it, or do not compile the model"
     ):
-        with graph.explained_errors():
+        with explanations.explained_errors():
             torch.autograd.grad(slope.sum(), model[0].bias)
     operator = hessian(model, loss, batch)
     v = normal(operator.n)
@@ -92,4 +92,4 @@ def test_every_operation_is_visited_once_however_many_ways_lead_to_it():
     for _ in range(10):
         x = x + x
     # Ten additions, the sum, and the leaf.
-    assert len(list(graph.graph_nodes(x.sum()))) == 12
+    assert len(list(nodes.graph_nodes(x.sum()))) == 12

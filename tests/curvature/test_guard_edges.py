@@ -14,7 +14,7 @@ from landscape import audit
 from landscape.curvature import HessianOperator, Objective, hessian, select_parameters
 from landscape.curvature.audits import WHOLE, blame
 from landscape.curvature.audits import spot_check as spot_check_module
-from landscape.curvature.guards import check_twice_differentiable, graph
+from landscape.curvature.guards import check_twice_differentiable, explanations, nodes
 from landscape.curvature.guards.preconditions import check_same_loss
 from landscape.curvature.hvp.evaluation import value_of
 from landscape.errors import ObjectiveError
@@ -231,7 +231,7 @@ def test_a_backward_that_overwrites_is_named_beside_unused_parameters_and_where_
 def test_only_an_error_about_something_overwritten_starts_the_search_for_it():
     asked = []
     with pytest.raises(ObjectiveError, match="no second derivative in PyTorch"):
-        with graph.explained_errors(lambda: asked.append(0)):
+        with explanations.explained_errors(lambda: asked.append(0)):
             raise RuntimeError("derivative for aten::thing is not implemented")
     assert not asked
 
@@ -242,7 +242,7 @@ def test_an_operation_that_refuses_to_show_what_it_saved_is_not_accused():
         def _saved_self(self):
             raise RuntimeError("Trying to access saved tensors after they have already been freed.")
 
-    assert not graph._reads_what_was_overwritten(Freed())
+    assert not explanations._reads_what_was_overwritten(Freed())
 
 
 # --- the graph ------------------------------------------------------------------------------------
@@ -269,14 +269,14 @@ def test_the_rows_of_a_table_are_those_that_all_outputs_look_up():
     first, second = (
         nn.functional.embedding(torch.tensor(rows), table) for rows in ([4, 1], [1, 2])
     )
-    looked_up = graph.rows_looked_up([first, second * other[:2]], {"table": table, "other": other})
+    looked_up = nodes.rows_looked_up([first, second * other[:2]], {"table": table, "other": other})
     assert {name: rows.tolist() for name, rows in looked_up.items()} == {"table": [1, 2, 4]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_digits_of_complex_numbers_are_those_of_their_parts(dtype):
     w = torch.ones(2, dtype=dtype, requires_grad=True)
-    assert graph.coarsest_type(torch.complex(w, w).abs().sum(), dtype) == dtype
+    assert nodes.coarsest_type(torch.complex(w, w).abs().sum(), dtype) == dtype
 
 
 def test_no_hooks_are_left_whatever_happens():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.curvature.guards.graph import coarsest_type
+from landscape.curvature.guards.nodes import coarsest_type
 from landscape.curvature.hvp.evaluation import as_differentiated
 from landscape.curvature.objective import Batch, Objective, Params
 

@@ -20,19 +20,16 @@ Imports only torch, landscape.errors, landscape.curvature.objective and
 landscape.curvature.guards.preconditions.
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor, nn
-from torch.autograd.graph import Node, disable_saved_tensors_hooks
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.autograd.graph import Node
 
+from landscape.curvature.guards.explanations import explained_errors
+from landscape.curvature.guards.nodes import ModuleTimeline, graph_nodes
 from landscape.curvature.guards.preconditions import SCALED_BY_FREQUENCY
 from landscape.curvature.objective import Params
 from landscape.errors import ObjectiveError
@@ -51,61 +48,6 @@ _REFUSED_NODES = {
         "torch.nn.utils.remove_weight_norm"
     ),
 }
-# Which of them torch takes for the same call can change after the first evaluation of a process
-# (seen in torch 2.14).
-_VIEWS = ("ViewBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0")
-SAVED_TENSOR_HOOKS = "saved tensor hooks are not allowed in the loss"
-_IN_PLACE = "modified by an inplace operation"
-_NO_INPUT_REQUIRES_GRAD = "None of the inputs have requires_grad=True"
-
-
-@dataclass
-class ModuleTimeline:
-    """Record of the submodule that made each node of an autograd graph.
-
-    It uses the order in which nodes are made.
-    """
-
-    spans: list[tuple[int, int, str]] = field(default_factory=list)
-
-    def name_of(self, node: Node) -> str:
-        """Return the innermost submodule whose forward pass made `node`."""
-        made = node._sequence_nr()
-        # Autograd numbers nodes in the order in which they are made, so a module made those between
-        # its entry and its exit. The shortest span around a node is that of the innermost module.
-        around = [(end - start, name) for start, end, name in self.spans if start <= made < end]
-        return min(around)[1] if around else "the loss, outside every submodule"
-
-
-@contextmanager
-def module_timeline(module: nn.Module | None) -> Iterator[ModuleTimeline]:
-    """Record the forward passes of the submodules of `module`.
-
-    It records for as long as the context lasts. The hooks are on all modules of the process, so
-    none is left on the model.
-    """
-    parts = module.named_modules() if module is not None else ()
-    names = {id(part): f"{name or 'the model'} ({type(part).__name__})" for name, part in parts}
-    timeline = ModuleTimeline()
-    entered: list[int] = []
-
-    def enter(part: nn.Module, args: Any) -> None:
-        entered.append(torch.autograd._get_sequence_nr())
-
-    def leave(part: nn.Module, args: Any, output: Any) -> None:
-        start = entered.pop()
-        if id(part) in names:
-            timeline.spans.append((start, torch.autograd._get_sequence_nr(), names[id(part)]))
-
-    handles = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
-    ]
-    try:
-        yield timeline
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def differentiable_gradient(
@@ -241,110 +183,6 @@ def _made_of(table: Node | None, params: Params) -> bool:
     return leaf is None or any(leaf is parameter for parameter in params.values())
 
 
-def rows_looked_up(
-    outputs: Tensor | Sequence[Tensor], params: Params
-) -> dict[str, Int64[Tensor, " rows"]]:
-    """Return the looked-up rows of parameters used only as embedding tables.
-
-    The rows are ascending; the use is that by a loss, or by `outputs`.
-
-    Which rows those are does not depend on the parameters, so the other rows have exactly no
-    gradient here and around here: their rows and columns of the Hessian are zero. A table with
-    another use, such as a tied output layer, is not in the result.
-    """
-    users: dict[int, list[Node]] = {}
-    for node in graph_nodes(*([outputs] if isinstance(outputs, Tensor) else outputs)):
-        for successor, _ in node.next_functions:
-            if (leaf := getattr(successor, "variable", None)) is not None:
-                users.setdefault(id(leaf), []).append(node)
-    looked_up = {}
-    for name, parameter in params.items():
-        nodes = users.get(id(parameter), [])
-        # A single other use, such as a tied output layer, can give every row a gradient.
-        if nodes and all(node.name() == "EmbeddingBackward0" for node in nodes):
-            indices: list[Tensor] = [node._saved_indices.reshape(-1) for node in nodes]  # type: ignore[attr-defined]
-            # Tokens may be int32, which index_copy does not take.
-            looked_up[name] = torch.cat(indices).unique().long()
-    return looked_up
-
-
-def unreached(outputs: Tensor | Sequence[Tensor], params: Params) -> frozenset[str]:
-    """Name the parameters that do not occur in the graph behind `outputs`."""
-    nodes = graph_nodes(*([outputs] if isinstance(outputs, Tensor) else outputs))
-    reached = {id(leaf) for node in nodes if (leaf := getattr(node, "variable", None)) is not None}
-    return frozenset(name for name, parameter in params.items() if id(parameter) not in reached)
-
-
-def graph_nodes(*outputs: Tensor) -> Iterator[Node]:
-    """Yield every node of the graph behind `outputs`, once."""
-    seen: set[Node] = set()
-    # Without recursion: a graph may be deeper than the stack of Python.
-    waiting = [output.grad_fn for output in outputs]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting.extend(successor for successor, _ in node.next_functions)
-            yield node
-
-
-def coarsest_type(loss: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """Return the floating-point type with the fewest digits behind a loss.
-
-    It is chosen among `dtype` and the types of the operations in the graph.
-    """
-    dtypes = {dtype, loss.dtype}
-    for node in graph_nodes(loss):
-        # What comes into a backward node has the type of what its forward operation computed.
-        dtypes.update(made.dtype for made in node._input_metadata)
-    return max(
-        (kind for kind in dtypes if kind.is_floating_point), key=lambda kind: torch.finfo(kind).eps
-    )
-
-
-def operations_behind(loss: Tensor) -> int:
-    """Compute a hash of the operations behind a loss, in order.
-
-    The hash of another computation differs.
-    """
-    names = ((type(node), node.name()) for node in graph_nodes(loss))
-    return hash(tuple("view" if name in _VIEWS else (kind, name) for kind, name in names))
-
-
-def overwritten_in_backward(
-    gradients: Sequence[Tensor | None], timeline: ModuleTimeline
-) -> str | None:
-    """Find an operation whose backward pass overwrites what its derivative needs.
-
-    Returns the operation, its module and what to do; None if there is none.
-
-    Args:
-        gradients: Made with create_graph=True in torch's anomaly mode, which notes who made which
-            node.
-    """
-    for node in graph_nodes(*(gradient for gradient in gradients if gradient is not None)):
-        metadata: Any = node.metadata
-        parent = metadata.get("parent_")
-        if parent is not None and _reads_what_was_overwritten(node):
-            return (
-                f"{timeline.name_of(parent)}: the backward pass of {parent.name()} overwrites a "
-                "tensor that its own derivative needs, so PyTorch refuses to differentiate it "
-                "again. Use an implementation whose backward works out of place."
-            )
-    return None
-
-
-def _reads_what_was_overwritten(node: Node) -> bool:
-    for name in dir(node):
-        if name.startswith("_saved_") or name == "saved_tensors":
-            try:
-                getattr(node, name)
-            except RuntimeError as error:
-                if _IN_PLACE in str(error):
-                    return True
-    return False
-
-
 def _refuse_known_nodes(nodes: list[Node], timeline: ModuleTimeline) -> None:
     for node in nodes:
         if reason := _REFUSED_NODES.get(node.name()):
@@ -412,90 +250,3 @@ def _left_the_graph(gradient: Tensor) -> bool:
     return not gradient.requires_grad or (
         gradient.grad_fn is not None and gradient.grad_fn.name() == "torch::autograd::Error"
     )
-
-
-@contextmanager
-def no_checkpointing() -> Iterator[None]:
-    """Forbid recomputation and other hooks on saved tensors.
-
-    They make a retained graph depend on more than itself.
-
-    Raises:
-        ObjectiveError: If the loss is evaluated under such a hook or installs one.
-    """
-    with checkpointing_explained(), disable_saved_tensors_hooks(SAVED_TENSOR_HOOKS):
-        yield
-
-
-@contextmanager
-def checkpointing_explained() -> Iterator[None]:
-    """Explain errors about saved-tensor hooks, and refuse untraced checkpointing.
-
-    Untraced is reentrant checkpointing that leaves no node in the graph.
-
-    Raises:
-        ObjectiveError: If so.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Reentrant checkpointing of a block whose input needs no gradient leaves no trace in
-            # the graph but this.
-            warnings.filterwarnings("error", message=_NO_INPUT_REQUIRES_GRAD)
-            yield
-    except (RuntimeError, UserWarning) as error:
-        if SAVED_TENSOR_HOOKS not in str(error) and _NO_INPUT_REQUIRES_GRAD not in str(error):
-            raise
-        raise ObjectiveError(
-            "The loss uses gradient checkpointing or another hook on saved tensors, which drops "
-            "terms of the second derivative or recomputes the network from weights that may have "
-            "changed. Switch it off; model.set_grad_checkpointing(False) does so in timm and "
-            "open_clip."
-        ) from error
-
-
-# Fragments of PyTorch's messages about second derivatives -> what they mean here.
-_EXPLANATIONS = {
-    ("derivative for"): (
-        "an operation of the loss has no second derivative in PyTorch. Replace it by one that has"
-    ),
-    ("double backward"): (
-        "an operation of the loss has no second derivative. Replace it, or do not compile the model"
-    ),
-    "Can't call numpy()": (
-        "the backward pass of an operation hands its tensors to NumPy, and no derivative leads "
-        "through that. Use an implementation whose backward is made of differentiable operations"
-    ),
-    "inside of a function being transformed": (
-        "it takes a derivative of its own, which forward mode cannot be taken through. Leave "
-        "hvp='jvp' out"
-    ),
-    _IN_PLACE: (
-        "a tensor that the loss was computed from, such as the batch, was changed in place after "
-        "the operator was built. Build it on a copy"
-    ),
-}
-
-
-@contextmanager
-def explained_errors(find_culprit: Callable[[], str | None] = lambda: None) -> Iterator[None]:
-    """Turn PyTorch's errors about second derivatives into an ObjectiveError.
-
-    The error says what to do. Other errors pass.
-
-    Args:
-        find_culprit: Looks for a backward pass that works in place, where PyTorch complains of
-            something overwritten.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if _IN_PLACE in str(error) and (culprit := find_culprit()):
-            raise ObjectiveError(culprit) from error
-        for fragment, meaning in _EXPLANATIONS.items():
-            if fragment in str(error):
-                first_line = str(error).partition("\n")[0]
-                raise ObjectiveError(
-                    f"The loss cannot be differentiated twice: {meaning}. PyTorch says: "
-                    f"{first_line}"
-                ) from error
-        raise

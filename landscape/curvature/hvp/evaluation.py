@@ -16,15 +16,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
+from landscape.curvature.guards.explanations import no_checkpointing, overwritten_in_backward
 from landscape.curvature.guards.fingerprint import code_of, contents_of
-from landscape.curvature.guards.graph import (
+from landscape.curvature.guards.graph import differentiable_gradient, refuse_edited_gradients
+from landscape.curvature.guards.nodes import (
     ModuleTimeline,
-    differentiable_gradient,
     module_timeline,
-    no_checkpointing,
     operations_behind,
-    overwritten_in_backward,
-    refuse_edited_gradients,
     rows_looked_up,
     unreached,
 )

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from landscape.curvature.guards.graph import explained_errors
+from landscape.curvature.guards.explanations import explained_errors
 from landscape.curvature.hvp.evaluation import Problem, backward_in_place
 from landscape.errors import ObjectiveError
 

@@ -27,20 +27,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from landscape.curvature.guards.graph import (
-    refuse_bypassed_parameters,
-    differentiable_gradient,
-    graph_nodes,
-    module_timeline,
-    no_checkpointing,
-    rows_looked_up,
-)
+from landscape.curvature.guards.explanations import no_checkpointing
+from landscape.curvature.guards.graph import differentiable_gradient, refuse_bypassed_parameters
+from landscape.curvature.guards.nodes import graph_nodes, module_timeline, rows_looked_up
 from landscape.curvature.guards.preconditions import (
-    tensors_of,
     check_loss,
     check_same_loss,
     describe_batch,
     reading_only,
+    tensors_of,
 )
 from landscape.curvature.hvp.evaluation import Evaluated, Problem, check_gradients
 from landscape.curvature.hvp.products import Product

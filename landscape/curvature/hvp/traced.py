@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from landscape.curvature.guards.explanations import no_checkpointing
 from landscape.curvature.guards.fingerprint import captured_by
-from landscape.curvature.guards.graph import no_checkpointing
 from landscape.curvature.hvp.evaluation import (
     Evaluated,
     Problem,

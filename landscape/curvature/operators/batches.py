@@ -17,7 +17,7 @@ from landscape.curvature.audits.spot_check import (
     is_general,
     spot_checked,
 )
-from landscape.curvature.guards.graph import no_checkpointing
+from landscape.curvature.guards.explanations import no_checkpointing
 from landscape.curvature.guards.preconditions import check_batch, describe_batch
 from landscape.curvature.guards.rounding import product_errors
 from landscape.curvature.hvp.evaluation import Problem, twice_evaluated

@@ -16,13 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.guards.graph import (
-    refuse_bypassed_parameters,
-    graph_nodes,
-    module_timeline,
-    no_checkpointing,
-    refuse_edited_gradients,
-)
+from landscape.curvature.guards.explanations import no_checkpointing
+from landscape.curvature.guards.graph import refuse_bypassed_parameters, refuse_edited_gradients
+from landscape.curvature.guards.nodes import graph_nodes, module_timeline
 from landscape.curvature.guards.preconditions import check_loss, check_same_loss, reading_only
 from landscape.curvature.hvp.unchecked import checked_leaves
 from landscape.curvature.objective import Batch, Objective, Params, flatten, squared_norm, unflatten

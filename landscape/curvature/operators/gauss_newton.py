@@ -21,15 +21,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from landscape.curvature.audits.differences import judge_number
 from landscape.curvature.audits.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
-from landscape.curvature.guards.graph import (
-    refuse_bypassed_parameters,
-    differentiable_pullback,
-    explained_errors,
-    graph_nodes,
-    module_timeline,
-    no_checkpointing,
-    rows_looked_up,
-)
+from landscape.curvature.guards.explanations import explained_errors, no_checkpointing
+from landscape.curvature.guards.graph import differentiable_pullback, refuse_bypassed_parameters
+from landscape.curvature.guards.nodes import graph_nodes, module_timeline, rows_looked_up
 from landscape.curvature.guards.preconditions import check_loss, check_same_loss, reading_only
 from landscape.curvature.guards.rounding import product_errors
 from landscape.curvature.hvp.evaluation import Problem

@@ -21,7 +21,8 @@ from landscape.curvature.audits.spot_check import (
     is_general,
     spot_checked,
 )
-from landscape.curvature.guards.graph import module_timeline, refuse_edited_gradients
+from landscape.curvature.guards.graph import refuse_edited_gradients
+from landscape.curvature.guards.nodes import module_timeline
 from landscape.curvature.guards.preconditions import check_loss, reading_only
 from landscape.curvature.guards.rounding import product_errors
 from landscape.curvature.hvp.choice import HvpChoice
