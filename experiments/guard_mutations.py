@@ -13,6 +13,7 @@ GUARDED: dict[str, tuple[str, ...] | None] = {
     "landscape/curvature/audits/report.py": None,
     "landscape/curvature/audits/blame.py": None,
     "landscape/curvature/audits/differences.py": None,
+    "landscape/curvature/audits/judgement.py": None,
     "landscape/curvature/guards/explanations.py": None,
     "landscape/curvature/guards/graph.py": None,
     "landscape/curvature/guards/nodes.py": None,

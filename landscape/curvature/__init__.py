@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from landscape.curvature.modules import (
         HessianBlocks,
         ModuleSpectrum,
-        coordinates_of,
-        modules_of,
         per_module_spectra,
         spectra_of,
     )
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from landscape.curvature.operators.fisher import EmpiricalFisherOperator, empirical_fisher
     from landscape.curvature.operators.gauss_newton import GaussNewtonOperator, gauss_newton
     from landscape.curvature.operators.hessian import HessianOperator, gradient, hessian
+    from landscape.curvature.partition import coordinates_of, modules_of
     from landscape.curvature.pyhessian import pyhessian_eigenpairs
 
 # Where each name is. Its first use imports that module, and torch with it.
@@ -54,14 +53,14 @@ _MODULES = {
     "Params": "objective",
     "audit": "audits.objective_audit",
     "audit_objective": "audits.objective_audit",
-    "coordinates_of": "modules",
+    "coordinates_of": "partition",
     "empirical_fisher": "operators.fisher",
     "flatten": "objective",
     "gauss_newton": "operators.gauss_newton",
     "gradient": "operators.hessian",
     "hessian": "operators.hessian",
     "hessian_of_batches": "operators.batches",
-    "modules_of": "modules",
+    "modules_of": "partition",
     "per_module_spectra": "modules",
     "pyhessian_eigenpairs": "pyhessian",
     "select_parameters": "objective",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from landscape.curvature.audits.spot_check import EarlierCheck
+from landscape.curvature.audits.spot_check_result import EarlierCheck
 from landscape.curvature.hvp.choice import HvpChoice
 from landscape.curvature.objective import Batch, Objective, Params, select_parameters
 from landscape.curvature.operators.hessian import HessianOperator

@@ -16,7 +16,7 @@ from landscape.clip.loaded_series import LoadedSeries, Notes, settings_of
 from landscape.clip.meta_model import place_rows, remove_rows
 from landscape.curvature import flatten
 from landscape.curvature.audits import ZERO_TO_ROUNDING
-from landscape.curvature.audits.spot_check import EARLIER
+from landscape.curvature.audits.spot_check_result import EARLIER
 from landscape.curvature.hvp.memory import free_memory
 from landscape.curvature.hvp.row_chunks import take_rows
 from landscape.errors import ObjectiveError

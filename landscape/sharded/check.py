@@ -20,23 +20,22 @@ from landscape.curvature.audits import ZERO_TO_ROUNDING
 from landscape.curvature.audits.differences import (
     DISPLACEMENT,
     SMALLEST,
-    Outcome,
     Params,
     Point,
     Precision,
     as_differentiated,
     gradient_of,
-    judge_derivatives,
     natural_size,
 )
+from landscape.curvature.audits.judgement import Outcome, judge_derivatives
 from landscape.curvature.audits.promotion import widened, widening
 from landscape.curvature.audits.spot_check import (
     OWN_PRECISION,
     WIDE_PRECISION,
-    SpotCheck,
     error_along,
     random_combination,
 )
+from landscape.curvature.audits.spot_check_result import SpotCheck
 from landscape.curvature.hvp.evaluation import Problem
 from landscape.curvature.objective import Objective
 from landscape.errors import ObjectiveError

@@ -18,7 +18,7 @@ from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 
-from landscape.curvature.audits.spot_check import NOT_ASKED, SpotCheck
+from landscape.curvature.audits.spot_check_result import NOT_ASKED, SpotCheck
 from landscape.curvature.guards.explanations import (
     SAVED_TENSOR_HOOKS,
     checkpointing_explained,

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import landscape.towers  # noqa: F401, registers VMamba and Simba with timm
 from landscape import audit
 from landscape.curvature.audits import WHOLE
-from landscape.curvature.audits.differences import PRECISION, judge_blocks
+from landscape.curvature.audits.differences import PRECISION
+from landscape.curvature.audits.judgement import judge_blocks
 from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from tests.conftest import contrastive_loss, scramble

@@ -17,7 +17,7 @@ from landscape.curvature.audits import (
     differences,
     objective_audit,
 )
-from landscape.curvature.audits.differences import judge_blocks, judge_derivatives
+from landscape.curvature.audits.judgement import judge_blocks, judge_derivatives
 from landscape.errors import ObjectiveError
 from tests.curvature.test_audit import Applies, FrozenSlopeSine, OpaqueSine, mean_square, normal
 from tests.curvature.test_audit_guards import InFloat32, Reordered, double, point_of, verdicts

@@ -9,7 +9,8 @@ from torch import nn
 
 from landscape import audit
 from landscape.curvature.audits import WHOLE, blame
-from landscape.curvature.audits.differences import Point, asymmetry, judge_blocks, judge_derivatives
+from landscape.curvature.audits.differences import Point
+from landscape.curvature.audits.judgement import asymmetry, judge_blocks, judge_derivatives
 from landscape.curvature.objective import Objective
 from landscape.errors import ObjectiveError
 from tests.curvature.test_audit import Applies, FrozenSlopeSine, Noisy, mean_square, normal

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from landscape import audit
 from landscape.curvature import Objective, select_parameters
 from landscape.curvature.audits import WHOLE, ZERO_TO_ROUNDING, audit_at, examination
-from landscape.curvature.audits.differences import Outcome
+from landscape.curvature.audits.judgement import Outcome
 from landscape.errors import MemoryLimitError, ObjectiveError
 from tests.curvature.test_audit import Applies, FrozenSlopeSine, OpaqueSine, mean_square, normal
 from tests.curvature.test_audit_conditions import Mixer

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from landscape.curvature.audits.blame import FaultyModule, find_faulty_modules
     from landscape.curvature.audits.objective_audit import audit, audit_at, audit_objective
     from landscape.curvature.audits.report import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow
-    from landscape.curvature.audits.spot_check import EarlierCheck, SpotCheck
+    from landscape.curvature.audits.spot_check_result import EarlierCheck, SpotCheck
 
 # Where each name is. Its first use imports that module, and torch with it.
 _MODULES = {
@@ -19,9 +19,9 @@ _MODULES = {
     "ZERO_TO_ROUNDING": "report",
     "AuditReport": "report",
     "AuditRow": "report",
-    "EarlierCheck": "spot_check",
+    "EarlierCheck": "spot_check_result",
     "FaultyModule": "blame",
-    "SpotCheck": "spot_check",
+    "SpotCheck": "spot_check_result",
     "audit": "objective_audit",
     "audit_at": "objective_audit",
     "audit_objective": "objective_audit",

@@ -16,15 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from landscape.curvature.audits.differences import (
-    PRECISION,
-    Outcome,
-    Params,
-    PlainProduct,
-    Point,
-    displaced,
-    judge_derivatives,
-)
+from landscape.curvature.audits.differences import PRECISION, Params, PlainProduct, Point, displaced
+from landscape.curvature.audits.judgement import Outcome, judge_derivatives
 from landscape.curvature.objective import Objective, call_with_tensors, flatten
 from landscape.linalg.operator import seeded
 

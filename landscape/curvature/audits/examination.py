@@ -13,16 +13,14 @@ from torch import Tensor
 
 from landscape.curvature.audits.differences import (
     PRECISION,
-    Outcome,
     Params,
     PlainProduct,
     Point,
     Product,
-    asymmetry,
-    judge_derivatives,
     natural_size,
     smallest_visible,
 )
+from landscape.curvature.audits.judgement import Outcome, asymmetry, judge_derivatives
 from landscape.curvature.audits.report import WHOLE, ZERO_TO_ROUNDING, AuditRow
 from landscape.curvature.hvp.memory import is_out_of_memory
 from landscape.curvature.hvp.unchecked import UncheckedHessian

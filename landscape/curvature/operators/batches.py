@@ -10,13 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from landscape.curvature.audits.spot_check import (
-    NOT_ASKED,
-    FirstProduct,
-    SpotCheck,
-    is_general,
-    spot_checked,
-)
+from landscape.curvature.audits.spot_check import FirstProduct, is_general, spot_checked
+from landscape.curvature.audits.spot_check_result import NOT_ASKED, SpotCheck
 from landscape.curvature.guards.explanations import no_checkpointing
 from landscape.curvature.guards.preconditions import check_batch, describe_batch
 from landscape.curvature.guards.rounding import product_errors

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from landscape.curvature.audits.differences import judge_number
-from landscape.curvature.audits.spot_check import NOT_ASKED, SpotCheck, audited, random_combination
+from landscape.curvature.audits.judgement import judge_number
+from landscape.curvature.audits.spot_check import audited, random_combination
+from landscape.curvature.audits.spot_check_result import NOT_ASKED, SpotCheck
 from landscape.curvature.guards.explanations import explained_errors, no_checkpointing
 from landscape.curvature.guards.graph import differentiable_pullback, refuse_bypassed_parameters
 from landscape.curvature.guards.nodes import graph_nodes, module_timeline, rows_looked_up

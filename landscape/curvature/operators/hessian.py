@@ -13,14 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from landscape.curvature.audits.spot_check import (
-    NOT_ASKED,
-    EarlierCheck,
     FirstProduct,
-    SpotCheck,
     checked_before,
     is_general,
     spot_checked,
 )
+from landscape.curvature.audits.spot_check_result import NOT_ASKED, EarlierCheck, SpotCheck
 from landscape.curvature.guards.graph import refuse_edited_gradients
 from landscape.curvature.guards.nodes import module_timeline
 from landscape.curvature.guards.preconditions import check_loss, reading_only
