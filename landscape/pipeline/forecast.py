@@ -18,6 +18,7 @@ from landscape import curvature, linalg
 from landscape.errors import LandscapeError, PictureError, StoreError
 from landscape.manifest import HessianSettings, Manifest
 from landscape.manifest.selection import Task
+from landscape.pipeline.optimizer import check_optimizer
 from landscape.pipeline.products import HvpSettings, SeriesProducts, strategy_for
 from landscape.pipeline.series import load_series, open_data
 from landscape.pipeline.shard_settings import ShardSettings
@@ -289,6 +290,9 @@ class _Look:
             title = self._choose(operator)
         if hessian.method == "lanczos":
             self.solver.check_fits(operator, hessian.k)
+        if hessian.preconditioner != "none":
+            for task in self.tasks:
+                self._tried(partial(check_optimizer, loaded, operator, task.checkpoint))
         del operator
         begun = time.perf_counter()
         operator = self._operator(loaded, index)

@@ -17,11 +17,12 @@ from landscape.manifest import Manifest
 from landscape.manifest.gone import check_weights, is_gone
 from landscape.manifest.selection import Task
 from landscape.pipeline.forecast import forecast, num_products_of
+from landscape.pipeline.optimizer import check_optimizer, optimizer_of, refuse_averaged
 from landscape.pipeline.preparation import KnownSeries, Preparation, PreparedSeries
 from landscape.pipeline.remaining import RunReport, plan
 from landscape.pipeline.runner import Outcome, run_measurement
 from landscape.pipeline.session import Session, sent
-from landscape.pipeline.spectra_bench import SpectraBench, optimizer_of
+from landscape.pipeline.spectra_bench import SpectraBench
 from landscape.pipeline.spectra_output import StoreOutput, stored_digests
 from landscape.pipeline.spectra_request import SpectraRequest
 from landscape.pipeline.vectors import (
@@ -53,9 +54,14 @@ class SpectraMeasurement(SpectraRequest):
     ) -> PreparedSeries:
         hessian, sizes = self.manifest.hessian, []
 
+        loaded = session.series(self.manifest, tasks[0].series, self.device)
+        optimizers = [] if hessian.preconditioner == "none" else [task.checkpoint for task in tasks]
+
         def check_operator(operator: "HessianOperator") -> None:
             sizes.append(operator.n - operator.num_unused)
             self.solver.check_fits(operator, hessian.k)
+            while optimizers:
+                check_optimizer(loaded, operator, optimizers.pop(0))
 
         preparation = Preparation(
             manifest=self.manifest,
@@ -70,11 +76,12 @@ class SpectraMeasurement(SpectraRequest):
             min_vectors=hessian.k + linalg.MIN_EXTRA_VECTORS,
             check_operator=check_operator,
         )
-        loaded = session.series(self.manifest, tasks[0].series, self.device)
-        if self.manifest.hessian.preconditioner != "none":
-            for task in tasks:
-                optimizer_of(loaded, task.checkpoint)
+        for checkpoint in optimizers:
+            refuse_averaged(loaded, checkpoint)
         prepared = preparation.of(loaded, tasks, known)
+        # Without an operator, as where no picture could be read, their states are read alone.
+        for checkpoint in optimizers:
+            optimizer_of(loaded, checkpoint)
         if not self.keep_vectors:
             return prepared
         num_params = layout_of(loaded.model, loaded.params).n

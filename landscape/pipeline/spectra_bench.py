@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from landscape import clip
-from landscape.errors import CheckpointError
 from landscape.manifest import Checkpoint
 from landscape.manifest.selection import Task
 from landscape.pipeline import lockstep
 from landscape.pipeline.forecast import num_products_of
+from landscape.pipeline.optimizer import optimizer_of, preconditioner_facts
 from landscape.pipeline.preparation import PreparedSeries
 from landscape.pipeline.products import SeriesProducts
 from landscape.pipeline.session import Bench
@@ -18,7 +18,6 @@ from landscape.pipeline.spectra_record import (
     checked_record,
     columns_of,
     norm_of,
-    preconditioner_facts,
 )
 from landscape.pipeline.spectra_request import HVP_TITLES, SpectraRequest
 from landscape.pipeline.vectors import (
@@ -158,18 +157,3 @@ def _record(
         return record
     layout = layout_of(loaded.model, loaded.params)
     return with_vectors(record, eigenpairs, layout, bench.measurement.manifest)
-
-
-def optimizer_of(loaded: "LoadedSeries", checkpoint: Checkpoint) -> "OptimizerState":
-    """Read the state of Adam or AdamW in a checkpoint.
-
-    Raises:
-        CheckpointError: If it holds none that is known to belong to the measured weights.
-    """
-    if loaded.trained.get("weights", "online") == "ema":
-        raise CheckpointError(
-            f"{checkpoint.path}: its averaged weights are measured, but the state of the optimizer "
-            "is that of the trained ones. Say `weights: online` for the series, or "
-            "`preconditioner: none`."
-        )
-    return clip.read_adam_state(checkpoint.path, loaded.model, expected_sha256=checkpoint.sha256)

@@ -1,16 +1,14 @@
 """The record of a batch: columns of eigenpairs, and facts on the preconditioner."""
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from landscape import curvature, linalg, stability
+from landscape import curvature, linalg
 from landscape.errors import NumericalError
 
 if TYPE_CHECKING:
     from landscape.curvature import Params
     from landscape.linalg import EigenPairs, RitzValues
-    from landscape.stability import OptimizerState
 
 
 _Result = TypeVar("_Result")
@@ -75,24 +73,6 @@ def checked_record(kind: Callable[..., _Result], **columns: Any) -> _Result:
         raise NumericalError(
             f"{error} The loss or its products overflowed; scale the loss, or use dtype float64."
         ) from error
-
-
-def preconditioner_facts(state: "OptimizerState") -> dict[str, Any]:
-    """Return the stored facts on the preconditioner, as JSON values.
-
-    They include the threshold with which eigenvalues are compared.
-    """
-    facts: dict[str, Any] = {"optimizer": state.kind, "learning_rate": state.learning_rate}
-    try:
-        threshold = stability.threshold_of(state)
-    except ValueError as error:
-        return {"preconditioner": facts | {"no_threshold": str(error)}}
-    # A learning rate of 0 has an infinite threshold, and JSON has no infinity.
-    value = threshold.value if math.isfinite(threshold.value) else None
-    return {
-        "preconditioner": facts
-        | {"threshold": value, "formula": threshold.formula, "source": threshold.source}
-    }
 
 
 def norm_of(params: "Params") -> float:

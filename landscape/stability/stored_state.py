@@ -8,6 +8,7 @@ makes its groups, which is then compared with the shapes of what was stored for 
 Imports only torch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,18 +41,16 @@ def adam_state_of(stored: object, named: Mapping[str, Tensor], *, where: str) ->
             exactly one way, or a shape differs.
     """
     entries, groups = _parts(stored, where)
-    if any("betas" not in group for group in groups):
-        raise ValueError(
-            f"{where}: its groups have no betas, so this is not the state of Adam or AdamW, and P "
-            "is not known. Use `preconditioner: none`."
-        )
+    for index, group in enumerate(groups):
+        _check_settings(group, f"{where}: group {index}")
     numbers = [list(group["params"]) for group in groups]
     names = _names_of(groups, numbers, named, where)
     parameters: dict[str, ParameterState] = {}
     for index, (group_names, group_numbers) in enumerate(zip(names, numbers)):
         for name, number in zip(group_names, group_numbers):
             kept = entries.get(number, {})
-            _check_shape(name, number, kept, named[name].shape, where)
+            amsgrad = bool(groups[index].get("amsgrad", False))
+            _check_entries(name, number, kept, named[name].shape, where, amsgrad=amsgrad)
             parameters[name] = ParameterState(index, kept, named[name].shape)
     settings = [
         {"decoupled_weight_decay": True}
@@ -80,6 +79,51 @@ def _parts(
     )
 
 
+def _check_settings(group: Mapping[str, Any], where: str) -> None:
+    """Refuse settings of a group that are not those of Adam.
+
+    Raises:
+        ValueError: If one is missing, or no number in its range.
+    """
+    betas = group.get("betas")
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise ValueError(
+            f"{where}: has no betas (got {_short(betas)}), so this is not the state of Adam or "
+            "AdamW, and P is not known. Use `preconditioner: none`."
+        )
+    ranges = [("lr", group.get("lr"), math.inf), ("eps", group.get("eps"), math.inf)]
+    ranges += [(f"beta{place}", beta, 1.0) for place, beta in enumerate(betas, start=1)]
+    ranges += [("weight_decay", group.get("weight_decay", 0.0), math.inf)]
+    for name, value, below in ranges:
+        number = _number(value)
+        if number is None or not 0 <= number < below:
+            end = "" if math.isinf(below) else f" and below {below:g}"
+            raise ValueError(
+                f"{where}: {name} is {_short(value)}, but must be a number of at least 0{end}, so "
+                "P is not known. Take the file as training wrote it, or `preconditioner: none`."
+            )
+    if not all(type(number) is int for number in group["params"]):
+        raise ValueError(
+            f"{where}: its parameters are not all numbers, as torch stores them, so which is which "
+            "is open. Take the file as training wrote it, or `preconditioner: none`."
+        )
+
+
+def _number(value: object) -> float | None:
+    """Read a setting, a number or a tensor that holds one; None if it is neither."""
+    if isinstance(value, Tensor):
+        value = value.item() if value.numel() == 1 and not value.is_complex() else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _short(value: object) -> str:
+    """Describe a value in a message: itself if it is short, else its type."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
+    text = repr(value)
+    return text if len(text) <= 40 and "\n" not in text else f"a {type(value).__name__}"
+
+
 def _names_of(
     groups: Sequence[Mapping[str, Any]],
     numbers: Sequence[Sequence[Any]],
@@ -92,7 +136,7 @@ def _names_of(
         ValueError: If they cannot be known.
     """
     if all("param_names" in group for group in groups):
-        names = [[_plain(name) for name in group["param_names"]] for group in groups]
+        names = [[_plain(str(name)) for name in group["param_names"]] for group in groups]
         said = "the names that it stored"
     elif len(groups) == 1:
         names, said = [list(named)], "all parameters in the order of the model"
@@ -138,20 +182,48 @@ def _plain(name: str) -> str:
     return name
 
 
-def _check_shape(
-    name: str, number: object, kept: Mapping[str, Any], shape: torch.Size, where: str
+def _check_entries(
+    name: str,
+    number: int,
+    kept: object,
+    shape: torch.Size,
+    where: str,
+    *,
+    amsgrad: bool,
 ) -> None:
-    if not kept:
+    """Refuse what is not Adam's state of a parameter of this shape.
+
+    Raises:
+        ValueError: If an entry is missing, or not a number or a tensor of the shape.
+    """
+    if isinstance(kept, Mapping) and not kept:
         return
-    missing = next((key for key in _OF_ADAM if key not in kept), None)
+    keys = [*_OF_ADAM, *(["max_exp_avg_sq"] if amsgrad else [])]
+    missing = next((key for key in keys if not isinstance(kept, Mapping) or key not in kept), None)
     if missing is not None:
         raise ValueError(
             f"{where}: its state of parameter {number} has no {missing!r}, so this is not the "
             "state of Adam or AdamW. Use `preconditioner: none`."
         )
-    if kept["exp_avg_sq"].shape != shape:
+    assert isinstance(kept, Mapping)
+    step = _number(kept["step"])
+    if step is None or not math.isfinite(step):
         raise ValueError(
-            f"{where}: its parameter {number} has the shape {tuple(kept['exp_avg_sq'].shape)}, but "
-            f"should be {name!r} of shape {tuple(shape)}, so its numbers are in another order than "
-            "thought, or of another model. Use `preconditioner: none`."
+            f"{where}: the step of its parameter {number} is {_short(kept['step'])}, but must be a "
+            "number, so P is not known. Take the file as training wrote it, or `preconditioner: "
+            "none`."
         )
+    for key in keys[2:]:
+        moments = kept[key]
+        if not isinstance(moments, Tensor) or not moments.is_floating_point():
+            raise ValueError(
+                f"{where}: {key!r} of its parameter {number} is {_short(moments)}, but must be a "
+                "tensor of real numbers, so P is not known. Take the file as training wrote it, or "
+                "`preconditioner: none`."
+            )
+        if moments.shape != shape:
+            raise ValueError(
+                f"{where}: its parameter {number} has the shape {tuple(moments.shape)}, but should "
+                f"be {name!r} of shape {tuple(shape)}, so its numbers are in another order than "
+                "thought, or of another model. Use `preconditioner: none`."
+            )

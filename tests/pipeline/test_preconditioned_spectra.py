@@ -2,6 +2,7 @@
 and in `info`.
 """
 
+import copy
 import shutil
 
 import numpy as np
@@ -245,6 +246,95 @@ def test_checkpoints_without_the_optimizer_and_epoch_zero_are_refused(study):
     document["epoch_zero"] = "optional"
     (study / "checkpoints.yaml").write_text(yaml.safe_dump(document))
     assert invoke("spectra", study / "checkpoints.yaml", "-o", study / "z.h5").exit_code == 0
+
+
+# What is wrong with the state in a checkpoint, as a function of the state_dict and the number of
+# `visual.proj`, which is measured; and what the message says.
+WRONG_STATES = {
+    "one parameter's state is missing": (
+        lambda state, number: state["state"].pop(number),
+        "has made no step for 1 of 4 parameters that the loss depends on, such as 'visual.proj'",
+    ),
+    "all states are missing": (
+        lambda state, number: state["state"].clear(),
+        "has made no step yet",
+    ),
+    "a parameter is missing": (
+        lambda state, number: state["param_groups"][1]["params"].pop(),
+        "has groups of [24, 13] parameters",
+    ),
+    "another model's": (
+        lambda state, number: state["state"][number].update(exp_avg_sq=torch.ones(16, 16)),
+        "has the shape (16, 16), but should be 'visual.proj'",
+    ),
+    "moments are not finite": (
+        lambda state, number: state["state"][number]["exp_avg_sq"].fill_(np.nan),
+        "its state of 'visual.proj' is not finite",
+    ),
+    "moments are negative": (
+        lambda state, number: state["state"][number]["exp_avg_sq"].neg_(),
+        "its state of 'visual.proj' is not finite",
+    ),
+    "moments are no tensor": (
+        lambda state, number: state["state"][number].update(exp_avg_sq=[1.0]),
+        "'exp_avg_sq' of its parameter 27 is [1.0]",
+    ),
+    "moments are whole numbers": (
+        lambda state, number: state["state"][number].update(exp_avg_sq=torch.ones(8, 8).int()),
+        "'exp_avg_sq' of its parameter 27 is a tensor of int32",
+    ),
+    "the step is text": (
+        lambda state, number: state["state"][number].update(step="x"),
+        "the step of its parameter 27 is 'x'",
+    ),
+    "no entries": (
+        lambda state, number: state["state"].update({number: None}),
+        "its state of parameter 27 has no 'step'",
+    ),
+    "amsgrad without its moments": (
+        lambda state, number: [group.update(amsgrad=True) for group in state["param_groups"]],
+        "has no 'max_exp_avg_sq'",
+    ),
+    "no eps": (
+        lambda state, number: state["param_groups"][0].pop("eps"),
+        "group 0: eps is None",
+    ),
+    "a rate of text": (
+        lambda state, number: state["param_groups"][1].update(lr="fast"),
+        "group 1: lr is 'fast'",
+    ),
+    "one beta": (
+        lambda state, number: state["param_groups"][0].update(betas=0.9),
+        "group 0: has no betas (got 0.9)",
+    ),
+    "beta2 is 1": (
+        lambda state, number: state["param_groups"][0].update(betas=(0.9, 1.0)),
+        "group 0: beta2 is 1.0",
+    ),
+    "numbers are lists": (
+        lambda state, number: state["param_groups"][1]["params"].append([1]),
+        "group 1: its parameters are not all numbers",
+    ),
+}
+
+
+def test_a_wrong_state_of_the_optimizer_is_one_line_before_anything_is_measured(study):
+    document = edited(study)
+    for checkpoint in document["series"][0]["checkpoints"]:
+        checkpoint.pop("sha256", None)
+    (study / "checkpoints.yaml").write_text(yaml.safe_dump(document))
+    model, path = build_model(MODEL), study / "one_2.pt"
+    held = [tensor for group in parameter_groups(model, 0.2) for tensor in group["params"]]
+    (number,) = (at for at, tensor in enumerate(held) if tensor is model.visual.proj)
+    whole = torch.load(path, weights_only=True)
+    for name, (spoil, words) in WRONG_STATES.items():
+        contents = copy.deepcopy(whole)
+        spoil(contents["optimizer"], number)
+        torch.save(contents, path)
+        refused(study, f"{path}: optimizer: ", words)
+        if name in ("no eps", "one parameter's state is missing"):
+            seen = invoke("spectra", study / "checkpoints.yaml", "-o", study / "z.h5", "--dry-run")
+            assert seen.exit_code == 2 and words in " ".join(seen.output.split())
 
 
 def test_averaged_weights_have_no_state_of_the_optimizer(study):
