@@ -116,6 +116,28 @@ def test_a_plain_run_changes_nothing_so_stores_that_are_older_go_on(tmp_path):
     assert said(tmp_path).changes() == {}
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"world_size": 8, "gather_with_grad": False, "local_loss": False}, "were 1/8 of the loss"),
+        ({"world_size": 8, "gather_with_grad": False, "local_loss": True}, "were not those of the"),
+        ({"world_size": 8, "gather_with_grad": True, "local_loss": True}, None),
+        ({"world_size": 1, "gather_with_grad": False, "local_loss": False}, None),
+        ({"world_size": 8, "gather_with_grad": False, "siglip": True}, None),
+        ({"gather_with_grad": False}, None),
+    ],
+)
+def test_gradients_that_were_not_those_of_the_loss_are_noted(values, expected, tmp_path):
+    # The factor is that of findings/open_clip_gradients_by_processes.sh.
+    trained = said(tmp_path, **values)
+    assert [note for note in trained.notes if "gather_with_grad" in note] == [
+        note for note in trained.notes if expected and expected in note
+    ]
+    assert bool(trained.notes) == bool(expected) and trained.changes().keys() <= {"loss"} | {
+        "model_args.init_logit_bias"
+    }
+
+
 def test_siglip_is_the_loss_and_the_bias_that_open_clip_train_gives_it(tmp_path):
     trained = said(tmp_path, siglip=True)
     assert trained.section("model_args") == {"init_logit_bias": -10} and trained.changes() == {

@@ -245,7 +245,28 @@ def _notes(values: Mapping[str, Any], source: str) -> tuple[str, ...]:
             f"{source}: pictures were resized at random in training, and bicubically in "
             "validation, as here."
         )
-    return tuple(notes)
+    return (*notes, *_note_gradients(values, source))
+
+
+def _note_gradients(values: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """State how gradients of several processes differ from those of the loss.
+
+    Without --gather-with-grad a process takes the features of the others for constants, and the
+    mean over processes is taken: findings/open_clip_gradients_by_processes.sh.
+    """
+    count = values.get("world_size")
+    if not isinstance(count, int) or count < 2 or values.get("gather_with_grad") is not False:
+        return ()
+    if values.get("siglip"):
+        return ()
+    how = (
+        "were not those of the loss"
+        if values.get("local_loss")
+        else f"were 1/{count} of the loss's except that of logit_scale, and so are the roots of "
+        f"Adam's second moments: `preconditioner: adam` measures up to {count} times what the "
+        "optimizer met"
+    )
+    return (f"{source}: on {count} processes without gather_with_grad, gradients {how}.",)
 
 
 def _with_activation(path: Path, values: Mapping[str, Any], trained: TrainedAs) -> TrainedAs:
