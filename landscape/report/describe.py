@@ -23,6 +23,7 @@ from landscape.store import (
     is_store,
     is_surface,
     read_densities,
+    running_lines,
 )
 from landscape.store import describe as describe_store
 from landscape.store.predictions import describe_predictions, is_predictions
@@ -76,13 +77,20 @@ def describe(path: Path) -> list[str]:
     lines: dict[str, Callable[[Path], list[str]]] = {
         "manifest": lambda path: Manifest.load(path).describe(),
         "monitor": lambda path: read_record(path).describe(),
-        "surface": describe_surface,
-        "predictions": describe_predictions,
-        "densities": lambda path: [*describe_densities(path), *_of_densities(path)],
+        "surface": lambda path: _with_progress(describe_surface(path), path),
+        "predictions": lambda path: _with_progress(describe_predictions(path), path),
+        "densities": lambda path: _with_progress(
+            [*describe_densities(path), *_of_densities(path)], path
+        ),
         "store": lambda path: [*describe_store(path), *_of_store(path)],
         "checkpoint": _describe_checkpoint,
     }
     return lines[kind_of(path)](path)
+
+
+def _with_progress(lines: list[str], path: Path) -> list[str]:
+    """Add the progress of the run that writes the file, after the line on what it is."""
+    return [*lines[:1], *running_lines(path), *lines[1:]]
 
 
 def _of_store(path: Path) -> list[str]:

@@ -12,7 +12,13 @@ from landscape.store.densities import (
     read_densities,
     write_densities,
 )
-from landscape.store.describe import CheckpointSummary, describe, is_store, summarize
+from landscape.store.describe import (
+    CheckpointSummary,
+    describe,
+    is_store,
+    running_lines,
+    summarize,
+)
 from landscape.store.hdf5 import LARGEST_VALUE
 from landscape.store.merge import MergeReport, merge_stores
 from landscape.store.module_record import ModuleRecord, ModuleTable
@@ -74,6 +80,7 @@ __all__ = [
     "read_densities",
     "read_status",
     "read_surface",
+    "running_lines",
     "summarize",
     "task_key",
     "validate",

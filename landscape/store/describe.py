@@ -155,7 +155,7 @@ def describe(path: str | Path) -> list[str]:
         StoreError: As `SpectrumStore.open`.
     """
     with SpectrumStore.open(path) as store:
-        lines = [*_head(store), *_running(store)]
+        lines = [*_head(store), *running_lines(store.path)]
         tables: dict[str, list[SpectraTable]] = {}
         for key in store.identities:
             table = store.records(*key)
@@ -243,12 +243,12 @@ def _head(store: SpectrumStore) -> list[str]:
     ]
 
 
-def _running(store: SpectrumStore) -> list[str]:
-    """Describe the progress of the run that writes the store.
+def running_lines(path: Path) -> list[str]:
+    """Describe the progress of the run that writes an output.
 
     Empty where no run does, as far as this machine can see.
     """
-    folder = parts_folder(store.path)
+    folder = parts_folder(path)
     status = read_status(folder)
     if status is None or (status.host == os.uname().nodename and lock_owner(folder) is None):
         return []

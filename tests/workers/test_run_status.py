@@ -9,7 +9,9 @@ import time
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
+from landscape.cli import main
 from landscape.store import (
     RunStatus,
     SpectrumStore,
@@ -19,8 +21,10 @@ from landscape.store import (
     read_status,
     write_status,
 )
+from landscape.store.lock import FolderLock
 from landscape.workers.run_status import status_lines
 from tests.helpers.store_records import manifest_of, record_of
+from tests.store.test_store_specification import write_all
 
 STATUS = RunStatus(
     num_planned=3000,
@@ -113,6 +117,24 @@ def test_info_says_it_while_the_run_goes_on_and_not_afterwards(tmp_path):
     with SpectrumWriter(output, manifest) as writer:
         writer.merge()
     assert said() == [] and not parts_folder(output).exists()
+
+
+@pytest.mark.parametrize("name", ["densities.h5", "surface.h5", "predictions.h5"])
+def test_info_says_it_of_every_file_that_a_run_writes(name, tmp_path):
+    output = write_all(tmp_path) / name
+
+    def said():
+        result = CliRunner().invoke(main, ["info", str(output)])
+        assert result.exit_code == 0, result.output
+        return [line for line in result.stdout.splitlines() if line.startswith("running: ")]
+
+    assert said() == []
+    lock = FolderLock(parts_folder(output), output=output)
+    write_status(lock.folder, replace(STATUS, updated=time.time()))
+    (line,) = said()
+    assert f"process {STATUS.pid}" in line and "120 of 3000" in line
+    lock.release(remove_folder=False)
+    assert said() == []
 
 
 def test_a_run_without_a_record_takes_its_status_with_it(tmp_path):
