@@ -242,7 +242,9 @@ def _ascended(nearby: LossNearby, region: _Region, num_steps: int, seed: int) ->
             break
         best, highest = target, loss
     rise, noise = highest - nearby.loss, nearby.noise_of(highest)
-    if rise > noise and (exact := nearby.change_in_float64(best)) is not None:
+    # At the point that was evaluated, which rounding has moved.
+    exact = nearby.change_in_float64(nearby.moved_by(best)) if rise > noise else None
+    if exact is not None:
         noise = max(noise, abs(rise - exact))
     return LossRise(
         value=max(rise - noise, 0.0),

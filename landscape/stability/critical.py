@@ -163,7 +163,8 @@ def critical_of(
         known = {factor: change for factor, change in exact.items() if change is not None}
         is_exact = len(known) == len(exact)
         if is_exact and not bracket.confirm(known, tol):
-            bracket = _exact_bracket(nearby, direction, tol=tol, max_tried=max_losses)
+            better = _exact_bracket(nearby, direction, tol=tol, max_tried=max_losses)
+            bracket, is_exact = (bracket, False) if better is None else (better, True)
     tried = sorted(bracket.tried)
     return CriticalSharpness(
         value=2 / (bracket.estimate() * update.rate),
@@ -182,17 +183,21 @@ def critical_of(
 
 def _exact_bracket(
     nearby: LossNearby, direction: Float[Tensor, " n"], *, tol: float, max_tried: int
-) -> "_Bracket":
-    """Search by losses in float64."""
+) -> "_Bracket | None":
+    """Search by losses in float64; None where they cannot be taken there after all."""
+    is_missing = False
 
     def change_at(factor: float) -> float:
+        nonlocal is_missing
         change = nearby.change_in_float64(factor * direction)
+        is_missing = is_missing or change is None
         return math.nan if change is None else change
 
     digits = torch.finfo(torch.float64).eps / torch.finfo(direction.dtype).eps
     bracket = _Bracket(noise=nearby.noise * digits, margin=tol * _PASSES)
     _search(bracket, change_at, tol=tol, max_tried=max_tried)
-    return bracket
+    # Memory that runs out is no property of the loss, but would count as a rise.
+    return None if is_missing else bracket
 
 
 def _search(
@@ -274,7 +279,8 @@ class _Bracket:
         """
         if not self.is_within(tol) and len(self.decided) < len(self.tried):
             return False
-        if exact.get(self.low, -1.0) >= 0 or exact.get(self.high, 1.0) <= 0:
+        # Not a number is no lower loss.
+        if not exact.get(self.low, -1.0) < 0 or exact.get(self.high, 1.0) <= 0:
             return False
         self.decided = [(factor, exact.get(factor, change)) for factor, change in self.decided]
         return True

@@ -115,14 +115,15 @@ class LossNearby:
                 return math.nan
 
     def change_in_float64(self, offset: Float[Tensor, " n"]) -> float | None:
-        """Compute the change of the loss to an offset, at the same rounded points, in float64.
+        """Compute the change of the loss to an offset, with the point itself in float64.
 
-        The rounding of a nearly fitted network's loss is many units of it, as scores cancel. None
-        in float64, and where the loss cannot be taken there; NaN where it raises at the offset.
+        The rounding of a nearly fitted network's loss is many units of it, as scores cancel, and
+        the rounding of the point is as large as the offset. None in float64, and where the loss
+        cannot be taken there; NaN where it raises at the offset.
         """
         if self._centre.dtype == torch.float64:
             return None
-        moved = unflatten(self._centre + offset, self.params)
+        moved = unflatten(self._centre.double() + offset.double(), self.params)
         with self._problem.differentiating():
             wide = promoted(self._objective, self.params, self._batch)
             if wide is None:

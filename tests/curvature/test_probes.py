@@ -850,6 +850,54 @@ def test_near_a_fit_the_critical_sharpness_in_float32_is_that_in_float64(margin)
         assert critical.value == pytest.approx(exact.value, rel=0.02)
 
 
+def nearly_fitted(residual):
+    """A network in float32, its batch, both in float64, and a step of gradient descent."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1))
+    wide = copy.deepcopy(model).double()
+    x = torch.randn(24, 8)
+    with torch.no_grad():
+        y = (wide(x.double()) + residual * torch.randn(24, 1).double()).float()
+    wide_data = x.double(), y.double()
+    squared_error(wide, wide_data).backward()
+    update = landscape.next_update(torch.optim.SGD(wide.parameters(), lr=0.01), wide)
+    return model, (x, y), wide, wide_data, update
+
+
+def squared_error(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+@pytest.mark.parametrize("residual", [1e-6, 1e-7])
+def test_near_a_fit_the_rounding_of_the_points_does_not_move_the_bracket(residual):
+    """Steps of 1e-7, which weights in float32 round by as much."""
+    model, data, wide, wide_data, update = nearly_fitted(residual)
+    exact = landscape.critical_sharpness(wide, squared_error, wide_data, update)
+    critical = landscape.critical_sharpness(model, squared_error, data, update)
+    assert critical.converged and critical.is_exact
+    # So near to the minimum the loss is a quadratic, which has one crossing.
+    assert critical.low <= exact.value <= critical.high
+    assert critical.value == pytest.approx(exact.value, rel=0.02)
+
+
+def test_memory_that_runs_out_in_float64_is_no_rise_of_the_loss():
+    model, data, _, _, update = nearly_fitted(1e-7)
+    plain = landscape.critical_sharpness(model, squared_error, data, update)
+    num_wide = 0
+
+    def scarce(model, batch):
+        nonlocal num_wide
+        value = squared_error(model, batch)
+        num_wide += value.dtype == torch.float64
+        # After the first losses in float64, which ask for a search there.
+        if num_wide > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return value
+
+    critical = landscape.critical_sharpness(model, scarce, data, update)
+    assert num_wide > 4 and plain.is_exact and not critical.is_exact
+
+
 def test_what_float64_cannot_check_is_said():
     class OnlySingle(torch.autograd.Function):
         @staticmethod
