@@ -9,12 +9,7 @@ import click
 from landscape import limits, pipeline
 from landscape.cli.group import main, one_line_errors
 from landscape.cli.messages import format_of, print_json, say
-from landscape.options import (
-    FILE,
-    PROBES,
-    SEED,
-    Choice,
-    Epochs,
+from landscape.cli.options import (
     as_json,
     hvp_options,
     layout_options,
@@ -22,6 +17,7 @@ from landscape.options import (
     threads_option,
     worker_options,
 )
+from landscape.cli.values import FILE, PROBES, SEED, Choice, Epochs
 from landscape.terminal import TextTable, terminal_width, wrapped
 
 

@@ -12,8 +12,8 @@ import click
 
 from landscape import ranks, threads
 from landscape.cli.messages import say_error
+from landscape.cli.refusals import one_line_refusals
 from landscape.errors import LandscapeError
-from landscape.refusals import one_line_refusals
 from landscape.signals import stop_requests
 from landscape.suggestions import did_you_mean
 from landscape.version import VERSION

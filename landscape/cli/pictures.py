@@ -9,7 +9,8 @@ import click
 from landscape import limits, pipeline
 from landscape.cli.group import main, one_line_errors
 from landscape.cli.messages import refuse_own_input, say
-from landscape.options import (
+from landscape.cli.options import some_series, stated_options, threads_option, worker_options
+from landscape.cli.values import (
     FILE,
     FOLDER,
     RESAMPLES,
@@ -19,10 +20,6 @@ from landscape.options import (
     LogitScale,
     PathType,
     Workers,
-    some_series,
-    stated_options,
-    threads_option,
-    worker_options,
 )
 
 

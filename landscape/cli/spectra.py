@@ -9,19 +9,9 @@ import click
 from landscape import limits, pipeline, ranks
 from landscape.cli.group import ARGUMENTS, leave_work_to_first, main, one_line_errors
 from landscape.cli.messages import say
+from landscape.cli.options import hvp_options, some_series, threads_option, worker_options
+from landscape.cli.values import FILE, Choice, Epochs, FloatRange, Shard, Size
 from landscape.errors import OptionError
-from landscape.options import (
-    FILE,
-    Choice,
-    Epochs,
-    FloatRange,
-    Shard,
-    Size,
-    hvp_options,
-    some_series,
-    threads_option,
-    worker_options,
-)
 
 if TYPE_CHECKING:
     from landscape.manifest import Manifest

@@ -9,18 +9,8 @@ import click
 from landscape import pipeline
 from landscape.cli.group import main, one_line_errors
 from landscape.cli.messages import format_of, print_json, refuse_own_input, say
-from landscape.options import (
-    FILE,
-    RESAMPLES,
-    SEED,
-    Choice,
-    Epochs,
-    PathType,
-    as_json,
-    layout_options,
-    some_series,
-    stated_options,
-)
+from landscape.cli.options import as_json, layout_options, some_series, stated_options
+from landscape.cli.values import FILE, RESAMPLES, SEED, Choice, Epochs, PathType
 
 # Options on the layout that each kind of figure takes.
 _LAYOUT_OF = {

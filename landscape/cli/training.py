@@ -8,13 +8,8 @@ import click
 from landscape import limits, ranks
 from landscape.cli.group import main, one_line_errors
 from landscape.cli.messages import say
-from landscape.options import (
-    FOLDER,
-    Choice,
-    FloatRange,
-    PathType,
-    threads_option,
-)
+from landscape.cli.options import threads_option
+from landscape.cli.values import FOLDER, Choice, FloatRange, PathType
 
 
 @main.command()

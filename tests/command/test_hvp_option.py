@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from landscape.cli import main
-from landscape.options import STRATEGIES, hvp_options
+from landscape.cli.options import STRATEGIES, hvp_options
 
 
 def parse(*arguments: str, differences: bool = True):
