@@ -417,7 +417,8 @@ def test_the_status_of_the_first_process_that_fails_is_passed_on_and_ends_all(la
     assert launched("pass", "pass") == 0
     begun = time.monotonic()
     assert launched("time.sleep(60)", "sys.exit(3)") == 3
-    assert time.monotonic() - begun < 10
+    # The process that sleeps is ended, however busy the machine is.
+    assert time.monotonic() - begun < 40
 
 
 def test_a_process_that_is_killed_is_named(launched):
