@@ -115,7 +115,8 @@ def test_variables_of_the_user_win():
 
 
 def test_the_option_beats_the_environment():
-    seen = set_up_by_command("audit", "no_such_model", "--threads", "2", OMP_NUM_THREADS="1")
+    nowhere = ("spectra", "nowhere.yaml", "-o", "x.h5", "--threads", "2")
+    seen = set_up_by_command(*nowhere, OMP_NUM_THREADS="1")
     assert (seen["start"], seen["large"], seen["small"]) == (2, 2, 2)
 
 
@@ -315,7 +316,7 @@ def test_small_matrices_are_solved_on_one_blas_thread_and_the_users_number_retur
 ):
     seen, eigh = [], np.linalg.eigh
     monkeypatch.setattr(np.linalg, "eigh", lambda H: seen.append(blas_threads()) or eigh(H))
-    landscape.eigsh(hessian, k=2, seed=0)
+    landscape.eigsh(hessian, k=1, tol=0.1, seed=0)
     assert seen and all(set(numbers) == {1} for numbers in seen)
     assert set(blas_threads()) == {2} and torch.get_num_threads() == 2
 
