@@ -1,4 +1,4 @@
-"""The record of a batch: columns of eigenpairs, and facts on the preconditioner."""
+"""The record of a batch: columns of eigenpairs."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
