@@ -22,6 +22,7 @@ from landscape.curvature.hvp.row_chunks import take_rows
 from landscape.errors import ObjectiveError
 from landscape.manifest import Checkpoint, CheckpointSeries
 from landscape.pipeline.audit import AUDITED_ROWS, audited_in_turn
+from landscape.pipeline.cut_vectors import gathered_in_first
 from landscape.pipeline.forecast import num_products_of
 from landscape.pipeline.shard_memory import memory_of_rank
 from landscape.pipeline.shard_settings import rows_of_process
@@ -29,6 +30,12 @@ from landscape.pipeline.solve import Solver
 from landscape.pipeline.spectra import SpectraMeasurement
 from landscape.pipeline.spectra_record import checked_record, columns_of
 from landscape.pipeline.spectra_request import HVP_TITLES
+from landscape.pipeline.vectors import (
+    SpectrumWithVectors,
+    bytes_of_vectors,
+    layout_of,
+    with_vectors,
+)
 from landscape.sharded.check import audited
 from landscape.sharded.finite_difference import ShardedFiniteDifferenceOperator
 from landscape.sharded.layout import Cut
@@ -36,6 +43,8 @@ from landscape.sharded.operator import ShardedHessianOperator
 from landscape.sharded.processes import Processes
 from landscape.sharded.weights import gathered_on_demand
 from landscape.store import Record
+from landscape.store.table import task_key
+from landscape.store.vectors import RoundedVector
 from landscape.terminal import size_text
 
 if TYPE_CHECKING:
@@ -66,7 +75,7 @@ class CutSeries:
         self.measurement, self.loaded, self.series = measurement, loaded, series
         self.mesh, self.processes = mesh, processes
         self.audit: dict[str, Any] = {}
-        self._solver = Solver(measurement.solver)
+        self._solver = Solver(measurement.solver, with_vectors=measurement.keep_vectors)
         self._verifications: dict[Checkpoint, VerifiedFiles] = {}
         self._info: CheckpointInfo | None = None
         self._notes, self._said = Notes(), 0
@@ -221,7 +230,7 @@ class CutSeries:
             "--hvp finite-difference, or anyway, and marked so, with --unaudited."
         )
 
-    def measure(self, checkpoint: Checkpoint, index: int) -> Record | None:
+    def measure(self, checkpoint: Checkpoint, index: int) -> Record | SpectrumWithVectors | None:
         """Measure a batch; return the record in process 0, None elsewhere.
 
         Collective.
@@ -235,14 +244,29 @@ class CutSeries:
             hessian = self.measurement.manifest.hessian
             eigenpairs = self._solver.lanczos(operator, hessian, index, series=self.series.name)
             norm = operator.space.norm(flatten(operator.params))
+            vectors = self._vectors(eigenpairs, operator, checkpoint, index)
             seconds = float(self.processes.total(np.array([time.process_time() - begun]))[0])
         finally:
             operator.release()
         if self.processes.rank:
             return None
-        return self._record(
+        record = self._record(
             checkpoint, index, eigenpairs, operator, parameter_norm=norm, seconds=seconds
         )
+        if vectors is None:
+            return record
+        layout = layout_of(self.loaded.model, self.loaded.params)
+        return with_vectors(record, eigenpairs, layout, self.measurement.manifest, vectors)
+
+    def _vectors(
+        self, eigenpairs: "EigenPairs", operator: CutOperator, checkpoint: Checkpoint, index: int
+    ) -> list[RoundedVector] | None:
+        """Gather the eigenvectors where they are to be kept; collective."""
+        if not self.measurement.keep_vectors:
+            return None
+        assert eigenpairs.vectors is not None, "the solver was told to return them"
+        where = task_key(self.series.name, checkpoint.epoch, index)
+        return gathered_in_first(eigenpairs.vectors, operator.space, where)
 
     def _record(
         self,
@@ -278,6 +302,11 @@ class CutSeries:
             extras={"audit": self.audit, "operator": eigenpairs.checked}
             | self.loaded.notes_on(self._info),
         )
+
+    def vector_bytes(self) -> int:
+        """Estimate the bytes of a batch's vectors on the disk, at most."""
+        num_params = layout_of(self.loaded.model, self.loaded.params).n
+        return bytes_of_vectors(self.measurement.manifest.hessian.k, num_params, num_params)
 
     def memory_text(self) -> str:
         """Describe the memory that each process needs, and what is free."""

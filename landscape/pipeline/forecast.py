@@ -385,6 +385,13 @@ class _LookAtCut(_Look):
             max_basis_memory=self.solver.sharing(count).max_basis_memory,
         )
         self.seen.rows.append(("memory", memory.text(count)))
+        if self.keep_vectors:
+            k, num_params = self.manifest.hessian.k, sum(p.numel() for p in loaded.params.values())
+            num_batches = sum(len(task.indices) for task in self.tasks)
+            # Which parameters a batch does not use is not known without a product.
+            self.seen.vector_bytes = num_batches * bytes_of_vectors(k, num_params, num_params)
+            text = f"at most {size_text(self.seen.vector_bytes)} on the disk"
+            self.seen.rows.append(("vectors", f"{text} for {k} of each of {num_batches} batches"))
 
 
 def _seconds_of_product(

@@ -79,7 +79,6 @@ def _check_conflicts(shards: ShardSettings, measurement: SpectraMeasurement) -> 
     conflicts = [
         (hvp not in STRATEGIES, f"--hvp {hvp}", of_graphs),
         (":" in device, f"--device {device}", "every process has a device of its own"),
-        (measurement.keep_vectors, "--keep-vectors", "every process has a part of each vector"),
     ]
     for is_there, option, why in conflicts:
         if is_there:

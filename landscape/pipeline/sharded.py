@@ -29,6 +29,7 @@ from landscape.pipeline.series import load_series, open_data
 from landscape.pipeline.session import Failure, failure_of
 from landscape.pipeline.shard_settings import ShardSettings
 from landscape.pipeline.spectra import SpectraMeasurement, report_after
+from landscape.pipeline.vectors import check_room
 from landscape.sharded.joining import joined
 from landscape.sharded.processes import Processes
 from landscape.signals import obey_lost_request
@@ -129,6 +130,7 @@ class _Run:
             measurement.solver,
             measurement.unaudited,
             measurement.selection,
+            measurement.keep_vectors,
         )
         self.processes.must_agree(options, "options", _SAME_COMMAND)
 
@@ -163,6 +165,12 @@ class _Run:
             series.audit = self._audit(series)
             series.release()
             show_notes([f"{name}: {series.memory_text()}"], shown=self.progress)
+        with self.processes.together():
+            if self.output is not None and self.measurement.keep_vectors:
+                sizes = [
+                    len(task.indices) * prepared[task.series.name].vector_bytes() for task in tasks
+                ]
+                check_room(self.measurement.output, sum(sizes))
         return prepared
 
     def _audit(self, series: CutSeries) -> dict[str, Any]:

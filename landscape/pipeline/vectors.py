@@ -1,6 +1,7 @@
 """The leading eigenvectors of a batch, as `landscape spectra --keep-vectors` keeps them."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from landscape.store import (
     StoreContents,
     VectorRecord,
 )
+from landscape.store.vectors import RoundedVector
 from landscape.terminal import size_text
 
 if TYPE_CHECKING:
@@ -38,9 +40,16 @@ class SpectrumWithVectors:
 
 
 def with_vectors(
-    record: Record, eigenpairs: "EigenPairs", layout: ParameterLayout, manifest: "Manifest"
+    record: Record,
+    eigenpairs: "EigenPairs",
+    layout: ParameterLayout,
+    manifest: "Manifest",
+    rounded: Sequence[RoundedVector] | None = None,
 ) -> SpectrumWithVectors:
     """Add the eigenvectors to a record.
+
+    Args:
+        rounded: The eigenvectors, where those of the eigenpairs are parts of them.
 
     Raises:
         NumericalError: If a vector is zero.
@@ -52,7 +61,9 @@ def with_vectors(
         for name in ("series", "epoch", "batch", "batch_sha256", "checkpoint_sha256", "residuals")
     }
     kept = VectorRecord.of(
-        (vectors[:, index].cpu().numpy() for index in range(record.k)),
+        (vectors[:, index].cpu().numpy() for index in range(record.k))
+        if rounded is None
+        else rounded,
         values=record.values,
         rest=rest_of(eigenpairs),
         layout=layout,

@@ -75,6 +75,21 @@ class ParameterLayout:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class RoundedVector:
+    """A unit vector that is in half precision already.
+
+    Args:
+        half: Its entries, multiplied by a power of two.
+        scale: One over that power.
+        rounding: Norm of what rounding took.
+    """
+
+    half: Float16[np.ndarray, " n"]
+    scale: float
+    rounding: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class VectorRecord:
     """The eigenvectors of a batch as they are written, in memory.
 
@@ -99,7 +114,7 @@ class VectorRecord:
     @classmethod
     def of(
         cls,
-        vectors: Iterable[Float[np.ndarray, " n"]],
+        vectors: Iterable[Float[np.ndarray, " n"] | RoundedVector],
         *,
         values: Float[np.ndarray, " k"],
         residuals: Float[np.ndarray, " k"],
@@ -110,7 +125,7 @@ class VectorRecord:
         """Round eigenvectors to half precision and compress them, one at a time.
 
         Args:
-            vectors: As many as `values`, each of any length but zero.
+            vectors: As many as `values`, each of any length but zero, or rounded already.
             rest: Smallest and largest of the other Ritz values, with their residuals.
             facts: The key and the digests.
 
@@ -182,11 +197,18 @@ def _copy_chunks(source: h5py.Dataset, target: h5py.Dataset) -> None:
 
 
 def _write_vectors(
-    group: h5py.Group, vectors: Iterable[Float[np.ndarray, " n"]], record: VectorRecord
+    group: h5py.Group,
+    vectors: Iterable[Float[np.ndarray, " n"] | RoundedVector],
+    record: VectorRecord,
 ) -> None:
     dataset = _make_dataset(group, record.k, record.n)
     scales, rounding = np.zeros(record.k), np.zeros(record.k)
     for row, vector in enumerate(vectors):
+        if isinstance(vector, RoundedVector):
+            for start in range(0, record.n, BLOCK):
+                dataset[row, start : start + BLOCK] = vector.half[start : start + BLOCK]
+            scales[row], rounding[row] = vector.scale, vector.rounding
+            continue
         scales[row], rounding[row] = _write_vector(dataset, row, vector, record.key)
     _write_numbers(group, "scales", scales)
     _write_numbers(group, "rounding", rounding)
@@ -196,27 +218,52 @@ def _write_vector(
     dataset: h5py.Dataset, row: int, vector: Float[np.ndarray, " n"], key: str
 ) -> tuple[float, float]:
     """Write a vector in blocks; return its scale and what rounding took."""
-    squares = sum(float(block @ block) for _, block in _blocks(vector))
-    if not (np.isfinite(squares) and squares > 0):
-        raise NumericalError(
-            f"{key}: eigenvector {row} is zero or not finite, so it has no direction to keep. Look "
-            "for an overflow, or leave --keep-vectors out."
-        )
-    norm = float(np.sqrt(squares))
-    # frexp: the largest entry is m 2^e with 1/2 <= m < 1.
-    largest = max(float(np.abs(block).max()) for _, block in _blocks(vector)) / norm
-    exponent = _EXPONENT - int(np.frexp(largest)[1])
+    norm, exponent = direction_of(
+        sum(float(block @ block) for _, block in blocks_of(vector)),
+        max((float(np.abs(block).max()) for _, block in blocks_of(vector)), default=0.0),
+        f"{key}: eigenvector {row}",
+    )
     lost = 0.0
-    for start, block in _blocks(vector):
-        unit = block / norm
-        half = np.ldexp(unit, exponent).astype(np.float16)
+    for start, block in blocks_of(vector):
+        half, squares = rounded(block, norm, exponent)
         dataset[row, start : start + len(half)] = half
-        remainder = unit - np.ldexp(half.astype(np.float64), -exponent)
-        lost += float(remainder @ remainder)
+        lost += squares
     return float(np.ldexp(1.0, -exponent)), float(np.sqrt(lost))
 
 
-def _blocks(vector: Float[np.ndarray, " n"]) -> Iterator[tuple[int, Float[np.ndarray, " c"]]]:
+def direction_of(squares: float, largest: float, where: str) -> tuple[float, int]:
+    """Compute the norm of a vector, and the power of two for its rounding.
+
+    Args:
+        squares: Sum of the squares of its entries.
+        largest: The largest of their sizes.
+        where: Name of the vector in messages.
+
+    Raises:
+        NumericalError: If it is zero or not finite.
+    """
+    if not (np.isfinite(squares) and squares > 0):
+        raise NumericalError(
+            f"{where} is zero or not finite, so it has no direction to keep. Look for an overflow, "
+            "or leave --keep-vectors out."
+        )
+    norm = float(np.sqrt(squares))
+    # frexp: the largest entry is m 2^e with 1/2 <= m < 1.
+    return norm, _EXPONENT - int(np.frexp(largest / norm)[1])
+
+
+def rounded(
+    block: Float[np.ndarray, " c"], norm: float, exponent: int
+) -> tuple[Float16[np.ndarray, " c"], float]:
+    """Round some entries of a vector of this norm; also return the squares of what that took."""
+    unit = block / norm
+    half = np.ldexp(unit, exponent).astype(np.float16)
+    remainder = unit - np.ldexp(half.astype(np.float64), -exponent)
+    return half, float(remainder @ remainder)
+
+
+def blocks_of(vector: Float[np.ndarray, " n"]) -> Iterator[tuple[int, Float[np.ndarray, " c"]]]:
+    """Cut a vector into blocks in float64, each with its first coordinate."""
     for start in range(0, len(vector), BLOCK):
         yield start, vector[start : start + BLOCK].astype(np.float64)
 

@@ -253,6 +253,9 @@ def measure_all(folder: Path) -> dict[str, Any]:
         print(f"{name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
 
     said("whole", 1, study, "-o", folder / "whole.h5", "--batches", 2, shards=False)
+    kept = ("--keep-vectors", *first)
+    said("kept in one", 1, study, "-o", folder / "kept_whole.h5", *kept, shards=False)
+    said("kept", 3, study, "-o", folder / "kept.h5", *kept)
     mixed = folder / "mixed.h5"
     said("mixed, begun by two", 2, study, "-o", mixed, *first)
     said("mixed, continued by one", 1, study, "-o", mixed, *two, shards=False)

@@ -203,11 +203,6 @@ def test_a_disk_without_room_is_refused_before_anything_is_measured(study, tmp_p
     assert dry.exit_code == 2 and "are free on this disk" in " ".join(dry.output.split())
 
 
-def test_processes_that_share_a_model_keep_no_vectors(study, tmp_path):
-    result = invoke("spectra", study, "-o", tmp_path / "x.h5", "--shards", "1", "--keep-vectors")
-    assert result.exit_code == 2 and "does not go with --keep-vectors" in result.stderr
-
-
 def test_modules_keep_no_vectors_but_the_whole_does(study, tmp_path):
     output = tmp_path / "x.h5"
     options = ["--keep-vectors", "--per-module", "--epochs", "1", "--batches", "1"]

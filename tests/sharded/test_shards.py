@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from landscape.cli import main
 from landscape.clip.meta_model import parameters_on_meta, remove_rows
 from landscape.clip.model import build_model
 from landscape.errors import WorkerDied
+from landscape.pipeline import cut_vectors
 from landscape.pipeline.shard_memory import WORK_VECTORS, memory_of_rank
 from landscape.pipeline.shard_settings import rows_of_process
 from landscape.signals import Stopped, stop_requests
@@ -332,6 +334,74 @@ def test_rows_are_divided_so_that_each_process_has_one():
             list(itertools.chain(*parts)) == list(range(num_rows))
             and max(map(len, parts)) - min(map(len, parts)) <= 1
         )
+
+
+# --- eigenvectors ---------------------------------------------------------------------------------
+
+
+def test_processes_that_share_a_model_keep_the_eigenvectors_of_one(folder, seen):
+    assert [said["status"] for said in seen["kept"]] == [0, 0, 0]
+    stores = [SpectrumStore.open(folder / name) for name in ("kept.h5", "kept_whole.h5")]
+    with stores[0] as shared, stores[1] as alone:
+        with shared.vectors.open("one", 0, 0) as ours, alone.vectors.open("one", 0, 0) as theirs:
+            assert ours.layout == theirs.layout and ours.digests == theirs.digests
+            ours.check()
+            first, second = ours.read(0, ours.n), theirs.read(0, ours.n)
+            # Differences of 1e-12 may round to the next number of 11 bits.
+            largest = np.abs(second).max(axis=1)
+            assert (np.abs(first - second).max(axis=1) <= 2**-10 * largest).all()
+            np.testing.assert_allclose(ours.rounding, theirs.rounding, rtol=1e-3)
+            np.testing.assert_allclose(ours.rest, theirs.rest, rtol=1e-9)
+    (line,) = [said["stderr"] for said in seen["kept"] if said["stderr"]]
+    assert "does not go with" not in line
+
+
+class Exchange:
+    """Processes of which one computes: gathering adds the padded entries of the others."""
+
+    rank = 0
+
+    def __init__(self, parts, block):
+        self.parts, self.size, self.start, self.block = parts, len(parts), 0, block
+        self.sizes = []
+
+    def gather(self, part, name):
+        count = len(part) // 2
+        self.sizes.append((part.dtype, count))
+        assert count <= self.block
+        rows = np.zeros((self.size, count), dtype=np.float16)
+        for row, values in zip(rows, self.parts):
+            piece = values[self.start : self.start + count]
+            row[: len(piece)] = piece
+        assert torch.equal(part, torch.from_numpy(rows[0]).view(torch.uint8))
+        self.start += count
+        return torch.from_numpy(rows.reshape(-1)).view(torch.uint8)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_pieces_of_all_processes_are_put_in_place_a_block_at_a_time(block, monkeypatch):
+    generator = np.random.default_rng(0)
+    # Parameters of 3 processes, of which some have nothing of some.
+    lengths = np.array([[5, 5, 2], [1, 0, 0], [8, 8, 7], [0, 0, 0], [3, 3, 0]])
+    whole = generator.standard_normal(lengths.sum()).astype(np.float16)
+    starts = lengths.cumsum().reshape(lengths.shape) - lengths
+    parts = [
+        np.concatenate([whole[a : a + size] for a, size in zip(starts[:, rank], lengths[:, rank])])
+        for rank in range(3)
+    ]
+    monkeypatch.setattr(cut_vectors, "BLOCK", block)
+    exchange = Exchange(parts, block)
+    space = SimpleNamespace(processes=exchange, lengths=lengths, n=len(whole))
+    joined = cut_vectors._joined(parts[0], space, torch.device("cpu"))
+    np.testing.assert_array_equal(joined, whole)
+    assert {dtype for dtype, _ in exchange.sizes} == {torch.uint8}
+
+
+def test_a_dry_run_with_vectors_says_their_bytes(study, tmp_path):
+    options = ["--shards", 2, "--dry-run", "--keep-vectors"]
+    result = invoke(study, "-o", tmp_path / "x.h5", *options)
+    assert result.exit_code == 0, result.output
+    assert "vectors at most" in " ".join(result.stdout.split())
 
 
 # --- what does not go together --------------------------------------------------------------------
