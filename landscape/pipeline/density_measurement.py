@@ -21,10 +21,15 @@ from landscape.manifest.selection import Selection, Task
 from landscape.manifest.trained import LOCAL_DIR
 from landscape.memory import peak_memory
 from landscape.pipeline.density_file import DensityFile, Key, stored_digests
-from landscape.pipeline.preparation import KnownSeries, Preparation, PreparedSeries
+from landscape.pipeline.preparation import (
+    KnownSeries,
+    Preparation,
+    PreparedSeries,
+    check_same_function,
+)
 from landscape.pipeline.products import HvpSettings, SeriesProducts
 from landscape.pipeline.session import Bench, Measurement, Output, Session, sent
-from landscape.store import LARGEST_VALUE, DensityRecord, parts_folder
+from landscape.store import LARGEST_VALUE, DensityRecord, models_as_trained, parts_folder
 from landscape.store.lock import FolderLock
 from landscape.workers.run_status import remove_status
 
@@ -206,7 +211,18 @@ class DensityOutput(Output):
         return self.measurement.left(self.file)
 
     def accept(self, series: str, prepared: PreparedSeries) -> PreparedSeries:
-        """Record a series, and add a missing audit to its stored records."""
+        """Record a series, and add a missing audit to its stored records.
+
+        Raises:
+            StoreError: If stored densities are of another function of the same weights.
+        """
+        stored = [
+            used
+            for (name, _), record in self.file.known.items()
+            if name == series
+            for used in models_as_trained(record.settings)
+        ]
+        check_same_function(self.file.target, series, prepared.used, stored)
         self._used[series] = prepared.used
         self._passed[series] = bool(prepared.audit["passed"])
         if prepared.audit["passed"]:

@@ -17,7 +17,13 @@ from landscape.errors import StoreError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.manifest.selection import Task
 from landscape.memory import peak_memory
-from landscape.pipeline.preparation import KnownSeries, PreparedSeries, num_gpus, threads_of_torch
+from landscape.pipeline.preparation import (
+    KnownSeries,
+    PreparedSeries,
+    check_same_function,
+    num_gpus,
+    threads_of_torch,
+)
 from landscape.pipeline.session import Bench, Measurement, Output, Session, sent
 from landscape.pipeline.surface_plan import SurfacePlan
 from landscape.pipeline.surface_source import DIRECTIONS_FILE, Slice, open_slice
@@ -25,6 +31,7 @@ from landscape.store import (
     StoredSurface,
     axes_of,
     check_same_request,
+    models_as_trained,
     parts_folder,
     read_surface,
     write_surface,
@@ -156,7 +163,8 @@ class SurfaceOutput(Output):
         """Continue the stored surface, or begin with an empty one.
 
         Raises:
-            StoreError: If the directions differ from those of the stored points.
+            StoreError: If the directions differ from those of the stored points, or these are of
+                another function of the same weights.
         """
         (empty, directions_sha256), data = prepared.details, self.measurement.data
         if self.stored is None:
@@ -172,6 +180,8 @@ class SurfaceOutput(Output):
                 f"{self.stored.directions_sha256}, got {directions_sha256}), so new points would "
                 f"lie in another plane. Remove {data} to begin anew."
             )
+        stored = models_as_trained({"as_trained": self.stored.as_trained or None})
+        check_same_function(data, series, prepared.used, stored)
         coordinates = tuple(axis.coordinates for axis in axes_of(self.stored.result))
         return replace(prepared, details=(coordinates, directions_sha256))
 

@@ -268,6 +268,20 @@ def test_more_batches_of_the_same_density_cost_no_more_than_themselves(
         )
 
 
+def test_densities_of_another_function_of_the_same_weights_are_not_added_to(study, tmp_path):
+    command = ("density", study, "--epochs", 0, *QUICK, "--unaudited", "-o", tmp_path / "d.svg")
+    assert invoke(*command, "--batches", 1).exit_code == 0
+    path = tmp_path / "d.h5"
+    (record,) = read_densities(path)
+    used = {**record.settings["as_trained"], "activation": ["QuickGELU", "params.txt"]}
+    write_densities(path, [replace(record, settings={**record.settings, "as_trained": used})])
+    before = path.read_bytes()
+    result = invoke(*command, "--batches", 2)
+    assert result.exit_code == 2
+    assert "activation QuickGELU (params.txt), but now it is GELU" in result.stderr
+    assert path.read_bytes() == before and not parts_folder(path).exists()
+
+
 def test_two_runs_do_not_write_one_file_and_nothing_is_left_of_the_lock(study, tmp_path):
     command = ("density", study, "--epochs", 0, *PLAIN, "-o", tmp_path / "density.svg")
     lock = FolderLock(parts_folder(tmp_path / "density.h5"), output=tmp_path / "density.h5")

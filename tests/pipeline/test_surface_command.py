@@ -300,6 +300,21 @@ def test_points_whose_eigenvectors_were_lost_are_not_mixed_with_others(study, mo
     assert path.read_bytes() == before
 
 
+def test_points_of_another_function_of_the_same_weights_are_not_added_to(study):
+    options = ("--series", "one", "--dimensions", "1")
+    assert surface(study, *options).exit_code == 0
+    path = study.parent / "surface.h5"
+    with h5py.File(path, "a") as file:
+        file["computed"][0], file["losses"][0] = False, np.nan
+        used = json.loads(file.attrs["as_trained"])
+        file.attrs["as_trained"] = json.dumps({**used, "activation": ["QuickGELU", "params.txt"]})
+    before = path.read_bytes()
+    result = surface(study, *options)
+    assert result.exit_code == 2
+    assert "activation QuickGELU (params.txt), but now it is GELU" in result.stderr
+    assert path.read_bytes() == before
+
+
 def test_a_surface_is_read_back_as_it_was_written(study):
     surface(study, "--series", "one", "--directions", "eigenvectors")
     stored = read(study)
