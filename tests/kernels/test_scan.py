@@ -114,6 +114,9 @@ def test_derivatives_pass_gradcheck_in_both_modes_and_batched(backend, length, r
         check_batched_grad=True,
         check_batched_forward_grad=True,
     )
+    # gradgradcheck leaves out a gradient that has no graph: it must not pass so.
+    gradients = torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True)
+    assert all(gradient.requires_grad for gradient in gradients)
     # Every entry of the second derivative for the lengths of which 65 has the most parts; along
     # random directions, which no wrong entry can hide from, for the others.
     assert gradgradcheck(

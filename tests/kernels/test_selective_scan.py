@@ -200,6 +200,9 @@ def test_derivatives_pass_gradcheck_in_both_modes_and_batched(backend, length):
     assert gradcheck(
         function, leaves, check_forward_ad=True, check_batched_forward_grad=length <= 2, **options
     )
+    # gradgradcheck leaves out a gradient that has no graph: it must not pass so.
+    gradients = torch.autograd.grad(function(*leaves).sum(), leaves, create_graph=True)
+    assert all(gradient.requires_grad for gradient in gradients)
     assert gradgradcheck(
         function, leaves, check_fwd_over_rev=True, check_rev_over_rev=True, **options
     )
