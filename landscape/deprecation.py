@@ -60,7 +60,8 @@ def renamed_attribute(namespace: dict[str, Any], name: str, renamed: dict[str, s
     if name not in renamed:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     new = renamed[name]
-    warn_of_old_name(f"{module}.{name}", f"{module}.{new}", stacklevel=4)
+    if not _is_checked_by_import():
+        warn_of_old_name(f"{module}.{name}", f"{module}.{new}", stacklevel=4)
     return getattr(sys.modules[module], new)
 
 
@@ -77,6 +78,16 @@ def moved_attribute(namespace: dict[str, Any], name: str, moved: dict[str, str])
     module = namespace["__name__"]
     if name not in moved:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    warn_of_old_name(f"{module}.{name}", moved[name], stacklevel=4)
+    if not _is_checked_by_import():
+        warn_of_old_name(f"{module}.{name}", moved[name], stacklevel=4)
     place, _, new = moved[name].rpartition(".")
     return getattr(importlib.import_module(place), new)
+
+
+def _is_checked_by_import() -> bool:
+    """Tell whether `from package import name` only tests that the name exists.
+
+    It looks the name up again to bind it, and would warn twice.
+    """
+    # This function, its caller, the module's __getattr__, and then who looks the name up.
+    return sys._getframe(3).f_code.co_name == "_handle_fromlist"

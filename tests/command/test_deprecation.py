@@ -139,3 +139,21 @@ def test_names_that_left_the_face_of_curvature_warn_and_say_where_they_are(name,
     assert len(caught) == 1 and caught[0].filename == __file__
     assert moved is pkgutil.resolve_name(place)
     assert name not in curvature.__all__
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from landscape.curvature import ProductChoice",
+        "from landscape.curvature import LossSlice",
+        "from landscape.pipeline import ProductSettings",
+        "import landscape.curvature; landscape.curvature.squared_norm",
+    ],
+)
+def test_a_statement_with_an_old_name_warns_once(statement):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(compile(statement, "users_own.py", "exec"), {})
+    assert [(each.category, each.filename) for each in caught] == [
+        (DeprecationWarning, "users_own.py")
+    ]
