@@ -69,7 +69,7 @@ class _Commands(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], *rest: Any, **options: Any
     ) -> click.Context:
-        with _interrupted_without_work(), one_line_refusals():
+        with _interrupted_without_work(), _reported_once(), one_line_refusals():
             arguments = tuple(args)
             context = super().make_context(info_name, args, *rest, **options)
             context.meta[ARGUMENTS] = arguments
@@ -84,14 +84,19 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _interrupted_without_work():
-            try:
-                with one_line_refusals(ctx):
-                    return super().invoke(ctx)
-            except click.ClickException as error:
-                if ranks.is_reporter():
-                    raise
-                sys.exit(error.exit_code)
+        with _interrupted_without_work(), _reported_once(), one_line_refusals(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _reported_once() -> Iterator[None]:
+    """Let only one of several processes show the refusal that ends all."""
+    try:
+        yield
+    except click.ClickException as error:
+        if ranks.is_reporter():
+            raise
+        sys.exit(error.exit_code)
 
 
 @contextmanager

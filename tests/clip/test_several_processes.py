@@ -393,6 +393,16 @@ def test_processes_that_share_a_store_refuse_a_wrong_option_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("arguments", [["--unknown"], ["--unknown", "train"], ["unknown"]])
+def test_processes_that_share_a_store_refuse_a_wrong_command_line_in_one_line(
+    arguments, tmp_path, context
+):
+    statuses, lines = fork_two(context, tmp_path, arguments)
+    assert statuses == [2, 2] and [" ".join(line.split()[:3]) for line in lines] == [
+        "landscape: No such"
+    ]
+
+
 def with_a_damaged_picture(folder):
     """Pairs of which row 8 is no picture."""
     table = write_pairs(folder)
