@@ -172,7 +172,7 @@ class Campaign:
         self.log.touch()
         self.environment = environment_of(folder, self.log)
         (folder / "study").mkdir()
-        make = "from pathlib import Path; from spectra_study import make_study; "
+        make = "from pathlib import Path; from tests.helpers.spectra_study import make_study; "
         make += f"make_study(Path({str(folder / 'study')!r}), with_config=True, epochs=(0, 1, 2))"
         subprocess.run([sys.executable, "-c", make], env=self.environment, check=True)
 

@@ -27,7 +27,7 @@ with LocalPool(2) as pool:
     done = dispatch({2: range(10), 3: range(10)}, pool, multiples)
     print(sum(result for unit in done for result in unit.results))
 """
-SCRIPT = SCRIPT.replace("import operator", "from worker_calls import multiples")
+SCRIPT = SCRIPT.replace("import operator", "from tests.helpers.worker_calls import multiples")
 # Starts a child in a long call, says its number, and waits.
 PARENT = """
 import sys, time
