@@ -27,6 +27,8 @@ from landscape.version import VERSION
 
 # What flock raises on a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# Keys of the first line that are no settings.
+_OF_THE_FORMAT = {"landscape", "schema_version", "landscape_version"}
 _held: set[int] = set()
 
 
@@ -120,10 +122,13 @@ class RecordWriter:
 
     def _check_same(self, lines: Lines, settings: Mapping[str, Any]) -> None:
         assert lines.header is not None
-        for key, value in json.loads(json.dumps(dict(settings))).items():
-            if lines.header.get(key) != value:
+        now = json.loads(json.dumps(dict(settings)))
+        # A setting that is named only where it is used may be gone as well as new.
+        for key in dict.fromkeys([*now, *(lines.header.keys() - _OF_THE_FORMAT)]):
+            before, value = lines.header.get(key, False), now.get(key, False)
+            if before != value:
                 raise StoreError(
-                    f"{self.path}: its {key} is {lines.header.get(key)!r}, now it is {value!r}, "
+                    f"{self.path}: its {key} is {before!r}, now it is {value!r}, "
                     "and one record holds measurements of one kind. Name another file, or measure "
                     "as before."
                 )

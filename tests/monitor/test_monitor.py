@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import landscape
 from landscape.curvature.objective import Objective, select_parameters
-from landscape.errors import ObjectiveError
+from landscape.errors import ObjectiveError, StoreError
 from landscape.linalg.operator import seeded
 from landscape.monitor import (
     Measurement,
@@ -683,6 +683,31 @@ def test_a_record_without_that_column_is_written_as_before():
     model = classifier()
     monitor = SharpnessMonitor(model, cross_entropy, labelled())
     assert "update_sharpness" not in monitor._meter.settings()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_record_with_that_column_goes_on_with_it_and_without_it_without(before, tmp_path):
+    model, output = classifier(), tmp_path / "record.jsonl"
+
+    def monitor(along):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return SharpnessMonitor(
+            model,
+            cross_entropy,
+            labelled(),
+            optimizer=optimizer,
+            update_sharpness=along,
+            output=output,
+            start_step=0,
+        )
+
+    monitor(before).close()
+    content = output.read_bytes()
+    with pytest.raises(StoreError) as error:
+        monitor(not before)
+    assert f"its update_sharpness is {before}, now it is {not before}" in str(error.value)
+    assert output.read_bytes() == content
+    monitor(before).close()
 
 
 def test_a_learning_rate_of_zero_has_no_sharpness_along_the_update():
