@@ -11,13 +11,14 @@ from landscape.cli.group import main, one_line_errors
 from landscape.cli.messages import format_of, print_json, say
 from landscape.cli.options import (
     as_json,
+    epochs_option,
     hvp_options,
     layout_options,
     some_series,
     threads_option,
     worker_options,
 )
-from landscape.cli.values import FILE, PROBES, SEED, Choice, Epochs
+from landscape.cli.values import FILE, PROBES, SEED, Choice
 from landscape.terminal import TextTable, terminal_width, wrapped
 
 
@@ -25,10 +26,8 @@ from landscape.terminal import TextTable, terminal_width, wrapped
 @click.argument("source", metavar="STORE_MANIFEST_OR_MODEL")
 @click.option("-o", "--output", required=True, type=FILE, help="A .png, .pdf or .svg file.")
 @some_series
-@click.option(
-    "--epochs",
-    type=Epochs(),
-    help="Epochs of the panels, and those measured of a manifest; default: all, with six panels.",
+@epochs_option(
+    "Epochs of the panels, and those measured of a manifest; default: all, with six panels."
 )
 @click.option(
     "--batches",

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from landscape import limits, pipeline, ranks, threads
-from landscape.cli.values import FILE, Choice, FloatRange, Size, Workers
+from landscape.cli.values import FILE, Choice, Epochs, FloatRange, Size, Workers
 
 
 def stated_options() -> frozenset[str]:
@@ -25,6 +25,17 @@ def stated_options() -> frozenset[str]:
         if option.name is not None
         and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     )
+
+
+def epochs_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add an option that names epochs; lists of a repeated one are joined."""
+    return click.option("--epochs", type=Epochs(), multiple=True, callback=_joined, help=help)
+
+
+def _joined(
+    context: click.Context, parameter: click.Parameter, lists: tuple[tuple[int, ...], ...]
+) -> tuple[int, ...] | None:
+    return tuple(epoch for epochs in lists for epoch in epochs) or None
 
 
 STRATEGIES = ("auto", "retained", "rebuilt", "jvp", "rows", "traced", "compiled")

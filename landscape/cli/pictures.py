@@ -9,14 +9,19 @@ import click
 from landscape import limits, pipeline
 from landscape.cli.group import main, one_line_errors
 from landscape.cli.messages import refuse_own_input, say
-from landscape.cli.options import some_series, stated_options, threads_option, worker_options
+from landscape.cli.options import (
+    epochs_option,
+    some_series,
+    stated_options,
+    threads_option,
+    worker_options,
+)
 from landscape.cli.values import (
     FILE,
     FOLDER,
     RESAMPLES,
     SEED,
     Choice,
-    Epochs,
     LogitScale,
     PathType,
     Workers,
@@ -47,7 +52,7 @@ from landscape.cli.values import (
     help="Folder of SLIP's labels.json and templates.json, the published names and prompts.",
 )
 @some_series
-@click.option("--epochs", type=Epochs(), help="Evaluate these alone. Default: all.")
+@epochs_option("Evaluate these alone. Default: all.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
 @click.option(
@@ -131,7 +136,7 @@ def evaluate(
     help="Answers of other models, in the same format.",
 )
 @some_series
-@click.option("--epochs", type=Epochs(), help="Evaluate these alone. Default: all.")
+@epochs_option("Evaluate these alone. Default: all.")
 @click.option("--device", help="cpu, cuda, ...; default: cuda where there is one.")
 @worker_options
 @click.option(
@@ -193,11 +198,7 @@ def ood(manifest: Path | None, output: Path, **options: Any) -> None:
     ),
 )
 @some_series
-@click.option(
-    "--epochs",
-    type=Epochs(),
-    help="Show only these epochs; by model, the default is the last of each series.",
-)
+@epochs_option("Show only these epochs; by model, the default is the last of each series.")
 @click.option("--resamples", "num_resamples", default=2000, show_default=True, type=RESAMPLES)
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of resampling.")
 @one_line_errors

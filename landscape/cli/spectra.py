@@ -9,8 +9,14 @@ import click
 from landscape import limits, pipeline, ranks
 from landscape.cli.group import ARGUMENTS, leave_work_to_first, main, one_line_errors
 from landscape.cli.messages import say
-from landscape.cli.options import hvp_options, some_series, threads_option, worker_options
-from landscape.cli.values import FILE, Choice, Epochs, FloatRange, Shard, Size
+from landscape.cli.options import (
+    epochs_option,
+    hvp_options,
+    some_series,
+    threads_option,
+    worker_options,
+)
+from landscape.cli.values import FILE, Choice, FloatRange, Shard, Size
 from landscape.errors import OptionError
 
 if TYPE_CHECKING:
@@ -70,7 +76,7 @@ if TYPE_CHECKING:
     ),
 )
 @some_series
-@click.option("--epochs", type=Epochs(), help="Measure only these epochs. Default: all.")
+@epochs_option("Measure only these epochs. Default: all.")
 @click.option(
     "--batches",
     "num_batches",

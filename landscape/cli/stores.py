@@ -9,8 +9,14 @@ import click
 from landscape import pipeline
 from landscape.cli.group import main, one_line_errors
 from landscape.cli.messages import format_of, print_json, refuse_own_input, say
-from landscape.cli.options import as_json, layout_options, some_series, stated_options
-from landscape.cli.values import FILE, RESAMPLES, SEED, Choice, Epochs, PathType
+from landscape.cli.options import (
+    as_json,
+    epochs_option,
+    layout_options,
+    some_series,
+    stated_options,
+)
+from landscape.cli.values import FILE, RESAMPLES, SEED, Choice, PathType
 
 # Options on the layout that each kind of figure takes.
 _LAYOUT_OF = {
@@ -52,11 +58,7 @@ _LAYOUT_OF = {
     ),
 )
 @some_series
-@click.option(
-    "--epochs",
-    type=Epochs(),
-    help="Default: all; for figure3 0 and five later ones (0,5,10,15,20,25 where present).",
-)
+@epochs_option("Default: all; for figure3 0 and five later ones (0,5,10,15,20,25 where present).")
 @click.option("--title", help="Heading of the figure; none by default.")
 @click.option(
     "--keep-unconverged",
@@ -125,11 +127,7 @@ def figure(store: Path, output: Path, kind: str, **options: Any) -> None:
     multiple=True,
     help="For spectra: compare only this metric; may be repeated. Default: all.",
 )
-@click.option(
-    "--epochs",
-    type=Epochs(),
-    help="Compare only these. Default: all; for accuracies, the last that both have.",
-)
+@epochs_option("Compare only these. Default: all; for accuracies, the last that both have.")
 @some_series
 @click.option(
     "--unpaired",
@@ -202,7 +200,7 @@ def report(store: Path, output: Path, **options: Any) -> None:
     ),
 )
 @some_series
-@click.option("--epochs", type=Epochs(), help="Write only these epochs. Default: all.")
+@epochs_option("Write only these epochs. Default: all.")
 @one_line_errors
 def export(store: Path, output: Path, **options: Any) -> None:
     """Write the numbers of STORE as one flat table, for pandas, R or a spreadsheet.

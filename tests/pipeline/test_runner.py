@@ -273,6 +273,16 @@ def test_a_part_of_a_manifest_is_measured_and_the_rest_later(study, tmp_path):
     )
 
 
+@pytest.mark.parametrize("epochs", [["0,1"], ["0", "1"], ["1", "0,1"]])
+def test_epochs_of_a_repeated_option_are_joined(epochs, study, tmp_path):
+    options = [word for part in epochs for word in ("--epochs", part)]
+    result = invoke(
+        "spectra", study, "-o", tmp_path / "part.h5", "--series", "one", "--dry-run", *options
+    )
+    planned = [line for line in result.stdout.splitlines() if line.startswith("to measure")]
+    assert planned == [f"to measure: one epoch {epoch}: 3 batches (0-2)" for epoch in (0, 1)]
+
+
 def test_shards_merge_into_the_store_of_the_whole(study, tmp_path):
     command = ("spectra", study, "--unaudited", "--device", "cpu", "--threads", 1)
     assert invoke(*command, "-o", tmp_path / "whole.h5").exit_code == 0
