@@ -3,7 +3,6 @@
 Imports only the standard library.
 """
 
-import difflib
 from collections.abc import Callable, Iterable
 
 # A longer list of names is cut in a message.
@@ -25,6 +24,9 @@ def close_names(
         cutoff: Least similarity from 0 to 1, as in `difflib.get_close_matches`.
         key: Form in which spellings are compared; by default without case.
     """
+    # Loaded for a wrong name alone: the command line starts without it.
+    import difflib
+
     by_key = {key(name): name for name in names}
     matches = difflib.get_close_matches(key(word), by_key, n=count, cutoff=cutoff)
     return [by_key[match] for match in matches]

@@ -1,9 +1,10 @@
 """The group of commands, and what all commands share: one-line errors and exit status."""
 
 import errno
+import importlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -59,6 +60,31 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+# The module of each command, which is loaded when the command is looked up.
+_MODULES = {
+    "audit": "curvature",
+    "compare": "stores",
+    "density": "curvature",
+    "distort": "pictures",
+    "evaluate": "pictures",
+    "export": "stores",
+    "figure": "stores",
+    "info": "stores",
+    "init": "training",
+    "merge": "stores",
+    "ood": "pictures",
+    "report": "stores",
+    "spectra": "spectra",
+    "surface": "curvature",
+    "table": "pictures",
+    "train": "training",
+}
+
+
+def _load(module: str) -> None:
+    importlib.import_module(f"landscape.cli.{module}")
+
+
 class _Commands(click.Group):
     """The group of commands.
 
@@ -74,6 +100,30 @@ class _Commands(click.Group):
             context = super().make_context(info_name, args, *rest, **options)
             context.meta[ARGUMENTS] = arguments
             return context
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Look up a command in its module, which adds it to the group."""
+        if cmd_name in _MODULES:
+            _load(_MODULES[cmd_name])
+        return self._loaded.get(cmd_name)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command of a module that is being loaded."""
+        self._loaded[name or str(cmd.name)] = cmd
+
+    @property
+    def commands(self) -> MutableMapping[str, click.Command]:
+        """Return all commands by their names."""
+        for module in sorted(set(_MODULES.values())):
+            _load(module)
+        return self._loaded
+
+    @commands.setter
+    def commands(self, commands: MutableMapping[str, click.Command]) -> None:
+        self._loaded = commands
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
