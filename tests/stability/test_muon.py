@@ -182,10 +182,12 @@ def test_muon_moves_by_the_learning_rate_times_the_preconditioned_momentum(kind)
 
 
 def test_a_momentum_without_full_rank_has_a_positive_preconditioner():
-    weight = nn.Parameter(torch.randn(4, 6, generator=seeded(3), dtype=DOUBLE))
+    generator = seeded(3)
+    weight = nn.Parameter(torch.randn(4, 6, generator=generator, dtype=DOUBLE))
     model = nn.ParameterDict({"w": weight})
     muon = Muon([weight], lr=RATE)
-    column, row = torch.randn(4, 1, dtype=DOUBLE), torch.randn(1, 6, dtype=DOUBLE)
+    column = torch.randn(4, 1, generator=generator, dtype=DOUBLE)
+    row = torch.randn(1, 6, generator=generator, dtype=DOUBLE)
 
     def of_rank_one(model, batch):
         return (model["w"] * (column @ row)).sum() + model["w"].square().sum()
