@@ -245,8 +245,14 @@ def _check_optimizer(
     """Refuse an optimizer that does not train all measured parameters.
 
     Raises:
-        ObjectiveError: If it does not.
+        ObjectiveError: If it does not, or is no optimizer.
     """
+    if not hasattr(optimizer, "param_groups"):
+        raise ObjectiveError(
+            f"optimizer: must be one torch.optim.Optimizer, got {type(optimizer).__name__}. Pass "
+            "the one that trains the model; where several share it, as Muon and AdamW, a monitor "
+            "for each, with parameters=... that it trains."
+        )
     moved = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
     own = dict(model.named_parameters())
     kind = type(optimizer).__name__

@@ -485,6 +485,7 @@ def test_wrong_use_is_one_clear_line(monkeypatch):
     for optimizer, words in (
         (torch.optim.SGD(other.parameters(), lr=0.1), "holds no parameter of this Sequential"),
         (torch.optim.SGD(model[0].parameters(), lr=0.1), "does not hold 1.weight"),
+        ([torch.optim.SGD(model.parameters(), lr=0.1)], "a monitor for each"),
     ):
         with pytest.raises(ObjectiveError, match=words) as raised:
             SharpnessMonitor(model, cross_entropy, labelled(), optimizer=optimizer)
