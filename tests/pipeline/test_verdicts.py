@@ -9,7 +9,7 @@ import torch
 from landscape.curvature.audits import WHOLE, ZERO_TO_ROUNDING, AuditReport, AuditRow
 from landscape.errors import ManifestError, ObjectiveError
 from landscape.manifest import Checkpoint
-from landscape.pipeline import audit, spectra
+from landscape.pipeline import audit, spectra_output
 
 PASSED = AuditReport((AuditRow(WHOLE, "gradient", 1e-9, "passed"),), torch.float64, 0, 0)
 FAILED = AuditReport(
@@ -190,8 +190,8 @@ def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(
     passed, other = ({"passed": True, "checkpoint_sha256": one} for one in (digest, "c" * 64))
 
     def known(*verdicts):
-        monkeypatch.setattr(spectra.SpectrumStore, "open", lambda output: Store(one=verdicts))
-        told = spectra.known_series(Path("out.h5"), [series])["one"]
+        monkeypatch.setattr(spectra_output.SpectrumStore, "open", lambda output: Store(one=verdicts))
+        told = spectra_output.known_series(Path("out.h5"), [series])["one"]
         return audit.stored_verdict(series, told.verdicts, told.last_digest)
 
     assert known(passed, other) == passed
