@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
+from landscape.compare.sentences import counted
 from landscape.figures.page import MEASURED, MISSING, PREDICTED, Page
 from landscape.figures.page_options import PageOptions
 from landscape.figures.style import paper_style
@@ -219,8 +220,8 @@ def _note(record: MonitorRecord, curves: Sequence[_Curve], *, keep_unconverged: 
         [table[curve.converged[:, 0], 0] for table, curve in zip(residuals, curves)]
     )
     sentences = [
-        f"{len(record.steps)} measurements of one batch, {record.num_matvecs.mean():.1f} products "
-        "each."
+        f"{_measurements(len(record.steps))} of one batch, {record.num_matvecs.mean():.1f} "
+        "products each."
     ]
     if len(bounds):
         sentences.append(f"Residual bounds are at most {100 * bounds.max():.2g} % of the values.")
@@ -229,20 +230,24 @@ def _note(record: MonitorRecord, curves: Sequence[_Curve], *, keep_unconverged: 
     )
     if unsure:
         sentences.append(
-            f"{unsure} values did not meet the tolerance and are "
-            f"{'crosses' if keep_unconverged else 'left out'}."
+            f"{counted(unsure, 'value', 'values')} did not meet the tolerance: "
+            f"{'shown as crosses' if keep_unconverged else 'left out'}."
         )
     if record.failures:
-        sentences.append(f"{len(record.failures)} measurements failed.")
+        sentences.append(f"{_measurements(len(record.failures))} failed.")
     if (along := _along_update(record)) is not None:
         sentences.append("Brackets of the critical sharpness are shaded.")
         unknown = int((~np.isfinite(along.values)).sum())
-        sentences += [f"{unknown} measurements have none."] if unknown else []
+        sentences += [f"None is known for {_measurements(unknown)}."] if unknown else []
     thresholds = [
         measurement.threshold for measurement in record.measurements if measurement.threshold
     ]
     sources = dict.fromkeys(f"{threshold.formula}: {threshold.source}" for threshold in thresholds)
     return " ".join([*sentences, *(f"Threshold {source}." for source in sources)])
+
+
+def _measurements(count: int) -> str:
+    return counted(count, "measurement", "measurements")
 
 
 def _draw_values(ax: "Axes", curve: _Curve, *, keep_unconverged: bool) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from landscape.compare.sentences import counted
 from landscape.errors import StoreError
 from landscape.figures import save_figure, training
 from landscape.figures.from_store import check_figure_name
@@ -37,6 +38,6 @@ def draw_training(
     except ValueError as error:
         raise StoreError(f"{path} -> {output}: {error}") from error
     return (
-        f"{output}: {len(record.steps)} measurements, steps {record.steps[0]} to "
-        f"{record.steps[-1]}."
+        f"{output}: {counted(len(record.steps), 'measurement', 'measurements')}, steps "
+        f"{record.steps[0]} to {record.steps[-1]}."
     )

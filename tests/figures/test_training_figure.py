@@ -77,10 +77,7 @@ def test_what_did_not_converge_is_left_out_and_counted_or_drawn_as_crosses(tmp_p
     )
     fig = training(record)
     assert lines_of(fig.axes[0])["sharpness"].get_xdata().tolist() == [0, 9]
-    assert (
-        "1 values did not meet the tolerance and are left out. 1 measurements failed."
-        in texts_of(fig)
-    )
+    assert "1 value did not meet the tolerance: left out. 1 measurement failed." in texts_of(fig)
     kept = training(record, keep_unconverged=True)
     np.testing.assert_array_equal(lines_of(kept.axes[0])["not converged"].get_xydata(), [(5, 9.0)])
 
@@ -174,7 +171,7 @@ def test_the_critical_sharpness_has_a_panel_with_its_bracket_and_the_limit_of_it
     (band,) = fig.axes[1].collections
     corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
     assert {(0, 7.5), (0, 8.25), (3, 11.0), (3, 12.5)} <= corners
-    assert "2 measurements have none" in texts_of(fig)
+    assert "None is known for 2 measurements" in texts_of(fig)
     # Without a value there is no panel.
     (tmp_path / "a.jsonl").unlink()
     assert len(training(record_of(tmp_path, [measured(0), made[2]])).axes) == 2

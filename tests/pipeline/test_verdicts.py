@@ -190,7 +190,9 @@ def test_a_stored_verdict_holds_where_it_passed_on_the_weights_that_are_listed(
     passed, other = ({"passed": True, "checkpoint_sha256": one} for one in (digest, "c" * 64))
 
     def known(*verdicts):
-        monkeypatch.setattr(spectra_output.SpectrumStore, "open", lambda output: Store(one=verdicts))
+        monkeypatch.setattr(
+            spectra_output.SpectrumStore, "open", lambda output: Store(one=verdicts)
+        )
         told = spectra_output.known_series(Path("out.h5"), [series])["one"]
         return audit.stored_verdict(series, told.verdicts, told.last_digest)
 
