@@ -217,12 +217,12 @@ def test_distortions_that_small_pictures_cannot_have_are_left_out_unless_they_ar
 
 
 def test_headers_are_read_once_until_a_file_changes(tmp_path, monkeypatch):
-    from landscape.clip import pictures
+    from landscape.pipeline import distorted_sets
 
     folder, read = make_pictures(tmp_path, per_class=1), []
-    looking = pictures.has_transparency
+    looking = distorted_sets.has_transparency
     monkeypatch.setattr(
-        pictures, "has_transparency", lambda path: read.append(path) or looking(path)
+        distorted_sets, "has_transparency", lambda path: read.append(path) or looking(path)
     )
     base = SetRequest(name="own zoo", path=str(folder))
     distorted_requests(base, size=16)

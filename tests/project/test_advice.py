@@ -56,6 +56,7 @@ NAMES_ONLY = {
     "from": "a key of the manifest",
     "model": "the name of an argument",
     "parameters": "a key of the manifest",
+    "preconditioner: adam": "what a note on a run is about",
     "separator": "a key of the manifest",
     "sha256sum": "a command of the system",
     "source": "a key of the manifest",
@@ -69,6 +70,7 @@ NAMES_ONLY = {
 }
 # Followed by a test elsewhere.
 FOLLOWED = {
+    "{} --help": "test_refusals.py::test_the_help_is_not_made_one_line",
     ("landscape audit"): (
         "test_audit_command.py::test_a_failed_audit_names_the_module_and_exits_with_1"
     ),

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 
-from landscape import cli
+from landscape import cli, threads
 from tests.helpers.hostile_files import CANARY
 from tests.helpers.hostile_grammar import KINDS, Hostile, hostile_input
 from tests.helpers.hostile_judge import BYTES, Outcome, judge, snapshot
@@ -154,7 +154,7 @@ def test_ctrl_c_before_a_command_has_begun_is_ctrl_c_too(monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.threads, "prepare", interrupted)
+    monkeypatch.setattr(threads, "prepare", interrupted)
     result = CliRunner().invoke(cli.main, ["info", "x"])
     assert (result.exit_code, result.stderr) == (
         130,

@@ -3,7 +3,6 @@ read.
 """
 
 import errno
-import gc
 import os
 import resource
 import shutil
@@ -17,7 +16,7 @@ import pytest
 
 from landscape.errors import StoreError
 from landscape.signals import Stopped, stop_requests
-from landscape.store import Record, SpectrumStore, SpectrumWriter, hdf5, parts_folder, schema
+from landscape.store import SpectrumStore, SpectrumWriter, hdf5, parts_folder, schema
 from landscape.store import log as log_module
 from landscape.store import parts as parts_module
 from tests.helpers.store_records import manifest_of, record_of
@@ -421,22 +420,6 @@ def test_a_disk_of_a_megabyte_keeps_what_it_took_and_merges_when_there_is_room(t
 
 
 # memory, time, interruptions
-
-
-@pytest.fixture
-def records_alive():
-    """Count the records that were made in this test and live.
-
-    The collector passes over what was there before: millions of things after other tests.
-    """
-    gc.freeze()
-
-    def count():
-        gc.collect()
-        return sum(type(thing) is Record for thing in gc.get_objects())
-
-    yield count
-    gc.unfreeze()
 
 
 def test_a_store_holds_no_records_and_a_merge_those_of_one_checkpoint(

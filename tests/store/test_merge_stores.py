@@ -21,7 +21,6 @@ from landscape.store import (
 )
 from tests.helpers.store_records import K, as_parts, manifest_of, record_of
 from tests.store.test_damage import module_record
-from tests.store.test_log import records_alive
 from tests.store.test_store import assert_holds, entries, refusal, write
 
 ALL = [
@@ -332,12 +331,12 @@ def test_damage_in_a_store_is_said_and_costs_what_is_damaged(folder, tmp_path):
     )
 
 
-def test_one_checkpoint_is_in_memory_at_a_time(folder, tmp_path, monkeypatch):
+def test_one_checkpoint_is_in_memory_at_a_time(folder, tmp_path, monkeypatch, records_alive):
     paths = shards(folder, tmp_path, 2, merge=False)
-    alive, others = [], records_alive()
+    alive = []
 
     def counting(group, table, *, real=schema._write_table):
-        alive.append(records_alive() - others)
+        alive.append(records_alive())
         real(group, table)
 
     monkeypatch.setattr(schema, "_write_table", counting)
