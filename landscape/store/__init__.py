@@ -3,6 +3,9 @@
 A growing log, merge, resume and reading. Imports no torch.
 """
 
+from typing import Any
+
+from landscape.deprecation import renamed_attribute
 from landscape.store.as_trained import described_as_trained, models_as_trained, value_text
 from landscape.store.contents import SCHEMA_VERSION, PlannedSeries, StoreContents, differing_setting
 from landscape.store.densities import (
@@ -90,3 +93,9 @@ __all__ = [
     "write_status",
     "write_surface",
 ]
+
+_RENAMED = {"Plan": "StoreContents"}
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(globals(), name, _RENAMED)

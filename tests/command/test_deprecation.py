@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import landscape
-from landscape import curvature, pipeline
+from landscape import curvature, pipeline, store
 from landscape.curvature.modules import ModuleSpectrum
 from landscape.deprecation import renamed_keyword
 from landscape.linalg import DenseOperator
@@ -70,7 +70,7 @@ def test_a_spectrum_of_a_module_has_its_eigenpairs_by_the_old_name_too():
 
 @pytest.mark.parametrize(
     ("module", "old", "new"),
-    [(pipeline, "ProductSettings", "HvpSettings")],
+    [(pipeline, "ProductSettings", "HvpSettings"), (store, "Plan", "StoreContents")],
 )
 def test_a_class_has_its_old_name_too(module, old, new):
     with pytest.warns(DeprecationWarning, match=f"{old} is an old name; use .*{new}") as caught:
