@@ -217,7 +217,7 @@ def directions(n: int) -> Tensor:
 
 def solved(A: Any) -> dict[str, Any]:
     """What solvers say of an operator, as plain numbers and words."""
-    pairs = landscape.eigsh(A, k=2, tol=1e-3, seed=0)
+    pairs = landscape.eigsh(A, k=2, tol=1e-5, seed=0)
     density = landscape.density(A, num_probes=2, num_matvecs=6, num_deflation=4, seed=0)
     trace = landscape.trace(A, num_matvecs=12, seed=0)
     power = landscape.power_iteration(A, 1, max_iterations=4, seed=0)
@@ -235,7 +235,7 @@ def solved(A: Any) -> dict[str, Any]:
         "num_unused": A.num_unused,
         "checked": A.checked,
         "contract": landscape.check_operator(A, seed=0).asymmetry,
-        "restarted": landscape.eigsh(A, k=1, tol=1e-2, max_basis=8, seed=0).values.tolist(),
+        "restarted": landscape.eigsh(A, k=1, tol=1e-3, max_basis=8, seed=0).values.tolist(),
     }
 
 
@@ -429,7 +429,7 @@ def _preconditioned(mesh: Any, *, tied: bool) -> dict[str, Any]:
     rank = mesh.get_local_rank()
     H = landscape.hessian(model, next_word_loss, rows_of(tokens(), rank, mesh.size()), mesh=mesh)
     A = landscape.preconditioned(H, optimizer)
-    pairs = landscape.eigsh(A, 1, "LA", tol=1e-4, seed=0)
+    pairs = landscape.eigsh(A, 1, "LA", tol=1e-6, seed=0)
     seen = {
         "products": A.space.gathered(A @ A.space.cut(directions(A.n))),
         "value": float(pairs.values[0]),
