@@ -39,9 +39,9 @@ from landscape.pipeline.vectors import (
 from landscape.sharded.check import audited
 from landscape.sharded.finite_difference import ShardedFiniteDifferenceOperator
 from landscape.sharded.layout import Cut
+from landscape.sharded.lent import gathered_on_demand
 from landscape.sharded.operator import ShardedHessianOperator
 from landscape.sharded.processes import Processes
-from landscape.sharded.weights import gathered_on_demand
 from landscape.store import Record
 from landscape.store.table import task_key
 from landscape.store.vectors import RoundedVector

@@ -42,9 +42,10 @@ from landscape.errors import ObjectiveError
 from landscape.linalg.operator import seeded
 from landscape.linalg.vectors import norm
 from landscape.sharded.layout import CutVectors
+from landscape.sharded.lent import CutWeights
 from landscape.sharded.objective import part_of_objective
 from landscape.sharded.processes import Processes
-from landscape.sharded.weights import CutWeights, notes_of_weights
+from landscape.sharded.weights import notes_of_weights
 
 # Directions in which derivatives are tested a little off the parameters.
 _NUM_DIRECTIONS = 2

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.linalg.operator import seeded
-from landscape.sharded.weights import Lent
+from landscape.sharded.lent import Lent
 
 # Numbers that are drawn; larger weights repeat them. A prime, so that rows of a table are not
 # alike.

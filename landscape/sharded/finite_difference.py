@@ -16,10 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from landscape.curvature.objective import Batch, Objective, Params
 from landscape.curvature.operators.finite_difference import FiniteDifferenceOperator, check_step
 from landscape.sharded.layout import CutVectors
+from landscape.sharded.lent import CutWeights
 from landscape.sharded.objective import part_of_objective
-from landscape.sharded.operator import cut_over, notes_alone, piece_of_process
+from landscape.sharded.preconditions import cut_over, piece_of_process
 from landscape.sharded.processes import Processes
-from landscape.sharded.weights import CutWeights
+from landscape.sharded.weights import notes_alone
 
 
 class ShardedFiniteDifferenceOperator(FiniteDifferenceOperator):

@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_map
 
 from landscape.curvature.objective import Batch, Features, Objective, Params
 from landscape.errors import ObjectiveError
+from landscape.sharded.gathering import gathered
 from landscape.sharded.layout import Cut
+from landscape.sharded.lent import CutWeights
 from landscape.sharded.processes import Processes
-from landscape.sharded.weights import CutWeights, gathered, gathered_as_functions
 
 
 def part_of_objective(
@@ -83,8 +84,7 @@ def _all_rows(leaf: Any, counts: tuple[int, ...], processes: Processes, name: st
             "Give one entry for each row, in the first dimension."
         )
     cut = Cut(torch.Size((sum(counts), *leaf.shape[1:])), counts)
-    follows = leaf.requires_grad and torch.is_grad_enabled()
-    return (gathered_as_functions if follows else gathered)([name], [leaf], [cut], processes)[0]
+    return gathered(name, leaf, cut, processes)
 
 
 class _WholeBatch(dict[Any, Any]):

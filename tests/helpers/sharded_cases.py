@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -349,6 +350,44 @@ def _after_a_call_with_other_tensors(mesh: Any) -> Tensor:
     return A.space.gathered(A @ A.space.cut(directions(A.n)))
 
 
+class Mixed(nn.Module):
+    """Heads that mix a row's tokens, each by a matrix that is repeated for every row.
+
+    Of a batch of one row the repetition is a view of the weight, otherwise it is a copy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.mix, self.out = (
+            nn.Parameter(torch.empty(WIDTH, 1)),
+            nn.Parameter(torch.empty(3, WIDTH, WIDTH)),
+            nn.Parameter(torch.empty(2, 3 * WIDTH)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.mix.expand(len(x), *self.mix.shape).reshape(-1, WIDTH, WIDTH)
+        mixed = torch.bmm(heads, (self.gain * x).repeat_interleave(3, 0)).tanh()
+        return mixed.unflatten(0, (len(x), 3)).mean(-1).flatten(1) @ self.out.T
+
+
+def mixed() -> Case:
+    """A mean over six rows, by the mixing weight and the last layer."""
+    model = Mixed().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=seeded(2)))
+    rows = torch.randn(6, WIDTH, 4, generator=seeded(3), dtype=torch.float64)
+    objective = Objective.from_closure(model, lambda model, x: model(x).square().mean())
+    return Case(objective, select_parameters(model), rows)
+
+
+def _with_a_single_row(mesh: Any, hvp: str) -> Tensor:
+    """Products where the last process has one row, and so reads weights that others need not."""
+    shares = {2: (5, 1), 3: (3, 2, 1)}[mesh.size()]
+    A = _operator(mixed(), mesh, shares, hvp=hvp, check=False)
+    return A.space.gathered(A @ A.space.cut(directions(A.n)))
+
+
 def _with_a_weight_kept_by_one(mesh: Any) -> Tensor:
     """Of a loss that keeps a gathered weight in the last process alone, where it stays in
     memory.
@@ -508,6 +547,71 @@ def _gathered_in_a_product(A: Any) -> dict[str, float]:
     return {"alive at once": most, "times gathered": max(counts.values())}
 
 
+def lendable() -> dict[str, Tensor]:
+    """Two weights; over three processes, the last has no row of them."""
+    weight = torch.arange(12.0, dtype=torch.float64).reshape(4, 3)
+    return {"up": weight, "down": -weight}
+
+
+def _pieces_of(wholes: dict[str, Tensor], mesh: Any) -> Any:
+    from landscape.sharded.gathering import Pieces
+    from landscape.sharded.layout import Cut
+    from landscape.sharded.processes import Processes
+
+    processes = Processes(mesh)
+    cuts = {name: Cut.even(whole.shape, processes.size) for name, whole in wholes.items()}
+    pieces = {name: whole[cuts[name].rows_of(processes.rank)] for name, whole in wholes.items()}
+    return Pieces(pieces, cuts, processes)
+
+
+def _read_alone(mesh: Any) -> dict[str, Any]:
+    """What each process gets that reads weights which the others do not read, or read later."""
+    from landscape.sharded.processes import Processes
+
+    processes, seen = Processes(mesh), {}
+    last = processes.size - 1
+    with processes.together():
+        pieces = _pieces_of(lendable(), mesh)
+        if processes.rank == last:
+            seen["beside a short sum"] = pieces.whole("up")
+        seen["short sum"] = processes.total(np.full(3, float(processes.rank))).tolist()
+        if processes.rank == last:
+            seen["beside a long sum"] = pieces.whole("down")
+        seen["long sum"] = processes.total(np.full(50, float(processes.rank))).tolist()
+        for name in ("up", "down") if processes.rank else ("down", "up"):
+            seen[f"{name}, in another order"] = pieces.whole(name)
+        if processes.rank == last:
+            seen["beside the end"] = pieces.whole("up")
+    return seen
+
+
+def _read_of_one(mesh: Any) -> None:
+    """Read a weight from a source that one process has and the others have not."""
+    from landscape.sharded.processes import Processes
+
+    processes = Processes(mesh)
+    with processes.together():
+        if processes.rank == mesh.size() - 1:
+            _pieces_of(lendable(), mesh).whole("up")
+
+
+def _read_what_cannot_be_lent(mesh: Any) -> None:
+    """Read a weight alone, which the first process has no memory to lend."""
+    from landscape.sharded.processes import Processes
+
+    class Full(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            raise MemoryError("no room for the piece")
+
+    processes = Processes(mesh)
+    with processes.together():
+        pieces = _pieces_of(lendable(), mesh)
+        if processes.rank == 0:
+            object.__setattr__(pieces, "pieces", Full())
+        if processes.rank == mesh.size() - 1:
+            pieces.whole("up")
+
+
 # What all processes raise, be it wrong in all or in the last alone.
 ALONE = {
     ("another model"): (
@@ -544,6 +648,9 @@ ALONE = {
         "processes"
     ),
     "two dimensions": "ValueError: mesh must be a DeviceMesh of one dimension",
+    "a weight of one": (
+        "ObjectiveError: The processes take different paths through the loss: process 0 at the end"
+    ),
 }
 # What one process raises, and what the others then say.
 REPEATED = {
@@ -658,6 +765,8 @@ def _failures(mesh: Any) -> dict[str, Callable[[], Any]]:
         ),
         "a vector that is not finite": lambda: _not_finite(measured, case, mesh),
         "max_memory": lambda: measured(max_memory=1),
+        "a weight of one": lambda: _read_of_one(mesh),
+        "a weight that cannot be lent": lambda: _read_what_cannot_be_lent(mesh),
         "to_scipy": lambda: _operator(case, mesh, check=False).to_scipy(),
         "two dimensions": lambda: landscape.hessian(
             case.objective.module,
@@ -691,6 +800,7 @@ def _solved(name: str, mesh: Any) -> dict[str, Any]:
     return solved(_operator(CASES[name](), mesh))
 
 
+FAILURES = (*ALONE, *REPEATED, "a weight that cannot be lent", "afterwards")
 SOLVED = ("untied words without blocks", "words", "untied words")
 VARIANTS: dict[str, Callable[[Any], Tensor]] = {
     "uneven rows, rebuilt": _rebuilt_on_uneven_rows,
@@ -699,6 +809,8 @@ VARIANTS: dict[str, Callable[[Any], Tensor]] = {
     "after a call with other tensors": _after_a_call_with_other_tensors,
     "a weight kept by one process": _with_a_weight_kept_by_one,
     "at other values": _at_other_values,
+    "a single row": partial(_with_a_single_row, hvp="retained"),
+    "a single row, rebuilt": partial(_with_a_single_row, hvp="rebuilt"),
 }
 # What a process does, by stage and name.
 STAGES: dict[str, dict[str, Callable[[Any], Any]]] = {
@@ -711,7 +823,8 @@ STAGES: dict[str, dict[str, Callable[[Any], Any]]] = {
         "untied words": partial(_preconditioned, tied=False),
     },
     "held": {"by the graph": _held},
-    "failures": {name: partial(_failure, name) for name in (*ALONE, *REPEATED, "afterwards")},
+    "lent": {"read alone": _read_alone},
+    "failures": {name: partial(_failure, name) for name in FAILURES},
 }
 # Whose rows are shared out by hand.
 ONLY_TWO = ("gpt2 on uneven rows",)
@@ -733,14 +846,23 @@ EVERY_TIME: dict[int, dict[str, Sequence[str]]] = {
         "differences": ("float64", "float32"),
         "preconditioned": ("words", "untied words"),
         "held": ("by the graph",),
-        "failures": (*ALONE, *REPEATED, "afterwards"),
+        "lent": ("read alone",),
+        "failures": FAILURES,
     },
     3: {
         "solved": SOLVED[:1],
         "products": ("words",),
-        "variants": ("uneven rows, rebuilt",),
+        "variants": ("uneven rows, rebuilt", "a single row"),
         "preconditioned": ("words",),
-        "failures": ("another model", "a path of its own", "a loss that raises", "afterwards"),
+        "lent": ("read alone",),
+        "failures": (
+            "another model",
+            "a path of its own",
+            "a loss that raises",
+            "a weight of one",
+            "a weight that cannot be lent",
+            "afterwards",
+        ),
     },
 }
 

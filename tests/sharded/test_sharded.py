@@ -26,6 +26,8 @@ from tests.helpers.sharded_cases import (
     OnceSine,
     directions,
     is_done,
+    lendable,
+    mixed,
     next_word_loss,
     solved,
     tokens,
@@ -35,7 +37,10 @@ from tests.helpers.sharded_cases import (
 )
 
 # Ways to products with the Hessian of "words".
-OF_WORDS = [way for way in VARIANTS if way not in ("at other values", "gpt2 on uneven rows")]
+OF_ONE_ROW = ("a single row", "a single row, rebuilt")
+OF_WORDS = [
+    way for way in VARIANTS if way not in ("at other values", "gpt2 on uneven rows", *OF_ONE_ROW)
+]
 
 
 def measured(stage, names, sizes=(2, 3)):
@@ -152,6 +157,28 @@ def test_other_ways_come_to_the_same_products(way, size, seen, alone):
 def test_processes_may_have_chunks_of_tokens_or_all_at_once(way, size, seen, alone):
     expected = alone("gpt2") @ directions(alone("gpt2").n)
     assert all(relative(products, expected) < 1e-14 for products in seen(size, "variants", way))
+
+
+@pytest.mark.parametrize(("way", "size"), measured("variants", OF_ONE_ROW))
+def test_a_process_with_one_row_reads_weights_that_others_keep_copies_of(way, size, seen):
+    case = mixed()
+    A = HessianOperator(case.objective, case.params, case.batch)
+    expected = A @ directions(A.n)
+    assert all(relative(products, expected) < 1e-14 for products in seen(size, "variants", way))
+
+
+@pytest.mark.parametrize(("name", "size"), measured("lent", ["read alone"]))
+def test_weights_that_one_process_reads_are_lent_by_all(name, size, seen):
+    weights, (*others, last) = lendable(), seen(size, "lent", name)
+    assert torch.equal(last["beside a short sum"], weights["up"])
+    assert torch.equal(last["beside a long sum"], weights["down"])
+    assert torch.equal(last["beside the end"], weights["up"])
+    for process in (*others, last):
+        # What the others do meanwhile comes to the same as ever.
+        assert process["short sum"] == [sum(range(size))] * 3
+        assert process["long sum"] == [sum(range(size))] * 50
+        for weight, whole in weights.items():
+            assert torch.equal(process[f"{weight}, in another order"], whole)
 
 
 @pytest.mark.parametrize(("way", "size"), measured("variants", ["at other values"]))
@@ -283,6 +310,14 @@ def test_the_failure_of_one_process_is_said_by_all(wrong, size, seen):
     assert said[-1].startswith(own)
     failed = f"Process {size - 1} of {size} failed, so all stop. It says: "
     assert all(text.startswith(others.format(failed=failed)) for text in said[:-1])
+
+
+@pytest.mark.parametrize(("wrong", "size"), measured("failures", ["a weight that cannot be lent"]))
+def test_memory_that_runs_out_for_a_lent_weight_is_said_by_all(wrong, size, seen):
+    first, *others = seen(size, "failures", wrong)
+    assert first.startswith("MemoryLimitError: Memory ran out in one of the processes")
+    failed = f"MemoryLimitError: Process 0 of {size} failed, so all stop. It says: "
+    assert all(said.startswith(failed) for said in others)
 
 
 @pytest.mark.parametrize(("name", "size"), measured("failures", ["afterwards"]))
