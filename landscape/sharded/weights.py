@@ -181,16 +181,30 @@ def _small_groups(pieces: Params, cuts: Mapping[str, Cut]) -> dict[str, tuple[st
     return {name: tuple(names) for names in groups.values() for name in names}
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A saved tensor that is no weight, and the version at which it was saved."""
+
+    tensor: Tensor
+    version: int
+
+
 def _pack(tensor: Tensor) -> Any:
+    # Detached, since the result of an operation that saves it would keep the operation alive, which
+    # keeps it. Autograd puts it back into the graph.
+    return _note_of(tensor) or _Kept(tensor.detach(), tensor._version)
+
+
+def _note_of(tensor: Tensor) -> _Note | None:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or not _known:
-        return tensor
+        return None
     try:
         known = _known.get(tensor.untyped_storage()._cdata)
     # Wrappers of torch.func have no storage.
     except (RuntimeError, NotImplementedError):
-        return tensor
+        return None
     if known is None or known.dtype != tensor.dtype:
-        return tensor
+        return None
     if tensor._version != known.version:
         raise _written(known.name)
     return _Note(
@@ -206,8 +220,17 @@ def _written(name: str) -> ObjectiveError:
     )
 
 
-def _unpack(saved: Any) -> Tensor:
-    return saved.table.again(saved) if isinstance(saved, _Note) else saved
+def _unpack(saved: _Note | _Kept) -> Tensor:
+    if isinstance(saved, _Note):
+        return saved.table.again(saved)
+    # Where hooks are installed, autograd does not look.
+    if saved.tensor._version != saved.version:
+        raise ObjectiveError(
+            f"A tensor {tuple(saved.tensor.shape)} that the loss was computed from was changed in "
+            "place afterwards, so its derivatives would be those of another loss. If the loss "
+            "does so, compute out of place; if it is the batch, build the operator on a copy."
+        )
+    return saved.tensor
 
 
 @contextmanager

@@ -5,6 +5,7 @@ The program imports everything once and forks one process for each rank of each 
 take longer than most measurements. Each process writes what it saw to FOLDER/SIZE.RANK.pt.
 """
 
+import gc
 import os
 import sys
 import traceback
@@ -502,9 +503,11 @@ def _held(mesh: Any) -> dict[str, float]:
         saved: dict[int, Any] = {}
 
         def counting(tensor: Tensor) -> Any:
-            kept = pack(tensor) if name == "notes" else tensor
-            if isinstance(kept, Tensor):
-                storage = kept.untyped_storage()
+            kept = (
+                pack(tensor) if name == "notes" else weights._Kept(tensor.detach(), tensor._version)
+            )
+            if isinstance(kept, weights._Kept):
+                storage = kept.tensor.untyped_storage()
                 saved[storage._cdata] = weakref.ref(storage), storage.nbytes()
             return kept
 
@@ -545,6 +548,27 @@ def _gathered_in_a_product(A: Any) -> dict[str, float]:
     A @ torch.ones(A.num_local, dtype=A.dtype)
     weights.GatheredWeights._hold = hold
     return {"alive at once": most, "times gathered": max(counts.values())}
+
+
+def _freed(mesh: Any) -> dict[str, int]:
+    """How many gatherings are in graphs that are alive: with an operator, and without it.
+
+    The loss has softmax functions, which save their results.
+    """
+
+    def count() -> int:
+        gc.collect()
+        return sum(type(each).__name__ == "GatherBackward" for each in gc.get_objects())
+
+    seen = {"before": count()}
+    A = _operator(_words(), mesh)
+    A @ A.space.cut(directions(A.n))
+    seen["one operator"] = count()
+    B = _operator(_words(), mesh)
+    B @ B.space.cut(directions(B.n))
+    seen["two operators"] = count()
+    del A, B
+    return seen | {"after": count()}
 
 
 def lendable() -> dict[str, Tensor]:
@@ -631,6 +655,14 @@ ALONE = {
     "dropout": "ObjectiveError: drop (Dropout): has active dropout",
     ("writing in place"): (
         "ObjectiveError: norm.weight: is written to in place while the loss is evaluated"
+    ),
+    "a batch changed afterwards": (
+        "ObjectiveError: A tensor (2, 4, 5) that the loss was computed from was changed in place "
+        "afterwards"
+    ),
+    "a loss that changes what it saved": (
+        "ObjectiveError: A tensor (2, 4, 11) that the loss was computed from was changed in place "
+        "afterwards"
     ),
     "checkpointing": (
         "ObjectiveError: The loss uses gradient checkpointing or another hook on saved tensors"
@@ -720,6 +752,22 @@ def _failures(mesh: Any) -> dict[str, Callable[[], Any]]:
 
         return checkpoint(lambda t: next_word_loss(model, t), batch, use_reentrant=False)
 
+    def changed_afterwards() -> None:
+        inputs = torch.ones(2, LENGTH, WIDTH, dtype=torch.float64)
+
+        def loss(model: nn.Module, batch: Tensor) -> Tensor:
+            return (model.places * batch).square().mean()
+
+        A = landscape.hessian(case.objective.module, loss, inputs, mesh=mesh, check=False)
+        inputs.mul_(2.0)
+        A @ torch.ones(A.num_local, dtype=A.dtype)
+
+    def changing(model: nn.Module, batch: Tensor) -> Tensor:
+        logits = model(batch[:2, :-1])
+        squares = logits.square().mean()
+        logits.detach().mul_(2.0)
+        return squares
+
     class Wrong(torch.autograd.Function):
         """x, with the derivative of 2 x."""
 
@@ -756,6 +804,8 @@ def _failures(mesh: Any) -> dict[str, Callable[[], Any]]:
         "fully_shard": lambda: measured(under_fully_shard()),
         "dropout": lambda: measured(with_dropout()),
         "writing in place": lambda: measured(loss=in_place),
+        "a batch changed afterwards": changed_afterwards,
+        "a loss that changes what it saved": lambda: measured(loss=changing, check=False),
         "checkpointing": lambda: measured(loss=checkpointed),
         "a gradient that is wrong": lambda: measured(
             loss=lambda model, batch: Wrong.apply(next_word_loss(model, batch))
@@ -822,7 +872,7 @@ STAGES: dict[str, dict[str, Callable[[Any], Any]]] = {
         "words": partial(_preconditioned, tied=True),
         "untied words": partial(_preconditioned, tied=False),
     },
-    "held": {"by the graph": _held},
+    "held": {"by the graph": _held, "by operators": _freed},
     "lent": {"read alone": _read_alone},
     "failures": {name: partial(_failure, name) for name in FAILURES},
 }
@@ -845,7 +895,7 @@ EVERY_TIME: dict[int, dict[str, Sequence[str]]] = {
         "variants": tuple(VARIANTS),
         "differences": ("float64", "float32"),
         "preconditioned": ("words", "untied words"),
-        "held": ("by the graph",),
+        "held": ("by the graph", "by operators"),
         "lent": ("read alone",),
         "failures": FAILURES,
     },

@@ -265,6 +265,15 @@ def test_a_product_gathers_each_weight_twice_and_holds_few(name, size, seen):
         assert 1 <= held["times gathered"] <= 2
 
 
+@pytest.mark.parametrize(("name", "size"), measured("held", ["by operators"]))
+def test_graphs_are_freed_with_their_operators(name, size, seen):
+    for held in seen(size, "held", name):
+        # An operator has one graph, whatever was evaluated to check it.
+        assert held["before"] < held["one operator"]
+        assert held["two operators"] + held["before"] == 2 * held["one operator"]
+        assert held["after"] == held["before"]
+
+
 # --- solvers --------------------------------------------------------------------------------------
 
 
