@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from landscape import memory
-from landscape.curvature import HessianOperator
+from landscape.curvature import FiniteDifferenceOperator, HessianOperator
 from landscape.curvature.hvp.evaluation import plain_arithmetic
 from landscape.curvature.hvp.memory import MemoryWatch, free_memory
 from landscape.curvature.objective import Objective
@@ -380,6 +380,33 @@ def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(
             assert precisions == [expected] * 3 + ["ieee"] * 2
         assert operator.choice.allow_tf32 is allowed
         assert switches() == before
+
+
+def test_reduced_precision_is_off_in_differences_of_gradients_and_restored(some_precision):
+    seen = []
+
+    class Spy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(switches())
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            seen.append(switches())
+            return g.clone()
+
+    objective = Objective(
+        lambda params, batch: Spy.apply(batch["x"] @ params["w"]),
+        lambda f, batch: (f @ f.T).exp().sum(),
+    )
+    x, before = torch.randn(6, 3, generator=seeded(0)), switches()
+    operator = FiniteDifferenceOperator(objective, {"w": 0.1 * torch.ones(3, 2)}, {"x": x})
+    operator @ torch.ones(6)
+    assert seen
+    for precisions, _ in seen:
+        assert precisions == ["ieee"] * 5
+    assert switches() == before
 
 
 def test_precision_is_restored_after_an_error():

@@ -133,6 +133,14 @@ def plain_arithmetic(*, allow_tf32: bool = False) -> Iterator[None]:
 
     The kernels of attention and scans are those that can be differentiated twice; every product
     uses all bits of float32, unless `allow_tf32`.
+    """
+    with float32_products(allow_tf32=allow_tf32), sdpa_kernel(SDPBackend.MATH), second_order():
+        yield
+
+
+@contextmanager
+def float32_products(*, allow_tf32: bool = False) -> Iterator[None]:
+    """Use all bits of float32 in matrix products and convolutions, unless `allow_tf32`.
 
     PyTorch lets cuDNN's convolutions use TF32 by default. The switches belong to the process; they
     are put back.
@@ -151,8 +159,7 @@ def plain_arithmetic(*, allow_tf32: bool = False) -> Iterator[None]:
             switch.fp32_precision = "tf32" if allow_tf32 else "ieee"
         for switch in cpu:
             switch.fp32_precision = "ieee"
-        with sdpa_kernel(SDPBackend.MATH), second_order():
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(legacy)
         for switch, precision in zip((*cuda, *cpu), before):

@@ -20,6 +20,7 @@ from landscape.curvature.guards.explanations import no_checkpointing
 from landscape.curvature.guards.graph import refuse_bypassed_parameters, refuse_edited_gradients
 from landscape.curvature.guards.nodes import graph_nodes, module_timeline
 from landscape.curvature.guards.preconditions import check_loss, check_same_loss, reading_only
+from landscape.curvature.hvp.evaluation import float32_products
 from landscape.curvature.hvp.unchecked import checked_leaves
 from landscape.curvature.objective import Batch, Objective, Params, flatten, squared_norm, unflatten
 from landscape.errors import ObjectiveError
@@ -184,7 +185,13 @@ class FiniteDifferenceOperator(SymmetricOperator):
     ) -> tuple[float, Float[Tensor, " n"]]:
         """Evaluate the data term and its gradient at `offset` from the parameters."""
         centre = self._centre if offset is None else self._centre + offset
-        with torch.inference_mode(False), torch.enable_grad(), self._without_hooks():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            # Rounding to 10 bits would be divided by the step.
+            float32_products(),
+            self._without_hooks(),
+        ):
             # Cloned in here, because an inference tensor cannot take part in what is
             # differentiated.
             leaves = {
