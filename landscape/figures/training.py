@@ -275,15 +275,9 @@ def _draw_values(ax: "Axes", curve: _Curve, *, keep_unconverged: bool) -> None:
     if keep_unconverged and unsure.any():
         ax.plot(curve.steps[unsure], curve.values[unsure, 0], label="not converged", **MISSING)
     if curve.formula:
-        # It changes with the learning rate from one step to the next, not on the way between two
-        # measurements.
-        ax.plot(
-            curve.steps,
-            curve.thresholds,
-            label=curve.threshold_label,
-            drawstyle="steps-post",
-            **PREDICTED,
-        )
+        # Schedules are mostly smooth, so a line is nearer to the thresholds between measurements
+        # than steps would be.
+        ax.plot(curve.steps, curve.thresholds, label=curve.threshold_label, **PREDICTED)
     ax.set_title(curve.title)
     ax.set_ylabel(curve.unit)
 
@@ -298,7 +292,7 @@ def _draw_critical(ax: "Axes", along: _AlongUpdate) -> None:
     ax.fill_between(
         along.steps[known], low, high, color=MEASURED["color"], alpha=0.25, linewidth=0, zorder=1
     )
-    ax.plot(along.steps, along.limits, label=_RATE_LIMIT, drawstyle="steps-post", **_STEP_LIMIT)
+    ax.plot(along.steps, along.limits, label=_RATE_LIMIT, **_STEP_LIMIT)
     ax.set_title("Critical sharpness along the next step")
     ax.set_ylabel("1 / learning rate")
 
