@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from landscape.curvature.audits.judgement import judge_number
 from landscape.curvature.audits.spot_check import audited, random_combination
 from landscape.curvature.audits.spot_check_result import NOT_ASKED, SpotCheck
 from landscape.curvature.guards.explanations import explained_errors, no_checkpointing
-from landscape.curvature.guards.graph import differentiable_pullback, refuse_bypassed_parameters
-from landscape.curvature.guards.nodes import graph_nodes, module_timeline, rows_looked_up
-from landscape.curvature.guards.preconditions import check_loss, check_same_loss, reading_only
+from landscape.curvature.guards.graph import differentiable_pullback
+from landscape.curvature.guards.nodes import module_timeline, rows_looked_up
+from landscape.curvature.guards.preconditions import check_same_loss
 from landscape.curvature.guards.rounding import product_errors
 from landscape.curvature.hvp.evaluation import Problem
 from landscape.curvature.hvp.unchecked import (
@@ -42,21 +41,23 @@ from landscape.curvature.objective import (
     squared_norm,
     unflatten,
 )
-from landscape.curvature.operators.hessian import HessianOperator
+from landscape.curvature.operators.convex_cut import (
+    ROUNDINGS,
+    Nest,
+    checked_cut,
+    cut_in_two,
+    hessian_by_outputs,
+    largest_curvature,
+    not_convex,
+)
 from landscape.errors import ObjectiveError
-from landscape.linalg.lanczos import eigsh
 from landscape.linalg.operator import SymmetricOperator, seeded
 from landscape.linalg.vectors import all_finite, norm
 
-# Products with the Hessian by the outputs, of which a direction of negative curvature is looked
-# for. They touch no network.
-_CONVEXITY_PRODUCTS = 20
 # Check of the first product against differences of the outputs: steps as fractions of the length of
 # the parameters, and tolerances.
 _STEPS = {torch.float32: (1e-3, 3e-4, 3e-3), torch.float64: (1e-5, 1e-7, 1e-6)}
 _TOLERANCE = {torch.float32: 2e-2, torch.float64: 1e-4}
-# Units of rounding below which curvature along a direction counts as zero.
-_ROUNDINGS = 1000
 
 
 class GaussNewtonOperator(SymmetricOperator):
@@ -159,19 +160,19 @@ class GaussNewtonOperator(SymmetricOperator):
             None if self.weight_decay else supported_coordinates(leaves, unused, looked_up)
         )
         assert objective.cut is not None
-        self._head = _hessian_by_outputs(objective.cut.convex, nest, self._outputs, batch)
+        self._head = hessian_by_outputs(objective.cut.convex, nest, self._outputs, batch)
         self.num_outputs = self._head.n
-        self._head_size = _largest_curvature(self._head)
+        self._head_size = largest_curvature(self._head)
 
-    def _linearised(self) -> tuple[float, "_Nest", tuple[Tensor | None, ...]]:
+    def _linearised(self) -> tuple[float, Nest, tuple[Tensor | None, ...]]:
         """Return the data term, the nested outputs, and their differentiable pullback."""
         problem = self._problem
         with problem.differentiating(), no_checkpointing():
-            before = _checked_cut(problem)
+            before = checked_cut(problem)
             with module_timeline(problem.objective.module) as timeline:
-                outputs, loss = _cut_in_two(problem)
+                outputs, loss = cut_in_two(problem)
             check_same_loss(before, loss.item(), dtype=self.dtype)
-            nest = _Nest(outputs)
+            nest = Nest(outputs)
             self._outputs = nest.differentiable
             # Of no special values: a pullback is linear, so its derivative is the same everywhere.
             generator = seeded(0)
@@ -293,7 +294,7 @@ class GaussNewtonOperator(SymmetricOperator):
                 name: tensor.add(pieces[name], alpha=step).requires_grad_()
                 for name, tensor in self.params.items()
             }
-            outputs = _Nest(_cut_in_two(replace(self._problem, leaves=leaves))[0]).differentiable
+            outputs = Nest(cut_in_two(replace(self._problem, leaves=leaves))[0]).differentiable
             return torch.cat([output.detach().reshape(-1).to(self.dtype) for output in outputs])
 
     def _pushed_forward(self, rows: Float[Tensor, "c n"]) -> Float[Tensor, "c q"]:
@@ -325,13 +326,13 @@ class GaussNewtonOperator(SymmetricOperator):
         # some units of |H| |u|^2.
         curvatures = (tangents.double() * products.double()).sum(1)
         least = (
-            -_ROUNDINGS
+            -ROUNDINGS
             * torch.finfo(self.dtype).eps
             * self._head_size
             * tangents.double().square().sum(1)
         )
         if (curvatures < least).any():
-            raise _not_convex(
+            raise not_convex(
                 float((curvatures / tangents.double().square().sum(1)).min()), self._head_size
             )
         return products
@@ -402,141 +403,6 @@ def gauss_newton(
     """
     objective = Objective.from_outputs(model, outputs, loss, weight_decay=weight_decay)
     return GaussNewtonOperator(objective, select_parameters(model, parameters), batch, check=check)
-
-
-class _Nest:
-    """Outputs as a flat list that can be nested again.
-
-    It holds the outputs to differentiate, and the places of the rest, which do not depend on the
-    parameters.
-    """
-
-    def __init__(self, outputs: Any) -> None:
-        self.values, self.spec = tree_flatten(outputs)
-        self.places = [
-            i
-            for i, value in enumerate(self.values)
-            if isinstance(value, Tensor) and value.requires_grad
-        ]
-        if not self.places:
-            raise ObjectiveError(
-                "The outputs must be a tensor, or tuples, lists and dicts of tensors, that depend "
-                f"on the parameters; got a {type(outputs).__name__}."
-            )
-        self.differentiable = tuple(self.values[i] for i in self.places)
-        # The outputs keep their graph alive; what is left here is a constant.
-        for i in self.places:
-            self.values[i] = None
-
-    def names(self) -> list[str]:
-        return [f"output {i}" for i in self.places]
-
-    def filled(self, tensors: Sequence[Tensor]) -> Any:
-        values = list(self.values)
-        for place, tensor in zip(self.places, tensors):
-            values[place] = tensor
-        return tree_unflatten(values, self.spec)
-
-
-def _cut_in_two(problem: Problem) -> tuple[Any, Tensor]:
-    """Evaluate the outputs, and the convex loss of them."""
-    objective, batch = problem.objective, problem.batch
-    assert objective.cut is not None
-    outputs = objective.cut.outputs(objective.forward(problem.leaves, batch), batch)
-    return outputs, objective.cut.convex(outputs, batch)
-
-
-def _checked_cut(problem: Problem) -> float:
-    """Check that the cut gives the loss, and return it.
-
-    The loss is the data term.
-
-    Raises:
-        ObjectiveError: If there is no cut, it gives another number, or the loss is not one finite
-            number.
-    """
-    objective, leaves, batch, dtype = (
-        problem.objective,
-        problem.leaves,
-        problem.batch,
-        problem.like.dtype,
-    )
-    if objective.cut is None:
-        raise ObjectiveError(
-            "The objective does not say in what its loss is convex, and a Gauss-Newton matrix is "
-            "linearised up to that. Give Objective a cut, or use landscape.gauss_newton(model, "
-            "outputs, loss, batch)."
-        )
-    with reading_only(leaves):
-        features = objective.forward(leaves, batch)
-        whole = objective.loss(features, batch)
-        parts = objective.cut.convex(objective.cut.outputs(features, batch), batch)
-    check_loss(whole, batch, dtype=dtype)
-    check_loss(parts, batch, dtype=dtype)
-    if objective.module is not None:
-        refuse_bypassed_parameters(list(graph_nodes(whole, parts)), leaves, objective.module)
-    if abs(whole.item() - parts.item()) > _ROUNDINGS * torch.finfo(dtype).eps * max(
-        1.0, abs(whole.item())
-    ):
-        raise ObjectiveError(
-            f"The two parts of the cut do not make the loss: they give {parts.item():.9g} instead "
-            f"of {whole.item():.9g}, so the Gauss-Newton matrix would be that of another loss. "
-            "Mend the cut of the objective."
-        )
-    return parts.item()
-
-
-def _hessian_by_outputs(
-    convex: Callable[[Any, Batch], Tensor], nest: _Nest, outputs: Sequence[Tensor], batch: Batch
-) -> HessianOperator:
-    """Build the Hessian of the loss by the outputs.
-
-    It refuses all that any Hessian refuses.
-    """
-    # The outputs take the place of parameters, as detached copies, so that products with H end at
-    # the outputs and do not enter the network.
-    objective = Objective(
-        lambda params, batch: nest.filled(list(params.values())), convex, rowwise=False
-    )
-    return HessianOperator(objective, dict(zip(nest.names(), outputs)), batch, hvp="retained")
-
-
-def _largest_curvature(head: HessianOperator) -> float:
-    """Return the size of the Hessian by the outputs.
-
-    A short search first looks for a direction in which the curvature is negative.
-
-    Raises:
-        ObjectiveError: If it found one. A Ritz value is the curvature along a direction, so this is
-            no estimate.
-    """
-    # A Krylov space finds the ends of a spectrum first, so a few products show an eigenvalue that
-    # is clearly negative.
-    eigenpairs = eigsh(
-        head,
-        1,
-        "SA",
-        max_matvecs=min(head.n, _CONVEXITY_PRODUCTS),
-        num_checks=0,
-        return_vectors=False,
-    )
-    assert eigenpairs.quadrature is not None
-    nodes = eigenpairs.quadrature.nodes
-    # Ritz values lie between the extreme eigenvalues, so `largest` is at most |H|, and a negative
-    # `least` is the curvature along some direction.
-    largest, least = float(nodes.abs().max()), float(nodes.min())
-    if least < -_ROUNDINGS * torch.finfo(head.dtype).eps * largest:
-        raise _not_convex(least, largest)
-    return largest
-
-
-def _not_convex(curvature: float, largest: float) -> ObjectiveError:
-    return ObjectiveError(
-        "The loss is not convex in its outputs: along one direction its curvature is "
-        f"{curvature:.3g}, where the largest is {largest:.3g}, so the Gauss-Newton matrix would "
-        "have negative eigenvalues. Cut the loss where it is convex: at the logits of a "
-        "cross-entropy, say, not at normalised features."
-    )
 
 
 def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
