@@ -2,6 +2,7 @@
 products are made in.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import landscape
 from landscape import memory
-from landscape.curvature import FiniteDifferenceOperator, HessianOperator
+from landscape.curvature import FiniteDifferenceOperator, GaussNewtonOperator, HessianOperator
+from landscape.curvature.audits.objective_audit import audit_at
 from landscape.curvature.hvp.evaluation import plain_arithmetic
 from landscape.curvature.hvp.memory import MemoryWatch, free_memory
-from landscape.curvature.objective import Objective
+from landscape.curvature.objective import ConvexCut, Objective
 from landscape.linalg.operator import seeded
 
 CPU = torch.device("cpu")
@@ -296,6 +299,91 @@ def test_memory_of_row_chunks_does_not_grow_with_the_batch(outcomes):
     # Four times the rows: features, loss and noise of the allocator may grow, graphs may not.
     assert measured["16 of 256 rows"] < 1.3 * measured["16 of 64 rows"] + 5 * MIB
     assert measured["16 of 256 rows"] < 0.2 * measured["256 of 256 rows"]
+
+
+# --- graphs that are not needed any more ----------------------------------------------------------
+
+
+class Seen(torch.autograd.Function):
+    """x; its context lives as long as a graph that holds it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clone()
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.clone()
+
+
+def num_graphs():
+    gc.collect()
+    return sum(type(each).__name__ == "SeenBackward" for each in gc.get_objects())
+
+
+def seen_objective():
+    """Softmax functions save their results, which must not keep them alive."""
+
+    def convex(outputs, batch):
+        return outputs.logsumexp(1).mean() - outputs[:, 0].mean()
+
+    return Objective(
+        lambda params, batch: Seen.apply((batch["x"] @ params["w"]).softmax(1)),
+        convex,
+        rowwise=True,
+        cut=ConvexCut(lambda features, batch: features, convex),
+    )
+
+
+def products_of(operator):
+    product = operator @ torch.ones(operator.n, dtype=torch.float64)
+    return product, landscape.eigsh(operator, k=1, tol=1e-2)
+
+
+MEASURED = {
+    **{
+        hvp: lambda *problem, hvp=hvp: products_of(HessianOperator(*problem, hvp=hvp))
+        for hvp in ("retained", "rebuilt", "jvp")
+    },
+    "rows": lambda *problem: products_of(HessianOperator(*problem, hvp="rows", rows=2)),
+    "differences": lambda *problem: products_of(FiniteDifferenceOperator(*problem)),
+    "gauss-newton": lambda *problem: products_of(GaussNewtonOperator(*problem)),
+    "audit": lambda *problem: audit_at(*problem),
+    "density": lambda *problem: landscape.density(
+        HessianOperator(*problem), num_probes=1, num_matvecs=4
+    ),
+}
+
+
+@pytest.mark.parametrize("way", MEASURED)
+def test_graphs_are_freed_with_what_was_measured(way):
+    w = torch.randn(5, 4, generator=seeded(1), dtype=torch.float64)
+    x = torch.randn(6, 5, generator=seeded(0), dtype=torch.float64)
+    before = num_graphs()
+    kept = MEASURED[way](seen_objective(), {"w": w}, {"x": x})
+    assert num_graphs() == before
+    assert kept is not None
+
+
+def test_a_retained_graph_is_held_by_its_operator_alone():
+    w = torch.randn(5, 4, generator=seeded(1), dtype=torch.float64)
+    x = torch.randn(6, 5, generator=seeded(0), dtype=torch.float64)
+    before = num_graphs()
+    operator = HessianOperator(seen_objective(), {"w": w}, {"x": x}, hvp="retained")
+    operator @ torch.ones(operator.n, dtype=torch.float64)
+    assert num_graphs() > before
+    del operator
+    assert num_graphs() == before
 
 
 # --- arithmetic -----------------------------------------------------------------------------------
