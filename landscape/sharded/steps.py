@@ -95,8 +95,8 @@ class _Section:
             together until the end.
         failures: What each process said of its failure, None where it has none; None while none has
             failed.
-        serial: Counts sections and failed attempts, and so is the same in all processes, which
-            begin and end those together.
+        serial: Counts beginnings and ends of sections and failed attempts, and so is the same in
+            all processes.
         num_lenders: How many have been registered since.
     """
 
@@ -112,6 +112,10 @@ class _Section:
     def begin(self) -> None:
         """Begin a section, or go on after an attempt that failed."""
         self.parted, self.failures = False, None
+        self.count_anew()
+
+    def count_anew(self) -> None:
+        """Number lenders anew; a process that failed may have fewer than the others."""
         self.serial, self.num_lenders = self.serial + 1, 0
 
 
@@ -193,6 +197,7 @@ class Steps:
             raise
         finally:
             section.depth = 0
+            section.count_anew()
 
     @property
     def have_parted(self) -> bool:

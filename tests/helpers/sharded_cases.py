@@ -606,7 +606,23 @@ def _read_alone(mesh: Any) -> dict[str, Any]:
             seen[f"{name}, in another order"] = pieces.whole(name)
         if processes.rank == last:
             seen["beside the end"] = pieces.whole("up")
+    seen["failed"] = _said(partial(_fail_before_registering, processes, mesh))
+    # Between sections; a process has registered fewer than the others.
+    later = _pieces_of({name: 2 * whole for name, whole in lendable().items()}, mesh)
+    with processes.together():
+        if processes.rank == last:
+            seen["after a failure"] = later.whole("up")
     return seen
+
+
+def _fail_before_registering(processes: Any, mesh: Any) -> None:
+    """Fail in the last process, where the others have pieces to lend already."""
+    with processes.together():
+        if processes.rank == processes.size - 1:
+            raise OSError("the weights cannot be read")
+        kept = _pieces_of(lendable(), mesh)
+        processes.meet("the end of the reading")
+        assert kept
 
 
 def _read_of_one(mesh: Any) -> None:

@@ -173,6 +173,8 @@ def test_weights_that_one_process_reads_are_lent_by_all(name, size, seen):
     assert torch.equal(last["beside a short sum"], weights["up"])
     assert torch.equal(last["beside a long sum"], weights["down"])
     assert torch.equal(last["beside the end"], weights["up"])
+    assert all("the weights cannot be read" in process["failed"] for process in (*others, last))
+    assert torch.equal(last["after a failure"], 2 * weights["up"])
     for process in (*others, last):
         # What the others do meanwhile comes to the same as ever.
         assert process["short sum"] == [sum(range(size))] * 3
