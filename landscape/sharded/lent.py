@@ -5,7 +5,7 @@ The modules of the model find a weight in its usual place, where it is gathered 
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -131,8 +131,8 @@ class WeightTable(Protocol):
         """Return the whole weight of this name."""
         ...
 
-    def check_unwritten(self) -> None:
-        """Refuse an evaluation that has written into a weight."""
+    def used(self) -> AbstractContextManager[None]:
+        """Refuse a section, an evaluation, that writes into a weight."""
         ...
 
 
@@ -222,9 +222,8 @@ class Lent(LentParameters):
                 vars(place.part)["_buffers"] = {
                     name: self._copied(buffer, copies) for name, buffer in place.buffers.items()
                 }
-            result = function(module, *args)
-            self.table.check_unwritten()
-            return result
+            with self.table.used():
+                return function(module, *args)
         finally:
             for part, parameters, buffers in before:
                 vars(part)["_parameters"], vars(part)["_buffers"] = parameters, buffers

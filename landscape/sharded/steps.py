@@ -257,7 +257,8 @@ class Steps:
             request: What this process asks for at this step. If the others are at another one, the
                 second result is what they lend: the pieces of all, one after the other.
         """
-        step = zlib.crc32(name.encode())
+        # What is asked for may be of another evaluation than what others gather under that name.
+        step = zlib.crc32((name if request is None else f"{name}, {request}").encode())
         frame = torch.tensor([step, *numbers, *[0.0] * (FRAME - len(numbers))], dtype=torch.float64)
         while True:
             frames = self._gathered(frame).numpy()

@@ -31,6 +31,8 @@ from landscape.sharded.processes import Processes
 # evaluation, and kept in its graph: of a large model they are a thousandth, and most of the
 # tensors.
 _SMALL = 1 << 15
+# Fragments of PyTorch's messages about transforms of torch.func in a loss.
+_TRANSFORMS = ("yet support saved tensor hooks", "functorch transforms")
 # Larger weights that are held: neighbours in a graph, such as those of one layer, are then gathered
 # once for a visit.
 _HELD = 4
@@ -69,6 +71,27 @@ class _Known:
     storage: "weakref.ref[Any]" = field(repr=False)
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A gathered weight, and its version when it was gathered."""
+
+    whole: Tensor
+    version: int
+
+    def apart(self) -> "_Held":
+        """Return the same weight apart from its graph."""
+        return _Held(self.whole.detach(), self.version)
+
+    def check_unwritten(self, name: str) -> None:
+        """Refuse a weight that was written to in place.
+
+        Raises:
+            ObjectiveError: If it was.
+        """
+        if self.whole._version != self.version:
+            raise _written(name)
+
+
 # The gathered weight in each storage, as long as the storage exists.
 _known: dict[int, _Known] = {}
 
@@ -83,11 +106,15 @@ class GatheredWeights:
 
     def __init__(self, pieces: Params, cuts: Mapping[str, Cut], processes: Processes) -> None:
         self._source = Pieces(pieces, cuts, processes)
-        # By name: the whole, and the same as a function of the piece, where it is one.
-        self._held: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        # Weights as functions of the pieces. Which of them are held depends on what the loss reads
+        # alone, never on what its derivatives read: gatherings of a loss that takes derivatives
+        # itself are then the same in all processes.
+        self._functions: OrderedDict[str, _Held] = OrderedDict()
+        # Weights that were read apart from a graph.
+        self._values: OrderedDict[str, _Held] = OrderedDict()
+        self._is_in_use = False
         self._together = _small_groups(pieces, cuts)
-        self._small: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
+        self._small: dict[str, _Held] = {}
 
     def weight(self, name: str) -> Tensor:
         """Return the whole weight as a function of all processes' pieces.
@@ -97,14 +124,15 @@ class GatheredWeights:
         if name in self._together:
             return self._small_weight(name)
         source, piece = self._source, self._source.pieces[name]
-        function = self._held[name][1] if name in self._held else None
         if not (piece.requires_grad and torch.is_grad_enabled()):
             return self._value(name)
-        if function is None:
+        if name not in self._functions:
+            if name in self._values:
+                self._values.pop(name).check_unwritten(name)
             function = gathered(name, piece, source.cuts[name], source.processes, source=source)
-            self._hold(name, function.detach(), function)
-        self._held.move_to_end(name)
-        return function
+            self._hold(name, function, self._functions)
+        self._functions.move_to_end(name)
+        return self._functions[name].whole
 
     def _small_weight(self, name: str) -> Tensor:
         if name not in self._small:
@@ -116,27 +144,28 @@ class GatheredWeights:
             with torch.enable_grad():
                 pieces = [source.pieces[each] for each in names]
                 wholes = Gather.apply(f"the gathering of {these}", these, *pieces)
-            self._small |= dict(zip(names, wholes))
-            self._versions |= {name: whole._version for name, whole in zip(names, wholes)}
-        return self._small[name] if torch.is_grad_enabled() else self._small[name].detach()
+            self._small |= {
+                name: _Held(whole, whole._version) for name, whole in zip(names, wholes)
+            }
+        whole = self._small[name].whole
+        return whole if torch.is_grad_enabled() else whole.detach()
 
     def _value(self, name: str) -> Tensor:
         """Return the whole weight, apart from any graph.
 
         Collective unless it is still held.
         """
-        if name in self._held:
-            self._held.move_to_end(name)
-            return self._held[name][0]
-        whole = self._source.whole(name)
-        self._hold(name, whole, None)
-        return whole
+        if name in self._functions:
+            return self._functions[name].whole.detach()
+        if name not in self._values:
+            self._hold(name, self._source.whole(name), self._values)
+        self._values.move_to_end(name)
+        return self._values[name].whole
 
-    def _hold(self, name: str, whole: Tensor, function: Tensor | None) -> None:
-        self._held[name] = whole, function
-        self._held.move_to_end(name)
-        while len(self._held) > _HELD:
-            self._held.popitem(last=False)
+    def _hold(self, name: str, whole: Tensor, held: "OrderedDict[str, _Held]") -> None:
+        held[name] = _Held(whole, whole._version)
+        self._limit(self._functions, _HELD)
+        self._limit(self._values, max(1, _HELD - len(self._functions)))
         storage = whole.untyped_storage()
         key = storage._cdata
         _known[key] = _Known(
@@ -147,25 +176,47 @@ class GatheredWeights:
             weakref.ref(storage, lambda _: _known.pop(key, None)),
         )
 
-    def check_unwritten(self) -> None:
-        """Refuse an evaluation that has written into a small weight.
+    def _limit(self, held: "OrderedDict[str, _Held]", count: int) -> None:
+        while len(held) > count:
+            name, first = held.popitem(last=False)
+            first.check_unwritten(name)
 
-        Larger ones are checked where they are saved.
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Refuse a section, an evaluation, that writes into a weight.
 
         Raises:
-            ObjectiveError: If it has.
+            ObjectiveError: If it does.
         """
-        for name, whole in self._small.items():
-            if whole._version != self._versions[name]:
-                raise _written(name)
+        before, self._is_in_use = self._is_in_use, True
+        try:
+            yield
+            self._check_unwritten()
+        except RuntimeError:
+            # Autograd may complain of the same in other words.
+            self._check_unwritten()
+            raise
+        finally:
+            self._is_in_use = before
+
+    def _check_unwritten(self) -> None:
+        for held in (self._functions, self._values, self._small):
+            for name, weight in held.items():
+                weight.check_unwritten(name)
 
     def release(self) -> None:
         """Free the weights that are held."""
-        self._held.clear()
-        self._small.clear()
+        for held in (self._functions, self._values, self._small):
+            held.clear()
 
     def again(self, note: _Note) -> Tensor:
         """Rebuild the saved tensor of a note."""
+        if not self._is_in_use:
+            # The loss is known, and nobody reads a weight as a function any more.
+            while self._functions:
+                name, held = self._functions.popitem(last=False)
+                self._values[name] = held.apart()
+            self._limit(self._values, _HELD)
         return self._value(note.name).as_strided(note.size, note.stride, note.offset)
 
 
@@ -197,6 +248,9 @@ def _pack(tensor: Tensor) -> Any:
 
 def _note_of(tensor: Tensor) -> _Note | None:
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or not _known:
+        return None
+    # Such as the imaginary part of a conjugate, of which no stride tells.
+    if tensor.is_neg():
         return None
     try:
         known = _known.get(tensor.untyped_storage()._cdata)
@@ -241,20 +295,39 @@ def notes_of_weights() -> Iterator[None]:
 
 
 @contextmanager
+def _transforms_explained() -> Iterator[None]:
+    """Explain PyTorch's errors about transforms of torch.func.
+
+    Raises:
+        ObjectiveError: In their place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(fragment in str(error) for fragment in _TRANSFORMS):
+            raise
+        raise ObjectiveError(
+            "The loss uses a transform of torch.func, such as vmap, jvp or jacrev, in which no "
+            "weight can be gathered from other processes. Use operations on whole batches and "
+            "torch.autograd.grad, or one process."
+        ) from error
+
+
+@contextmanager
 def notes_alone() -> Iterator[None]:
     """Keep notes of weights in graphs, and refuse hooks of the loss.
 
     Such hooks are those of checkpointing.
 
     Raises:
-        ObjectiveError: If the loss installs one.
+        ObjectiveError: If the loss installs one, or uses a transform of torch.func.
     """
     enter = saved_tensors_hooks.__enter__
 
     def refused(self: saved_tensors_hooks) -> None:
         raise RuntimeError(SAVED_TENSOR_HOOKS)
 
-    with checkpointing_explained(), notes_of_weights():
+    with checkpointing_explained(), _transforms_explained(), notes_of_weights():
         saved_tensors_hooks.__enter__ = refused  # type: ignore[method-assign]
         try:
             yield

@@ -196,6 +196,31 @@ def _gpt2(max_logits: int) -> Case:
     )
 
 
+class Rotated(nn.Module):
+    """Features times a weight of complex numbers, and the imaginary part of its conjugate.
+
+    That part has the storage of the weight, and the other sign.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.phases = nn.Linear(WIDTH, 4), nn.Parameter(torch.ones(4, 3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, phases = self.into(x).tanh(), torch.view_as_complex(self.phases)
+        return (x @ phases.conj().imag).sin() + (x.to(phases.dtype) @ phases).abs()
+
+
+def _rotated() -> Case:
+    torch.manual_seed(0)
+    model = Rotated().double()
+    with torch.no_grad():
+        model.phases.copy_(torch.randn(model.phases.shape, generator=seeded(4)))
+    rows = torch.randn(6, WIDTH, generator=seeded(3), dtype=torch.float64)
+    objective = Objective.from_closure(model, lambda model, x: model(x).square().mean())
+    return Case(objective, select_parameters(model), rows)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "words": _words,
     "untied words with weight decay": lambda: _words(tied=False, weight_decay=0.1),
@@ -203,6 +228,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "square blocks of tokens": lambda: _words(rows=LENGTH),
     "one block of words": lambda: _words(parameters=["blocks.0.*", "places"]),
     "untied words without blocks": lambda: _words(tied=False, num_blocks=0),
+    "complex weights": _rotated,
     # Five tokens at a time, of 12 in each of two processes and of 24 in one.
     "gpt2, tokens in chunks": lambda: _gpt2(100),
     "gpt2": lambda: _gpt2(10**6),
@@ -382,10 +408,49 @@ def mixed() -> Case:
     return Case(objective, select_parameters(model), rows)
 
 
-def _with_a_single_row(mesh: Any, hvp: str) -> Tensor:
+class Mixes(nn.Module):
+    """Layers as in Mixed, of more weights than are held at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixes = nn.ParameterList(torch.empty(3, WIDTH, WIDTH) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for mix in self.mixes:
+            heads = mix.expand(len(x), *mix.shape).reshape(-1, WIDTH, WIDTH)
+            x = torch.bmm(heads, x.repeat_interleave(3, 0)).tanh().unflatten(0, (-1, 3)).mean(1)
+        return x
+
+
+def penalised() -> Case:
+    """A mean over six rows of a loss that takes derivatives, and then reads the weights again."""
+    model = Mixes().double()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=seeded(number)))
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        value = model(x)
+        (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        return value.square().mean() + slope.square().mean() + model(2 * x).sin().mean()
+
+    rows = torch.randn(6, WIDTH, 4, generator=seeded(9), dtype=torch.float64)
+    return Case(Objective.from_closure(model, loss), select_parameters(model), rows)
+
+
+# Cases in which a process with a single row reads weights that others need not.
+OF_ONE_ROW: dict[str, tuple[Callable[[], Case], str]] = {
+    "a single row": (mixed, "retained"),
+    "a single row, rebuilt": (mixed, "rebuilt"),
+    "a single row, derivatives in the loss": (penalised, "rebuilt"),
+}
+
+
+def _with_a_single_row(mesh: Any, way: str) -> Tensor:
     """Products where the last process has one row, and so reads weights that others need not."""
-    shares = {2: (5, 1), 3: (3, 2, 1)}[mesh.size()]
-    A = _operator(mixed(), mesh, shares, hvp=hvp, check=False)
+    (case, hvp), shares = OF_ONE_ROW[way], {2: (5, 1), 3: (3, 2, 1)}[mesh.size()]
+    A = _operator(case(), mesh, shares, hvp=hvp, check=False)
     return A.space.gathered(A @ A.space.cut(directions(A.n)))
 
 
@@ -525,7 +590,9 @@ def _held(mesh: Any) -> dict[str, float]:
             if storage() is not None and key not in gradients
         }
         seen[name] = sum(alive.values())
-        seen[f"{name}: gathered and held"] = sum(len(table._held) for table in A.weights._tables)
+        seen[f"{name}: gathered and held"] = sum(
+            len(table._functions) + len(table._values) for table in A.weights._tables
+        )
     return seen | _gathered_in_a_product(A)
 
 
@@ -535,9 +602,9 @@ def _gathered_in_a_product(A: Any) -> dict[str, float]:
 
     hold, most, counts = weights.GatheredWeights._hold, 0, dict.fromkeys(A.params, 0)
 
-    def counting(table: Any, name: str, whole: Tensor, function: Tensor | None) -> None:
+    def counting(table: Any, name: str, whole: Tensor, held: Any) -> None:
         nonlocal most
-        hold(table, name, whole, function)
+        hold(table, name, whole, held)
         counts[name] += 1
         storages = [
             known.storage() for known in weights._known.values() if known.table in A.weights._tables
@@ -625,6 +692,25 @@ def _fail_before_registering(processes: Any, mesh: Any) -> None:
         assert kept
 
 
+def _read_of_two(mesh: Any) -> dict[str, Tensor]:
+    """What each process gets that reads a weight of one evaluation, then the same of another.
+
+    The last process reads them in the other order.
+    """
+    from landscape.sharded.processes import Processes
+
+    processes, seen = Processes(mesh), {}
+    with processes.together():
+        sources = {
+            "first": _pieces_of(lendable(), mesh),
+            "second": _pieces_of({name: 3 * whole for name, whole in lendable().items()}, mesh),
+        }
+        is_last = processes.rank == processes.size - 1
+        for name in reversed(sources) if is_last else sources:
+            seen[name] = sources[name].whole("up")
+    return seen
+
+
 def _read_of_one(mesh: Any) -> None:
     """Read a weight from a source that one process has and the others have not."""
     from landscape.sharded.processes import Processes
@@ -672,6 +758,17 @@ ALONE = {
     ("writing in place"): (
         "ObjectiveError: norm.weight: is written to in place while the loss is evaluated"
     ),
+    "writing without gradients": (
+        "ObjectiveError: head.weight: is written to in place while the loss is evaluated"
+    ),
+    "writing afterwards": (
+        "ObjectiveError: head.weight: is written to in place while the loss is evaluated"
+    ),
+    "rescaling a table": (
+        "ObjectiveError: table.weight: is written to in place while the loss is evaluated"
+    ),
+    "vmap": "ObjectiveError: The loss uses a transform of torch.func",
+    "jacrev": "ObjectiveError: The loss uses a transform of torch.func",
     "a batch changed afterwards": (
         "ObjectiveError: A tensor (2, 4, 5) that the loss was computed from was changed in place "
         "afterwards"
@@ -729,7 +826,7 @@ def _failures(mesh: Any) -> dict[str, Callable[[], Any]]:
     from torch.distributed.fsdp import fully_shard
 
     is_last = mesh.get_local_rank() == mesh.size() - 1
-    case = _words()
+    case, untied = _words(), words(tied=False)
 
     def measured(
         model: nn.Module = case.objective.module,
@@ -762,6 +859,28 @@ def _failures(mesh: Any) -> dict[str, Callable[[], Any]]:
         with torch.no_grad():
             model.norm.weight.mul_(2.0)
         return next_word_loss(model, batch)
+
+    def written_first(model: nn.Module, batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            model.head.weight.mul_(2.0)
+        return next_word_loss(model, batch)
+
+    def written_last(model: nn.Module, batch: Tensor) -> Tensor:
+        value = next_word_loss(model, batch)
+        with torch.no_grad():
+            model.head.weight.mul_(2.0)
+        return value
+
+    def rescaled(model: nn.Module, batch: Tensor) -> Tensor:
+        rows = F.embedding(batch, model.table.weight, max_norm=0.1)
+        return next_word_loss(model, batch) + rows.square().mean()
+
+    def vectorised(model: nn.Module, batch: Tensor) -> Tensor:
+        return torch.vmap(lambda row: next_word_loss(model, row[None]))(batch).mean()
+
+    def jacobian(model: nn.Module, batch: Tensor) -> Tensor:
+        x = torch.ones(WIDTH, dtype=torch.float64)
+        return torch.func.jacrev(model.head)(x).sum() + next_word_loss(model, batch)
 
     def checkpointed(model: nn.Module, batch: Tensor) -> Tensor:
         from torch.utils.checkpoint import checkpoint
@@ -822,6 +941,11 @@ def _failures(mesh: Any) -> dict[str, Callable[[], Any]]:
         "writing in place": lambda: measured(loss=in_place),
         "a batch changed afterwards": changed_afterwards,
         "a loss that changes what it saved": lambda: measured(loss=changing, check=False),
+        "writing without gradients": lambda: measured(untied, written_first),
+        "writing afterwards": lambda: measured(untied, written_last),
+        "rescaling a table": lambda: measured(untied, rescaled),
+        "vmap": lambda: measured(loss=vectorised),
+        "jacrev": lambda: measured(loss=jacobian),
         "checkpointing": lambda: measured(loss=checkpointed),
         "a gradient that is wrong": lambda: measured(
             loss=lambda model, batch: Wrong.apply(next_word_loss(model, batch))
@@ -875,8 +999,7 @@ VARIANTS: dict[str, Callable[[Any], Tensor]] = {
     "after a call with other tensors": _after_a_call_with_other_tensors,
     "a weight kept by one process": _with_a_weight_kept_by_one,
     "at other values": _at_other_values,
-    "a single row": partial(_with_a_single_row, hvp="retained"),
-    "a single row, rebuilt": partial(_with_a_single_row, hvp="rebuilt"),
+    **{way: partial(_with_a_single_row, way=way) for way in OF_ONE_ROW},
 }
 # What a process does, by stage and name.
 STAGES: dict[str, dict[str, Callable[[Any], Any]]] = {
@@ -889,7 +1012,7 @@ STAGES: dict[str, dict[str, Callable[[Any], Any]]] = {
         "untied words": partial(_preconditioned, tied=False),
     },
     "held": {"by the graph": _held, "by operators": _freed},
-    "lent": {"read alone": _read_alone},
+    "lent": {"read alone": _read_alone, "of two evaluations": _read_of_two},
     "failures": {name: partial(_failure, name) for name in FAILURES},
 }
 # Whose rows are shared out by hand.
@@ -905,6 +1028,7 @@ EVERY_TIME: dict[int, dict[str, Sequence[str]]] = {
             "untied words with weight decay",
             "square blocks of tokens",
             "one block of words",
+            "complex weights",
             "vit",
             "gpt2, tokens in chunks",
         ),
@@ -912,7 +1036,7 @@ EVERY_TIME: dict[int, dict[str, Sequence[str]]] = {
         "differences": ("float64", "float32"),
         "preconditioned": ("words", "untied words"),
         "held": ("by the graph", "by operators"),
-        "lent": ("read alone",),
+        "lent": ("read alone", "of two evaluations"),
         "failures": FAILURES,
     },
     3: {

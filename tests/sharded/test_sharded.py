@@ -20,6 +20,7 @@ from tests.helpers.processes import helper_command
 from tests.helpers.sharded_cases import (
     ALONE,
     CASES,
+    OF_ONE_ROW,
     REPEATED,
     SOLVED,
     VARIANTS,
@@ -27,7 +28,6 @@ from tests.helpers.sharded_cases import (
     directions,
     is_done,
     lendable,
-    mixed,
     next_word_loss,
     solved,
     tokens,
@@ -37,7 +37,6 @@ from tests.helpers.sharded_cases import (
 )
 
 # Ways to products with the Hessian of "words".
-OF_ONE_ROW = ("a single row", "a single row, rebuilt")
 OF_WORDS = [
     way for way in VARIANTS if way not in ("at other values", "gpt2 on uneven rows", *OF_ONE_ROW)
 ]
@@ -161,7 +160,7 @@ def test_processes_may_have_chunks_of_tokens_or_all_at_once(way, size, seen, alo
 
 @pytest.mark.parametrize(("way", "size"), measured("variants", OF_ONE_ROW))
 def test_a_process_with_one_row_reads_weights_that_others_keep_copies_of(way, size, seen):
-    case = mixed()
+    case = OF_ONE_ROW[way][0]()
     A = HessianOperator(case.objective, case.params, case.batch)
     expected = A @ directions(A.n)
     assert all(relative(products, expected) < 1e-14 for products in seen(size, "variants", way))
@@ -181,6 +180,13 @@ def test_weights_that_one_process_reads_are_lent_by_all(name, size, seen):
         assert process["long sum"] == [sum(range(size))] * 50
         for weight, whole in weights.items():
             assert torch.equal(process[f"{weight}, in another order"], whole)
+
+
+@pytest.mark.parametrize(("name", "size"), measured("lent", ["of two evaluations"]))
+def test_weights_of_two_evaluations_are_never_mixed(name, size, seen):
+    for process in seen(size, "lent", name):
+        assert torch.equal(process["first"], lendable()["up"])
+        assert torch.equal(process["second"], 3 * lendable()["up"])
 
 
 @pytest.mark.parametrize(("way", "size"), measured("variants", ["at other values"]))
