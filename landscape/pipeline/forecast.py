@@ -300,6 +300,8 @@ class _Look:
         # This builds what is kept between products, as every batch does.
         self._choose(operator)
         per_batch = time.perf_counter() - begun
+        # The first product also checks the operator, which a run does once, not for every product.
+        _seconds_of_product(operator, at_most=1)
         seconds = _seconds_of_product(operator)
         num_batches = sum(len(task.indices) for task in self.tasks)
         num_products = num_products_of(hessian)

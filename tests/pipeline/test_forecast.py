@@ -3,6 +3,7 @@ memory, and what it refuses.
 """
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from landscape import pipeline
 from landscape.cli import main
 from landscape.clip.checkpoint import save_checkpoint
 from landscape.clip.model import build_model
+from landscape.curvature import HessianOperator
 from landscape.manifest import Manifest
 from landscape.terminal import duration_text, seconds_text, size_text
 from tests.helpers.spectra_study import MODEL, make_study
@@ -56,6 +58,21 @@ def test_a_dry_run_lists_tasks_first_then_what_each_series_takes(tmp_path, monke
     assert "In all about 36 minutes on this machine" in text
     assert f"{size_text(25 * 4 * num_params)} for Krylov vectors" in text
     assert max(map(len, lines[5:])) <= 80
+
+
+def test_the_check_in_the_first_product_is_not_in_the_time_of_a_product(tmp_path, monkeypatch):
+    multiply, seen = HessianOperator.__matmul__, []
+
+    def slow_at_first(operator, vector):
+        if not any(operator is other for other in seen):
+            seen.append(operator)
+            time.sleep(4)
+        return multiply(operator, vector)
+
+    monkeypatch.setattr(HessianOperator, "__matmul__", slow_at_first)
+    text = " ".join(dry_run(make_study(tmp_path, names=("one",))).stdout.split())
+    number, unit = re.search(r"product ([\d.]+) (ms|s),", text).groups()
+    assert seen and float(number) / (1000 if unit == "ms" else 1) < 2
 
 
 def test_a_long_job_is_told_what_the_run_saves(tmp_path, monkeypatch):
