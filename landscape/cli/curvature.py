@@ -18,7 +18,7 @@ from landscape.cli.options import (
     threads_option,
     worker_options,
 )
-from landscape.cli.values import FILE, PROBES, SEED, Choice
+from landscape.cli.values import FILE, PROBES, SEED, STORE, Choice
 from landscape.terminal import TextTable, terminal_width, wrapped
 
 
@@ -207,7 +207,7 @@ def audit(target: str, device: str | None, as_json: bool) -> None:
 )
 @click.option(
     "--data",
-    type=FILE,
+    type=STORE,
     help="HDF5 file of the points, resumed if unfinished; default: beside the figure.",
 )
 @layout_options("width", "font_size")

@@ -21,6 +21,7 @@ from landscape.cli.values import (
     FOLDER,
     RESAMPLES,
     SEED,
+    STORE,
     Choice,
     LogitScale,
     PathType,
@@ -34,7 +35,7 @@ from landscape.cli.values import (
     "-o",
     "--output",
     required=True,
-    type=FILE,
+    type=STORE,
     help="HDF5 file of the predictions; resumed if unfinished.",
 )
 @click.option(
@@ -86,7 +87,7 @@ def evaluate(
     "-o",
     "--output",
     required=True,
-    type=FILE,
+    type=STORE,
     help="HDF5 file of the predictions; resumed if unfinished.",
 )
 @click.option("--stimuli", type=FOLDER, help="The published stimuli, or pictures in their layout.")

@@ -16,7 +16,7 @@ from landscape.cli.options import (
     threads_option,
     worker_options,
 )
-from landscape.cli.values import FILE, Choice, FloatRange, Shard, Size
+from landscape.cli.values import FILE, STORE, Choice, FloatRange, Shard, Size
 from landscape.errors import OptionError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @main.command()
 @click.argument("manifest", type=FILE)
-@click.option("-o", "--output", required=True, type=FILE, help="HDF5 file; resumed if unfinished.")
+@click.option("-o", "--output", required=True, type=STORE, help="HDF5 file; resumed if unfinished.")
 @click.option(
     "--method",
     type=Choice(["lanczos", "power", "pyhessian"]),

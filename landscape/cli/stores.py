@@ -16,7 +16,7 @@ from landscape.cli.options import (
     some_series,
     stated_options,
 )
-from landscape.cli.values import FILE, RESAMPLES, SEED, Choice, PathType
+from landscape.cli.values import FILE, RESAMPLES, SEED, STORE, Choice, PathType
 
 # Options on the layout that each kind of figure takes.
 _LAYOUT_OF = {
@@ -218,7 +218,7 @@ def export(store: Path, output: Path, **options: Any) -> None:
     "-o",
     "--output",
     required=True,
-    type=FILE,
+    type=STORE,
     help="A new .h5 file, or a store to which the records are added.",
 )
 @one_line_errors

@@ -142,7 +142,7 @@ def train(
 @click.option("--force", is_flag=True, help="Replace an existing manifest.")
 @one_line_errors
 def init(run_folder: Path, output: Path, **options: Any) -> None:
-    """Write a manifest of the training run in RUNFOLDER.
+    """Write a manifest of the training run in RUN_FOLDER.
 
     It takes model, settings, data, checkpoints and epochs from the files of the run. Supported are
     runs of open_clip_train, timm, Lightning, MMEngine, transformers' Trainer and others; folders of

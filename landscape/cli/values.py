@@ -35,7 +35,27 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class StoreType(PathType):
+    """The path of an HDF5 output; the suffix of another format is refused."""
+
+    _OTHERS = frozenset(
+        (".png", ".pdf", ".svg", ".csv", ".parquet", ".html", ".json", ".tex", ".yaml", ".yml")
+    )
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(super().convert(value, param, ctx))
+        if path.suffix.lower() in self._OTHERS:
+            self.fail(
+                f"{str(path)!r} would be an HDF5 file, which {path.suffix} does not say; name it "
+                f"{str(path.with_suffix('.h5'))!r}.",
+                param,
+                ctx,
+            )
+        return path
+
+
 FILE = PathType(dir_okay=False, path_type=Path)
+STORE = StoreType(dir_okay=False, path_type=Path)
 FOLDER = PathType(file_okay=False, path_type=Path)
 SEED = click.IntRange(0, limits.MAX_INTEGER)
 PROBES = click.IntRange(1, limits.MAX_PROBES)
@@ -109,6 +129,12 @@ class Size(click.ParamType):
         if not 1 <= size <= limits.MAX_INTEGER:
             self.fail(
                 f"{value!r} is not an amount of memory such as 500MB, 1.5GiB or 2000000000.",
+                param,
+                ctx,
+            )
+        if match is not None and not match[2] and size < limits.MIN_BARE_SIZE:
+            self.fail(
+                f"{value!r} has no unit, so it means bytes; give one, such as {match[1]}GiB.",
                 param,
                 ctx,
             )

@@ -39,4 +39,4 @@ def train_run(
         )
         return train(model=model, output=output, data=data, **options)
     except ValueError as error:
-        raise LandscapeError(f"landscape train: {error}") from error
+        raise LandscapeError(f"train: {error}") from error

@@ -40,6 +40,8 @@ _PLAIN = {
     ),
 }
 _QUOTE = "write the value out, and quote a text that begins with one of & * !"
+# First bytes of an HDF5 file.
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 # Unicode categories that no name, path or pattern holds: control, surrogate, line and paragraph
 # separators.
 _UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -133,6 +135,11 @@ def read_document(path: Path) -> "Section":
         ManifestError: If there is no such file, or it is not a YAML mapping; says on which line.
     """
     content = _read_guarded(path)
+    if content.startswith(_HDF5):
+        raise ManifestError(
+            f"{path}: not a readable manifest but an HDF5 file, such as a store; name the YAML "
+            "file that it was measured from."
+        )
     try:
         value = yaml.load(content, _Loader)
     except yaml.MarkedYAMLError as error:

@@ -239,7 +239,7 @@ class Measurement:
         if self.failure:
             texts.append(self.failure.rstrip("."))
         texts += [] if self.loss is None else [f"loss {self.loss:.4g}"]
-        texts += [] if self.share is None else [f"{100 * self.share:.1f} % of the time"]
+        texts += [] if self.share is None else [f"{100 * self.share:.1f} % of the training time"]
         return ", ".join(texts)
 
 

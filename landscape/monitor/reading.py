@@ -267,10 +267,10 @@ class MonitorRecord:
 
     def describe(self) -> list[str]:
         """Describe the record in lines of text."""
-        settings = self.settings
+        settings, k = self.settings, self.settings.get("k")
         lines = [
             f"record of a monitor, landscape {settings.get('landscape_version')}: the "
-            f"{settings.get('k')} eigenvalues {settings.get('which')} of "
+            f"{k} {settings.get('which')} eigenvalue{'' if k == 1 else 's'} of "
             f"{settings.get('num_params', 0):,} parameters, to {settings.get('tol')}"
         ]
         if not self.measurements:

@@ -14,7 +14,7 @@ from landscape.curvature import audits
 from landscape.errors import ManifestError, ObjectiveError
 from landscape.manifest import Checkpoint, CheckpointSeries, Manifest
 from landscape.manifest.gone import digest_of, is_gone
-from landscape.pipeline.series import load_series, open_data
+from landscape.pipeline.series import check_model_name, load_series, open_data
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +81,7 @@ def audit_target(target: str, *, device: str | None = None) -> Iterator[Audited]
         LandscapeError: If the manifest, the data, a checkpoint or the name is wrong.
     """
     if Path(target).suffix.lower() not in (".yaml", ".yml"):
+        check_model_name(target, "a manifest (.yaml) or the name of a model")
         yield _audit_model(target, clip.device_of(device))
         return
     manifest = Manifest.load(Path(target), checkpoints_exist=False)

@@ -16,7 +16,6 @@ from landscape.figures.density_records import density_sample, stored_densities
 from landscape.figures.from_store import check_figure_name
 from landscape.json_text import json_text
 from landscape.manifest import Manifest
-from landscape.manifest.trained import LOCAL_DIR
 from landscape.pipeline.density_measurement import (
     DensityMeasurement,
     DensitySettings,
@@ -28,6 +27,7 @@ from landscape.pipeline.density_measurement import (
 from landscape.pipeline.density_texts import DensityRow, csv_text, json_values, table_text
 from landscape.pipeline.remaining import refuse_preconditioned
 from landscape.pipeline.runner import run_measurement
+from landscape.pipeline.series import check_model_name
 from landscape.store import DensityRecord, is_density_file, is_store, read_densities
 from landscape.terminal import wrapped
 from landscape.workers.crew import WorkerSettings
@@ -118,12 +118,7 @@ def density_of(
         return _measured(measurement, output, options)
     if is_density_file(path):
         return _drawn(read_densities(path), output, options)
-    names_architecture = source.startswith(LOCAL_DIR) or path.suffix.lower() == ".json"
-    if (path.suffix or path.exists()) and not names_architecture:
-        raise LandscapeError(
-            f"{source}: not a store, a file of densities, a manifest or a model's name, so it has "
-            "no density."
-        )
+    check_model_name(source, "a store, a file of densities, a manifest or the name of a model")
     return _measured(model_measurement(source, settings, target, **how), output, options)
 
 

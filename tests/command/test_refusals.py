@@ -94,6 +94,17 @@ REFUSED = {
         "spectra: MANIFEST: the name is empty; name a file or a folder.",
         "spectra",
     ),
+    "picture for a store": (
+        ("spectra", "m.yaml", "-o", "s.png"),
+        "spectra: --output: 's.png' would be an HDF5 file, which .png does not say; name it "
+        "'s.h5'.",
+        "spectra",
+    ),
+    "memory without a unit": (
+        (*SPECTRA, "--max-memory", "4"),
+        "spectra: --max-memory: '4' has no unit, so it means bytes; give one, such as 4GiB.",
+        "spectra",
+    ),
     "too many": (
         ("spectra", "m.yaml", "n.yaml", "-o", "s.h5"),
         "spectra: Got unexpected extra argument (n.yaml).",
@@ -125,6 +136,27 @@ def test_a_missing_file_is_refused_on_one_line(tmp_path, monkeypatch):
     assert result.exit_code == 2
     assert result.stderr.startswith("landscape: m.yaml: there is no such file; ")
     assert result.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [("audit",), ("density", "-o", "d.png")])
+def test_a_path_that_names_no_model_is_called_what_it_is(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints.yaml").write_text("")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "text.pt").write_text("hello")
+    name, *options = command
+    for source, says in (
+        ("run", "Name run/checkpoints.yaml."),
+        ("bare", "`landscape init bare` writes one."),
+        ("text.pt", "name one of these."),
+        ("no.h5", "there is no such file; name "),
+        ("no/run", "there is no such file; name "),
+    ):
+        result = CliRunner().invoke(main, [name, source, *options])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert result.stderr.startswith(f"landscape: {source}: ") and says in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "bare", "text.pt"}
 
 
 @pytest.mark.parametrize("name", sorted(main.commands))

@@ -552,6 +552,7 @@ def test_a_manifest_without_checkpoints_is_refused(write, series):
         ("a: 1\n---\nb: 2\n", "another document"),
         (b"a: \x80\x81", "not a readable manifest"),
         (b"a: \x00", "not a readable manifest"),
+        (b"\x89HDF\r\n\x1a\n\x00\x00", "but an HDF5 file, such as a store; name the YAML file"),
         (
             'a: "\\ud800"',
             ", line 1: not a readable manifest: the text '\\ud800' holds the control character",

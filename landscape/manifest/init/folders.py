@@ -100,7 +100,7 @@ def _check_folder(folder: Path) -> None:
             )
         if not folder.is_dir():
             raise ManifestError(
-                f"{folder}: is a file, but a run is a folder; name {folder.parent}."
+                f"{folder}: is a file, but a run is a folder; name {str(folder.parent)!r}."
             )
         next(folder.iterdir(), None)
     except OSError as error:
