@@ -26,7 +26,7 @@ from landscape.linalg.operator import (
 from landscape.linalg.scaled import ScaledOperator
 from landscape.stability.muon import inverse_root, is_right
 from landscape.stability.optimizer_state import OptimizerState, state_of
-from landscape.stability.preconditioner import Piece, preconditioner
+from landscape.stability.preconditioner import Piece, preconditioner, second_moments
 from landscape.stability.threshold import StabilityThreshold, threshold_of
 
 
@@ -358,7 +358,25 @@ def _scales(
         pieces.append(torch.where(counts, (rate / P).sqrt(), 0.0).to(H.dtype))
     if waiting:
         raise ValueError(_no_step(state, waiting, len(of.params)))
+    _check_moments(H, of, state)
     return torch.cat(pieces)
+
+
+def _check_moments(H: SymmetricOperator, of: _OfParameters, state: OptimizerState) -> None:
+    """Refuse a state that no gradient has entered; collective where the model is cut.
+
+    Raises:
+        ValueError: If the mean squares of all gradients are 0.
+    """
+    moments = [second_moments(state, name, _piece(H, name)) for name in of.params]
+    known = [each for each in moments if each is not None]
+    if known and not H.space.any(any(bool(each.any()) for each in known)):
+        raise ValueError(
+            f"{state.where}: counts steps, but the mean squares of all gradients are 0, so P would "
+            "be eps alone and the values meaningless. Reading a state before training "
+            "(torch.distributed.checkpoint's get_optimizer_state_dict) makes such a step; take the "
+            "state from after a step of the training."
+        )
 
 
 def _is_matrix(state: OptimizerState, name: str) -> bool:

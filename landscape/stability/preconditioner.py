@@ -54,6 +54,21 @@ def preconditioner(state: OptimizerState, name: str, piece: Piece) -> Float[Tens
     return P
 
 
+def second_moments(state: OptimizerState, name: str, piece: Piece) -> Tensor | None:
+    """Return the mean squares of a parameter's gradients, of which P is made.
+
+    None where P is made of none, or the parameter has no state yet.
+
+    Raises:
+        ValueError: As `moments_of`.
+    """
+    kept = state.parameters[name]
+    kind = state.kind_of(kept.group)
+    if kind not in ("Adam", "AdamW", "RMSprop") or not kept.entries:
+        return None
+    return moments_of(state, name, "square_avg" if kind == "RMSprop" else "exp_avg_sq", piece)
+
+
 def _of_adam(
     state: OptimizerState, name: str, group: Mapping[str, Any], piece: Piece
 ) -> Tensor | None:

@@ -492,6 +492,21 @@ def test_an_optimizer_before_its_first_step_is_refused_where_its_state_matters()
     assert landscape.preconditioned(H, torch.optim.SGD(model.parameters(), lr=RATE)).n == H.n
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_a_state_that_was_read_before_training_is_refused(kind):
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model = Net()
+    optimizer = kind(model.parameters(), lr=RATE)
+    # Makes a step of zeros, so that there is a state to read.
+    get_optimizer_state_dict(model, optimizer)
+    H = landscape.hessian(model, loss, batch())
+    refused(lambda: landscape.preconditioned(H, optimizer), "squares of all gradients are 0")
+    train(model, optimizer, 1)
+    H = landscape.hessian(model, loss, batch())
+    assert landscape.preconditioned(H, optimizer).n == H.n
+
+
 def test_a_parameter_without_steps_that_the_loss_depends_on_is_refused():
     model = Net()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
