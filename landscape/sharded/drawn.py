@@ -46,7 +46,7 @@ class _DrawnWeights:
             else whole.mul_(0.5).add_(1)
         )
 
-    def used(self) -> AbstractContextManager[None]:
+    def reading_only(self) -> AbstractContextManager[None]:
         """Check nothing: what is written is discarded with the weight."""
         return nullcontext()
 

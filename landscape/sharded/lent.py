@@ -131,8 +131,8 @@ class WeightTable(Protocol):
         """Return the whole weight of this name."""
         ...
 
-    def used(self) -> AbstractContextManager[None]:
-        """Refuse a section, an evaluation, that writes into a weight."""
+    def reading_only(self) -> AbstractContextManager[None]:
+        """Refuse an evaluation that writes into a weight it is given."""
         ...
 
 
@@ -222,7 +222,7 @@ class Lent(LentParameters):
                 vars(place.part)["_buffers"] = {
                     name: self._copied(buffer, copies) for name, buffer in place.buffers.items()
                 }
-            with self.table.used():
+            with self.table.reading_only():
                 return function(module, *args)
         finally:
             for part, parameters, buffers in before:

@@ -72,15 +72,15 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class _Held:
+class _HeldWeight:
     """A gathered weight, and its version when it was gathered."""
 
     whole: Tensor
     version: int
 
-    def apart(self) -> "_Held":
+    def detached(self) -> "_HeldWeight":
         """Return the same weight apart from its graph."""
-        return _Held(self.whole.detach(), self.version)
+        return _HeldWeight(self.whole.detach(), self.version)
 
     def check_unwritten(self, name: str) -> None:
         """Refuse a weight that was written to in place.
@@ -109,12 +109,13 @@ class GatheredWeights:
         # Weights as functions of the pieces. Which of them are held depends on what the loss reads
         # alone, never on what its derivatives read: gatherings of a loss that takes derivatives
         # itself are then the same in all processes.
-        self._functions: OrderedDict[str, _Held] = OrderedDict()
-        # Weights that were read apart from a graph.
-        self._values: OrderedDict[str, _Held] = OrderedDict()
-        self._is_in_use = False
+        self._functions: OrderedDict[str, _HeldWeight] = OrderedDict()
+        # Weights that were read apart from a graph; at least one, so that they are one more in a
+        # loss that reads both kinds.
+        self._values: OrderedDict[str, _HeldWeight] = OrderedDict()
+        self._is_evaluating = False
         self._together = _small_groups(pieces, cuts)
-        self._small: dict[str, _Held] = {}
+        self._small: dict[str, _HeldWeight] = {}
 
     def weight(self, name: str) -> Tensor:
         """Return the whole weight as a function of all processes' pieces.
@@ -145,7 +146,7 @@ class GatheredWeights:
                 pieces = [source.pieces[each] for each in names]
                 wholes = Gather.apply(f"the gathering of {these}", these, *pieces)
             self._small |= {
-                name: _Held(whole, whole._version) for name, whole in zip(names, wholes)
+                name: _HeldWeight(whole, whole._version) for name, whole in zip(names, wholes)
             }
         whole = self._small[name].whole
         return whole if torch.is_grad_enabled() else whole.detach()
@@ -162,8 +163,8 @@ class GatheredWeights:
         self._values.move_to_end(name)
         return self._values[name].whole
 
-    def _hold(self, name: str, whole: Tensor, held: "OrderedDict[str, _Held]") -> None:
-        held[name] = _Held(whole, whole._version)
+    def _hold(self, name: str, whole: Tensor, held: "OrderedDict[str, _HeldWeight]") -> None:
+        held[name] = _HeldWeight(whole, whole._version)
         self._limit(self._functions, _HELD)
         self._limit(self._values, max(1, _HELD - len(self._functions)))
         storage = whole.untyped_storage()
@@ -176,19 +177,19 @@ class GatheredWeights:
             weakref.ref(storage, lambda _: _known.pop(key, None)),
         )
 
-    def _limit(self, held: "OrderedDict[str, _Held]", count: int) -> None:
+    def _limit(self, held: "OrderedDict[str, _HeldWeight]", count: int) -> None:
         while len(held) > count:
             name, first = held.popitem(last=False)
             first.check_unwritten(name)
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Refuse a section, an evaluation, that writes into a weight.
+    def reading_only(self) -> Iterator[None]:
+        """Refuse an evaluation that writes into a weight it is given.
 
         Raises:
             ObjectiveError: If it does.
         """
-        before, self._is_in_use = self._is_in_use, True
+        before, self._is_evaluating = self._is_evaluating, True
         try:
             yield
             self._check_unwritten()
@@ -197,7 +198,7 @@ class GatheredWeights:
             self._check_unwritten()
             raise
         finally:
-            self._is_in_use = before
+            self._is_evaluating = before
 
     def _check_unwritten(self) -> None:
         for held in (self._functions, self._values, self._small):
@@ -211,11 +212,11 @@ class GatheredWeights:
 
     def again(self, note: _Note) -> Tensor:
         """Rebuild the saved tensor of a note."""
-        if not self._is_in_use:
+        if not self._is_evaluating:
             # The loss is known, and nobody reads a weight as a function any more.
             while self._functions:
                 name, held = self._functions.popitem(last=False)
-                self._values[name] = held.apart()
+                self._values[name] = held.detached()
             self._limit(self._values, _HELD)
         return self._value(note.name).as_strided(note.size, note.stride, note.offset)
 
