@@ -266,7 +266,10 @@ def connect_scheduler(
     )
     try:
         client = client_class(
-            address, timeout=max(1.0, deadline - time.monotonic()), set_as_default=False
+            # Rounded, since Dask's message says it to the last digit.
+            address,
+            timeout=round(max(1.0, deadline - time.monotonic()), 1),
+            set_as_default=False,
         )
     # ValueError: an unknown protocol; ImportError: the scheduler has a Dask that does not
     # understand ours.

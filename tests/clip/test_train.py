@@ -39,6 +39,7 @@ from landscape.errors import (
 )
 from landscape.manifest import Checkpoint, DataSettings, Manifest
 from tests.conftest import contrastive_loss
+from tests.helpers.loggers import loggers_put_back
 from tests.helpers.tiny_run import (
     MODEL,
     NUM_PAIRS,
@@ -119,20 +120,10 @@ def first_call_of_their_loop(monkeypatch, arguments):
         )
         seen.setdefault("optimizer", optimizer.state_dict())
 
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
     monkeypatch.setattr(their_main, "train_one_epoch", record)
-    try:
+    with loggers_put_back():
         their_main.main(arguments)
         yield seen
-    finally:
-        for handler in set(root.handlers) - set(handlers):
-            root.removeHandler(handler)
-            handler.close()
-        root.setLevel(level)
-        for name, value in levels.items():
-            logging.getLogger(name).setLevel(value)
 
 
 def their_arguments(folder, table, *more):

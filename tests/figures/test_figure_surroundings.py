@@ -2,6 +2,7 @@
 letters of a label.
 """
 
+import logging
 import subprocess
 import sys
 import warnings
@@ -76,8 +77,10 @@ def labelled(label, title=None):
 
 
 @pytest.fixture
-def fresh_fonts():
-    """Nothing is known of fonts, nor told, before and after."""
+def fresh_fonts(caplog):
+    """Nothing is known of fonts, nor told, before and after; warnings alone are logged."""
+    # Whatever level other tests have left to the root logger.
+    caplog.set_level(logging.WARNING)
     cached = (fonts.font_families, fonts._known, fonts._charmap, fonts._fonts_with, fonts._warn)
     for function in cached:
         function.cache_clear()

@@ -6,7 +6,6 @@ under test.
 """
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from landscape.curvature.objective import Objective, select_parameters
 from landscape.errors import LandscapeError
 from landscape.manifest import Manifest
 from landscape.store import SpectrumStore
+from tests.helpers.loggers import loggers_put_back
 from tests.helpers.oracles import dense_hessian
 from tests.helpers.tiny_run import PLAIN, write_pairs
 
@@ -56,11 +56,6 @@ def train(folder: Path, table: Path, *flags: str, model: str = PLAIN) -> Path:
     """One epoch by open_clip_train's own main; its folder of checkpoints."""
     from open_clip_train.main import main
 
-    root, before, level = (
-        logging.getLogger(),
-        logging.getLogger().handlers[:],
-        logging.getLogger().level,
-    )
     arguments = [
         "--train-data",
         str(table),
@@ -86,13 +81,8 @@ def train(folder: Path, table: Path, *flags: str, model: str = PLAIN) -> Path:
         "cpu",
     ]
     arguments += ["--model", model, "--precision", "fp32", *flags]
-    try:
+    with loggers_put_back():
         main(arguments)
-    finally:
-        root.setLevel(level)
-        for handler in set(root.handlers) - set(before):
-            root.removeHandler(handler)
-            handler.close()
     return folder / "run" / "checkpoints"
 
 
