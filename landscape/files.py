@@ -21,6 +21,8 @@ _KINDS = {
     stat.S_IFDIR: "a folder",
 }
 _BLOCK = 1 << 24
+# First bytes of an HDF5 file.
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def cache_dir() -> Path:

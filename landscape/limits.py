@@ -34,7 +34,5 @@ MAX_THREADS = 1024
 MAX_WORKERS = 256
 # Factor of cosines; with larger factors the softmax is 1 at the largest and 0 elsewhere.
 MAX_LOGIT_SCALE = 1e6
-# Bytes of memory that an option takes without a unit; smaller numbers are of MiB or GiB.
-MIN_BARE_SIZE = 1024
 # Seconds that a process waits for another: a week.
 MAX_SHARD_TIMEOUT = 604_800.0

@@ -57,6 +57,8 @@ class StoreType(PathType):
 FILE = PathType(dir_okay=False, path_type=Path)
 STORE = StoreType(dir_okay=False, path_type=Path)
 FOLDER = PathType(file_okay=False, path_type=Path)
+# Bytes of memory that an option takes without a unit; smaller numbers are of MiB or GiB.
+_MIN_BARE_SIZE = 1024
 SEED = click.IntRange(0, limits.MAX_INTEGER)
 PROBES = click.IntRange(1, limits.MAX_PROBES)
 RESAMPLES = click.IntRange(99, limits.MAX_RESAMPLES)
@@ -132,7 +134,7 @@ class Size(click.ParamType):
                 param,
                 ctx,
             )
-        if match is not None and not match[2] and size < limits.MIN_BARE_SIZE:
+        if match is not None and not match[2] and size < _MIN_BARE_SIZE:
             self.fail(
                 f"{value!r} has no unit, so it means bytes; give one, such as {match[1]}GiB.",
                 param,

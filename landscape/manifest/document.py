@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from landscape.errors import ManifestError
+from landscape.files import HDF5_SIGNATURE
 from landscape.limits import MAX_INTEGER
 from landscape.manifest.settings import shown
 from landscape.suggestions import nearest
@@ -40,8 +41,6 @@ _PLAIN = {
     ),
 }
 _QUOTE = "write the value out, and quote a text that begins with one of & * !"
-# First bytes of an HDF5 file.
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 # Unicode categories that no name, path or pattern holds: control, surrogate, line and paragraph
 # separators.
 _UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
@@ -135,7 +134,7 @@ def read_document(path: Path) -> "Section":
         ManifestError: If there is no such file, or it is not a YAML mapping; says on which line.
     """
     content = _read_guarded(path)
-    if content.startswith(_HDF5):
+    if content.startswith(HDF5_SIGNATURE):
         raise ManifestError(
             f"{path}: not a readable manifest but an HDF5 file, such as a store; name the YAML "
             "file that it was measured from."

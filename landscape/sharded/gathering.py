@@ -78,8 +78,8 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, step: str, cuts: Cuts, *pieces: Tensor) -> Any:
-        ctx.names, ctx.cuts = cuts.names, cuts
-        return tuple(joined_pieces(step, pieces, cuts))
+        ctx.cuts = cuts
+        return tuple(_joined_pieces(step, pieces, cuts))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -130,10 +130,10 @@ def gathered(
     cuts, step = Cuts((name,), (cut,), processes, source), f"the gathering of {name}"
     if piece.requires_grad and torch.is_grad_enabled():
         return Gather.apply(step, cuts, piece)[0]
-    return joined_pieces(step, [piece], cuts)[0]
+    return _joined_pieces(step, [piece], cuts)[0]
 
 
-def joined_pieces(step: str, pieces: Sequence[Tensor], these: Cuts) -> list[Tensor]:
+def _joined_pieces(step: str, pieces: Sequence[Tensor], these: Cuts) -> list[Tensor]:
     """Gather whole tensors of one type by one communication; collective."""
     cuts, processes = these.cuts, these.processes
     if len(pieces) == 1:
@@ -158,6 +158,6 @@ def uses_of_weights(loss: Tensor) -> dict[str, list[Node]]:
     for node in graph_nodes(loss):
         for successor, index in node.next_functions:
             if getattr(successor, "_forward_cls", None) is Gather:
-                names: tuple[str, ...] = successor.names  # type: ignore[union-attr]
-                uses.setdefault(names[index], []).append(node)
+                cuts: Cuts = successor.cuts  # type: ignore[union-attr]
+                uses.setdefault(cuts.names[index], []).append(node)
     return uses

@@ -13,8 +13,8 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,24 +72,24 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class _HeldWeight:
-    """A gathered weight, and its version when it was gathered."""
+class _Versioned:
+    """A tensor, and its version when it was gathered or saved."""
 
-    whole: Tensor
+    tensor: Tensor
     version: int
 
-    def detached(self) -> "_HeldWeight":
-        """Return the same weight apart from its graph."""
-        return _HeldWeight(self.whole.detach(), self.version)
+    @classmethod
+    def now(cls, tensor: Tensor) -> Self:
+        return cls(tensor, tensor._version)
 
-    def check_unwritten(self, name: str) -> None:
-        """Refuse a weight that was written to in place.
+    def detached(self) -> Self:
+        """Return the same apart from its graph; a tensor shares its version with the detached."""
+        return replace(self, tensor=self.tensor.detach())
 
-        Raises:
-            ObjectiveError: If it was.
-        """
-        if self.whole._version != self.version:
-            raise _written(name)
+    @property
+    def is_written(self) -> bool:
+        """Tell whether the tensor was written to in place since."""
+        return self.tensor._version != self.version
 
 
 # The gathered weight in each storage, as long as the storage exists.
@@ -109,13 +109,13 @@ class GatheredWeights:
         # Weights as functions of the pieces. Which of them are held depends on what the loss reads
         # alone, never on what its derivatives read: gatherings of a loss that takes derivatives
         # itself are then the same in all processes.
-        self._functions: OrderedDict[str, _HeldWeight] = OrderedDict()
+        self._functions: OrderedDict[str, _Versioned] = OrderedDict()
         # Weights that were read apart from a graph; at least one, so that they are one more in a
         # loss that reads both kinds.
-        self._values: OrderedDict[str, _HeldWeight] = OrderedDict()
+        self._values: OrderedDict[str, _Versioned] = OrderedDict()
         self._is_evaluating = False
         self._together = _small_groups(pieces, cuts)
-        self._small: dict[str, _HeldWeight] = {}
+        self._small: dict[str, _Versioned] = {}
 
     def weight(self, name: str) -> Tensor:
         """Return the whole weight as a function of all processes' pieces.
@@ -129,11 +129,11 @@ class GatheredWeights:
             return self._value(name)
         if name not in self._functions:
             if name in self._values:
-                self._values.pop(name).check_unwritten(name)
+                _check_unwritten(name, self._values.pop(name))
             function = gathered(name, piece, source.cuts[name], source.processes, source=source)
             self._hold(name, function, self._functions)
         self._functions.move_to_end(name)
-        return self._functions[name].whole
+        return self._functions[name].tensor
 
     def _small_weight(self, name: str) -> Tensor:
         if name not in self._small:
@@ -145,10 +145,8 @@ class GatheredWeights:
             with torch.enable_grad():
                 pieces = [source.pieces[each] for each in names]
                 wholes = Gather.apply(f"the gathering of {these}", these, *pieces)
-            self._small |= {
-                name: _HeldWeight(whole, whole._version) for name, whole in zip(names, wholes)
-            }
-        whole = self._small[name].whole
+            self._small |= {name: _Versioned.now(whole) for name, whole in zip(names, wholes)}
+        whole = self._small[name].tensor
         return whole if torch.is_grad_enabled() else whole.detach()
 
     def _value(self, name: str) -> Tensor:
@@ -157,16 +155,16 @@ class GatheredWeights:
         Collective unless it is still held.
         """
         if name in self._functions:
-            return self._functions[name].whole.detach()
+            return self._functions[name].tensor.detach()
         if name not in self._values:
             self._hold(name, self._source.whole(name), self._values)
         self._values.move_to_end(name)
-        return self._values[name].whole
+        return self._values[name].tensor
 
-    def _hold(self, name: str, whole: Tensor, held: "OrderedDict[str, _HeldWeight]") -> None:
-        held[name] = _HeldWeight(whole, whole._version)
-        self._limit(self._functions, _HELD)
-        self._limit(self._values, max(1, _HELD - len(self._functions)))
+    def _hold(self, name: str, whole: Tensor, held: "OrderedDict[str, _Versioned]") -> None:
+        held[name] = _Versioned.now(whole)
+        _limit(self._functions, _HELD)
+        _limit(self._values, max(1, _HELD - len(self._functions)))
         storage = whole.untyped_storage()
         key = storage._cdata
         _known[key] = _Known(
@@ -176,11 +174,6 @@ class GatheredWeights:
             whole._version,
             weakref.ref(storage, lambda _: _known.pop(key, None)),
         )
-
-    def _limit(self, held: "OrderedDict[str, _HeldWeight]", count: int) -> None:
-        while len(held) > count:
-            name, first = held.popitem(last=False)
-            first.check_unwritten(name)
 
     @contextmanager
     def reading_only(self) -> Iterator[None]:
@@ -203,7 +196,7 @@ class GatheredWeights:
     def _check_unwritten(self) -> None:
         for held in (self._functions, self._values, self._small):
             for name, weight in held.items():
-                weight.check_unwritten(name)
+                _check_unwritten(name, weight)
 
     def release(self) -> None:
         """Free the weights that are held."""
@@ -217,8 +210,23 @@ class GatheredWeights:
             while self._functions:
                 name, held = self._functions.popitem(last=False)
                 self._values[name] = held.detached()
-            self._limit(self._values, _HELD)
+            _limit(self._values, _HELD)
         return self._value(note.name).as_strided(note.size, note.stride, note.offset)
+
+
+def _limit(held: "OrderedDict[str, _Versioned]", count: int) -> None:
+    while len(held) > count:
+        _check_unwritten(*held.popitem(last=False))
+
+
+def _check_unwritten(name: str, weight: _Versioned) -> None:
+    """Refuse a weight that was written to in place.
+
+    Raises:
+        ObjectiveError: If it was.
+    """
+    if weight.is_written:
+        raise _written(name)
 
 
 def _small_groups(pieces: Params, cuts: Mapping[str, Cut]) -> dict[str, tuple[str, ...]]:
@@ -233,18 +241,10 @@ def _small_groups(pieces: Params, cuts: Mapping[str, Cut]) -> dict[str, tuple[st
     return {name: tuple(names) for names in groups.values() for name in names}
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A saved tensor that is no weight, and the version at which it was saved."""
-
-    tensor: Tensor
-    version: int
-
-
 def _pack(tensor: Tensor) -> Any:
     # Detached, since the result of an operation that saves it would keep the operation alive, which
     # keeps it. Autograd puts it back into the graph.
-    return _note_of(tensor) or _Kept(tensor.detach(), tensor._version)
+    return _note_of(tensor) or _Versioned.now(tensor.detach())
 
 
 def _note_of(tensor: Tensor) -> _Note | None:
@@ -275,11 +275,11 @@ def _written(name: str) -> ObjectiveError:
     )
 
 
-def _unpack(saved: _Note | _Kept) -> Tensor:
+def _unpack(saved: _Note | _Versioned) -> Tensor:
     if isinstance(saved, _Note):
         return saved.table.again(saved)
     # Where hooks are installed, autograd does not look.
-    if saved.tensor._version != saved.version:
+    if saved.is_written:
         raise ObjectiveError(
             f"A tensor {tuple(saved.tensor.shape)} that the loss was computed from was changed in "
             "place afterwards, so its derivatives would be those of another loss. If the loss "

@@ -368,9 +368,10 @@ def _check_moments(H: SymmetricOperator, of: _OfParameters, state: OptimizerStat
     Raises:
         ValueError: If the mean squares of all gradients are 0.
     """
-    moments = [second_moments(state, name, _piece(H, name)) for name in of.params]
-    known = [each for each in moments if each is not None]
-    if known and not H.space.any(any(bool(each.any()) for each in known)):
+    # One at a time, since each is a copy in float64.
+    known = (second_moments(state, name, _piece(H, name)) for name in of.params)
+    moved = [bool(each.any()) for each in known if each is not None]
+    if moved and not H.space.any(any(moved)):
         raise ValueError(
             f"{state.where}: counts steps, but the mean squares of all gradients are 0, so P would "
             "be eps alone and the values meaningless. Reading a state before training "

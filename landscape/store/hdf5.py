@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from landscape.errors import StoreError
-from landscape.files import check_regular, save_atomically
+from landscape.files import HDF5_SIGNATURE, check_regular, save_atomically
 from landscape.signals import Stopped, stopping_later
 
 # Errors that h5py, JSON and our own checks raise on a corrupt file.
@@ -35,7 +35,6 @@ LARGEST_VALUE = float(np.finfo(np.float32).max)
 # Deflate cannot compress more bytes into a single byte.
 _MAX_PACKED = 1032
 _RESTORE = "Restore it from a copy, or name another output."
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_BEHIND = 2**20
 _names = itertools.count()
 _PAGE = 2**12
@@ -82,7 +81,7 @@ def _check_end(path: Path) -> None:
     # The position of the end depends on the version of the block.
     start = 40 if head[8:9] < b"\2" else 28
     end = int.from_bytes(head[start : start + 8], "little")
-    if head.startswith(_SIGNATURE) and size > end + _MAX_BEHIND:
+    if head.startswith(HDF5_SIGNATURE) and size > end + _MAX_BEHIND:
         raise OSError(f"it has {size} bytes, but its own end is at {end}")
 
 

@@ -425,11 +425,8 @@ def some_precision(request):
         part.fp32_precision = precision
 
 
-@pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp", "rows"])
-def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(
-    some_precision, product
-):
-    seen = []
+def spied_objective(seen):
+    """An objective that appends the switches to `seen` in every forward and backward pass."""
 
     class Spy(torch.autograd.Function):
         generate_vmap_rule = True
@@ -452,10 +449,18 @@ def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(
         def jvp(ctx, tangent):
             return tangent.clone()
 
-    objective = Objective(
+    return Objective(
         lambda params, batch: Spy.apply(batch["x"] @ params["w"]),
         lambda f, batch: (f @ f.T).exp().sum(),
     )
+
+
+@pytest.mark.parametrize("product", ["retained", "rebuilt", "jvp", "rows"])
+def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(
+    some_precision, product
+):
+    seen = []
+    objective = spied_objective(seen)
     x = torch.randn(6, 3, generator=seeded(0))
     before = switches()
     for allowed, expected in ((False, "ieee"), (True, "tf32")):
@@ -472,27 +477,12 @@ def test_reduced_precision_is_off_in_every_evaluation_and_product_and_restored(
 
 def test_reduced_precision_is_off_in_differences_of_gradients_and_restored(some_precision):
     seen = []
-
-    class Spy(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            seen.append(switches())
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            seen.append(switches())
-            return g.clone()
-
-    objective = Objective(
-        lambda params, batch: Spy.apply(batch["x"] @ params["w"]),
-        lambda f, batch: (f @ f.T).exp().sum(),
-    )
     x, before = torch.randn(6, 3, generator=seeded(0)), switches()
-    operator = FiniteDifferenceOperator(objective, {"w": 0.1 * torch.ones(3, 2)}, {"x": x})
+    params = {"w": 0.1 * torch.ones(3, 2)}
+    operator = FiniteDifferenceOperator(spied_objective(seen), params, {"x": x})
     operator @ torch.ones(6)
-    assert seen
-    for precisions, _ in seen:
+    assert {kind for kind, *_ in seen} == {"forward", "backward"}
+    for _, precisions, _ in seen:
         assert precisions == ["ieee"] * 5
     assert switches() == before
 

@@ -568,10 +568,8 @@ def _held(mesh: Any) -> dict[str, float]:
         saved: dict[int, Any] = {}
 
         def counting(tensor: Tensor) -> Any:
-            kept = (
-                pack(tensor) if name == "notes" else weights._Kept(tensor.detach(), tensor._version)
-            )
-            if isinstance(kept, weights._Kept):
+            kept = pack(tensor) if name == "notes" else weights._Versioned.now(tensor.detach())
+            if isinstance(kept, weights._Versioned):
                 storage = kept.tensor.untyped_storage()
                 saved[storage._cdata] = weakref.ref(storage), storage.nbytes()
             return kept
